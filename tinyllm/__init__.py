@@ -1,0 +1,3 @@
+"""tinyllm: train small and medium language models, and compare architectures with honest numbers."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,36 @@
+"""The one exception that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something the user can mend: printed as ``error: <what> (<where>): <hint>``, exit code 2, no traceback.
+
+    Args:
+        what: what is wrong, in a few words.
+        key: the config path it concerns, e.g. ``"model.n_heads"``; shown with ``value``.
+        value: the offending value of ``key``.
+        file: the file it concerns, when there is no key.
+        hint: what is allowed, or what to do.
+    """
+
+    def __init__(
+        self, what: str, *, key: str | None = None, value: object = None, file: object = None, hint: str = ""
+    ) -> None:
+        self.what, self.key, self.value, self.file, self.hint = what, key, value, file, hint
+        where = [f"{key}={_shown(value)}"] if key else []
+        where += [str(file)] if file is not None else []
+        place = f" ({', '.join(where)})" if where else ""
+        super().__init__(one_line(f"{what}{place}{': ' + hint if hint else ''}"))
+
+
+def one_line(text: str) -> str:
+    """The text with every run of white space, line ends included, as one space."""
+    return " ".join(text.split())
+
+
+def _shown(value: object) -> str:
+    """A value as it would be typed on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)
