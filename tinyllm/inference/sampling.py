@@ -1,0 +1,139 @@
+"""How the next token is chosen from the logits."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tinyllm.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """Settings of the choice, applied in this order: penalty, temperature, top_k, top_p, min_p, draw.
+
+    Args:
+        temperature: logits are divided by it; 0 takes the most likely token (of equals the lowest id).
+        top_k: keep the k most likely tokens (more where the k-th is tied).
+        top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (nucleus sampling,
+            Holtzman et al. 2019, arXiv 1904.09751).
+        min_p: drop tokens less likely than this fraction of the most likely one (arXiv 2407.01082).
+        repetition_penalty: θ of CTRL (Keskar et al. 2019, arXiv 1909.05858, §4.1) for every token that occurs in the
+            prompt or the text so far: a positive logit is divided by θ, a negative one multiplied, so that θ > 1 makes
+            it less likely whatever its sign (the paper divides always). 1 is off.
+
+    Raises:
+        UserError: a value outside its range, or a filter that greedy choice would ignore.
+    """
+
+    temperature: float = 0.8
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("temperature", 0 <= self.temperature < math.inf, "a number ≥ 0; 0 is greedy"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "a whole number ≥ 1, or null"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "a number in (0, 1], or null"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "a number in [0, 1], or null"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number > 0; 1 is off"),
+        )
+        for key, legal, allowed in rules:
+            if not legal:
+                raise UserError("out of range", key=key, value=getattr(self, key), hint=f"give {allowed}")
+        if self.temperature == 0:
+            for key in ("top_k", "top_p", "min_p"):
+                if getattr(self, key) is not None:
+                    raise UserError(
+                        "this would do nothing with temperature=0, which always takes the most likely token",
+                        key=key,
+                        value=getattr(self, key),
+                        hint="leave it out or give a temperature above 0",
+                    )
+
+    def penalise(self, logits_BV: Tensor, seen_BV: Tensor) -> Tensor:
+        """Logits with the repetition penalty on the tokens marked in ``seen_BV`` (bool)."""
+        if self.repetition_penalty == 1:
+            return logits_BV
+        theta = self.repetition_penalty
+        return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta), logits_BV)
+
+    def filter(self, logits_BV: Tensor) -> Tensor:
+        """Logits divided by the temperature (which must not be 0), with −inf for every token that may not be drawn."""
+        logits_BV = logits_BV / self.temperature
+        if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
+            kth_B1 = logits_BV.topk(self.top_k, dim=-1).values[:, -1:]
+            logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -math.inf)
+        if self.top_p is not None and self.top_p < 1:
+            sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
+            probabilities_BV = sorted_BV.softmax(dim=-1)
+            before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
+            drop_BV = before_BV >= self.top_p  # the more likely ones reach top_p without this one
+            drop_BV[:, 0] = False  # rounding must not drop the most likely one
+            logits_BV = logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), -math.inf)
+        if self.min_p is not None and self.min_p > 0:
+            floor_B1 = logits_BV.max(dim=-1, keepdim=True).values + math.log(self.min_p)
+            logits_BV = logits_BV.masked_fill(logits_BV < floor_B1, -math.inf)
+        return logits_BV
+
+
+class TokenChooser:
+    """Chooses the next token of each of B samples, each with a random stream of its own.
+
+    Sample i draws from the i-th stream of ``seed``, so it is the same whatever the number of samples. The uniform
+    numbers come from the CPU, so a seed means the same on every device; the global random state is not touched.
+
+    Args:
+        vocab_size: tokens the tokenizer knows; a model may have more rows, which mean nothing and are never chosen.
+    """
+
+    def __init__(
+        self, sampling: Sampling, *, seed: int, n_samples: int, vocab_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.sampling = sampling
+        self.vocab_size = vocab_size
+        self.generators = [torch.Generator().manual_seed(s) for s in stream_seeds(seed, n_samples)]
+        self.seen_BV = torch.zeros(n_samples, vocab_size, dtype=torch.bool, device=device)
+
+    def observe(self, ids_BT: Tensor) -> None:
+        """Mark tokens as present, for the repetition penalty."""
+        if self.sampling.repetition_penalty != 1:
+            self.seen_BV.scatter_(1, ids_BT.to(self.seen_BV.device), True)
+
+    def choose(self, logits_BV: Tensor) -> Tensor:
+        """Token ids (B,) on the CPU for logits (B, ≥ vocab_size), and observes them.
+
+        Raises:
+            UserError: the model gave a NaN.
+        """
+        logits_BV = self.sampling.penalise(logits_BV[:, : self.vocab_size].float(), self.seen_BV)
+        if self.sampling.temperature == 0:
+            best_B, ids_B = (part.cpu() for part in logits_BV.max(dim=-1))
+            _refuse_nan(best_B)
+        else:
+            ids_B = self._draw(self.sampling.filter(logits_BV).softmax(dim=-1))
+        self.observe(ids_B[:, None])
+        return ids_B
+
+    def _draw(self, probabilities_BV: Tensor) -> Tensor:
+        """One token per row, by inverting the distribution function in float64."""
+        cumulative_BV = probabilities_BV.cpu().double().cumsum(dim=-1)
+        total_B1 = cumulative_BV[:, -1:]
+        _refuse_nan(total_B1)
+        uniform_B1 = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
+        # In (0, total]: the first token whose cumulative sum reaches it always has a probability above zero.
+        return torch.searchsorted(cumulative_BV, (1 - uniform_B1) * total_B1)[:, 0]
+
+
+def stream_seeds(seed: int, count: int) -> list[int]:
+    """The seeds of ``count`` independent random streams; the first ones do not depend on ``count``."""
+    source = torch.Generator().manual_seed(seed)
+    return [int(torch.randint(2**62, (), generator=source)) for _ in range(count)]
+
+
+def _refuse_nan(values: Tensor) -> None:
+    if values.isnan().any():
+        raise UserError("the model's output is not a number (NaN)", hint="its weights are damaged; use an earlier checkpoint")
