@@ -1,0 +1,153 @@
+"""The life of an entry point: arguments in, one composed and checked configuration to the task, an exit code out."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from tinyllm.config import schema
+from tinyllm.config.compose import checked
+from tinyllm.config.errors import explained
+from tinyllm.config.literal import quote_literals
+from tinyllm.config.paths import conf_dir
+from tinyllm.config.targets import targets_of_directory
+from tinyllm.errors import UserError, one_line
+
+USER_ERROR = 2
+"""Exit code of a mistake in what was asked for; a crash exits with 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invocation:
+    """What a task gets besides its configuration."""
+
+    overrides: list[str] = field(default_factory=list)
+    """The settings as Hydra read them."""
+    allow: frozenset[str] = frozenset()
+    """Classes that the yaml files of ``--config-dir`` name."""
+    json: bool = False
+    """``--json`` was given: standard output holds JSON only."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """The option chosen in each group."""
+
+
+Task = Callable[[DictConfig, Invocation], int]
+"""Does the program's work; its result is the exit code."""
+
+
+def run(program: str, task: Task, *, prepare_argv: Callable[[list[str]], list[str]] | None = None) -> None:
+    """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
+
+    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). Errors that a person can mend
+    are one line on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` shows the traceback.
+
+    Args:
+        program: name of the root file.
+        task: called once, in a multirun once per job.
+        prepare_argv: last changes to the arguments before Hydra sees them, e.g. the settings of a run to resume.
+    """
+    arguments = sys.argv[1:]
+    if {"--help", "-h"} & set(arguments):
+        from tinyllm.config.help import help_text
+
+        print(help_text(program))
+        sys.exit(0)
+    debug = "HYDRA_FULL_ERROR" in os.environ or "debug=true" in arguments
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves the reporting of errors to us
+    results: list[int] = []
+    try:
+        arguments, as_json = _without(arguments, "--json")
+        multirun = bool({"-m", "--multirun"} & set(arguments))
+        if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError(
+                "a multirun cannot run inside torchrun (-m)", hint="start the multirun itself, without torchrun, or one job"
+            )
+        arguments = arguments if multirun else quote_literals(arguments)
+        arguments = prepare_argv(arguments) if prepare_argv else arguments
+        sys.argv = [sys.argv[0], *arguments]
+        allow = _allowed(arguments)
+
+        def job(cfg: DictConfig) -> None:
+            results.append(_guarded(lambda: _job(cfg, program, task, allow=allow, as_json=as_json), debug))
+
+        def compose_and_run() -> int:
+            hydra.main(config_path=str(conf_dir()), config_name=program, version_base="1.3")(job)()
+            return 0
+
+        schema.register()
+        results.append(_guarded(compose_and_run, debug))
+    except UserError as error:
+        results.append(_report(error, debug))
+    jobs = results[:-1]
+    if len(jobs) > 1:
+        failed = [str(index) for index, code in enumerate(jobs) if code]
+        print(f"{len(jobs)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    sys.exit(next((code for code in results if code), 0))
+
+
+def _job(cfg: DictConfig, program: str, task: Task, *, allow: frozenset[str], as_json: bool) -> int:
+    """One job: the check, then the task."""
+    hydra_node = HydraConfig.get()
+    cfg = checked(cfg, hydra_node, program, allow=allow)
+    choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
+    overrides = list(hydra_node.overrides.task)
+    return task(cfg, Invocation(overrides=overrides, allow=allow, json=as_json, choices=choices))
+
+
+def _guarded(action: Callable[[], int], debug: bool) -> int:
+    """The exit code of ``action``; its errors are reported, never passed on, so that a sweep goes on."""
+    try:
+        return action()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return _report(error, debug)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+            return 1
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = one_line(f"{type(error).__name__}: {error}")
+        print(f"error: {what} ({Path(place.filename).name}:{place.lineno}): "
+              "not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from", file=sys.stderr)
+        return 1
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Print the line for a person; returns the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    shown = error if isinstance(error, UserError) else explained(error, sys.argv[1:])
+    print(f"error: {shown}", file=sys.stderr)
+    return USER_ERROR
+
+
+def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:
+    """The arguments without ``flag``, and whether it was there."""
+    return [one for one in arguments if one != flag], flag in arguments
+
+
+def _allowed(arguments: list[str]) -> frozenset[str]:
+    """The classes that the yaml files of a ``--config-dir`` name; its classes may lie in the current directory."""
+    directory = None
+    for index, argument in enumerate(arguments):
+        if argument in ("--config-dir", "-cd") and index + 1 < len(arguments):
+            directory = arguments[index + 1]
+        elif argument.startswith("--config-dir="):
+            directory = argument.partition("=")[2]
+    if directory is None:
+        return frozenset()
+    if not Path(directory).is_dir():
+        raise UserError("no such directory", key="--config-dir", value=directory, hint="a directory with group folders, e.g. attn/")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look where it is called from
+    return targets_of_directory(Path(directory))

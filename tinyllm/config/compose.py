@@ -1,0 +1,96 @@
+"""Composition of a configuration from the shipped groups, in Python and for the entry points."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tinyllm.config import schema
+from tinyllm.config.errors import explain
+from tinyllm.config.literal import quote_literals
+from tinyllm.config.paths import conf_dir
+from tinyllm.config.preflight import check
+from tinyllm.config.targets import targets_of_directory
+
+SCHEMAS: dict[str, type] = {"train": schema.TrainConfig}
+"""Root dataclass of each program; a program without one is checked by Hydra's struct mode alone."""
+
+
+def compose(*overrides: str, program: str = "train", config_dir: str | Path | None = None) -> DictConfig:
+    """The configuration that ``python -m tinyllm.<program> <overrides>`` would run with, checked.
+
+    Args:
+        overrides: as on the command line, in Hydra's grammar: ``"model=large"``, ``"attn=gqa"``.
+        program: the root file, e.g. ``"train"`` or ``"generate"``.
+        config_dir: a further directory of option files, as ``--config-dir``.
+
+    Raises:
+        UserError: the composition or the check failed.
+    """
+    schema.register()
+    quoted = quote_literals(overrides)
+    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    with _hydra(), explain(quoted):
+        cfg = hydra_compose(program, [*quoted, *extra], return_hydra_config=True)
+    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
+    hydra_node = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return checked(cfg, hydra_node, program, allow=allow)
+
+
+@contextmanager
+def _hydra() -> Iterator[None]:
+    """Hydra initialised on our directory; inside ``hydra.main`` it already is."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+
+
+def checked(
+    cfg: DictConfig, hydra_node: DictConfig, program: str, *, allow: frozenset[str] = frozenset()
+) -> DictConfig:
+    """``cfg`` after the preflight.
+
+    Args:
+        cfg: a composed configuration without its ``hydra`` node.
+        hydra_node: that node, for what was named on the command line and where the files came from.
+        program: the root file's name.
+        allow: targets allowed besides tinyllm's own.
+
+    Raises:
+        UserError: see :func:`tinyllm.config.preflight.check`.
+    """
+    if program in SCHEMAS:
+        choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
+        sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
+        named = named_keys(hydra_node.overrides.task, choices, sources)
+        check(cfg, SCHEMAS[program], named=named, allow=allow)
+    return cfg
+
+
+def named_keys(overrides: Iterable[str], choices: Mapping[str, str], sources: Iterable[str]) -> set[str]:
+    """The keys that a person named: on the command line, or in the experiment file that was chosen."""
+    named = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    experiment = choices.get("experiment")
+    for source in sources:
+        file = Path(source) / "experiment" / f"{experiment}.yaml"
+        if experiment and file.is_file():
+            named.update(_leaves(OmegaConf.to_container(OmegaConf.load(file)), ""))
+    return named
+
+
+def _leaves(node: Any, path: str) -> Iterator[str]:
+    if not isinstance(node, dict):
+        yield path
+        return
+    for name, child in node.items():
+        if name != "defaults":
+            yield from _leaves(child, f"{path}.{name}" if path else str(name))

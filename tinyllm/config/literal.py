@@ -1,0 +1,40 @@
+"""Keys whose value is free text: quoted for Hydra, so that commas, quotes, brackets and spaces arrive as typed."""
+
+import re
+from collections.abc import Iterable
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+LITERAL_KEYS = frozenset(
+    {
+        "prompt",
+        "stop",
+        "run",
+        "run.dir",
+        "resume",
+        "init_from",
+        "out",
+        "path",
+        "vs",
+        "dataset.path",
+        "dataset.val_path",
+        "trainer.sample_prompt",
+        "model.layers.json",
+    }
+)
+
+
+def quote(text: str) -> str:
+    """``text`` as one string of Hydra's grammar that comes out unchanged, ``${…}`` unresolved."""
+    # OmegaConf reads \${ as a literal ${ and, only just before a ${, two backslashes as one.
+    kept = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return QuotedString(kept, Quote.double).with_quotes()
+
+
+def quote_literals(argv: Iterable[str]) -> list[str]:
+    """The command line with the values of literal keys quoted; ``prompt=`` is the empty text."""
+    quoted = []
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        quoted.append(f"{key}={quote(value)}" if equals and key in LITERAL_KEYS else argument)
+    return quoted

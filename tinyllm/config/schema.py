@@ -1,0 +1,98 @@
+"""The types and ranges of every key that is not an argument of a ``_target_``.
+
+Values stand in ``conf/*.yaml``, each once; here stand only types and, as field metadata, what is allowed.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+def key(*, at_least: float | None = None, above: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
+    """A field whose value comes from yaml, with its range or its choices for the preflight."""
+    return field(default=MISSING, metadata={"at_least": at_least, "above": above, "choices": choices})
+
+
+@dataclass
+class RunConfig:
+    name: str | None = key()
+    dir: str | None = key()
+
+
+@dataclass
+class NonfiniteConfig:
+    action: str = key(choices=("skip", "stop"))
+    patience: int = key(at_least=1)
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int | None = key(at_least=1)
+    max_tokens: int | None = key(at_least=1)
+    max_epochs: float | None = key(above=0)
+    max_minutes: float | None = key(above=0)
+    stop_after_steps: int | None = key(at_least=1)
+    batch_size: int = key(at_least=1)
+    grad_accum_steps: int | None = key(at_least=1)
+    total_batch_tokens: Any = key()
+    seq_len: int | None = key(at_least=1)
+    grad_clip: float = key(at_least=0)
+    precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
+    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
+    deterministic: Any = key(choices=("auto", True, False))
+    log_every: int = key(at_least=0)
+    eval_every: int = key(at_least=0)
+    sample_every: int = key(at_least=0)
+    checkpoint_every: int = key(at_least=0)
+    eval_tokens: int | None = key(at_least=2)
+    eval_train_tokens: int = key(at_least=0)
+    sample_prompt: str = key()
+    sample_tokens: int = key(at_least=1)
+    nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
+
+
+@dataclass
+class LossConfig:
+    chunk_tokens: Any = key(at_least=0, choices=("auto",))
+
+
+@dataclass
+class DataloaderConfig:
+    workers: int = key(at_least=0)
+    prefetch_factor: int = key(at_least=1)
+    persistent_workers: bool = key()
+    pin_memory: Any = key(choices=("auto", True, False))
+
+
+@dataclass
+class CheckpointConfig:
+    keep: int = key(at_least=2)
+
+
+@dataclass
+class TrainConfig:
+    """Root of ``conf/train.yaml``; the nodes typed Any are groups, whose ``_target_`` is their schema."""
+
+    seed: int = key(at_least=0)
+    resume: str | None = key()
+    init_from: str | None = key()
+    debug: bool = key()
+    run: RunConfig = field(default_factory=RunConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    model: Any = MISSING
+    tokenizer: Any = MISSING
+    dataset: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    logger: Any = MISSING
+    strategy: Any = MISSING
+
+
+def register() -> None:
+    """Make the schemas known to Hydra, under names that no yaml file has."""
+    ConfigStore.instance().store(name="train_schema", node=TrainConfig)

@@ -1,0 +1,149 @@
+"""Which classes a configuration may name, and what their constructors take.
+
+A configuration can come out of a checkpoint that somebody else wrote, so a ``_target_`` is looked up in an allow-list
+before anything is imported: the packages of tinyllm that hold parts, torch's optimizers, and what the yaml files of a
+``--config-dir`` name, because the person who passes that directory has chosen it.
+"""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tinyllm.errors import UserError
+
+ALLOWED = (
+    "tinyllm.nn.",
+    "tinyllm.models.",
+    "tinyllm.optim.",
+    "tinyllm.tokenizers.",
+    "tinyllm.data.",
+    "tinyllm.loggers.",
+    "tinyllm.training.",
+    "torch.optim.",
+)
+
+
+def targets_of_directory(directory: Path) -> frozenset[str]:
+    """Every ``_target_`` that the yaml files below ``directory`` name."""
+    found: set[str] = set()
+    for file in sorted(directory.rglob("*.yaml")):
+        try:
+            node = OmegaConf.to_container(OmegaConf.load(file))
+        except (OmegaConfBaseException, OSError, ValueError) as error:
+            raise UserError("unreadable configuration file", file=file, hint=str(error)) from error
+        found.update(target for _, target in walk_targets(node, ""))
+    return frozenset(found)
+
+
+def walk_targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """(path, target) of every dict in a plain container that has a ``_target_``, outermost first."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, str(node["_target_"])
+        for name, child in node.items():
+            yield from walk_targets(child, f"{path}.{name}" if path else str(name))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from walk_targets(child, f"{path}[{index}]")
+
+
+def resolve_target(target: str, *, path: str, extra: frozenset[str] = frozenset()) -> Any:
+    """The class or function that ``target`` names.
+
+    Raises:
+        UserError: it is not allowed, does not exist, or leads out of its package (``tinyllm.data.x.os.system``).
+    """
+    where = f"{path}._target_"
+    if target not in extra and not target.startswith(ALLOWED):
+        raise UserError(
+            "class not allowed",
+            key=where,
+            value=target,
+            hint=f"one of {', '.join(ALLOWED)}* or one that a yaml file of your --config-dir names",
+        )
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = f"{error}; a class is written package.module.Class, and its module must be importable from here"
+        raise UserError("no such class", key=where, value=target, hint=hint) from error
+    home = getattr(found, "__module__", "") or ""
+    if not callable(found) or (target not in extra and not f"{home}.".startswith(ALLOWED)):
+        raise UserError("not a class of that package", key=where, value=target, hint="name a class or function")
+    return found
+
+
+def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
+    """The named parameters of a class or function; None when it takes any (``**kwargs``)."""
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return {name: p for name, p in parameters.items() if p.kind is not p.VAR_POSITIONAL}
+
+
+def annotations_of(target: Any) -> dict[str, Any]:
+    """The resolved annotations of a target's parameters."""
+    function = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):
+        return {}
+
+
+def type_problem(value: Any, annotation: Any) -> str | None:
+    """What is allowed, when the plain ``value`` is not of the annotated type; None when it fits or nothing is known."""
+    if _fits(value, annotation):
+        return None
+    return _describe(annotation)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if origin is typing.Literal:
+        return any(value == one and type(value) is type(one) for one in arguments)
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is bool:
+        return isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is str:
+        return isinstance(value, str)
+    if origin in (list, tuple) or getattr(origin, "__name__", "") == "Sequence":
+        if not isinstance(value, list | tuple):
+            return False
+        fixed = origin is tuple and Ellipsis not in arguments
+        if fixed and len(value) != len(arguments):
+            return False
+        kinds = arguments if fixed else arguments[:1] * len(value)
+        return all(_fits(one, kind) for one, kind in zip(value, kinds, strict=False))
+    return True
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+
+
+def _describe(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(one) for one in arguments)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    if annotation in _WORDS:
+        return _WORDS[annotation]
+    if origin is tuple and Ellipsis not in arguments:
+        return f"a list of {len(arguments)} values, each {_describe(arguments[0])}"
+    if origin in (list, tuple):
+        return f"a list, each {_describe(arguments[0])}"
+    return str(annotation)

@@ -1,0 +1,142 @@
+"""Learning-rate schedules: plain objects, a pure function of the step, so that resume needs no state.
+
+With s = step from 0, W = warmup steps, N = horizon and x = (s + 1 − W)/(N − W): during warmup the rate is
+lr·(s + 1)/W; afterwards it falls, so that the last step s = N − 1 (x = 1) has exactly ``min_lr``.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+
+class Schedule(ABC):
+    """The learning rate of each step.
+
+    Args:
+        lr: peak learning rate.
+        n_steps: horizon N in optimizer steps.
+        warmup_steps: a fraction of N (a float below 1) or a whole number of steps.
+        min_lr: learning rate of the last step; None: lr/10.
+
+    Raises:
+        ValueError: the plan does not fit into the horizon.
+    """
+
+    def __init__(self, *, lr: float, n_steps: int, warmup_steps: float, min_lr: float | None) -> None:
+        self.lr, self.n_steps = lr, n_steps
+        self.min_lr = lr / 10 if min_lr is None else min_lr
+        self.warmup = steps_of("warmup_steps", warmup_steps, n_steps)
+        if self.warmup >= n_steps:
+            raise ValueError(
+                f"warmup_steps={warmup_steps} leaves nothing after the warmup: it must be below the horizon of {n_steps} steps"
+            )
+        if not 0 <= self.min_lr <= lr:
+            raise ValueError(f"min_lr={self.min_lr:g} is out of range: it must be between 0 and the peak, {lr:g}")
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of ``step`` (from 0)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        progress = (step + 1 - self.warmup) / (self.n_steps - self.warmup)
+        return self.after_warmup(min(progress, 1.0))
+
+    @abstractmethod
+    def after_warmup(self, x: float) -> float:
+        """Learning rate at progress x in (0, 1] after the warmup."""
+
+    def between(self, fraction: float) -> float:
+        """min_lr at 0, the peak at 1, exactly at both ends."""
+        return self.min_lr + (self.lr - self.min_lr) * fraction if fraction else self.min_lr
+
+
+class Constant(Schedule):
+    """The peak throughout."""
+
+    def __init__(self, *, lr: float, n_steps: int, warmup_steps: float) -> None:
+        super().__init__(lr=lr, n_steps=n_steps, warmup_steps=warmup_steps, min_lr=lr)
+
+    def after_warmup(self, x: float) -> float:
+        return self.lr
+
+
+class Cosine(Schedule):
+    """Half a cosine (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, without restarts)."""
+
+    def after_warmup(self, x: float) -> float:
+        return self.between(0.5 * (1 + math.cos(math.pi * x)) if x < 1 else 0.0)
+
+
+class Linear(Schedule):
+    """A straight line."""
+
+    def after_warmup(self, x: float) -> float:
+        return self.between(1 - x)
+
+
+SHAPES = {
+    "linear": lambda x: 1 - x,
+    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)) if x < 1 else 0.0,
+    "sqrt": lambda x: 1 - math.sqrt(x),
+}
+
+
+class WSD(Schedule):
+    """Warmup, stable, decay (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
+
+    Args:
+        decay_steps: length of the decay, a fraction of the horizon or a whole number of steps; None: 0.2 of it.
+        stable_steps: steps at the peak, instead of ``decay_steps``: the decay takes the rest.
+        shape: of the decay: ``linear``, ``cosine`` or ``sqrt`` (1 − √x).
+
+    Raises:
+        ValueError: the decay would never begin, or would not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        n_steps: int,
+        warmup_steps: float,
+        min_lr: float | None,
+        decay_steps: float | None,
+        stable_steps: int | None,
+        shape: str,
+    ) -> None:
+        super().__init__(lr=lr, n_steps=n_steps, warmup_steps=warmup_steps, min_lr=min_lr)
+        if shape not in SHAPES:
+            raise ValueError(f"shape={shape} is not known: one of {', '.join(SHAPES)}")
+        self.shape = SHAPES[shape]
+        if stable_steps is None:
+            decay_steps = 0.2 if decay_steps is None else decay_steps
+            self.decay = steps_of("decay_steps", decay_steps, n_steps)
+            given = f"decay_steps={decay_steps}"
+        elif decay_steps is not None:
+            raise ValueError(f"stable_steps={stable_steps} and decay_steps={decay_steps} say the same twice: give one of them")
+        else:
+            if stable_steps < 0:
+                raise ValueError(f"stable_steps={stable_steps} is negative: it must be at least 0")
+            self.decay = n_steps - self.warmup - stable_steps
+            given = f"stable_steps={stable_steps}"
+        if self.decay < 1:
+            raise ValueError(f"{given} leaves no decay: warmup takes {self.warmup} of {n_steps} steps, at least 1 must decay")
+        if self.warmup + self.decay > n_steps:
+            raise ValueError(f"{given} does not fit: warmup takes {self.warmup} of {n_steps} steps")
+
+    def after_warmup(self, x: float) -> float:
+        done = round(x * (self.n_steps - self.warmup)) - (self.n_steps - self.warmup - self.decay)
+        return self.lr if done <= 0 else self.between(self.shape(done / self.decay))
+
+
+def steps_of(name: str, value: float, n_steps: int) -> int:
+    """A number of steps given as a whole number, or as a fraction (a float below 1) of the horizon.
+
+    Raises:
+        ValueError: it is negative, or a float that is neither a fraction nor whole.
+    """
+    if value < 0:
+        raise ValueError(f"{name}={value} is negative: a fraction of the horizon or a whole number of steps")
+    if isinstance(value, float) and value < 1:
+        return round(value * n_steps)
+    if int(value) != value:
+        raise ValueError(f"{name}={value} is neither a fraction below 1 nor a whole number of steps")
+    return int(value)
