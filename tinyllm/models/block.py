@@ -1,0 +1,80 @@
+"""One layer of the decoder."""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyllm.nn.attention.base import Attention
+from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.feedforward import FeedForward
+from tinyllm.nn.parts import make
+from tinyllm.nn.position import Position
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a norm and added to the residual stream.
+
+    Args:
+        attn: factory of the attention layer; it gets whatever its constructor names of the model's shape.
+        ffn: factory of the feed-forward layer, likewise.
+        norm: factory of the two norms, likewise.
+        pos: the model's position object, for attention.
+        d_model, n_heads, n_kv_heads, d_ff, max_seq_len, bias: the model's shape.
+        norm_eps: the eps of the model's norms, for the norms inside attention.
+        dropout: on what attention and feed-forward add to the residual stream.
+        attn_dropout: on the attention weights.
+        parallel_block: both read the block's input, x + attn(norm1(x)) + ffn(norm2(x)), instead of one
+        after the other.
+    """
+
+    attn: Attention
+    ffn: FeedForward
+
+    def __init__(
+        self,
+        *,
+        attn: Callable[..., Attention],
+        ffn: Callable[..., FeedForward],
+        norm: Callable[..., nn.Module],
+        pos: Position,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d_ff: int,
+        max_seq_len: int,
+        bias: bool,
+        norm_eps: float,
+        dropout: float,
+        attn_dropout: float,
+        parallel_block: bool,
+    ) -> None:
+        super().__init__()
+        shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "max_seq_len": max_seq_len}
+        shape |= {"bias": bias}
+        self.norm1 = make(norm, dim=d_model, bias=bias)
+        self.attn = make(attn, **shape, pos=pos, norm_eps=norm_eps, attn_dropout=attn_dropout)
+        self.norm2 = make(norm, dim=d_model, bias=bias)
+        self.ffn = make(ffn, **shape, d_ff=d_ff, model_d_ff=d_ff)
+        self.dropout, self.parallel_block = dropout, parallel_block
+
+    def forward(self, x_BTC: Tensor, *, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+        attended = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache))
+        if self.parallel_block:
+            return x_BTC + attended + self._drop(self.ffn(self.norm2(x_BTC)))
+        x_BTC = x_BTC + attended
+        return x_BTC + self._drop(self.ffn(self.norm2(x_BTC)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        """Draw the weights of the parts, in the order of the forward pass."""
+        self.norm1.init_weights()
+        self.attn.init_weights(std=std, residual_std=residual_std)
+        self.norm2.init_weights()
+        self.ffn.init_weights(std=std, residual_std=residual_std)
+
+    def flops_per_token(self, context: int) -> int:
+        """Floating-point operations of the forward pass for one token that attends to ``context`` keys."""
+        return self.attn.flops_per_token(context) + self.ffn.flops_per_token()

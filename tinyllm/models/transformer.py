@@ -1,0 +1,218 @@
+"""The decoder-only transformer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tinyllm.models.block import Block
+from tinyllm.nn.cache import Cache
+from tinyllm.nn.linear import Linear
+from tinyllm.nn.parts import make
+from tinyllm.nn.position import Position
+
+ParameterKind = Literal["matrix", "embedding", "vector"]
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters; a tied table counts once.
+
+    Attributes:
+        total: all of them.
+        active: those that one token passes through.
+        embedding: those in look-up tables (tokens, learned positions; a tied head is the token table).
+    """
+
+    total: int
+    active: int
+    embedding: int
+
+
+class Transformer(nn.Module):
+    """Pre-norm decoder: token ids to the hidden states before the head.
+
+    The head and its loss are not in ``forward``: training takes the loss from the hidden states in chunks,
+    generation
+    needs the last position only.
+
+    Args:
+        vocab_size, d_model, n_layers, n_heads, n_kv_heads, d_ff, max_seq_len: the shape.
+        bias: biases in linear layers and in LayerNorm.
+        tie_embeddings: the head is the embedding table.
+        parallel_block: attention and feed-forward side by side, see ``Block``.
+        scaled_init: projections into the residual stream start 1/√(2·n_layers) smaller (Radford et al. 2019).
+        init_std: standard deviation of the weights at the start.
+        dropout: on the embeddings and on what each part adds to the residual stream.
+        attn_dropout: on the attention weights.
+        block, norm, pos: factories of the layers, the norms and the position object; each gets the
+        arguments that its
+            constructor names (``tinyllm.nn.parts.make``).
+
+    Raises:
+        ValueError: a number that is out of range, or two that do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        n_layers: int,
+        n_heads: int,
+        n_kv_heads: int,
+        d_ff: int,
+        max_seq_len: int,
+        bias: bool,
+        tie_embeddings: bool,
+        parallel_block: bool,
+        scaled_init: bool,
+        init_std: float,
+        dropout: float,
+        attn_dropout: float,
+        block: Callable[..., Block],
+        norm: Callable[..., nn.Module],
+        pos: Callable[..., Position],
+    ) -> None:
+        super().__init__()
+        positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
+        for name, size in (positive | {"d_ff": d_ff, "max_seq_len": max_seq_len}).items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        for name, p in {"dropout": dropout, "attn_dropout": attn_dropout}.items():
+            if not 0 <= p < 1:
+                raise ValueError(f"{name}={p} must be at least 0 and less than 1")
+        if init_std <= 0:
+            raise ValueError(f"init_std={init_std} must be positive")
+        self.vocab_size, self.d_model, self.n_layers = vocab_size, d_model, n_layers
+        self.max_seq_len, self.dropout = max_seq_len, dropout
+        self.init_std = init_std
+        self.residual_std = init_std / (2 * n_layers) ** 0.5 if scaled_init else init_std
+
+        self.embedding = nn.Embedding(vocab_size, d_model, _weight=torch.empty(vocab_size, d_model))
+        self.pos: Position = make(pos, d_model=d_model, max_seq_len=max_seq_len)
+        self.norm = make(norm, dim=d_model, bias=bias)
+        self.blocks = nn.ModuleList(
+            make(
+                block,
+                norm=norm,
+                pos=self.pos,
+                d_model=d_model,
+                n_heads=n_heads,
+                n_kv_heads=n_kv_heads,
+                d_ff=d_ff,
+                max_seq_len=max_seq_len,
+                bias=bias,
+                norm_eps=self.norm.eps,
+                dropout=dropout,
+                attn_dropout=attn_dropout,
+                parallel_block=parallel_block,
+            )
+            for _ in range(n_layers)
+        )
+        self.head = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
+        if self.embedding.weight.device.type != "meta":
+            self.init_weights()
+
+    def forward(self, ids_BT: Tensor, *, cache: Cache | None = None) -> Tensor:
+        """Hidden states (B, T, C) after the final norm.
+
+        With a cache, the tokens continue the ones it holds (positions ``cache.length`` …), and the cache
+        advances.
+
+        Raises:
+            ValueError: a position beyond ``max_seq_len`` or beyond the cache.
+        """
+        start = 0 if cache is None else cache.length
+        end = start + ids_BT.shape[1]
+        limit = self.max_seq_len if cache is None else min(self.max_seq_len, cache.max_len)
+        if end > limit:
+            raise ValueError(
+                f"{end} positions do not fit: the context ends at {limit} (max_seq_len={self.max_seq_len})"
+            )
+        x_BTC = self.pos.embed(self.embedding(ids_BT), start)
+        if self.dropout:
+            x_BTC = F.dropout(x_BTC, self.dropout, self.training)
+        for i, block in enumerate(self.blocks):
+            x_BTC = block(x_BTC, start=start, cache=None if cache is None else cache.layers[i])
+        if cache is not None:
+            cache.length = end
+        return self.norm(x_BTC)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """(vocab_size, d_model): what hidden states are multiplied with to give logits."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, d_model) → (…, vocab_size)."""
+        return F.linear(hidden, self.head_weight)
+
+    def make_cache(
+        self,
+        batch_size: int,
+        max_len: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Cache:
+        """An empty cache for ``max_len`` positions; by default on the model's device and in the dtype that
+        attention
+        computes in there (autocast's where it is on, else the weights')."""
+        where = self.embedding.weight.device if device is None else torch.device(device)
+        if dtype is None:
+            dtype = self.embedding.weight.dtype
+            if torch.is_autocast_enabled(where.type):
+                dtype = torch.get_autocast_dtype(where.type)
+        layers = [b.attn.make_cache(batch_size, max_len, device=where, dtype=dtype) for b in self.layers()]
+        return Cache(layers, max_len=max_len)
+
+    def init_weights(self) -> None:
+        """Draw every weight from torch's global generator, in one fixed order, and fill the tables."""
+        nn.init.normal_(self.embedding.weight, std=self.init_std)
+        self.pos.init_weights(self.init_std)
+        for block in self.layers():
+            block.init_weights(std=self.init_std, residual_std=self.residual_std)
+        self.norm.init_weights()
+        if self.head is not None:
+            self.head.init_weights(self.init_std)
+
+    def parameter_kinds(self) -> dict[str, ParameterKind]:
+        """What each parameter is: the matrix of a linear layer, a look-up table, or anything else."""
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        return {
+            name: "embedding" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector"
+            for name, p in self.named_parameters()
+        }
+
+    def parameter_counts(self) -> ParameterCounts:
+        """How many parameters there are."""
+        kinds = self.parameter_kinds()
+        sizes = {name: p.numel() for name, p in self.named_parameters()}
+        total = sum(sizes.values())
+        embedding = sum(n for name, n in sizes.items() if kinds[name] == "embedding")
+        return ParameterCounts(total=total, active=total, embedding=embedding)
+
+    def flops_per_token(self, context: int) -> int:
+        """Floating-point operations of the forward pass, head included, for one token that attends to
+        ``context`` keys.
+
+        Matrix products only, a multiplication and an addition each; attention as if nothing were masked,
+        which is
+        the convention of ``torch.utils.flop_counter``. The backward pass takes twice as many.
+        """
+        head = 2 * self.vocab_size * self.d_model
+        return head + sum(block.flops_per_token(context) for block in self.layers())
+
+    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes of the cache for one position of one sequence."""
+        return sum(block.attn.cache_bytes_per_token(dtype) for block in self.layers())
+
+    def layers(self) -> list[Block]:
+        """The blocks, in the order of the forward pass."""
+        return cast(list[Block], list(self.blocks))

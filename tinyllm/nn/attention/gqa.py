@@ -1,0 +1,31 @@
+"""Grouped-query attention (Ainslie et al. 2023)."""
+
+from tinyllm.nn.attention.heads import HeadsAttention
+from tinyllm.nn.position import Position
+
+
+class GQA(HeadsAttention):
+    """n_kv_heads heads of keys and values, each shared by n_heads / n_kv_heads query heads."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        bias: bool,
+        attn_dropout: float,
+        qk_norm: bool,
+        norm_eps: float,
+        pos: Position,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            bias=bias,
+            attn_dropout=attn_dropout,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+            pos=pos,
+        )

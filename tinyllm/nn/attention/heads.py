@@ -1,0 +1,82 @@
+"""Softmax attention over heads, shared by the variants that differ in the number of key-value heads alone."""
+
+import torch
+from torch import Tensor
+
+from tinyllm.nn.attention.attend import attend
+from tinyllm.nn.attention.base import Attention
+from tinyllm.nn.cache import KVCache, LayerCache
+from tinyllm.nn.linear import Linear
+from tinyllm.nn.norm import RMSNorm
+from tinyllm.nn.position import Position
+
+
+class HeadsAttention(Attention):
+    """Query heads of size d_model / n_heads, each group of n_heads / n_kv_heads of them sharing keys and
+    values."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        bias: bool,
+        attn_dropout: float,
+        qk_norm: bool,
+        norm_eps: float,
+        pos: Position,
+    ) -> None:
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
+        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, d_model // n_heads
+        self.attn_dropout = attn_dropout
+        self.rotary = pos.rotary(self.head_dim)
+        self.q_norm = RMSNorm(dim=self.head_dim, eps=norm_eps) if qk_norm else None
+        self.k_norm = RMSNorm(dim=self.head_dim, eps=norm_eps) if qk_norm else None
+        self.qkv = Linear(d_in=d_model, d_out=(n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
+        self.out = Linear(d_in=d_model, d_out=d_model, bias=bias)
+
+    def forward(self, x_BTC: Tensor, *, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+        heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
+        q_BTHD, k_BTGD, v_BTGD = heads_BTnD.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHD, k_BTGD = self.q_norm(q_BTHD).to(v_BTGD.dtype), self.k_norm(k_BTGD).to(v_BTGD.dtype)
+        if self.rotary is not None:
+            q_BTHD, k_BTGD = self.rotary(q_BTHD, start), self.rotary(k_BTGD, start)
+        q_BHTD, k_BGSD, v_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
+        if cache is not None:
+            assert isinstance(cache, KVCache)
+            k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, start)
+        dropout_p = self.attn_dropout if self.training else 0.0
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, dropout_p=dropout_p)
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def make_cache(
+        self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype
+    ) -> KVCache:
+        return KVCache(
+            batch_size=batch_size,
+            n_kv_heads=self.n_kv_heads,
+            max_len=max_len,
+            head_dim=self.head_dim,
+            device=device,
+            dtype=dtype,
+        )
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        self.qkv.init_weights(std)
+        self.out.init_weights(residual_std)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.init_weights()
+
+    def flops_per_token(self, context: int) -> int:
+        scores_and_values = 2 * 2 * self.n_heads * self.head_dim * context
+        return self.qkv.flops() + self.out.flops() + scores_and_values
+
+    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.n_kv_heads * self.head_dim * dtype.itemsize

@@ -1,0 +1,30 @@
+"""Multi-head attention (Vaswani et al. 2017)."""
+
+from tinyllm.nn.attention.heads import HeadsAttention
+from tinyllm.nn.position import Position
+
+
+class MHA(HeadsAttention):
+    """Every query head has keys and values of its own."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        bias: bool,
+        attn_dropout: float,
+        qk_norm: bool,
+        norm_eps: float,
+        pos: Position,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=n_heads,
+            bias=bias,
+            attn_dropout=attn_dropout,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+            pos=pos,
+        )

@@ -1,0 +1,30 @@
+"""Multi-query attention (Shazeer 2019)."""
+
+from tinyllm.nn.attention.heads import HeadsAttention
+from tinyllm.nn.position import Position
+
+
+class MQA(HeadsAttention):
+    """All query heads share one head of keys and values."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        bias: bool,
+        attn_dropout: float,
+        qk_norm: bool,
+        norm_eps: float,
+        pos: Position,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            n_heads=n_heads,
+            n_kv_heads=1,
+            bias=bias,
+            attn_dropout=attn_dropout,
+            qk_norm=qk_norm,
+            norm_eps=norm_eps,
+            pos=pos,
+        )

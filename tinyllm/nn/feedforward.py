@@ -1,0 +1,97 @@
+"""Position-wise feed-forward layers."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from tinyllm.nn.activations import ACTIVATIONS, GATES, lookup
+from tinyllm.nn.linear import Linear
+
+
+class FeedForward(nn.Module, ABC):
+    """What a block asks of its feed-forward layer."""
+
+    @abstractmethod
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        """The same shape as the input; each position by itself."""
+
+    @abstractmethod
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        """Draw the weights: those that write into the residual stream with ``residual_std``."""
+
+    @abstractmethod
+    def flops_per_token(self) -> int:
+        """Floating-point operations of the forward pass for one token (matrix products only)."""
+
+
+class MLP(FeedForward):
+    """down(activation(up(x))).
+
+    Args:
+        d_model: width of the residual stream.
+        model_d_ff: the hidden size of the model, used if ``d_ff`` is None.
+        bias: biases in both layers.
+        activation: a name of ``tinyllm.nn.activations.ACTIVATIONS``.
+        d_ff: hidden size.
+    """
+
+    def __init__(
+        self, *, d_model: int, model_d_ff: int, bias: bool, activation: str, d_ff: int | None = None
+    ) -> None:
+        super().__init__()
+        self.act = lookup(ACTIVATIONS, activation, parameter="activation")
+        hidden = _positive(model_d_ff if d_ff is None else d_ff)
+        self.up = Linear(d_in=d_model, d_out=hidden, bias=bias)
+        self.down = Linear(d_in=hidden, d_out=d_model, bias=bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        return self.down(self.act(self.up(x_BTC)))
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        self.up.init_weights(std)
+        self.down.init_weights(residual_std)
+
+    def flops_per_token(self) -> int:
+        return self.up.flops() + self.down.flops()
+
+
+class GLU(FeedForward):
+    """down(gate(x·W_gate) * x·W_up), the gated linear units of Shazeer 2020.
+
+    Args:
+        d_model: width of the residual stream.
+        model_d_ff: the hidden size that a plain MLP of this model has; 2/3 of it, to the nearest multiple
+        of 8, is
+            the hidden size here, so that three matrices have the parameters of the MLP's two.
+        bias: biases in all layers.
+        gate: a name of ``tinyllm.nn.activations.GATES``.
+        d_ff: hidden size, instead of the 2/3 rule.
+    """
+
+    def __init__(
+        self, *, d_model: int, model_d_ff: int, bias: bool, gate: str, d_ff: int | None = None
+    ) -> None:
+        super().__init__()
+        self.act = lookup(GATES, gate, parameter="gate")
+        hidden = (
+            max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)
+        )  # 2/3 · model_d_ff / 8
+        self.gate_up = Linear(d_in=d_model, d_out=2 * hidden, bias=bias)  # one product instead of two
+        self.down = Linear(d_in=hidden, d_out=d_model, bias=bias)
+
+    def forward(self, x_BTC: Tensor) -> Tensor:
+        gate_BTF, up_BTF = self.gate_up(x_BTC).chunk(2, dim=-1)
+        return self.down(self.act(gate_BTF) * up_BTF)
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        self.gate_up.init_weights(std)
+        self.down.init_weights(residual_std)
+
+    def flops_per_token(self) -> int:
+        return self.gate_up.flops() + self.down.flops()
+
+
+def _positive(d_ff: int) -> int:
+    if d_ff < 1:
+        raise ValueError(f"d_ff={d_ff} must be at least 1")
+    return d_ff

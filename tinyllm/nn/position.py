@@ -1,0 +1,158 @@
+"""How a model knows the order of its tokens.
+
+A position object is asked twice: ``embed`` adds something to the token embeddings, and ``rotary`` gives
+attention, at
+construction, the module that turns its queries and keys (None where there is none).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class Position(nn.Module, ABC):
+    """The interface; by itself it knows nothing of positions."""
+
+    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
+        """The embeddings of the tokens at positions start … start+T−1 with position information added."""
+        return x_BTC
+
+    def rotary(self, dim: int) -> "Rotary | None":
+        """The rotation for heads of this size, shared by all layers that ask, or None."""
+        return None
+
+    @abstractmethod
+    def init_weights(self, std: float) -> None:
+        """Draw the weights and fill the tables."""
+
+
+class NoPosition(Position):
+    """The causal mask alone (Haviv et al. 2022)."""
+
+    def init_weights(self, std: float) -> None:
+        pass
+
+
+class Learned(Position):
+    """A trained vector per position (Radford et al. 2019)."""
+
+    def __init__(self, *, d_model: int, max_seq_len: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(max_seq_len, d_model, _weight=torch.empty(max_seq_len, d_model))
+
+    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
+        return x_BTC + self.table.weight[start : start + x_BTC.shape[1]]
+
+    def init_weights(self, std: float) -> None:
+        nn.init.normal_(self.table.weight, std=std)
+
+
+class _Table(nn.Module):
+    """Constant fp32 buffers that are no part of the state dict and stay fp32 when the model's dtype is
+    changed."""
+
+    def __init__(self, build: Callable[[torch.device], dict[str, Tensor]]) -> None:
+        super().__init__()
+        self._build = build
+        for name, value in build(torch.empty(0).device).items():
+            self.register_buffer(name, value, persistent=False)
+
+    def fill(self) -> None:
+        """Compute the tables where the buffers are now (they hold nothing after meta → ``to_empty``)."""
+        device = next(self.buffers()).device
+        for name, value in self._build(device).items():
+            setattr(self, name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Table":
+        super()._apply(fn, recurse)
+        if any(b.dtype != torch.float32 for b in self.buffers()):
+            self.fill()
+        return self
+
+
+class _Sinusoids(_Table):
+    values: Tensor
+
+
+class Sinusoidal(Position):
+    """Sines in the even, cosines in the odd columns (Vaswani et al. 2017, §3.5)."""
+
+    def __init__(self, *, d_model: int, max_seq_len: int, base: float) -> None:
+        super().__init__()
+        _check_base(base)
+
+        def build(device: torch.device) -> dict[str, Tensor]:
+            angles = _angles(max_seq_len, d_model + d_model % 2, base, device)
+            table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
+            return {"values": table[:, :d_model].contiguous()}
+
+        self.table = _Sinusoids(build)
+
+    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
+        return x_BTC + self.table.values[start : start + x_BTC.shape[1]]
+
+    def init_weights(self, std: float) -> None:
+        self.table.fill()
+
+
+class Rope(Position):
+    """Rotary position embedding (Su et al. 2021)."""
+
+    def __init__(self, *, max_seq_len: int, base: float) -> None:
+        super().__init__()
+        _check_base(base)
+        self.max_seq_len, self.base = max_seq_len, base
+        self.by_dim = nn.ModuleDict()
+
+    def rotary(self, dim: int) -> "Rotary":
+        key = str(dim)
+        if key not in self.by_dim:
+            self.by_dim[key] = Rotary(dim=dim, max_seq_len=self.max_seq_len, base=self.base)
+        module = self.by_dim[key]
+        assert isinstance(module, Rotary)
+        return module
+
+    def init_weights(self, std: float) -> None:
+        for module in self.by_dim.values():
+            assert isinstance(module, Rotary)
+            module.fill()
+
+
+class Rotary(_Table):
+    """Turns the pairs (x_i, x_{i+dim/2}) of each head by position · base^(−2i/dim); fp32 tables."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, *, dim: int, max_seq_len: int, base: float) -> None:
+        if dim % 2:
+            raise ValueError(
+                f"head_dim={dim} is odd: rotary positions turn pairs, so they need an even head_dim"
+            )
+
+        def build(device: torch.device) -> dict[str, Tensor]:
+            angles = _angles(max_seq_len, dim, base, device)
+            return {"cos": angles.cos(), "sin": angles.sin()}
+
+        super().__init__(build)
+
+    def forward(self, x_BTHD: Tensor, start: int) -> Tensor:
+        """The heads of the tokens at positions start … start+T−1, turned; shape and dtype stay."""
+        end = start + x_BTHD.shape[1]
+        cos, sin = self.cos[start:end, None], self.sin[start:end, None]
+        first, second = x_BTHD.float().chunk(2, dim=-1)
+        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        return turned.to(x_BTHD.dtype)
+
+
+def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:
+    """(n, dim/2): position · base^(−2i/dim), computed in float64 and rounded once."""
+    frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
+    return (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequencies).float()
+
+
+def _check_base(base: float) -> None:
+    if base <= 0:
+        raise ValueError(f"base={base} must be positive")

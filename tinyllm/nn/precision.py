@@ -1,0 +1,15 @@
+"""Which number format pays on which machine."""
+
+import torch
+
+
+def auto_precision(device: torch.device | str) -> str:
+    """ "bf16" where the device multiplies bf16 matrices in hardware, else "fp32"; a fixed table, never a
+    timing."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
+    if device.type == "cpu":
+        isa = torch.cpu.get_capabilities()
+        return "bf16" if isa.get("amx_bf16") or isa.get("avx512_bf16") else "fp32"
+    return "fp32"
