@@ -1,0 +1,242 @@
+"""What a person sees of a run, on stdout: a live display in a terminal, plain lines everywhere else."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tinyllm.loggers.story import Rows, Speed, end_rows, next_commands, start_rows
+from tinyllm.loggers.wording import duration, plain, quantity, shown_path
+from tinyllm.training.events import Callback, Outcome, RunInfo
+
+_STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
+_SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def console_for(stream: TextIO | None = None, *, environ: Mapping[str, str] = os.environ) -> Callback:
+    """The display that suits the stream (None: stdout): live for a person, lines for a file, pipe or CI."""
+    stream = stream or sys.stdout
+    is_terminal = stream.isatty() and environ.get("TERM", "") not in ("", "dumb")
+    if is_terminal and environ.get("CI", "").lower() in ("", "0", "false"):
+        return TerminalConsole(Console(file=stream, highlight=False))
+    return PlainConsole(stream)
+
+
+class PlainConsole(Callback):
+    """A line per event, no control characters, flushed at once; a stream that breaks does not end the run."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._max_steps = 0
+        self._tokens_per_step = 0
+        self._speed = Speed()
+        self._best_bpb: float | None = None
+
+    def on_start(self, info: RunInfo) -> None:
+        self._max_steps = info.max_steps
+        self._tokens_per_step = info.tokens_per_step
+        self._speed.start(info.start_step * info.tokens_per_step)
+        self._rows(start_rows(info))
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        self._speed.add(metrics)
+        parts = [f"step {step}/{self._max_steps}", *_figures(metrics)]
+        left = self._speed.remaining((self._max_steps - step) * self._tokens_per_step)
+        if left is not None:
+            parts.append(f"ETA {duration(left)}")
+        self._line(" | ".join(parts))
+
+    def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
+        if is_best:
+            self._best_bpb = metrics.get("val/bpb")
+        self._line(" | ".join([f"step {step}/{self._max_steps}", *_scores(metrics), *(["best"] * is_best)]))
+
+    def on_sample(self, step: int, text: str) -> None:
+        for line in text.split("\n"):
+            self._line(f"sample at step {step} | {line}")
+
+    def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
+        self._line(f"checkpoint at step {step} ({reason}): {shown_path(path)}")
+
+    def on_message(self, text: str) -> None:
+        self._line(f"note: {text}")
+
+    def on_end(self, outcome: Outcome) -> None:
+        self._line(f"{outcome.status} at step {outcome.step}")
+        rows = end_rows(
+            outcome, max_steps=self._max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb
+        )
+        self._rows(rows + next_commands(outcome, max_steps=self._max_steps))
+
+    def _rows(self, rows: Rows) -> None:
+        label = ""
+        for name, text in rows:
+            label = name or label
+            self._line(f"{label}: {text}")
+
+    def _line(self, text: str) -> None:
+        """Write one line, whatever the text holds and whatever the encoding of the stream."""
+        encoding = self._stream.encoding or "utf-8"
+        line = (
+            plain(text).replace("\n", "\\n").replace("\t", "\\t").encode(encoding, "replace").decode(encoding)
+        )
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            # The reader is gone (`… | head`) and the run goes on. Python would fail when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except OSError:
+            pass  # a full disk loses a line of the display, never the run
+
+
+class TerminalConsole(Callback):
+    """A summary, then a bar and figures that stay at the bottom while evaluations and samples scroll by."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live: Live | None = None
+        self._info: RunInfo | None = None
+        self._step = 0
+        self._metrics: dict[str, float] = {}
+        self._losses: deque[float] = deque(maxlen=12)
+        self._best: float | None = None
+        self._best_bpb: float | None = None
+        self._speed = Speed()
+        self._drawn = 0.0
+
+    def on_start(self, info: RunInfo) -> None:
+        self._info, self._step = info, info.start_step
+        self._speed.start(info.start_step * info.tokens_per_step)
+        self._console.print(_panel("tinyllm", start_rows(info), style="cyan"))
+        self._live = Live(
+            get_renderable=self._progress,
+            console=self._console,
+            refresh_per_second=1,
+            transient=True,
+            redirect_stderr=sys.stderr.isatty(),
+        )
+        self._live.start()
+        self._console.show_cursor(True)  # a process that is killed must not leave a terminal without a cursor
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        self._speed.add(metrics)
+        if "train/loss" in metrics:
+            self._losses.append(metrics["train/loss"])
+        self._show(step, metrics)
+
+    def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
+        self._show(step, metrics)
+        if is_best:
+            self._best, self._best_bpb = metrics["val/loss"], metrics.get("val/bpb")
+        line = Text.assemble((f"step {step:>7,}", "bold"), "   ", "   ".join(_scores(metrics)))
+        self._print(line.append("   ● best", "green") if is_best else line)
+
+    def on_sample(self, step: int, text: str) -> None:
+        self._print(Text.assemble((f"step {step:>7,}", "bold"), "   sample"))
+        self._print(Padding(Text(plain(text.expandtabs(4)).strip("\n"), "italic cyan"), (0, 4, 1, 4)))
+
+    def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
+        if reason not in (
+            "periodic",
+            "best",
+            "last",
+        ):  # those are as expected; the path of the run stands above
+            self._print(Text(f"checkpoint at step {step:,} ({reason}): {shown_path(path)}", "yellow"))
+
+    def on_message(self, text: str) -> None:
+        self._print(Text(f"note: {plain(text)}", "yellow"))
+
+    def on_end(self, outcome: Outcome) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+        max_steps = self._info.max_steps if self._info else outcome.step
+        rows = end_rows(outcome, max_steps=max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb)
+        self._console.print(_panel(outcome.status, rows, style=_STYLES.get(outcome.status, "cyan")))
+        for name, command in next_commands(outcome, max_steps=max_steps):
+            # Outside the frame and never wrapped by us, so that the mouse copies exactly the command.
+            self._console.print(Text(f"{name + ':':<10} ", "bold"), Text(command), sep="", soft_wrap=True)
+
+    def _print(self, what: RenderableType) -> None:
+        self._console.print(what)
+
+    def _show(self, step: int, metrics: dict[str, float]) -> None:
+        """Take over the figures and redraw, at most four times a second."""
+        self._step = step
+        self._metrics |= metrics
+        if self._live and time.monotonic() - self._drawn > 0.25:
+            self._drawn = time.monotonic()
+            self._live.refresh()
+
+    def _progress(self) -> RenderableType:
+        """The two lines at the bottom."""
+        if self._info is None:
+            return ""
+        total = self._info.max_steps
+        left = self._speed.remaining((total - self._step) * self._info.tokens_per_step)
+        bar = Table.grid(expand=True, padding=(0, 1))
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        bar.add_row(
+            ProgressBar(total=total, completed=self._step, complete_style="cyan", finished_style="green"),
+            f"{self._step:,}/{total:,}  {self._step / total:4.0%}  ETA {duration(left) if left else '-'}",
+        )
+        figures = _figures(self._metrics, best=self._best)
+        figures[1:1] = [sparkline(list(self._losses))] * bool(self._losses)
+        return Group("", bar, Text("   ".join(figures), no_wrap=True, overflow="ellipsis"))
+
+
+def sparkline(values: list[float]) -> str:
+    """The finite values as a row of blocks, from the lowest to the highest."""
+    finite = [value for value in values if abs(value) < float("inf")]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_SPARKS[round((value - low) * scale)] for value in finite)
+
+
+def _panel(title: str, rows: Rows, *, style: str) -> Panel:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(Text(name), Text(plain(text), "yellow" if name == "note" else ""))
+    return Panel(table, title=title, title_align="left", border_style=style, expand=False)
+
+
+def _figures(metrics: dict[str, float], *, best: float | None = None) -> list[str]:
+    """The figures of one record that are there, the most wanted first."""
+    parts = []
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.4f}")
+    if best is not None:
+        last = metrics["val/loss"]
+        parts.append(f"val {last:.4f} (best{'' if last == best else f' {best:.4f}'})")
+    if "speed/tokens_per_s" in metrics:
+        parts.append(f"{metrics['speed/tokens_per_s']:,.0f} tokens/s")
+    if "speed/mfu" in metrics:
+        parts.append(f"MFU {metrics['speed/mfu']:.1%}")
+    if "train/lr" in metrics:
+        parts.append(f"lr {metrics['train/lr']:.2e}")
+    if "train/grad_norm" in metrics:
+        parts.append(f"grad {metrics['train/grad_norm']:.2f}")
+    if "memory/peak_bytes" in metrics:
+        parts.append(quantity(metrics["memory/peak_bytes"], "B"))
+    return parts
+
+
+def _scores(metrics: dict[str, float]) -> list[str]:
+    """The figures of one evaluation."""
+    parts = [f"val loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/ppl']:.4g}"]
+    return parts + ([f"{metrics['val/bpb']:.4f} bits per byte"] if "val/bpb" in metrics else [])

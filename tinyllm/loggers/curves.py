@@ -1,0 +1,104 @@
+"""The picture of a run: ``curves.png``, drawn from ``metrics.jsonl`` alone, so at any time again."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tinyllm.loggers.wording import short
+from tinyllm.training.events import Callback, Outcome
+
+_TRAIN, _VAL, _LR, _GRID = "#9ab8d3", "#d1495b", "#5b8e7d", "#e3e6ea"
+Series = tuple[list[float], list[float]]
+
+
+class Curves(Callback):
+    """Draws ``curves.png`` into the run directory when the run ends, however it ends.
+
+    Args:
+        report: takes a sentence when the picture cannot be drawn; it never costs the run its exit code.
+    """
+
+    def __init__(self, *, report: Callable[[str], None]) -> None:
+        self._report = report
+
+    def on_end(self, outcome: Outcome) -> None:
+        try:
+            draw_curves(outcome.run_dir)
+        except Exception as error:
+            self._report(f"curves.png was not drawn: {type(error).__name__}: {error}")
+
+
+def draw_curves(run_dir: Path) -> Path | None:
+    """Draw train and validation loss over the tokens, the learning rate below.
+
+    Returns the path of the picture, or None when there is nothing to draw yet.
+    """
+    records = read_metrics(run_dir / "metrics.jsonl")
+    train, val, lr = (series(records, key) for key in ("train/loss", "val/loss", "train/lr"))
+    if not train[0] and not val[0]:
+        return None
+    # Figure without pyplot: no global state, no display, and matplotlib is loaded only here.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
+    loss_axes, lr_axes = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    loss_axes.plot(*train, color=_TRAIN, linewidth=1.2, label="training")
+    loss_axes.plot(*val, color=_VAL, linewidth=1.8, marker="o", markersize=4, label="validation")
+    if val[0]:
+        at = min(range(len(val[1])), key=val[1].__getitem__)
+        loss_axes.annotate(
+            f"best {val[1][at]:.4f}",
+            (val[0][at], val[1][at]),
+            xytext=(0, 10),
+            textcoords="offset points",
+            ha="right",
+            color=_VAL,
+        )
+    loss_axes.set_ylabel("loss (nats per token)")
+    loss_axes.set_title(run_dir.resolve().name, loc="left", fontsize=10, color="#444444", parse_math=False)
+    loss_axes.legend(frameon=False)
+    lr_axes.plot(*lr, color=_LR, linewidth=1.4)
+    lr_axes.set_ylabel("learning rate")
+    lr_axes.set_ylim(bottom=0)
+    lr_axes.set_xlabel("training tokens")
+    lr_axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: short(tokens).replace(".00", "")))
+    for axes in (loss_axes, lr_axes):
+        axes.grid(color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#999999")
+    path = run_dir / "curves.png"
+    unfinished = path.with_name(".curves.png")
+    figure.savefig(unfinished, format="png")
+    unfinished.replace(path)
+    return path
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records in order of step, those of one step merged; a line torn by a crash is passed over."""
+    records: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records[record["step"]] = records.get(record["step"], {}) | record
+    return [records[step] for step in sorted(records)]
+
+
+def series(records: list[dict[str, Any]], key: str) -> Series:
+    """Tokens and finite values of ``key``; a record without tokens stands where the one before it stood."""
+    xs: list[float] = []
+    ys: list[float] = []
+    tokens = 0.0
+    for record in records:
+        tokens = record.get("train/tokens", tokens)
+        value = record.get(key)
+        if isinstance(value, int | float) and math.isfinite(value):
+            xs.append(tokens)
+            ys.append(value)
+    return xs, ys

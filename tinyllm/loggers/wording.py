@@ -1,0 +1,71 @@
+"""Numbers, durations and text as a person reads them; shared by everything that shows a run."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_CONTROL |= {
+    code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+}
+
+
+def short(number: float) -> str:
+    """Three digits and a unit: 1234567 is ``1.23M``."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(number) < 999.5 or unit == "P":
+            break
+        number /= 1000
+    if not unit and number == int(number):
+        return str(int(number))
+    return f"{number:.{max(0, 3 - len(str(int(abs(number)))))}f}{unit}"
+
+
+def quantity(number: float, unit: str) -> str:
+    """Three digits, a decimal prefix and the unit: 210000000 B is ``210 MB``."""
+    text = short(number)
+    digits = text.rstrip("kMGTP")
+    return f"{digits} {text[len(digits) :]}{unit}"
+
+
+def duration(seconds: float) -> str:
+    """``h:mm:ss``, without the hours when there are none; whole days as ``2d 3:04:05``."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours or days else f"{minutes}:{seconds:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+def plain(text: str) -> str:
+    r"""The text with control and direction characters spelled out (``\x1b``), line ends and tabs kept.
+
+    A model writes what it likes, escape sequences included; a terminal must not obey them.
+    """
+    return text.translate(_CONTROL)
+
+
+def shown_path(path: Path) -> str:
+    """The path relative to the current directory when it lies below it, else absolute."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def python_command() -> str:
+    """What starts this interpreter from here: ``python`` if the shell finds it by that name, else a path."""
+    for name in ("python", "python3"):
+        found = shutil.which(name)
+        if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
+            return name
+    return shown_path(Path(sys.executable))
+
+
+def command(program: str, *overrides: str) -> str:
+    """A command, quoted where the shell needs it: ``python -m tinyllm.generate run='my run'``."""
+    words = []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        words.append(f"{key}={shlex.quote(value)}" if equals else shlex.quote(override))
+    return " ".join([shlex.quote(python_command()), "-m", f"tinyllm.{program}", *words])
