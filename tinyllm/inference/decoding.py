@@ -34,8 +34,8 @@ class LanguageModel(Protocol):
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, V)"""
 
-    def make_cache(self, batch_size: int, max_len: int, *, device: Any = None, dtype: Any = None) -> Any:
-        """An empty cache, with ``reset()``."""
+    def make_cache(self, batch_size: int, max_len: int) -> Any:
+        """An empty cache, with ``reset()``, on the model's device."""
 
     def train(self, mode: bool = True) -> Any:
         """Sets ``training``."""
@@ -70,7 +70,8 @@ class Decoder:
         most = min(model.max_seq_len, self.length + max_new_tokens - 1)  # that are ever in view
         self.ids_BT = torch.zeros(n_samples, most, dtype=torch.long, device=in_view.device)
         self.ids_BT[:, : self.length] = in_view
-        self.cache = model.make_cache(n_samples, most, device=in_view.device) if kv_cache else None
+        with autocast():  # the cache holds what attention computes in
+            self.cache = model.make_cache(n_samples, most) if kv_cache else None
         self.unread = self.length
         """The last tokens in view, which the cache does not hold yet."""
 

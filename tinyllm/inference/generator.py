@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,6 +10,16 @@ from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, Decoder, LanguageModel, decode
 from tinyllm.inference.sampling import Sampling, TokenChooser
 from tinyllm.inference.stopping import StopFilter
+
+
+class Piece(NamedTuple):
+    """What one token added to one sample."""
+
+    sample: int
+    text: str
+    """Whole characters; empty where the token only begins a character, or text that may become a stop string."""
+    ended: bool
+    """No more comes for this sample."""
 
 
 def stream_text(
@@ -20,17 +30,22 @@ def stream_text(
     max_new_tokens: int,
     sampling: Sampling | None = None,
     seed: int = 1337,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = None,
     n_samples: int = 1,
     kv_cache: bool = True,
     autocast: Autocast = nullcontext,
-) -> Iterator[tuple[int, str | None]]:
-    """Yields ``(sample, piece)`` as text comes, and ``(sample, None)`` once when a sample has ended.
+) -> Iterator[Piece]:
+    """Yields the text that follows the prompt as it comes, a piece for each token of each sample.
 
-    The pieces of a sample make up the text after the prompt. A piece holds whole characters only. A sample ends before
-    the end-of-text token, before a stop string (neither is part of the text; a stop string is looked for in the new
-    text, not in the prompt) or after ``max_new_tokens`` tokens. Abandoning the stream early is fine; the model
-    is in evaluation mode until the stream is exhausted or closed, and as it was before afterwards.
+    A sample ends with the end-of-text token, with a stop string (neither is part of the text; a stop string is looked
+    for in the new text, not in the prompt) or after ``max_new_tokens`` tokens. The model is in evaluation mode until the
+    stream is exhausted or closed, and then as it was before.
+
+    Args:
+        model: see :class:`tinyllm.inference.decoding.LanguageModel`.
+        tokenizer: of :mod:`tinyllm.tokenizers`.
+        seed: of the random numbers; sample i is the same whatever the number of samples.
+        autocast: makes the context in which the model runs.
 
     Raises:
         UserError: a setting out of range, or a prompt the tokenizer cannot express.
@@ -54,21 +69,13 @@ def stream_text(
     was_training = model.training
     model.train(False)
     try:
-        for ids_B in decode(decoder, chooser, max_new_tokens=max_new_tokens):
+        for done, ids_B in enumerate(decode(decoder, chooser, max_new_tokens=max_new_tokens), start=1):
             for sample, (writer, token) in enumerate(zip(writers, ids_B.tolist(), strict=True)):
-                if writer.ended:
-                    continue
-                if piece := writer.push(token):
-                    yield sample, piece
-                if writer.ended:
-                    yield sample, None
+                if not writer.ended:
+                    text = writer.write(token, last=done == max_new_tokens)
+                    yield Piece(sample, text, writer.ended)
             if all(writer.ended for writer in writers):
                 return
-        for sample, writer in enumerate(writers):
-            if not writer.ended:
-                if piece := writer.end():
-                    yield sample, piece
-                yield sample, None
     finally:
         model.train(was_training)
 
@@ -80,7 +87,7 @@ def generate_text(
     *,
     max_new_tokens: int,
     seed: int = 1337,
-    stop: str | Sequence[str] = (),
+    stop: str | Sequence[str] | None = None,
     kv_cache: bool = True,
     autocast: Autocast = nullcontext,
     **sampling: Any,
@@ -97,7 +104,7 @@ def generate_text(
         kv_cache=kv_cache,
         autocast=autocast,
     )
-    return prompt + "".join(piece for _, piece in pieces if piece is not None)
+    return prompt + "".join(piece.text for piece in pieces)
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
@@ -132,13 +139,14 @@ class _Writer:
         self.filter = StopFilter(stops)
         self.ended = False
 
-    def push(self, token: int) -> str:
+    def write(self, token: int, *, last: bool) -> str:
+        """The text that is certain with this token; ``last``: no other one comes."""
         if token == self.eot_id:
-            return self.end()
+            return self._end()
         text = self.filter.push(self.characters.push(token))
         self.ended = self.filter.stopped
-        return text
+        return text + self._end() if last and not self.ended else text
 
-    def end(self) -> str:
+    def _end(self) -> str:
         self.ended = True
         return self.filter.push(self.characters.flush()) + self.filter.flush()
