@@ -1,5 +1,6 @@
 """What a run tells whoever shows or records it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,3 +95,38 @@ class Callback:
 
     def on_end(self, outcome: Outcome) -> None:
         """After the last step, the last checkpoint and the last evaluation, also after an interruption or error."""
+
+
+class Broadcast(Callback):
+    """Passes every event on to several callbacks, in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = tuple(callbacks)
+
+    def on_start(self, info: RunInfo) -> None:
+        for one in self.callbacks:
+            one.on_start(info)
+
+    def on_log(self, step: int, metrics: dict[str, float]) -> None:
+        for one in self.callbacks:
+            one.on_log(step, metrics)
+
+    def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
+        for one in self.callbacks:
+            one.on_evaluate(step, metrics, is_best)
+
+    def on_sample(self, step: int, text: str) -> None:
+        for one in self.callbacks:
+            one.on_sample(step, text)
+
+    def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
+        for one in self.callbacks:
+            one.on_checkpoint(step, path, reason)
+
+    def on_message(self, text: str) -> None:
+        for one in self.callbacks:
+            one.on_message(text)
+
+    def on_end(self, outcome: Outcome) -> None:
+        for one in self.callbacks:
+            one.on_end(outcome)

@@ -1,0 +1,103 @@
+"""From a composed configuration to the objects it describes; shared by the programs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from tinyllm.config.build import build, call
+from tinyllm.data.prepare import TokenData, prepare
+from tinyllm.errors import UserError
+from tinyllm.optim.groups import DECAYED, parameter_groups
+from tinyllm.optim.schedules import Schedule
+from tinyllm.training.events import OptimizerGroup
+from tinyllm.training.seeds import stream
+
+NO_PROGRESS: Callable[..., None] = lambda *_, **__: None  # noqa: E731
+PLACEHOLDER_VOCAB = 256
+"""Vocabulary size to build a model with before the tokenizer is known."""
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A configuration node as plain containers, interpolations resolved."""
+    content = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.device, allow: frozenset[str]) -> nn.Module:
+    """The model of a configuration with its initial weights; on ``meta`` without any.
+
+    The weights come from the run's seed alone: the global random stream is left where it was.
+
+    Raises:
+        UserError: sizes that do not fit together, or ``model.vocab_size`` below the tokenizer's.
+    """
+    asked = cfg.model.vocab_size
+    if asked is not None and asked < vocab_size:
+        raise UserError(
+            "vocabulary smaller than the tokenizer's", key="model.vocab_size", value=asked,
+            hint=f"at least {vocab_size}; null takes the tokenizer's",
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(seed, "weights"))
+        with torch.device("meta" if device.type == "meta" else "cpu"):
+            model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
+    return model.to(device)
+
+
+def build_optimizer(
+    cfg: DictConfig, model: nn.Module, *, allow: frozenset[str]
+) -> tuple[torch.optim.Optimizer, list[OptimizerGroup]]:
+    """The optimizer over the model's parameter groups, and what the groups are.
+
+    Raises:
+        UserError: a hyper-parameter out of range, or a rule that matches nothing.
+    """
+    kinds: Callable[[], dict[str, str]] = model.parameter_kinds  # type: ignore[assignment]
+    groups = parameter_groups(model, kinds())
+    factory = build(cfg.optimizer, path="optimizer", allow=allow)
+    optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")
+    described = [
+        OptimizerGroup(
+            name=group["kind"],
+            tensors=len(group["params"]),
+            parameters=sum(p.numel() for p in group["params"]),
+            weight_decay=group["weight_decay"] if group["kind"] != DECAYED else group.get("weight_decay", 0.0),
+        )
+        for group in optimizer.param_groups
+    ]
+    return optimizer, described
+
+
+def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[str]) -> Schedule:
+    """The learning-rate schedule over ``n_steps``.
+
+    Raises:
+        UserError: the plan does not fit into the horizon.
+    """
+    factory = build(cfg.schedule, path="schedule", allow=allow)
+    node = plain(cfg.schedule)
+    schedule = call(factory, node=node, path="schedule", lr=cfg.optimizer.lr, n_steps=n_steps)
+    assert callable(schedule)
+    return schedule  # type: ignore[return-value]
+
+
+def open_corpus(cfg: DictConfig, *, allow: frozenset[str]) -> tuple[Any, Any]:
+    """The corpus and the tokenizer's trainer, checked as far as is cheap; nothing is read whole or written.
+
+    Raises:
+        UserError: a file is missing or unreadable, a setting makes no sense.
+    """
+    corpus = build(cfg.dataset, path="dataset", allow=allow)
+    trainer = build(cfg.tokenizer, path="tokenizer", allow=allow)
+    corpus.check()
+    trainer.check()
+    return corpus, trainer
+
+
+def open_data(corpus: Any, trainer: Any, *, progress: Any = None) -> TokenData:
+    """The token cache of corpus and tokenizer, built if it is not there yet."""
+    return prepare(corpus, trainer, progress=progress) if progress else prepare(corpus, trainer)

@@ -1,0 +1,126 @@
+"""Continuing a run: its saved settings with the new ones on top, and what may differ."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+
+from tinyllm.errors import UserError
+from tinyllm.training.checkpoint import CONFIG, OVERRIDES, Checkpoint, find, steps_in
+
+FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len")
+"""What a resumed run cannot change."""
+OWN = ("resume", "init_from", "run", "debug")
+"""What belongs to this start of the program, not to the run."""
+NODES = {"attn": "model.block.attn", "ffn": "model.block.ffn", "pos": "model.pos", "norm": "model.norm"}
+"""Where a group's options stand, for groups that are not a node of their own name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """What ``resume=`` on a command line means."""
+
+    checkpoint: Checkpoint
+    arguments: list[str]
+    """The command line with the run's saved settings before it."""
+    named: frozenset[str]
+    """Keys and groups that this command line itself names."""
+    notes: list[str]
+    """Damaged checkpoints that were passed over."""
+
+
+def look_up(arguments: list[str]) -> Resumption | None:
+    """The checkpoint that a command line continues; None when ``resume=auto`` finds none and a run starts.
+
+    Args:
+        arguments: in Hydra's grammar, literal values quoted.
+
+    Raises:
+        UserError: no checkpoint, none that is whole, or ``resume=auto`` without ``run.dir``.
+    """
+    values = {one.key_or_group: one.value() for one in _parsed(arguments)}
+    source = str(values["resume"])
+    if source == "auto":
+        if not values.get("run.dir"):
+            hint = "give run.dir=…, the directory to continue or start"
+            raise UserError("nothing to look into", key="resume", value="auto", hint=hint)
+        source = str(values["run.dir"])
+        if not steps_in(Path(source) / "checkpoints"):
+            return None
+    notes: list[str] = []
+    checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
+    saved = OmegaConf.load(checkpoint.path / OVERRIDES)
+    assert isinstance(saved, ListConfig)
+    before = [str(one) for one in saved if key_of(str(one)) not in values]
+    return Resumption(checkpoint=checkpoint, arguments=before + arguments, named=frozenset(values), notes=notes)
+
+
+def _parsed(arguments: list[str]) -> list[Override]:
+    settings = [one for one in arguments if "=" in one and not one.startswith("-")]
+    return OverridesParser.create().parse_overrides(settings)
+
+
+def key_of(override: str) -> str:
+    """The key or group that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def to_save(overrides: Iterable[str]) -> list[str]:
+    """The settings that belong to the run and not to one start of the program."""
+    return [one for one in overrides if not _below(key_of(one), OWN)]
+
+
+def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) -> list[str]:
+    """Bring a recomposed configuration in line with the run's: only what is named now may differ.
+
+    Args:
+        cfg: changed in place where a difference did not come from this command line.
+        named: the keys and groups of this command line.
+
+    Returns:
+        A sentence for each difference.
+
+    Raises:
+        UserError: a change of architecture, tokenizer, data or optimizer kind.
+    """
+    old = OmegaConf.to_container(OmegaConf.load(checkpoint.path / CONFIG))
+    new = OmegaConf.to_container(cfg, resolve=True)
+    places = {NODES.get(name, name) for name in named}
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    notes = []
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
+        if was == now or _below(key, OWN):
+            continue
+        if not any(_below(key, [place]) for place in places) and "experiment" not in places:
+            with open_dict(cfg):
+                OmegaConf.update(cfg, key, was, force_add=True)
+            notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
+        elif _below(key, FIXED):
+            raise UserError(
+                f"a resumed run cannot change {key}", key=key, value=_text(now),
+                hint=f"the run has {_text(was)}; to start from its weights alone use init_from={checkpoint.run_dir}",
+            )
+        else:
+            notes.append(f"{key}={_text(now)} from now on (was {_text(was)})")
+    return notes
+
+
+def _below(key: str, places: Iterable[str]) -> bool:
+    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from _leaves(child, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, node
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,340 @@
+"""One training run, from a checked configuration to its outcome."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from tinyllm.assemble import (
+    PLACEHOLDER_VOCAB,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    open_corpus,
+    open_data,
+    plain,
+)
+from tinyllm.config.build import build
+from tinyllm.config.cli import Invocation
+from tinyllm.data.loader import train_batches
+from tinyllm.data.prepare import TokenData
+from tinyllm.data.sampler import Sampler
+from tinyllm.errors import UserError
+from tinyllm.inference.evaluation import evaluate
+from tinyllm.inference.generator import generate_text
+from tinyllm.loggers.console import console_for
+from tinyllm.loggers.curves import Curves
+from tinyllm.nn.precision import auto_precision
+from tinyllm.optim.schedules import Schedule
+from tinyllm.resume import Resumption, reconcile, to_save
+from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training.deterministic import deterministic
+from tinyllm.training.events import Broadcast, Callback, OptimizerGroup, Outcome, RunInfo
+from tinyllm.training.hardware import describe_device, peak_flops, pick_device
+from tinyllm.training.metrics import MetricsLog
+from tinyllm.training.objective import AUTOCAST, Objective, autocast
+from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps
+from tinyllm.training.run_dir import RunDir, auto_path, check_new, provenance
+from tinyllm.training.seeds import stream
+from tinyllm.training.signals import StopRequest, listening
+from tinyllm.training.state import TrainState
+from tinyllm.training.trainer import MicroBatch, Settings, Trainer
+
+HORIZON = ("max_steps", "max_tokens", "max_epochs")
+BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What is known once the data is open, and nothing is written yet."""
+
+    cfg: DictConfig
+    invocation: Invocation
+    resumption: Resumption | None
+    strategy: Any
+    device: torch.device
+    precision: str
+    batch: Batch
+    data: TokenData
+    sampler: Sampler
+    max_steps: int
+    schedule: Schedule
+    path: Path
+    is_new: bool
+    notes: list[str]
+
+    @property
+    def start_step(self) -> int:
+        """Steps that are done already."""
+        return self.resumption.checkpoint.step if self.resumption else 0
+
+
+def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> int:
+    """Train as the configuration says; returns the exit code.
+
+    Raises:
+        UserError: something does not fit; wherever it can be known by then, before anything is written.
+    """
+    planned = plan(cfg, invocation, resumption)
+    if planned.start_step >= planned.max_steps:
+        print(f"nothing to do: {planned.path} is complete at step {planned.start_step} of {planned.max_steps}")
+        return 0
+    with ExitStack() as stack:
+        run_dir = RunDir(planned.path, new=planned.is_new)
+        stack.callback(run_dir.close)
+        stack.enter_context(deterministic(cfg.trainer.deterministic, planned.device))
+        stop = stack.enter_context(listening())
+        try:
+            outcome = execute(planned, run_dir, stop, stack)
+        except BaseException as error:
+            run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        run_dir.write_status(outcome.status, result=asdict(outcome))
+        return stop.exit_code
+
+
+def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> Planned:
+    """Check what the configuration asks for, open its data, and do the arithmetic.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    notes = [*resumption.notes, *reconcile(cfg, resumption.checkpoint, named=resumption.named)] if resumption else []
+    allow = invocation.allow
+    strategy = build(cfg.strategy, path="strategy", allow=allow)
+    device = pick_device(cfg.trainer.device)
+    asked = {name: cfg.trainer[name] for name in BATCH}
+    batch = plan_batch(**asked, max_seq_len=cfg.model.max_seq_len, world_size=strategy.world_size)
+    horizon = {name: cfg.trainer[name] for name in HORIZON}
+    check_horizon(**horizon)
+    if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
+        build_schedule(cfg, n_steps=plan_steps(batch, **horizon, epoch_tokens=0), allow=allow)
+    vocab_size = cfg.model.vocab_size or PLACEHOLDER_VOCAB
+    sketch = build_model(cfg, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
+    build_optimizer(cfg, sketch, allow=allow)
+    corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
+    path, is_new = _place(cfg, invocation, resumption)
+    if is_new:
+        check_new(path)
+    data = open_data(corpus, tokenizer_trainer)
+    if cfg.trainer.sample_prompt:
+        data.tokenizer.encode(cfg.trainer.sample_prompt, strict=True)
+    sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
+    max_steps = plan_steps(batch, **horizon, epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
+    schedule = build_schedule(cfg, n_steps=max_steps, allow=allow)
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = auto_precision(device)
+    if resumption:
+        _check_same_data(resumption, data)
+        was = resumption.checkpoint.manifest
+        if cfg.trainer.precision == "auto":
+            precision = was["precision"]
+        if was["max_steps"] != max_steps:
+            old = build_schedule(cfg, n_steps=was["max_steps"], allow=allow)
+            step = resumption.checkpoint.step
+            notes.append(
+                f"horizon {was['max_steps']} → {max_steps} steps: the learning rate of step {step + 1} is"
+                f" {schedule(step):.4g} (was {old(step):.4g})"
+            )
+    return Planned(
+        cfg=cfg, invocation=invocation, resumption=resumption, strategy=strategy, device=device, precision=precision,
+        batch=batch, data=data, sampler=sampler, max_steps=max_steps, schedule=schedule, path=path, is_new=is_new,
+        notes=notes + list(data.notes),
+    )
+
+
+def _place(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> tuple[Path, bool]:
+    """The run directory, and whether it must not exist yet."""
+    if resumption and ("run.dir" not in resumption.named or cfg.resume == "auto"):
+        return resumption.checkpoint.run_dir, False
+    if cfg.run.dir is not None:
+        return Path(cfg.run.dir), not (cfg.resume == "auto" and Path(cfg.run.dir).is_dir())
+    choices = invocation.choices
+    name = cfg.run.name or "_".join(choices.get(group, "") for group in ("model", "attn", "dataset"))
+    return auto_path(name), True
+
+
+def _check_same_data(resumption: Resumption, data: TokenData) -> None:
+    """Refuse to continue on other tokens."""
+    was = resumption.checkpoint.manifest
+    now = data_facts(data)
+    for what, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
+        if was["data"][what] != now[what]:
+            raise UserError(
+                f"the {what} data is not what the run was trained on", key=key, value=now[what][:12],
+                hint=f"the checkpoint has {was['data'][what][:12]}; bring the old data back, or use init_from={resumption.checkpoint.run_dir}",
+            )
+
+
+def data_facts(data: TokenData) -> dict[str, str]:
+    """Fingerprints of the tokens and of the tokenizer."""
+    return {
+        "train": data.train.fingerprint,
+        "val": data.val.fingerprint,
+        "tokenizer": data.tokenizer.fingerprint(),
+    }
+
+
+def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitStack) -> Outcome:
+    """Build what the plan needs, train, and tell how it ended."""
+    cfg, device, batch, allow = planned.cfg, planned.device, planned.batch, planned.invocation.allow
+    model = build_model(
+        cfg, vocab_size=planned.data.tokenizer.vocab_size, seed=cfg.seed, device=device, allow=allow
+    )
+    optimizer, groups = build_optimizer(cfg, model, allow=allow)
+    scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
+    state = TrainState(model=model, optimizer=optimizer, scaler=scaler)
+    checkpoints.clean(run_dir.checkpoints)
+    if planned.resumption:
+        checkpoints.load_weights(planned.resumption.checkpoint, model)
+        state.load_state_dict(planned.resumption.checkpoint.state())
+    elif cfg.init_from is not None:
+        _start_from(cfg.init_from, model, planned)
+    peak = peak_flops(device, planned.precision)
+    info = describe(planned, model, groups, peak, run_dir.path)
+    facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data_facts(planned.data)}
+    texts = {
+        checkpoints.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
+        checkpoints.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(to_save(planned.invocation.overrides))),
+        checkpoints.TOKENIZER: planned.data.tokenizer.to_json(),
+    }
+    for name, text in texts.items():
+        (run_dir.path / name).write_text(text, encoding="utf-8")
+    run_dir.write_status("running", info=asdict(info), facts=facts, **provenance())
+    log = MetricsLog(run_dir.metrics, step=state.step)
+    stack.callback(log.close)
+    console = console_for()
+    logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger else Callback()
+    events = Broadcast([console, logger, Curves(report=console.on_message)])
+    in_autocast = partial(autocast, device, planned.precision)
+    read = partial(
+        evaluate, model, seq_len=batch.seq_len, batch_size=batch.batch_size, device=device, autocast=in_autocast
+    )
+
+    def evaluate_both() -> dict[str, float]:
+        metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens)
+        if cfg.trainer.eval_train_tokens:
+            fixed = read(planned.data.train, max_tokens=cfg.trainer.eval_train_tokens, name="train_fixed")
+            metrics["train/eval_loss"] = fixed["train_fixed/loss"]
+        return metrics
+
+    def sample(step: int) -> str:
+        settings = {"max_new_tokens": cfg.trainer.sample_tokens, "seed": stream(cfg.seed, "sample", step)}
+        return generate_text(model, planned.data.tokenizer, cfg.trainer.sample_prompt, autocast=in_autocast, **settings)
+
+    def save(state: TrainState, is_best: bool) -> Path:
+        path = checkpoints.save(
+            run_dir.checkpoints, step=state.step, weights=model.state_dict(), state=state.state_dict(),
+            texts=texts, facts={**facts, "world_size": batch.world_size, **provenance()},
+        )
+        if is_best:
+            checkpoints.set_hint(run_dir.checkpoints, "best", state.step)
+        checkpoints.set_hint(run_dir.checkpoints, "last", state.step)
+        checkpoints.prune(run_dir.checkpoints, keep=cfg.checkpoint.keep, current=state.step)
+        return path
+
+    def batches(state: TrainState) -> Iterator[MicroBatch]:
+        return train_batches(
+            planned.sampler, start_step=state.step, end_step=planned.max_steps, batch_size=batch.batch_size,
+            grad_accum_steps=batch.grad_accum_steps, rank=planned.strategy.rank, world_size=batch.world_size,
+            **plain(cfg.dataloader),
+        )
+
+    chunk = cfg.loss.chunk_tokens
+    trainer = Trainer(
+        state=state,
+        objective=Objective(model, chunk_tokens=None if chunk == "auto" else chunk),
+        schedule=planned.schedule,
+        settings=_settings(cfg, planned.max_steps),
+        batch=batch,
+        device=device,
+        autocast=in_autocast,
+        batches=batches,
+        evaluate=evaluate_both,
+        sample=sample,
+        save=save,
+        log=log,
+        events=events,
+        stop=stop,
+        flops_per_token=info.flops_per_token,
+        peak_flops=peak,
+        rank=planned.strategy.rank,
+    )
+    events.on_start(info)
+    try:
+        outcome = trainer.fit()
+    except BaseException as error:
+        events.on_end(trainer.outcome("failed", {}, f"{type(error).__name__}: {error}"))
+        raise
+    events.on_end(outcome)
+    return outcome
+
+
+def _start_from(source: str, model: nn.Module, planned: Planned) -> None:
+    """Load another run's weights, after its tokenizer was compared with ours."""
+    found = checkpoints.find(source, tell=planned.notes.append, key="init_from")
+    theirs, ours = found.manifest["data"]["tokenizer"], planned.data.tokenizer.fingerprint()
+    if theirs != ours:
+        raise UserError(
+            "the tokenizer is not that of the other run", key="init_from", value=source,
+            hint=f"theirs is {theirs[:12]}, ours {ours[:12]}; use tokenizer=pretrained tokenizer.path={found.path / checkpoints.TOKENIZER}",
+        )
+    checkpoints.load_weights(found, model)
+
+
+def _settings(cfg: DictConfig, max_steps: int) -> Settings:
+    trainer = cfg.trainer
+    same = ("max_minutes", "stop_after_steps", "grad_clip", "log_every", "eval_every", "sample_every", "checkpoint_every")
+    return Settings(
+        seed=cfg.seed,
+        max_steps=max_steps,
+        nonfinite_action=trainer.nonfinite.action,
+        nonfinite_patience=trainer.nonfinite.patience,
+        **{name: trainer[name] for name in same},
+    )
+
+
+def describe(
+    planned: Planned, model: Any, groups: list[OptimizerGroup], peak: float | None, run_dir: Path
+) -> RunInfo:
+    """What the start of the run shows."""
+    batch, cfg = planned.batch, planned.cfg
+    counts = model.parameter_counts()
+    dtype = AUTOCAST.get(planned.precision, torch.float32)
+    state_bytes = counts.total * 4 * 4  # weights, gradients and two moments in fp32
+    epoch = planned.sampler.windows_per_epoch * batch.seq_len
+    return RunInfo(
+        run_dir=run_dir,
+        device=describe_device(planned.device),
+        precision=planned.precision,
+        attention_kernel=model.attention_kernel(batch.batch_size, batch.seq_len, device=planned.device, dtype=dtype),
+        world_size=batch.world_size,
+        parameters=counts.total,
+        active_parameters=counts.active,
+        embedding_parameters=counts.embedding,
+        tied=model.head is None,
+        tokenizer=planned.invocation.choices.get("tokenizer", "custom"),
+        vocab_size=model.vocab_size,
+        dataset=planned.invocation.choices.get("dataset", "custom"),
+        train_tokens=planned.data.train.n_tokens,
+        val_tokens=planned.data.val.n_tokens,
+        batch_size=batch.batch_size,
+        grad_accum_steps=batch.grad_accum_steps,
+        seq_len=batch.seq_len,
+        tokens_per_step=batch.tokens,
+        max_steps=planned.max_steps,
+        start_step=planned.start_step,
+        epochs=planned.max_steps * batch.tokens / epoch,
+        flops_per_token=3 * model.flops_per_token(batch.seq_len),
+        peak_flops=peak,
+        memory_bytes=state_bytes + model.activation_bytes(batch.batch_size, batch.seq_len, dtype),
+        optimizer_groups=groups,
+        notes=planned.notes + ([] if cfg.trainer.eval_every else ["no evaluation: trainer.eval_every=0"]),
+    )

@@ -1,0 +1,75 @@
+"""What the machine is: device, peak arithmetic rate, memory in use."""
+
+import resource
+import sys
+import time
+
+import torch
+
+from tinyllm.errors import UserError
+
+# Dense bf16 peaks in TFLOP/s, from the makers' data sheets (without sparsity).
+GPU_PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that ``trainer.device`` asks for.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, there in available.items() if there))
+    if not available[name]:
+        there = ", ".join(kind for kind, is_there in available.items() if is_there)
+        raise UserError("no such device here", key="trainer.device", value=name, hint=f"this machine has {there}")
+    return torch.device(name)
+
+
+def describe_device(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"cpu, {torch.get_num_threads()} threads"
+    return device.type
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s for the utilisation (MFU): on a GPU the data sheet's, on a CPU what a large product reaches now.
+
+    None where neither is known. fp32 on a GPU has no figure here: matrix products there may or may not use TF32.
+    """
+    if device.type == "cuda" and precision != "fp32":
+        name = torch.cuda.get_device_name(device)
+        return next((peak for key, peak in GPU_PEAKS.items() if key in name), None)
+    if device.type != "cpu":
+        return None
+    size = 1024
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    matrix = torch.ones(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: allocated on a GPU, resident for the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale

@@ -1,0 +1,125 @@
+"""The arithmetic of a run: batch, horizon, tokens."""
+
+import re
+from dataclasses import dataclass
+
+from tinyllm.errors import UserError
+
+DEFAULT_STEPS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One optimizer step's worth of data."""
+
+    batch_size: int
+    """Sequences per rank and micro-step."""
+    grad_accum_steps: int
+    seq_len: int
+    world_size: int
+
+    @property
+    def sequences(self) -> int:
+        """Sequences per optimizer step, over all ranks and micro-steps."""
+        return self.batch_size * self.grad_accum_steps * self.world_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens per optimizer step."""
+        return self.sequences * self.seq_len
+
+
+def plan_batch(
+    *,
+    batch_size: int,
+    grad_accum_steps: int | None,
+    total_batch_tokens: int | str | None,
+    seq_len: int | None,
+    max_seq_len: int,
+    world_size: int,
+) -> Batch:
+    """The batch that ``trainer.*`` asks for.
+
+    Raises:
+        UserError: the context is longer than the model's, or the numbers contradict each other.
+    """
+    if seq_len is not None and seq_len > max_seq_len:
+        raise UserError(
+            "context longer than the model's", key="trainer.seq_len", value=seq_len,
+            hint=f"at most model.max_seq_len={max_seq_len}",
+        )
+    seq_len = seq_len or max_seq_len
+    if total_batch_tokens is None:
+        return Batch(
+            batch_size=batch_size, grad_accum_steps=grad_accum_steps or 1, seq_len=seq_len, world_size=world_size
+        )
+    tokens = parse_tokens(total_batch_tokens)
+    if grad_accum_steps is not None:
+        raise UserError(
+            "the batch is given twice", key="trainer.grad_accum_steps", value=grad_accum_steps,
+            hint=f"leave it out, or leave out trainer.total_batch_tokens={total_batch_tokens}",
+        )
+    micro = batch_size * seq_len * world_size
+    if tokens % micro:
+        below = tokens // micro * micro
+        nearest = f"{below} or {below + micro}" if below else str(micro)
+        raise UserError(
+            "not a whole number of micro-batches", key="trainer.total_batch_tokens", value=total_batch_tokens,
+            hint=f"batch_size {batch_size} × seq_len {seq_len} × {world_size} rank(s) = {micro} must divide it; nearest: {nearest}",
+        )
+    return Batch(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
+
+
+def parse_tokens(value: int | str) -> int:
+    """A positive integer, also written ``2**19``; parsed, never evaluated.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*(?:\*\*\s*(\d{1,2})\s*)?", str(value))
+    tokens = int(found[1]) ** int(found[2] or 1) if found and not isinstance(value, bool) else 0
+    if tokens < 1:
+        raise UserError(
+            "not a number of tokens", key="trainer.total_batch_tokens", value=value,
+            hint="a whole number above 0, also written 2**19",
+        )
+    return tokens
+
+
+def plan_steps(
+    batch: Batch, *, max_steps: int | None, max_tokens: int | None, max_epochs: float | None, epoch_tokens: int
+) -> int:
+    """The horizon in optimizer steps.
+
+    Args:
+        epoch_tokens: training tokens of one pass over the training split.
+
+    Raises:
+        UserError: more than one horizon, or one shorter than a step.
+    """
+    check_horizon(max_steps=max_steps, max_tokens=max_tokens, max_epochs=max_epochs)
+    if max_tokens is None and max_epochs is None:
+        return max_steps or DEFAULT_STEPS
+    key, value = ("max_tokens", max_tokens) if max_epochs is None else ("max_epochs", max_epochs)
+    tokens = max_tokens if max_epochs is None else int(max_epochs * epoch_tokens)
+    assert tokens is not None
+    steps = tokens // batch.tokens
+    if steps < 1:
+        raise UserError(
+            "horizon shorter than one step", key=f"trainer.{key}", value=value,
+            hint=f"one step takes {batch.tokens} tokens, an epoch has {epoch_tokens}; lower trainer.batch_size or raise it",
+        )
+    return steps
+
+
+def check_horizon(*, max_steps: int | None, max_tokens: int | None, max_epochs: float | None) -> None:
+    """At most one horizon.
+
+    Raises:
+        UserError: there are several.
+    """
+    given = {"max_steps": max_steps, "max_tokens": max_tokens, "max_epochs": max_epochs}
+    named = [f"trainer.{name}={value}" for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        key, _, value = named[1].partition("=")
+        raise UserError("more than one horizon", key=key, value=value, hint=f"give it or {named[0]}, not both")

@@ -1,0 +1,136 @@
+"""The directory of a run: created exclusively, locked while the run lives, never shared."""
+
+import datetime
+import fcntl
+import json
+import os
+import platform
+import re
+import secrets
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tinyllm
+from tinyllm.errors import UserError
+from tinyllm.training.files import write_json
+
+RUN_JSON = "run.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+
+def auto_path(name: str) -> Path:
+    """``outputs/<date>/<time>_<name>_<id>``; the id keeps runs of the same second apart."""
+    now = datetime.datetime.now()
+    safe = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run"
+    return Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{safe}_{secrets.token_hex(2)}"
+
+
+def check_new(path: Path) -> None:
+    """Refuse a run directory that exists or cannot be made, without creating anything.
+
+    Raises:
+        UserError: it exists, something is in the way, or its place cannot be written.
+    """
+    if path.exists():
+        raise UserError(
+            "the run directory exists", key="run.dir", value=path,
+            hint=f"choose another, or continue that run with resume={path}",
+        )
+    parent = next(one for one in path.absolute().parents if one.exists())
+    if not parent.is_dir():
+        raise UserError("a file is in the way of the run directory", key="run.dir", value=path, hint=f"{parent} is not a directory")
+    probe = parent / f".tinyllm-probe-{os.getpid()}-{secrets.token_hex(2)}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise UserError(
+            "the run directory cannot be made", key="run.dir", value=path, hint=f"{parent}: {error.strerror}; choose another place"
+        ) from error
+
+
+class RunDir:
+    """A run's directory, held by this process until :meth:`close`.
+
+    Raises:
+        UserError: it exists (``new=True``), is missing (``new=False``), or another living process holds it.
+    """
+
+    def __init__(self, path: Path, *, new: bool) -> None:
+        self.path = path
+        if new:
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError as error:
+                raise UserError("the run directory exists", key="run.dir", value=path, hint="choose another") from error
+            except OSError as error:
+                raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=str(error.strerror)) from error
+        self._lock = self._acquire()
+        self.checkpoints.mkdir(exist_ok=True)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def metrics(self) -> Path:
+        """The log of metrics."""
+        return self.path / METRICS
+
+    def _acquire(self) -> int:
+        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+            os.close(handle)
+            raise UserError("the run directory is in use", key="run.dir", value=self.path, hint=f"by {holder}; wait or stop it") from error
+        os.ftruncate(handle, 0)
+        os.write(handle, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
+        return handle
+
+    def write_status(self, status: str, **facts: Any) -> None:
+        """Put ``status`` and further facts into ``run.json``, keeping what stands there."""
+        file = self.path / RUN_JSON
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_json(file, known | facts | {"status": status})
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def provenance() -> dict[str, Any]:
+    """What produced a run: versions, machine, commit of the code when it is a checkout."""
+    return {
+        "versions": {"tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "host": socket.gethostname(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that tinyllm lies in, with ``+`` when files differ from it."""
+    root = Path(tinyllm.__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

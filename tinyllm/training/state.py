@@ -1,0 +1,107 @@
+"""Everything about a run that changes while it trains, in one place, and how it goes to disk and back."""
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tinyllm.errors import UserError
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """The mutable state of a run."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    """Finished optimizer steps."""
+    tokens: int = 0
+    sequences: int = 0
+    """Training sequences consumed: where the sampler stands."""
+    flops: int = 0
+    seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int | None = None
+    skipped: int = 0
+    """Steps skipped in a row for a value that was not finite."""
+    window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0.0})
+    """Sum of the losses since the last record, so that a resume in between changes no record."""
+
+    COUNTERS = ("step", "tokens", "sequences", "flops", "seconds", "best_loss", "best_step", "skipped")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors; the weights themselves are saved apart."""
+        return {
+            **{name: getattr(self, name) for name in self.COUNTERS},
+            "window": dict(self.window),
+            "optimizer": optimizer_state(self.optimizer),
+            "scaler": self.scaler.state_dict(),
+            "rng": rng_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`.
+
+        Raises:
+            UserError: the optimizer's state is of other parameters.
+        """
+        for name in self.COUNTERS:
+            setattr(self, name, state[name])
+        self.window = dict(state["window"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        set_rng_state(state["rng"])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """The optimizer's state by parameter name; hyper-parameters belong to the configuration."""
+    names = {id(p): name for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)}
+    return {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]]) -> None:
+    """Give each parameter the state that was saved under its name.
+
+    Raises:
+        UserError: a name or shape does not match.
+    """
+    known = {name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)}
+    strange = sorted(set(saved) ^ set(known)) if saved else []
+    if strange:
+        raise UserError("optimizer state of other parameters", key="resume", value=strange[0], hint="init_from starts from the weights alone")
+    for name, values in saved.items():
+        parameter = known[name]
+        moved = {}
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+                raise UserError("optimizer state of another shape", key="resume", value=name, hint=f"{key} is {tuple(value.shape)}")
+            moved[key] = value.to(parameter.device) if isinstance(value, Tensor) and value.ndim else value
+        optimizer.state[parameter] = moved
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of every global random generator, as plain containers."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, gauss_next = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": [version, list(internal), gauss_next],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put every global random generator where :func:`rng_state` found it."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))

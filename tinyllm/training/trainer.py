@@ -1,0 +1,228 @@
+"""The training loop."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tinyllm.errors import UserError
+from tinyllm.optim.schedules import Schedule
+from tinyllm.training.events import Callback, Outcome
+from tinyllm.training.hardware import peak_memory
+from tinyllm.training.metrics import MetricsLog, Stopwatch
+from tinyllm.training.objective import Objective
+from tinyllm.training.plan import Batch
+from tinyllm.training.seeds import stream
+from tinyllm.training.signals import StopRequest
+from tinyllm.training.state import TrainState
+
+MicroBatch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the loop needs to know; the names are those of ``trainer.*``."""
+
+    seed: int
+    max_steps: int
+    max_minutes: float | None
+    stop_after_steps: int | None
+    grad_clip: float
+    log_every: int
+    eval_every: int
+    sample_every: int
+    checkpoint_every: int
+    nonfinite_action: str
+    nonfinite_patience: int
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Trains a state to its horizon; what to read, evaluate, sample and save comes in as functions."""
+
+    state: TrainState
+    objective: Objective
+    schedule: Schedule
+    settings: Settings
+    batch: Batch
+    device: torch.device
+    autocast: Callable[[], AbstractContextManager[object]]
+    batches: Callable[[TrainState], Iterator[MicroBatch]]
+    """Micro-batches from where the state stands, without end before the horizon."""
+    evaluate: Callable[[], dict[str, float]]
+    sample: Callable[[int], str]
+    save: Callable[[TrainState, bool], Path]
+    """Makes a checkpoint durable; the flag says that it is the best so far."""
+    log: MetricsLog
+    events: Callback
+    stop: StopRequest
+    flops_per_token: int
+    peak_flops: float | None
+    rank: int = 0
+
+    def fit(self) -> Outcome:
+        """Train to the horizon, or until something asks to stop; the last step is evaluated and saved."""
+        state, every = self.state, self.settings
+        watch = Stopwatch(before=state.seconds)
+        batches = self.batches(state)
+        last_metrics: dict[str, float] = {}
+        self.objective.train()
+        reason = self.reason_to_stop(watch)
+        while not reason:
+            step_metrics = self.train_step(batches)
+            reason = self.reason_to_stop(watch)
+            ends = state.step == every.max_steps
+            record: dict[str, float] = {}
+            if due(every.log_every, state.step) or ends:
+                record |= self.summarise(step_metrics, watch)
+                self.events.on_log(state.step, dict(record))
+            with watch.paused():
+                best = False
+                if due(every.eval_every, state.step) or (every.eval_every and ends):
+                    record |= (evaluated := self.evaluate())
+                    best = self.is_best(evaluated["val/loss"])
+                    self.events.on_evaluate(state.step, evaluated, best)
+                if due(every.sample_every, state.step):
+                    self.events.on_sample(state.step, self.sample(state.step))
+                state.seconds = watch.seconds
+                if record:
+                    last_metrics |= record
+                    self.log.write(self.axes() | record)
+                why = "best" if best else "last" if ends else reason
+                if why or due(every.checkpoint_every, state.step):
+                    self.log.sync()
+                    path = self.save(state, best)
+                    self.events.on_checkpoint(state.step, path, why or "periodic")
+        finished = state.step >= every.max_steps
+        return self.outcome("finished" if finished else "interrupted", last_metrics, "" if finished else reason)
+
+    def train_step(self, batches: Iterator[MicroBatch]) -> dict[str, float]:
+        """One optimizer step over all micro-batches; returns its lr, loss and gradient norm."""
+        state, optimizer = self.state, self.state.optimizer
+        lr = self.schedule(state.step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.rank))
+        micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
+        n_tokens = sum(int((targets != -100).sum()) for _, targets in micro_batches)
+        total = torch.zeros((), device=self.device)
+        for inputs, targets in micro_batches:
+            with self.autocast():
+                nats = self.objective(self.to_device(inputs), self.to_device(targets))
+            loss = nats / n_tokens  # token-weighted: the sum over micro-batches is the mean over all tokens
+            state.scaler.scale(loss).backward()
+            total += loss.detach()
+        state.scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = clip(parameters, self.settings.grad_clip)
+        values = torch.stack([total, norm.to(total.dtype)]).tolist()  # the step's one synchronisation
+        if all(map(math.isfinite, values)):
+            state.scaler.step(optimizer)
+            state.skipped = 0
+        else:
+            self.refuse(values)
+        state.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens += self.batch.tokens
+        state.sequences += self.batch.sequences
+        state.flops += self.batch.tokens * self.flops_per_token
+        if math.isfinite(values[0]):
+            state.window["loss"] += values[0]
+            state.window["steps"] += 1
+        return {"train/lr": lr, "train/grad_norm": values[1]}
+
+    def refuse(self, values: list[float]) -> None:
+        """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
+
+        Raises:
+            UserError: ``nonfinite.action=stop``, or too many in a row.
+        """
+        state = self.state
+        overflow = state.scaler.is_enabled() and state.scaler.get_scale() > 1
+        state.skipped += 0 if overflow else 1  # fp16 finds its scale by overflowing; that is no fault
+        what = f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g}"
+        self.events.on_message(f"{what}: step skipped, weights untouched")
+        if self.settings.nonfinite_action == "stop" and not overflow:
+            raise UserError(f"not finite at {what}", key="trainer.nonfinite.action", value="stop", hint="the last checkpoint is whole")
+        if state.skipped >= self.settings.nonfinite_patience:
+            raise UserError(
+                f"not finite for {state.skipped} steps in a row, last at {what}", key="trainer.nonfinite.patience",
+                value=self.settings.nonfinite_patience, hint="the last checkpoint is whole; lower optimizer.lr or trainer.grad_clip",
+            )
+
+    def summarise(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
+        """The record of the steps since the last one."""
+        state, window = self.state, self.state.window
+        steps = state.step - self.logged
+        seconds = watch.lap()
+        metrics = dict(step_metrics)
+        if window["steps"]:
+            metrics["train/loss"] = window["loss"] / window["steps"]
+        metrics["train/tokens"] = state.tokens
+        metrics["speed/tokens_per_s"] = steps * self.batch.tokens / seconds
+        if self.peak_flops:
+            metrics["speed/mfu"] = metrics["speed/tokens_per_s"] * self.flops_per_token / self.peak_flops
+        metrics["memory/peak_bytes"] = peak_memory(self.device)
+        state.window = {"loss": 0.0, "steps": 0.0}
+        self.logged = state.step
+        return metrics
+
+    def is_best(self, loss: float) -> bool:
+        """Whether ``val/loss`` is the lowest so far; a value that is not finite never is."""
+        state = self.state
+        if not math.isfinite(loss) or (state.best_loss is not None and loss >= state.best_loss):
+            return False
+        state.best_loss, state.best_step = loss, state.step
+        return True
+
+    def reason_to_stop(self, watch: Stopwatch) -> str:
+        """Why to leave the loop after this step; "" to go on."""
+        state, settings = self.state, self.settings
+        if state.step >= settings.max_steps:
+            return "horizon"
+        if self.stop.signal is not None:
+            return self.stop.signal.name
+        if settings.stop_after_steps is not None and state.step >= settings.stop_after_steps:
+            return "stop_after_steps"
+        if settings.max_minutes is not None and watch.seconds >= 60 * settings.max_minutes:
+            return "max_minutes"
+        return ""
+
+    def axes(self) -> dict[str, float]:
+        """The x-axes that every record carries."""
+        state = self.state
+        return {"step": state.step, "tokens": state.tokens, "flops": state.flops, "seconds": round(state.seconds, 3)}
+
+    def outcome(self, status: str, metrics: dict[str, float], reason: str) -> Outcome:
+        """How the run ended."""
+        state = self.state
+        return Outcome(
+            status=status, step=state.step, tokens=state.tokens, seconds=state.seconds, run_dir=self.log.path.parent,
+            metrics=metrics, best_step=state.best_step, best_val_loss=state.best_loss, reason=reason,
+        )
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        """The tensor on the training device."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def __post_init__(self) -> None:
+        self.logged = self.state.step
+
+
+def due(every: int, step: int) -> bool:
+    """Whether something that happens every so many steps happens after this one; 0 is never."""
+    return bool(every) and step % every == 0
+
+
+def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
