@@ -1,4 +1,5 @@
-"""Decoding with a cache, without one, and a full forward pass agree for every attention and position there is."""
+"""Decoding with a cache, without one, and a full forward pass agree for every attention and position there
+is."""
 
 import pytest
 import torch

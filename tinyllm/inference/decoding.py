@@ -1,8 +1,8 @@
 """The tokens that follow a prompt, one at a time, with a cache or without.
 
-Past the context both ways follow one rule: when max_seq_len tokens are in view and another one comes, the last
-⌊max_seq_len/2⌋ stay in view, their positions start at 0 again, and the model reads them once. So cached and uncached
-decoding see the same tokens at the same positions at every step.
+Past the context both ways follow one rule: when max_seq_len tokens are in view and another one comes, the
+last ⌊max_seq_len/2⌋ stay in view, their positions start at 0 again, and the model reads them once. So cached
+and uncached decoding see the same tokens at the same positions at every step.
 
 Shapes: B samples, T tokens, V vocabulary.
 """
@@ -29,7 +29,8 @@ class LanguageModel(Protocol):
         """(V, d_model)"""
 
     def __call__(self, ids_BT: Tensor, *, cache: Any = None) -> Tensor:
-        """Hidden states (B, T, d_model) after the last norm; with a cache, of the tokens that follow those in it."""
+        """Hidden states (B, T, d_model) after the last norm; with a cache, of the tokens that follow those in
+        it."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, V)"""

@@ -26,10 +26,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Plain cross-entropy of the split, every token weighing the same.
 
-    The split is read in windows of ``seq_len`` tokens that predict every token but the first exactly once, the last
-    window being shorter if need be. With ``stride`` < ``seq_len`` the windows overlap and only the last ``stride``
-    tokens of each count (of the first window all), so every token has at least ``seq_len − stride`` tokens before it.
-    Nothing is drawn from a random stream and the model's mode is restored, so training does not notice.
+    The split is read in windows of ``seq_len`` tokens that predict every token but the first exactly once,
+    the last window being shorter if need be. With ``stride`` < ``seq_len`` the windows overlap and only the
+    last ``stride`` tokens of each count (of the first window all), so every token has at least ``seq_len −
+    stride`` tokens before it. Nothing is drawn from a random stream and the model's mode is restored, so
+    training does not notice.
 
     Args:
         max_tokens: only the beginning of the split; None: all of it.
@@ -37,8 +38,8 @@ def evaluate(
         name: what the keys begin with.
 
     Returns:
-        ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential) and, where the split knows the bytes of its
-        tokens, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of the predicted tokens)).
+        ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential) and, where the split knows the bytes
+        of its tokens, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of the predicted tokens)).
     """
     was_training = model.training
     model.train(False)
@@ -67,4 +68,6 @@ def _nats(model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, autocast:
     """Sum over the batch's targets, a scalar on its device."""
     with autocast():
         hidden_BTD = model(inputs_BT)
-        return linear_cross_entropy(hidden_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), chunk_tokens=None)
+        return linear_cross_entropy(
+            hidden_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), chunk_tokens=None
+        )

@@ -17,7 +17,8 @@ class Piece(NamedTuple):
 
     sample: int
     text: str
-    """Whole characters; empty where the token only begins a character, or text that may become a stop string."""
+    """Whole characters; empty where the token only begins a character, or text that may become a stop
+    string."""
     ended: bool
     """No more comes for this sample."""
 
@@ -37,9 +38,9 @@ def stream_text(
 ) -> Iterator[Piece]:
     """Yields the text that follows the prompt as it comes, a piece for each token of each sample.
 
-    A sample ends with the end-of-text token, with a stop string (neither is part of the text; a stop string is looked
-    for in the new text, not in the prompt) or after ``max_new_tokens`` tokens. The model is in evaluation mode until the
-    stream is exhausted or closed, and then as it was before.
+    A sample ends with the end-of-text token, with a stop string (neither is part of the text; a stop string
+    is looked for in the new text, not in the prompt) or after ``max_new_tokens`` tokens. The model is in
+    evaluation mode until the stream is exhausted or closed, and then as it was before.
 
     Args:
         model: see :class:`tinyllm.inference.decoding.LanguageModel`.
@@ -62,10 +63,11 @@ def stream_text(
         seed=seed,
         n_samples=n_samples,
         vocab_size=tokenizer.vocab_size,
+        unk_id=tokenizer.unk_id,
         device=decoder.ids_BT.device,
     )
     chooser.observe(torch.tensor([ids] * n_samples))
-    writers = [_Writer(tokenizer, stop_strings(stop)) for _ in range(n_samples)]
+    writers = [_Writer(tokenizer, ids if prompt else [], stop_strings(stop)) for _ in range(n_samples)]
     was_training = model.training
     model.train(False)
     try:
@@ -104,20 +106,34 @@ def generate_text(
         kv_cache=kv_cache,
         autocast=autocast,
     )
-    return prompt + "".join(piece.text for piece in pieces)
+    return echo(tokenizer, prompt) + "".join(piece.text for piece in pieces)
 
 
-def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt's tokens. An empty prompt starts where a document does: after the end-of-text token where the
-    tokenizer has one, else after a line end if it knows that, else after token 0."""
+def prompt_ids(tokenizer: Any, prompt: str, *, key: str = "prompt") -> list[int]:
+    """The prompt's tokens. An empty prompt starts where a document does: after the end-of-text token where
+    the tokenizer has one, else after a line end if it knows that, else after token 0.
+
+    Raises:
+        UserError: the tokenizer cannot express the prompt; the line names ``key`` and the character.
+    """
     if prompt:
-        return [int(i) for i in tokenizer.encode(prompt)]
+        try:
+            return [int(i) for i in tokenizer.encode(prompt, strict=True)]
+        except UserError as error:
+            shown = prompt if len(prompt) <= 40 else prompt[:40] + "…"
+            raise UserError(error.what, key=key, value=shown, hint=error.hint) from error
     if tokenizer.eot_id is not None:
         return [tokenizer.eot_id]
     try:
-        return [int(i) for i in tokenizer.encode("\n")] or [0]
+        return [int(i) for i in tokenizer.encode("\n", strict=True)] or [0]
     except UserError:
         return [0]
+
+
+def echo(tokenizer: Any, prompt: str) -> str:
+    """The prompt as it stands before the text: as given, with the space that numbers need between them."""
+    text = "".join(map(tokenizer.stream().push, prompt_ids(tokenizer, prompt))) if prompt else ""
+    return text if text.startswith(prompt) else prompt
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -131,22 +147,25 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class _Writer:
-    """Makes text of one sample's tokens."""
+    """Makes text of one sample's tokens.
 
-    def __init__(self, tokenizer: Any, stops: tuple[str, ...]) -> None:
+    Args:
+        context: the tokens before; a tokenizer may write the first one after them in another way (``▁`` for a
+            space).
+    """
+
+    def __init__(self, tokenizer: Any, context: list[int], stops: tuple[str, ...]) -> None:
         self.eot_id = tokenizer.eot_id
         self.characters = tokenizer.stream()
+        for token in context:
+            self.characters.push(token)
         self.filter = StopFilter(stops)
         self.ended = False
 
     def write(self, token: int, *, last: bool) -> str:
-        """The text that is certain with this token; ``last``: no other one comes."""
-        if token == self.eot_id:
-            return self._end()
-        text = self.filter.push(self.characters.push(token))
-        self.ended = self.filter.stopped
-        return text + self._end() if last and not self.ended else text
-
-    def _end(self) -> str:
-        self.ended = True
-        return self.filter.push(self.characters.flush()) + self.filter.flush()
+        """The text that is certain with this token. ``last``: no other one comes, and a character that is not
+        complete by then is left out."""
+        at_end = token == self.eot_id
+        text = self.filter.push(self.characters.flush() if at_end else self.characters.push(token))
+        self.ended = self.filter.stopped or at_end or last
+        return text + self.filter.flush() if self.ended else text

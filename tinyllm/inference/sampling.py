@@ -16,12 +16,12 @@ class Sampling:
     Args:
         temperature: logits are divided by it; 0 takes the most likely token (of equals the lowest id).
         top_k: keep the k most likely tokens (more where the k-th is tied).
-        top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (nucleus sampling,
-            Holtzman et al. 2019, arXiv 1904.09751).
+        top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (nucleus
+            sampling, Holtzman et al. 2019, arXiv 1904.09751).
         min_p: drop tokens less likely than this fraction of the most likely one (arXiv 2407.01082).
-        repetition_penalty: θ of CTRL (Keskar et al. 2019, arXiv 1909.05858, §4.1) for every token that occurs in the
-            prompt or the text so far: a positive logit is divided by θ, a negative one multiplied, so that θ > 1 makes
-            it less likely whatever its sign (the paper divides always). 1 is off.
+        repetition_penalty: θ of CTRL (Keskar et al. 2019, arXiv 1909.05858, §4.1) for every token that occurs
+            in the prompt or the text so far: a positive logit is divided by θ, a negative one multiplied, so
+            that θ > 1 makes it less likely whatever its sign (the paper divides always). 1 is off.
 
     Raises:
         UserError: a value outside its range, or a filter that greedy choice would ignore.
@@ -59,10 +59,13 @@ class Sampling:
         if self.repetition_penalty == 1:
             return logits_BV
         theta = self.repetition_penalty
-        return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta), logits_BV)
+        return torch.where(
+            seen_BV, torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta), logits_BV
+        )
 
     def filter(self, logits_BV: Tensor) -> Tensor:
-        """Logits divided by the temperature (which must not be 0), with −inf for every token that may not be drawn."""
+        """Logits divided by the temperature (which must not be 0), with −inf for every token that may not be
+        drawn."""
         logits_BV = logits_BV / self.temperature
         if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
             kth_B1 = logits_BV.topk(self.top_k, dim=-1).values[:, -1:]
@@ -83,18 +86,28 @@ class Sampling:
 class TokenChooser:
     """Chooses the next token of each of B samples, each with a random stream of its own.
 
-    Sample i draws from the i-th stream of ``seed``, so it is the same whatever the number of samples. The uniform
-    numbers come from the CPU, so a seed means the same on every device; the global random state is not touched.
+    Sample i draws from the i-th stream of ``seed``, so it is the same whatever the number of samples. The
+    uniform numbers come from the CPU, so a seed means the same on every device; the global random state is
+    not touched.
 
     Args:
-        vocab_size: tokens the tokenizer knows; a model may have more rows, which mean nothing and are never chosen.
+        vocab_size: tokens the tokenizer knows; a model may have more rows, which mean nothing and are never
+            chosen.
+        unk_id: the token for unknown characters, which is no text and never chosen either.
     """
 
     def __init__(
-        self, sampling: Sampling, *, seed: int, n_samples: int, vocab_size: int, device: torch.device | str = "cpu"
+        self,
+        sampling: Sampling,
+        *,
+        seed: int,
+        n_samples: int,
+        vocab_size: int,
+        unk_id: int | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.sampling = sampling
-        self.vocab_size = vocab_size
+        self.vocab_size, self.unk_id = vocab_size, unk_id
         self.generators = [torch.Generator().manual_seed(s) for s in stream_seeds(seed, n_samples)]
         self.seen_BV = torch.zeros(n_samples, vocab_size, dtype=torch.bool, device=device)
 
@@ -110,6 +123,9 @@ class TokenChooser:
             UserError: the model gave a NaN.
         """
         logits_BV = self.sampling.penalise(logits_BV[:, : self.vocab_size].float(), self.seen_BV)
+        if self.unk_id is not None:
+            logits_BV = logits_BV.clone()
+            logits_BV[:, self.unk_id] = -math.inf
         if self.sampling.temperature == 0:
             best_B, ids_B = (part.cpu() for part in logits_BV.max(dim=-1))
             _refuse_nan(best_B)
@@ -136,4 +152,7 @@ def stream_seeds(seed: int, count: int) -> list[int]:
 
 def _refuse_nan(values: Tensor) -> None:
     if values.isnan().any():
-        raise UserError("the model's output is not a number (NaN)", hint="its weights are damaged; use an earlier checkpoint")
+        raise UserError(
+            "the model's output is not a number (NaN)",
+            hint="its weights are damaged; use an earlier checkpoint",
+        )

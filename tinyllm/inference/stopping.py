@@ -7,8 +7,8 @@ class StopFilter:
     """Passes text through until one of the stop strings appears; the stop string itself is left out.
 
     A stop string may be spread over several pieces: text that could still become one is held back until it is
-    decided, so nothing is ever shown and then taken back. Of several stop strings the one that ends first counts, of
-    those that end together the longest.
+    decided, so nothing is ever shown and then taken back. Of several stop strings the one that ends first
+    counts, of those that end together the longest.
 
     Args:
         stops: the strings; none of them may be empty.
@@ -42,6 +42,11 @@ class StopFilter:
     def _undecided(self, text: str) -> int:
         """Length of the longest end of the text that is the beginning of a stop string."""
         return max(
-            (n for stop in self.stops for n in range(1, min(len(stop) - 1, len(text)) + 1) if text.endswith(stop[:n])),
+            (
+                n
+                for stop in self.stops
+                for n in range(1, min(len(stop) - 1, len(text)) + 1)
+                if text.endswith(stop[:n])
+            ),
             default=0,
         )

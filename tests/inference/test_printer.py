@@ -1,0 +1,57 @@
+"""What appears on standard output, and in which order."""
+
+import io
+
+import pytest
+
+from tinyllm.inference.generator import Piece
+from tinyllm.inference.printer import Printer
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_samples_do_not_mix_and_the_first_is_shown_as_it_grows() -> None:
+    out, notes = io.StringIO(), io.StringIO()
+    printer = Printer(prompt="P:", n_samples=3, out=out, notes=notes)
+    states = []
+
+    def stream() -> list[Piece]:
+        for piece in (
+            Piece(0, "a1", False), Piece(1, "b1", False), Piece(2, "c1", True),
+            Piece(0, "a2", True), Piece(1, "b2\n", True),
+        ):  # fmt: skip
+            yield piece
+            states.append(out.getvalue())
+
+    printer.show(stream())
+    assert states[0] == "P:a1"
+    assert states[2] == "P:a1"
+    assert states[3] == "P:a1a2\n\nP:b1"
+    assert out.getvalue() == "P:a1a2\n\nP:b1b2\n\nP:c1\n"
+    assert notes.getvalue() == "sample 1 of 3\nsample 2 of 3\nsample 3 of 3\n"
+    assert printer.tokens == 5
+
+
+def test_an_interrupted_sample_ends_with_a_line_end() -> None:
+    out = io.StringIO()
+
+    def stream() -> object:
+        yield Piece(0, "half", False)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Printer(prompt="", n_samples=1, out=out, notes=io.StringIO()).show(stream())
+    assert out.getvalue() == "half\n"
+
+
+def test_a_terminal_is_not_sent_control_characters() -> None:
+    plain, terminal = io.StringIO(), Terminal()
+    for out in (plain, terminal):
+        Printer(prompt="", n_samples=1, out=out, notes=io.StringIO()).show(
+            [Piece(0, "\x1b[31m\t\r\x9b\n", True)]
+        )
+    assert plain.getvalue() == "\x1b[31m\t\r\x9b\n"
+    assert terminal.getvalue() == "␛[31m\t␍\ufffd\n"

@@ -1,0 +1,160 @@
+"""``python -m tinyllm.generate run=<run directory> prompt="Once"``: text from a trained model.
+
+Prompt and text go to standard output, everything else to standard error.
+"""
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllm.config.cli import Invocation
+
+
+def main() -> None:
+    """The console script ``tinyllm-generate``."""
+    from tinyllm.config.cli import run
+
+    run("generate", _task)
+
+
+def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
+    from tinyllm.errors import UserError
+    from tinyllm.inference.runs import required_run
+
+    run_dir = required_run(cfg.run, program="generate")
+    if cfg.interactive and invocation.json:
+        raise UserError(
+            "--json gives one answer, interactive many", key="interactive", value=True, hint="leave one out"
+        )
+    session = Session(cfg, run_dir)
+    if invocation.json:
+        print(json.dumps(session.samples(), ensure_ascii=False))
+        return 0
+    try:
+        if cfg.interactive:
+            session.converse()
+        else:
+            session.say(cfg.prompt, seed=cfg.seed)
+    except BrokenPipeError:
+        _let_go_of_stdout()
+    return 0
+
+
+class Session:
+    """A loaded model and the settings it is sampled with.
+
+    Args:
+        cfg: of ``conf/generate.yaml``.
+        run_dir: where the model is.
+
+    Raises:
+        UserError: a setting out of range, a run that cannot be loaded, a prompt that cannot be expressed.
+    """
+
+    def __init__(self, cfg: "DictConfig", run_dir: str) -> None:
+        from tinyllm.inference.generator import prompt_ids, stop_strings
+        from tinyllm.inference.sampling import Sampling
+
+        # Everything that can be refused without the model comes before it is loaded.
+        sampling = Sampling(
+            temperature=cfg.temperature,
+            top_k=cfg.top_k,
+            top_p=cfg.top_p,
+            min_p=cfg.min_p,
+            repetition_penalty=cfg.repetition_penalty,
+        )
+        stop = stop_strings(cfg.stop)
+
+        import tinyllm
+        from tinyllm.nn.precision import auto_precision
+        from tinyllm.training.hardware import pick_device
+        from tinyllm.training.objective import autocast
+
+        device = pick_device(cfg.device)
+        precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
+        self.cfg, self.run_dir = cfg, run_dir
+        self.model, self.tokenizer = tinyllm.load(
+            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device
+        )
+        prompt_ids(self.tokenizer, cfg.prompt)
+        self.settings: dict[str, Any] = {
+            "max_new_tokens": cfg.max_new_tokens,
+            "sampling": sampling,
+            "stop": stop,
+            "n_samples": cfg.n_samples,
+            "kv_cache": cfg.kv_cache,
+            "autocast": lambda: autocast(device, precision),
+        }
+
+    def say(self, prompt: str, *, seed: int) -> None:
+        """Print samples of one prompt."""
+        from tinyllm.inference.generator import echo, stream_text
+        from tinyllm.inference.printer import Printer
+
+        printer = Printer(prompt=echo(self.tokenizer, prompt), n_samples=self.cfg.n_samples)
+        start = time.perf_counter()
+        printer.show(stream_text(self.model, self.tokenizer, prompt, seed=seed, **self.settings))
+        seconds = time.perf_counter() - start
+        print(f"{printer.tokens:,} tokens in {seconds:.1f} s, seed {seed}", file=sys.stderr)
+
+    def samples(self) -> dict[str, Any]:
+        """The samples as plain data; each text is what follows the prompt."""
+        from tinyllm.inference.generator import stream_text
+
+        texts = [""] * self.cfg.n_samples
+        for piece in stream_text(
+            self.model, self.tokenizer, self.cfg.prompt, seed=self.cfg.seed, **self.settings
+        ):
+            texts[piece.sample] += piece.text
+        return {"run": self.run_dir, "prompt": self.cfg.prompt, "seed": self.cfg.seed, "samples": texts}
+
+    def converse(self) -> None:
+        """Ask for prompts until the input ends. Ctrl-C ends the sample that is being written."""
+        from tinyllm.errors import UserError
+
+        print("A prompt and Enter; Ctrl-C ends a sample, Ctrl-D the program.", file=sys.stderr)
+        seed, prompt = self.cfg.seed, self.cfg.prompt or _ask()
+        while prompt is not None:
+            try:
+                self.say(prompt, seed=seed)
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+            seed += 1
+            prompt = _ask()
+
+
+def _ask() -> str | None:
+    """A line from standard input without its end; None when there is no more."""
+    if not sys.stdin.isatty():
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
+    while True:
+        try:
+            if sys.stdout.isatty():
+                import readline  # noqa: F401  (importing it lets input() edit the line and recall earlier ones)
+
+                return input("> ")
+            print("> ", end="", file=sys.stderr, flush=True)
+            return input()
+        except KeyboardInterrupt:
+            print("\nCtrl-D ends.", file=sys.stderr)
+        except EOFError:
+            print(file=sys.stderr)
+            return None
+
+
+def _let_go_of_stdout() -> None:
+    """After the reader went away (``| head``): let Python's last flush go nowhere instead of complaining."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    main()
