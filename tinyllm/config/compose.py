@@ -17,10 +17,6 @@ from tinyllm.config.paths import conf_dir
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import targets_of_directory
 
-SCHEMAS: dict[str, type] = {"train": schema.TrainConfig}
-"""Root dataclass of each program; a program without one is checked by Hydra's struct mode alone."""
-
-
 def compose(*overrides: str, program: str = "train", config_dir: str | Path | None = None) -> DictConfig:
     """The configuration that ``python -m tinyllm.<program> <overrides>`` would run with, checked.
 
@@ -68,11 +64,10 @@ def checked(
     Raises:
         UserError: see :func:`tinyllm.config.preflight.check`.
     """
-    if program in SCHEMAS:
-        choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
-        sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
-        named = named_keys(hydra_node.overrides.task, choices, sources)
-        check(cfg, SCHEMAS[program], named=named, allow=allow)
+    choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
+    sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
+    named = named_keys(hydra_node.overrides.task, choices, sources)
+    check(cfg, schema.SCHEMAS[program], named=named, allow=allow)
     return cfg
 
 
