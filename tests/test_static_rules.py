@@ -1,0 +1,198 @@
+"""Rules about the source text: no foreign code is run, no mistake is hidden, nothing is left unfinished."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import sources
+
+Rule = Callable[[ast.AST], bool]
+LONGEST_FILE = 400
+
+
+def _call(node: ast.AST) -> str:
+    """The dotted name that is called, or nothing."""
+    return ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+
+
+def _keyword(node: ast.AST, name: str, *values: object) -> bool:
+    """Whether a call passes one of the literal ``values`` as ``name``."""
+    return isinstance(node, ast.Call) and any(
+        keyword.arg == name and isinstance(keyword.value, ast.Constant) and keyword.value.value in values
+        for keyword in node.keywords
+    )
+
+
+def _imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {name.name.split(".")[0] for name in node.names}
+    return {node.module.split(".")[0]} if isinstance(node, ast.ImportFrom) and node.module else set()
+
+
+def _is_variant_switch(node: ast.AST) -> bool:
+    """``if attn == "mha"``: a choice is a class picked by ``_target_``, never a comparison with its name."""
+    return (
+        isinstance(node, ast.Compare)
+        and re.search(
+            r"(^|[._])(attn|attention|ffn|moe|norm|pos|optimizer|schedule|tokenizer)$", ast.unparse(node.left)
+        )
+        is not None
+        and any(
+            isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+            for constant in ast.walk(node)
+        )
+    )
+
+
+RULES: dict[str, tuple[Rule, list[str], list[str]]] = {
+    "torch.load has weights_only=True as a literal": (
+        lambda node: _call(node) in ("torch.load", "load_torch") and not _keyword(node, "weights_only", True),
+        ["torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(path, weights_only=safe)"],
+        ["torch.load(path, weights_only=True)"],
+    ),
+    "no pickle": (
+        lambda node: bool(_imported(node) & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}),
+        ["import pickle", "from pickle import loads"],
+        ["import json"],
+    ),
+    "no pickled arrays": (
+        lambda node: _keyword(node, "allow_pickle", True),
+        ["np.load(path, allow_pickle=True)"],
+        ["np.load(path, allow_pickle=False)"],
+    ),
+    "no eval, exec or compile of text": (
+        lambda node: _call(node) in ("eval", "exec", "compile", "__import__"),
+        ["eval('1')", "exec(text)", "__import__(name)"],
+        ["model.eval()", "re.compile(text)", "torch.compile(model)"],
+    ),
+    "no shell": (
+        lambda node: _keyword(node, "shell", True) or _call(node) in ("os.system", "os.popen"),
+        ["subprocess.run(line, shell=True)", "os.system(line)", "os.popen(line)"],
+        ["subprocess.run([line])"],
+    ),
+    "no yaml.load": (
+        lambda node: re.fullmatch(r"yaml\.(load|load_all|full_load|unsafe_load)", _call(node)) is not None,
+        ["yaml.load(text)", "yaml.unsafe_load(text)"],
+        ["yaml.compose(text, Loader=yaml.SafeLoader)", "OmegaConf.load(path)"],
+    ),
+    "no strict=False": (
+        lambda node: _keyword(node, "strict", False) and "zip" not in _call(node),
+        ["model.load_state_dict(state, strict=False)"],
+        ["model.load_state_dict(state)", "zip(a, b, strict=False)"],
+    ),
+    "nothing left to be written": (
+        lambda node: isinstance(node, ast.Name) and node.id == "NotImplementedError",
+        ["raise NotImplementedError"],
+        ["return NotImplemented"],
+    ),
+    "no bare except": (
+        lambda node: isinstance(node, ast.ExceptHandler) and node.type is None,
+        ["try:\n    a()\nexcept:\n    pass"],
+        ["try:\n    a()\nexcept OSError:\n    pass"],
+    ),
+    "a choice is composed, not switched on its name": (
+        _is_variant_switch,
+        ["if attn == 'mha': pass", "kind = 1 if cfg.optimizer in ('adamw', 'lion') else 2"],
+        ["if attn is None: pass", "if device == 'cpu': pass"],
+    ),
+}
+"""Rule -> (what breaks it, code that does, code that does not)."""
+
+ONLY_IN = {
+    "instantiate": ({"tinyllm/config/build.py"}, "hydra.utils.instantiate has one guarded wrapper"),
+    "hydra.main": ({"tinyllm/config/cli.py"}, "hydra.main has one caller"),
+}
+
+
+def breaking(rule: Rule, module: ast.Module) -> Iterator[int]:
+    """The lines of a file that break a rule."""
+    for node in ast.walk(module):
+        if rule(node):
+            yield getattr(node, "lineno", 0)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_package_keeps_the_rule(name: str) -> None:
+    rule = RULES[name][0]
+    found = [
+        f"{sources.relative(path)}:{line}"
+        for path in sources.files()
+        for line in breaking(rule, sources.tree(path))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_rule_finds_what_it_is_for(name: str) -> None:
+    rule, bad, good = RULES[name]
+    assert [code for code in bad if not list(breaking(rule, ast.parse(code)))] == []
+    assert [code for code in good if list(breaking(rule, ast.parse(code)))] == []
+
+
+@pytest.mark.parametrize("called", ONLY_IN)
+def test_called_in_one_place_only(called: str) -> None:
+    allowed, why = ONLY_IN[called]
+    callers = {
+        sources.relative(path)
+        for path in sources.files()
+        for node in ast.walk(sources.tree(path))
+        if _call(node) == called or _call(node).endswith(f".{called}")
+    }
+    assert callers <= allowed, why
+
+
+def test_hydra_stays_in_config_and_entry_points() -> None:
+    users = [
+        sources.relative(path)
+        for path in sources.files()
+        if any(
+            one.module.split(".")[0] in ("hydra", "omegaconf") for one in sources.imports(sources.tree(path))
+        )
+    ]
+    assert [path for path in users if path.count("/") > 1 and not path.startswith("tinyllm/config/")] == []
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    """Files that git knows, or would take, with one of the suffixes."""
+    if not (sources.ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=sources.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [sources.ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in found if path.is_file() and (not suffixes or path.suffix in suffixes)]
+
+
+def test_no_file_is_too_long_to_read() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in tracked(".py", ".yaml")}
+    assert {sources.relative(path): length for path, length in lengths.items() if length > LONGEST_FILE} == {}
+
+
+def test_nothing_is_left_over() -> None:
+    marks = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "pragma: no " + "cover")))
+    found = [
+        f"{sources.relative(path)}:{number}"
+        for path in tracked(".py", ".yaml", ".toml", ".md")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if marks.search(line)
+    ]
+    assert found == []
+
+
+def test_no_path_of_one_machine_is_in_the_repository() -> None:
+    places = re.compile(
+        r"(^|[^A-Za-z0-9_.])/(" + "|".join(("wo" + "rk", "fa" + "rm", "ro" + "ot", "opt/whe" + "els")) + r")/"
+    )
+    found = []
+    for path in tracked():
+        text = path.read_bytes().decode("utf-8", "ignore")
+        found += [sources.relative(path) for line in text.splitlines() if places.search(line)]
+    assert found == []

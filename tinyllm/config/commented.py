@@ -1,0 +1,160 @@
+"""The shipped yaml files with their comments: what ``--help`` and the option reference are made of.
+
+A file's first comment says what it is, a key's comment (behind it, or above it) what the key means, so that
+nothing is written twice. No Hydra here: this has to be quick.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from tinyllm.config.paths import conf_dir
+
+_HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """One setting: its path below the file's node, its default as it stands in the file, its comment."""
+
+    path: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One yaml file."""
+
+    name: str
+    meaning: str
+    package: str = ""
+    """The config node the file fills, from its ``# @package`` line."""
+    keys: dict[str, Key] = field(default_factory=dict)
+    choices: dict[str, str | None] = field(default_factory=dict)
+    """Group and chosen option of the defaults list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A folder of options, of which a program takes one."""
+
+    name: str
+    package: str
+    default: str | None
+    options: list[File]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What can be set in one program."""
+
+    name: str
+    meaning: str
+    keys: dict[str, Key]
+    groups: list[Group]
+
+
+def programs() -> list[str]:
+    """The programs that have a root file, in the order in which one needs them."""
+    known = ("train", "generate", "evaluate", "prepare", "describe")
+    found = {path.stem for path in conf_dir().glob("*.yaml")}
+    return [name for name in known if name in found] + sorted(found - set(known))
+
+
+def read_program(name: str) -> Program:
+    """The root file of a program and the groups it takes its options from."""
+    root = read_file(conf_dir() / f"{name}.yaml")
+    groups = []
+    for group, default in root.choices.items():
+        options = [read_file(path) for path in sorted((conf_dir() / group).glob("*.yaml"))]
+        packages = [option.package for option in options]
+        package = packages[0] if packages and len(set(packages)) == 1 else ""
+        groups.append(Group(name=group, package=package, default=default, options=options))
+    return Program(name=name, meaning=root.meaning, keys=root.keys, groups=groups)
+
+
+def read_file(path: Path) -> File:
+    """One file, on top of the files of the same folder that its defaults list names.
+
+    Raises:
+        ValueError: the file is not a mapping.
+    """
+    text = path.read_text(encoding="utf-8")
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"{path}: a configuration file is a mapping")
+    package, meaning = _header(text)
+    keys: dict[str, Key] = {}
+    choices: dict[str, str | None] = {}
+    for group, option in _defaults(root):
+        file = path.parent / f"{option}.yaml"
+        if group is not None:
+            choices[group] = option
+        elif file.is_file():  # neither _self_ nor a schema that Hydra knows by name
+            below = read_file(file)
+            keys |= below.keys
+            choices |= below.choices
+    for key in _leaves(root, text, ""):
+        known = keys.get(key.path)
+        keys[key.path] = replace(key, meaning=known.meaning) if known and not key.meaning else key
+    return File(name=path.stem, meaning=meaning, package=package, keys=keys, choices=choices)
+
+
+def _header(text: str) -> tuple[str, str]:
+    """The package and the sentences of the comment a file begins with."""
+    package, sentences = "", []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        comment = line.lstrip("#").strip()
+        if comment.startswith("@package"):
+            package = comment.split()[1].replace("_global_", "")
+        else:
+            sentences.append(comment)
+    return package, " ".join(sentences)
+
+
+def _defaults(root: yaml.MappingNode) -> Iterator[tuple[str | None, str | None]]:
+    """(None, file) and (group, option) of the defaults list, without its overrides."""
+    for key, value in root.value:
+        for entry in value.value if key.value == "defaults" else []:
+            if isinstance(entry, yaml.ScalarNode):
+                yield None, entry.value
+                continue
+            [(group, option)] = entry.value
+            if not group.value.startswith("override "):
+                chosen = None if option.value == "null" else option.value
+                yield group.value.lstrip("/").partition("@")[0], chosen
+
+
+def _leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Key]:
+    """Every key below ``node`` that holds a value."""
+    for key, value in node.value:
+        if key.value in _HYDRA_KEYS or (not prefix and key.value in ("defaults", "hydra")):
+            continue
+        path = f"{prefix}{key.value}"
+        if isinstance(value, yaml.MappingNode) and value.value:
+            yield from _leaves(value, text, f"{path}.")
+        else:
+            default = text[value.start_mark.index : value.end_mark.index].strip()
+            yield Key(path=path, default=default, meaning=_comment(text, key, value))
+
+
+def _comment(text: str, key: yaml.Node, value: yaml.Node) -> str:
+    """The comment behind a value, else the comment lines right above its key."""
+    lines = text.splitlines()
+    behind = re.match(r"\s*#\s*(.*)", text[value.end_mark.index :].split("\n", 1)[0])
+    if behind:
+        return behind[1].strip()
+    above: list[str] = []
+    for line in reversed(lines[: key.start_mark.line]):
+        stripped = line.strip()
+        if not stripped.startswith("#") or stripped.startswith("# @package"):
+            break
+        above.insert(0, stripped.lstrip("#").strip())
+    first_key = len(above) == key.start_mark.line and not key.start_mark.column
+    return "" if first_key else " ".join(above)  # a comment at the top belongs to the file

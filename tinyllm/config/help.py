@@ -1,0 +1,141 @@
+"""``--help``: what a program is for, how settings are written, and every choice with what it means."""
+
+import re
+import shutil
+import textwrap
+
+from tinyllm.config.commented import File, Group, Key, Program, read_program
+
+_EXAMPLES = {
+    "train": [
+        ("the default model on the embedded corpus", ""),
+        ("your own text: a file, a folder or a glob", "dataset=text dataset.path=my.txt"),
+        ("another architecture", "attn=gqa ffn=swiglu norm=layernorm pos=learned"),
+        ("a larger model, for longer", "model=tiny trainer.max_steps=5000"),
+        ("go on with a run that was stopped", "resume=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("three runs, one after the other", "-m seed=1,2,3"),
+    ],
+    "generate": [
+        ("text from a trained run", "run=outputs/2026-01-31/12-00-00_nano_a1b2 prompt='The '"),
+        ("less daring", "run=outputs/2026-01-31/12-00-00_nano_a1b2 temperature=0.5 top_k=20"),
+        ("prompt after prompt", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
+    ],
+    "evaluate": [
+        ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
+    ],
+    "prepare": [
+        ("the embedded corpus, in characters", "dataset=pydocs tokenizer=char"),
+        (
+            "your own text, in sub-words",
+            "dataset=text dataset.path=my.txt tokenizer=bpe tokenizer.vocab_size=8000",
+        ),
+    ],
+    "describe": [
+        ("the default model", ""),
+        ("a model that does not fit here", "model=xlarge attn=gqa"),
+        ("for a program to read", "model=large --json"),
+    ],
+}
+"""Per program: what for, and the arguments."""
+
+_MOST_USED = {
+    "train": (
+        "trainer.max_steps",
+        "trainer.batch_size",
+        "trainer.seq_len",
+        "trainer.max_minutes",
+        "trainer.precision",
+        "optimizer.lr",
+        "model.d_model",
+        "model.n_layers",
+        "seed",
+        "run.dir",
+        "resume",
+    ),
+}
+"""Keys shown first. A program that is not here has few keys, and all are shown."""
+
+
+def help_text(program: str, *, width: int | None = None) -> str:
+    """The text of ``--help``.
+
+    Args:
+        program: name of a root file in ``conf/``.
+        width: columns; None takes the terminal's, at most 110.
+    """
+    columns = width or min(110, shutil.get_terminal_size((100, 24)).columns)
+    known = read_program(program)
+    command = f"python -m tinyllm.{program}"
+    parts = [textwrap.fill(first_sentence(known.meaning), columns)]
+    examples = [f"\n  # {what}\n  {command} {how}".rstrip() for what, how in _EXAMPLES.get(program, ())]
+    if examples:
+        parts.append("Examples" + "".join(examples))
+    parts.append(
+        textwrap.fill(
+            "A setting is written key=value, a choice group=option, both without dashes. Quote for the shell"
+            " what the shell would touch: prompt='Once upon a time', 'betas=[0.9,0.99]'.",
+            columns,
+        )
+    )
+    wanted = _MOST_USED.get(program)
+    keys = [key for key in _all_keys(known) if wanted is None or key.path in wanted]
+    if wanted:
+        keys.sort(key=lambda key: wanted.index(key.path))
+    title = "Settings used most (key=default)" if wanted else "Settings (key=default)"
+    if keys:
+        parts.append(title + "".join("\n" + _key_row(key, columns) for key in keys))
+    groups = sorted(known.groups, key=lambda group: group.name != "model")
+    parts += [_group_rows(group, columns) for group in groups if group.options]
+    more = [
+        ("the composed configuration with every key; nothing is run", f"{command} --cfg job --resolve"),
+        *[("with option files of your own", f"{command} --config-dir my_conf")] * bool(groups),
+        ("every program, group and key with its meaning", "python -m tinyllm.reference"),
+    ]
+    parts.append("More" + "".join(f"\n  # {what}\n  {line}" for what, line in more))
+    return "\n\n".join(parts)
+
+
+def _all_keys(program: Program) -> list[Key]:
+    """The keys of the root, then those of the default options with their full path."""
+    keys = list(program.keys.values())
+    for group in program.groups:
+        for option in group.options:
+            if option.name == group.default and group.package:
+                keys += [
+                    Key(path=f"{group.package}.{key.path}", default=key.default, meaning=key.meaning)
+                    for key in option.keys.values()
+                ]
+    return keys
+
+
+def _key_row(key: Key, columns: int) -> str:
+    return _row(f"{key.path}={key.default}", key.meaning, columns, indent=2, column=30)
+
+
+def _group_rows(group: Group, columns: int) -> str:
+    """A group and its options, the default one marked."""
+    where = f"   sets {group.package}.*" if group.package else ""
+    rows = [f"{group.name}={group.default or '…'}{where}"]
+    rows += [_option_row(option, columns, chosen=option.name == group.default) for option in group.options]
+    return "\n".join(rows)
+
+
+def _option_row(option: File, columns: int, *, chosen: bool) -> str:
+    return _row(
+        f"{'*' if chosen else ' '} {option.name}",
+        first_sentence(option.meaning),
+        columns,
+        indent=1,
+        column=18,
+    )
+
+
+def _row(label: str, text: str, columns: int, *, indent: int, column: int) -> str:
+    first = f"{' ' * indent}{label:<{column}}  "
+    rest = " " * (indent + column + 2)
+    return textwrap.fill(text, columns, initial_indent=first, subsequent_indent=rest, break_long_words=False)
+
+
+def first_sentence(text: str) -> str:
+    """The text up to the first full stop that ends a sentence."""
+    return re.split(r"(?<=[^A-Z.]\.) (?=[A-Z])", text, maxsplit=1)[0]
