@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from tinyllm.errors import UserError, one_line
 
@@ -28,7 +28,7 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
         return _unparsable(error)
-    if isinstance(cause, ConfigKeyError):
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown(cause, overrides)
     if isinstance(cause, ValidationError) and cause.full_key:
         value, hint = _typed(_first_line(cause))
@@ -58,7 +58,7 @@ def _unparsable(error: OverrideParseException) -> UserError:
     return UserError("value not understood", key=key, value=error.override.partition("=")[2], hint=hint)
 
 
-def _unknown(error: ConfigKeyError, overrides: list[str]) -> UserError:
+def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str]) -> UserError:
     path = str(error.full_key or error.key)
     override = next((one for one in overrides if one.partition("=")[0].lstrip("+~") in (path,) or one.startswith(path)), "")
     asked = override.partition("=")[0].lstrip("+~") or path
