@@ -1,0 +1,166 @@
+"""Batches as tensors: for training in the sampler's order, for evaluation from front to back."""
+
+import signal
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tinyllm.data.sampler import Sampler
+from tinyllm.data.tokens import Split
+from tinyllm.errors import UserError
+
+IGNORED = -100  # target of a position at which nothing is predicted
+Batch = tuple[Tensor, Tensor]
+
+
+def train_batches(
+    sampler: Sampler,
+    *,
+    start_step: int,
+    end_step: int,
+    batch_size: int,
+    grad_accum_steps: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    prefetch_factor: int = 2,
+    persistent_workers: bool = True,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Micro-batches (inputs_BT, targets_BT), int64, of steps start_step … end_step−1, in order.
+
+    Micro-batch m of rank r at step s holds the samples s·G + (m·world_size + r)·batch_size + 0 … batch_size−1 with
+    G = batch_size·grad_accum_steps·world_size, so the batches of a step do not depend on how it is divided, and
+    nothing but the arguments decides them. The global random generators are not touched.
+
+    Args:
+        workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
+        prefetch_factor: batches each worker prepares ahead.
+        persistent_workers: keep the workers from epoch to epoch instead of starting new ones.
+        pin_memory: return page-locked tensors, for a quick copy to a GPU.
+    """
+    micro_batches = _MicroBatches(sampler, batch_size, rank, world_size)
+    numbers = range(start_step * grad_accum_steps, end_step * grad_accum_steps)
+    if workers == 0:
+        for number in numbers:
+            inputs, targets = micro_batches[number]
+            yield (inputs.pin_memory(), targets.pin_memory()) if pin_memory else (inputs, targets)
+        return
+    for stretch in [numbers] if persistent_workers else micro_batches.by_epoch(numbers):
+        yield from DataLoader(
+            micro_batches,
+            batch_size=None,
+            sampler=stretch,
+            num_workers=workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=pin_memory,
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # else making the iterator draws from the global generator
+        )
+
+
+class _MicroBatches(Dataset[Batch]):
+    """Micro-batch number step·grad_accum_steps + m of one rank."""
+
+    def __init__(self, sampler: Sampler, batch_size: int, rank: int, world_size: int) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+
+    def __getitem__(self, number: int) -> Batch:
+        first = self._first_sample(number)
+        windows = torch.from_numpy(self._sampler.windows(np.arange(first, first + self._batch_size)))
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+    def by_epoch(self, numbers: range) -> Iterator[range]:
+        """``numbers`` in stretches that start in different epochs."""
+        start = numbers.start
+        while start < numbers.stop:
+            epoch = self._first_sample(start) // self._sampler.windows_per_epoch
+            stop = start + 1
+            while stop < numbers.stop and self._first_sample(stop) // self._sampler.windows_per_epoch == epoch:
+                stop += 1
+            yield range(start, stop)
+            start = stop
+
+    def _first_sample(self, number: int) -> int:
+        return (number * self._world_size + self._rank) * self._batch_size
+
+
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the training process finishes its step, so workers stay."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def eval_batches(
+    split: Split, *, seq_len: int, batch_size: int, max_tokens: int | None = None, stride: int | None = None
+) -> Iterator[Batch]:
+    """Fixed windows over the whole split, (inputs_BT, targets_BT) int64; every token but the first is predicted once.
+
+    Windows lie side by side; the last is shorter, filled up with inputs 0 and targets −100. The first token of the
+    split, and of each row where there are rows, is never predicted. The last batch may have fewer rows.
+
+    Args:
+        max_tokens: predict only the first so many; None: all.
+        stride: distance of the windows; below seq_len they overlap, and a window predicts only what the one before
+            did not, so that every prediction but those of the first window sees seq_len−stride tokens or more.
+
+    Raises:
+        UserError: stride is not within 1 … seq_len.
+    """
+    if stride is not None and not 1 <= stride <= seq_len:
+        raise UserError("not a distance of windows", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})")
+    inputs, targets = [], []
+    for row in _rows_to_predict(split, max_tokens):
+        for first, predicted, stop in _windows(row, seq_len, stride or seq_len):
+            ids = split.read(first, stop + 1)
+            window = np.zeros(seq_len, dtype=np.int64)
+            window[: stop - first] = ids[:-1]
+            target = np.full(seq_len, IGNORED, dtype=np.int64)
+            target[predicted - first : stop - first] = ids[1 + predicted - first :]
+            inputs.append(window)
+            targets.append(target)
+            if len(inputs) == batch_size:
+                yield torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+                inputs, targets = [], []
+    if inputs:
+        yield torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+
+
+def eval_bytes(split: Split, *, max_tokens: int | None = None) -> int | None:
+    """UTF-8 bytes of exactly the tokens that ``eval_batches`` predicts; None if the data are not text."""
+    counts = [split.byte_count(row.start + 1, row.stop + 1) for row in _rows_to_predict(split, max_tokens)]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def eval_tokens(split: Split, *, max_tokens: int | None = None) -> int:
+    """How many tokens ``eval_batches`` predicts."""
+    return sum(len(row) for row in _rows_to_predict(split, max_tokens))
+
+
+def _rows_to_predict(split: Split, max_tokens: int | None) -> Iterable[range]:
+    """Input positions whose next token is predicted, per row."""
+    length = split.row_length or split.n_tokens
+    left = split.n_tokens if max_tokens is None else max_tokens
+    for start in range(0, split.n_tokens, length):
+        row = range(start, start + min(length - 1, left))
+        if not row:
+            return
+        yield row
+        left -= len(row)
+
+
+def _windows(row: range, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(first input, first input that predicts, end of inputs) of each window over ``row``."""
+    predicted = row.start
+    first = row.start
+    while predicted < row.stop:
+        stop = min(first + seq_len, row.stop)
+        yield first, predicted, stop
+        predicted = stop
+        first += stride

@@ -1,0 +1,184 @@
+"""From a corpus and a tokenizer's settings to ids on disk: built once, then only opened."""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tinyllm.data.atomic import locked, sync_folder
+from tinyllm.data.cache import (
+    FORMAT,
+    SIDES,
+    DamagedCacheError,
+    TokenWriter,
+    open_cache,
+    remove_stale,
+    save_rest,
+)
+from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
+from tinyllm.data.encode import encode_documents
+from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.split import Parts, split
+from tinyllm.data.tokens import TokenData
+from tinyllm.errors import UserError
+from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what is being done, bytes done, bytes in all; 0 if unknown)."""
+
+
+def prepare(
+    corpus: Corpus,
+    tokenizer_trainer: TokenizerTrainer,
+    *,
+    cache_dir: str | Path | None = None,
+    progress: Progress | None = None,
+) -> TokenData:
+    """The ids of ``corpus``: from the cache, or read, split, tokenized and put there.
+
+    The tokenizer is trained on the training split only. Processes that need the same data build it once.
+
+    Args:
+        cache_dir: the cache; None: the environment's TINYLLM_CACHE, else ``~/.cache/tinyllm``.
+        progress: told how far it is; not called when the cache has everything.
+
+    Raises:
+        UserError: the corpus cannot be read or is too small, or the cache cannot be written.
+    """
+    show = progress or (lambda stage, done, total: None)
+    root, hashes, source, key = _look(corpus, tokenizer_trainer, cache_dir)
+    folder = root / key
+    try:
+        return open_cache(folder, key)
+    except (FileNotFoundError, DamagedCacheError):
+        pass  # looked at again under the lock: another process may be building or mending it
+    try:
+        with locked(root / f"{key}.lock", lambda: show("waiting for another process that prepares this data", 0, 0)):
+            try:
+                return open_cache(folder, key)
+            except FileNotFoundError:
+                notes = []
+            except DamagedCacheError as reason:
+                notes = [f"The token cache was damaged ({reason}) and was built again."]
+            remove_stale(root)
+            data = _build(corpus, tokenizer_trainer, source, key, root, show)
+            hashes.require_unchanged()
+    except OSError as error:
+        raise _cannot_write(root, error) from error
+    data.notes.extend(notes)
+    return data
+
+
+def cached(
+    corpus: Corpus, tokenizer_trainer: TokenizerTrainer, *, cache_dir: str | Path | None = None
+) -> TokenData | None:
+    """What ``prepare`` would return if it is in the cache whole, else None; builds nothing."""
+    root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir)
+    try:
+        return open_cache(root / key, key)
+    except (FileNotFoundError, DamagedCacheError):
+        return None
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of all caches: the argument, the environment's TINYLLM_CACHE, or ``~/.cache/tinyllm``."""
+    return Path(cache_dir or os.environ.get("TINYLLM_CACHE") or "~/.cache/tinyllm").expanduser()
+
+
+def _look(
+    corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None
+) -> tuple[Path, ContentHashes, Source, str]:
+    if corpus.content != trainer.content:
+        hint = "dataset=npy goes with tokenizer=ids, which it chooses by itself; all other data are text"
+        raise UserError(f"the data are {corpus.content}, the tokenizer is for {trainer.content}", hint=hint)
+    trainer.check()
+    place = cache_root(cache_dir)
+    hashes = ContentHashes(place / "sources")
+    source = corpus.open(hashes)
+    key = fingerprint_of(FORMAT, source.fingerprint, trainer.fingerprint())[:32]
+    return place / "tokens", hashes, source, key
+
+
+def _build(
+    corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, root: Path, show: Progress
+) -> TokenData:
+    show("reading", 0, source.size)
+    parts = split(source, corpus.val_fraction)
+    read = _Meter("learning the vocabulary", parts.train_size, show)
+    texts = (chunk for document in parts.train() for chunk in read.chunks(document))
+    tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
+    tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
+    work, old = root / f".tmp-{key}-{os.getpid()}", root / f".tmp-{key}-{os.getpid()}-old"
+    try:
+        work.mkdir()
+        notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
+        _write(work, tokenizer, parts, source, {"key": key, "notes": notes}, show)
+        if (root / key).exists():
+            (root / key).rename(old)
+        work.rename(root / key)
+        sync_folder(root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return open_cache(root / key, key)
+
+
+def _write(
+    folder: Path, tokenizer: Tokenizer, parts: Parts, source: Source, meta: dict[str, Any], show: Progress
+) -> None:
+    """Both sides and what belongs to them, into an empty folder."""
+    meta["splits"], exceptions = {}, {}
+    read = _Meter("tokenizing", source.size, show)
+    for side, documents in zip(SIDES, (parts.train, parts.val), strict=True):
+        with TokenWriter(folder / f"{side}.bin", tokenizer) as writer:
+            for ids, lengths in encode_documents(tokenizer, read.documents(documents())):
+                writer.write(ids, lengths)
+            entry, exceptions[side] = writer.finish()
+        first = next(documents(), None)
+        row = sum(len(chunk) for chunk in first.chunks()) if source.rows and first is not None else None
+        meta["splits"][side] = entry | {"row_length": row}
+        _require_some(side, writer.n_tokens)
+        if writer.n_unknown:
+            name = {"train": "training", "val": "validation"}[side]
+            meta["notes"].append(
+                f"{writer.n_unknown:,} characters of the {name} text are not in the tokenizer's vocabulary and became "
+                f"<unk>; their {writer.unknown_bytes:,} bytes are counted."
+            )
+    save_rest(folder, tokenizer, exceptions, meta)
+
+
+def _require_some(side: str, n_tokens: int) -> None:
+    if n_tokens >= 2:
+        return
+    if side == "train":
+        raise UserError(f"the training split has {n_tokens} tokens", hint="the data set is too small")
+    hint = "raise dataset.val_fraction, give dataset.val_path, or use more data"
+    raise UserError(f"the validation split has {n_tokens} tokens, at least 2 are needed", hint=hint)
+
+
+class _Meter:
+    """Passes on what is read and tells how much it was."""
+
+    def __init__(self, stage: str, total: int, show: Progress) -> None:
+        self._stage, self._total, self._show = stage, total, show
+        self._done = 0
+
+    def chunks(self, document: Document) -> Iterator[Any]:
+        for chunk in document.chunks():
+            yield chunk
+            self._done += len(chunk) * getattr(chunk, "itemsize", 1)
+            self._show(self._stage, min(self._done, self._total), self._total)
+
+    def documents(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            yield replace(document, chunks=partial(self.chunks, document))
+
+
+def _cannot_write(root: Path, error: OSError) -> UserError:
+    room = " with more room" if error.errno == errno.ENOSPC else " that can be written"
+    hint = f"set the environment's TINYLLM_CACHE to a folder{room}"
+    return UserError(f"cannot write the token cache: {error.strerror or error}", file=root, hint=hint)

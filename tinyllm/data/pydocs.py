@@ -1,0 +1,117 @@
+"""English prose that is on every machine: the documentation inside Python's standard library."""
+
+import ast
+import hashlib
+import re
+import sysconfig
+import textwrap
+import warnings
+from collections.abc import Iterable, Iterator
+from functools import cache, partial
+from pathlib import Path
+
+from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
+from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.stdlib import source_files
+
+RULES = 1  # raise it when the extraction below changes: it is part of the fingerprint
+PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "...", "\u00a0": " "})
+ROLE = re.compile(r":[a-z:+-]+:`([^`<]*?)(?: ?<[^`>]*>)?`")  # :func:`open` and :ref:`text <label>`
+MARKUP = re.compile(r"``([^`]+)``|`([^`]+)`|\*\*([^*\s][^*]*)\*\*|(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])")
+BULLET = re.compile(r"^(?:[*+-]|\(?\d+[.)])\s+")
+WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
+
+
+class PydocsCorpus(Corpus):
+    """The paragraphs of prose in the language reference (``pydoc_data.topics``) and in all docstrings.
+
+    A topic is a document, and so is what the docstrings of one module say. Sources are parsed, never imported. Code,
+    tables, signatures and markup are left out, typographic marks become ASCII, a paragraph occurs once.
+    """
+
+    def __init__(self, *, val_fraction: float) -> None:
+        super().__init__(val_fraction=val_fraction)
+
+    def check(self) -> None:
+        source_files()
+
+    def open(self, hashes: ContentHashes) -> Source:
+        topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
+        files = [*([topics] if topics.is_file() else []), *source_files()]
+        digests = hashes.of(files)
+        marks = [digests[file].hex() for file in files]
+
+        @cache  # parsing takes seconds, the result is a megabyte, and it is read several times
+        def documents() -> list[Document]:
+            return list(_documents(files))
+
+        return Source(
+            fingerprint=fingerprint_of("pydocs", RULES, marks, self.val_fraction),
+            documents=lambda: iter(documents()),
+            size=sum(file.stat().st_size for file in files),
+        )
+
+
+def _documents(files: Iterable[Path]) -> Iterator[Document]:
+    seen: set[str] = set()
+    for file in files:
+        tree = _parsed(file)
+        texts = _topics(tree) if file.name == "topics.py" else [_docstrings(tree)]
+        for paragraphs in texts:
+            fresh = [paragraph for paragraph in paragraphs if paragraph not in seen]
+            seen.update(fresh)
+            text = "\n\n".join(dict.fromkeys(fresh)) + "\n"
+            if fresh:
+                data = text.encode()
+                yield Document(hashlib.sha256(data).digest(), len(data), partial(iter, (text,)))
+
+
+def _parsed(file: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of invalid escapes, in sources that are not ours
+        return ast.parse(file.read_bytes())
+
+
+def _topics(tree: ast.Module) -> Iterator[list[str]]:
+    """The paragraphs of each topic: the module is one assignment of a dict of texts."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            for _, text in sorted(ast.literal_eval(node.value).items()):
+                yield list(prose(text))
+
+
+def _docstrings(tree: ast.Module) -> list[str]:
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented = [node for node in ast.walk(tree) if isinstance(node, kinds)]
+    documented.sort(key=lambda node: getattr(node, "lineno", 0))
+    return [paragraph for node in documented for paragraph in prose(ast.get_docstring(node) or "")]
+
+
+def prose(text: str) -> Iterator[str]:
+    """The paragraphs of ``text`` that are English sentences, each on one line, without markup."""
+    lines = textwrap.dedent(text.translate(PLAIN)).expandtabs().splitlines()
+    paragraph: list[str] = []
+    for line in [*lines, ""]:
+        starts_item = bool(BULLET.match(line.strip()))
+        if paragraph and (not line.strip() or starts_item):
+            joined = _plain(" ".join(paragraph))
+            if _is_prose(joined):
+                yield joined
+            paragraph = []
+        if line.strip():
+            paragraph.append(BULLET.sub("", line.strip()))
+
+
+def _plain(text: str) -> str:
+    text = MARKUP.sub(lambda match: next(group for group in match.groups() if group), ROLE.sub(r"\1", text))
+    return " ".join(text.split())
+
+
+def _is_prose(text: str) -> bool:
+    """Sentences: a capital first, a full stop last, mostly words of letters, hardly any symbols of code."""
+    if not text.isascii() or not text[0].isupper() or text[-1] not in ".?!:" or ">>>" in text or "::" in text:
+        return False
+    words = text.split()
+    plain = [word for word in words if WORD.fullmatch(word.strip(".,;:?!\"'()"))]
+    symbols = sum(text.count(symbol) for symbol in "_=<>[]{}|\\/*#@$%^&~+`")
+    return len(words) >= 5 and len(plain) >= 0.85 * len(words) and symbols <= 0.02 * len(text)

@@ -1,0 +1,77 @@
+"""The order of training: which window of the data is sample number i, for every i, without any state."""
+
+import numpy as np
+
+from tinyllm.data.permutation import draw, permuted
+from tinyllm.data.tokens import Split
+from tinyllm.errors import UserError
+
+
+class Sampler:
+    """Windows of seq_len+1 ids (inputs and, one later, targets), each once per epoch in a new order.
+
+    In every epoch the windows lie side by side from a new offset, so that over the epochs every token is seen in
+    every place of a window. Sample i is a pure function of (split, seq_len, seed, i): whoever asks, in whatever order.
+    If the split has rows, windows lie within rows.
+
+    Args:
+        split: what to sample from.
+        seq_len: inputs per window.
+        seed: decides the order.
+
+    Attributes:
+        windows_per_epoch: samples after which the next epoch starts.
+
+    Raises:
+        UserError: the split is shorter than one window.
+    """
+
+    def __init__(self, split: Split, *, seq_len: int, seed: int) -> None:
+        self.split = split
+        self.seq_len = seq_len
+        self.seed = seed
+        length = split.row_length or split.n_tokens
+        if length < seq_len + 1:
+            what = "tokens per row" if split.row_length else "tokens"
+            raise UserError(
+                f"the {'training' if split.name == 'train' else 'validation'} data have {length:,} {what}, one window "
+                f"needs {seq_len + 1:,}",
+                key="trainer.seq_len",
+                value=seq_len,
+                hint=f"use more data, or a seq_len of at most {length - 1}",
+            )
+        self._row_length = length
+        rows = split.n_tokens // length
+        # Of a stream one window per epoch is given up, so that every offset from 0 to seq_len−1 has room.
+        self._per_row = (length - 1) // seq_len if split.row_length else max(1, (length - seq_len) // seq_len)
+        self._offsets = min(seq_len, length - self._per_row * seq_len)
+        self.windows_per_epoch = rows * self._per_row
+
+    def starts(self, samples: np.ndarray) -> np.ndarray:
+        """Position in the split at which each sample number's window starts, int64."""
+        samples = np.asarray(samples, dtype=np.int64)
+        epochs = samples // self.windows_per_epoch
+        starts = np.empty_like(samples)
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            key = draw(self.seed, int(epoch))
+            offset = draw(key, ROLE_OFFSET) % self._offsets
+            window = permuted(samples[mine] - epoch * self.windows_per_epoch, self.windows_per_epoch, key)
+            row, place = np.divmod(window, self._per_row)
+            starts[mine] = row * self._row_length + offset + place * self.seq_len
+        return starts
+
+    def windows(self, samples: np.ndarray) -> np.ndarray:
+        """The ids of the windows of ``samples``, int64 of shape (len(samples), seq_len+1)."""
+        ids, length = self.split.ids, self.seq_len + 1
+        out = np.empty((len(samples), length), dtype=np.int64)
+        for row, start in zip(out, self.starts(samples), strict=True):
+            row[:] = ids[start : start + length]
+        return out
+
+    def window(self, sample: int) -> np.ndarray:
+        """The ids of one window, int64 of shape (seq_len+1,)."""
+        return self.windows(np.array([sample]))[0]
+
+
+ROLE_OFFSET = 2**32  # beyond the numbers of the permutation's rounds, which are drawn from the same key

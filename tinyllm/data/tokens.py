@@ -1,0 +1,89 @@
+"""One side of a prepared data set: a long array of ids on disk, read by position."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyllm.tokenizers import Tokenizer
+
+BLOCK = 2**20  # ids per step where a long range is summed
+
+
+@dataclass
+class Split:
+    """Ids of all documents one after the other, memory-mapped. Cheap to copy to another process.
+
+    Attributes:
+        name: "train" or "val".
+        path: the file of ids.
+        dtype: how an id is stored, "uint16" or "uint32".
+        n_tokens: number of ids.
+        row_length: ids per row if the data are rows that no window may reach out of, else None.
+        fingerprint: sha256 (hex) over the ids.
+        token_bytes: UTF-8 bytes of each id, (vocab_size,); None if the data are not text.
+        exceptions: sorted positions whose bytes differ from ``token_bytes``, and these bytes, (2, n).
+    """
+
+    name: str
+    path: Path
+    dtype: str
+    n_tokens: int
+    row_length: int | None
+    fingerprint: str
+    token_bytes: np.ndarray | None
+    exceptions: np.ndarray
+    _ids: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """All ids, memory-mapped and read-only."""
+        if self._ids is None:
+            self._ids = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.n_tokens,))
+        return self._ids
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Ids start … stop−1 as int64, a copy.
+
+        Raises:
+            IndexError: the range is not within the split (a slice would silently be shorter).
+        """
+        if not 0 <= start <= stop <= self.n_tokens:
+            raise IndexError(f"tokens {start} to {stop} of a split of {self.n_tokens}")
+        return self.ids[start:stop].astype(np.int64)
+
+    def byte_count(self, start: int, stop: int) -> int | None:
+        """UTF-8 bytes of the text behind ids start … stop−1, ``<unk>`` included; None if the data are not text."""
+        if self.token_bytes is None:
+            return None
+        total = sum(
+            int(self.token_bytes[self.read(i, min(i + BLOCK, stop))].sum()) for i in range(start, stop, BLOCK)
+        )
+        positions, lengths = self.exceptions
+        first, last = np.searchsorted(positions, (start, stop))
+        usual = self.token_bytes[self.ids[positions[first:last]]]
+        return total + int((lengths[first:last] - usual).sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_ids": None}  # a memory map would be copied whole
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """A data set ready to train on.
+
+    Attributes:
+        train, val: the two sides.
+        tokenizer: what made the ids.
+        notes: sentences for the user.
+        path: the folder of the token cache that holds it.
+        fingerprint: sha256 (hex) over both sides and the tokenizer.
+    """
+
+    train: Split
+    val: Split
+    tokenizer: Tokenizer
+    notes: list[str]
+    path: Path
+    fingerprint: str

@@ -1,0 +1,176 @@
+"""What every tokenizer can do, and what trains one."""
+
+import codecs
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+
+class Tokenizer(ABC):
+    """Turns text into ids 0 … vocab_size−1 and back. Immutable; safe to share between threads.
+
+    Attributes:
+        vocab_size: number of ids.
+        eot_id: id that ends a document, or None when the tokenizer has none.
+        unk_id: id that stands for what the tokenizer cannot express, or None when it can express everything.
+    """
+
+    kind: ClassVar[str]
+    content: ClassVar[str] = "text"
+    vocab_size: int
+    eot_id: int | None = None
+    unk_id: int | None = None
+
+    @abstractmethod
+    def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
+        """The ids of ``text``, int64 of shape (n,), without an end-of-text.
+
+        Args:
+            strict: refuse text that the tokenizer cannot express instead of writing ``<unk>``. For prompts.
+
+        Raises:
+            UserError: a character is unknown, and ``strict`` is set or there is no ``<unk>``. It names the character.
+        """
+
+    @abstractmethod
+    def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
+        """The ids of each text, as unsigned integers, in parallel where that helps."""
+
+    def encode_counted(self, texts: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """Like ``encode_batch``, each with the UTF-8 bytes of the text every token stands for.
+
+        None instead of the byte counts says that they are ``token_bytes()[ids]``.
+        """
+        return [(ids, None) for ids in self.encode_batch(texts)]
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``: special tokens give nothing, ``<unk>`` and broken UTF-8 give U+FFFD."""
+
+    @abstractmethod
+    def token_bytes(self) -> np.ndarray:
+        """UTF-8 bytes that each id stands for, int64 of shape (vocab_size,); 0 for special ids."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The whole tokenizer as plain JSON types; what ``from_dict`` takes."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, state: dict[str, Any]) -> Self:
+        """The tokenizer that ``to_dict`` described."""
+
+    def stream(self) -> "TextStream":
+        """A decoder that takes one id at a time, for text that appears as it is generated."""
+        return TextStream(self.bytes_of)
+
+    def bytes_of(self, token: int) -> bytes:
+        """What ``token`` adds to the text, as UTF-8 bytes; may be a part of a character."""
+        return self.decode([token]).encode("utf-8", "surrogatepass")
+
+    def pieces(self, chunks: Iterable[str], size: int) -> Iterator[str]:
+        """Cuts one document, which comes in ``chunks`` of any length, into pieces of about ``size`` characters.
+
+        The ids of the pieces, one after the other, are the ids of the whole document, whatever ``size`` and however
+        the document was chunked. Where no such cut exists the piece grows, up to the whole document.
+        """
+        pending: list[str] = []
+        length, enough = 0, size
+        for chunk in chunks:
+            pending.append(chunk)
+            length += len(chunk)
+            if length < enough:
+                continue
+            text, start, end = "".join(pending), 0, size
+            while end <= len(text):
+                cut = self.last_cut(text[start:end])
+                if cut:
+                    yield text[start : start + cut]
+                    start += cut
+                    end = start + size
+                else:
+                    end += end - start  # no cut in this stretch: look at one twice as long
+            pending = [text[start:]]
+            length = len(text) - start
+            enough = max(size, end - start)
+        rest = "".join(pending)
+        if rest:
+            yield rest
+
+    def last_cut(self, text: str) -> int:
+        """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is none."""
+        return len(text)
+
+    def covering(self, texts: Iterable[Any]) -> "Tokenizer":
+        """This tokenizer, or the same with an ``<unk>`` more if ``texts`` need it. Nothing is learnt from ``texts``."""
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file that ``tinyllm.tokenizers.load`` reads."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """``to_dict`` as JSON with one spelling only, so that equal tokenizers give equal files."""
+        return json.dumps(self.to_dict(), ensure_ascii=True, indent=1) + "\n"
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the content; equal for tokenizers that give the same ids."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+class TokenizerTrainer(ABC):
+    """Makes a tokenizer from the training split. Its constructor's arguments are the keys of its config file."""
+
+    content: ClassVar[str] = "text"
+
+    @abstractmethod
+    def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
+        """The tokenizer for ``texts``.
+
+        Args:
+            texts: the training split in order; read once, or not at all where nothing is learnt.
+            n_documents: how many documents ``texts`` are the pieces of; None: each text is a document.
+            size: bytes of all texts together, where known.
+        """
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides what ``train`` makes of a text, as plain JSON types."""
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the settings."""
+        text = json.dumps([type(self).__name__, self.settings()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def check(self) -> None:
+        """Refuses, before anything is read or written, what cannot work (UserError)."""
+
+    def notes(self, tokenizer: Tokenizer) -> list[str]:
+        """Sentences for the user about what came out differently from what was asked."""
+        return []
+
+
+class TextStream:
+    """Decodes id by id: a character appears once its last byte is there.
+
+    The text of all ``push`` calls and the ``flush`` is ``decode`` of all ids.
+    """
+
+    def __init__(self, bytes_of: Any) -> None:
+        self._bytes_of = bytes_of
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that ``token`` completes; often one token's, sometimes empty."""
+        return self._decoder.decode(self._bytes_of(int(token)))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never finished. The stream starts anew."""
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return text

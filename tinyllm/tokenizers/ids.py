@@ -1,0 +1,98 @@
+"""For data that is numbers already: the identity."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Self
+
+import numpy as np
+
+from tinyllm.errors import UserError
+from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
+
+
+class IdsTokenizer(Tokenizer):
+    """Numbers stand for themselves; as text they are decimal and separated by spaces, ``"17 4 4"``.
+
+    Args:
+        vocab_size: numbers are 0 … vocab_size−1.
+        may_grow: ``covering`` may raise vocab_size to what other data need.
+    """
+
+    kind = "ids"
+    content = "numbers"
+
+    def __init__(self, *, vocab_size: int, may_grow: bool = False) -> None:
+        self.vocab_size = vocab_size
+        self._may_grow = may_grow
+
+    def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
+        try:
+            ids = np.array([int(word) for word in text.split()], dtype=np.int64)
+        except ValueError:
+            raise UserError(
+                "the prompt must be numbers: this model was trained on numbers, not on text",
+                hint="write them in decimal, separated by spaces",
+            ) from None
+        self._refuse_outside(ids)
+        return ids
+
+    def encode_batch(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+        for ids in texts:
+            self._refuse_outside(ids)
+        return [ids.astype(np.uint32) for ids in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return " ".join(str(int(i)) for i in ids)
+
+    def bytes_of(self, token: int) -> bytes:
+        return f"{int(token)} ".encode()
+
+    def token_bytes(self) -> np.ndarray:
+        return np.zeros(self.vocab_size, dtype=np.int64)
+
+    def pieces(self, chunks: Iterable[Any], size: int) -> Iterator[Any]:
+        yield from chunks
+
+    def covering(self, texts: Iterable[np.ndarray]) -> "IdsTokenizer":
+        if not self._may_grow:
+            return self
+        return IdsTokenizer(vocab_size=max([self.vocab_size, *(int(ids.max()) + 1 for ids in texts)]))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "vocab_size": self.vocab_size}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Self:
+        return cls(vocab_size=state["vocab_size"])
+
+    def _refuse_outside(self, ids: np.ndarray) -> None:
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise UserError(
+                f"the number {outside} is outside the vocabulary of {self.vocab_size:,}",
+                hint=f"numbers from 0 to {self.vocab_size - 1} are allowed",
+            )
+
+
+class IdsTrainer(TokenizerTrainer):
+    """Finds the largest number.
+
+    Args:
+        vocab_size: how many ids there are; None: the largest number of the data plus one.
+    """
+
+    content = "numbers"
+
+    def __init__(self, *, vocab_size: int | None = None) -> None:
+        if vocab_size is not None and vocab_size < 1:
+            raise UserError("the vocabulary is empty", key="tokenizer.vocab_size", value=vocab_size, hint="at least 1")
+        self._vocab_size = vocab_size
+
+    def train(
+        self, texts: Iterable[np.ndarray], *, n_documents: int | None = None, size: int | None = None
+    ) -> IdsTokenizer:
+        if self._vocab_size is not None:
+            return IdsTokenizer(vocab_size=self._vocab_size)
+        return IdsTokenizer(vocab_size=max(int(ids.max()) + 1 for ids in texts), may_grow=True)
+
+    def settings(self) -> dict[str, Any]:
+        return {"vocab_size": self._vocab_size}

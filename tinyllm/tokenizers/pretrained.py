@@ -1,0 +1,62 @@
+"""A tokenizer made elsewhere: a tokenizer.json, the directory of a model that holds one, or a tiktoken name."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tinyllm.errors import UserError
+from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.files import load, loads
+
+
+class PretrainedTrainer(TokenizerTrainer):
+    """Takes the tokenizer as it is.
+
+    Args:
+        path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a tiktoken
+            encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and its file on this machine.
+    """
+
+    def __init__(self, *, path: str) -> None:
+        self._path = str(path)
+        self._tokenizer: Tokenizer | None = None
+
+    def check(self) -> None:
+        self._load()
+
+    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
+        return self._load()
+
+    def settings(self) -> dict[str, Any]:
+        return {"content": self._content()}
+
+    def _file(self) -> Path:
+        path = Path(self._path).expanduser()
+        return path / "tokenizer.json" if path.is_dir() else path
+
+    def _content(self) -> str:
+        """What decides the tokenizer: the hash of the file, so that a moved file is the same, an edited one is not."""
+        file = self._file()
+        if file.is_file():
+            return hashlib.sha256(file.read_bytes()).hexdigest()
+        return self._load().fingerprint()
+
+    def _load(self) -> Tokenizer:
+        if self._tokenizer is None:
+            file = self._file()
+            self._tokenizer = load(file) if file.is_file() else self._from_tiktoken()
+        return self._tokenizer
+
+    def _from_tiktoken(self) -> Tokenizer:
+        from tinyllm.tokenizers.tiktoken import names, tokenizer_json
+
+        path = Path(self._path).expanduser()
+        if path.is_dir():
+            raise UserError("the directory has no tokenizer.json", key="tokenizer.path", value=self._path)
+        known = names()
+        if self._path not in known:
+            hint = "give a tokenizer.json, a directory with one, or a tiktoken name"
+            hint += f" ({', '.join(known)})" if known else "; for the latter install tiktoken"
+            raise UserError("there is no such tokenizer", key="tokenizer.path", value=self._path, hint=hint)
+        return loads(tokenizer_json(self._path))

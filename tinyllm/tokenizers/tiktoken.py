@@ -1,0 +1,96 @@
+"""The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs both."""
+
+import json
+from typing import Any
+
+from tinyllm.errors import UserError
+from tinyllm.tokenizers.huggingface import BYTE_OF
+
+
+def names() -> list[str]:
+    """The encodings that the installed tiktoken knows; empty without tiktoken."""
+    try:
+        import tiktoken
+    except ImportError:
+        return []
+    return sorted(tiktoken.list_encoding_names())
+
+
+def tokenizer_json(name: str) -> str:
+    """The encoding ``name`` as the text of a tokenizer.json.
+
+    Raises:
+        UserError: its file is not on this machine and cannot be fetched.
+    """
+    import tiktoken
+
+    try:
+        return converted(tiktoken.get_encoding(name))
+    except OSError as error:  # requests' ConnectionError is one
+        raise UserError(
+            "the vocabulary of this tiktoken encoding is not on this machine and cannot be fetched",
+            key="tokenizer.path",
+            value=name,
+            hint=f"put it into TIKTOKEN_CACHE_DIR, or give a tokenizer.json ({type(error).__name__})",
+        ) from None
+
+
+def converted(encoding: Any) -> str:
+    """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token again."""
+    char_of = {byte: char for char, byte in BYTE_OF.items()}
+    ranks: dict[bytes, int] = encoding._mergeable_ranks
+
+    def spelled(value: bytes) -> str:
+        return "".join(char_of[b] for b in value)
+
+    merges = []
+    for value, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(value) > 1:
+            parts = _split(ranks, value, rank)
+            if len(parts) == 2:
+                merges.append([spelled(parts[0]), spelled(parts[1])])
+    special = sorted(encoding._special_tokens.items(), key=lambda item: item[1])
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": encoding._pat_str},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": i, "content": content, **flags} for content, i in special],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level | {"use_regex": True},
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": True,  # tiktoken takes a word that is a token whole, without merging
+                "vocab": {spelled(value): rank for value, rank in ranks.items()},
+                "merges": merges,
+            },
+        }
+    )
+
+
+def _split(ranks: dict[bytes, int], token: bytes, below: int) -> list[bytes]:
+    """``token`` merged from its bytes by merges of a rank lower than ``below``."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    while len(parts) > 1:
+        pairs = [ranks.get(a + b, below) for a, b in zip(parts, parts[1:], strict=False)]
+        best = min(range(len(pairs)), key=pairs.__getitem__)
+        if pairs[best] >= below:
+            break
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts
