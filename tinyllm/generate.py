@@ -94,8 +94,13 @@ class Session:
         """Print samples of one prompt."""
         from tinyllm.inference.generator import echo, stream_text
         from tinyllm.inference.printer import Printer
+        from tinyllm.loggers.wording import plain
 
-        printer = Printer(prompt=echo(self.tokenizer, prompt), n_samples=self.cfg.n_samples)
+        printer = Printer(
+            prompt=echo(self.tokenizer, prompt),
+            n_samples=self.cfg.n_samples,
+            clean=plain if sys.stdout.isatty() else str,
+        )
         start = time.perf_counter()
         printer.show(stream_text(self.model, self.tokenizer, prompt, seed=seed, **self.settings))
         seconds = time.perf_counter() - start

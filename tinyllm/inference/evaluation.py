@@ -1,20 +1,22 @@
 """How well a model predicts a split: the one function behind every val/loss."""
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from tinyllm.data.loader import eval_batches, eval_bytes
+from tinyllm.data.loader import IGNORED, eval_batches, eval_bytes
+from tinyllm.data.tokens import Split
+from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
 from tinyllm.nn.loss import linear_cross_entropy
 
 
 def evaluate(
     model: LanguageModel,
-    split: Any,
+    split: Split,
     *,
     seq_len: int,
     batch_size: int,
@@ -23,6 +25,7 @@ def evaluate(
     device: torch.device | str,
     autocast: Autocast = nullcontext,
     name: str = "val",
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Plain cross-entropy of the split, every token weighing the same.
 
@@ -36,11 +39,17 @@ def evaluate(
         max_tokens: only the beginning of the split; None: all of it.
         autocast: makes the context in which the model runs.
         name: what the keys begin with.
+        progress: told how many tokens are predicted so far.
 
     Returns:
         ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential) and, where the split knows the bytes
         of its tokens, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of the predicted tokens)).
+
+    Raises:
+        UserError: the split is too short to predict anything, or the stride would leave tokens out.
     """
+    if stride is not None and not 1 <= stride <= seq_len:
+        raise UserError("out of range", key="stride", value=stride, hint=f"give 1 to seq_len ({seq_len})")
     was_training = model.training
     model.train(False)
     nats: list[Tensor] = []
@@ -49,15 +58,21 @@ def evaluate(
         for inputs_BT, targets_BT in eval_batches(
             split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride
         ):
-            tokens += int((targets_BT != -100).sum())
+            tokens += int((targets_BT != IGNORED).sum())
             nats.append(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast))
+            if progress is not None:
+                progress(tokens)
     finally:
         model.train(was_training)
+    if not tokens:
+        raise UserError(
+            f"the {split.name} split has {split.n_tokens} tokens", hint="at least 2 are needed to predict one"
+        )
     # One transfer at the end: reading each batch's sum at once would make the device wait for it.
     total = torch.stack(nats).cpu().double().sum().item()
     loss = total / tokens
     metrics = {f"{name}/loss": loss, f"{name}/ppl": math.exp(min(loss, 700.0))}
-    n_bytes = eval_bytes(split, seq_len=seq_len, max_tokens=max_tokens, stride=stride)
+    n_bytes = eval_bytes(split, max_tokens=max_tokens)
     if n_bytes:
         metrics[f"{name}/bpb"] = total / (math.log(2) * n_bytes)
     return metrics

@@ -1,15 +1,10 @@
 """Shows samples as they come: the first while it grows, each further one once the one before it is whole."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from tinyllm.inference.generator import Piece
-
-# A terminal would obey these (colours, bells, moved cursors); they are shown as pictures instead. Tab and
-# line end stay.
-CONTROL_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
-CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Printer:
@@ -18,11 +13,19 @@ class Printer:
     Args:
         prompt: shown before each sample.
         n_samples: how many there are.
+        clean: applied to all text; for a terminal, which must not obey what a model writes.
     """
 
     def __init__(
-        self, *, prompt: str, n_samples: int, out: TextIO | None = None, notes: TextIO | None = None
+        self,
+        *,
+        prompt: str,
+        n_samples: int,
+        clean: Callable[[str], str] = str,
+        out: TextIO | None = None,
+        notes: TextIO | None = None,
     ) -> None:
+        self.clean = clean
         self.out, self.notes = out or sys.stdout, notes or sys.stderr
         self.prompt, self.n_samples = prompt, n_samples
         self.texts = [""] * n_samples
@@ -71,5 +74,5 @@ class Printer:
     def _write(self, text: str) -> None:
         if text:
             self._last = text[-1]
-            self.out.write(text.translate(CONTROL_PICTURES) if self.out.isatty() else text)
+            self.out.write(self.clean(text))
             self.out.flush()

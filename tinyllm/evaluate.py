@@ -1,0 +1,175 @@
+"""``python -m tinyllm.evaluate run=<run directory>``: loss, perplexity and bits per byte on a whole split."""
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllm.config.cli import Invocation
+
+
+def main() -> None:
+    """The console script ``tinyllm-evaluate``."""
+    from tinyllm.config.cli import run
+
+    run("evaluate", _task)
+
+
+def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
+    from tinyllm.inference.runs import required_run
+
+    result = evaluate_run(cfg, required_run(cfg.run, program="evaluate"), allow=invocation.allow)
+    if invocation.json:
+        print(json.dumps(result))
+    else:
+        _show(result)
+    return 0
+
+
+def evaluate_run(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """The metrics of a run's checkpoint on a split of the data it was trained with, and how they were
+    computed.
+
+    Args:
+        cfg: of ``conf/evaluate.yaml``.
+        run: a run or checkpoint directory.
+        allow: classes beside tinyllm's own that the run's configuration may name.
+
+    Raises:
+        UserError: the run cannot be loaded, its data is not there any more, a setting out of range.
+    """
+    from functools import partial
+
+    from tinyllm.assemble import open_corpus, open_data
+    from tinyllm.inference.evaluation import evaluate
+    from tinyllm.loading import config_of, load
+    from tinyllm.nn.precision import auto_precision
+    from tinyllm.training.checkpoint import find
+    from tinyllm.training.hardware import pick_device
+    from tinyllm.training.objective import autocast
+
+    device = pick_device(cfg.device)
+    precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
+    checkpoint = find(run, prefer=cfg.checkpoint, tell=lambda text: print(text, file=sys.stderr))
+    trained = config_of(checkpoint)
+    context = trained.model.max_seq_len
+    seq_len = cfg.seq_len or trained.trainer.seq_len or context
+    stride = cfg.stride or seq_len
+    _check_window(seq_len, stride, context)
+    data = open_data(*open_corpus(trained, allow=allow))
+    split = {"train": data.train, "val": data.val}[cfg.split]
+    _check_data(checkpoint.manifest["data"], split, data.tokenizer.fingerprint(), run)
+    model, _ = load(checkpoint.path, weights=cfg.weights, device=device, allow=allow)
+    start = time.perf_counter()
+    with _Progress(split.n_tokens - 1) as progress:
+        metrics = evaluate(
+            model,
+            split,
+            seq_len=seq_len,
+            stride=stride,
+            batch_size=cfg.batch_size or trained.trainer.batch_size,
+            device=device,
+            autocast=partial(autocast, device, precision),
+            name=cfg.split,
+            progress=progress,
+        )
+    return metrics | {
+        "checkpoint": str(checkpoint.path),
+        "step": checkpoint.step,
+        "split": cfg.split,
+        "tokens": progress.done,
+        "seq_len": seq_len,
+        "stride": stride,
+        "precision": precision,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+
+
+def _check_window(seq_len: int, stride: int, context: int) -> None:
+    from tinyllm.errors import UserError
+
+    for key, value, most, what in (
+        ("seq_len", seq_len, context, "the model's context"),
+        ("stride", stride, seq_len, "seq_len"),
+    ):
+        if value > most:
+            raise UserError("too large", key=key, value=value, hint=f"at most {most}, {what}")
+
+
+def _check_data(trained_on: dict[str, str], split: Any, tokenizer: str, run: str) -> None:
+    """Refuse data that is not the run's: its loss would not mean what it seems to."""
+    from tinyllm.errors import UserError
+
+    for what, was, now in (
+        ("tokenizer", trained_on["tokenizer"], tokenizer),
+        (f"{split.name} split", trained_on[split.name], split.fingerprint),
+    ):
+        if was != now:
+            raise UserError(
+                f"the data has changed since this run was trained: its {what} is another one now",
+                key="run",
+                value=run,
+                hint="bring the old data back (embedded data belongs to one Python version)",
+            )
+
+
+class _Progress:
+    """A bar on standard error while it lasts, if that is a terminal; counts the tokens either way."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.done = 0
+        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("evaluating", total=total)
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, done: int) -> None:
+        self.done = done
+        self._bar.update(self._task, completed=done)
+
+
+def _show(result: dict[str, Any]) -> None:
+    """A small table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    split = result["split"]
+    rows = [
+        (name, f"{result[f'{split}/{name}']:.4f}")
+        for name in ("loss", "ppl", "bpb")
+        if f"{split}/{name}" in result
+    ]
+    window = f"{result['seq_len']}" + (
+        f", stride {result['stride']}" if result["stride"] != result["seq_len"] else ""
+    )
+    rows += [
+        ("tokens", f"{result['tokens']:,}"),
+        ("window", window),
+        ("precision", result["precision"]),
+        ("checkpoint", result["checkpoint"]),
+        ("seconds", f"{result['seconds']:.1f}"),
+    ]
+    if not sys.stdout.isatty():
+        for name, value in rows:
+            print(f"{split}/{name:8} {value}" if name in ("loss", "ppl", "bpb") else f"{name:12} {value}")
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in rows:
+        measured = name in ("loss", "ppl", "bpb")
+        table.add_row(f"{split}/{name}" if measured else name, f"[bold]{value}[/]" if measured else value)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
