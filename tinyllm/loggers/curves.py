@@ -96,7 +96,7 @@ def series(records: list[dict[str, Any]], key: str) -> Series:
     ys: list[float] = []
     tokens = 0.0
     for record in records:
-        tokens = record.get("train/tokens", tokens)
+        tokens = record.get("tokens", record.get("train/tokens", tokens))
         value = record.get(key)
         if isinstance(value, int | float) and math.isfinite(value):
             xs.append(tokens)
