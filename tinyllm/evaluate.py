@@ -143,6 +143,7 @@ def _show(result: dict[str, Any]) -> None:
     """A small table."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     split = result["split"]
     rows = [
@@ -167,7 +168,7 @@ def _show(result: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     for name, value in rows:
         measured = name in ("loss", "ppl", "bpb")
-        table.add_row(f"{split}/{name}" if measured else name, f"[bold]{value}[/]" if measured else value)
+        table.add_row(f"{split}/{name}" if measured else name, Text(value, style="bold" if measured else ""))
     Console().print(table)
 
 
