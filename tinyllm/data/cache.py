@@ -1,12 +1,13 @@
-"""The token cache on disk: one folder per (corpus, tokenizer), written whole or not at all, checked when opened.
+"""The token cache on disk: one folder per (corpus, tokenizer), written whole or not at all, checked when
+opened.
 
-A folder holds ``train.bin`` and ``val.bin`` (ids, little-endian), ``exceptions.npz`` (bytes of unusual tokens),
-``tokenizer.json`` and ``meta.json`` (sizes and sha256 of everything, of the ids per block of 4 MiB).
+A folder holds ``train.bin`` and ``val.bin`` (ids, little-endian), ``exceptions.npz`` (bytes of unusual
+tokens), ``tokenizer.json`` and ``meta.json`` (sizes and sha256 of everything, of the ids per block of 4 MiB).
 
-What opening checks: meta.json against its own digest, every size, tokenizer and exceptions by sha256, and the ids
-block by block. All blocks are checked unless the files carry the same stamp (size, times, inode) as when they were
-last checked in full *and* are larger than 64 MiB together; then the first, the last and 16 random blocks are. So an edit of any
-kind is found at once, and silent rot of a large file sooner or later.
+What opening checks: meta.json against its own digest, every size, tokenizer and exceptions by sha256, and the
+ids block by block. All blocks are checked unless the files carry the same stamp (size, times, inode) as when
+they were last checked in full *and* are larger than 64 MiB together; then the first, the last and 16 random
+blocks are. So an edit of any kind is found at once, and silent rot of a large file sooner or later.
 """
 
 import hashlib
@@ -57,7 +58,9 @@ class TokenWriter:
 
     def write(self, ids: np.ndarray, lengths: np.ndarray | None) -> None:
         """Appends ids; ``lengths`` are their UTF-8 bytes, None: the tokenizer's usual ones."""
-        if len(ids) and int(ids.max()) >= self._vocab_size:  # must never happen; a wrapped id would train silently
+        if (
+            len(ids) and int(ids.max()) >= self._vocab_size
+        ):  # must never happen; a wrapped id would train silently
             raise RuntimeError(f"the tokenizer gave id {ids.max()} with a vocabulary of {self._vocab_size}")
         if lengths is not None:
             odd = np.flatnonzero(lengths != self._usual[ids])
@@ -109,7 +112,9 @@ def fingerprint_of_blocks(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()
 
 
-def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def save_rest(
+    folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]
+) -> None:
     """Writes what belongs to the ids, and meta.json last; everything is durable afterwards."""
     packed = BytesIO()
     np.savez(packed, **exceptions)
@@ -166,7 +171,9 @@ def _open(folder: Path, key: str) -> TokenData:
         )
         for side, entry in ((side, meta["splits"][side]) for side in SIDES)
     ]
-    whole = hashlib.sha256("".join([*(split.fingerprint for split in splits), tokenizer.fingerprint()]).encode())
+    whole = hashlib.sha256(
+        "".join([*(split.fingerprint for split in splits), tokenizer.fingerprint()]).encode()
+    )
     return TokenData(splits[0], splits[1], tokenizer, list(meta["notes"]), folder, whole.hexdigest())
 
 
@@ -198,7 +205,10 @@ def _check_blocks(file: Path, entry: dict[str, Any], vocab_size: int, sample: bo
         for i in numbers:
             stream.seek(i * BLOCK_BYTES)
             block = stream.read(BLOCK_BYTES)
-            _require(hashlib.sha256(block).hexdigest() == entry["blocks"][i], f"block {i} of {file.name} is damaged")
+            _require(
+                hashlib.sha256(block).hexdigest() == entry["blocks"][i],
+                f"block {i} of {file.name} is damaged",
+            )
             largest = int(np.frombuffer(block, dtype=entry["dtype"]).max())
             _require(largest < vocab_size, f"{file.name} has id {largest}, the vocabulary is {vocab_size}")
 

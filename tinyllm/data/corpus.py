@@ -59,7 +59,10 @@ class Corpus(ABC):
     def __init__(self, *, val_fraction: float) -> None:
         if not 0 < val_fraction < 1:
             raise UserError(
-                "not a share of the data", key="dataset.val_fraction", value=val_fraction, hint="between 0 and 1"
+                "not a share of the data",
+                key="dataset.val_fraction",
+                value=val_fraction,
+                hint="between 0 and 1",
             )
         self.val_fraction = val_fraction
 

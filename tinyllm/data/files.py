@@ -5,8 +5,9 @@ import glob
 import io
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tinyllm.errors import UserError
 
@@ -17,8 +18,8 @@ SNIFF = 8192  # a NUL in the first bytes of a file marks it as binary, as git do
 def find_files(path: str, *, key: str, suffixes: Sequence[str] = ()) -> list[Path]:
     """The files that ``path`` names: itself, everything in a folder, or the matches of a glob (``**`` too).
 
-    Hidden files and folders are passed over in folders and globs. In a fixed order that does not depend on where
-    the folder lies.
+    Hidden files and folders are passed over in folders and globs. In a fixed order that does not depend on
+    where the folder lies.
 
     Args:
         key: the config key, for errors.
@@ -42,7 +43,9 @@ def find_files(path: str, *, key: str, suffixes: Sequence[str] = ()) -> list[Pat
         matches = glob.glob(str(place), recursive=True)
         found = [Path(match) for match in sorted(matches) if os.path.isfile(match)]
         if not found:
-            raise UserError("no file matches", key=key, value=path, hint="check the pattern, and quote it in the shell")
+            raise UserError(
+                "no file matches", key=key, value=path, hint="check the pattern, and quote it in the shell"
+            )
         return found
     if os.path.lexists(place):
         raise UserError("not a readable file or folder", key=key, value=path)
@@ -53,7 +56,11 @@ def _walk(folder: Path) -> list[Path]:
     files = []
     for root, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(root, name) for name in names if not name.startswith(".") and os.path.isfile(Path(root, name))]
+        files += [
+            Path(root, name)
+            for name in names
+            if not name.startswith(".") and os.path.isfile(Path(root, name))
+        ]
     return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 
@@ -66,33 +73,27 @@ def _nearest(place: Path) -> str:
 
 def is_binary(file: Path) -> bool:
     """Whether the beginning of the file says that it is not text. Raises UserError if it cannot be read."""
-    head = read_head(file, SNIFF)
+    with _opened(file) as stream:
+        head = stream.read(SNIFF)
     return b"\0" in head and not head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-
-
-def read_head(file: Path, size: int) -> bytes:
-    """The first bytes. Raises UserError if the file cannot be read."""
-    try:
-        with open(file, "rb") as stream:
-            return stream.read(size)
-    except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
 
 
 def read_text(file: Path, *, errors: str = "strict", key: str = "dataset.path") -> Iterator[str]:
     """The text of a UTF-8 file in chunks of about 1 MiB.
 
-    A byte order mark at the start is dropped, and the line ends CR LF and CR become LF, as Python's ``open`` does it.
+    A byte order mark at the start is dropped, and the line ends CR LF and CR become LF, as Python's ``open``
+    does it.
 
     Args:
         errors: "strict", or "replace": what is not UTF-8, and NUL, become U+FFFD.
 
     Raises:
-        UserError: with file and byte offset for a byte that is not UTF-8, or a NUL (which text does not have).
+        UserError: with file and byte offset for a byte that is not UTF-8, or a NUL (which text does not
+        have).
     """
     newlines: Any = io.IncrementalNewlineDecoder(None, translate=True)
     offset, pending, start = 0, b"", True
-    with open(file, "rb") as stream:
+    with _opened(file) as stream:
         while True:
             block = stream.read(CHUNK)
             data = pending + block
@@ -119,6 +120,21 @@ def read_text(file: Path, *, errors: str = "strict", key: str = "dataset.path") 
             pending = data[used:]
 
 
+def read_lines(file: Path) -> Iterator[bytes]:
+    """The lines of a file, line ends included. Raises UserError if it cannot be read."""
+    with _opened(file) as stream:
+        yield from stream
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        with open(file, "rb") as stream:
+            yield stream
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
+
+
 def _decode(data: bytes, final: bool, errors: str, file: Path, offset: int) -> tuple[str, int]:
     try:
         return codecs.utf_8_decode(data, errors, final)
@@ -133,5 +149,7 @@ def _decode(data: bytes, final: bool, errors: str, file: Path, offset: int) -> t
 def require_errors_mode(errors: str) -> str:
     """``errors`` if it is one of the two ways to meet a bad byte, else UserError."""
     if errors not in ("strict", "replace"):
-        raise UserError("unknown way to meet bad bytes", key="dataset.errors", value=errors, hint="strict or replace")
+        raise UserError(
+            "unknown way to meet bad bytes", key="dataset.errors", value=errors, hint="strict or replace"
+        )
     return errors

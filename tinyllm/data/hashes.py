@@ -12,11 +12,14 @@ from tinyllm.data.atomic import write_atomically
 from tinyllm.errors import UserError
 
 Stamp = list[int]
-SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
+SETTLED_NS = (
+    2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
+)
 
 
 def stamp(path: Path) -> Stamp:
-    """What changes when somebody writes to the file: size, both times, inode. ctime cannot be set back by hand."""
+    """What changes when somebody writes to the file: size, both times, inode. ctime cannot be set back by
+    hand."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
@@ -39,7 +42,10 @@ class ContentHashes:
             UserError: a file cannot be read.
         """
         names = [os.path.abspath(file) for file in files]
-        memo_file = self._folder / f"{hashlib.sha256(chr(0).join(names).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
+        memo_file = (
+            self._folder
+            / f"{hashlib.sha256(chr(0).join(names).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
+        )
         memo = _read(memo_file)
         hashes: dict[Path, bytes] = {}
         new: dict[str, list[object]] = {}
@@ -77,7 +83,9 @@ def _read(file: Path) -> dict[str, list]:
         memo = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    sound = isinstance(memo, dict) and all(isinstance(entry, list) and len(entry) == 3 for entry in memo.values())
+    sound = isinstance(memo, dict) and all(
+        isinstance(entry, list) and len(entry) == 3 for entry in memo.values()
+    )
     return memo if sound else {}
 
 

@@ -32,9 +32,9 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Micro-batches (inputs_BT, targets_BT), int64, of steps start_step … end_step−1, in order.
 
-    Micro-batch m of rank r at step s holds the samples s·G + (m·world_size + r)·batch_size + 0 … batch_size−1 with
-    G = batch_size·grad_accum_steps·world_size, so the batches of a step do not depend on how it is divided, and
-    nothing but the arguments decides them. The global random generators are not touched.
+    Micro-batch m of rank r at step s holds the samples s·G + (m·world_size + r)·batch_size + 0 … batch_size−1
+    with G = batch_size·grad_accum_steps·world_size, so the batches of a step do not depend on how it is
+    divided, and nothing but the arguments decides them. The global random generators are not touched.
 
     Args:
         workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
@@ -82,7 +82,9 @@ class _MicroBatches(Dataset[Batch]):
         while start < numbers.stop:
             epoch = self._first_sample(start) // self._sampler.windows_per_epoch
             stop = start + 1
-            while stop < numbers.stop and self._first_sample(stop) // self._sampler.windows_per_epoch == epoch:
+            while (
+                stop < numbers.stop and self._first_sample(stop) // self._sampler.windows_per_epoch == epoch
+            ):
                 stop += 1
             yield range(start, stop)
             start = stop
@@ -92,7 +94,8 @@ class _MicroBatches(Dataset[Batch]):
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the training process finishes its step, so workers stay."""
+    """Ctrl-C and SIGTERM reach the whole process group; the training process finishes its step, so workers
+    stay."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -100,21 +103,26 @@ def _ignore_signals(worker: int) -> None:
 def eval_batches(
     split: Split, *, seq_len: int, batch_size: int, max_tokens: int | None = None, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Fixed windows over the whole split, (inputs_BT, targets_BT) int64; every token but the first is predicted once.
+    """Fixed windows over the whole split, (inputs_BT, targets_BT) int64; every token but the first is
+    predicted once.
 
-    Windows lie side by side; the last is shorter, filled up with inputs 0 and targets −100. The first token of the
-    split, and of each row where there are rows, is never predicted. The last batch may have fewer rows.
+    Windows lie side by side; the last is shorter, filled up with inputs 0 and targets −100. The first token
+    of the split, and of each row where there are rows, is never predicted. The last batch may have fewer
+    rows.
 
     Args:
         max_tokens: predict only the first so many; None: all.
-        stride: distance of the windows; below seq_len they overlap, and a window predicts only what the one before
-            did not, so that every prediction but those of the first window sees seq_len−stride tokens or more.
+        stride: distance of the windows; below seq_len they overlap, and a window predicts only what the one
+            before did not, so that every prediction but those of the first window sees seq_len−stride tokens
+            or more.
 
     Raises:
         UserError: stride is not within 1 … seq_len.
     """
     if stride is not None and not 1 <= stride <= seq_len:
-        raise UserError("not a distance of windows", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})")
+        raise UserError(
+            "not a distance of windows", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})"
+        )
     inputs, targets = [], []
     for row in _rows_to_predict(split, max_tokens):
         for first, predicted, stop in _windows(row, seq_len, stride or seq_len):

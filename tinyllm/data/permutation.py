@@ -1,7 +1,8 @@
 """A shuffle that is never stored: position i of permutation k of 0 … n−1, by arithmetic alone.
 
-A Feistel network permutes 0 … 4^h−1 for any round function (Luby and Rackoff 1988); values of n and above are sent
-through it again until they fall below n ("cycle walking", Black and Rogaway 2002), which keeps it a permutation.
+A Feistel network permutes 0 … 4^h−1 for any round function (Luby and Rackoff 1988); values of n and above are
+sent through it again until they fall below n ("cycle walking", Black and Rogaway 2002), which keeps it a
+permutation.
 """
 
 import numpy as np

@@ -57,7 +57,9 @@ def prepare(
     except (FileNotFoundError, DamagedCacheError):
         pass  # looked at again under the lock: another process may be building or mending it
     try:
-        with locked(root / f"{key}.lock", lambda: show("waiting for another process that prepares this data", 0, 0)):
+        with locked(
+            root / f"{key}.lock", lambda: show("waiting for another process that prepares this data", 0, 0)
+        ):
             try:
                 return open_cache(folder, key)
             except FileNotFoundError:
@@ -138,15 +140,14 @@ def _write(
             for ids, lengths in encode_documents(tokenizer, read.documents(documents())):
                 writer.write(ids, lengths)
             entry, exceptions[side] = writer.finish()
-        first = next(documents(), None)
-        row = sum(len(chunk) for chunk in first.chunks()) if source.rows and first is not None else None
-        meta["splits"][side] = entry | {"row_length": row}
         _require_some(side, writer.n_tokens)
+        row = len(next(next(documents()).chunks())) if source.rows else None
+        meta["splits"][side] = entry | {"row_length": row}
         if writer.n_unknown:
             name = {"train": "training", "val": "validation"}[side]
             meta["notes"].append(
-                f"{writer.n_unknown:,} characters of the {name} text are not in the tokenizer's vocabulary and became "
-                f"<unk>; their {writer.unknown_bytes:,} bytes are counted."
+                f"{writer.n_unknown:,} characters of the {name} text are not in the tokenizer's vocabulary "
+                f"and became <unk>; their {writer.unknown_bytes:,} bytes are counted."
             )
     save_rest(folder, tokenizer, exceptions, meta)
 

@@ -25,8 +25,9 @@ WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 class PydocsCorpus(Corpus):
     """The paragraphs of prose in the language reference (``pydoc_data.topics``) and in all docstrings.
 
-    A topic is a document, and so is what the docstrings of one module say. Sources are parsed, never imported. Code,
-    tables, signatures and markup are left out, typographic marks become ASCII, a paragraph occurs once.
+    A topic is a document, and so is what the docstrings of one module say. Sources are parsed, never
+    imported. Code, tables, signatures and markup are left out, typographic marks become ASCII, a paragraph
+    occurs once.
     """
 
     def __init__(self, *, val_fraction: float) -> None:

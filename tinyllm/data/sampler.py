@@ -10,9 +10,9 @@ from tinyllm.errors import UserError
 class Sampler:
     """Windows of seq_len+1 ids (inputs and, one later, targets), each once per epoch in a new order.
 
-    In every epoch the windows lie side by side from a new offset, so that over the epochs every token is seen in
-    every place of a window. Sample i is a pure function of (split, seq_len, seed, i): whoever asks, in whatever order.
-    If the split has rows, windows lie within rows.
+    In every epoch the windows lie side by side from a new offset, so that over the epochs every token is seen
+    in every place of a window. Sample i is a pure function of (split, seq_len, seed, i): whoever asks, in
+    whatever order. If the split has rows, windows lie within rows.
 
     Args:
         split: what to sample from.
@@ -34,16 +34,16 @@ class Sampler:
         if length < seq_len + 1:
             what = "tokens per row" if split.row_length else "tokens"
             raise UserError(
-                f"the {'training' if split.name == 'train' else 'validation'} data have {length:,} {what}, one window "
-                f"needs {seq_len + 1:,}",
+                f"the {split.name} split has {length:,} {what}, one window needs {seq_len + 1:,}",
                 key="trainer.seq_len",
                 value=seq_len,
                 hint=f"use more data, or a seq_len of at most {length - 1}",
             )
         self._row_length = length
         rows = split.n_tokens // length
-        # Of a stream one window per epoch is given up, so that every offset from 0 to seq_len−1 has room.
-        self._per_row = (length - 1) // seq_len if split.row_length else max(1, (length - seq_len) // seq_len)
+        self._per_row = (length - 1) // seq_len
+        if split.row_length is None and self._per_row > 1:
+            self._per_row = (length - seq_len) // seq_len  # at most one less: room for every offset
         self._offsets = min(seq_len, length - self._per_row * seq_len)
         self.windows_per_epoch = rows * self._per_row
 

@@ -25,9 +25,9 @@ class Parts:
 def split(source: Source, val_fraction: float) -> Parts:
     """Splits by document; a single document is cut, and its tail is validation.
 
-    Documents of the same content stay together. In the order of their hashes they fill validation as long as they fit
-    into ``val_fraction`` of the bytes, so the choice depends on the documents alone; at least one, the smallest, goes
-    there, and at least one stays.
+    Documents of the same content stay together. In the order of their hashes they fill validation as long as
+    they fit into ``val_fraction`` of the bytes, so the choice depends on the documents alone; at least one,
+    the smallest, goes there, and at least one stays.
 
     Raises:
         UserError: there is no text, or too little of it for two sides.
@@ -55,7 +55,8 @@ def split(source: Source, val_fraction: float) -> Parts:
 def _measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
     """The first 8 bytes of every digest, and the sizes: 16 bytes per document."""
     pairs = np.fromiter(
-        ((_key(document), document.size) for document in documents), dtype=[("key", np.uint64), ("size", np.int64)]
+        ((_key(document), document.size) for document in documents),
+        dtype=[("key", np.uint64), ("size", np.int64)],
     )
     return pairs["key"], pairs["size"]
 
@@ -65,7 +66,8 @@ def _key(document: Document) -> int:
 
 
 def _fill(sizes: np.ndarray, target: float) -> np.ndarray:
-    """Mask of the groups, in order, that fit one after the other into ``target``; the smallest if none does."""
+    """Mask of the groups, in order, that fit one after the other into ``target``; the smallest if none
+    does."""
     chosen = np.zeros(len(sizes), dtype=bool)
     smallest, free = float(sizes.min()), target
     for i, size in enumerate(sizes):
@@ -79,7 +81,9 @@ def _fill(sizes: np.ndarray, target: float) -> np.ndarray:
     return chosen
 
 
-def _choose(documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool) -> Iterator[Document]:
+def _choose(
+    documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool
+) -> Iterator[Document]:
     """The documents whose key is in the sorted ``keys``, or is not."""
     for document in documents():
         key = np.uint64(_key(document))
@@ -94,10 +98,14 @@ def _given(
     val_keys = np.unique(_measure(validation())[0])
     both = np.isin(keys, val_keys)
     if both.all():
-        raise UserError("all of the training data are in validation too", hint="give dataset.val_path other data")
+        raise UserError(
+            "all of the training data are in validation too", hint="give dataset.val_path other data"
+        )
     notes = []
     if both.any():
-        notes.append(f"{int(both.sum()):,} training documents are also in validation and were left out of training.")
+        notes.append(
+            f"{int(both.sum()):,} training documents are also in validation and were left out of training."
+        )
     return Parts(
         train=partial(_choose, source.documents, val_keys, False),
         val=validation,

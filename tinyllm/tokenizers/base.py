@@ -34,7 +34,8 @@ class Tokenizer(ABC):
             strict: refuse text that the tokenizer cannot express instead of writing ``<unk>``. For prompts.
 
         Raises:
-            UserError: a character is unknown, and ``strict`` is set or there is no ``<unk>``. It names the character.
+            UserError: a character is unknown, and ``strict`` is set or there is no ``<unk>``. It names the
+            character.
         """
 
     @abstractmethod
@@ -74,10 +75,11 @@ class Tokenizer(ABC):
         return self.decode([token]).encode("utf-8", "surrogatepass")
 
     def pieces(self, chunks: Iterable[str], size: int) -> Iterator[str]:
-        """Cuts one document, which comes in ``chunks`` of any length, into pieces of about ``size`` characters.
+        """Cuts one document, which comes in ``chunks`` of any length, into pieces of about ``size``
+        characters.
 
-        The ids of the pieces, one after the other, are the ids of the whole document, whatever ``size`` and however
-        the document was chunked. Where no such cut exists the piece grows, up to the whole document.
+        The ids of the pieces, one after the other, are the ids of the whole document, whatever ``size`` and
+        however the document was chunked. Where no such cut exists the piece grows, up to the whole document.
         """
         pending: list[str] = []
         length, enough = 0, size
@@ -103,11 +105,13 @@ class Tokenizer(ABC):
             yield rest
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is none."""
+        """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is
+        none."""
         return len(text)
 
     def covering(self, texts: Iterable[Any]) -> "Tokenizer":
-        """This tokenizer, or the same with an ``<unk>`` more if ``texts`` need it. Nothing is learnt from ``texts``."""
+        """This tokenizer, or the same with an ``<unk>`` more if ``texts`` need it. Nothing is learnt from
+        ``texts``."""
         return self
 
     def save(self, path: str | Path) -> None:
@@ -124,12 +128,15 @@ class Tokenizer(ABC):
 
 
 class TokenizerTrainer(ABC):
-    """Makes a tokenizer from the training split. Its constructor's arguments are the keys of its config file."""
+    """Makes a tokenizer from the training split. Its constructor's arguments are the keys of its config
+    file."""
 
     content: ClassVar[str] = "text"
 
     @abstractmethod
-    def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
+    def train(
+        self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None
+    ) -> Tokenizer:
         """The tokenizer for ``texts``.
 
         Args:
@@ -147,7 +154,7 @@ class TokenizerTrainer(ABC):
         text = json.dumps([type(self).__name__, self.settings()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most trainers have nothing to check beyond their constructor
         """Refuses, before anything is read or written, what cannot work (UserError)."""
 
     def notes(self, tokenizer: Tokenizer) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
 
-# The library counts every distinct word in memory, so of a larger text an even share of this size is looked at.
+# The library counts every distinct word in memory, so of a larger text an even share of this size is looked
+# at.
 LEARN_FROM_BYTES = 2**30
 
 
@@ -18,15 +19,19 @@ class BPETrainer(TokenizerTrainer):
     Args:
         vocab_size: entries asked for, special tokens and the 256 bytes included. A small text gives fewer.
         min_frequency: a pair of tokens is merged only if it occurs this often.
-        special_tokens: entries that no text is ever encoded to. One ends documents: the first with a usual name
-            (``<|endoftext|>``, ``</s>``, …), else the first of the list.
+        special_tokens: entries that no text is ever encoded to. One ends documents: the first with a usual
+            name (``<|endoftext|>``, ``</s>``, …), else the first of the list.
     """
 
     def __init__(self, *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]) -> None:
         special = list(special_tokens)
-        if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(special):
+        if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(
+            special
+        ):
             raise UserError(
-                "special tokens must be different, non-empty texts", key="tokenizer.special_tokens", value=special
+                "special tokens must be different, non-empty texts",
+                key="tokenizer.special_tokens",
+                value=special,
             )
         if vocab_size < 256 + len(special):
             raise UserError(
@@ -36,12 +41,16 @@ class BPETrainer(TokenizerTrainer):
                 hint=f"at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
             )
         if min_frequency < 1:
-            raise UserError("not a frequency", key="tokenizer.min_frequency", value=min_frequency, hint="at least 1")
+            raise UserError(
+                "not a frequency", key="tokenizer.min_frequency", value=min_frequency, hint="at least 1"
+            )
         self._vocab_size = vocab_size
         self._min_frequency = min_frequency
         self._special_tokens = special
 
-    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
+    def train(
+        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
+    ) -> Tokenizer:
         from tinyllm.tokenizers.huggingface import train_bpe
 
         every = max(1, math.ceil((size or 0) / LEARN_FROM_BYTES))

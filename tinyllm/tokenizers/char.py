@@ -28,7 +28,9 @@ class CharTokenizer(Tokenizer):
         self.alphabet = alphabet
         n = len(alphabet)
         self.eot_id = n if eot else None
-        self._unknown = n + int(eot)  # what the table gives for a character outside, whether or not it is an id
+        self._unknown = n + int(
+            eot
+        )  # what the table gives for a character outside, whether or not it is an id
         self.unk_id = self._unknown if unk else None
         self.vocab_size = self._unknown + int(unk)
         self._codes = code_points(alphabet)
@@ -87,7 +89,7 @@ class CharTokenizer(Tokenizer):
             char = text[int(unknown.argmax())]
             raise UserError(
                 f"the character {char!r} (U+{ord(char):04X}) is not in the tokenizer's alphabet",
-                hint="it never occurs in the training text; leave it out, or train with tokenizer=byte or bpe",
+                hint="the training text never has it; leave it out, or train with tokenizer=byte or bpe",
             )
 
     def _text_of(self, token: int) -> str:
@@ -102,11 +104,14 @@ class CharTrainer(TokenizerTrainer):
     def __init__(self) -> None:
         pass
 
-    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> CharTokenizer:
+    def train(
+        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
+    ) -> CharTokenizer:
         seen = np.zeros(CODE_POINTS, dtype=bool)
         count = 0
-        for count, text in enumerate(texts, start=1):
+        for text in texts:
             seen[code_points(text)] = True
+            count += 1
         alphabet = "".join(map(chr, np.flatnonzero(seen)))
         return CharTokenizer(alphabet, eot=(count if n_documents is None else n_documents) > 1)
 

@@ -24,11 +24,14 @@ def load(path: str | Path) -> Tokenizer:
     except FileNotFoundError:
         raise UserError("there is no tokenizer file", file=path) from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise UserError(f"cannot read the tokenizer, the file is damaged or not a tokenizer: {error}", file=path) from None
+        raise UserError(
+            f"cannot read the tokenizer, the file is damaged or not a tokenizer: {error}", file=path
+        ) from None
 
 
 def loads(text: str) -> Tokenizer:
-    """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for anything else."""
+    """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for
+    anything else."""
     state = json.loads(text)
     if "kind" in state:
         return KINDS[state["kind"]].from_dict(state)

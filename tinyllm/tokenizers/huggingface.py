@@ -1,4 +1,5 @@
-"""The one file that uses the library ``tokenizers``: training byte-level BPE, and running any tokenizer.json."""
+"""The one file that uses the library ``tokenizers``: training byte-level BPE, and running any
+tokenizer.json."""
 
 import json
 import os
@@ -10,18 +11,21 @@ import numpy as np
 
 from tinyllm.tokenizers.base import TextStream, Tokenizer
 
-# Names that the tokenizers of published models use for "the document ends here", in the order they are looked for.
+# What published models call "the document ends here", in the order in which the names are looked for.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 
-# Splitting rules under which no match crosses the place between a letter or digit and a following blank or common
-# punctuation mark: there the text may be cut. GPT-2's is built into ByteLevel; these stand in the files of others.
+# Splitting rules under which no match crosses the place between a letter or digit and a following blank or
+# common punctuation mark: there the text may be cut. GPT-2's is built into ByteLevel; these stand in the
+# files of others.
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SAFE_RULES = (
-    # Llama 3, and cl100k_base of tiktoken
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # Qwen 2
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _MARKS,  # Llama 3
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _MARKS,  # Qwen 2
 )
-CUT = re.compile("[A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3](?=[ \t\r\n.,;:!?\u3001\u3002])")
+CUT = re.compile(
+    "[A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3](?=[ \t\r\n.,;:!?\u3001\u3002])"
+)
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -127,14 +131,17 @@ class HuggingFaceTokenizer(Tokenizer):
             if i in self._special:
                 continue
             if self._byte_level:
-                values[i] = bytes(BYTE_OF[c] for c in token) if all(c in BYTE_OF for c in token) else token.encode()
+                values[i] = (
+                    bytes(BYTE_OF[c] for c in token) if all(c in BYTE_OF for c in token) else token.encode()
+                )
             else:
                 values[i] = self._backend.decode([i]).encode()
         return values
 
 
 class _LibraryStream(TextStream):
-    """Streaming for tokenizers whose text of a token depends on its neighbours (``▁`` for a space, ``##``)."""
+    """Streaming for tokenizers whose text of a token depends on its neighbours (``▁`` for a space,
+    ``##``)."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -158,8 +165,11 @@ class _LibraryStream(TextStream):
         return new
 
 
-def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]) -> Any:
-    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever unknown."""
+def train_bpe(
+    texts: Iterable[str], *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]
+) -> Any:
+    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever
+    unknown."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -188,8 +198,13 @@ def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to byte."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to
+    byte."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
@@ -209,7 +224,9 @@ def _writes_bytes(state: dict[str, Any]) -> bool:
 
 
 def _adds_space(state: dict[str, Any]) -> bool:
-    return any(part.get("add_prefix_space", False) for part in _parts(state["pre_tokenizer"], "pretokenizers"))
+    return any(
+        part.get("add_prefix_space", False) for part in _parts(state["pre_tokenizer"], "pretokenizers")
+    )
 
 
 def _cuts_safely(state: dict[str, Any]) -> bool:
@@ -225,7 +242,8 @@ def _cuts_safely(state: dict[str, Any]) -> bool:
 
 
 def _covered_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """UTF-8 bytes from the end of the token before to the end of each token; the last takes what is left over."""
+    """UTF-8 bytes from the end of the token before to the end of each token; the last takes what is left
+    over."""
     lengths = np.zeros(len(offsets), dtype=np.int64)
     done = 0
     for i, (_, end) in enumerate(offsets):

@@ -1,4 +1,5 @@
-"""A tokenizer made elsewhere: a tokenizer.json, the directory of a model that holds one, or a tiktoken name."""
+"""A tokenizer made elsewhere: a tokenizer.json, the directory of a model that holds one, or a tiktoken
+name."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,8 +15,9 @@ class PretrainedTrainer(TokenizerTrainer):
     """Takes the tokenizer as it is.
 
     Args:
-        path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a tiktoken
-            encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and its file on this machine.
+        path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a
+            tiktoken encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and its file on
+            this machine.
     """
 
     def __init__(self, *, path: str) -> None:
@@ -25,7 +27,9 @@ class PretrainedTrainer(TokenizerTrainer):
     def check(self) -> None:
         self._load()
 
-    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
+    def train(
+        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
+    ) -> Tokenizer:
         return self._load()
 
     def settings(self) -> dict[str, Any]:
@@ -36,7 +40,8 @@ class PretrainedTrainer(TokenizerTrainer):
         return path / "tokenizer.json" if path.is_dir() else path
 
     def _content(self) -> str:
-        """What decides the tokenizer: the hash of the file, so that a moved file is the same, an edited one is not."""
+        """What decides the tokenizer: the hash of the file, so that a moved file is the same, an edited one
+        is not."""
         file = self._file()
         if file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,6 +1,8 @@
-"""The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs both."""
+"""The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs
+both."""
 
 import json
+from itertools import pairwise
 from typing import Any
 
 from tinyllm.errors import UserError
@@ -36,7 +38,8 @@ def tokenizer_json(name: str) -> str:
 
 
 def converted(encoding: Any) -> str:
-    """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token again."""
+    """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token
+    again."""
     char_of = {byte: char for char, byte in BYTE_OF.items()}
     ranks: dict[bytes, int] = encoding._mergeable_ranks
 
@@ -88,7 +91,7 @@ def _split(ranks: dict[bytes, int], token: bytes, below: int) -> list[bytes]:
     """``token`` merged from its bytes by merges of a rank lower than ``below``."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
-        pairs = [ranks.get(a + b, below) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, below) for a, b in pairwise(parts)]
         best = min(range(len(pairs)), key=pairs.__getitem__)
         if pairs[best] >= below:
             break
