@@ -13,8 +13,8 @@ from tinyllm.errors import UserError
 # Left out: tests, what some systems package apart (the corpus is to be the same everywhere), what others
 # installed, and tables that are not written by people.
 LEFT_OUT_FOLDERS = {
-# Left out: tests, what some systems package apart (so that all have the same), what others installed, and
-# tables that nobody wrote by hand.
+    "__pycache__", "dist-packages", "distutils", "encodings", "ensurepip", "idlelib", "lib-dynload",
+    "lib2to3", "msilib", "pydoc_data", "site-packages", "test", "tests", "tkinter", "turtledemo",
 }  # fmt: skip
 LEFT_OUT_FILES = {"sitecustomize.py", "turtle.py", "usercustomize.py"}
 
