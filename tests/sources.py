@@ -1,10 +1,13 @@
 """The package's own source files as syntax trees, for the tests that read the code instead of running it."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tinyllm"
@@ -53,3 +56,18 @@ def _imports(node: ast.AST, *, at_top: bool) -> Iterator[Import]:
         inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         for child in ast.iter_child_nodes(node):
             yield from _imports(child, at_top=at_top and not inside)
+
+
+def tracked(*suffixes: str) -> list[Path]:
+    """Files that git knows, or would take, with one of the suffixes."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [ROOT / name for name in listed.stdout.split("\0") if name]
+    return [path for path in found if path.is_file() and (not suffixes or path.suffix in suffixes)]

@@ -2,9 +2,7 @@
 
 import ast
 import re
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -156,23 +154,10 @@ def test_hydra_stays_in_config_and_entry_points() -> None:
     assert [path for path in users if path.count("/") > 1 and not path.startswith("tinyllm/config/")] == []
 
 
-def tracked(*suffixes: str) -> list[Path]:
-    """Files that git knows, or would take, with one of the suffixes."""
-    if not (sources.ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=sources.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = [sources.ROOT / name for name in listed.stdout.split("\0") if name]
-    return [path for path in found if path.is_file() and (not suffixes or path.suffix in suffixes)]
-
-
 def test_no_file_is_too_long_to_read() -> None:
-    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in tracked(".py", ".yaml")}
+    lengths = {
+        path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources.tracked(".py", ".yaml")
+    }
     assert {sources.relative(path): length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
 
@@ -180,7 +165,7 @@ def test_nothing_is_left_over() -> None:
     marks = re.compile("|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "pragma: no " + "cover")))
     found = [
         f"{sources.relative(path)}:{number}"
-        for path in tracked(".py", ".yaml", ".toml", ".md")
+        for path in sources.tracked(".py", ".yaml", ".toml", ".md")
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if marks.search(line)
     ]
@@ -192,7 +177,7 @@ def test_no_path_of_one_machine_is_in_the_repository() -> None:
         r"(^|[^A-Za-z0-9_.])/(" + "|".join(("wo" + "rk", "fa" + "rm", "ro" + "ot", "opt/whe" + "els")) + r")/"
     )
     found = []
-    for path in tracked():
+    for path in sources.tracked():
         text = path.read_bytes().decode("utf-8", "ignore")
         found += [sources.relative(path) for line in text.splitlines() if places.search(line)]
     assert found == []

@@ -26,6 +26,21 @@ def markdown() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def groups_table(program: str) -> str:
+    """The groups of a program with their options, as the table of the README."""
+    rows = [
+        (
+            f"`{group.name}`",
+            " ".join(
+                f"**`{one.name}`**" if one.name == group.default else f"`{one.name}`" for one in group.options
+            ),
+            f"`{group.package}.*`" if group.package else "any key",
+        )
+        for group in read_program(program).groups
+    ]
+    return _table(("group", "options (**default**)", "sets"), rows)
+
+
 def _program(program: Program, earlier: dict[str, Program]) -> list[str]:
     """The sections of one program; what an earlier program takes as well is named and not repeated."""
     parts = [f"## {program.name}", f"`python -m tinyllm.{program.name}`: {_text(program.meaning)}"]

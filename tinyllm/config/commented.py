@@ -74,6 +74,7 @@ def read_program(name: str) -> Program:
         packages = [option.package for option in options]
         package = packages[0] if packages and len(set(packages)) == 1 else ""
         groups.append(Group(name=group, package=package, default=default, options=options))
+    groups.sort(key=lambda group: group.name != "model")  # a size first, then what it is made of
     return Program(name=name, meaning=root.meaning, keys=root.keys, groups=groups)
 
 

@@ -84,11 +84,10 @@ def help_text(program: str, *, width: int | None = None) -> str:
     title = "Settings used most (key=default)" if wanted else "Settings (key=default)"
     if keys:
         parts.append(title + "".join("\n" + _key_row(key, columns) for key in keys))
-    groups = sorted(known.groups, key=lambda group: group.name != "model")
-    parts += [_group_rows(group, columns) for group in groups if group.options]
+    parts += [_group_rows(group, columns) for group in known.groups if group.options]
     more = [
         ("the composed configuration with every key; nothing is run", f"{command} --cfg job --resolve"),
-        *[("with option files of your own", f"{command} --config-dir my_conf")] * bool(groups),
+        *[("with option files of your own", f"{command} --config-dir my_conf")] * bool(known.groups),
         ("every program, group and key with its meaning", "python -m tinyllm.reference"),
     ]
     parts.append("More" + "".join(f"\n  # {what}\n  {line}" for what, line in more))
