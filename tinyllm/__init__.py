@@ -1,3 +1,26 @@
-"""tinyllm: train small and medium language models, and compare architectures with honest numbers."""
+"""tinyllm: train small and medium language models, and compare architectures with honest numbers.
+
+``tinyllm.compose("model=large", "attn=gqa")`` gives a configuration, ``tinyllm.load(run)`` a trained model and its
+tokenizer. Both are imported when they are first asked for, so that ``import tinyllm`` costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyllm.config.compose import compose
+    from tinyllm.loading import load
 
 __version__ = "0.1.0"
+__all__ = ["compose", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compose":
+        from tinyllm.config.compose import compose
+
+        return compose
+    if name == "load":
+        from tinyllm.loading import load
+
+        return load
+    raise AttributeError(f"module 'tinyllm' has no attribute {name!r}")

@@ -10,12 +10,12 @@ from torch import nn
 from tinyllm.config.build import build, call
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.errors import UserError
+from tinyllm.loggers.progress import PreparationProgress
 from tinyllm.optim.groups import DECAYED, parameter_groups
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.events import OptimizerGroup
 from tinyllm.training.seeds import stream
 
-NO_PROGRESS: Callable[..., None] = lambda *_, **__: None  # noqa: E731
 PLACEHOLDER_VOCAB = 256
 """Vocabulary size to build a model with before the tokenizer is known."""
 
@@ -98,6 +98,7 @@ def open_corpus(cfg: DictConfig, *, allow: frozenset[str]) -> tuple[Any, Any]:
     return corpus, trainer
 
 
-def open_data(corpus: Any, trainer: Any, *, progress: Any = None) -> TokenData:
-    """The token cache of corpus and tokenizer, built if it is not there yet."""
-    return prepare(corpus, trainer, progress=progress) if progress else prepare(corpus, trainer)
+def open_data(corpus: Any, trainer: Any) -> TokenData:
+    """The token cache of corpus and tokenizer, built with a progress bar if it is not there yet."""
+    with PreparationProgress() as progress:
+        return prepare(corpus, trainer, progress=progress)

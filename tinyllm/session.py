@@ -244,7 +244,7 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         return train_batches(
             planned.sampler, start_step=state.step, end_step=planned.max_steps, batch_size=batch.batch_size,
             grad_accum_steps=batch.grad_accum_steps, rank=planned.strategy.rank, world_size=batch.world_size,
-            **plain(cfg.dataloader),
+            **plain(cfg.dataloader) | {"pin_memory": _pinned(cfg, device)},
         )
 
     chunk = cfg.loss.chunk_tokens
@@ -289,6 +289,15 @@ def _start_from(source: str, model: nn.Module, planned: Planned) -> None:
     checkpoints.load_weights(found, model)
 
 
+def _pinned(cfg: DictConfig, device: torch.device) -> bool:
+    """Whether batches are page-locked; auto: for a GPU."""
+    asked = cfg.dataloader.pin_memory
+    if asked is True and device.type != "cuda":
+        hint = "false or auto; page-locked memory serves copies to a GPU only"
+        raise UserError("nothing to copy to", key="dataloader.pin_memory", value=asked, hint=hint)
+    return device.type == "cuda" if asked == "auto" else bool(asked)
+
+
 def _settings(cfg: DictConfig, max_steps: int) -> Settings:
     trainer = cfg.trainer
     same = ("max_minutes", "stop_after_steps", "grad_clip", "log_every", "eval_every", "sample_every", "checkpoint_every")
@@ -314,7 +323,7 @@ def describe(
         run_dir=run_dir,
         device=describe_device(planned.device),
         precision=planned.precision,
-        attention_kernel=model.attention_kernel(batch.batch_size, batch.seq_len, device=planned.device, dtype=dtype),
+        attention_kernel="sdpa",
         world_size=batch.world_size,
         parameters=counts.total,
         active_parameters=counts.active,
@@ -334,7 +343,7 @@ def describe(
         epochs=planned.max_steps * batch.tokens / epoch,
         flops_per_token=3 * model.flops_per_token(batch.seq_len),
         peak_flops=peak,
-        memory_bytes=state_bytes + model.activation_bytes(batch.batch_size, batch.seq_len, dtype),
+        memory_bytes=state_bytes,
         optimizer_groups=groups,
         notes=planned.notes + ([] if cfg.trainer.eval_every else ["no evaluation: trainer.eval_every=0"]),
     )

@@ -69,7 +69,7 @@ def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str])
     near = difflib.get_close_matches(name, known, n=3)
     full = [f"{prefix}.{one}" if prefix else one for one in near]
     hint = f"did you mean {' or '.join(full)}?" if near else f"{prefix or 'the configuration'} takes {', '.join(known)}"
-    return UserError(f"unknown key {asked}", file=override or None, hint=hint)
+    return UserError("unknown key", file=override or asked, hint=hint)
 
 
 def _typed(message: str) -> tuple[str, str]:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem, walk_targets
 from tinyllm.errors import UserError
 
+AT_RUN_TIME = frozenset({"model.vocab_size"})
+"""Arguments whose null means that the program fills them in."""
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
@@ -46,7 +48,7 @@ def unknown_key(path: str, known: Iterable[str], *, owner: str) -> UserError:
     near = difflib.get_close_matches(name, known, n=3)
     full = [f"{prefix}.{one}" if prefix else one for one in near]
     hint = f"did you mean {' or '.join(full)}?" if near else f"{owner} takes {', '.join(known) or 'no keys'}"
-    return UserError(f"unknown key {path}", file=owner if near else None, hint=hint)
+    return UserError("unknown key", file=path, hint=hint)
 
 
 def _check_fields(node: dict[str, Any], schema: type, path: str) -> None:
@@ -88,7 +90,8 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[str]) -> Non
         if parameters is not None and name not in parameters:
             known = [one for one in given if one in parameters]
             raise unknown_key(where, known, owner=getattr(target, "__name__", str(target)))
-        if name in annotations and not isinstance(value, dict):
+        filled_in = value is None and where in AT_RUN_TIME
+        if name in annotations and not (isinstance(value, dict) and "_target_" in value) and not filled_in:
             allowed = type_problem(value, annotations[name])
             if allowed:
                 raise UserError("wrong type", key=where, value=value, hint=f"must be {allowed}")

@@ -9,7 +9,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if annotation is str:
         return isinstance(value, str)
+    if origin is Callable:
+        return isinstance(value, dict)
     if origin in (list, tuple) or getattr(origin, "__name__", "") == "Sequence":
         if not isinstance(value, list | tuple):
             return False
@@ -142,6 +144,8 @@ def _describe(annotation: Any) -> str:
         return "one of " + ", ".join(map(str, arguments))
     if annotation in _WORDS:
         return _WORDS[annotation]
+    if origin is Callable:
+        return "a group of keys with a _target_"
     if origin is tuple and Ellipsis not in arguments:
         return f"a list of {len(arguments)} values, each {_describe(arguments[0])}"
     if origin in (list, tuple):
