@@ -94,6 +94,15 @@ class TrainConfig:
 
 
 @dataclass
+class PrepareConfig:
+    """Root of ``conf/prepare.yaml``."""
+
+    debug: bool = key()
+    tokenizer: Any = MISSING
+    dataset: Any = MISSING
+
+
+@dataclass
 class GenerateConfig:
     """Root of ``conf/generate.yaml``."""
 
@@ -128,59 +137,6 @@ class EvaluateConfig:
     seq_len: int | None = key(at_least=1)
     stride: int | None = key(at_least=1)
     batch_size: int | None = key(at_least=1)
-    precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
-    debug: bool = key()
-
-
-PROGRAMS = {"train": TrainConfig, "generate": GenerateConfig, "evaluate": EvaluateConfig}
-"""Root dataclass of each program."""
-
-
-@dataclass
-class PrepareConfig:
-    """Root of ``conf/prepare.yaml``."""
-
-    debug: bool = key()
-    tokenizer: Any = MISSING
-    dataset: Any = MISSING
-
-
-@dataclass
-class GenerateConfig:
-    """Root of ``conf/generate.yaml``."""
-
-    run: str | None = key()
-    prompt: str = key()
-    max_new_tokens: int = key(at_least=1)
-    temperature: float = key(at_least=0)
-    top_k: int | None = key(at_least=1)
-    top_p: float | None = key(above=0)
-    min_p: float | None = key(above=0)
-    repetition_penalty: float = key(above=0)
-    stop: Any = key()
-    n_samples: int = key(at_least=1)
-    seed: int = key(at_least=0)
-    interactive: bool = key()
-    checkpoint: str = key()
-    weights: str = key(choices=("auto", "raw", "ema"))
-    kv_cache: bool = key()
-    precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
-    debug: bool = key()
-
-
-@dataclass
-class EvaluateConfig:
-    """Root of ``conf/evaluate.yaml``."""
-
-    run: str | None = key()
-    split: str = key(choices=("val", "train"))
-    checkpoint: str = key()
-    weights: str = key(choices=("auto", "raw", "ema"))
-    seq_len: int | None = key(at_least=1)
-    stride: int | None = key(at_least=1)
-    batch_size: int = key(at_least=1)
     precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
     debug: bool = key()
