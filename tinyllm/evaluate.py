@@ -51,7 +51,7 @@ def evaluate_run(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozens
     from tinyllm.training.hardware import pick_device
     from tinyllm.training.objective import autocast
 
-    device = pick_device(cfg.device)
+    device = pick_device(cfg.device, key="device")
     precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
     checkpoint = find(run, prefer=cfg.checkpoint, tell=lambda text: print(text, file=sys.stderr))
     trained = config_of(checkpoint)

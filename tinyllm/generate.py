@@ -74,7 +74,7 @@ class Session:
         from tinyllm.training.hardware import pick_device
         from tinyllm.training.objective import autocast
 
-        device = pick_device(cfg.device)
+        device = pick_device(cfg.device, key="device")
         precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
         self.cfg, self.run_dir = cfg, run_dir
         self.model, self.tokenizer = tinyllm.load(

@@ -22,8 +22,8 @@ GPU_PEAKS = {
 }
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that ``trainer.device`` asks for.
+def pick_device(name: str, *, key: str = "trainer.device") -> torch.device:
+    """The device that the setting ``key`` asks for.
 
     Raises:
         UserError: it is not on this machine.
@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device(next(kind for kind, there in available.items() if there))
     if not available[name]:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError("no such device here", key="trainer.device", value=name, hint=f"this machine has {there}")
+        raise UserError("no such device here", key=key, value=name, hint=f"this machine has {there}")
     return torch.device(name)
 
 
