@@ -20,6 +20,7 @@ SMALL = [
     "trainer.batch_size=4",
     "trainer.seq_len=32",
     "trainer.sample_tokens=20",
+    "trainer.eval_tokens=2048",
 ]
 
 

@@ -92,6 +92,14 @@ def test_the_commands_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ends == [f"tinyllm.generate {quoted}", f"tinyllm.train {quoted.replace('run=', 'resume=')}"]
 
 
+def test_the_commands_need_the_flags_the_run_needed(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    stream = io.StringIO()
+    fake_run.tell(PlainConsole(stream, flags=("--config-dir", "my conf")), tmp_path)
+    commands = [line for line in stream.getvalue().splitlines() if " -m tinyllm" in line]
+    assert len(commands) == 3 and all(" --config-dir 'my conf' " in line for line in commands)
+
+
 def terminal_text(run_dir: Path, *, width: int = 100, **how: object) -> str:
     stream = Terminal()
     console = Console(

@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import hydra
@@ -37,6 +37,8 @@ class Invocation:
     """``--json`` was given: standard output holds JSON only."""
     choices: dict[str, str] = field(default_factory=dict)
     """The option chosen in each group."""
+    config_dir: str | None = None
+    """The directory of ``--config-dir``, as given."""
 
 
 Task = Callable[[DictConfig, Invocation], int]
@@ -73,10 +75,11 @@ def run(program: str, task: Task, *, prepare_argv: Callable[[list[str]], list[st
         arguments = arguments if multirun else quote_literals(arguments)
         arguments = prepare_argv(arguments) if prepare_argv else arguments
         sys.argv = [sys.argv[0], *arguments]
-        allow = _allowed(arguments)
+        config_dir = _config_dir(arguments)
+        known = Invocation(allow=_allowed(config_dir), json=as_json, config_dir=config_dir)
 
         def job(cfg: DictConfig) -> None:
-            results.append(_guarded(lambda: _job(cfg, program, task, allow=allow, as_json=as_json), debug))
+            results.append(_guarded(lambda: _job(cfg, program, task, known), debug))
 
         def compose_and_run() -> int:
             hydra.main(config_path=str(conf_dir()), config_name=program, version_base="1.3")(job)()
@@ -93,13 +96,13 @@ def run(program: str, task: Task, *, prepare_argv: Callable[[list[str]], list[st
     sys.exit(next((code for code in results if code), 0))
 
 
-def _job(cfg: DictConfig, program: str, task: Task, *, allow: frozenset[str], as_json: bool) -> int:
+def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
     hydra_node = HydraConfig.get()
-    cfg = checked(cfg, hydra_node, program, allow=allow)
+    cfg = checked(cfg, hydra_node, program, allow=known.allow)
     choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
     overrides = list(hydra_node.overrides.task)
-    return task(cfg, Invocation(overrides=overrides, allow=allow, json=as_json, choices=choices))
+    return task(cfg, replace(known, overrides=overrides, choices=choices))
 
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:
@@ -136,18 +139,24 @@ def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:
     return [one for one in arguments if one != flag], flag in arguments
 
 
-def _allowed(arguments: list[str]) -> frozenset[str]:
-    """The classes that the yaml files of a ``--config-dir`` name; its classes may lie in the current directory."""
+def _config_dir(arguments: list[str]) -> str | None:
+    """The value of ``--config-dir``."""
     directory = None
     for index, argument in enumerate(arguments):
         if argument in ("--config-dir", "-cd") and index + 1 < len(arguments):
             directory = arguments[index + 1]
         elif argument.startswith("--config-dir="):
             directory = argument.partition("=")[2]
-    if directory is None:
+    return directory
+
+
+def _allowed(config_dir: str | None) -> frozenset[str]:
+    """The classes that the yaml files of a ``--config-dir`` name; they may lie in the current directory."""
+    if config_dir is None:
         return frozenset()
-    if not Path(directory).is_dir():
-        raise UserError("no such directory", key="--config-dir", value=directory, hint="a directory with group folders, e.g. attn/")
+    if not Path(config_dir).is_dir():
+        hint = "a directory with group folders, e.g. attn/"
+        raise UserError("no such directory", key="--config-dir", value=config_dir, hint=hint)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where it is called from
-    return targets_of_directory(Path(directory))
+    return targets_of_directory(Path(config_dir))

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -24,20 +24,26 @@ _STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
-def console_for(stream: TextIO | None = None, *, environ: Mapping[str, str] = os.environ) -> Callback:
-    """The display that suits the stream (None: stdout): live for a person, lines for a file, pipe or CI."""
+def console_for(
+    stream: TextIO | None = None, *, flags: Sequence[str] = (), environ: Mapping[str, str] = os.environ
+) -> Callback:
+    """The display that suits the stream (None: stdout): live for a person, lines for a file, pipe or CI.
+
+    Args:
+        flags: what the commands shown at the end need besides the run, such as ``--config-dir my_conf``.
+    """
     stream = stream or sys.stdout
     is_terminal = stream.isatty() and environ.get("TERM", "") not in ("", "dumb")
     if is_terminal and environ.get("CI", "").lower() in ("", "0", "false"):
-        return TerminalConsole(Console(file=stream, highlight=False))
-    return PlainConsole(stream)
+        return TerminalConsole(Console(file=stream, highlight=False), flags=flags)
+    return PlainConsole(stream, flags=flags)
 
 
 class PlainConsole(Callback):
     """A line per event, no control characters, flushed at once; a stream that breaks does not end the run."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
+        self._stream, self._flags = stream, flags
         self._max_steps = 0
         self._tokens_per_step = 0
         self._speed = Speed()
@@ -77,7 +83,7 @@ class PlainConsole(Callback):
         rows = end_rows(
             outcome, max_steps=self._max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb
         )
-        self._rows(rows + next_commands(outcome, max_steps=self._max_steps))
+        self._rows(rows + next_commands(outcome, max_steps=self._max_steps, flags=self._flags))
 
     def _rows(self, rows: Rows) -> None:
         label = ""
@@ -104,8 +110,8 @@ class PlainConsole(Callback):
 class TerminalConsole(Callback):
     """A summary, then a bar and figures that stay at the bottom while evaluations and samples scroll by."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, flags: Sequence[str] = ()) -> None:
+        self._console, self._flags = console, flags
         self._live: Live | None = None
         self._info: RunInfo | None = None
         self._step = 0
@@ -165,7 +171,7 @@ class TerminalConsole(Callback):
         max_steps = self._info.max_steps if self._info else outcome.step
         rows = end_rows(outcome, max_steps=max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb)
         self._console.print(_panel(outcome.status, rows, style=_STYLES.get(outcome.status, "cyan")))
-        for name, command in next_commands(outcome, max_steps=max_steps):
+        for name, command in next_commands(outcome, max_steps=max_steps, flags=self._flags):
             # Outside the frame and never wrapped by us, so that the mouse copies exactly the command.
             self._console.print(Text(f"{name + ':':<10} ", "bold"), Text(command), sep="", soft_wrap=True)
 

@@ -1,6 +1,7 @@
 """What is told at the start and the end of a run: rows of a label and a text, without their looks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tinyllm.loggers.wording import command, duration, quantity, short, shown_path
@@ -41,8 +42,8 @@ def start_rows(info: RunInfo) -> Rows:
     rows += [
         (
             "optimizer" if index == 0 else "",
-            f"{group.name}: {group.tensors} tensors, {group.parameters:,} parameters,"
-            f" weight decay {group.weight_decay:g}",
+            f"{group.name}: {group.parameters:,} parameters in {group.tensors}"
+            f" tensor{'s' * (group.tensors != 1)}, weight decay {group.weight_decay:g}",
         )
         for index, group in enumerate(info.optimizer_groups)
     ]
@@ -71,26 +72,30 @@ def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, be
                 f" (step {outcome.best_step:,})",
             )
         )
-    if outcome.reason:
+    if outcome.reason and outcome.status != "finished":
         rows.append(("reason", outcome.reason))
     rows.append(("run", shown_path(outcome.run_dir)))
+    if (outcome.run_dir / "curves.png").is_file():
+        rows.append(("curves", shown_path(outcome.run_dir / "curves.png")))
     return rows
 
 
-def next_commands(outcome: Outcome, *, max_steps: int) -> Rows:
-    """What one does next, as commands for the shell. Without a checkpoint there is nothing to do."""
+def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()) -> Rows:
+    """What one does next, as commands for the shell. Without a checkpoint there is nothing to do.
+
+    Args:
+        flags: what every program needs to understand this run, such as ``--config-dir my_conf``.
+    """
     if not (outcome.run_dir / "checkpoints").is_dir():
         return []
     run = shown_path(outcome.run_dir)
+    generate = ("generate", command("generate", *flags, f"run={run}"))
     if outcome.step < max_steps:
-        return [
-            ("generate", command("generate", f"run={run}")),
-            ("resume", command("train", f"resume={run}")),
-        ]
+        return [generate, ("resume", command("train", *flags, f"resume={run}"))]
     return [
-        ("generate", command("generate", f"run={run}")),
-        ("evaluate", command("evaluate", f"run={run}")),
-        ("train on", command("train", f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
+        generate,
+        ("evaluate", command("evaluate", *flags, f"run={run}")),
+        ("train on", command("train", *flags, f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
     ]
 
 

@@ -62,10 +62,10 @@ def python_command() -> str:
     return shown_path(Path(sys.executable))
 
 
-def command(program: str, *overrides: str) -> str:
+def command(program: str, *arguments: str) -> str:
     """A command, quoted where the shell needs it: ``python -m tinyllm.generate run='my run'``."""
     words = []
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        words.append(f"{key}={shlex.quote(value)}" if equals else shlex.quote(override))
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        words.append(f"{key}={shlex.quote(value)}" if equals else shlex.quote(argument))
     return " ".join([shlex.quote(python_command()), "-m", f"tinyllm.{program}", *words])
