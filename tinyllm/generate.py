@@ -30,7 +30,7 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
         raise UserError(
             "--json gives one answer, interactive many", key="interactive", value=True, hint="leave one out"
         )
-    session = Session(cfg, run_dir)
+    session = Session(cfg, run_dir, allow=invocation.allow)
     if invocation.json:
         print(json.dumps(session.samples(), ensure_ascii=False))
         return 0
@@ -50,12 +50,13 @@ class Session:
     Args:
         cfg: of ``conf/generate.yaml``.
         run_dir: where the model is.
+        allow: classes beside tinyllm's own that the run's configuration may name.
 
     Raises:
         UserError: a setting out of range, a run that cannot be loaded, a prompt that cannot be expressed.
     """
 
-    def __init__(self, cfg: "DictConfig", run_dir: str) -> None:
+    def __init__(self, cfg: "DictConfig", run_dir: str, *, allow: frozenset[str] = frozenset()) -> None:
         from tinyllm.inference.generator import prompt_ids, stop_strings
         from tinyllm.inference.sampling import Sampling
 
@@ -78,7 +79,7 @@ class Session:
         precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
         self.cfg, self.run_dir = cfg, run_dir
         self.model, self.tokenizer = tinyllm.load(
-            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device
+            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow
         )
         prompt_ids(self.tokenizer, cfg.prompt)
         self.settings: dict[str, Any] = {
