@@ -1,5 +1,7 @@
 """Fixtures shared by all tests."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +16,16 @@ def tinyshakespeare() -> Path:
     if not path.exists():
         pytest.skip("tinyshakespeare.txt is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A token cache of the test session, so that tests neither use nor fill the user's."""
+    path = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("TINYLLM_CACHE")
+    os.environ["TINYLLM_CACHE"] = str(path)
+    yield path
+    if before is None:
+        del os.environ["TINYLLM_CACHE"]
+    else:
+        os.environ["TINYLLM_CACHE"] = before

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from tinyllm.config.arguments import CommandLine
+from tinyllm.config.compose import key_of
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import CONFIG, OVERRIDES, Checkpoint, find, steps_in
+from tinyllm.training.run_dir import check_free
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len")
 """What a resumed run cannot change."""
-OWN = ("resume", "init_from", "run", "debug")
+OWN = ("resume", "init_from", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes")
 """What belongs to this start of the program, not to the run."""
 NODES = {"attn": "model.block.attn", "ffn": "model.block.ffn", "pos": "model.pos", "norm": "model.norm"}
 """Where a group's options stand, for groups that are not a node of their own name."""
@@ -33,17 +35,20 @@ class Resumption:
     """Damaged checkpoints that were passed over."""
 
 
-def look_up(arguments: list[str]) -> Resumption | None:
-    """The checkpoint that a command line continues; None when ``resume=auto`` finds none and a run starts.
-
-    Args:
-        arguments: in Hydra's grammar, literal values quoted.
+def look_up(line: CommandLine) -> Resumption | None:
+    """The checkpoint that a command line continues; None when it starts a run: ``resume=auto`` finds none, or ``null``.
 
     Raises:
-        UserError: no checkpoint, none that is whole, or ``resume=auto`` without ``run.dir``.
+        UserError: no checkpoint, none that is whole, ``resume=auto`` without ``run.dir``, or a multirun.
     """
-    values = {one.key_or_group: one.value() for one in _parsed(arguments)}
+    parsed = OverridesParser.create().parse_overrides(line.settings)
+    if line.multirun:
+        typed = next(str(one.input_line) for one in parsed if one.key_or_group == "resume")
+        raise UserError("a multirun cannot continue a run", file=typed, hint="leave out -m, or use init_from to start from its weights")
+    values = {one.key_or_group: one.value() for one in parsed}
     source = str(values["resume"])
+    if not source:
+        raise UserError("no directory is given", key="resume", value=source, hint="a run directory or one of its checkpoints")
     if source == "auto":
         if not values.get("run.dir"):
             hint = "give run.dir=…, the directory to continue or start"
@@ -51,22 +56,15 @@ def look_up(arguments: list[str]) -> Resumption | None:
         source = str(values["run.dir"])
         if not steps_in(Path(source) / "checkpoints"):
             return None
+    for directory in (Path(source), Path(source).parent.parent):  # a run, or a checkpoint of it
+        check_free(directory)
     notes: list[str] = []
     checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
     saved = OmegaConf.load(checkpoint.path / OVERRIDES)
     assert isinstance(saved, ListConfig)
-    before = [str(one) for one in saved if key_of(str(one)) not in values]
-    return Resumption(checkpoint=checkpoint, arguments=before + arguments, named=frozenset(values), notes=notes)
-
-
-def _parsed(arguments: list[str]) -> list[Override]:
-    settings = [one for one in arguments if "=" in one and not one.startswith("-")]
-    return OverridesParser.create().parse_overrides(settings)
-
-
-def key_of(override: str) -> str:
-    """The key or group that an override sets."""
-    return override.partition("=")[0].lstrip("+~")
+    replaced = [*values, *(NODES.get(name, name) for name in values if "." not in name)]
+    before = [str(one) for one in saved if not _below(key_of(str(one)), replaced)]
+    return Resumption(checkpoint=checkpoint, arguments=before + line.settings, named=frozenset(values), notes=notes)
 
 
 def to_save(overrides: Iterable[str]) -> list[str]:

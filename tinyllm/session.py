@@ -210,9 +210,10 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
     run_dir.write_status("running", info=asdict(info), facts=facts, **provenance())
     log = MetricsLog(run_dir.metrics, step=state.step)
     stack.callback(log.close)
-    console = console_for()
+    config_dir = planned.invocation.config_dir
+    console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger else Callback()
-    events = Broadcast([console, logger, Curves(report=console.on_message)])
+    events = Broadcast([Curves(report=console.on_message), console, logger])
     in_autocast = partial(autocast, device, planned.precision)
     read = partial(
         evaluate, model, seq_len=batch.seq_len, batch_size=batch.batch_size, device=device, autocast=in_autocast
@@ -244,6 +245,7 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         return train_batches(
             planned.sampler, start_step=state.step, end_step=planned.max_steps, batch_size=batch.batch_size,
             grad_accum_steps=batch.grad_accum_steps, rank=planned.strategy.rank, world_size=batch.world_size,
+            shift=state.sequences - state.step * batch.sequences,
             **plain(cfg.dataloader) | {"pin_memory": _pinned(cfg, device)},
         )
 

@@ -1,5 +1,6 @@
 """Batches as tensors: for training in the sampler's order, for evaluation from front to back."""
 
+import atexit
 import signal
 from collections.abc import Iterable, Iterator
 
@@ -25,6 +26,7 @@ def train_batches(
     grad_accum_steps: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    shift: int = 0,
     workers: int = 0,
     prefetch_factor: int = 2,
     persistent_workers: bool = True,
@@ -37,12 +39,14 @@ def train_batches(
     divided, and nothing but the arguments decides them. The global random generators are not touched.
 
     Args:
+        shift: added to every sample number; where earlier steps had batches of another size, their samples less those
+            that this size would have taken, so that the order goes on where it was.
         workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
         prefetch_factor: batches each worker prepares ahead.
         persistent_workers: keep the workers from epoch to epoch instead of starting new ones.
         pin_memory: return page-locked tensors, for a quick copy to a GPU.
     """
-    micro_batches = _MicroBatches(sampler, batch_size, rank, world_size)
+    micro_batches = _MicroBatches(sampler, batch_size, rank, world_size, shift)
     numbers = range(start_step * grad_accum_steps, end_step * grad_accum_steps)
     if workers == 0:
         for number in numbers:
@@ -50,7 +54,7 @@ def train_batches(
             yield (inputs.pin_memory(), targets.pin_memory()) if pin_memory else (inputs, targets)
         return
     for stretch in [numbers] if persistent_workers else micro_batches.by_epoch(numbers):
-        yield from DataLoader(
+        loader = DataLoader(
             micro_batches,
             batch_size=None,
             sampler=stretch,
@@ -60,16 +64,18 @@ def train_batches(
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # else making the iterator draws from the global generator
         )
+        yield from _until_exit(loader, len(stretch))
 
 
 class _MicroBatches(Dataset[Batch]):
     """Micro-batch number step·grad_accum_steps + m of one rank."""
 
-    def __init__(self, sampler: Sampler, batch_size: int, rank: int, world_size: int) -> None:
+    def __init__(self, sampler: Sampler, batch_size: int, rank: int, world_size: int, shift: int) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
+        self._shift = shift
 
     def __getitem__(self, number: int) -> Batch:
         first = self._first_sample(number)
@@ -90,7 +96,23 @@ class _MicroBatches(Dataset[Batch]):
             start = stop
 
     def _first_sample(self, number: int) -> int:
-        return (number * self._world_size + self._rank) * self._batch_size
+        return self._shift + (number * self._world_size + self._rank) * self._batch_size
+
+
+def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
+    """The batches of ``loader``, whose workers end when the generator or the program does.
+
+    At exit Python sends its child processes SIGTERM and waits, and these workers ignore it: without the second
+    half an uncaught error, whose traceback keeps this generator alive, would never come back.
+    """
+    only_reference = [iter(loader)]
+    atexit.register(only_reference.clear)
+    try:
+        for _ in range(count):
+            yield next(only_reference[0])
+    finally:
+        atexit.unregister(only_reference.clear)
+        only_reference.clear()
 
 
 def _ignore_signals(worker: int) -> None:

@@ -55,6 +55,32 @@ def check_new(path: Path) -> None:
         ) from error
 
 
+def check_free(path: Path) -> None:
+    """Refuse a run directory that another living process holds; a directory without a lock is free.
+
+    Raises:
+        UserError: it is held.
+    """
+    if (path / LOCK).is_file():
+        os.close(_acquire(path))
+
+
+def _acquire(path: Path) -> int:
+    """An open file that holds the directory's lock until it is closed or the process ends.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
+        os.close(handle)
+        raise UserError("the run directory is in use", key="run.dir", value=path, hint=f"by {holder}; wait or stop it") from error
+    return handle
+
+
 class RunDir:
     """A run's directory, held by this process until :meth:`close`.
 
@@ -71,7 +97,9 @@ class RunDir:
                 raise UserError("the run directory exists", key="run.dir", value=path, hint="choose another") from error
             except OSError as error:
                 raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=str(error.strerror)) from error
-        self._lock = self._acquire()
+        self._lock = _acquire(path)
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
         self.checkpoints.mkdir(exist_ok=True)
 
     @property
@@ -83,18 +111,6 @@ class RunDir:
     def metrics(self) -> Path:
         """The log of metrics."""
         return self.path / METRICS
-
-    def _acquire(self) -> int:
-        handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-            os.close(handle)
-            raise UserError("the run directory is in use", key="run.dir", value=self.path, hint=f"by {holder}; wait or stop it") from error
-        os.ftruncate(handle, 0)
-        os.write(handle, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
-        return handle
 
     def write_status(self, status: str, **facts: Any) -> None:
         """Put ``status`` and further facts into ``run.json``, keeping what stands there."""

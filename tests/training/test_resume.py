@@ -1,0 +1,201 @@
+"""A run that was stopped and continued is the run that was not stopped, bit for bit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import SMALL, digest, logged, metrics, train, train_elsewhere
+
+N = 8
+OPTIONS = {
+    "plain": (),
+    "dropout": ("model.dropout=0.2", "model.attn_dropout=0.1"),
+    "accumulation": ("trainer.grad_accum_steps=3", "trainer.batch_size=2"),
+    "bf16": ("trainer.precision=bf16",),
+    "fp16 with scaler": ("trainer.precision=fp16",),
+    "wsd": ("schedule=wsd", "schedule.shape=sqrt"),
+    "constant, no clip": ("schedule=constant", "trainer.grad_clip=0"),
+    "linear, workers": ("schedule=linear", "dataloader.workers=2"),
+    "gqa glu learned untied": ("attn=gqa", "model.n_kv_heads=1", "ffn=swiglu", "pos=learned", "model.tie_embeddings=false"),
+    "layernorm parallel qk_norm": ("norm=layernorm", "model.bias=true", "model.parallel_block=true", "model.block.attn.qk_norm=true"),
+    "observed": ("trainer.eval_every=3", "trainer.sample_every=2", "trainer.sample_tokens=5", "trainer.checkpoint_every=2", "trainer.log_every=3"),
+    "epochs": ("trainer.batch_size=60",),
+    "bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_train_2n_equals_train_n_and_resume_n(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, f"trainer.max_steps={N}", *options]
+    assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'parts'}", "trainer.stop_after_steps=3") == 0
+    assert train(f"resume={tmp_path / 'parts'}", "trainer.stop_after_steps=5") == 0
+    assert train(f"resume={tmp_path / 'parts'}") == 0
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert logged(tmp_path / "whole", "step")[-1] == N
+
+
+def test_the_same_command_twice_gives_the_same_bits(corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "model.dropout=0.1"]
+    for name in ("a", "b"):
+        assert train(*shared, f"run.dir={tmp_path / name}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'other'}", "seed=7") == 0
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "other")
+
+
+def test_looking_at_a_run_does_not_change_it(corpus: str, tmp_path: Path) -> None:
+    """Evaluation, samples, checkpoints, logging and workers leave every bit of the weights alone."""
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "model.dropout=0.1"]
+    variants = {
+        "bare": ("trainer.log_every=0",),
+        "evaluated": ("trainer.eval_every=1", "trainer.eval_train_tokens=50"),
+        "rarely": ("trainer.eval_every=5", "trainer.eval_tokens=100"),
+        "sampled": ("trainer.sample_every=1", "trainer.sample_tokens=7"),
+        "saved": ("trainer.checkpoint_every=1",),
+        "workers": ("dataloader.workers=1", "dataloader.prefetch_factor=3"),
+    }
+    weights = {}
+    for name, options in variants.items():
+        assert train(*shared, f"run.dir={tmp_path / name}", *options) == 0
+        weights[name] = (next((tmp_path / name / "checkpoints").glob("step-000006")) / "model.safetensors").read_bytes()
+    assert len(set(weights.values())) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact(
+    number: signal.Signals, code: int, corpus: str, tmp_path: Path
+) -> None:
+    steps = 150
+    shared = ["dataset=text", corpus, *SMALL, f"trainer.max_steps={steps}", "dataloader.workers=1"]
+    process = train_elsewhere(*shared, f"run.dir={tmp_path / 'parts'}")
+    while not logged(tmp_path / "parts", "step"):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, (out, err)
+    done = logged(tmp_path / "parts", "step")[-1]
+    assert 0 < done < steps
+    assert train("resume=auto", f"run.dir={tmp_path / 'parts'}", *shared) == 0
+    assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+def test_kill_9_loses_at_most_checkpoint_every_steps(corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=60", "trainer.checkpoint_every=7"]
+    process = train_elsewhere(*shared, f"run.dir={tmp_path / 'parts'}")
+    while len(logged(tmp_path / "parts", "step")) < 20:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = len((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines())
+    newest = max(int(path.name[5:]) for path in (tmp_path / "parts" / "checkpoints").glob("step-*"))
+    assert done - newest <= 7 + 1
+    assert train(f"resume={tmp_path / 'parts'}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert not list((tmp_path / "parts" / "checkpoints").glob(".tmp*"))
+
+
+def test_a_finished_run_is_left_alone(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=2", f"run.dir={tmp_path / 'run'}") == 0
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert train(f"resume={tmp_path / 'run'}") == 0
+    assert "complete at step 2 of 2" in capsys.readouterr().out
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_a_longer_horizon_shows_both_learning_rates(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "schedule=linear"]
+    assert train(*shared, "trainer.max_steps=4", f"run.dir={tmp_path / 'run'}") == 0
+    capsys.readouterr()
+    assert train(f"resume={tmp_path / 'run'}", "trainer.max_steps=8") == 0
+    assert "horizon 4 → 8 steps" in capsys.readouterr().out
+    rates = logged(tmp_path / "run", "train/lr")
+    assert len(rates) == 8
+    assert rates[3] == pytest.approx(3e-5) and rates[7] == pytest.approx(3e-5) and rates[4] > rates[5] > rates[6]
+
+
+REFUSED = {
+    "model.d_model=64": "model.d_model",
+    "attn=mqa": "model.block.attn",
+    "model.tie_embeddings=false": "model.tie_embeddings",
+    "tokenizer=byte": "tokenizer",
+    "dataset.val_fraction=0.2": "dataset.val_fraction",
+    "dataset=pydocs": "dataset",
+    "trainer.seq_len=8": "trainer.seq_len",
+}
+
+
+@pytest.fixture(scope="module")
+def stopped_run(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run stopped after two of four steps."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={path}") == 0
+    return path
+
+
+@pytest.mark.parametrize(("override", "key"), REFUSED.items())
+def test_resume_refuses_another_architecture_tokenizer_or_data(
+    override: str, key: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = digest(stopped_run)
+    assert train(f"resume={stopped_run}", override) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and key in error and "init_from" in error
+    assert digest(stopped_run) == before
+
+
+def test_resume_refuses_a_changed_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be " * 100)
+    assert train("dataset=text", f"dataset.path={text}", *SMALL, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={tmp_path / 'run'}") == 0
+    text.write_text("to be or not to bee " * 100)
+    assert train(f"resume={tmp_path / 'run'}") == 2
+    assert "not what the run was trained on" in capsys.readouterr().err
+
+
+def test_a_changed_batch_continues_where_the_data_stood(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sequence of an epoch is seen twice or left out when the batch size changes in between."""
+    from tinyllm.data.sampler import Sampler
+
+    seen: list[int] = []
+    original = Sampler.windows
+    monkeypatch.setattr(Sampler, "windows", lambda self, samples: (seen.extend(samples.tolist()), original(self, samples))[1])
+    assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=6", "trainer.stop_after_steps=3", f"run.dir={tmp_path / 'run'}") == 0
+    assert train(f"resume={tmp_path / 'run'}", "trainer.batch_size=3") == 0
+    assert seen == list(range(3 * 4 + 3 * 3))
+
+
+def test_init_from_takes_the_weights_alone(stopped_run: Path, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", f"init_from={stopped_run}"]
+    assert train(*shared, f"run.dir={tmp_path / 'same'}", "optimizer.lr=0") == 0
+    weights = "model.safetensors"
+    old = stopped_run / "checkpoints" / "step-000002" / weights
+    assert (tmp_path / "same" / "checkpoints" / "step-000001" / weights).read_bytes() == old.read_bytes()
+    assert train(*shared, f"run.dir={tmp_path / 'other'}", "tokenizer=byte") == 2
+    assert "tokenizer is not that of the other run" in capsys.readouterr().err
+
+
+def test_a_run_in_use_is_refused_and_free_after_kill_9(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    process = train_elsewhere("dataset=text", corpus, *SMALL, "trainer.max_steps=100000", "trainer.checkpoint_every=1", f"run.dir={run}")
+    while not list((run / "checkpoints").glob("step-*")) if run.exists() else True:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    try:
+        assert train(f"resume={run}", "trainer.stop_after_steps=1") == 2
+        error = capsys.readouterr().err
+        assert "in use" in error and f"pid {process.pid}" in error
+    finally:
+        process.kill()
+        process.communicate()
+    assert train(f"resume={run}", "trainer.max_minutes=0.0001") == 0
