@@ -1,13 +1,19 @@
 """Normalisation over the last dimension. Each norm has the attribute ``eps``, which the QK-norm of
 attention shares."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
-    """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32."""
+    """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32.
+
+    Under autocast the result has autocast's dtype, which the linear layer behind it would cast to anyway.
+    """
 
     def __init__(self, *, dim: int, eps: float) -> None:
         super().__init__()
@@ -15,10 +21,42 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        if x.device.type != "cpu":  # has a fused kernel
+            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(dtype)
+        y = _RMSNorm.apply(x, self.weight, self.eps, dtype)
+        assert isinstance(y, Tensor)
+        return y
 
     def init_weights(self) -> None:
         nn.init.ones_(self.weight)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """The norm in the fewest passes over memory that torch's operations allow; twice as fast as autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        x = x.float()
+        # vector_norm squares and sums in one pass
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        scale = mean_square.add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        dim = x.shape[-1]
+        grad = grad.to(torch.float32, copy=True)
+        # With y = x·s·w and s = (mean(x²) + eps)^(−1/2):  dx = s·(g·w) − x · s³ · mean(x·g·w),  dw = Σ s·(g·x)
+        product = (grad * x).view(-1, dim)
+        dweight = torch.mv(product.t(), scale.view(-1))
+        correction = torch.mv(product, weight).view_as(scale).div_(-dim).mul_(scale.pow(3))
+        return grad.mul_(weight).mul_(scale).addcmul_(x, correction), dweight, None, None
 
 
 class LayerNorm(nn.Module):

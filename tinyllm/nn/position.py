@@ -7,9 +7,11 @@ construction, the module that turns its queries and keys (None where there is no
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Position(nn.Module, ABC):
@@ -139,12 +141,35 @@ class Rotary(_Table):
         super().__init__(build)
 
     def forward(self, x_BTHD: Tensor, start: int) -> Tensor:
-        """The heads of the tokens at positions start … start+T−1, turned; shape and dtype stay."""
+        """The heads of the tokens at positions start … start+T−1, turned, as (B, H, T, dim) in the same dtype."""
         end = start + x_BTHD.shape[1]
-        cos, sin = self.cos[start:end, None], self.sin[start:end, None]
-        first, second = x_BTHD.float().chunk(2, dim=-1)
-        turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-        return turned.to(x_BTHD.dtype)
+        turned = _Rotation.apply(x_BTHD.transpose(1, 2), self.cos[start:end], self.sin[start:end])
+        assert isinstance(turned, Tensor)
+        return turned
+
+
+class _Rotation(torch.autograd.Function):
+    """The rotation in few passes over memory; its gradient is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x_BHTD, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHTD: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad_BHTD, cos, -sin), None, None
+
+
+def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x_BHTD.shape[-1] // 2
+    x = torch.empty(x_BHTD.shape, device=x_BHTD.device).copy_(x_BHTD)  # fp32, and contiguous for what follows
+    turned = x * torch.cat((cos, cos), dim=-1)
+    turned[..., :half].addcmul_(x[..., half:], sin, value=-1)
+    turned[..., half:].addcmul_(x[..., :half], sin)
+    return turned.to(x_BHTD.dtype)
 
 
 def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:

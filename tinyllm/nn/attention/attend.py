@@ -1,8 +1,14 @@
-"""softmax(q·kᵀ/√D)·v with a causal mask."""
+"""softmax(q·kᵀ/√D)·v with a causal mask, by the kernel that was measured to be fastest.
+
+The choice is a fixed table of device, dtype and shape, so two runs always agree; ``chosen_kernel`` says what it is and
+``benchmarks/attention_kernels.py`` measures it again.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tinyllm.nn.attention.blocks import block_attention
 
 
 def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, dropout_p: float) -> Tensor:
@@ -20,6 +26,10 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, dropout_p: float) 
     n_queries, n_keys = q_BHTD.shape[2], k_BGSD.shape[2]
     gqa = q_BHTD.shape[1] != k_BGSD.shape[1]
     if n_queries == n_keys:
+        trains = torch.is_grad_enabled() and q_BHTD.requires_grad
+        blocks = n_blocks(q_BHTD.device.type, q_BHTD.dtype, n_keys) if trains else 0
+        if blocks:
+            return block_attention(q_BHTD, k_BGSD, v_BGSD, n_blocks=blocks, dropout_p=dropout_p)
         return F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSD, is_causal=True, dropout_p=dropout_p, enable_gqa=gqa
         )
@@ -30,3 +40,16 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, dropout_p: float) 
     return F.scaled_dot_product_attention(
         q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, dropout_p=dropout_p, enable_gqa=gqa
     )
+
+
+def n_blocks(device: str, dtype: torch.dtype, seq_len: int) -> int:
+    """Blocks of queries that training attention is computed in; 0: torch's fused kernel."""
+    if device != "cpu" or dtype != torch.bfloat16:
+        return 0
+    return 1 if seq_len < 128 else 2 if seq_len < 384 else 4
+
+
+def chosen_kernel(device: str, dtype: torch.dtype, seq_len: int) -> str:
+    """The kernel that trains on sequences of this length, in words."""
+    blocks = n_blocks(device, dtype, seq_len)
+    return f"lower-triangular blocks ({blocks})" if blocks else "scaled_dot_product_attention"

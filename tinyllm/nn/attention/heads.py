@@ -44,10 +44,12 @@ class HeadsAttention(Attention):
         heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
         q_BTHD, k_BTGD, v_BTGD = heads_BTnD.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BTHD, k_BTGD = self.q_norm(q_BTHD).to(v_BTGD.dtype), self.k_norm(k_BTGD).to(v_BTGD.dtype)
+            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
         if self.rotary is not None:
-            q_BTHD, k_BTGD = self.rotary(q_BTHD, start), self.rotary(k_BTGD, start)
-        q_BHTD, k_BGSD, v_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
+            q_BHTD, k_BGSD = self.rotary(q_BTHD, start), self.rotary(k_BTGD, start)
+        else:
+            q_BHTD, k_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2)
+        v_BGSD = v_BTGD.transpose(1, 2)
         if cache is not None:
             assert isinstance(cache, KVCache)
             k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, start)
