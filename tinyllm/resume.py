@@ -18,6 +18,11 @@ FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len
 """What a resumed run cannot change."""
 OWN = ("resume", "init_from", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes")
 """What belongs to this start of the program, not to the run."""
+ALTERNATIVES = (
+    ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"),
+    ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
+)
+"""Keys of which a run may have one: a new one takes the place of the saved one."""
 NODES = {"attn": "model.block.attn", "ffn": "model.block.ffn", "pos": "model.pos", "norm": "model.norm"}
 """Where a group's options stand, for groups that are not a node of their own name."""
 
@@ -36,7 +41,7 @@ class Resumption:
 
 
 def look_up(line: CommandLine) -> Resumption | None:
-    """The checkpoint that a command line continues; None when it starts a run: ``resume=auto`` finds none, or ``null``.
+    """The checkpoint that a command line continues; None when ``resume=auto`` finds none and a run starts.
 
     Raises:
         UserError: no checkpoint, none that is whole, ``resume=auto`` without ``run.dir``, or a multirun.
@@ -44,11 +49,13 @@ def look_up(line: CommandLine) -> Resumption | None:
     parsed = OverridesParser.create().parse_overrides(line.settings)
     if line.multirun:
         typed = next(str(one.input_line) for one in parsed if one.key_or_group == "resume")
-        raise UserError("a multirun cannot continue a run", file=typed, hint="leave out -m, or use init_from to start from its weights")
+        hint = "leave out -m, or use init_from to start from its weights"
+        raise UserError("a multirun cannot continue a run", file=typed, hint=hint)
     values = {one.key_or_group: one.value() for one in parsed}
     source = str(values["resume"])
     if not source:
-        raise UserError("no directory is given", key="resume", value=source, hint="a run directory or one of its checkpoints")
+        hint = "a run directory or one of its checkpoints"
+        raise UserError("no directory is given", key="resume", value=source, hint=hint)
     if source == "auto":
         if not values.get("run.dir"):
             hint = "give run.dir=…, the directory to continue or start"
@@ -62,9 +69,15 @@ def look_up(line: CommandLine) -> Resumption | None:
     checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
     saved = OmegaConf.load(checkpoint.path / OVERRIDES)
     assert isinstance(saved, ListConfig)
-    replaced = [*values, *(NODES.get(name, name) for name in values if "." not in name)]
+    displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
+    replaced = [*values, *displaced, *(NODES.get(name, name) for name in values if "." not in name)]
     before = [str(one) for one in saved if not _below(key_of(str(one)), replaced)]
-    return Resumption(checkpoint=checkpoint, arguments=before + line.settings, named=frozenset(values), notes=notes)
+    return Resumption(
+        checkpoint=checkpoint,
+        arguments=[*before, *(f"{key}=null" for key in sorted(displaced)), *line.settings],
+        named=frozenset(values) | displaced,
+        notes=notes,
+    )
 
 
 def to_save(overrides: Iterable[str]) -> list[str]:
