@@ -16,7 +16,7 @@ class UserError(Exception):
         self, what: str, *, key: str | None = None, value: object = None, file: object = None, hint: str = ""
     ) -> None:
         self.what, self.key, self.value, self.file, self.hint = what, key, value, file, hint
-        where = [f"{key}={_shown(value)}"] if key else []
+        where = [setting(key, value)] if key else []
         where += [str(file)] if file is not None else []
         place = f" ({', '.join(where)})" if where else ""
         super().__init__(one_line(f"{what}{place}{': ' + hint if hint else ''}"))
@@ -27,10 +27,10 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _shown(value: object) -> str:
-    """A value as it would be typed on the command line."""
+def setting(key: str, value: object) -> str:
+    """``key=value`` as one types it on the command line."""
     if value is None:
-        return "null"
+        return f"{key}=null"
     if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)
+        return f"{key}={str(value).lower()}"
+    return f"{key}={value}"

@@ -1,4 +1,4 @@
-"""The life of an entry point: arguments in, one composed and checked configuration to the task, an exit code out."""
+"""The life of an entry point: arguments in, a checked configuration to the task, an exit code out."""
 
 import os
 import sys
@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,9 +15,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyllm.config import schema
-from tinyllm.config.compose import checked
+from tinyllm.config.arguments import CommandLine, read
+from tinyllm.config.compose import checked, key_of
 from tinyllm.config.errors import explained
-from tinyllm.config.literal import quote_literals
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import UserError, one_line
@@ -39,22 +40,25 @@ class Invocation:
     """The option chosen in each group."""
     config_dir: str | None = None
     """The directory of ``--config-dir``, as given."""
+    typed: frozenset[str] = frozenset()
+    """Keys and groups that this command line itself names, unlike those that a resumed run saved."""
 
 
 Task = Callable[[DictConfig, Invocation], int]
 """Does the program's work; its result is the exit code."""
 
 
-def run(program: str, task: Task, *, prepare_argv: Callable[[list[str]], list[str]] | None = None) -> None:
+def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]] | None = None) -> None:
     """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
 
-    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). Errors that a person can mend
-    are one line on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` shows the traceback.
+    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). Errors that a person
+    can mend are one line on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` shows the
+    traceback.
 
     Args:
         program: name of the root file.
         task: called once, in a multirun once per job.
-        prepare_argv: last changes to the arguments before Hydra sees them, e.g. the settings of a run to resume.
+        prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's.
     """
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
@@ -67,19 +71,27 @@ def run(program: str, task: Task, *, prepare_argv: Callable[[list[str]], list[st
     results: list[int] = []
     try:
         arguments, as_json = _without(arguments, "--json")
-        multirun = bool({"-m", "--multirun"} & set(arguments))
-        if multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError(
-                "a multirun cannot run inside torchrun (-m)", hint="start the multirun itself, without torchrun, or one job"
-            )
-        arguments = arguments if multirun else quote_literals(arguments)
-        arguments = prepare_argv(arguments) if prepare_argv else arguments
-        sys.argv = [sys.argv[0], *arguments]
-        config_dir = _config_dir(arguments)
-        known = Invocation(allow=_allowed(config_dir), json=as_json, config_dir=config_dir)
+        line = read(arguments)
+        if line.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            hint = "start the multirun itself, without torchrun, or one job"
+            raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
+        settings = prepare(line) if prepare else line.settings
+        sys.argv = [sys.argv[0], *line.flags, *settings]
+        known = Invocation(
+            allow=_allowed(line.config_dir),
+            json=as_json,
+            config_dir=line.config_dir,
+            typed=frozenset(map(key_of, line.settings)),
+        )
 
         def job(cfg: DictConfig) -> None:
-            results.append(_guarded(lambda: _job(cfg, program, task, known), debug))
+            code = _guarded(lambda: _job(cfg, program, task, known), debug)
+            results.append(code)
+            if code and line.multirun:
+                print(
+                    f"in job {len(results) - 1}: {' '.join(HydraConfig.get().overrides.task)}",
+                    file=sys.stderr,
+                )
 
         def compose_and_run() -> int:
             hydra.main(config_path=str(conf_dir()), config_name=program, version_base="1.3")(job)()
@@ -98,9 +110,11 @@ def run(program: str, task: Task, *, prepare_argv: Callable[[list[str]], list[st
 
 def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
-    hydra_node = HydraConfig.get()
-    cfg = checked(cfg, hydra_node, program, allow=known.allow)
-    choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
+    hydra_node = cast(DictConfig, HydraConfig.get())
+    cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed)
+    choices = {
+        str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")
+    }
     overrides = list(hydra_node.overrides.task)
     return task(cfg, replace(known, overrides=overrides, choices=choices))
 
@@ -120,8 +134,11 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
             return 1
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = one_line(f"{type(error).__name__}: {error}")
-        print(f"error: {what} ({Path(place.filename).name}:{place.lineno}): "
-              "not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from", file=sys.stderr)
+        print(
+            f"error: {what} ({Path(place.filename).name}:{place.lineno}): "
+            "not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -139,24 +156,10 @@ def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:
     return [one for one in arguments if one != flag], flag in arguments
 
 
-def _config_dir(arguments: list[str]) -> str | None:
-    """The value of ``--config-dir``."""
-    directory = None
-    for index, argument in enumerate(arguments):
-        if argument in ("--config-dir", "-cd") and index + 1 < len(arguments):
-            directory = arguments[index + 1]
-        elif argument.startswith("--config-dir="):
-            directory = argument.partition("=")[2]
-    return directory
-
-
 def _allowed(config_dir: str | None) -> frozenset[str]:
     """The classes that the yaml files of a ``--config-dir`` name; they may lie in the current directory."""
     if config_dir is None:
         return frozenset()
-    if not Path(config_dir).is_dir():
-        hint = "a directory with group folders, e.g. attn/"
-        raise UserError("no such directory", key="--config-dir", value=config_dir, hint=hint)
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where it is called from
     return targets_of_directory(Path(config_dir))

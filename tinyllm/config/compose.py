@@ -1,6 +1,6 @@
 """Composition of a configuration from the shipped groups, in Python and for the entry points."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config import schema
+from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explain
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import targets_of_directory
+
 
 def compose(*overrides: str, program: str = "train", config_dir: str | Path | None = None) -> DictConfig:
     """The configuration that ``python -m tinyllm.<program> <overrides>`` would run with, checked.
@@ -30,6 +32,7 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     """
     schema.register()
     quoted = quote_literals(overrides)
+    check_settings(quoted, directories=[config_dir] if config_dir else [])
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with _hydra(), explain(quoted):
         cfg = hydra_compose(program, [*quoted, *extra], return_hydra_config=True)
@@ -51,7 +54,12 @@ def _hydra() -> Iterator[None]:
 
 
 def checked(
-    cfg: DictConfig, hydra_node: DictConfig, program: str, *, allow: frozenset[str] = frozenset()
+    cfg: DictConfig,
+    hydra_node: DictConfig,
+    program: str,
+    *,
+    allow: frozenset[str] = frozenset(),
+    typed: frozenset[str] | None = None,
 ) -> DictConfig:
     """``cfg`` after the preflight.
 
@@ -60,26 +68,36 @@ def checked(
         hydra_node: that node, for what was named on the command line and where the files came from.
         program: the root file's name.
         allow: targets allowed besides tinyllm's own.
+        typed: the keys of the command line itself, where the overrides hold more; None: all overrides.
 
     Raises:
         UserError: see :func:`tinyllm.config.preflight.check`.
     """
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
     sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
-    named = named_keys(hydra_node.overrides.task, choices, sources)
+    overrides = [one for one in hydra_node.overrides.task if typed is None or key_of(one) in typed]
+    chosen = "experiment" in map(key_of, overrides)
+    named = {key_of(one) for one in overrides}
+    if chosen:
+        named |= experiment_keys(choices["experiment"], sources)
     check(cfg, schema.SCHEMAS[program], named=named, allow=allow)
     return cfg
 
 
-def named_keys(overrides: Iterable[str], choices: Mapping[str, str], sources: Iterable[str]) -> set[str]:
-    """The keys that a person named: on the command line, or in the experiment file that was chosen."""
-    named = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    experiment = choices.get("experiment")
-    for source in sources:
-        file = Path(source) / "experiment" / f"{experiment}.yaml"
-        if experiment and file.is_file():
-            named.update(_leaves(OmegaConf.to_container(OmegaConf.load(file)), ""))
-    return named
+def key_of(override: str) -> str:
+    """The key or group that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
+    """The keys that an experiment file sets."""
+    files = [Path(source) / "experiment" / f"{experiment}.yaml" for source in sources]
+    return {
+        key
+        for file in files
+        if file.is_file()
+        for key in _leaves(OmegaConf.to_container(OmegaConf.load(file)), "")
+    }
 
 
 def _leaves(node: Any, path: str) -> Iterator[str]:

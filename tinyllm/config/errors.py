@@ -5,7 +5,12 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
@@ -53,14 +58,19 @@ def _missing_option(error: MissingConfigException) -> UserError:
 def _unparsable(error: OverrideParseException) -> UserError:
     key = error.override.partition("=")[0]
     if "=" not in error.override:
-        return UserError(f"not a setting: {error.override}", hint="settings are written key=value or group=option")
+        return UserError(
+            f"not a setting: {error.override}", hint="settings are written key=value or group=option"
+        )
     hint = f"quote it twice, for the shell and for Hydra: '{key}=\"…\"'"
     return UserError("value not understood", key=key, value=error.override.partition("=")[2], hint=hint)
 
 
 def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str]) -> UserError:
     path = str(error.full_key or error.key)
-    override = next((one for one in overrides if one.partition("=")[0].lstrip("+~") in (path,) or one.startswith(path)), "")
+    override = next(
+        (one for one in overrides if one.partition("=")[0].lstrip("+~") in (path,) or one.startswith(path)),
+        "",
+    )
     asked = override.partition("=")[0].lstrip("+~") or path
     node = error.parent_node
     known = sorted(str(name) for name in node) if isinstance(node, DictConfig) else []
@@ -68,7 +78,11 @@ def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str])
     prefix, _, name = path.rpartition(".")
     near = difflib.get_close_matches(name, known, n=3)
     full = [f"{prefix}.{one}" if prefix else one for one in near]
-    hint = f"did you mean {' or '.join(full)}?" if near else f"{prefix or 'the configuration'} takes {', '.join(known)}"
+    hint = (
+        f"did you mean {' or '.join(full)}?"
+        if near
+        else f"{prefix or 'the configuration'} takes {', '.join(known)}"
+    )
     return UserError("unknown key", file=override or asked, hint=hint)
 
 
@@ -86,5 +100,6 @@ def _typed(message: str) -> tuple[str, str]:
 def _composition_hint(message: str, overrides: list[str]) -> str:
     found = re.search(r"Could not override '([^']+)'", message)
     if found:
-        return f"no group or key of that name; see --help ({', '.join(one for one in overrides if found[1] in one)})"
+        meant = ", ".join(one for one in overrides if found[1] in one)
+        return f"no group or key of that name; see --help ({meant})"
     return ""

@@ -1,4 +1,4 @@
-"""Keys whose value is free text: quoted for Hydra, so that commas, quotes, brackets and spaces arrive as typed."""
+"""Keys whose value is free text: quoted for Hydra, so that commas, quotes, brackets, spaces survive."""
 
 import re
 from collections.abc import Iterable

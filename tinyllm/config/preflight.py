@@ -1,7 +1,7 @@
 """The check of the whole configuration, before a run directory, a corpus or a model exists.
 
-Hydra lets ``+key=`` past a dataclass and anything into an untyped node, so every node is walked here: fields of
-dataclass nodes against their ranges, ``_target_`` nodes against the constructor they name.
+Hydra lets ``+key=`` past a dataclass and anything into an untyped node, so every node is walked here: fields
+of dataclass nodes against their ranges, ``_target_`` nodes against the constructor they name.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyllm.config.effects import check_effects
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem, walk_targets
 from tinyllm.errors import UserError
 
@@ -19,7 +20,9 @@ AT_RUN_TIME = frozenset({"model.vocab_size"})
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def check(cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: frozenset[str] = frozenset()) -> None:
+def check(
+    cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: frozenset[str] = frozenset()
+) -> None:
     """Check every key of a composed configuration.
 
     Args:
@@ -38,7 +41,7 @@ def check(cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: fr
     _check_fields(plain, schema, "")
     for path, _ in walk_targets(plain, ""):
         _check_target(_at(plain, path), path, allow)
-    _check_offered(plain, set(named), allow)
+    check_effects(plain, named=named, allow=allow)
 
 
 def unknown_key(path: str, known: Iterable[str], *, owner: str) -> UserError:
@@ -76,7 +79,12 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
         words = [str(one).lower() if isinstance(one, bool) else str(one) for one in choices]
         near = difflib.get_close_matches(str(value), words, n=1)
         hint = f"one of {', '.join(words)}" + (f", or a number {bounds[0]}" if bounds else "")
-        raise UserError("value not allowed", key=where, value=value, hint=hint + (f"; did you mean {near[0]}?" if near else ""))
+        raise UserError(
+            "value not allowed",
+            key=where,
+            value=value,
+            hint=hint + (f"; did you mean {near[0]}?" if near else ""),
+        )
     if (at_least is not None and not value >= at_least) or (above is not None and not value > above):
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
@@ -95,20 +103,6 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[str]) -> Non
             allowed = type_problem(value, annotations[name])
             if allowed:
                 raise UserError("wrong type", key=where, value=value, hint=f"must be {allowed}")
-
-
-def _check_offered(plain: dict[str, Any], named: set[str], allow: frozenset[str]) -> None:
-    """A shape key of the model that is only offered to parts must be taken by one of them, when the user named it."""
-    block = (plain.get("model") or {}).get("block")
-    if not isinstance(block, dict):
-        return
-    takers = [(p, resolve_target(t, path=p, extra=allow)) for p, t in walk_targets(block, "model.block")]
-    for key in sorted(named & {"model.n_kv_heads", "model.attn_dropout", "model.d_ff"}):
-        name = key.rpartition(".")[2]
-        if not any(name in (parameters_of(target) or {name: None}) for path, target in takers if path != "model.block"):
-            part = _at(plain, "model.block.attn")["_target_"].rpartition(".")[2]
-            hint = f"{part} sets its own; choose a part that reads it (attn=gqa reads n_kv_heads), or leave the key out"
-            raise UserError("key has no effect here", key=key, value=_at(plain, key), hint=hint)
 
 
 def _at(node: Any, path: str) -> Any:

@@ -1,8 +1,8 @@
 """Which classes a configuration may name, and what their constructors take.
 
-A configuration can come out of a checkpoint that somebody else wrote, so a ``_target_`` is looked up in an allow-list
-before anything is imported: the packages of tinyllm that hold parts, torch's optimizers, and what the yaml files of a
-``--config-dir`` name, because the person who passes that directory has chosen it.
+A configuration can come out of a checkpoint that somebody else wrote, so a ``_target_`` is looked up in an
+allow-list before anything is imported: the packages of tinyllm that hold parts, torch's optimizers, and what
+the yaml files of a ``--config-dir`` name, because the person who passes that directory has chosen it.
 """
 
 import importlib
@@ -58,7 +58,8 @@ def resolve_target(target: str, *, path: str, extra: frozenset[str] = frozenset(
     """The class or function that ``target`` names.
 
     Raises:
-        UserError: it is not allowed, does not exist, or leads out of its package (``tinyllm.data.x.os.system``).
+        UserError: it is not allowed, does not exist, or leads out of its package
+            (``tinyllm.data.x.os.system``).
     """
     where = f"{path}._target_"
     if target not in extra and not target.startswith(ALLOWED):
@@ -72,11 +73,12 @@ def resolve_target(target: str, *, path: str, extra: frozenset[str] = frozenset(
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        hint = f"{error}; a class is written package.module.Class, and its module must be importable from here"
+        hint = f"{error}; a class is written package.module.Class, and importable from here"
         raise UserError("no such class", key=where, value=target, hint=hint) from error
     home = getattr(found, "__module__", "") or ""
     if not callable(found) or (target not in extra and not f"{home}.".startswith(ALLOWED)):
-        raise UserError("not a class of that package", key=where, value=target, hint="name a class or function")
+        hint = "name a class or function that is defined there"
+        raise UserError("not a class of that package", key=where, value=target, hint=hint)
     return found
 
 
@@ -98,7 +100,7 @@ def annotations_of(target: Any) -> dict[str, Any]:
 
 
 def type_problem(value: Any, annotation: Any) -> str | None:
-    """What is allowed, when the plain ``value`` is not of the annotated type; None when it fits or nothing is known."""
+    """What is allowed, when ``value`` is not of the annotated type; None when it fits or nothing is known."""
     if _fits(value, annotation):
         return None
     return _describe(annotation)

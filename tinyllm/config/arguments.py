@@ -1,0 +1,146 @@
+"""The command line before Hydra acts on it: mistakes of form, which Hydra answers with its usage text."""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from tinyllm.config.errors import explain
+from tinyllm.config.literal import quote_literals
+from tinyllm.config.paths import conf_dir
+from tinyllm.errors import UserError
+
+CLOSED = ("config_path", "config_name", "experimental_rerun")
+"""Flags of Hydra that would replace our configuration by one that nothing here checks, or unpickle a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """A command line in two heaps."""
+
+    flags: list[str] = field(default_factory=list)
+    """Hydra's flags with their values."""
+    settings: list[str] = field(default_factory=list)
+    """Settings and choices, in Hydra's grammar; literal values are quoted, unless it is a multirun."""
+    multirun: bool = False
+    config_dir: str | None = None
+
+
+def read(arguments: Sequence[str]) -> CommandLine:
+    """The command line, its form checked. Flags may stand anywhere.
+
+    Raises:
+        UserError: a flag that does not exist, misses its value or is not offered; see :func:`check_settings`.
+    """
+    parser = get_args_parser()
+    flags, settings = _apart(arguments, parser)
+    parser.error = _refuse  # type: ignore[method-assign]
+    known, unknown = parser.parse_known_args(flags)
+    if unknown:
+        raise _unknown_flag(unknown[0], parser)
+    for name in CLOSED:
+        if getattr(known, name) is not None:
+            hint = "own option files are added with --config-dir=<directory>"
+            raise UserError(
+                "flag not offered", key=f"--{name.replace('_', '-')}", value=getattr(known, name), hint=hint
+            )
+    if known.config_dir is not None and not Path(known.config_dir).is_dir():
+        hint = "a directory with group folders, e.g. attn/"
+        raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
+    settings = settings if known.multirun else quote_literals(settings)
+    check_settings(
+        settings, multirun=known.multirun, directories=[known.config_dir] if known.config_dir else []
+    )
+    return CommandLine(flags=flags, settings=settings, multirun=known.multirun, config_dir=known.config_dir)
+
+
+def check_settings(
+    settings: Iterable[str], *, multirun: bool = False, directories: Iterable[str | Path] = ()
+) -> None:
+    """Refuse settings that Hydra understands and tinyllm has no meaning for.
+
+    Args:
+        settings: in Hydra's grammar, literal values quoted.
+        multirun: several values for a key are wanted.
+        directories: further directories of option files.
+
+    Raises:
+        UserError: not ``key=value``, several values without ``-m``, a key taken out with ``~``, a group
+            without an option.
+    """
+    settings = list(settings)
+    with explain(settings):
+        parsed = OverridesParser.create().parse_overrides(settings)
+    places = [conf_dir(), *map(Path, directories)]
+    for override in parsed:
+        _check_setting(override, multirun, places)
+
+
+def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """Flags with their values, and the rest: argparse takes settings on one side of the flags only."""
+    flags: list[str] = []
+    settings: list[str] = []
+    takes_value = may_take_value = False
+    for argument in arguments:
+        if argument.startswith("-") and not takes_value:
+            flags.append(argument)
+            action = parser._option_string_actions.get(argument)
+            takes_value = action is not None and action.nargs is None
+            may_take_value = action is not None and action.nargs == "?"
+        elif takes_value or (may_take_value and "=" not in argument):
+            flags.append(argument)
+            takes_value = may_take_value = False
+        else:
+            settings.append(argument)
+            may_take_value = False
+    return flags, settings
+
+
+def _refuse(message: str) -> NoReturn:
+    """What argparse would answer with its usage text: a flag without its value, or with an unknown one."""
+    what = message.removeprefix("argument ")
+    raise UserError(
+        "flag not understood",
+        file=what,
+        hint="--help tells how settings are written, --hydra-help lists the flags",
+    )
+
+
+def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
+    name, _, value = flag.partition("=")
+    near = difflib.get_close_matches(name, parser._option_string_actions, n=1, cutoff=0.75)
+    setting = f"{name.lstrip('-').replace('-', '_')}={value or '…'}"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"settings have no dashes: key=value, e.g. {setting} if that is a key; see --help"
+    )
+    return UserError("no such flag", file=flag, hint=hint)
+
+
+def _check_setting(override: Override, multirun: bool, places: list[Path]) -> None:
+    key, text = override.key_or_group, str(override.input_line)
+    typed = text.partition("=")[2]
+    if override.is_delete():
+        hint = "give it another value; a group that can be off has the option none"
+        raise UserError("a key cannot be taken out", file=text, hint=hint)
+    if not key:
+        raise UserError(
+            "a setting without a key", file=text, hint="settings are written key=value or group=option"
+        )
+    if override.is_sweep_override():
+        if not multirun:
+            hint = f"add -m to run once for each; one text with commas is written '{key}=\"{typed}\"'"
+            raise UserError("several values", key=key, value=typed, hint=hint)
+        return
+    groups = [place / key for place in places if (place / key).is_dir()]
+    may_be_off = key == "experiment"  # the one group whose default is no option at all
+    if groups and not isinstance(override.value(), str) and not (may_be_off and override.value() is None):
+        options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
+        raise UserError("a group takes one option", key=key, value=typed, hint=f"one of {', '.join(options)}")

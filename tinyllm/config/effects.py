@@ -1,0 +1,112 @@
+"""Keys that have no effect beside the value of another one; naming such a key is a mistake, not a no-op."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
+from tinyllm.errors import UserError, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Off:
+    """The keys that are without effect while another key has a certain value."""
+
+    by: str
+    """The other key."""
+    when: Callable[[Any], bool]
+    keys: tuple[str, ...]
+
+
+def given(value: Any) -> bool:
+    """Whether a key that may be null has a value."""
+    return value is not None
+
+
+def zero(value: Any) -> bool:
+    """Whether a number that turns something off is 0."""
+    return bool(value == 0)
+
+
+RULES = (
+    Off(
+        by="dataloader.workers",
+        when=zero,
+        keys=("dataloader.prefetch_factor", "dataloader.persistent_workers"),
+    ),
+    Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens")),
+    Off(by="trainer.eval_every", when=zero, keys=("trainer.eval_tokens", "trainer.eval_train_tokens")),
+    Off(
+        by="trainer.nonfinite.action",
+        when=lambda value: bool(value == "stop"),
+        keys=("trainer.nonfinite.patience",),
+    ),
+    Off(by="run.dir", when=given, keys=("run.name",)),
+    Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
+    Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
+    Off(by="resume", when=given, keys=("init_from",)),
+    Off(by="temperature", when=zero, keys=("top_k", "top_p", "min_p")),
+)
+
+OFFERED = {
+    "model.n_kv_heads": {"n_kv_heads"},
+    "model.attn_dropout": {"attn_dropout"},
+    "model.d_ff": {"d_ff", "model_d_ff"},
+}
+"""What the model offers to its parts, and under which names; a part whose constructor has none ignores it."""
+
+
+def check_effects(plain: dict[str, Any], *, named: Iterable[str], allow: frozenset[str]) -> None:
+    """Refuse a key that was named and cannot take effect.
+
+    Args:
+        plain: the composed configuration as plain containers.
+        named: keys of the command line and of the experiment.
+        allow: further targets that may be named.
+
+    Raises:
+        UserError: such a key; the line tells what turns it off.
+    """
+    named = set(named)
+    for rule in RULES:
+        other = value_at(plain, rule.by)
+        dead = sorted(named.intersection(rule.keys)) if rule.when(other) else []
+        if dead:
+            raise UserError(
+                "the key has no effect here",
+                key=dead[0],
+                value=value_at(plain, dead[0]),
+                hint=f"{setting(rule.by, other)} turns it off; leave one of the two out",
+            )
+    block = value_at(plain, "model.block")
+    if isinstance(block, dict):
+        _check_offered(plain, named, block, allow)
+
+
+def _check_offered(
+    plain: dict[str, Any], named: set[str], block: dict[str, Any], allow: frozenset[str]
+) -> None:
+    parts = [
+        resolve_target(target, path=path, extra=allow) for path, target in walk_targets(block, "") if path
+    ]
+    for key in sorted(named.intersection(OFFERED)):
+        if not any(_reads(part, OFFERED[key]) for part in parts):
+            names = ", ".join(part.__name__ for part in parts)
+            hint = (
+                f"none of {names} reads it; leave it out, or choose a part that does (attn=gqa: n_kv_heads)"
+            )
+            raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
+
+
+def _reads(part: Any, names: set[str]) -> bool:
+    parameters = parameters_of(part)
+    return parameters is None or not names.isdisjoint(parameters)
+
+
+def value_at(node: Any, path: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    for name in path.split("."):
+        if not isinstance(node, dict) or name not in node:
+            return None
+        node = node[name]
+    return node
