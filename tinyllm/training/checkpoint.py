@@ -45,8 +45,16 @@ class Checkpoint:
         return load_file(self.path / MODEL)
 
     def state(self) -> dict[str, Any]:
-        """Everything besides the weights that a resume needs: plain containers and tensors, on the CPU."""
-        state: dict[str, Any] = torch.load(self.path / STATE, map_location="cpu", weights_only=True)
+        """Everything besides the weights that a resume needs: plain containers and tensors, on the CPU.
+
+        Raises:
+            UserError: the file holds anything else; nothing of it was executed.
+        """
+        file = self.path / STATE
+        try:
+            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises whatever the damage leads to
+            raise UserError("unreadable state", file=file, hint=str(error).split(". ")[0]) from error
         return state
 
 

@@ -30,7 +30,8 @@ class Objective(nn.Module):
         hidden_ND = self.model(inputs_BT).flatten(0, 1)
         weight = self.model.head_weight
         assert isinstance(weight, Tensor)
-        return linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), chunk_tokens=self.chunk_tokens)
+        chunk = len(hidden_ND) if self.chunk_tokens == 0 else self.chunk_tokens
+        return linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), chunk_tokens=chunk)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

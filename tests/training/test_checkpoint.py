@@ -1,0 +1,240 @@
+"""Checkpoints under damage, kills and a full disk."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyllm
+from tests.training.runs import SMALL, digest, train
+from tinyllm.errors import UserError
+from tinyllm.training import checkpoint as checkpoints
+
+TEXTS = {"config.yaml": "a: 1\n", "overrides.yaml": "[]\n", "tokenizer.json": "{}\n"}
+
+
+def save(directory: Path, step: int, value: float = 0.0, size: int = 64) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    weights = {"w": torch.full((size,), value)}
+    return checkpoints.save(directory, step=step, weights=weights, state={"step": step}, texts=TEXTS, facts={})
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "bit flip in the weights": ("model.safetensors", flip),
+    "bit flip in the state": ("state.pt", flip),
+    "truncated": ("model.safetensors", lambda p: p.write_bytes(p.read_bytes()[:-5])),
+    "empty": ("state.pt", lambda p: p.write_bytes(b"")),
+    "garbage": ("state.pt", lambda p: p.write_bytes(os.urandom(200))),
+    "a web page": ("model.safetensors", lambda p: p.write_text("<html>404</html>")),
+    "missing": ("model.safetensors", Path.unlink),
+    "manifest missing": ("manifest.json", Path.unlink),
+    "manifest empty": ("manifest.json", lambda p: p.write_text("")),
+    "manifest of another kind": ("manifest.json", lambda p: p.write_text("[]")),
+    "configuration edited": ("config.yaml", lambda p: p.write_text("a: 2\n")),
+}
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used(
+    name: str, damage: object, tmp_path: Path
+) -> None:
+    save(tmp_path / "checkpoints", 1)
+    newest = save(tmp_path / "checkpoints", 2)
+    damage(newest / name)  # type: ignore[operator]
+    told: list[str] = []
+    assert checkpoints.find(tmp_path, tell=told.append).step == 1
+    assert len(told) == 1 and name in told[0] and "step-000002" in told[0] and "step-000001" in told[0]
+    with pytest.raises(UserError, match=re.escape(name)):
+        checkpoints.verify(newest)
+
+
+def test_when_none_is_whole_each_is_listed_with_its_reason(tmp_path: Path) -> None:
+    for step in (1, 2):
+        flip(save(tmp_path / "checkpoints", step) / "state.pt")
+    with pytest.raises(UserError, match=r"no whole checkpoint.*step-000002.*step-000001"):
+        checkpoints.find(tmp_path)
+
+
+def test_swapped_files_of_two_steps_are_found(tmp_path: Path) -> None:
+    one, two = save(tmp_path / "checkpoints", 1, 1.0), save(tmp_path / "checkpoints", 2, 2.0)
+    shutil.copy(one / "model.safetensors", two / "model.safetensors")
+    assert checkpoints.find(tmp_path).step == 1
+
+
+def test_hints_may_be_missing_or_wrong(tmp_path: Path) -> None:
+    directory = tmp_path / "checkpoints"
+    save(directory, 1), save(directory, 2)
+    assert checkpoints.find(tmp_path, prefer="best").step == 2
+    for hint in ("", "step-000009", "../../etc", "\x00"):
+        (directory / "best").write_text(hint)
+        assert checkpoints.find(tmp_path, prefer="best").step == 2
+    checkpoints.set_hint(directory, "best", 1)
+    assert checkpoints.find(tmp_path, prefer="best").step == 1
+    assert checkpoints.find(tmp_path, prefer="step-000001").step == 1
+
+
+def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
+    path = save(tmp_path / "checkpoints", 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["../../secret"] = {"bytes": 1, "sha256": "0"}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "secret").write_text("x")
+    with pytest.raises(UserError, match="missing"):
+        checkpoints.verify(path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    keep=st.integers(2, 4),
+    steps=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=12, unique_by=lambda one: one[0]),
+    stale=st.booleans(),
+)
+def test_rotation_keeps_the_newest_and_the_best_and_drops_an_abandoned_future(
+    tmp_path_factory: pytest.TempPathFactory, keep: int, steps: list[tuple[int, bool]], stale: bool
+) -> None:
+    directory = tmp_path_factory.mktemp("rotation")
+    if stale:
+        (directory / "step-005000").mkdir()
+    best = None
+    saved: list[int] = []
+    for step, is_best in sorted(steps):
+        (directory / checkpoints.name_of(step)).mkdir()
+        saved.append(step)
+        if is_best:
+            best = step
+            checkpoints.set_hint(directory, "best", step)
+        checkpoints.prune(directory, keep=keep, current=step)
+        expected = set(saved[-keep:]) | ({best} if best else set())
+        assert set(checkpoints.steps_in(directory)) == expected
+
+
+def test_kill_9_at_any_moment_of_saving_leaves_a_whole_newest(tmp_path: Path) -> None:
+    """Twelve kills while a process does nothing but save 4 MB checkpoints, one after the other."""
+    program = f"""
+import sys; sys.path.insert(0, {str(Path.cwd())!r})
+from pathlib import Path
+from tests.training.test_checkpoint import save
+from tinyllm.training import checkpoint
+directory = Path({str(tmp_path / "checkpoints")!r})
+step = max(checkpoint.steps_in(directory), default=0)
+print("ready", flush=True)
+while True:
+    step += 1
+    save(directory, step, float(step), size=1_000_000)
+    print("saved", flush=True)
+    checkpoint.prune(directory, keep=2, current=step)
+"""
+    newest = 0
+    for attempt in range(12):
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("saved"):
+                    break
+            try:
+                process.wait(timeout=0.005 * attempt)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+        found = checkpoints.find(tmp_path, tell=lambda text: pytest.fail(text))
+        assert found.step > newest
+        assert torch.equal(found.weights()["w"], torch.full((1_000_000,), float(found.step)))
+        newest = found.step
+    checkpoints.clean(tmp_path / "checkpoints")
+    assert not list((tmp_path / "checkpoints").glob(".tmp*"))
+
+
+def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_stays(tmp_path: Path) -> None:
+    """The size limit of a process stands in for a full disk: writing past it fails just as for a disk without room."""
+    save(tmp_path / "checkpoints", 1, 1.0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"no space left while writing \(.*step-000002"):
+            save(tmp_path / "checkpoints", 2, size=1_000_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert checkpoints.find(tmp_path, tell=lambda text: pytest.fail(text)).step == 1
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+
+
+class Hostile:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> object:
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_hostile_state_executes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    path = save(tmp_path / "checkpoints", 1)
+    torch.save(Hostile(tmp_path / "marker"), path / "state.pt")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state.pt"] = {"bytes": (path / "state.pt").stat().st_size, "sha256": checkpoints.sha256(path / "state.pt")}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"state\.pt"):
+        checkpoints.verify(path).state()
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with checkpoints at steps 2, 4 and 6, evaluated."""
+    path = tmp_path_factory.mktemp("trained") / "run"
+    options = ("trainer.max_steps=6", "trainer.checkpoint_every=2", "trainer.eval_every=3", "checkpoint.keep=3")
+    assert train("dataset=text", corpus, *SMALL, *options, f"run.dir={path}") == 0
+    return path
+
+
+def test_a_checkpoint_holds_what_it_says(trained: Path) -> None:
+    files = {path.name for path in (trained / "checkpoints" / "step-000006").iterdir()}
+    assert files == {"model.safetensors", "state.pt", "config.yaml", "overrides.yaml", "tokenizer.json", "manifest.json"}
+    found = checkpoints.find(trained)
+    assert not [name for name in found.weights() if "_orig_mod" in name or name.startswith("module.")]
+    assert "head.weight" not in found.weights()  # tied: saved once
+    assert set(found.state()["optimizer"]) == set(found.weights())
+    names = {path.name for path in trained.iterdir() if not path.name.startswith(".")}
+    assert {"run.json", "config.yaml", "metrics.jsonl", "curves.png", "checkpoints"} <= names
+    facts = json.loads((trained / "run.json").read_text())
+    assert facts["status"] == "finished" and facts["versions"]["torch"] == torch.__version__
+    assert {group["name"] for group in facts["info"]["optimizer_groups"]} == {"matrix", "embedding", "vector"}
+
+
+def test_resume_from_a_run_whose_newest_checkpoint_is_damaged_equals_the_undamaged_run(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, tmp_path / "run")
+    flip(tmp_path / "run" / "checkpoints" / "step-000006" / "model.safetensors")
+    capsys.readouterr()
+    assert train(f"resume={tmp_path / 'run'}") == 0
+    out = capsys.readouterr().out
+    assert "step-000006" in out and "sha256" in out
+    assert digest(tmp_path / "run") == digest(trained)
+
+
+def test_load_gives_the_trained_model(trained: Path) -> None:
+    model, tokenizer = tinyllm.load(trained, checkpoint="last")
+    weights = checkpoints.find(trained).weights()
+    assert not model.training
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert tokenizer.decode(tokenizer.encode("the")) == "the"
+    with pytest.raises(UserError, match="averaged"):
+        tinyllm.load(trained, weights="ema")

@@ -1,0 +1,173 @@
+"""The arithmetic of a step: accumulation, clipping, values that are not finite, what is logged."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import tinyllm
+from tests.training.runs import SMALL, digest, logged, metrics, train
+from tinyllm.assemble import build_model, build_optimizer
+from tinyllm.training.checkpoint import find
+from tinyllm.training.objective import Objective
+from tinyllm.training.trainer import clip
+
+
+def small_model(*overrides: str) -> torch.nn.Module:
+    sizes = [one for one in SMALL if one.startswith("model.")]
+    cfg = tinyllm.compose(*sizes, *overrides)
+    return build_model(cfg, vocab_size=20, seed=3, device=torch.device("cpu"), allow=frozenset())
+
+
+def test_accumulation_is_the_mean_over_tokens_whatever_the_micro_batches(corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=5"]
+    for name, options in {
+        "one": ("trainer.batch_size=12",),
+        "three": ("trainer.batch_size=4", "trainer.grad_accum_steps=3"),
+        "tokens": ("trainer.batch_size=2", "trainer.total_batch_tokens=192"),
+    }.items():
+        assert train(*shared, f"run.dir={tmp_path / name}", *options) == 0
+    whole, three, tokens = (find(tmp_path / name).weights() for name in ("one", "three", "tokens"))
+    for name, tensor in whole.items():
+        torch.testing.assert_close(three[name], tensor, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(tokens[name], tensor, rtol=1e-4, atol=2e-5)
+    assert logged(tmp_path / "three", "train/loss") == pytest.approx(logged(tmp_path / "one", "train/loss"), rel=1e-5)
+
+
+def test_ragged_targets_weigh_every_token_the_same() -> None:
+    """Micro-batches with different numbers of targets give the gradient of the whole batch, not a mean of means."""
+    torch.manual_seed(0)
+    objective = Objective(small_model(), chunk_tokens=0)
+    inputs, targets = torch.randint(20, (4, 16)), torch.randint(20, (4, 16))
+    targets[0, 3:] = targets[2, 10:] = -100
+    count = int((targets != -100).sum())
+    (objective(inputs, targets) / count).backward()
+    whole = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
+    objective.zero_grad()
+    for row in range(4):
+        (objective(inputs[row : row + 1], targets[row : row + 1]) / count).backward()
+    for name, p in objective.named_parameters():
+        torch.testing.assert_close(p.grad, whole[name], rtol=1e-5, atol=1e-7)
+    logits = objective.model.logits(objective.model(inputs))  # type: ignore[operator]
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
+    assert float(objective(inputs, targets) / count) == pytest.approx(float(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
+def test_clipping_equals_torch_and_reports_the_norm_before(max_norm: float) -> None:
+    torch.manual_seed(1)
+    parameters = [torch.nn.Parameter(torch.randn(7, 3)), torch.nn.Parameter(torch.randn(4)), torch.nn.Parameter(torch.randn(2))]
+    for p in parameters[:2]:
+        p.grad = torch.randn_like(p)
+    before = [p.grad.clone() for p in parameters[:2] if p.grad is not None]
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in before))
+    assert float(clip(list(parameters), max_norm)) == pytest.approx(norm, rel=1e-6)
+    scale = min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0
+    for p, g in zip(parameters, before, strict=False):
+        torch.testing.assert_close(p.grad, g * scale)
+    assert parameters[2].grad is None
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
+    """Forward passes (counted from 0) whose loss becomes NaN; fill the set."""
+    steps: set[int] = set()
+    count = iter(range(10**6))
+    original = Objective.forward
+    monkeypatch.setattr(Objective, "forward", lambda self, *a: original(self, *a) * (math.nan if next(count) in steps else 1.0))
+    yield steps
+
+
+def test_a_step_that_is_not_finite_is_skipped_untouched(corpus: str, tmp_path: Path, poisoned: set[int]) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4"]
+    assert train(*shared, f"run.dir={tmp_path / 'before'}", "trainer.stop_after_steps=2") == 0
+    poisoned.add(2 + 2)  # the third step of the next run
+    assert train(*shared, f"run.dir={tmp_path / 'skipped'}", "trainer.stop_after_steps=3") == 0
+    before, after = find(tmp_path / "before"), find(tmp_path / "skipped")
+    assert all(torch.equal(tensor, after.weights()[name]) for name, tensor in before.weights().items())
+    for name, values in before.state()["optimizer"].items():
+        assert all(torch.equal(value, after.state()["optimizer"][name][key]) for key, value in values.items())
+    assert after.step == 3 and after.state()["skipped"] == 1
+    assert train(f"resume={tmp_path / 'skipped'}") == 0
+    assert find(tmp_path / "skipped").state()["skipped"] == 0
+
+
+def test_patience_and_stop_end_the_run_with_its_last_checkpoint_whole(
+    corpus: str, tmp_path: Path, poisoned: set[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=20", "trainer.checkpoint_every=2"]
+    poisoned.update(range(5, 30))
+    assert train(*shared, f"run.dir={tmp_path / 'patient'}", "trainer.nonfinite.patience=3") == 2
+    assert "not finite for 3 steps in a row" in capsys.readouterr().err
+    for tensor in find(tmp_path / "patient").weights().values():
+        assert torch.isfinite(tensor).all()
+    poisoned.clear()
+    poisoned.update(range(200))
+    assert train(*shared, f"run.dir={tmp_path / 'stopped'}", "trainer.nonfinite.action=stop") == 2
+    assert "trainer.nonfinite.action=stop" in capsys.readouterr().err
+    assert not list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
+
+
+def test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.precision=fp16"]
+    original = torch.amp.GradScaler
+    norms = {}
+    for scale in (2.0**8, 2.0**12):
+        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled, s=scale: original(device, init_scale=s, enabled=enabled))
+        assert train(*shared, f"run.dir={tmp_path / str(scale)}") == 0
+        assert find(tmp_path / str(scale)).state()["scaler"]["scale"] == scale
+        norms[scale] = logged(tmp_path / str(scale), "train/grad_norm")
+    assert norms[2.0**8] == pytest.approx(norms[2.0**12], rel=1e-2)
+
+
+def test_a_record_is_the_mean_since_the_last_one_and_carries_every_axis(corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=7"]
+    assert train(*shared, f"run.dir={tmp_path / 'each'}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'third'}", "trainer.log_every=3") == 0
+    each, third = logged(tmp_path / "each", "train/loss"), metrics(tmp_path / "third")
+    assert [record["step"] for record in third] == [3, 6, 7]
+    means = [sum(each[:3]) / 3, sum(each[3:6]) / 3, each[6]]
+    assert [record["train/loss"] for record in third] == pytest.approx(means, rel=1e-12)
+    model = small_model()
+    for record in metrics(tmp_path / "each"):
+        assert record["tokens"] == record["train/tokens"] == record["step"] * 64
+    vocabulary = 18
+    per_token = 3 * (model.flops_per_token(16) - 2 * 32 * (20 - vocabulary))  # type: ignore[operator]
+    assert third[-1]["flops"] == 7 * 64 * per_token
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_val_loss(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tinyllm import session
+
+    losses = iter([3.0, math.nan, 2.0, math.nan, 2.5])
+    monkeypatch.setattr(session, "evaluate", lambda *a, **k: {"val/loss": next(losses), "val/ppl": 1.0})
+    run = tmp_path / "run"
+    assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=5", "trainer.eval_every=1", f"run.dir={run}") == 0
+    assert (run / "checkpoints" / "best").read_text().strip() == "step-000003"
+    assert find(run, prefer="best").state()["best_loss"] == 2.0
+    assert {path.name for path in (run / "checkpoints").glob("step-*")} == {"step-000003", "step-000005"}
+    assert [record["val/loss"] for record in metrics(run)] == [3.0, None, 2.0, None, 2.5]
+
+
+def test_the_weights_depend_on_the_seed_alone() -> None:
+    cfg = tinyllm.compose("model.d_model=32", "model.n_heads=2")
+    build = lambda seed: build_model(cfg, vocab_size=9, seed=seed, device=torch.device("cpu"), allow=frozenset())  # noqa: E731
+    torch.manual_seed(5)
+    first = torch.rand(1)
+    torch.manual_seed(5)
+    one, two, other = build(1), build(1), build(2)
+    assert torch.equal(torch.rand(1), first)  # the global stream was left where it was
+    same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
+    assert all(same) and not torch.equal(next(one.parameters()), next(other.parameters()))
+    assert build_optimizer(cfg, one, allow=frozenset())[0].param_groups[0]["lr"] == 3e-4
+
+
+def test_deterministic_algorithms_do_not_fill_memory_and_change_no_bit(corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4"]
+    for value in ("true", "false"):
+        assert train(*shared, f"run.dir={tmp_path / value}", f"trainer.deterministic={value}") == 0
+    assert digest(tmp_path / "true") == digest(tmp_path / "false")
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
