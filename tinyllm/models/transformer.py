@@ -13,6 +13,7 @@ from tinyllm.nn.cache import Cache
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
+from tinyllm.nn.precision import compute_dtype
 
 ParameterKind = Literal["matrix", "embedding", "vector"]
 
@@ -166,9 +167,7 @@ class Transformer(nn.Module):
         computes in there (autocast's where it is on, else the weights')."""
         where = self.embedding.weight.device if device is None else torch.device(device)
         if dtype is None:
-            dtype = self.embedding.weight.dtype
-            if torch.is_autocast_enabled(where.type):
-                dtype = torch.get_autocast_dtype(where.type)
+            dtype = compute_dtype(where, self.embedding.weight.dtype)
         layers = [b.attn.make_cache(batch_size, max_len, device=where, dtype=dtype) for b in self.layers()]
         return Cache(layers, max_len=max_len)
 

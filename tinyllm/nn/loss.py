@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tinyllm.nn.precision import compute_dtype
+
 IGNORE = -100
 """A target that is not counted."""
 
@@ -35,9 +37,7 @@ def linear_cross_entropy(
     Returns:
         A scalar in fp32, in nats.
     """
-    dtype = hidden_ND.dtype
-    if torch.is_autocast_enabled(hidden_ND.device.type):
-        dtype = torch.get_autocast_dtype(hidden_ND.device.type)
+    dtype = compute_dtype(hidden_ND.device, hidden_ND.dtype)
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
     at_most = max(1, CHUNK_BYTES // per_token) if chunk_tokens is None else chunk_tokens
     n_chunks = max(1, -(-n_tokens // at_most))

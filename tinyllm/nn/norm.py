@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tinyllm.nn.precision import compute_dtype
+
 
 class RMSNorm(nn.Module):
     """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32.
@@ -21,9 +23,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = x.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = compute_dtype(x.device, x.dtype)
         if x.device.type != "cpu":  # has a fused kernel
             return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(dtype)
         y = _RMSNorm.apply(x, self.weight, self.eps, dtype)
@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         # vector_norm squares and sums in one pass
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale = mean_square.add_(eps).rsqrt_()
@@ -51,7 +51,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         dim = x.shape[-1]
-        grad = grad.to(torch.float32, copy=True)
+        grad = grad.to(x.dtype, copy=True)
         # With y = x·s·w and s = (mean(x²) + eps)^(−1/2):  dx = s·(g·w) − x · s³ · mean(x·g·w),  dw = Σ s·(g·x)
         product = (grad * x).view(-1, dim)
         dweight = torch.mv(product.t(), scale.view(-1))

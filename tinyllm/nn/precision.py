@@ -13,3 +13,11 @@ def auto_precision(device: torch.device | str) -> str:
         isa = torch.cpu.get_capabilities()
         return "bf16" if isa.get("amx_bf16") or isa.get("avx512_bf16") else "fp32"
     return "fp32"
+
+
+def compute_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What linear layers compute in on a device: autocast's dtype where it is on, else ``dtype``."""
+    has_autocast = device.type != "meta"
+    if has_autocast and torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return dtype
