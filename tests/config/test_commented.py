@@ -27,6 +27,7 @@ def test_comments_behind_and_above_a_key_and_in_quotes(tmp_path: Path) -> None:
     file.write_text(
         "# @package model.block.attn\n"
         "# What it is. More\n"
+        "# python -m tinyllm.train attn=mine\n"
         "# about it.\n"
         "_target_: mine.Mine\n"
         "_partial_: true\n"
@@ -76,7 +77,7 @@ def test_a_file_on_top_of_another_keeps_its_comments(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", OPTION_FILES, ids=shown)
 def test_every_file_says_what_it_is_and_what_each_key_means(path: Path) -> None:
     read = read_file(path)
-    assert read.meaning.endswith("."), "the comment at the top is a sentence"
+    assert read.meaning.endswith((".", ".)")), "the comment at the top is a sentence"
     if path.parent.name != "experiment":  # an overlay: its keys are explained where they belong
         assert [key.path for key in read.keys.values() if not key.meaning] == []
 

@@ -106,7 +106,7 @@ def read_file(path: Path) -> File:
 
 
 def _header(text: str) -> tuple[str, str]:
-    """The package and the sentences of the comment a file begins with."""
+    """The package and the sentences of the comment a file begins with, without lines that are commands."""
     package, sentences = "", []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -114,7 +114,7 @@ def _header(text: str) -> tuple[str, str]:
         comment = line.lstrip("#").strip()
         if comment.startswith("@package"):
             package = comment.split()[1].replace("_global_", "")
-        else:
+        elif not comment.startswith("python -m "):
             sentences.append(comment)
     return package, " ".join(sentences)
 
