@@ -25,18 +25,27 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{cfg.model._target_.rpartition('.')[2]} {invocation.choices['model']}", title_justify="left")
+    table = Table(show_header=False, title=f"{cfg.model._target_.rpartition('.')[2]} {invocation.choices['model']}", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
     for section, rows in facts.items():
         table.add_section()
         for name, value in rows.items():
-            table.add_row(f"{section}: {name}", f"{value:,}" if isinstance(value, int) else str(value))
+            table.add_row(f"{section}: {name}", _shown(section, value))
     console = Console()
     console.print(table)
     for note in notes:
         console.print(note)
     return 0
+
+
+def _shown(section: str, value: "int | str") -> str:
+    """A figure for people: exact where it is a count, with a prefix where it is memory."""
+    from tinyllm.loggers.wording import quantity
+
+    if isinstance(value, str):
+        return value
+    return quantity(value, "B") if section.startswith("memory") else f"{value:,}"
 
 
 def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -55,6 +64,7 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
     from tinyllm.errors import UserError
     from tinyllm.nn.precision import auto_precision
     from tinyllm.training.hardware import pick_device
+    from tinyllm.training.memory import activation_bytes
     from tinyllm.training.objective import AUTOCAST
     from tinyllm.training.plan import plan_batch
 
@@ -79,7 +89,9 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
     dtype = AUTOCAST.get(precision, torch.float32)
     counts = model.parameter_counts()
     forward = model.flops_per_token(batch.seq_len)
-    activations = model.activation_bytes(batch.batch_size, batch.seq_len, dtype)
+    activations = activation_bytes(
+        model, batch_size=batch.batch_size, seq_len=batch.seq_len, n_heads=cfg.model.n_heads, device=device.type, dtype=dtype
+    )
     weights = 4 * counts.total
     facts: dict[str, dict[str, Any]] = {
         "parameters": {
@@ -98,7 +110,7 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
             "fp32": model.cache_bytes_per_token(torch.float32),
             "bf16": model.cache_bytes_per_token(torch.bfloat16),
         },
-        f"memory in bytes, {batch.batch_size} × {batch.seq_len} tokens, {precision}": {
+        f"memory, {batch.batch_size} × {batch.seq_len} tokens, {precision}": {
             "weights": weights,
             "gradients": weights,
             "optimizer": 2 * weights,

@@ -27,9 +27,10 @@ from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
-from tinyllm.inference.generator import generate_text
+from tinyllm.inference.generator import generate_text, prompt_ids
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
+from tinyllm.nn.attention.attend import chosen_kernel
 from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.schedules import Schedule
 from tinyllm.resume import Resumption, reconcile, to_save
@@ -37,6 +38,7 @@ from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.deterministic import deterministic
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup, Outcome, RunInfo
 from tinyllm.training.hardware import describe_device, peak_flops, pick_device
+from tinyllm.training.memory import activation_bytes
 from tinyllm.training.metrics import MetricsLog
 from tinyllm.training.objective import AUTOCAST, Objective, autocast
 from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps
@@ -60,6 +62,9 @@ class Planned:
     strategy: Any
     device: torch.device
     precision: str
+    pin_memory: bool
+    source: checkpoints.Checkpoint | None
+    """What ``init_from`` names."""
     batch: Batch
     data: TokenData
     sampler: Sampler
@@ -113,18 +118,23 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     batch = plan_batch(**asked, max_seq_len=cfg.model.max_seq_len, world_size=strategy.world_size)
     horizon = {name: cfg.trainer[name] for name in HORIZON}
     check_horizon(**horizon)
+    sketch = partial(build_model, cfg, seed=0, device=torch.device("meta"), allow=allow)
+    build_optimizer(cfg, sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB), allow=allow)
     if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
         build_schedule(cfg, n_steps=plan_steps(batch, **horizon, epoch_tokens=0), allow=allow)
-    vocab_size = cfg.model.vocab_size or PLACEHOLDER_VOCAB
-    sketch = build_model(cfg, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
-    build_optimizer(cfg, sketch, allow=allow)
+    pin_memory = _pinned(cfg, device)
+    source = None
+    if cfg.init_from is not None and not resumption:
+        source = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
     corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     path, is_new = _place(cfg, invocation, resumption)
     if is_new:
         check_new(path)
     data = open_data(corpus, tokenizer_trainer)
-    if cfg.trainer.sample_prompt:
-        data.tokenizer.encode(cfg.trainer.sample_prompt, strict=True)
+    prompt_ids(data.tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
+    model = sketch(vocab_size=data.tokenizer.vocab_size)
+    if source is not None:
+        _check_source(source, data, model, asked=cfg.init_from)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
     max_steps = plan_steps(batch, **horizon, epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
     schedule = build_schedule(cfg, n_steps=max_steps, allow=allow)
@@ -145,7 +155,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
             )
     return Planned(
         cfg=cfg, invocation=invocation, resumption=resumption, strategy=strategy, device=device, precision=precision,
-        batch=batch, data=data, sampler=sampler, max_steps=max_steps, schedule=schedule, path=path, is_new=is_new,
+        pin_memory=pin_memory, source=source, batch=batch, data=data, sampler=sampler, max_steps=max_steps, schedule=schedule, path=path, is_new=is_new,
         notes=notes + list(data.notes),
     )
 
@@ -195,8 +205,8 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
     if planned.resumption:
         checkpoints.load_weights(planned.resumption.checkpoint, model)
         state.load_state_dict(planned.resumption.checkpoint.state())
-    elif cfg.init_from is not None:
-        _start_from(cfg.init_from, model, planned)
+    elif planned.source is not None:
+        checkpoints.load_weights(planned.source, model)
     peak = peak_flops(device, planned.precision)
     info = describe(planned, model, groups, peak, run_dir.path)
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data_facts(planned.data)}
@@ -246,7 +256,7 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
             planned.sampler, start_step=state.step, end_step=planned.max_steps, batch_size=batch.batch_size,
             grad_accum_steps=batch.grad_accum_steps, rank=planned.strategy.rank, world_size=batch.world_size,
             shift=state.sequences - state.step * batch.sequences,
-            **plain(cfg.dataloader) | {"pin_memory": _pinned(cfg, device)},
+            **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
         )
 
     chunk = cfg.loss.chunk_tokens
@@ -279,16 +289,16 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
     return outcome
 
 
-def _start_from(source: str, model: nn.Module, planned: Planned) -> None:
-    """Load another run's weights, after its tokenizer was compared with ours."""
-    found = checkpoints.find(source, tell=planned.notes.append, key="init_from")
-    theirs, ours = found.manifest["data"]["tokenizer"], planned.data.tokenizer.fingerprint()
+def _check_source(source: checkpoints.Checkpoint, data: TokenData, model: nn.Module, *, asked: str) -> None:
+    """Refuse weights that cannot start this model: another tokenizer or another architecture."""
+    theirs, ours = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
     if theirs != ours:
+        file = source.path / checkpoints.TOKENIZER
         raise UserError(
-            "the tokenizer is not that of the other run", key="init_from", value=source,
-            hint=f"theirs is {theirs[:12]}, ours {ours[:12]}; use tokenizer=pretrained tokenizer.path={found.path / checkpoints.TOKENIZER}",
+            "the tokenizer is not that of the other run", key="init_from", value=asked,
+            hint=f"theirs is {theirs[:12]}, ours {ours[:12]}; use tokenizer=pretrained tokenizer.path={file}",
         )
-    checkpoints.load_weights(found, model)
+    checkpoints.check_fits(source, model)
 
 
 def _pinned(cfg: DictConfig, device: torch.device) -> bool:
@@ -319,13 +329,20 @@ def describe(
     batch, cfg = planned.batch, planned.cfg
     counts = model.parameter_counts()
     dtype = AUTOCAST.get(planned.precision, torch.float32)
+    sketch = build_model(
+        cfg, vocab_size=model.vocab_size, seed=0, device=torch.device("meta"), allow=planned.invocation.allow
+    )
+    activations = activation_bytes(
+        sketch, batch_size=batch.batch_size, seq_len=batch.seq_len, n_heads=cfg.model.n_heads,
+        device=planned.device.type, dtype=dtype,
+    )
     state_bytes = counts.total * 4 * 4  # weights, gradients and two moments in fp32
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
     return RunInfo(
         run_dir=run_dir,
         device=describe_device(planned.device),
         precision=planned.precision,
-        attention_kernel="sdpa",
+        attention_kernel=chosen_kernel(planned.device.type, dtype, batch.seq_len),
         world_size=batch.world_size,
         parameters=counts.total,
         active_parameters=counts.active,
@@ -345,7 +362,7 @@ def describe(
         epochs=planned.max_steps * batch.tokens / epoch,
         flops_per_token=3 * model.flops_per_token(batch.seq_len),
         peak_flops=peak,
-        memory_bytes=state_bytes,
+        memory_bytes=state_bytes + activations,
         optimizer_groups=groups,
         notes=planned.notes + ([] if cfg.trainer.eval_every else ["no evaluation: trainer.eval_every=0"]),
     )

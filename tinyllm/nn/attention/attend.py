@@ -11,6 +11,10 @@ from torch import Tensor
 from tinyllm.nn.attention.blocks import block_attention
 
 
+LONGEST_BLOCKED = 2048
+"""Blocks keep half of the T² attention weights for the backward pass; beyond this length that is too much memory."""
+
+
 def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, dropout_p: float) -> Tensor:
     """Causal attention of T queries, the last T of S positions, to S keys.
 
@@ -44,7 +48,7 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, dropout_p: float) 
 
 def n_blocks(device: str, dtype: torch.dtype, seq_len: int) -> int:
     """Blocks of queries that training attention is computed in; 0: torch's fused kernel."""
-    if device != "cpu" or dtype != torch.bfloat16:
+    if device != "cpu" or dtype != torch.bfloat16 or seq_len > LONGEST_BLOCKED:
         return 0
     return 1 if seq_len < 128 else 2 if seq_len < 384 else 4
 
@@ -53,3 +57,9 @@ def chosen_kernel(device: str, dtype: torch.dtype, seq_len: int) -> str:
     """The kernel that trains on sequences of this length, in words."""
     blocks = n_blocks(device, dtype, seq_len)
     return f"lower-triangular blocks ({blocks})" if blocks else "scaled_dot_product_attention"
+
+
+def kept_weights(device: str, dtype: torch.dtype, seq_len: int) -> int:
+    """Attention weights that the kernel keeps for the backward pass, for each sequence and head."""
+    blocks = n_blocks(device, dtype, seq_len)
+    return seq_len * seq_len * (blocks + 1) // (2 * blocks) if blocks else 0
