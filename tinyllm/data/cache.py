@@ -213,12 +213,19 @@ def _check_blocks(file: Path, entry: dict[str, Any], vocab_size: int, sample: bo
             _require(largest < vocab_size, f"{file.name} has id {largest}, the vocabulary is {vocab_size}")
 
 
-def remove_stale(root: Path) -> None:
-    """Removes what killed processes left half-built: temporary folders whose lock nobody holds."""
+def remove_stale(root: Path, key: str) -> None:
+    """Removes what killed processes left half-built: temporary folders whose lock nobody holds.
+
+    Args:
+        key: the lock that the caller holds itself.
+    """
     for folder in root.glob(".tmp-*"):
-        key = folder.name.split("-")[1]
+        owner = folder.name.split("-")[1]
+        if owner == key:
+            shutil.rmtree(folder, ignore_errors=True)
+            continue
         with suppress(OSError):
-            descriptor = try_lock(root / f"{key}.lock")
+            descriptor = try_lock(root / f"{owner}.lock")
             if descriptor is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(descriptor)

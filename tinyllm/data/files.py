@@ -37,7 +37,8 @@ def find_files(path: str, *, key: str, suffixes: Sequence[str] = ()) -> list[Pat
         found = [file for file in _walk(place) if not suffixes or file.suffix in suffixes]
         if not found:
             wanted = " or ".join(suffixes) if suffixes else "text"
-            raise UserError(f"the folder holds no {wanted} file", key=key, value=path)
+            hint = "hidden files do not count; a file or a glob may be given instead"
+            raise UserError(f"the folder holds no {wanted} file", key=key, value=path, hint=hint)
         return found
     if glob.has_magic(str(place)):
         matches = glob.glob(str(place), recursive=True)

@@ -39,8 +39,8 @@ def train_batches(
     divided, and nothing but the arguments decides them. The global random generators are not touched.
 
     Args:
-        shift: added to every sample number; where earlier steps had batches of another size, their samples less those
-            that this size would have taken, so that the order goes on where it was.
+        shift: added to every sample number; where earlier steps had batches of another size, their samples
+            less those that this size would have taken, so that the order goes on where it was.
         workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
         prefetch_factor: batches each worker prepares ahead.
         persistent_workers: keep the workers from epoch to epoch instead of starting new ones.
@@ -102,8 +102,8 @@ class _MicroBatches(Dataset[Batch]):
 def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
     """The batches of ``loader``, whose workers end when the generator or the program does.
 
-    At exit Python sends its child processes SIGTERM and waits, and these workers ignore it: without the second
-    half an uncaught error, whose traceback keeps this generator alive, would never come back.
+    At exit Python sends its child processes SIGTERM and waits, and these workers ignore it: without the
+    second half an uncaught error, whose traceback keeps this generator alive, would never come back.
     """
     only_reference = [iter(loader)]
     atexit.register(only_reference.clear)

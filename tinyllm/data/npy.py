@@ -61,6 +61,7 @@ def _rows(file: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError, SyntaxError, KeyError) as error:
         raise UserError(f"cannot read the array: {error or 'the file is cut off'}", file=file) from None
     if not isinstance(array, np.ndarray):
+        array.close()
         raise UserError("this is an archive, not a single array", file=file, hint="save it with numpy.save")
     if array.dtype not in (np.int32, np.int64):
         raise UserError(f"the array holds {array.dtype}", file=file, hint="it must be int32 or int64")

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,9 +67,13 @@ def prepare(
                 notes = []
             except DamagedCacheError as reason:
                 notes = [f"The token cache was damaged ({reason}) and was built again."]
-            remove_stale(root)
-            data = _build(corpus, tokenizer_trainer, source, key, root, show)
-            hashes.require_unchanged()
+            remove_stale(root, key)
+            with _workplace(root, key) as work:
+                try:
+                    _fill(work, corpus, tokenizer_trainer, source, key, show)
+                finally:
+                    hashes.require_unchanged()  # else the ids are of no one text; also explains other errors
+            data = open_cache(folder, key)
     except OSError as error:
         raise _cannot_write(root, error) from error
     data.notes.extend(notes)
@@ -96,7 +101,8 @@ def _look(
 ) -> tuple[Path, ContentHashes, Source, str]:
     if corpus.content != trainer.content:
         hint = "dataset=npy goes with tokenizer=ids, which it chooses by itself; all other data are text"
-        raise UserError(f"the data are {corpus.content}, the tokenizer is for {trainer.content}", hint=hint)
+        what = f"the data are {corpus.content}, the tokenizer is for {trainer.content}"
+        raise UserError(what, key="tokenizer._target_", value=type(trainer).__name__, hint=hint)
     trainer.check()
     place = cache_root(cache_dir)
     hashes = ContentHashes(place / "sources")
@@ -105,20 +111,13 @@ def _look(
     return place / "tokens", hashes, source, key
 
 
-def _build(
-    corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, root: Path, show: Progress
-) -> TokenData:
-    show("reading", 0, source.size)
-    parts = split(source, corpus.val_fraction)
-    read = _Meter("learning the vocabulary", parts.train_size, show)
-    texts = (chunk for document in parts.train() for chunk in read.chunks(document))
-    tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
-    tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
+@contextmanager
+def _workplace(root: Path, key: str) -> Iterator[Path]:
+    """A temporary folder that becomes the cache ``key`` in one step if all goes well, and vanishes if not."""
     work, old = root / f".tmp-{key}-{os.getpid()}", root / f".tmp-{key}-{os.getpid()}-old"
     try:
         work.mkdir()
-        notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
-        _write(work, tokenizer, parts, source, {"key": key, "notes": notes}, show)
+        yield work
         if (root / key).exists():
             (root / key).rename(old)
         work.rename(root / key)
@@ -126,7 +125,20 @@ def _build(
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return open_cache(root / key, key)
+
+
+def _fill(
+    folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, show: Progress
+) -> None:
+    """Splits, trains the tokenizer on the training side, writes the ids of both sides."""
+    show("reading", 0, source.size)
+    parts = split(source, corpus.val_fraction)
+    read = _Meter("learning the vocabulary", parts.train_size, show)
+    texts = (text for document in parts.train() for text in trainer.pieces(read.chunks(document)))
+    tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
+    tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
+    notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
+    _write(folder, tokenizer, parts, source, {"key": key, "notes": notes}, show)
 
 
 def _write(
@@ -153,12 +165,13 @@ def _write(
 
 
 def _require_some(side: str, n_tokens: int) -> None:
-    if n_tokens >= 2:
-        return
-    if side == "train":
-        raise UserError(f"the training split has {n_tokens} tokens", hint="the data set is too small")
-    hint = "raise dataset.val_fraction, give dataset.val_path, or use more data"
-    raise UserError(f"the validation split has {n_tokens} tokens, at least 2 are needed", hint=hint)
+    """Prediction needs two tokens: one to see and one to predict."""
+    if n_tokens < 2:
+        name, remedy = {
+            "train": ("training", "lower dataset.val_fraction, or use more data"),
+            "val": ("validation", "raise dataset.val_fraction, give dataset.val_path, or use more data"),
+        }[side]
+        raise UserError(f"the {name} split has too few tokens: {n_tokens}", hint=remedy)
 
 
 class _Meter:

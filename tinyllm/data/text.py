@@ -41,7 +41,8 @@ class TextCorpus(FileCorpus):
         files = find_files(path, key=key)
         texts = files if not Path(path).expanduser().is_dir() else [f for f in files if not is_binary(f)]
         if not texts:
-            raise UserError("the folder holds no text file", key=key, value=path)
+            hint = "UTF-8 files of any name; hidden and binary ones do not count"
+            raise UserError("the folder holds no text file", key=key, value=path, hint=hint)
         return texts
 
     def documents(self, files: Sequence[Path], digests: Digests) -> Iterator[Document]:

@@ -40,7 +40,7 @@ class Split:
     def ids(self) -> np.ndarray:
         """All ids, memory-mapped and read-only."""
         if self._ids is None:
-            self._ids = np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.n_tokens,))
+            self._ids = np.asarray(np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.n_tokens,)))
         return self._ids
 
     def read(self, start: int, stop: int) -> np.ndarray:

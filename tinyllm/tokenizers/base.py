@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -81,28 +81,7 @@ class Tokenizer(ABC):
         The ids of the pieces, one after the other, are the ids of the whole document, whatever ``size`` and
         however the document was chunked. Where no such cut exists the piece grows, up to the whole document.
         """
-        pending: list[str] = []
-        length, enough = 0, size
-        for chunk in chunks:
-            pending.append(chunk)
-            length += len(chunk)
-            if length < enough:
-                continue
-            text, start, end = "".join(pending), 0, size
-            while end <= len(text):
-                cut = self.last_cut(text[start:end])
-                if cut:
-                    yield text[start : start + cut]
-                    start += cut
-                    end = start + size
-                else:
-                    end += end - start  # no cut in this stretch: look at one twice as long
-            pending = [text[start:]]
-            length = len(text) - start
-            enough = max(size, end - start)
-        rest = "".join(pending)
-        if rest:
-            yield rest
+        yield from cut_text(chunks, size, self.last_cut)
 
     def last_cut(self, text: str) -> int:
         """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is
@@ -157,6 +136,10 @@ class TokenizerTrainer(ABC):
     def check(self) -> None:  # noqa: B027 - most trainers have nothing to check beyond their constructor
         """Refuses, before anything is read or written, what cannot work (UserError)."""
 
+    def pieces(self, chunks: Iterable[Any]) -> Iterable[Any]:
+        """One document as ``train`` is to get it; what comes of it must not depend on how it was chunked."""
+        return chunks
+
     def notes(self, tokenizer: Tokenizer) -> list[str]:
         """Sentences for the user about what came out differently from what was asked."""
         return []
@@ -168,7 +151,7 @@ class TextStream:
     The text of all ``push`` calls and the ``flush`` is ``decode`` of all ids.
     """
 
-    def __init__(self, bytes_of: Any) -> None:
+    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
         self._bytes_of = bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -181,3 +164,29 @@ class TextStream:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
+
+
+def cut_text(chunks: Iterable[str], size: int, last_cut: Callable[[str], int]) -> Iterator[str]:
+    """What ``Tokenizer.pieces`` promises, for any rule where a text may be cut."""
+    pending: list[str] = []
+    length, enough = 0, size
+    for chunk in chunks:
+        pending.append(chunk)
+        length += len(chunk)
+        if length < enough:
+            continue
+        text, start, end = "".join(pending), 0, size
+        while end <= len(text):
+            cut = last_cut(text[start:end])
+            if cut:
+                yield text[start : start + cut]
+                start += cut
+                end = start + size
+            else:
+                end += end - start  # no cut in this stretch: look at one twice as long
+        pending = [text[start:]]
+        length = len(text) - start
+        enough = max(size, end - start)
+    rest = "".join(pending)
+    if rest:
+        yield rest

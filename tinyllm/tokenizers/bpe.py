@@ -6,11 +6,12 @@ from itertools import islice
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer, cut_text
 
 # The library counts every distinct word in memory, so of a larger text an even share of this size is looked
 # at.
 LEARN_FROM_BYTES = 2**30
+LEARN_PIECE = 2**20  # characters handed to the library at a time
 
 
 class BPETrainer(TokenizerTrainer):
@@ -60,6 +61,11 @@ class BPETrainer(TokenizerTrainer):
             min_frequency=self._min_frequency,
             special_tokens=self._special_tokens,
         )
+
+    def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
+        from tinyllm.tokenizers.huggingface import last_cut
+
+        return cut_text(chunks, LEARN_PIECE, last_cut)
 
     def settings(self) -> dict[str, Any]:
         return {

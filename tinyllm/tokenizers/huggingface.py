@@ -48,6 +48,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         added = [(token["content"], token["id"]) for token in self._state["added_tokens"] if token["special"]]
         self._special = {i for _, i in added}
+        self._literal = {token["id"] for token in self._state["added_tokens"]}
         self.eot_id = find_end_of_text(added)
         unk = self._state["model"].get("unk_token")
         self.unk_id = None if unk is None else backend.token_to_id(unk)
@@ -115,25 +116,17 @@ class HuggingFaceTokenizer(Tokenizer):
         return np.array([len(value) for value in self._bytes], dtype=np.int64)
 
     def last_cut(self, text: str) -> int:
-        if not self._cuttable:
-            return 0
-        for window in (512, len(text)):
-            cut = 0
-            for match in CUT.finditer(text, max(0, len(text) - window)):
-                cut = match.end()
-            if cut:
-                return cut
-        return 0
+        return last_cut(text) if self._cuttable else 0
 
     def _bytes_of_all(self) -> list[bytes]:
         values = [b""] * self.vocab_size
         for token, i in self._backend.get_vocab(with_added_tokens=True).items():
             if i in self._special:
                 continue
-            if self._byte_level:
-                values[i] = (
-                    bytes(BYTE_OF[c] for c in token) if all(c in BYTE_OF for c in token) else token.encode()
-                )
+            if i in self._literal:
+                values[i] = token.encode()
+            elif self._byte_level:
+                values[i] = bytes(BYTE_OF[c] for c in token)
             else:
                 values[i] = self._backend.decode([i]).encode()
         return values
@@ -163,6 +156,17 @@ class _LibraryStream(TextStream):
     def _show(self, text: str) -> str:
         new, self._shown = text[len(self._shown) :], text
         return new
+
+
+def last_cut(text: str) -> int:
+    """The last place in ``text`` that no splitting rule known here looks across; 0 if there is none."""
+    for window in (512, len(text)):
+        cut = 0
+        for match in CUT.finditer(text, max(0, len(text) - window)):
+            cut = match.end()
+        if cut:
+            return cut
+    return 0
 
 
 def train_bpe(

@@ -1,0 +1,103 @@
+"""JSON lines."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.jsonl import JsonlCorpus
+from tinyllm.data.prepare import prepare
+from tinyllm.errors import UserError
+from tinyllm.tokenizers.byte import ByteTrainer
+
+
+def corpus(path: Path, **changes) -> JsonlCorpus:
+    defaults = {"path": str(path), "val_path": None, "val_fraction": 0.1, "field": "text", "errors": "strict"}
+    return JsonlCorpus(**defaults | changes)
+
+
+def texts_of(corpus: JsonlCorpus, folder: Path) -> list[str]:
+    documents = corpus.open(ContentHashes(folder / "hashes")).documents()
+    return ["".join(document.chunks()) for document in documents]
+
+
+def write(path: Path, *lines: str | bytes) -> Path:
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines))
+    return path
+
+
+def test_documents(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": "one\r\ntwo"}),
+        "",
+        '{"text": ""}',
+        '{"id": 3, "text": "dr\\u00e9i \\ud83d\\ude00 ü"}\r',
+    ]
+    assert texts_of(corpus(write(tmp_path / "a.jsonl", *lines)), tmp_path) == ["one\r\ntwo", "dréi 😀 ü"]
+
+
+def test_field_and_folder(tmp_path: Path) -> None:
+    write(tmp_path / "b.jsonl", b'\xef\xbb\xbf{"body": "first"}')
+    write(tmp_path / "c.ndjson", '{"body": "second"}')
+    write(tmp_path / "notes.txt", "not JSON")
+    assert texts_of(corpus(tmp_path, field="body"), tmp_path) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "where"),
+    [
+        ("not json", "the line is not JSON", "a.jsonl:3"),
+        ('{"text": "cut', "the line is not JSON", "a.jsonl:3"),
+        ("[" * 100_000, "the line is not JSON", "a.jsonl:3"),
+        ("[1, 2]", "not a JSON object", "a.jsonl:3"),
+        ('{"body": "x", "id": 1}', "without the field", "a.jsonl:3"),
+        ("{}", "without the field", "a.jsonl:3"),
+        ('{"text": 7}', "the field is not text", "a.jsonl:3"),
+        ('{"text": null}', "the field is not text", "a.jsonl:3"),
+        (b'{"text": "\xff"}', "byte 0xff \\(byte 10 of the line\\) is not UTF-8", "a.jsonl:3"),
+        ('{"text": "\\ud800"}', "half a surrogate pair", "a.jsonl:3"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str | bytes, what: str, where: str) -> None:
+    file = write(tmp_path / "a.jsonl", '{"text": "fine"}', "", line)
+    bad = corpus(file)
+    bad.check()  # looks at the beginning only
+    with pytest.raises(UserError, match=what) as caught:
+        prepare(bad, ByteTrainer(), cache_dir=tmp_path / "cache")
+    assert where in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_field_says_what_there_is(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset.field=text.*the line has body, id"):
+        corpus(write(tmp_path / "a.jsonl", '{"id": 1, "body": "x"}')).check()
+
+
+def test_replace(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", b'{"text": "a\xffb"}', '{"text": "c\\ud800d"}')
+    assert texts_of(corpus(file, errors="replace"), tmp_path) == ["a\ufffdb", "c\ufffdd"]
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
+def test_no_text(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UserError, match="there is no text in it"):
+        corpus(write(tmp_path / "a.jsonl", content)).check()
+
+
+def test_folder_without_jsonl(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no .jsonl or .ndjson file"):
+        corpus(tmp_path).check()
+
+
+def test_single_line_is_cut(tmp_path: Path) -> None:
+    data = prepare(corpus(write(tmp_path / "a.jsonl", '{"text": "0123456789"}')), ByteTrainer(), cache_dir=tmp_path)
+    assert data.tokenizer.decode(data.train.read(0, data.train.n_tokens)) == "012345678"
+    assert data.tokenizer.decode(data.val.read(0, data.val.n_tokens)) == "9"
+
+
+def test_same_documents_in_another_field_are_another_corpus(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", '{"text": "a b", "body": "c d"}', '{"text": "e f", "body": "g h"}')
+    one = prepare(corpus(file), ByteTrainer(), cache_dir=tmp_path / "cache")
+    two = prepare(corpus(file, field="body"), ByteTrainer(), cache_dir=tmp_path / "cache")
+    assert one.path != two.path
