@@ -1,11 +1,9 @@
 """From a composed configuration to the objects it describes; shared by the programs."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from tinyllm.config.build import build, call
 from tinyllm.data.prepare import TokenData, prepare
@@ -27,7 +25,7 @@ def plain(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.device, allow: frozenset[str]) -> nn.Module:
+def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.device, allow: frozenset[str]) -> Any:
     """The model of a configuration with its initial weights; on ``meta`` without any.
 
     The weights come from the run's seed alone: the global random stream is left where it was.
@@ -38,7 +36,9 @@ def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.de
     asked = cfg.model.vocab_size
     if asked is not None and asked < vocab_size:
         raise UserError(
-            "vocabulary smaller than the tokenizer's", key="model.vocab_size", value=asked,
+            "vocabulary smaller than the tokenizer's",
+            key="model.vocab_size",
+            value=asked,
             hint=f"at least {vocab_size}; null takes the tokenizer's",
         )
     with torch.random.fork_rng(devices=[]):
@@ -49,15 +49,14 @@ def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.de
 
 
 def build_optimizer(
-    cfg: DictConfig, model: nn.Module, *, allow: frozenset[str]
+    cfg: DictConfig, model: Any, *, allow: frozenset[str]
 ) -> tuple[torch.optim.Optimizer, list[OptimizerGroup]]:
     """The optimizer over the model's parameter groups, and what the groups are.
 
     Raises:
         UserError: a hyper-parameter out of range, or a rule that matches nothing.
     """
-    kinds: Callable[[], dict[str, str]] = model.parameter_kinds  # type: ignore[assignment]
-    groups = parameter_groups(model, kinds())
+    groups = parameter_groups(model, model.parameter_kinds())
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
     optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")
     described = [
@@ -81,8 +80,8 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[str]) -> S
     factory = build(cfg.schedule, path="schedule", allow=allow)
     node = plain(cfg.schedule)
     schedule = call(factory, node=node, path="schedule", lr=cfg.optimizer.lr, n_steps=n_steps)
-    assert callable(schedule)
-    return schedule  # type: ignore[return-value]
+    assert isinstance(schedule, Schedule)
+    return schedule
 
 
 def open_corpus(cfg: DictConfig, *, allow: frozenset[str]) -> tuple[Any, Any]:
@@ -98,7 +97,11 @@ def open_corpus(cfg: DictConfig, *, allow: frozenset[str]) -> tuple[Any, Any]:
     return corpus, trainer
 
 
-def open_data(corpus: Any, trainer: Any) -> TokenData:
-    """The token cache of corpus and tokenizer, built with a progress bar if it is not there yet."""
-    with PreparationProgress() as progress:
+def open_data(corpus: Any, trainer: Any, *, lines: bool = True) -> TokenData:
+    """The token cache of corpus and tokenizer, built with a progress bar if it is not there yet.
+
+    Args:
+        lines: without a terminal, print a line per stage on standard output.
+    """
+    with PreparationProgress(lines=lines) as progress:
         return prepare(corpus, trainer, progress=progress)

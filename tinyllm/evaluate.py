@@ -21,7 +21,9 @@ def main() -> None:
 def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     from tinyllm.inference.runs import required_run
 
-    result = evaluate_run(cfg, required_run(cfg.run, program="evaluate"), allow=invocation.allow)
+    result = evaluate_run(
+        cfg, required_run(cfg.run, program="evaluate"), allow=invocation.allow, lines=not invocation.json
+    )
     if invocation.json:
         print(json.dumps(result))
     else:
@@ -29,7 +31,9 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     return 0
 
 
-def evaluate_run(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset()) -> dict[str, Any]:
+def evaluate_run(
+    cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset(), lines: bool = False
+) -> dict[str, Any]:
     """The metrics of a run's checkpoint on a split of the data it was trained with, and how they were
     computed.
 
@@ -37,6 +41,7 @@ def evaluate_run(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozens
         cfg: of ``conf/evaluate.yaml``.
         run: a run or checkpoint directory.
         allow: classes beside tinyllm's own that the run's configuration may name.
+        lines: tell on standard output which stage the preparation of the data has reached.
 
     Raises:
         UserError: the run cannot be loaded, its data is not there any more, a setting out of range.
@@ -59,7 +64,7 @@ def evaluate_run(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozens
     seq_len = cfg.seq_len or trained.trainer.seq_len or context
     stride = cfg.stride or seq_len
     _check_window(seq_len, stride, context)
-    data = open_data(*open_corpus(trained, allow=allow))
+    data = open_data(*open_corpus(trained, allow=allow), lines=lines)
     split = {"train": data.train, "val": data.val}[cfg.split]
     _check_data(checkpoint.manifest["data"], split, data.tokenizer.fingerprint(), run)
     model, _ = load(checkpoint.path, weights=cfg.weights, device=device, allow=allow)

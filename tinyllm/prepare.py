@@ -21,7 +21,7 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     from tinyllm.assemble import open_corpus, open_data
     from tinyllm.data.prepare import cache_root
 
-    data = open_data(*open_corpus(cfg, allow=invocation.allow))
+    data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     facts = {
         "train tokens": data.train.n_tokens,
         "val tokens": data.val.n_tokens,
@@ -34,7 +34,11 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
         return 0
     for name, value in facts.items():
         for one in value if isinstance(value, list) else [value]:
-            print(f"{name.removesuffix('s') if isinstance(value, list) else name:14} {one:,}" if isinstance(one, int) else f"{name:14} {one}")
+            print(
+                f"{name.removesuffix('s') if isinstance(value, list) else name:14} {one:,}"
+                if isinstance(one, int)
+                else f"{name:14} {one}"
+            )
     return 0
 
 

@@ -154,8 +154,21 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
                 f" {schedule(step):.4g} (was {old(step):.4g})"
             )
     return Planned(
-        cfg=cfg, invocation=invocation, resumption=resumption, strategy=strategy, device=device, precision=precision,
-        pin_memory=pin_memory, source=source, batch=batch, data=data, sampler=sampler, max_steps=max_steps, schedule=schedule, path=path, is_new=is_new,
+        cfg=cfg,
+        invocation=invocation,
+        resumption=resumption,
+        strategy=strategy,
+        device=device,
+        precision=precision,
+        pin_memory=pin_memory,
+        source=source,
+        batch=batch,
+        data=data,
+        sampler=sampler,
+        max_steps=max_steps,
+        schedule=schedule,
+        path=path,
+        is_new=is_new,
         notes=notes + list(data.notes),
     )
 
@@ -178,8 +191,11 @@ def _check_same_data(resumption: Resumption, data: TokenData) -> None:
     for what, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
         if was["data"][what] != now[what]:
             raise UserError(
-                f"the {what} data is not what the run was trained on", key=key, value=now[what][:12],
-                hint=f"the checkpoint has {was['data'][what][:12]}; bring the old data back, or use init_from={resumption.checkpoint.run_dir}",
+                f"the {what} data is not what the run was trained on",
+                key=key,
+                value=now[what][:12],
+                hint=f"the checkpoint has {was['data'][what][:12]}; bring the old data back,"
+                f" or use init_from={resumption.checkpoint.run_dir}",
             )
 
 
@@ -195,9 +211,7 @@ def data_facts(data: TokenData) -> dict[str, str]:
 def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitStack) -> Outcome:
     """Build what the plan needs, train, and tell how it ended."""
     cfg, device, batch, allow = planned.cfg, planned.device, planned.batch, planned.invocation.allow
-    model = build_model(
-        cfg, vocab_size=planned.data.tokenizer.vocab_size, seed=cfg.seed, device=device, allow=allow
-    )
+    model = build_model(cfg, vocab_size=planned.data.tokenizer.vocab_size, seed=cfg.seed, device=device, allow=allow)
     optimizer, groups = build_optimizer(cfg, model, allow=allow)
     scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
     state = TrainState(model=model, optimizer=optimizer, scaler=scaler)
@@ -242,8 +256,12 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
 
     def save(state: TrainState, is_best: bool) -> Path:
         path = checkpoints.save(
-            run_dir.checkpoints, step=state.step, weights=model.state_dict(), state=state.state_dict(),
-            texts=texts, facts={**facts, "world_size": batch.world_size, **provenance()},
+            run_dir.checkpoints,
+            step=state.step,
+            weights=model.state_dict(),
+            state=state.state_dict(),
+            texts=texts,
+            facts={**facts, "world_size": batch.world_size, **provenance()},
         )
         if is_best:
             checkpoints.set_hint(run_dir.checkpoints, "best", state.step)
@@ -253,8 +271,13 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
 
     def batches(state: TrainState) -> Iterator[MicroBatch]:
         return train_batches(
-            planned.sampler, start_step=state.step, end_step=planned.max_steps, batch_size=batch.batch_size,
-            grad_accum_steps=batch.grad_accum_steps, rank=planned.strategy.rank, world_size=batch.world_size,
+            planned.sampler,
+            start_step=state.step,
+            end_step=planned.max_steps,
+            batch_size=batch.batch_size,
+            grad_accum_steps=batch.grad_accum_steps,
+            rank=planned.strategy.rank,
+            world_size=batch.world_size,
             shift=state.sequences - state.step * batch.sequences,
             **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
         )
@@ -295,7 +318,9 @@ def _check_source(source: checkpoints.Checkpoint, data: TokenData, model: nn.Mod
     if theirs != ours:
         file = source.path / checkpoints.TOKENIZER
         raise UserError(
-            "the tokenizer is not that of the other run", key="init_from", value=asked,
+            "the tokenizer is not that of the other run",
+            key="init_from",
+            value=asked,
             hint=f"theirs is {theirs[:12]}, ours {ours[:12]}; use tokenizer=pretrained tokenizer.path={file}",
         )
     checkpoints.check_fits(source, model)
@@ -312,7 +337,15 @@ def _pinned(cfg: DictConfig, device: torch.device) -> bool:
 
 def _settings(cfg: DictConfig, max_steps: int) -> Settings:
     trainer = cfg.trainer
-    same = ("max_minutes", "stop_after_steps", "grad_clip", "log_every", "eval_every", "sample_every", "checkpoint_every")
+    same = (
+        "max_minutes",
+        "stop_after_steps",
+        "grad_clip",
+        "log_every",
+        "eval_every",
+        "sample_every",
+        "checkpoint_every",
+    )
     return Settings(
         seed=cfg.seed,
         max_steps=max_steps,
@@ -322,9 +355,7 @@ def _settings(cfg: DictConfig, max_steps: int) -> Settings:
     )
 
 
-def describe(
-    planned: Planned, model: Any, groups: list[OptimizerGroup], peak: float | None, run_dir: Path
-) -> RunInfo:
+def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: float | None, run_dir: Path) -> RunInfo:
     """What the start of the run shows."""
     batch, cfg = planned.batch, planned.cfg
     counts = model.parameter_counts()
@@ -333,8 +364,12 @@ def describe(
         cfg, vocab_size=model.vocab_size, seed=0, device=torch.device("meta"), allow=planned.invocation.allow
     )
     activations = activation_bytes(
-        sketch, batch_size=batch.batch_size, seq_len=batch.seq_len, n_heads=cfg.model.n_heads,
-        device=planned.device.type, dtype=dtype,
+        sketch,
+        batch_size=batch.batch_size,
+        seq_len=batch.seq_len,
+        n_heads=cfg.model.n_heads,
+        device=planned.device.type,
+        dtype=dtype,
     )
     state_bytes = counts.total * 4 * 4  # weights, gradients and two moments in fp32
     epoch = planned.sampler.windows_per_epoch * batch.seq_len

@@ -134,6 +134,8 @@ def _check_setting(override: Override, multirun: bool, places: list[Path]) -> No
         raise UserError(
             "a setting without a key", file=text, hint="settings are written key=value or group=option"
         )
+    if key == "hydra.run.dir":
+        raise UserError("Hydra does not make the run's directory", key=key, value=typed, hint="use run.dir")
     if override.is_sweep_override():
         if not multirun:
             hint = f"add -m to run once for each; one text with commas is written '{key}=\"{typed}\"'"

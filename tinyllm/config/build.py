@@ -1,7 +1,7 @@
 """From a configuration node to an object: the only place that calls Hydra's ``instantiate``."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -10,6 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.targets import resolve_target, walk_targets
 from tinyllm.errors import UserError, one_line
+
+DERIVED = {"head_dim": "d_model"}
+"""Sizes that a constructor may refuse and that are no keys, with the key they follow from."""
 
 
 def build(node: Any, *args: Any, path: str = "", allow: frozenset[str] = frozenset(), **runtime: Any) -> Any:
@@ -52,22 +55,20 @@ def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:
 
 def refused(message: str, node: Any, path: str) -> UserError:
     """The error line for a constructor's sentence: the first ``name=value`` in it gives the config path."""
-    for name in re.findall(r"(\w+)=", message):
-        found = _find(node, name)
-        if found is not None:
-            where, value = found
-            return UserError(one_line(message), key=f"{path}.{where}" if path else where, value=value)
+    for name, text in re.findall(r"(\w+)=(\S*)", message):
+        places = sorted(_places(node, DERIVED.get(name, name)), key=lambda place: place[0].count("."))
+        if places:
+            same = [place for place in places if str(place[1]) == text.rstrip(".,;:")]
+            where, value = (same or places)[0]
+            key = f"{path}.{where}" if path else where
+            return UserError("value not allowed", key=key, value=value, hint=one_line(message))
     return UserError(one_line(message), file=path or None)
 
 
-def _find(node: Any, name: str) -> tuple[str, Any] | None:
-    """The dotted path and value of the key ``name``, the shallowest first."""
-    if not isinstance(node, Mapping):
-        return None
-    if name in node and not isinstance(node[name], Mapping):
-        return name, node[name]
-    for child, value in node.items():
-        deeper = _find(value, name)
-        if deeper is not None:
-            return f"{child}.{deeper[0]}", deeper[1]
-    return None
+def _places(node: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The dotted path and the value of every key ``name``."""
+    for child, value in node.items() if isinstance(node, Mapping) else ():
+        if child == name and not isinstance(value, Mapping):
+            yield child, value
+        for where, found in _places(value, name):
+            yield f"{child}.{where}", found

@@ -52,8 +52,8 @@ def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]]
     """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
 
     Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). Errors that a person
-    can mend are one line on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` shows the
-    traceback.
+    can mend are one line on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` adds
+    the traceback.
 
     Args:
         program: name of the root file.

@@ -1,20 +1,37 @@
 """Hydra's and OmegaConf's exceptions as the one line a person can act on."""
 
-import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    ValidationError,
+)
 
+from tinyllm.config.literal import LITERAL_KEYS
+from tinyllm.config.names import groups, near, unknown_key
 from tinyllm.errors import UserError, one_line
+
+KINDS = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+}
+"""OmegaConf's names of types, in words."""
 
 
 @contextmanager
@@ -35,11 +52,15 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
         return _unparsable(error)
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown(cause, overrides)
+    if isinstance(cause, InterpolationResolutionError):
+        hint = "${…} may name another key; in a text write \\${"
+        return UserError(
+            _first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint
+        )
     if isinstance(cause, ValidationError) and cause.full_key:
-        value, hint = _typed(_first_line(cause))
-        return UserError("wrong type", key=cause.full_key, value=value, hint=hint)
+        return _wrong_type(cause, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
-        return UserError(_first_line(error), hint=_composition_hint(_first_line(error), overrides))
+        return _composition(_first_line(error), overrides)
     return UserError(_first_line(cause))
 
 
@@ -47,59 +68,78 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:
+    """Key and value of each setting as it was typed, the last one first."""
+    settings = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in LITERAL_KEYS and value.startswith('"'):
+            value = str(OverridesParser.create().parse_override(override).value())
+        settings.append((key.lstrip("+~"), value))
+    return settings[::-1]
+
+
+def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
+    """The value that the command line gave to the key an error is about."""
+    return next((value for key, value in _settings(overrides) if key == error.full_key), "")
+
+
 def _missing_option(error: MissingConfigException) -> UserError:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
-    near = difflib.get_close_matches(option, options, n=1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return UserError("no such option", key=group, value=option, hint=f"{hint}one of {', '.join(options)}")
+    meant = near(option, options)
+    hint = f"did you mean {meant[0]}? one of " if meant else "one of "
+    return UserError("no such option", key=group, value=option, hint=hint + ", ".join(options))
 
 
 def _unparsable(error: OverrideParseException) -> UserError:
-    key = error.override.partition("=")[0]
-    if "=" not in error.override:
+    key, equals, value = error.override.partition("=")
+    if not equals:
         return UserError(
-            f"not a setting: {error.override}", hint="settings are written key=value or group=option"
+            "not a setting", file=error.override, hint="settings are written key=value or group=option"
         )
+    if not re.fullmatch(r"[\w.@/+~-]+", key) or ".." in key:
+        hint = "a key is names joined by dots, with no space before the ="
+        return UserError("not a key", key=key, value=value, hint=hint)
     hint = f"quote it twice, for the shell and for Hydra: '{key}=\"…\"'"
-    return UserError("value not understood", key=key, value=error.override.partition("=")[2], hint=hint)
+    return UserError("value not understood", key=key, value=value, hint=hint)
 
 
 def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str]) -> UserError:
     path = str(error.full_key or error.key)
-    override = next(
-        (one for one in overrides if one.partition("=")[0].lstrip("+~") in (path,) or one.startswith(path)),
-        "",
-    )
-    asked = override.partition("=")[0].lstrip("+~") or path
+    below = (one for one in _settings(overrides) if one[0] == path or one[0].startswith(f"{path}."))
+    key, value = next(below, (path, ""))
     node = error.parent_node
-    known = sorted(str(name) for name in node) if isinstance(node, DictConfig) else []
+    known = [str(name) for name in node] if isinstance(node, DictConfig) else []
     known = [name for name in known if not name.startswith("_") and name != "hydra"]
-    prefix, _, name = path.rpartition(".")
-    near = difflib.get_close_matches(name, known, n=3)
-    full = [f"{prefix}.{one}" if prefix else one for one in near]
-    hint = (
-        f"did you mean {' or '.join(full)}?"
-        if near
-        else f"{prefix or 'the configuration'} takes {', '.join(known)}"
-    )
-    return UserError("unknown key", file=override or asked, hint=hint)
+    known = known if "." in path else sorted({*known, *groups()})
+    root: Any = OmegaConf.to_container(node._get_root()) if isinstance(node, DictConfig) else {}
+    root.pop("hydra", None)
+    owner = path.rpartition(".")[0] or "the configuration"
+    return unknown_key(key, value, known, owner=owner, root=root, unknown=path)
 
 
-def _typed(message: str) -> tuple[str, str]:
-    """The value and what is allowed, out of OmegaConf's sentence."""
-    found = re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", message)
-    words = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "String": "text"}
-    if found:
-        return found[1], f"must be {words.get(found[2], found[2])}"
+def _wrong_type(error: ValidationError, overrides: list[str]) -> UserError:
+    """What is allowed, out of OmegaConf's sentence."""
+    message, typed = _first_line(error), _typed(error, overrides)
+    converted = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", message)
+    value: str | None = typed
     if "not Optional" in message or "None" in message:
-        return "null", "a value is needed"
-    return "", one_line(message)
+        value, hint = None, "a value is needed"
+    elif converted:
+        kind = converted[1] or converted[2]
+        hint = f"must be {KINDS.get(kind, kind)}"
+    elif "is not a subclass of" in message:
+        hint = "this is a group of keys; set one of them"
+    else:
+        hint = one_line(message)
+    return UserError("wrong type", key=error.full_key, value=value, hint=hint)
 
 
-def _composition_hint(message: str, overrides: list[str]) -> str:
+def _composition(message: str, overrides: list[str]) -> UserError:
     found = re.search(r"Could not override '([^']+)'", message)
-    if found:
-        meant = ", ".join(one for one in overrides if found[1] in one)
-        return f"no group or key of that name; see --help ({meant})"
-    return ""
+    meant = next((one for one in overrides if found and found[1] in one), None)
+    if meant is None:
+        return UserError(message)
+    key, _, value = meant.partition("=")
+    return UserError("no such group or key", key=key, value=value, hint="--help lists the groups")

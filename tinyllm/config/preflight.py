@@ -5,13 +5,14 @@ of dataclass nodes against their ranges, ``_target_`` nodes against the construc
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.effects import check_effects
+from tinyllm.config.names import near, unknown_key
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem, walk_targets
 from tinyllm.errors import UserError
 
@@ -38,33 +39,28 @@ def check(
     if missing:
         raise UserError("value missing", key=missing[0], value="???", hint=f"set it: {missing[0]}=…")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    _check_fields(plain, schema, "")
+    _check_fields(plain, schema, "", plain)
     for path, _ in walk_targets(plain, ""):
-        _check_target(_at(plain, path), path, allow)
+        _check_target(_at(plain, path), path, allow, plain)
+    for path, number in _numbers(plain, ""):
+        if not math.isfinite(number):
+            raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
     check_effects(plain, named=named, allow=allow)
 
 
-def unknown_key(path: str, known: Iterable[str], *, owner: str) -> UserError:
-    """The error for a key that nobody reads, with near names."""
-    prefix, _, name = path.rpartition(".")
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3)
-    full = [f"{prefix}.{one}" if prefix else one for one in near]
-    hint = f"did you mean {' or '.join(full)}?" if near else f"{owner} takes {', '.join(known) or 'no keys'}"
-    return UserError("unknown key", file=path, hint=hint)
-
-
-def _check_fields(node: dict[str, Any], schema: type, path: str) -> None:
+def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str, Any]) -> None:
     fields = {field.name: field for field in dataclasses.fields(schema)}
     for name, value in node.items():
         where = f"{path}.{name}" if path else str(name)
         if name not in fields:
-            raise unknown_key(where, fields, owner=path or "the configuration")
+            raise unknown_key(
+                where, value, fields, owner=path or "the configuration", root=_without(root, where)
+            )
         field = fields[name]
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, dict):
                 raise UserError("wrong type", key=where, value=value, hint="a group of keys, not one value")
-            _check_fields(value, field.type, where)
+            _check_fields(value, field.type, where, root)
         else:
             _check_range(value, field.metadata, where)
 
@@ -73,23 +69,27 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
     choices, at_least, above = (metadata.get(name) for name in ("choices", "at_least", "above"))
     if value is None or (choices and any(value == one and type(value) is type(one) for one in choices)):
         return
+    if metadata.get("filled") and value == "":
+        raise UserError("no text is given", key=where, value=value, hint="give one, or leave the key out")
     bounds = [f"at least {at_least:g}"] if at_least is not None else []
     bounds += [f"above {above:g}"] if above is not None else []
     if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
         words = [str(one).lower() if isinstance(one, bool) else str(one) for one in choices]
-        near = difflib.get_close_matches(str(value), words, n=1)
+        meant = near(str(value), words)
         hint = f"one of {', '.join(words)}" + (f", or a number {bounds[0]}" if bounds else "")
         raise UserError(
             "value not allowed",
             key=where,
             value=value,
-            hint=hint + (f"; did you mean {near[0]}?" if near else ""),
+            hint=hint + (f"; did you mean {meant[0]}?" if meant else ""),
         )
+    if choices and isinstance(value, float):  # numbers beside words count something
+        raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
     if (at_least is not None and not value >= at_least) or (above is not None and not value > above):
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
 
-def _check_target(node: dict[str, Any], path: str, allow: frozenset[str]) -> None:
+def _check_target(node: dict[str, Any], path: str, allow: frozenset[str], root: dict[str, Any]) -> None:
     target = resolve_target(str(node["_target_"]), path=path, extra=allow)
     parameters, annotations = parameters_of(target), annotations_of(target)
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
@@ -97,12 +97,31 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[str]) -> Non
         where = f"{path}.{name}"
         if parameters is not None and name not in parameters:
             known = [one for one in given if one in parameters]
-            raise unknown_key(where, known, owner=getattr(target, "__name__", str(target)))
+            owner = getattr(target, "__name__", str(target))
+            raise unknown_key(where, value, known, owner=owner, root=_without(root, where))
         filled_in = value is None and where in AT_RUN_TIME
         if name in annotations and not (isinstance(value, dict) and "_target_" in value) and not filled_in:
             allowed = type_problem(value, annotations[name])
             if allowed:
                 raise UserError("wrong type", key=where, value=value, hint=f"must be {allowed}")
+
+
+def _numbers(node: Any, path: str) -> Iterator[tuple[str, float]]:
+    if isinstance(node, float):
+        yield path, node
+    elif isinstance(node, dict):
+        for name, child in node.items():
+            yield from _numbers(child, f"{path}.{name}" if path else str(name))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _numbers(child, path)
+
+
+def _without(node: dict[str, Any], path: str) -> dict[str, Any]:
+    """The container without one key, so that it is not suggested for itself."""
+    name, _, rest = path.partition(".")
+    kept = {key: child for key, child in node.items() if key != name}
+    return kept | {name: _without(node[name], rest)} if rest else kept
 
 
 def _at(node: Any, path: str) -> Any:

@@ -10,15 +10,29 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
-def key(*, at_least: float | None = None, above: float | None = None, choices: tuple[Any, ...] = ()) -> Any:
-    """A field whose value comes from yaml, with its range or its choices for the preflight."""
-    return field(default=MISSING, metadata={"at_least": at_least, "above": above, "choices": choices})
+def key(
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] = (),
+    filled: bool = False,
+) -> Any:
+    """A field whose value comes from yaml, with what the preflight allows.
+
+    Args:
+        at_least: smallest number.
+        above: a number must be larger.
+        choices: the values; beside a range also values that are no numbers.
+        filled: a text must not be empty.
+    """
+    allowed = {"at_least": at_least, "above": above, "choices": choices, "filled": filled}
+    return field(default=MISSING, metadata=allowed)
 
 
 @dataclass
 class RunConfig:
-    name: str | None = key()
-    dir: str | None = key()
+    name: str | None = key(filled=True)
+    dir: str | None = key(filled=True)
 
 
 @dataclass
@@ -76,8 +90,8 @@ class TrainConfig:
     """Root of ``conf/train.yaml``; the nodes typed Any are groups, whose ``_target_`` is their schema."""
 
     seed: int = key(at_least=0)
-    resume: str | None = key()
-    init_from: str | None = key()
+    resume: str | None = key(filled=True)
+    init_from: str | None = key(filled=True)
     debug: bool = key()
     run: RunConfig = field(default_factory=RunConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -5,6 +5,7 @@ allow-list before anything is imported: the packages of tinyllm that hold parts,
 the yaml files of a ``--config-dir`` name, because the person who passes that directory has chosen it.
 """
 
+import collections.abc
 import importlib
 import inspect
 import types
@@ -67,7 +68,7 @@ def resolve_target(target: str, *, path: str, extra: frozenset[str] = frozenset(
             "class not allowed",
             key=where,
             value=target,
-            hint=f"one of {', '.join(ALLOWED)}* or one that a yaml file of your --config-dir names",
+            hint="only parts of tinyllm, torch.optim.*, and what a yaml file of your --config-dir names",
         )
     module_name, _, name = target.rpartition(".")
     try:
@@ -124,7 +125,7 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, str)
     if origin is Callable:
         return isinstance(value, dict)
-    if origin in (list, tuple) or getattr(origin, "__name__", "") == "Sequence":
+    if origin in (list, tuple, collections.abc.Sequence):
         if not isinstance(value, list | tuple):
             return False
         fixed = origin is tuple and Ellipsis not in arguments
@@ -150,6 +151,6 @@ def _describe(annotation: Any) -> str:
         return "a group of keys with a _target_"
     if origin is tuple and Ellipsis not in arguments:
         return f"a list of {len(arguments)} values, each {_describe(arguments[0])}"
-    if origin in (list, tuple):
+    if origin in (list, tuple, collections.abc.Sequence):
         return f"a list, each {_describe(arguments[0])}"
     return str(annotation)

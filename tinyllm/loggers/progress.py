@@ -1,4 +1,7 @@
-"""How far the preparation of data is: a bar in a terminal, a line per stage elsewhere. On standard error."""
+"""How far the preparation of data is: a bar on standard error if it is a terminal, else a line per stage.
+
+The lines go to standard output: on standard error a program without a terminal writes its error line, or nothing.
+"""
 
 import sys
 from types import TracebackType
@@ -8,9 +11,14 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 
 class PreparationProgress:
-    """Call it with (stage, done, total) in bytes; use it as a context manager."""
+    """Call it with (stage, done, total) in bytes; use it as a context manager.
 
-    def __init__(self) -> None:
+    Args:
+        lines: print the lines where there is no terminal; not when standard output holds JSON.
+    """
+
+    def __init__(self, *, lines: bool = True) -> None:
+        self._lines = lines
         self._console = Console(file=sys.stderr, highlight=False)
         self._bar: Progress | None = None
         self._stage = ""
@@ -27,8 +35,8 @@ class PreparationProgress:
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes (0: unknown) of a stage are done."""
         if not self._console.is_terminal:
-            if stage != self._stage:
-                print(f"{stage} …", file=sys.stderr, flush=True)
+            if stage != self._stage and self._lines:
+                print(f"{stage} …", flush=True)
         else:
             self._show(stage, done, total)
         self._stage = stage

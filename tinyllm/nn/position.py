@@ -131,7 +131,7 @@ class Rotary(_Table):
     def __init__(self, *, dim: int, max_seq_len: int, base: float) -> None:
         if dim % 2:
             raise ValueError(
-                f"head_dim={dim} is odd: rotary positions turn pairs, so they need an even head_dim"
+                f"head_dim={dim} is odd: rotary positions turn pairs, so d_model / n_heads must be even"
             )
 
         def build(device: torch.device) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -170,9 +170,13 @@ def verify(path: Path) -> Checkpoint:
         listed = manifest["files"]
         step = int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("not a whole checkpoint", file=file, hint=f"manifest missing or damaged ({type(error).__name__})") from error
+        raise UserError(
+            "not a whole checkpoint", file=file, hint=f"manifest missing or damaged ({type(error).__name__})"
+        ) from error
     if manifest.get("format") != FORMAT:
-        raise UserError("unknown checkpoint format", file=file, hint=f"format {manifest.get('format')}; this version reads {FORMAT}")
+        raise UserError(
+            "unknown checkpoint format", file=file, hint=f"format {manifest.get('format')}; this version reads {FORMAT}"
+        )
     for name in (MODEL, STATE, CONFIG, OVERRIDES):
         if name not in listed:
             raise UserError("not a whole checkpoint", file=path / name, hint="the manifest does not list it")
@@ -188,7 +192,9 @@ def verify(path: Path) -> Checkpoint:
     return Checkpoint(path=path, step=step, manifest=manifest)
 
 
-def find(where: str | Path, *, prefer: str = "last", tell: Callable[[str], None] = lambda text: None, key: str = "run") -> Checkpoint:
+def find(
+    where: str | Path, *, prefer: str = "last", tell: Callable[[str], None] = lambda text: None, key: str = "run"
+) -> Checkpoint:
     """The checkpoint that a person means by a run or checkpoint directory.
 
     Args:
@@ -232,17 +238,30 @@ def find(where: str | Path, *, prefer: str = "last", tell: Callable[[str], None]
     raise UserError("no whole checkpoint", key=key, value=where, hint="; ".join(reasons))
 
 
+def check_fits(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
+    """Compare the names and shapes of a checkpoint's weights with the model's, without reading the weights.
+
+    Raises:
+        UserError: they differ; the line names the first that does.
+    """
+    file = checkpoint.path / MODEL
+    with safe_open(file, framework="pt") as weights:
+        saved = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    for name in [*wanted, *saved]:
+        if saved.get(name) != wanted.get(name):
+            hint = f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} in this model"
+            raise UserError("the weights are not of this architecture", file=file, hint=hint)
+
+
 def load_weights(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
     """Load a checkpoint's weights into ``model``, every tensor of both.
 
     Raises:
         UserError: names or shapes differ, or the file cannot be read.
     """
-    file = checkpoint.path / MODEL
     try:
-        weights = checkpoint.weights()
-        model.load_state_dict(weights)
+        check_fits(checkpoint, model)
+        model.load_state_dict(checkpoint.weights())
     except SafetensorError as error:
-        raise UserError("checkpoint damaged", file=file, hint=str(error)) from error
-    except RuntimeError as error:
-        raise UserError("the weights are not of this architecture", file=file, hint=str(error)) from error
+        raise UserError("checkpoint damaged", file=checkpoint.path / MODEL, hint=str(error)) from error

@@ -45,7 +45,9 @@ def plan_batch(
     """
     if seq_len is not None and seq_len > max_seq_len:
         raise UserError(
-            "context longer than the model's", key="trainer.seq_len", value=seq_len,
+            "context longer than the model's",
+            key="trainer.seq_len",
+            value=seq_len,
             hint=f"at most model.max_seq_len={max_seq_len}",
         )
     seq_len = seq_len or max_seq_len
@@ -56,7 +58,9 @@ def plan_batch(
     tokens = parse_tokens(total_batch_tokens)
     if grad_accum_steps is not None:
         raise UserError(
-            "the batch is given twice", key="trainer.grad_accum_steps", value=grad_accum_steps,
+            "the batch is given twice",
+            key="trainer.grad_accum_steps",
+            value=grad_accum_steps,
             hint=f"leave it out, or leave out trainer.total_batch_tokens={total_batch_tokens}",
         )
     micro = batch_size * seq_len * world_size
@@ -64,8 +68,11 @@ def plan_batch(
         below = tokens // micro * micro
         nearest = f"{below} or {below + micro}" if below else str(micro)
         raise UserError(
-            "not a whole number of micro-batches", key="trainer.total_batch_tokens", value=total_batch_tokens,
-            hint=f"batch_size {batch_size} × seq_len {seq_len} × {world_size} rank(s) = {micro} must divide it; nearest: {nearest}",
+            "not a whole number of micro-batches",
+            key="trainer.total_batch_tokens",
+            value=total_batch_tokens,
+            hint=f"batch_size {batch_size} × seq_len {seq_len} × {world_size} rank(s) = {micro} must divide it;"
+            f" nearest: {nearest}",
         )
     return Batch(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
 
@@ -80,7 +87,9 @@ def parse_tokens(value: int | str) -> int:
     tokens = int(found[1]) ** int(found[2] or 1) if found and not isinstance(value, bool) else 0
     if tokens < 1:
         raise UserError(
-            "not a number of tokens", key="trainer.total_batch_tokens", value=value,
+            "not a number of tokens",
+            key="trainer.total_batch_tokens",
+            value=value,
             hint="a whole number above 0, also written 2**19",
         )
     return tokens
@@ -105,9 +114,12 @@ def plan_steps(
     assert tokens is not None
     steps = tokens // batch.tokens
     if steps < 1:
+        reach = "" if max_epochs is None else f"that is {tokens} tokens of the {epoch_tokens} of an epoch, "
         raise UserError(
-            "horizon shorter than one step", key=f"trainer.{key}", value=value,
-            hint=f"one step takes {batch.tokens} tokens, an epoch has {epoch_tokens}; lower trainer.batch_size or raise it",
+            "horizon shorter than one step",
+            key=f"trainer.{key}",
+            value=value,
+            hint=f"{reach}one step takes {batch.tokens}; raise it, or lower trainer.batch_size",
         )
     return steps
 

@@ -1,0 +1,91 @@
+"""What was probably meant: near names, and the same name in another place."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from tinyllm.config.paths import conf_dir
+from tinyllm.errors import UserError
+
+CLOSE = 0.7
+"""How alike names must be for one to be suggested for another: gqa for gq, not mqa for mla."""
+SHOWN = 8
+"""Names that an error line lists at most."""
+
+
+def near(name: str, known: Iterable[str]) -> list[str]:
+    """Those of the ``known`` names that are like ``name``, the nearest first."""
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=CLOSE)
+
+
+def unknown_key(
+    path: str,
+    value: object,
+    known: Iterable[str],
+    *,
+    owner: str,
+    root: Mapping[str, Any],
+    unknown: str | None = None,
+) -> UserError:
+    """The error for a key that nobody reads.
+
+    Args:
+        path: the key.
+        value: what it was to be.
+        known: the keys that stand where it should.
+        owner: who has them.
+        root: the whole configuration; a key of the same name elsewhere is suggested.
+        unknown: the first part of ``path`` that is not there; None: all of it.
+    """
+    prefix, _, name = (unknown or path).rpartition(".")
+    known = sorted(known)
+    having = options_with(prefix, name)
+    same = [key for key in leaves(root) if key.rpartition(".")[2] == path.rpartition(".")[2]]
+    same = [key for key in same if key.endswith(f".{path}")] or same
+    meant = same or [f"{prefix}.{one}" if prefix else one for one in near(name, known)]
+    if having:
+        hint = f"choose {' or '.join(having)}, which {'has' if len(having) == 1 else 'have'} it"
+    elif meant:
+        hint = f"did you mean {' or '.join(meant[:3])}?"
+    else:
+        hint = f"{owner} takes {listed(known)}"
+    return UserError("unknown key", key=path, value=value, hint=hint)
+
+
+def groups() -> list[str]:
+    """The names of all groups of options."""
+    return sorted(place.name for place in conf_dir().iterdir() if place.is_dir())
+
+
+def options_with(node: str, name: str) -> list[str]:
+    """The shipped choices, as ``group=option``, whose file sets ``name`` in ``node``."""
+    found = []
+    for file in sorted(conf_dir().glob("*/*.yaml")):
+        package = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
+        if not (node and package and package[1] == node):
+            continue
+        content = OmegaConf.to_container(OmegaConf.load(file))
+        if isinstance(content, dict) and name in content:
+            found.append(f"{file.parent.name}={file.stem}")
+    return found
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in a row; when they are many, the way to see all."""
+    names = list(names)
+    if not names:
+        return "no keys"
+    return ", ".join(names) if len(names) <= SHOWN else f"{', '.join(names[:SHOWN])} … (--cfg job shows all)"
+
+
+def leaves(node: Any, path: str = "") -> Iterator[str]:
+    """The dotted paths of all keys that hold a value."""
+    if not isinstance(node, Mapping):
+        yield path
+        return
+    for name, child in node.items():
+        if not str(name).startswith("_"):
+            yield from leaves(child, f"{path}.{name}" if path else str(name))
