@@ -25,7 +25,11 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(show_header=False, title=f"{cfg.model._target_.rpartition('.')[2]} {invocation.choices['model']}", title_justify="left")
+    table = Table(
+        show_header=False,
+        title=f"{cfg.model._target_.rpartition('.')[2]} {invocation.choices['model']}",
+        title_justify="left",
+    )
     table.add_column("")
     table.add_column("", justify="right")
     for section, rows in facts.items():
@@ -77,7 +81,9 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
             data = None
         vocab_size = data.tokenizer.vocab_size if data else PLACEHOLDER_VOCAB
         if data is None:
-            notes.append(f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the cache yet (prepare puts it there)")
+            notes.append(
+                f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the cache yet, prepare puts it there"
+            )
     model: Any = build_model(cfg, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
     batch = plan_batch(
         **{name: cfg.trainer[name] for name in ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")},
@@ -90,7 +96,12 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
     counts = model.parameter_counts()
     forward = model.flops_per_token(batch.seq_len)
     activations = activation_bytes(
-        model, batch_size=batch.batch_size, seq_len=batch.seq_len, n_heads=cfg.model.n_heads, device=device.type, dtype=dtype
+        model,
+        batch_size=batch.batch_size,
+        seq_len=batch.seq_len,
+        n_heads=cfg.model.n_heads,
+        device=device.type,
+        dtype=dtype,
     )
     weights = 4 * counts.total
     facts: dict[str, dict[str, Any]] = {

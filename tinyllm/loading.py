@@ -1,5 +1,7 @@
 """A trained model out of a run directory."""
 
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ def load(
     weights: str = "auto",
     device: str | torch.device = "cpu",
     allow: frozenset[str] = frozenset(),
+    tell: Callable[[str], None] = warnings.warn,
 ) -> tuple[Any, Tokenizer]:
     """The model of a run with its trained weights, in evaluation mode, and its tokenizer.
 
@@ -30,11 +33,12 @@ def load(
         checkpoint: ``best`` (the newest where none was evaluated), ``last``, or a checkpoint directory.
         weights: ``auto`` or ``raw``: as the optimizer left them.
         allow: classes beside tinyllm's own that the run's configuration may name.
+        tell: called with a sentence when a damaged checkpoint is passed over.
 
     Raises:
         UserError: no whole checkpoint, a class that is not allowed, weights that do not fit or are not there.
     """
-    found = find(run, prefer=checkpoint)
+    found = find(run, prefer=checkpoint, tell=tell)
     if weights == "ema":
         raise UserError("the run has no averaged weights", key="weights", value=weights, hint="auto or raw")
     tokenizer = load_tokenizer(found.path / TOKENIZER)

@@ -14,7 +14,11 @@ def test_the_update_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
     lr, b1, b2, eps, decay = 1e-2, 0.9, 0.95, 1e-8, 0.1
     weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
-    expected, m, v = weight.detach().clone(), torch.zeros(5, 3, dtype=torch.float64), torch.zeros(5, 3, dtype=torch.float64)
+    expected, m, v = (
+        weight.detach().clone(),
+        torch.zeros(5, 3, dtype=torch.float64),
+        torch.zeros(5, 3, dtype=torch.float64),
+    )
     optimizer = adamw([{"params": [weight]}], lr=lr, betas=(b1, b2), eps=eps, weight_decay=decay)
     for t in range(1, 11):
         gradient = torch.randn(5, 3, dtype=torch.float64)
@@ -25,7 +29,9 @@ def test_the_update_is_that_of_the_paper() -> None:
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("overrides", [(), ("model.tie_embeddings=false", "model.bias=true", "norm=layernorm", "pos=learned")])
+@pytest.mark.parametrize(
+    "overrides", [(), ("model.tie_embeddings=false", "model.bias=true", "norm=layernorm", "pos=learned")]
+)
 def test_only_matrices_of_linear_layers_are_decayed(overrides: tuple[str, ...]) -> None:
     cfg = tinyllm.compose("model.d_model=32", "model.n_layers=2", "model.n_heads=2", *overrides)
     model = build_model(cfg, vocab_size=50, seed=1, device=torch.device("cpu"), allow=frozenset())

@@ -7,6 +7,7 @@ import pytest
 from tinyllm.optim.schedules import WSD, Constant, Cosine, Linear, Schedule, steps_of
 
 LR, N, W = 3e-3, 50, 10
+AUTO = {"min_lr": None}
 COMMON = {"lr": LR, "n_steps": N, "warmup_steps": W}
 
 
@@ -75,11 +76,11 @@ def test_constant_without_warmup_is_the_peak_from_the_first_step() -> None:
         (Cosine, {"warmup_steps": 1.5, "min_lr": None}, "neither"),
         (Linear, {"warmup_steps": 0, "min_lr": 1.0}, "min_lr=1"),
         (Linear, {"warmup_steps": 0, "min_lr": -1e-5}, "min_lr=-1e-05"),
-        (WSD, {"warmup_steps": 10, "min_lr": None, "decay_steps": None, "stable_steps": 40, "shape": "linear"}, "stable_steps=40"),
-        (WSD, {"warmup_steps": 10, "min_lr": None, "decay_steps": 0, "stable_steps": None, "shape": "linear"}, "decay_steps=0"),
-        (WSD, {"warmup_steps": 10, "min_lr": None, "decay_steps": 45, "stable_steps": None, "shape": "linear"}, "decay_steps=45"),
-        (WSD, {"warmup_steps": 10, "min_lr": None, "decay_steps": 5, "stable_steps": 5, "shape": "linear"}, "twice"),
-        (WSD, {"warmup_steps": 10, "min_lr": None, "decay_steps": 5, "stable_steps": None, "shape": "sin"}, "shape=sin"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": None, "stable_steps": 40, "shape": "linear"}, "stable_steps=40"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 0, "stable_steps": None, "shape": "linear"}, "decay_steps=0"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 45, "stable_steps": None, "shape": "linear"}, "decay_steps=45"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": 5, "shape": "linear"}, "twice"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": None, "shape": "sin"}, "shape=sin"),
     ],
 )  # fmt: skip
 def test_a_plan_that_does_not_fit_is_refused(kind: type, options: dict[str, object], word: str) -> None:

@@ -1,7 +1,5 @@
 """Fixtures of the training tests."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.training.runs import write_corpus

@@ -188,7 +188,10 @@ def test_a_hostile_state_executes_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     path = save(tmp_path / "checkpoints", 1)
     torch.save(Hostile(tmp_path / "marker"), path / "state.pt")
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["state.pt"] = {"bytes": (path / "state.pt").stat().st_size, "sha256": checkpoints.sha256(path / "state.pt")}
+    manifest["files"]["state.pt"] = {
+        "bytes": (path / "state.pt").stat().st_size,
+        "sha256": checkpoints.sha256(path / "state.pt"),
+    }
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"state\.pt"):
         checkpoints.verify(path).state()
@@ -206,7 +209,14 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_checkpoint_holds_what_it_says(trained: Path) -> None:
     files = {path.name for path in (trained / "checkpoints" / "step-000006").iterdir()}
-    assert files == {"model.safetensors", "state.pt", "config.yaml", "overrides.yaml", "tokenizer.json", "manifest.json"}
+    assert files == {
+        "model.safetensors",
+        "state.pt",
+        "config.yaml",
+        "overrides.yaml",
+        "tokenizer.json",
+        "manifest.json",
+    }
     found = checkpoints.find(trained)
     assert not [name for name in found.weights() if "_orig_mod" in name or name.startswith("module.")]
     assert "head.weight" not in found.weights()  # tied: saved once

@@ -19,9 +19,16 @@ OPTIONS = {
     "wsd": ("schedule=wsd", "schedule.shape=sqrt"),
     "constant, no clip": ("schedule=constant", "trainer.grad_clip=0"),
     "linear, workers": ("schedule=linear", "dataloader.workers=2"),
-    "gqa glu learned untied": ("attn=gqa", "model.n_kv_heads=1", "ffn=swiglu", "pos=learned", "model.tie_embeddings=false"),
-    "layernorm parallel qk_norm": ("norm=layernorm", "model.bias=true", "model.parallel_block=true", "model.block.attn.qk_norm=true"),
-    "observed": ("trainer.eval_every=3", "trainer.sample_every=2", "trainer.sample_tokens=5", "trainer.checkpoint_every=2", "trainer.log_every=3"),
+    "gqa glu learned untied": (
+        "attn=gqa", "model.n_kv_heads=1", "ffn=swiglu", "pos=learned", "model.tie_embeddings=false",
+    ),
+    "layernorm parallel qk_norm": (
+        "norm=layernorm", "model.bias=true", "model.parallel_block=true", "model.block.attn.qk_norm=true",
+    ),
+    "observed": (
+        "trainer.eval_every=3", "trainer.sample_every=2", "trainer.sample_tokens=5", "trainer.checkpoint_every=2",
+        "trainer.log_every=3",
+    ),
     "epochs": ("trainer.batch_size=60",),
     "bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
 }  # fmt: skip
@@ -106,14 +113,20 @@ def test_kill_9_loses_at_most_checkpoint_every_steps(corpus: str, tmp_path: Path
 
 def test_a_finished_run_is_left_alone(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=2", f"run.dir={tmp_path / 'run'}") == 0
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
     capsys.readouterr()
     assert train(f"resume={tmp_path / 'run'}") == 0
     assert "complete at step 2 of 2" in capsys.readouterr().out
-    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert before == {
+        path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()
+    }
 
 
-def test_a_longer_horizon_shows_both_learning_rates(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_longer_horizon_shows_both_learning_rates(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shared = ["dataset=text", corpus, *SMALL, "schedule=linear"]
     assert train(*shared, "trainer.max_steps=4", f"run.dir={tmp_path / 'run'}") == 0
     capsys.readouterr()
@@ -139,7 +152,10 @@ REFUSED = {
 def stopped_run(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run stopped after two of four steps."""
     path = tmp_path_factory.mktemp("stopped") / "run"
-    assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={path}") == 0
+    assert (
+        train("dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={path}")
+        == 0
+    )
     return path
 
 
@@ -157,25 +173,51 @@ def test_resume_refuses_another_architecture_tokenizer_or_data(
 def test_resume_refuses_a_changed_corpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be " * 100)
-    assert train("dataset=text", f"dataset.path={text}", *SMALL, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={tmp_path / 'run'}") == 0
+    assert (
+        train(
+            "dataset=text",
+            f"dataset.path={text}",
+            *SMALL,
+            "trainer.max_steps=4",
+            "trainer.stop_after_steps=2",
+            f"run.dir={tmp_path / 'run'}",
+        )
+        == 0
+    )
     text.write_text("to be or not to bee " * 100)
     assert train(f"resume={tmp_path / 'run'}") == 2
     assert "not what the run was trained on" in capsys.readouterr().err
 
 
-def test_a_changed_batch_continues_where_the_data_stood(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_batch_continues_where_the_data_stood(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No sequence of an epoch is seen twice or left out when the batch size changes in between."""
     from tinyllm.data.sampler import Sampler
 
     seen: list[int] = []
     original = Sampler.windows
-    monkeypatch.setattr(Sampler, "windows", lambda self, samples: (seen.extend(samples.tolist()), original(self, samples))[1])
-    assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=6", "trainer.stop_after_steps=3", f"run.dir={tmp_path / 'run'}") == 0
+    monkeypatch.setattr(
+        Sampler, "windows", lambda self, samples: (seen.extend(samples.tolist()), original(self, samples))[1]
+    )
+    assert (
+        train(
+            "dataset=text",
+            corpus,
+            *SMALL,
+            "trainer.max_steps=6",
+            "trainer.stop_after_steps=3",
+            f"run.dir={tmp_path / 'run'}",
+        )
+        == 0
+    )
     assert train(f"resume={tmp_path / 'run'}", "trainer.batch_size=3") == 0
     assert seen == list(range(3 * 4 + 3 * 3))
 
 
-def test_init_from_takes_the_weights_alone(stopped_run: Path, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_from_takes_the_weights_alone(
+    stopped_run: Path, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", f"init_from={stopped_run}"]
     assert train(*shared, f"run.dir={tmp_path / 'same'}", "optimizer.lr=0") == 0
     weights = "model.safetensors"
@@ -185,9 +227,13 @@ def test_init_from_takes_the_weights_alone(stopped_run: Path, corpus: str, tmp_p
     assert "tokenizer is not that of the other run" in capsys.readouterr().err
 
 
-def test_a_run_in_use_is_refused_and_free_after_kill_9(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_in_use_is_refused_and_free_after_kill_9(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    process = train_elsewhere("dataset=text", corpus, *SMALL, "trainer.max_steps=100000", "trainer.checkpoint_every=1", f"run.dir={run}")
+    process = train_elsewhere(
+        "dataset=text", corpus, *SMALL, "trainer.max_steps=100000", "trainer.checkpoint_every=1", f"run.dir={run}"
+    )
     while not list((run / "checkpoints").glob("step-*")) if run.exists() else True:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)

@@ -58,7 +58,11 @@ def test_ragged_targets_weigh_every_token_the_same() -> None:
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
 def test_clipping_equals_torch_and_reports_the_norm_before(max_norm: float) -> None:
     torch.manual_seed(1)
-    parameters = [torch.nn.Parameter(torch.randn(7, 3)), torch.nn.Parameter(torch.randn(4)), torch.nn.Parameter(torch.randn(2))]
+    parameters = [
+        torch.nn.Parameter(torch.randn(7, 3)),
+        torch.nn.Parameter(torch.randn(4)),
+        torch.nn.Parameter(torch.randn(2)),
+    ]
     for p in parameters[:2]:
         p.grad = torch.randn_like(p)
     before = [p.grad.clone() for p in parameters[:2] if p.grad is not None]
@@ -76,7 +80,9 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     steps: set[int] = set()
     count = iter(range(10**6))
     original = Objective.forward
-    monkeypatch.setattr(Objective, "forward", lambda self, *a: original(self, *a) * (math.nan if next(count) in steps else 1.0))
+    monkeypatch.setattr(
+        Objective, "forward", lambda self, *a: original(self, *a) * (math.nan if next(count) in steps else 1.0)
+    )
     yield steps
 
 
@@ -110,12 +116,16 @@ def test_patience_and_stop_end_the_run_with_its_last_checkpoint_whole(
     assert not list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
 
 
-def test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.precision=fp16"]
     original = torch.amp.GradScaler
     norms = {}
     for scale in (2.0**8, 2.0**12):
-        monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled, s=scale: original(device, init_scale=s, enabled=enabled))
+        monkeypatch.setattr(
+            torch.amp, "GradScaler", lambda device, enabled, s=scale: original(device, init_scale=s, enabled=enabled)
+        )
         assert train(*shared, f"run.dir={tmp_path / str(scale)}") == 0
         assert find(tmp_path / str(scale)).state()["scaler"]["scale"] == scale
         norms[scale] = logged(tmp_path / str(scale), "train/grad_norm")
@@ -138,7 +148,9 @@ def test_a_record_is_the_mean_since_the_last_one_and_carries_every_axis(corpus: 
     assert third[-1]["flops"] == 7 * 64 * per_token
 
 
-def test_the_best_checkpoint_is_that_of_the_lowest_val_loss(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_checkpoint_is_that_of_the_lowest_val_loss(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tinyllm import session
 
     losses = iter([3.0, math.nan, 2.0, math.nan, 2.5])

@@ -27,7 +27,7 @@ class Schedule(ABC):
         self.warmup = steps_of("warmup_steps", warmup_steps, n_steps)
         if self.warmup >= n_steps:
             raise ValueError(
-                f"warmup_steps={warmup_steps} leaves nothing after the warmup: it must be below the horizon of {n_steps} steps"
+                f"warmup_steps={warmup_steps} leaves nothing after it: it must be below the horizon of {n_steps} steps"
             )
         if not 0 <= self.min_lr <= lr:
             raise ValueError(f"min_lr={self.min_lr:g} is out of range: it must be between 0 and the peak, {lr:g}")
@@ -111,14 +111,18 @@ class WSD(Schedule):
             self.decay = steps_of("decay_steps", decay_steps, n_steps)
             given = f"decay_steps={decay_steps}"
         elif decay_steps is not None:
-            raise ValueError(f"stable_steps={stable_steps} and decay_steps={decay_steps} say the same twice: give one of them")
+            raise ValueError(
+                f"stable_steps={stable_steps} and decay_steps={decay_steps} say the same twice: give one of them"
+            )
         else:
             if stable_steps < 0:
                 raise ValueError(f"stable_steps={stable_steps} is negative: it must be at least 0")
             self.decay = n_steps - self.warmup - stable_steps
             given = f"stable_steps={stable_steps}"
         if self.decay < 1:
-            raise ValueError(f"{given} leaves no decay: warmup takes {self.warmup} of {n_steps} steps, at least 1 must decay")
+            raise ValueError(
+                f"{given} leaves no decay: warmup takes {self.warmup} of {n_steps} steps, at least 1 must decay"
+            )
         if self.warmup + self.decay > n_steps:
             raise ValueError(f"{given} does not fit: warmup takes {self.warmup} of {n_steps} steps")
 

@@ -1,4 +1,4 @@
-"""How many processes train together. A strategy is asked for ranks and for collective operations, never for its kind."""
+"""How many processes train together. A strategy is asked for its rank and size, never for its kind."""
 
 import os
 
@@ -21,7 +21,9 @@ def auto() -> SingleProcess:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1:
         raise UserError(
-            "several processes were started", key="WORLD_SIZE", value=world_size,
+            "several processes were started",
+            key="WORLD_SIZE",
+            value=world_size,
             hint="this version trains in one process: start it without torchrun",
         )
     return SingleProcess()

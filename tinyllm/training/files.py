@@ -76,7 +76,8 @@ class translated:
         if full or opaque or safetensors:
             free = shutil.disk_usage(self.path.parent).free
             raise UserError(
-                "no space left while writing", file=self.path,
+                "no space left while writing",
+                file=self.path,
                 hint=f"{free / 1e6:.1f} MB are free there; the checkpoints before it are whole ({error})",
             ) from error
         if isinstance(error, OSError):

@@ -39,19 +39,26 @@ def check_new(path: Path) -> None:
     """
     if path.exists():
         raise UserError(
-            "the run directory exists", key="run.dir", value=path,
+            "the run directory exists",
+            key="run.dir",
+            value=path,
             hint=f"choose another, or continue that run with resume={path}",
         )
     parent = next(one for one in path.absolute().parents if one.exists())
     if not parent.is_dir():
-        raise UserError("a file is in the way of the run directory", key="run.dir", value=path, hint=f"{parent} is not a directory")
+        raise UserError(
+            "a file is in the way of the run directory", key="run.dir", value=path, hint=f"{parent} is not a directory"
+        )
     probe = parent / f".tinyllm-probe-{os.getpid()}-{secrets.token_hex(2)}"
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
         raise UserError(
-            "the run directory cannot be made", key="run.dir", value=path, hint=f"{parent}: {error.strerror}; choose another place"
+            "the run directory cannot be made",
+            key="run.dir",
+            value=path,
+            hint=f"{parent}: {error.strerror}; choose another place",
         ) from error
 
 
@@ -77,7 +84,9 @@ def _acquire(path: Path) -> int:
     except BlockingIOError as error:
         holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
         os.close(handle)
-        raise UserError("the run directory is in use", key="run.dir", value=path, hint=f"by {holder}; wait or stop it") from error
+        raise UserError(
+            "the run directory is in use", key="run.dir", value=path, hint=f"by {holder}; wait or stop it"
+        ) from error
     return handle
 
 
@@ -96,7 +105,9 @@ class RunDir:
             except FileExistsError as error:
                 raise UserError("the run directory exists", key="run.dir", value=path, hint="choose another") from error
             except OSError as error:
-                raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=str(error.strerror)) from error
+                raise UserError(
+                    "the run directory cannot be made", key="run.dir", value=path, hint=str(error.strerror)
+                ) from error
         self._lock = _acquire(path)
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
@@ -130,7 +141,8 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": {"tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "host": socket.gethostname(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
 

@@ -60,7 +60,9 @@ class TrainState:
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
     """The optimizer's state by parameter name; hyper-parameters belong to the configuration."""
-    names = {id(p): name for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)}
+    names = {
+        id(p): name for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
+    }
     return {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
 
 
@@ -70,16 +72,25 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, dict
     Raises:
         UserError: a name or shape does not match.
     """
-    known = {name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)}
+    known = {
+        name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
+    }
     strange = sorted(set(saved) ^ set(known)) if saved else []
     if strange:
-        raise UserError("optimizer state of other parameters", key="resume", value=strange[0], hint="init_from starts from the weights alone")
+        raise UserError(
+            "optimizer state of other parameters",
+            key="resume",
+            value=strange[0],
+            hint="init_from starts from the weights alone",
+        )
     for name, values in saved.items():
         parameter = known[name]
         moved = {}
         for key, value in values.items():
             if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
-                raise UserError("optimizer state of another shape", key="resume", value=name, hint=f"{key} is {tuple(value.shape)}")
+                raise UserError(
+                    "optimizer state of another shape", key="resume", value=name, hint=f"{key} is {tuple(value.shape)}"
+                )
             moved[key] = value.to(parameter.device) if isinstance(value, Tensor) and value.ndim else value
         optimizer.state[parameter] = moved
 
@@ -91,7 +102,13 @@ def rng_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "python": [version, list(internal), gauss_next],
     }
 

@@ -64,6 +64,9 @@ class Trainer:
     peak_flops: float | None
     rank: int = 0
 
+    def __post_init__(self) -> None:
+        self.logged = self.state.step
+
     def fit(self) -> Outcome:
         """Train to the horizon, or until something asks to stop; the last step is evaluated and saved."""
         state, every = self.state, self.settings
@@ -148,11 +151,18 @@ class Trainer:
         what = f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g}"
         self.events.on_message(f"{what}: step skipped, weights untouched")
         if self.settings.nonfinite_action == "stop" and not overflow:
-            raise UserError(f"not finite at {what}", key="trainer.nonfinite.action", value="stop", hint="the last checkpoint is whole")
+            raise UserError(
+                f"not finite at {what}",
+                key="trainer.nonfinite.action",
+                value="stop",
+                hint="the last checkpoint is whole",
+            )
         if state.skipped >= self.settings.nonfinite_patience:
             raise UserError(
-                f"not finite for {state.skipped} steps in a row, last at {what}", key="trainer.nonfinite.patience",
-                value=self.settings.nonfinite_patience, hint="the last checkpoint is whole; lower optimizer.lr or trainer.grad_clip",
+                f"not finite for {state.skipped} steps in a row, last at {what}",
+                key="trainer.nonfinite.patience",
+                value=self.settings.nonfinite_patience,
+                hint="the last checkpoint is whole; lower optimizer.lr or trainer.grad_clip",
             )
 
     def summarise(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
@@ -202,16 +212,20 @@ class Trainer:
         """How the run ended."""
         state = self.state
         return Outcome(
-            status=status, step=state.step, tokens=state.tokens, seconds=state.seconds, run_dir=self.log.path.parent,
-            metrics=metrics, best_step=state.best_step, best_val_loss=state.best_loss, reason=reason,
+            status=status,
+            step=state.step,
+            tokens=state.tokens,
+            seconds=state.seconds,
+            run_dir=self.log.path.parent,
+            metrics=metrics,
+            best_step=state.best_step,
+            best_val_loss=state.best_loss,
+            reason=reason,
         )
 
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor on the training device."""
         return tensor.to(self.device, non_blocking=True)
-
-    def __post_init__(self) -> None:
-        self.logged = self.state.step
 
 
 def due(every: int, step: int) -> bool:
