@@ -53,9 +53,9 @@ class _RMSNorm(torch.autograd.Function):
         dim = x.shape[-1]
         grad = grad.to(x.dtype, copy=True)
         # With y = x·s·w and s = (mean(x²) + eps)^(−1/2):  dx = s·(g·w) − x · s³ · mean(x·g·w),  dw = Σ s·(g·x)
-        product = (grad * x).view(-1, dim)
-        dweight = torch.mv(product.t(), scale.view(-1))
-        correction = torch.mv(product, weight).view_as(scale).div_(-dim).mul_(scale.pow(3))
+        product = (grad * x).reshape(-1, dim)
+        dweight = torch.mv(product.t(), scale.reshape(-1))
+        correction = torch.mv(product, weight).view(scale.shape).div_(-dim).mul_(scale.pow(3))
         return grad.mul_(weight).mul_(scale).addcmul_(x, correction), dweight, None, None
 
 
