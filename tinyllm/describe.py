@@ -82,7 +82,7 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
         vocab_size = data.tokenizer.vocab_size if data else PLACEHOLDER_VOCAB
         if data is None:
             notes.append(
-                f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the cache yet, prepare puts it there"
+                f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the cache, prepare puts it there"
             )
     model: Any = build_model(cfg, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
     batch = plan_batch(
