@@ -29,3 +29,17 @@ def own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         del os.environ["TINYLLM_CACHE"]
     else:
         os.environ["TINYLLM_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 20 steps on a small text of letters and line ends; its tokenizer has no end-of-text."""
+    from tests.training.runs import SMALL, train, write_corpus
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    text = write_corpus(folder / "words.txt")
+    text.write_text(text.read_text(encoding="utf-8").replace(" the ", "\nthe "), encoding="utf-8")
+    run = folder / "run"
+    data = ("dataset=text", f"dataset.path={text}")
+    assert train(*SMALL, *data, "trainer.max_steps=20", "trainer.eval_every=10", f"run.dir={run}") == 0
+    return run

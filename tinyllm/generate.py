@@ -79,7 +79,7 @@ class Session:
         precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
         self.cfg, self.run_dir = cfg, run_dir
         self.model, self.tokenizer = tinyllm.load(
-            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow
+            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=_note
         )
         prompt_ids(self.tokenizer, cfg.prompt)
         self.settings: dict[str, Any] = {
@@ -105,16 +105,14 @@ class Session:
         start = time.perf_counter()
         printer.show(stream_text(self.model, self.tokenizer, prompt, seed=seed, **self.settings))
         seconds = time.perf_counter() - start
-        print(f"{printer.tokens:,} tokens in {seconds:.1f} s, seed {seed}", file=sys.stderr)
+        _note(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
 
     def samples(self) -> dict[str, Any]:
         """The samples as plain data; each text is what follows the prompt."""
         from tinyllm.inference.generator import stream_text
 
         texts = [""] * self.cfg.n_samples
-        for piece in stream_text(
-            self.model, self.tokenizer, self.cfg.prompt, seed=self.cfg.seed, **self.settings
-        ):
+        for piece in stream_text(self.model, self.tokenizer, self.cfg.prompt, seed=self.cfg.seed, **self.settings):
             texts[piece.sample] += piece.text
         return {"run": self.run_dir, "prompt": self.cfg.prompt, "seed": self.cfg.seed, "samples": texts}
 
@@ -133,6 +131,10 @@ class Session:
                 print(f"error: {error}", file=sys.stderr)
             seed += 1
             prompt = _ask()
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _ask() -> str | None:

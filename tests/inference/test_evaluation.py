@@ -71,9 +71,7 @@ def test_loss_equals_token_by_token_computation(
 
 def test_the_batch_size_does_not_matter(tmp_path: Path) -> None:
     model, split = tiny_model(max_seq_len=CONTEXT), split_of(tmp_path, 200)
-    losses = [
-        evaluate(model, split, seq_len=12, batch_size=size, device="cpu")["val/loss"] for size in (1, 7, 64)
-    ]
+    losses = [evaluate(model, split, seq_len=12, batch_size=size, device="cpu")["val/loss"] for size in (1, 7, 64)]
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
@@ -87,9 +85,7 @@ def test_max_tokens_takes_the_beginning(tmp_path: Path) -> None:
 
 def test_no_bits_per_byte_without_bytes(tmp_path: Path) -> None:
     split = split_of(tmp_path, 50, token_bytes=None, name="train")
-    metrics = evaluate(
-        tiny_model(max_seq_len=CONTEXT), split, seq_len=12, batch_size=2, device="cpu", name="train"
-    )
+    metrics = evaluate(tiny_model(max_seq_len=CONTEXT), split, seq_len=12, batch_size=2, device="cpu", name="train")
     assert metrics.keys() == {"train/loss", "train/ppl"}
 
 
@@ -124,9 +120,7 @@ def test_autocast_is_used_and_stays_close(tmp_path: Path) -> None:
     model, split = tiny_model(max_seq_len=CONTEXT), split_of(tmp_path, 200)
     kwargs = {"seq_len": 12, "batch_size": 5, "device": "cpu"}
     exact = evaluate(model, split, **kwargs)["val/loss"]  # type: ignore[arg-type]
-    rounded = evaluate(model, split, autocast=lambda: torch.autocast("cpu", torch.bfloat16), **kwargs)[
-        "val/loss"
-    ]  # type: ignore[arg-type]
+    rounded = evaluate(model, split, autocast=lambda: torch.autocast("cpu", torch.bfloat16), **kwargs)["val/loss"]  # type: ignore[arg-type]
     assert exact != rounded == pytest.approx(exact, rel=0.02)
 
 
@@ -150,6 +144,4 @@ def test_a_stride_that_leaves_tokens_out_is_refused(tmp_path: Path, stride: int)
 
 def test_a_split_of_one_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the val split has 1 tokens"):
-        evaluate(
-            tiny_model(max_seq_len=CONTEXT), split_of(tmp_path, 1), seq_len=12, batch_size=1, device="cpu"
-        )
+        evaluate(tiny_model(max_seq_len=CONTEXT), split_of(tmp_path, 1), seq_len=12, batch_size=1, device="cpu")

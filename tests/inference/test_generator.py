@@ -76,9 +76,7 @@ def test_each_sample_ends_by_itself() -> None:
     one, two, three = said(b"abc", b"a", b"abcdef", n=5, stop="e")
     assert ["".join(one), "".join(two), "".join(three)] == ["abc", "a", "abcd"]
     model = Scripted([*b"ab", EOT], [*b"abcd", EOT])
-    pieces = list(
-        stream_text(model, BYTES, "x", max_new_tokens=3, n_samples=2, sampling=Sampling(temperature=0))
-    )
+    pieces = list(stream_text(model, BYTES, "x", max_new_tokens=3, n_samples=2, sampling=Sampling(temperature=0)))
     assert [piece.sample for piece in pieces if piece.ended] == [0, 1]
     assert pieces[-1] == Piece(sample=1, text="c", ended=True)
 
@@ -130,18 +128,13 @@ def test_the_space_before_a_word_survives_in_tokenizers_that_write_it_as_a_mark(
 
 def test_a_seed_repeats_the_text_and_another_gives_another() -> None:
     model = tiny_model(vocab_size=LETTERS.vocab_size)
-    texts = [
-        generate_text(model, LETTERS, "abc", max_new_tokens=40, seed=seed, temperature=5.0)
-        for seed in (1, 1, 2)
-    ]
+    texts = [generate_text(model, LETTERS, "abc", max_new_tokens=40, seed=seed, temperature=5.0) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
 @pytest.mark.parametrize("pos", options("pos"))
 @pytest.mark.parametrize("prompt", ["", "a", "abcdefghijk", "abc def ghi jkl mno"])
-def test_sampled_text_is_the_same_with_and_without_a_cache_and_whatever_n_samples(
-    pos: str, prompt: str
-) -> None:
+def test_sampled_text_is_the_same_with_and_without_a_cache_and_whatever_n_samples(pos: str, prompt: str) -> None:
     model = tiny_model(f"pos={pos}", vocab_size=LETTERS.vocab_size, max_seq_len=12)
 
     def texts(n_samples: int, kv_cache: bool) -> list[str]:
@@ -168,9 +161,7 @@ def test_sampled_text_is_the_same_with_and_without_a_cache_and_whatever_n_sample
 def test_the_mode_of_the_model_and_the_global_random_state_stay(training: bool) -> None:
     model = tiny_model("model.dropout=0.5", vocab_size=LETTERS.vocab_size).train(training)
     before = torch.get_rng_state()
-    assert generate_text(model, LETTERS, "a", max_new_tokens=9) == generate_text(
-        model, LETTERS, "a", max_new_tokens=9
-    )
+    assert generate_text(model, LETTERS, "a", max_new_tokens=9) == generate_text(model, LETTERS, "a", max_new_tokens=9)
     assert model.training is training
     stream = stream_text(model, LETTERS, "a", max_new_tokens=9)
     next(stream)

@@ -44,7 +44,5 @@ def test_an_interrupted_sample_ends_with_a_line_end() -> None:
 
 def test_a_terminal_can_be_protected_from_what_a_model_writes() -> None:
     out = io.StringIO()
-    Printer(prompt="p", n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show(
-        [Piece(0, "a", True)]
-    )
+    Printer(prompt="p", n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show([Piece(0, "a", True)])
     assert out.getvalue() == "PA\n"

@@ -108,9 +108,7 @@ def test_draws_follow_the_distribution() -> None:
 def test_a_seed_gives_the_same_tokens_and_the_number_of_samples_does_not_matter() -> None:
     def tokens(seed: int, n_samples: int) -> list[list[int]]:
         chooser = TokenChooser(Sampling(), seed=seed, n_samples=n_samples, vocab_size=V)
-        return torch.stack(
-            [chooser.choose(random_logits(9, 1).expand(n_samples, V)) for _ in range(20)], 1
-        ).tolist()
+        return torch.stack([chooser.choose(random_logits(9, 1).expand(n_samples, V)) for _ in range(20)], 1).tolist()
 
     assert tokens(1, 5) == tokens(1, 5)
     assert tokens(1, 2) == tokens(1, 5)[:2]

@@ -18,12 +18,8 @@ def expected(text: str, stops: list[str]) -> str:
     return text
 
 
-@given(
-    text=LETTERS, stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3), data=st.data()
-)
-def test_any_cutting_into_pieces_gives_the_same_text(
-    text: str, stops: list[str], data: st.DataObject
-) -> None:
+@given(text=LETTERS, stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3), data=st.data())
+def test_any_cutting_into_pieces_gives_the_same_text(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     stop_filter = StopFilter(stops)
     shown = ""

@@ -16,9 +16,7 @@ def required_run(run: str | None, *, program: str) -> str:
         return run
     newest = newest_run(Path("outputs"))
     if newest is None:
-        hint = (
-            f"python -m tinyllm.{program} run=<directory>; python -m tinyllm.train makes one, below outputs/"
-        )
+        hint = f"python -m tinyllm.{program} run=<directory>; python -m tinyllm.train makes one, below outputs/"
     else:
         hint = f"python -m tinyllm.{program} run={newest} takes the newest one here"
     raise UserError("which run?", key="run", hint=hint)
@@ -27,9 +25,6 @@ def required_run(run: str | None, *, program: str) -> str:
 def newest_run(outputs: Path) -> Path | None:
     """The run below ``outputs`` whose checkpoints changed last."""
     found = {
-        path
-        for depth in ("*", "*/*")
-        for path in outputs.glob(f"{depth}/checkpoints")
-        if any(path.glob("step-*"))
+        path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/checkpoints") if any(path.glob("step-*"))
     }
     return max(found, key=lambda path: (path.stat().st_mtime, path)).parent if found else None

@@ -59,9 +59,7 @@ class Sampling:
         if self.repetition_penalty == 1:
             return logits_BV
         theta = self.repetition_penalty
-        return torch.where(
-            seen_BV, torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta), logits_BV
-        )
+        return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta), logits_BV)
 
     def filter(self, logits_BV: Tensor) -> Tensor:
         """Logits divided by the temperature (which must not be 0), with −inf for every token that may not be

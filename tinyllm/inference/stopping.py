@@ -42,11 +42,6 @@ class StopFilter:
     def _undecided(self, text: str) -> int:
         """Length of the longest end of the text that is the beginning of a stop string."""
         return max(
-            (
-                n
-                for stop in self.stops
-                for n in range(1, min(len(stop) - 1, len(text)) + 1)
-                if text.endswith(stop[:n])
-            ),
+            (n for stop in self.stops for n in range(1, min(len(stop) - 1, len(text)) + 1) if text.endswith(stop[:n])),
             default=0,
         )
