@@ -22,6 +22,8 @@ from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import UserError, one_line
 
+SIGNALLED = 128
+"""Exit codes above it say which signal ended a job."""
 USER_ERROR = 2
 """Exit code of a mistake in what was asked for; a crash exits with 1."""
 
@@ -85,6 +87,9 @@ def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]]
         )
 
         def job(cfg: DictConfig) -> None:
+            if results and results[-1] > SIGNALLED:  # whoever stops a job means the sweep
+                results.append(results[-1])
+                return
             code = _guarded(lambda: _job(cfg, program, task, known), debug)
             results.append(code)
             if code and line.multirun:
