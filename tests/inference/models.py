@@ -1,8 +1,12 @@
 """Small models of every kind the shipped configuration has, and a tokenizer without a file."""
 
-import torch
-from hydra import compose, initialize_config_dir
+from functools import cache
+from typing import Any
 
+import torch
+
+import tinyllm
+from tinyllm.assemble import plain
 from tinyllm.config.build import build
 from tinyllm.config.paths import conf_dir
 from tinyllm.models.transformer import Transformer
@@ -13,24 +17,18 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
 
 
+@cache
+def model_node(*overrides: str) -> dict[str, Any]:
+    """The configuration of a model of two layers, as plain containers."""
+    shape = ("d_model=32", "n_layers=2", "n_heads=4", "d_ff=48", "init_std=0.3")
+    return plain(tinyllm.compose("model=nano", *overrides, *(f"model.{one}" for one in shape)).model)
+
+
 def tiny_model(*overrides: str, vocab_size: int = 17, max_seq_len: int = 12, seed: int = 0) -> Transformer:
     """A model of two layers with weights large enough that it does not repeat one token for ever."""
-    shape = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "init_std": 0.3}
-    groups = {"model": "nano", "attn": "mha", "ffn": "gelu", "pos": "rope", "norm": "rmsnorm"}
-    groups |= {k: v for k, v in (o.split("=") for o in overrides) if k in groups}
-    rest = [o for o in overrides if o.split("=")[0] not in groups]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose(
-            None,
-            [
-                *(f"+{group}={option}" for group, option in groups.items()),
-                *(f"model.{key}={value}" for key, value in shape.items()),
-                f"model.max_seq_len={max_seq_len}",
-                *rest,
-            ],
-        )
+    node = model_node(*overrides) | {"max_seq_len": max_seq_len}
     torch.manual_seed(seed)
-    model = build(cfg.model, path="model", vocab_size=vocab_size)
+    model = build(node, path="model", vocab_size=vocab_size)
     assert isinstance(model, Transformer)
     with torch.no_grad():
         model.embedding.weight.mul_(4)  # as strong as the sines of pos=sinusoidal
