@@ -20,9 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SHOWN = r"\ta class \x1b[31mthat\x1b[0m returns the [bold]string[/bold] object"
 
 
-def plain_lines(
-    run_dir: Path, *, encoding: str = "utf-8", until: int = 400, status: str = "finished"
-) -> list[str]:
+def plain_lines(run_dir: Path, *, encoding: str = "utf-8", until: int = 400, status: str = "finished") -> list[str]:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding=encoding, newline="")
     fake_run.tell(PlainConsole(stream), run_dir, until=until, status=status)
@@ -58,8 +56,7 @@ def test_every_event_can_be_found_with_grep(tmp_path: Path) -> None:
     logs = [line for line in lines if re.match(r"step \d+/400 \| loss \d", line)]
     assert len(logs) == 40
     assert logs[9] == (
-        "step 100/400 | loss 2.3342 | 60,000 tokens/s | MFU 33.0% | lr 7.73e-04 | grad 0.80 | 431 MB"
-        " | ETA 0:41"
+        "step 100/400 | loss 2.3342 | 60,000 tokens/s | MFU 33.0% | lr 7.73e-04 | grad 0.80 | 431 MB | ETA 0:41"
     )
     evaluations = [line for line in lines if "| val loss" in line]
     assert len(evaluations) == 4
@@ -85,9 +82,7 @@ def test_the_commands_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"tinyllm.train {quoted.replace('run=', 'resume=')} trainer.max_steps=800",
     ]
     ends = [
-        line.split(" -m ")[1]
-        for line in plain_lines(run_dir, until=120, status="interrupted")
-        if " -m tinyllm" in line
+        line.split(" -m ")[1] for line in plain_lines(run_dir, until=120, status="interrupted") if " -m tinyllm" in line
     ]
     assert ends == [f"tinyllm.generate {quoted}", f"tinyllm.train {quoted.replace('run=', 'resume=')}"]
 
@@ -189,6 +184,18 @@ def test_the_estimate_of_the_remaining_time_leaves_evaluation_out() -> None:
         speed.add({"train/tokens": step * 1000.0, "speed/tokens_per_s": 500.0})
     assert speed.remaining(5000) == pytest.approx(10.0)
     assert speed.mean == pytest.approx(500.0)
+
+
+def test_neither_the_warm_up_nor_a_hiccup_moves_the_estimate() -> None:
+    speed = Speed()
+    speed.start(0)
+    assert speed.remaining(100) is None
+    for step, rate in enumerate([5.0, 100.0, 100.0, 1.0, 100.0, 2.0, 100.0], 1):
+        speed.add({"train/tokens": step * 1000.0, "speed/tokens_per_s": rate})
+        assert speed.remaining(1000) == pytest.approx(200.0 if step == 1 else 10.0, rel=1e-6)
+    for step in range(8, 50):  # a lasting change does
+        speed.add({"train/tokens": step * 1000.0, "speed/tokens_per_s": 50.0})
+    assert speed.remaining(1000) == pytest.approx(20.0)
 
 
 def test_the_mean_speed_is_tokens_over_seconds() -> None:

@@ -62,9 +62,7 @@ def test_the_shell_itself_agrees() -> None:
     value = 'it\'s a $HOME `dir` (1), "x" \\ *'
     line = command("generate", f"run={value}")
     words = line.split(" -m ", 1)[1]
-    shown = subprocess.run(
-        ["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True
-    )
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\n' {words}"], capture_output=True, text=True, check=True)
     assert shown.stdout == f"tinyllm.generate\nrun={value}\n"
 
 

@@ -1,8 +1,10 @@
 """What is told at the start and the end of a run: rows of a label and a text, without their looks."""
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tinyllm.loggers.wording import command, duration, quantity, short, shown_path
 from tinyllm.training.events import Outcome, RunInfo
@@ -105,26 +107,27 @@ class Speed:
 
     tokens: float = 0.0
     seconds: float = 0.0
-    recent: float | None = None
-    """Smoothed over about the last ten records: what an estimate of the remaining time rests on."""
-    _last_tokens: float | None = None
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Take the record of one interval."""
-        rate, total = metrics.get("speed/tokens_per_s"), metrics.get("train/tokens")
-        if not rate or total is None or not math.isfinite(rate):
-            return
-        new = total - (self._last_tokens or 0.0)
-        self._last_tokens = total
-        if new <= 0:
-            return
-        self.tokens += new
-        self.seconds += new / rate
-        self.recent = rate if self.recent is None else 1 / (0.8 / self.recent + 0.2 / rate)
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """Tokens per second of the latest intervals."""
+    _last_tokens: float = 0.0
+    _intervals: int = 0
 
     def start(self, tokens: float) -> None:
         """Tokens that were trained before this process."""
         self._last_tokens = tokens
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take the record of one interval."""
+        rate, total = metrics.get("speed/tokens_per_s"), metrics.get("train/tokens")
+        if not rate or total is None or not math.isfinite(rate) or total <= self._last_tokens:
+            return
+        if self._intervals == 1:
+            self.recent.clear()  # the first interval warms up, and says little about the others
+        self._intervals += 1
+        self.recent.append(rate)
+        self.seconds += (total - self._last_tokens) / rate
+        self.tokens += total - self._last_tokens
+        self._last_tokens = total
 
     @property
     def mean(self) -> float | None:
@@ -132,5 +135,5 @@ class Speed:
         return self.tokens / self.seconds if self.seconds else None
 
     def remaining(self, tokens: float) -> float | None:
-        """Seconds that many more tokens will take."""
-        return tokens / self.recent if self.recent else None
+        """Seconds that many more tokens will take at the median of the recent speeds: hiccups do not move it."""
+        return tokens / statistics.median(self.recent) if self.recent else None
