@@ -12,11 +12,7 @@ from tests.sources import ROOT
 from tinyllm import reference
 
 README = readme.README.read_text(encoding="utf-8")
-TINYLLM = [
-    line
-    for line in readme.commands()
-    if re.search(r"(-m tinyllm\.|tinyllm-)(train|prepare|describe)\b", line)
-]
+TINYLLM = [line for line in readme.commands() if re.search(r"(-m tinyllm\.|tinyllm-)(train|prepare|describe)\b", line)]
 
 
 def test_the_option_reference_is_up_to_date() -> None:
@@ -45,9 +41,7 @@ def test_every_example_composes(line: str) -> None:
     program = re.split("[.-]", words[at])[1]
     settings = [word for word in words[at + 1 :] if "=" in word and not word.startswith("-")]
     if {"--config-dir", "-m"} & set(words[at + 1 :]) or any(word.startswith("resume=") for word in settings):
-        settings = [
-            word for word in settings if "," not in word and not word.startswith(("attn=gated", "resume="))
-        ]
+        settings = [word for word in settings if "," not in word and not word.startswith(("attn=gated", "resume="))]
     assert tinyllm.compose(*settings, program=program)
 
 

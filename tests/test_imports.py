@@ -63,11 +63,7 @@ def wrong_imports(layer: str, module: ast.Module) -> list[str]:
 
 def late_imports(module: ast.Module) -> list[str]:
     """Imports at the top of a file of what may only be loaded where it is used."""
-    return [
-        one.module
-        for one in sources.imports(module)
-        if one.at_top and one.module.split(".")[0] in ONLY_WHEN_USED
-    ]
+    return [one.module for one in sources.imports(module) if one.at_top and one.module.split(".")[0] in ONLY_WHEN_USED]
 
 
 def test_every_folder_has_its_place() -> None:

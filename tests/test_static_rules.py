@@ -39,10 +39,7 @@ def _is_variant_switch(node: ast.AST) -> bool:
             r"(^|[._])(attn|attention|ffn|moe|norm|pos|optimizer|schedule|tokenizer)$", ast.unparse(node.left)
         )
         is not None
-        and any(
-            isinstance(constant, ast.Constant) and isinstance(constant.value, str)
-            for constant in ast.walk(node)
-        )
+        and any(isinstance(constant, ast.Constant) and isinstance(constant.value, str) for constant in ast.walk(node))
     )
 
 
@@ -117,9 +114,7 @@ def breaking(rule: Rule, module: ast.Module) -> Iterator[int]:
 def test_the_package_keeps_the_rule(name: str) -> None:
     rule = RULES[name][0]
     found = [
-        f"{sources.relative(path)}:{line}"
-        for path in sources.files()
-        for line in breaking(rule, sources.tree(path))
+        f"{sources.relative(path)}:{line}" for path in sources.files() for line in breaking(rule, sources.tree(path))
     ]
     assert found == []
 
@@ -147,17 +142,13 @@ def test_hydra_stays_in_config_and_entry_points() -> None:
     users = [
         sources.relative(path)
         for path in sources.files()
-        if any(
-            one.module.split(".")[0] in ("hydra", "omegaconf") for one in sources.imports(sources.tree(path))
-        )
+        if any(one.module.split(".")[0] in ("hydra", "omegaconf") for one in sources.imports(sources.tree(path)))
     ]
     assert [path for path in users if path.count("/") > 1 and not path.startswith("tinyllm/config/")] == []
 
 
 def test_no_file_is_too_long_to_read() -> None:
-    lengths = {
-        path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources.tracked(".py", ".yaml")
-    }
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources.tracked(".py", ".yaml")}
     assert {sources.relative(path): length for path, length in lengths.items() if length > LONGEST_FILE} == {}
 
 

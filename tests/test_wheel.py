@@ -52,9 +52,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run(program: Path | str, *arguments: str) -> str:
     """Standard output of a program that ends well; nothing of the checkout is importable."""
     environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(program), *arguments], capture_output=True, text=True, env=environ, timeout=300
-    )
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True, env=environ, timeout=300)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
@@ -63,9 +61,7 @@ def test_what_is_packed(built: Path) -> None:
     [wheel] = built.glob("*.whl")
     [sdist] = built.glob("*.tar.gz")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    sources = {
-        path.relative_to(ROOT).as_posix() for path in tracked() if path.is_relative_to(ROOT / "tinyllm")
-    }
+    sources = {path.relative_to(ROOT).as_posix() for path in tracked() if path.is_relative_to(ROOT / "tinyllm")}
     options = {f"tinyllm/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     files = {name for name in packed if ".dist-info/" not in name}
     assert files == sources | options
@@ -103,9 +99,7 @@ def test_train_generate_and_evaluate(installed: Path, elsewhere: Path) -> None:
 def test_the_readmes_own_attention(installed: Path, elsewhere: Path) -> None:
     (elsewhere / "my_attention.py").write_text(readme.block("attention class"), encoding="utf-8")
     (elsewhere / "my_conf" / "attn").mkdir(parents=True)
-    (elsewhere / "my_conf" / "attn" / "gated.yaml").write_text(
-        readme.block("attention yaml"), encoding="utf-8"
-    )
+    (elsewhere / "my_conf" / "attn" / "gated.yaml").write_text(readme.block("attention yaml"), encoding="utf-8")
     command = readme.block("attention command").strip().replace(".venv/bin/python", str(installed / "python"))
     shown = run("bash", "-c", " ".join([command, "trainer.max_steps=5", "run.dir=mine", *SMALL]))
     assert "finished at step 5" in shown
@@ -114,7 +108,5 @@ def test_the_readmes_own_attention(installed: Path, elsewhere: Path) -> None:
     commands = [line.split(": ", 1)[1] for line in shown.splitlines() if " -m tinyllm." in line]
     assert run("bash", "-c", commands[0]).strip()
     # A console script does not look for modules where it is called from; with --config-dir it has to.
-    again = run(
-        installed / "tinyllm-train", "--config-dir", "my_conf", "attn=gated", "trainer.max_steps=2", *SMALL
-    )
+    again = run(installed / "tinyllm-train", "--config-dir", "my_conf", "attn=gated", "trainer.max_steps=2", *SMALL)
     assert "finished at step 2" in again

@@ -31,9 +31,7 @@ def groups_table(program: str) -> str:
     rows = [
         (
             f"`{group.name}`",
-            " ".join(
-                f"**`{one.name}`**" if one.name == group.default else f"`{one.name}`" for one in group.options
-            ),
+            " ".join(f"**`{one.name}`**" if one.name == group.default else f"`{one.name}`" for one in group.options),
             f"`{group.package}.*`" if group.package else "any key",
         )
         for group in read_program(program).groups
@@ -51,9 +49,7 @@ def _program(program: Program, earlier: dict[str, Program]) -> list[str]:
             parts.append(f"Groups as in {other.name}: {', '.join(f'`{name}`' for name in groups)}.")
         if len(keys) > 9:  # fewer are read more easily where they belong
             parts.append(f"Keys as in {other.name}: {', '.join(f'`{key}`' for key in keys)}.")
-            program = replace(
-                program, keys={path: program.keys[path] for path in program.keys if path not in keys}
-            )
+            program = replace(program, keys={path: program.keys[path] for path in program.keys if path not in keys})
     if program.keys:
         rows = [(f"`{key.path}`", f"`{key.default}`", _text(key.meaning)) for key in program.keys.values()]
         parts.append(_table(("key", "default", "meaning"), rows))
@@ -86,9 +82,7 @@ def _group(group: Group) -> list[str]:
             default = "see below"
         else:
             default = _told_apart(by_default)
-        only = (
-            "" if len(users) == len(group.options) else ", ".join(f"`{option.name}`" for option, _ in users)
-        )
+        only = "" if len(users) == len(group.options) else ", ".join(f"`{option.name}`" for option, _ in users)
         meaning = _told_apart(_by_text([(_text(key.meaning), option.name) for option, key in users]))
         keys.append((f"`{group.package}.{path}`", default, only, meaning))
     if keys:

@@ -62,9 +62,7 @@ def test_comments_behind_and_above_a_key_and_in_quotes(tmp_path: Path) -> None:
 def test_a_file_on_top_of_another_keeps_its_comments(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("# Base.\na: 1  # first\nb: 2  # second\n")
     (tmp_path / "top.yaml").write_text(
-        "# Top.\n"
-        "defaults:\n  - base\n  - group: one\n  - other: null\n  - override hydra/x: none\n  - _self_\n"
-        "b: 3\n"
+        "# Top.\ndefaults:\n  - base\n  - group: one\n  - other: null\n  - override hydra/x: none\n  - _self_\nb: 3\n"
     )
     read = read_file(tmp_path / "top.yaml")
     assert [(key.path, key.default, key.meaning) for key in read.keys.values()] == [
@@ -132,10 +130,7 @@ def test_keys_named_in_the_help_exist() -> None:
     for name in set(_EXAMPLES) & set(programs()):
         program = read_program(name)
         keys = set(program.keys) | {
-            f"{group.package}.{key}"
-            for group in program.groups
-            for option in group.options
-            for key in option.keys
+            f"{group.package}.{key}" for group in program.groups for option in group.options for key in option.keys
         }
         groups = {group.name: {option.name for option in group.options} for group in program.groups}
         assert set(_MOST_USED.get(name, ())) <= keys

@@ -80,9 +80,7 @@ class PlainConsole(Callback):
 
     def on_end(self, outcome: Outcome) -> None:
         self._line(f"{outcome.status} at step {outcome.step}")
-        rows = end_rows(
-            outcome, max_steps=self._max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb
-        )
+        rows = end_rows(outcome, max_steps=self._max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb)
         self._rows(rows + next_commands(outcome, max_steps=self._max_steps, flags=self._flags))
 
     def _rows(self, rows: Rows) -> None:
@@ -94,9 +92,7 @@ class PlainConsole(Callback):
     def _line(self, text: str) -> None:
         """Write one line, whatever the text holds and whatever the encoding of the stream."""
         encoding = self._stream.encoding or "utf-8"
-        line = (
-            plain(text).replace("\n", "\\n").replace("\t", "\\t").encode(encoding, "replace").decode(encoding)
-        )
+        line = plain(text).replace("\n", "\\n").replace("\t", "\\t").encode(encoding, "replace").decode(encoding)
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
