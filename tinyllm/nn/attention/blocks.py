@@ -42,7 +42,8 @@ class _BlockAttention(torch.autograd.Function):
         (B, H, T, D), G = q_BHTD.shape, k_BGTD.shape[1]
         q = q_BHTD.reshape(B * G, H // G, T, D)
         k, v = k_BGTD.reshape(B * G, T, D), v_BGTD.reshape(B * G, T, D)
-        out = torch.empty_like(q)
+        out_BTHD = q.new_empty(B, T, H, D)  # in the order that the projection behind attention reads
+        out = out_BTHD.view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4)
         size = -(-T // n_blocks)
         mask = torch.full((size, size), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
         kept: list[Tensor] = []
@@ -59,17 +60,17 @@ class _BlockAttention(torch.autograd.Function):
                 keep = torch.empty_like(weights).bernoulli_(1 - dropout_p).div_(1 - dropout_p)
                 kept.append(keep)
                 weights = weights * keep
-            out[:, :, start:end] = torch.bmm(weights, v[:, :end]).view(B * G, H // G, -1, D)
+            out[:, :, :, start:end] = torch.bmm(weights, v[:, :end]).view(B, G, H // G, -1, D)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.size, ctx.dropout_p, ctx.shapes = size, dropout_p, (q_BHTD.shape, k_BGTD.shape)
-        return out.view(B, H, T, D)
+        return out_BTHD.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHTD: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         N, R, T, D = q.shape
-        grad = grad_BHTD.reshape(q.shape)
+        grad = grad_BHTD.unflatten(1, (-1, R))  # (B, G, R, T, D)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         # The last block first: it reaches every key, so it can fill dk and dv where the others add.
         last = (T - 1) // ctx.size * ctx.size
@@ -78,7 +79,7 @@ class _BlockAttention(torch.autograd.Function):
             keep = kept.pop() if ctx.dropout_p else None
             weights = kept.pop()
             rows = q[:, :, start:end].reshape(N, -1, D)
-            grad_rows = grad[:, :, start:end].reshape(N, -1, D)
+            grad_rows = grad[:, :, :, start:end].reshape(N, -1, D)
             used = weights if keep is None else weights * keep
             dv[:, :end].baddbmm_(used.transpose(1, 2), grad_rows, beta=beta)
             dweights = torch.bmm(grad_rows, v[:, :end].transpose(1, 2))
@@ -86,7 +87,7 @@ class _BlockAttention(torch.autograd.Function):
                 dweights *= keep
             dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
             dk[:, :end].baddbmm_(dscores.transpose(1, 2), rows, beta=beta, alpha=D**-0.5)
-            drows = torch.bmm(dscores, k[:, :end]).mul_(D**-0.5)
-            dq[:, :, start:end] = drows.view(N, R, -1, D)
+            drows = torch.bmm(dscores, k[:, :end]).view(N, R, -1, D)
+            torch.mul(drows, D**-0.5, out=dq[:, :, start:end])
         q_shape, k_shape = ctx.shapes
         return dq.view(q_shape), dk.view(k_shape), dv.view(k_shape), None, None
