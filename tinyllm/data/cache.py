@@ -6,7 +6,7 @@ tokens), ``tokenizer.json`` and ``meta.json`` (sizes and sha256 of everything, o
 
 What opening checks: meta.json against its own digest, every size, tokenizer and exceptions by sha256, and the
 ids block by block. All blocks are checked unless the files carry the same stamp (size, times, inode) as when
-they were last checked in full *and* are larger than 64 MiB together; then the first, the last and 16 random
+they were last checked in full *and* are larger than 64 MiB together; then the first, the last and 6 random
 blocks are. So an edit of any kind is found at once, and silent rot of a large file sooner or later.
 """
 
@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinyllm.data.atomic import sync_folder, try_lock, write_atomically
+from tinyllm.data.atomic import sync, try_lock, write_atomically
 from tinyllm.data.hashes import stamp
 from tinyllm.data.tokens import Split, TokenData
 from tinyllm.tokenizers import Tokenizer
@@ -31,7 +31,7 @@ from tinyllm.tokenizers.files import loads
 FORMAT = 1
 BLOCK_BYTES = 2**22
 ALWAYS_CHECKED_BYTES = 2**26
-RANDOM_BLOCKS = 16
+RANDOM_BLOCKS = 6
 SIDES = ("train", "val")
 DTYPES = ("uint16", "uint32")
 
@@ -126,7 +126,7 @@ def save_rest(
         write_atomically(folder / name, content)
     for file in folder.iterdir():
         file.chmod(0o444)  # a reminder: a running training maps these files
-    sync_folder(folder)
+    sync(folder)
 
 
 def open_cache(folder: Path, key: str) -> TokenData:

@@ -80,7 +80,7 @@ class CharTokenizer(Tokenizer):
 
     def _lookup(self, text: str) -> np.ndarray:
         if text.isascii():
-            return self._ascii_table[np.frombuffer(text.encode("ascii"), dtype=np.uint8)]
+            return self._ascii_table.take(np.frombuffer(text.encode("ascii"), dtype=np.uint8))
         return self._table[code_points(text)]
 
     def _refuse_unknown(self, text: str, ids: np.ndarray) -> None:
