@@ -66,20 +66,22 @@ class JsonlCorpus(FileCorpus):
         try:
             record = json.loads(decoded)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"the line is not JSON: {error}", file=place) from None
+            raise UserError("the line is not JSON", file=place, hint=f"{error}; one object a line") from None
         if not isinstance(record, dict):
-            raise UserError("the line is not a JSON object", file=place)
+            hint = "each line is an object, {…}, with the text in one of its fields"
+            raise UserError("the line is not a JSON object", file=place, hint=hint)
         if self._field not in record:
             has = f"the line has {', '.join(sorted(record)) or 'no field'}"
             raise UserError(
-                f"a line without the field ({place})", key="dataset.field", value=self._field, hint=has
+                "a line without the field", key="dataset.field", value=self._field, file=place, hint=has
             )
         text = record[self._field]
         if not isinstance(text, str):
             raise UserError(
-                f"the field is not text ({place})",
+                "the field is not text",
                 key="dataset.field",
                 value=self._field,
+                file=place,
                 hint="it must be a string",
             )
         if not text.isascii() and any(

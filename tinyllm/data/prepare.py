@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.atomic import locked, sync_folder
+from tinyllm.data.atomic import locked, sync
 from tinyllm.data.cache import (
     FORMAT,
     SIDES,
@@ -121,7 +121,7 @@ def _workplace(root: Path, key: str) -> Iterator[Path]:
         if (root / key).exists():
             (root / key).rename(old)
         work.rename(root / key)
-        sync_folder(root)
+        sync(root)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -138,7 +138,8 @@ def _fill(
     tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
     tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
     notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
-    _write(folder, tokenizer, parts, source, {"key": key, "notes": notes}, show)
+    meta = {"key": key, "notes": notes, "val_fraction": corpus.val_fraction}
+    _write(folder, tokenizer, parts, source, meta, show)
 
 
 def _write(
@@ -152,7 +153,7 @@ def _write(
             for ids, lengths in encode_documents(tokenizer, read.documents(documents())):
                 writer.write(ids, lengths)
             entry, exceptions[side] = writer.finish()
-        _require_some(side, writer.n_tokens)
+        _require_some(side, writer.n_tokens, meta["val_fraction"])
         row = len(next(next(documents()).chunks())) if source.rows else None
         meta["splits"][side] = entry | {"row_length": row}
         if writer.n_unknown:
@@ -164,14 +165,15 @@ def _write(
     save_rest(folder, tokenizer, exceptions, meta)
 
 
-def _require_some(side: str, n_tokens: int) -> None:
+def _require_some(side: str, n_tokens: int, val_fraction: float) -> None:
     """Prediction needs two tokens: one to see and one to predict."""
     if n_tokens < 2:
         name, remedy = {
-            "train": ("training", "lower dataset.val_fraction, or use more data"),
-            "val": ("validation", "raise dataset.val_fraction, give dataset.val_path, or use more data"),
+            "train": ("training", "lower it, or use more data"),
+            "val": ("validation", "raise it, give dataset.val_path, or use more data"),
         }[side]
-        raise UserError(f"the {name} split has too few tokens: {n_tokens}", hint=remedy)
+        what = f"the {name} split has too few tokens: {n_tokens}"
+        raise UserError(what, key="dataset.val_fraction", value=val_fraction, hint=remedy)
 
 
 class _Meter:

@@ -11,6 +11,12 @@ from torch.autograd.function import once_differentiable
 from tinyllm.nn.precision import compute_dtype
 
 
+def _positive(eps: float) -> float:
+    if not eps > 0:
+        raise ValueError(f"eps={eps} must be positive")
+    return eps
+
+
 class RMSNorm(nn.Module):
     """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32.
 
@@ -19,7 +25,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, *, dim: int, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = _positive(eps)
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,7 +71,7 @@ class LayerNorm(nn.Module):
 
     def __init__(self, *, dim: int, eps: float, bias: bool) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps = _positive(eps)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
