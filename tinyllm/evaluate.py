@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from tinyllm.config.cli import Invocation
+    from tinyllm.data.tokens import TokenData
 
 
 def main() -> None:
@@ -48,7 +49,6 @@ def evaluate_run(
     """
     from functools import partial
 
-    from tinyllm.assemble import open_corpus, open_data
     from tinyllm.inference.evaluation import evaluate
     from tinyllm.loading import config_of, load
     from tinyllm.nn.precision import auto_precision
@@ -64,7 +64,7 @@ def evaluate_run(
     seq_len = cfg.seq_len or trained.trainer.seq_len or context
     stride = cfg.stride or seq_len
     _check_window(seq_len, stride, context)
-    data = open_data(*open_corpus(trained, allow=allow), lines=lines)
+    data = _open_data(trained, allow, lines)
     split = {"train": data.train, "val": data.val}[cfg.split]
     _check_data(checkpoint.manifest["data"], split, data.tokenizer.fingerprint(), run)
     model, _ = load(checkpoint.path, weights=cfg.weights, device=device, allow=allow)
@@ -91,6 +91,18 @@ def evaluate_run(
         "precision": precision,
         "seconds": round(time.perf_counter() - start, 2),
     }
+
+
+def _open_data(trained: "DictConfig", allow: frozenset[str], lines: bool) -> "TokenData":
+    """The data that a run was trained on, found where its own settings say."""
+    from tinyllm.assemble import open_corpus, open_data
+    from tinyllm.errors import UserError
+
+    try:
+        return open_data(*open_corpus(trained, allow=allow), lines=lines)
+    except UserError as error:
+        hint = f"{error.hint}; this is the run's own setting, and a relative path counts from the current directory"
+        raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
 def _check_window(seq_len: int, stride: int, context: int) -> None:
@@ -152,13 +164,9 @@ def _show(result: dict[str, Any]) -> None:
 
     split = result["split"]
     rows = [
-        (name, f"{result[f'{split}/{name}']:.4f}")
-        for name in ("loss", "ppl", "bpb")
-        if f"{split}/{name}" in result
+        (name, f"{result[f'{split}/{name}']:.4f}") for name in ("loss", "ppl", "bpb") if f"{split}/{name}" in result
     ]
-    window = f"{result['seq_len']}" + (
-        f", stride {result['stride']}" if result["stride"] != result["seq_len"] else ""
-    )
+    window = f"{result['seq_len']}" + (f", stride {result['stride']}" if result["stride"] != result["seq_len"] else "")
     rows += [
         ("tokens", f"{result['tokens']:,}"),
         ("window", window),

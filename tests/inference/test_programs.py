@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +22,7 @@ import pytest
 import tinyllm.evaluate
 import tinyllm.generate
 from tests.training.runs import logged
+from tinyllm.inference.sampling import Sampling
 
 Answer = tuple[int, str, str]
 PROGRAMS = {"generate": tinyllm.generate.main, "evaluate": tinyllm.evaluate.main}
@@ -184,6 +186,26 @@ def test_data_that_has_changed_since_is_refused(cli: Callable[..., Answer], tiny
         text.write_text(before, encoding="utf-8")
     assert code == 2
     assert "the data has changed since this run was trained" in err
+
+
+def test_data_that_is_not_where_it_was(
+    cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tiny_run.parent / "words.txt"
+    away = text.rename(tmp_path / "away.txt")
+    try:
+        code, _, err = cli("evaluate", f"run={tiny_run}")
+    finally:
+        away.rename(text)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"dataset.path={text}" in err
+    assert "the run's own setting" in err
+
+
+def test_the_settings_of_samples_while_training_are_those_of_generate() -> None:
+    cfg = tinyllm.compose(program="generate")
+    for name, default in asdict(Sampling()).items():
+        assert cfg[name] == default, name
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
