@@ -27,7 +27,14 @@ def plain_lines(run_dir: Path, *, encoding: str = "utf-8", until: int = 400, sta
     return raw.getvalue().decode(encoding).split("\n")
 
 
-class Terminal(io.StringIO):
+class Terminal(io.TextIOWrapper):
+    def __init__(self, encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, newline="", write_through=True)
+
+    def getvalue(self) -> str:
+        assert isinstance(self.buffer, io.BytesIO)
+        return self.buffer.getvalue().decode(self.encoding)
+
     def isatty(self) -> bool:
         return True
 
@@ -40,6 +47,7 @@ def test_the_stream_decides_what_is_shown() -> None:
         (Terminal(), person | {"CI": "true"}),
         (Terminal(), {"TERM": "dumb"}),
         (Terminal(), {}),
+        (Terminal("latin-1"), person),
     ]:
         assert isinstance(console_for(stream, environ=environ), PlainConsole)
 

@@ -21,6 +21,8 @@ from tinyllm.loggers.wording import duration, plain, quantity, shown_path
 from tinyllm.training.events import Callback, Outcome, RunInfo
 
 _STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
+_EXPECTED = ("periodic", "best", "last")
+"""Reasons for a checkpoint that a person at the terminal need not hear of."""
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -34,6 +36,8 @@ def console_for(
     """
     stream = stream or sys.stdout
     is_terminal = stream.isatty() and environ.get("TERM", "") not in ("", "dumb")
+    # Lines and bars, and whatever a model writes, have to be sayable in the terminal's encoding.
+    is_terminal = is_terminal and (stream.encoding or "").lower().replace("-", "") == "utf8"
     if is_terminal and environ.get("CI", "").lower() in ("", "0", "false"):
         return TerminalConsole(Console(file=stream, highlight=False), flags=flags)
     return PlainConsole(stream, flags=flags)
@@ -143,22 +147,18 @@ class TerminalConsole(Callback):
         if is_best:
             self._best, self._best_bpb = metrics["val/loss"], metrics.get("val/bpb")
         line = Text.assemble((f"step {step:>7,}", "bold"), "   ", "   ".join(_scores(metrics)))
-        self._print(line.append("   ● best", "green") if is_best else line)
+        self._console.print(line.append("   ● best", "green") if is_best else line)
 
     def on_sample(self, step: int, text: str) -> None:
-        self._print(Text.assemble((f"step {step:>7,}", "bold"), "   sample"))
-        self._print(Padding(Text(plain(text.expandtabs(4)).strip("\n"), "italic cyan"), (0, 4, 1, 4)))
+        self._console.print(Text.assemble((f"step {step:>7,}", "bold"), "   sample"))
+        self._console.print(Padding(Text(plain(text.expandtabs(4)).strip("\n"), "italic cyan"), (0, 4, 1, 4)))
 
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
-        if reason not in (
-            "periodic",
-            "best",
-            "last",
-        ):  # those are as expected; the path of the run stands above
-            self._print(Text(f"checkpoint at step {step:,} ({reason}): {shown_path(path)}", "yellow"))
+        if reason not in _EXPECTED:
+            self._console.print(Text(f"checkpoint at step {step:,} ({reason}): {shown_path(path)}", "yellow"))
 
     def on_message(self, text: str) -> None:
-        self._print(Text(f"note: {plain(text)}", "yellow"))
+        self._console.print(Text(f"note: {plain(text)}", "yellow"))
 
     def on_end(self, outcome: Outcome) -> None:
         if self._live:
@@ -170,9 +170,6 @@ class TerminalConsole(Callback):
         for name, command in next_commands(outcome, max_steps=max_steps, flags=self._flags):
             # Outside the frame and never wrapped by us, so that the mouse copies exactly the command.
             self._console.print(Text(f"{name + ':':<10} ", "bold"), Text(command), sep="", soft_wrap=True)
-
-    def _print(self, what: RenderableType) -> None:
-        self._console.print(what)
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
         """Take over the figures and redraw, at most four times a second."""
@@ -193,7 +190,7 @@ class TerminalConsole(Callback):
         bar.add_column(no_wrap=True, justify="right")
         bar.add_row(
             ProgressBar(total=total, completed=self._step, complete_style="cyan", finished_style="green"),
-            f"{self._step:,}/{total:,}  {self._step / total:4.0%}  ETA {duration(left) if left else '-'}",
+            f"{self._step:,}/{total:,}  {self._step / total:4.0%}  ETA {'-' if left is None else duration(left)}",
         )
         figures = _figures(self._metrics, best=self._best)
         figures[1:1] = [sparkline(list(self._losses))] * bool(self._losses)
