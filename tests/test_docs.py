@@ -58,7 +58,7 @@ def test_every_file_that_is_linked_is_there() -> None:
 
 
 def test_the_blocks_that_other_tests_run_are_there() -> None:
-    for name in ("run", "test", "attention class", "attention yaml", "attention command"):
+    for name in ("run", "test", "python", "attention class", "attention yaml", "attention command"):
         assert readme.block(name).strip()
     with pytest.raises(LookupError):
         readme.block("no such block")

@@ -96,6 +96,11 @@ def test_train_generate_and_evaluate(installed: Path, elsewhere: Path) -> None:
     assert "finished at step 10" in texts[2]
 
 
+def test_the_readmes_python_example(installed: Path, elsewhere: Path) -> None:
+    run(installed / "tinyllm-train", "trainer.max_steps=2", "run.dir=outputs/mine", *SMALL)
+    assert run(installed / "python", "-c", readme.block("python")).startswith("The function returns")
+
+
 def test_the_readmes_own_attention(installed: Path, elsewhere: Path) -> None:
     (elsewhere / "my_attention.py").write_text(readme.block("attention class"), encoding="utf-8")
     (elsewhere / "my_conf" / "attn").mkdir(parents=True)
