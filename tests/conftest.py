@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+# Small models gain nothing from threads, and threads that wait for each other slow everything else down. Set before
+# torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -50,7 +50,7 @@ def test_the_cache_holds_unrepeated_heads(attn: str, heads: int, capsys: pytest.
 def test_the_vocabulary_is_assumed_and_said_until_it_is_in_the_cache(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}")
+    data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt', seed=99)}")
     before = described(capsys, *data)
     assert before["parameters"]["vocabulary"] == 256
     assert "256 is assumed" in before["notes"][0]

@@ -21,8 +21,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable."""
+def sync(path: Path) -> None:
+    """Makes a file's content, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -18,8 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tinyllm.data.atomic import sync
 from tinyllm.errors import UserError
-from tinyllm.training.files import flush, sha256, translated, write_atomic, write_json
+from tinyllm.training.files import sha256, translated, write_atomic, write_json
 
 FORMAT = 1
 MODEL, STATE, CONFIG, OVERRIDES = "model.safetensors", "state.pt", "config.yaml", "overrides.yaml"
@@ -103,11 +104,11 @@ def save(
                 (temporary / name).write_text(text, encoding="utf-8")
             files = sorted(path for path in temporary.iterdir())
             for path in files:
-                flush(path)
+                sync(path)
             listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
             manifest = {"format": FORMAT, "step": step, **facts, "files": listed}
             write_json(temporary / MANIFEST, manifest)
-            flush(temporary)
+            sync(temporary)
             if target.exists():  # the same step again, after a resume from an older one
                 doomed = directory / f".tmp-{os.getpid()}-old-{target.name}"
                 os.replace(target, doomed)
@@ -115,7 +116,7 @@ def save(
                 shutil.rmtree(doomed, ignore_errors=True)
             else:
                 os.replace(temporary, target)
-            flush(directory)
+            sync(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinyllm.data.atomic import sync
 from tinyllm.errors import UserError
 
 
@@ -26,9 +27,9 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
     try:
         with translated(path):
             write(temporary)
-            flush(temporary)
+            sync(temporary)
             os.replace(temporary, path)
-            flush(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,15 +41,6 @@ def write_json(path: Path, content: Any) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def flush(path: Path) -> None:
-    """Force a file's or directory's content onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sha256(path: Path) -> str:

@@ -1,7 +1,6 @@
 """The directory of a run: created exclusively, locked while the run lives, never shared."""
 
 import datetime
-import fcntl
 import json
 import os
 import platform
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 import tinyllm
+from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
 from tinyllm.training.files import write_json
 
@@ -78,15 +78,11 @@ def _acquire(path: Path) -> int:
     Raises:
         UserError: another process holds it.
     """
-    handle = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.read(handle, 200).decode(errors="replace").strip() or "another process"
-        os.close(handle)
-        raise UserError(
-            "the run directory is in use", key="run.dir", value=path, hint=f"by {holder}; wait or stop it"
-        ) from error
+    handle = try_lock(path / LOCK)
+    if handle is None:
+        holder = (path / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        hint = f"by {holder}; wait or stop it"
+        raise UserError("the run directory is in use", key="run.dir", value=path, hint=hint)
     return handle
 
 

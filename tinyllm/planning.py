@@ -1,0 +1,191 @@
+"""What a configuration asks for, checked and worked out before anything is written."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from tinyllm.assemble import (
+    PLACEHOLDER_VOCAB,
+    build_model,
+    build_optimizer,
+    build_schedule,
+    open_corpus,
+    open_data,
+)
+from tinyllm.config.build import build
+from tinyllm.config.cli import Invocation
+from tinyllm.data.prepare import TokenData
+from tinyllm.data.sampler import Sampler
+from tinyllm.errors import UserError
+from tinyllm.inference.generator import prompt_ids
+from tinyllm.nn.precision import auto_precision
+from tinyllm.optim.schedules import Schedule
+from tinyllm.resume import Resumption, reconcile
+from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training.hardware import pick_device
+from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps
+from tinyllm.training.run_dir import auto_path, check_new
+from tinyllm.training.seeds import stream
+
+HORIZON = ("max_steps", "max_tokens", "max_epochs")
+BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """What is known once the data is open, and nothing is written yet."""
+
+    cfg: DictConfig
+    invocation: Invocation
+    resumption: Resumption | None
+    strategy: Any
+    device: torch.device
+    precision: str
+    pin_memory: bool
+    source: checkpoints.Checkpoint | None
+    """What ``init_from`` names."""
+    batch: Batch
+    data: TokenData
+    sampler: Sampler
+    max_steps: int
+    schedule: Schedule
+    path: Path
+    is_new: bool
+    notes: list[str]
+
+    @property
+    def start_step(self) -> int:
+        """Steps that are done already."""
+        return self.resumption.checkpoint.step if self.resumption else 0
+
+
+def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> Planned:
+    """Check what the configuration asks for, open its data, and do the arithmetic.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    notes = [*resumption.notes, *reconcile(cfg, resumption.checkpoint, named=resumption.named)] if resumption else []
+    allow = invocation.allow
+    strategy = build(cfg.strategy, path="strategy", allow=allow)
+    device = pick_device(cfg.trainer.device)
+    asked = {name: cfg.trainer[name] for name in BATCH}
+    batch = plan_batch(**asked, max_seq_len=cfg.model.max_seq_len, world_size=strategy.world_size)
+    horizon = {name: cfg.trainer[name] for name in HORIZON}
+    check_horizon(**horizon)
+    sketch = partial(build_model, cfg, seed=0, device=torch.device("meta"), allow=allow)
+    build_optimizer(cfg, sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB), allow=allow)
+    if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
+        build_schedule(cfg, n_steps=plan_steps(batch, **horizon, epoch_tokens=0), allow=allow)
+    pin_memory = _pinned(cfg, device)
+    source = None
+    if cfg.init_from is not None and not resumption:
+        source = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
+    corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
+    path, is_new = _place(cfg, invocation, resumption)
+    if is_new:
+        check_new(path)
+    data = open_data(corpus, tokenizer_trainer)
+    prompt_ids(data.tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
+    model = sketch(vocab_size=data.tokenizer.vocab_size)
+    if source is not None:
+        _check_source(source, data, model, asked=cfg.init_from)
+    sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
+    max_steps = plan_steps(batch, **horizon, epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
+    schedule = build_schedule(cfg, n_steps=max_steps, allow=allow)
+    precision = cfg.trainer.precision
+    if precision == "auto":
+        precision = auto_precision(device)
+    if resumption:
+        _check_same_data(resumption, data)
+        was = resumption.checkpoint.manifest
+        if cfg.trainer.precision == "auto":
+            precision = was["precision"]
+        if was["max_steps"] != max_steps:
+            old = build_schedule(cfg, n_steps=was["max_steps"], allow=allow)
+            step = resumption.checkpoint.step
+            notes.append(
+                f"horizon {was['max_steps']} → {max_steps} steps: the learning rate of step {step + 1} is"
+                f" {schedule(step):.4g} (was {old(step):.4g})"
+            )
+    return Planned(
+        cfg=cfg,
+        invocation=invocation,
+        resumption=resumption,
+        strategy=strategy,
+        device=device,
+        precision=precision,
+        pin_memory=pin_memory,
+        source=source,
+        batch=batch,
+        data=data,
+        sampler=sampler,
+        max_steps=max_steps,
+        schedule=schedule,
+        path=path,
+        is_new=is_new,
+        notes=notes + list(data.notes),
+    )
+
+
+def _place(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> tuple[Path, bool]:
+    """The run directory, and whether it must not exist yet."""
+    if resumption and ("run.dir" not in resumption.named or cfg.resume == "auto"):
+        return resumption.checkpoint.run_dir, False
+    if cfg.run.dir is not None:
+        return Path(cfg.run.dir), not (cfg.resume == "auto" and Path(cfg.run.dir).is_dir())
+    choices = invocation.choices
+    name = cfg.run.name or "_".join(choices.get(group, "") for group in ("model", "attn", "dataset"))
+    return auto_path(name), True
+
+
+def _check_same_data(resumption: Resumption, data: TokenData) -> None:
+    """Refuse to continue on other tokens."""
+    was = resumption.checkpoint.manifest
+    now = data_facts(data)
+    for what, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
+        if was["data"][what] != now[what]:
+            raise UserError(
+                f"the {what} data is not what the run was trained on",
+                key=key,
+                value=now[what][:12],
+                hint=f"the checkpoint has {was['data'][what][:12]}; bring the old data back,"
+                f" or use init_from={resumption.checkpoint.run_dir}",
+            )
+
+
+def data_facts(data: TokenData) -> dict[str, str]:
+    """Fingerprints of the tokens and of the tokenizer."""
+    return {
+        "train": data.train.fingerprint,
+        "val": data.val.fingerprint,
+        "tokenizer": data.tokenizer.fingerprint(),
+    }
+
+
+def _check_source(source: checkpoints.Checkpoint, data: TokenData, model: nn.Module, *, asked: str) -> None:
+    """Refuse weights that cannot start this model: another tokenizer or another architecture."""
+    theirs, ours = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
+    if theirs != ours:
+        file = source.path / checkpoints.TOKENIZER
+        raise UserError(
+            "the tokenizer is not that of the other run",
+            key="init_from",
+            value=asked,
+            hint=f"theirs is {theirs[:12]}, ours {ours[:12]}; use tokenizer=pretrained tokenizer.path={file}",
+        )
+    checkpoints.check_fits(source, model)
+
+
+def _pinned(cfg: DictConfig, device: torch.device) -> bool:
+    """Whether batches are page-locked; auto: for a GPU."""
+    asked = cfg.dataloader.pin_memory
+    if asked is True and device.type != "cuda":
+        hint = "false or auto; page-locked memory serves copies to a GPU only"
+        raise UserError("nothing to copy to", key="dataloader.pin_memory", value=asked, hint=hint)
+    return device.type == "cuda" if asked == "auto" else bool(asked)
