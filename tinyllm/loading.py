@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from tinyllm.assemble import build_model
+from tinyllm.config.files import read_yaml
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers import load as load_tokenizer
@@ -56,9 +56,7 @@ def config_of(checkpoint: Checkpoint) -> DictConfig:
         UserError: it cannot be read.
     """
     file = checkpoint.path / CONFIG
-    try:
-        cfg = OmegaConf.load(file)
-    except (OSError, ValueError, OmegaConfBaseException) as error:
-        raise UserError("checkpoint damaged", file=file, hint=str(error)) from error
-    assert isinstance(cfg, DictConfig)
+    cfg = OmegaConf.create(read_yaml(file, what="checkpoint damaged"))
+    if not isinstance(cfg, DictConfig):
+        raise UserError("checkpoint damaged", file=file, hint="it holds no configuration")
     return cfg

@@ -142,7 +142,7 @@ def _check_setting(override: Override, multirun: bool, places: list[Path]) -> No
             raise UserError("several values", key=key, value=typed, hint=hint)
         return
     groups = [place / key for place in places if (place / key).is_dir()]
-    may_be_off = key == "experiment"  # the one group whose default is no option at all
-    if groups and not isinstance(override.value(), str) and not (may_be_off and override.value() is None):
+    if groups and not isinstance(override.value(), str):
         options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
-        raise UserError("a group takes one option", key=key, value=typed, hint=f"one of {', '.join(options)}")
+        hint = f"one of {', '.join(options)}; or leave it out"
+        raise UserError("a group takes one option", key=key, value=typed, hint=hint)

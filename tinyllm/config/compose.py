@@ -8,11 +8,12 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from tinyllm.config import schema
 from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explain
+from tinyllm.config.files import read_yaml
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.preflight import check
@@ -33,10 +34,10 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     schema.register()
     quoted = quote_literals(overrides)
     check_settings(quoted, directories=[config_dir] if config_dir else [])
+    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with _hydra(), explain(quoted):
         cfg = hydra_compose(program, [*quoted, *extra], return_hydra_config=True)
-    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
     hydra_node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
@@ -92,12 +93,7 @@ def key_of(override: str) -> str:
 def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
     """The keys that an experiment file sets."""
     files = [Path(source) / "experiment" / f"{experiment}.yaml" for source in sources]
-    return {
-        key
-        for file in files
-        if file.is_file()
-        for key in _leaves(OmegaConf.to_container(OmegaConf.load(file)), "")
-    }
+    return {key for file in files if file.is_file() for key in _leaves(read_yaml(file), "")}
 
 
 def _leaves(node: Any, path: str) -> Iterator[str]:

@@ -45,11 +45,15 @@ def explain(overrides: Iterable[str]) -> Iterator[None]:
 
 def explained(error: Exception, overrides: list[str]) -> UserError:
     """The :class:`UserError` for an exception of Hydra or OmegaConf."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    reasons = (error.__cause__, error.__context__)
+    cause = next((one for one in reasons if isinstance(one, OmegaConfBaseException)), error)
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
         return _unparsable(error)
+    source = re.match(r"In '(\w+/.+)': ", str(error))
+    if source and isinstance(cause, OmegaConfBaseException):
+        return _in_file(cause, f"{source[1]}.yaml")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown(cause, overrides)
     if isinstance(cause, InterpolationResolutionError):
@@ -66,6 +70,21 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _in_file(error: OmegaConfBaseException, file: str) -> UserError:
+    """An error of an option file; the command line has no part in it."""
+    group = file.partition("/")[0]
+    if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key == group:
+        hint = "its first line must be '# @package <node>', in an experiment '# @package _global_'"
+        return UserError("the file does not say where its keys belong", file=file, hint=hint)
+    if isinstance(error, ConfigKeyError | ConfigAttributeError):
+        found = _unknown(error, [])
+    elif isinstance(error, ValidationError) and error.full_key:
+        found = _wrong_type(error, [])
+    else:
+        return UserError(_first_line(error), file=file)
+    return UserError(f"{found.what} {found.key}", file=file, hint=found.hint)
 
 
 def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:

@@ -5,8 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from tinyllm.config.files import read_yaml
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
 
@@ -67,7 +66,7 @@ def options_with(node: str, name: str) -> list[str]:
         package = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
         if not (node and package and package[1] == node):
             continue
-        content = OmegaConf.to_container(OmegaConf.load(file))
+        content = read_yaml(file)
         if isinstance(content, dict) and name in content:
             found.append(f"{file.parent.name}={file.stem}")
     return found

@@ -11,8 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.effects import check_effects
-from tinyllm.config.names import near, unknown_key
+from tinyllm.config.effects import check_effects, value_at
+from tinyllm.config.names import leaves, near, unknown_key
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem, walk_targets
 from tinyllm.errors import UserError
 
@@ -53,9 +53,10 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
     for name, value in node.items():
         where = f"{path}.{name}" if path else str(name)
         if name not in fields:
-            raise unknown_key(
-                where, value, fields, owner=path or "the configuration", root=_without(root, where)
-            )
+            below = next(leaves(value), "")  # +norm.eps=1: the whole key is of use to suggest another
+            key, found = (f"{where}.{below}", value_at(value, below)) if below else (where, value)
+            owner = path or "the configuration"
+            raise unknown_key(key, found, fields, owner=owner, root=_without(root, where), unknown=where)
         field = fields[name]
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, dict):

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from tinyllm.config.files import read_yaml
 from tinyllm.errors import UserError
 
 ALLOWED = (
@@ -35,11 +33,7 @@ def targets_of_directory(directory: Path) -> frozenset[str]:
     """Every ``_target_`` that the yaml files below ``directory`` name."""
     found: set[str] = set()
     for file in sorted(directory.rglob("*.yaml")):
-        try:
-            node = OmegaConf.to_container(OmegaConf.load(file))
-        except (OmegaConfBaseException, OSError, ValueError) as error:
-            raise UserError("unreadable configuration file", file=file, hint=str(error)) from error
-        found.update(target for _, target in walk_targets(node, ""))
+        found.update(target for _, target in walk_targets(read_yaml(file), ""))
     return frozenset(found)
 
 
@@ -85,6 +79,10 @@ def resolve_target(target: str, *, path: str, extra: frozenset[str] = frozenset(
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
     """The named parameters of a class or function; None when it takes any (``**kwargs``)."""
+    if inspect.isclass(target):
+        owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+        if owner.__module__.startswith("torch.nn."):  # its **kwargs are for subclasses to refuse
+            return {}
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None

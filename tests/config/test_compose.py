@@ -1,0 +1,234 @@
+"""What composes: every option on disk, in every group, alone and with the choices that other options make."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+import tinyllm
+from tinyllm.config import schema
+from tinyllm.config.paths import conf_dir
+from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
+from tinyllm.errors import UserError
+
+GROUPS = sorted(place.name for place in conf_dir().iterdir() if place.is_dir())
+OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.yaml"))
+NEEDED = ("dataset.path", "tokenizer.path")
+"""Keys that have no default, because only the user knows them."""
+
+
+def composed(*overrides: str, **more: Any) -> DictConfig:
+    """The composition, with the values that only a user can give."""
+    try:
+        return tinyllm.compose(*overrides, **more)
+    except UserError as error:
+        if error.what != "value missing" or error.key not in NEEDED:
+            raise
+        return composed(*overrides, f"{error.key}=somewhere", **more)
+
+
+def package_of(file: Path) -> str:
+    """The node where the keys of an option file stand."""
+    found = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
+    assert found is not None, f"{file} does not begin with # @package"
+    return found[1]
+
+
+def plain(cfg: Any) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+@pytest.mark.parametrize("program", sorted(schema.SCHEMAS))
+def test_the_defaults_compose(program: str) -> None:
+    cfg = tinyllm.compose(program=program)
+    assert "hydra" not in cfg
+    assert cfg.debug is False
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -> None:
+    file = conf_dir() / group / f"{option}.yaml"
+    package = package_of(file)
+    chosen = composed(f"{group}={option}")
+    written = OmegaConf.to_container(OmegaConf.load(file))
+    assert isinstance(written, dict)
+    written.pop("defaults", None)
+    node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
+    missing = [
+        key for key, value in leaves(written) if value != "???" and OmegaConf.select(node, key) != value
+    ]
+    assert missing == []
+
+
+def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
+    if not isinstance(node, dict):
+        return [(path, node)]
+    return [
+        leaf
+        for name, child in node.items()
+        for leaf in leaves(child, f"{path}.{name}" if path else str(name))
+    ]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_part_says_what_it_takes(group: str, option: str) -> None:
+    """Keyword-only and by name: so that an unknown key is found without building anything."""
+    for path, target in walk_targets(plain(composed(f"{group}={option}")), ""):
+        parameters = parameters_of(resolve_target(target, path=path))
+        assert parameters is not None, f"{target} takes anything"
+        given = [p for name, p in parameters.items() if name != "params"]
+        assert all(p.kind is p.KEYWORD_ONLY for p in given), target
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_a_key_that_a_part_does_not_have_is_refused(group: str, option: str) -> None:
+    file = conf_dir() / group / f"{option}.yaml"
+    node = package_of(file)
+    if "_target_" not in (OmegaConf.select(composed(f"{group}={option}"), node) or {}):
+        pytest.skip("a recipe, or nothing")
+    with pytest.raises(UserError, match="unknown key") as refused:
+        composed(f"{group}={option}", f"+{node}.no_such_key=1")
+    assert refused.value.key == f"{node}.no_such_key"
+
+
+@pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
+def test_the_tokenizer_of_a_size_is_a_choice_that_the_command_line_changes(model: str) -> None:
+    chosen = tinyllm.compose(f"model={model}", "tokenizer=char")
+    assert plain(chosen.tokenizer) == {"_target_": "tinyllm.tokenizers.char.CharTrainer"}
+    assert plain(chosen.model) == plain(tinyllm.compose("tokenizer=char", f"model={model}").model)
+
+
+def test_the_choices_that_options_make_for_others() -> None:
+    assert tinyllm.compose("model=tiny").tokenizer.vocab_size == 32000
+    assert tinyllm.compose("model=gpt2").tokenizer.vocab_size == 50257
+    assert tinyllm.compose("model=gpt2", "tokenizer=bpe").tokenizer.vocab_size == 32000
+    assert tinyllm.compose("model=7b").model.block.ffn.gate == "silu"
+    assert tinyllm.compose("model=7b", "ffn=gelu").model.block.ffn.activation == "gelu"
+    numbers = composed("dataset=npy")
+    assert numbers.tokenizer._target_.endswith("IdsTrainer")
+    assert composed("dataset=npy", "tokenizer=byte").tokenizer._target_.endswith("ByteTrainer")
+    assert composed("model=tiny", "dataset=npy").tokenizer._target_.endswith("IdsTrainer")
+
+
+def test_the_attention_keeps_its_place_when_the_model_is_chosen() -> None:
+    for order in (("attn=gqa", "model=large"), ("model=large", "attn=gqa")):
+        cfg = tinyllm.compose(*order)
+        assert cfg.model.block.attn._target_.endswith("GQA")
+        assert (cfg.model.d_model, cfg.model.n_layers, cfg.model.n_kv_heads) == (1600, 32, 5)
+
+
+@pytest.mark.parametrize("experiment", [option for group, option in OPTIONS if group == "experiment"])
+def test_the_command_line_wins_over_an_experiment(experiment: str) -> None:
+    recipe = composed(f"experiment={experiment}")
+    other = composed(
+        f"experiment={experiment}", "model.n_layers=7", "seed=5", "optimizer.lr=0.5", "attn=mqa", "pos=none"
+    )
+    assert (other.model.n_layers, other.seed, other.optimizer.lr) == (7, 5, 0.5)
+    assert other.model.block.attn._target_.endswith("MQA")
+    assert other.model.pos._target_.endswith("NoPosition")
+    assert other.trainer == recipe.trainer
+
+
+def test_composing_twice_gives_the_same_and_leaves_no_trace() -> None:
+    first = plain(tinyllm.compose("model=tiny", "attn=gqa"))
+    tinyllm.compose("model=large")
+    assert plain(tinyllm.compose("model=tiny", "attn=gqa")) == first
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of a user's own options; classes beside it can be imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+    for group in ("attn", "experiment"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    return tmp_path
+
+
+def test_a_class_and_a_yaml_of_ones_own(mine: Path) -> None:
+    (mine / "their_attention.py").write_text(
+        "from tinyllm.nn.attention.mha import MHA\n\n\n"
+        "class Mine(MHA):\n    def __init__(self, *, strength: float, **more):\n        super().__init__(**more)\n"
+    )
+    (mine / "conf" / "attn" / "mine.yaml").write_text(
+        "# @package model.block.attn\n# Mine.\n_target_: their_attention.Mine\n_partial_: true\n"
+        "strength: 2.0  # how strong\nqk_norm: false\n"
+    )
+    cfg = tinyllm.compose("attn=mine", "model.block.attn.strength=3", config_dir=mine / "conf")
+    assert cfg.model.block.attn.strength == 3
+    with pytest.raises(UserError, match=r"wrong type \(model.block.attn.strength=much\): must be a number"):
+        tinyllm.compose("attn=mine", "model.block.attn.strength=much", config_dir=mine / "conf")
+    with pytest.raises(UserError, match="one of gqa, mha, mqa"):
+        tinyllm.compose("attn=mine")
+    with pytest.raises(UserError, match=r"attn=min\): did you mean mine\? one of gqa, mha, mine, mqa"):
+        tinyllm.compose("attn=min", config_dir=mine / "conf")
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("no_such_module.Mine", "No module named 'no_such_module'"),
+        ("os.NoSuchClass", "has no attribute 'NoSuchClass'"),
+        ("NoModule", "package.module.Class"),
+    ],
+)
+def test_a_yaml_that_names_a_missing_class(mine: Path, target: str, said: str) -> None:
+    (mine / "conf" / "attn" / "mine.yaml").write_text(
+        f"# @package model.block.attn\n_target_: {target}\n_partial_: true\n"
+    )
+    with pytest.raises(UserError) as refused:
+        tinyllm.compose("attn=mine", config_dir=mine / "conf")
+    assert str(refused.value).startswith(f"no such class (model.block.attn._target_={target}): ")
+    assert said in str(refused.value)
+
+
+def test_a_yaml_that_says_a_key_twice(mine: Path) -> None:
+    file = mine / "conf" / "attn" / "mine.yaml"
+    file.write_text("# @package model.block.attn\n_target_: a.B\nqk_norm: true\nqk_norm: false\n")
+    with pytest.raises(UserError) as refused:
+        tinyllm.compose("attn=mine", config_dir=mine / "conf")
+    assert str(file) in str(refused.value)
+    assert "qk_norm" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_yaml_that_is_none(mine: Path) -> None:
+    file = mine / "conf" / "attn" / "mine.yaml"
+    file.write_text("a: [1,\nb: 2\n")
+    with pytest.raises(UserError, match=re.escape(str(file))):
+        tinyllm.compose("attn=mine", config_dir=mine / "conf")
+
+
+def test_an_experiment_that_names_a_key_without_effect(mine: Path) -> None:
+    (mine / "conf" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /attn: mha\n  - _self_\nmodel:\n  n_kv_heads: 2\n"
+    )
+    with pytest.raises(UserError, match=r"no effect here \(model.n_kv_heads=2\): none of MHA"):
+        tinyllm.compose("experiment=mine", config_dir=mine / "conf")
+    cfg = tinyllm.compose("experiment=mine", "attn=gqa", config_dir=mine / "conf")
+    assert cfg.model.n_kv_heads == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("trainer:\n  max_step: 3\n", "unknown key trainer.max_step (FILE): did you mean trainer.max_steps?"),
+        ("trainer:\n  max_steps: many\n", "wrong type trainer.max_steps (FILE): must be a whole number"),
+        ("model:\n  d_ff: wide\n", "wrong type (model.d_ff=wide): must be a whole number"),
+        ("defaults:\n  - override /attn: mla\n", "no such option (attn=mla): one of gqa, mha, mqa"),
+    ],
+)
+def test_an_experiment_with_a_mistake(mine: Path, content: str, said: str) -> None:
+    (mine / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}")
+    with pytest.raises(UserError) as refused:
+        tinyllm.compose("experiment=mine", config_dir=mine / "conf")
+    assert str(refused.value) == said.replace("FILE", "experiment/mine.yaml")
+
+
+@pytest.mark.parametrize("group", ["attn", "experiment"])
+def test_a_file_without_the_line_that_says_where_it_belongs(mine: Path, group: str) -> None:
+    (mine / "conf" / group / "mine.yaml").write_text("trainer:\n  max_steps: 3\n")
+    with pytest.raises(UserError, match="does not say where its keys belong") as refused:
+        tinyllm.compose(f"{group}=mine", config_dir=mine / "conf")
+    assert f"({group}/mine.yaml): its first line must be '# @package" in str(refused.value)

@@ -1,0 +1,153 @@
+"""No configuration, whoever wrote it, makes the program run code that is no part of it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tinyllm
+from tests.training.runs import SMALL, train, write_corpus
+from tinyllm.config.build import build
+from tinyllm.config.targets import ALLOWED, resolve_target
+from tinyllm.errors import UserError
+from tinyllm.training.files import sha256
+
+HOSTILE = {
+    "os.system": ["touch MARKER"],
+    "os.popen": ["touch MARKER"],
+    "os.remove": ["VICTIM"],
+    "os.rename": ["VICTIM", "MARKER"],
+    "posix.system": ["touch MARKER"],
+    "subprocess.run": [["touch", "MARKER"]],
+    "subprocess.Popen": [["touch", "MARKER"]],
+    "subprocess.check_output": [["touch", "MARKER"]],
+    "shutil.rmtree": ["VICTIM"],
+    "shutil.copyfile": ["VICTIM", "MARKER"],
+    "builtins.open": ["MARKER", "w"],
+    "builtins.exec": ["open('MARKER', 'w')"],
+    "builtins.eval": ["open('MARKER', 'w')"],
+    "builtins.__import__": ["antigravity"],
+    "io.open": ["MARKER", "w"],
+    "codecs.open": ["MARKER", "w"],
+    "pathlib.Path.touch": ["MARKER"],
+    "runpy.run_path": ["VICTIM"],
+    "timeit.timeit": ["open('MARKER', 'w')"],
+    "pdb.run": ["open('MARKER', 'w')"],
+    "code.interact": [],
+    "ctypes.CDLL": ["VICTIM"],
+    "importlib.import_module": ["antigravity"],
+    "pickle.loads": ["cos\nsystem\n(S'touch MARKER'\ntR."],
+    "pickle.load": [],
+    "shelve.open": ["MARKER"],
+    "yaml.unsafe_load": ["!!python/object/apply:os.system ['touch MARKER']"],
+    "torch.load": ["VICTIM"],
+    "torch.hub.load": ["VICTIM", "model"],
+    "torch.save": [[], "MARKER"],
+    "torch.utils.cpp_extension.load_inline": ["x", "int main() {}"],
+    "torch.serialization.load": ["VICTIM"],
+    "numpy.load": ["VICTIM"],
+    "numpy.savetxt": ["MARKER", [1]],
+    "transformers.AutoModel.from_pretrained": ["VICTIM"],
+    "urllib.request.urlretrieve": ["file:///etc/passwd", "MARKER"],
+    "webbrowser.open": ["file:///etc/passwd"],
+    "hydra.utils.instantiate": [{"_target_": "os.system", "_args_": ["touch MARKER"]}],
+    # by way of our own packages
+    "tinyllm.data.prepare.os.system": ["touch MARKER"],
+    "tinyllm.data.prepare.shutil.rmtree": ["VICTIM"],
+    "tinyllm.training.checkpoint.shutil.rmtree": ["VICTIM"],
+    "tinyllm.training.checkpoint.torch.load": ["VICTIM"],
+    "tinyllm.training.run_dir.subprocess.run": [["touch", "MARKER"]],
+    "tinyllm.training.checkpoint.torch.hub.load": ["VICTIM", "model"],
+    "tinyllm.nn.loss.torch.save": [[], "MARKER"],
+    "torch.optim.adamw.torch.save": [[], "MARKER"],
+    "torch.optim.os.system": ["touch MARKER"],
+    "tinyllm.config.build.build": [{"_target_": "os.system"}],
+    "tinyllm.train.main": [],
+    "tinyllm.nn..os.system": ["touch MARKER"],
+    ".os.system": ["touch MARKER"],
+    "system": ["touch MARKER"],
+    "": [],
+    "tinyllm.nn.": [],
+}
+"""Target -> arguments that would leave a mark."""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with a file that is to stay, and without one that is not to come."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "VICTIM").write_text("here")
+    return tmp_path
+
+
+def unharmed(place: Path) -> bool:
+    return not (place / "MARKER").exists() and (place / "VICTIM").read_text() == "here"
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+def test_a_hostile_target_is_refused(target: str, place: Path) -> None:
+    node = {"_target_": target, "_args_": HOSTILE[target]}
+    for hostile in (node, {"_target_": "tinyllm.nn.norm.RMSNorm", "eps": node}, {"a": [{"b": node}]}):
+        with pytest.raises(UserError, match=r"no such class|class not allowed|not a class of that package"):
+            build(hostile, path="model")
+    assert unharmed(place)
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(HOSTILE) >= 30
+    assert not any(
+        target.startswith(ALLOWED) and target.count(".") < 3 for target in HOSTILE if target != "tinyllm.nn."
+    )
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.hub.load", "tinyllm.data.prepare.os.system"])
+@pytest.mark.parametrize(
+    "node", ["model", "model.block.attn", "tokenizer", "dataset", "optimizer", "strategy"]
+)
+def test_from_the_command_line(target: str, node: str, place: Path) -> None:
+    with pytest.raises(UserError, match=rf"\({node}._target_={target}\)"):
+        tinyllm.compose(f"{node}._target_={target}")
+    with pytest.raises(UserError):
+        tinyllm.compose(f"+loss.extra={{_target_:{target},_args_:['touch MARKER']}}")
+    assert unharmed(place)
+
+
+def test_a_class_that_another_module_only_imports_is_not_of_that_module() -> None:
+    with pytest.raises(UserError, match="not a class of that package"):
+        resolve_target("tinyllm.training.checkpoint.Path", path="x")
+    assert resolve_target("torch.optim.AdamW", path="x").__name__ == "AdamW"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    data = ("dataset=text", f"dataset.path={write_corpus(folder / 'words.txt', n_words=300)}")
+    assert train(*SMALL, *data, "trainer.max_steps=1", f"run.dir={folder / 'run'}") == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.load", "tinyllm.training.run_dir.subprocess.run"])
+@pytest.mark.parametrize("node", ["model", "block"])
+def test_out_of_a_checkpoint_that_somebody_else_wrote(
+    target: str, node: str, trained: Path, place: Path
+) -> None:
+    run = place / "run"
+    shutil.copytree(trained, run)
+    [checkpoint] = (run / "checkpoints").glob("step-*")
+    file = checkpoint / "config.yaml"
+    cfg = yaml.safe_load(file.read_text(encoding="utf-8"))
+    hostile = {"_target_": target, "_args_": ["touch MARKER"]}
+    if node == "model":
+        cfg["model"] = cfg["model"] | hostile
+    else:
+        cfg["model"]["block"]["attn"] = hostile
+    file.write_text(yaml.safe_dump(cfg), encoding="utf-8")
+    manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
+    manifest["files"]["config.yaml"] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(UserError, match=r"class not allowed|not a class of that package|no such class"):
+        tinyllm.load(run)
+    assert train(f"resume={run}", "trainer.max_steps=2") == 2
+    assert unharmed(place)
