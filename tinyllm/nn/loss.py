@@ -15,6 +15,9 @@ IGNORE = -100
 CHUNK_BYTES = 128 * 2**20
 """Size of the logits of one chunk when it is chosen here: large products run faster, memory grows with it."""
 
+ONE_PASS_DEVICES = ("cpu",)
+"""Where softmax in place, one kernel, beats logsumexp and exp one after the other."""
+
 ALIGN = 32
 """Vocabularies are padded to this multiple where the head is copied to a shorter dtype anyway: rows of logits that
 begin on a cache line make the products up to a third faster (benchmarks/head_and_loss.py)."""
@@ -111,7 +114,7 @@ def _value_and_gradients(
 
 def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
     """−log softmax of the targets (N,) in fp32 and the softmax (N, V) in the logits' dtype; uses the logits up."""
-    if logits_NV.device.type != "cpu":
+    if logits_NV.device.type not in ONE_PASS_DEVICES:
         scores = logits_NV.float()
         normaliser = scores.logsumexp(-1, keepdim=True)
         losses = normaliser - scores.gather(1, targets_N1)

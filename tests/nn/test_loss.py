@@ -1,0 +1,107 @@
+"""The chunked head and loss against torch's cross-entropy on all logits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyllm.nn import loss as module
+from tinyllm.nn.loss import linear_cross_entropy
+
+
+def example(n: int = 23, dim: int = 8, vocab: int = 37) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    hidden = torch.randn(n, dim, requires_grad=True)
+    weight = torch.randn(vocab, dim, requires_grad=True)
+    return hidden, weight, torch.randint(vocab, (n,))
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy((hidden @ weight.t()).double(), targets, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 5, 23, 100])
+@pytest.mark.parametrize("ignored", [[], [0], [3, 22], list(range(23))], ids=str)
+def test_value_and_gradients(chunk: int | None, ignored: list[int]) -> None:
+    hidden, weight, targets = example()
+    targets[ignored] = -100
+    expected = plain(hidden, weight, targets)
+    actual = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk)
+    assert actual.dtype == torch.float32 and actual.ndim == 0
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    wanted = torch.autograd.grad(expected / 7, (hidden, weight))
+    found = torch.autograd.grad(actual / 7, (hidden, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        value = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("vocab", [31, 32, 33])
+def test_under_autocast(vocab: int) -> None:
+    """bf16 products, with and without padding of the vocabulary; fp32 loss and gradients."""
+    hidden, weight, targets = example(n=200, vocab=vocab)
+    targets[5] = -100
+    expected = plain(hidden, weight, targets)
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = linear_cross_entropy(hidden, weight, targets, chunk_tokens=64)
+    found = torch.autograd.grad(actual, (hidden, weight))
+    assert abs(actual - expected) / expected < 0.005
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == torch.float32 and one.shape == other.shape
+        assert (one - other).norm() / other.norm() < 0.02
+
+
+def test_a_target_without_probability_has_its_true_loss() -> None:
+    """Also where exp(logit − max) is zero in the dtype."""
+    hidden = torch.tensor([[300.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
+    targets = torch.tensor([2, 0])
+    actual = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(actual.double(), plain(hidden, weight, targets), rtol=1e-6, atol=1e-6)
+
+
+def test_other_devices_take_the_same_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch without the CPU's softmax kernel."""
+
+    def elsewhere(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "ONE_PASS_DEVICES", ())
+            return original(logits, targets)
+
+    original = module._losses_and_probabilities
+    hidden, weight, targets = example()
+    here = linear_cross_entropy(hidden, weight, targets)
+    gradients = torch.autograd.grad(here, (hidden, weight))
+    monkeypatch.setattr(module, "_losses_and_probabilities", elsewhere)
+    there = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(there, here)
+    torch.testing.assert_close(torch.autograd.grad(there, (hidden, weight)), gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_all_logits_never_live_at_once() -> None:
+    """No tensor made on the way is larger than a chunk of logits."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            largest = max(largest, out.numel() if isinstance(out, Tensor) else 0)
+            return out
+
+    hidden, weight, targets = example(n=256, vocab=64)
+    with Watch():
+        linear_cross_entropy(hidden, weight, targets, chunk_tokens=40).backward()
+    assert largest <= 40 * 64
+
+
+def test_a_second_backward_is_refused() -> None:
+    hidden, weight, targets = example()
+    value = linear_cross_entropy(hidden, weight, targets)
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up"):
+        value.backward()

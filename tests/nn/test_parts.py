@@ -1,0 +1,163 @@
+"""Activations, feed-forward sizes, positions, the cache, and how parts are made."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tinyllm.nn.activations import ACTIVATIONS, GATES
+from tinyllm.nn.attention.gqa import GQA
+from tinyllm.nn.cache import KVCache
+from tinyllm.nn.feedforward import GLU, MLP
+from tinyllm.nn.parts import make
+from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
+
+TORCH_MODULES = {
+    "gelu": torch.nn.GELU(),
+    "gelu_tanh": torch.nn.GELU("tanh"),
+    "relu": torch.nn.ReLU(),
+    "silu": torch.nn.SiLU(),
+    "mish": torch.nn.Mish(),
+    "selu": torch.nn.SELU(),
+    "celu": torch.nn.CELU(),
+    "elu": torch.nn.ELU(),
+    "leaky_relu": torch.nn.LeakyReLU(),
+    "sigmoid": torch.nn.Sigmoid(),
+    "tanh": torch.nn.Tanh(),
+}
+
+
+@pytest.mark.parametrize("name", [*TORCH_MODULES, "relu2"])
+def test_activation_is_torchs_own(name: str) -> None:
+    x = torch.linspace(-5, 5, 101)
+    expected = torch.where(x > 0, x * x, 0.0) if name == "relu2" else TORCH_MODULES[name](x)
+    assert torch.equal(ACTIVATIONS[name](x), expected)
+    mlp = MLP(d_model=8, model_d_ff=16, bias=True, activation=name)
+    mlp.init_weights(std=0.5, residual_std=0.5)
+    h = torch.randn(3, 8)
+    by_hand = F.linear(ACTIVATIONS[name](F.linear(h, mlp.up.weight, mlp.up.bias)), mlp.down.weight, mlp.down.bias)
+    assert torch.equal(mlp(h), by_hand)
+
+
+def test_every_activation_is_there() -> None:
+    assert set(ACTIVATIONS) == {*TORCH_MODULES, "relu2"}
+    assert set(GATES) == {"silu", "gelu", "relu", "sigmoid"}
+
+
+@pytest.mark.parametrize("gate", list(GATES))
+def test_glu_by_hand(gate: str) -> None:
+    glu = GLU(d_model=8, model_d_ff=24, bias=False, gate=gate)
+    glu.init_weights(std=0.5, residual_std=0.5)
+    x = torch.randn(3, 8)
+    w_gate, w_up = glu.gate_up.weight.chunk(2)
+    expected = (GATES[gate](x @ w_gate.t()) * (x @ w_up.t())) @ glu.down.weight.t()
+    torch.testing.assert_close(glu(x), expected)
+
+
+@pytest.mark.parametrize("d_ff", [512, 1024, 1536, 3072, 6400, 8192, 16512])
+def test_glu_keeps_the_parameters_of_the_mlp(d_ff: int) -> None:
+    with torch.device("meta"):
+        glu = GLU(d_model=128, model_d_ff=d_ff, bias=False, gate="silu")
+        mlp = MLP(d_model=128, model_d_ff=d_ff, bias=False, activation="gelu")
+    hidden = glu.down.in_features
+    assert hidden % 8 == 0 and abs(hidden - 2 * d_ff / 3) <= 4
+    counts = [sum(p.numel() for p in part.parameters()) for part in (glu, mlp)]
+    assert abs(counts[0] / counts[1] - 1) < 0.02
+
+
+def test_d_ff_of_the_part_wins() -> None:
+    assert GLU(d_model=8, model_d_ff=24, bias=False, gate="silu", d_ff=20).down.in_features == 20
+    assert MLP(d_model=8, model_d_ff=24, bias=False, activation="relu", d_ff=20).down.in_features == 20
+
+
+def test_names_that_are_not_known_and_sizes_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="activation=swish is not known: choose one of gelu gelu_tanh relu"):
+        MLP(d_model=8, model_d_ff=24, bias=False, activation="swish")
+    with pytest.raises(ValueError, match="gate=tanh is not known: choose one of silu gelu relu sigmoid"):
+        GLU(d_model=8, model_d_ff=24, bias=False, gate="tanh")
+    with pytest.raises(ValueError, match="d_ff=0 must be at least 1"):
+        MLP(d_model=8, model_d_ff=24, bias=False, activation="relu", d_ff=0)
+    common = {"bias": False, "attn_dropout": 0.0, "qk_norm": False, "norm_eps": 1e-5, "pos": NoPosition()}
+    with pytest.raises(ValueError, match="d_model=32 is not divisible by n_heads=5"):
+        GQA(d_model=32, n_heads=5, n_kv_heads=1, **common)
+    for kv_heads in (3, 0, 8):
+        with pytest.raises(ValueError, match=f"n_kv_heads={kv_heads} does not divide n_heads=4"):
+            GQA(d_model=32, n_heads=4, n_kv_heads=kv_heads, **common)
+    with pytest.raises(ValueError, match="head_dim=5 is odd"):
+        Rope(max_seq_len=8, base=10000.0).rotary(5)
+
+
+def test_rope_turns_as_complex_numbers_do() -> None:
+    """Pairs (x_i, x_{i+dim/2}) are complex numbers, multiplied by exp(i·position·base^(−2i/dim))."""
+    rotary = Rope(max_seq_len=50, base=100.0).rotary(6)
+    assert rotary is not None
+    x = torch.randn(2, 7, 3, 6, requires_grad=True)
+    turned = rotary(x, 40)
+    z = torch.complex(x[..., :3].double(), x[..., 3:].double())
+    angle = torch.arange(40, 47)[:, None, None] * 100.0 ** (-torch.arange(0, 6, 2) / 6).double()
+    z = z * torch.polar(torch.ones_like(angle), angle)
+    expected = torch.cat((z.real, z.imag), -1).transpose(1, 2)
+    torch.testing.assert_close(turned.double(), expected, rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(turned)
+    found, wanted = (
+        torch.autograd.grad(y, x, g, retain_graph=True)[0]
+        for y, g in ((turned, upstream), (expected, upstream.double()))
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert rotary(x.bfloat16(), 0).dtype == torch.bfloat16
+
+
+def test_rope_scores_depend_on_the_distance_alone() -> None:
+    rotary = Rope(max_seq_len=64, base=10000.0).rotary(8)
+    assert rotary is not None
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+    scores = [(rotary(q, i + 5) * rotary(k, i)).sum() for i in (0, 17, 50)]
+    torch.testing.assert_close(scores[1:], [scores[0]] * 2, rtol=1e-4, atol=1e-5)
+
+
+def test_tables_are_shared_stay_fp32_and_out_of_the_state_dict() -> None:
+    rope = Rope(max_seq_len=16, base=10000.0)
+    assert rope.rotary(8) is rope.rotary(8) is not rope.rotary(4)
+    before = rope.rotary(8).cos.clone()
+    rope.to(torch.bfloat16)
+    assert rope.rotary(8).cos.dtype == torch.float32 and torch.equal(rope.rotary(8).cos, before)
+    assert not rope.state_dict()
+    assert not Sinusoidal(d_model=8, max_seq_len=16, base=10000.0).state_dict()
+
+
+@pytest.mark.parametrize("d_model", [8, 7])
+def test_sinusoidal_table(d_model: int) -> None:
+    """The formula of Vaswani et al. 2017, §3.5, entry by entry."""
+    import math
+
+    table = Sinusoidal(d_model=d_model, max_seq_len=20, base=10000.0).embed(torch.zeros(1, 9, d_model), 11)[0]
+    for row, position in enumerate(range(11, 20)):
+        for column in range(d_model):
+            angle = position / 10000 ** ((column - column % 2) / (d_model + d_model % 2))
+            assert table[row, column] == pytest.approx((math.cos if column % 2 else math.sin)(angle), abs=1e-6)
+
+
+def test_learned_positions_start_where_they_are_told() -> None:
+    pos = Learned(d_model=4, max_seq_len=10)
+    pos.init_weights(1.0)
+    assert torch.equal(pos.embed(torch.zeros(1, 3, 4), 7)[0], pos.table.weight[7:])
+    assert NoPosition().rotary(3) is None and pos.rotary(4) is None
+
+
+def test_cache_returns_what_was_written() -> None:
+    cache = KVCache(batch_size=2, n_kv_heads=1, max_len=5, head_dim=3, device=torch.device("cpu"), dtype=torch.float32)
+    k, v = torch.randn(2, 1, 4, 3), torch.randn(2, 1, 4, 3)
+    cache.update(k[:, :, :3], v[:, :, :3], 0)
+    found = cache.update(k[:, :, 3:], v[:, :, 3:], 3)
+    assert torch.equal(found[0], k) and torch.equal(found[1], v)
+    assert cache.nbytes() == 2 * 2 * 5 * 3 * 4
+
+
+def test_make_offers_what_is_named_and_not_bound() -> None:
+    def part(*, a: int, b: int = 5, c: int | None = None) -> tuple[int, int, int | None]:
+        return a, b, c
+
+    assert make(part, a=1, d=9) == (1, 5, None)
+    assert make(partial(part, a=1), a=2, b=3) == (1, 3, None)
+    assert make(partial(partial(part, a=1), c=None), a=2, c=4) == (1, 5, None)
