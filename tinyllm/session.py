@@ -26,6 +26,7 @@ from tinyllm.nn.attention.attend import chosen_kernel
 from tinyllm.planning import Planned, data_facts, plan
 from tinyllm.resume import Resumption, to_save
 from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training.allocator import keep_freed_memory
 from tinyllm.training.deterministic import deterministic
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup, Outcome, RunInfo
 from tinyllm.training.hardware import describe_device, peak_flops
@@ -53,6 +54,7 @@ def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None
         run_dir = RunDir(planned.path, new=planned.is_new)
         stack.callback(run_dir.close)
         stack.enter_context(deterministic(cfg.trainer.deterministic, planned.device))
+        keep_freed_memory()
         stop = stack.enter_context(listening())
         try:
             outcome = execute(planned, run_dir, stop, stack)
