@@ -98,12 +98,12 @@ def test_workers_outlive_the_signals_that_end_training(split: Split) -> None:
     for pid in workers:
         os.kill(pid, signal.SIGTERM)
         os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGUSR1)
     assert len(first + list(batches)) == 40
 
 
 def test_uncaught_error_ends_the_program_with_its_workers(tmp_path: Path) -> None:
-    """They ignore SIGTERM, which is what Python ends children with, and the traceback keeps the iterator
-    alive."""
+    """They ignore SIGTERM, which is what Python ends children with, and the traceback keeps the iterator alive."""
     code = f"""
 import numpy as np
 from pathlib import Path

@@ -89,8 +89,7 @@ def test_ids_are_those_of_the_library(tmp_path: Path) -> None:
 
 
 def test_bytes_are_counted_where_ids_do_not_tell(tmp_path: Path) -> None:
-    """Blanks the tokenizer drops, unknown words and lower-cased letters: all bytes of the text are
-    counted."""
+    """Blanks the tokenizer drops, unknown words and lower-cased letters: all bytes of the text are counted."""
     tokenizer = load(word_piece(tmp_path / "tokenizer.json"))
     text = "  Its   a ÜNKNOWN  truth, 中 "
     [(ids, lengths)] = tokenizer.encode_counted([text])

@@ -31,8 +31,7 @@ def sync(path: Path) -> None:
 
 
 def try_lock(path: Path) -> int | None:
-    """The descriptor that holds the lock file ``path``, or None if another process has it. Close it to let
-    go."""
+    """The descriptor that holds the lock file ``path``, or None if another process has it. Close it to let go."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -48,8 +47,7 @@ def try_lock(path: Path) -> int | None:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file ``path``; calls ``waiting`` once if another process has it, and waits for that to
-    end.
+    """Holds the lock file ``path``; calls ``waiting`` once if another process has it, and waits for that to end.
 
     The lock belongs to the open file, so it is free the moment its holder ends, however it ends.
     """

@@ -1,5 +1,4 @@
-"""The token cache on disk: one folder per (corpus, tokenizer), written whole or not at all, checked when
-opened.
+"""The token cache on disk: one folder per (corpus, tokenizer), written whole or not at all, checked when opened.
 
 A folder holds ``train.bin`` and ``val.bin`` (ids, little-endian), ``exceptions.npz`` (bytes of unusual
 tokens), ``tokenizer.json`` and ``meta.json`` (sizes and sha256 of everything, of the ids per block of 4 MiB).

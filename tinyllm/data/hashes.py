@@ -18,8 +18,7 @@ SETTLED_NS = (
 
 
 def stamp(path: Path) -> Stamp:
-    """What changes when somebody writes to the file: size, both times, inode. ctime cannot be set back by
-    hand."""
+    """What changes when somebody writes to the file: size, both times, inode. ctime cannot be set back by hand."""
     status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

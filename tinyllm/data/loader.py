@@ -14,6 +14,7 @@ from tinyllm.data.tokens import Split
 from tinyllm.errors import UserError
 
 IGNORED = -100  # target of a position at which nothing is predicted
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what training answers by finishing its step
 Batch = tuple[Tensor, Tensor]
 
 
@@ -105,7 +106,11 @@ def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
     At exit Python sends its child processes SIGTERM and waits, and these workers ignore it: without the
     second half an uncaught error, whose traceback keeps this generator alive, would never come back.
     """
-    only_reference = [iter(loader)]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        only_reference = [iter(loader)]  # starts the workers, which inherit the blocked signals
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     atexit.register(only_reference.clear)
     try:
         for _ in range(count):
@@ -116,17 +121,16 @@ def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the training process finishes its step, so workers
-    stay."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """They reach the whole process group, and the training process wants its step's batches first."""
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def eval_batches(
     split: Split, *, seq_len: int, batch_size: int, max_tokens: int | None = None, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Fixed windows over the whole split, (inputs_BT, targets_BT) int64; every token but the first is
-    predicted once.
+    """Fixed windows over the whole split, (inputs_BT, targets_BT) int64; every token but the first is predicted once.
 
     Windows lie side by side; the last is shorter, filled up with inputs 0 and targets −100. The first token
     of the split, and of each row where there are rows, is never predicted. The last batch may have fewer

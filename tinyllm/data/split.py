@@ -66,8 +66,7 @@ def _key(document: Document) -> int:
 
 
 def _fill(sizes: np.ndarray, target: float) -> np.ndarray:
-    """Mask of the groups, in order, that fit one after the other into ``target``; the smallest if none
-    does."""
+    """Mask of the groups, in order, that fit one after the other into ``target``; the smallest if none does."""
     chosen = np.zeros(len(sizes), dtype=bool)
     smallest, free = float(sizes.min()), target
     for i, size in enumerate(sizes):

@@ -40,8 +40,7 @@ class StdlibCorpus(Corpus):
 
 
 def source_files() -> list[Path]:
-    """The sources of the standard library in a fixed order. Raises UserError where it comes without
-    sources."""
+    """The sources of the standard library in a fixed order. Raises UserError where it comes without sources."""
     library = Path(sysconfig.get_path("stdlib"))
     files = []
     for root, folders, names in os.walk(library):

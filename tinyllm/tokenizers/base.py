@@ -75,8 +75,7 @@ class Tokenizer(ABC):
         return self.decode([token]).encode("utf-8", "surrogatepass")
 
     def pieces(self, chunks: Iterable[str], size: int) -> Iterator[str]:
-        """Cuts one document, which comes in ``chunks`` of any length, into pieces of about ``size``
-        characters.
+        """Cuts one document, which comes in ``chunks`` of any length, into pieces of about ``size`` characters.
 
         The ids of the pieces, one after the other, are the ids of the whole document, whatever ``size`` and
         however the document was chunked. Where no such cut exists the piece grows, up to the whole document.
@@ -84,13 +83,11 @@ class Tokenizer(ABC):
         yield from cut_text(chunks, size, self.last_cut)
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is
-        none."""
+        """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is none."""
         return len(text)
 
     def covering(self, texts: Iterable[Any]) -> "Tokenizer":
-        """This tokenizer, or the same with an ``<unk>`` more if ``texts`` need it. Nothing is learnt from
-        ``texts``."""
+        """This tokenizer, or the same with an ``<unk>`` more if ``texts`` need it. Nothing is learnt from ``texts``."""
         return self
 
     def save(self, path: str | Path) -> None:
@@ -107,8 +104,7 @@ class Tokenizer(ABC):
 
 
 class TokenizerTrainer(ABC):
-    """Makes a tokenizer from the training split. Its constructor's arguments are the keys of its config
-    file."""
+    """Makes a tokenizer from the training split. Its constructor's arguments are the keys of its config file."""
 
     content: ClassVar[str] = "text"
 

@@ -30,8 +30,7 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def loads(text: str) -> Tokenizer:
-    """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for
-    anything else."""
+    """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for anything else."""
     state = json.loads(text)
     if "kind" in state:
         return KINDS[state["kind"]].from_dict(state)

@@ -1,5 +1,4 @@
-"""The one file that uses the library ``tokenizers``: training byte-level BPE, and running any
-tokenizer.json."""
+"""The one file that uses the library ``tokenizers``: training byte-level BPE, and running any tokenizer.json."""
 
 import json
 import os
@@ -133,8 +132,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 class _LibraryStream(TextStream):
-    """Streaming for tokenizers whose text of a token depends on its neighbours (``▁`` for a space,
-    ``##``)."""
+    """Streaming for tokenizers whose text of a token depends on its neighbours (``▁`` for a space, ``##``)."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -172,8 +170,7 @@ def last_cut(text: str) -> int:
 def train_bpe(
     texts: Iterable[str], *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]
 ) -> Any:
-    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever
-    unknown."""
+    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever unknown."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -202,8 +199,7 @@ def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to
-    byte."""
+    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to byte."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -246,8 +242,7 @@ def _cuts_safely(state: dict[str, Any]) -> bool:
 
 
 def _covered_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """UTF-8 bytes from the end of the token before to the end of each token; the last takes what is left
-    over."""
+    """UTF-8 bytes from the end of the token before to the end of each token; the last takes what is left over."""
     lengths = np.zeros(len(offsets), dtype=np.int64)
     done = 0
     for i, (_, end) in enumerate(offsets):

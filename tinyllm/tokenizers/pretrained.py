@@ -1,5 +1,4 @@
-"""A tokenizer made elsewhere: a tokenizer.json, the directory of a model that holds one, or a tiktoken
-name."""
+"""A tokenizer made elsewhere: a tokenizer.json, the directory of a model that holds one, or a tiktoken name."""
 
 import hashlib
 from collections.abc import Iterable
@@ -40,8 +39,7 @@ class PretrainedTrainer(TokenizerTrainer):
         return path / "tokenizer.json" if path.is_dir() else path
 
     def _content(self) -> str:
-        """What decides the tokenizer: the hash of the file, so that a moved file is the same, an edited one
-        is not."""
+        """What decides the tokenizer: the hash of the file, so that a moved file is the same, an edited one is not."""
         file = self._file()
         if file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,5 +1,4 @@
-"""The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs
-both."""
+"""The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs both."""
 
 import json
 from itertools import pairwise
@@ -38,8 +37,7 @@ def tokenizer_json(name: str) -> str:
 
 
 def converted(encoding: Any) -> str:
-    """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token
-    again."""
+    """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token again."""
     char_of = {byte: char for char, byte in BYTE_OF.items()}
     ranks: dict[bytes, int] = encoding._mergeable_ranks
 
