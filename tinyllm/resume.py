@@ -113,7 +113,9 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
             notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
         elif _below(key, FIXED):
             raise UserError(
-                f"a resumed run cannot change {key}", key=key, value=_text(now),
+                f"a resumed run cannot change {key}",
+                key=key,
+                value=_text(now),
                 hint=f"the run has {_text(was)}; to start from its weights alone use init_from={checkpoint.run_dir}",
             )
         else:

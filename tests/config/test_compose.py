@@ -56,20 +56,14 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
     assert isinstance(written, dict)
     written.pop("defaults", None)
     node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
-    missing = [
-        key for key, value in leaves(written) if value != "???" and OmegaConf.select(node, key) != value
-    ]
+    missing = [key for key, value in leaves(written) if value != "???" and OmegaConf.select(node, key) != value]
     assert missing == []
 
 
 def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(node, dict):
         return [(path, node)]
-    return [
-        leaf
-        for name, child in node.items()
-        for leaf in leaves(child, f"{path}.{name}" if path else str(name))
-    ]
+    return [leaf for name, child in node.items() for leaf in leaves(child, f"{path}.{name}" if path else str(name))]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -13,9 +13,7 @@ SIZES = st.integers(1, 64)
 
 
 @given(batch_size=SIZES, accum=SIZES, seq_len=SIZES, world_size=st.integers(1, 8))
-def test_the_batch_given_either_way_is_the_same(
-    batch_size: int, accum: int, seq_len: int, world_size: int
-) -> None:
+def test_the_batch_given_either_way_is_the_same(batch_size: int, accum: int, seq_len: int, world_size: int) -> None:
     tokens = batch_size * accum * seq_len * world_size
     shape = {"batch_size": batch_size, "seq_len": seq_len, "max_seq_len": 64, "world_size": world_size}
     by_steps = plan_batch(**shape, grad_accum_steps=accum, total_batch_tokens=None)

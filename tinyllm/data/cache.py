@@ -57,9 +57,7 @@ class TokenWriter:
 
     def write(self, ids: np.ndarray, lengths: np.ndarray | None) -> None:
         """Appends ids; ``lengths`` are their UTF-8 bytes, None: the tokenizer's usual ones."""
-        if (
-            len(ids) and int(ids.max()) >= self._vocab_size
-        ):  # must never happen; a wrapped id would train silently
+        if len(ids) and int(ids.max()) >= self._vocab_size:  # must never happen; a wrapped id would train silently
             raise RuntimeError(f"the tokenizer gave id {ids.max()} with a vocabulary of {self._vocab_size}")
         if lengths is not None:
             odd = np.flatnonzero(lengths != self._usual[ids])
@@ -111,9 +109,7 @@ def fingerprint_of_blocks(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()
 
 
-def save_rest(
-    folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]
-) -> None:
+def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Writes what belongs to the ids, and meta.json last; everything is durable afterwards."""
     packed = BytesIO()
     np.savez(packed, **exceptions)
@@ -170,9 +166,7 @@ def _open(folder: Path, key: str) -> TokenData:
         )
         for side, entry in ((side, meta["splits"][side]) for side in SIDES)
     ]
-    whole = hashlib.sha256(
-        "".join([*(split.fingerprint for split in splits), tokenizer.fingerprint()]).encode()
-    )
+    whole = hashlib.sha256("".join([*(split.fingerprint for split in splits), tokenizer.fingerprint()]).encode())
     return TokenData(splits[0], splits[1], tokenizer, list(meta["notes"]), folder, whole.hexdigest())
 
 

@@ -52,9 +52,7 @@ class FileCorpus(Corpus):
         files = [file for some in found for file in some]
         digests = hashes.of(files)
         marks = [[digests[file].hex() for file in some] for some in found]
-        sides: list[Callable[[], Iterator[Document]]] = [
-            partial(self.documents, some, digests) for some in found
-        ]
+        sides: list[Callable[[], Iterator[Document]]] = [partial(self.documents, some, digests) for some in found]
         fraction = self.val_fraction if len(found) == 1 else None
         return Source(
             fingerprint=fingerprint_of(type(self).__name__, marks, self.settings(), fraction),

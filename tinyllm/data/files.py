@@ -44,9 +44,7 @@ def find_files(path: str, *, key: str, suffixes: Sequence[str] = ()) -> list[Pat
         matches = glob.glob(str(place), recursive=True)
         found = [Path(match) for match in sorted(matches) if os.path.isfile(match)]
         if not found:
-            raise UserError(
-                "no file matches", key=key, value=path, hint="check the pattern, and quote it in the shell"
-            )
+            raise UserError("no file matches", key=key, value=path, hint="check the pattern, and quote it in the shell")
         return found
     if os.path.lexists(place):
         raise UserError("not a readable file or folder", key=key, value=path)
@@ -57,11 +55,7 @@ def _walk(folder: Path) -> list[Path]:
     files = []
     for root, folders, names in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and os.path.isfile(Path(root, name))
-        ]
+        files += [Path(root, name) for name in names if not name.startswith(".") and os.path.isfile(Path(root, name))]
     return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 
@@ -150,7 +144,5 @@ def _decode(data: bytes, final: bool, errors: str, file: Path, offset: int) -> t
 def require_errors_mode(errors: str) -> str:
     """``errors`` if it is one of the two ways to meet a bad byte, else UserError."""
     if errors not in ("strict", "replace"):
-        raise UserError(
-            "unknown way to meet bad bytes", key="dataset.errors", value=errors, hint="strict or replace"
-        )
+        raise UserError("unknown way to meet bad bytes", key="dataset.errors", value=errors, hint="strict or replace")
     return errors

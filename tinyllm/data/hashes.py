@@ -12,9 +12,7 @@ from tinyllm.data.atomic import write_atomically
 from tinyllm.errors import UserError
 
 Stamp = list[int]
-SETTLED_NS = (
-    2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
-)
+SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
 
 
 def stamp(path: Path) -> Stamp:
@@ -82,9 +80,7 @@ def _read(file: Path) -> dict[str, list]:
         memo = json.loads(file.read_bytes())
     except (OSError, ValueError):
         return {}
-    sound = isinstance(memo, dict) and all(
-        isinstance(entry, list) and len(entry) == 3 for entry in memo.values()
-    )
+    sound = isinstance(memo, dict) and all(isinstance(entry, list) and len(entry) == 3 for entry in memo.values())
     return memo if sound else {}
 
 

@@ -25,9 +25,7 @@ class JsonlCorpus(FileCorpus):
         errors: "strict": a byte that is not UTF-8 is an error; "replace": it becomes U+FFFD.
     """
 
-    def __init__(
-        self, *, path: str, val_path: str | None, val_fraction: float, field: str, errors: str
-    ) -> None:
+    def __init__(self, *, path: str, val_path: str | None, val_fraction: float, field: str, errors: str) -> None:
         super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
         self._field = str(field)
         self._errors = require_errors_mode(errors)
@@ -72,9 +70,7 @@ class JsonlCorpus(FileCorpus):
             raise UserError("the line is not a JSON object", file=place, hint=hint)
         if self._field not in record:
             has = f"the line has {', '.join(sorted(record)) or 'no field'}"
-            raise UserError(
-                "a line without the field", key="dataset.field", value=self._field, file=place, hint=has
-            )
+            raise UserError("a line without the field", key="dataset.field", value=self._field, file=place, hint=has)
         text = record[self._field]
         if not isinstance(text, str):
             raise UserError(
@@ -84,9 +80,7 @@ class JsonlCorpus(FileCorpus):
                 file=place,
                 hint="it must be a string",
             )
-        if not text.isascii() and any(
-            "\ud800" <= c <= "\udfff" for c in text
-        ):  # an escape of half a character
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):  # an escape of half a character
             if self._errors == "strict":
                 raise UserError("the text has half a surrogate pair, which is not a character", file=place)
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -89,9 +89,7 @@ class _MicroBatches(Dataset[Batch]):
         while start < numbers.stop:
             epoch = self._first_sample(start) // self._sampler.windows_per_epoch
             stop = start + 1
-            while (
-                stop < numbers.stop and self._first_sample(stop) // self._sampler.windows_per_epoch == epoch
-            ):
+            while stop < numbers.stop and self._first_sample(stop) // self._sampler.windows_per_epoch == epoch:
                 stop += 1
             yield range(start, stop)
             start = stop
@@ -146,9 +144,7 @@ def eval_batches(
         UserError: stride is not within 1 … seq_len.
     """
     if stride is not None and not 1 <= stride <= seq_len:
-        raise UserError(
-            "not a distance of windows", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})"
-        )
+        raise UserError("not a distance of windows", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})")
     inputs, targets = [], []
     for row in _rows_to_predict(split, max_tokens):
         for first, predicted, stop in _windows(row, seq_len, stride or seq_len):

@@ -44,13 +44,9 @@ def _documents(files: Sequence[Path]) -> Iterator[Document]:
     for file in files:
         for number, row in enumerate(_rows(file)):
             if row.min() < 0:
-                raise UserError(
-                    f"row {number} has the negative number {row.min()}", file=file, hint="ids start at 0"
-                )
+                raise UserError(f"row {number} has the negative number {row.min()}", file=file, hint="ids start at 0")
             if row.max() >= 2**32 - 1:
-                raise UserError(
-                    f"row {number} has the number {row.max()}", file=file, hint="ids end at 2**32 - 2"
-                )
+                raise UserError(f"row {number} has the number {row.max()}", file=file, hint="ids end at 2**32 - 2")
             data = np.ascontiguousarray(row, dtype=np.int64)
             yield Document(hashlib.sha256(data.tobytes()).digest(), row.nbytes, partial(iter, (data,)))
 
@@ -66,9 +62,7 @@ def _rows(file: Path) -> np.ndarray:
     if array.dtype not in (np.int32, np.int64):
         raise UserError(f"the array holds {array.dtype}", file=file, hint="it must be int32 or int64")
     if array.ndim != 2:
-        raise UserError(
-            f"the array has {array.ndim} dimensions", file=file, hint="(num_sequences, seq_length)"
-        )
+        raise UserError(f"the array has {array.ndim} dimensions", file=file, hint="(num_sequences, seq_length)")
     if array.shape[0] == 0:
         raise UserError("the array has no rows", file=file)
     if array.shape[1] < 2:

@@ -58,9 +58,7 @@ def prepare(
     except (FileNotFoundError, DamagedCacheError):
         pass  # looked at again under the lock: another process may be building or mending it
     try:
-        with locked(
-            root / f"{key}.lock", lambda: show("waiting for another process that prepares this data", 0, 0)
-        ):
+        with locked(root / f"{key}.lock", lambda: show("waiting for another process that prepares this data", 0, 0)):
             try:
                 return open_cache(folder, key)
             except FileNotFoundError:
@@ -127,9 +125,7 @@ def _workplace(root: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _fill(
-    folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, show: Progress
-) -> None:
+def _fill(folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, show: Progress) -> None:
     """Splits, trains the tokenizer on the training side, writes the ids of both sides."""
     show("reading", 0, source.size)
     parts = split(source, corpus.val_fraction)

@@ -80,9 +80,7 @@ def _fill(sizes: np.ndarray, target: float) -> np.ndarray:
     return chosen
 
 
-def _choose(
-    documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool
-) -> Iterator[Document]:
+def _choose(documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool) -> Iterator[Document]:
     """The documents whose key is in the sorted ``keys``, or is not."""
     for document in documents():
         key = np.uint64(_key(document))
@@ -91,20 +89,14 @@ def _choose(
             yield document
 
 
-def _given(
-    source: Source, validation: Callable[[], Iterator[Document]], keys: np.ndarray, sizes: np.ndarray
-) -> Parts:
+def _given(source: Source, validation: Callable[[], Iterator[Document]], keys: np.ndarray, sizes: np.ndarray) -> Parts:
     val_keys = np.unique(_measure(validation())[0])
     both = np.isin(keys, val_keys)
     if both.all():
-        raise UserError(
-            "all of the training data are in validation too", hint="give dataset.val_path other data"
-        )
+        raise UserError("all of the training data are in validation too", hint="give dataset.val_path other data")
     notes = []
     if both.any():
-        notes.append(
-            f"{int(both.sum()):,} training documents are also in validation and were left out of training."
-        )
+        notes.append(f"{int(both.sum()):,} training documents are also in validation and were left out of training.")
     return Parts(
         train=partial(_choose, source.documents, val_keys, False),
         val=validation,

@@ -44,16 +44,12 @@ def source_files() -> list[Path]:
     library = Path(sysconfig.get_path("stdlib"))
     files = []
     for root, folders, names in os.walk(library):
-        folders[:] = [
-            name for name in folders if name not in LEFT_OUT_FOLDERS and not name.startswith("config-")
-        ]
+        folders[:] = [name for name in folders if name not in LEFT_OUT_FOLDERS and not name.startswith("config-")]
         files += [
             Path(root, name)
             for name in names
             if name.endswith(".py") and name not in LEFT_OUT_FILES and not name.startswith("_sysconfigdata")
         ]
     if not files:
-        raise UserError(
-            "this Python comes without the sources of its library", file=library, hint="use dataset=text"
-        )
+        raise UserError("this Python comes without the sources of its library", file=library, hint="use dataset=text")
     return sorted(files, key=lambda file: file.relative_to(library).as_posix())

@@ -52,9 +52,7 @@ class TextCorpus(FileCorpus):
         return [self._errors]
 
     def notes(self) -> list[str]:
-        left_out = sum(
-            len(find_files(path, key=key)) - len(self.find(key, path)) for key, path in self.places
-        )
+        left_out = sum(len(find_files(path, key=key)) - len(self.find(key, path)) for key, path in self.places)
         return [f"{left_out:,} files in the folder are not text and were left out."] if left_out else []
 
 

@@ -57,9 +57,7 @@ class Split:
         """UTF-8 bytes of the text behind ids start … stop−1, ``<unk>`` included; None if the data are not text."""
         if self.token_bytes is None:
             return None
-        total = sum(
-            int(self.token_bytes[self.read(i, min(i + BLOCK, stop))].sum()) for i in range(start, stop, BLOCK)
-        )
+        total = sum(int(self.token_bytes[self.read(i, min(i + BLOCK, stop))].sum()) for i in range(start, stop, BLOCK))
         positions, lengths = self.exceptions
         first, last = np.searchsorted(positions, (start, stop))
         usual = self.token_bytes[self.ids[positions[first:last]]]

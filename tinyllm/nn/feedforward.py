@@ -35,9 +35,7 @@ class MLP(FeedForward):
         d_ff: hidden size.
     """
 
-    def __init__(
-        self, *, d_model: int, model_d_ff: int, bias: bool, activation: str, d_ff: int | None = None
-    ) -> None:
+    def __init__(self, *, d_model: int, model_d_ff: int, bias: bool, activation: str, d_ff: int | None = None) -> None:
         super().__init__()
         self.act = lookup(ACTIVATIONS, activation, parameter="activation")
         hidden = _positive(model_d_ff if d_ff is None else d_ff)
@@ -68,14 +66,10 @@ class GLU(FeedForward):
         d_ff: hidden size, instead of the 2/3 rule.
     """
 
-    def __init__(
-        self, *, d_model: int, model_d_ff: int, bias: bool, gate: str, d_ff: int | None = None
-    ) -> None:
+    def __init__(self, *, d_model: int, model_d_ff: int, bias: bool, gate: str, d_ff: int | None = None) -> None:
         super().__init__()
         self.act = lookup(GATES, gate, parameter="gate")
-        hidden = (
-            max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)
-        )  # 2/3 · model_d_ff / 8
+        hidden = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)  # 2/3 · model_d_ff / 8
         self.gate_up = Linear(d_in=d_model, d_out=2 * hidden, bias=bias)  # one product instead of two
         self.down = Linear(d_in=hidden, d_out=d_model, bias=bias)
 

@@ -109,9 +109,7 @@ class TokenizerTrainer(ABC):
     content: ClassVar[str] = "text"
 
     @abstractmethod
-    def train(
-        self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None
-    ) -> Tokenizer:
+    def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
         """The tokenizer for ``texts``.
 
         Args:

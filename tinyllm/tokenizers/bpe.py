@@ -26,9 +26,7 @@ class BPETrainer(TokenizerTrainer):
 
     def __init__(self, *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]) -> None:
         special = list(special_tokens)
-        if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(
-            special
-        ):
+        if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(special):
             raise UserError(
                 "special tokens must be different, non-empty texts",
                 key="tokenizer.special_tokens",
@@ -42,16 +40,12 @@ class BPETrainer(TokenizerTrainer):
                 hint=f"at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
             )
         if min_frequency < 1:
-            raise UserError(
-                "not a frequency", key="tokenizer.min_frequency", value=min_frequency, hint="at least 1"
-            )
+            raise UserError("not a frequency", key="tokenizer.min_frequency", value=min_frequency, hint="at least 1")
         self._vocab_size = vocab_size
         self._min_frequency = min_frequency
         self._special_tokens = special
 
-    def train(
-        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
-    ) -> Tokenizer:
+    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
         from tinyllm.tokenizers.huggingface import train_bpe
 
         every = max(1, math.ceil((size or 0) / LEARN_FROM_BYTES))

@@ -44,9 +44,7 @@ class ByteTrainer(TokenizerTrainer):
     def __init__(self) -> None:
         pass
 
-    def train(
-        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
-    ) -> ByteTokenizer:
+    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> ByteTokenizer:
         return ByteTokenizer()
 
     def settings(self) -> dict[str, Any]:

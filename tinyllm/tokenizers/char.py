@@ -28,9 +28,7 @@ class CharTokenizer(Tokenizer):
         self.alphabet = alphabet
         n = len(alphabet)
         self.eot_id = n if eot else None
-        self._unknown = n + int(
-            eot
-        )  # what the table gives for a character outside, whether or not it is an id
+        self._unknown = n + int(eot)  # what the table gives for a character outside, whether or not it is an id
         self.unk_id = self._unknown if unk else None
         self.vocab_size = self._unknown + int(unk)
         self._codes = code_points(alphabet)
@@ -104,9 +102,7 @@ class CharTrainer(TokenizerTrainer):
     def __init__(self) -> None:
         pass
 
-    def train(
-        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
-    ) -> CharTokenizer:
+    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> CharTokenizer:
         seen = np.zeros(CODE_POINTS, dtype=bool)
         count = 0
         for text in texts:

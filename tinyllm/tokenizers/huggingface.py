@@ -22,9 +22,7 @@ SAFE_RULES = (
     _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _MARKS,  # Llama 3
     _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _MARKS,  # Qwen 2
 )
-CUT = re.compile(
-    "[A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3](?=[ \t\r\n.,;:!?\u3001\u3002])"
-)
+CUT = re.compile("[A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3](?=[ \t\r\n.,;:!?\u3001\u3002])")
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -167,9 +165,7 @@ def last_cut(text: str) -> int:
     return 0
 
 
-def train_bpe(
-    texts: Iterable[str], *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]
-) -> Any:
+def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]) -> Any:
     """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever unknown."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -224,9 +220,7 @@ def _writes_bytes(state: dict[str, Any]) -> bool:
 
 
 def _adds_space(state: dict[str, Any]) -> bool:
-    return any(
-        part.get("add_prefix_space", False) for part in _parts(state["pre_tokenizer"], "pretokenizers")
-    )
+    return any(part.get("add_prefix_space", False) for part in _parts(state["pre_tokenizer"], "pretokenizers"))
 
 
 def _cuts_safely(state: dict[str, Any]) -> bool:

@@ -84,9 +84,7 @@ class IdsTrainer(TokenizerTrainer):
 
     def __init__(self, *, vocab_size: int | None = None) -> None:
         if vocab_size is not None and vocab_size < 1:
-            raise UserError(
-                "the vocabulary is empty", key="tokenizer.vocab_size", value=vocab_size, hint="at least 1"
-            )
+            raise UserError("the vocabulary is empty", key="tokenizer.vocab_size", value=vocab_size, hint="at least 1")
         self._vocab_size = vocab_size
 
     def train(

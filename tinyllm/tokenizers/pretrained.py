@@ -26,9 +26,7 @@ class PretrainedTrainer(TokenizerTrainer):
     def check(self) -> None:
         self._load()
 
-    def train(
-        self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None
-    ) -> Tokenizer:
+    def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
         return self._load()
 
     def settings(self) -> dict[str, Any]:

@@ -40,9 +40,7 @@ def attend(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, *, dropout_p: float) 
     mask = None
     if n_queries > 1:
         mask = torch.ones(n_queries, n_keys, dtype=torch.bool, device=q_BHTD.device).tril(n_keys - n_queries)
-    return F.scaled_dot_product_attention(
-        q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, dropout_p=dropout_p, enable_gqa=gqa
-    )
+    return F.scaled_dot_product_attention(q_BHTD, k_BGSD, v_BGSD, attn_mask=mask, dropout_p=dropout_p, enable_gqa=gqa)
 
 
 def n_blocks(device: str, dtype: torch.dtype, seq_len: int) -> int:

@@ -21,9 +21,7 @@ class Attention(nn.Module, ABC):
         """
 
     @abstractmethod
-    def make_cache(
-        self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype
-    ) -> LayerCache:
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
         """An empty memory for ``max_len`` positions."""
 
     @abstractmethod

@@ -12,9 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def block_attention(
-    q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, n_blocks: int, dropout_p: float
-) -> Tensor:
+def block_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, n_blocks: int, dropout_p: float) -> Tensor:
     """softmax(q·kᵀ/√D + causal mask)·v for as many queries as keys.
 
     Args:
@@ -36,9 +34,7 @@ class _BlockAttention(torch.autograd.Function):
     """Inside, heads are folded into the batch: N = B·G, and the R = H/G queries that share a key are rows, (N, R, T, D)."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, n_blocks: int, dropout_p: float
-    ) -> Tensor:
+    def forward(ctx: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, n_blocks: int, dropout_p: float) -> Tensor:
         (B, H, T, D), G = q_BHTD.shape, k_BGTD.shape[1]
         q = q_BHTD.reshape(B * G, H // G, T, D)
         k, v = k_BGTD.reshape(B * G, T, D), v_BGTD.reshape(B * G, T, D)

@@ -57,9 +57,7 @@ class HeadsAttention(Attention):
         y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, dropout_p=dropout_p)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
-    def make_cache(
-        self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype
-    ) -> KVCache:
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
         return KVCache(
             batch_size=batch_size,
             n_kv_heads=self.n_kv_heads,
