@@ -76,9 +76,9 @@ def test_constant_without_warmup_is_the_peak_from_the_first_step() -> None:
         (Cosine, {"warmup_steps": 1.5, "min_lr": None}, "neither"),
         (Linear, {"warmup_steps": 0, "min_lr": 1.0}, "min_lr=1"),
         (Linear, {"warmup_steps": 0, "min_lr": -1e-5}, "min_lr=-1e-05"),
-        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": None, "stable_steps": 40, "shape": "sqrt"}, "stable_steps=40"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": None, "stable_steps": 40, "shape": "sqrt"}, "stable_steps=40"),  # noqa: E501
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 0, "stable_steps": None, "shape": "linear"}, "decay_steps=0"),
-        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 45, "stable_steps": None, "shape": "linear"}, "decay_steps=45"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 45, "stable_steps": None, "shape": "linear"}, "decay_steps=45"),  # noqa: E501
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": 5, "shape": "linear"}, "twice"),
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": None, "shape": "sin"}, "shape=sin"),
     ],

@@ -31,7 +31,7 @@ def block_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, n_blocks:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Inside, heads are folded into the batch: N = B·G, and the R = H/G queries that share a key are rows, (N, R, T, D)."""
+    """Heads are folded into the batch, N = B·G; the R = H/G queries that share a key are rows: (N, R, T, D)."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, n_blocks: int, dropout_p: float) -> Tensor:
