@@ -12,15 +12,15 @@ from tinyllm.nn.precision import compute_dtype
 IGNORE = -100
 """A target that is not counted."""
 
-CHUNK_BYTES = 128 * 2**20
-"""Size of the logits of one chunk when it is chosen here: large products run faster, memory grows with it."""
+CHUNK_BYTES = 64 * 2**20
+"""Size of the logits of one chunk when it is chosen here; larger ones are no faster and take memory."""
 
 ONE_PASS_DEVICES = ("cpu",)
 """Where softmax in place, one kernel, beats logsumexp and exp one after the other."""
 
 ALIGN = 32
 """Vocabularies are padded to this multiple where the head is copied to a shorter dtype anyway: rows of logits that
-begin on a cache line make the products up to a third faster (benchmarks/head_and_loss.py)."""
+begin on a cache line make the products up to a third faster (benchmarks/attention_kernels.py --head)."""
 
 
 def linear_cross_entropy(

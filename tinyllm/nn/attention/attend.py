@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinyllm.nn.attention.blocks import block_attention
 
-LONGEST_BLOCKED = 2048
+LONGEST_BLOCKED = 1024
 """Blocks keep half of the T² attention weights for the backward pass; beyond this length that is too much memory."""
 
 
