@@ -35,21 +35,16 @@ def bad(args: str, where: str, hint: str, **more: object) -> Bad:
 TABLE = {
     # data
     "empty file": bad("dataset.path=IN/empty.txt", "dataset.path=IN/empty.txt", "no text to learn from"),
-    "white space only": bad("dataset.path=IN/blank.txt", "dataset.path=IN/blank.txt", "no text"),
     "a few characters": bad("dataset.path=IN/short.txt", "dataset.val_fraction=0.1", "more data"),
     "shorter than a window": bad("dataset.path=IN/line.txt", "trainer.seq_len=16", "at most"),
     "missing file": bad("dataset.path=IN/nope.txt", "dataset.path=IN/nope.txt", "but not nope.txt"),
     "a folder without text": bad("dataset.path=IN/no_text", "dataset.path=IN/no_text", "UTF-8 files"),
-    "a glob without match": bad("dataset.path=IN/*.md", "dataset.path=IN/*.md", "check the pattern"),
     "no path": bad("dataset=text", "dataset.path=???", "set it", base=False),
     "an empty path": bad("dataset.path=", "dataset.path=", "a file, a folder or a glob"),
     "bad UTF-8": bad("dataset.path=IN/bad_utf8.txt", "IN/bad_utf8.txt", "dataset.errors=replace"),
     "UTF-16": bad("dataset.path=IN/utf16.txt", "IN/utf16.txt", "iconv"),
-    "unknown way with bad bytes": bad("dataset.errors=ignore", "dataset.errors=ignore", "strict or replace"),
     "no validation": bad("dataset.val_fraction=0", "dataset.val_fraction=0", "between 0 and 1"),
-    "missing validation": bad("dataset.val_path=IN/nope", "dataset.val_path=IN/nope", "but not nope"),
     "a line without the field": bad("dataset=jsonl dataset.path=IN/lines.jsonl", "IN/lines.jsonl:2", "texd"),
-    "no JSON": bad("dataset=jsonl", "IN/good.txt:1", "one object a line"),
     "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),
     "negative ids": bad("dataset=npy dataset.path=IN/negative.npy", "IN/negative.npy", "0"),
     "text for the tokenizer of numbers": bad("tokenizer=ids", "tokenizer", "dataset=npy"),
@@ -58,14 +53,11 @@ TABLE = {
     "unknown node": bad("modle.d_model=3", "modle.d_model=3", "did you mean model.d_model?"),
     "a key without its node": bad("lr=1e-3", "lr=1e-3", "did you mean optimizer.lr?"),
     "a key of another option": bad("schedule.shape=sqrt", "schedule.shape=sqrt", "choose schedule=wsd"),
-    "a key of another dataset": bad("dataset.path=x", "dataset.path=x", "dataset=text", base=False),
     "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes qk_norm"),
     "+ key of the loop": bad("+trainer.max_step=1", "trainer.max_step=1", "did you mean trainer.max_steps?"),
     "+ key of nothing": bad("+foo=1", "foo=1", "the configuration takes"),
-    "++ key": bad("++optimizer.lrr=1", "optimizer.lrr=1", "did you mean optimizer.lr?"),
     "~ key": bad("~trainer.max_steps", "~trainer.max_steps", "another value"),
     "no setting": bad("help", "help", "key=value"),
-    "no key": bad("=3", "=3", "key=value"),
     "a space before the =": bad("'model.d_model =3'", "model.d_model =3", "no space"),
     "unknown flag": bad("--batch-size=4", "--batch-size=4", "batch_size=4"),
     "misspelt flag": bad("--multi-run", "--multi-run", "--multirun"),
@@ -77,55 +69,46 @@ TABLE = {
     "unfinished list": bad("optimizer.betas=[0.9", "optimizer.betas=[0.9", "quote"),
     # choices
     "unknown experiment": bad("experiment=foo", "experiment=foo", "shakespeare_char_cpu"),
-    "near an experiment": bad("experiment=nanogpt_char", "experiment=nanogpt_char", "nanogpt_char_cpu?"),
     "unknown option": bad("dataset=txt", "dataset=txt", "did you mean text?"),
     "no option": bad("attn=null", "attn=null", "one of gqa, mha, mqa"),
     "unknown group": bad("atn=gqa", "atn=gqa", "did you mean attn?"),
     # types
     "text for a whole number": bad("trainer.max_steps=abc", "trainer.max_steps=abc", "a whole number"),
-    "a fraction for a whole number": bad("model.d_model=32.5", "model.d_model=32.5", "a whole number"),
     "text for a number": bad("optimizer.lr=1e-4x", "optimizer.lr=1e-4x", "a number"),
-    "nothing for a number": bad("optimizer.lr=", "optimizer.lr=", "a number"),
     "null for a number": bad("trainer.batch_size=null", "trainer.batch_size=null", "a value is needed"),
     "a number for a switch": bad("model.bias=2", "model.bias=2", "true or false"),
-    "text for a switch": bad("debug=maybe", "debug=maybe", "true or false"),
-    "a number for a list": bad("optimizer.betas=0.9", "optimizer.betas=0.9", "a list of 2"),
     "a list too short": bad("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "a list of 2"),
     "a value for a group": bad("trainer=3", "trainer=3", "a group of keys"),
-    "a value for a part": bad("model.block.attn=gqa", "model.block.attn=gqa", "a group of keys"),
     "not finite": bad("optimizer.lr=nan", "optimizer.lr=nan", "finite"),
     # ranges
     "negative steps": bad("trainer.max_steps=-1", "trainer.max_steps=-1", "at least 1"),
     "negative learning rate": bad("optimizer.lr=-1", "optimizer.lr=-1", "at least 0"),
     "negative weight decay": bad("optimizer.weight_decay=-1", "optimizer.weight_decay=-1", "at least 0"),
-    "negative layers": bad("model.n_layers=-1", "model.n_layers=-1", "at least 1"),
     "negative eps": bad("model.norm.eps=-1", "model.norm.eps=-1", "positive"),
-    "negative seed": bad("seed=-1", "seed=-1", "at least 0"),
-    "no batch": bad("trainer.batch_size=0", "trainer.batch_size=0", "at least 1"),
     "dropout of everything": bad("model.dropout=1", "model.dropout=1", "less than 1"),
-    "negative clip": bad("trainer.grad_clip=-1", "trainer.grad_clip=-1", "at least 0"),
     "half a chunk": bad("loss.chunk_tokens=1.5", "loss.chunk_tokens=1.5", "whole"),
-    "one checkpoint": bad("checkpoint.keep=1", "checkpoint.keep=1", "at least 2"),
     "unknown activation": bad("model.block.ffn.activation=gelo", "model.block.ffn.activation=gelo", "relu2"),
     "a vocabulary without bytes": bad(
         "tokenizer=bpe tokenizer.vocab_size=10", "tokenizer.vocab_size=10", "at least 257"
     ),
     # what must fit together
     "d_model not divisible": bad("model.d_model=33", "model.d_model=33", "not divisible by n_heads=2"),
-    "n_kv_heads not dividing": bad("attn=gqa model.n_kv_heads=3", "model.n_kv_heads=3", "does not divide n_heads=2"),
+    "n_kv_heads not dividing": bad(
+        "attn=gqa model.n_kv_heads=3", "model.n_kv_heads=3", "does not divide n_heads=2"
+    ),
     "odd head_dim with RoPE": bad("model.d_model=30", "model.d_model=30", "must be even"),
     "vocabulary too small": bad("model.vocab_size=3", "model.vocab_size=3", "null takes the tokenizer's"),
     "unseen character": bad(
         "trainer.sample_every=1 trainer.sample_prompt=Žluť", "trainer.sample_prompt=Žluť", "tokenizer=byte"
     ),
-    "batch not divisible": bad("trainer.total_batch_tokens=100", "trainer.total_batch_tokens=100", "64 or 128"),
-    "no batch of tokens": bad("trainer.total_batch_tokens=2**x", "trainer.total_batch_tokens=2**x", "2**19"),
+    "batch not divisible": bad(
+        "trainer.total_batch_tokens=100", "trainer.total_batch_tokens=100", "64 or 128"
+    ),
     "the batch twice": bad(
         "trainer.total_batch_tokens=64 trainer.grad_accum_steps=1", "trainer.grad_accum_steps=1", "leave"
     ),
     "two horizons": bad("trainer.max_steps=9 trainer.max_tokens=9", "trainer.max_tokens=9", "not both"),
     "less than a step": bad("trainer.max_tokens=63", "trainer.max_tokens=63", "one step takes 64"),
-    "less than a step of an epoch": bad("trainer.max_epochs=0.001", "trainer.max_epochs=0.001", "one step takes"),
     "context too long": bad("trainer.seq_len=17", "trainer.seq_len=17", "model.max_seq_len=16"),
     "warmup without end": bad(
         "trainer.max_steps=9 schedule.warmup_steps=9", "schedule.warmup_steps=9", "below the horizon of 9"
@@ -133,32 +116,30 @@ TABLE = {
     "never decays": bad(
         "trainer.max_steps=9 schedule=wsd schedule.stable_steps=9", "schedule.stable_steps=9", "no decay"
     ),
-    "decays twice": bad(
-        "schedule=wsd schedule.stable_steps=9 schedule.decay_steps=9",
-        "schedule.stable_steps=9",
-        "one of them",
-    ),
     "rises at the end": bad("schedule.min_lr=1", "schedule.min_lr=1", "between 0 and the peak"),
     # keys without effect
     "n_kv_heads of mha": bad("model.n_kv_heads=2", "model.n_kv_heads=2", "attn=gqa"),
-    "prefetch of no workers": bad(
-        "dataloader.prefetch_factor=4", "dataloader.prefetch_factor=4", "dataloader.workers=0"
+    "a prompt that is never used": bad(
+        "trainer.sample_prompt=a", "trainer.sample_prompt=a", "sample_every=0"
     ),
-    "a prompt that is never used": bad("trainer.sample_prompt=a", "trainer.sample_prompt=a", "sample_every=0"),
-    "evaluation that never runs": bad("trainer.eval_tokens=99", "trainer.eval_tokens=99", "eval_every=0"),
-    "a name beside a directory": bad("run.name=a run.dir=b", "run.name=a", "run.dir=b"),
-    "pinned memory without GPU": bad("dataloader.pin_memory=true trainer.device=cpu", "pin_memory=true", "GPU"),
+    "pinned memory without GPU": bad(
+        "dataloader.pin_memory=true trainer.device=cpu", "pin_memory=true", "GPU"
+    ),
     # machine
     "no such device": bad("trainer.device=mps", "trainer.device=mps", "this machine has"),
-    "unknown device": bad("trainer.device=gpu", "trainer.device=gpu", "cuda"),
     "unknown precision": bad("trainer.precision=fp8", "trainer.precision=fp8", "bf16"),
     "a multirun in torchrun": bad("-m seed=1,2", "-m", "without torchrun", environ={"WORLD_SIZE": "2"}),
     "several processes": bad("", "WORLD_SIZE=2", "without torchrun", environ={"WORLD_SIZE": "2"}),
     # directories
     "a run directory that exists": bad("run.dir=IN/run", "run.dir=IN/run", "resume=IN/run"),
     "a file in the way": bad("run.dir=IN/good.txt/run", "run.dir=IN/good.txt/run", "not a directory"),
-    "a place that cannot be written": bad("run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "another place"),
+    "a place that cannot be written": bad(
+        "run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "another place"
+    ),
     "an empty directory name": bad("run.dir=", "run.dir=", "leave the key out"),
+    "a cache that cannot be written": bad(
+        "", "/proc/nope", "a folder that can be written", environ={"TINYLLM_CACHE": "/proc/nope"}
+    ),
     # resume
     "resume of nothing": bad("resume=/nope", "resume=/nope", "a run directory"),
     "resume of an empty name": bad("resume=", "resume=", "a run directory"),
@@ -176,7 +157,9 @@ TABLE = {
         "resume=IN/run dataset.path=IN/short.txt", "dataset.path=IN/short.txt", "IN/good.txt", base=False
     ),
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
-    "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"),
+    "start from another architecture": bad(
+        "init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"
+    ),
     "start from another tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
     # the other programs
     "generate without a run": bad("", "run=null", "run=<directory>", program="generate", base=False),
@@ -194,13 +177,21 @@ TABLE = {
     "generate with averaged weights that are not there": bad(
         "run=IN/run weights=ema", "weights=ema", "raw", program="generate", base=False
     ),
-    "evaluate another split": bad("run=IN/run split=test", "split=test", "val", program="evaluate", base=False),
-    "evaluate past the context": bad("run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False),
+    "evaluate another split": bad(
+        "run=IN/run split=test", "split=test", "val", program="evaluate", base=False
+    ),
+    "evaluate past the context": bad(
+        "run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False
+    ),
     "prepare nothing": bad(
         "dataset=text dataset.path=/nope", "dataset.path=/nope", "but not", program="prepare", base=False
     ),
-    "describe the impossible": bad("model.n_heads=3", "d_model=128", "n_heads=3", program="describe", base=False),
-    "describe the unknown as JSON": bad("--json model=huge", "model=huge", "one of", program="describe", base=False),
+    "describe the impossible": bad(
+        "model.n_heads=3", "d_model=128", "n_heads=3", program="describe", base=False
+    ),
+    "describe the unknown as JSON": bad(
+        "--json model=huge", "model=huge", "one of", program="describe", base=False
+    ),
 }
 
 

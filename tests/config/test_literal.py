@@ -1,12 +1,13 @@
 """Free text reaches the program as it was typed."""
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import tinyllm
-from tinyllm.config.literal import LITERAL_KEYS, quote, quote_literals
+from tinyllm.config.literal import quote, quote_literals
 from tinyllm.errors import UserError
 
 AWKWARD = [
@@ -56,33 +57,37 @@ AWKWARD = [
 ]
 
 
-def arrives(key: str, text: str, program: str) -> object:
+def arrives(text: str) -> object:
     """The text after Hydra's parser and OmegaConf's resolution."""
-    cfg = tinyllm.compose(f"{key}={text}", program=program)
-    return OmegaConf.select(cfg, key)
+    override = OverridesParser.create().parse_override(f"prompt={quote(text)}")
+    cfg = OmegaConf.create({"prompt": "", "seed": 3})
+    OmegaConf.update(cfg, override.key_or_group, override.value())
+    return cfg.prompt
 
 
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_arrives(text: str) -> None:
-    assert arrives("prompt", text, "generate") == text
+    assert arrives(text) == text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=300, deadline=None)
 @example("\\${a}")
 @example('\\"${')
 @given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("\\${}\"',[]()= \n"))))
 def test_any_text_arrives(text: str) -> None:
-    assert arrives("prompt", text, "generate") == text
+    assert arrives(text) == text
 
 
-@pytest.mark.parametrize("key", ["trainer.sample_prompt", "run.name"])
-def test_in_the_settings_of_training_too(key: str) -> None:
-    text = "it's (a, b) = ${c} "
-    if key in LITERAL_KEYS:
-        assert arrives(key, text, "train") == text
-    else:
-        with pytest.raises(UserError, match="quote it twice"):
-            arrives(key, text, "train")
+@pytest.mark.parametrize("program, key", [("generate", "prompt"), ("train", "trainer.sample_prompt")])
+def test_in_a_whole_configuration_too(program: str, key: str) -> None:
+    for text in (' it\'s (a, \\\\${seed}) = \n["b"], ', "null", ""):
+        assert OmegaConf.select(tinyllm.compose(f"{key}={text}", program=program), key) == text
+
+
+def test_a_key_whose_value_is_not_literal_tells_how_to_quote() -> None:
+    with pytest.raises(UserError, match="quote it twice"):
+        tinyllm.compose("run.name=it's (a)")
+    assert tinyllm.compose('run.name="it\'s (a)"').run.name == "it's (a)"
 
 
 def test_only_the_named_keys_are_quoted() -> None:

@@ -3,11 +3,12 @@
 import ast
 import dataclasses
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import tinyllm
 from tests import sources
@@ -15,6 +16,7 @@ from tinyllm.config import schema
 from tinyllm.config.effects import RULES
 from tinyllm.config.names import leaves
 from tinyllm.config.paths import conf_dir
+from tinyllm.config.preflight import check
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError
 
@@ -69,6 +71,18 @@ def fields_of(cls: Any, path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
+@cache
+def defaults(program: str) -> DictConfig:
+    return tinyllm.compose(program=program)
+
+
+def check_with(key: str, value: object, program: str) -> None:
+    """The preflight of a program's defaults with one value changed."""
+    cfg = defaults(program).copy()
+    OmegaConf.update(cfg, key, value)
+    check(cfg, schema.SCHEMAS[program])
+
+
 BOUNDED = [
     (program, key, metadata)
     for program, root in schema.SCHEMAS.items()
@@ -82,8 +96,10 @@ BOUNDED = [
 def test_every_bound_refuses_what_lies_outside(program: str, key: str, metadata: dict[str, Any]) -> None:
     at_least, above = metadata["at_least"], metadata["above"]
     outside = int(at_least) - 1 if at_least is not None else int(above)
-    with pytest.raises(UserError, match=rf"value out of range \({re.escape(key)}={outside}(\.0)?\): ") as refused:
-        tinyllm.compose(f"{key}={outside}", program=program)
+    with pytest.raises(
+        UserError, match=rf"value out of range \({re.escape(key)}={outside}(\.0)?\): "
+    ) as refused:
+        check_with(key, outside, program)
     assert refused.value.hint
 
 
@@ -100,10 +116,9 @@ def test_every_bound_refuses_what_lies_outside(program: str, key: str, metadata:
 )
 def test_every_choice_is_taken_and_no_other(program: str, key: str, metadata: dict[str, Any]) -> None:
     for choice in metadata["choices"]:
-        text = str(choice).lower() if isinstance(choice, bool) else choice
-        assert OmegaConf.select(tinyllm.compose(f"{key}={text}", program=program), key) == choice
+        check_with(key, choice, program)
     with pytest.raises(UserError, match="value not allowed") as refused:
-        tinyllm.compose(f"{key}=other", program=program)
+        check_with(key, "other", program)
     words = [str(choice).lower() for choice in metadata["choices"] if isinstance(choice, str)]
     assert all(word in refused.value.hint for word in words)
 
