@@ -4,8 +4,11 @@ import torch
 
 
 def auto_precision(device: torch.device | str) -> str:
-    """ "bf16" where the device multiplies bf16 matrices in hardware, else "fp32"; a fixed table, never a
-    timing."""
+    """What ``precision=auto`` is on a device: "bf16" where it multiplies bf16 matrices in hardware, else "fp32".
+
+    A fixed table, never a timing, so two runs agree. On a CPU the hardware is AMX or AVX512_BF16; without either,
+    bf16 products are slower than fp32 ones (benchmarks/attention_kernels.py --isa AVX512_CORE).
+    """
     device = torch.device(device)
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp32"
