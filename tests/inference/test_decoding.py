@@ -102,7 +102,7 @@ def test_a_cache_in_bf16_under_autocast() -> None:
 
 
 def test_training_goes_on_after_decoding() -> None:
-    """Nothing made in inference mode may stay behind in the model."""
+    """Nothing made without gradients may stay behind in the model."""
     for pos in options("pos"):
         model = tiny_model(f"pos={pos}", max_seq_len=CONTEXT)
         greedy(model, [1, 2], kv_cache=True)

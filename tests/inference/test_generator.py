@@ -169,15 +169,38 @@ def test_the_mode_of_the_model_and_the_global_random_state_stay(training: bool) 
     stream.close()
     assert all(module.training is training for module in model.modules())
     assert torch.get_rng_state().equal(before)
-    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
 
 
-def test_the_caller_is_not_put_into_inference_mode() -> None:
+def test_the_caller_keeps_its_gradients_and_autocast() -> None:
     for _ in stream_text(tiny_model(vocab_size=LETTERS.vocab_size), LETTERS, "a", max_new_tokens=2):
-        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+        assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_new_tokens", 0), ("n_samples", 0), ("stop", ["a", ""])])
 def test_settings_out_of_range(key: str, value: object) -> None:
     with pytest.raises(UserError, match=key):
         list(stream_text(Scripted([1]), BYTES, "a", **({"max_new_tokens": 5} | {key: value})))  # type: ignore[arg-type]
+
+
+def test_autocast_rounds_the_weights_once_per_stream_and_keeps_nothing() -> None:
+    def autocast() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    def copies(n_tokens: int) -> int:
+        with torch.profiler.profile() as profile:
+            generate_text(model, LETTERS, "a", max_new_tokens=n_tokens, autocast=autocast, temperature=0)
+        return sum(1 for event in profile.events() if event.name == "aten::copy_" and event.cpu_time_total)
+
+    model = tiny_model(vocab_size=LETTERS.vocab_size)
+    weights = sum(1 for kind in model.parameter_kinds().values() if kind != "vector")
+    first, second, third = copies(1), copies(2), copies(3)
+    assert third - second < first  # the weights are among the first token's copies only
+    assert first - (third - second) >= weights
+    with autocast():
+        before = model(torch.tensor([[1]]))
+    with torch.no_grad():
+        model.blocks[0].attn.qkv.weight.mul_(3)
+    with autocast():
+        assert not model(torch.tensor([[1]])).equal(before)  # a kept copy would be stale

@@ -76,7 +76,7 @@ class Decoder:
         self.unread = self.length
         """The last tokens in view, which the cache does not hold yet."""
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: in it, autocast would round the weights anew for every token
     def logits(self) -> Tensor:
         """(B, V): of the token after those in view."""
         first = self.length - self.unread if self.cache is not None else 0
@@ -85,7 +85,7 @@ class Decoder:
             self.unread = 0
             return self.model.logits(hidden_BTD[:, -1])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def append(self, ids_B: Tensor) -> None:
         """Bring the next token into view."""
         if self.length == self.model.max_seq_len:

@@ -40,7 +40,8 @@ def stream_text(
 
     A sample ends with the end-of-text token, with a stop string (neither is part of the text; a stop string
     is looked for in the new text, not in the prompt) or after ``max_new_tokens`` tokens. The model is in
-    evaluation mode until the stream is exhausted or closed, and then as it was before.
+    evaluation mode until the stream is exhausted or closed, and then as it was before; until then its weights must not
+    change, for autocast's rounded copies of them are kept.
 
     Args:
         model: see :class:`tinyllm.inference.decoding.LanguageModel`.
@@ -70,6 +71,7 @@ def stream_text(
     writers = [_Writer(tokenizer, ids if prompt else [], stop_strings(stop)) for _ in range(n_samples)]
     was_training = model.training
     model.train(False)
+    torch.autocast_increment_nesting()  # else autocast rounds all weights anew for every token
     try:
         for done, ids_B in enumerate(decode(decoder, chooser, max_new_tokens=max_new_tokens), start=1):
             for sample, (writer, token) in enumerate(zip(writers, ids_B.tolist(), strict=True)):
@@ -79,6 +81,8 @@ def stream_text(
             if all(writer.ended for writer in writers):
                 return
     finally:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
         model.train(was_training)
 
 
