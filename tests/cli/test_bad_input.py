@@ -58,6 +58,8 @@ TABLE = {
     "+ key of nothing": bad("+foo=1", "foo=1", "the configuration takes"),
     "~ key": bad("~trainer.max_steps", "~trainer.max_steps", "another value"),
     "no setting": bad("help", "help", "key=value"),
+    "a path without its key": bad("IN/good.txt", "IN/good.txt", "dataset=text dataset.path=IN/good.txt"),
+    "a path for an option": bad("dataset=IN/good.txt", "dataset=", "dataset=text dataset.path="),
     "a space before the =": bad("'model.d_model =3'", "model.d_model =3", "no space"),
     "unknown flag": bad("--batch-size=4", "--batch-size=4", "batch_size=4"),
     "misspelt flag": bad("--multi-run", "--multi-run", "--multirun"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import tinyllm
 from tests.cli.conftest import Call
 from tests.training.runs import SMALL
 
@@ -84,6 +85,10 @@ def test_what_nobody_foresaw_is_one_line_with_its_place(call: Call, monkeypatch:
     assert line.startswith("error: ZeroDivisionError: on two lines (test_programs.py:")
     assert "HYDRA_FULL_ERROR=1" in line
     assert "Traceback" in call("train", "debug=true").err
+
+
+def test_the_version_is_ours(call: Call) -> None:
+    assert call("train", "--version").out == f"tinyllm {tinyllm.__version__}\n"
 
 
 def test_flags_and_settings_in_any_order(call: Call) -> None:

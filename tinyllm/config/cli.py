@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import tinyllm
 from tinyllm.config import schema
 from tinyllm.config.arguments import CommandLine, read
 from tinyllm.config.compose import checked, key_of
@@ -68,6 +69,9 @@ def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]]
 
         print(help_text(program))
         sys.exit(0)
+    if "--version" in arguments:
+        print(f"tinyllm {tinyllm.__version__}")
+        sys.exit(0)
     debug = "HYDRA_FULL_ERROR" in os.environ or "debug=true" in arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves the reporting of errors to us
     results: list[int] = []
@@ -117,7 +121,9 @@ def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
     hydra_node = cast(DictConfig, HydraConfig.get())
     cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed)
-    choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
+    choices = {
+        str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")
+    }
     overrides = list(hydra_node.overrides.task)
     return task(cfg, replace(known, overrides=overrides, choices=choices))
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +33,8 @@ KINDS = {
     "bool": "true or false",
 }
 """OmegaConf's names of types, in words."""
+TAKES_PATH = {"dataset": "text", "tokenizer": "pretrained"}
+"""The option of a group that reads what lies at a path."""
 
 
 @contextmanager
@@ -58,7 +61,9 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
         return _unknown(cause, overrides)
     if isinstance(cause, InterpolationResolutionError):
         hint = "${…} may name another key; in a text write \\${"
-        return UserError(_first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint)
+        return UserError(
+            _first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint
+        )
     if isinstance(cause, ValidationError) and cause.full_key:
         return _wrong_type(cause, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
@@ -102,17 +107,25 @@ def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
 
 
 def _missing_option(error: MissingConfigException) -> UserError:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    group, _, option = str(error.missing_cfg_file).partition("/")
     options = sorted(error.options or [])
     meant = near(option, options)
+    if group in TAKES_PATH and Path(option).exists():
+        hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={option}"
+        return UserError("no such option", key=group, value=option, hint=hint)
     hint = f"did you mean {meant[0]}? one of " if meant else "one of "
     return UserError("no such option", key=group, value=option, hint=hint + ", ".join(options))
 
 
 def _unparsable(error: OverrideParseException) -> UserError:
     key, equals, value = error.override.partition("=")
+    if not equals and Path(key).exists():
+        hint = f"a path needs a key: run={key}, resume={key}, or dataset=text dataset.path={key}"
+        return UserError("not a setting", file=key, hint=hint)
     if not equals:
-        return UserError("not a setting", file=error.override, hint="settings are written key=value or group=option")
+        return UserError(
+            "not a setting", file=error.override, hint="settings are written key=value or group=option"
+        )
     if not re.fullmatch(r"[\w.@/+~-]+", key) or ".." in key:
         hint = "a key is names joined by dots, with no space before the ="
         return UserError("not a key", key=key, value=value, hint=hint)
