@@ -1,6 +1,7 @@
 """describe, prepare and load: figures against closed forms, output against what a program can read."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from unittest import mock
@@ -19,7 +20,8 @@ from tinyllm.training.memory import activation_bytes
 def call(program: object, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
     """Exit code and standard output of a program run in this process."""
     capsys.readouterr()
-    with mock.patch.object(sys, "argv", ["tinyllm", *overrides]), pytest.raises(SystemExit) as end:
+    argv = mock.patch.object(sys, "argv", ["tinyllm", *overrides])
+    with argv, mock.patch.dict(os.environ), pytest.raises(SystemExit) as end:  # main() sets HYDRA_FULL_ERROR
         program.main()  # type: ignore[attr-defined]
     return int(end.value.code or 0), capsys.readouterr().out
 
