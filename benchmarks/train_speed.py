@@ -124,6 +124,9 @@ def litgpt_step(variant: str, row: str) -> tuple[int, Step]:
     )
     model = GPT(config)
     model.lm_head.weight = model.transformer.wte.weight
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # as ours; a tied table of litgpt's N(0, 1) would give softmax denormals to work on
+            torch.nn.init.normal_(parameter, std=0.02)
     fast = variant.endswith("bf16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=fast or None)
 
