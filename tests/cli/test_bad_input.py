@@ -95,17 +95,13 @@ TABLE = {
     ),
     # what must fit together
     "d_model not divisible": bad("model.d_model=33", "model.d_model=33", "not divisible by n_heads=2"),
-    "n_kv_heads not dividing": bad(
-        "attn=gqa model.n_kv_heads=3", "model.n_kv_heads=3", "does not divide n_heads=2"
-    ),
+    "n_kv_heads not dividing": bad("attn=gqa model.n_kv_heads=3", "model.n_kv_heads=3", "does not divide n_heads=2"),
     "odd head_dim with RoPE": bad("model.d_model=30", "model.d_model=30", "must be even"),
     "vocabulary too small": bad("model.vocab_size=3", "model.vocab_size=3", "null takes the tokenizer's"),
     "unseen character": bad(
         "trainer.sample_every=1 trainer.sample_prompt=Žluť", "trainer.sample_prompt=Žluť", "tokenizer=byte"
     ),
-    "batch not divisible": bad(
-        "trainer.total_batch_tokens=100", "trainer.total_batch_tokens=100", "64 or 128"
-    ),
+    "batch not divisible": bad("trainer.total_batch_tokens=100", "trainer.total_batch_tokens=100", "64 or 128"),
     "the batch twice": bad(
         "trainer.total_batch_tokens=64 trainer.grad_accum_steps=1", "trainer.grad_accum_steps=1", "leave"
     ),
@@ -121,12 +117,8 @@ TABLE = {
     "rises at the end": bad("schedule.min_lr=1", "schedule.min_lr=1", "between 0 and the peak"),
     # keys without effect
     "n_kv_heads of mha": bad("model.n_kv_heads=2", "model.n_kv_heads=2", "attn=gqa"),
-    "a prompt that is never used": bad(
-        "trainer.sample_prompt=a", "trainer.sample_prompt=a", "sample_every=0"
-    ),
-    "pinned memory without GPU": bad(
-        "dataloader.pin_memory=true trainer.device=cpu", "pin_memory=true", "GPU"
-    ),
+    "a prompt that is never used": bad("trainer.sample_prompt=a", "trainer.sample_prompt=a", "sample_every=0"),
+    "pinned memory without GPU": bad("dataloader.pin_memory=true trainer.device=cpu", "pin_memory=true", "GPU"),
     # machine
     "no such device": bad("trainer.device=mps", "trainer.device=mps", "this machine has"),
     "unknown precision": bad("trainer.precision=fp8", "trainer.precision=fp8", "bf16"),
@@ -135,9 +127,7 @@ TABLE = {
     # directories
     "a run directory that exists": bad("run.dir=IN/run", "run.dir=IN/run", "resume=IN/run"),
     "a file in the way": bad("run.dir=IN/good.txt/run", "run.dir=IN/good.txt/run", "not a directory"),
-    "a place that cannot be written": bad(
-        "run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "another place"
-    ),
+    "a place that cannot be written": bad("run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "another place"),
     "an empty directory name": bad("run.dir=", "run.dir=", "leave the key out"),
     "a cache that cannot be written": bad(
         "", "/proc/nope", "a folder that can be written", environ={"TINYLLM_CACHE": "/proc/nope"}
@@ -159,9 +149,7 @@ TABLE = {
         "resume=IN/run dataset.path=IN/short.txt", "dataset.path=IN/short.txt", "IN/good.txt", base=False
     ),
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
-    "start from another architecture": bad(
-        "init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"
-    ),
+    "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"),
     "start from another tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
     # the other programs
     "generate without a run": bad("", "run=null", "run=<directory>", program="generate", base=False),
@@ -179,21 +167,13 @@ TABLE = {
     "generate with averaged weights that are not there": bad(
         "run=IN/run weights=ema", "weights=ema", "raw", program="generate", base=False
     ),
-    "evaluate another split": bad(
-        "run=IN/run split=test", "split=test", "val", program="evaluate", base=False
-    ),
-    "evaluate past the context": bad(
-        "run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False
-    ),
+    "evaluate another split": bad("run=IN/run split=test", "split=test", "val", program="evaluate", base=False),
+    "evaluate past the context": bad("run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False),
     "prepare nothing": bad(
         "dataset=text dataset.path=/nope", "dataset.path=/nope", "but not", program="prepare", base=False
     ),
-    "describe the impossible": bad(
-        "model.n_heads=3", "d_model=128", "n_heads=3", program="describe", base=False
-    ),
-    "describe the unknown as JSON": bad(
-        "--json model=huge", "model=huge", "one of", program="describe", base=False
-    ),
+    "describe the impossible": bad("model.n_heads=3", "d_model=128", "n_heads=3", program="describe", base=False),
+    "describe the unknown as JSON": bad("--json model=huge", "model=huge", "one of", program="describe", base=False),
 }
 
 

@@ -107,10 +107,7 @@ def test_a_sweep_goes_on_after_a_job_that_fails(call: Call, inputs: Path) -> Non
     answer = call("train", "-m", *SMALL, *data, "seed=1,2", "trainer.stop_after_steps=1", "model.n_heads=2,3")
     assert answer.code == 2
     lines = answer.err.splitlines()
-    assert (
-        lines[::2]
-        == ["error: value not allowed (model.d_model=32): d_model=32 is not divisible by n_heads=3"] * 2
-    )
+    assert lines[::2] == ["error: value not allowed (model.d_model=32): d_model=32 is not divisible by n_heads=3"] * 2
     for line, job in zip(lines[1::2], (2, 3), strict=True):
         assert line.startswith(f"in job {job}: ")
         assert "model.n_heads=3" in line

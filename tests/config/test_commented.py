@@ -130,10 +130,7 @@ def test_keys_named_in_the_help_exist() -> None:
     for name in set(_EXAMPLES) & set(programs()):
         program = read_program(name)
         keys = set(program.keys) | {
-            f"{group.package}.{key}"
-            for group in program.groups
-            for option in group.options
-            for key in option.keys
+            f"{group.package}.{key}" for group in program.groups for option in group.options for key in option.keys
         }
         groups = {group.name: {option.name for option in group.options} for group in program.groups}
         assert set(_MOST_USED.get(name, ())) <= keys

@@ -30,9 +30,7 @@ def wants_path(group: str, overrides: tuple[str, ...]) -> bool:
     chosen = [one.partition("=")[2] for one in overrides if one.startswith(f"{group}=")]
     for name in (one.partition("=")[2] for one in overrides if one.startswith("experiment=")):
         written = read_yaml(conf_dir() / "experiment" / f"{name}.yaml")
-        chosen += [
-            entry[f"override /{group}"] for entry in written["defaults"] if f"override /{group}" in entry
-        ]
+        chosen += [entry[f"override /{group}"] for entry in written["defaults"] if f"override /{group}" in entry]
     return bool(chosen) and read_yaml(conf_dir() / group / f"{chosen[-1]}.yaml").get("path") == "???"
 
 
@@ -80,11 +78,7 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
 def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
     if not isinstance(node, dict):
         return [(path, node)]
-    return [
-        leaf
-        for name, child in node.items()
-        for leaf in leaves(child, f"{path}.{name}" if path else str(name))
-    ]
+    return [leaf for name, child in node.items() for leaf in leaves(child, f"{path}.{name}" if path else str(name))]
 
 
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])

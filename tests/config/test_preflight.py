@@ -96,9 +96,7 @@ BOUNDED = [
 def test_every_bound_refuses_what_lies_outside(program: str, key: str, metadata: dict[str, Any]) -> None:
     at_least, above = metadata["at_least"], metadata["above"]
     outside = int(at_least) - 1 if at_least is not None else int(above)
-    with pytest.raises(
-        UserError, match=rf"value out of range \({re.escape(key)}={outside}(\.0)?\): "
-    ) as refused:
+    with pytest.raises(UserError, match=rf"value out of range \({re.escape(key)}={outside}(\.0)?\): ") as refused:
         check_with(key, outside, program)
     assert refused.value.hint
 

@@ -102,9 +102,7 @@ def test_there_are_enough_of_them() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "node", ["model", "model.block.attn", "tokenizer", "dataset", "optimizer", "strategy"]
-)
+@pytest.mark.parametrize("node", ["model", "model.block.attn", "tokenizer", "dataset", "optimizer", "strategy"])
 def test_from_the_command_line(node: str, place: Path) -> None:
     with pytest.raises(UserError, match=rf"\({node}._target_=os.system\)"):
         tinyllm.compose(f"{node}._target_=os.system", f"+{node}._args_=['touch MARKER']")
@@ -133,9 +131,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "tinyllm.training.run_dir.subprocess.run"])
 @pytest.mark.parametrize("node", ["model", "block"])
-def test_out_of_a_checkpoint_that_somebody_else_wrote(
-    target: str, node: str, trained: Path, place: Path
-) -> None:
+def test_out_of_a_checkpoint_that_somebody_else_wrote(target: str, node: str, trained: Path, place: Path) -> None:
     run = place / "run"
     shutil.copytree(trained, run)
     [checkpoint] = (run / "checkpoints").glob("step-*")

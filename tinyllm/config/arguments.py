@@ -54,15 +54,11 @@ def read(arguments: Sequence[str]) -> CommandLine:
         hint = "a directory with group folders, e.g. attn/"
         raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
     settings = settings if known.multirun else quote_literals(settings)
-    check_settings(
-        settings, multirun=known.multirun, directories=[known.config_dir] if known.config_dir else []
-    )
+    check_settings(settings, multirun=known.multirun, directories=[known.config_dir] if known.config_dir else [])
     return CommandLine(flags=flags, settings=settings, multirun=known.multirun, config_dir=known.config_dir)
 
 
-def check_settings(
-    settings: Iterable[str], *, multirun: bool = False, directories: Iterable[str | Path] = ()
-) -> None:
+def check_settings(settings: Iterable[str], *, multirun: bool = False, directories: Iterable[str | Path] = ()) -> None:
     """Refuse settings that Hydra understands and tinyllm has no meaning for.
 
     Args:
@@ -131,9 +127,7 @@ def _check_setting(override: Override, multirun: bool, places: list[Path]) -> No
         hint = "give it another value; a group that can be off has the option none"
         raise UserError("a key cannot be taken out", file=text, hint=hint)
     if not key:
-        raise UserError(
-            "a setting without a key", file=text, hint="settings are written key=value or group=option"
-        )
+        raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
     if key == "hydra.run.dir":
         raise UserError("Hydra does not make the run's directory", key=key, value=typed, hint="use run.dir")
     if override.is_sweep_override():

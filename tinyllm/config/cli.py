@@ -121,9 +121,7 @@ def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
     hydra_node = cast(DictConfig, HydraConfig.get())
     cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed)
-    choices = {
-        str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")
-    }
+    choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
     overrides = list(hydra_node.overrides.task)
     return task(cfg, replace(known, overrides=overrides, choices=choices))
 

@@ -83,18 +83,12 @@ def check_effects(plain: dict[str, Any], *, named: Iterable[str], allow: frozens
         _check_offered(plain, named, block, allow)
 
 
-def _check_offered(
-    plain: dict[str, Any], named: set[str], block: dict[str, Any], allow: frozenset[str]
-) -> None:
-    parts = [
-        resolve_target(target, path=path, extra=allow) for path, target in walk_targets(block, "") if path
-    ]
+def _check_offered(plain: dict[str, Any], named: set[str], block: dict[str, Any], allow: frozenset[str]) -> None:
+    parts = [resolve_target(target, path=path, extra=allow) for path, target in walk_targets(block, "") if path]
     for key in sorted(named.intersection(OFFERED)):
         if not any(_reads(part, OFFERED[key]) for part in parts):
             names = ", ".join(part.__name__ for part in parts)
-            hint = (
-                f"none of {names} reads it; leave it out, or choose a part that does (attn=gqa: n_kv_heads)"
-            )
+            hint = f"none of {names} reads it; leave it out, or choose a part that does (attn=gqa: n_kv_heads)"
             raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
 
 

@@ -61,9 +61,7 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
         return _unknown(cause, overrides)
     if isinstance(cause, InterpolationResolutionError):
         hint = "${…} may name another key; in a text write \\${"
-        return UserError(
-            _first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint
-        )
+        return UserError(_first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint)
     if isinstance(cause, ValidationError) and cause.full_key:
         return _wrong_type(cause, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
@@ -123,9 +121,7 @@ def _unparsable(error: OverrideParseException) -> UserError:
         hint = f"a path needs a key: run={key}, resume={key}, or dataset=text dataset.path={key}"
         return UserError("not a setting", file=key, hint=hint)
     if not equals:
-        return UserError(
-            "not a setting", file=error.override, hint="settings are written key=value or group=option"
-        )
+        return UserError("not a setting", file=error.override, hint="settings are written key=value or group=option")
     if not re.fullmatch(r"[\w.@/+~-]+", key) or ".." in key:
         hint = "a key is names joined by dots, with no space before the ="
         return UserError("not a key", key=key, value=value, hint=hint)

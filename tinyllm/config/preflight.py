@@ -21,9 +21,7 @@ AT_RUN_TIME = frozenset({"model.vocab_size"})
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def check(
-    cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: frozenset[str] = frozenset()
-) -> None:
+def check(cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: frozenset[str] = frozenset()) -> None:
     """Check every key of a composed configuration.
 
     Args:

@@ -63,9 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, size: int
     ) -> Tensor:
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            loss, ctx.dhidden, ctx.dweight = _value_and_gradients(
-                hidden_ND, weight_VD, targets_N, dtype, size
-            )
+            loss, ctx.dhidden, ctx.dweight = _value_and_gradients(hidden_ND, weight_VD, targets_N, dtype, size)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
         return loss
 
