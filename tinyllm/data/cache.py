@@ -112,7 +112,8 @@ def fingerprint_of_blocks(blocks: list[str]) -> str:
 def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Writes what belongs to the ids, and meta.json last; everything is durable afterwards."""
     packed = BytesIO()
-    np.savez(packed, **exceptions)
+    arrays: dict[str, Any] = dict(exceptions)  # Any: among numpy 2's keywords is a flag
+    np.savez(packed, **arrays)
     contents = {"tokenizer.json": tokenizer.to_json().encode(), "exceptions.npz": packed.getvalue()}
     meta = meta | {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "kind": tokenizer.content}
     meta["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
