@@ -23,7 +23,14 @@ ALTERNATIVES = (
     ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
 )
 """Keys of which a run may have one: a new one takes the place of the saved one."""
-NODES = {"attn": "model.block.attn", "ffn": "model.block.ffn", "pos": "model.pos", "norm": "model.norm"}
+NODES = {
+    "attn": "model.block.attn",
+    "ffn": "model.block.ffn",
+    "moe": "model.block.moe",
+    "pos": "model.pos",
+    "norm": "model.norm",
+    "layers": "model.layers",
+}
 """Where a group's options stand, for groups that are not a node of their own name."""
 
 

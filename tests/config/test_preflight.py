@@ -221,7 +221,7 @@ def test_near_names_are_suggested_and_far_ones_are_not() -> None:
         "trainer.max_step": "trainer.max_steps",
         "trainer.batchsize": "trainer.batch_size",
         "optimizer.weight_decy": "optimizer.weight_decay",
-        "model.n_layer": "model.n_layers",
+        "model.n_layer": "model.n_layers or model.layers",
         "max_steps": "trainer.max_steps",
         "trainer.lr": "optimizer.lr",
         "norm.eps": "model.norm.eps",

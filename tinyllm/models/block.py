@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.feedforward import FeedForward
+from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
 
@@ -17,7 +17,8 @@ class Block(nn.Module):
 
     Args:
         attn: factory of the attention layer; it gets whatever its constructor names of the model's shape.
-        ffn: factory of the feed-forward layer, likewise.
+        ffn: factory of the feed-forward layer.
+        moe: factory of what stands in the feed-forward's place; gets ``ffn`` and the model's shape, likewise.
         norm: factory of the two norms, likewise.
         pos: the model's position object, for attention.
         d_model, n_heads, n_kv_heads, d_ff, max_seq_len, bias: the model's shape.
@@ -36,6 +37,7 @@ class Block(nn.Module):
         *,
         attn: Callable[..., Attention],
         ffn: Callable[..., FeedForward],
+        moe: Callable[..., FeedForward],
         norm: Callable[..., nn.Module],
         pos: Position,
         d_model: int,
@@ -55,15 +57,25 @@ class Block(nn.Module):
         self.norm1 = make(norm, dim=d_model, bias=bias)
         self.attn = make(attn, **shape, pos=pos, norm_eps=norm_eps, attn_dropout=attn_dropout)
         self.norm2 = make(norm, dim=d_model, bias=bias)
-        self.ffn = make(ffn, **shape, d_ff=d_ff, model_d_ff=d_ff)
+        self.ffn = make(moe, ffn=ffn, **shape, model_d_ff=d_ff)
         self.dropout, self.parallel_block = dropout, parallel_block
 
-    def forward(self, x_BTC: Tensor, *, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """The residual stream behind this layer, and how its mixture of experts routed (in training, if it has one).
+
+        Args:
+            start: position of the first token; of each row (B,) where they differ.
+            cache: holds the positions before ``start``.
+        """
         attended = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache))
         if self.parallel_block:
-            return x_BTC + attended + self._drop(self.ffn(self.norm2(x_BTC)))
+            fed, routing = self.ffn(self.norm2(x_BTC))
+            return x_BTC + attended + self._drop(fed), routing
         x_BTC = x_BTC + attended
-        return x_BTC + self._drop(self.ffn(self.norm2(x_BTC)))
+        fed, routing = self.ffn(self.norm2(x_BTC))
+        return x_BTC + self._drop(fed), routing
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -1,6 +1,6 @@
 """The decoder-only transformer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.models.block import Block
+from tinyllm.models.layerdrop import draw_kept, skip
+from tinyllm.models.layers import BlockFactory
 from tinyllm.nn.cache import Cache
+from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
@@ -49,9 +52,10 @@ class Transformer(nn.Module):
         init_std: standard deviation of the weights at the start.
         dropout: on the embeddings and on what each part adds to the residual stream.
         attn_dropout: on the attention weights.
-        block, norm, pos: factories of the layers, the norms and the position object; each gets the
-        arguments that its
+        layerdrop: probability with which the deepest block is left out in training, see ``models.layerdrop``.
+        block, norm, pos: factories of the layers, the norms and the position object; each gets the arguments that its
             constructor names (``tinyllm.nn.parts.make``).
+        layers: makes of ``block`` and ``n_layers`` the factory of each layer.
 
     Raises:
         ValueError: a number that is out of range, or two that do not go together.
@@ -74,22 +78,24 @@ class Transformer(nn.Module):
         init_std: float,
         dropout: float,
         attn_dropout: float,
-        block: Callable[..., Block],
+        layerdrop: float,
+        block: BlockFactory,
         norm: Callable[..., nn.Module],
         pos: Callable[..., Position],
+        layers: Callable[..., list[BlockFactory]],
     ) -> None:
         super().__init__()
         positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
         for name, size in (positive | {"d_ff": d_ff, "max_seq_len": max_seq_len}).items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        for name, p in {"dropout": dropout, "attn_dropout": attn_dropout}.items():
+        for name, p in {"dropout": dropout, "attn_dropout": attn_dropout, "layerdrop": layerdrop}.items():
             if not 0 <= p < 1:
                 raise ValueError(f"{name}={p} must be at least 0 and less than 1")
         if init_std <= 0:
             raise ValueError(f"init_std={init_std} must be positive")
         self.vocab_size, self.d_model, self.n_layers = vocab_size, d_model, n_layers
-        self.max_seq_len, self.dropout = max_seq_len, dropout
+        self.max_seq_len, self.dropout, self.layerdrop = max_seq_len, dropout, layerdrop
         self.init_std = init_std
         self.residual_std = init_std / (2 * n_layers) ** 0.5 if scaled_init else init_std
 
@@ -98,7 +104,7 @@ class Transformer(nn.Module):
         self.norm = make(norm, dim=d_model, bias=bias)
         self.blocks = nn.ModuleList(
             make(
-                block,
+                factory,
                 norm=norm,
                 pos=self.pos,
                 d_model=d_model,
@@ -112,36 +118,54 @@ class Transformer(nn.Module):
                 attn_dropout=attn_dropout,
                 parallel_block=parallel_block,
             )
-            for _ in range(n_layers)
+            for factory in layers(block=block, n_layers=n_layers)
         )
         self.head = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
         if self.embedding.weight.device.type != "meta":
             self.init_weights()
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None) -> Tensor:
-        """Hidden states (B, T, C) after the final norm.
+        """Hidden states (B, T, C) after the final norm; see :meth:`run`."""
+        return self.run(ids_BT, cache=cache)[0]
 
-        With a cache, the tokens continue the ones it holds (positions ``cache.length`` …), and the cache
-        advances.
+    def run(
+        self, ids_BT: Tensor, *, cache: Cache | None = None, kept: Sequence[bool] | None = None
+    ) -> tuple[Tensor, list[Routing | None]]:
+        """Hidden states (B, T, C) after the final norm, and per block how its mixture of experts routed.
+
+        With a cache, the tokens continue those that it holds of each row, and the cache advances.
+
+        Args:
+            kept: the blocks to pass through, from :meth:`draw_kept`; None: all.
 
         Raises:
             ValueError: a position beyond ``max_seq_len`` or beyond the cache.
         """
-        start = 0 if cache is None else cache.length
-        end = start + ids_BT.shape[1]
+        end = ids_BT.shape[1] + (0 if cache is None else cache.length)
         limit = self.max_seq_len if cache is None else min(self.max_seq_len, cache.max_len)
         if end > limit:
             raise ValueError(
                 f"{end} positions do not fit: the context ends at {limit} (max_seq_len={self.max_seq_len})"
             )
+        start = 0 if cache is None else cache.start
         x_BTC = self.pos.embed(self.embedding(ids_BT), start)
         if self.dropout:
             x_BTC = F.dropout(x_BTC, self.dropout, self.training)
+        routings: list[Routing | None] = []
         for i, block in enumerate(self.blocks):
-            x_BTC = block(x_BTC, start=start, cache=None if cache is None else cache.layers[i])
+            if kept is None or kept[i]:
+                x_BTC, routing = block(x_BTC, start=start, cache=None if cache is None else cache.layers[i])
+                routings.append(routing)
+            else:
+                x_BTC = skip(x_BTC, block.parameters())
+                routings.append(None)
         if cache is not None:
-            cache.length = end
-        return self.norm(x_BTC)
+            cache.advance(ids_BT.shape[1])
+        return self.norm(x_BTC), routings
+
+    def draw_kept(self, seed: int) -> list[bool] | None:
+        """The blocks that one micro-batch in training passes through; None: all of them."""
+        return draw_kept(self.layerdrop, self.n_layers, seed=seed)
 
     @property
     def head_weight(self) -> nn.Parameter:
@@ -194,8 +218,9 @@ class Transformer(nn.Module):
         kinds = self.parameter_kinds()
         sizes = {name: p.numel() for name, p in self.named_parameters()}
         total = sum(sizes.values())
+        inactive = sum(block.ffn.inactive_parameters() for block in self.layers())
         embedding = sum(n for name, n in sizes.items() if kinds[name] == "embedding")
-        return ParameterCounts(total=total, active=total, embedding=embedding)
+        return ParameterCounts(total=total, active=total - inactive, embedding=embedding)
 
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations of the forward pass, head included, for one token that attends to

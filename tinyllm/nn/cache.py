@@ -1,66 +1,197 @@
 """What attention remembers of the tokens it has seen, in buffers of fixed size."""
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
 
 
-class LayerCache(ABC):
-    """The memory of one attention layer; its kind is the attention's own affair."""
+class LayerCache:
+    """The memory of one attention layer, in one slot per position; of a layer with a window, in a ring of slots.
 
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of the buffers."""
+    With a window, a position keeps its slot until the position ``window`` further on takes it; the first ``sinks``
+    positions keep theirs for good. So the buffers hold what the next query sees and nothing else, however long the
+    text.
 
+    Args:
+        shapes: heads and their size, for each thing that is remembered of a token (keys and values: two).
+        max_len: positions there is room for.
+        window: how many positions a query sees; 0: all.
+        sinks: first positions that every query sees as well.
 
-class KVCache(LayerCache):
-    """Keys and values of up to ``max_len`` tokens, with as many heads as the layer has keys for (never
-    repeated)."""
+    Attributes:
+        buffers: (B, heads, slots, size) each.
+    """
 
     def __init__(
         self,
+        shapes: Sequence[tuple[int, int]],
         *,
         batch_size: int,
-        n_kv_heads: int,
         max_len: int,
-        head_dim: int,
+        window: int = 0,
+        sinks: int = 0,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        shape = (batch_size, n_kv_heads, max_len, head_dim)
-        self.k_BGSD = torch.zeros(shape, device=device, dtype=dtype)
-        self.v_BGSD = torch.zeros(shape, device=device, dtype=dtype)
+        self.window, self.sinks = window, sinks
+        self.n_slots = min(max_len, window + sinks) if window else max_len
+        self.wraps = self.n_slots < max_len
+        self.buffers = [
+            torch.zeros(batch_size, heads, self.n_slots, size, device=device, dtype=dtype) for heads, size in shapes
+        ]
 
-    def update(self, k_BGTD: Tensor, v_BGTD: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        """Write the keys and values of positions start … start+T−1; those of positions 0 … start+T−1 come
-        back."""
-        end = start + k_BGTD.shape[2]
-        self.k_BGSD[:, :, start:end] = k_BGTD
-        self.v_BGSD[:, :, start:end] = v_BGTD
-        return self.k_BGSD[:, :, :end], self.v_BGSD[:, :, :end]
+    def update(self, *new_BGTD: Tensor, start: int | Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Write what is to be remembered of T tokens; what their queries see comes back.
+
+        Args:
+            new_BGTD: a tensor for each of the ``shapes``.
+            start: position of the first token; of each row (B,) where they differ.
+
+        Returns:
+            For each shape (B, heads, S, size), the positions in order, the new ones last; those in between that no
+            query sees may be missing, and the order is any if T = 1. And which of the S keys each query sees
+            (B, 1, T, S), where rows differ; None where they do not: then it is the first ``sinks`` and, of the others,
+            the last ``window`` up to the query itself.
+        """
+        if isinstance(start, Tensor):
+            return self._update_each(new_BGTD, start)
+        n_new = new_BGTD[0].shape[2]
+        end = start + n_new
+        if end <= self.n_slots:
+            for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+                buffer[:, :, start:end] = new
+            return [buffer[:, :, :end] for buffer in self.buffers], None
+        if n_new == 1:
+            slot = self._slot(start)
+            for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+                buffer[:, :, slot : slot + 1] = new
+            return self.buffers, None
+        seen = list(new_BGTD)
+        if start:  # read before the new positions take the slots of old ones that their first queries see
+            old = [*range(min(start, self.sinks)), *range(max(self.sinks, start - self.window + 1), start)]
+            slots = torch.tensor([self._slot(position) for position in old], device=new_BGTD[0].device)
+            seen = [
+                torch.cat((buffer.index_select(2, slots), new.to(buffer.dtype)), dim=2)
+                for buffer, new in zip(self.buffers, new_BGTD, strict=True)
+            ]
+        self._write_last(new_BGTD, start)
+        return seen, None
+
+    def _update_each(self, new_BGTD: Sequence[Tensor], start_B: Tensor) -> tuple[list[Tensor], Tensor]:
+        n_new, device = new_BGTD[0].shape[2], new_BGTD[0].device
+        longest = int(start_B.max()) + n_new
+        starts, start_B = start_B, start_B.to(device)
+        queries_BT = start_B[:, None] + torch.arange(n_new, device=device)
+        if n_new == 1 or not self.wraps:  # nothing that one of the queries sees is overwritten
+            rows_B1 = torch.arange(len(start_B), device=device)[:, None]
+            slots_BT = torch.where(
+                queries_BT < self.n_slots, queries_BT, self.sinks + (queries_BT - self.sinks) % max(self.window, 1)
+            )
+            for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+                buffer[rows_B1, :, slots_BT] = new.transpose(1, 2).to(buffer.dtype)
+            filled = min(longest, self.n_slots)
+            keys_BS = self._positions(start_B + n_new)[:, :filled]
+            seen = [buffer[:, :, :filled] for buffer in self.buffers]
+        else:
+            keys_BS = torch.cat((self._positions(start_B), queries_BT), dim=1)
+            seen = [
+                torch.cat((buffer, new.to(buffer.dtype)), dim=2)
+                for buffer, new in zip(self.buffers, new_BGTD, strict=True)
+            ]
+            for row, start in enumerate(starts.tolist()):
+                self.rows(row, row + 1)._write_last([new[row : row + 1] for new in new_BGTD], start)
+        keys_B1S, queries_BT1 = keys_BS[:, None], queries_BT[..., None]
+        visible_BTS = (keys_B1S >= 0) & (keys_B1S <= queries_BT1)
+        if self.window:
+            visible_BTS &= (keys_B1S > queries_BT1 - self.window) | (keys_B1S < self.sinks)
+        return seen, visible_BTS[:, None]
+
+    def _slot(self, position: int) -> int:
+        return position if position < self.n_slots else self.sinks + (position - self.sinks) % self.window
+
+    def _write_last(self, new_BGTD: Sequence[Tensor], start: int) -> None:
+        """Write those of the positions start … start+T−1 that a later query may see."""
+        end = start + new_BGTD[0].shape[2]
+        last = [*range(start, min(end, self.sinks)), *range(max(self.sinks, start, end - self.window), end)]
+        device = new_BGTD[0].device
+        slots = torch.tensor([self._slot(position) for position in last], device=device)
+        chosen = torch.tensor([position - start for position in last], device=device)
+        for buffer, new in zip(self.buffers, new_BGTD, strict=True):
+            buffer.index_copy_(2, slots, new.index_select(2, chosen).to(buffer.dtype))
+
+    def _positions(self, length_B: Tensor) -> Tensor:
+        """(B, slots): the position that each slot holds after that many positions; −1 where it holds none."""
+        slots_S = torch.arange(self.n_slots, device=length_B.device)
+        later_BS = length_B[:, None] - 1 - slots_S
+        positions_BS = slots_S.expand_as(later_BS)
+        if self.wraps:
+            turns_BS = later_BS.div(self.window, rounding_mode="floor") * (slots_S >= self.sinks)
+            positions_BS = positions_BS + self.window * turns_BS
+        return positions_BS.masked_fill(later_BS < 0, -1)
+
+    def rows(self, start: int, stop: int) -> "LayerCache":
+        """The memory of the sequences start … stop−1 of the batch; writing into it writes here."""
+        view = copy(self)
+        view.buffers = [buffer[start:stop] for buffer in self.buffers]
+        return view
+
+    def repeat_first(self) -> None:
+        """Give every row what the first one holds."""
+        for buffer in self.buffers:
+            buffer[1:] = buffer[:1]
 
     def nbytes(self) -> int:
-        return self.k_BGSD.nbytes + self.v_BGSD.nbytes
+        """Bytes of the buffers."""
+        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 class Cache:
-    """The memory of a model: one ``LayerCache`` per layer, and how many positions of them are filled.
+    """The memory of a model: one ``LayerCache`` per layer, and how many positions of each row are filled.
 
     Attributes:
         layers: one per block, in order.
-        length: positions filled; the next token gets this position.
         max_len: positions there is room for.
+        lengths_B: positions filled in each row, int64 on the CPU; a row's next token gets this position.
     """
 
-    def __init__(self, layers: list[LayerCache], *, max_len: int) -> None:
-        self.layers = layers
+    def __init__(self, layers: Sequence[LayerCache], *, max_len: int) -> None:
+        self.layers = list(layers)
         self.max_len = max_len
-        self.length = 0
+        self.lengths_B = torch.zeros(self.layers[0].buffers[0].shape[0], dtype=torch.int64, device="cpu")
+
+    @property
+    def length(self) -> int:
+        """Positions filled in the longest row."""
+        return int(self.lengths_B.max())
+
+    @property
+    def start(self) -> int | Tensor:
+        """Position of the next token; ``lengths_B`` where the rows differ."""
+        shortest, longest = torch.aminmax(self.lengths_B)
+        return int(longest) if shortest == longest else self.lengths_B
+
+    def advance(self, n_tokens: int) -> None:
+        """Note that every row holds this many more."""
+        self.lengths_B += n_tokens
+
+    def rows(self, start: int, stop: int) -> "Cache":
+        """The memory of the sequences start … stop−1; what is done to it is done here, the lengths included."""
+        view = copy(self)
+        view.layers = [layer.rows(start, stop) for layer in self.layers]
+        view.lengths_B = self.lengths_B[start:stop]
+        return view
+
+    def repeat_first(self) -> None:
+        """Give every row what the first one holds, its length too."""
+        for layer in self.layers:
+            layer.repeat_first()
+        self.lengths_B.fill_(self.lengths_B[0])
 
     def reset(self) -> None:
         """Forget everything; the buffers stay and are overwritten."""
-        self.length = 0
+        self.lengths_B.zero_()
 
     def nbytes(self) -> int:
         """Bytes of all buffers."""

@@ -1,6 +1,7 @@
 """Position-wise feed-forward layers."""
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -8,12 +9,30 @@ from tinyllm.nn.activations import ACTIVATIONS, GATES, lookup
 from tinyllm.nn.linear import Linear
 
 
+class Routing(NamedTuple):
+    """How a mixture of experts spread the tokens of one forward pass.
+
+    It is returned and never kept on a module, so that activation recompute neither loses a gradient nor counts twice.
+    """
+
+    loss: Tensor
+    """Balance loss with its coefficient, a scalar in fp32."""
+    load_E: Tensor
+    """Tokens that each routed expert was given, fp32, without gradient."""
+
+
 class FeedForward(nn.Module, ABC):
-    """What a block asks of its feed-forward layer."""
+    """What a block asks of its feed-forward layer.
+
+    Attributes:
+        d_ff: hidden size.
+    """
+
+    d_ff: int
 
     @abstractmethod
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        """The same shape as the input; each position by itself."""
+    def forward(self, x_BTC: Tensor) -> tuple[Tensor, Routing | None]:
+        """The same shape as the input, each position by itself; a mixture in training also says how it routed."""
 
     @abstractmethod
     def init_weights(self, *, std: float, residual_std: float) -> None:
@@ -22,6 +41,10 @@ class FeedForward(nn.Module, ABC):
     @abstractmethod
     def flops_per_token(self) -> int:
         """Floating-point operations of the forward pass for one token (matrix products only)."""
+
+    def inactive_parameters(self) -> int:
+        """Parameters that one token does not pass through."""
+        return 0
 
 
 class MLP(FeedForward):
@@ -38,12 +61,12 @@ class MLP(FeedForward):
     def __init__(self, *, d_model: int, model_d_ff: int, bias: bool, activation: str, d_ff: int | None = None) -> None:
         super().__init__()
         self.act = lookup(ACTIVATIONS, activation, parameter="activation")
-        hidden = _positive(model_d_ff if d_ff is None else d_ff)
-        self.up = Linear(d_in=d_model, d_out=hidden, bias=bias)
-        self.down = Linear(d_in=hidden, d_out=d_model, bias=bias)
+        self.d_ff = _positive(model_d_ff if d_ff is None else d_ff)
+        self.up = Linear(d_in=d_model, d_out=self.d_ff, bias=bias)
+        self.down = Linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
-        return self.down(self.act(self.up(x_BTC)))
+    def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
+        return self.down(self.act(self.up(x_BTC))), None
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.up.init_weights(std)
@@ -69,13 +92,13 @@ class GLU(FeedForward):
     def __init__(self, *, d_model: int, model_d_ff: int, bias: bool, gate: str, d_ff: int | None = None) -> None:
         super().__init__()
         self.act = lookup(GATES, gate, parameter="gate")
-        hidden = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)  # 2/3 · model_d_ff / 8
-        self.gate_up = Linear(d_in=d_model, d_out=2 * hidden, bias=bias)  # one product instead of two
-        self.down = Linear(d_in=hidden, d_out=d_model, bias=bias)
+        self.d_ff = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)  # 2/3 · model_d_ff / 8
+        self.gate_up = Linear(d_in=d_model, d_out=2 * self.d_ff, bias=bias)  # one product instead of two
+        self.down = Linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 
-    def forward(self, x_BTC: Tensor) -> Tensor:
+    def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
         gate_BTF, up_BTF = self.gate_up(x_BTC).chunk(2, dim=-1)
-        return self.down(self.act(gate_BTF) * up_BTF)
+        return self.down(self.act(gate_BTF) * up_BTF), None
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.gate_up.init_weights(std)
