@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.gqa import GQA
-from tinyllm.nn.cache import KVCache
 from tinyllm.nn.feedforward import GLU, MLP
 from tinyllm.nn.parts import make
 from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
@@ -143,15 +142,6 @@ def test_learned_positions_start_where_they_are_told() -> None:
     pos.init_weights(1.0)
     assert torch.equal(pos.embed(torch.zeros(1, 3, 4), 7)[0], pos.table.weight[7:])
     assert NoPosition().rotary(3) is None and pos.rotary(4) is None
-
-
-def test_cache_returns_what_was_written() -> None:
-    cache = KVCache(batch_size=2, n_kv_heads=1, max_len=5, head_dim=3, device=torch.device("cpu"), dtype=torch.float32)
-    k, v = torch.randn(2, 1, 4, 3), torch.randn(2, 1, 4, 3)
-    cache.update(k[:, :, :3], v[:, :, :3], 0)
-    found = cache.update(k[:, :, 3:], v[:, :, 3:], 3)
-    assert torch.equal(found[0], k) and torch.equal(found[1], v)
-    assert cache.nbytes() == 2 * 2 * 5 * 3 * 4
 
 
 def test_make_offers_what_is_named_and_not_bound() -> None:

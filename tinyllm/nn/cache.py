@@ -86,9 +86,10 @@ class LayerCache:
         queries_BT = start_B[:, None] + torch.arange(n_new, device=device)
         if n_new == 1 or not self.wraps:  # nothing that one of the queries sees is overwritten
             rows_B1 = torch.arange(len(start_B), device=device)[:, None]
-            slots_BT = torch.where(
-                queries_BT < self.n_slots, queries_BT, self.sinks + (queries_BT - self.sinks) % max(self.window, 1)
-            )
+            slots_BT = queries_BT
+            if self.wraps:
+                turned_BT = self.sinks + (queries_BT - self.sinks) % self.window
+                slots_BT = torch.where(queries_BT < self.n_slots, queries_BT, turned_BT)
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
                 buffer[rows_B1, :, slots_BT] = new.transpose(1, 2).to(buffer.dtype)
             filled = min(longest, self.n_slots)

@@ -17,8 +17,11 @@ from torch.autograd.function import once_differentiable
 class Position(nn.Module, ABC):
     """The interface; by itself it knows nothing of positions."""
 
-    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
-        """The embeddings of the tokens at positions start … start+T−1 with position information added."""
+    def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
+        """The embeddings of the tokens at positions start … start+T−1 with position information added.
+
+        ``start`` is a tensor (B,) where the rows do not begin at the same position; so it is in ``Rotary``.
+        """
         return x_BTC
 
     def rotary(self, dim: int) -> "Rotary | None":
@@ -44,8 +47,8 @@ class Learned(Position):
         super().__init__()
         self.table = nn.Embedding(max_seq_len, d_model, _weight=torch.empty(max_seq_len, d_model))
 
-    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
-        return x_BTC + self.table.weight[start : start + x_BTC.shape[1]]
+    def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
+        return x_BTC + _at(self.table.weight, start, x_BTC.shape[1])
 
     def init_weights(self, std: float) -> None:
         nn.init.normal_(self.table.weight, std=std)
@@ -92,8 +95,8 @@ class Sinusoidal(Position):
 
         self.table = _Sinusoids(build)
 
-    def embed(self, x_BTC: Tensor, start: int) -> Tensor:
-        return x_BTC + self.table.values[start : start + x_BTC.shape[1]]
+    def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
+        return x_BTC + _at(self.table.values, start, x_BTC.shape[1])
 
     def init_weights(self, std: float) -> None:
         self.table.fill()
@@ -138,10 +141,12 @@ class Rotary(_Table):
 
         super().__init__(build)
 
-    def forward(self, x_BTHD: Tensor, start: int) -> Tensor:
+    def forward(self, x_BTHD: Tensor, start: int | Tensor) -> Tensor:
         """The heads of the tokens at positions start … start+T−1, turned, as (B, H, T, dim) in the same dtype."""
-        end = start + x_BTHD.shape[1]
-        turned = _Rotation.apply(x_BTHD.transpose(1, 2), self.cos[start:end], self.sin[start:end])
+        cos, sin = (_at(table, start, x_BTHD.shape[1]) for table in (self.cos, self.sin))
+        if isinstance(start, Tensor):  # (B, T, dim/2), alike for all heads
+            cos, sin = cos[:, None], sin[:, None]
+        turned = _Rotation.apply(x_BTHD.transpose(1, 2), cos, sin)
         assert isinstance(turned, Tensor)
         return turned
 
@@ -168,6 +173,13 @@ def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned[..., :half].addcmul_(x[..., half:], sin, value=-1)
     turned[..., half:].addcmul_(x[..., :half], sin)
     return turned.to(x_BHTD.dtype)
+
+
+def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
+    """Rows start … start+n−1 of a table (positions, size): (n, size), or (B, n, size) of a ``start`` (B,)."""
+    if isinstance(start, int):
+        return table[start : start + n]
+    return table[start.to(table.device)[:, None] + torch.arange(n, device=table.device)]
 
 
 def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:

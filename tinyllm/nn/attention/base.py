@@ -12,12 +12,14 @@ class Attention(nn.Module, ABC):
     """Causal self-attention that owns its cache, its accounting and its initialisation."""
 
     @abstractmethod
-    def forward(self, x_BTC: Tensor, *, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
         """Attend from positions start … start+T−1 to themselves and all before.
 
-        With a cache, the positions before ``start`` are read from it and these T are added to it; without
-        one,
+        With a cache, the positions before ``start`` are read from it and these T are added to it; without one,
         ``start`` is 0. The same shape comes back.
+
+        Args:
+            start: position of the first token; of each row (B,) where they differ.
         """
 
     @abstractmethod
@@ -32,6 +34,22 @@ class Attention(nn.Module, ABC):
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations of the forward pass for one token that attends to ``context`` keys."""
 
+    def decode_flops_per_token(self, context: int) -> int:
+        """The same for one token that continues a cache of ``context`` positions, itself included."""
+        return self.flops_per_token(context)
+
     @abstractmethod
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of the cache for one position of one sequence."""
+
+    @abstractmethod
+    def cache_slots(self, max_len: int) -> int:
+        """How many positions the cache of a sequence of ``max_len`` tokens holds at once."""
+
+    @abstractmethod
+    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
+        """The kernel that trains on sequences of this length, in words."""
+
+    @abstractmethod
+    def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        """Values, for each sequence, that this kernel keeps for the backward pass beside its inputs and outputs."""

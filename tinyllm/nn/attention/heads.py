@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.attend import attend
+from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.cache import KVCache, LayerCache
+from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import RMSNorm
 from tinyllm.nn.position import Position
@@ -40,7 +40,7 @@ class HeadsAttention(Attention):
         self.qkv = Linear(d_in=d_model, d_out=(n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
         self.out = Linear(d_in=d_model, d_out=d_model, bias=bias)
 
-    def forward(self, x_BTC: Tensor, *, start: int = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
         heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
         q_BTHD, k_BTGD, v_BTGD = heads_BTnD.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -50,22 +50,16 @@ class HeadsAttention(Attention):
         else:
             q_BHTD, k_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2)
         v_BGSD = v_BTGD.transpose(1, 2)
+        mask_B1TS = None
         if cache is not None:
-            assert isinstance(cache, KVCache)
-            k_BGSD, v_BGSD = cache.update(k_BGSD, v_BGSD, start)
+            (k_BGSD, v_BGSD), mask_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, dropout_p=dropout_p)
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, mask=mask_B1TS, dropout_p=dropout_p)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
-    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> KVCache:
-        return KVCache(
-            batch_size=batch_size,
-            n_kv_heads=self.n_kv_heads,
-            max_len=max_len,
-            head_dim=self.head_dim,
-            device=device,
-            dtype=dtype,
-        )
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        shapes = [(self.n_kv_heads, self.head_dim)] * 2
+        return LayerCache(shapes, batch_size=batch_size, max_len=max_len, device=device, dtype=dtype)
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.qkv.init_weights(std)
@@ -80,3 +74,12 @@ class HeadsAttention(Attention):
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * self.n_kv_heads * self.head_dim * dtype.itemsize
+
+    def cache_slots(self, max_len: int) -> int:
+        return max_len
+
+    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
+        return chosen_kernel(device, dtype, seq_len)
+
+    def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        return self.n_heads * kept_weights(device, dtype, seq_len)
