@@ -95,7 +95,7 @@ def test_a_cache_in_bf16_under_autocast() -> None:
         return torch.autocast("cpu", torch.bfloat16)
 
     decoder = Decoder(model, [1, 2], n_samples=1, max_new_tokens=4, kv_cache=True, autocast=autocast)
-    assert decoder.cache.layers[0].k_BGSD.dtype == torch.bfloat16
+    assert decoder.cache.layers[0].buffers[0].dtype == torch.bfloat16
     with torch.no_grad(), autocast():
         expected = model.logits(model(torch.tensor([[1, 2]])))[:, -1]
     torch.testing.assert_close(decoder.logits(), expected)
