@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from tinyllm.config.arguments import CommandLine
-from tinyllm.config.compose import key_of
+from tinyllm.config.overrides import key_of
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import CONFIG, OVERRIDES, Checkpoint, find, steps_in
 from tinyllm.training.run_dir import check_free

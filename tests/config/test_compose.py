@@ -16,13 +16,22 @@ from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
 from tinyllm.errors import UserError
 
 GROUPS = sorted(place.name for place in conf_dir().iterdir() if place.is_dir())
+LAYERS = {
+    "layers=pattern": ("model.layers.kinds={a:''}", "model.layers.pattern=[a]"),
+    "layers=jsonl": (
+        "model.n_layers=1",
+        'model.layers.json={"attn": "mha", "n_head": 4, "moe": false, "up_dim": 8, "non_linearity": "relu"}',
+    ),
+}
+"""What the layers must be told."""
 OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.yaml"))
 
 
 def composed(*overrides: str, **more: Any) -> DictConfig:
     """The composition, with the values that only a user can give."""
     needed = [f"{group}.path=somewhere" for group in ("dataset", "tokenizer") if wants_path(group, overrides)]
-    return tinyllm.compose(*overrides, *needed, **more)
+    described = [one for choice in overrides for one in LAYERS.get(choice, ())]
+    return tinyllm.compose(*overrides, *needed, *described, **more)
 
 
 def wants_path(group: str, overrides: tuple[str, ...]) -> bool:

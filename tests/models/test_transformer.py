@@ -141,7 +141,7 @@ def test_flops_by_hand() -> None:
 
 def test_the_cache_is_made_in_what_attention_computes_in() -> None:
     model = small()
-    assert model.make_cache(1, 4).layers[0].k_BGSD.dtype == torch.float32
+    assert model.make_cache(1, 4).layers[0].buffers[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert model.make_cache(1, 4).layers[0].k_BGSD.dtype == torch.bfloat16
-    assert model.to(torch.bfloat16).make_cache(1, 4).layers[0].k_BGSD.dtype == torch.bfloat16
+        assert model.make_cache(1, 4).layers[0].buffers[0].dtype == torch.bfloat16
+    assert model.to(torch.bfloat16).make_cache(1, 4).layers[0].buffers[0].dtype == torch.bfloat16

@@ -55,14 +55,17 @@ def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:
 
 def refused(message: str, node: Any, path: str) -> UserError:
     """The error line for a constructor's sentence: the first ``name=value`` in it gives the config path."""
+    found = []
     for name, text in re.findall(r"(\w+)=(\S*)", message):
         places = sorted(_places(node, DERIVED.get(name, name)), key=lambda place: place[0].count("."))
         if places:
             same = [place for place in places if str(place[1]) == text.rstrip(".,;:")]
-            where, value = (same or places)[0]
-            key = f"{path}.{where}" if path else where
-            return UserError("value not allowed", key=key, value=value, hint=one_line(message))
-    return UserError(one_line(message), file=path or None)
+            found.append((same or places)[0])
+    if not found:
+        return UserError(one_line(message), file=path or None)
+    # of two values that do not go together, the one that is a single layer's says more than the one of all
+    where, value = next((one for one in found if one[0].startswith("layers.kinds.")), found[0])
+    return UserError("value not allowed", key=f"{path}.{where}" if path else where, value=value, hint=one_line(message))
 
 
 def _places(node: Any, name: str) -> Iterator[tuple[str, Any]]:

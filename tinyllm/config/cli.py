@@ -17,8 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 import tinyllm
 from tinyllm.config import schema
 from tinyllm.config.arguments import CommandLine, read
-from tinyllm.config.compose import checked, key_of
+from tinyllm.config.compose import checked
 from tinyllm.config.errors import explained
+from tinyllm.config.overrides import key_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import UserError, one_line

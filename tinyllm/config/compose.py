@@ -1,21 +1,19 @@
 """Composition of a configuration from the shipped groups, in Python and for the entry points."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, open_dict
 
 from tinyllm.config import schema
 from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explain
 from tinyllm.config.files import read_yaml
+from tinyllm.config.layers import expand
 from tinyllm.config.literal import quote_literals
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.overrides import Base, hydra_on_conf, key_of
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import targets_of_directory
 
@@ -36,22 +34,12 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     check_settings(quoted, directories=[config_dir] if config_dir else [])
     allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
     extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-    with _hydra(), explain(quoted):
+    with hydra_on_conf(), explain(quoted):
         cfg = hydra_compose(program, [*quoted, *extra], return_hydra_config=True)
     hydra_node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
     return checked(cfg, hydra_node, program, allow=allow)
-
-
-@contextmanager
-def _hydra() -> Iterator[None]:
-    """Hydra initialised on our directory; inside ``hydra.main`` it already is."""
-    if GlobalHydra.instance().is_initialized():
-        yield
-    else:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            yield
 
 
 def checked(
@@ -62,7 +50,7 @@ def checked(
     allow: frozenset[str] = frozenset(),
     typed: frozenset[str] | None = None,
 ) -> DictConfig:
-    """``cfg`` after the preflight.
+    """``cfg`` with the blocks of layers that differ, after the preflight.
 
     Args:
         cfg: a composed configuration without its ``hydra`` node.
@@ -72,7 +60,7 @@ def checked(
         typed: the keys of the command line itself, where the overrides hold more; None: all overrides.
 
     Raises:
-        UserError: see :func:`tinyllm.config.preflight.check`.
+        UserError: see :func:`tinyllm.config.preflight.check` and :func:`tinyllm.config.layers.expand`.
     """
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
     sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
@@ -81,13 +69,23 @@ def checked(
     named = {key_of(one) for one in overrides}
     if chosen:
         named |= experiment_keys(choices["experiment"], sources)
-    check(cfg, schema.SCHEMAS[program], named=named, allow=allow)
+
+    def check_named(composed: DictConfig, named: set[str]) -> None:
+        check(composed, schema.SCHEMAS[program], named=named, allow=allow)
+
+    expand(cfg, base=base_of(hydra_node, program), check=check_named, named=named, allow=allow)
+    check_named(cfg, named)
     return cfg
 
 
-def key_of(override: str) -> str:
-    """The key or group that an override sets."""
-    return override.partition("=")[0].lstrip("+~")
+def base_of(hydra_node: DictConfig, program: str) -> Base:
+    """How a configuration was composed, from its ``hydra`` node."""
+    return Base(
+        program=program,
+        overrides=list(hydra_node.overrides.task),
+        hydra=[one for one in hydra_node.overrides.hydra if key_of(one) == "hydra.searchpath"],
+        directories=[source.path for source in hydra_node.runtime.config_sources if source.schema == "file"],
+    )
 
 
 def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:

@@ -43,6 +43,7 @@ RULES = (
     ),
     Off(by="run.dir", when=given, keys=("run.name",)),
     Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
+    Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),
     Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
     Off(by="resume", when=given, keys=("init_from",)),
     Off(by="temperature", when=zero, keys=("top_k", "top_p", "min_p")),
@@ -68,23 +69,31 @@ def check_effects(plain: dict[str, Any], *, named: Iterable[str], allow: frozens
         UserError: such a key; the line tells what turns it off.
     """
     named = set(named)
+    blocks = _blocks(plain)
+    views = [plain | {"model": plain["model"] | block | {"block": block}} for block in blocks] or [plain]
     for rule in RULES:
-        other = value_at(plain, rule.by)
-        dead = sorted(named.intersection(rule.keys)) if rule.when(other) else []
+        dead = sorted(named.intersection(rule.keys)) if all(rule.when(value_at(one, rule.by)) for one in views) else []
         if dead:
             raise UserError(
                 "the key has no effect here",
                 key=dead[0],
                 value=value_at(plain, dead[0]),
-                hint=f"{setting(rule.by, other)} turns it off; leave one of the two out",
+                hint=f"{setting(rule.by, value_at(views[0], rule.by))} turns it off; leave one of the two out",
             )
-    block = value_at(plain, "model.block")
-    if isinstance(block, dict):
-        _check_offered(plain, named, block, allow)
+    if blocks:
+        _check_offered(plain, named, blocks, allow)
 
 
-def _check_offered(plain: dict[str, Any], named: set[str], block: dict[str, Any], allow: frozenset[str]) -> None:
-    parts = [resolve_target(target, path=path, extra=allow) for path, target in walk_targets(block, "") if path]
+def _blocks(plain: dict[str, Any]) -> list[dict[str, Any]]:
+    """The block node of each kind of layer."""
+    kinds = value_at(plain, "model.layers.kinds")
+    blocks = list(kinds.values()) if isinstance(kinds, dict) else [value_at(plain, "model.block")]
+    return [block for block in blocks if isinstance(block, dict)]
+
+
+def _check_offered(plain: dict[str, Any], named: set[str], blocks: list[Any], allow: frozenset[str]) -> None:
+    targets = dict.fromkeys(target for block in blocks for path, target in walk_targets(block, "") if path)
+    parts = [resolve_target(target, path="model.block", extra=allow) for target in targets]
     for key in sorted(named.intersection(OFFERED)):
         if not any(_reads(part, OFFERED[key]) for part in parts):
             names = ", ".join(part.__name__ for part in parts)

@@ -26,7 +26,10 @@ class Block(nn.Module):
         dropout: on what attention and feed-forward add to the residual stream.
         attn_dropout: on the attention weights.
         parallel_block: both read the block's input, x + attn(norm1(x)) + ffn(norm2(x)), instead of one
-        after the other.
+            after the other.
+
+    Raises:
+        ValueError: a number that is out of range, or two that do not go together.
     """
 
     attn: Attention
@@ -52,6 +55,12 @@ class Block(nn.Module):
         parallel_block: bool,
     ) -> None:
         super().__init__()
+        for name, size in {"n_heads": n_heads, "d_ff": d_ff}.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        for name, p in {"dropout": dropout, "attn_dropout": attn_dropout}.items():
+            if not 0 <= p < 1:
+                raise ValueError(f"{name}={p} must be at least 0 and less than 1")
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "max_seq_len": max_seq_len}
         shape |= {"bias": bias}
         self.norm1 = make(norm, dim=d_model, bias=bias)

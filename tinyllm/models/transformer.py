@@ -13,6 +13,7 @@ from tinyllm.models.layerdrop import draw_kept, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.nn.cache import Cache
 from tinyllm.nn.feedforward import Routing
+from tinyllm.nn.grouped import GroupedLinear
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
@@ -55,7 +56,7 @@ class Transformer(nn.Module):
         layerdrop: probability with which the deepest block is left out in training, see ``models.layerdrop``.
         block, norm, pos: factories of the layers, the norms and the position object; each gets the arguments that its
             constructor names (``tinyllm.nn.parts.make``).
-        layers: makes of ``block`` and ``n_layers`` the factory of each layer.
+        layers: makes the list of the layers' factories, of what it names of ``block`` and ``n_layers``.
 
     Raises:
         ValueError: a number that is out of range, or two that do not go together.
@@ -85,11 +86,11 @@ class Transformer(nn.Module):
         layers: Callable[..., list[BlockFactory]],
     ) -> None:
         super().__init__()
-        positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "n_heads": n_heads}
-        for name, size in (positive | {"d_ff": d_ff, "max_seq_len": max_seq_len}).items():
+        positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "max_seq_len": max_seq_len}
+        for name, size in positive.items():
             if size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        for name, p in {"dropout": dropout, "attn_dropout": attn_dropout, "layerdrop": layerdrop}.items():
+        for name, p in {"dropout": dropout, "layerdrop": layerdrop}.items():
             if not 0 <= p < 1:
                 raise ValueError(f"{name}={p} must be at least 0 and less than 1")
         if init_std <= 0:
@@ -118,7 +119,7 @@ class Transformer(nn.Module):
                 attn_dropout=attn_dropout,
                 parallel_block=parallel_block,
             )
-            for factory in layers(block=block, n_layers=n_layers)
+            for factory in make(layers, block=block, n_layers=n_layers)
         )
         self.head = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
         if self.embedding.weight.device.type != "meta":
@@ -208,8 +209,9 @@ class Transformer(nn.Module):
     def parameter_kinds(self) -> dict[str, ParameterKind]:
         """What each parameter is: the matrix of a linear layer, a look-up table, or anything else."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
+        stacked = {id(m.bias) for m in self.modules() if isinstance(m, GroupedLinear)}  # a vector per expert
         return {
-            name: "embedding" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector"
+            name: "embedding" if id(p) in tables else "matrix" if p.ndim >= 2 and id(p) not in stacked else "vector"
             for name, p in self.named_parameters()
         }
 

@@ -1,0 +1,96 @@
+"""Overrides on top of overrides: what a kind of layer, or the other side of a comparison, changes."""
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from tinyllm.config.arguments import check_settings
+from tinyllm.config.errors import explain
+from tinyllm.config.paths import conf_dir
+from tinyllm.errors import UserError
+
+
+def key_of(override: str) -> str:
+    """The key or group that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def words(text: str) -> list[str]:
+    """The overrides in a text, split as a shell splits a command line.
+
+    Raises:
+        UserError: a quotation mark without its other half.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError("not understood", file=text, hint=f"{error}; overrides stand between spaces") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A composition by its overrides, to put others on top of."""
+
+    program: str
+    overrides: Sequence[str]
+    """In Hydra's grammar, literal values quoted."""
+    hydra: Sequence[str] = ()
+    """Overrides of Hydra itself, such as its search path."""
+    directories: Sequence[str] = ()
+    """Where option files lie besides the shipped ones."""
+
+    def with_(self, more: Iterable[str], /) -> DictConfig:
+        """The composition with ``more`` on top.
+
+        Where ``more`` chooses another option of a group, the base's settings of that group stay if the new option has
+        the key as well, else they are dropped with the option that they belonged to.
+
+        Raises:
+            UserError: ``more`` does not compose.
+        """
+        more = list(more)
+        check_settings(more, directories=self.directories)
+        replaced = {key_of(one) for one in more}
+        nodes = [node for group in replaced for node in _nodes(group)]
+        below = tuple(f"{node}." for node in nodes)
+        kept = [one for one in self.overrides if key_of(one) not in replaced]
+        doubtful = [one for one in kept if below and key_of(one).startswith(below)]
+        cfg = self._compose([one for one in kept if one not in doubtful] + more)
+        fitting = [one for one in doubtful if _has(cfg, key_of(one))]
+        return self._compose([one for one in kept if one not in doubtful or one in fitting] + more) if fitting else cfg
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        with hydra_on_conf(), explain(overrides):
+            return hydra_compose(self.program, [*overrides, *self.hydra])
+
+
+@contextmanager
+def hydra_on_conf() -> Iterator[None]:
+    """Hydra initialised on our directory; inside ``hydra.main`` it already is."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+
+
+def _nodes(group: str) -> list[str]:
+    """Where the options of a group put their keys."""
+    found = (
+        re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
+        for file in sorted((conf_dir() / group).glob("*.yaml"))[:1]
+    )
+    return [match[1] for match in found if match and match[1] != "_global_"]
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent)
+    return isinstance(node, DictConfig) and name in node
