@@ -1,7 +1,8 @@
 """Position-wise feed-forward layers."""
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -46,6 +47,9 @@ class FeedForward(nn.Module, ABC):
         """Parameters that one token does not pass through."""
         return 0
 
+    def balance(self, load_E: Tensor) -> None:
+        """Take note of the loads of a finished optimizer step, summed over its micro-batches and ranks."""
+
 
 class MLP(FeedForward):
     """down(activation(up(x))).
@@ -56,14 +60,24 @@ class MLP(FeedForward):
         bias: biases in both layers.
         activation: a name of ``tinyllm.nn.activations.ACTIVATIONS``.
         d_ff: hidden size.
+        linear: factory of the layers; a mixture of experts hands in that of stacked ones.
     """
 
-    def __init__(self, *, d_model: int, model_d_ff: int, bias: bool, activation: str, d_ff: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        model_d_ff: int,
+        bias: bool,
+        activation: str,
+        d_ff: int | None = None,
+        linear: Callable[..., Any] = Linear,
+    ) -> None:
         super().__init__()
         self.act = lookup(ACTIVATIONS, activation, parameter="activation")
         self.d_ff = _positive(model_d_ff if d_ff is None else d_ff)
-        self.up = Linear(d_in=d_model, d_out=self.d_ff, bias=bias)
-        self.down = Linear(d_in=self.d_ff, d_out=d_model, bias=bias)
+        self.up = linear(d_in=d_model, d_out=self.d_ff, bias=bias)
+        self.down = linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
         return self.down(self.act(self.up(x_BTC))), None
@@ -81,20 +95,29 @@ class GLU(FeedForward):
 
     Args:
         d_model: width of the residual stream.
-        model_d_ff: the hidden size that a plain MLP of this model has; 2/3 of it, to the nearest multiple
-        of 8, is
-            the hidden size here, so that three matrices have the parameters of the MLP's two.
+        model_d_ff: the hidden size that a plain MLP of this model has; 2/3 of it, to the nearest multiple of 8,
+            is the hidden size here, so that three matrices have the parameters of the MLP's two.
         bias: biases in all layers.
         gate: a name of ``tinyllm.nn.activations.GATES``.
         d_ff: hidden size, instead of the 2/3 rule.
+        linear: factory of the layers, as in ``MLP``.
     """
 
-    def __init__(self, *, d_model: int, model_d_ff: int, bias: bool, gate: str, d_ff: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        model_d_ff: int,
+        bias: bool,
+        gate: str,
+        d_ff: int | None = None,
+        linear: Callable[..., Any] = Linear,
+    ) -> None:
         super().__init__()
         self.act = lookup(GATES, gate, parameter="gate")
         self.d_ff = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)  # 2/3 · model_d_ff / 8
-        self.gate_up = Linear(d_in=d_model, d_out=2 * self.d_ff, bias=bias)  # one product instead of two
-        self.down = Linear(d_in=self.d_ff, d_out=d_model, bias=bias)
+        self.gate_up = linear(d_in=d_model, d_out=2 * self.d_ff, bias=bias)  # one product instead of two
+        self.down = linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
         gate_BTF, up_BTF = self.gate_up(x_BTC).chunk(2, dim=-1)

@@ -1,12 +1,248 @@
 """Mixtures of experts around any feed-forward layer, and the absence of one."""
 
+from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
-from tinyllm.nn.feedforward import FeedForward
-from tinyllm.nn.parts import make
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tinyllm.nn.activations import lookup
+from tinyllm.nn.dispatch import Dispatch
+from tinyllm.nn.feedforward import FeedForward, Routing
+from tinyllm.nn.grouped import GroupedLinear, Groups
+from tinyllm.nn.linear import Linear
+from tinyllm.nn.parts import make, names_of
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
+"""How logits of the router become scores, by the names that ``router`` accepts."""
 
 
 def dense(*, ffn: Callable[..., FeedForward], d_model: int, model_d_ff: int, bias: bool) -> FeedForward:
     """One feed-forward layer for every token: no mixture."""
     layer: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
     return layer
+
+
+class Mixture(FeedForward):
+    """Shared experts that every token passes, and routed ones of which a router chooses a few per token.
+
+    No token is dropped, and no expert computes a token that is not its own. The routed experts are one layer of the
+    kind ``ffn`` whose matrices are stacked, (E, out, in); the shared ones are another, as wide as all of them.
+    The router computes in fp32 at any precision.
+
+    Letters: E routed experts, K of them chosen per token, N tokens.
+
+    Args:
+        ffn: factory of an expert; its constructor must take ``d_ff`` and ``linear``, the factory of its linear layers.
+        n_experts: experts, shared and routed.
+        n_shared: how many of ``n_experts``, and of ``n_active``, are shared.
+        n_active: experts that a token passes.
+        expert_d_ff: hidden size of one; None: ``n_active`` of them are as wide as the dense layer would be.
+        router: a name of ``SCORES``.
+        routed_scale: factor on what the routed experts add.
+        balance_coeff: factor on the balance loss.
+        d_model, model_d_ff, bias: the model's shape.
+
+    Raises:
+        ValueError: numbers that do not go together, or a feed-forward layer that cannot be stacked.
+    """
+
+    def __init__(
+        self,
+        *,
+        ffn: Callable[..., FeedForward],
+        n_experts: int,
+        n_shared: int,
+        n_active: int,
+        expert_d_ff: int | None,
+        router: str,
+        routed_scale: float,
+        balance_coeff: float,
+        d_model: int,
+        model_d_ff: int,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        if n_shared < 0:
+            raise ValueError(f"n_shared={n_shared} must be at least 0")
+        if n_active <= n_shared:
+            raise ValueError(f"n_active={n_active} must be more than n_shared={n_shared}, which are among them")
+        if n_experts < n_active:
+            raise ValueError(f"n_experts={n_experts} must be at least n_active={n_active}")
+        if not routed_scale > 0:
+            raise ValueError(f"routed_scale={routed_scale} must be positive")
+        missing = {"d_ff", "linear"} - names_of(ffn)
+        if missing:
+            raise ValueError(f"ffn={ffn} cannot be an expert: its constructor takes no {' and no '.join(missing)}")
+        self.score = lookup(SCORES, router, parameter="router")
+        self.n_routed, self.n_chosen = n_experts - n_shared, n_active - n_shared
+        self.routed_scale, self.balance_coeff = routed_scale, balance_coeff
+        with torch.device("meta"):
+            whole: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
+        self.d_ff = max(8, 8 * round(whole.d_ff / n_active / 8)) if expert_d_ff is None else expert_d_ff
+        if self.d_ff < 1:
+            raise ValueError(f"expert_d_ff={expert_d_ff} must be at least 1")
+        expert = partial(make, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
+        self.router = Linear(d_in=d_model, d_out=self.n_routed, bias=False)
+        self.groups = Groups()
+        grouped = partial(GroupedLinear, n_experts=self.n_routed, groups=self.groups)
+        self.experts: FeedForward = expert(partial(ffn, d_ff=self.d_ff), linear=grouped)
+        self.shared: FeedForward | None = expert(partial(ffn, d_ff=n_shared * self.d_ff)) if n_shared else None
+
+    @abstractmethod
+    def choose(self, score_NE: Tensor) -> Tensor:
+        """The experts (N, K) of each token."""
+
+    def forward(self, x_BTC: Tensor) -> tuple[Tensor, Routing | None]:
+        """What shared and chosen experts give for each token; in training also how the tokens were spread."""
+        x_NC = x_BTC.flatten(0, -2)
+        score_NE = self.score(self._logits(x_NC))
+        chosen_NK = self.choose(score_NE.detach())
+        gate_NK = score_NE.gather(1, chosen_NK)
+        if self.n_chosen > 1:
+            gate_NK = gate_NK / gate_NK.sum(1, keepdim=True).clamp_min(torch.finfo(gate_NK.dtype).tiny)
+        load_BE = score_NE.new_zeros(x_BTC.shape[0], self.n_routed)
+        ones = load_BE.new_ones(()).expand(x_BTC.shape[0], x_BTC.shape[-2] * self.n_chosen)
+        load_BE.scatter_add_(1, chosen_NK.view(x_BTC.shape[0], -1), ones)
+        load_E = load_BE.sum(0)
+
+        dispatch = Dispatch(chosen_NK)
+        self.groups.assign(load_E, dispatch.expert_M)
+        y_MC, _ = self.experts(dispatch.gather(x_NC))
+        y_NC = dispatch.combine(y_MC, gate_NK * self.routed_scale)
+        if self.shared is not None:
+            y_NC = y_NC + self.shared(x_NC)[0]
+        routing = Routing(self._balance_loss(score_NE, load_BE), load_E) if self.training else None
+        return y_NC.view(x_BTC.shape), routing
+
+    def _logits(self, x_NC: Tensor) -> Tensor:
+        """The router's output, in fp32 or better: a rounded score sends tokens to other experts."""
+        with torch.autocast("cpu" if x_NC.is_meta else x_NC.device.type, enabled=False):
+            dtype = torch.promote_types(x_NC.dtype, torch.float32)
+            return F.linear(x_NC.to(dtype), self.router.weight.to(dtype))
+
+    def _balance_loss(self, score_NE: Tensor, load_BE: Tensor) -> Tensor:
+        """Σ f_i·P_i of each sequence, averaged over the sequences, times its coefficient; 1 is perfect balance.
+
+        P_i is the mean share of expert i in a token's scores, f_i the fraction of the choices that fell on it, times E
+        (DeepSeek-V3, equations 17 to 20; Switch Transformer, equation 4).
+        """
+        share_BTE = (score_NE / score_NE.sum(-1, keepdim=True)).view(len(load_BE), -1, self.n_routed)
+        fraction_BE = load_BE * (self.n_routed / (share_BTE.shape[1] * self.n_chosen))
+        return self.balance_coeff * (fraction_BE * share_BTE.mean(1)).sum(1).mean().float()
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        self.router.init_weights(std)
+        self.experts.init_weights(std=std, residual_std=residual_std)
+        if self.shared is not None:
+            self.shared.init_weights(std=std, residual_std=residual_std)
+
+    def flops_per_token(self) -> int:
+        shared = 0 if self.shared is None else self.shared.flops_per_token()
+        return self.router.flops() + shared + self.n_chosen * self.experts.flops_per_token()
+
+    def inactive_parameters(self) -> int:
+        one = sum(parameter[0].numel() for parameter in self.experts.parameters())
+        return (self.n_routed - self.n_chosen) * one
+
+
+class AuxLoss(Mixture):
+    """A mixture that an auxiliary loss keeps balanced: the experts with the highest scores are chosen.
+
+    Args:
+        coeff: factor on the balance loss; the other arguments are those of :class:`Mixture`.
+    """
+
+    def __init__(
+        self,
+        *,
+        ffn: Callable[..., FeedForward],
+        n_experts: int,
+        n_shared: int,
+        n_active: int,
+        expert_d_ff: int | None,
+        router: str,
+        routed_scale: float,
+        coeff: float,
+        d_model: int,
+        model_d_ff: int,
+        bias: bool,
+    ) -> None:
+        if coeff < 0:
+            raise ValueError(f"coeff={coeff} must be at least 0")
+        super().__init__(
+            ffn=ffn,
+            n_experts=n_experts,
+            n_shared=n_shared,
+            n_active=n_active,
+            expert_d_ff=expert_d_ff,
+            router=router,
+            routed_scale=routed_scale,
+            balance_coeff=coeff,
+            d_model=d_model,
+            model_d_ff=model_d_ff,
+            bias=bias,
+        )
+
+    def choose(self, score_NE: Tensor) -> Tensor:
+        return score_NE.topk(self.n_chosen).indices
+
+
+class AuxFree(Mixture):
+    """A mixture that a bias keeps balanced (DeepSeek-V3): experts are chosen by score + bias and weighed by score.
+
+    The bias is a buffer that no forward pass changes: :meth:`balance` does, once per optimizer step.
+
+    Args:
+        gamma: what the bias of an expert moves in one step.
+        alpha: factor on the balance loss of each sequence; the other arguments are those of :class:`Mixture`.
+    """
+
+    bias_E: Tensor
+
+    def __init__(
+        self,
+        *,
+        ffn: Callable[..., FeedForward],
+        n_experts: int,
+        n_shared: int,
+        n_active: int,
+        expert_d_ff: int | None,
+        router: str,
+        routed_scale: float,
+        gamma: float,
+        alpha: float,
+        d_model: int,
+        model_d_ff: int,
+        bias: bool,
+    ) -> None:
+        for name, value in {"gamma": gamma, "alpha": alpha}.items():
+            if value < 0:
+                raise ValueError(f"{name}={value} must be at least 0")
+        super().__init__(
+            ffn=ffn,
+            n_experts=n_experts,
+            n_shared=n_shared,
+            n_active=n_active,
+            expert_d_ff=expert_d_ff,
+            router=router,
+            routed_scale=routed_scale,
+            balance_coeff=alpha,
+            d_model=d_model,
+            model_d_ff=model_d_ff,
+            bias=bias,
+        )
+        self.gamma = gamma
+        self.register_buffer("bias_E", torch.zeros(self.n_routed))
+
+    def choose(self, score_NE: Tensor) -> Tensor:
+        return (score_NE + self.bias_E).topk(self.n_chosen).indices
+
+    def balance(self, load_E: Tensor) -> None:
+        self.bias_E += self.gamma * (load_E.mean() - load_E).sign()
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        super().init_weights(std=std, residual_std=residual_std)
+        self.bias_E.zero_()

@@ -14,9 +14,16 @@ def make(factory: Callable[..., Any], **offered: Any) -> Any:
     ``n_kv_heads``, grouped-query attention does), and one with needs of its own changes nothing in the model.
     A bound argument always wins: it is what the configuration says.
     """
-    target, bound = factory, set[str]()
-    while isinstance(target, partial):
-        bound |= set(target.keywords)
-        target = target.func
-    named = inspect.signature(target).parameters
-    return factory(**{name: value for name, value in offered.items() if name in named and name not in bound})
+    bound, inner = set[str](), factory
+    while isinstance(inner, partial):
+        bound |= set(inner.keywords)
+        inner = inner.func
+    wanted = names_of(factory) - bound
+    return factory(**{name: value for name, value in offered.items() if name in wanted})
+
+
+def names_of(factory: Callable[..., Any]) -> set[str]:
+    """The arguments that the signature of ``factory`` names, bound ones too."""
+    while isinstance(factory, partial):
+        factory = factory.func
+    return set(inspect.signature(factory).parameters)

@@ -1,0 +1,145 @@
+"""Linear layers that hold one matrix per expert, and rows of tokens that know whose they are."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from tinyllm.nn.precision import compute_dtype
+
+ALIGNED = 8
+"""Matrices whose sizes are multiples of this are what torch's grouped product takes in every dtype (16 bytes)."""
+
+
+class Groups:
+    """Whose rows are whose: the rows of expert e stand behind those of e − 1.
+
+    A mixture of experts says so with :meth:`assign` right before it runs its experts, and their layers, which hold the
+    same object, read it. Nothing of it outlives the forward pass that said it: what a backward pass needs, the
+    products keep themselves.
+    """
+
+    ends_E: Tensor
+    """Where the rows of each expert end."""
+    expert_N: Tensor
+    """The expert of each row, ascending."""
+    slices: list[slice]
+    """The rows of each expert, where products are made one expert at a time."""
+
+    def assign(self, load_E: Tensor, expert_N: Tensor) -> None:
+        """The first ``load_E[0]`` rows are expert 0's, and so on.
+
+        Args:
+            load_E: rows per expert.
+            expert_N: the expert of each row.
+        """
+        self.ends_E, self.expert_N = load_E.cumsum(0).to(torch.int32), expert_N
+        self.slices = [] if in_one_product(load_E.device) else _slices(self.ends_E, len(expert_N))
+
+
+def in_one_product(device: torch.device) -> bool:
+    """Whether the device multiplies all groups in one kernel, without telling the CPU how large each is."""
+    return device.type == "cuda" and hasattr(F, "grouped_mm")
+
+
+def _slices(ends_E: Tensor, n_rows: int) -> list[slice]:
+    # On the meta device no row knows its expert; as many for each cost the same.
+    even = (n_rows * (e + 1) // len(ends_E) for e in range(len(ends_E)))
+    ends = list(even) if ends_E.is_meta else ends_E.tolist()
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class GroupedLinear(nn.Module):
+    """``n_experts`` linear layers in one; each row goes through that of its expert.
+
+    Args:
+        d_in, d_out: widths.
+        bias: whether there are biases.
+        n_experts: how many.
+        groups: says whose the rows are.
+    """
+
+    def __init__(self, *, d_in: int, d_out: int, bias: bool, n_experts: int, groups: Groups) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_experts, d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(n_experts, d_out)) if bias else None
+        self.groups = groups
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """Rows (N, d_in) in the order that ``groups`` says → (N, d_out)."""
+        groups, dtype = self.groups, compute_dtype(x_NI.device, x_NI.dtype)
+        aligned = self.weight.shape[1] % ALIGNED == 0 and self.weight.shape[2] % ALIGNED == 0
+        if in_one_product(x_NI.device) and aligned:
+            return one_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
+        slices = groups.slices or _slices(groups.ends_E, len(x_NI))
+        y_NO = _Product.apply(x_NI, self.weight, self.bias, slices, dtype)
+        assert isinstance(y_NO, Tensor)
+        return y_NO
+
+    def init_weights(self, std: float) -> None:
+        """Weights from N(0, std²), biases 0, as of one linear layer."""
+        nn.init.normal_(self.weight, std=std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def flops(self) -> int:
+        """Floating-point operations for one row, which passes one expert."""
+        return 2 * self.weight[0].numel()
+
+
+def one_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: Groups) -> Tensor:
+    """The products of all experts by torch's grouped one, which reads the sizes of the groups on the device."""
+    y_NO: Tensor = F.grouped_mm(x_NI, weight_EOI.transpose(1, 2), offs=groups.ends_E)
+    return y_NO if bias_EO is None else y_NO + F.embedding(groups.expert_N, bias_EO.to(y_NO.dtype))
+
+
+class _Product(torch.autograd.Function):
+    """The products one expert at a time, each written where it belongs.
+
+    Under autocast the weights are rounded expert by expert, in both passes, so that no rounded copy of them all is
+    kept. The gradient of an expert without rows is 0, not missing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, slices: list[slice], dtype: torch.dtype
+    ) -> Tensor:
+        x = x_NI.to(dtype)
+        y = x.new_empty(len(x), weight_EOI.shape[1])
+        with _as_is(x):
+            for e, rows in enumerate(slices):
+                if rows.start == rows.stop:
+                    continue
+                weight = weight_EOI[e].to(dtype).t()
+                if bias_EO is None:
+                    torch.mm(x[rows], weight, out=y[rows])
+                else:
+                    torch.addmm(bias_EO[e].to(dtype), x[rows], weight, out=y[rows])
+        ctx.save_for_backward(x, weight_EOI)
+        ctx.slices, ctx.x_dtype, ctx.has_bias = slices, x_NI.dtype, bias_EO is not None
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight_EOI = ctx.saved_tensors
+        needs_x, needs_weight = ctx.needs_input_grad[:2]
+        dx = torch.empty_like(x) if needs_x else None
+        dweight = torch.empty_like(weight_EOI) if needs_weight else None
+        dbias = weight_EOI.new_empty(weight_EOI.shape[:2]) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        with _as_is(x):
+            for e, rows in enumerate(ctx.slices):
+                if dx is not None and rows.start != rows.stop:
+                    torch.mm(dy[rows], weight_EOI[e].to(x.dtype), out=dx[rows])
+                if dweight is not None:
+                    dweight[e] = dy[rows].t() @ x[rows]
+                if dbias is not None:
+                    dbias[e] = dy[rows].sum(0)
+        return None if dx is None else dx.to(ctx.x_dtype), dweight, dbias, None, None
+
+
+def _as_is(x: Tensor) -> torch.autocast:
+    """Autocast off: the products are in the dtypes they are given."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
