@@ -20,6 +20,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "data": ({"tokenizers"}, {"torch", "numpy"}),
     "inference": ({"nn", "tokenizers", "data"}, {"torch", "numpy"}),
     "training": ({"nn", "optim", "tokenizers", "data", "inference"}, {"torch", "numpy", "safetensors"}),
+    "interop": ({"nn", "models", "tokenizers", "data", "training"}, {"torch", "safetensors"}),
     "loggers": ({"training"}, {"rich", "matplotlib"}),
     "config": (set(), {"hydra", "omegaconf", "yaml"}),
 }

@@ -1,4 +1,7 @@
-"""``python -m tinyllm.evaluate run=<run directory>``: loss, perplexity and bits per byte on a whole split."""
+"""``python -m tinyllm.evaluate run=<run directory>``: loss, perplexity and bits per byte on a whole split.
+
+``dataset=…`` takes other data than the run was trained on; its text is encoded with the run's tokenizer.
+"""
 
 import json
 import sys
@@ -10,6 +13,7 @@ if TYPE_CHECKING:
 
     from tinyllm.config.cli import Invocation
     from tinyllm.data.tokens import TokenData
+    from tinyllm.loading import Saved
 
 
 def main() -> None:
@@ -20,8 +24,13 @@ def main() -> None:
 
 
 def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
+    from tinyllm.errors import UserError
     from tinyllm.inference.runs import required_run
 
+    named = [key for key in sorted(invocation.typed) if key.partition(".")[0] == "tokenizer"]
+    if named:
+        hint = "text is encoded with the tokenizer of the run; leave it out"
+        raise UserError("the key has no effect here", key=named[0], value="…", hint=hint)
     result = evaluate_run(
         cfg, required_run(cfg.run, program="evaluate"), allow=invocation.allow, lines=not invocation.json
     )
@@ -35,12 +44,11 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
 def evaluate_run(
     cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset(), lines: bool = False
 ) -> dict[str, Any]:
-    """The metrics of a run's checkpoint on a split of the data it was trained with, and how they were
-    computed.
+    """The metrics of a model on a split of the data it was trained with, or of another data set; how they were computed.
 
     Args:
         cfg: of ``conf/evaluate.yaml``.
-        run: a run or checkpoint directory.
+        run: a run directory, one of its checkpoints, or a directory of Hugging Face.
         allow: classes beside tinyllm's own that the run's configuration may name.
         lines: tell on standard output which stage the preparation of the data has reached.
 
@@ -50,24 +58,28 @@ def evaluate_run(
     from functools import partial
 
     from tinyllm.inference.evaluation import evaluate
-    from tinyllm.loading import config_of, load
+    from tinyllm.loading import model_of, open_saved
     from tinyllm.nn.precision import auto_precision
-    from tinyllm.training.checkpoint import find
     from tinyllm.training.hardware import pick_device
     from tinyllm.training.objective import autocast
 
     device = pick_device(cfg.device, key="device")
     precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
-    checkpoint = find(run, prefer=cfg.checkpoint, tell=lambda text: print(text, file=sys.stderr))
-    trained = config_of(checkpoint)
+    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=lambda text: print(text, file=sys.stderr))
+    trained = saved.cfg
     context = trained.model.max_seq_len
     seq_len = cfg.seq_len or trained.trainer.seq_len or context
     stride = cfg.stride or seq_len
     _check_window(seq_len, stride, context)
-    data = _open_data(trained, allow, lines)
-    split = {"train": data.train, "val": data.val}[cfg.split]
-    _check_data(checkpoint.manifest["data"], split, data.tokenizer.fingerprint(), run)
-    model, _ = load(checkpoint.path, weights=cfg.weights, device=device, allow=allow)
+    if cfg.dataset is not None:
+        data = _open_other(cfg, saved, allow, lines)
+        split = {"train": data.train, "val": data.val}[cfg.split]
+    else:
+        _check_own(saved, run)
+        data = _open_data(trained, allow, lines)
+        split = {"train": data.train, "val": data.val}[cfg.split]
+        _check_data(saved.data, split, data.tokenizer.fingerprint(), run)
+    model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     start = time.perf_counter()
     with _Progress(split.n_tokens - 1) as progress:
         metrics = evaluate(
@@ -82,8 +94,8 @@ def evaluate_run(
             progress=progress,
         )
     return metrics | {
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
+        "checkpoint": str(saved.path),
+        "step": saved.step,
         "split": cfg.split,
         "tokens": progress.done,
         "seq_len": seq_len,
@@ -103,6 +115,31 @@ def _open_data(trained: "DictConfig", allow: frozenset[str], lines: bool) -> "To
     except UserError as error:
         hint = f"{error.hint}; this is the run's own setting, and a relative path counts from the current directory"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
+
+
+def _open_other(cfg: "DictConfig", saved: "Saved", allow: frozenset[str], lines: bool) -> "TokenData":
+    """The data set that the command line names, in the tokens of the run."""
+    from tinyllm.assemble import open_data
+    from tinyllm.config.build import build
+    from tinyllm.errors import UserError
+    from tinyllm.tokenizers.pretrained import FixedTrainer
+
+    corpus = build(cfg.dataset, path="dataset", allow=allow)
+    corpus.check()
+    data = open_data(corpus, FixedTrainer(saved.tokenizer), lines=lines)
+    if data.tokenizer.vocab_size != saved.tokenizer.vocab_size:
+        hint = "its text has characters that the run's tokenizer has no number for"
+        raise UserError("this data set cannot be expressed", key="run", value=str(saved.path), hint=hint)
+    return data
+
+
+def _check_own(saved: "Saved", run: str) -> None:
+    """Refuse to look for the data of a model that was not trained here."""
+    from tinyllm.errors import UserError
+
+    if "val" not in saved.data:
+        hint = "this model was not trained here; give some, e.g. dataset=text dataset.path=<file>"
+        raise UserError("no data to evaluate on", key="dataset", hint=hint)
 
 
 def _check_window(seq_len: int, stride: int, context: int) -> None:

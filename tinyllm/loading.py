@@ -1,20 +1,53 @@
-"""A trained model out of a run directory."""
+"""A trained model out of a run directory, or out of a directory of Hugging Face."""
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from tinyllm.assemble import build_model
+from tinyllm.config.compose import compose
 from tinyllm.config.files import read_yaml
+from tinyllm.config.literal import quote
 from tinyllm.errors import UserError
+from tinyllm.interop.architecture import architecture_of, settings_of
+from tinyllm.interop.directory import CONFIG as HF_CONFIG
+from tinyllm.interop.directory import Directory, is_model
+from tinyllm.interop.tokenizer import read as read_tokenizer
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers import load as load_tokenizer
+from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.training.checkpoint import CONFIG, TOKENIZER, Checkpoint, find, load_weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A model on the disk: a checkpoint of ours, or a directory of Hugging Face.
+
+    Attributes:
+        path: the checkpoint or the directory.
+        cfg: the configuration, resolved.
+        settings: the overrides that compose it; empty for a checkpoint.
+        step: optimizer steps it was trained for here.
+        data: fingerprints of what it was trained on; without those of splits for a model from elsewhere.
+        special: ids of special tokens as config.json has them; empty for a model that was trained here.
+        fill: loads the weights into a model of the configuration.
+    """
+
+    path: Path
+    cfg: DictConfig
+    settings: list[str]
+    tokenizer: Tokenizer
+    step: int
+    data: dict[str, str]
+    special: dict[str, Any]
+    weights: Callable[[], dict[str, Tensor]]
+    fill: Callable[[nn.Module], None]
 
 
 def load(
@@ -29,24 +62,121 @@ def load(
     """The model of a run with its trained weights, in evaluation mode, and its tokenizer.
 
     Args:
-        run: a run directory or one of its checkpoints.
+        run: a run directory, one of its checkpoints, or a directory of Hugging Face (config.json and safetensors).
         checkpoint: ``best`` (the newest where none was evaluated), ``last``, or a checkpoint directory.
         weights: ``auto`` or ``raw``: as the optimizer left them.
         allow: classes beside tinyllm's own that the run's configuration may name.
         tell: called with a sentence when a damaged checkpoint is passed over.
 
     Raises:
-        UserError: no whole checkpoint, a class that is not allowed, weights that do not fit or are not there.
+        UserError: no whole checkpoint, a class that is not allowed, weights that do not fit or are not there, a
+        directory of Hugging Face that tinyllm cannot express.
     """
-    found = find(run, prefer=checkpoint, tell=tell)
+    saved = open_saved(run, checkpoint=checkpoint, tell=tell)
+    return model_of(saved, weights=weights, device=device, allow=allow), saved.tokenizer
+
+
+def model_of(
+    saved: Saved, *, weights: str = "auto", device: str | torch.device = "cpu", allow: frozenset[str] = frozenset()
+) -> Any:
+    """A saved model with its weights, in evaluation mode; see :func:`load`."""
+    model: nn.Module = sketch(saved, weights=weights, device=torch.device(device), allow=allow)
+    saved.fill(model)
+    return model.eval()
+
+
+def sketch(
+    saved: Saved,
+    *,
+    weights: str = "auto",
+    device: torch.device = torch.device("meta"),  # noqa: B008 - a constant
+    allow: frozenset[str] = frozenset(),
+) -> Any:
+    """A saved model without its weights.
+
+    Raises:
+        UserError: weights that were not saved, or a configuration that cannot be built.
+    """
     if weights == "ema":
         raise UserError("the run has no averaged weights", key="weights", value=weights, hint="auto or raw")
-    tokenizer = load_tokenizer(found.path / TOKENIZER)
-    model: nn.Module = build_model(
-        config_of(found), vocab_size=tokenizer.vocab_size, seed=0, device=torch.device(device), allow=allow
+    return build_model(saved.cfg, vocab_size=saved.tokenizer.vocab_size, seed=0, device=device, allow=allow)
+
+
+def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str], None] = warnings.warn) -> Saved:
+    """The model that a person means by a directory; its weights are not read yet.
+
+    Raises:
+        UserError: no whole checkpoint, or a directory of Hugging Face that tinyllm cannot express.
+    """
+    if is_model(run):
+        return open_hugging_face(run, tell=tell)
+    found = find(run, prefer=checkpoint, tell=tell)
+    return Saved(
+        path=found.path,
+        cfg=config_of(found),
+        settings=[],
+        tokenizer=load_tokenizer(found.path / TOKENIZER),
+        step=found.step,
+        data=found.manifest["data"],
+        special=found.manifest.get("imported", {}).get("special", {}),
+        weights=found.weights,
+        fill=lambda model: load_weights(found, model),
     )
-    load_weights(found, model)
-    return model.eval(), tokenizer
+
+
+def open_hugging_face(
+    path: str | Path, *, tokenizer_file: Path | None = None, tell: Callable[[str], None] = warnings.warn
+) -> Saved:
+    """The model in a directory of Hugging Face; its weights are not read yet.
+
+    Args:
+        tokenizer_file: where the configuration is to find the tokenizer; None: where it is.
+        tell: called with a sentence about what a person should know.
+
+    Raises:
+        UserError: it is none, or tinyllm cannot express it; the line names the entry of config.json.
+    """
+    directory = Directory(path)
+    n_words = directory.arch.value("model.vocab_size")
+    tokenizer = read_tokenizer(directory.path, vocab_size=n_words, tell=tell)
+    special = directory.special()
+    ends = special["eos_token_id"]
+    if tokenizer.content == "text" and ends is not None and tokenizer.eot_id not in (ends, *_listed(ends)):
+        tell(
+            f"{HF_CONFIG} ends a text with token {ends}, the tokenizer with {tokenizer.eot_id}: here the latter ends it"
+        )
+    settings = settings_of(directory.arch)
+    if isinstance(tokenizer, IdsTokenizer):
+        settings += ["tokenizer=ids", f"tokenizer.vocab_size={n_words}"]
+    else:
+        file = tokenizer_file or (directory.path / TOKENIZER).absolute()
+        settings += ["tokenizer=pretrained", f"tokenizer.path={quote(str(file))}"]
+    cfg = compose(*settings)
+    meta = build_model(cfg, vocab_size=tokenizer.vocab_size, seed=0, device=torch.device("meta"), allow=frozenset())
+    assert architecture_of(meta) == directory.arch, "the settings do not say what config.json does"
+
+    def weights() -> dict[str, Tensor]:
+        return directory.weights(meta.state_dict())
+
+    return Saved(
+        path=directory.path,
+        cfg=cfg,
+        settings=settings,
+        tokenizer=tokenizer,
+        step=0,
+        data={"tokenizer": tokenizer.fingerprint()},
+        special=special,
+        weights=weights,
+        fill=lambda model: _fill(model, weights()),
+    )
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
+    model.load_state_dict(state)
+
+
+def _listed(ids: Any) -> list[int]:
+    return ids if isinstance(ids, list) else []
 
 
 def config_of(checkpoint: Checkpoint) -> DictConfig:

@@ -154,6 +154,29 @@ class EvaluateConfig:
     precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
     debug: bool = key()
+    tokenizer: Any = None
+    dataset: Any = None
+
+
+@dataclass
+class ExportConfig:
+    """Root of ``conf/export.yaml``."""
+
+    run: str | None = key()
+    format: str = key(choices=("hf",))
+    out: str | None = key()
+    checkpoint: str = key()
+    weights: str = key(choices=("auto", "raw", "ema"))
+    debug: bool = key()
+
+
+@dataclass
+class ImportConfig:
+    """Root of ``conf/import_hf.yaml``."""
+
+    path: str | None = key()
+    out: str | None = key()
+    debug: bool = key()
 
 
 SCHEMAS: dict[str, type] = {
@@ -162,6 +185,8 @@ SCHEMAS: dict[str, type] = {
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "import_hf": ImportConfig,
 }
 """Root dataclass of each program."""
 

@@ -61,3 +61,20 @@ class PretrainedTrainer(TokenizerTrainer):
             hint += f" ({', '.join(known)})" if known else "; for the latter install tiktoken"
             raise UserError("there is no such tokenizer", key="tokenizer.path", value=self._path, hint=hint)
         return loads(tokenizer_json(self._path))
+
+
+class FixedTrainer(TokenizerTrainer):
+    """Gives a tokenizer that is there already, for other data than it was made for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def content(self) -> str:  # type: ignore[override]
+        return self._tokenizer.content
+
+    def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
+        return self._tokenizer
+
+    def settings(self) -> dict[str, Any]:
+        return {"content": self._tokenizer.fingerprint()}

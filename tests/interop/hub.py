@@ -1,0 +1,172 @@
+"""Small models of transformers, with weights far from their initial values."""
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tinyllm
+
+VOCAB = 47
+CONTEXT = 48
+
+
+def quiet() -> None:
+    """No progress bars and no log of transformers in the tests' output."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _shape(rng: random.Random, *, free_head: bool = False) -> dict[str, Any]:
+    """Sizes that all rotary families share."""
+    n_heads = rng.choice((2, 4))
+    head_dim = rng.choice((4, 8))
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": n_heads * head_dim if not free_head else rng.choice((12, 20, 24)),
+        "intermediate_size": rng.choice((20, 24, 40)),
+        "num_hidden_layers": rng.choice((1, 2, 3)),
+        "num_attention_heads": n_heads,
+        "num_key_value_heads": rng.choice([g for g in (1, 2, 4) if n_heads % g == 0]),
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": rng.choice((1e-5, 1e-6)),
+        "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice((10000.0, 500000.0))},
+        "tie_word_embeddings": rng.random() < 0.5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    } | ({"head_dim": head_dim} if free_head else {})
+
+
+def gpt2(rng: random.Random) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    n_head = rng.choice((1, 2, 4))
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCAB,
+            n_positions=CONTEXT,
+            n_embd=n_head * rng.choice((4, 8)),
+            n_layer=rng.choice((1, 2, 3)),
+            n_head=n_head,
+            n_inner=rng.choice((None, 24)),
+            activation_function=rng.choice(("gelu_new", "gelu", "relu", "silu")),
+            layer_norm_epsilon=rng.choice((1e-5, 1e-6)),
+            tie_word_embeddings=rng.random() < 0.5,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def llama(rng: random.Random) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    biases = {"attention_bias": rng.random() < 0.5, "mlp_bias": rng.random() < 0.5}
+    return LlamaForCausalLM(LlamaConfig(**_shape(rng), **biases, hidden_act=rng.choice(("silu", "gelu", "relu"))))
+
+
+def qwen3(rng: random.Random) -> Any:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = _shape(rng, free_head=True) | {"attention_bias": rng.random() < 0.5}
+    window = {"use_sliding_window": rng.random() < 0.5, "sliding_window": 7, "max_window_layers": rng.choice((0, 1))}
+    return Qwen3ForCausalLM(Qwen3Config(**shape, **window))
+
+
+def mistral(rng: random.Random) -> Any:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(MistralConfig(**_shape(rng, free_head=True), sliding_window=rng.choice((1, 5, 16, None))))
+
+
+def mixtral(rng: random.Random) -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    experts = {"num_local_experts": rng.choice((3, 4)), "num_experts_per_tok": rng.choice((2, 3))}
+    return MixtralForCausalLM(MixtralConfig(**_shape(rng), **experts, sliding_window=rng.choice((None, 6))))
+
+
+def qwen3_moe(rng: random.Random) -> Any:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    active = rng.choice((1, 2, 3))
+    experts = {
+        "num_experts": rng.choice((3, 5)),
+        "num_experts_per_tok": active,
+        "norm_topk_prob": active > 1,
+        "moe_intermediate_size": rng.choice((8, 12)),
+        "mlp_only_layers": rng.choice(([], [0])),
+    }
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_shape(rng, free_head=True) | {"num_hidden_layers": 3}, **experts))
+
+
+def deepseek_v3(rng: random.Random) -> Any:
+    from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+
+    shape = _shape(rng) | {"num_hidden_layers": 3}
+    shape |= {"num_key_value_heads": shape["num_attention_heads"]}
+    active = rng.choice((1, 2, 3))
+    config = DeepseekV3Config(
+        **shape,
+        moe_intermediate_size=rng.choice((8, 12)),
+        n_routed_experts=rng.choice((4, 6)),
+        n_shared_experts=rng.choice((1, 2)),
+        num_experts_per_tok=active,
+        norm_topk_prob=active > 1,
+        routed_scaling_factor=rng.choice((1.0, 2.5)),
+        kv_lora_rank=rng.choice((8, 12)),
+        q_lora_rank=rng.choice((None, 10)),
+        qk_rope_head_dim=rng.choice((2, 4)),
+        qk_nope_head_dim=rng.choice((4, 6)),
+        v_head_dim=rng.choice((4, 10)),
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=rng.choice((0, 1, 3)),
+        rope_interleave=rng.random() < 0.7,
+    )
+    return DeepseekV3ForCausalLM(config)
+
+
+FAMILIES = {make.__name__: make for make in (gpt2, llama, qwen3, mistral, mixtral, qwen3_moe, deepseek_v3)}
+
+
+def random_model(family: str, seed: int) -> Any:
+    """A model of the family whose shape, weights, biases, norms and buffers come from ``seed``."""
+    quiet()
+    model = FAMILIES[family](random.Random(f"{family}{seed}"))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            noise = torch.randn(tensor.shape, generator=generator)
+            scale, middle = (0.3, 1.0) if "norm" in name or "ln_" in name else (0.2, 0.0)
+            tensor.copy_(middle + scale * noise if tensor.ndim == 1 else 0.3 * noise)
+    return model.eval()
+
+
+def saved(model: Any, path: Path, **settings: Any) -> Path:
+    """The model on the disk."""
+    model.save_pretrained(path, **settings)
+    return path
+
+
+def load(path: Path) -> Any:
+    """The model of a directory, as ours."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*has no tokenizer")
+        return tinyllm.load(path)[0]
+
+
+def ids(*, batch: int = 2, length: int = 24, seed: int = 0) -> Tensor:
+    """Tokens."""
+    return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def logits(model: Any, ids_BT: Tensor) -> Tensor:
+    """Of a model of ours or of theirs."""
+    return model.logits(model(ids_BT)) if hasattr(model, "head_weight") else model(ids_BT).logits

@@ -1,0 +1,91 @@
+"""``python -m tinyllm.import_hf path=<directory of Hugging Face> out=<new run directory>``: a model from elsewhere."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllm.config.cli import Invocation
+
+
+def main() -> None:
+    """The console script ``tinyllm-import-hf``."""
+    from tinyllm.config.cli import run
+
+    run("import_hf", _task)
+
+
+def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
+    from tinyllm.errors import UserError
+
+    if not cfg.path:
+        hint = "a directory with config.json and model.safetensors"
+        raise UserError("which model?", key="path", value=cfg.path, hint=hint)
+    facts = import_hf(cfg.path, cfg.out)
+    if invocation.json:
+        print(json.dumps(facts))
+    else:
+        print(f"{facts['family']}, {facts['parameters']:,} parameters in {facts['dtype']}: {facts['out']}")
+    return 0
+
+
+def import_hf(path: str, out: str | None) -> dict[str, Any]:
+    """Write a run directory with one checkpoint, of the weights that a directory of Hugging Face holds.
+
+    Values and dtype are those of the files; whoever loads the run computes in fp32 or under autocast, as ever.
+
+    Args:
+        path: the directory of Hugging Face.
+        out: the run directory to be.
+
+    Raises:
+        UserError: ``out`` exists, or tinyllm cannot express the model; the line names the entry of config.json.
+    """
+    from omegaconf import OmegaConf
+
+    from tinyllm.interop.directory import Directory, building, check_out
+    from tinyllm.loading import open_hugging_face, sketch
+    from tinyllm.training import checkpoint as checkpoints
+    from tinyllm.training.files import write_json
+    from tinyllm.training.run_dir import CHECKPOINTS, RUN_JSON, provenance
+
+    target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
+    final = target.absolute() / checkpoints.TOKENIZER
+    saved = open_hugging_face(path, tokenizer_file=final, tell=lambda text: print(text, file=sys.stderr))
+    weights = saved.weights()
+    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
+    facts = {
+        "out": str(target),
+        "family": Directory(path).family.title,
+        "parameters": sketch(saved).parameter_counts().total,
+        "dtype": max(dtypes, key=dtypes.count),
+    }
+    texts = {
+        checkpoints.CONFIG: OmegaConf.to_yaml(saved.cfg, resolve=True),
+        checkpoints.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(saved.settings)),
+        checkpoints.TOKENIZER: saved.tokenizer.to_json(),
+    }
+    imported = {"from": str(Path(path).absolute()), "special": saved.special, **facts}
+    with building(target) as folder:
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        (folder / CHECKPOINTS).mkdir()
+        checkpoints.save(
+            folder / CHECKPOINTS,
+            step=0,
+            weights=weights,
+            state={},
+            texts=texts,
+            facts={"data": saved.data, "imported": imported, "world_size": 1, **provenance()},
+        )
+        for hint in ("best", "last"):
+            checkpoints.set_hint(folder / CHECKPOINTS, hint, 0)
+        write_json(folder / RUN_JSON, {"status": "imported", "imported": imported, **provenance()})
+    return facts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What a model is, as values by configuration key: read off a built model, and turned into settings again."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tinyllm.errors import UserError
+from tinyllm.models.block import Block
+from tinyllm.models.transformer import Transformer
+from tinyllm.nn.activations import ACTIVATIONS, GATES
+from tinyllm.nn.attention.gqa import GQA
+from tinyllm.nn.attention.heads import HeadsAttention
+from tinyllm.nn.attention.mha import MHA
+from tinyllm.nn.attention.mqa import MQA
+from tinyllm.nn.feedforward import GLU, MLP, FeedForward
+from tinyllm.nn.norm import LayerNorm, RMSNorm
+from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
+
+try:
+    from tinyllm.nn.attention.mla import MLA
+except ImportError:
+
+    class MLA:
+        pass
+
+
+try:
+    from tinyllm.nn.moe import AuxFree, AuxLoss
+except ImportError:
+
+    class AuxFree:
+        pass
+
+    class AuxLoss:
+        pass
+
+
+NORMS: dict[type[nn.Module], str] = {RMSNorm: "rmsnorm", LayerNorm: "layernorm"}
+POSITIONS: dict[type[nn.Module], str] = {
+    Rope: "rope",
+    Learned: "learned",
+    Sinusoidal: "sinusoidal",
+    NoPosition: "none",
+}
+HEADS = (MHA, MQA, GQA)
+MIXTURES: dict[type[nn.Module], str] = {AuxLoss: "aux_loss", AuxFree: "aux_free"}
+ATTN, FFN, MOE = "model.block.attn", "model.block.ffn", "model.block.moe"
+BIASES = ("model.bias", f"{ATTN}.bias", f"{FFN}.bias")
+CHOICES = ("norm", "pos", "attn", "ffn", "moe")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The values that decide what a model computes; training settings are not among them.
+
+    Attributes:
+        model: what concerns the model as a whole.
+        layers: of each block in order; a key that means nothing there is missing (``d_ff`` beside a mixture).
+    """
+
+    model: dict[str, Any]
+    layers: list[dict[str, Any]]
+
+    def values(self, key: str) -> list[Any]:
+        """The different values of a key, in the order of the layers; none if nothing has it."""
+        if key in self.model:
+            return [self.model[key]]
+        return unique(layer[key] for layer in self.layers if key in layer)
+
+    def value(self, key: str) -> Any:
+        """The value of a key in the first layer that has it.
+
+        Raises:
+            KeyError: there is none.
+        """
+        values = self.values(key)
+        if not values:
+            raise KeyError(key)
+        return values[0]
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """The different values, each once, in order."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
+
+
+def architecture_of(model: Transformer) -> Architecture:
+    """What a built model is; meta tensors suffice.
+
+    Raises:
+        UserError: a part is none of tinyllm's own.
+    """
+    norm, pos = model.norm, model.pos
+    whole = {
+        "norm": _name(NORMS, norm, "model.norm"),
+        "model.norm.eps": norm.eps,
+        "pos": _name(POSITIONS, pos, "model.pos"),
+        "model.d_model": model.d_model,
+        "model.n_layers": model.n_layers,
+        "model.max_seq_len": model.max_seq_len,
+        "model.vocab_size": model.vocab_size,
+        "model.tie_embeddings": model.head is None,
+    }
+    if isinstance(norm, LayerNorm):
+        whole["model.bias"] = norm.bias is not None
+    if isinstance(pos, Rope):
+        whole["model.pos.base"] = pos.base
+    return Architecture(whole, [_layer(block) for block in model.layers()])
+
+
+def _layer(block: Block) -> dict[str, Any]:
+    return {"model.parallel_block": block.parallel_block} | _attention(block.attn) | _feed_forward(block.ffn)
+
+
+def _attention(attn: nn.Module) -> dict[str, Any]:
+    if type(attn) is MLA:
+        names = ("kv_latent_dim", "q_latent_dim", "rope_head_dim", "nope_head_dim", "v_head_dim", "latent_norm_eps")
+        own = {f"{ATTN}.{name}": getattr(attn, name) for name in names}
+        kind, bias = "mla", attn.out.bias is not None
+    elif type(attn) in HEADS:
+        assert isinstance(attn, HeadsAttention)
+        own = {f"{ATTN}.head_dim": attn.head_dim, f"{ATTN}.qk_norm": attn.q_norm is not None}
+        own["model.n_kv_heads"] = attn.n_kv_heads
+        kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.qkv.bias is not None
+    else:
+        raise _foreign(ATTN, attn)
+    shared = {f"{ATTN}.{name}": getattr(attn, name, 0) for name in ("window", "sinks", "softcap")}
+    return {"attn": kind, "model.n_heads": attn.n_heads, f"{ATTN}.bias": bias} | own | shared
+
+
+def heads_option(n_heads: int, n_kv_heads: int) -> str:
+    """The attention with so many heads of keys and values."""
+    return "mha" if n_kv_heads == n_heads else "mqa" if n_kv_heads == 1 else "gqa"
+
+
+def _feed_forward(ffn: FeedForward) -> dict[str, Any]:
+    if type(ffn) not in MIXTURES:
+        return {"moe": "none", f"{FFN}.d_ff": ffn.d_ff} | _dense(ffn)
+    assert isinstance(ffn, AuxLoss | AuxFree)
+    names = ("n_experts", "n_shared", "n_active", "expert_d_ff", "router", "routed_scale")
+    own = {f"{MOE}.{name}": getattr(ffn, name) for name in names}
+    return {"moe": MIXTURES[type(ffn)]} | own | _dense(ffn.experts)
+
+
+def _dense(ffn: nn.Module) -> dict[str, Any]:
+    if type(ffn) is GLU:
+        gate = next(name for name, function in GATES.items() if function is ffn.act)
+        return {"ffn": "glu", f"{FFN}.gate": gate, f"{FFN}.bias": ffn.down.bias is not None}
+    if type(ffn) is MLP:
+        activation = next(name for name, function in ACTIVATIONS.items() if function is ffn.act)
+        return {"ffn": "mlp", f"{FFN}.activation": activation, f"{FFN}.bias": ffn.down.bias is not None}
+    raise _foreign(FFN, ffn)
+
+
+def _name(names: dict[type[nn.Module], str], part: nn.Module, key: str) -> str:
+    if type(part) not in names:
+        raise _foreign(key, part)
+    return names[type(part)]
+
+
+def _foreign(key: str, part: nn.Module) -> UserError:
+    hint = "a part of your own has no equal in transformers"
+    return UserError(
+        "this composition cannot be exported", key=f"{key}._target_", value=type(part).__qualname__, hint=hint
+    )
+
+
+def settings_of(arch: Architecture) -> list[str]:
+    """The overrides that compose this architecture.
+
+    The kind of layer that occurs most is the base block; where there are others, each kind has a name and the depth is
+    written out as ``layers=pattern``.
+    """
+    kinds = unique(arch.layers)
+    base = dict(max(kinds, key=arch.layers.count))
+    for kind in kinds:  # a hidden size that means nothing beside the base's mixture
+        base |= {key: value for key, value in kind.items() if key.startswith(FFN) and key not in base}
+    values = arch.model | base
+    usual = dict.fromkeys((f"{ATTN}.window", f"{ATTN}.sinks", f"{ATTN}.softcap"), 0) | {
+        f"{ATTN}.head_dim": values["model.d_model"] // values["model.n_heads"],
+        f"{ATTN}.qk_norm": False,
+        f"{ATTN}.q_latent_dim": None,
+        "model.parallel_block": False,
+        "model.n_kv_heads": values.get("model.n_kv_heads") if values["attn"] != "gqa" else None,
+    }
+    bias = values[f"{FFN}.bias"]
+    settings = [f"{key}={_text(values[key])}" for key in CHOICES]
+    settings.append(f"model.bias={_text(bias)}")
+    if values[f"{ATTN}.bias"] != bias:
+        settings.append(f"+{ATTN}.bias={_text(values[f'{ATTN}.bias'])}")
+    settings += [
+        f"{key}={_text(value)}"
+        for key, value in values.items()
+        if key not in CHOICES and key not in BIASES and not (key in usual and usual[key] == value)
+    ]
+    return settings if len(kinds) == 1 else [*settings, *_pattern(arch.layers, base)]
+
+
+def _pattern(layers: list[dict[str, Any]], base: dict[str, Any]) -> list[str]:
+    """``layers=pattern`` with a name for each kind of layer, and the name of every layer."""
+    names: list[str] = []
+    kinds: dict[str, str] = {}
+    for layer in layers:
+        other = [f"{key}={_text(value)}" for key, value in layer.items() if key not in base or base[key] != value]
+        name = "main" if not other else "dense" if "moe=none" in other else f"other{len(kinds)}"
+        known = next((one for one, text in kinds.items() if text == " ".join(other)), name)
+        kinds[known] = " ".join(other)
+        names.append(known)
+    written = ",".join(f'{name}:"{text}"' for name, text in kinds.items())
+    return ["layers=pattern", f"model.layers.kinds={{{written}}}", f"model.layers.pattern=[{','.join(names)}]"]
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

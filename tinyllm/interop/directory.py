@@ -1,0 +1,263 @@
+"""A directory as transformers writes it: config.json, the weights in safetensors files, the tokenizer."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinyllm.data.atomic import sync
+from tinyllm.errors import UserError
+from tinyllm.interop.families import family_of
+from tinyllm.interop.family import Family
+from tinyllm.training.files import translated
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+"""Dtypes of weights, as config.json names them."""
+READABLE = {"F32", "BF16", "F16"}
+PREFIXES = ("transformer.", "model.")
+"""What files of the model without its head leave out before every name."""
+
+
+def is_model(path: str | Path) -> bool:
+    """Whether a directory is one of transformers' (a run has its checkpoints, a checkpoint its manifest)."""
+    return (Path(path) / CONFIG).is_file() and not (Path(path) / "manifest.json").exists()
+
+
+class Directory:
+    """A model of transformers on the disk.
+
+    Args:
+        path: the directory.
+
+    Attributes:
+        config: config.json.
+        family: its family.
+        arch: what the model is.
+
+    Raises:
+        UserError: it is none, or one that cannot be expressed; the line names the entry.
+    """
+
+    family: Family
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError("no such directory", key="path", value=path, hint="one with config.json and safetensors")
+        self.config = read_json(self.path / CONFIG)
+        try:
+            self.family = family_of(self.config)
+            self.arch = self.family.read(self.config)
+        except UserError as error:
+            raise _in_file(error, self.path / CONFIG) from error
+
+    def special(self) -> dict[str, Any]:
+        """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, those for generation before the model's."""
+        found = dict(self.config)
+        if (self.path / GENERATION).is_file():
+            found |= {key: value for key, value in read_json(self.path / GENERATION).items() if value is not None}
+        return {name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+    def weights(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Our tensors, of the values and the dtype that the files have.
+
+        Args:
+            wanted: our tensors by name, for their shapes; on the meta device.
+
+        Raises:
+            UserError: a tensor is missing, has another shape or is of no use, or a file is damaged.
+        """
+        files = Tensors(self.path)
+        table = self.family.weights(self.arch, self.config)
+        assert {one.ours for one in table} == wanted.keys()
+        names = {one.ours: [files.resolve(name) for name in one.theirs] for one in table}
+        for one in table:
+            shapes = [tuple(part.shape) for part in one.layout.split(wanted[one.ours])]
+            for name, shape in zip(names[one.ours], shapes, strict=True):
+                files.check(name, shape)
+        used = {name for several in names.values() for name in several}
+        unused = [name for name in files.names if name not in used and not self.family.ignored(name, self.config)]
+        found = {one.ours: one.layout.join([files.read(name) for name in names[one.ours]]) for one in table}
+        for name in unused:
+            if name == "lm_head.weight" and torch.equal(files.read(name), found["embedding.weight"]):
+                continue  # written although it is tied
+            hint = f"{name} is there, and this {self.family.title} has no place for it"
+            raise UserError("the weights are not of this architecture", file=files.file_of[name], hint=hint)
+        return found
+
+
+class Tensors:
+    """The tensors of a directory by name, in one file or several with an index.
+
+    Raises:
+        UserError: there is no such file, or one is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        if (path / INDEX).is_file():
+            listed = read_json(path / INDEX).get("weight_map", {})
+            files = [path / name for name in dict.fromkeys(listed.values())]
+        else:
+            files = [path / MODEL]
+        for file in files:
+            if not file.is_file():
+                others = sorted(one.name for one in path.glob("*.bin"))
+                hint = "the file is missing"
+                if others:
+                    hint += f"; {others[0]} is not read: save_pretrained of transformers 5 writes safetensors"
+                raise UserError("no weights", file=file, hint=hint)
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError("damaged weights", file=file, hint=str(error)) from error
+            self.file_of |= dict.fromkeys(self._open[file].keys(), file)
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return list(self.file_of)
+
+    def resolve(self, name: str) -> str:
+        """The name under which a tensor is there.
+
+        Raises:
+            UserError: it is not.
+        """
+        short = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+        for one in (name, short):
+            if one in self.file_of:
+                return one
+        raise UserError("the weights are not of this architecture", file=self.path, hint=f"{name} is missing")
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuse a tensor of another shape, or of a dtype that has no values of its own."""
+        part = self._open[self.file_of[name]].get_slice(name)
+        there = tuple(part.get_shape())
+        if there != shape:
+            hint = f"{name} is {there} there, config.json asks for {shape}"
+            raise UserError("the weights are not of this architecture", file=self.file_of[name], hint=hint)
+        if part.get_dtype() not in READABLE:
+            hint = f"{name} is {part.get_dtype()}; read are {', '.join(sorted(READABLE))}"
+            raise UserError("quantized weights", file=self.file_of[name], hint=hint)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+        tensor: Tensor = self._open[self.file_of[name]].get_tensor(name)
+        return tensor
+
+
+def check_out(out: str | Path | None, *, command: str) -> Path:
+    """Where a directory is to be written.
+
+    Raises:
+        UserError: it was not given, exists, or its place is not there.
+    """
+    if not out:
+        raise UserError("where to?", key="out", value=out, hint=f"{command} out=<new directory>")
+    path = Path(out)
+    if path.exists():
+        raise UserError("it exists already", key="out", value=out, hint="choose another directory")
+    parent = next(one for one in path.absolute().parents if one.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError("no directory can be made there", key="out", value=out, hint=f"{parent} cannot be written")
+    return path
+
+
+class building:
+    """A new directory under a temporary name, which gets its own name when the block ends well.
+
+    Raises:
+        UserError: the disk is full or cannot be written; nothing is left.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+        self._guard = translated(out)
+
+    def __enter__(self) -> Path:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary.mkdir()
+        return self.temporary
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is None:
+                with self._guard:
+                    usual = 0o666 & ~_umask()
+                    for file in self.temporary.rglob("*"):
+                        if file.is_file():
+                            file.chmod(usual)  # safetensors writes for the owner alone
+                            sync(file)
+                    os.rename(self.temporary, self.out)
+                    sync(self.out.parent)
+            else:
+                self._guard.__exit__(kind, error, trace)
+        finally:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def write(
+    out: Path,
+    *,
+    config: Mapping[str, Any],
+    special: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    texts: Mapping[str, str],
+) -> str:
+    """Write a directory that ``from_pretrained`` reads; it is there whole or not at all. Returns the dtype.
+
+    Args:
+        special: ids for config.json and generation_config.json.
+        weights: tensors by transformers' names.
+        texts: further files by name.
+    """
+    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
+    dtype = max(dtypes, key=dtypes.count)
+    contents = dict(config) | dict(special) | {"dtype": dtype, "use_cache": True}
+    with building(out) as folder:
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / MODEL, {"format": "pt"})
+        generation = {name: value for name, value in special.items() if value is not None}
+        for name, content in ((CONFIG, contents), (GENERATION, {"_from_model_config": True, **generation})):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return dtype
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError("cannot be read", file=path, hint=str(error)) from error
+    if not isinstance(content, dict):
+        raise UserError("cannot be read", file=path, hint="it must hold one object")
+    return content
+
+
+def _umask() -> int:
+    """What the process takes away from the rights of new files; to be asked it must be set."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _in_file(error: UserError, file: Path) -> UserError:
+    return UserError(error.what, key=error.key, value=error.value, file=file, hint=error.hint)

@@ -1,0 +1,45 @@
+"""The families that our compositions express. An export takes the first that fits."""
+
+from tinyllm.errors import UserError
+from tinyllm.interop.architecture import Architecture
+from tinyllm.interop.dense import GPT2, Llama, Mistral, Qwen3
+from tinyllm.interop.family import Config, Family, refused
+from tinyllm.interop.mixtures import DeepseekV3, Mixtral, Qwen3Moe
+
+FAMILIES: tuple[Family, ...] = (GPT2(), Llama(), Qwen3(), Mistral(), Mixtral(), Qwen3Moe(), DeepseekV3())
+
+
+def family_of(config: Config) -> Family:
+    """The family that a config.json names.
+
+    Raises:
+        UserError: it is none of ours.
+    """
+    known = {family.model_type: family for family in FAMILIES}
+    kind = config.get("model_type")
+    if kind not in known:
+        raise refused("model_type", kind, " ".join(known))
+    family = known[kind]
+    classes = config.get("architectures") or [family.architecture]
+    if family.architecture not in classes and not any(one.endswith("Model") for one in classes):
+        raise refused("architectures", classes[0], family.architecture)
+    for name in ("quantization_config", "pruned_heads"):
+        if config.get(name):
+            raise refused(name, "…", "none")
+    return family
+
+
+def fitting(arch: Architecture) -> Family:
+    """The family of an architecture.
+
+    Raises:
+        UserError: there is none; the line says what the nearest one would take.
+    """
+    found = {family: family.mismatches(arch) for family in FAMILIES}
+    nearest = min(found, key=lambda family: len(found[family]))
+    if not found[nearest]:
+        return nearest
+    first, *others = found[nearest]
+    hint = f"{nearest.title}, the nearest, takes {first.wish()}"
+    hint += f"; and {', '.join(one.wish() for one in others)}" if others else ""
+    raise UserError("no Hugging Face family expresses this composition", key=first.key, value=first.value, hint=hint)

@@ -1,0 +1,118 @@
+"""Tokenizers as the files that AutoTokenizer reads, and back."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyllm.errors import UserError
+from tinyllm.tokenizers import Tokenizer, load
+from tinyllm.tokenizers.byte import ByteTokenizer
+from tinyllm.tokenizers.char import CharTokenizer
+from tinyllm.tokenizers.huggingface import BYTE_OF, HuggingFaceTokenizer
+from tinyllm.tokenizers.ids import IdsTokenizer
+
+END, UNKNOWN = "<|endoftext|>", "<unk>"
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+SPECIAL = ("bos", "eos", "pad", "unk")
+
+
+def _library(model: dict[str, Any], *, special: dict[str, int], **parts: Any) -> dict[str, Any]:
+    """The content of a tokenizer.json."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": i, "content": content, **flags} for content, i in special.items()]
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    return {"version": "1.0", **empty, "added_tokens": added, **parts, "model": model}
+
+
+def _of_char(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """A word for each character. Without ``<unk>`` the library raises on a character outside, as ours does."""
+    special = {END: tokenizer.eot_id, UNKNOWN: tokenizer.unk_id}
+    known = {content: i for content, i in special.items() if i is not None}
+    vocab = {char: i for i, char in enumerate(tokenizer.alphabet)} | known
+    split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN}
+    return _library(model, special=known, pre_tokenizer=split, decoder={"type": "Fuse"})
+
+
+def _of_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
+    """Byte-level BPE without merges."""
+    special = {END: tokenizer.eot_id}
+    vocab = {char: byte for char, byte in sorted(BYTE_OF.items(), key=lambda item: item[1])} | special
+    part = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    model = {"type": "BPE", **off, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": []}
+    return _library(model, special=special, pre_tokenizer=part, decoder=part)
+
+
+WRITERS: dict[type[Tokenizer], Callable[[Any], dict[str, Any] | None]] = {
+    CharTokenizer: _of_char,
+    ByteTokenizer: _of_byte,
+    HuggingFaceTokenizer: HuggingFaceTokenizer.to_dict,
+    IdsTokenizer: lambda tokenizer: None,
+}
+"""The tokenizer.json of each kind; numbers have none."""
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """``bos_token_id`` and ``eos_token_id``: a document begins behind the end of another one."""
+    return {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": None}
+
+
+def texts_of(tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: int) -> dict[str, str]:
+    """The tokenizer's files by name; none for numbers.
+
+    Args:
+        special: ``bos_token_id``, ``eos_token_id`` …, as in config.json.
+        max_length: the model's context.
+    """
+    state = WRITERS[type(tokenizer)](tokenizer)
+    if state is None:
+        return {}
+    contents = {token["id"]: token["content"] for token in state["added_tokens"]}
+    ids = {name: special.get(f"{name}_token_id") for name in SPECIAL} | {"unk": tokenizer.unk_id}
+    first = {name: one[0] if isinstance(one, list) else one for name, one in ids.items()}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+    } | {f"{name}_token": contents[i] for name, i in first.items() if i in contents}
+    return {
+        FILE: json.dumps(state, ensure_ascii=False, indent=2) + "\n",
+        SETTINGS: json.dumps(settings, ensure_ascii=False, indent=2) + "\n",
+    }
+
+
+def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory; where it has none, tokens are numbers, which is told.
+
+    Raises:
+        UserError: it is in a format that is not read, or damaged.
+    """
+    if (path / FILE).is_file():
+        return _ours(load(path / FILE))
+    for name in OTHER_FILES:
+        if (path / name).is_file():
+            hint = "transformers makes one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+            raise UserError("a tokenizer without tokenizer.json", file=path / name, hint=hint)
+    tell(f"{path} has no tokenizer: prompts and text are token numbers")
+    return IdsTokenizer(vocab_size=vocab_size)
+
+
+def _ours(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer of ours that was exported to this one; itself where there is none."""
+    state = tokenizer.to_dict()
+    vocab = state.get("model", {}).get("vocab")
+    if not isinstance(vocab, dict):
+        return tokenizer
+    alphabet = "".join(sorted(token for token in vocab if len(token) == 1))
+    exported = [ByteTokenizer(), CharTokenizer(alphabet, eot=END in vocab, unk=UNKNOWN in vocab)]
+    return next((one for one in exported if _same(WRITERS[type(one)](one), state)), tokenizer)
+
+
+def _same(written: dict[str, Any] | None, state: dict[str, Any]) -> bool:
+    """Whether the library read what we wrote; it may spell out more."""
+    if isinstance(written, dict) and isinstance(state, dict):
+        return all(name in state and _same(value, state[name]) for name, value in written.items())
+    return written == state
