@@ -19,6 +19,8 @@ OPTIONS = {
     "wsd": ("schedule=wsd", "schedule.shape=sqrt"),
     "constant, no clip": ("schedule=constant", "trainer.grad_clip=0"),
     "linear, workers": ("schedule=linear", "dataloader.workers=2"),
+    "lion": ("optimizer=lion", "optimizer.lr=1e-3"),
+    "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3"),
     "gqa glu learned untied": (
         "attn=gqa", "model.n_kv_heads=1", "ffn=swiglu", "pos=learned", "model.tie_embeddings=false",
     ),

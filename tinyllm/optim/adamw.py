@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from tinyllm.optim.checks import decay_rates, not_negative
+
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
 
@@ -18,11 +20,8 @@ def adamw(
     Raises:
         ValueError: a hyper-parameter is out of range.
     """
-    for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-        if not value >= 0:
-            raise ValueError(f"{name}={value} is negative: {name} must be at least 0")
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas={list(betas)} are out of range: each must be at least 0 and below 1")
+    not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+    decay_rates(betas)
     devices = {parameter.device.type for group in params for parameter in group["params"]}
     return torch.optim.AdamW(
         params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=devices <= FUSED_DEVICES

@@ -108,7 +108,7 @@ class Trainer:
         state, optimizer = self.state, self.state.optimizer
         lr = self.schedule(state.step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.rank))
         micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
         n_tokens = sum(int((targets != -100).sum()) for _, targets in micro_batches)

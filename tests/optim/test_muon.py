@@ -1,0 +1,101 @@
+"""Muon against torch's own, against the singular values it promises, and against AdamW for what it leaves to it."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tinyllm.optim.adamw import adamw
+from tinyllm.optim.muon import Muon, orthogonalise
+
+RIGHT: dict[str, Any] = {
+    "lr": 0.02,
+    "adamw_lr": None,
+    "momentum": 0.95,
+    "scale": "rms",
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.1,
+}
+
+
+def groups(matrices: list[torch.nn.Parameter], vectors: list[torch.nn.Parameter] | None = None) -> list[dict[str, Any]]:
+    """As ``parameter_groups`` makes them."""
+    made: list[dict[str, Any]] = [{"params": matrices, "kind": "matrix"}]
+    return [*made, {"params": vectors, "kind": "vector", "weight_decay": 0.0}] if vectors else made
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 48), (48, 16)])
+def test_singular_values_end_near_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(3, *shape)
+    matrices[1] *= 1e-3
+    singular = torch.linalg.svdvals(orthogonalise(matrices).float())
+    assert float(singular.min()) > 0.4 and float(singular.max()) < 1.3
+    # u·vᵀ of the singular value decomposition is the nearest orthogonal matrix
+    u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
+    nearest = u @ vt
+    cosine = torch.nn.functional.cosine_similarity(orthogonalise(matrices).float().flatten(1), nearest.flatten(1))
+    assert float(cosine.min()) > 0.97
+
+
+def test_a_batch_is_each_matrix_by_itself() -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(4, 8, 24)
+    alone = torch.cat([orthogonalise(one[None]) for one in matrices])
+    torch.testing.assert_close(orthogonalise(matrices), alone, rtol=2e-2, atol=1e-2)
+    assert not orthogonalise(torch.zeros(1, 4, 6)).any()
+
+
+@pytest.mark.parametrize(("scale", "theirs"), [("rms", "match_rms_adamw"), ("spectral", "original")])
+def test_the_update_is_torchs(scale: str, theirs: str) -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((16, 16), (16, 48), (48, 16), (16, 16))]
+    ours, other = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    muon = Muon(groups(ours), **RIGHT | {"scale": scale})
+    reference = torch.optim.Muon(other, lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn=theirs)
+    for _ in range(5):
+        for a, b in zip(ours, other, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        muon.step()
+        reference.step()
+    for a, b, w in zip(ours, other, start, strict=True):
+        assert float((a - b).detach().norm() / (a - w).detach().norm()) < 0.02  # both iterate in bf16, in another order
+
+
+def test_experts_are_made_orthogonal_one_by_one() -> None:
+    torch.manual_seed(0)
+    stack = torch.nn.Parameter(torch.zeros(3, 8, 8))
+    optimizer = Muon(groups([stack]), **RIGHT | {"scale": "spectral", "lr": 1.0})
+    stack.grad = torch.randn(3, 8, 8)
+    optimizer.step()
+    singular = torch.linalg.svdvals(stack.detach())
+    assert float(singular.min()) > 0.4 and float(singular.max()) < 1.3
+
+
+def test_the_rest_is_adamws_at_its_own_rate() -> None:
+    torch.manual_seed(0)
+    vectors = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    muon = Muon(groups([torch.nn.Parameter(torch.ones(4, 4))], vectors[:1]), **RIGHT | {"adamw_lr": 1e-3})
+    plain = adamw([{"params": vectors[1:]}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for _ in range(4):
+        for group in muon.param_groups:  # as the loop sets it: the schedule is a factor on every group
+            group["lr"] = 0.02 * group.get("lr_scale", 1.0)
+        gradient = torch.randn(5)
+        for vector in vectors:
+            vector.grad = gradient.clone()
+        muon.step()
+        plain.step()
+    torch.testing.assert_close(vectors[0], vectors[1])
+    assert set(muon.state) == {vectors[0]}  # the matrix had no gradient
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lr": -1.0}, {"adamw_lr": 0.0}, {"momentum": 1.0}, {"betas": (1.0, 0.9)}, {"eps": -1.0}, {"weight_decay": -0.1}],
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    parameters = groups([torch.nn.Parameter(torch.ones(2, 2))], [torch.nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        Muon(parameters, **RIGHT | wrong)

@@ -1,0 +1,120 @@
+"""Muon: momentum whose matrix is made orthogonal."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tinyllm.optim.adamw import adamw
+from tinyllm.optim.checks import not_negative
+from tinyllm.optim.groups import DECAYED
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic iteration: its slope at 0 is as large as the singular values' staying near 1 allows (Jordan 2024)."""
+STEPS = 5
+
+Scale = Literal["spectral", "rms"]
+
+
+class Muon(Optimizer):
+    """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, for matrices; AdamW for everything else.
+
+    m ← β·m + (1−β)·g; u = orthogonalised β·m + (1−β)·g (Nesterov); w ← w − lr·(s·u + weight_decay·w). Of a stack of
+    matrices, such as a mixture's experts, each is made orthogonal by itself; all matrices of one shape go through one
+    batched iteration.
+
+    Args:
+        params: groups with their ``kind``; those of kind ``matrix`` are Muon's.
+        lr: of the matrices.
+        adamw_lr: of everything else at the peak; None: ``lr``. A group's ``lr_scale`` is adamw_lr / lr.
+        momentum: β.
+        scale: s. ``rms``: 0.2·√(larger side), which gives an update the size of AdamW's, so that its learning rates
+            serve (Liu et al. 2025, https://arxiv.org/abs/2502.16982, eq. 4); ``spectral``: √max(1, rows/columns).
+        betas, eps: of AdamW.
+
+    Raises:
+        ValueError: a hyper-parameter is out of range.
+    """
+
+    def __init__(
+        self,
+        params: list[dict[str, Any]],
+        *,
+        lr: float,
+        adamw_lr: float | None,
+        momentum: float,
+        scale: Scale,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+    ) -> None:
+        not_negative(lr=lr, weight_decay=weight_decay)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum={momentum} is out of range: at least 0 and below 1")
+        if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
+            raise ValueError(f"adamw_lr={adamw_lr} must be above 0, as must lr")
+        self.momentum, self.scale = momentum, scale
+        others = [group for group in params if group["kind"] != DECAYED]
+        for group in others:
+            group["lr_scale"] = 1.0 if adamw_lr is None else adamw_lr / lr
+        self.adamw = adamw(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay) if others else None
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        if self.adamw is not None:  # its groups are ours already; its state shall be too
+            self.adamw.state = self.state
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            if group["kind"] == DECAYED:
+                for weights in by_shape(p for p in group["params"] if p.grad is not None):
+                    self._update(weights, lr=group["lr"], weight_decay=group["weight_decay"])
+        if self.adamw is not None:
+            self.adamw.step()
+
+    def _update(self, weights: list[Tensor], *, lr: float, weight_decay: float) -> None:
+        gradients = [p.grad for p in weights if p.grad is not None]
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["m"] = torch.zeros_like(weight)
+        momenta = [self.state[weight]["m"] for weight in weights]
+        torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
+        updates = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))
+        rows, columns = updates.shape[-2:]
+        size = 0.2 * max(rows, columns) ** 0.5 if self.scale == "rms" else max(1.0, rows / columns) ** 0.5
+        orthogonal = orthogonalise(updates.flatten(0, -3)).view(updates.shape)
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        torch._foreach_add_(weights, list(orthogonal.to(weights[0].dtype).unbind()), alpha=-lr * size)
+
+
+def by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
+    """The weights of each shape, in their order."""
+    found: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    for weight in weights:
+        found[weight.shape].append(weight)
+    return list(found.values())
+
+
+def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+    """The nearest matrices with singular values about 1 (0.7 to 1.2), by Newton–Schulz iteration in bf16.
+
+    Args:
+        matrices_NRC: N matrices of one shape.
+
+    Returns:
+        The same shape, bf16. A matrix of zeros stays one.
+    """
+    x = matrices_NRC.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (torch.linalg.matrix_norm(x.float(), keepdim=True) + 1e-7).to(x.dtype)  # Frobenius ≥ spectral norm
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
