@@ -15,6 +15,7 @@ from tinyllm.nn.attention.heads import HeadsAttention
 from tinyllm.nn.attention.mha import MHA
 from tinyllm.nn.attention.mqa import MQA
 from tinyllm.nn.feedforward import GLU, MLP, FeedForward
+from tinyllm.nn.moe import SCORES, AuxFree, AuxLoss, Mixture
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
 
@@ -23,17 +24,6 @@ try:
 except ImportError:
 
     class MLA:
-        pass
-
-
-try:
-    from tinyllm.nn.moe import AuxFree, AuxLoss
-except ImportError:
-
-    class AuxFree:
-        pass
-
-    class AuxLoss:
         pass
 
 
@@ -142,10 +132,17 @@ def heads_option(n_heads: int, n_kv_heads: int) -> str:
 def _feed_forward(ffn: FeedForward) -> dict[str, Any]:
     if type(ffn) not in MIXTURES:
         return {"moe": "none", f"{FFN}.d_ff": ffn.d_ff} | _dense(ffn)
-    assert isinstance(ffn, AuxLoss | AuxFree)
-    names = ("n_experts", "n_shared", "n_active", "expert_d_ff", "router", "routed_scale")
-    own = {f"{MOE}.{name}": getattr(ffn, name) for name in names}
-    return {"moe": MIXTURES[type(ffn)]} | own | _dense(ffn.experts)
+    assert isinstance(ffn, Mixture)
+    n_shared = 0 if ffn.shared is None else ffn.shared.d_ff // ffn.d_ff
+    own = {
+        "n_experts": ffn.n_routed + n_shared,
+        "n_shared": n_shared,
+        "n_active": ffn.n_chosen + n_shared,
+        "expert_d_ff": ffn.d_ff,
+        "router": next(name for name, function in SCORES.items() if function is ffn.score),
+        "routed_scale": ffn.routed_scale,
+    }
+    return {"moe": MIXTURES[type(ffn)]} | {f"{MOE}.{name}": value for name, value in own.items()} | _dense(ffn.experts)
 
 
 def _dense(ffn: nn.Module) -> dict[str, Any]:
