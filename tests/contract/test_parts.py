@@ -214,6 +214,7 @@ def test_new_files_are_found_by_themselves(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "attn" / "slow.yaml").write_text(
         "# @package model.block.attn\n# GQA under another name.\n"
         "_target_: slow_attention_of_a_user.Slow\n_partial_: true\nqk_norm: true  # as in GQA\n"
+        "head_dim: null  # as in GQA\nwindow: 0  # as in GQA\nsinks: 0  # as in GQA\nsoftcap: 0.0  # as in GQA\n"
     )
     (tmp_path / "slow_attention_of_a_user.py").write_text(CLASS)
     monkeypatch.syspath_prepend(str(tmp_path))

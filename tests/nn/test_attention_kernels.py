@@ -1,60 +1,98 @@
-"""Every kernel of attention against softmax written out in float64."""
+"""Every kernel of attention against softmax written out in float64, with its mask."""
+
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights, n_blocks
-from tinyllm.nn.attention.blocks import block_attention
+from tinyllm.nn.attention.attend import LONGEST_BLOCKED, attend, block_size, chosen_kernel, kept_weights
+from tinyllm.nn.attention.blocks import Shape, block_attention
+from tinyllm.nn.attention.rule import Rule
+from tinyllm.nn.attention.windows import folded_attention
+
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+SEEN = [(0, 0), (1, 0), (3, 0), (3, 2), (1, 1), (7, 3), (12, 1), (5, 20)]
+"""Windows and sinks: one key, some, more than there are."""
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Row by row, in float64: query i of the last T positions attends to keys 0 … S−T+i."""
-    q, k, v = q.double(), k.double(), v.double()
-    share = q.shape[1] // k.shape[1]
-    offset = k.shape[2] - q.shape[2]
-    rows = []
-    for head in range(q.shape[1]):
-        for i in range(q.shape[2]):
-            keys, values = k[:, head // share, : offset + i + 1], v[:, head // share, : offset + i + 1]
-            scores = (keys @ q[:, head, i, :, None]).squeeze(-1) / q.shape[-1] ** 0.5
-            weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
-            rows.append((weights[:, None] @ values).squeeze(1))
-    return torch.stack(rows, 1).view(q.shape[0], q.shape[1], q.shape[2], -1)
+def weights(q: Tensor, k: Tensor, rule: Rule, scale: float) -> Tensor:
+    """(B, H, T, S) with the mask written out: query i of the last T positions is at position S−T+i."""
+    scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) * scale
+    if rule.softcap:
+        scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    return scores.masked_fill(~visible(q.shape[2], k.shape[2], rule), float("-inf")).softmax(-1)
 
 
-def tensors(heads: int, kv_heads: int, queries: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
+@cache
+def visible(n_queries: int, n_keys: int, rule: Rule) -> Tensor:
+    return torch.tensor(
+        [
+            [
+                key <= query and (not rule.window or query - key < rule.window or key < rule.sinks)
+                for key in range(n_keys)
+            ]
+            for query in range(n_keys - n_queries, n_keys)
+        ]
+    )
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float) -> Tensor:
+    values = v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    return weights(q.double(), k.double(), rule, scale) @ values.double()
+
+
+def tensors(
+    heads: int, kv_heads: int, queries: int, keys: int, dtype: torch.dtype, sizes: tuple[int, int] = (8, 8)
+) -> list[Tensor]:
     torch.manual_seed(0)
-    shapes = [(2, heads, queries, 8), (2, kv_heads, keys, 8), (2, kv_heads, keys, 8)]
+    shapes = [(2, heads, queries, sizes[0]), (2, kv_heads, keys, sizes[0]), (2, kv_heads, keys, sizes[1])]
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("blocks", [1, 2, 3, 4, 13, 20])
-@pytest.mark.parametrize("length", [1, 2, 13])
-def test_blocks_value_and_gradients(length: int, blocks: int, kv_heads: int) -> None:
-    """Blocks that do not divide the length, more blocks than queries, shared heads."""
-    inputs = tensors(4, kv_heads, length, length, torch.float64)
-    upstream = torch.randn(2, 4, length, 8, dtype=torch.float64)
-    expected = reference(*inputs)
-    actual = block_attention(*inputs, n_blocks=blocks, dropout_p=0.0)
-    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(
-        torch.autograd.grad(actual, inputs, upstream),
-        torch.autograd.grad(expected, inputs, upstream),
-        rtol=1e-12,
-        atol=1e-12,
-    )
+def kernels(rule: Rule, scale: float) -> Iterator[Kernel]:
+    """All that can compute this, in blocks that divide the length and that do not, and what ``attend`` chooses."""
+    for block in (1, 3, 4, 16):
+        shape = Shape(block, rule.window, rule.sinks, rule.softcap, scale, 0.0)
+        yield partial(block_attention, shape=shape)
+    if rule.window and not rule.softcap:
+        yield partial(folded_attention, window=rule.window, sinks=rule.sinks, scale=scale, dropout_p=0.0)
+    yield partial(attend, rule=rule, scale=scale, dropout_p=0.0)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize(("window", "sinks"), SEEN)
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (2, 2), (13, 13), (13, 20), (3, 40), (33, 33)])
+def test_value_and_gradients(queries: int, keys: int, window: int, sinks: int, softcap: float) -> None:
+    """Shared heads, values of another size than keys, queries that are the last of more keys."""
+    rule = Rule(window=window, sinks=sinks if window else 0, softcap=softcap)
+    for kv_heads, sizes in ((4, (6, 6)), (2, (6, 4)), (1, (4, 6))):
+        inputs = tensors(4, kv_heads, queries, keys, torch.float64, sizes)
+        upstream = torch.randn(2, 4, queries, sizes[1], dtype=torch.float64)
+        expected = reference(*inputs, rule, 0.4)
+        wanted = torch.autograd.grad(expected, inputs, upstream)
+        for kernel in kernels(rule, 0.4):
+            actual = kernel(*inputs)
+            found = torch.autograd.grad(actual, inputs, upstream)
+            torch.testing.assert_close((actual, *found), (expected, *wanted), rtol=1e-9, atol=1e-9)
+            with torch.no_grad():
+                torch.testing.assert_close(kernel(*inputs), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(
+    "rule",
+    [Rule(), Rule(window=70), Rule(window=33, sinks=5), Rule(softcap=2.0), Rule(window=130, softcap=2.0)],
+    ids=str,
+)
 @pytest.mark.parametrize("length", [5, 130, 390])
-def test_the_kernel_that_is_chosen(length: int, kv_heads: int, dtype: torch.dtype) -> None:
+def test_the_kernel_that_is_chosen(length: int, rule: Rule, kv_heads: int, dtype: torch.dtype) -> None:
     inputs = tensors(4, kv_heads, length, length, dtype)
     upstream = torch.randn(2, 4, length, 8)
-    expected = reference(*inputs)
-    actual = attend(*inputs, dropout_p=0.0)
+    expected = reference(*inputs, rule, 8**-0.5)
+    actual = attend(*inputs, rule=rule, dropout_p=0.0)
     assert actual.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     wanted = torch.autograd.grad(expected, inputs, upstream.double())
@@ -64,65 +102,182 @@ def test_the_kernel_that_is_chosen(length: int, kv_heads: int, dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(8, 8), (12, 8), (8, 12)], ids=str)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (4, 9), (9, 9)])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_queries_are_the_last_positions(kv_heads: int, queries: int, keys: int, dtype: torch.dtype) -> None:
+def test_queries_are_the_last_positions(
+    kv_heads: int, queries: int, keys: int, sizes: tuple[int, int], dtype: torch.dtype
+) -> None:
     with torch.no_grad():
-        inputs = tensors(4, kv_heads, queries, keys, dtype)
-        actual, expected = attend(*inputs, dropout_p=0.0), reference(*inputs)
+        inputs = tensors(4, kv_heads, queries, keys, dtype, sizes)
+        actual, expected = attend(*inputs, dropout_p=0.0), reference(*inputs, Rule(), sizes[0] ** -0.5)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("kernel", ["blocks", "sdpa"])
-def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str) -> None:
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_mask_says_what_each_query_sees(queries: int, softcap: float) -> None:
+    inputs = tensors(4, 2, queries, 7, torch.float64)
+    mask = torch.rand(2, 1, queries, 7) < 0.5
+    mask[..., 0] = True
+    q, k, v = inputs
+    scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 8**-0.5
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    expected = scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
+    actual = attend(*inputs, rule=Rule(window=2, softcap=softcap), mask=mask, dropout_p=0.0)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("rule", [Rule(), Rule(window=40), Rule(window=30, sinks=10), Rule(softcap=3.0)], ids=str)
+@pytest.mark.parametrize("kernel", ["bf16", "fp32", "folded"])
+def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule: Rule) -> None:
     """With values of one, an output is the sum of the weights that are left, scaled by 1/(1−p)."""
+    if kernel == "folded" and not rule.window:
+        pytest.skip("folds windows only")
     torch.manual_seed(0)
     n, p = 64, 0.3
-    q = torch.zeros(256, 4, n, 8, dtype=torch.bfloat16 if kernel == "blocks" else torch.float32, requires_grad=True)
+    q = torch.zeros(256, 4, n, 8, dtype=torch.bfloat16 if kernel == "bf16" else torch.float32, requires_grad=True)
     k, v = torch.zeros_like(q), torch.ones_like(q)
-    out = attend(q, k, v, dropout_p=p).detach().float()[..., 0]
+    if kernel == "folded":
+        out = folded_attention(q, k, v, window=rule.window, sinks=rule.sinks, scale=1.0, dropout_p=p)
+    else:
+        out = attend(q, k, v, rule=rule, dropout_p=p)
+    out = out.detach().float()[..., 0]
+    seen = rule.keys_seen(n)
     assert abs(out.mean() - 1) < 0.01
-    last = out[:, :, -1]  # n weights of 1/n, each dropped with p
-    assert abs(last.var() - p / (1 - p) / n) < 0.2 * p / (1 - p) / n
+    last = out[:, :, -1]  # that many weights of 1/seen, each dropped with p
+    assert abs(last.var() - p / (1 - p) / seen) < 0.2 * p / (1 - p) / seen
     first = out[:, :, 0]  # one weight: 0 or 1/(1−p)
     assert first.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=0.01)
 
 
-def test_gradients_with_dropout_are_those_of_the_dropped_weights() -> None:
-    """Finite differences in float64, with the same mask each time."""
-    inputs = tensors(4, 2, 7, 7, torch.float64)
+@pytest.mark.parametrize(("window", "sinks", "softcap"), [(0, 0, 0.0), (3, 0, 0.0), (2, 2, 1.5)])
+def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks: int, softcap: float) -> None:
+    """With values that are the identity, the output is the dropped weights; what is left of them is what dropped
+    weights times values must be, and so are the gradients."""
+    rule, p, length = Rule(window=window, sinks=sinks, softcap=softcap), 0.4, 11
+    q, k, v = tensors(4, 2, length, length, torch.float64)
+    shape = Shape(4, window, sinks, softcap, 0.4, p)
 
-    def attended(*qkv: Tensor) -> Tensor:
+    def attended(values: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return block_attention(*qkv, n_blocks=3, dropout_p=0.4)
+        return block_attention(q, k, values, shape=shape)
 
-    assert torch.autograd.gradcheck(attended, tuple(inputs))
+    exact = weights(q, k, rule, 0.4)
+    dropped = attended(torch.eye(length, dtype=torch.float64).expand(2, 2, -1, -1))
+    kept = (dropped != 0).double() / (1 - p)
+    assert 0 < (exact[kept == 0] > 0).double().mean() < 1
+    expected = (exact * kept) @ v.repeat_interleave(2, 1)
+    actual = attended(v)
+    upstream = torch.randn_like(actual)
+    torch.testing.assert_close(dropped, exact * kept, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        (actual, *torch.autograd.grad(actual, (q, k, v), upstream)),
+        (expected, *torch.autograd.grad(expected, (q, k, v), upstream)),
+        rtol=1e-9,
+        atol=1e-9,
+    )
 
 
-def test_no_bit_depends_on_later_tokens() -> None:
-    for blocks in (1, 2, 4):
+@pytest.mark.parametrize("rule", [Rule(), Rule(window=6), Rule(window=3, sinks=2, softcap=2.0)], ids=str)
+def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: Rule) -> None:
+    for block in (4, 8, 16):
+        shape = Shape(block, rule.window, rule.sinks, rule.softcap, 0.4, 0.0)
         q, k, v = tensors(4, 2, 16, 16, torch.bfloat16)
-        before = block_attention(q, k, v, n_blocks=blocks, dropout_p=0.0)
+        before = block_attention(q, k, v, shape=shape)
         with torch.no_grad():
             k[:, :, 10:] += 3
             v[:, :, 10:] -= 2
-        after = block_attention(q, k, v, n_blocks=blocks, dropout_p=0.0)
+        after = block_attention(q, k, v, shape=shape)
         assert torch.equal(before[:, :, :10], after[:, :, :10])
+        if rule.window:
+            with torch.no_grad():
+                k[:, :, 5] += 3
+                v[:, :, 5] -= 2
+            last = block_attention(q, k, v, shape=shape)
+            assert torch.equal(last[:, :, 5 + rule.window :], after[:, :, 5 + rule.window :])
+            assert not torch.equal(last[:, :, 5 + rule.window - 1], after[:, :, 5 + rule.window - 1])
 
 
-def test_the_choice_is_named_and_counted() -> None:
+def test_sinks_in_bf16_get_the_gradients_of_all_blocks() -> None:
+    """Sums of many blocks in bf16 would stop to grow."""
+    q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, 1024, 1024, torch.bfloat16))
+    rule = Rule(window=4, sinks=1)
+    upstream = torch.ones(2, 1, 1024, 8)
+    found = torch.autograd.grad(attend(q, k, v, rule=rule, dropout_p=0.0), v, upstream.bfloat16())[0][:, :, 0]
+    exact = weights(q.double(), k.double(), rule, 8**-0.5).sum(2)[:, :, 0, None].expand_as(found)
+    torch.testing.assert_close(found.double(), exact.double(), rtol=0.02, atol=0)
+
+
+def kept_values(kernel: Callable[[], Tensor], length: int) -> int:
+    """Numbers that are kept for the backward pass in tensors of scores: (N, rows, columns)."""
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel() if tensor.ndim == 3 and tensor.shape[1:] != (length, 8) else 0)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kernel()
+    return sum(kept)
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rule", [Rule(), Rule(window=50), Rule(window=60, sinks=3), Rule(softcap=2.0)], ids=str)
+@pytest.mark.parametrize("length", [16, 128, 520])
+def test_the_choice_is_named_and_counted(length: int, rule: Rule, dtype: torch.dtype, dropout_p: float) -> None:
+    block = block_size("cpu", dtype, length, window=rule.window_within(length), softcap=rule.softcap)
+    name = chosen_kernel("cpu", dtype, length, rule)
+    if not block:
+        assert name == "scaled_dot_product_attention"
+        assert kept_weights("cpu", dtype, length, rule) == 0
+        return
+    assert f"blocks ({-(-length // block)}" in name
+    assert (f"window {rule.window}" in name) == (length > rule.window + rule.sinks > 0)
+    q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, length, length, dtype))
+    found = kept_values(lambda: attend(q, k, v, rule=rule, dropout_p=dropout_p), length)
+    assert found == 2 * kept_weights("cpu", dtype, length, rule, dropout_p=dropout_p)
+
+
+def test_on_other_devices_the_fused_kernel_is_chosen() -> None:
     assert chosen_kernel("cuda", torch.bfloat16, 128) == "scaled_dot_product_attention"
-    assert n_blocks("cpu", torch.float32, 128) == 0
-    for length in (16, 128, 512):
-        blocks = n_blocks("cpu", torch.bfloat16, length)
-        assert str(blocks) in chosen_kernel("cpu", torch.bfloat16, length)
-        kept: list[int] = []
-        q, k, v = (t.bfloat16().detach().requires_grad_() for t in tensors(1, 1, length, length, torch.float32))
-        hooks = torch.autograd.graph.saved_tensors_hooks(
-            lambda t, kept=kept, length=length: kept.append(t.numel() if t.ndim == 3 and t.shape[-1] != 8 else 0) or t,
-            lambda t: t,
-        )
-        with hooks:
-            attend(q, k, v, dropout_p=0.0)
-        assert sum(kept) == 2 * kept_weights("cpu", torch.bfloat16, length)
+    assert chosen_kernel("cuda", torch.bfloat16, 512, Rule(window=64)) == (
+        "scaled_dot_product_attention (blocks, window 64)"
+    )
+    assert "lower-triangular" in chosen_kernel("cuda", torch.bfloat16, 512, Rule(softcap=2.0))
+    assert "scaled_dot" in chosen_kernel("cpu", torch.float32, 2**14, Rule(window=LONGEST_BLOCKED + 1))
+
+
+@pytest.mark.parametrize("kernel", ["blocks", "folded"])
+def test_with_a_window_the_work_grows_with_the_length(kernel: str) -> None:
+    """Products counted, and the largest tensor made on the way: no tensor of T² numbers."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    flops = {}
+    window, sinks = 32, 2
+    for length in (1024, 2048):
+        q, k, v = (torch.randn(1, 1, length, 8, requires_grad=True) for _ in range(3))
+        counter, largest = FlopCounterMode(display=False), 0
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter, Largest():
+            if kernel == "blocks":
+                out = attend(q, k, v, rule=Rule(window=window, sinks=sinks), dropout_p=0.0)
+            else:
+                out = folded_attention(q, k, v, window=window, sinks=sinks, scale=1.0, dropout_p=0.0)
+            out.sum().backward()
+        flops[length] = counter.get_total_flops()
+        assert largest <= length * (2 * window + sinks)
+    assert 1.9 < flops[2048] / flops[1024] < 2.1

@@ -78,11 +78,20 @@ def test_names_that_are_not_known_and_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="d_ff=0 must be at least 1"):
         MLP(d_model=8, model_d_ff=24, bias=False, activation="relu", d_ff=0)
     common = {"bias": False, "attn_dropout": 0.0, "qk_norm": False, "norm_eps": 1e-5, "pos": NoPosition()}
+    common |= {"head_dim": None, "window": 0, "sinks": 0, "softcap": 0.0}
     with pytest.raises(ValueError, match="d_model=32 is not divisible by n_heads=5"):
         GQA(d_model=32, n_heads=5, n_kv_heads=1, **common)
     for kv_heads in (3, 0, 8):
         with pytest.raises(ValueError, match=f"n_kv_heads={kv_heads} does not divide n_heads=4"):
             GQA(d_model=32, n_heads=4, n_kv_heads=kv_heads, **common)
+    for wrong, message in (
+        ({"head_dim": 0}, "head_dim=0 must be at least 1"),
+        ({"window": -1}, "window=-1 must be at least 0"),
+        ({"softcap": -2.0}, "softcap=-2.0 must be at least 0"),
+        ({"sinks": 4}, "sinks=4 needs window"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GQA(d_model=32, n_heads=4, n_kv_heads=2, **common | wrong)
     with pytest.raises(ValueError, match="head_dim=5 is odd"):
         Rope(max_seq_len=8, base=10000.0).rotary(5)
 

@@ -133,7 +133,7 @@ class Rotary(_Table):
 
     def __init__(self, *, dim: int, max_seq_len: int, base: float) -> None:
         if dim % 2:
-            raise ValueError(f"head_dim={dim} is odd: rotary positions turn pairs, so d_model / n_heads must be even")
+            raise ValueError(f"head_dim={dim} is odd, and rotary positions turn pairs")
 
         def build(device: torch.device) -> dict[str, Tensor]:
             angles = _angles(max_seq_len, dim, base, device)
@@ -184,6 +184,8 @@ def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
 
 def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:
     """(n, dim/2): position · base^(−2i/dim), computed in float64 and rounded once."""
+    if device.type == "meta":  # where arange would first import torch's compiler, which takes longer than all the rest
+        return torch.empty(n, dim // 2, device=device)
     frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     return (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequencies).float()
 

@@ -1,89 +1,191 @@
-"""Causal attention in lower-triangular blocks of queries, with a backward pass of its own.
+"""Causal attention in blocks of queries, with a backward pass of its own.
 
-The queries are split into a few blocks; block i attends only to the keys up to its own end, so most of the half of the
-scores that the mask would throw away is never computed. It is plain matrix products and softmaxes, which on a CPU
-beat the fused kernel wherever that one's backward pass is slow (see benchmarks/attention_kernels.py).
+Block after block attends only to the keys that one of its queries sees: those up to its own end, and with a window
+those from the window's start, and the sinks. So most of the scores that a mask would throw away are never computed, and with
+a window neither time nor memory grows with the square of the length. It is plain matrix products and softmaxes, which
+on a CPU beat the fused kernel wherever that one's backward pass is slow, and it can do what the fused kernel cannot
+(see benchmarks/attention_kernels.py).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def block_attention(q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, *, n_blocks: int, dropout_p: float) -> Tensor:
-    """softmax(q·kᵀ/√D + causal mask)·v for as many queries as keys.
+class Shape(NamedTuple):
+    """Which keys a query sees, and how many queries are computed at once.
+
+    Attributes:
+        block: queries in a block.
+        window: keys that a query sees, itself included; 0: all up to itself.
+        sinks: first keys that every query sees as well.
+        softcap: scores become softcap·tanh(score/softcap) (Gemma 2, 2024); 0: they stay.
+        scale: what q·k is multiplied with.
+        dropout_p: probability with which an attention weight is dropped.
+    """
+
+    block: int
+    window: int
+    sinks: int
+    softcap: float
+    scale: float
+    dropout_p: float
+
+
+class Span(NamedTuple):
+    """One block: the queries start … end−1, which are rows of scores, and its keys, which are columns."""
+
+    start: int
+    end: int
+    sinks: int
+    """Columns of keys 0 … sinks−1, in front of and apart from the others."""
+    first: int
+    last: int
+    """The other columns are the keys first … last−1."""
+    hidden: int
+    """Columns behind the sinks, wherever they are, that a query of the block does not see."""
+    diagonal: int
+    """Row r does not see those of them up to the one of number r + diagonal."""
+
+
+def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: Shape) -> Tensor:
+    """softmax(mask(cap(scale · q·kᵀ)))·v of T queries, the last T of S positions, and S keys.
 
     Args:
         q_BHTD: queries.
-        k_BGTD: keys; G divides H, key head g serves the query heads g·H/G … (g+1)·H/G − 1.
-        v_BGTD: values.
-        n_blocks: how many blocks of queries.
-        dropout_p: probability with which an attention weight is dropped.
+        k_BGSD: keys; G divides H, key head g serves the query heads g·H/G … (g+1)·H/G − 1.
+        v_BGSE: values.
+        shape: what is seen and how it is computed.
 
     Returns:
-        (B, H, T, D)
+        (B, H, T, E)
     """
-    out = _BlockAttention.apply(q_BHTD, k_BGTD, v_BGTD, n_blocks, dropout_p)
+    out = _BlockAttention.apply(q_BHTD, k_BGSD, v_BGSE, shape)
     assert isinstance(out, Tensor)
     return out
+
+
+def spans(n_queries: int, n_keys: int, shape: Shape) -> list[Span]:
+    """The blocks that together are the whole of the attention, in order."""
+    offset = n_keys - n_queries
+    found = []
+    for start in range(0, n_queries, shape.block):
+        end = min(start + shape.block, n_queries)
+        first = max(0, start + offset - shape.window + 1) if shape.window else 0
+        if first <= shape.sinks:
+            first = 0
+        hidden, diagonal = 0, 0
+        if shape.window:
+            column = max(first, shape.sinks)
+            hidden = max(0, end + offset - shape.window - column)
+            diagonal = start + offset - shape.window - column
+        found.append(Span(start, end, shape.sinks if first else 0, first, end + offset, hidden, diagonal))
+    return found
+
+
+def kept_scores(n_queries: int, n_keys: int, shape: Shape) -> int:
+    """Values that the forward pass keeps for the backward pass, for each sequence and query head."""
+    scores = sum((s.end - s.start) * (s.sinks + s.last - s.first) for s in spans(n_queries, n_keys, shape))
+    return scores * (1 + bool(shape.softcap) + bool(shape.dropout_p))
 
 
 class _BlockAttention(torch.autograd.Function):
     """Heads are folded into the batch, N = B·G; the R = H/G queries that share a key are rows: (N, R, T, D)."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHTD: Tensor, k_BGTD: Tensor, v_BGTD: Tensor, n_blocks: int, dropout_p: float) -> Tensor:
-        (B, H, T, D), G = q_BHTD.shape, k_BGTD.shape[1]
+    def forward(ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, shape: Shape) -> Tensor:
+        (B, H, T, D), (G, S, E) = q_BHTD.shape, v_BGSE.shape[1:]
         q = q_BHTD.reshape(B * G, H // G, T, D)
-        k, v = k_BGTD.reshape(B * G, T, D), v_BGTD.reshape(B * G, T, D)
-        out_BTHD = q.new_empty(B, T, H, D)  # in the order that the projection behind attention reads
-        out = out_BTHD.view(B, T, G, H // G, D).permute(0, 2, 3, 1, 4)
-        size = -(-T // n_blocks)
-        mask = torch.full((size, size), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
+        k, v = k_BGSD.reshape(B * G, S, D), v_BGSE.reshape(B * G, S, E)
+        out_BTHE = q.new_empty(B, T, H, E)  # in the order that the projection behind attention reads
+        out = out_BTHE.view(B, T, G, H // G, E).permute(0, 2, 3, 1, 4)
+        trains = any(ctx.needs_input_grad)
+        future: Tensor | None = None
+        past: dict[tuple[int, int, int], Tensor] = {}
         kept: list[Tensor] = []
-        for start in range(0, T, size):
-            end = min(start + size, T)
-            rows = q[:, :, start:end].reshape(B * G, -1, D)
-            scores = rows.new_empty(B * G, rows.shape[1], end)
-            torch.baddbmm(scores, rows, k[:, :end].transpose(1, 2), beta=0, alpha=D**-0.5, out=scores)
-            diagonal = scores.view(B * G, H // G, end - start, end)[..., start:]
-            diagonal += mask[: end - start, : end - start]
+        for span in spans(T, S, shape):
+            n = span.end - span.start
+            rows = q[:, :, span.start : span.end].reshape(B * G, -1, D)
+            keys, values = _columns(k, span), _columns(v, span)
+            scores = rows.new_empty(B * G, rows.shape[1], keys.shape[1])
+            scale = shape.scale / (shape.softcap or 1)
+            torch.baddbmm(scores, rows, keys.transpose(1, 2), beta=0, alpha=scale, out=scores)
+            if shape.softcap:
+                capped = scores.tanh_()
+                if trains:
+                    kept.append(capped)
+                scores = capped * shape.softcap if trains else capped.mul_(shape.softcap)
+            by_query = scores.view(B * G, H // G, n, -1)
+            if future is None:  # the first block is the largest
+                future = torch.full((n, n), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
+            by_query[..., -n:] += future[:n, :n]
+            if span.hidden:
+                key = (n, span.hidden, span.diagonal)
+                if key not in past:
+                    gone = torch.full(key[:2], float("-inf"), dtype=q.dtype, device=q.device)
+                    past[key] = gone.tril_(span.diagonal)
+                by_query[..., shape.sinks : shape.sinks + span.hidden] += past[key]
             weights = torch.ops.aten._softmax(scores, -1, False)
-            kept.append(weights)
-            if dropout_p:
-                keep = torch.empty_like(weights).bernoulli_(1 - dropout_p).div_(1 - dropout_p)
-                kept.append(keep)
+            if trains:
+                kept.append(weights)
+            if shape.dropout_p:
+                keep = torch.empty_like(weights).bernoulli_(1 - shape.dropout_p).div_(1 - shape.dropout_p)
+                if trains:
+                    kept.append(keep)
                 weights = weights * keep
-            out[:, :, :, start:end] = torch.bmm(weights, v[:, :end]).view(B, G, H // G, -1, D)
+            out[:, :, :, span.start : span.end] = torch.bmm(weights, values).view(B, G, H // G, n, E)
         ctx.save_for_backward(q, k, v, *kept)
-        ctx.size, ctx.dropout_p, ctx.shapes = size, dropout_p, (q_BHTD.shape, k_BGTD.shape)
-        return out_BTHD.transpose(1, 2)
+        ctx.shape, ctx.shapes = shape, (q_BHTD.shape, k_BGSD.shape, v_BGSE.shape)
+        return out_BTHE.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BHTD: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_BHTE: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
+        shape: Shape = ctx.shape
         N, R, T, D = q.shape
-        grad = grad_BHTD.unflatten(1, (-1, R))  # (B, G, R, T, D)
-        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-        # The last block first: it reaches every key, so it can fill dk and dv where the others add.
-        last = (T - 1) // ctx.size * ctx.size
-        for start in range(last, -1, -ctx.size):
-            end, beta = min(start + ctx.size, T), float(start != last)
-            keep = kept.pop() if ctx.dropout_p else None
+        grad = grad_BHTE.unflatten(1, (-1, R))  # (B, G, R, T, E)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        # Every block adds to the sinks; in bf16 many small summands would be lost.
+        exact = torch.promote_types(q.dtype, torch.float32)
+        dk_sinks, dv_sinks = (torch.zeros_like(t[:, : shape.sinks], dtype=exact) for t in (k, v))
+        for span in reversed(spans(T, k.shape[1], shape)):
+            n = span.end - span.start
+            keep = kept.pop() if shape.dropout_p else None
             weights = kept.pop()
-            rows = q[:, :, start:end].reshape(N, -1, D)
-            grad_rows = grad[:, :, :, start:end].reshape(N, -1, D)
+            rows = q[:, :, span.start : span.end].reshape(N, -1, D)
+            grad_rows = grad[:, :, :, span.start : span.end].reshape(N, R * n, -1)
             used = weights if keep is None else weights * keep
-            dv[:, :end].baddbmm_(used.transpose(1, 2), grad_rows, beta=beta)
-            dweights = torch.bmm(grad_rows, v[:, :end].transpose(1, 2))
+            _add_to_columns(dv, dv_sinks, span, used, grad_rows, 1.0)
+            dscores = torch.bmm(grad_rows, _columns(v, span).transpose(1, 2))
             if keep is not None:
-                dweights *= keep
-            dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)
-            dk[:, :end].baddbmm_(dscores.transpose(1, 2), rows, beta=beta, alpha=D**-0.5)
-            drows = torch.bmm(dscores, k[:, :end]).view(N, R, -1, D)
-            torch.mul(drows, D**-0.5, out=dq[:, :, start:end])
-        q_shape, k_shape = ctx.shapes
-        return dq.view(q_shape), dk.view(k_shape), dv.view(k_shape), None, None
+                dscores *= keep
+            dscores = torch.ops.aten._softmax_backward_data(dscores, weights, -1, weights.dtype)
+            if shape.softcap:
+                capped = kept.pop()
+                dscores.addcmul_(dscores * capped, capped, value=-1)
+            _add_to_columns(dk, dk_sinks, span, dscores, rows, shape.scale)
+            drows = torch.bmm(dscores, _columns(k, span)).view(N, R, n, D)
+            torch.mul(drows, shape.scale, out=dq[:, :, span.start : span.end])
+        dk[:, : shape.sinks] += dk_sinks
+        dv[:, : shape.sinks] += dv_sinks
+        q_shape, k_shape, v_shape = ctx.shapes
+        return dq.view(q_shape), dk.view(k_shape), dv.view(v_shape), None
+
+
+def _columns(x_NSD: Tensor, span: Span) -> Tensor:
+    """The keys or values that are columns of this block's scores."""
+    others = x_NSD[:, span.first : span.last]
+    return torch.cat((x_NSD[:, : span.sinks], others), dim=1) if span.sinks else others
+
+
+def _add_to_columns(
+    total_NSD: Tensor, sinks_NSD: Tensor, span: Span, weights_NRS: Tensor, rows_NRD: Tensor, scale: float
+) -> None:
+    """Add scale · weightsᵀ·rows to the gradient of the keys or values that ``_columns`` gives."""
+    sinks, others = weights_NRS[..., : span.sinks], weights_NRS[..., span.sinks :]
+    total_NSD[:, span.first : span.last].baddbmm_(others.transpose(1, 2), rows_NRD, alpha=scale)
+    if span.sinks:
+        sinks_NSD.add_(torch.bmm(sinks.transpose(1, 2), rows_NRD), alpha=scale)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights
 from tinyllm.nn.attention.base import Attention
+from tinyllm.nn.attention.rule import Rule
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import RMSNorm
@@ -12,8 +13,17 @@ from tinyllm.nn.position import Position
 
 
 class HeadsAttention(Attention):
-    """Query heads of size d_model / n_heads, each group of n_heads / n_kv_heads of them sharing keys and
-    values."""
+    """n_heads query heads, each group of n_heads / n_kv_heads of them sharing keys and values.
+
+    Args:
+        head_dim: size of a head; None: d_model / n_heads.
+        qk_norm: RMSNorm with a weight on queries and keys, before the rotation.
+        norm_eps: its eps.
+        window, sinks, softcap: see ``Rule``.
+
+    Raises:
+        ValueError: a number out of range, or two that do not divide.
+    """
 
     def __init__(
         self,
@@ -23,22 +33,26 @@ class HeadsAttention(Attention):
         n_kv_heads: int,
         bias: bool,
         attn_dropout: float,
+        head_dim: int | None,
         qk_norm: bool,
+        window: int,
+        sinks: int,
+        softcap: float,
         norm_eps: float,
         pos: Position,
     ) -> None:
         super().__init__()
-        if d_model % n_heads:
-            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
-        self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, d_model // n_heads
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
+        self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         self.rotary = pos.rotary(self.head_dim)
         self.q_norm = RMSNorm(dim=self.head_dim, eps=norm_eps) if qk_norm else None
         self.k_norm = RMSNorm(dim=self.head_dim, eps=norm_eps) if qk_norm else None
         self.qkv = Linear(d_in=d_model, d_out=(n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
-        self.out = Linear(d_in=d_model, d_out=d_model, bias=bias)
+        self.out = Linear(d_in=n_heads * self.head_dim, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
         heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
@@ -54,12 +68,20 @@ class HeadsAttention(Attention):
         if cache is not None:
             (k_BGSD, v_BGSD), mask_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, mask=mask_B1TS, dropout_p=dropout_p)
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, rule=self.rule, mask=mask_B1TS, dropout_p=dropout_p)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
         shapes = [(self.n_kv_heads, self.head_dim)] * 2
-        return LayerCache(shapes, batch_size=batch_size, max_len=max_len, device=device, dtype=dtype)
+        return LayerCache(
+            shapes,
+            batch_size=batch_size,
+            max_len=max_len,
+            window=self.rule.window,
+            sinks=self.rule.sinks,
+            device=device,
+            dtype=dtype,
+        )
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.qkv.init_weights(std)
@@ -69,17 +91,32 @@ class HeadsAttention(Attention):
                 norm.init_weights()
 
     def flops_per_token(self, context: int) -> int:
-        scores_and_values = 2 * 2 * self.n_heads * self.head_dim * context
+        scores_and_values = 2 * 2 * self.n_heads * self.head_dim * self.rule.keys_seen(context)
         return self.qkv.flops() + self.out.flops() + scores_and_values
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * self.n_kv_heads * self.head_dim * dtype.itemsize
 
     def cache_slots(self, max_len: int) -> int:
-        return max_len
+        return self.rule.keys_seen(max_len)
 
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
-        return chosen_kernel(device, dtype, seq_len)
+        return chosen_kernel(device, dtype, seq_len, self.rule)
 
     def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        return self.n_heads * kept_weights(device, dtype, seq_len)
+        return self.n_heads * kept_weights(device, dtype, seq_len, self.rule, dropout_p=self.attn_dropout)
+
+
+def size_of_head(head_dim: int | None, *, d_model: int, n_heads: int) -> int:
+    """``head_dim``, or d_model / n_heads.
+
+    Raises:
+        ValueError: that is no whole number, or less than 1.
+    """
+    if head_dim is None:
+        if d_model % n_heads:
+            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        return d_model // n_heads
+    if head_dim < 1:
+        raise ValueError(f"head_dim={head_dim} must be at least 1")
+    return head_dim

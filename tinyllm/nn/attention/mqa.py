@@ -14,7 +14,11 @@ class MQA(HeadsAttention):
         n_heads: int,
         bias: bool,
         attn_dropout: float,
+        head_dim: int | None,
         qk_norm: bool,
+        window: int,
+        sinks: int,
+        softcap: float,
         norm_eps: float,
         pos: Position,
     ) -> None:
@@ -24,7 +28,11 @@ class MQA(HeadsAttention):
             n_kv_heads=1,
             bias=bias,
             attn_dropout=attn_dropout,
+            head_dim=head_dim,
             qk_norm=qk_norm,
+            window=window,
+            sinks=sinks,
+            softcap=softcap,
             norm_eps=norm_eps,
             pos=pos,
         )

@@ -1,0 +1,72 @@
+"""Windowed attention by the fused kernel: blocks of queries folded into the batch."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def folded_attention(
+    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, window: int, sinks: int, scale: float, dropout_p: float
+) -> Tensor:
+    """Attention of T queries, the last T of S positions, to the last ``window`` keys each and to the sinks.
+
+    The queries that see all keys before them are one call of the fused kernel. The others go in blocks of ``window``
+    queries, whose keys lie in the same way to every block: one call with one mask of a block's size serves all blocks.
+    So nothing grows with the square of the length, at the price of a second copy of keys and values.
+
+    Args:
+        q_BHTD: queries.
+        k_BGSD: keys; G divides H, and key head g serves the query heads g·H/G … (g+1)·H/G − 1.
+        v_BGSE: values.
+        window: at least 1.
+        sinks: first keys that every query sees.
+        scale: what q·k is multiplied with.
+        dropout_p: probability with which an attention weight is dropped.
+
+    Returns:
+        (B, H, T, E)
+    """
+    (B, H, T, _), (G, S, E) = q_BHTD.shape, v_BGSE.shape[1:]
+    offset, gqa = S - T, H != G
+    n_head = min(max(window + sinks - offset, 0), T)
+    parts = []
+    if n_head:
+        seen = offset + n_head
+        visible = torch.ones(n_head, seen, dtype=torch.bool, device=q_BHTD.device).tril_(offset) if offset else None
+        parts.append(
+            F.scaled_dot_product_attention(
+                q_BHTD[:, :, :n_head],
+                k_BGSD[:, :, :seen],
+                v_BGSE[:, :, :seen],
+                attn_mask=visible,
+                is_causal=visible is None,
+                scale=scale,
+                dropout_p=dropout_p,
+                enable_gqa=gqa,
+            )
+        )
+    if n_head < T:
+        n_blocks = -(-(T - n_head) // window)
+        filling = n_blocks * window - (T - n_head)  # queries and keys behind the last; none before them sees them
+        first = offset + n_head - window + 1
+
+        def columns(x_BGSD: Tensor) -> Tensor:
+            """(B·blocks, G, sinks + 2·window − 1, D)"""
+            slid = F.pad(x_BGSD[:, :, first:], (0, 0, 0, filling)).unfold(2, 2 * window - 1, window).transpose(-1, -2)
+            fixed = x_BGSD[:, :, None, :sinks].expand(-1, -1, n_blocks, -1, -1)
+            return torch.cat((fixed, slid), dim=3).transpose(1, 2).flatten(0, 1)
+
+        # queries that share a key become rows of one product
+        rows = F.pad(q_BHTD[:, :, n_head:], (0, 0, 0, filling)).unflatten(2, (n_blocks, window)).unflatten(1, (G, -1))
+        visible = torch.ones(window, 2 * window - 1, dtype=torch.bool, device=q_BHTD.device).triu_().tril_(window - 1)
+        tail = F.scaled_dot_product_attention(
+            rows.permute(0, 3, 1, 2, 4, 5).flatten(3, 4).flatten(0, 1),
+            columns(k_BGSD),
+            columns(v_BGSE),
+            attn_mask=F.pad(visible, (sinks, 0), value=True).repeat(H // G, 1),
+            scale=scale,
+            dropout_p=dropout_p,
+        )
+        by_block = tail.reshape(B, n_blocks, G, H // G, window, E).permute(0, 2, 3, 1, 4, 5)
+        parts.append(by_block.flatten(3, 4).flatten(1, 2)[:, :, : T - n_head])
+    return torch.cat(parts, dim=2)
