@@ -15,7 +15,7 @@ from tests import sources
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "nn": (set(), {"torch"}),
     "models": ({"nn"}, {"torch"}),
-    "optim": (set(), {"torch", "numpy"}),
+    "optim": (set(), {"torch", "numpy", "bitsandbytes"}),
     "tokenizers": (set(), {"numpy", "tokenizers", "tiktoken"}),
     "data": ({"tokenizers"}, {"torch", "numpy"}),
     "inference": ({"nn", "tokenizers", "data"}, {"torch", "numpy"}),

@@ -21,6 +21,7 @@ OPTIONS = {
     "linear, workers": ("schedule=linear", "dataloader.workers=2"),
     "lion": ("optimizer=lion", "optimizer.lr=1e-3"),
     "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3"),
+    "adamw8bit": ("optimizer=adamw8bit", "optimizer.lr=1e-3"),
     "gqa glu learned untied": (
         "attn=gqa", "model.n_kv_heads=1", "ffn=swiglu", "pos=learned", "model.tie_embeddings=false",
     ),

@@ -87,7 +87,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, dict
         parameter = known[name]
         moved = {}
         for key, value in values.items():
-            if isinstance(value, Tensor) and value.ndim and value.shape != parameter.shape:
+            # moments have the parameter's shape; an optimizer may keep vectors of another length beside them
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape != parameter.shape:
                 raise UserError(
                     "optimizer state of another shape", key="resume", value=name, hint=f"{key} is {tuple(value.shape)}"
                 )
