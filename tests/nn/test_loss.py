@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyllm.nn import loss as module
-from tinyllm.nn.loss import linear_cross_entropy
+from tinyllm.nn.loss import head_loss, linear_cross_entropy
 
 
 def example(n: int = 23, dim: int = 8, vocab: int = 37) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,15 +37,49 @@ def test_value_and_gradients(chunk: int | None, ignored: list[int]) -> None:
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [None, 5])
+@pytest.mark.parametrize(("smoothing", "z"), [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
+def test_smoothing_and_z_loss_are_what_their_papers_say(chunk: int | None, smoothing: float, z: float) -> None:
+    """Value and gradient against torch's label smoothing and the z-loss written out; each part is reported apart."""
+    hidden, weight, targets = example()
+    targets[4] = -100
+    logits = (hidden @ weight.t()).double()
+    smooth = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
+    squares = z * (logits.logsumexp(-1).square() * (targets != -100)).sum()
+    actual = head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
+    torch.testing.assert_close(actual.total.double(), smooth + squares, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.nats.double(), plain(hidden, weight, targets), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(actual.z.double(), squares.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close((actual.nats + actual.smoothing).double(), smooth.detach(), rtol=1e-5, atol=1e-5)
+    assert not any(part.requires_grad for part in actual[1:])
+    wanted = torch.autograd.grad((smooth + squares) / 7, (hidden, weight))
+    found = torch.autograd.grad(actual.total / 7, (hidden, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        value = head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
+    for one, other in zip(value, actual, strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("vocab", [31, 32, 33])
 def test_under_autocast(vocab: int) -> None:
     """bf16 products, with and without padding of the vocabulary; fp32 loss and gradients."""
+    _autocast_stays_near(vocab, label_smoothing=0.0, z_loss=0.0)
+
+
+@pytest.mark.parametrize("vocab", [31, 32])
+def test_smoothing_and_z_loss_under_autocast(vocab: int) -> None:
+    _autocast_stays_near(vocab, label_smoothing=0.1, z_loss=1e-3)
+
+
+def _autocast_stays_near(vocab: int, *, label_smoothing: float, z_loss: float) -> None:
     hidden, weight, targets = example(n=200, vocab=vocab)
     targets[5] = -100
-    expected = plain(hidden, weight, targets)
+    terms = {"label_smoothing": label_smoothing, "z_loss": z_loss}
+    expected = head_loss(hidden, weight, targets, **terms).total
     wanted = torch.autograd.grad(expected, (hidden, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        actual = linear_cross_entropy(hidden, weight, targets, chunk_tokens=64)
+        actual = head_loss(hidden, weight, targets, chunk_tokens=64, **terms).total
     found = torch.autograd.grad(actual, (hidden, weight))
     assert abs(actual - expected) / expected < 0.005
     for one, other in zip(found, wanted, strict=True):

@@ -1,6 +1,6 @@
 """Cross-entropy of a linear head, in chunks of tokens, so that all logits never exist at once."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,39 @@ ALIGN = 32
 begin on a cache line make the products up to a third faster (benchmarks/attention_kernels.py --head)."""
 
 
+class HeadLoss(NamedTuple):
+    """The loss of a head in nats, summed over the counted targets; scalars in fp32.
+
+    Attributes:
+        total: what to minimise, the sum of the others; the only one with a gradient.
+        nats: plain cross-entropy.
+        smoothing: what label smoothing adds to it.
+        z: what the z-loss adds to it.
+    """
+
+    total: Tensor
+    nats: Tensor
+    smoothing: Tensor
+    z: Tensor
+
+
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int | None = None
 ) -> Tensor:
-    """Sum over the targets that are not −100 of −log softmax(hidden · weightᵀ)[target].
+    """Sum over the targets that are not −100 of −log softmax(hidden · weightᵀ)[target]; see :func:`head_loss`."""
+    return head_loss(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens).total
+
+
+def head_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    chunk_tokens: int | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+) -> HeadLoss:
+    """Cross-entropy of a linear head and, if asked for, what regularises it.
 
     The gradient is computed together with the value, chunk by chunk, so the logits are made once and dropped.
     Under autocast the products are in its dtype; the loss and the gradient of the weight are summed in fp32.
@@ -36,9 +65,8 @@ def linear_cross_entropy(
         weight_VD: the head.
         targets_N: ids in 0 … V−1, or −100 for "not counted".
         chunk_tokens: tokens per chunk; None: as many as give ``CHUNK_BYTES`` of logits.
-
-    Returns:
-        A scalar in fp32, in nats.
+        label_smoothing: ε; the target is (1−ε)·one-hot + ε/V (Szegedy et al. 2016, §7).
+        z_loss: factor on logsumexp(logits)² (PaLM, Chowdhery et al. 2022, §5).
     """
     dtype = compute_dtype(hidden_ND.device, hidden_ND.dtype)
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
@@ -46,42 +74,63 @@ def linear_cross_entropy(
     n_chunks = max(1, -(-n_tokens // at_most))
     size = max(1, -(-n_tokens // n_chunks))
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
-        loss = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, size)
-        assert isinstance(loss, Tensor)
-        return loss
+        return HeadLoss(
+            *_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, size, label_smoothing, z_loss)
+        )
     weight = weight_VD.to(dtype)
-    total = torch.zeros((), device=hidden_ND.device)
+    parts = torch.zeros(3, device=hidden_ND.device)
     for hidden, targets in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
         logits = F.linear(hidden.to(dtype), weight).float()
-        total += F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-    return total
+        parts[0] += F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
+        if label_smoothing or z_loss:
+            counted, normaliser = targets != IGNORE, logits.logsumexp(-1)
+            target_logits = logits.gather(1, targets.where(counted, 0)[:, None]).squeeze(1)
+            parts[1] += label_smoothing * ((target_logits - logits.mean(-1)) * counted).sum()
+            parts[2] += z_loss * (normaliser.square() * counted).sum()
+    return HeadLoss(parts.sum(), *parts.unbind())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, size: int
-    ) -> Tensor:
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        dtype: torch.dtype,
+        size: int,
+        smoothing: float,
+        z_loss: float,
+    ) -> tuple[Tensor, ...]:
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            loss, ctx.dhidden, ctx.dweight = _value_and_gradients(hidden_ND, weight_VD, targets_N, dtype, size)
+            parts, ctx.dhidden, ctx.dweight = _value_and_gradients(
+                hidden_ND, weight_VD, targets_N, dtype, size, smoothing, z_loss
+            )
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
-        return loss
+        ctx.mark_non_differentiable(*parts)
+        return sum(parts[1:], parts[0].clone()), *parts
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.dweight is None:
             raise RuntimeError("the gradients of linear_cross_entropy are used up by the first backward pass")
         hidden_dtype, weight_dtype = ctx.dtypes
         dhidden, dweight = ctx.dhidden.mul_(grad).to(hidden_dtype), ctx.dweight.mul_(grad).to(weight_dtype)
         ctx.dhidden = ctx.dweight = None
-        return dhidden, dweight, None, None, None
+        return dhidden, dweight, None, None, None, None, None
 
 
 def _value_and_gradients(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss and its derivatives: of the hidden states in ``dtype``, of the weight in fp32."""
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    dtype: torch.dtype,
+    size: int,
+    smoothing: float,
+    z_loss: float,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
+    """The parts of the loss and its derivatives: of the hidden states in ``dtype``, of the weight in fp32."""
     counted = targets_N != IGNORE
     targets_N1 = targets_N.where(counted, 0)[:, None]
     # Tokens that are not counted have a hidden state of zero, so they add nothing to the weight's gradient.
@@ -91,23 +140,45 @@ def _value_and_gradients(
         weight = hidden.new_zeros(-(-n_words // ALIGN) * ALIGN, weight_VD.shape[1])
         weight[:n_words] = weight_VD
     dhidden, dweight = torch.empty_like(hidden), None
-    losses = torch.empty(hidden.shape[0], device=hidden.device)
+    losses = torch.zeros(3, hidden.shape[0], device=hidden.device)
     for start in range(0, hidden.shape[0], size):
         chunk = slice(start, start + size)
         logits = hidden[chunk] @ weight.t()
-        logits[:, n_words:] = float("-inf")
-        losses[chunk], probabilities = _losses_and_probabilities(logits, targets_N1[chunk])
-        lost = losses[chunk].isinf().nonzero().squeeze(1) + start
-        if len(lost):  # the probability of the target was too small for the dtype
-            logits = hidden[lost] @ weight[:n_words].t()
-            losses[lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
-        # d loss / d logits = softmax − one-hot
-        probabilities.scatter_(1, targets_N1[chunk], probabilities.gather(1, targets_N1[chunk]) - 1)
-        torch.mm(probabilities, weight, out=dhidden[chunk])
-        part = probabilities.t() @ hidden[chunk]
+        if smoothing or z_loss:
+            losses[:, chunk], gradient = _regularised(logits, targets_N1[chunk], n_words, smoothing, z_loss)
+        else:
+            logits[:, n_words:] = float("-inf")
+            losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
+            lost = losses[0, chunk].isinf().nonzero().squeeze(1) + start
+            if len(lost):  # the probability of the target was too small for the dtype
+                logits = hidden[lost] @ weight[:n_words].t()
+                losses[0, lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
+            # d loss / d logits = softmax − one-hot
+            gradient.scatter_(1, targets_N1[chunk], gradient.gather(1, targets_N1[chunk]) - 1)
+        torch.mm(gradient, weight, out=dhidden[chunk])
+        part = gradient.t() @ hidden[chunk]
         dweight = part.float() if dweight is None else dweight.add_(part)
     assert dweight is not None
-    return (losses * counted).sum(), dhidden.mul_(counted[:, None]), dweight[:n_words]
+    nats, smoothed, z = (losses * counted).sum(1).unbind()
+    return (nats, smoothed, z), dhidden.mul_(counted[:, None]), dweight[:n_words]
+
+
+def _regularised(
+    logits_NV: Tensor, targets_N1: Tensor, n_words: int, smoothing: float, z_loss: float
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy, what smoothing and what z add, (3, N) in fp32, and the gradient of their sum in the logits' dtype.
+
+    With n = logsumexp(logits): the smoothed loss is n − (1−ε)·logits[target] − ε·mean(logits), the other one z·n², and
+    d/d logits = (1 + 2·z·n)·softmax − (1−ε)·one-hot − ε/V.
+    """
+    scores = logits_NV[:, :n_words].float()
+    normaliser = scores.logsumexp(-1, keepdim=True)
+    target = scores.gather(1, targets_N1)
+    losses = (normaliser - target, smoothing * (target - scores.mean(-1, keepdim=True)), z_loss * normaliser.square())
+    gradient = torch.zeros_like(logits_NV, dtype=torch.float32)
+    gradient[:, :n_words] = scores.sub_(normaliser).exp_().mul_(1 + 2 * z_loss * normaliser).sub_(smoothing / n_words)
+    gradient.scatter_add_(1, targets_N1, torch.full_like(target, smoothing - 1))
+    return torch.cat(losses, dim=1).t(), gradient.to(logits_NV.dtype)
 
 
 def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
