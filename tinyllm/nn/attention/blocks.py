@@ -1,10 +1,10 @@
 """Causal attention in blocks of queries, with a backward pass of its own.
 
 Block after block attends only to the keys that one of its queries sees: those up to its own end, and with a window
-those from the window's start, and the sinks. So most of the scores that a mask would throw away are never computed, and with
-a window neither time nor memory grows with the square of the length. It is plain matrix products and softmaxes, which
-on a CPU beat the fused kernel wherever that one's backward pass is slow, and it can do what the fused kernel cannot
-(see benchmarks/attention_kernels.py).
+those from the window's start, and the sinks. So most of the scores that a mask would throw away are never computed,
+and with a window neither time nor memory grows with the square of the length. It is plain matrix products and
+softmaxes, which on a CPU beat the fused kernel wherever that one's backward pass is slow, and it can do what the fused
+kernel cannot (see benchmarks/attention_kernels.py).
 """
 
 from typing import Any, NamedTuple

@@ -1,0 +1,189 @@
+"""Multi-head latent attention (DeepSeek-AI 2024, DeepSeek-V2, §2.1)."""
+
+import torch
+from torch import Tensor, nn
+
+from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights
+from tinyllm.nn.attention.base import Attention
+from tinyllm.nn.attention.heads import size_of_head
+from tinyllm.nn.attention.rule import Rule
+from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.linear import Linear
+from tinyllm.nn.norm import RMSNorm
+from tinyllm.nn.position import Position
+
+
+class MLA(Attention):
+    """Keys and values of all heads come from one latent per token; the cache holds that, and one rotated key.
+
+    c = norm(W_dkv·x). Head h has the key [W_uk·c; RoPE(W_kr·x)] and the value W_uv·c; its query comes from x, or from
+    a latent of its own. Over a whole sequence keys and values are made of c and attended to as in multi-head
+    attention. What continues a cache instead asks in the latent space (§2.1.2): q·(W_uk·c) = (W_ukᵀ·q)·c, and the sum
+    of latents, weighed, is multiplied with W_uv at the end. So no key or value of a head is made for the tokens in
+    the cache; all heads share the latents as in multi-query attention. Both forms use the same weights as they are,
+    so nothing can become stale.
+
+    Biases are on the projections from and to the residual stream, as in DeepSeek-V3.
+
+    Args:
+        kv_latent_dim: size of c; None: 4·d_model/n_heads.
+        q_latent_dim: size of the queries' latent; None: queries come from x.
+        rope_head_dim: size of the rotated part of queries and keys; None: half of d_model/n_heads under rotary
+            positions, else 0.
+        nope_head_dim: size of the other part of queries and keys; None: d_model/n_heads.
+        v_head_dim: size of the values; None: d_model/n_heads.
+        latent_norm_eps: eps of the norms of the latents.
+        window, sinks, softcap: see ``Rule``.
+
+    Raises:
+        ValueError: a number out of range, or a rotated part without rotary positions.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        bias: bool,
+        attn_dropout: float,
+        kv_latent_dim: int | None,
+        q_latent_dim: int | None,
+        rope_head_dim: int | None,
+        nope_head_dim: int | None,
+        v_head_dim: int | None,
+        latent_norm_eps: float,
+        window: int,
+        sinks: int,
+        softcap: float,
+        pos: Position,
+    ) -> None:
+        super().__init__()
+        given = {"nope_head_dim": nope_head_dim, "v_head_dim": v_head_dim, "kv_latent_dim": kv_latent_dim}
+        for name, size in (given | {"q_latent_dim": q_latent_dim}).items():
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        if rope_head_dim is None or None in given.values():
+            size_of_head(None, d_model=d_model, n_heads=n_heads)
+        usual = d_model // n_heads
+        self.n_heads = n_heads
+        self.nope_dim = usual if nope_head_dim is None else nope_head_dim
+        self.v_dim = usual if v_head_dim is None else v_head_dim
+        self.latent_dim = 4 * usual if kv_latent_dim is None else kv_latent_dim
+        self.rotary, self.rope_dim = _rotary(rope_head_dim, usual, pos)
+        self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
+        self.attn_dropout = attn_dropout
+        self.scale = (self.nope_dim + self.rope_dim) ** -0.5
+        d_query = n_heads * (self.nope_dim + self.rope_dim)
+        self.q: nn.Module
+        if q_latent_dim is None:
+            self.q = Linear(d_in=d_model, d_out=d_query, bias=bias)
+        else:
+            self.q_down = Linear(d_in=d_model, d_out=q_latent_dim, bias=bias)
+            self.q_norm = RMSNorm(dim=q_latent_dim, eps=latent_norm_eps)
+            self.q_up = Linear(d_in=q_latent_dim, d_out=d_query, bias=False)
+        self.compresses_q = q_latent_dim is not None
+        self.kv_down = Linear(d_in=d_model, d_out=self.latent_dim + self.rope_dim, bias=bias)
+        self.kv_norm = RMSNorm(dim=self.latent_dim, eps=latent_norm_eps)
+        self.kv_up = Linear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
+        self.out = Linear(d_in=n_heads * self.v_dim, d_out=d_model, bias=bias)
+
+    def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
+        q_BTC = self.q_up(self.q_norm(self.q_down(x_BTC))) if self.compresses_q else self.q(x_BTC)
+        q_nope_BTHD, q_rope_BTHD = q_BTC.unflatten(-1, (self.n_heads, -1)).split((self.nope_dim, self.rope_dim), dim=-1)
+        latent_BTL, k_rope_BTD = self.kv_down(x_BTC).split((self.latent_dim, self.rope_dim), dim=-1)
+        latent_BTL = self.kv_norm(latent_BTL)
+        q_nope, q_rope, k_rope = q_nope_BTHD.transpose(1, 2), q_rope_BTHD.transpose(1, 2), k_rope_BTD[:, None]
+        if self.rotary is not None:
+            q_rope, k_rope = self.rotary(q_rope_BTHD, start), self.rotary(k_rope_BTD[:, :, None], start)
+        seen, mask_B1TS = None, None
+        if cache is not None:
+            new_B1TL = torch.cat((latent_BTL[:, None], k_rope), dim=-1)
+            (seen,), mask_B1TS = cache.update(new_B1TL, start=start)
+        dropout_p = self.attn_dropout if self.training else 0.0
+        if seen is None or (isinstance(start, int) and start == 0):
+            up_BTHD = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
+            k_nope, v_BHTD = up_BTHD.transpose(1, 2).split((self.nope_dim, self.v_dim), dim=-1)
+            k_BHTD = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
+            q_BHTD = torch.cat((q_nope, q_rope), dim=-1)
+            y_BHTD = attend(q_BHTD, k_BHTD, v_BHTD, rule=self.rule, scale=self.scale, dropout_p=dropout_p)
+        else:
+            w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
+                (self.nope_dim, self.v_dim), dim=1
+            )
+            asked_BHTL = torch.cat((q_nope @ w_uk_HDL, q_rope), dim=-1)
+            # The rotated key is summed up with the latent it stands behind, and left out: so the kernel reads one
+            # buffer, and need not make a copy of it.
+            found_BHTL = attend(
+                asked_BHTL, seen, seen, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p
+            )
+            y_BHTD = found_BHTL[..., : self.latent_dim] @ w_uv_HDL.transpose(1, 2)
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        return LayerCache(
+            [(1, self.latent_dim + self.rope_dim)],
+            batch_size=batch_size,
+            max_len=max_len,
+            window=self.rule.window,
+            sinks=self.rule.sinks,
+            device=device,
+            dtype=dtype,
+        )
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        for module in (*self._query_parts(), self.kv_down, self.kv_norm, self.kv_up):
+            if isinstance(module, Linear):
+                module.init_weights(std)
+            elif isinstance(module, RMSNorm):
+                module.init_weights()
+        self.out.init_weights(residual_std)
+
+    def _query_parts(self) -> list[nn.Module]:
+        return [self.q_down, self.q_norm, self.q_up] if self.compresses_q else [self.q]
+
+    def _projection_flops(self) -> int:
+        queries = sum(part.flops() for part in self._query_parts() if isinstance(part, Linear))
+        return queries + self.kv_down.flops() + self.out.flops()
+
+    def flops_per_token(self, context: int) -> int:
+        scores_and_values = 2 * self.n_heads * (self.nope_dim + self.rope_dim + self.v_dim)
+        return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.rule.keys_seen(context)
+
+    def decode_flops_per_token(self, context: int) -> int:
+        """In the latent space: W_uk on the query, W_uv on the result, keys and values of the size of what is cached."""
+        scores_and_values = 2 * 2 * self.n_heads * (self.latent_dim + self.rope_dim)
+        return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.rule.keys_seen(context)
+
+    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+        return (self.latent_dim + self.rope_dim) * dtype.itemsize
+
+    def cache_slots(self, max_len: int) -> int:
+        return self.rule.keys_seen(max_len)
+
+    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
+        return chosen_kernel(device, dtype, seq_len, self.rule, alike=self._alike)
+
+    def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        per_head = kept_weights(device, dtype, seq_len, self.rule, alike=self._alike, dropout_p=self.attn_dropout)
+        return self.n_heads * per_head
+
+    @property
+    def _alike(self) -> bool:
+        return self.v_dim == self.nope_dim + self.rope_dim
+
+
+def _rotary(rope_head_dim: int | None, head_dim: int, pos: Position) -> tuple[nn.Module | None, int]:
+    """The rotation and the size of what it turns."""
+    size = head_dim // 2 if rope_head_dim is None else rope_head_dim
+    if size < 0:
+        raise ValueError(f"rope_head_dim={size} must be at least 0")
+    try:
+        rotary = pos.rotary(size) if size else None
+    except ValueError as error:
+        half = " (half of d_model / n_heads)" if rope_head_dim is None else ""
+        raise ValueError(
+            f"rope_head_dim={size}{half} is odd, and rotary positions turn pairs: give an even one"
+        ) from error
+    if rotary is None and rope_head_dim:
+        raise ValueError(f"rope_head_dim={rope_head_dim} needs rotary positions (pos=rope); leave it null without them")
+    return rotary, size if rotary is not None else 0
