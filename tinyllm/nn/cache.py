@@ -71,7 +71,7 @@ class LayerCache:
         seen = list(new_BGTD)
         if start:  # read before the new positions take the slots of old ones that their first queries see
             old = [*range(min(start, self.sinks)), *range(max(self.sinks, start - self.window + 1), start)]
-            slots = torch.tensor([self._slot(position) for position in old], device=new_BGTD[0].device)
+            slots = _index([self._slot(position) for position in old], new_BGTD[0].device)
             seen = [
                 torch.cat((buffer.index_select(2, slots), new.to(buffer.dtype)), dim=2)
                 for buffer, new in zip(self.buffers, new_BGTD, strict=True)
@@ -117,8 +117,8 @@ class LayerCache:
         end = start + new_BGTD[0].shape[2]
         last = [*range(start, min(end, self.sinks)), *range(max(self.sinks, start, end - self.window), end)]
         device = new_BGTD[0].device
-        slots = torch.tensor([self._slot(position) for position in last], device=device)
-        chosen = torch.tensor([position - start for position in last], device=device)
+        slots = _index([self._slot(position) for position in last], device)
+        chosen = _index([position - start for position in last], device)
         for buffer, new in zip(self.buffers, new_BGTD, strict=True):
             buffer.index_copy_(2, slots, new.index_select(2, chosen).to(buffer.dtype))
 
@@ -146,6 +146,10 @@ class LayerCache:
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self.buffers)
+
+
+def _index(numbers: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64, device=device)
 
 
 class Cache:
