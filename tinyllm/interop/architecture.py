@@ -110,8 +110,14 @@ def _layer(block: Block) -> dict[str, Any]:
 
 def _attention(attn: nn.Module) -> dict[str, Any]:
     if type(attn) is MLA:
-        names = ("kv_latent_dim", "q_latent_dim", "rope_head_dim", "nope_head_dim", "v_head_dim", "latent_norm_eps")
-        own = {f"{ATTN}.{name}": getattr(attn, name) for name in names}
+        own = {
+            f"{ATTN}.kv_latent_dim": attn.latent_dim,
+            f"{ATTN}.q_latent_dim": attn.q_down.out_features if attn.compresses_q else None,
+            f"{ATTN}.rope_head_dim": attn.rope_dim,
+            f"{ATTN}.nope_head_dim": attn.nope_dim,
+            f"{ATTN}.v_head_dim": attn.v_dim,
+            f"{ATTN}.latent_norm_eps": attn.kv_norm.eps,
+        }
         kind, bias = "mla", attn.out.bias is not None
     elif type(attn) in HEADS:
         assert isinstance(attn, HeadsAttention)
@@ -120,7 +126,7 @@ def _attention(attn: nn.Module) -> dict[str, Any]:
         kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.qkv.bias is not None
     else:
         raise _foreign(ATTN, attn)
-    shared = {f"{ATTN}.{name}": getattr(attn, name, 0) for name in ("window", "sinks", "softcap")}
+    shared = {f"{ATTN}.{name}": getattr(attn.rule, name) for name in ("window", "sinks", "softcap")}
     return {"attn": kind, "model.n_heads": attn.n_heads, f"{ATTN}.bias": bias} | own | shared
 
 
@@ -180,7 +186,7 @@ def settings_of(arch: Architecture) -> list[str]:
         base |= {key: value for key, value in kind.items() if key.startswith(FFN) and key not in base}
     values = arch.model | base
     usual = dict.fromkeys((f"{ATTN}.window", f"{ATTN}.sinks", f"{ATTN}.softcap"), 0) | {
-        f"{ATTN}.head_dim": values["model.d_model"] // values["model.n_heads"],
+        f"{ATTN}.head_dim": values["model.d_model"] / values["model.n_heads"],
         f"{ATTN}.qk_norm": False,
         f"{ATTN}.q_latent_dim": None,
         "model.parallel_block": False,

@@ -1,7 +1,7 @@
 """The families that our compositions express. An export takes the first that fits."""
 
 from tinyllm.errors import UserError
-from tinyllm.interop.architecture import Architecture
+from tinyllm.interop.architecture import CHOICES, Architecture
 from tinyllm.interop.dense import GPT2, Llama, Mistral, Qwen3
 from tinyllm.interop.family import Config, Family, refused
 from tinyllm.interop.mixtures import DeepseekV3, Mixtral, Qwen3Moe
@@ -36,7 +36,8 @@ def fitting(arch: Architecture) -> Family:
         UserError: there is none; the line says what the nearest one would take.
     """
     found = {family: family.mismatches(arch) for family in FAMILIES}
-    nearest = min(found, key=lambda family: len(found[family]))
+    # another group's option is a longer way than another value
+    nearest = min(found, key=lambda family: sum(1 + (one.key in CHOICES) for one in found[family]))
     if not found[nearest]:
         return nearest
     first, *others = found[nearest]

@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
 from tinyllm.interop.family import Config, Entry, Mismatch, Only, refused
-from tinyllm.interop.layouts import Experts, Interleaved, Rows, Same, Weight
-from tinyllm.interop.rope import HeadsFamily, RopeFamily, glu
+from tinyllm.interop.layouts import Experts, Interleaved, Layout, Rows, Same, Weight
+from tinyllm.interop.rope import HeadsFamily, RopeFamily, glu, parts
 
 SOFTMAX_MIXTURE: dict[str, tuple[Any, ...]] = {
     "moe": ("aux_loss",),
@@ -146,7 +146,7 @@ class DeepseekV3(RopeFamily):
         "attn": ("mla",),
         "moe": ("aux_free", "none"),
         f"{ATTN}.window": (0,),
-        f"{ATTN}.bias": (False,),
+        f"{ATTN}.bias": (False, True),
         f"{ATTN}.latent_norm_eps": (1e-6,),
         f"{FFN}.bias": (False,),
         f"{MOE}.router": ("sigmoid",),
@@ -180,6 +180,8 @@ class DeepseekV3(RopeFamily):
         found = super().mismatches(arch)
         found += [Mismatch(f"{MOE}.n_shared", 0, (1,)) for one in arch.values(f"{MOE}.n_shared") if not one]
         found += [Mismatch(f"{ATTN}.rope_head_dim", 0, (2,)) for one in arch.values(f"{ATTN}.rope_head_dim") if not one]
+        if arch.value(f"{ATTN}.bias") and arch.values(f"{ATTN}.q_latent_dim") == [None]:
+            found.append(Mismatch(f"{ATTN}.bias", True, (False,)))  # its queries have none if they come from x
         dense = [layer["moe"] == "none" for layer in arch.layers]
         if dense != sorted(dense, reverse=True):
             found.append(Mismatch("model.layers.pattern", "a dense layer behind a mixture", ("dense layers first",)))
@@ -201,6 +203,8 @@ class DeepseekV3(RopeFamily):
             groups, chosen = config.get("n_group", 8), config.get("topk_group", 4)
             if groups != chosen:
                 raise refused("topk_group", chosen, f"n_group={groups}: experts are not chosen in groups here")
+        if values[f"{ATTN}.bias"] and values[f"{ATTN}.q_latent_dim"] is None:
+            raise refused("attention_bias", True, "false, or a q_lora_rank")
         n_shared, active = config.get("n_shared_experts", 1), config.get("num_experts_per_tok", 8)
         check_normalised(config, active, default=True)
         counts = {"n_shared": n_shared, "n_active": n_shared + active}
@@ -215,20 +219,23 @@ class DeepseekV3(RopeFamily):
         interleaved = config.get("rope_interleave", True)
         queries = Interleaved(plain, rotary) if interleaved else Same()
         keys = Interleaved(layer[f"{ATTN}.kv_latent_dim"], rotary) if interleaved else Same()
+        into: list[tuple[str, str, Layout]] = [
+            ("kv_down", "kv_a_proj_with_mqa", keys),
+            ("out", "o_proj", Same()),
+        ]  # from and to the residual stream
         found = [
-            Weight(f"{ours}.kv_down.weight", (f"{theirs}.kv_a_proj_with_mqa.weight",), keys),
             Weight(f"{ours}.kv_norm.weight", (f"{theirs}.kv_a_layernorm.weight",)),
             Weight(f"{ours}.kv_up.weight", (f"{theirs}.kv_b_proj.weight",)),
-            Weight(f"{ours}.out.weight", (f"{theirs}.o_proj.weight",)),
         ]
         if layer[f"{ATTN}.q_latent_dim"] is None:
-            return [*found, Weight(f"{ours}.q.weight", (f"{theirs}.q_proj.weight",), queries)]
-        return [
-            *found,
-            Weight(f"{ours}.q_down.weight", (f"{theirs}.q_a_proj.weight",)),
-            Weight(f"{ours}.q_norm.weight", (f"{theirs}.q_a_layernorm.weight",)),
-            Weight(f"{ours}.q_up.weight", (f"{theirs}.q_b_proj.weight",), queries),
-        ]
+            found.append(Weight(f"{ours}.q.weight", (f"{theirs}.q_proj.weight",), queries))
+        else:
+            into.append(("q_down", "q_a_proj", Same()))
+            found.append(Weight(f"{ours}.q_norm.weight", (f"{theirs}.q_a_layernorm.weight",)))
+            found.append(Weight(f"{ours}.q_up.weight", (f"{theirs}.q_b_proj.weight",), queries))
+        for part in parts(layer[f"{ATTN}.bias"]):
+            found += [Weight(f"{ours}.{one}.{part}", (f"{theirs}.{other}.{part}",), how) for one, other, how in into]
+        return found
 
     def feed_forward(self, layer: dict[str, Any], ours: str, theirs: str) -> list[Weight]:
         if layer["moe"] == "none":

@@ -1,0 +1,166 @@
+"""What cannot be expressed is refused in one line that names the key or the entry; and defaults are transformers'."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.interop import hub
+from tinyllm.assemble import build_model
+from tinyllm.config.compose import compose
+from tinyllm.errors import UserError
+from tinyllm.interop.architecture import architecture_of, settings_of
+from tinyllm.interop.directory import Directory
+from tinyllm.interop.families import FAMILIES, fitting
+from tinyllm.interop.family import REQUIRED, Family
+
+LLAMA = ("ffn=swiglu",)
+SMALL = ("model.d_model=16", "model.n_layers=2", "model.n_heads=2")
+GPT2 = ("pos=learned", "norm=layernorm", "model.bias=true", "ffn=mlp")
+DEEPSEEK = ("attn=mla", "ffn=swiglu", "moe=aux_free")
+MIXTRAL = ("ffn=swiglu", "moe=aux_loss", "model.block.moe.n_shared=0", "model.block.moe.n_active=2")
+
+
+def built(*overrides: str) -> Any:
+    cfg = compose(*SMALL, *overrides)
+    return build_model(cfg, vocab_size=30, seed=0, device=torch.device("meta"), allow=frozenset())
+
+
+FITTING = {
+    "GPT-2": (*GPT2, "model.block.ffn.activation=gelu_tanh"),
+    "Llama": (*LLAMA, "attn=mqa", "model.bias=true"),
+    "Qwen3": (*LLAMA, "model.block.attn.qk_norm=true"),
+    "Mistral": (*LLAMA, "model.block.attn.window=8"),
+    "Mixtral": MIXTRAL,
+    "Qwen3-MoE": (*MIXTRAL, "model.block.attn.qk_norm=true"),
+    "DeepSeek-V3": DEEPSEEK,
+}
+
+
+@pytest.mark.parametrize("title", FITTING)
+def test_a_composition_finds_its_family_and_comes_back(title: str) -> None:
+    arch = architecture_of(built(*FITTING[title]))
+    family = fitting(arch)
+    assert family.title == title
+    config = json.loads(json.dumps(family.write(arch)))
+    assert family.read(config) == arch
+    cfg = compose(*settings_of(arch))
+    again = build_model(cfg, vocab_size=30, seed=0, device=torch.device("meta"), allow=frozenset())
+    assert architecture_of(again) == arch
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named", "allowed"),
+    [
+        ((), "(ffn=mlp)", "ffn=glu"),
+        ((*LLAMA, "pos=none"), "(pos=none)", "pos=rope"),
+        ((*LLAMA, "pos=sinusoidal"), "(pos=sinusoidal)", "pos=rope"),
+        ((*LLAMA, "norm=layernorm"), "(norm=layernorm)", "norm=rmsnorm"),
+        ((*LLAMA, "model.parallel_block=true"), "(model.parallel_block=true)", "model.parallel_block=false"),
+        ((*LLAMA, "model.block.attn.softcap=30"), "(model.block.attn.softcap=30", "model.block.attn.softcap=0"),
+        (
+            (*LLAMA, "model.block.attn.window=8", "model.block.attn.sinks=2"),
+            "(model.block.attn.sinks=2)",
+            "model.block.attn.sinks=0",
+        ),
+        ((*GPT2, "model.bias=false"), "=false)", "=true"),
+        ((*GPT2, "attn=gqa", "model.n_kv_heads=1"), "(attn=mqa)", "attn=mha"),
+        ((*GPT2, "model.block.ffn.activation=selu"), "(model.block.ffn.activation=selu)", "activation=gelu"),
+        ((*MIXTRAL, "model.block.moe.router=sigmoid"), "(model.block.moe.router=sigmoid)", "router=softmax"),
+        (("ffn=swiglu", "moe=aux_loss"), "(model.block.moe.n_shared=1)", "n_shared=0"),
+        ((*MIXTRAL, "model.block.moe.n_active=1"), "(model.block.moe.n_active=1)", "n_active=2"),
+        ((*DEEPSEEK, "model.block.moe.router=softmax"), "(model.block.moe.router=softmax)", "router=sigmoid"),
+        ((*DEEPSEEK, "pos=none"), "(pos=none)", "pos=rope"),
+        ((*DEEPSEEK, "model.block.attn.latent_norm_eps=1e-5"), "latent_norm_eps=1e-05", "latent_norm_eps=1e-06"),
+        ((*DEEPSEEK, "model.block.attn.window=8"), "(model.block.attn.window=8)", "window=0"),
+        (
+            (
+                *DEEPSEEK,
+                "layers=pattern",
+                'model.layers.kinds={a:"",b:"moe=none"}',
+                "model.layers.pattern=[a,b]",
+            ),
+            "model.layers.pattern=",
+            "dense layers first",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_a_composition_without_a_family_is_refused(overrides: tuple[str, ...], named: str, allowed: str) -> None:
+    with pytest.raises(UserError) as refused:
+        fitting(architecture_of(built(*overrides)))
+    assert named in str(refused.value)
+    assert allowed in str(refused.value)
+
+
+ABSENT = object()
+BASIC: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+        "intermediate_size": 24,
+    }
+}
+BASIC["gpt2"] = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2}
+BASIC["qwen3"] = BASIC["qwen3_moe"] = BASIC["mixtral"] = BASIC["mistral"] = BASIC["llama"]
+BASIC["deepseek_v3"] = BASIC["llama"] | {"n_group": 1, "topk_group": 1}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changed", "named"),
+    [
+        ("bert", {}, "model_type=bert"),
+        (
+            "llama",
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "architectures=LlamaForSequenceClassification",
+        ),
+        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
+        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type=linear"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_parameters.rope_type=llama3"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+        ("llama", {"hidden_act": "quick_gelu"}, "hidden_act=quick_gelu"),
+        ("llama", {"hidden_size": ABSENT}, "hidden_size"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=true"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=false"),
+        ("gpt2", {"activation_function": "gelu_10"}, "activation_function=gelu_10"),
+        ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types="),
+        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok=1"),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob=false"),
+        ("deepseek_v3", {"n_group": 4, "topk_group": 2, "first_k_dense_replace": 1}, "topk_group=2"),
+        ("deepseek_v3", {"attention_bias": True, "q_lora_rank": None}, "attention_bias=true"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func=softmax"),
+        ("deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 40}}, "rope_scaling.rope_type=yarn"),
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_expressed_is_refused(
+    model_type: str, changed: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    content = {"model_type": model_type, **BASIC.get(model_type, {}), **changed}
+    content = {name: value for name, value in content.items() if value is not ABSENT}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as refused:
+        Directory(tmp_path)
+    assert named in str(refused.value)
+    assert "config.json" in str(refused.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_defaults_are_those_of_transformers(family: Family) -> None:
+    from transformers import CONFIG_MAPPING
+
+    hub.quiet()
+    theirs = CONFIG_MAPPING[family.model_type]()
+    for entry in family.entries:
+        if entry.default is not REQUIRED and entry.theirs not in ("head_dim", "num_key_value_heads", "sliding_window"):
+            assert getattr(theirs, entry.theirs) == entry.default, entry.theirs
+    for one in family.only:
+        if hasattr(theirs, one.theirs):
+            assert getattr(theirs, one.theirs) == one.default, one.theirs
+    assert family.architecture.startswith(type(theirs).__name__.removesuffix("Config"))

@@ -1,0 +1,117 @@
+"""The exported tokenizer gives AutoTokenizer's ids, for every kind, on text that is hard to get right."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.interop import hub
+from tinyllm.errors import UserError
+from tinyllm.interop.tokenizer import read, special_ids, texts_of
+from tinyllm.tokenizers import Tokenizer
+from tinyllm.tokenizers.byte import ByteTokenizer
+from tinyllm.tokenizers.char import CharTokenizer
+from tinyllm.tokenizers.huggingface import train_bpe
+from tinyllm.tokenizers.ids import IdsTokenizer
+
+ODD = [
+    "",
+    " ",
+    "   two\n\n\tand  more ",
+    "\r\n\r line ends \x0b\x0c\x85\u2028",
+    "it's don't, 1234567 3.14",
+    "naïve café é e\u0301 ß ﬁ Ⅷ",
+    "日本語のテキスト 한국어 العربية עִבְרִית",
+    "👩‍👩‍👧‍👦🏳️‍🌈 \U0001f468 \U0010ffff",
+    "\x00\x01\x7f\ufffd\ufeff\u200b",
+    "[UNK] [CLS] ▁ ## Ġ",
+    "a" * 3000,
+]
+ALPHABET = "".join(sorted(set("".join(ODD)) | set(map(chr, range(32, 127)))))
+TOKENIZERS: dict[str, Tokenizer] = {
+    "char": CharTokenizer(ALPHABET),
+    "char with an end": CharTokenizer(ALPHABET, eot=True),
+    "char with <unk>": CharTokenizer("".join(sorted("abcdefghij \n")), eot=True, unk=True),
+    "byte": ByteTokenizer(),
+    "bpe": train_bpe(
+        ["the cat sat on the mat " * 20, "naïve 日本"],
+        vocab_size=300,
+        min_frequency=2,
+        special_tokens=["<|endoftext|>"],
+    ),
+}
+
+
+def written(tokenizer: Tokenizer, path: Path) -> Path:
+    """The tokenizer's files, beside the config.json of a family whose own tokenizer is another."""
+    path.mkdir(exist_ok=True)
+    for name, text in texts_of(tokenizer, special=special_ids(tokenizer), max_length=64).items():
+        (path / name).write_text(text, encoding="utf-8")
+    (path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    return path
+
+
+def auto(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    hub.quiet()
+    return AutoTokenizer.from_pretrained(path)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_same_ids_and_the_same_text(name: str, tmp_path: Path) -> None:
+    ours = TOKENIZERS[name]
+    theirs = auto(written(ours, tmp_path))
+    assert len(theirs) == ours.vocab_size
+    assert theirs.eos_token_id == ours.eot_id
+    assert theirs.unk_token_id == ours.unk_id
+    for text in ODD:
+        ids = ours.encode(text).tolist()
+        assert theirs(text)["input_ids"] == ids
+        assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids).replace(
+            "\ufffd" * (ours.unk_id is not None), ""
+        )
+    if ours.eot_id is not None:
+        assert theirs.decode([ours.eot_id], skip_special_tokens=True) == "" == ours.decode([ours.eot_id])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["byte", "bpe", "char with <unk>"])
+def test_the_same_ids_on_any_text(name: str, tmp_path: Path) -> None:
+    ours = TOKENIZERS[name]
+    theirs = auto(written(ours, tmp_path))
+
+    @given(st.text(st.characters(exclude_categories=["Cs"])))
+    @settings(max_examples=500, deadline=None)
+    def check(text: str) -> None:
+        assert theirs(text)["input_ids"] == ours.encode(text).tolist()
+
+    check()
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_what_was_exported_is_read_as_the_same_tokenizer(name: str, tmp_path: Path) -> None:
+    ours = TOKENIZERS[name]
+    again = read(written(ours, tmp_path), vocab_size=ours.vocab_size, tell=pytest.fail)
+    assert again.fingerprint() == ours.fingerprint()
+
+
+def test_a_tokenizer_that_transformers_saves_again_is_still_ours(tmp_path: Path) -> None:
+    for name, ours in TOKENIZERS.items():
+        auto(written(ours, tmp_path / name)).save_pretrained(tmp_path / "again")
+        again = read(tmp_path / "again", vocab_size=ours.vocab_size, tell=pytest.fail)
+        assert all((again.encode(text) == ours.encode(text)).all() for text in ODD)
+        assert (again.eot_id, again.unk_id, again.vocab_size) == (ours.eot_id, ours.unk_id, ours.vocab_size)
+
+
+def test_numbers_have_no_files_and_no_files_are_numbers(tmp_path: Path) -> None:
+    assert texts_of(IdsTokenizer(vocab_size=5), special={}, max_length=8) == {}
+    told: list[str] = []
+    assert isinstance(read(tmp_path, vocab_size=5, tell=told.append), IdsTokenizer)
+    assert "no tokenizer" in told[0]
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(UserError, match=r"tokenizer\.model"):
+        read(tmp_path, vocab_size=5, tell=told.append)
