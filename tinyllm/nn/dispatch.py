@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,13 +21,10 @@ class Dispatch:
     """The expert of each row, ascending."""
 
     def __init__(self, chosen_NK: Tensor) -> None:
-        self.expert_M, choice_M = chosen_NK.flatten().sort(stable=True)
-        self._token_M = choice_M // chosen_NK.shape[1]
-        self._row_NK = torch.empty_like(choice_M).scatter_(
-            0, choice_M, torch.arange(len(choice_M), device=choice_M.device)
-        )
-        self._row_NK = self._row_NK.view_as(chosen_NK)
-        self._choice_M = choice_M
+        self.expert_M, self._choice_M = chosen_NK.flatten().sort(stable=True)
+        self._token_M = self._choice_M // chosen_NK.shape[1]
+        rows = torch.arange(len(self._choice_M), device=chosen_NK.device)
+        self._row_NK = torch.empty_like(rows).scatter_(0, self._choice_M, rows).view_as(chosen_NK)
 
     def gather(self, x_NC: Tensor) -> Tensor:
         """The tokens (M, C) that the rows stand for."""
@@ -36,7 +34,7 @@ class Dispatch:
 
     def combine(self, y_MC: Tensor, gate_NK: Tensor) -> Tensor:
         """The sum (N, C) over each token's rows, weighted by its gates, in the dtype of ``y_MC``."""
-        y_NC = _Combine.apply(y_MC, gate_NK, self._token_M, self._row_NK, self._choice_M)
+        y_NC = _Combine.apply(y_MC, gate_NK.to(y_MC.dtype), self._choice_M, self._token_M, self._row_NK)
         assert isinstance(y_NC, Tensor)
         return y_NC
 
@@ -51,32 +49,20 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dx_MC: Tensor) -> tuple[Tensor | None, ...]:
         (row_NK,) = ctx.saved_tensors
-        return _sum(dx_MC, row_NK), None, None
+        return F.embedding_bag(row_NK, dx_MC, mode="sum"), None, None
 
 
 class _Combine(torch.autograd.Function):
+    # embedding_bag reads, weighs and adds the rows in one pass, several times faster than doing one after the other
     @staticmethod
-    def forward(ctx: Any, y_MC: Tensor, gate_NK: Tensor, token_M: Tensor, row_NK: Tensor, choice_M: Tensor) -> Tensor:
-        gate_M1 = gate_NK.flatten()[choice_M, None]
-        ctx.save_for_backward(y_MC, gate_M1, token_M, row_NK)
-        return _sum(y_MC, row_NK, gate_NK)
+    def forward(ctx: Any, y_MC: Tensor, gate_NK: Tensor, choice_M: Tensor, token_M: Tensor, row_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(y_MC, gate_NK.flatten()[choice_M], token_M, row_NK)
+        return F.embedding_bag(row_NK, y_MC, per_sample_weights=gate_NK, mode="sum")
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
-        y_MC, gate_M1, token_M, row_NK = ctx.saved_tensors
-        dy_MC = dy_NC.index_select(0, token_M)
-        dgate_M = (dy_MC * y_MC).sum(1, dtype=gate_M1.dtype)
-        return (dy_MC * gate_M1).to(y_MC.dtype), dgate_M[row_NK], None, None, None
-
-
-def _sum(rows_MC: Tensor, row_NK: Tensor, weight_NK: Tensor | None = None) -> Tensor:
-    """The (weighted) sum over the rows of each token, in fp32 and rounded once."""
-    total = None
-    for k in range(row_NK.shape[1]):
-        part = rows_MC.index_select(0, row_NK[:, k])
-        if weight_NK is not None:
-            part = part * weight_NK[:, k, None]
-        total = part if total is None else total + part
-    assert total is not None
-    return total.to(rows_MC.dtype)
+        y_MC, gate_M, token_M, row_NK = ctx.saved_tensors
+        dy_MC = F.embedding_bag(token_M[:, None], dy_NC, per_sample_weights=gate_M[:, None], mode="sum")
+        dgate_M = torch.linalg.vecdot(dy_NC.index_select(0, token_M), y_MC)
+        return dy_MC, dgate_M[row_NK], None, None, None

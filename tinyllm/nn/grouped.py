@@ -96,47 +96,46 @@ def one_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups
 
 
 class _Product(torch.autograd.Function):
-    """The products one expert at a time, each written where it belongs.
+    """The products one expert at a time, each written where it belongs; an expert without rows has gradient 0.
 
-    Under autocast the weights are rounded expert by expert, in both passes, so that no rounded copy of them all is
-    kept. The gradient of an expert without rows is 0, not missing.
+    Under autocast the rounded weights are kept for the backward pass, as autocast itself keeps them.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, slices: list[slice], dtype: torch.dtype
     ) -> Tensor:
-        x = x_NI.to(dtype)
-        y = x.new_empty(len(x), weight_EOI.shape[1])
-        with _as_is(x):
+        x_NI, ctx.x_dtype = x_NI.to(dtype), x_NI.dtype
+        weight, bias = weight_EOI.to(dtype), None if bias_EO is None else bias_EO.to(dtype)
+        y_NO = x_NI.new_empty(len(x_NI), weight.shape[1])
+        with _as_is(x_NI):
             for e, rows in enumerate(slices):
                 if rows.start == rows.stop:
                     continue
-                weight = weight_EOI[e].to(dtype).t()
-                if bias_EO is None:
-                    torch.mm(x[rows], weight, out=y[rows])
+                if bias is None:
+                    torch.mm(x_NI[rows], weight[e].t(), out=y_NO[rows])
                 else:
-                    torch.addmm(bias_EO[e].to(dtype), x[rows], weight, out=y[rows])
-        ctx.save_for_backward(x, weight_EOI)
-        ctx.slices, ctx.x_dtype, ctx.has_bias = slices, x_NI.dtype, bias_EO is not None
-        return y
+                    torch.addmm(bias[e], x_NI[rows], weight[e].t(), out=y_NO[rows])
+        ctx.save_for_backward(x_NI, weight)
+        ctx.slices, ctx.weight_dtype = slices, weight_EOI.dtype
+        return y_NO
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight_EOI = ctx.saved_tensors
-        needs_x, needs_weight = ctx.needs_input_grad[:2]
-        dx = torch.empty_like(x) if needs_x else None
-        dweight = torch.empty_like(weight_EOI) if needs_weight else None
-        dbias = weight_EOI.new_empty(weight_EOI.shape[:2]) if ctx.has_bias and ctx.needs_input_grad[2] else None
-        with _as_is(x):
+    def backward(ctx: Any, dy_NO: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        dx = torch.empty_like(x_NI) if needs_x else None
+        dweight = torch.empty_like(weight, dtype=ctx.weight_dtype) if needs_weight else None
+        dbias = weight.new_empty(weight.shape[:2], dtype=ctx.weight_dtype) if needs_bias else None
+        with _as_is(x_NI):
             for e, rows in enumerate(ctx.slices):
                 if dx is not None and rows.start != rows.stop:
-                    torch.mm(dy[rows], weight_EOI[e].to(x.dtype), out=dx[rows])
+                    torch.mm(dy_NO[rows], weight[e], out=dx[rows])
                 if dweight is not None:
-                    dweight[e] = dy[rows].t() @ x[rows]
+                    dweight[e] = dy_NO[rows].t() @ x_NI[rows]
                 if dbias is not None:
-                    dbias[e] = dy[rows].sum(0)
+                    dbias[e] = dy_NO[rows].sum(0)
         return None if dx is None else dx.to(ctx.x_dtype), dweight, dbias, None, None
 
 

@@ -14,6 +14,7 @@ from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.grouped import GroupedLinear, Groups
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.parts import make, names_of
+from tinyllm.nn.precision import compute_dtype
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
 """How logits of the router become scores, by the names that ``router`` accepts."""
@@ -110,6 +111,7 @@ class Mixture(FeedForward):
 
         dispatch = Dispatch(chosen_NK)
         self.groups.assign(load_E, dispatch.expert_M)
+        x_NC = x_NC.to(compute_dtype(x_NC.device, x_NC.dtype))  # rounded before it is copied to K experts, not after
         y_MC, _ = self.experts(dispatch.gather(x_NC))
         y_NC = dispatch.combine(y_MC, gate_NK * self.routed_scale)
         if self.shared is not None:
