@@ -42,7 +42,7 @@ def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.de
             hint=f"at least {vocab_size}; null takes the tokenizer's",
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "weights"))
+        torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
         with torch.device("meta" if device.type == "meta" else "cpu"):
             model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
     return model.to(device)

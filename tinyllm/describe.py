@@ -7,6 +7,9 @@ if TYPE_CHECKING:
 
     from tinyllm.config.cli import Invocation
 
+Facts = dict[str, dict[str, Any]]
+"""Figures by section and name."""
+
 
 def main() -> None:
     """Entry point of ``tinyllm-describe``."""
@@ -19,28 +22,72 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     import json
 
     facts, notes = account(cfg, allow=invocation.allow)
+    others = None if cfg.vs is None else _other(cfg.vs, invocation)
     if invocation.json:
-        print(json.dumps(facts | {"notes": notes}))
+        other = {} if others is None else {"vs": others, "ratio": ratios(facts, others)}
+        print(json.dumps(facts | {"notes": notes} | other))
         return 0
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(
-        show_header=False,
-        title=f"{cfg.model._target_.rpartition('.')[2]} {invocation.choices['model']}",
-        title_justify="left",
-    )
-    table.add_column("")
-    table.add_column("", justify="right")
-    for section, rows in facts.items():
-        table.add_section()
-        for name, value in rows.items():
-            table.add_row(f"{section}: {name}", _shown(section, value))
     console = Console()
-    console.print(table)
+    console.print(_table(facts, others, title=str(invocation.choices["model"]), other=str(cfg.vs)))
     for note in notes:
         console.print(note)
     return 0
+
+
+def _other(text: str, invocation: "Invocation") -> Facts:
+    """The figures with the overrides of ``vs`` on top.
+
+    Raises:
+        UserError: they do not compose or do not go together; it names ``vs``.
+    """
+    from tinyllm.config.compose import compose_on_top
+    from tinyllm.errors import UserError, setting
+
+    try:
+        mine = [one for one in invocation.overrides if not one.startswith("vs=")]
+        cfg = compose_on_top(text, mine, program="describe", config_dir=invocation.config_dir)
+        if cfg.vs is not None:
+            raise UserError("one comparison at a time", key="vs", value=cfg.vs, hint="leave it out")
+        return account(cfg, allow=invocation.allow)[0]
+    except UserError as error:
+        where = setting(error.key, error.value) if error.key else str(error.file or "")
+        raise UserError(error.what, key="vs", value=text, hint=": ".join(filter(None, (where, error.hint)))) from error
+
+
+def ratios(facts: Facts, others: Facts) -> Facts:
+    """The second figure as a multiple of the first, wherever both are numbers."""
+    return {
+        section: {
+            name: others[section][name] / value
+            for name, value in rows.items()
+            if not isinstance(value, str) and value and name in others[section]
+        }
+        for section, rows in facts.items()
+    }
+
+
+def _table(facts: Facts, others: Facts | None, *, title: str, other: str) -> Any:
+    from rich.table import Table
+
+    whole = f"{title} vs {other}" if others else title
+    table = Table(show_header=others is not None, title=whole, title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column(title, justify="right")
+    if others:
+        table.add_column("vs", justify="right")
+        table.add_column("ratio", justify="right")
+    for section, rows in facts.items():
+        table.add_section()
+        for name, value in rows.items():
+            cells = [_shown(section, value)]
+            if others:
+                cells.append(_shown(section, others[section][name]))
+                ratio = ratios(facts, others)[section].get(name)
+                cells.append("" if ratio is None else f"{ratio:.3g}")
+            table.add_row(f"{section}: {name}", *cells)
+    return table
 
 
 def _shown(section: str, value: "int | str") -> str:
@@ -49,11 +96,11 @@ def _shown(section: str, value: "int | str") -> str:
 
     if isinstance(value, str):
         return value
-    return quantity(value, "B") if section.startswith("memory") else f"{value:,}"
+    return quantity(value, "B") if section == "memory" else f"{value:,}"
 
 
-def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """The figures of a composition, by section, and sentences on what was assumed. Nothing is allocated.
+def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[Facts, list[str]]:
+    """The figures of a composition, by section, and sentences on what was assumed. No memory is taken.
 
     Parameters are counted, FLOPs and cache bytes are the modules' own accounting; memory is for one micro-step of
     ``trainer.batch_size`` sequences with AdamW's two moments in fp32.
@@ -96,32 +143,32 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
     counts = model.parameter_counts()
     forward = model.flops_per_token(batch.seq_len)
     activations = activation_bytes(
-        model,
-        batch_size=batch.batch_size,
-        seq_len=batch.seq_len,
-        n_heads=cfg.model.n_heads,
-        device=device.type,
-        dtype=dtype,
+        model, batch_size=batch.batch_size, seq_len=batch.seq_len, device=device.type, dtype=dtype
     )
     weights = 4 * counts.total
-    facts: dict[str, dict[str, Any]] = {
-        "parameters": {
-            "total": counts.total,
-            "active per token": counts.active,
-            "embedding": counts.embedding,
-            "embeddings": "tied" if cfg.model.tie_embeddings else "untied",
+    context = model.max_seq_len
+    facts: Facts = {
+        "model": {
+            "layers": _layers(model),
+            "width": model.d_model,
             "vocabulary": model.vocab_size,
+            "embeddings": "tied" if model.head is None else "untied",
+            "context": context,
         },
+        "parameters": {"total": counts.total, "active per token": counts.active, "embedding": counts.embedding},
         "FLOPs per token": {
-            f"train, context {batch.seq_len}": 3 * forward,
-            f"prefill, context {batch.seq_len}": forward,
-            f"decode, context {model.max_seq_len}": model.flops_per_token(model.max_seq_len),
+            "train": 3 * forward,
+            "prefill": forward,
+            "decode": model.decode_flops_per_token(context),
         },
-        "KV cache, bytes per token": {
-            "fp32": model.cache_bytes_per_token(torch.float32),
-            "bf16": model.cache_bytes_per_token(torch.bfloat16),
+        "KV cache, bytes": {
+            "per token, fp32": model.cache_bytes_per_token(torch.float32),
+            "per token, bf16": model.cache_bytes_per_token(torch.bfloat16),
+            "whole context, fp32": model.cache_bytes(context, torch.float32),
+            "whole context, bf16": model.cache_bytes(context, torch.bfloat16),
         },
-        f"memory, {batch.batch_size} × {batch.seq_len} tokens, {precision}": {
+        "training": {"sequences": batch.batch_size, "tokens per sequence": batch.seq_len, "precision": precision},
+        "memory": {
             "weights": weights,
             "gradients": weights,
             "optimizer": 2 * weights,
@@ -130,6 +177,15 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
         },
     }
     return facts, notes
+
+
+def _layers(model: Any) -> str:
+    """How many layers there are of each kind, by the classes of their parts."""
+    counted: dict[str, int] = {}
+    for block in model.layers():
+        parts = " + ".join(type(part).__name__ for part in (block.attn, block.ffn))
+        counted[parts] = counted.get(parts, 0) + 1
+    return ", ".join(f"{count} × {parts}" for parts, count in counted.items())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
-from tinyllm.nn.attention.attend import chosen_kernel
 from tinyllm.planning import Planned, data_facts, plan
 from tinyllm.resume import Resumption, to_save
 from tinyllm.training import checkpoint as checkpoints
@@ -201,17 +200,17 @@ def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: f
         sketch,
         batch_size=batch.batch_size,
         seq_len=batch.seq_len,
-        n_heads=cfg.model.n_heads,
         device=planned.device.type,
         dtype=dtype,
     )
+    kernels = (block.attn.chosen_kernel(planned.device.type, dtype, batch.seq_len) for block in model.layers())
     state_bytes = counts.total * 4 * 4  # weights, gradients and two moments in fp32
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
     return RunInfo(
         run_dir=run_dir,
         device=describe_device(planned.device),
         precision=planned.precision,
-        attention_kernel=chosen_kernel(planned.device.type, dtype, batch.seq_len),
+        attention_kernel=", ".join(dict.fromkeys(kernels)),
         world_size=batch.world_size,
         parameters=counts.total,
         active_parameters=counts.active,

@@ -13,7 +13,7 @@ from tinyllm.config.errors import explain
 from tinyllm.config.files import read_yaml
 from tinyllm.config.layers import expand
 from tinyllm.config.literal import quote_literals
-from tinyllm.config.overrides import Base, hydra_on_conf, key_of
+from tinyllm.config.overrides import Base, hydra_on_conf, key_of, words
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import targets_of_directory
 
@@ -33,9 +33,8 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     quoted = quote_literals(overrides)
     check_settings(quoted, directories=[config_dir] if config_dir else [])
     allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
-    extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
     with hydra_on_conf(), explain(quoted):
-        cfg = hydra_compose(program, [*quoted, *extra], return_hydra_config=True)
+        cfg = hydra_compose(program, [*quoted, *_search_path(config_dir)], return_hydra_config=True)
     hydra_node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
@@ -76,6 +75,39 @@ def checked(
     expand(cfg, base=base_of(hydra_node, program), check=check_named, named=named, allow=allow)
     check_named(cfg, named)
     return cfg
+
+
+def compose_on_top(
+    text: str, overrides: Iterable[str], *, program: str, config_dir: str | Path | None = None
+) -> DictConfig:
+    """The configuration of ``overrides`` with those in ``text`` on top, checked; only the latter must take effect.
+
+    Args:
+        text: overrides between spaces.
+        overrides: in Hydra's grammar, literal values quoted.
+        program: the root file.
+        config_dir: a further directory of option files.
+
+    Raises:
+        UserError: the composition or the check failed.
+    """
+    more = [one if one.partition("=")[2][:1] in ("'", '"') else quote_literals([one])[0] for one in words(text)]
+    base = Base(
+        program=program,
+        overrides=list(overrides),
+        hydra=_search_path(config_dir),
+        directories=[str(config_dir)] if config_dir else [],
+    )
+    cfg = base.with_(more, keep_hydra=True)
+    hydra_node = cfg.hydra
+    with open_dict(cfg):
+        del cfg["hydra"]
+    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
+    return checked(cfg, hydra_node, program, allow=allow, typed=frozenset(map(key_of, more)))
+
+
+def _search_path(config_dir: str | Path | None) -> list[str]:
+    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
 
 
 def base_of(hydra_node: DictConfig, program: str) -> Base:

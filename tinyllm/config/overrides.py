@@ -1,7 +1,6 @@
 """Overrides on top of overrides: what a kind of layer, or the other side of a comparison, changes."""
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,15 +22,30 @@ def key_of(override: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """The overrides in a text, split as a shell splits a command line.
+    """The overrides in a text, in Hydra's grammar: split at the spaces that are not inside quotes or brackets.
+
+    Quotes around a whole override, as a shell would want them, are left out.
 
     Raises:
-        UserError: a quotation mark without its other half.
+        UserError: a quotation mark or a bracket without its other half.
     """
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError("not understood", file=text, hint=f"{error}; overrides stand between spaces") from error
+    found, word, open_quote, depth = [], "", "", 0
+    for character in f"{text} ":
+        if character.isspace() and not open_quote and not depth:
+            found.append(word)
+            word = ""
+            continue
+        word += character
+        if open_quote:
+            open_quote = "" if character == open_quote else open_quote
+        elif character in "'\"":
+            open_quote = character
+        else:
+            depth += (character in "{[(") - (character in ")]}")
+    if word.strip():
+        half = f"{open_quote} without its other half" if open_quote else "brackets that do not match"
+        raise UserError("value not understood", file=text, hint=f"{half}; overrides stand between spaces")
+    return [re.sub(r"""^(['"])(.*)\1$""", r"\2", one) for one in found if one]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +60,15 @@ class Base:
     directories: Sequence[str] = ()
     """Where option files lie besides the shipped ones."""
 
-    def with_(self, more: Iterable[str], /) -> DictConfig:
+    def with_(self, more: Iterable[str], /, *, keep_hydra: bool = False) -> DictConfig:
         """The composition with ``more`` on top.
 
         Where ``more`` chooses another option of a group, the base's settings of that group stay if the new option has
         the key as well, else they are dropped with the option that they belonged to.
+
+        Args:
+            more: in Hydra's grammar, literal values quoted.
+            keep_hydra: leave the ``hydra`` node in.
 
         Raises:
             UserError: ``more`` does not compose.
@@ -62,13 +80,15 @@ class Base:
         below = tuple(f"{node}." for node in nodes)
         kept = [one for one in self.overrides if key_of(one) not in replaced]
         doubtful = [one for one in kept if below and key_of(one).startswith(below)]
-        cfg = self._compose([one for one in kept if one not in doubtful] + more)
+        cfg = self._compose([one for one in kept if one not in doubtful] + more, keep_hydra)
         fitting = [one for one in doubtful if _has(cfg, key_of(one))]
-        return self._compose([one for one in kept if one not in doubtful or one in fitting] + more) if fitting else cfg
+        if not fitting:
+            return cfg
+        return self._compose([one for one in kept if one not in doubtful or one in fitting] + more, keep_hydra)
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
+    def _compose(self, overrides: list[str], keep_hydra: bool) -> DictConfig:
         with hydra_on_conf(), explain(overrides):
-            return hydra_compose(self.program, [*overrides, *self.hydra])
+            return hydra_compose(self.program, [*overrides, *self.hydra], return_hydra_config=keep_hydra)
 
 
 @contextmanager

@@ -108,6 +108,13 @@ class TrainConfig:
 
 
 @dataclass
+class DescribeConfig(TrainConfig):
+    """Root of ``conf/describe.yaml``."""
+
+    vs: str | None = key(filled=True)
+
+
+@dataclass
 class PrepareConfig:
     """Root of ``conf/prepare.yaml``."""
 
@@ -181,7 +188,7 @@ class ImportConfig:
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
-    "describe": TrainConfig,
+    "describe": DescribeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,

@@ -99,3 +99,7 @@ class Block(nn.Module):
     def flops_per_token(self, context: int) -> int:
         """Floating-point operations of the forward pass for one token that attends to ``context`` keys."""
         return self.attn.flops_per_token(context) + self.ffn.flops_per_token()
+
+    def decode_flops_per_token(self, context: int) -> int:
+        """The same for one token that continues a cache of ``context`` positions, itself included."""
+        return self.attn.decode_flops_per_token(context) + self.ffn.flops_per_token()

@@ -58,6 +58,9 @@ class Transformer(nn.Module):
             constructor names (``tinyllm.nn.parts.make``).
         layers: makes the list of the layers' factories, of what it names of ``block`` and ``n_layers``.
 
+    Attributes:
+        kinds: per block, the first block of its kind.
+
     Raises:
         ValueError: a number that is out of range, or two that do not go together.
     """
@@ -103,6 +106,8 @@ class Transformer(nn.Module):
         self.embedding = nn.Embedding(vocab_size, d_model, _weight=torch.empty(vocab_size, d_model))
         self.pos: Position = make(pos, d_model=d_model, max_seq_len=max_seq_len)
         self.norm = make(norm, dim=d_model, bias=bias)
+        factories = make(layers, block=block, n_layers=n_layers)
+        self.kinds = [factories.index(factory) for factory in factories]
         self.blocks = nn.ModuleList(
             make(
                 factory,
@@ -119,7 +124,7 @@ class Transformer(nn.Module):
                 attn_dropout=attn_dropout,
                 parallel_block=parallel_block,
             )
-            for factory in make(layers, block=block, n_layers=n_layers)
+            for factory in factories
         )
         self.head = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
         if self.embedding.weight.device.type != "meta":
@@ -232,12 +237,23 @@ class Transformer(nn.Module):
         which is
         the convention of ``torch.utils.flop_counter``. The backward pass takes twice as many.
         """
-        head = 2 * self.vocab_size * self.d_model
-        return head + sum(block.flops_per_token(context) for block in self.layers())
+        return self._head_flops() + sum(block.flops_per_token(context) for block in self.layers())
+
+    def decode_flops_per_token(self, context: int) -> int:
+        """The same for one token that continues a cache of ``context`` positions, itself included."""
+        return self._head_flops() + sum(block.decode_flops_per_token(context) for block in self.layers())
+
+    def _head_flops(self) -> int:
+        return 2 * self.vocab_size * self.d_model
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of the cache for one position of one sequence."""
+        """Bytes of the cache for one position of one sequence, while no window is full."""
         return sum(block.attn.cache_bytes_per_token(dtype) for block in self.layers())
+
+    def cache_bytes(self, max_len: int, dtype: torch.dtype) -> int:
+        """Bytes of the cache of one sequence of ``max_len`` positions, of which a layer with a window holds its last."""
+        parts = (block.attn for block in self.layers())
+        return sum(attn.cache_slots(max_len) * attn.cache_bytes_per_token(dtype) for attn in parts)
 
     def layers(self) -> list[Block]:
         """The blocks, in the order of the forward pass."""

@@ -61,8 +61,10 @@ class _Table(nn.Module):
     def __init__(self, build: Callable[[torch.device], dict[str, Tensor]]) -> None:
         super().__init__()
         self._build = build
-        for name, value in build(torch.empty(0).device).items():
-            self.register_buffer(name, value, persistent=False)
+        device = torch.empty(0).device
+        # on meta a cosine would first import torch's compiler, which takes longer than to compute the tables
+        for name, value in build(torch.device("cpu") if device.type == "meta" else device).items():
+            self.register_buffer(name, value.to(device), persistent=False)
 
     def fill(self) -> None:
         """Compute the tables where the buffers are now (they hold nothing after meta → ``to_empty``)."""
@@ -184,8 +186,6 @@ def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
 
 def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:
     """(n, dim/2): position · base^(−2i/dim), computed in float64 and rounded once."""
-    if device.type == "meta":  # where arange would first import torch's compiler, which takes longer than all the rest
-        return torch.empty(n, dim // 2, device=device)
     frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
     return (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequencies).float()
 

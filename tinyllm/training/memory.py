@@ -1,46 +1,52 @@
 """How much memory training takes, without taking it."""
 
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.attention.attend import kept_weights
 
-
-def activation_bytes(
-    model: nn.Module, *, batch_size: int, seq_len: int, n_heads: int, device: str, dtype: torch.dtype
-) -> int:
+def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, dtype: torch.dtype) -> int:
     """Bytes that one forward pass keeps for its backward pass, head and loss apart. An estimate.
 
-    One token passes through the model on the meta device, and every tensor that autograd asks to keep is counted once;
-    the attention weights that a kernel keeps are added, because they grow with the square of the length. All of it is
-    taken to be of ``dtype``, which leaves out what autocast keeps in fp32.
+    One token passes through a block of each kind, and every tensor that autograd asks to keep is counted once; what an
+    attention kernel keeps besides is added, because it grows with the square of the length. All of it is taken to be of
+    ``dtype``, which leaves out what autocast keeps in fp32.
 
     Args:
         model: on the meta device.
-        n_heads: query heads of a layer.
         device: the kind of device that will train.
     """
-    weights = {_storage(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # so that no storage's address is used twice
-
-    def keep(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in weights:
-            kept[_storage(tensor)] = tensor.numel()
-            alive.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(torch.zeros(1, 1, dtype=torch.int64, device="meta"))
-    layers = getattr(model, "n_layers", 0)
-    values = batch_size * seq_len * sum(kept.values())
-    values += batch_size * layers * n_heads * kept_weights(device, dtype, seq_len)
+    blocks = model.layers()
+    per_token = {kind: kept_values(blocks[kind], model.d_model) for kind in dict.fromkeys(model.kinds)}
+    values = batch_size * seq_len * (kept_values(model.norm, model.d_model) + sum(per_token[k] for k in model.kinds))
+    values += batch_size * sum(block.attn.kept_weights(device, dtype, seq_len) for block in blocks)
     return values * dtype.itemsize
 
 
+def kept_values(part: nn.Module, width: int) -> int:
+    """Numbers that autograd keeps of one token that passes through a part, parameters and buffers apart.
+
+    The part is given memory on the CPU that nothing is written into, so the system sets none aside. (On the meta device
+    the operations would be others, and the first one would import torch's compiler.)
+    """
+    part = deepcopy(part).to_empty(device="cpu")
+    own = {_storage(tensor) for tensor in [*part.parameters(), *part.buffers()]}
+    kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no memory is used twice
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in own:
+            kept[_storage(tensor)] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.random.fork_rng(devices=[]):  # dropout draws
+        part(torch.zeros(1, 1, width, requires_grad=True))
+    return sum(tensor.numel() for tensor in kept.values())
+
+
 def _storage(tensor: Tensor) -> int:
-    """Identity of the memory behind a tensor, the same for all its views, on the meta device too."""
+    """Identity of the memory behind a tensor, the same for all its views."""
     storage: Any = tensor.untyped_storage()
     return int(storage._cdata)
