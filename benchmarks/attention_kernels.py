@@ -1,22 +1,36 @@
 """The kernels of causal attention, forward and backward, on the shapes that the thresholds are set from.
 
-    python benchmarks/attention_kernels.py [--isa AVX512_CORE_BF16] [--threads 1] [--head]
+    python benchmarks/attention_kernels.py [--isa AVX512_CORE_BF16] [--threads 1] [--windows | --unlike | --head]
 
 Milliseconds of CPU time of one thread (wall time with more threads), the median of interleaved runs; * marks what
-``tinyllm.nn.attention.attend`` chooses. ``--isa`` limits oneDNN to an older instruction set, to see how a machine
-without AMX or without bf16 would choose. ``--head`` measures head and loss instead: chunk sizes, and vocabularies that
-are and are not a multiple of 32.
+``tinyllm.nn.attention.attend`` chooses: torch's fused kernel, or blocks of so many queries. ``--windows`` measures
+sliding windows, where the fused kernel works on blocks folded into the batch, beside the fused kernel without a window;
+``--unlike`` values of another size than keys, as latent attention has them (the fused kernel gets them filled up);
+``--head`` head and loss: chunk sizes, and vocabularies that are and are not a multiple of 32. ``--isa`` limits oneDNN
+to an older instruction set, to see how a machine without AMX or without bf16 would choose.
 """
 
 import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 SHAPES = [(12, 4, 64, 32), (64, 4, 128, 32), (16, 6, 256, 64), (8, 4, 512, 64), (1, 12, 1024, 64), (1, 12, 2048, 64)]
-BLOCKS = (1, 2, 4, 8)
+WINDOWS = [
+    (8, 4, 512, 64, 32),
+    (8, 4, 512, 64, 128),
+    (1, 12, 2048, 64, 256),
+    (1, 12, 4096, 64, 256),
+    (1, 4, 8192, 64, 1024),
+]
+UNLIKE = [(64, 4, 128, 48, 32), (8, 4, 512, 96, 64), (1, 12, 1024, 96, 64)]
+BLOCKS = (32, 64, 128, 256, 512)
 
 
 def main() -> None:
@@ -24,7 +38,9 @@ def main() -> None:
     parser.add_argument("--isa", help="ONEDNN_MAX_CPU_ISA, e.g. AVX512_CORE, AVX512_CORE_BF16, AVX512_CORE_AMX")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--head", action="store_true")
+    what = parser.add_mutually_exclusive_group()
+    for name in ("windows", "unlike", "head"):
+        what.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     if options.isa:
         os.environ["ONEDNN_MAX_CPU_ISA"] = options.isa  # read when torch first uses oneDNN
@@ -36,35 +52,58 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    (heads_and_losses if options.head else attentions)(clock, options.repeats)
+    if options.head:
+        heads_and_losses(clock, options.repeats)
+    elif options.windows:
+        attentions([((*qk, qk[-1]), window) for *qk, window in WINDOWS], clock, options.repeats)
+    elif options.unlike:
+        attentions([(sizes, 0) for sizes in UNLIKE], clock, options.repeats)
+    else:
+        attentions([((*qk, qk[-1]), 0) for qk in SHAPES], clock, options.repeats)
 
 
-def attentions(clock: Callable[[], float], repeats: int) -> None:
+def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], float], repeats: int) -> None:
+    """One line a case: batch, heads, length, size of keys and of values; and the window (0: none)."""
     import torch
-    import torch.nn.functional as F
 
-    from tinyllm.nn.attention.attend import n_blocks
-    from tinyllm.nn.attention.blocks import block_attention
+    from tinyllm.nn.attention.attend import block_size
+    from tinyllm.nn.attention.blocks import Shape, block_attention
 
-    kernels = {0: partial(F.scaled_dot_product_attention, is_causal=True)}
-    kernels |= {n: partial(block_attention, n_blocks=n, dropout_p=0.0) for n in BLOCKS}
-    print(f"{'B, H, T, D':20}" + "".join(f"{'sdpa' if not n else f'{n} blocks':>12}" for n in kernels))
+    names = (["no window"] if cases[0][1] else []) + ["sdpa", *map(str, BLOCKS)]
+    print(f"{'B, H, T, D, E':36}" + "".join(f"{name:>12}" for name in names))
     for dtype in (torch.bfloat16, torch.float32):
-        for shape in SHAPES:
-            batch, heads, length, size = shape
+        for (batch, heads, length, size, v_size), window in cases:
             # as the model makes them: rotated queries and keys are contiguous, values are a view of the projection
-            q, k = (torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2))
-            v = torch.randn(batch, length, heads, size, dtype=dtype).transpose(1, 2).requires_grad_()
-            upstream = torch.randn(batch, length, heads, size, dtype=dtype).transpose(1, 2)
+            q, k = (torch.randn(batch, heads, length, size, dtype=dtype, requires_grad=True) for _ in range(2))
+            v = torch.randn(batch, length, heads, v_size, dtype=dtype).transpose(1, 2).requires_grad_()
+            upstream = torch.randn(batch, length, heads, v_size, dtype=dtype).transpose(1, 2)
 
             def run(kernel: Callable[..., torch.Tensor], qkv: tuple[torch.Tensor, ...], g: torch.Tensor) -> None:
                 torch.autograd.grad(kernel(*qkv), qkv, g)
 
+            kernels: dict[int, Callable[..., torch.Tensor]] = {-1: partial(fused, window=0)} if window else {}
+            kernels[0] = partial(fused, window=window)
+            for block in BLOCKS:
+                shape = Shape(block, window, 0, 0.0, size**-0.5, 0.0)
+                kernels[block] = partial(block_attention, shape=shape)
             calls = [partial(run, kernel, (q, k, v), upstream) for kernel in kernels.values()]
-            chosen = n_blocks("cpu", dtype, length)
+            chosen = block_size("cpu", dtype, length, window=window, alike=size == v_size)
             columns = zip(kernels, interleaved(calls, clock, repeats), strict=True)
             line = "".join(f"{ms:11.2f}{'*' if n == chosen else ' '}" for n, ms in columns)
-            print(f"{str(dtype)[6:]:9}{shape!s:18}{line}", flush=True)
+            label = f"{str(dtype)[6:]:9}{(batch, heads, length, size, v_size)!s} {f'window {window}' if window else ''}"
+            print(f"{label:36}{line}", flush=True)
+
+
+def fused(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor", *, window: int) -> "torch.Tensor":
+    """What ``attend`` does with torch's kernel."""
+    import torch.nn.functional as F
+
+    from tinyllm.nn.attention.windows import folded_attention
+
+    filled = F.pad(v, (0, q.shape[-1] - v.shape[-1])) if q.shape[-1] > v.shape[-1] else v
+    if window:
+        return folded_attention(q, k, filled, window=window, sinks=0, scale=q.shape[-1] ** -0.5, dropout_p=0.0)
+    return F.scaled_dot_product_attention(q, k, filled, is_causal=True)[..., : v.shape[-1]]
 
 
 def heads_and_losses(clock: Callable[[], float], repeats: int) -> None:

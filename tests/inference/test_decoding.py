@@ -46,10 +46,10 @@ def test_logits_equal_a_full_forward_pass_past_the_context_too(
 @pytest.mark.parametrize("qk_norm", ["false", "true"])
 @pytest.mark.parametrize(("attn", "pos"), EVERY_KIND)
 def test_greedy_tokens_are_the_same_with_and_without_a_cache(attn: str, pos: str, qk_norm: str) -> None:
-    model = tiny_model(
-        f"attn={attn}", f"pos={pos}", f"model.block.attn.qk_norm={qk_norm}", "model.tie_embeddings=false",
-        max_seq_len=CONTEXT,
-    ).eval()  # fmt: skip
+    if attn == "mla" and qk_norm == "true":
+        pytest.skip("its latents are normed already")
+    norm = [f"model.block.attn.qk_norm={qk_norm}"] if attn != "mla" else []
+    model = tiny_model(f"attn={attn}", f"pos={pos}", *norm, "model.tie_embeddings=false", max_seq_len=CONTEXT).eval()
     different = set()
     for length in (1, CONTEXT - 1, CONTEXT, CONTEXT + 1):
         prompt = [(7 * i + length) % 17 for i in range(length)]

@@ -120,7 +120,7 @@ def block_size(
     if window or device != "cpu" or seq_len > LONGEST_BLOCKED:
         return 0
     if exact:
-        return 0 if alike else 64 if seq_len < 512 else 128
+        return 0 if alike else 64
     n_blocks = 1 if seq_len < 128 else 2 if seq_len < 384 else 4
     return -(-seq_len // n_blocks) if trains else 0
 
