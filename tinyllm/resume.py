@@ -74,6 +74,9 @@ def look_up(line: CommandLine) -> Resumption | None:
         check_free(directory)
     notes: list[str] = []
     checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
+    if "imported" in checkpoint.manifest:
+        hint = f"it was imported and has weights alone; train it further with init_from={source}"
+        raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
     saved = OmegaConf.load(checkpoint.path / OVERRIDES)
     assert isinstance(saved, ListConfig)
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()

@@ -22,6 +22,13 @@ _EXAMPLES = {
     ],
     "evaluate": [
         ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("a model of Hugging Face on your text", "run=gpt2 dataset=text dataset.path=my.txt"),
+    ],
+    "export": [
+        ("for transformers, vLLM and others", "run=outputs/2026-01-31/12-00-00_nano_a1b2 out=my_model"),
+    ],
+    "import_hf": [
+        ("a run directory of a downloaded model", "path=gpt2 out=outputs/gpt2"),
     ],
     "prepare": [
         ("the embedded corpus, in characters", "dataset=pydocs tokenizer=char"),
