@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import tinyllm
 from tests.training.runs import SMALL, digest, logged, metrics, train
 from tinyllm.assemble import build_model, build_optimizer
 from tinyllm.training.checkpoint import find
-from tinyllm.training.objective import Objective
+from tinyllm.training.objective import Losses, Objective
 from tinyllm.training.trainer import clip
 
 
@@ -43,16 +44,16 @@ def test_ragged_targets_weigh_every_token_the_same() -> None:
     inputs, targets = torch.randint(20, (4, 16)), torch.randint(20, (4, 16))
     targets[0, 3:] = targets[2, 10:] = -100
     count = int((targets != -100).sum())
-    (objective(inputs, targets) / count).backward()
+    (objective(inputs, targets).nats / count).backward()
     whole = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad()
     for row in range(4):
-        (objective(inputs[row : row + 1], targets[row : row + 1]) / count).backward()
+        (objective(inputs[row : row + 1], targets[row : row + 1]).nats / count).backward()
     for name, p in objective.named_parameters():
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-5, atol=1e-7)
-    logits = objective.model.logits(objective.model(inputs))  # type: ignore[operator]
+    logits = objective.model.logits(objective.model(inputs))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
-    assert float(objective(inputs, targets).detach() / count) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(objective(inputs, targets).nats.detach() / count) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
@@ -80,9 +81,12 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     steps: set[int] = set()
     count = iter(range(10**6))
     original = Objective.forward
-    monkeypatch.setattr(
-        Objective, "forward", lambda self, *a: original(self, *a) * (math.nan if next(count) in steps else 1.0)
-    )
+
+    def forward(self: Objective, *arguments: Any) -> Losses:
+        losses = original(self, *arguments)
+        return losses._replace(nats=losses.nats * (math.nan if next(count) in steps else 1.0))
+
+    monkeypatch.setattr(Objective, "forward", forward)
     yield steps
 
 

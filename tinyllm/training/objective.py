@@ -1,6 +1,8 @@
 """The training loss, and with which numbers it is computed."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,28 +12,52 @@ from tinyllm.nn.loss import linear_cross_entropy
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+class Losses(NamedTuple):
+    """What a micro-batch adds to the loss, and how the mixtures of experts spread its tokens."""
+
+    nats: Tensor
+    """Cross-entropy summed over the targets that are not −100, a scalar in fp32."""
+    balance: Tensor | None
+    """Balance loss with its coefficient, averaged over sequences and over the mixtures that ran; None: none did."""
+    loads: dict[int, Tensor]
+    """Tokens per routed expert, by the block of the mixture."""
+
+    def to_minimise(self, *, n_tokens: int, share: float) -> Tensor:
+        """The micro-batch's part in the loss of an optimizer step.
+
+        Args:
+            n_tokens: targets in the whole step, so that the sum over micro-batches is the mean over all tokens.
+            share: the micro-batch's part of the step's sequences.
+        """
+        loss = self.nats / n_tokens
+        return loss if self.balance is None else loss + self.balance * share
+
+
 class Objective(nn.Module):
-    """Sum of the cross-entropy over the predicted tokens of a micro-batch.
+    """What training minimises, of one micro-batch.
 
     Model and loss are one module, so that whatever wraps it (DDP, compile) sees one forward pass.
 
     Args:
-        model: maps ids (B, T) to hidden states (B, T, C) and has a ``head_weight`` (V, C).
+        model: its ``run`` maps ids (B, T) to hidden states (B, T, C) and how each block routed; it has a
+            ``head_weight`` (V, C).
         chunk_tokens: tokens per chunk of head and loss; None: a measured rule; 0: no chunks.
     """
 
     def __init__(self, model: nn.Module, *, chunk_tokens: int | None) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
         self.chunk_tokens = chunk_tokens
 
-    def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Nats summed over the targets that are not −100, a scalar in fp32."""
-        hidden_ND = self.model(inputs_BT).flatten(0, 1)
-        weight = self.model.head_weight
-        assert isinstance(weight, Tensor)
+    def forward(self, inputs_BT: Tensor, targets_BT: Tensor, kept: Sequence[bool] | None = None) -> Losses:
+        """The losses of predicting the targets; ``kept``: the blocks to pass through, None: all."""
+        hidden_BTC, routings = self.model.run(inputs_BT, kept=kept)
+        hidden_ND = hidden_BTC.flatten(0, 1)
         chunk = len(hidden_ND) if self.chunk_tokens == 0 else self.chunk_tokens
-        return linear_cross_entropy(hidden_ND, weight, targets_BT.flatten(), chunk_tokens=chunk)
+        nats = linear_cross_entropy(hidden_ND, self.model.head_weight, targets_BT.flatten(), chunk_tokens=chunk)
+        mixed = {block: routing for block, routing in enumerate(routings) if routing is not None}
+        balance = torch.stack([routing.loss for routing in mixed.values()]).mean() if mixed else None
+        return Losses(nats, balance, {block: routing.load_E for block, routing in mixed.items()})
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

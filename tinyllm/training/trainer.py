@@ -1,7 +1,7 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from tinyllm.errors import UserError
+from tinyllm.nn.feedforward import FeedForward
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.events import Callback, Outcome
 from tinyllm.training.hardware import peak_memory
 from tinyllm.training.metrics import MetricsLog, Stopwatch
 from tinyllm.training.objective import Objective
 from tinyllm.training.plan import Batch
+from tinyllm.training.routing import StepRouting
 from tinyllm.training.seeds import stream
 from tinyllm.training.signals import StopRequest
 from tinyllm.training.state import TrainState
@@ -51,6 +53,10 @@ class Trainer:
     batch: Batch
     device: torch.device
     autocast: Callable[[], AbstractContextManager[object]]
+    draw_kept: Callable[[int], Sequence[bool] | None]
+    """Of a seed: the blocks that a micro-batch passes through; None: all."""
+    feed_forwards: Sequence[FeedForward]
+    """Of each block; those that balance their experts are told the loads of every step that was taken."""
     batches: Callable[[TrainState], Iterator[MicroBatch]]
     """Micro-batches from where the state stands, without end before the horizon."""
     evaluate: Callable[[], dict[str, float]]
@@ -104,7 +110,7 @@ class Trainer:
         return self.outcome("finished" if finished else "interrupted", last_metrics, "" if finished else reason)
 
     def train_step(self, batches: Iterator[MicroBatch]) -> dict[str, float]:
-        """One optimizer step over all micro-batches; returns its lr, loss and gradient norm."""
+        """One optimizer step over all micro-batches; returns its lr, gradient norm and routing."""
         state, optimizer = self.state, self.state.optimizer
         lr = self.schedule(state.step)
         for group in optimizer.param_groups:
@@ -112,34 +118,40 @@ class Trainer:
         torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.rank))
         micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
         n_tokens = sum(int((targets != -100).sum()) for _, targets in micro_batches)
-        total = torch.zeros((), device=self.device)
-        for inputs, targets in micro_batches:
+        n_sequences = sum(len(inputs) for inputs, _ in micro_batches)
+        total, routing = torch.zeros((), device=self.device), StepRouting()
+        for micro, (inputs, targets) in enumerate(micro_batches):
+            kept = self.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
             with self.autocast():
-                nats = self.objective(self.to_device(inputs), self.to_device(targets))
-            loss = nats / n_tokens  # token-weighted: the sum over micro-batches is the mean over all tokens
-            state.scaler.scale(loss).backward()
-            total += loss.detach()
+                losses = self.objective(self.to_device(inputs), self.to_device(targets), kept)
+            share = len(inputs) / n_sequences
+            state.scaler.scale(losses.to_minimise(n_tokens=n_tokens, share=share)).backward()
+            total += losses.nats.detach() / n_tokens
+            routing.add(losses, share=share)
         state.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)
-        values = torch.stack([total, norm.to(total.dtype)]).tolist()  # the step's one synchronisation
-        if all(map(math.isfinite, values)):
+        figures = {"train/loss": total, "train/grad_norm": norm, **routing.figures()}
+        values = dict(zip(figures, read(list(figures.values())), strict=True))  # the step's one synchronisation
+        loss = values.pop("train/loss")
+        if all(map(math.isfinite, [loss, *values.values()])):
             state.scaler.step(optimizer)
+            routing.balance(self.feed_forwards)
             state.skipped = 0
         else:
-            self.refuse(values)
+            self.refuse(loss, values["train/grad_norm"])
         state.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         state.step += 1
         state.tokens += self.batch.tokens
         state.sequences += self.batch.sequences
         state.flops += self.batch.tokens * self.flops_per_token
-        if math.isfinite(values[0]):
-            state.window["loss"] += values[0]
+        if math.isfinite(loss):
+            state.window["loss"] += loss
             state.window["steps"] += 1
-        return {"train/lr": lr, "train/grad_norm": values[1]}
+        return {"train/lr": lr, **values}
 
-    def refuse(self, values: list[float]) -> None:
+    def refuse(self, loss: float, norm: float) -> None:
         """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
 
         Raises:
@@ -148,7 +160,7 @@ class Trainer:
         state = self.state
         overflow = state.scaler.is_enabled() and state.scaler.get_scale() > 1
         state.skipped += 0 if overflow else 1  # fp16 finds its scale by overflowing; that is no fault
-        what = f"step {state.step + 1}: loss {values[0]:g}, gradient norm {values[1]:g}"
+        what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g}"
         self.events.on_message(f"{what}: step skipped, weights untouched")
         if self.settings.nonfinite_action == "stop" and not overflow:
             raise UserError(
@@ -231,6 +243,12 @@ class Trainer:
 def due(every: int, step: int) -> bool:
     """Whether something that happens every so many steps happens after this one; 0 is never."""
     return bool(every) and step % every == 0
+
+
+def read(scalars: list[Tensor]) -> list[float]:
+    """The values of scalars on one device, which is waited for once."""
+    values: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
+    return values
 
 
 def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
