@@ -147,6 +147,8 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         batch=batch,
         device=device,
         autocast=in_autocast,
+        draw_kept=model.draw_kept,
+        feed_forwards=[block.ffn for block in model.layers()],
         batches=batches,
         evaluate=evaluate_both,
         sample=sample,
