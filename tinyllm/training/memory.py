@@ -6,11 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+TOKENS = 2
+"""How many are tried: a single one needs no copies where several are transposed."""
+
 
 def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, dtype: torch.dtype) -> int:
     """Bytes that one forward pass keeps for its backward pass, head and loss apart. An estimate.
 
-    One token passes through a block of each kind, and every tensor that autograd asks to keep is counted once; what an
+    Two tokens pass through a block of each kind, and every tensor that autograd asks to keep is counted once; what an
     attention kernel keeps besides is added, because it grows with the square of the length. All of it is taken to be of
     ``dtype``, which leaves out what autocast keeps in fp32.
 
@@ -26,7 +29,7 @@ def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, 
 
 
 def kept_values(part: nn.Module, width: int) -> int:
-    """Numbers that autograd keeps of one token that passes through a part, parameters and buffers apart.
+    """Numbers that autograd keeps per token that passes through a part, parameters and buffers apart.
 
     The part is given memory on the CPU that nothing is written into, so the system sets none aside. (On the meta device
     the operations would be others, and the first one would import torch's compiler.)
@@ -42,8 +45,9 @@ def kept_values(part: nn.Module, width: int) -> int:
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.random.fork_rng(devices=[]):  # dropout draws
-        part(torch.zeros(1, 1, width, requires_grad=True))
-    return sum(tensor.numel() for tensor in kept.values())
+        part(torch.zeros(1, TOKENS, width, requires_grad=True))
+    # a view keeps all of the memory that it is a part of
+    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values()) // TOKENS
 
 
 def _storage(tensor: Tensor) -> int:
