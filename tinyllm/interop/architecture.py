@@ -13,19 +13,12 @@ from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.gqa import GQA
 from tinyllm.nn.attention.heads import HeadsAttention
 from tinyllm.nn.attention.mha import MHA
+from tinyllm.nn.attention.mla import MLA
 from tinyllm.nn.attention.mqa import MQA
 from tinyllm.nn.feedforward import GLU, MLP, FeedForward
 from tinyllm.nn.moe import SCORES, AuxFree, AuxLoss, Mixture
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
-
-try:
-    from tinyllm.nn.attention.mla import MLA
-except ImportError:
-
-    class MLA:
-        pass
-
 
 NORMS: dict[type[nn.Module], str] = {RMSNorm: "rmsnorm", LayerNorm: "layernorm"}
 POSITIONS: dict[type[nn.Module], str] = {
@@ -181,7 +174,8 @@ def settings_of(arch: Architecture) -> list[str]:
     written out as ``layers=pattern``.
     """
     kinds = unique(arch.layers)
-    base = dict(max(kinds, key=arch.layers.count))
+    counts = [arch.layers.count(kind) for kind in kinds]
+    base = dict(kinds[counts.index(max(counts))])
     for kind in kinds:  # a hidden size that means nothing beside the base's mixture
         base |= {key: value for key, value in kind.items() if key.startswith(FFN) and key not in base}
     values = arch.model | base

@@ -53,7 +53,7 @@ class RopeFamily(Family):
             raise refused("partial_rotary_factor", partial, "1.0")
         if any(isinstance(value, dict) for value in rope.values()):
             raise refused(name, "one per kind of layer", "one for all layers")
-        return float(rope.get("rope_theta", config.get("rope_theta") or self.theta))
+        return float(rope.get("rope_theta") or config.get("rope_theta") or self.theta)
 
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
         found = [

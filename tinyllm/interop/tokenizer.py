@@ -32,7 +32,7 @@ def _of_char(tokenizer: CharTokenizer) -> dict[str, Any]:
     known = {content: i for content, i in special.items() if i is not None}
     vocab = {char: i for i, char in enumerate(tokenizer.alphabet)} | known
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
-    model = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN}
+    model: dict[str, Any] = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN}
     return _library(model, special=known, pre_tokenizer=split, decoder={"type": "Fuse"})
 
 
@@ -42,7 +42,14 @@ def _of_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
     vocab = {char: byte for char, byte in sorted(BYTE_OF.items(), key=lambda item: item[1])} | special
     part = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    model = {"type": "BPE", **off, "fuse_unk": False, "byte_fallback": False, "vocab": vocab, "merges": []}
+    model: dict[str, Any] = {
+        "type": "BPE",
+        **off,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": vocab,
+        "merges": [],
+    }
     return _library(model, special=special, pre_tokenizer=part, decoder=part)
 
 
