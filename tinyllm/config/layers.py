@@ -63,10 +63,11 @@ def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], a
         keys = {key_of(one) for one in kind.overrides}
         try:
             _check_keys(kind.overrides, keys_of_block)
-            composed = base.with_(kind.overrides)
-            with open_dict(composed):
-                composed.model.layers = UNIFORM
-            check(composed, keys)
+            composed = base.with_(kind.overrides) if kind.overrides else cfg
+            if kind.overrides:
+                with open_dict(composed):
+                    composed.model.layers = UNIFORM
+                check(composed, keys)
         except UserError as error:
             raise kind.wrong(error) from error
         block: Any = OmegaConf.to_container(composed.model.block, resolve=True)

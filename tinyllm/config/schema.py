@@ -4,6 +4,7 @@ Values stand in ``conf/*.yaml``, each once; here stand only types and, as field 
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -198,6 +199,7 @@ SCHEMAS: dict[str, type] = {
 """Root dataclass of each program."""
 
 
+@cache
 def register() -> None:
     """Make the schemas known to Hydra, under names that no yaml file has."""
     for program, node in SCHEMAS.items():
