@@ -166,7 +166,7 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
         with deterministic(cfg.trainer.deterministic, device):
             with in_autocast():
-                loss = objective(inputs, targets).nats / targets.numel()
+                loss = objective(inputs, targets).head.total / targets.numel()
             loss.backward()
             clip(parameters, cfg.trainer.grad_clip)
             optimizer.step()

@@ -141,7 +141,12 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
     chunk = cfg.loss.chunk_tokens
     trainer = Trainer(
         state=state,
-        objective=Objective(model, chunk_tokens=None if chunk == "auto" else chunk),
+        objective=Objective(
+            model,
+            chunk_tokens=None if chunk == "auto" else chunk,
+            label_smoothing=cfg.loss.label_smoothing,
+            z_loss=cfg.loss.z_loss,
+        ),
         schedule=planned.schedule,
         settings=_settings(cfg, planned.max_steps),
         batch=batch,

@@ -19,6 +19,7 @@ OPTIONS = {
     "wsd": ("schedule=wsd", "schedule.shape=sqrt"),
     "constant, no clip": ("schedule=constant", "trainer.grad_clip=0"),
     "linear, workers": ("schedule=linear", "dataloader.workers=2"),
+    "terms of training alone": ("loss.label_smoothing=0.1", "loss.z_loss=1e-3"),
     "lion": ("optimizer=lion", "optimizer.lr=1e-3"),
     "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3"),
     "adamw8bit": ("optimizer=adamw8bit", "optimizer.lr=1e-3"),

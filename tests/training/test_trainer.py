@@ -11,6 +11,7 @@ import torch
 import tinyllm
 from tests.training.runs import SMALL, digest, logged, metrics, train
 from tinyllm.assemble import build_model, build_optimizer
+from tinyllm.nn.loss import HeadLoss
 from tinyllm.training.checkpoint import find
 from tinyllm.training.objective import Losses, Objective
 from tinyllm.training.trainer import clip
@@ -44,16 +45,18 @@ def test_ragged_targets_weigh_every_token_the_same() -> None:
     inputs, targets = torch.randint(20, (4, 16)), torch.randint(20, (4, 16))
     targets[0, 3:] = targets[2, 10:] = -100
     count = int((targets != -100).sum())
-    (objective(inputs, targets).nats / count).backward()
+    (objective(inputs, targets).head.total / count).backward()
     whole = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad()
     for row in range(4):
-        (objective(inputs[row : row + 1], targets[row : row + 1]).nats / count).backward()
+        (objective(inputs[row : row + 1], targets[row : row + 1]).head.total / count).backward()
     for name, p in objective.named_parameters():
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-5, atol=1e-7)
     logits = objective.model.logits(objective.model(inputs))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
-    assert float(objective(inputs, targets).nats.detach() / count) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert float(objective(inputs, targets).head.nats.detach() / count) == pytest.approx(
+        float(expected.detach()), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
@@ -84,7 +87,8 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
 
     def forward(self: Objective, *arguments: Any) -> Losses:
         losses = original(self, *arguments)
-        return losses._replace(nats=losses.nats * (math.nan if next(count) in steps else 1.0))
+        factor = math.nan if next(count) in steps else 1.0
+        return losses._replace(head=HeadLoss(*(part * factor for part in losses.head)))
 
     monkeypatch.setattr(Objective, "forward", forward)
     yield steps
@@ -178,6 +182,19 @@ def test_the_weights_depend_on_the_seed_alone() -> None:
     same = [torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True)]
     assert all(same) and not torch.equal(next(one.parameters()), next(other.parameters()))
     assert build_optimizer(cfg, one, allow=frozenset())[0].param_groups[0]["lr"] == 3e-4
+
+
+def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -> None:
+    """The first step's plain loss is the same with and without them, and so is the loss of the weights as they began."""
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", "trainer.eval_every=1", "optimizer.lr=0"]
+    assert train(*shared, f"run.dir={tmp_path / 'plain'}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'terms'}", "loss.label_smoothing=0.1", "loss.z_loss=1e-3") == 0
+    (plain,), (terms,) = metrics(tmp_path / "plain"), metrics(tmp_path / "terms")
+    assert terms["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-5)
+    assert terms["val/loss"] == plain["val/loss"]
+    assert terms["train/grad_norm"] != plain["train/grad_norm"]
+    assert terms["loss/z"] > 0 and terms["loss/smoothing"] != 0
+    assert not {"loss/z", "loss/smoothing"} & set(plain)
 
 
 def test_deterministic_algorithms_do_not_fill_memory_and_change_no_bit(corpus: str, tmp_path: Path) -> None:

@@ -65,13 +65,14 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
 
 
 def _check_range(value: Any, metadata: Any, where: str) -> None:
-    choices, at_least, above = (metadata.get(name) for name in ("choices", "at_least", "above"))
+    choices, at_least, above, below = (metadata.get(name) for name in ("choices", "at_least", "above", "below"))
     if value is None or (choices and any(value == one and type(value) is type(one) for one in choices)):
         return
     if metadata.get("filled") and value == "":
         raise UserError("no text is given", key=where, value=value, hint="give one, or leave the key out")
     bounds = [f"at least {at_least:g}"] if at_least is not None else []
     bounds += [f"above {above:g}"] if above is not None else []
+    bounds += [f"below {below:g}"] if below is not None else []
     if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
         words = [str(one).lower() if isinstance(one, bool) else str(one) for one in choices]
         meant = near(str(value), words)
@@ -84,7 +85,8 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
         )
     if choices and isinstance(value, float):  # numbers beside words count something
         raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
-    if (at_least is not None and not value >= at_least) or (above is not None and not value > above):
+    too_small = (at_least is not None and not value >= at_least) or (above is not None and not value > above)
+    if too_small or (below is not None and not value < below):
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
 

@@ -15,6 +15,7 @@ def key(
     *,
     at_least: float | None = None,
     above: float | None = None,
+    below: float | None = None,
     choices: tuple[Any, ...] = (),
     filled: bool = False,
 ) -> Any:
@@ -23,10 +24,11 @@ def key(
     Args:
         at_least: smallest number.
         above: a number must be larger.
+        below: a number must be smaller.
         choices: the values; beside a range also values that are no numbers.
         filled: a text must not be empty.
     """
-    allowed = {"at_least": at_least, "above": above, "choices": choices, "filled": filled}
+    allowed = {"at_least": at_least, "above": above, "below": below, "choices": choices, "filled": filled}
     return field(default=MISSING, metadata=allowed)
 
 
@@ -70,6 +72,8 @@ class TrainerConfig:
 
 @dataclass
 class LossConfig:
+    label_smoothing: float = key(at_least=0, below=1)
+    z_loss: float = key(at_least=0)
     chunk_tokens: Any = key(at_least=0, choices=("auto",))
 
 

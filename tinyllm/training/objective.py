@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.loss import linear_cross_entropy
+from tinyllm.nn.loss import HeadLoss, head_loss
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -15,8 +15,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Losses(NamedTuple):
     """What a micro-batch adds to the loss, and how the mixtures of experts spread its tokens."""
 
-    nats: Tensor
-    """Cross-entropy summed over the targets that are not −100, a scalar in fp32."""
+    head: HeadLoss
+    """Of the targets that are not −100, summed: cross-entropy and what regularises it."""
     balance: Tensor | None
     """Balance loss with its coefficient, averaged over sequences and over the mixtures that ran; None: none did."""
     loads: dict[int, Tensor]
@@ -29,7 +29,7 @@ class Losses(NamedTuple):
             n_tokens: targets in the whole step, so that the sum over micro-batches is the mean over all tokens.
             share: the micro-batch's part of the step's sequences.
         """
-        loss = self.nats / n_tokens
+        loss = self.head.total / n_tokens
         return loss if self.balance is None else loss + self.balance * share
 
 
@@ -42,22 +42,39 @@ class Objective(nn.Module):
         model: its ``run`` maps ids (B, T) to hidden states (B, T, C) and how each block routed; it has a
             ``head_weight`` (V, C).
         chunk_tokens: tokens per chunk of head and loss; None: a measured rule; 0: no chunks.
+        label_smoothing, z_loss: see :func:`tinyllm.nn.loss.head_loss`.
     """
 
-    def __init__(self, model: nn.Module, *, chunk_tokens: int | None) -> None:
+    def __init__(
+        self, model: nn.Module, *, chunk_tokens: int | None, label_smoothing: float = 0.0, z_loss: float = 0.0
+    ) -> None:
         super().__init__()
         self.model: Any = model
-        self.chunk_tokens = chunk_tokens
+        self.chunk_tokens, self.label_smoothing, self.z_loss = chunk_tokens, label_smoothing, z_loss
+
+    def named(self, parts: Tensor) -> dict[str, Tensor]:
+        """The parts of the head's loss, each a mean over tokens, by the names of the metrics; without what is off."""
+        nats, smoothing, z = parts.unbind()
+        names = {"train/loss": nats}
+        names |= {"loss/smoothing": smoothing} if self.label_smoothing else {}
+        return names | ({"loss/z": z} if self.z_loss else {})
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, kept: Sequence[bool] | None = None) -> Losses:
         """The losses of predicting the targets; ``kept``: the blocks to pass through, None: all."""
         hidden_BTC, routings = self.model.run(inputs_BT, kept=kept)
         hidden_ND = hidden_BTC.flatten(0, 1)
         chunk = len(hidden_ND) if self.chunk_tokens == 0 else self.chunk_tokens
-        nats = linear_cross_entropy(hidden_ND, self.model.head_weight, targets_BT.flatten(), chunk_tokens=chunk)
+        head = head_loss(
+            hidden_ND,
+            self.model.head_weight,
+            targets_BT.flatten(),
+            chunk_tokens=chunk,
+            label_smoothing=self.label_smoothing,
+            z_loss=self.z_loss,
+        )
         mixed = {block: routing for block, routing in enumerate(routings) if routing is not None}
         balance = torch.stack([routing.loss for routing in mixed.values()]).mean() if mixed else None
-        return Losses(nats, balance, {block: routing.load_E for block, routing in mixed.items()})
+        return Losses(head, balance, {block: routing.load_E for block, routing in mixed.items()})
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:

@@ -119,19 +119,19 @@ class Trainer:
         micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
         n_tokens = sum(int((targets != -100).sum()) for _, targets in micro_batches)
         n_sequences = sum(len(inputs) for inputs, _ in micro_batches)
-        total, routing = torch.zeros((), device=self.device), StepRouting()
+        head, routing = torch.zeros(3, device=self.device), StepRouting()
         for micro, (inputs, targets) in enumerate(micro_batches):
             kept = self.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
             with self.autocast():
                 losses = self.objective(self.to_device(inputs), self.to_device(targets), kept)
             share = len(inputs) / n_sequences
             state.scaler.scale(losses.to_minimise(n_tokens=n_tokens, share=share)).backward()
-            total += losses.nats.detach() / n_tokens
+            head += torch.stack(losses.head.parts()) / n_tokens
             routing.add(losses, share=share)
         state.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)
-        figures = {"train/loss": total, "train/grad_norm": norm, **routing.figures()}
+        figures = {"train/grad_norm": norm, **self.objective.named(head), **routing.figures()}
         values = dict(zip(figures, read(list(figures.values())), strict=True))  # the step's one synchronisation
         loss = values.pop("train/loss")
         if all(map(math.isfinite, [loss, *values.values()])):
