@@ -109,6 +109,9 @@ def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str
         UserError: no whole checkpoint, or a directory of Hugging Face that tinyllm cannot express.
     """
     if is_model(run):
+        if checkpoint not in ("best", "last"):
+            hint = f"{run} is no run of tinyllm and holds one model; leave it out"
+            raise UserError("no checkpoints there", key="checkpoint", value=checkpoint, hint=hint)
         return open_hugging_face(run, tell=tell)
     found = find(run, prefer=checkpoint, tell=tell)
     return Saved(

@@ -67,7 +67,10 @@ def llama(rng: random.Random) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     biases = {"attention_bias": rng.random() < 0.5, "mlp_bias": rng.random() < 0.5}
-    return LlamaForCausalLM(LlamaConfig(**_shape(rng), **biases, hidden_act=rng.choice(("silu", "gelu", "relu"))))
+    head = {"head_dim": rng.choice((None, 6))}
+    return LlamaForCausalLM(
+        LlamaConfig(**_shape(rng), **biases, **head, hidden_act=rng.choice(("silu", "gelu", "relu")))
+    )
 
 
 def qwen3(rng: random.Random) -> Any:
@@ -122,7 +125,8 @@ def deepseek_v3(rng: random.Random) -> Any:
         norm_topk_prob=active > 1,
         routed_scaling_factor=rng.choice((1.0, 2.5)),
         kv_lora_rank=rng.choice((8, 12)),
-        q_lora_rank=rng.choice((None, 10)),
+        q_lora_rank=(q_lora_rank := rng.choice((None, 10))),
+        attention_bias=q_lora_rank is not None and rng.random() < 0.5,
         qk_rope_head_dim=rng.choice((2, 4)),
         qk_nope_head_dim=rng.choice((4, 6)),
         v_head_dim=rng.choice((4, 10)),

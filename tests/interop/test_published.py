@@ -1,4 +1,4 @@
-"""config.json of published models, without what nothing reads: the number of parameters is the published one, and transformers'."""
+"""config.json of published models, without what nothing reads: as many parameters as published and in transformers."""
 
 import json
 from pathlib import Path

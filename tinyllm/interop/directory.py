@@ -112,6 +112,8 @@ class Tensors:
         else:
             files = [path / MODEL]
         for file in files:
+            if file.parent != path:
+                raise UserError("damaged index", file=path / INDEX, hint=f"{file} is not in this directory")
             if not file.is_file():
                 others = sorted(one.name for one in path.glob("*.bin"))
                 hint = "the file is missing"
