@@ -9,22 +9,30 @@ from torch.autograd.function import once_differentiable
 
 
 class Dispatch:
-    """The choices of one forward pass in the order of the experts.
+    """The choices of one forward pass as rows in the order of the experts.
 
-    Letters: N tokens, K choices per token, M = N·K rows, one for each choice.
+    Letters: N tokens, K choices per token, M rows: one for each choice, and those that fill blocks.
 
     Args:
         chosen_NK: the experts of each token.
+        load_E: how many choices fell on each expert.
+        block: the rows of an expert are filled up to a multiple of this, with the first token, weighted by 0.
     """
 
-    expert_M: Tensor
-    """The expert of each row, ascending."""
+    rows_E: Tensor
+    """Rows of each expert."""
 
-    def __init__(self, chosen_NK: Tensor) -> None:
-        self.expert_M, self._choice_M = chosen_NK.flatten().sort(stable=True)
-        self._token_M = self._choice_M // chosen_NK.shape[1]
-        rows = torch.arange(len(self._choice_M), device=chosen_NK.device)
-        self._row_NK = torch.empty_like(rows).scatter_(0, self._choice_M, rows).view_as(chosen_NK)
+    def __init__(self, chosen_NK: Tensor, load_E: Tensor, *, block: int) -> None:
+        n_tokens, n_choices = chosen_NK.shape
+        expert_M, choice_M = chosen_NK.flatten().sort(stable=True)
+        load_E = load_E.to(torch.int64)
+        self.rows_E = (load_E + block - 1) // block * block
+        filled_E = self.rows_E - load_E
+        row_M = torch.arange(len(choice_M), device=chosen_NK.device) + (filled_E.cumsum(0) - filled_E)[expert_M]
+        self._row_NK = torch.empty_like(row_M).scatter_(0, choice_M, row_M).view_as(chosen_NK)
+        n_rows = len(choice_M) if block == 1 else int(self.rows_E.sum())
+        token_NK = torch.arange(n_tokens, device=chosen_NK.device)[:, None].expand(-1, n_choices)
+        self._token_M = row_M.new_zeros(n_rows).scatter_(0, self._row_NK.flatten(), token_NK.flatten())
 
     def gather(self, x_NC: Tensor) -> Tensor:
         """The tokens (M, C) that the rows stand for."""
@@ -34,7 +42,7 @@ class Dispatch:
 
     def combine(self, y_MC: Tensor, gate_NK: Tensor) -> Tensor:
         """The sum (N, C) over each token's rows, weighted by its gates, in the dtype of ``y_MC``."""
-        y_NC = _Combine.apply(y_MC, gate_NK.to(y_MC.dtype), self._choice_M, self._token_M, self._row_NK)
+        y_NC = _Combine.apply(y_MC, gate_NK.to(y_MC.dtype), self._token_M, self._row_NK)
         assert isinstance(y_NC, Tensor)
         return y_NC
 
@@ -55,14 +63,15 @@ class _Gather(torch.autograd.Function):
 class _Combine(torch.autograd.Function):
     # embedding_bag reads, weighs and adds the rows in one pass, several times faster than doing one after the other
     @staticmethod
-    def forward(ctx: Any, y_MC: Tensor, gate_NK: Tensor, choice_M: Tensor, token_M: Tensor, row_NK: Tensor) -> Tensor:
-        ctx.save_for_backward(y_MC, gate_NK.flatten()[choice_M], token_M, row_NK)
+    def forward(ctx: Any, y_MC: Tensor, gate_NK: Tensor, token_M: Tensor, row_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(y_MC, gate_NK, token_M, row_NK)
         return F.embedding_bag(row_NK, y_MC, per_sample_weights=gate_NK, mode="sum")
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
-        y_MC, gate_M, token_M, row_NK = ctx.saved_tensors
+        y_MC, gate_NK, token_M, row_NK = ctx.saved_tensors
+        gate_M = gate_NK.new_zeros(len(token_M)).scatter_(0, row_NK.flatten(), gate_NK.flatten())
         dy_MC = F.embedding_bag(token_M[:, None], dy_NC, per_sample_weights=gate_M[:, None], mode="sum")
         dgate_M = torch.linalg.vecdot(dy_NC.index_select(0, token_M), y_MC)
-        return dy_MC, dgate_M[row_NK], None, None, None
+        return dy_MC, dgate_M[row_NK], None, None

@@ -7,10 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tinyllm.nn.packed import reorder_
 from tinyllm.nn.precision import compute_dtype
 
 ALIGNED = 8
 """Matrices whose sizes are multiples of this are what torch's grouped product takes in every dtype (16 bytes)."""
+
+
+COMPILED_BLOCK = 32
+"""What the rows of a group are filled up to a multiple of where products are compiled per size. Without it nearly every
+group of nearly every step has a size never seen before, and compiling takes several times as long as multiplying."""
 
 
 class Groups:
@@ -23,25 +29,23 @@ class Groups:
 
     ends_E: Tensor
     """Where the rows of each expert end."""
-    expert_N: Tensor
-    """The expert of each row, ascending."""
     slices: list[slice]
     """The rows of each expert, where products are made one expert at a time."""
 
-    def assign(self, load_E: Tensor, expert_N: Tensor) -> None:
-        """The first ``load_E[0]`` rows are expert 0's, and so on.
-
-        Args:
-            load_E: rows per expert.
-            expert_N: the expert of each row.
-        """
-        self.ends_E, self.expert_N = load_E.cumsum(0).to(torch.int32), expert_N
-        self.slices = [] if in_one_product(load_E.device) else _slices(self.ends_E, len(expert_N))
+    def assign(self, rows_E: Tensor, n_rows: int) -> None:
+        """The first ``rows_E[0]`` of ``n_rows`` rows are expert 0's, and so on."""
+        self.ends_E = rows_E.cumsum(0).to(torch.int32)
+        self.slices = [] if in_one_product(rows_E.device) else _slices(self.ends_E, n_rows)
 
 
 def in_one_product(device: torch.device) -> bool:
     """Whether the device multiplies all groups in one kernel, without telling the CPU how large each is."""
     return device.type == "cuda" and hasattr(F, "grouped_mm")
+
+
+def block_of(device: torch.device, dtype: torch.dtype) -> int:
+    """What the rows of a group are filled up to a multiple of; 1: nothing is filled up."""
+    return COMPILED_BLOCK if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
 
 
 def _slices(ends_E: Tensor, n_rows: int) -> list[slice]:
@@ -84,6 +88,12 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def for_reading(self, dtype: torch.dtype) -> nn.Module:
+        """Itself, with its weights in ``dtype`` for good, see ``Linear.for_reading``."""
+        self.weight.data = self.weight.data.to(dtype)
+        reorder_(self.weight)
+        return self
+
     def flops(self) -> int:
         """Floating-point operations for one row, which passes one expert."""
         return 2 * self.weight[0].numel()
@@ -92,7 +102,10 @@ class GroupedLinear(nn.Module):
 def one_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: Groups) -> Tensor:
     """The products of all experts by torch's grouped one, which reads the sizes of the groups on the device."""
     y_NO: Tensor = F.grouped_mm(x_NI, weight_EOI.transpose(1, 2), offs=groups.ends_E)
-    return y_NO if bias_EO is None else y_NO + F.embedding(groups.expert_N, bias_EO.to(y_NO.dtype))
+    if bias_EO is None:
+        return y_NO
+    rows = torch.arange(len(y_NO), device=y_NO.device)
+    return y_NO + F.embedding(torch.bucketize(rows, groups.ends_E, right=True), bias_EO.to(y_NO.dtype))
 
 
 class _Product(torch.autograd.Function):

@@ -11,8 +11,8 @@ from torch import Tensor
 from tinyllm.nn.activations import lookup
 from tinyllm.nn.dispatch import Dispatch
 from tinyllm.nn.feedforward import FeedForward, Routing
-from tinyllm.nn.grouped import GroupedLinear, Groups
-from tinyllm.nn.linear import Linear
+from tinyllm.nn.grouped import GroupedLinear, Groups, block_of
+from tinyllm.nn.linear import ExactLinear
 from tinyllm.nn.parts import make, names_of
 from tinyllm.nn.precision import compute_dtype
 
@@ -86,7 +86,7 @@ class Mixture(FeedForward):
         if self.d_ff < 1:
             raise ValueError(f"expert_d_ff={expert_d_ff} must be at least 1")
         expert = partial(make, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
-        self.router = Linear(d_in=d_model, d_out=self.n_routed, bias=False)
+        self.router = ExactLinear(d_in=d_model, d_out=self.n_routed, bias=False)
         self.groups = Groups()
         grouped = partial(GroupedLinear, n_experts=self.n_routed, groups=self.groups)
         self.experts: FeedForward = expert(partial(ffn, d_ff=self.d_ff), linear=grouped)
@@ -109,10 +109,11 @@ class Mixture(FeedForward):
         load_BE.scatter_add_(1, chosen_NK.view(x_BTC.shape[0], -1), ones)
         load_E = load_BE.sum(0)
 
-        dispatch = Dispatch(chosen_NK)
-        self.groups.assign(load_E, dispatch.expert_M)
         x_NC = x_NC.to(compute_dtype(x_NC.device, x_NC.dtype))  # rounded before it is copied to K experts, not after
-        y_MC, _ = self.experts(dispatch.gather(x_NC))
+        dispatch = Dispatch(chosen_NK, load_E, block=block_of(x_NC.device, x_NC.dtype))
+        x_MC = dispatch.gather(x_NC)
+        self.groups.assign(dispatch.rows_E, len(x_MC))
+        y_MC, _ = self.experts(x_MC)
         y_NC = dispatch.combine(y_MC, gate_NK * self.routed_scale)
         if self.shared is not None:
             y_NC = y_NC + self.shared(x_NC)[0]
