@@ -1,6 +1,7 @@
 """Activations, feed-forward sizes, positions, the cache, and how parts are made."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.gqa import GQA
 from tinyllm.nn.feedforward import GLU, MLP
 from tinyllm.nn.parts import make
-from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
+from tinyllm.nn.position import Learned, NoPosition, Position, Rope, Sinusoidal
 
 TORCH_MODULES = {
     "gelu": torch.nn.GELU(),
@@ -113,7 +114,26 @@ def test_rope_turns_as_complex_numbers_do() -> None:
         for y, g in ((turned, upstream), (expected, upstream.double()))
     )
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert rotary(x.bfloat16(), 0).dtype == torch.bfloat16
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        with torch.no_grad():
+            alone = rotary(x.to(dtype), 40)
+        assert alone.dtype == dtype and torch.equal(alone, rotary(x.to(dtype), 40))
+
+
+@pytest.mark.parametrize("kind", [Learned, Sinusoidal, Rope])
+def test_rows_may_begin_at_different_positions(kind: type[Position]) -> None:
+    shape: dict[str, Any] = {"d_model": 8, "max_seq_len": 20, "base": 10000.0}
+    pos = make(kind, **shape)
+    pos.init_weights(1.0)
+    starts = torch.tensor([0, 11, 4])
+    x = torch.randn(3, 5, 8)
+    found = pos.embed(x, starts)
+    assert torch.equal(found, torch.cat([pos.embed(x[row : row + 1], int(at)) for row, at in enumerate(starts)]))
+    rotary = pos.rotary(8)
+    if rotary is not None:
+        heads = x[:, :, None]
+        found = rotary(heads, starts)
+        assert torch.equal(found, torch.cat([rotary(heads[row : row + 1], int(at)) for row, at in enumerate(starts)]))
 
 
 def test_rope_scores_depend_on_the_distance_alone() -> None:
