@@ -45,6 +45,7 @@ RULES = (
     Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
     Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),
     Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
+    Off(by="model.block.moe.expert_d_ff", when=given, keys=("model.block.ffn.d_ff", "model.d_ff")),
     Off(by="resume", when=given, keys=("init_from",)),
     Off(by="temperature", when=zero, keys=("top_k", "top_p", "min_p")),
 )
