@@ -1,232 +1,297 @@
-"""What every attention × feed-forward × position × norm must do, for the options found on disk."""
+"""What every attention × position × window × feed-forward × mixture × norm must do, for the options found on disk."""
 
-from itertools import product
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.contract.options import PARTS, node, options, small
-from tinyllm.config.build import build
+from tests.contract.options import (
+    CONTEXT,
+    VOCABULARY,
+    Choice,
+    built,
+    combinations_of_all,
+    everyday,
+    pairs,
+    params,
+    shared,
+)
+from tinyllm.inference.decoding import Decoder, decode
+from tinyllm.inference.sampling import Sampling, TokenChooser
+from tinyllm.models.transformer import Transformer
 from tinyllm.nn.loss import linear_cross_entropy
 
-COMBINATIONS = [
-    tuple(f"{group}={name}" for group, name in zip(PARTS, names, strict=True))
-    for names in product(*(options(group) for group in PARTS))
-]
-ATTENTION_AND_POSITION = [(f"attn={attn}", f"pos={pos}") for attn, pos in product(options("attn"), options("pos"))]
+ALL = combinations_of_all()
+EVERYDAY = everyday(ALL)
+COMBINATIONS = params(ALL, EVERYDAY)
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+every = pytest.mark.parametrize("choice", COMBINATIONS)
 
 
-@pytest.fixture(params=COMBINATIONS, ids=" ".join)
-def combination(request: pytest.FixtureRequest) -> tuple[str, ...]:
-    chosen: tuple[str, ...] = request.param
-    return chosen
+def tokens(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def test_causal(combination: tuple[str, ...]) -> None:
-    """No bit of what comes before a changed token changes."""
-    model = small(*combination)
-    ids = torch.randint(31, (2, 12))
-    before = model(ids)
-    for changed in (1, 6, 11):
-        other = ids.clone()
-        other[:, changed] = (other[:, changed] + 1) % 31
-        after = model(other)
-        assert torch.equal(after[:, :changed], before[:, :changed])
-        assert not torch.allclose(after[:, changed], before[:, changed])
+def groups_tokens(model: Transformer) -> bool:
+    """Whether the size of a matrix product depends on what other tokens chose, and with it the last bits."""
+    return any(block.ffn.inactive_parameters() for block in model.layers())
 
 
-def test_cached_decoding_equals_the_full_forward(combination: tuple[str, ...]) -> None:
-    model = small(*combination)
-    ids = torch.randint(31, (2, 12))
+def losses(model: Transformer, ids_BT: Tensor) -> Tensor:
+    """Cross-entropy of saying the same token again, and the balance losses."""
+    hidden, routings = model.run(ids_BT)
+    balance = sum((routing.loss for routing in routings if routing is not None), torch.zeros(()))
+    return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, ids_BT.flatten()) + balance
+
+
+def gradients(model: Transformer) -> dict[str, Tensor]:
+    """The gradients, which are taken away from the model."""
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+def test_the_everyday_choices_have_every_pair() -> None:
+    assert {choice[:3] for choice in EVERYDAY} == {choice[:3] for choice in ALL}
+    assert set().union(*map(pairs, EVERYDAY)) == set().union(*map(pairs, ALL))
+
+
+@every
+def test_causal(choice: Choice) -> None:
+    """What comes before a changed token does not change: no bit, unless tokens of different places share a product."""
+    model = shared(choice)
+    ids = tokens(2, CONTEXT)
+    with torch.no_grad():
+        before = model(ids)
+        for changed in (1, 6, CONTEXT - 1):
+            other = ids.clone()
+            other[:, changed] = (other[:, changed] + 1) % VOCABULARY
+            after = model(other)
+            if groups_tokens(model):
+                torch.testing.assert_close(after[:, :changed], before[:, :changed], **CLOSE)
+            else:
+                assert torch.equal(after[:, :changed], before[:, :changed])
+            assert not torch.allclose(after[:, changed], before[:, changed])
+
+
+@every
+def test_cached_decoding_equals_the_full_forward(choice: Choice) -> None:
+    """After a prefill of any length, in one piece or two, past the window and up to the end of the context."""
+    model = shared(choice)
+    ids = tokens(2, CONTEXT)
     with torch.no_grad():
         full = model(ids)
-        cache = model.make_cache(2, 12)
-        for prefill in range(13):
+        cache = model.make_cache(2, CONTEXT)
+        for prefill in range(CONTEXT + 1):
             cache.reset()
-            steps = [ids[:, :prefill]] if prefill else []
-            steps += [ids[:, i : i + 1] for i in range(prefill, 12)]
-            cached = torch.cat([model(step, cache=cache) for step in steps], dim=1)
-            assert cache.length == 12
-            torch.testing.assert_close(cached, full, rtol=1e-5, atol=1e-5)
+            pieces = [*ids.split([prefill, *[1] * (CONTEXT - prefill)], dim=1)]
+            if prefill == 0:
+                pieces = pieces[1:]
+            cached = torch.cat([model(piece, cache=cache) for piece in pieces], dim=1)
+            assert cache.length == CONTEXT
+            torch.testing.assert_close(cached, full, **CLOSE)
+        cache.reset()
+        torch.testing.assert_close(
+            torch.cat([model(piece, cache=cache) for piece in ids.split(7, 1)], 1), full, **CLOSE
+        )
 
 
-def test_gradients_reach_every_parameter(combination: tuple[str, ...]) -> None:
-    model = small(*combination)
-    ids = torch.randint(31, (2, 12))
-    linear_cross_entropy(model(ids).flatten(0, 1), model.head_weight, ids.flatten()).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.any(), name
+@every
+def test_generation_past_the_context_is_the_same_with_and_without_a_cache(choice: Choice) -> None:
+    model = built(choice).eval()
+    with torch.no_grad():
+        model.embedding.weight.mul_(4)  # else many a model repeats one token for ever
+    said = []
+    for kv_cache in (True, False):
+        length = CONTEXT + 5
+        decoder = Decoder(model, tokens(3).tolist(), n_samples=1, max_new_tokens=length, kv_cache=kv_cache)
+        chooser = TokenChooser(Sampling(temperature=0), seed=0, n_samples=1, vocab_size=VOCABULARY)
+        said.append([int(ids) for ids in decode(decoder, chooser, max_new_tokens=length)])
+    assert said[0] == said[1]
 
 
-def test_state_dict_round_trip(combination: tuple[str, ...]) -> None:
-    one, other = small(*combination, seed=1), small(*combination, seed=2)
-    ids = torch.randint(31, (1, 12))
-    assert not torch.equal(one(ids), other(ids))
-    other.load_state_dict(one.state_dict())
-    assert torch.equal(one(ids), other(ids))
-    assert set(one.state_dict()) == {name for name, _ in one.named_parameters(remove_duplicate=False)}
+@every
+def test_gradients_reach_every_parameter(choice: Choice) -> None:
+    model = shared(choice)
+    losses(model, tokens(6, CONTEXT)).backward()
+    found = gradients(model)
+    for name, _ in model.named_parameters():
+        assert name in found, name
+        assert found[name].isfinite().all() and found[name].any(), name
 
 
-def test_flops_are_those_torch_counts(combination: tuple[str, ...]) -> None:
-    model = small(*combination)
-    counter = FlopCounterMode(display=False)
-    # torch counts no operation for the fused attention kernel of the CPU, so the products it stands for run
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model.logits(model(torch.randint(31, (3, 12))))
-    assert counter.get_total_flops() == 3 * 12 * model.flops_per_token(12)
+@every
+def test_recompute_gives_the_same(choice: Choice) -> None:
+    """Loss, balance loss and gradients, with dropout, when the activations of each block are computed twice."""
+    model = built(choice, dropout=0.1, attn_dropout=0.1)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    results = []
+    for recompute in (False, True):
+        if recompute:
+            for block in model.layers():
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        torch.manual_seed(3)
+        loss = losses(model, tokens(2, CONTEXT))
+        loss.backward()
+        results.append((loss.detach(), gradients(model)))
+    (loss, plain), (again, recomputed) = results
+    assert torch.equal(loss, again)
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+    assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
 
 
-def test_cache_bytes_are_those_of_the_buffers(combination: tuple[str, ...]) -> None:
-    model = small(*combination)
-    for dtype in (torch.float32, torch.bfloat16):
-        cache = model.make_cache(3, 7, dtype=dtype)
-        assert cache.nbytes() == 3 * 7 * model.cache_bytes_per_token(dtype)
-
-
-def test_same_seed_same_weights(combination: tuple[str, ...]) -> None:
-    one, other = small(*combination, seed=3), small(*combination, seed=3)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def test_meta_and_back_gives_the_same_tables(combination: tuple[str, ...]) -> None:
-    """Built on the meta device, made real and given the weights, a model is the same model."""
-    model = small(*combination)
+@every
+def test_state_dict_round_trip(choice: Choice) -> None:
+    """And from the meta device: made real and given the weights, a model is the same model."""
+    one = shared(choice)
     with torch.device("meta"):
-        empty = small(*combination)
-    empty.to_empty(device="cpu")
+        empty = built(choice, seed=1)
+    empty = empty.to_empty(device="cpu")
     empty.init_weights()
-    empty.load_state_dict(model.state_dict())
-    ids = torch.randint(31, (1, 12))
-    assert torch.equal(model(ids), empty(ids))
+    ids = tokens(1, CONTEXT)
+    with torch.no_grad():
+        assert not torch.equal(one(ids), empty(ids))
+        empty.load_state_dict(one.state_dict())
+        assert torch.equal(one(ids), empty(ids))
+    persistent = {name for name, _ in one.named_parameters(remove_duplicate=False)}
+    persistent |= {name for name, _ in one.named_buffers() if name.endswith("bias_E")}
+    assert set(one.state_dict()) == persistent
 
 
-@pytest.mark.parametrize("chosen", ATTENTION_AND_POSITION, ids=" ".join)
+@every
+def test_same_seed_same_weights(choice: Choice) -> None:
+    other = built(choice)
+    assert all(torch.equal(a, b) for a, b in zip(shared(choice).parameters(), other.parameters(), strict=True))
+
+
+@every
+def test_flops_are_those_torch_counts(choice: Choice) -> None:
+    """Of a whole sequence and of one more token; with a window a sequence is computed in blocks, which take more."""
+    model = shared(choice)
+    # torch counts no operation for the fused attention kernel of the CPU, so the products it stands for run
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        whole, one = FlopCounterMode(display=False), FlopCounterMode(display=False)
+        with whole:
+            model.logits(model(tokens(3, CONTEXT)))
+        cache = model.make_cache(3, CONTEXT)
+        model(tokens(3, CONTEXT - 1), cache=cache)
+        with one:
+            model.logits(model(tokens(3, 1), cache=cache))
+    accounted = 3 * CONTEXT * model.flops_per_token(CONTEXT)
+    if choice.window:
+        unlimited = shared(choice._replace(window=0))
+        assert accounted <= whole.get_total_flops() <= 3 * CONTEXT * unlimited.flops_per_token(CONTEXT)
+        assert accounted < 3 * CONTEXT * unlimited.flops_per_token(CONTEXT)
+    else:
+        assert whole.get_total_flops() == accounted
+    assert one.get_total_flops() == 3 * model.decode_flops_per_token(CONTEXT)
+
+
+@every
+def test_cache_bytes_are_those_of_the_buffers(choice: Choice) -> None:
+    model = shared(choice)
+    for dtype, length in ((torch.float32, 3), (torch.bfloat16, CONTEXT)):
+        cache = model.make_cache(3, length, dtype=dtype)
+        held = sum(buffer.numel() * buffer.element_size() for layer in cache.layers for buffer in layer.buffers)
+        assert held == cache.nbytes() == 3 * model.cache_bytes(length, dtype)
+        slots = min(length, choice.window or length)
+        assert held == 3 * slots * model.cache_bytes_per_token(dtype)
+
+
+COMPILED = [choice for choice in EVERYDAY if choice.pos == "rope"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("choice", params(ALL, sorted(COMPILED)[::4]))
+def test_compiled_with_the_eager_backend(choice: Choice) -> None:
+    _compiled(choice, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("choice", params(sorted(COMPILED), sorted(COMPILED)))
+def test_compiled_with_inductor(choice: Choice) -> None:
+    _compiled(choice, "inductor")
+
+
+def _compiled(choice: Choice, backend: str) -> None:
+    """Loss and gradients of the compiled model are those of the plain one."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = built(choice)
+    ids = tokens(2, CONTEXT)
+    loss = losses(model, ids)
+    loss.backward()
+    expected = gradients(model)
+    for block in model.layers():
+        block.compile(backend=backend)
+    again = losses(model, ids)
+    again.backward()
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    torch.testing.assert_close(again, loss, rtol=1e-5, atol=1e-5)
+    for name, grad in gradients(model).items():
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-5)
+
+
+ATTENTION: list[Any] = params(
+    [Choice(*one) for one in dict.fromkeys((*c[:3], *min(ALL)[3:]) for c in ALL)],
+    [Choice(*c[:3], *min(ALL)[3:]) for c in EVERYDAY if not c.window],
+)
+"""Each attention with each position and window, the rest left alone."""
+
+
+@pytest.mark.parametrize("choice", ATTENTION)
 @pytest.mark.parametrize(
     "variant", [{"parallel_block": True}, {"bias": True}, {"tie_embeddings": False}], ids=lambda v: next(iter(v))
 )
-def test_variants_of_the_block(chosen: tuple[str, ...], variant: dict[str, bool]) -> None:
-    model = small(*chosen, **variant)
-    ids = torch.randint(31, (2, 12))
+def test_variants_of_the_block(choice: Choice, variant: dict[str, bool]) -> None:
+    model = built(choice, **variant)
+    ids = tokens(2, CONTEXT)
     full = model(ids)
-    cache = model.make_cache(2, 12)
+    cache = model.make_cache(2, CONTEXT)
     cached = torch.cat([model(ids[:, :5], cache=cache), model(ids[:, 5:], cache=cache)], dim=1)
-    torch.testing.assert_close(cached, full, rtol=1e-5, atol=1e-5)
-    linear_cross_entropy(full.flatten(0, 1), model.head_weight, ids.flatten()).backward()
+    torch.testing.assert_close(cached, full, **CLOSE)
+    losses(model, ids).backward()
     # A bias on the keys adds the same to all scores of a query, so its gradient may be zero under pos=none.
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("chosen", ATTENTION_AND_POSITION, ids=" ".join)
-def test_bf16_autocast_stays_near_fp32(chosen: tuple[str, ...]) -> None:
-    model = small(*chosen, init_std=0.05)
-    ids = torch.randint(31, (2, 12))
+@pytest.mark.parametrize("choice", ATTENTION)
+def test_bf16_autocast_stays_near_fp32(choice: Choice) -> None:
+    model = built(choice._replace(moe="none"), init_std=0.05)  # a rounded score may send a token to another expert
+    ids = tokens(2, CONTEXT)
     exact = model(ids)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(ids)
-        cache = model.make_cache(2, 12)
-        cached = torch.cat([model(ids[:, i : i + 1], cache=cache) for i in range(12)], dim=1)
+        cache = model.make_cache(2, CONTEXT)
+        cached = torch.cat([model(ids[:, i : i + 1], cache=cache) for i in range(CONTEXT)], dim=1)
     for other in (rounded, cached):
         assert (other.float() - exact).norm() / exact.norm() < 0.02
 
 
-@pytest.mark.parametrize("chosen", ATTENTION_AND_POSITION, ids=" ".join)
-def test_beyond_the_context_is_an_error(chosen: tuple[str, ...]) -> None:
-    model = small(*chosen)
-    with pytest.raises(ValueError, match="max_seq_len=12"):
-        model(torch.zeros(1, 13, dtype=torch.int64))
-    cache = model.make_cache(1, 12)
-    model(torch.zeros(1, 12, dtype=torch.int64), cache=cache)
-    with pytest.raises(ValueError, match="max_seq_len=12"):
-        model(torch.zeros(1, 1, dtype=torch.int64), cache=cache)
+@pytest.mark.parametrize("choice", ATTENTION)
+def test_beyond_the_context_is_an_error(choice: Choice) -> None:
+    model = shared(choice)
+    with pytest.raises(ValueError, match=f"max_seq_len={CONTEXT}"):
+        model(tokens(1, CONTEXT + 1))
+    cache = model.make_cache(1, CONTEXT)
+    model(tokens(1, CONTEXT), cache=cache)
+    with pytest.raises(ValueError, match=f"max_seq_len={CONTEXT}"):
+        model(tokens(1, 1), cache=cache)
 
 
-@pytest.mark.parametrize("chosen", [("dropout", 0.5), ("attn_dropout", 0.5)], ids=lambda c: c[0])
-@pytest.mark.parametrize("attn", options("attn"))
-def test_dropout_acts_in_training_alone(attn: str, chosen: tuple[str, float]) -> None:
-    model = small(f"attn={attn}", **dict([chosen]))
-    ids = torch.randint(31, (2, 12))
-    assert not torch.equal(model(ids), model(ids))
-    model.eval()
-    assert torch.equal(model(ids), model(ids))
-
-
-@pytest.mark.parametrize("size", options("model"))
-def test_every_size_builds_with_every_combination(size: str) -> None:
-    """On the meta device, and the accounting is defined; all layers of a model are alike, so two stand for them."""
-    of_size = node((f"model={size}",)) | {"vocab_size": 32000}
-    with torch.device("meta"):
-        build(of_size, path="model")
-    for names in product(*(options(group) for group in PARTS)):
-        attn, ffn, pos, norm = (node((f"{group}={name}",)) for group, name in zip(PARTS, names, strict=True))
-        block = of_size["block"] | {"attn": attn["block"]["attn"], "ffn": ffn["block"]["ffn"]}
-        chosen = of_size | {"n_layers": 2, "block": block, "pos": pos["pos"], "norm": norm["norm"]}
-        with torch.device("meta"):
-            model = build(chosen, path="model")
-        counts = model.parameter_counts()
-        assert counts.total == sum(p.numel() for p in model.parameters())
-        assert 0 < counts.embedding < counts.total
-        assert model.flops_per_token(1) > 2 * (counts.total - counts.embedding) * 0.99
-        assert model.cache_bytes_per_token(torch.bfloat16) > 0
-
-
-@pytest.mark.parametrize("group", PARTS)
-@pytest.mark.parametrize("size", options("model"))
-def test_a_size_takes_every_option(size: str, group: str) -> None:
-    """What the command line names beside a size is what composes, and nothing else of the size changes."""
-    for name in options(group):
-        chosen, alone, part = (
-            node((f"model={size}", f"{group}={name}")),
-            node((f"model={size}",)),
-            node((f"{group}={name}",)),
-        )
-        where = ("block", group) if group in ("attn", "ffn") else (group,)
-        assert _at(chosen, where) == _at(part, where)
-        assert {key: chosen[key] for key in chosen if key not in ("block", "pos", "norm")} == {
-            key: alone[key] for key in alone if key not in ("block", "pos", "norm")
-        }
-
-
-def _at(content: dict[str, Any], path: tuple[str, ...]) -> Any:
-    for key in path:
-        content = content[key]
-    return content
-
-
-CLASS = """
-from tinyllm.nn.attention.gqa import GQA
-
-
-class Slow(GQA):
-    pass
-"""
-
-
-def test_new_files_are_found_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One yaml and one class in a directory of the user's become an option that these tests can build."""
-    shipped = options("attn")
-    (tmp_path / "attn").mkdir()
-    (tmp_path / "attn" / "slow.yaml").write_text(
-        "# @package model.block.attn\n# GQA under another name.\n"
-        "_target_: slow_attention_of_a_user.Slow\n_partial_: true\nqk_norm: true  # as in GQA\n"
-        "head_dim: null  # as in GQA\nwindow: 0  # as in GQA\nsinks: 0  # as in GQA\nsoftcap: 0.0  # as in GQA\n"
-    )
-    (tmp_path / "slow_attention_of_a_user.py").write_text(CLASS)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert options("attn", directory=tmp_path) == ["slow"]
-    model = small("attn=slow", config_dir=tmp_path)
-    assert type(model.layers()[0].attn).__name__ == "Slow"
-    assert options("attn") == shipped
-
-
-def test_the_groups_are_those_of_the_option_table() -> None:
-    assert {"mha", "mqa", "gqa"} <= set(options("attn"))
-    assert {"mlp", "glu", "gelu", "swiglu"} <= set(options("ffn"))
-    assert set(options("pos")) >= {"learned", "sinusoidal", "rope", "none"}
-    assert set(options("norm")) >= {"layernorm", "rmsnorm"}
-    assert set(options("model")) >= {"nano", "baby", "tiny", "medium", "gpt2", "large", "xlarge", "7b"}
+@pytest.mark.parametrize("choice", ATTENTION)
+def test_dropout_acts_in_training_alone(choice: Choice) -> None:
+    for changes in ({"dropout": 0.5}, {"attn_dropout": 0.5}):
+        model = built(choice, **changes)
+        ids = tokens(2, CONTEXT)
+        assert not torch.equal(model(ids), model(ids))
+        model.eval()
+        assert torch.equal(model(ids), model(ids))
