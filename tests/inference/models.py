@@ -36,14 +36,14 @@ def tiny_model(*overrides: str, vocab_size: int = 17, max_seq_len: int = 12, see
 
 
 class Scripted:
-    """A model that says the given tokens one after the other, whatever it reads; sample i from script i."""
+    """A model that says the given tokens one after the other, whatever it reads; row i from script i."""
 
     max_seq_len = 64
     training = False
+    device = torch.device("cpu")
 
     def __init__(self, *scripts: list[int], vocab_size: int = 257) -> None:
-        self.scripts, self.vocab_size, self.step = scripts, vocab_size, 0
-        self.head_weight = torch.zeros(vocab_size, 1)
+        self.scripts, self.vocab_size, self.step = list(scripts), vocab_size, 0
 
     def train(self, mode: bool = True) -> "Scripted":
         self.training = mode
@@ -57,5 +57,17 @@ class Scripted:
         self.step += 1
         return torch.nn.functional.one_hot(said, self.vocab_size) * 1000.0
 
-    def make_cache(self, batch_size: int, max_len: int) -> None:
-        return None
+    def make_cache(self, batch_size: int, max_len: int) -> "Scripted":
+        return self  # as a cache, it remembers which rows there are
+
+    def rows(self, start: int, stop: int) -> "Scripted":
+        return self
+
+    def keep(self, rows: list[int]) -> "Scripted":
+        self.scripts = [self.scripts[row] for row in rows]
+        return self
+
+    def reset(self) -> None:
+        pass
+
+    repeat_first = reset

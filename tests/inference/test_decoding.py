@@ -33,7 +33,7 @@ def test_logits_equal_a_full_forward_pass_past_the_context_too(
     numbers = torch.Generator().manual_seed(prompt_length)
     prompt = torch.randint(17, (prompt_length,), generator=numbers).tolist()
     new = torch.randint(17, (2 * CONTEXT,), generator=numbers).tolist()  # forced, so that they are varied
-    decoder = Decoder(model, prompt, n_samples=2, max_new_tokens=len(new) + 1, kv_cache=kv_cache)
+    decoder = Decoder(model, [prompt], n_samples=2, max_new_tokens=len(new) + 1, kv_cache=kv_cache)
     for done in range(len(new) + 1):
         if done:
             decoder.append(torch.tensor([new[done - 1]] * 2))
@@ -60,9 +60,9 @@ def test_greedy_tokens_are_the_same_with_and_without_a_cache(attn: str, pos: str
 
 
 def greedy(model: torch.nn.Module, prompt: list[int], *, kv_cache: bool, n: int = 3 * CONTEXT) -> list[int]:
-    decoder = Decoder(model, prompt, n_samples=1, max_new_tokens=n, kv_cache=kv_cache)  # type: ignore[arg-type]
+    decoder = Decoder(model, [prompt], n_samples=1, max_new_tokens=n, kv_cache=kv_cache)  # type: ignore[arg-type]
     chooser = TokenChooser(Sampling(temperature=0), seed=0, n_samples=1, vocab_size=17)
-    return [int(ids) for ids in decode(decoder, chooser, max_new_tokens=n)]
+    return [token for ((_, token),) in decode(decoder, chooser, max_new_tokens=n)]
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
@@ -78,14 +78,36 @@ def test_the_model_reads_each_token_once_and_half_the_context_at_each_refill(kv_
     model.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
     greedy(model, [1, 2, 3], kv_cache=kv_cache, n=19)
     views = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 6, 7, 8, 9, 10, 11, 12, 6, 7]
-    cached = [3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 6, 1, 1, 1, 1, 1, 1, 6, 1]
+    cached = [
+        3,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        5,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+        5,
+        1,
+        1,
+    ]  # the new token by itself, as of other rows
     assert read == (cached if kv_cache else views)
 
 
 def test_the_cache_has_room_for_no_more_than_is_needed() -> None:
     model = tiny_model(max_seq_len=CONTEXT)
-    assert Decoder(model, [1, 2], n_samples=1, max_new_tokens=4, kv_cache=True).cache.max_len == 5
-    assert Decoder(model, [1, 2], n_samples=1, max_new_tokens=400, kv_cache=True).cache.max_len == CONTEXT
+    assert Decoder(model, [[1, 2]], n_samples=1, max_new_tokens=4, kv_cache=True).cache.max_len == 5
+    assert Decoder(model, [[1, 2]], n_samples=1, max_new_tokens=400, kv_cache=True).cache.max_len == CONTEXT
 
 
 def test_a_cache_in_bf16_under_autocast() -> None:
@@ -94,7 +116,7 @@ def test_a_cache_in_bf16_under_autocast() -> None:
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
 
-    decoder = Decoder(model, [1, 2], n_samples=1, max_new_tokens=4, kv_cache=True, autocast=autocast)
+    decoder = Decoder(model, [[1, 2]], n_samples=1, max_new_tokens=4, kv_cache=True, autocast=autocast)
     assert decoder.cache.layers[0].buffers[0].dtype == torch.bfloat16
     with torch.no_grad(), autocast():
         expected = model.logits(model(torch.tensor([[1, 2]])))[:, -1]

@@ -1,4 +1,4 @@
-"""Text that follows a prompt, as a stream of pieces or whole."""
+"""Text that follows prompts, as a stream of pieces or whole."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -21,12 +21,14 @@ class Piece(NamedTuple):
     string."""
     ended: bool
     """No more comes for this sample."""
+    prompt: int = 0
+    """Of which prompt it is a sample."""
 
 
 def stream_text(
     model: LanguageModel,
     tokenizer: Any,
-    prompt: str = "",
+    prompt: str | Sequence[str] = "",
     *,
     max_new_tokens: int,
     sampling: Sampling | None = None,
@@ -46,16 +48,19 @@ def stream_text(
     Args:
         model: see :class:`tinyllm.inference.decoding.LanguageModel`.
         tokenizer: of :mod:`tinyllm.tokenizers`.
-        seed: of the random numbers; sample i is the same whatever the number of samples.
+        prompt: one or several, of any lengths, which are continued together, each as it would be alone.
+        seed: of the random numbers; sample i of a prompt is the same whatever the number of samples and prompts.
+        n_samples: of each prompt; a prompt is read once for all of them.
         autocast: makes the context in which the model runs.
 
     Raises:
         UserError: a setting out of range, or a prompt the tokenizer cannot express.
     """
-    for key, value in (("max_new_tokens", max_new_tokens), ("n_samples", n_samples)):
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for key, value in (("max_new_tokens", max_new_tokens), ("n_samples", n_samples), ("prompts", len(prompts))):
         if value < 1:
             raise UserError("out of range", key=key, value=value, hint="give a whole number ≥ 1")
-    ids = prompt_ids(tokenizer, prompt)
+    ids = [prompt_ids(tokenizer, one) for one in prompts]
     decoder = Decoder(
         model, ids, n_samples=n_samples, max_new_tokens=max_new_tokens, kv_cache=kv_cache, autocast=autocast
     )
@@ -63,23 +68,29 @@ def stream_text(
         sampling or Sampling(),
         seed=seed,
         n_samples=n_samples,
+        n_prompts=len(prompts),
         vocab_size=tokenizer.vocab_size,
         unk_id=tokenizer.unk_id,
-        device=decoder.ids_BT.device,
+        device=model.device,
     )
-    chooser.observe(torch.tensor([ids] * n_samples))
-    writers = [_Writer(tokenizer, ids if prompt else [], stop_strings(stop)) for _ in range(n_samples)]
+    chooser.observe_prompts(ids)
+    stops = stop_strings(stop)
+    writers = [
+        _Writer(tokenizer, before if one else [], stops)
+        for one, before in zip(prompts, ids, strict=True)
+        for _ in range(n_samples)
+    ]
+    ended = [False] * len(writers)
     was_training = model.training
     model.train(False)
     torch.autocast_increment_nesting()  # else autocast rounds all weights anew for every token
     try:
-        for done, ids_B in enumerate(decode(decoder, chooser, max_new_tokens=max_new_tokens), start=1):
-            for sample, (writer, token) in enumerate(zip(writers, ids_B.tolist(), strict=True)):
-                if not writer.ended:
-                    text = writer.write(token, last=done == max_new_tokens)
-                    yield Piece(sample, text, writer.ended)
-            if all(writer.ended for writer in writers):
-                return
+        steps = decode(decoder, chooser, max_new_tokens=max_new_tokens, ended=ended)
+        for done, chosen in enumerate(steps, start=1):
+            for row, token in chosen:
+                text = writers[row].write(token, last=done == max_new_tokens)
+                ended[row] = writers[row].ended
+                yield Piece(row % n_samples, text, ended[row], row // n_samples)
     finally:
         if torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()
@@ -111,6 +122,16 @@ def generate_text(
         autocast=autocast,
     )
     return echo(tokenizer, prompt) + "".join(piece.text for piece in pieces)
+
+
+def generate_batch(
+    model: LanguageModel, tokenizer: Any, prompts: Sequence[str], *, n_samples: int = 1, **settings: Any
+) -> list[list[str]]:
+    """What follows each prompt, ``n_samples`` texts of each; ``settings`` takes the arguments of :func:`stream_text`."""
+    texts = [[""] * n_samples for _ in prompts]
+    for piece in stream_text(model, tokenizer, prompts, n_samples=n_samples, **settings):
+        texts[piece.prompt][piece.sample] += piece.text
+    return texts
 
 
 def prompt_ids(tokenizer: Any, prompt: str, *, key: str = "prompt") -> list[int]:

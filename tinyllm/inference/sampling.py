@@ -1,6 +1,7 @@
 """How the next token is chosen from the logits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,11 +85,13 @@ class Sampling:
 class TokenChooser:
     """Chooses the next token of each of B samples, each with a random stream of its own.
 
-    Sample i draws from the i-th stream of ``seed``, so it is the same whatever the number of samples. The
-    uniform numbers come from the CPU, so a seed means the same on every device; the global random state is
-    not touched.
+    Sample i of a prompt draws from the i-th stream of ``seed``, so it is the same whatever the number of samples and
+    whatever the other prompts. The uniform numbers come from the CPU, so a seed means the same on every device; the
+    global random state is not touched.
 
     Args:
+        n_samples: of each prompt.
+        n_prompts: the samples of a prompt stand together, prompt after prompt.
         vocab_size: tokens the tokenizer knows; a model may have more rows, which mean nothing and are never
             chosen.
         unk_id: the token for unknown characters, which is no text and never chosen either.
@@ -100,19 +103,33 @@ class TokenChooser:
         *,
         seed: int,
         n_samples: int,
+        n_prompts: int = 1,
         vocab_size: int,
         unk_id: int | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.sampling = sampling
         self.vocab_size, self.unk_id = vocab_size, unk_id
-        self.generators = [torch.Generator().manual_seed(s) for s in stream_seeds(seed, n_samples)]
-        self.seen_BV = torch.zeros(n_samples, vocab_size, dtype=torch.bool, device=device)
+        seeds = stream_seeds(seed, n_samples) * n_prompts
+        self.generators = [torch.Generator().manual_seed(s) for s in seeds]
+        self.seen_BV = torch.zeros(len(seeds), vocab_size, dtype=torch.bool, device=device)
 
     def observe(self, ids_BT: Tensor) -> None:
         """Mark tokens as present, for the repetition penalty."""
         if self.sampling.repetition_penalty != 1:
             self.seen_BV.scatter_(1, ids_BT.to(self.seen_BV.device), True)
+
+    def observe_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Mark the tokens of each prompt as present in its samples."""
+        n_samples = len(self.seen_BV) // len(prompts)
+        if self.sampling.repetition_penalty != 1:
+            for i, ids in enumerate(prompts):
+                self.seen_BV[i * n_samples : (i + 1) * n_samples, list(ids)] = True
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these samples only."""
+        self.generators = [self.generators[row] for row in rows]
+        self.seen_BV = self.seen_BV[rows]
 
     def choose(self, logits_BV: Tensor) -> Tensor:
         """Token ids (B,) on the CPU for logits (B, ≥ vocab_size), and observes them.

@@ -15,6 +15,7 @@ from tinyllm.nn.cache import Cache
 from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.grouped import GroupedLinear
 from tinyllm.nn.linear import Linear
+from tinyllm.nn.packed import reorder_
 from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
 from tinyllm.nn.precision import compute_dtype
@@ -126,7 +127,7 @@ class Transformer(nn.Module):
             )
             for factory in factories
         )
-        self.head = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
+        self.head: nn.Module | None = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
         if self.embedding.weight.device.type != "meta":
             self.init_weights()
 
@@ -174,6 +175,11 @@ class Transformer(nn.Module):
         return draw_kept(self.layerdrop, self.n_layers, seed=seed)
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.embedding.weight.device
+
+    @property
     def head_weight(self) -> nn.Parameter:
         """(vocab_size, d_model): what hidden states are multiplied with to give logits."""
         weight = self.embedding.weight if self.head is None else self.head.weight
@@ -182,7 +188,28 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(…, d_model) → (…, vocab_size)."""
-        return F.linear(hidden, self.head_weight)
+        logits: Tensor = F.linear(hidden, self.head_weight) if self.head is None else self.head(hidden)
+        return logits
+
+    def for_reading(self, dtype: torch.dtype) -> None:
+        """Change every weight, for good, into the form in which a model that computes in ``dtype`` reads it fastest.
+
+        The outputs stay those of autocast to that format (of none, if it is the weights' own). The model can be called
+        as before, and not trained or saved any more. In fp32 it takes no memory; in half precision the matrices are
+        rounded copies in place of themselves, and a tied table is kept beside that of the head.
+        """
+        tied, table = self.head is None, self.embedding.weight
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, Linear | GroupedLinear):
+                    setattr(module, name, child.for_reading(dtype))
+        if tied and dtype == table.dtype:
+            reorder_(table)
+        elif tied:
+            with torch.device("meta"):
+                head = Linear(d_in=self.d_model, d_out=self.vocab_size, bias=False)
+            head.weight = table
+            self.head = head.for_reading(dtype)
 
     def make_cache(
         self,
@@ -195,7 +222,7 @@ class Transformer(nn.Module):
         """An empty cache for ``max_len`` positions; by default on the model's device and in the dtype that
         attention
         computes in there (autocast's where it is on, else the weights')."""
-        where = self.embedding.weight.device if device is None else torch.device(device)
+        where = self.device if device is None else torch.device(device)
         if dtype is None:
             dtype = compute_dtype(where, self.embedding.weight.dtype)
         layers = [b.attn.make_cache(batch_size, max_len, device=where, dtype=dtype) for b in self.layers()]
@@ -208,7 +235,7 @@ class Transformer(nn.Module):
         for block in self.layers():
             block.init_weights(std=self.init_std, residual_std=self.residual_std)
         self.norm.init_weights()
-        if self.head is not None:
+        if isinstance(self.head, Linear):
             self.head.init_weights(self.init_std)
 
     def parameter_kinds(self) -> dict[str, ParameterKind]:

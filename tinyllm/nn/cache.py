@@ -143,6 +143,11 @@ class LayerCache:
         for buffer in self.buffers:
             buffer[1:] = buffer[:1]
 
+    def copy_row(self, source: int, target: int) -> None:
+        """Give one row what another one holds."""
+        for buffer in self.buffers:
+            buffer[target].copy_(buffer[source])
+
     def nbytes(self) -> int:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self.buffers)
@@ -193,6 +198,16 @@ class Cache:
         for layer in self.layers:
             layer.repeat_first()
         self.lengths_B.fill_(self.lengths_B[0])
+
+    def keep(self, rows: Sequence[int]) -> "Cache":
+        """The memory of these sequences alone, in this ascending order, in the same buffers; this one is of no use
+        any more."""
+        for target, source in enumerate(rows):
+            if target != source:
+                for layer in self.layers:
+                    layer.copy_row(source, target)
+                self.lengths_B[target] = self.lengths_B[source]
+        return self.rows(0, len(rows))
 
     def reset(self) -> None:
         """Forget everything; the buffers stay and are overwritten."""

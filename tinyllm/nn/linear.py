@@ -1,6 +1,9 @@
 """The linear layer of every part, and how its weights begin."""
 
+import torch
 from torch import nn
+
+from tinyllm.nn.packed import PackedLinear, RoundedLinear, has_packed, reorder_
 
 
 class Linear(nn.Linear):
@@ -21,3 +24,28 @@ class Linear(nn.Linear):
     def flops(self) -> int:
         """Floating-point operations for one input vector: a multiplication and an addition per weight."""
         return 2 * self.weight.numel()
+
+    def for_reading(self, dtype: torch.dtype) -> nn.Module:
+        """What takes this layer's place in a model that is never trained again and computes in ``dtype``."""
+        if dtype == self.weight.dtype:
+            reorder_(self.weight)
+            return self
+        if has_packed(self.weight.device, dtype):
+            return PackedLinear(self.weight, self.bias, dtype=dtype)
+        return RoundedLinear(self.weight, self.bias, dtype=dtype)
+
+
+class OpenLinear(Linear):
+    """A linear layer whose weight others read too, so that it stays a matrix in every form."""
+
+    def for_reading(self, dtype: torch.dtype) -> nn.Module:
+        if dtype == self.weight.dtype:
+            return super().for_reading(dtype)
+        return RoundedLinear(self.weight, self.bias, dtype=dtype)
+
+
+class ExactLinear(Linear):
+    """A linear layer that computes with its weight as it is, at any precision."""
+
+    def for_reading(self, dtype: torch.dtype) -> nn.Module:
+        return super().for_reading(self.weight.dtype)

@@ -8,7 +8,7 @@ from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.heads import size_of_head
 from tinyllm.nn.attention.rule import Rule
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.linear import Linear
+from tinyllm.nn.linear import Linear, OpenLinear
 from tinyllm.nn.norm import RMSNorm
 from tinyllm.nn.position import Position
 
@@ -84,7 +84,7 @@ class MLA(Attention):
         self.compresses_q = q_latent_dim is not None
         self.kv_down = Linear(d_in=d_model, d_out=self.latent_dim + self.rope_dim, bias=bias)
         self.kv_norm = RMSNorm(dim=self.latent_dim, eps=latent_norm_eps)
-        self.kv_up = Linear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
+        self.kv_up = OpenLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
         self.out = Linear(d_in=n_heads * self.v_dim, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
