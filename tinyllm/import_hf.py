@@ -55,7 +55,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
     final = target.absolute() / checkpoints.TOKENIZER
     saved = open_hugging_face(path, tokenizer_file=final, tell=lambda text: print(text, file=sys.stderr))
-    weights = saved.weights()
+    weights = saved.weights("raw")
     dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
     facts = {
         "out": str(target),

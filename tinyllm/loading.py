@@ -22,7 +22,7 @@ from tinyllm.interop.tokenizer import read as read_tokenizer
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
-from tinyllm.training.checkpoint import CONFIG, TOKENIZER, Checkpoint, find, load_weights
+from tinyllm.training.checkpoint import CONFIG, TOKENIZER, Checkpoint, check_shapes, find
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Saved:
         step: optimizer steps it was trained for here.
         data: fingerprints of what it was trained on; without those of splits for a model from elsewhere.
         special: ids of special tokens as config.json has them; empty for a model that was trained here.
-        fill: loads the weights into a model of the configuration.
+        weights: the tensors by name; ``raw``, ``ema`` or ``auto``, see :func:`load`.
     """
 
     path: Path
@@ -46,8 +46,7 @@ class Saved:
     step: int
     data: dict[str, str]
     special: dict[str, Any]
-    weights: Callable[[], dict[str, Tensor]]
-    fill: Callable[[nn.Module], None]
+    weights: Callable[[str], dict[str, Tensor]]
 
 
 def load(
@@ -64,7 +63,7 @@ def load(
     Args:
         run: a run directory, one of its checkpoints, or a directory of Hugging Face (config.json and safetensors).
         checkpoint: ``best`` (the newest where none was evaluated), ``last``, or a checkpoint directory.
-        weights: ``auto`` or ``raw``: as the optimizer left them.
+        weights: ``raw``: as the optimizer left them; ``ema``: their moving average; ``auto``: that, if the run has one.
         allow: classes beside tinyllm's own that the run's configuration may name.
         tell: called with a sentence when a damaged checkpoint is passed over.
 
@@ -80,25 +79,22 @@ def model_of(
     saved: Saved, *, weights: str = "auto", device: str | torch.device = "cpu", allow: frozenset[str] = frozenset()
 ) -> Any:
     """A saved model with its weights, in evaluation mode; see :func:`load`."""
-    model: nn.Module = sketch(saved, weights=weights, device=torch.device(device), allow=allow)
-    saved.fill(model)
+    model: nn.Module = sketch(saved, device=torch.device(device), allow=allow)
+    fill(model, saved.weights(weights), file=saved.path)
     return model.eval()
 
 
 def sketch(
     saved: Saved,
     *,
-    weights: str = "auto",
     device: torch.device = torch.device("meta"),  # noqa: B008 - a constant
     allow: frozenset[str] = frozenset(),
 ) -> Any:
     """A saved model without its weights.
 
     Raises:
-        UserError: weights that were not saved, or a configuration that cannot be built.
+        UserError: a configuration that cannot be built.
     """
-    if weights == "ema":
-        raise UserError("the run has no averaged weights", key="weights", value=weights, hint="auto or raw")
     return build_model(saved.cfg, vocab_size=saved.tokenizer.vocab_size, seed=0, device=device, allow=allow)
 
 
@@ -122,9 +118,17 @@ def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str
         step=found.step,
         data=found.manifest["data"],
         special=found.manifest.get("imported", {}).get("special", {}),
-        weights=found.weights,
-        fill=lambda model: load_weights(found, model),
+        weights=lambda which: _weights(found, which),
     )
+
+
+def _weights(found: Checkpoint, which: str) -> dict[str, Tensor]:
+    """The weights of a checkpoint, or what else was kept of them."""
+    averaged = config_of(found).get("ema", {}).get("enabled") and which != "raw"
+    shadow = found.state()["average"].get("shadow", {}) if averaged else {}
+    if which == "ema" and not shadow:
+        raise UserError("the checkpoint has no averaged weights", key="weights", value=which, hint="auto or raw")
+    return found.weights() | shadow
 
 
 def open_hugging_face(
@@ -158,7 +162,10 @@ def open_hugging_face(
     meta = build_model(cfg, vocab_size=tokenizer.vocab_size, seed=0, device=torch.device("meta"), allow=frozenset())
     assert architecture_of(meta) == directory.arch, "the settings do not say what config.json does"
 
-    def weights() -> dict[str, Tensor]:
+    def weights(which: str) -> dict[str, Tensor]:
+        if which == "ema":
+            hint = "auto or raw; a directory of Hugging Face has none"
+            raise UserError("no averaged weights there", key="weights", value=which, hint=hint)
         return directory.weights(meta.state_dict())
 
     return Saved(
@@ -170,12 +177,17 @@ def open_hugging_face(
         data={"tokenizer": tokenizer.fingerprint()},
         special=special,
         weights=weights,
-        fill=lambda model: _fill(model, weights()),
     )
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor]) -> None:
-    model.load_state_dict(state)
+def fill(model: nn.Module, weights: dict[str, Tensor], *, file: Path) -> None:
+    """Load weights into a model, every tensor of both.
+
+    Raises:
+        UserError: names or shapes differ; the line names the first that does.
+    """
+    check_shapes({name: tuple(tensor.shape) for name, tensor in weights.items()}, model, file=file)
+    model.load_state_dict(weights)
 
 
 def _listed(ids: Any) -> list[int]:

@@ -22,6 +22,7 @@ from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
+from tinyllm.optim.ema import EMA, Average
 from tinyllm.planning import Planned, data_facts, plan
 from tinyllm.resume import Resumption, to_save
 from tinyllm.training import checkpoint as checkpoints
@@ -70,7 +71,8 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
     model = build_model(cfg, vocab_size=planned.data.tokenizer.vocab_size, seed=cfg.seed, device=device, allow=allow)
     optimizer, groups = build_optimizer(cfg, model, allow=allow)
     scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
-    state = TrainState(model=model, optimizer=optimizer, scaler=scaler)
+    average = EMA(model, **settings) if (settings := plain(cfg.ema)).pop("enabled") else Average()
+    state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average)
     checkpoints.clean(run_dir.checkpoints)
     if planned.resumption:
         checkpoints.load_weights(planned.resumption.checkpoint, model)
@@ -99,6 +101,7 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         evaluate, model, seq_len=batch.seq_len, batch_size=batch.batch_size, device=device, autocast=in_autocast
     )
 
+    @average.applied()
     def evaluate_both() -> dict[str, float]:
         metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens)
         if cfg.trainer.eval_train_tokens:
@@ -106,6 +109,7 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
             metrics["train/eval_loss"] = fixed["train_fixed/loss"]
         return metrics
 
+    @average.applied()
     def sample(step: int) -> str:
         settings = {"max_new_tokens": cfg.trainer.sample_tokens, "seed": stream(cfg.seed, "sample", step)}
         return generate_text(model, planned.data.tokenizer, cfg.trainer.sample_prompt, autocast=in_autocast, **settings)
@@ -211,7 +215,8 @@ def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: f
         dtype=dtype,
     )
     kernels = (block.attn.chosen_kernel(planned.device.type, dtype, batch.seq_len) for block in model.layers())
-    state_bytes = counts.total * 4 * 4  # weights, gradients and two moments in fp32
+    copies = 5 if cfg.ema.enabled else 4  # weights, gradients, two moments and perhaps an average, in fp32
+    state_bytes = counts.total * 4 * copies
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
     return RunInfo(
         run_dir=run_dir,

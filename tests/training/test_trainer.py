@@ -11,6 +11,8 @@ import torch
 import tinyllm
 from tests.training.runs import SMALL, digest, logged, metrics, train
 from tinyllm.assemble import build_model, build_optimizer
+from tinyllm.errors import UserError
+from tinyllm.evaluate import evaluate_run
 from tinyllm.nn.loss import HeadLoss
 from tinyllm.training.checkpoint import find
 from tinyllm.training.objective import Losses, Objective
@@ -195,6 +197,28 @@ def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -
     assert terms["train/grad_norm"] != plain["train/grad_norm"]
     assert terms["loss/z"] > 0 and terms["loss/smoothing"] != 0
     assert not {"loss/z", "loss/smoothing"} & set(plain)
+
+
+def test_the_average_is_what_is_evaluated_sampled_and_loaded(corpus: str, tmp_path: Path) -> None:
+    """Beside the raw weights, which are bit for bit those of a run without it."""
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "trainer.eval_every=6", "optimizer.lr=0.01"]
+    assert train(*shared, f"run.dir={tmp_path / 'without'}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'with'}", "ema.enabled=true", "ema.decay=0.5") == 0
+    without, averaged = find(tmp_path / "without"), find(tmp_path / "with")
+    assert all(torch.equal(tensor, averaged.weights()[name]) for name, tensor in without.weights().items())
+    assert metrics(tmp_path / "without")[-1]["train/loss"] == metrics(tmp_path / "with")[-1]["train/loss"]
+    shadow = averaged.state()["average"]["shadow"]
+    for weights, expected in (("auto", shadow), ("ema", shadow), ("raw", averaged.weights())):
+        model, _ = tinyllm.load(tmp_path / "with", weights=weights)
+        assert all(torch.equal(p, expected[name]) for name, p in model.named_parameters())
+    evaluated = {}
+    for run, weights in (("without", "auto"), ("with", "raw"), ("with", "ema")):
+        cfg = tinyllm.compose(f"run={tmp_path / run}", f"weights={weights}", program="evaluate")
+        evaluated[run, weights] = evaluate_run(cfg, cfg.run)["val/loss"]
+    assert evaluated["with", "ema"] == pytest.approx(metrics(tmp_path / "with")[-1]["val/loss"], rel=1e-6)
+    assert evaluated["with", "raw"] == evaluated["without", "auto"] != evaluated["with", "ema"]
+    with pytest.raises(UserError, match=r"no averaged weights \(weights=ema\)"):
+        tinyllm.load(tmp_path / "without", weights="ema")
 
 
 def test_deterministic_algorithms_do_not_fill_memory_and_change_no_bit(corpus: str, tmp_path: Path) -> None:

@@ -28,12 +28,18 @@ def zero(value: Any) -> bool:
     return bool(value == 0)
 
 
+def off(value: Any) -> bool:
+    """Whether a switch is off."""
+    return value is False
+
+
 RULES = (
     Off(
         by="dataloader.workers",
         when=zero,
         keys=("dataloader.prefetch_factor", "dataloader.persistent_workers"),
     ),
+    Off(by="ema.enabled", when=off, keys=("ema.decay", "ema.update_every", "ema.start_step")),
     Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens")),
     Off(by="trainer.eval_every", when=zero, keys=("trainer.eval_tokens", "trainer.eval_train_tokens")),
     Off(

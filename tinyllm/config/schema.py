@@ -78,6 +78,14 @@ class LossConfig:
 
 
 @dataclass
+class EmaConfig:
+    enabled: bool = key()
+    decay: float = key(at_least=0, below=1)
+    update_every: int = key(at_least=1)
+    start_step: int = key(at_least=0)
+
+
+@dataclass
 class DataloaderConfig:
     workers: int = key(at_least=0)
     prefetch_factor: int = key(at_least=1)
@@ -101,6 +109,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     model: Any = MISSING
@@ -134,6 +143,7 @@ class GenerateConfig:
 
     run: str | None = key()
     prompt: str = key()
+    prompts: str | None = key()
     max_new_tokens: int = key(at_least=1)
     temperature: float = key(at_least=0)
     top_k: int | None = key(at_least=1)

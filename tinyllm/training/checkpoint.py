@@ -42,8 +42,15 @@ class Checkpoint:
         return self.path.parent.parent
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors by clean name, on the CPU."""
-        return load_file(self.path / MODEL)
+        """The model's tensors by clean name, on the CPU.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        try:
+            return load_file(self.path / MODEL)
+        except SafetensorError as error:
+            raise UserError("checkpoint damaged", file=self.path / MODEL, hint=str(error)) from error
 
     def state(self) -> dict[str, Any]:
         """Everything besides the weights that a resume needs: plain containers and tensors, on the CPU.
@@ -248,6 +255,15 @@ def check_fits(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
     file = checkpoint.path / MODEL
     with safe_open(file, framework="pt") as weights:
         saved = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+    check_shapes(saved, model, file=file)
+
+
+def check_shapes(saved: Mapping[str, tuple[int, ...]], model: torch.nn.Module, *, file: Path) -> None:
+    """Compare names and shapes of tensors with those of a model.
+
+    Raises:
+        UserError: they differ; the line names the first that does.
+    """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.errors import UserError
+from tinyllm.optim.ema import Average
 
 
 @dataclass(kw_only=True)
@@ -18,6 +19,8 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    average: Average = field(default_factory=Average)
+    """Of the weights, for evaluation and samples."""
     step: int = 0
     """Finished optimizer steps."""
     tokens: int = 0
@@ -41,6 +44,7 @@ class TrainState:
             "window": dict(self.window),
             "optimizer": optimizer_state(self.optimizer),
             "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict(),
             "rng": rng_state(),
         }
 
@@ -55,6 +59,7 @@ class TrainState:
         self.window = dict(state["window"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.average.load_state_dict(state.get("average", {}))
         set_rng_state(state["rng"])
 
 

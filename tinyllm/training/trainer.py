@@ -80,6 +80,8 @@ class Trainer:
         batches = self.batches(state)
         last_metrics: dict[str, float] = {}
         self.objective.train()
+        if not state.step:
+            state.average.after_step(0)
         reason = self.reason_to_stop(watch)
         while not reason:
             step_metrics = self.train_step(batches)
@@ -136,6 +138,7 @@ class Trainer:
         loss = values.pop("train/loss")
         if all(map(math.isfinite, [loss, *values.values()])):
             state.scaler.step(optimizer)
+            state.average.after_step(state.step + 1)
             routing.balance(self.feed_forwards)
             state.skipped = 0
         else:
