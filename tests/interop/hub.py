@@ -22,7 +22,19 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _shape(rng: random.Random, *, free_head: bool = False) -> dict[str, Any]:
+class Dice(random.Random):
+    """Random choices; the first flags are the bits of the seed, so that few seeds see all their combinations."""
+
+    def __init__(self, family: str, seed: int) -> None:
+        super().__init__(f"{family}{seed}")
+        self._bits = seed
+
+    def flag(self) -> bool:
+        self._bits, bit = divmod(self._bits, 2)
+        return bool(bit)
+
+
+def _shape(rng: Dice, *, free_head: bool = False) -> dict[str, Any]:
     """Sizes that all rotary families share."""
     n_heads = rng.choice((2, 4))
     head_dim = rng.choice((4, 8))
@@ -36,13 +48,13 @@ def _shape(rng: random.Random, *, free_head: bool = False) -> dict[str, Any]:
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": rng.choice((1e-5, 1e-6)),
         "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice((10000.0, 500000.0))},
-        "tie_word_embeddings": rng.random() < 0.5,
+        "tie_word_embeddings": rng.flag(),
         "bos_token_id": 1,
         "eos_token_id": 2,
     } | ({"head_dim": head_dim} if free_head else {})
 
 
-def gpt2(rng: random.Random) -> Any:
+def gpt2(rng: Dice) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     n_head = rng.choice((1, 2, 4))
@@ -56,47 +68,49 @@ def gpt2(rng: random.Random) -> Any:
             n_inner=rng.choice((None, 24)),
             activation_function=rng.choice(("gelu_new", "gelu", "relu", "silu")),
             layer_norm_epsilon=rng.choice((1e-5, 1e-6)),
-            tie_word_embeddings=rng.random() < 0.5,
+            tie_word_embeddings=rng.flag(),
             bos_token_id=1,
             eos_token_id=2,
         )
     )
 
 
-def llama(rng: random.Random) -> Any:
+def llama(rng: Dice) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    biases = {"attention_bias": rng.random() < 0.5, "mlp_bias": rng.random() < 0.5}
+    biases = {"attention_bias": rng.flag(), "mlp_bias": rng.flag()}
     head = {"head_dim": rng.choice((None, 6))}
     return LlamaForCausalLM(
         LlamaConfig(**_shape(rng), **biases, **head, hidden_act=rng.choice(("silu", "gelu", "relu")))
     )
 
 
-def qwen3(rng: random.Random) -> Any:
+def qwen3(rng: Dice) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    shape = _shape(rng, free_head=True) | {"attention_bias": rng.random() < 0.5}
-    window = {"use_sliding_window": rng.random() < 0.5, "sliding_window": 7, "max_window_layers": rng.choice((0, 1))}
-    return Qwen3ForCausalLM(Qwen3Config(**shape, **window))
+    window = {"use_sliding_window": rng.flag(), "sliding_window": 7, "max_window_layers": int(rng.flag())}
+    shape = {"attention_bias": rng.flag(), "num_hidden_layers": 3}
+    return Qwen3ForCausalLM(Qwen3Config(**_shape(rng, free_head=True) | shape, **window))
 
 
-def mistral(rng: random.Random) -> Any:
+def mistral(rng: Dice) -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     # Of a window of 1, transformers' cache keeps every key instead of none (5.23), so its own decoding differs from its
     # forward pass.
-    return MistralForCausalLM(MistralConfig(**_shape(rng, free_head=True), sliding_window=rng.choice((2, 5, 16, None))))
+    window = (None, 16, 5, 2)[2 * rng.flag() + rng.flag()]
+    return MistralForCausalLM(MistralConfig(**_shape(rng, free_head=True), sliding_window=window))
 
 
-def mixtral(rng: random.Random) -> Any:
+def mixtral(rng: Dice) -> Any:
     from transformers import MixtralConfig, MixtralForCausalLM
 
+    window = 6 if rng.flag() else None
     experts = {"num_local_experts": rng.choice((3, 4)), "num_experts_per_tok": rng.choice((2, 3))}
-    return MixtralForCausalLM(MixtralConfig(**_shape(rng), **experts, sliding_window=rng.choice((None, 6))))
+    return MixtralForCausalLM(MixtralConfig(**_shape(rng), **experts, sliding_window=window))
 
 
-def qwen3_moe(rng: random.Random) -> Any:
+def qwen3_moe(rng: Dice) -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     active = rng.choice((1, 2, 3))
@@ -105,14 +119,18 @@ def qwen3_moe(rng: random.Random) -> Any:
         "num_experts_per_tok": active,
         "norm_topk_prob": active > 1,
         "moe_intermediate_size": rng.choice((8, 12)),
-        "mlp_only_layers": rng.choice(([], [0])),
+        "mlp_only_layers": [0] if rng.flag() else [],
+        "attention_bias": rng.flag(),
+        "use_sliding_window": rng.flag(),
+        "sliding_window": 6,
     }
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_shape(rng, free_head=True) | {"num_hidden_layers": 3}, **experts))
 
 
-def deepseek_v3(rng: random.Random) -> Any:
+def deepseek_v3(rng: Dice) -> Any:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
+    compressed, biased, dense = rng.flag(), rng.flag(), rng.flag()
     shape = _shape(rng) | {"num_hidden_layers": 3}
     shape |= {"num_key_value_heads": shape["num_attention_heads"]}
     active = rng.choice((1, 2, 3))
@@ -125,14 +143,14 @@ def deepseek_v3(rng: random.Random) -> Any:
         norm_topk_prob=active > 1,
         routed_scaling_factor=rng.choice((1.0, 2.5)),
         kv_lora_rank=rng.choice((8, 12)),
-        q_lora_rank=(q_lora_rank := rng.choice((None, 10))),
-        attention_bias=q_lora_rank is not None and rng.random() < 0.5,
+        q_lora_rank=10 if compressed else None,
+        attention_bias=compressed and biased,
         qk_rope_head_dim=rng.choice((2, 4)),
         qk_nope_head_dim=rng.choice((4, 6)),
         v_head_dim=rng.choice((4, 10)),
         n_group=1,
         topk_group=1,
-        first_k_dense_replace=rng.choice((0, 1, 3)),
+        first_k_dense_replace=(1 if compressed else 3) if dense else 0,
         rope_interleave=rng.random() < 0.7,
     )
     return DeepseekV3ForCausalLM(config)
@@ -144,7 +162,7 @@ FAMILIES = {make.__name__: make for make in (gpt2, llama, qwen3, mistral, mixtra
 def random_model(family: str, seed: int) -> Any:
     """A model of the family whose shape, weights, biases, norms and buffers come from ``seed``."""
     quiet()
-    model = FAMILIES[family](random.Random(f"{family}{seed}"))
+    model = FAMILIES[family](Dice(family, seed))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():

@@ -23,7 +23,7 @@ MODEL = "model.safetensors"
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untied model with biases."""
-    return hub.saved(hub.random_model("llama", 1), tmp_path_factory.mktemp("llama") / "model")
+    return hub.saved(hub.random_model("llama", 3), tmp_path_factory.mktemp("llama") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def changed(model: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], A
 
 
 def test_several_files_with_an_index(llama: Path, tmp_path: Path) -> None:
-    theirs = hub.random_model("llama", 1)
-    parts = hub.saved(theirs, tmp_path / "parts", max_shard_size="8KB")
+    theirs = hub.random_model("llama", 3)
+    parts = hub.saved(theirs, tmp_path / "parts", max_shard_size="4KB")
     assert len(list(parts.glob("*.safetensors"))) > 2
     ids = hub.ids()
     assert torch.equal(hub.logits(hub.load(parts), ids), hub.logits(hub.load(llama), ids))

@@ -16,7 +16,7 @@ from tinyllm.tokenizers.ids import IdsTokenizer
 
 CLOSE = 1e-4
 NEW = 20
-SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
+SEEDS = [7, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (*range(7), *range(8, 16)))]
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 
 

@@ -176,8 +176,6 @@ def settings_of(arch: Architecture) -> list[str]:
     kinds = unique(arch.layers)
     counts = [arch.layers.count(kind) for kind in kinds]
     base = dict(kinds[counts.index(max(counts))])
-    for kind in kinds:  # a hidden size that means nothing beside the base's mixture
-        base |= {key: value for key, value in kind.items() if key.startswith(FFN) and key not in base}
     values = arch.model | base
     usual = dict.fromkeys((f"{ATTN}.window", f"{ATTN}.sinks", f"{ATTN}.softcap"), 0) | {
         f"{ATTN}.head_dim": values["model.d_model"] / values["model.n_heads"],
