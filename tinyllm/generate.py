@@ -6,6 +6,7 @@ Prompt and text go to standard output, everything else to standard error.
 import json
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,15 +31,17 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
         raise UserError(
             "--json gives one answer, interactive many", key="interactive", value=True, hint="leave one out"
         )
-    session = Session(cfg, run_dir, allow=invocation.allow)
+    prompts = _read_prompts(cfg)
+    session = Session(cfg, run_dir, prompts, allow=invocation.allow)
     if invocation.json:
-        print(json.dumps(session.samples(), ensure_ascii=False))
+        answers = session.samples(prompts, seed=cfg.seed)
+        print(json.dumps(answers[0] if cfg.prompts is None else answers, ensure_ascii=False))
         return 0
     try:
         if cfg.interactive:
             session.converse()
         else:
-            session.say(cfg.prompt, seed=cfg.seed)
+            session.say(prompts, seed=cfg.seed)
     except BrokenPipeError:
         _let_go_of_stdout()
     return 0
@@ -50,13 +53,16 @@ class Session:
     Args:
         cfg: of ``conf/generate.yaml``.
         run_dir: where the model is.
+        prompts: what it will be asked first, checked here.
         allow: classes beside tinyllm's own that the run's configuration may name.
 
     Raises:
         UserError: a setting out of range, a run that cannot be loaded, a prompt that cannot be expressed.
     """
 
-    def __init__(self, cfg: "DictConfig", run_dir: str, *, allow: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, cfg: "DictConfig", run_dir: str, prompts: list[str], *, allow: frozenset[str] = frozenset()
+    ) -> None:
         from tinyllm.inference.generator import prompt_ids, stop_strings
         from tinyllm.inference.sampling import Sampling
 
@@ -70,10 +76,12 @@ class Session:
         )
         stop = stop_strings(cfg.stop)
 
+        import torch
+
         import tinyllm
         from tinyllm.nn.precision import auto_precision
         from tinyllm.training.hardware import pick_device
-        from tinyllm.training.objective import autocast
+        from tinyllm.training.objective import AUTOCAST, autocast
 
         device = pick_device(cfg.device, key="device")
         precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
@@ -81,7 +89,9 @@ class Session:
         self.model, self.tokenizer = tinyllm.load(
             run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=_note
         )
-        prompt_ids(self.tokenizer, cfg.prompt)
+        for prompt in prompts:
+            prompt_ids(self.tokenizer, prompt, key="prompt" if cfg.prompts is None else "prompts")
+        self.model.for_reading(AUTOCAST.get(precision, torch.float32))
         self.settings: dict[str, Any] = {
             "max_new_tokens": cfg.max_new_tokens,
             "sampling": sampling,
@@ -91,30 +101,31 @@ class Session:
             "autocast": lambda: autocast(device, precision),
         }
 
-    def say(self, prompt: str, *, seed: int) -> None:
-        """Print samples of one prompt."""
+    def say(self, prompts: list[str], *, seed: int) -> None:
+        """Print samples of each prompt."""
         from tinyllm.inference.generator import echo, stream_text
         from tinyllm.inference.printer import Printer
         from tinyllm.loggers.wording import plain
 
         printer = Printer(
-            prompt=echo(self.tokenizer, prompt),
+            prompts=[echo(self.tokenizer, prompt) for prompt in prompts],
             n_samples=self.cfg.n_samples,
             clean=plain if sys.stdout.isatty() else str,
         )
         start = time.perf_counter()
-        printer.show(stream_text(self.model, self.tokenizer, prompt, seed=seed, **self.settings))
+        printer.show(stream_text(self.model, self.tokenizer, prompts, seed=seed, **self.settings))
         seconds = time.perf_counter() - start
         _note(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
 
-    def samples(self) -> dict[str, Any]:
-        """The samples as plain data; each text is what follows the prompt."""
-        from tinyllm.inference.generator import stream_text
+    def samples(self, prompts: list[str], *, seed: int) -> list[dict[str, Any]]:
+        """The samples of each prompt as plain data; each text is what follows the prompt."""
+        from tinyllm.inference.generator import generate_batch
 
-        texts = [""] * self.cfg.n_samples
-        for piece in stream_text(self.model, self.tokenizer, self.cfg.prompt, seed=self.cfg.seed, **self.settings):
-            texts[piece.sample] += piece.text
-        return {"run": self.run_dir, "prompt": self.cfg.prompt, "seed": self.cfg.seed, "samples": texts}
+        batch = generate_batch(self.model, self.tokenizer, prompts, seed=seed, **self.settings)
+        return [
+            {"run": self.run_dir, "prompt": prompt, "seed": seed, "samples": texts}
+            for prompt, texts in zip(prompts, batch, strict=True)
+        ]
 
     def converse(self) -> None:
         """Ask for prompts until the input ends. Ctrl-C ends the sample that is being written."""
@@ -124,13 +135,37 @@ class Session:
         seed, prompt = self.cfg.seed, self.cfg.prompt or _ask()
         while prompt is not None:
             try:
-                self.say(prompt, seed=seed)
+                self.say([prompt], seed=seed)
             except KeyboardInterrupt:
                 print("stopped", file=sys.stderr)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
             seed += 1
             prompt = _ask()
+
+
+def _read_prompts(cfg: "DictConfig") -> list[str]:
+    """The prompts of this call.
+
+    Raises:
+        UserError: a file that cannot be read or holds none, or one beside a setting that it excludes.
+    """
+    from tinyllm.errors import UserError
+
+    if cfg.prompts is None:
+        return [cfg.prompt]
+    for key in ("prompt", "interactive"):
+        if cfg[key]:
+            raise UserError(f"{key} and prompts exclude each other", key=key, value=cfg[key], hint="leave one out")
+    try:
+        text = Path(cfg.prompts).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or "cannot be read"
+        raise UserError(what, key="prompts", value=cfg.prompts, hint="give a text file, one prompt per line") from error
+    prompts = [line for line in text.split("\n") if line]
+    if not prompts:
+        raise UserError("the file is empty", key="prompts", value=cfg.prompts, hint="one prompt per line")
+    return prompts
 
 
 def _note(text: str) -> None:

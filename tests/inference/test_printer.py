@@ -10,7 +10,7 @@ from tinyllm.inference.printer import Printer
 
 def test_samples_do_not_mix_and_the_first_is_shown_as_it_grows() -> None:
     out, notes = io.StringIO(), io.StringIO()
-    printer = Printer(prompt="P:", n_samples=3, out=out, notes=notes)
+    printer = Printer(prompts=["P:"], n_samples=3, out=out, notes=notes)
     states = []
 
     def stream() -> list[Piece]:
@@ -38,11 +38,19 @@ def test_an_interrupted_sample_ends_with_a_line_end() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Printer(prompt="", n_samples=1, out=out, notes=io.StringIO()).show(stream())
+        Printer(prompts=[""], n_samples=1, out=out, notes=io.StringIO()).show(stream())
     assert out.getvalue() == "half\n"
 
 
 def test_a_terminal_can_be_protected_from_what_a_model_writes() -> None:
     out = io.StringIO()
-    Printer(prompt="p", n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show([Piece(0, "a", True)])
+    Printer(prompts=["p"], n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show([Piece(0, "a", True)])
     assert out.getvalue() == "PA\n"
+
+
+def test_samples_of_several_prompts_stand_behind_their_prompt() -> None:
+    out, notes = io.StringIO(), io.StringIO()
+    printer = Printer(prompts=["P:", "Q:"], n_samples=2, out=out, notes=notes)
+    printer.show([Piece(1, "q2", True, 1), Piece(0, "q1", True, 1), Piece(1, "p2", True, 0), Piece(0, "p1", True, 0)])
+    assert out.getvalue() == "P:p1\n\nP:p2\n\nQ:q1\n\nQ:q2\n"
+    assert notes.getvalue().splitlines()[2] == "prompt 2 of 2, sample 1 of 2"

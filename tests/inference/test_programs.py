@@ -78,6 +78,27 @@ def test_greedy_past_the_context_and_from_an_empty_prompt(cli: Callable[..., Ans
         assert cli("generate", *asked)[:2] == cli("generate", *asked, "kv_cache=false")[:2]
 
 
+def test_prompts_of_a_file_are_continued_as_each_alone(
+    cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path
+) -> None:
+    prompts = ["the have from or and of", "t", "it was"]
+    file = tmp_path / "two, prompts.txt"
+    file.write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
+    asked = (f"run={tiny_run}", "max_new_tokens=30", "n_samples=2", "stop=\n")
+    answers = json.loads(cli("generate", *asked, f"prompts={file}", "--json")[1])
+    alone = [json.loads(cli("generate", *asked, f"prompt={prompt}", "--json")[1]) for prompt in prompts]
+    assert answers == alone
+    _, out, err = cli("generate", *asked, f"prompts={file}")
+    assert [line for line in out.splitlines() if line] == [
+        answer["prompt"] + text for answer in alone for text in answer["samples"]
+    ]
+    assert [line for line in err.splitlines() if line.startswith("prompt")] == [
+        f"prompt {i} of 3, sample {j} of 2" for i in (1, 2, 3) for j in (1, 2)
+    ]
+    file.write_text("the\nnaïve\n", encoding="utf-8")
+    assert "prompts=naïve" in cli("generate", *asked, f"prompts={file}")[2]
+
+
 def test_a_stop_string_with_a_line_end(cli: Callable[..., Answer], tiny_run: Path) -> None:
     whole = cli("generate", f"run={tiny_run}", "prompt=a", "max_new_tokens=200")[1]
     assert "\n" in whole[:-1]
@@ -98,7 +119,11 @@ def test_prompts_from_a_pipe(cli: Callable[..., Answer], tiny_run: Path, monkeyp
     [
         (("prompt=naïve",), "'ï' (U+00EF)"),
         (("prompt=naïve",), "prompt=naïve"),
-        (("promt=a",), "did you mean prompt?"),
+        (("promt=a",), "did you mean prompt or prompts?"),
+        (("prompt=a", "prompts=a.txt"), "prompt=a"),
+        (("interactive=true", "prompts=a.txt"), "interactive=true"),
+        (("prompts=nowhere.txt",), "prompts=nowhere.txt"),
+        (("prompts=/dev/null",), "prompts=/dev/null"),
         (("+foo=1",), "foo=1"),
         (("max_new_tokens=0",), "max_new_tokens=0"),
         (("max_new_tokens=many",), "max_new_tokens=many"),

@@ -8,6 +8,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 LITERAL_KEYS = frozenset(
     {
         "prompt",
+        "prompts",
         "stop",
         "run",
         "run.dir",

@@ -88,9 +88,7 @@ class Decoder:
         """(B, V): of the token after those in view."""
         with self.autocast():
             if self.cache is None:
-                hidden_BTD = self.model(
-                    self.ids_BT[:, : max(self.lengths)]
-                )  # what follows a row's last token is not seen
+                hidden_BTD = self.model(self.ids_BT[:, : max(self.lengths)])  # none sees what comes after it
                 hidden_BD = hidden_BTD[range(len(self.lengths)), [length - 1 for length in self.lengths]]
             elif self.next_B1 is None:
                 hidden_BD = self._read_prompts()
@@ -103,17 +101,16 @@ class Decoder:
         assert self.cache is not None
         last = []
         for first in range(0, len(self.lengths), self.n_samples):
-            self._read(first, self.lengths[first], hidden := [])
+            last += [self._read(first)] * self.n_samples
             self.cache.rows(first, first + self.n_samples).repeat_first()
-            last += hidden * self.n_samples
         return torch.cat(last)
 
-    def _read(self, row: int, length: int, hidden: list[Tensor]) -> None:
-        """Fill the memory of a row with its first tokens; what the model makes of the last one is appended."""
+    def _read(self, row: int) -> Tensor:
+        """Fill the empty memory of a row with the tokens in view; the hidden state (1, D) of the last one."""
         assert self.cache is not None
-        memory = self.cache.rows(row, row + 1)
-        memory.reset()
-        hidden.append(self.model(self.ids_BT[row : row + 1, :length], cache=memory)[:, -1])
+        ids_1T = self.ids_BT[row : row + 1, : self.lengths[row]]
+        hidden_BTD: Tensor = self.model(ids_1T, cache=self.cache.rows(row, row + 1))
+        return hidden_BTD[:, -1]
 
     @torch.no_grad()
     def append(self, ids_B: Tensor) -> None:
@@ -132,8 +129,10 @@ class Decoder:
         self.ids_BT[row, :kept] = self.ids_BT[row, self.lengths[row] - kept : self.lengths[row]].clone()
         self.lengths[row] = kept
         if self.cache is not None:
-            with self.autocast():
-                self._read(row, kept, []) if kept else self.cache.rows(row, row + 1).reset()
+            self.cache.rows(row, row + 1).reset()
+            if kept:
+                with self.autocast():
+                    self._read(row)
 
     def keep(self, rows: list[int]) -> None:
         """Go on with these rows only, in this ascending order, after the first logits."""

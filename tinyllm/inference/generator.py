@@ -127,7 +127,7 @@ def generate_text(
 def generate_batch(
     model: LanguageModel, tokenizer: Any, prompts: Sequence[str], *, n_samples: int = 1, **settings: Any
 ) -> list[list[str]]:
-    """What follows each prompt, ``n_samples`` texts of each; ``settings`` takes the arguments of :func:`stream_text`."""
+    """What follows each prompt, ``n_samples`` texts of each; ``settings`` are arguments of :func:`stream_text`."""
     texts = [[""] * n_samples for _ in prompts]
     for piece in stream_text(model, tokenizer, prompts, n_samples=n_samples, **settings):
         texts[piece.prompt][piece.sample] += piece.text

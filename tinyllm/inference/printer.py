@@ -1,7 +1,7 @@
 """Shows samples as they come: the first while it grows, each further one once the one before it is whole."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
 from tinyllm.inference.generator import Piece
@@ -11,15 +11,15 @@ class Printer:
     """Writes prompt and text to ``out``, everything else to ``notes``.
 
     Args:
-        prompt: shown before each sample.
-        n_samples: how many there are.
+        prompts: each is shown before its samples, which come prompt after prompt.
+        n_samples: how many there are of each.
         clean: applied to all text; for a terminal, which must not obey what a model writes.
     """
 
     def __init__(
         self,
         *,
-        prompt: str,
+        prompts: Sequence[str],
         n_samples: int,
         clean: Callable[[str], str] = str,
         out: TextIO | None = None,
@@ -27,9 +27,9 @@ class Printer:
     ) -> None:
         self.clean = clean
         self.out, self.notes = out or sys.stdout, notes or sys.stderr
-        self.prompt, self.n_samples = prompt, n_samples
-        self.texts = [""] * n_samples
-        self.ended = [False] * n_samples
+        self.prompts, self.n_samples = list(prompts), n_samples
+        self.texts = [""] * (n_samples * len(self.prompts))
+        self.ended = [False] * len(self.texts)
         self.tokens = 0
         self._shown: int | None = None
         self._last = "\n"
@@ -40,9 +40,10 @@ class Printer:
             self._begin(0)
             for piece in pieces:
                 self.tokens += 1
-                self.texts[piece.sample] += piece.text
-                self.ended[piece.sample] = piece.ended
-                if piece.sample == self._shown:
+                text = piece.prompt * self.n_samples + piece.sample
+                self.texts[text] += piece.text
+                self.ended[text] = piece.ended
+                if text == self._shown:
                     self._write(piece.text)
                     if piece.ended:
                         self._go_on()
@@ -54,18 +55,21 @@ class Printer:
         next."""
         while self._shown is not None and self.ended[self._shown]:
             following = self._shown + 1
-            if following == self.n_samples:
+            if following == len(self.texts):
                 return
             self._end_line()
             self._write("\n")
             self._begin(following)
             self._write(self.texts[following])
 
-    def _begin(self, sample: int) -> None:
-        self._shown = sample
-        if self.n_samples > 1:
-            print(f"sample {sample + 1} of {self.n_samples}", file=self.notes, flush=True)
-        self._write(self.prompt)
+    def _begin(self, text: int) -> None:
+        self._shown = text
+        prompt, sample = divmod(text, self.n_samples)
+        whose = [f"prompt {prompt + 1} of {len(self.prompts)}"] if len(self.prompts) > 1 else []
+        whose += [f"sample {sample + 1} of {self.n_samples}"] if self.n_samples > 1 else []
+        if whose:
+            print(", ".join(whose), file=self.notes, flush=True)
+        self._write(self.prompts[prompt])
 
     def _end_line(self) -> None:
         if self._last != "\n":

@@ -1,12 +1,12 @@
-"""Linear layers for reading only: weights in the number format they are computed in, and in the order in which a product
-with few rows reads them fastest. What is faster was measured by ``benchmarks/decode_speed.py --products``."""
+"""Linear layers for reading only: weights in the number format they are computed in, and in the order in which a
+product with few rows reads them fastest (``benchmarks/decode_speed.py --products``)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def reorder_(weight: nn.Parameter) -> None:
+def reorder_(weight: Tensor) -> None:
     """Store fp32 matrices (…, d_out, d_in) on the CPU column by column, in place: the same values at the same indices.
 
     One row times such a matrix reads it at 0.9 of the machine's bandwidth instead of 0.8, and 8 rows take 2/3 of the
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        # Hints at one row, and the order that suits it suits more rows too; with no hint, results depend on their number.
+        # For one row; more rows are as fast in that order, and without the hint results depend on their number.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype), 1)
         self.bias_O = None if bias_O is None else bias_O.detach().to(dtype)
 
