@@ -127,7 +127,7 @@ def _weights(found: Checkpoint, which: str) -> dict[str, Tensor]:
     averaged = config_of(found).get("ema", {}).get("enabled") and which != "raw"
     shadow = found.state()["average"].get("shadow", {}) if averaged else {}
     if which == "ema" and not shadow:
-        raise UserError("the checkpoint has no averaged weights", key="weights", value=which, hint="auto or raw")
+        raise UserError("the run has no averaged weights", key="weights", value=which, hint="auto or raw")
     return found.weights() | shadow
 
 

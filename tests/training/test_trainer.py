@@ -217,7 +217,7 @@ def test_the_average_is_what_is_evaluated_sampled_and_loaded(corpus: str, tmp_pa
         evaluated[run, weights] = evaluate_run(cfg, cfg.run)["val/loss"]
     assert evaluated["with", "ema"] == pytest.approx(metrics(tmp_path / "with")[-1]["val/loss"], rel=1e-6)
     assert evaluated["with", "raw"] == evaluated["without", "auto"] != evaluated["with", "ema"]
-    with pytest.raises(UserError, match=r"no averaged weights \(weights=ema\)"):
+    with pytest.raises(UserError, match=r"the run has no averaged weights \(weights=ema\)"):
         tinyllm.load(tmp_path / "without", weights="ema")
 
 
