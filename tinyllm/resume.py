@@ -33,6 +33,9 @@ NODES = {
 }
 """Where a group's options stand, for groups that are not a node of their own name."""
 
+LAYERS = "model.layers"
+"""What stands here is made of texts and files, so the blocks in it may be others than before, and more or fewer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
@@ -108,11 +111,17 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
     Raises:
         UserError: a change of architecture, tokenizer, data or optimizer kind.
     """
-    old = OmegaConf.to_container(OmegaConf.load(checkpoint.path / CONFIG))
-    new = OmegaConf.to_container(cfg, resolve=True)
+    saved = OmegaConf.load(checkpoint.path / CONFIG)
     places = {NODES.get(name, name) for name in named}
-    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     notes = []
+    layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
+    if layers != layers_now and "experiment" not in places and not any(_below(place, [LAYERS]) for place in places):
+        with open_dict(cfg):
+            OmegaConf.update(cfg, LAYERS, layers, merge=False)
+        notes.append(f"{LAYERS} as in the run (they are described otherwise now)")
+    old = OmegaConf.to_container(saved)
+    new = OmegaConf.to_container(cfg, resolve=True)
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was == now or _below(key, OWN):

@@ -21,8 +21,7 @@ from tests.contract.options import (
     params,
     shared,
 )
-from tinyllm.inference.decoding import Decoder, decode
-from tinyllm.inference.sampling import Sampling, TokenChooser
+from tinyllm.inference.decoding import Decoder
 from tinyllm.models.transformer import Transformer
 from tinyllm.nn.loss import linear_cross_entropy
 
@@ -106,12 +105,14 @@ def test_generation_past_the_context_is_the_same_with_and_without_a_cache(choice
     model = built(choice).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(4)  # else many a model repeats one token for ever
-    said = []
-    for kv_cache in (True, False):
-        length = CONTEXT + 5
-        decoder = Decoder(model, tokens(3).tolist(), n_samples=1, max_new_tokens=length, kv_cache=kv_cache)
-        chooser = TokenChooser(Sampling(temperature=0), seed=0, n_samples=1, vocab_size=VOCABULARY)
-        said.append([int(ids) for ids in decode(decoder, chooser, max_new_tokens=length)])
+    said: list[list[list[int]]] = [[], []]
+    for kv_cache in (True, False):  # two prompts of different lengths, each greedily
+        prompts = [tokens(3).tolist(), tokens(7, seed=2).tolist()]
+        decoder = Decoder(model, prompts, n_samples=1, max_new_tokens=CONTEXT + 5, kv_cache=kv_cache)
+        for _ in range(CONTEXT + 5):
+            ids_B = decoder.logits().argmax(-1)
+            decoder.append(ids_B)
+            said[kv_cache].append(ids_B.tolist())
     assert said[0] == said[1]
 
 

@@ -1,0 +1,99 @@
+"""LayerDrop: its law, its gradients, and where it does not act."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.contract.options import Choice, built, small
+from tinyllm.models.layerdrop import draw_kept
+from tinyllm.models.transformer import Transformer
+from tinyllm.training.objective import Objective
+
+IDS = torch.arange(24).view(2, 12) % 31
+
+
+@pytest.mark.parametrize("n_layers", [1, 2, 5])
+@pytest.mark.parametrize("p", [0.1, 0.6])
+def test_block_l_is_dropped_with_probability_p_l(p: float, n_layers: int) -> None:
+    """p·l/(L−1), and p for a single block: within 4.5 standard deviations over 4000 seeds."""
+    draws = [draw_kept(p, n_layers, seed=seed) for seed in range(4000)]
+    assert all(draw is not None for draw in draws)
+    dropped = 1 - torch.tensor(draws, dtype=torch.float64).mean(0)
+    law = torch.tensor(
+        [p * (depth / (n_layers - 1) if n_layers > 1 else 1) for depth in range(n_layers)], dtype=torch.float64
+    )
+    assert ((dropped - law).abs() <= 4.5 * (law * (1 - law) / 4000).sqrt()).all()
+    if n_layers > 1:
+        assert dropped[0] == 0
+
+
+def test_blocks_are_dropped_independently() -> None:
+    draws = torch.tensor([draw_kept(0.8, 3, seed=seed) for seed in range(4000)], dtype=torch.float64)
+    assert torch.corrcoef(draws.t()[1:])[0, 1].abs() < 0.08
+
+
+def test_the_decision_is_the_seeds_alone() -> None:
+    before = torch.get_rng_state()
+    draws = [draw_kept(0.5, 8, seed=7)]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(99)
+    assert draw_kept(0.5, 8, seed=7) == draws[0]
+    assert len({tuple(draw_kept(0.5, 8, seed=seed) or ()) for seed in range(20)}) > 10
+    assert draw_kept(0.0, 8, seed=7) is None
+
+
+def without(model: Transformer, block: int) -> Transformer:
+    """The model that never had the block."""
+    rest = small(n_layers=len(model.blocks))
+    rest.load_state_dict(model.state_dict())
+    rest.blocks = nn.ModuleList([one for i, one in enumerate(rest.blocks) if i != block])
+    return rest
+
+
+def test_a_dropped_block_is_not_there_and_its_gradients_are_zero() -> None:
+    """Nothing is rescaled: what is left is the model without the block, bit for bit, gradients too."""
+    model = small(n_layers=3, layerdrop=0.5)
+    rest = without(model, 1)
+    hidden, expected = model.run(IDS, kept=[True, False, True])[0], rest(IDS)
+    assert torch.equal(hidden, expected)
+    hidden.square().sum().backward()
+    expected.square().sum().backward()
+    left = {name.replace("blocks.1.", "blocks.2."): p.grad for name, p in rest.named_parameters()}
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        if name.startswith("blocks.1."):
+            assert not parameter.grad.any(), name
+        else:
+            assert torch.equal(parameter.grad, left[name]), name
+
+
+def test_all_blocks_may_be_dropped() -> None:
+    model = small(layerdrop=0.5)
+    hidden = model.run(IDS, kept=[False, False])[0]
+    assert torch.equal(hidden, model.norm(model.embedding(IDS)))
+    hidden.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_nothing_is_dropped_unless_asked() -> None:
+    """Evaluation, generation and the plain forward pass are those of the same model without LayerDrop."""
+    model, plain = small(layerdrop=0.9), small()
+    assert plain.draw_kept(1) is None
+    assert torch.equal(model(IDS), plain(IDS))
+    assert torch.equal(model.eval()(IDS), plain.eval()(IDS))
+
+
+def test_a_dropped_mixture_neither_routes_nor_balances() -> None:
+    choice = Choice("mha", "rope", 0, "gelu", "aux_loss", "rmsnorm")
+    model = built(choice, layerdrop=0.5)
+    _, routings = model.run(IDS, kept=[True, False])
+    assert routings[0] is not None and routings[1] is None
+    objective = Objective(model, chunk_tokens=None)
+    losses = objective(IDS, IDS, kept=[True, False])
+    assert losses.balance is not None
+    torch.testing.assert_close(losses.balance, routings[0].loss)
+    assert list(losses.loads) == [0]
+    losses.to_minimise(n_tokens=24, share=1.0).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not any(p.grad.any() for p in model.blocks[1].parameters() if p.grad is not None)
+    assert objective(IDS, IDS, kept=[False, False]).balance is None
