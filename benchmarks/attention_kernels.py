@@ -128,7 +128,7 @@ def heads_and_losses(clock: Callable[[], float], repeats: int) -> None:
         print(f"{(tokens, width, words)!s:28}" + "".join(f"{ms:10.1f}" for ms in figures), flush=True)
 
 
-def interleaved(calls: list[Callable[[], None]], clock: Callable[[], float], repeats: int) -> list[float]:
+def interleaved(calls: Sequence[Callable[[], None]], clock: Callable[[], float], repeats: int) -> list[float]:
     """Median milliseconds of each call, A B C A B C, the first round not counted."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 1):

@@ -281,3 +281,25 @@ def test_with_a_window_the_work_grows_with_the_length(kernel: str) -> None:
         flops[length] = counter.get_total_flops()
         assert largest <= length * (2 * window + sinks)
     assert 1.9 < flops[2048] / flops[1024] < 2.1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 64), (96, 64)], ids=str)
+@pytest.mark.parametrize(
+    "rule", [Rule(), Rule(window=70), Rule(window=33, sinks=5), Rule(window=40, softcap=2.0)], ids=str
+)
+@pytest.mark.parametrize(("queries", "keys"), [(300, 300), (40, 300), (1, 30)])
+def test_on_a_gpu(queries: int, keys: int, rule: Rule, sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    inputs = tensors(4, 2, queries, keys, dtype, sizes)
+    moved = [t.detach().cuda().requires_grad_() for t in inputs]
+    expected = reference(*inputs, rule, sizes[0] ** -0.5)
+    actual = attend(*moved, rule=rule, dropout_p=0.0)
+    upstream = torch.randn(expected.shape, dtype=torch.float64)
+    wanted = torch.autograd.grad(expected, inputs, upstream)
+    found = torch.autograd.grad(actual, moved, upstream.to(actual))
+    tolerance = 1e-2 if dtype == torch.float32 else 0.03  # fp32 products may run in TF32
+    for one, other in zip((actual, *found), (expected, *wanted), strict=True):
+        assert (one.double().cpu() - other.double()).norm() / other.double().norm() < tolerance
