@@ -80,7 +80,7 @@ def test_tables_of_older_llamas_and_a_tied_head_that_is_written_are_passed_over(
         hub.load(other)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_shorter_dtypes_keep_their_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     model = hub.saved(hub.random_model("qwen3_moe", 0).to(dtype), tmp_path / "model")
     facts = import_hf(str(model), str(tmp_path / "run"))

@@ -146,7 +146,12 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+EVERY_DAY = ("openai-community/gpt2", "Qwen/Qwen3-30B-A3B")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+)
 def test_a_published_model_has_its_size(name: str, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
