@@ -59,7 +59,7 @@ def test_texts_are_those_of_each_prompt_alone(moe: str, kv_cache: bool) -> None:
         generate_batch(model, LETTERS, [line], n_samples=3, stop=["d", "h"], **SETTINGS)[0] for line in LINES
     ]
     assert together[2][:1] == generate_batch(model, LETTERS, ["a"], stop=["d", "h"], **SETTINGS)[0]
-    assert len({text for texts in together for text in texts}) > 10
+    assert len({text for texts in together for text in texts}) > 8
     assert len({len(text) for texts in together for text in texts}) > 2  # they end at different steps
 
 
