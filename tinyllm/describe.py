@@ -180,10 +180,12 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
 
 
 def _layers(model: Any) -> str:
-    """How many layers there are of each kind, by the classes of their parts."""
+    """How many layers there are of each kind, by the classes of their parts and the positions that they remember."""
     counted: dict[str, int] = {}
     for block in model.layers():
-        parts = " + ".join(type(part).__name__ for part in (block.attn, block.ffn))
+        slots = block.attn.cache_slots(model.max_seq_len)
+        limit = f" (last {slots})" if slots < model.max_seq_len else ""
+        parts = f"{type(block.attn).__name__}{limit} + {type(block.ffn).__name__}"
         counted[parts] = counted.get(parts, 0) + 1
     return ", ".join(f"{count} × {parts}" for parts, count in counted.items())
 

@@ -32,9 +32,9 @@ def kept_values(part: nn.Module, width: int) -> int:
     """Numbers that autograd keeps per token that passes through a part, parameters and buffers apart.
 
     The part is given memory on the CPU that nothing is written into, so the system sets none aside. (On the meta device
-    the operations would be others, and the first one would import torch's compiler.)
+    the operations would be others, and the first ones would import sympy and torch's compiler.)
     """
-    part = deepcopy(part).to_empty(device="cpu")
+    part = deepcopy(part)._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # as to_empty does
     own = {_storage(tensor) for tensor in [*part.parameters(), *part.buffers()]}
     kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no memory is used twice
 
