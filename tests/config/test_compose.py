@@ -155,9 +155,9 @@ def test_a_class_and_a_yaml_of_ones_own(mine: Path) -> None:
     assert cfg.model.block.attn.strength == 3
     with pytest.raises(UserError, match=r"wrong type \(model.block.attn.strength=much\): must be a number"):
         tinyllm.compose("attn=mine", "model.block.attn.strength=much", config_dir=mine / "conf")
-    with pytest.raises(UserError, match="one of gqa, mha, mqa"):
+    with pytest.raises(UserError, match="one of gqa, mha, mla, mqa"):
         tinyllm.compose("attn=mine")
-    with pytest.raises(UserError, match=r"attn=min\): did you mean mine\? one of gqa, mha, mine, mqa"):
+    with pytest.raises(UserError, match=r"attn=min\): did you mean mine\? one of gqa, mha, mine, mla, mqa"):
         tinyllm.compose("attn=min", config_dir=mine / "conf")
 
 
@@ -212,7 +212,7 @@ def test_an_experiment_that_names_a_key_without_effect(mine: Path) -> None:
         ("trainer:\n  max_step: 3\n", "unknown key trainer.max_step (FILE): did you mean trainer.max_steps?"),
         ("trainer:\n  max_steps: many\n", "wrong type trainer.max_steps (FILE): must be a whole number"),
         ("model:\n  d_ff: wide\n", "wrong type (model.d_ff=wide): must be a whole number"),
-        ("defaults:\n  - override /attn: mla\n", "no such option (attn=mla): one of gqa, mha, mqa"),
+        ("defaults:\n  - override /attn: mlb\n", "no such option (attn=mlb): one of gqa, mha, mla, mqa"),
     ],
 )
 def test_an_experiment_with_a_mistake(mine: Path, content: str, said: str) -> None:
