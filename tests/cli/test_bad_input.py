@@ -53,7 +53,7 @@ TABLE = {
     "unknown node": bad("modle.d_model=3", "modle.d_model=3", "did you mean model.d_model?"),
     "a key without its node": bad("lr=1e-3", "lr=1e-3", "did you mean optimizer.lr?"),
     "a key of another option": bad("schedule.shape=sqrt", "schedule.shape=sqrt", "choose schedule=wsd"),
-    "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes qk_norm"),
+    "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes head_dim, qk_norm"),
     "+ key of the loop": bad("+trainer.max_step=1", "trainer.max_step=1", "did you mean trainer.max_steps?"),
     "+ key of nothing": bad("+foo=1", "foo=1", "the configuration takes"),
     "~ key": bad("~trainer.max_steps", "~trainer.max_steps", "another value"),
@@ -72,7 +72,7 @@ TABLE = {
     # choices
     "unknown experiment": bad("experiment=foo", "experiment=foo", "shakespeare_char_cpu"),
     "unknown option": bad("dataset=txt", "dataset=txt", "did you mean text?"),
-    "no option": bad("attn=null", "attn=null", "one of gqa, mha, mqa"),
+    "no option": bad("attn=null", "attn=null", "one of gqa, mha, mla, mqa"),
     "unknown group": bad("atn=gqa", "atn=gqa", "did you mean attn?"),
     # types
     "text for a whole number": bad("trainer.max_steps=abc", "trainer.max_steps=abc", "a whole number"),

@@ -139,7 +139,7 @@ class Rotary(_Table):
 
     def __init__(self, *, dim: int, max_seq_len: int, base: float) -> None:
         if dim % 2:
-            raise ValueError(f"head_dim={dim} is odd, and rotary positions turn pairs")
+            raise ValueError(f"head_dim={dim} is odd: rotary positions turn pairs, so it must be even")
 
         def build(device: torch.device) -> dict[str, Tensor]:
             angles = _angles(max_seq_len, dim, base, device)
