@@ -87,7 +87,7 @@ def test_the_heads_of_large() -> None:
         (("attn=gqa", "model.n_kv_heads=3"), "n_kv_heads=3 does not divide n_heads=4"),
         (("attn=mqa", "model.n_kv_heads=2"), "n_kv_heads=2): none of MQA"),
         (("attn=mha", "model.n_heads=3"), "d_model=128 is not divisible by n_heads=3"),
-        (("model.d_model=36",), "head_dim=9 is odd, and rotary positions turn pairs"),
+        (("model.d_model=36",), "head_dim=9 is odd: rotary positions turn pairs"),
         (("attn=mqa", "model.block.attn.sinks=2"), "model.block.attn.window=0 turns it off"),
         (("model.block.attn.window=-1",), "window=-1 must be at least 0"),
         (("moe=aux_loss", "model.block.moe.n_active=9"), "n_experts=8 must be at least n_active=9"),

@@ -93,7 +93,8 @@ def test_workers_outlive_the_signals_that_end_training(split: Split) -> None:
     batches = train_batches(Sampler(split, seq_len=10, seed=5), start_step=0, end_step=40, batch_size=4, workers=2)
     first = [next(batches)]
     children = {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
-    workers = [pid for pid in children if b"pytest" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    ours = Path("/proc/self/cmdline").read_bytes()  # that a forked child has too
+    workers = [pid for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes() == ours]
     assert len(workers) >= 2
     for pid in workers:
         os.kill(pid, signal.SIGTERM)

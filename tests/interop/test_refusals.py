@@ -95,7 +95,7 @@ def test_a_composition_without_a_family_is_refused(overrides: tuple[str, ...], n
     assert allowed in str(refused.value)
 
 
-ABSENT = object()
+ABSENT = "absent"
 BASIC: dict[str, dict[str, Any]] = {
     "llama": {
         "vocab_size": 30,
