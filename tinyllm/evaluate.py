@@ -44,7 +44,7 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
 def evaluate_run(
     cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset(), lines: bool = False
 ) -> dict[str, Any]:
-    """The metrics of a model on a split of the data it was trained with, or of another data set; how they were computed.
+    """The metrics of a model on a split of the data it was trained with or of another data set; how they were computed.
 
     Args:
         cfg: of ``conf/evaluate.yaml``.

@@ -187,7 +187,7 @@ def test_the_weights_depend_on_the_seed_alone() -> None:
 
 
 def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -> None:
-    """The first step's plain loss is the same with and without them, and so is the loss of the weights as they began."""
+    """The first step's plain loss is the same with and without them, and so is that of the weights as they began."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", "trainer.eval_every=1", "optimizer.lr=0"]
     assert train(*shared, f"run.dir={tmp_path / 'plain'}") == 0
     assert train(*shared, f"run.dir={tmp_path / 'terms'}", "loss.label_smoothing=0.1", "loss.z_loss=1e-3") == 0

@@ -278,7 +278,7 @@ class Transformer(nn.Module):
         return sum(block.attn.cache_bytes_per_token(dtype) for block in self.layers())
 
     def cache_bytes(self, max_len: int, dtype: torch.dtype) -> int:
-        """Bytes of the cache of one sequence of ``max_len`` positions, of which a layer with a window holds its last."""
+        """Bytes of the cache of one sequence of ``max_len`` positions, of which a window holds its last."""
         parts = (block.attn for block in self.layers())
         return sum(attn.cache_slots(max_len) * attn.cache_bytes_per_token(dtype) for attn in parts)
 
