@@ -45,6 +45,7 @@ def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.de
         torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
         with torch.device("meta" if device.type == "meta" else "cpu"):
             model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
+    model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model.to(device)
 
 

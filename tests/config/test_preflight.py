@@ -233,7 +233,7 @@ def test_near_names_are_suggested_and_far_ones_are_not() -> None:
         with pytest.raises(UserError) as refused:
             tinyllm.compose(f"+{wrong}=1")
         assert refused.value.hint == f"did you mean {meant}?"
-    with pytest.raises(UserError, match="trainer takes batch_size, "):
+    with pytest.raises(UserError, match="trainer takes activation_checkpointing, batch_size, "):
         tinyllm.compose("+trainer.zzz=1")
 
 

@@ -15,6 +15,7 @@ from tinyllm.errors import UserError
 from tinyllm.evaluate import evaluate_run
 from tinyllm.nn.loss import HeadLoss
 from tinyllm.training.checkpoint import find
+from tinyllm.training.memory import activation_bytes
 from tinyllm.training.objective import Losses, Objective
 from tinyllm.training.trainer import clip
 
@@ -197,6 +198,38 @@ def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -
     assert terms["train/grad_norm"] != plain["train/grad_norm"]
     assert terms["loss/z"] > 0 and terms["loss/smoothing"] != 0
     assert not {"loss/z", "loss/smoothing"} & set(plain)
+
+
+@pytest.mark.parametrize("every", ["true", "2"])
+def test_recompute_changes_memory_and_no_bit(corpus: str, tmp_path: Path, every: str) -> None:
+    """With everything that draws or counts in a forward pass: dropout, LayerDrop, a mixture's bias, accumulation."""
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "moe=aux_free", "model.dropout=0.1"]
+    shared += ["model.attn_dropout=0.1", "model.layerdrop=0.5", "model.n_layers=3", "trainer.grad_accum_steps=2"]
+    assert train(*shared, f"run.dir={tmp_path / 'kept'}") == 0
+    assert train(*shared, f"run.dir={tmp_path / 'again'}", f"trainer.activation_checkpointing={every}") == 0
+    assert digest(tmp_path / "kept") == digest(tmp_path / "again")
+    assert logged(tmp_path / "kept", "train/loss") == logged(tmp_path / "again", "train/loss")
+
+
+def test_recompute_keeps_the_inputs_of_blocks_alone() -> None:
+    """Counted by what autograd asks to keep for the backward pass, and by the estimate."""
+    kept = {}
+    for every in (0, 2, 1):
+        model: Any = small_model("model.n_layers=4")
+        model.recompute_every = every
+        sizes: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = model(torch.zeros(4, 16, dtype=torch.int64))
+        estimate = activation_bytes(model, batch_size=4, seq_len=16, device="cpu", dtype=torch.float32)
+        kept[every] = sum(sizes.values()), estimate
+        hidden.sum().backward()
+    (all_kept, all_estimated), (half, half_estimated), (none, none_estimated) = kept[0], kept[2], kept[1]
+    assert none < half < all_kept and none_estimated < half_estimated < all_estimated
 
 
 def test_the_average_is_what_is_evaluated_sampled_and_loaded(corpus: str, tmp_path: Path) -> None:

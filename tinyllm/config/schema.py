@@ -59,6 +59,7 @@ class TrainerConfig:
     precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
     deterministic: Any = key(choices=("auto", True, False))
+    activation_checkpointing: Any = key(at_least=1, choices=(False, True))
     log_every: int = key(at_least=0)
     eval_every: int = key(at_least=0)
     sample_every: int = key(at_least=0)

@@ -7,6 +7,7 @@ from typing import Literal, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tinyllm.models.block import Block
 from tinyllm.models.layerdrop import draw_kept, skip
@@ -61,6 +62,8 @@ class Transformer(nn.Module):
 
     Attributes:
         kinds: per block, the first block of its kind.
+        recompute_every: in training, every so many blocks one keeps its input alone and is computed again for the
+            backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
 
     Raises:
         ValueError: a number that is out of range, or two that do not go together.
@@ -101,6 +104,7 @@ class Transformer(nn.Module):
             raise ValueError(f"init_std={init_std} must be positive")
         self.vocab_size, self.d_model, self.n_layers = vocab_size, d_model, n_layers
         self.max_seq_len, self.dropout, self.layerdrop = max_seq_len, dropout, layerdrop
+        self.recompute_every = 0
         self.init_std = init_std
         self.residual_std = init_std / (2 * n_layers) ** 0.5 if scaled_init else init_std
 
@@ -161,7 +165,11 @@ class Transformer(nn.Module):
         routings: list[Routing | None] = []
         for i, block in enumerate(self.blocks):
             if kept is None or kept[i]:
-                x_BTC, routing = block(x_BTC, start=start, cache=None if cache is None else cache.layers[i])
+                layer_cache = None if cache is None else cache.layers[i]
+                if self.training and self.recomputes(i):
+                    x_BTC, routing = checkpoint(block, x_BTC, start=start, cache=layer_cache, use_reentrant=False)
+                else:
+                    x_BTC, routing = block(x_BTC, start=start, cache=layer_cache)
                 routings.append(routing)
             else:
                 x_BTC = skip(x_BTC, block.parameters())
@@ -169,6 +177,10 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(ids_BT.shape[1])
         return self.norm(x_BTC), routings
+
+    def recomputes(self, block: int) -> bool:
+        """Whether a block is computed again for the backward pass."""
+        return self.recompute_every > 0 and block % self.recompute_every == 0
 
     def draw_kept(self, seed: int) -> list[bool] | None:
         """The blocks that one micro-batch in training passes through; None: all of them."""

@@ -23,9 +23,14 @@ def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, 
     """
     blocks = model.layers()
     per_token = {kind: kept_values(blocks[kind], model.d_model) for kind in dict.fromkeys(model.kinds)}
-    values = batch_size * seq_len * (kept_values(model.norm, model.d_model) + sum(per_token[k] for k in model.kinds))
-    values += batch_size * sum(block.attn.kept_weights(device, dtype, seq_len) for block in blocks)
-    return values * dtype.itemsize
+    whole = [
+        seq_len * per_token[kind] + block.attn.kept_weights(device, dtype, seq_len)
+        for kind, block in zip(model.kinds, blocks, strict=True)
+    ]
+    again = [values for i, values in enumerate(whole) if model.recomputes(i)]
+    # What is computed again keeps its input, and the backward pass holds one such block whole at a time.
+    kept = sum(whole) - sum(again) + len(again) * seq_len * model.d_model + max(again, default=0)
+    return batch_size * (seq_len * kept_values(model.norm, model.d_model) + kept) * dtype.itemsize
 
 
 def kept_values(part: nn.Module, width: int) -> int:
