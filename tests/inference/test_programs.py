@@ -246,8 +246,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
         assert f"checkpoint damaged ({newest}" in err
 
 
-def start(*arguments: str, **keywords: object) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "tinyllm.generate", *arguments], **keywords)  # type: ignore[call-overload]
+def start(*arguments: str, first: Callable[[], object] = int, **keywords: object) -> subprocess.Popen[bytes]:
+    """The program in a process of its own, in which ``first`` runs before it."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background is deaf to Ctrl-C
+        first()
+
+    command = [sys.executable, "-m", "tinyllm.generate", *arguments]
+    return subprocess.Popen(command, preexec_fn=prepare, **keywords)  # type: ignore[call-overload]
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_run: Path) -> None:
@@ -278,7 +285,7 @@ def test_a_conversation_in_a_terminal(tiny_run: Path) -> None:
         stderr=theirs,
         env=os.environ | {"TERM": "dumb"},
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
+        first=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # so that Ctrl-C reaches it
     ) as process:
         os.close(theirs)
         screen = Screen(ours)
