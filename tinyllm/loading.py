@@ -14,6 +14,7 @@ from tinyllm.assemble import build_model
 from tinyllm.config.compose import compose
 from tinyllm.config.files import read_yaml
 from tinyllm.config.literal import quote
+from tinyllm.config.older import upgraded
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import CONFIG as HF_CONFIG
@@ -204,4 +205,4 @@ def config_of(checkpoint: Checkpoint) -> DictConfig:
     cfg = OmegaConf.create(read_yaml(file, what="checkpoint damaged"))
     if not isinstance(cfg, DictConfig):
         raise UserError("checkpoint damaged", file=file, hint="it holds no configuration")
-    return cfg
+    return upgraded(cfg)

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from tinyllm.config.arguments import CommandLine
+from tinyllm.config.older import upgraded
 from tinyllm.config.overrides import key_of
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import CONFIG, OVERRIDES, Checkpoint, find, steps_in
@@ -112,6 +113,8 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
         UserError: a change of architecture, tokenizer, data or optimizer kind.
     """
     saved = OmegaConf.load(checkpoint.path / CONFIG)
+    assert isinstance(saved, DictConfig)
+    saved = upgraded(saved)
     places = {NODES.get(name, name) for name in named}
     notes = []
     layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
