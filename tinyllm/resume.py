@@ -10,7 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from tinyllm.config.arguments import CommandLine
 from tinyllm.config.older import upgraded
-from tinyllm.config.overrides import key_of
+from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import CONFIG, OVERRIDES, Checkpoint, find, steps_in
 from tinyllm.training.run_dir import check_free
@@ -24,15 +24,6 @@ ALTERNATIVES = (
     ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
 )
 """Keys of which a run may have one: a new one takes the place of the saved one."""
-NODES = {
-    "attn": "model.block.attn",
-    "ffn": "model.block.ffn",
-    "moe": "model.block.moe",
-    "pos": "model.pos",
-    "norm": "model.norm",
-    "layers": "model.layers",
-}
-"""Where a group's options stand, for groups that are not a node of their own name."""
 
 LAYERS = "model.layers"
 """What stands here is made of texts and files, so the blocks in it may be others than before, and more or fewer."""
@@ -84,7 +75,7 @@ def look_up(line: CommandLine) -> Resumption | None:
     saved = OmegaConf.load(checkpoint.path / OVERRIDES)
     assert isinstance(saved, ListConfig)
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
-    replaced = [*values, *displaced, *(NODES.get(name, name) for name in values if "." not in name)]
+    replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
     before = [str(one) for one in saved if not _below(key_of(str(one)), replaced)]
     return Resumption(
         checkpoint=checkpoint,
@@ -115,7 +106,7 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
     saved = OmegaConf.load(checkpoint.path / CONFIG)
     assert isinstance(saved, DictConfig)
     saved = upgraded(saved)
-    places = {NODES.get(name, name) for name in named}
+    places = {place_of(name) for name in named}
     notes = []
     layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
     if layers != layers_now and "experiment" not in places and not any(_below(place, [LAYERS]) for place in places):
@@ -143,6 +134,11 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
         else:
             notes.append(f"{key}={_text(now)} from now on (was {_text(was)})")
     return notes
+
+
+def place_of(name: str) -> str:
+    """Where a group's options put their keys; any other name is a place itself."""
+    return next(iter(nodes_of(name)), name)
 
 
 def _below(key: str, places: Iterable[str]) -> bool:

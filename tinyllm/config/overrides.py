@@ -76,7 +76,7 @@ class Base:
         more = list(more)
         check_settings(more, directories=self.directories)
         replaced = {key_of(one) for one in more}
-        nodes = [node for group in replaced for node in _nodes(group)]
+        nodes = [node for group in replaced for node in nodes_of(group)]
         below = tuple(f"{node}." for node in nodes)
         kept = [one for one in self.overrides if key_of(one) not in replaced]
         doubtful = [one for one in kept if below and key_of(one).startswith(below)]
@@ -101,7 +101,7 @@ def hydra_on_conf() -> Iterator[None]:
             yield
 
 
-def _nodes(group: str) -> list[str]:
+def nodes_of(group: str) -> list[str]:
     """Where the options of a group put their keys."""
     found = (
         re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))

@@ -78,9 +78,8 @@ def head_loss(
     n_chunks = max(1, -(-n_tokens // at_most))
     size = max(1, -(-n_tokens // n_chunks))
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
-        return HeadLoss(
-            *_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, dtype, size, label_smoothing, z_loss)
-        )
+        settings = _Settings(dtype, size, label_smoothing, z_loss)
+        return HeadLoss(*_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, settings))
     weight = weight_VD.to(dtype)
     parts = torch.zeros(3, device=hidden_ND.device)
     for hidden, targets in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
@@ -94,22 +93,22 @@ def head_loss(
     return HeadLoss(parts.sum(), *parts.unbind())
 
 
+class _Settings(NamedTuple):
+    """In which format the products are, how many tokens a chunk has, and what regularises."""
+
+    dtype: torch.dtype
+    size: int
+    smoothing: float
+    z_loss: float
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        dtype: torch.dtype,
-        size: int,
-        smoothing: float,
-        z_loss: float,
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, settings: _Settings
     ) -> tuple[Tensor, ...]:
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            parts, ctx.dhidden, ctx.dweight = _value_and_gradients(
-                hidden_ND, weight_VD, targets_N, dtype, size, smoothing, z_loss
-            )
+            parts, ctx.dhidden, ctx.dweight = _value_and_gradients(hidden_ND, weight_VD, targets_N, settings)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(*parts)
         return sum(parts[1:], parts[0].clone()), *parts
@@ -122,19 +121,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_dtype, weight_dtype = ctx.dtypes
         dhidden, dweight = ctx.dhidden.mul_(grad).to(hidden_dtype), ctx.dweight.mul_(grad).to(weight_dtype)
         ctx.dhidden = ctx.dweight = None
-        return dhidden, dweight, None, None, None, None, None
+        return dhidden, dweight, None, None
 
 
 def _value_and_gradients(
-    hidden_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    dtype: torch.dtype,
-    size: int,
-    smoothing: float,
-    z_loss: float,
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, settings: _Settings
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
     """The parts of the loss and its derivatives: of the hidden states in ``dtype``, of the weight in fp32."""
+    dtype, size, smoothing, z_loss = settings
     counted = targets_N != IGNORE
     targets_N1 = targets_N.where(counted, 0)[:, None]
     # Tokens that are not counted have a hidden state of zero, so they add nothing to the weight's gradient.
