@@ -40,6 +40,13 @@ RULES = (
         keys=("dataloader.prefetch_factor", "dataloader.persistent_workers"),
     ),
     Off(by="ema.enabled", when=off, keys=("ema.decay", "ema.update_every", "ema.start_step")),
+    Off(by="curriculum.enabled", when=off, keys=("curriculum.start_seq_len", "curriculum.steps")),
+    Off(
+        by="trainer.compile.enabled",
+        when=off,
+        keys=tuple(f"trainer.compile.{key}" for key in ("backend", "mode", "fullgraph", "dynamic", "fallback")),
+    ),
+    Off(by="trainer.profile.steps", when=zero, keys=("trainer.profile.memory",)),
     Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens")),
     Off(by="trainer.eval_every", when=zero, keys=("trainer.eval_tokens", "trainer.eval_train_tokens")),
     Off(

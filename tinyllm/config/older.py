@@ -13,23 +13,35 @@ ADDED = (
     "loss.label_smoothing",
     "loss.z_loss",
     "ema",
+    "trainer.compile",
+    "trainer.profile",
+    "curriculum",
+    "checkpoint.asynchronous",
+    "distributed",
 )
-"""What the first checkpoints did not know: mixtures, windows, layers that differ, an average, recompute."""
+"""What earlier checkpoints do not know."""
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:
-    """A configuration that the first version saved, with what was added since at the values that change nothing.
+    """A configuration that an earlier version saved, with what was added since at the values that change nothing.
 
-    Later ones, and those of a model class of one's own, come back as they are.
+    Today's come back as they are, and so does the model of a class of one's own.
     """
-    if "layers" in cfg.model:
+    missing = [key for key in ADDED if not _has(cfg, key)]
+    if not missing:
         return cfg
     today = compose()
-    if cfg.model.get("_target_") != today.model._target_:
-        return cfg
+    ours = cfg.model.get("_target_") == today.model._target_
     filled = OmegaConf.create(OmegaConf.to_container(cfg))
     assert isinstance(filled, DictConfig)
     with open_dict(filled):
-        for key in ADDED:
-            OmegaConf.update(filled, key, OmegaConf.select(today, key), force_add=True)
+        for key in missing:
+            if ours or not key.startswith("model."):
+                OmegaConf.update(filled, key, OmegaConf.select(today, key), force_add=True)
     return filled
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    node, _, name = key.rpartition(".")
+    parent = OmegaConf.select(cfg, node) if node else cfg
+    return parent is not None and name in parent

@@ -45,6 +45,22 @@ class NonfiniteConfig:
 
 
 @dataclass
+class CompileConfig:
+    enabled: bool = key()
+    backend: str = key(filled=True)
+    mode: str = key(choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
+    fullgraph: bool = key()
+    dynamic: bool | None = key()
+    fallback: bool = key()
+
+
+@dataclass
+class ProfileConfig:
+    steps: int = key(at_least=0)
+    memory: bool = key()
+
+
+@dataclass
 class TrainerConfig:
     max_steps: int | None = key(at_least=1)
     max_tokens: int | None = key(at_least=1)
@@ -59,6 +75,7 @@ class TrainerConfig:
     precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
     deterministic: Any = key(choices=("auto", True, False))
+    compile: CompileConfig = field(default_factory=CompileConfig)
     activation_checkpointing: Any = key(at_least=1, choices=(False, True))
     log_every: int = key(at_least=0)
     eval_every: int = key(at_least=0)
@@ -69,6 +86,7 @@ class TrainerConfig:
     sample_prompt: str = key()
     sample_tokens: int = key(at_least=1)
     nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
 
 @dataclass
@@ -87,6 +105,13 @@ class EmaConfig:
 
 
 @dataclass
+class CurriculumConfig:
+    enabled: bool = key()
+    start_seq_len: int | None = key(at_least=1)
+    steps: int | None = key(at_least=1)
+
+
+@dataclass
 class DataloaderConfig:
     workers: int = key(at_least=0)
     prefetch_factor: int = key(at_least=1)
@@ -97,6 +122,14 @@ class DataloaderConfig:
 @dataclass
 class CheckpointConfig:
     keep: int = key(at_least=2)
+    asynchronous: Any = key(choices=("auto", True, False))
+
+
+@dataclass
+class DistributedConfig:
+    backend: str = key(choices=("auto", "gloo", "nccl"))
+    timeout_s: float = key(above=0)
+    find_unused_parameters: Any = key(choices=("auto", True, False))
 
 
 @dataclass
@@ -111,8 +144,10 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     model: Any = MISSING
     tokenizer: Any = MISSING
     dataset: Any = MISSING
