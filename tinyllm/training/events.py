@@ -1,8 +1,9 @@
 """What a run tells whoever shows or records it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class RunInfo:
     """Estimate: weights, gradients, optimizer state and activations."""
     optimizer_groups: list[OptimizerGroup] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration as plain containers; it stands in ``config.yaml`` and not in ``run.json``."""
 
     @property
     def planned_tokens(self) -> int:
@@ -75,6 +78,9 @@ class Outcome:
 class Callback:
     """Hooks of a run; each does nothing unless overridden. They see the run, they never change it."""
 
+    report: Callable[[str], None] = staticmethod(lambda text: None)
+    """Takes a sentence for the person; a :class:`Broadcast` connects it with its ``on_message``."""
+
     def on_start(self, info: RunInfo) -> None:
         """Before the first step."""
 
@@ -87,6 +93,9 @@ class Callback:
     def on_sample(self, step: int, text: str) -> None:
         """After a sample was drawn."""
 
+    def on_record(self, record: dict[str, float]) -> None:
+        """After a line of ``metrics.jsonl`` was written: step, tokens, flops, seconds and the metrics of the step."""
+
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
         """After a checkpoint is durable; ``reason`` is periodic, best, last or the name of a signal."""
 
@@ -96,12 +105,21 @@ class Callback:
     def on_end(self, outcome: Outcome) -> None:
         """After the last step, the last checkpoint and the last evaluation, also after an interruption or error."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a later start needs to go on here: plain values under a name of its own, saved in checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take what :meth:`state_dict` gave, before ``on_start``; other loggers' values are in it too."""
+
 
 class Broadcast(Callback):
     """Passes every event on to several callbacks, in their order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
+        for one in self.callbacks:
+            one.report = self.on_message
 
     def on_start(self, info: RunInfo) -> None:
         for one in self.callbacks:
@@ -119,6 +137,10 @@ class Broadcast(Callback):
         for one in self.callbacks:
             one.on_sample(step, text)
 
+    def on_record(self, record: dict[str, float]) -> None:
+        for one in self.callbacks:
+            one.on_record(dict(record))
+
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
         for one in self.callbacks:
             one.on_checkpoint(step, path, reason)
@@ -130,3 +152,10 @@ class Broadcast(Callback):
     def on_end(self, outcome: Outcome) -> None:
         for one in self.callbacks:
             one.on_end(outcome)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for one in self.callbacks for name, value in one.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for one in self.callbacks:
+            one.load_state_dict(state)
