@@ -1,8 +1,5 @@
 """Training runs small enough for a test, through the real entry point."""
 
-import contextlib
-import hashlib
-import json
 import os
 import random
 import subprocess
@@ -11,9 +8,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
-
 import tinyllm.train
+from tinyllm.training import compare_states
 from tinyllm.training.checkpoint import find
 
 SMALL = (
@@ -49,7 +45,6 @@ WORDS = [
     "had",
     "by",
 ]
-NOT_REPEATABLE = ("speed/", "memory/", "seconds")
 
 
 def write_corpus(path: Path, *, n_words: int = 1500, seed: int = 0) -> Path:
@@ -77,37 +72,14 @@ def train_elsewhere(*overrides: str, **keywords: Any) -> subprocess.Popen[str]:
 
 def digest(run: Path, *, prefer: str = "last") -> str:
     """sha256 over every tensor and counter of a run's checkpoint; wall clock excluded."""
-    checkpoint = find(run, prefer=prefer)
-    state = {key: value for key, value in checkpoint.state().items() if key != "seconds"}
-    total = hashlib.sha256()
-    _feed(total, checkpoint.weights())
-    _feed(total, state)
-    return total.hexdigest()
-
-
-def _feed(total: Any, value: Any) -> None:
-    if isinstance(value, dict):
-        for key in sorted(value, key=str):
-            total.update(str(key).encode())
-            _feed(total, value[key])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            _feed(total, one)
-    elif isinstance(value, torch.Tensor):
-        total.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        total.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    else:
-        total.update(repr(value).encode())
+    return compare_states.digest(compare_states.contents(find(run, prefer=prefer)))
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(NOT_REPEATABLE)} for line in lines]
+    return compare_states.records(run / "metrics.jsonl")
 
 
 def logged(run: Path, key: str) -> list[Any]:
     """The values of one metric in the order of the steps."""
-    with contextlib.suppress(FileNotFoundError):
-        return [record[key] for record in metrics(run) if key in record]
-    return []
+    return [record[key] for record in metrics(run) if key in record]
