@@ -89,7 +89,8 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
     }
     for name, text in texts.items():
         (run_dir.path / name).write_text(text, encoding="utf-8")
-    run_dir.write_status("running", info=asdict(info), facts=facts, **provenance())
+    shown = {name: value for name, value in asdict(info).items() if name != "config"}
+    run_dir.write_status("running", info=shown, facts=facts, **provenance())
     log = MetricsLog(run_dir.metrics, step=state.step)
     stack.callback(log.close)
     config_dir = planned.invocation.config_dir
@@ -245,4 +246,5 @@ def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: f
         memory_bytes=state_bytes + activations,
         optimizer_groups=groups,
         notes=planned.notes + ([] if cfg.trainer.eval_every else ["no evaluation: trainer.eval_every=0"]),
+        config=plain(cfg),
     )

@@ -102,7 +102,8 @@ class Trainer:
                 state.seconds = watch.seconds
                 if record:
                     last_metrics |= record
-                    self.log.write(self.axes() | record)
+                    self.log.write(line := self.axes() | record)
+                    self.events.on_record(line)
                 why = "best" if best else "last" if ends else reason
                 if why or due(every.checkpoint_every, state.step):
                     self.log.sync()
