@@ -51,6 +51,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     from tinyllm.training import checkpoint as checkpoints
     from tinyllm.training.files import write_json
     from tinyllm.training.run_dir import CHECKPOINTS, RUN_JSON, provenance
+    from tinyllm.training.saver import Saver
 
     target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
     final = target.absolute() / checkpoints.TOKENIZER
@@ -73,16 +74,10 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
         (folder / CHECKPOINTS).mkdir()
-        checkpoints.save(
-            folder / CHECKPOINTS,
-            step=0,
-            weights=weights,
-            state={},
-            texts=texts,
-            facts={"data": saved.data, "imported": imported, "world_size": 1, **provenance()},
-        )
-        for hint in ("best", "last"):
-            checkpoints.set_hint(folder / CHECKPOINTS, hint, 0)
+        known = {"data": saved.data, "imported": imported, "world_size": 1, **provenance()}
+        saver = Saver(folder / CHECKPOINTS, texts=texts, facts=known, keep=1, asynchronous=False)
+        saver.begin(step=0, weights=weights, state={}, best=True)
+        saver.commit()
         write_json(folder / RUN_JSON, {"status": "imported", "imported": imported, **provenance()})
     return facts
 

@@ -19,6 +19,7 @@ import tinyllm
 from tests.training.runs import SMALL, digest, train
 from tinyllm.errors import UserError
 from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training.saver import Saver
 
 TEXTS = {"config.yaml": "a: 1\n", "overrides.yaml": "[]\n", "tokenizer.json": "{}\n"}
 
@@ -26,7 +27,9 @@ TEXTS = {"config.yaml": "a: 1\n", "overrides.yaml": "[]\n", "tokenizer.json": "{
 def save(directory: Path, step: int, value: float = 0.0, size: int = 64) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     weights = {"w": torch.full((size,), value)}
-    return checkpoints.save(directory, step=step, weights=weights, state={"step": step}, texts=TEXTS, facts={})
+    saver = Saver(directory, texts=TEXTS, facts={}, keep=3, asynchronous=False)
+    saver.begin(step=step, weights=weights, state={"step": step}, best=False)
+    return saver.commit()
 
 
 def flip(path: Path) -> None:
@@ -138,7 +141,6 @@ while True:
     step += 1
     save(directory, step, float(step), size=1_000_000)
     print("saved", flush=True)
-    checkpoint.prune(directory, keep=2, current=step)
 """
     newest = 0
     for attempt in range(12):
@@ -172,7 +174,7 @@ def test_a_full_disk_is_one_line_and_the_checkpoint_before_it_stays(tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert checkpoints.find(tmp_path, tell=lambda text: pytest.fail(text)).step == 1
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-000001", "last"}
 
 
 class Hostile:

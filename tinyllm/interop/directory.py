@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,9 +16,9 @@ from tinyllm.errors import UserError
 from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family
 from tinyllm.training.files import translated
+from tinyllm.training.tensors import MODEL, Tensors
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """Dtypes of weights, as config.json names them."""
 READABLE = {"F32", "BF16", "F16"}
@@ -76,7 +75,7 @@ class Directory:
         Raises:
             UserError: a tensor is missing, has another shape or is of no use, or a file is damaged.
         """
-        files = Tensors(self.path)
+        files = Files(self.path)
         table = self.family.weights(self.arch, self.config)
         assert {one.ours for one in table} == wanted.keys()
         names = {one.ours: [files.resolve(name) for name in one.theirs] for one in table}
@@ -85,7 +84,7 @@ class Directory:
             for name, shape in zip(names[one.ours], shapes, strict=True):
                 files.check(name, shape)
         used = {name for several in names.values() for name in several}
-        unused = [name for name in files.names if name not in used and not self.family.ignored(name, self.config)]
+        unused = [name for name in files.names() if name not in used and not self.family.ignored(name, self.config)]
         found = {one.ours: one.layout.join([files.read(name) for name in names[one.ours]]) for one in table}
         for name in unused:
             if name == "lm_head.weight" and torch.equal(files.read(name), found["embedding.weight"]):
@@ -95,41 +94,22 @@ class Directory:
         return found
 
 
-class Tensors:
-    """The tensors of a directory by name, in one file or several with an index.
+class Files(Tensors):
+    """The tensors of a directory of transformers.
 
     Raises:
-        UserError: there is no such file, or one is damaged.
+        UserError: a file is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file_of: dict[str, Path] = {}
-        self._open: dict[Path, Any] = {}
-        if (path / INDEX).is_file():
-            listed = read_json(path / INDEX).get("weight_map", {})
-            files = [path / name for name in dict.fromkeys(listed.values())]
-        else:
-            files = [path / MODEL]
-        for file in files:
-            if file.parent != path:
-                raise UserError("damaged index", file=path / INDEX, hint=f"{file} is not in this directory")
-            if not file.is_file():
-                others = sorted(one.name for one in path.glob("*.bin"))
-                hint = "the file is missing"
-                if others:
-                    hint += f"; {others[0]} is not read: save_pretrained of transformers 5 writes safetensors"
-                raise UserError("no weights", file=file, hint=hint)
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise UserError("damaged weights", file=file, hint=str(error)) from error
-            self.file_of |= dict.fromkeys(self._open[file].keys(), file)
-
-    @property
-    def names(self) -> list[str]:
-        """All of them."""
-        return list(self.file_of)
+        try:
+            super().__init__(path)
+        except UserError as error:
+            others = sorted(one.name for one in path.glob("*.bin"))
+            if error.what != "no weights" or not others:
+                raise
+            hint = f"{error.hint}; {others[0]} is not read: save_pretrained of transformers 5 writes safetensors"
+            raise UserError(error.what, file=error.file, hint=hint) from error
 
     def resolve(self, name: str) -> str:
         """The name under which a tensor is there.
@@ -145,19 +125,13 @@ class Tensors:
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse a tensor of another shape, or of a dtype that has no values of its own."""
-        part = self._open[self.file_of[name]].get_slice(name)
-        there = tuple(part.get_shape())
+        there, dtype = self.shape(name), self.part(name).get_dtype()
         if there != shape:
             hint = f"{name} is {there} there, config.json asks for {shape}"
             raise UserError("the weights are not of this architecture", file=self.file_of[name], hint=hint)
-        if part.get_dtype() not in READABLE:
-            hint = f"{name} is {part.get_dtype()}; read are {', '.join(sorted(READABLE))}"
+        if dtype not in READABLE:
+            hint = f"{name} is {dtype}; read are {', '.join(sorted(READABLE))}"
             raise UserError("quantized weights", file=self.file_of[name], hint=hint)
-
-    def read(self, name: str) -> Tensor:
-        """One tensor."""
-        tensor: Tensor = self._open[self.file_of[name]].get_tensor(name)
-        return tensor
 
 
 def check_out(out: str | Path | None, *, command: str) -> Path:

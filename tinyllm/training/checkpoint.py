@@ -2,29 +2,35 @@
 
 A checkpoint is built under a temporary name, every file flushed, ``manifest.json`` with the sha256 of each file
 written last, and the directory renamed once. ``best`` and ``last`` beside the checkpoints are hints that name one.
+
+Here they are found, verified and read; :mod:`tinyllm.training.saver` writes them. A checkpoint of several writers has a
+numbered file of weights and one of state from each, and Hugging Face's index of the weights. Every tensor is whole in
+one of the files, so the number of processes that read them is free.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from tinyllm.data.atomic import sync
 from tinyllm.errors import UserError
-from tinyllm.training.files import sha256, translated, write_atomic, write_json
+from tinyllm.training.faults import fault
+from tinyllm.training.files import sha256, write_atomic
+from tinyllm.training.tensors import INDEX, MODEL, Tensors, weight_map
 
 FORMAT = 1
-MODEL, STATE, CONFIG, OVERRIDES = "model.safetensors", "state.pt", "config.yaml", "overrides.yaml"
+STATE, CONFIG, OVERRIDES = "state.pt", "config.yaml", "overrides.yaml"
 TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
+BY_NAME = ("optimizer", "average")
+"""Entries of the state to which each writer contributes, by the names of its parameters."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -41,29 +47,60 @@ class Checkpoint:
         """The run it belongs to."""
         return self.path.parent.parent
 
+    @property
+    def writers(self) -> int:
+        """How many processes wrote weights and state."""
+        return int(self.manifest.get("writers", 1))
+
+    def tensors(self) -> Tensors:
+        """The model's tensors by clean name, none of them read yet.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+        return Tensors(self.path)
+
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors by clean name, on the CPU.
 
         Raises:
-            UserError: the file cannot be read.
+            UserError: a file cannot be read.
         """
-        try:
-            return load_file(self.path / MODEL)
-        except SafetensorError as error:
-            raise UserError("checkpoint damaged", file=self.path / MODEL, hint=str(error)) from error
+        tensors = self.tensors()
+        return {name: tensors.read(name) for name in tensors.names()}
 
     def state(self) -> dict[str, Any]:
         """Everything besides the weights that a resume needs: plain containers and tensors, on the CPU.
 
+        With several writers the tensors are read from the files when they are used: keep copies, not them.
+
         Raises:
-            UserError: the file holds anything else; nothing of it was executed.
+            UserError: a file holds anything else; nothing of it was executed.
         """
-        file = self.path / STATE
+        parts = [self._part_of_state(numbered(STATE, one, self.writers)) for one in range(self.writers)]
+        return parts[0] | {key: united([part.get(key, {}) for part in parts]) for key in BY_NAME if key in parts[0]}
+
+    def _part_of_state(self, name: str) -> dict[str, Any]:
+        file = self.path / name
         try:
-            state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            part: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=self.writers > 1)
         except Exception as error:  # torch raises whatever the damage leads to
             raise UserError("unreadable state", file=file, hint=str(error).split(". ")[0]) from error
-        return state
+        return part
+
+
+def united(parts: Sequence[Any]) -> Any:
+    """Dictionaries with the entries of all, those in them too; of anything else the first."""
+    if not isinstance(parts[0], dict):
+        return parts[0]
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: united([part[name] for part in parts if name in part]) for name in names}
+
+
+def numbered(name: str, writer: int, writers: int) -> str:
+    """File name of one writer's part: as it is for the only one, ``model-00001-of-00004.safetensors`` for several."""
+    stem, _, ending = name.partition(".")
+    return name if writers == 1 else f"{stem}-{writer + 1:05d}-of-{writers:05d}.{ending}"
 
 
 def name_of(step: int) -> str:
@@ -88,45 +125,12 @@ def save(
     texts: Mapping[str, str],
     facts: Mapping[str, Any],
 ) -> Path:
-    """Write the checkpoint of ``step`` below ``directory``; when this returns it is durable.
+    """For the session until it has a Saver."""
+    from tinyllm.training.saver import Saver
 
-    Args:
-        weights: tensors by name; a tied tensor once.
-        state: plain containers and tensors (loadable with ``weights_only=True``).
-        texts: further files by name, e.g. the configuration.
-        facts: go into the manifest beside the checksums.
-
-    Raises:
-        UserError: the disk is full or cannot be written; checkpoints before it are untouched.
-    """
-    target = directory / name_of(step)
-    temporary = directory / f".tmp-{os.getpid()}-{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with translated(target):
-            temporary.mkdir()
-            save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, temporary / MODEL)
-            torch.save(dict(state), temporary / STATE)
-            for name, text in texts.items():
-                (temporary / name).write_text(text, encoding="utf-8")
-            files = sorted(path for path in temporary.iterdir())
-            for path in files:
-                sync(path)
-            listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-            manifest = {"format": FORMAT, "step": step, **facts, "files": listed}
-            write_json(temporary / MANIFEST, manifest)
-            sync(temporary)
-            if target.exists():  # the same step again, after a resume from an older one
-                doomed = directory / f".tmp-{os.getpid()}-old-{target.name}"
-                os.replace(target, doomed)
-                os.replace(temporary, target)
-                shutil.rmtree(doomed, ignore_errors=True)
-            else:
-                os.replace(temporary, target)
-            sync(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    saver = Saver(directory, texts=texts, facts=facts, keep=10**9, asynchronous=False)
+    saver.begin(step=step, weights=weights, state=state, best=False)
+    return saver.commit()
 
 
 def set_hint(directory: Path, hint: str, step: int) -> None:
@@ -163,7 +167,16 @@ def prune(directory: Path, *, keep: int, current: int) -> None:
     kept = {directory / name_of(step) for step in [one for one in steps if one <= current][-keep:]}
     for path in steps.values():
         if path not in kept and path != best:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Take a checkpoint's name away, then its files, so that none is ever there in part."""
+    doomed = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
+    with contextlib.suppress(OSError):
+        os.replace(path, doomed)
+        fault("save:mid_prune")
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def verify(path: Path) -> Checkpoint:
@@ -176,7 +189,7 @@ def verify(path: Path) -> Checkpoint:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         listed = manifest["files"]
-        step = int(manifest["step"])
+        step, writers = int(manifest["step"]), int(manifest.get("writers", 1))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "not a whole checkpoint", file=file, hint=f"manifest missing or damaged ({type(error).__name__})"
@@ -185,7 +198,7 @@ def verify(path: Path) -> Checkpoint:
         raise UserError(
             "unknown checkpoint format", file=file, hint=f"format {manifest.get('format')}; this version reads {FORMAT}"
         )
-    for name in (MODEL, STATE, CONFIG, OVERRIDES):
+    for name in _required(writers):
         if name not in listed:
             raise UserError("not a whole checkpoint", file=path / name, hint="the manifest does not list it")
     for name, facts in listed.items():
@@ -197,7 +210,19 @@ def verify(path: Path) -> Checkpoint:
             raise UserError("checkpoint damaged", file=member, hint=hint)
         if sha256(member) != facts["sha256"]:
             raise UserError("checkpoint damaged", file=member, hint="its content does not match the manifest's sha256")
+    if writers > 1 and (strange := set(weight_map(path / INDEX).values()) - listed.keys()):
+        raise UserError("damaged index", file=path / INDEX, hint=f"the manifest does not list {min(strange)}")
     return Checkpoint(path=path, step=step, manifest=manifest)
+
+
+def _required(writers: int) -> Iterator[str]:
+    """The files without which a checkpoint is of no use."""
+    for writer in range(writers):
+        yield numbered(MODEL, writer, writers)
+        yield numbered(STATE, writer, writers)
+    if writers > 1:
+        yield INDEX
+    yield from (CONFIG, OVERRIDES)
 
 
 def find(
@@ -246,19 +271,17 @@ def find(
     raise UserError("no whole checkpoint", key=key, value=where, hint="; ".join(reasons))
 
 
-def check_fits(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
+def check_fits(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Compare the names and shapes of a checkpoint's weights with the model's, without reading the weights.
 
     Raises:
         UserError: they differ; the line names the first that does.
     """
-    file = checkpoint.path / MODEL
-    with safe_open(file, framework="pt") as weights:
-        saved = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    check_shapes(saved, model, file=file)
+    tensors = checkpoint.tensors()
+    check_shapes({name: tensors.shape(name) for name in tensors.names()}, model, file=checkpoint.path / MODEL)
 
 
-def check_shapes(saved: Mapping[str, tuple[int, ...]], model: torch.nn.Module, *, file: Path) -> None:
+def check_shapes(saved: Mapping[str, tuple[int, ...]], model: nn.Module, *, file: Path) -> None:
     """Compare names and shapes of tensors with those of a model.
 
     Raises:
@@ -271,14 +294,24 @@ def check_shapes(saved: Mapping[str, tuple[int, ...]], model: torch.nn.Module, *
             raise UserError("the weights are not of this architecture", file=file, hint=hint)
 
 
-def load_weights(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
+@torch.no_grad()
+def load_weights(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    *,
+    rows: Callable[[str, Tensor], slice | None] = lambda name, tensor: None,
+    local: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> None:
     """Load a checkpoint's weights into ``model``, every tensor of both.
 
+    Args:
+        rows: of a tensor's name and the model's tensor: which rows this process has; None: all.
+        local: of the model's tensor: where those rows are.
+
     Raises:
-        UserError: names or shapes differ, or the file cannot be read.
+        UserError: names or shapes differ, or a file cannot be read.
     """
-    try:
-        check_fits(checkpoint, model)
-        model.load_state_dict(checkpoint.weights())
-    except SafetensorError as error:
-        raise UserError("checkpoint damaged", file=checkpoint.path / MODEL, hint=str(error)) from error
+    check_fits(checkpoint, model)
+    tensors = checkpoint.tensors()
+    for name, tensor in model.state_dict().items():
+        local(tensor).copy_(tensors.read(name, rows(name, tensor)))

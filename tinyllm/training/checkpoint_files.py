@@ -1,0 +1,158 @@
+"""The files of a checkpoint on their way to the disk: the part of each writer, then what makes them one checkpoint."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinyllm.data.atomic import sync
+from tinyllm.errors import UserError
+from tinyllm.training.checkpoint import FORMAT, MANIFEST, STATE, numbered, prune, set_hint
+from tinyllm.training.faults import fault
+from tinyllm.training.files import sha256, translated, write_json
+from tinyllm.training.tensors import INDEX, MODEL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one writer has put on the disk.
+
+    Attributes:
+        files: bytes and sha256 by file name.
+        tensors: names of its weights.
+        total_size: bytes of its weights.
+    """
+
+    files: dict[str, dict[str, Any]]
+    tensors: list[str]
+    total_size: int
+
+
+def write_part(
+    folder: Path,
+    *,
+    writer: int,
+    writers: int,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    texts: Mapping[str, str],
+) -> Part:
+    """Write weights, state and texts of one writer; when this returns they are durable."""
+    model, rest = folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)
+    files = [model, rest, *(folder / name for name in texts)]
+    try:
+        fault("save:before_write")
+        folder.mkdir(exist_ok=True)
+        save_file({name: one.detach().contiguous() for name, one in weights.items()}, model, {"format": "pt"})
+        fault("save:mid_write")
+        torch.save(dict(state), rest)
+        model.chmod(rest.stat().st_mode)  # safetensors writes for the owner alone
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        for file in files:
+            sync(file)
+        part = Part(
+            files={file.name: entry(file) for file in files},
+            tensors=list(weights),
+            total_size=sum(one.numel() * one.element_size() for one in weights.values()),
+        )
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise
+    return part
+
+
+def entry(file: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def tell_rank_0(folder: Path, writer: int, outcome: Part | Exception) -> None:
+    """Leave for rank 0 what a writer has written, or why it has not."""
+    if isinstance(outcome, Part):
+        write_json(_note(folder, writer), asdict(outcome))
+        return
+    known = isinstance(outcome, UserError)
+    error = {name: str(getattr(outcome, name)) for name in ("what", "file", "hint")} if known else repr(outcome)
+    with contextlib.suppress(OSError, UserError):  # the disk may be full
+        write_json(_note(folder, writer), {"error": error})
+
+
+def part_of(folder: Path, writer: int) -> Part:
+    """What another writer has written.
+
+    Raises:
+        UserError: it has not, with its reason if it could leave one.
+    """
+    what = f"rank {writer} did not write its part of the checkpoint"
+    try:
+        content = json.loads(_note(folder, writer).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(what, file=folder, hint="see what that rank said") from error
+    if isinstance(error := content.get("error"), dict):
+        raise UserError(f"rank {writer}: {error['what']}", file=error["file"], hint=error["hint"])
+    if error is not None:
+        raise UserError(what, file=folder, hint=error)
+    return Part(**content)
+
+
+def _note(folder: Path, writer: int) -> Path:
+    return folder / f".part-{writer + 1:05d}.json"
+
+
+def publish(
+    folder: Path,
+    target: Path,
+    *,
+    step: int,
+    parts: Sequence[Part],
+    facts: Mapping[str, Any],
+    best: bool,
+    keep: int,
+) -> None:
+    """Make the parts in ``folder`` the checkpoint ``target``: index, manifest, one rename, hints; then remove old ones.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    directory, writers = target.parent, len(parts)
+    with translated(target):
+        files = {name: one for part in parts for name, one in part.files.items()}
+        if writers > 1:
+            _write_index(folder / INDEX, parts)
+            files[INDEX] = entry(folder / INDEX)
+            for writer in range(writers):
+                _note(folder, writer).unlink(missing_ok=True)
+        listed = dict(sorted(files.items()))
+        write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "writers": writers, **facts, "files": listed})
+        fault("save:after_sync")
+        doomed = directory / f"{folder.name}-old"
+        if target.exists():  # the same step again, after a resume from an older one
+            os.replace(target, doomed)
+        os.replace(folder, target)
+        fault("save:after_rename")
+        sync(directory)
+        if best:
+            set_hint(directory, "best", step)
+        fault("save:between_hints")
+        set_hint(directory, "last", step)
+    shutil.rmtree(doomed, ignore_errors=True)
+    prune(directory, keep=keep, current=step)
+
+
+def _write_index(index: Path, parts: Sequence[Part]) -> None:
+    """Hugging Face's index: the file of each tensor."""
+    where = {name: numbered(MODEL, writer, len(parts)) for writer, part in enumerate(parts) for name in part.tensors}
+    if len(where) != sum(len(part.tensors) for part in parts):
+        raise RuntimeError("a tensor was handed over by two ranks")
+    total_size = sum(part.total_size for part in parts)
+    write_json(index, {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(where.items()))})

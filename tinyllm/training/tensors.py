@@ -1,0 +1,71 @@
+"""Tensors by name out of safetensors files: one file, or several with Hugging Face's index."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tinyllm.errors import UserError
+
+MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Tensors:
+    """The tensors of a directory. Nothing but names and shapes is read before it is asked for.
+
+    Attributes:
+        file_of: where each tensor is.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file_of: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        names = dict.fromkeys(weight_map(path / INDEX).values()) if (path / INDEX).is_file() else (MODEL,)
+        for file in (path / name for name in names):
+            if file.parent != path:
+                raise UserError("damaged index", file=path / INDEX, hint=f"{file} is not in this directory")
+            if not file.is_file():
+                raise UserError("no weights", file=file, hint="the file is missing")
+            try:
+                self._open[file] = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise UserError("damaged weights", file=file, hint=str(error)) from error
+            self.file_of |= dict.fromkeys(self._open[file].keys(), file)
+
+    def names(self) -> list[str]:
+        """All of them."""
+        return list(self.file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a whole tensor."""
+        return tuple(self.part(name).get_shape())
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """One tensor on the CPU, or some rows of it; the others stay on the disk."""
+        tensor: Tensor = self._open[self.file_of[name]].get_tensor(name) if rows is None else self.part(name)[rows]
+        return tensor
+
+    def part(self, name: str) -> Any:
+        """What safetensors knows of a tensor without reading it."""
+        return self._open[self.file_of[name]].get_slice(name)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file name of each tensor, out of an index.
+
+    Raises:
+        UserError: it cannot be read, or says something else.
+    """
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError("damaged index", file=index, hint=f"{type(error).__name__}: {error}") from error
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UserError("damaged index", file=index, hint="weight_map must say the file of each tensor")
+    return listed
