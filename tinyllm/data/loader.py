@@ -2,7 +2,7 @@
 
 import atexit
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ def train_batches(
     rank: int = 0,
     world_size: int = 1,
     shift: int = 0,
+    length_at: Callable[[int], int] | None = None,
     workers: int = 0,
     prefetch_factor: int = 2,
     persistent_workers: bool = True,
@@ -42,12 +43,14 @@ def train_batches(
     Args:
         shift: added to every sample number; where earlier steps had batches of another size, their samples
             less those that this size would have taken, so that the order goes on where it was.
+        length_at: of a step: how many tokens of each window it reads, the first ones; None: all. Which windows they
+            are does not depend on it.
         workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
         prefetch_factor: batches each worker prepares ahead.
         persistent_workers: keep the workers from epoch to epoch instead of starting new ones.
         pin_memory: return page-locked tensors, for a quick copy to a GPU.
     """
-    micro_batches = _MicroBatches(sampler, batch_size, rank, world_size, shift)
+    micro_batches = _MicroBatches(sampler, batch_size, grad_accum_steps, rank, world_size, shift, length_at)
     numbers = range(start_step * grad_accum_steps, end_step * grad_accum_steps)
     if workers == 0:
         for number in numbers:
@@ -71,16 +74,29 @@ def train_batches(
 class _MicroBatches(Dataset[Batch]):
     """Micro-batch number step·grad_accum_steps + m of one rank."""
 
-    def __init__(self, sampler: Sampler, batch_size: int, rank: int, world_size: int, shift: int) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        grad_accum_steps: int,
+        rank: int,
+        world_size: int,
+        shift: int,
+        length_at: Callable[[int], int] | None,
+    ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
+        self._grad_accum_steps = grad_accum_steps
         self._rank = rank
         self._world_size = world_size
         self._shift = shift
+        self._length_at = length_at
 
     def __getitem__(self, number: int) -> Batch:
         first = self._first_sample(number)
         windows = torch.from_numpy(self._sampler.windows(np.arange(first, first + self._batch_size)))
+        if self._length_at is not None:
+            windows = windows[:, : self._length_at(number // self._grad_accum_steps) + 1]
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
     def by_epoch(self, numbers: range) -> Iterator[range]:

@@ -1,0 +1,117 @@
+"""How long the sequences of every step are: short ones first, so that early steps cost less."""
+
+from dataclasses import dataclass
+
+from tinyllm.errors import UserError
+
+MULTIPLE = 8
+"""Lengths in between are multiples of this, which kernels like and which keeps their number small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Length of the sequences of step s: start + (seq_len − start)·s/steps, rounded down to a multiple of 8, then seq_len.
+
+    A pure function of the step, so nothing of it is saved and nothing can be out of place after a resume.
+    """
+
+    seq_len: int
+    start: int = 0
+    steps: int = 0
+    """The first step of the full length; 0: all have it."""
+
+    def at(self, step: int) -> int:
+        """Tokens of each sequence of a step."""
+        if step >= self.steps:
+            return self.seq_len
+        return _rounded(self.start + (self.seq_len - self.start) * step // self.steps)
+
+    def total(self, n_steps: int) -> int:
+        """Tokens of one sequence of each of the first ``n_steps`` steps, added up."""
+        ramp = min(n_steps, self.steps)
+        tokens = (n_steps - ramp) * self.seq_len
+        for length, first, stop in self._stretches():
+            tokens += length * max(0, min(stop, ramp) - first)
+        return tokens
+
+    def distinct(self, step: int = 0) -> list[int]:
+        """The lengths of the steps from ``step`` on, ascending."""
+        return sorted({length for length, _, stop in self._stretches() if stop > step} | {self.seq_len})
+
+    def _stretches(self) -> list[tuple[int, int, int]]:
+        """Each length of the ramp, its first step and the step behind its last."""
+        stretches, step = [], 0
+        while step < self.steps:
+            length = self.at(step)
+            # length + 8 is reached once (seq_len − start)·s/steps ≥ length + 8 − start
+            rise = (length + MULTIPLE - self.start) * self.steps
+            stop = min(self.steps, -(-rise // (self.seq_len - self.start)))
+            stretches.append((length, step, stop))
+            step = stop
+        return stretches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curriculum:
+    """What ``curriculum.*`` asks for, before the horizon is known.
+
+    Args:
+        enabled: else every sequence is ``seq_len`` long.
+        start_seq_len: length at step 0; None: an eighth of ``seq_len``, at least 8.
+        steps: steps until ``seq_len`` is reached; None: half of the horizon.
+        seq_len: length in the end.
+
+    Raises:
+        UserError: no room for a ramp.
+    """
+
+    enabled: bool
+    start_seq_len: int | None
+    steps: int | None
+    seq_len: int
+
+    def __post_init__(self) -> None:
+        if not self.enabled:
+            return
+        if self.seq_len <= MULTIPLE:
+            raise UserError(
+                "no shorter sequences to begin with",
+                key="curriculum.enabled",
+                value=True,
+                hint=f"trainer.seq_len is {self.seq_len} and has to be above {MULTIPLE}",
+            )
+        if not MULTIPLE <= self._start < self.seq_len:
+            raise UserError(
+                "not a length to begin with",
+                key="curriculum.start_seq_len",
+                value=self.start_seq_len,
+                hint=f"from {MULTIPLE} to {self.seq_len - 1}, below trainer.seq_len",
+            )
+
+    def lengths(self, n_steps: int) -> Lengths:
+        """The lengths over a horizon, which may end before the ramp does."""
+        if not self.enabled:
+            return Lengths(seq_len=self.seq_len)
+        return Lengths(seq_len=self.seq_len, start=self._start, steps=self.steps or n_steps // 2)
+
+    def check(self, n_steps: int) -> None:
+        """Refuse a ramp that the horizon cuts off.
+
+        Raises:
+            UserError: it is longer than the run.
+        """
+        if self.enabled and self.steps is not None and self.steps > n_steps:
+            raise UserError(
+                "longer than the run",
+                key="curriculum.steps",
+                value=self.steps,
+                hint=f"at most the horizon, which is {n_steps} steps",
+            )
+
+    @property
+    def _start(self) -> int:
+        return max(MULTIPLE, _rounded(self.seq_len // 8)) if self.start_seq_len is None else self.start_seq_len
+
+
+def _rounded(length: int) -> int:
+    return length // MULTIPLE * MULTIPLE
