@@ -98,10 +98,11 @@ def part_of(folder: Path, writer: int) -> Part:
         content = json.loads(_note(folder, writer).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(what, file=folder, hint="see what that rank said") from error
-    if isinstance(error := content.get("error"), dict):
-        raise UserError(f"rank {writer}: {error['what']}", file=error["file"], hint=error["hint"])
-    if error is not None:
-        raise UserError(what, file=folder, hint=error)
+    reason = content.get("error")
+    if isinstance(reason, dict):
+        raise UserError(f"rank {writer}: {reason['what']}", file=reason["file"], hint=reason["hint"])
+    if reason is not None:
+        raise UserError(what, file=folder, hint=reason)
     return Part(**content)
 
 

@@ -56,10 +56,9 @@ class Saver:
         self.directory, self.rank, self.writers = directory, rank, writers
         self.token = token or secrets.token_hex(4)
         self.texts, self.facts, self.keep = texts, facts, keep
-        self.asynchronous = asynchronous
+        self.snapshot = Snapshot() if asynchronous else None
         self.target = self._folder = directory
         self._step, self._best = 0, False
-        self._snapshot = Snapshot()
         self._work: _Work | None = None
 
     def begin(self, *, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], best: bool) -> None:
@@ -80,13 +79,13 @@ class Saver:
         self.wait()
         if self._work is not None:
             raise RuntimeError("the save before this one was not committed")
-        if self.asynchronous:
-            weights, state = self._snapshot.take((dict(weights), dict(state)))
+        if self.snapshot is not None:
+            weights, state = self.snapshot.take((dict(weights), dict(state)))
         self.target = self.directory / name_of(step)
         self._folder = self.directory / f".tmp-{step}-{self.token}"
         self._step, self._best = step, best
         self._work = _Work(lambda: self._write(weights, state))
-        if self.asynchronous:
+        if self.snapshot is not None:
             self._work.start()
         else:
             self._work.run()
