@@ -37,6 +37,11 @@ _EXAMPLES = {
             "dataset=text dataset.path=my.txt tokenizer=bpe tokenizer.vocab_size=8000",
         ),
     ],
+    "verify_resume": [
+        ("the default model, killed once", ""),
+        ("five times, two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
+        ("your composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
+    ],
     "describe": [
         ("the default model", ""),
         ("a model that does not fit here", "model=xlarge attn=gqa"),

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Iterable
 
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString, ValueType
+from omegaconf import OmegaConf
 
 LITERAL_KEYS = frozenset(
     {
@@ -30,6 +32,17 @@ def quote(text: str) -> str:
     # OmegaConf reads \${ as a literal ${ and, only just before a ${, two backslashes as one.
     kept = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return QuotedString(kept, Quote.double).with_quotes()
+
+
+def unquoted(overrides: Iterable[str]) -> list[str]:
+    """Overrides in Hydra's grammar as a command line of ours takes them: what :func:`quote_literals` did, undone."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [
+        f"{one.key_or_group}={OmegaConf.create({'text': one.value()}).text}"
+        if one.key_or_group in LITERAL_KEYS and one.value_type is ValueType.ELEMENT and isinstance(one.value(), str)
+        else str(one.input_line)
+        for one in parsed
+    ]
 
 
 def quote_literals(argv: Iterable[str]) -> list[str]:

@@ -165,6 +165,15 @@ class DescribeConfig(TrainConfig):
 
 
 @dataclass
+class VerifyResumeConfig(TrainConfig):
+    """Root of ``conf/verify_resume.yaml``."""
+
+    kills: int = key(at_least=0)
+    kill_seed: int = key(at_least=0)
+    out: str | None = key(filled=True)
+
+
+@dataclass
 class PrepareConfig:
     """Root of ``conf/prepare.yaml``."""
 
@@ -240,6 +249,7 @@ class ImportConfig:
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "describe": DescribeConfig,
+    "verify_resume": VerifyResumeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,
