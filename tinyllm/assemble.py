@@ -1,5 +1,6 @@
 """From a composed configuration to the objects it describes; shared by the programs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -25,10 +26,21 @@ def plain(node: Any) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()}
 
 
-def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.device, allow: frozenset[str]) -> Any:
+def build_model(
+    cfg: DictConfig,
+    *,
+    vocab_size: int,
+    seed: int,
+    device: torch.device,
+    allow: frozenset[str],
+    place: Callable[[Any], Any] | None = None,
+) -> Any:
     """The model of a configuration with its initial weights; on ``meta`` without any.
 
     The weights come from the run's seed alone: the global random stream is left where it was.
+
+    Args:
+        place: gives a model that was built on ``meta`` memory and weights; None: it is built with them.
 
     Raises:
         UserError: sizes that do not fit together, or ``model.vocab_size`` below the tokenizer's.
@@ -43,10 +55,11 @@ def build_model(cfg: DictConfig, *, vocab_size: int, seed: int, device: torch.de
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
-        with torch.device("meta" if device.type == "meta" else "cpu"):
+        with torch.device("meta" if place or device.type == "meta" else "cpu"):
             model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
+        model = place(model) if place else model.to(device)
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
-    return model.to(device)
+    return model
 
 
 def build_optimizer(

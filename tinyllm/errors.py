@@ -1,4 +1,4 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exceptions that are meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -20,6 +20,10 @@ class UserError(Exception):
         where += [str(file)] if file is not None else []
         place = f" ({', '.join(where)})" if where else ""
         super().__init__(one_line(f"{what}{place}{': ' + hint if hint else ''}"))
+
+
+class RankError(UserError):
+    """What ended one rank of several, told at once and by that rank; other errors are told by rank 0 alone."""
 
 
 def one_line(text: str) -> str:

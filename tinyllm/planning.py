@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tinyllm.assemble import (
@@ -16,6 +16,7 @@ from tinyllm.assemble import (
     build_schedule,
     open_corpus,
     open_data,
+    plain,
 )
 from tinyllm.config.build import build
 from tinyllm.config.cli import Invocation
@@ -27,8 +28,9 @@ from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.schedules import Schedule
 from tinyllm.resume import Resumption, reconcile
 from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.hardware import pick_device
-from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps
+from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps, regroup
 from tinyllm.training.run_dir import auto_path, check_new
 from tinyllm.training.seeds import stream
 
@@ -53,6 +55,7 @@ class Planned:
     data: TokenData
     sampler: Sampler
     max_steps: int
+    lengths: Lengths
     schedule: Schedule
     path: Path
     is_new: bool
@@ -73,22 +76,30 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     notes = [*resumption.notes, *reconcile(cfg, resumption.checkpoint, named=resumption.named)] if resumption else []
     allow = invocation.allow
     strategy = build(cfg.strategy, path="strategy", allow=allow)
-    device = pick_device(cfg.trainer.device)
+    device = strategy.device(pick_device(cfg.trainer.device))
+    named = sorted(key for key in invocation.typed if key.startswith("distributed."))
+    if named and strategy.world_size == 1:
+        hint = "it is about several ranks, and there is one; leave it out"
+        raise UserError("the key has no effect here", key=named[0], value=OmegaConf.select(cfg, named[0]), hint=hint)
+    if resumption:
+        notes += _regroup(cfg, resumption, strategy.world_size)
     asked = {name: cfg.trainer[name] for name in BATCH}
     batch = plan_batch(**asked, max_seq_len=cfg.model.max_seq_len, world_size=strategy.world_size)
     horizon = {name: cfg.trainer[name] for name in HORIZON}
     check_horizon(**horizon)
+    curriculum = Curriculum(**plain(cfg.curriculum), seq_len=batch.seq_len)
+    count_steps = partial(plan_steps, batch, **horizon, curriculum=curriculum)
     sketch = partial(build_model, cfg, seed=0, device=torch.device("meta"), allow=allow)
-    build_optimizer(cfg, sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB), allow=allow)
+    strategy.check(build_optimizer(cfg, sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB), allow=allow)[0])
     if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
-        build_schedule(cfg, n_steps=plan_steps(batch, **horizon, epoch_tokens=0), allow=allow)
+        build_schedule(cfg, n_steps=count_steps(epoch_tokens=0), allow=allow)
     pin_memory = _pinned(cfg, device)
     source = None
     if cfg.init_from is not None and not resumption:
         source = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
     corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     path, is_new = _place(cfg, invocation, resumption)
-    if is_new:
+    if is_new and strategy.rank == 0:
         check_new(path)
     data = open_data(corpus, tokenizer_trainer)
     prompt_ids(data.tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
@@ -96,7 +107,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     if source is not None:
         _check_source(source, data, model, asked=cfg.init_from)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
-    max_steps = plan_steps(batch, **horizon, epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
+    max_steps = count_steps(epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
     schedule = build_schedule(cfg, n_steps=max_steps, allow=allow)
     precision = cfg.trainer.precision
     if precision == "auto":
@@ -126,11 +137,34 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         data=data,
         sampler=sampler,
         max_steps=max_steps,
+        lengths=curriculum.lengths(max_steps),
         schedule=schedule,
         path=path,
         is_new=is_new,
         notes=notes + list(data.notes),
     )
+
+
+def _regroup(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[str]:
+    """Keep the run's batch on another number of ranks, unless this command line asks for another batch.
+
+    Raises:
+        UserError: its sequences cannot be dealt out to so many.
+    """
+    was = resumption.checkpoint.manifest.get("world_size", 1)
+    if was == world_size or any(f"trainer.{name}" in resumption.named for name in BATCH):
+        return []
+    seq_len = cfg.trainer.seq_len or cfg.model.max_seq_len
+    asked = {name: cfg.trainer[name] for name in BATCH}
+    before = plan_batch(**asked | {"seq_len": seq_len}, max_seq_len=cfg.model.max_seq_len, world_size=was)
+    batch_size, steps = regroup(before, world_size)
+    cfg.trainer.batch_size, cfg.trainer.grad_accum_steps, cfg.trainer.total_batch_tokens = batch_size, steps, None
+    notes = [
+        f"{world_size} rank(s) instead of {was}: {batch_size} sequences each, {steps} micro-step(s), the same batch"
+    ]
+    if cfg.model.dropout or cfg.model.attn_dropout or cfg.model.layerdrop:
+        notes.append("dropout draws from other streams than with the other number of ranks")
+    return notes
 
 
 def _place(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> tuple[Path, bool]:

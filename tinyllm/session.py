@@ -1,23 +1,24 @@
 """One training run, from a checked configuration to its outcome."""
 
+import hashlib
+import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.assemble import (
-    build_model,
-    build_optimizer,
-    plain,
-)
+import tinyllm
+from tinyllm.assemble import build_model, build_optimizer, plain
 from tinyllm.config.build import build
 from tinyllm.config.cli import Invocation
 from tinyllm.data.loader import train_batches
+from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
@@ -29,12 +30,14 @@ from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.allocator import keep_freed_memory
 from tinyllm.training.deterministic import deterministic
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup, Outcome, RunInfo
+from tinyllm.training.faults import fault
 from tinyllm.training.hardware import describe_device, peak_flops
 from tinyllm.training.memory import activation_bytes
-from tinyllm.training.metrics import MetricsLog
+from tinyllm.training.metrics import Log, MetricsLog
 from tinyllm.training.objective import AUTOCAST, Objective, autocast
-from tinyllm.training.run_dir import RunDir, provenance
-from tinyllm.training.seeds import stream
+from tinyllm.training.run_dir import FollowedRunDir, RunDir, provenance
+from tinyllm.training.saver import Saver
+from tinyllm.training.seeds import seed_globals, stream
 from tinyllm.training.signals import StopRequest, listening
 from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import MicroBatch, Settings, Trainer
@@ -50,36 +53,114 @@ def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None
     if planned.start_step >= planned.max_steps:
         print(f"nothing to do: {planned.path} is complete at step {planned.start_step} of {planned.max_steps}")
         return 0
+    strategy, ways = planned.strategy, cfg.distributed
     with ExitStack() as stack:
-        run_dir = RunDir(planned.path, new=planned.is_new)
+        stop = stack.enter_context(listening())
+        stack.enter_context(strategy.running(planned.device, backend=ways.backend, timeout_s=ways.timeout_s))
+        agree(planned)
+        run_dir = open_run_dir(planned)
         stack.callback(run_dir.close)
         stack.enter_context(deterministic(cfg.trainer.deterministic, planned.device))
         keep_freed_memory()
-        stop = stack.enter_context(listening())
         try:
-            outcome = execute(planned, run_dir, stop, stack)
+            outcome = execute(planned, run_dir, stop)
         except BaseException as error:
             run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
             raise
         run_dir.write_status(outcome.status, result=asdict(outcome))
-        return stop.exit_code
+        return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0
 
 
-def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitStack) -> Outcome:
-    """Build what the plan needs, train, and tell how it ended."""
+def agree(planned: Planned) -> None:
+    """Refuse to train on ranks that were started differently, or find other data.
+
+    Raises:
+        UserError: a rank differs from rank 0; all ranks raise it.
+    """
+    saved = planned.resumption.checkpoint.path.name if planned.resumption else None
+    settings = OmegaConf.to_yaml(planned.cfg, resolve=True)
+    mine = {
+        "the configuration": hashlib.sha256(settings.encode()).hexdigest(),
+        "the checkpoint": saved,
+        "torch": torch.__version__,
+        "tinyllm": tinyllm.__version__,
+        **{f"the {name} data": digest for name, digest in data_facts(planned.data).items()},
+    }
+    first, *others = planned.strategy.gather_objects(mine)
+    for rank, theirs in enumerate(others, start=1):
+        for name, value in theirs.items():
+            if value != first[name]:
+                hint = f"rank 0 has {first[name]}; start all ranks with the same command, code and files"
+                raise UserError(f"{name} of rank {rank} is another one", file=f"rank {rank}: {value}", hint=hint)
+
+
+def open_run_dir(planned: Planned) -> RunDir | FollowedRunDir:
+    """The run's directory: rank 0 makes it, the others are told where it is."""
+    made: list[RunDir] = []
+
+    def make() -> str:
+        made.append(RunDir(planned.path, new=planned.is_new))
+        checkpoints.clean(made[0].checkpoints)
+        return str(made[0].path)
+
+    path = planned.strategy.first(make)
+    return made[0] if made else FollowedRunDir(Path(path))
+
+
+def execute(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopRequest) -> Outcome:
+    """Build what the plan needs, train, and tell how it ended.
+
+    Raises:
+        RankError: with several ranks, what ended this one.
+    """
+    trained: list[Trainer] = []
+    with ExitStack() as stack:
+        try:
+            trained.append(trainer := assemble(planned, run_dir, stop, stack))
+            outcome = trainer.fit()
+        except Exception as error:
+            step = trained[0].state.step if trained else planned.start_step
+            shown = planned.strategy.explained(error, step)
+            if trained:
+                trained[0].events.on_end(trained[0].outcome("failed", {}, f"{type(error).__name__}: {shown}"))
+            if shown is error:
+                raise
+            raise shown from error
+        except BaseException as error:
+            if trained:
+                trained[0].events.on_end(trained[0].outcome("failed", {}, type(error).__name__))
+            raise
+        trainer.events.on_end(outcome)
+    return outcome
+
+
+def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
+    """Everything that trains, in its place; what has to be closed in the end goes onto ``stack``."""
     cfg, device, batch, allow = planned.cfg, planned.device, planned.batch, planned.invocation.allow
-    model = build_model(cfg, vocab_size=planned.data.tokenizer.vocab_size, seed=cfg.seed, device=device, allow=allow)
+    strategy = planned.strategy
+    dtype = AUTOCAST.get(planned.precision, torch.float32)
+    vocab_size = planned.data.tokenizer.vocab_size
+    place = strategy.placer(device, dtype)
+    seed_globals(cfg.seed, planned.strategy.rank)
+    model = build_model(cfg, vocab_size=vocab_size, seed=cfg.seed, device=device, allow=allow, place=place)
     optimizer, groups = build_optimizer(cfg, model, allow=allow)
     scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
     average = EMA(model, **settings) if (settings := plain(cfg.ema)).pop("enabled") else Average()
-    state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average)
-    checkpoints.clean(run_dir.checkpoints)
+    state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy)
     if planned.resumption:
-        checkpoints.load_weights(planned.resumption.checkpoint, model)
+        checkpoints.load_weights(planned.resumption.checkpoint, model, rows=strategy.rows, local=strategy.local)
         state.load_state_dict(planned.resumption.checkpoint.state())
     elif planned.source is not None:
-        checkpoints.load_weights(planned.source, model)
+        checkpoints.load_weights(planned.source, model, rows=strategy.rows, local=strategy.local)
+    objective = Objective(
+        model,
+        chunk_tokens=None if cfg.loss.chunk_tokens == "auto" else cfg.loss.chunk_tokens,
+        label_smoothing=cfg.loss.label_smoothing,
+        z_loss=cfg.loss.z_loss,
+    )
+    forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
     peak = peak_flops(device, planned.precision)
+    peak = peak * batch.world_size if peak else None
     info = describe(planned, model, groups, peak, run_dir.path)
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data_facts(planned.data)}
     texts = {
@@ -87,23 +168,29 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         checkpoints.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(to_save(planned.invocation.overrides))),
         checkpoints.TOKENIZER: planned.data.tokenizer.to_json(),
     }
-    for name, text in texts.items():
-        (run_dir.path / name).write_text(text, encoding="utf-8")
-    shown = {name: value for name, value in asdict(info).items() if name != "config"}
-    run_dir.write_status("running", info=shown, facts=facts, **provenance())
-    log = MetricsLog(run_dir.metrics, step=state.step)
+    run_dir.write(texts)
+    run_dir.write_status("running", info=asdict(info), facts=facts, **provenance())
+    log, events = listeners(planned, run_dir, start_step=state.step)
     stack.callback(log.close)
-    config_dir = planned.invocation.config_dir
-    console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
-    logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger else Callback()
-    events = Broadcast([Curves(report=console.on_message), console, logger])
+    if planned.resumption:
+        events.load_state_dict(planned.resumption.checkpoint.state().get("loggers", {}))
     in_autocast = partial(autocast, device, planned.precision)
     read = partial(
-        evaluate, model, seq_len=batch.seq_len, batch_size=batch.batch_size, device=device, autocast=in_autocast
+        evaluate,
+        model,
+        seq_len=batch.seq_len,
+        batch_size=batch.batch_size,
+        device=device,
+        autocast=in_autocast,
+        rank=strategy.rank,
+        world_size=strategy.world_size,
+        gather=strategy.gather,
     )
 
     @average.applied()
+    @strategy.reading()
     def evaluate_both() -> dict[str, float]:
+        fault("evaluate")
         metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens)
         if cfg.trainer.eval_train_tokens:
             fixed = read(planned.data.train, max_tokens=cfg.trainer.eval_train_tokens, name="train_fixed")
@@ -111,24 +198,10 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         return metrics
 
     @average.applied()
+    @strategy.reading()
     def sample(step: int) -> str:
         settings = {"max_new_tokens": cfg.trainer.sample_tokens, "seed": stream(cfg.seed, "sample", step)}
         return generate_text(model, planned.data.tokenizer, cfg.trainer.sample_prompt, autocast=in_autocast, **settings)
-
-    def save(state: TrainState, is_best: bool) -> Path:
-        path = checkpoints.save(
-            run_dir.checkpoints,
-            step=state.step,
-            weights=model.state_dict(),
-            state=state.state_dict(),
-            texts=texts,
-            facts={**facts, "world_size": batch.world_size, **provenance()},
-        )
-        if is_best:
-            checkpoints.set_hint(run_dir.checkpoints, "best", state.step)
-        checkpoints.set_hint(run_dir.checkpoints, "last", state.step)
-        checkpoints.prune(run_dir.checkpoints, keep=cfg.checkpoint.keep, current=state.step)
-        return path
 
     def batches(state: TrainState) -> Iterator[MicroBatch]:
         return train_batches(
@@ -137,21 +210,30 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
             end_step=planned.max_steps,
             batch_size=batch.batch_size,
             grad_accum_steps=batch.grad_accum_steps,
-            rank=planned.strategy.rank,
+            rank=strategy.rank,
             world_size=batch.world_size,
             shift=state.sequences - state.step * batch.sequences,
             **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
         )
 
-    chunk = cfg.loss.chunk_tokens
-    trainer = Trainer(
+    asynchronous = cfg.checkpoint.asynchronous
+    saver = Saver(
+        run_dir.checkpoints,
+        rank=strategy.rank,
+        writers=strategy.writers,
+        token=strategy.first(lambda: secrets.token_hex(4)),
+        texts=texts,
+        facts={**facts, "world_size": batch.world_size, **provenance()},
+        keep=cfg.checkpoint.keep,
+        asynchronous=strategy.writers > 1 if asynchronous == "auto" else asynchronous,
+    )
+    stack.callback(saver.close)
+    events.on_start(info)
+    return Trainer(
         state=state,
-        objective=Objective(
-            model,
-            chunk_tokens=None if chunk == "auto" else chunk,
-            label_smoothing=cfg.loss.label_smoothing,
-            z_loss=cfg.loss.z_loss,
-        ),
+        objective=objective,
+        forward=forward,
+        strategy=strategy,
         schedule=planned.schedule,
         settings=_settings(cfg, planned.max_steps),
         batch=batch,
@@ -162,22 +244,25 @@ def execute(planned: Planned, run_dir: RunDir, stop: StopRequest, stack: ExitSta
         batches=batches,
         evaluate=evaluate_both,
         sample=sample,
-        save=save,
+        saver=saver,
         log=log,
         events=events,
         stop=stop,
         flops_per_token=info.flops_per_token,
         peak_flops=peak,
-        rank=planned.strategy.rank,
+        run_dir=run_dir.path,
     )
-    events.on_start(info)
-    try:
-        outcome = trainer.fit()
-    except BaseException as error:
-        events.on_end(trainer.outcome("failed", {}, f"{type(error).__name__}: {error}"))
-        raise
-    events.on_end(outcome)
-    return outcome
+
+
+def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
+    """What takes the metrics and events of a run; on ranks above 0 nothing does."""
+    cfg, invocation = planned.cfg, planned.invocation
+    if planned.strategy.rank > 0:
+        return Log(), Callback()
+    console = console_for(flags=() if invocation.config_dir is None else ("--config-dir", invocation.config_dir))
+    logger = build(cfg.logger, path="logger", allow=invocation.allow) if cfg.logger else Callback()
+    events = Broadcast([Curves(report=console.on_message), console, logger])
+    return MetricsLog(run_dir.metrics, step=start_step), events
 
 
 def _settings(cfg: DictConfig, max_steps: int) -> Settings:

@@ -26,6 +26,9 @@ def evaluate(
     autocast: Autocast = nullcontext,
     name: str = "val",
     progress: Callable[[int], None] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    gather: Callable[[list[float]], list[list[float]]] = lambda values: [values],
 ) -> dict[str, float]:
     """Plain cross-entropy of the split, every token weighing the same.
 
@@ -40,6 +43,8 @@ def evaluate(
         autocast: makes the context in which the model runs.
         name: what the keys begin with.
         progress: told how many tokens are predicted so far.
+        rank, world_size: of processes that deal the batches out among themselves; the result is that of one.
+        gather: of this process's values those of all, in the order of their ranks.
 
     Returns:
         ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential) and, where the split knows the bytes
@@ -53,15 +58,18 @@ def evaluate(
     was_training = model.training
     model.train(False)
     nats: list[Tensor] = []
-    tokens = 0
+    tokens = number = 0
     try:
-        for inputs_BT, targets_BT in eval_batches(
-            split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride
+        for number, (inputs_BT, targets_BT) in enumerate(
+            eval_batches(split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride), start=1
         ):
             tokens += int((targets_BT != IGNORED).sum())
-            nats.append(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast))
+            if (number - 1) % world_size == rank:
+                nats.append(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast))
             if progress is not None:
                 progress(tokens)
+        if len(nats) * world_size < number:  # a model in parts needs all ranks in every pass
+            nats.append(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast))
     finally:
         model.train(was_training)
     if not tokens:
@@ -69,7 +77,9 @@ def evaluate(
             f"the {split.name} split has {split.n_tokens} tokens", hint="at least 2 are needed to predict one"
         )
     # One transfer at the end: reading each batch's sum at once would make the device wait for it.
-    total = torch.stack(nats).cpu().double().sum().item()
+    rows = gather(torch.stack(nats).tolist())
+    in_order = [value for values in zip(*rows, strict=True) for value in values][:number]
+    total = torch.tensor(in_order, dtype=torch.float64).sum().item()
     loss = total / tokens
     metrics = {f"{name}/loss": loss, f"{name}/ppl": math.exp(min(loss, 700.0))}
     n_bytes = eval_bytes(split, max_tokens=max_tokens)

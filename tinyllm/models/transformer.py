@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -137,7 +138,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None) -> Tensor:
         """Hidden states (B, T, C) after the final norm; see :meth:`run`."""
-        return self.run(ids_BT, cache=cache)[0]
+        return Transformer.run(self, ids_BT, cache=cache)[0]
 
     def run(
         self, ids_BT: Tensor, *, cache: Cache | None = None, kept: Sequence[bool] | None = None
@@ -242,13 +243,21 @@ class Transformer(nn.Module):
 
     def init_weights(self) -> None:
         """Draw every weight from torch's global generator, in one fixed order, and fill the tables."""
-        nn.init.normal_(self.embedding.weight, std=self.init_std)
-        self.pos.init_weights(self.init_std)
-        for block in self.layers():
-            block.init_weights(std=self.init_std, residual_std=self.residual_std)
-        self.norm.init_weights()
+        for _, fill in self.parts():
+            fill()
+
+    def parts(self) -> list[tuple[nn.Module, Callable[[], object]]]:
+        """Parts that are the whole model together, each with what draws its weights, in the order of drawing."""
+        std, residual_std = self.init_std, self.residual_std
+        parts: list[tuple[nn.Module, Callable[[], object]]] = [
+            (self.embedding, lambda: nn.init.normal_(self.embedding.weight, std=std)),
+            (self.pos, partial(self.pos.init_weights, std)),
+        ]
+        parts += [(one, partial(one.init_weights, std=std, residual_std=residual_std)) for one in self.layers()]
+        parts.append((self.norm, self.norm.init_weights))
         if isinstance(self.head, Linear):
-            self.head.init_weights(self.init_std)
+            parts.append((self.head, partial(self.head.init_weights, std)))
+        return parts
 
     def parameter_kinds(self) -> dict[str, ParameterKind]:
         """What each parameter is: the matrix of a linear layer, a look-up table, or anything else."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tinyllm.optim.sharded import local, part_of
+
 
 class Average:
     """No average: what the loop asks of one, with nothing behind it."""
@@ -64,16 +66,22 @@ class EMA(Average):
         finally:
             self._exchange()
 
+    @torch.no_grad()
     def _exchange(self) -> None:
+        """In place: whoever wraps the model, or compiled it, holds on to the memory of its weights."""
         for name, shadow in self.shadow.items():
-            parameter = self.parameters[name]
-            self.shadow[name], parameter.data = parameter.data, shadow
+            here, there = local(shadow), local(self.parameters[name].detach())
+            kept = there.clone()
+            there.copy_(here)
+            here.copy_(kept)
 
     def state_dict(self) -> dict[str, Any]:
         return {"shadow": dict(self.shadow), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`; from that of no average, start with the next step."""
+        """Continue from :meth:`state_dict`, its tensors whole; from that of no average, start with the next step."""
         self.updates = state.get("updates", 0)
-        shadow = state.get("shadow", {})
-        self.shadow = {name: one.to(self.parameters[name].device, copy=True) for name, one in shadow.items()}
+        self.shadow = {}
+        for name, full in state.get("shadow", {}).items():
+            self.shadow[name] = self.parameters[name].detach().clone()
+            local(self.shadow[name]).copy_(part_of(full, self.shadow[name]))

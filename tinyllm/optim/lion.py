@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinyllm.optim.checks import decay_rates, not_negative
+from tinyllm.optim.sharded import local
 
 
 class Lion(Optimizer):
@@ -37,8 +38,9 @@ class Lion(Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            gradients = [p.grad for p in weights]
-            momenta = [self._momentum(p) for p in weights]
+            gradients = [local(p.grad) for p in weights]
+            momenta = [local(self._momentum(p)) for p in weights]
+            weights = [local(p) for p in weights]
             (beta1, beta2), lr = group["betas"], group["lr"]
             signs = torch._foreach_lerp(momenta, gradients, 1 - beta1)
             torch._foreach_sign_(signs)

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tinyllm.optim.adamw import adamw
 from tinyllm.optim.checks import not_negative
 from tinyllm.optim.groups import DECAYED
+from tinyllm.optim.sharded import local, part_of, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: its slope at 0 is as large as the singular values' staying near 1 allows (Jordan 2024)."""
@@ -24,7 +25,7 @@ class Muon(Optimizer):
 
     m ← β·m + (1−β)·g; u = orthogonalised β·m + (1−β)·g (Nesterov); w ← w − lr·(s·u + weight_decay·w). Of a stack of
     matrices, such as a mixture's experts, each is made orthogonal by itself; all matrices of one shape go through one
-    batched iteration.
+    batched iteration. Sharded matrices are gathered for it, and every rank computes all of them.
 
     Args:
         params: groups with their ``kind``; those of kind ``matrix`` are Muon's.
@@ -83,12 +84,13 @@ class Muon(Optimizer):
                 self.state[weight]["m"] = torch.zeros_like(weight)
         momenta = [self.state[weight]["m"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-        updates = torch.stack(torch._foreach_lerp(gradients, momenta, self.momentum))
+        updates = torch.stack([whole(one) for one in torch._foreach_lerp(gradients, momenta, self.momentum)])
         rows, columns = updates.shape[-2:]
         size = 0.2 * max(rows, columns) ** 0.5 if self.scale == "rms" else max(1.0, rows / columns) ** 0.5
         orthogonal = orthogonalise(updates.flatten(0, -3)).view(updates.shape)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
-        torch._foreach_add_(weights, list(orthogonal.to(weights[0].dtype).unbind()), alpha=-lr * size)
+        steps = [part_of(step, weight) for step, weight in zip(orthogonal.to(weights[0].dtype), weights, strict=True)]
+        torch._foreach_add_([local(weight) for weight in weights], steps, alpha=-lr * size)
 
 
 def by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -14,7 +14,20 @@ from tinyllm.training.files import translated, write_atomic
 Record = dict[str, Any]
 
 
-class MetricsLog:
+class Log:
+    """Takes records and keeps none, as on the ranks that do not write."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def sync(self) -> None:
+        """Make the records durable."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+class MetricsLog(Log):
     """Appends records to a file that stays consistent after a rewind.
 
     Args:

@@ -1,5 +1,6 @@
 """The training loss, and with which numbers it is computed."""
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from tinyllm.nn.loss import HeadLoss, head_loss
 
+PARTS = ("train/loss", "loss/smoothing", "loss/z")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,10 +29,14 @@ class Losses(NamedTuple):
 
         Args:
             n_tokens: targets in the whole step, so that the sum over micro-batches is the mean over all tokens.
-            share: the micro-batch's part of the step's sequences.
+            share: the micro-batch's part of the step's sequences, those of all ranks.
         """
         loss = self.head.total / n_tokens
         return loss if self.balance is None else loss + self.balance * share
+
+    def spoilt(self) -> "Losses":
+        """The same with a loss that is no number, for ``tinyllm.training.faults``."""
+        return self._replace(head=HeadLoss(*(part * math.nan for part in self.head)))
 
 
 class Objective(nn.Module):
@@ -52,12 +58,13 @@ class Objective(nn.Module):
         self.model: Any = model
         self.chunk_tokens, self.label_smoothing, self.z_loss = chunk_tokens, label_smoothing, z_loss
 
+    def names(self) -> list[str]:
+        """The metrics of the parts of the head's loss, without those of what is off."""
+        return [name for name, on in zip(PARTS, (True, self.label_smoothing, self.z_loss), strict=True) if on]
+
     def named(self, parts: Tensor) -> dict[str, Tensor]:
-        """The parts of the head's loss, each a mean over tokens, by the names of the metrics; without what is off."""
-        nats, smoothing, z = parts.unbind()
-        names = {"train/loss": nats}
-        names |= {"loss/smoothing": smoothing} if self.label_smoothing else {}
-        return names | ({"loss/z": z} if self.z_loss else {})
+        """The parts of the head's loss, each a mean over tokens, by :meth:`names`."""
+        return {name: part for name, part in zip(PARTS, parts.unbind(), strict=True) if name in self.names()}
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor, kept: Sequence[bool] | None = None) -> Losses:
         """The losses of predicting the targets; ``kept``: the blocks to pass through, None: all."""

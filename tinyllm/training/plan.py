@@ -1,9 +1,11 @@
 """The arithmetic of a run: batch, horizon, tokens."""
 
 import re
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from tinyllm.errors import UserError
+from tinyllm.training.curriculum import Curriculum
 
 DEFAULT_STEPS = 2000
 
@@ -25,7 +27,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens per optimizer step."""
+        """Tokens per optimizer step, of sequences of full length."""
         return self.sequences * self.seq_len
 
 
@@ -77,6 +79,25 @@ def plan_batch(
     return Batch(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
 
 
+def regroup(batch: Batch, world_size: int) -> tuple[int, int]:
+    """Sequences per rank and micro-step, and micro-steps, that make the same batch on another number of ranks.
+
+    Raises:
+        UserError: the ranks do not divide it.
+    """
+    if batch.sequences % world_size:
+        raise UserError(
+            "the batch of this run cannot be dealt out evenly",
+            key="WORLD_SIZE",
+            value=world_size,
+            hint=f"it has {batch.sequences} sequences: use a number of ranks that divides them,"
+            " or set trainer.batch_size anew",
+        )
+    mine = batch.sequences // world_size
+    size = next(size for size in range(min(batch.batch_size, mine), 0, -1) if mine % size == 0)
+    return size, mine // size
+
+
 def parse_tokens(value: int | str) -> int:
     """A positive integer, also written ``2**19``; parsed, never evaluated.
 
@@ -96,30 +117,52 @@ def parse_tokens(value: int | str) -> int:
 
 
 def plan_steps(
-    batch: Batch, *, max_steps: int | None, max_tokens: int | None, max_epochs: float | None, epoch_tokens: int
+    batch: Batch,
+    *,
+    max_steps: int | None,
+    max_tokens: int | None,
+    max_epochs: float | None,
+    epoch_tokens: int,
+    curriculum: Curriculum,
 ) -> int:
     """The horizon in optimizer steps.
 
     Args:
         epoch_tokens: training tokens of one pass over the training split.
+        curriculum: short steps take fewer tokens, so a horizon in tokens or epochs has more of them.
 
     Raises:
-        UserError: more than one horizon, or one shorter than a step.
+        UserError: more than one horizon, one shorter than a step, or one that the curriculum does not fit into.
     """
     check_horizon(max_steps=max_steps, max_tokens=max_tokens, max_epochs=max_epochs)
-    if max_tokens is None and max_epochs is None:
-        return max_steps or DEFAULT_STEPS
+    steps = max_steps or DEFAULT_STEPS
+    if max_tokens is not None or max_epochs is not None:
+        steps = _steps_within(
+            batch, max_tokens=max_tokens, max_epochs=max_epochs, epoch_tokens=epoch_tokens, curriculum=curriculum
+        )
+    curriculum.check(steps)
+    return steps
+
+
+def _steps_within(
+    batch: Batch, *, max_tokens: int | None, max_epochs: float | None, epoch_tokens: int, curriculum: Curriculum
+) -> int:
+    """The most steps whose tokens do not exceed the horizon."""
     key, value = ("max_tokens", max_tokens) if max_epochs is None else ("max_epochs", max_epochs)
     tokens = max_tokens if max_epochs is None else int(max_epochs * epoch_tokens)
     assert tokens is not None
-    steps = tokens // batch.tokens
+
+    def taken(steps: int) -> int:
+        return batch.sequences * curriculum.lengths(steps).total(steps)
+
+    steps = bisect_right(range(1 + tokens // batch.sequences), tokens, key=taken) - 1  # more steps take more tokens
     if steps < 1:
         reach = "" if max_epochs is None else f"that is {tokens} tokens of the {epoch_tokens} of an epoch, "
         raise UserError(
             "horizon shorter than one step",
             key=f"trainer.{key}",
             value=value,
-            hint=f"{reach}one step takes {batch.tokens}; raise it, or lower trainer.batch_size",
+            hint=f"{reach}one step takes {taken(1)}; raise it, or lower trainer.batch_size",
         )
     return steps
 

@@ -19,7 +19,7 @@ class StepRouting:
         self._loads: dict[int, Tensor] = {}
 
     def add(self, losses: Losses, *, share: float) -> None:
-        """Count a micro-batch that has ``share`` of the step's sequences."""
+        """Count a micro-batch that has ``share`` of the step's sequences, those of all ranks."""
         if losses.balance is None:
             return
         balance = losses.balance.detach() * share
@@ -49,11 +49,11 @@ class StepRouting:
             layers[block].balance(load_E)
 
     def _reduce(self) -> None:
-        """Sum the loads and average the balance loss over the ranks, in one message."""
+        """Sum the loads and the balance loss over the ranks, in one message."""
         if self._balance is None or not (dist.is_available() and dist.is_initialized()):
             return
         loads = list(self._loads.values())
-        message = torch.cat([self._balance[None] / dist.get_world_size(), *loads])
+        message = torch.cat([self._balance[None], *loads])
         dist.all_reduce(message)
         self._balance = message[0]
         parts = message[1:].split([len(load_E) for load_E in loads])

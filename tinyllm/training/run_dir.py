@@ -8,6 +8,8 @@ import re
 import secrets
 import socket
 import subprocess
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 import tinyllm
 from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
-from tinyllm.training.files import write_json
+from tinyllm.training.files import write_atomic, write_json
 
 RUN_JSON = "run.json"
 METRICS = "metrics.jsonl"
@@ -68,7 +70,7 @@ def check_free(path: Path) -> None:
     Raises:
         UserError: it is held.
     """
-    if (path / LOCK).is_file():
+    if (path / LOCK).is_file() and os.environ.get("RANK", "0") == "0":  # ranks that all try would see each other
         os.close(_acquire(path))
 
 
@@ -119,6 +121,11 @@ class RunDir:
         """The log of metrics."""
         return self.path / METRICS
 
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Put further files into the directory."""
+        for name, text in texts.items():
+            write_atomic(self.path / name, partial(_write, text))
+
     def write_status(self, status: str, **facts: Any) -> None:
         """Put ``status`` and further facts into ``run.json``, keeping what stands there."""
         file = self.path / RUN_JSON
@@ -130,6 +137,36 @@ class RunDir:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+class FollowedRunDir:
+    """The same directory on the ranks that leave the writing to rank 0."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def metrics(self) -> Path:
+        """The log of metrics."""
+        return self.path / METRICS
+
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Nothing: rank 0 does."""
+
+    def write_status(self, status: str, **facts: Any) -> None:
+        """Nothing: rank 0 does."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _write(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def provenance() -> dict[str, Any]:

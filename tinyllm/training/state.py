@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tinyllm.errors import UserError
 from tinyllm.optim.ema import Average
+from tinyllm.training.distributed import Strategy
 
 
 @dataclass(kw_only=True)
@@ -21,6 +22,8 @@ class TrainState:
     scaler: torch.amp.GradScaler
     average: Average = field(default_factory=Average)
     """Of the weights, for evaluation and samples."""
+    strategy: Strategy = field(default_factory=Strategy)
+    """What this process has of it all."""
     step: int = 0
     """Finished optimizer steps."""
     tokens: int = 0
@@ -37,15 +40,21 @@ class TrainState:
 
     COUNTERS = ("step", "tokens", "sequences", "flops", "seconds", "best_loss", "best_step", "skipped")
 
+    def weights(self) -> dict[str, Tensor]:
+        """Those of the model's tensors that this rank writes, whole; every rank has to call it."""
+        return self.strategy.part(self.model.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors; the weights themselves are saved apart."""
+        """Plain containers and whole tensors that this rank writes beside the weights; every rank has to call it."""
+        average = self.average.state_dict()
+        shadow = {"shadow": self.strategy.part(average["shadow"])} if "shadow" in average else {}
         return {
             **{name: getattr(self, name) for name in self.COUNTERS},
             "window": dict(self.window),
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizer": optimizer_state(self.optimizer, self.strategy),
             "scaler": self.scaler.state_dict(),
-            "average": self.average.state_dict(),
-            "rng": rng_state(),
+            "average": average | shadow,
+            "rng": self.strategy.gather_objects(rng_state()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -57,22 +66,32 @@ class TrainState:
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         self.window = dict(state["window"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"], self.strategy)
         self.scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state.get("average", {}))
-        set_rng_state(state["rng"])
+        saved = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # once there was rank 0 only
+        if self.strategy.rank < len(saved):  # a rank more than there were keeps its own: each step seeds anew
+            set_rng_state(saved[self.strategy.rank])
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """The optimizer's state by parameter name; hyper-parameters belong to the configuration."""
+def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dict[str, dict[str, Any]]:
+    """The optimizer's state by parameter name, of those that this rank writes; hyper-parameters are configuration."""
     names = {
         id(p): name for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
     }
-    return {names[id(parameter)]: dict(values) for parameter, values in optimizer.state.items()}
+    found = {}
+    for parameter, values in optimizer.state.items():
+        name = names[id(parameter)]
+        whole = {key: strategy.whole(one) if isinstance(one, Tensor) else one for key, one in values.items()}
+        if strategy.owns(name):
+            found[name] = whole
+    return found
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]]) -> None:
-    """Give each parameter the state that was saved under its name.
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]], strategy: Strategy
+) -> None:
+    """Give each parameter the state that was saved under its name, or its part of it.
 
     Raises:
         UserError: a name or shape does not match.
@@ -97,7 +116,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, dict
                 raise UserError(
                     "optimizer state of another shape", key="resume", value=name, hint=f"{key} is {tuple(value.shape)}"
                 )
-            moved[key] = value.to(parameter.device) if isinstance(value, Tensor) and value.ndim else value
+            moved[key] = strategy.like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
         optimizer.state[parameter] = moved
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import Signals
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +14,16 @@ from torch import Tensor
 from tinyllm.errors import UserError
 from tinyllm.nn.feedforward import FeedForward
 from tinyllm.optim.schedules import Schedule
+from tinyllm.optim.sharded import whole
+from tinyllm.training.distributed import Strategy
 from tinyllm.training.events import Callback, Outcome
+from tinyllm.training.faults import fault, spoilt
 from tinyllm.training.hardware import peak_memory
-from tinyllm.training.metrics import MetricsLog, Stopwatch
-from tinyllm.training.objective import Objective
+from tinyllm.training.metrics import Log, Stopwatch
+from tinyllm.training.objective import Losses, Objective
 from tinyllm.training.plan import Batch
 from tinyllm.training.routing import StepRouting
+from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import stream
 from tinyllm.training.signals import StopRequest
 from tinyllm.training.state import TrainState
@@ -48,6 +54,9 @@ class Trainer:
 
     state: TrainState
     objective: Objective
+    forward: Callable[..., Losses]
+    """The objective as the strategy has it called."""
+    strategy: Strategy
     schedule: Schedule
     settings: Settings
     batch: Batch
@@ -61,17 +70,19 @@ class Trainer:
     """Micro-batches from where the state stands, without end before the horizon."""
     evaluate: Callable[[], dict[str, float]]
     sample: Callable[[int], str]
-    save: Callable[[TrainState, bool], Path]
-    """Makes a checkpoint durable; the flag says that it is the best so far."""
-    log: MetricsLog
+    saver: Saver
+    log: Log
     events: Callback
     stop: StopRequest
     flops_per_token: int
     peak_flops: float | None
-    rank: int = 0
+    run_dir: Path
 
     def __post_init__(self) -> None:
         self.logged = self.state.step
+        self.saving: tuple[int, str] | None = None
+        """Step and reason of the checkpoint that is being written."""
+        self.word = Word()
 
     def fit(self) -> Outcome:
         """Train to the horizon, or until something asks to stop; the last step is evaluated and saved."""
@@ -106,9 +117,9 @@ class Trainer:
                     self.events.on_record(line)
                 why = "best" if best else "last" if ends else reason
                 if why or due(every.checkpoint_every, state.step):
-                    self.log.sync()
-                    path = self.save(state, best)
-                    self.events.on_checkpoint(state.step, path, why or "periodic")
+                    self.save(best=best, why=why or "periodic", wait=bool(reason))
+                elif self.saving and self.word.all_written:
+                    self.settle()
         finished = state.step >= every.max_steps
         return self.outcome("finished" if finished else "interrupted", last_metrics, "" if finished else reason)
 
@@ -118,17 +129,22 @@ class Trainer:
         lr = self.schedule(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.rank))
+        self.strategy.at_step(state.step)
+        fault("step", step=state.step)
+        torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.strategy.rank))
         micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
-        n_tokens = sum(int((targets != -100).sum()) for _, targets in micro_batches)
-        n_sequences = sum(len(inputs) for inputs, _ in micro_batches)
+        mine = float(sum(int((targets != -100).sum()) for _, targets in micro_batches))
+        n_tokens = int(sum(values[0] for values in self.strategy.gather([mine])))
         head, routing = torch.zeros(3, device=self.device), StepRouting()
         for micro, (inputs, targets) in enumerate(micro_batches):
             kept = self.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
-            with self.autocast():
-                losses = self.objective(self.to_device(inputs), self.to_device(targets), kept)
-            share = len(inputs) / n_sequences
-            state.scaler.scale(losses.to_minimise(n_tokens=n_tokens, share=share)).backward()
+            share = len(inputs) / self.batch.sequences
+            with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
+                with self.autocast():
+                    losses = self.forward(self.to_device(inputs), self.to_device(targets), kept)
+                if spoilt(step=state.step):
+                    losses = losses.spoilt()
+                state.scaler.scale(losses.to_minimise(n_tokens=n_tokens, share=share)).backward()
             head += torch.stack(losses.head.parts()) / n_tokens
             routing.add(losses, share=share)
         state.scaler.unscale_(optimizer)
@@ -136,6 +152,7 @@ class Trainer:
         norm = clip(parameters, self.settings.grad_clip)
         figures = {"train/grad_norm": norm, **self.objective.named(head), **routing.figures()}
         values = dict(zip(figures, read(list(figures.values())), strict=True))  # the step's one synchronisation
+        values |= self.consult({name: values[name] for name in self.objective.names()})
         loss = values.pop("train/loss")
         if all(map(math.isfinite, [loss, *values.values()])):
             state.scaler.step(optimizer)
@@ -155,6 +172,41 @@ class Trainer:
             state.window["steps"] += 1
         return {"train/lr": lr, **values}
 
+    def consult(self, parts: dict[str, float]) -> dict[str, float]:
+        """Sum what each rank has of the loss, and hear whether one was told to stop or still writes a checkpoint."""
+        signal, written = float(self.stop.signal or 0), float(self.saver.written())
+        rows = self.strategy.gather([*parts.values(), signal, written])
+        self.word = Word(
+            signal=next((int(row[-2]) for row in rows if row[-2]), 0),
+            all_written=all(row[-1] for row in rows),
+            not_finite=[rank for rank, row in enumerate(rows) if not all(map(math.isfinite, row))],
+        )
+        return {name: sum(row[i] for row in rows) for i, name in enumerate(parts)}
+
+    def save(self, *, best: bool, why: str, wait: bool) -> None:
+        """Begin a checkpoint of this step; it is whole when :meth:`settle` returns."""
+        state = self.state
+        if self.saving:
+            self.settle()
+        self.log.sync()
+        self.saver.begin(step=state.step, weights=state.weights(), state=self.to_save(), best=best)
+        self.saving = state.step, why
+        if wait or self.saver.snapshot is None:
+            self.settle()
+
+    def to_save(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return self.state.state_dict() | {"loggers": self.events.state_dict()}
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is being written, on all ranks."""
+        assert self.saving is not None
+        (step, why), self.saving = self.saving, None
+        self.saver.wait()
+        self.strategy.gather([1.0])  # every part is written
+        path = self.strategy.first(self.saver.commit)
+        self.events.on_checkpoint(step, path, why)
+
     def refuse(self, loss: float, norm: float) -> None:
         """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
 
@@ -164,7 +216,9 @@ class Trainer:
         state = self.state
         overflow = state.scaler.is_enabled() and state.scaler.get_scale() > 1
         state.skipped += 0 if overflow else 1  # fp16 finds its scale by overflowing; that is no fault
-        what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g}"
+        who = ", ".join(f"rank {rank}" for rank in self.word.not_finite if self.strategy.world_size > 1)
+        sequences = f"sequences {state.sequences} to {state.sequences + self.batch.sequences - 1}"
+        what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({who and who + ', '}{sequences})"
         self.events.on_message(f"{what}: step skipped, weights untouched")
         if self.settings.nonfinite_action == "stop" and not overflow:
             raise UserError(
@@ -211,12 +265,16 @@ class Trainer:
         state, settings = self.state, self.settings
         if state.step >= settings.max_steps:
             return "horizon"
-        if self.stop.signal is not None:
+        if self.strategy.world_size == 1 and self.stop.signal is not None:
             return self.stop.signal.name
+        if self.word.signal:
+            return Signals(self.word.signal).name
         if settings.stop_after_steps is not None and state.step >= settings.stop_after_steps:
             return "stop_after_steps"
-        if settings.max_minutes is not None and watch.seconds >= 60 * settings.max_minutes:
-            return "max_minutes"
+        if settings.max_minutes is not None:
+            over = [float(watch.seconds >= 60 * settings.max_minutes)]
+            if self.strategy.gather(over)[0][0]:  # clocks differ: rank 0's decides
+                return "max_minutes"
         return ""
 
     def axes(self) -> dict[str, float]:
@@ -232,7 +290,7 @@ class Trainer:
             step=state.step,
             tokens=state.tokens,
             seconds=state.seconds,
-            run_dir=self.log.path.parent,
+            run_dir=self.run_dir,
             metrics=metrics,
             best_step=state.best_step,
             best_val_loss=state.best_loss,
@@ -242,6 +300,17 @@ class Trainer:
     def to_device(self, tensor: Tensor) -> Tensor:
         """The tensor on the training device."""
         return tensor.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Word:
+    """What the ranks told each other at the end of a step."""
+
+    signal: int = 0
+    """Of the first rank that was told to stop; 0: none was."""
+    all_written: bool = True
+    not_finite: Sequence[int] = ()
+    """Ranks whose part of the loss is no finite number."""
 
 
 def due(every: int, step: int) -> bool:
@@ -258,7 +327,7 @@ def read(scalars: list[Tensor]) -> list[float]:
 def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
     """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
