@@ -157,11 +157,9 @@ def _regroup(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[s
     seq_len = cfg.trainer.seq_len or cfg.model.max_seq_len
     asked = {name: cfg.trainer[name] for name in BATCH}
     before = plan_batch(**asked | {"seq_len": seq_len}, max_seq_len=cfg.model.max_seq_len, world_size=was)
-    batch_size, steps = regroup(before, world_size)
-    cfg.trainer.batch_size, cfg.trainer.grad_accum_steps, cfg.trainer.total_batch_tokens = batch_size, steps, None
-    notes = [
-        f"{world_size} rank(s) instead of {was}: {batch_size} sequences each, {steps} micro-step(s), the same batch"
-    ]
+    size, steps = regroup(before, world_size)
+    cfg.trainer.batch_size, cfg.trainer.grad_accum_steps, cfg.trainer.total_batch_tokens = size, steps, None
+    notes = [f"{world_size} rank(s) instead of {was}: {size} sequences each in {steps} micro-step(s), the same batch"]
     if cfg.model.dropout or cfg.model.attn_dropout or cfg.model.layerdrop:
         notes.append("dropout draws from other streams than with the other number of ranks")
     return notes

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,10 +23,12 @@ from tinyllm.config.errors import explained
 from tinyllm.config.overrides import key_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
-from tinyllm.errors import UserError, one_line
+from tinyllm.errors import RankError, UserError, one_line
 
 SIGNALLED = 128
 """Exit codes above it say which signal ended a job."""
+OTHERS_WAIT_S = 3.0
+"""What is wrong with a command line, all ranks find; rank 0 tells it and the launcher then ends the others."""
 USER_ERROR = 2
 """Exit code of a mistake in what was asked for; a crash exits with 1."""
 
@@ -155,6 +158,8 @@ def _report(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     shown = error if isinstance(error, UserError) else explained(error, sys.argv[1:])
+    if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
+        time.sleep(OTHERS_WAIT_S)
     print(f"error: {shown}", file=sys.stderr)
     return USER_ERROR
 
