@@ -21,13 +21,14 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "inference": ({"nn", "tokenizers", "data"}, {"torch", "numpy"}),
     "training": ({"nn", "optim", "tokenizers", "data", "inference"}, {"torch", "numpy", "safetensors"}),
     "interop": ({"nn", "models", "tokenizers", "data", "training"}, {"torch", "safetensors"}),
-    "loggers": ({"training"}, {"rich", "matplotlib"}),
+    "loggers": ({"training"}, {"rich", "matplotlib", "wandb", "tensorboard", "torch"}),
     "config": (set(), {"hydra", "omegaconf", "yaml"}),
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 ENTRY_POINTS = [target.partition(":")[0] for target in SCRIPTS.values()]
 ONLY_WHEN_USED = {
     "wandb",
+    "tensorboard",
     "bitsandbytes",
     "transformers",
     "datasets",
@@ -36,6 +37,7 @@ ONLY_WHEN_USED = {
 }
 BY_ITSELF = (
     "wandb",
+    "tensorboard",
     "transformers",
     "datasets",
     "matplotlib",
@@ -123,6 +125,7 @@ def test_an_entry_module_is_light(name: str) -> None:
 
 
 def test_optional_libraries_are_loaded_only_when_used() -> None:
+    shown = ", ".join(f"tinyllm.loggers.{name}" for name in ("console", "curves", "wandb", "tensorboard"))
     modules = "tinyllm.models.transformer, tinyllm.tokenizers, tinyllm.data, tinyllm.training.trainer"
-    loaded = loaded_after(f"import {modules}, tinyllm.loggers.console, tinyllm.loggers.curves")
-    assert loaded & {"matplotlib", "transformers", "tokenizers", "tiktoken", "wandb", "hydra"} == set()
+    loaded = loaded_after(f"import {modules}, {shown}")
+    assert loaded & {"matplotlib", "transformers", "tokenizers", "tiktoken", "wandb", "tensorboard", "hydra"} == set()

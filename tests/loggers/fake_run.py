@@ -32,6 +32,8 @@ def info(run_dir: Path, *, max_steps: int = 400, start_step: int = 0) -> RunInfo
         tokens_per_step=8192,
         max_steps=max_steps,
         start_step=start_step,
+        start_tokens=start_step * 8192,
+        planned_tokens=max_steps * 8192,
         epochs=max_steps * 8192 / 3_104_221,
         flops_per_token=5_020_000,
         peak_flops=9e11,

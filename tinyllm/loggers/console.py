@@ -49,20 +49,20 @@ class PlainConsole(Callback):
     def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
         self._stream, self._flags = stream, flags
         self._max_steps = 0
-        self._tokens_per_step = 0
+        self._planned_tokens = 0
         self._speed = Speed()
         self._best_bpb: float | None = None
 
     def on_start(self, info: RunInfo) -> None:
         self._max_steps = info.max_steps
-        self._tokens_per_step = info.tokens_per_step
-        self._speed.start(info.start_step * info.tokens_per_step)
+        self._planned_tokens = info.planned_tokens
+        self._speed.start(info.start_tokens)
         self._rows(start_rows(info))
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         self._speed.add(metrics)
         parts = [f"step {step}/{self._max_steps}", *_figures(metrics)]
-        left = self._speed.remaining((self._max_steps - step) * self._tokens_per_step)
+        left = self._speed.remaining(self._planned_tokens - self._speed.trained)
         if left is not None:
             parts.append(f"ETA {duration(left)}")
         self._line(" | ".join(parts))
@@ -124,7 +124,7 @@ class TerminalConsole(Callback):
 
     def on_start(self, info: RunInfo) -> None:
         self._info, self._step = info, info.start_step
-        self._speed.start(info.start_step * info.tokens_per_step)
+        self._speed.start(info.start_tokens)
         self._console.print(_panel("tinyllm", start_rows(info), style="cyan"))
         self._live = Live(
             get_renderable=self._progress,
@@ -184,7 +184,7 @@ class TerminalConsole(Callback):
         if self._info is None:
             return ""
         total = self._info.max_steps
-        left = self._speed.remaining((total - self._step) * self._info.tokens_per_step)
+        left = self._speed.remaining(self._info.planned_tokens - self._speed.trained)
         bar = Table.grid(expand=True, padding=(0, 1))
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True, justify="right")

@@ -109,25 +109,26 @@ class Speed:
     seconds: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     """Tokens per second of the latest intervals."""
-    _last_tokens: float = 0.0
+    trained: float = 0.0
+    """Tokens of the run so far."""
     _intervals: int = 0
 
     def start(self, tokens: float) -> None:
         """Tokens that were trained before this process."""
-        self._last_tokens = tokens
+        self.trained = tokens
 
     def add(self, metrics: dict[str, float]) -> None:
         """Take the record of one interval."""
         rate, total = metrics.get("speed/tokens_per_s"), metrics.get("train/tokens")
-        if not rate or total is None or not math.isfinite(rate) or total <= self._last_tokens:
+        if not rate or total is None or not math.isfinite(rate) or total <= self.trained:
             return
         if self._intervals == 1:
             self.recent.clear()  # the first interval warms up, and says little about the others
         self._intervals += 1
         self.recent.append(rate)
-        self.seconds += (total - self._last_tokens) / rate
-        self.tokens += total - self._last_tokens
-        self._last_tokens = total
+        self.seconds += (total - self.trained) / rate
+        self.tokens += total - self.trained
+        self.trained = total
 
     @property
     def mean(self) -> float | None:

@@ -1,0 +1,126 @@
+"""TensorBoard's files, read back by TensorBoard, hold what metrics.jsonl holds; after a rewind too."""
+
+import resource
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as OfTheProgram
+
+from tests.loggers.recorded import play, record
+from tinyllm.loggers.tensorboard import WHOLE, TensorBoard
+from tinyllm.training.metrics import read_metrics
+
+
+def logger(**keys: Any) -> TensorBoard:
+    return TensorBoard(**({"x_axis": "tokens", "dir": None} | keys))
+
+
+def read(directory: Path) -> EventAccumulator:
+    """Everything in the directory, nothing left out for being too much."""
+    return EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0}).Reload()
+
+
+def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
+    events = read(directory)
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def expected(run_dir: Path, x_axis: str) -> dict[str, list[tuple[int, float]]]:
+    """The same of metrics.jsonl, in TensorBoard's units and precision."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for line in read_metrics(run_dir / "metrics.jsonl"):
+        for name, value in line.items():
+            x = round(line[x_axis] * WHOLE[x_axis])  # type: ignore[index]
+            found.setdefault(name, []).append((x, float(np.float32(value))))
+    return found
+
+
+def samples(directory: Path) -> list[tuple[int, str]]:
+    return [
+        (one.step, one.tensor_proto.string_val[0].decode()) for one in read(directory).Tensors("samples/text_summary")
+    ]
+
+
+@pytest.mark.parametrize("x_axis", WHOLE)
+def test_the_files_hold_what_metrics_jsonl_holds(x_axis: str, tmp_path: Path) -> None:
+    play(logger(x_axis=x_axis), tmp_path, until=12)
+    assert curves(tmp_path / "tensorboard") == expected(tmp_path, x_axis)
+    xs = [x for x, _ in curves(tmp_path / "tensorboard")["train/loss"]]
+    assert len(set(xs)) == 12 and xs == sorted(xs)
+
+
+def test_samples_and_configuration_are_texts(tmp_path: Path) -> None:
+    play(logger(x_axis="step"), tmp_path, until=12)
+    assert [(step, text.split()) for step, text in samples(tmp_path / "tensorboard")] == [
+        (step, ["step", str(step), "sample", f"{step}:", "two", "<b>lines</b>"]) for step in (5, 10)
+    ]
+    (config,) = read(tmp_path / "tensorboard").Tensors("config/text_summary")
+    assert '"lr": 0.001' in config.tensor_proto.string_val[0].decode()
+
+
+def test_the_time_of_an_event_is_the_seconds_of_training(tmp_path: Path) -> None:
+    saved, _ = play(logger(), tmp_path, until=3)
+    play(logger(), tmp_path, start=3, until=6, state=saved)
+    times = [one.wall_time for one in read(tmp_path / "tensorboard").Scalars("train/loss")]
+    seconds = [record(step)["seconds"] for step in range(1, 7)]
+    assert np.allclose(np.diff(times), np.diff(seconds), atol=1e-5)
+
+
+@pytest.mark.parametrize("x_axis", WHOLE)
+def test_a_rewound_run_has_one_curve(x_axis: str, tmp_path: Path) -> None:
+    """Killed at 9, continued from the checkpoint of 6, by both readers that TensorBoard has."""
+    saved, _ = play(logger(x_axis=x_axis), tmp_path, until=6)
+    play(logger(x_axis=x_axis), tmp_path, start=6, until=9, state=saved)
+    play(logger(x_axis=x_axis), tmp_path, start=6, until=12, state=saved)
+    directory = tmp_path / "tensorboard"
+    assert curves(directory) == expected(tmp_path, x_axis)
+    assert [text.split()[3] for _, text in samples(directory)] == ["5:", "10:"]
+    shown = OfTheProgram(str(directory)).Reload()
+    assert len(shown.Tensors("train/loss")) == 12
+    assert len(list(directory.iterdir())) == 3
+
+
+@pytest.mark.parametrize("before", ["another axis", "no tensorboard"])
+def test_a_resumed_run_that_looked_different_is_shown_from_its_beginning(before: str, tmp_path: Path) -> None:
+    saved, _ = play(logger(x_axis="step"), tmp_path, until=6)
+    state = saved if before == "another axis" else {}
+    play(logger(x_axis="tokens"), tmp_path, start=6, until=9, state=state)
+    assert curves(tmp_path / "tensorboard") == expected(tmp_path, "tokens")
+
+
+def test_a_killed_run_has_lost_nothing(tmp_path: Path) -> None:
+    """What is in the file is there before the next step, without an end."""
+    with mock.patch.object(TensorBoard, "on_end"):
+        play(one := logger(), tmp_path, until=4)
+        assert curves(tmp_path / "tensorboard") == expected(tmp_path, "tokens")
+    assert one._file is not None
+    one._file.close()
+
+
+def test_a_full_disk_ends_the_file_and_not_the_run(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with mock.patch("tinyllm.training.metrics.MetricsLog.write"):
+            _, messages = play(logger(), tmp_path, until=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert messages == ["tensorboard: File too large; metrics.jsonl has every record"]
+    assert len(curves(tmp_path / "tensorboard")["train/loss"]) > 1
+
+
+def test_a_place_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    _, messages = play(logger(dir=str(tmp_path / "file")), tmp_path / "run", until=5)
+    assert messages == ["tensorboard: File exists; metrics.jsonl has every record"]
+
+
+def test_without_the_library_the_run_goes_on(tmp_path: Path) -> None:
+    with mock.patch.dict("sys.modules", {"torch.utils.tensorboard": None}):
+        saved, messages = play(logger(), tmp_path, until=5)
+    assert len(messages) == 1 and "pip install 'tinyllm[tensorboard]'" in messages[0]
+    assert saved == {}
