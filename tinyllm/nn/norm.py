@@ -17,6 +17,11 @@ def _positive(eps: float) -> float:
     return eps
 
 
+def _single(weight: Tensor) -> Tensor:
+    """A weight in fp32 at least; a sharded model gathers its weights in half precision."""
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+
+
 class RMSNorm(nn.Module):
     """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32.
 
@@ -31,8 +36,8 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         dtype = compute_dtype(x.device, x.dtype)
         if x.device.type != "cpu":  # has a fused kernel
-            return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(dtype)
-        y = _RMSNorm.apply(x, self.weight, self.eps, dtype)
+            return F.rms_norm(x.float(), self.weight.shape, _single(self.weight), self.eps).to(dtype)
+        y = _RMSNorm.apply(x, _single(self.weight), self.eps, dtype)
         assert isinstance(y, Tensor)
         return y
 
@@ -76,7 +81,8 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x.float(), self.weight.shape, self.weight, self.bias, self.eps)
+        bias = None if self.bias is None else _single(self.bias)
+        return F.layer_norm(x.float(), self.weight.shape, _single(self.weight), bias, self.eps)
 
     def init_weights(self) -> None:
         nn.init.ones_(self.weight)
