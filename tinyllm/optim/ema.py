@@ -82,6 +82,7 @@ class EMA(Average):
         """Continue from :meth:`state_dict`, its tensors whole; from that of no average, start with the next step."""
         self.updates = state.get("updates", 0)
         self.shadow = {}
-        for name, full in state.get("shadow", {}).items():
+        saved = state.get("shadow", {})
+        for name in [one for one in self.parameters if one in saved]:  # in this order: several ranks saved in another
             self.shadow[name] = self.parameters[name].detach().clone()
-            local(self.shadow[name]).copy_(part_of(full, self.shadow[name]))
+            local(self.shadow[name]).copy_(part_of(saved[name], self.shadow[name]))
