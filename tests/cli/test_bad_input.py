@@ -123,7 +123,11 @@ TABLE = {
     "no such device": bad("trainer.device=mps", "trainer.device=mps", "this machine has"),
     "unknown precision": bad("trainer.precision=fp8", "trainer.precision=fp8", "bf16"),
     "a multirun in torchrun": bad("-m seed=1,2", "-m", "without torchrun", environ={"WORLD_SIZE": "2"}),
-    "several processes": bad("", "WORLD_SIZE=2", "without torchrun", environ={"WORLD_SIZE": "2"}),
+    "one process of several": bad("strategy=single", "strategy=single", "torchrun", environ={"WORLD_SIZE": "2"}),
+    "several processes without a launcher": bad("strategy=ddp", "strategy=ddp", "nproc_per_node=2"),
+    "sharded without a launcher": bad("strategy=fsdp", "strategy=fsdp", "strategy=auto"),
+    "no process": bad("strategy=ddp strategy.nproc_per_node=0", "strategy.nproc_per_node=0", "at least 1"),
+    "how ranks speak, to one": bad("distributed.timeout_s=9", "distributed.timeout_s=9", "leave it out"),
     # directories
     "a run directory that exists": bad("run.dir=IN/run", "run.dir=IN/run", "resume=IN/run"),
     "a file in the way": bad("run.dir=IN/good.txt/run", "run.dir=IN/good.txt/run", "not a directory"),

@@ -39,12 +39,13 @@ class Ranks(Strategy):
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
         self.world_size = started_processes()
-        if not self.world_size:
+        if not self.world_size or "RANK" not in os.environ:
             raise UserError(
                 "this strategy needs processes to be started",
                 key="strategy",
                 value=type(self).__name__.lower(),
-                hint="add strategy.nproc_per_node=2, or start it with torchrun --nproc_per_node=2 -m tinyllm.train",
+                hint="add strategy.nproc_per_node=2, or start it with torchrun --nproc_per_node=2 -m tinyllm.train;"
+                " in one process: strategy=auto",
             )
         self.rank, self.local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
