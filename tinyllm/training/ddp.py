@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tinyllm.errors import RankError
 from tinyllm.training.ranks import Ranks
 
 SYNC_BUFFERS = next(
@@ -41,6 +42,17 @@ class DDP(Ranks):
         )
         self._wrapped.register_comm_hook(None, _sum)
         return self._wrapped
+
+    @torch.no_grad()
+    def check_alike(self, model: nn.Module) -> None:
+        sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]  # of bits, so exact
+        first, *others = self.gather_objects(torch.stack(sums).tolist())
+        for rank, theirs in enumerate(others, start=1):
+            if theirs != first:
+                names = [name for name, _ in model.named_parameters()]
+                name = next(name for name, one, other in zip(names, first, theirs, strict=True) if one != other)
+                hint = "a fault of the machine or of the code; resume from the last checkpoint"
+                raise RankError(f"rank {rank} has other weights than rank 0", file=name, hint=hint)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self._wrapped.no_sync()

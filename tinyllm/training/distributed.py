@@ -65,6 +65,13 @@ class Strategy:
         """The error as it is shown: with several ranks, which one it is about."""
         return error
 
+    def check_alike(self, model: nn.Module) -> None:
+        """Refuse to save weights that differ between ranks which should have the same.
+
+        Raises:
+            RankError: they do.
+        """
+
     def rows(self, name: str, tensor: Tensor) -> slice | None:
         """Which rows of one of the model's tensors this rank has; None: all."""
         return None

@@ -15,6 +15,7 @@ from tinyllm.errors import UserError
 from tinyllm.nn.feedforward import FeedForward
 from tinyllm.optim.schedules import Schedule
 from tinyllm.optim.sharded import whole
+from tinyllm.training.curriculum import Lengths
 from tinyllm.training.distributed import Strategy
 from tinyllm.training.events import Callback, Outcome
 from tinyllm.training.faults import fault, spoilt
@@ -60,6 +61,8 @@ class Trainer:
     schedule: Schedule
     settings: Settings
     batch: Batch
+    lengths: Lengths
+    """Of the sequences of each step."""
     device: torch.device
     autocast: Callable[[], AbstractContextManager[object]]
     draw_kept: Callable[[int], Sequence[bool] | None]
@@ -74,12 +77,14 @@ class Trainer:
     log: Log
     events: Callback
     stop: StopRequest
-    flops_per_token: int
+    flops_per_token: Callable[[int], int]
+    """Training FLOPs of one token of sequences of a length."""
     peak_flops: float | None
     run_dir: Path
 
     def __post_init__(self) -> None:
-        self.logged = self.state.step
+        self.logged = self.state.tokens, self.state.flops
+        """Where the last record stood."""
         self.saving: tuple[int, str] | None = None
         """Step and reason of the checkpoint that is being written."""
         self.word = Word()
@@ -163,10 +168,11 @@ class Trainer:
             self.refuse(loss, values["train/grad_norm"])
         state.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        length = self.lengths.at(state.step)
         state.step += 1
-        state.tokens += self.batch.tokens
         state.sequences += self.batch.sequences
-        state.flops += self.batch.tokens * self.flops_per_token
+        state.tokens += self.batch.sequences * length
+        state.flops += self.batch.sequences * length * self.flops_per_token(length)
         if math.isfinite(loss):
             state.window["loss"] += loss
             state.window["steps"] += 1
@@ -188,6 +194,7 @@ class Trainer:
         state = self.state
         if self.saving:
             self.settle()
+        self.strategy.check_alike(state.model)
         self.log.sync()
         self.saver.begin(step=state.step, weights=state.weights(), state=self.to_save(), best=best)
         self.saving = state.step, why
@@ -238,18 +245,18 @@ class Trainer:
     def summarise(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
         """The record of the steps since the last one."""
         state, window = self.state, self.state.window
-        steps = state.step - self.logged
+        tokens, flops = state.tokens - self.logged[0], state.flops - self.logged[1]
         seconds = watch.lap()
         metrics = dict(step_metrics)
         if window["steps"]:
             metrics["train/loss"] = window["loss"] / window["steps"]
         metrics["train/tokens"] = state.tokens
-        metrics["speed/tokens_per_s"] = steps * self.batch.tokens / seconds
+        metrics["speed/tokens_per_s"] = tokens / seconds
         if self.peak_flops:
-            metrics["speed/mfu"] = metrics["speed/tokens_per_s"] * self.flops_per_token / self.peak_flops
+            metrics["speed/mfu"] = flops / seconds / self.peak_flops
         metrics["memory/peak_bytes"] = peak_memory(self.device)
         state.window = {"loss": 0.0, "steps": 0.0}
-        self.logged = state.step
+        self.logged = state.tokens, state.flops
         return metrics
 
     def is_best(self, loss: float) -> bool:
