@@ -124,7 +124,8 @@ class Profiler(NoProfiler):
         self._path("operators.txt").write_text(table, encoding="utf-8")
         times = {one.key: getattr(one, order) for one in averages}
         total = sum(times.values()) or 1
-        most = sorted(times, key=lambda name: -times[name])[:NAMED]
+        operators = [name for name in times if not name.startswith("ProfilerStep")]  # whose own time is Python's
+        most = sorted(operators, key=lambda name: -times[name])[:NAMED]
         shares = ", ".join(f"{name} {times[name] / total:.0%}" for name in most)
         fewer = "" if recorded == self._steps else f" of the {self._steps} asked for"
         self._report(f"profile of {recorded} steps{fewer} in {self._directory}; most time in {shares}")
@@ -137,16 +138,17 @@ class Profiler(NoProfiler):
         """
         plain, packed = self._path(".trace.json"), self._path(".trace.json.gz")
         try:
-            profile.export_chrome_trace(str(plain))
-            text = plain.read_bytes()
+            with quiet():
+                profile.export_chrome_trace(str(plain))
+            text = plain.read_bytes() if plain.exists() else b""
             if not text.rstrip().endswith(b"}"):  # torch does not say when it could not write all of it
                 raise OSError("the trace could not be written")
             with gzip.open(packed, "wb") as file:
                 file.write(text)
             os.replace(packed, self._path("trace.json.gz"))
         finally:
-            plain.unlink(missing_ok=True)
-            packed.unlink(missing_ok=True)
+            for path in self._directory.glob(f"{plain.name}*"):  # torch's own unfinished file too
+                path.unlink()
         return text
 
     def _path(self, name: str) -> Path:
