@@ -124,6 +124,9 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
                 f"horizon {was['max_steps']} → {max_steps} steps: the learning rate of step {step + 1} is"
                 f" {schedule(step):.4g} (was {old(step):.4g})"
             )
+            now, before = (curriculum.lengths(n).at(step) for n in (max_steps, was["max_steps"]))
+            if now != before:
+                notes.append(f"its sequences have {now} tokens instead of {before}: curriculum.steps is half of it")
     return Planned(
         cfg=cfg,
         invocation=invocation,

@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -161,7 +161,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
     peak = peak_flops(device, planned.precision)
     peak = peak * batch.world_size if peak else None
-    info = describe(planned, model, groups, peak, run_dir.path)
+    info = describe(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data_facts(planned.data)}
     texts = {
         checkpoints.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
@@ -213,6 +213,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
             rank=strategy.rank,
             world_size=batch.world_size,
             shift=state.sequences - state.step * batch.sequences,
+            length_at=planned.lengths.at,
             **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
         )
 
@@ -237,6 +238,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
         schedule=planned.schedule,
         settings=_settings(cfg, planned.max_steps),
         batch=batch,
+        lengths=planned.lengths,
         device=device,
         autocast=in_autocast,
         draw_kept=model.draw_kept,
@@ -248,7 +250,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
         log=log,
         events=events,
         stop=stop,
-        flops_per_token=info.flops_per_token,
+        flops_per_token=cache(lambda length: 3 * model.flops_per_token(length)),
         peak_flops=peak,
         run_dir=run_dir.path,
     )
@@ -285,8 +287,14 @@ def _settings(cfg: DictConfig, max_steps: int) -> Settings:
     )
 
 
-def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: float | None, run_dir: Path) -> RunInfo:
-    """What the start of the run shows."""
+def describe(
+    planned: Planned, model: Any, groups: list[OptimizerGroup], peak: float | None, run_dir: Path, *, tokens: int
+) -> RunInfo:
+    """What the start of the run shows.
+
+    Args:
+        tokens: what it was trained on before.
+    """
     batch, cfg = planned.batch, planned.cfg
     counts = model.parameter_counts()
     dtype = AUTOCAST.get(planned.precision, torch.float32)
@@ -304,6 +312,15 @@ def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: f
     copies = 5 if cfg.ema.enabled else 4  # weights, gradients, two moments and perhaps an average, in fp32
     state_bytes = counts.total * 4 * copies
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
+    start, lengths = planned.start_step, planned.lengths
+    planned_tokens = tokens + batch.sequences * (lengths.total(planned.max_steps) - lengths.total(start))
+    notes = list(planned.notes)
+    if start < lengths.steps:
+        notes.append(
+            f"sequences of {lengths.at(start)} tokens at first, of {batch.seq_len} from step {lengths.steps + 1} on"
+        )
+    if not cfg.trainer.eval_every:
+        notes.append("no evaluation: trainer.eval_every=0")
     return RunInfo(
         run_dir=run_dir,
         device=describe_device(planned.device),
@@ -324,12 +341,14 @@ def describe(planned: Planned, model: Any, groups: list[OptimizerGroup], peak: f
         seq_len=batch.seq_len,
         tokens_per_step=batch.tokens,
         max_steps=planned.max_steps,
-        start_step=planned.start_step,
-        epochs=planned.max_steps * batch.tokens / epoch,
+        start_step=start,
+        start_tokens=tokens,
+        planned_tokens=planned_tokens,
+        epochs=planned_tokens / epoch,
         flops_per_token=3 * model.flops_per_token(batch.seq_len),
         peak_flops=peak,
         memory_bytes=state_bytes + activations,
         optimizer_groups=groups,
-        notes=planned.notes + ([] if cfg.trainer.eval_every else ["no evaluation: trainer.eval_every=0"]),
+        notes=notes,
         config=plain(cfg),
     )

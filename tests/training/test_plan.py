@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllm.errors import UserError
+from tinyllm.training.curriculum import Curriculum
 from tinyllm.training.plan import Batch, parse_tokens, plan_batch, plan_steps
 
 SIZES = st.integers(1, 64)
@@ -72,23 +73,24 @@ def test_what_is_no_number_of_tokens(text: object) -> None:
 
 BATCH = Batch(batch_size=4, grad_accum_steps=2, seq_len=16, world_size=1)
 NONE = {"max_steps": None, "max_tokens": None, "max_epochs": None}
+OFF = Curriculum(enabled=False, start_seq_len=None, steps=None, seq_len=16)
 
 
 @given(tokens=st.integers(128, 10**7))
 def test_a_horizon_in_tokens_is_floored(tokens: int) -> None:
-    steps = plan_steps(BATCH, **NONE | {"max_tokens": tokens}, epoch_tokens=0)
+    steps = plan_steps(BATCH, **NONE | {"max_tokens": tokens}, epoch_tokens=0, curriculum=OFF)
     assert steps * 128 <= tokens < (steps + 1) * 128
 
 
 @given(epochs=st.floats(0.5, 50), epoch_tokens=st.integers(256, 10**6))
 def test_a_horizon_in_epochs_is_floored(epochs: float, epoch_tokens: int) -> None:
-    steps = plan_steps(BATCH, **NONE | {"max_epochs": epochs}, epoch_tokens=epoch_tokens)
+    steps = plan_steps(BATCH, **NONE | {"max_epochs": epochs}, epoch_tokens=epoch_tokens, curriculum=OFF)
     assert steps == int(epochs * epoch_tokens) // 128
 
 
 def test_the_other_horizons() -> None:
-    assert plan_steps(BATCH, **NONE, epoch_tokens=0) == 2000
-    assert plan_steps(BATCH, **NONE | {"max_steps": 7}, epoch_tokens=0) == 7
+    assert plan_steps(BATCH, **NONE, epoch_tokens=0, curriculum=OFF) == 2000
+    assert plan_steps(BATCH, **NONE | {"max_steps": 7}, epoch_tokens=0, curriculum=OFF) == 7
 
 
 @pytest.mark.parametrize(
@@ -111,5 +113,5 @@ def test_the_other_horizons() -> None:
 )
 def test_a_horizon_that_is_none(horizon: dict[str, float], said: str) -> None:
     with pytest.raises(UserError) as refused:
-        plan_steps(BATCH, **NONE | horizon, epoch_tokens=1000)
+        plan_steps(BATCH, **NONE | horizon, epoch_tokens=1000, curriculum=OFF)
     assert said in str(refused.value)

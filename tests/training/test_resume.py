@@ -36,6 +36,14 @@ OPTIONS = {
     ),
     "epochs": ("trainer.batch_size=60",),
     "bpe": ("tokenizer=bpe", "tokenizer.vocab_size=300"),
+    "curriculum": ("model.max_seq_len=36", "curriculum.enabled=true", "curriculum.steps=7", "model.dropout=0.1"),
+    "curriculum, workers, accumulation": (
+        "model.max_seq_len=36", "curriculum.enabled=true", "dataloader.workers=2", "trainer.grad_accum_steps=2",
+    ),
+    "curriculum, workers started anew": (
+        "model.max_seq_len=36", "curriculum.enabled=true", "curriculum.steps=8", "dataloader.workers=1",
+        "dataloader.persistent_workers=false", "trainer.batch_size=60",
+    ),
 }  # fmt: skip
 
 

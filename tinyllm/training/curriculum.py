@@ -10,9 +10,10 @@ MULTIPLE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Length of the sequences of step s: start + (seq_len − start)·s/steps, rounded down to a multiple of 8, then seq_len.
+    """How long sequences are at step s: start + (seq_len − start)·s/steps, rounded down to a multiple of 8.
 
-    A pure function of the step, so nothing of it is saved and nothing can be out of place after a resume.
+    From step ``steps`` on they have seq_len tokens, a multiple of 8 or not. The length is a pure function of the step:
+    nothing of it is saved, and nothing can be out of place after a resume.
     """
 
     seq_len: int

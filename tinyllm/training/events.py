@@ -38,11 +38,16 @@ class RunInfo:
     grad_accum_steps: int
     seq_len: int
     tokens_per_step: int
+    """Of sequences of full length."""
     max_steps: int
     start_step: int
+    start_tokens: int
+    """What it was trained on before ``start_step``."""
+    planned_tokens: int
+    """Training tokens of the whole horizon."""
     epochs: float
     flops_per_token: int
-    """Training FLOPs of one token: three times the forward pass."""
+    """Training FLOPs of one token of a sequence of full length: three times the forward pass."""
     peak_flops: float | None
     """Dense peak of the device in FLOP/s at this precision; None where it is not known, then MFU is not shown."""
     memory_bytes: int
@@ -51,11 +56,6 @@ class RunInfo:
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration as plain containers; it stands in ``config.yaml`` and not in ``run.json``."""
-
-    @property
-    def planned_tokens(self) -> int:
-        """Training tokens of the whole horizon."""
-        return self.tokens_per_step * self.max_steps
 
 
 @dataclass(frozen=True, kw_only=True)
