@@ -23,6 +23,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "interop": ({"nn", "models", "tokenizers", "data", "training"}, {"torch", "safetensors"}),
     "loggers": ({"training"}, {"rich", "matplotlib", "wandb", "tensorboard", "torch"}),
     "config": (set(), {"hydra", "omegaconf", "yaml"}),
+    "sweep": (
+        {"config", "data", "training", "loggers", "resume", "launch"},
+        {"hydra", "omegaconf", "optuna", "rich", "torch"},
+    ),
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 ENTRY_POINTS = [target.partition(":")[0] for target in SCRIPTS.values()]
@@ -34,6 +38,7 @@ ONLY_WHEN_USED = {
     "datasets",
     "matplotlib",
     "tiktoken",
+    "optuna",
 }
 BY_ITSELF = (
     "wandb",

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from tinyllm.config.arguments import CommandLine
+from tinyllm.config.cli import Invocation
 from tinyllm.config.older import upgraded
 from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.errors import UserError
@@ -51,7 +52,10 @@ def look_up(line: CommandLine) -> Resumption | None:
     parsed = OverridesParser.create().parse_overrides(line.settings)
     if line.multirun:
         typed = next(str(one.input_line) for one in parsed if one.key_or_group == "resume")
-        hint = "leave out -m, or use init_from to start from its weights"
+        hint = (
+            "leave out -m, or use init_from to start from its weights;"
+            " a sweep continues when it is started again with its hydra.sweep.dir"
+        )
         raise UserError("a multirun cannot continue a run", file=typed, hint=hint)
     values = {one.key_or_group: one.value() for one in parsed}
     source = str(values["resume"])
@@ -83,6 +87,28 @@ def look_up(line: CommandLine) -> Resumption | None:
         named=frozenset(values) | displaced,
         notes=notes,
     )
+
+
+def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
+    """The checkpoint from which a job of a sweep goes on in its directory; None: it starts.
+
+    Raises:
+        UserError: the run there was made with other settings, or no checkpoint of it is whole.
+    """
+    directory = Path(cfg.run.dir)
+    if not steps_in(directory / "checkpoints"):
+        return None
+    check_free(directory)
+    notes: list[str] = []
+    checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
+    saved = OmegaConf.load(checkpoint.path / OVERRIDES)
+    before, now = set(map(str, saved)), set(to_save(invocation.overrides))
+    if before != now:
+        found, asked = " ".join(sorted(before - now)) or "fewer", " ".join(sorted(now - before)) or "fewer"
+        hint = f"it has {found}, the sweep asks for {asked}; take the directory away, or sweep in another one"
+        raise UserError("the job's run was made with other settings", file=directory, hint=hint)
+    named = frozenset(key_of(one) for one in invocation.overrides)
+    return Resumption(checkpoint=checkpoint, arguments=[], named=named, notes=notes)
 
 
 def to_save(overrides: Iterable[str]) -> list[str]:

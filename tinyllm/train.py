@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omegaconf import DictConfig
 
     from tinyllm.config.arguments import CommandLine
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of ``tinyllm-train``."""
-    from tinyllm.config.cli import run
+    from tinyllm.config.cli import Jobs, run
 
     found: list[Resumption] = []
 
@@ -26,11 +28,28 @@ def main() -> None:
         return resumption.arguments if resumption else line.settings
 
     def task(cfg: "DictConfig", invocation: "Invocation") -> int:
+        from tinyllm.launch import launched
+
+        code = launched(cfg, invocation)
+        if code is not None:
+            return code
+        from tinyllm.resume import continue_job
         from tinyllm.session import train
 
-        return train(cfg, invocation, found[0] if found else None)
+        resumption = continue_job(cfg, invocation) if invocation.is_job else None
+        return train(cfg, invocation, found[0] if found else resumption)
 
-    run("train", task, prepare=with_saved_settings)
+    def run_job(cfg: "DictConfig", hydra_node: "DictConfig", work: "Callable[[], int]") -> float | None:
+        from tinyllm.sweep.one_job import run_job
+
+        return run_job(cfg, hydra_node, work)
+
+    def exit_code() -> int:
+        from tinyllm.sweep.sweep import exit_code
+
+        return exit_code()
+
+    run("train", task, prepare=with_saved_settings, jobs=Jobs(run=run_job, exit_code=exit_code))
 
 
 if __name__ == "__main__":

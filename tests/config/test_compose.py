@@ -10,12 +10,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import tinyllm
 from tinyllm.config import schema
 from tinyllm.config.files import read_yaml
+from tinyllm.config.names import groups
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
 from tinyllm.errors import UserError
 
-GROUPS = sorted(place.name for place in conf_dir().iterdir() if place.is_dir())
+GROUPS = groups()
 LAYERS = {
     "layers=pattern": ("model.layers.kinds={a:''}", "model.layers.pattern=[a]"),
     "layers=jsonl": (

@@ -1,6 +1,8 @@
 """The life of an entry point: arguments in, a checked configuration to the task, an exit code out."""
 
+import contextlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -12,7 +14,7 @@ from typing import cast
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import tinyllm
@@ -29,6 +31,9 @@ SIGNALLED = 128
 """Exit codes above it say which signal ended a job."""
 OTHERS_WAIT_S = 3.0
 """What is wrong with a command line, all ranks find; rank 0 tells it and the launcher then ends the others."""
+ERROR_FILE = "TINYLLM_ERROR_FILE"
+"""Environment variable: the file that gets the first line of what goes wrong, for whoever started this process."""
+MULTIRUN_KEYS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 USER_ERROR = 2
 """Exit code of a mistake in what was asked for; a crash exits with 1."""
 
@@ -49,13 +54,33 @@ class Invocation:
     """The directory of ``--config-dir``, as given."""
     typed: frozenset[str] = frozenset()
     """Keys and groups that this command line itself names, unlike those that a resumed run saved."""
+    arguments: list[str] = field(default_factory=list)
+    """The command line as it was typed."""
+    is_job: bool = False
+    """One job of a multirun."""
 
 
 Task = Callable[[DictConfig, Invocation], int]
 """Does the program's work; its result is the exit code."""
 
 
-def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]] | None = None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """What a program does around the jobs of a multirun."""
+
+    run: Callable[[DictConfig, DictConfig, Callable[[], int]], float | None]
+    """Runs one: gets its configuration, Hydra's, and the work; returns what a search makes small."""
+    exit_code: Callable[[], int]
+    """Of the multirun that ended in this process."""
+
+
+def run(
+    program: str,
+    task: Task,
+    *,
+    prepare: Callable[[CommandLine], list[str]] | None = None,
+    jobs: Jobs | None = None,
+) -> None:
     """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
 
     Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). Errors that a person
@@ -66,6 +91,7 @@ def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]]
         program: name of the root file.
         task: called once, in a multirun once per job.
         prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's.
+        jobs: what the jobs of a multirun are given; None: they run like any other, and their errors are counted.
     """
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
@@ -92,12 +118,15 @@ def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]]
             json=as_json,
             config_dir=line.config_dir,
             typed=frozenset(map(key_of, line.settings)),
+            arguments=arguments,
         )
 
-        def job(cfg: DictConfig) -> None:
+        def job(cfg: DictConfig) -> float | None:
+            if jobs is not None and _is_job():
+                return jobs.run(cfg, _hydra(), lambda: _guarded(lambda: _job(cfg, program, task, known), debug))
             if results and results[-1] > SIGNALLED:  # whoever stops a job means the sweep
                 results.append(results[-1])
-                return
+                return None
             code = _guarded(lambda: _job(cfg, program, task, known), debug)
             results.append(code)
             if code and line.multirun:
@@ -105,29 +134,53 @@ def run(program: str, task: Task, *, prepare: Callable[[CommandLine], list[str]]
                     f"in job {len(results) - 1}: {' '.join(HydraConfig.get().overrides.task)}",
                     file=sys.stderr,
                 )
+            return None
 
         def compose_and_run() -> int:
             hydra.main(config_path=str(conf_dir()), config_name=program, version_base="1.3")(job)()
-            return 0
+            return jobs.exit_code() if jobs is not None else 0
 
         schema.register()
         results.append(_guarded(compose_and_run, debug))
     except UserError as error:
         results.append(_report(error, debug))
-    jobs = results[:-1]
-    if len(jobs) > 1:
-        failed = [str(index) for index, code in enumerate(jobs) if code]
-        print(f"{len(jobs)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    codes = results[:-1]
+    if len(codes) > 1:
+        failed = [str(index) for index, code in enumerate(codes) if code]
+        print(f"{len(codes)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
     sys.exit(next((code for code in results if code), 0))
 
 
 def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
-    hydra_node = cast(DictConfig, HydraConfig.get())
+    hydra_node = _hydra()
+    if not _is_job():
+        _refuse_multirun_keys(hydra_node)
     cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed)
     choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
     overrides = list(hydra_node.overrides.task)
-    return task(cfg, replace(known, overrides=overrides, choices=choices))
+    return task(cfg, replace(known, overrides=overrides, choices=choices, is_job=_is_job()))
+
+
+def _hydra() -> DictConfig:
+    return cast(DictConfig, HydraConfig.get())
+
+
+def _is_job() -> bool:
+    """Whether Hydra runs a job of a multirun: only those have a number."""
+    return not OmegaConf.is_missing(_hydra().job, "num")
+
+
+def _refuse_multirun_keys(hydra_node: DictConfig) -> None:
+    """A setting of a multirun does nothing in a single run.
+
+    Raises:
+        UserError: there is one.
+    """
+    for override in hydra_node.overrides.hydra:
+        key, _, value = str(override).partition("=")
+        if key.lstrip("+").startswith(MULTIRUN_KEYS):
+            raise UserError("it has an effect in a multirun only", key=key, value=value, hint="add -m, or leave it out")
 
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:
@@ -138,18 +191,14 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
         return _report(error, debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return SIGNALLED + signal.SIGINT
     except Exception as error:
         if debug:
             traceback.print_exc()
-            return 1
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = one_line(f"{type(error).__name__}: {error}")
-        print(
-            f"error: {what} ({Path(place.filename).name}:{place.lineno}): "
-            "not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from",
-            file=sys.stderr,
-        )
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        tell(f"error: {what} ({where}): not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from")
         return 1
 
 
@@ -160,8 +209,16 @@ def _report(error: Exception, debug: bool) -> int:
     shown = error if isinstance(error, UserError) else explained(error, sys.argv[1:])
     if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
         time.sleep(OTHERS_WAIT_S)
-    print(f"error: {shown}", file=sys.stderr)
+    tell(f"error: {shown}")
     return USER_ERROR
+
+
+def tell(line: str) -> None:
+    """Print what went wrong; the first such line also goes to whoever started this process, if it wants it."""
+    print(line, file=sys.stderr, flush=True)
+    if file := os.environ.get(ERROR_FILE):
+        with contextlib.suppress(FileExistsError), open(file, "x", encoding="utf-8") as stream:
+            stream.write(line + "\n")
 
 
 def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:

@@ -55,8 +55,8 @@ def unknown_key(
 
 
 def groups() -> list[str]:
-    """The names of all groups of options."""
-    return sorted(place.name for place in conf_dir().iterdir() if place.is_dir())
+    """The names of all groups of options; Hydra's own are its flags' business."""
+    return sorted(place.name for place in conf_dir().iterdir() if place.is_dir() and place.name != "hydra")
 
 
 def options_with(node: str, name: str) -> list[str]:

@@ -1,0 +1,160 @@
+"""Several processes for one run, started by the program itself: torchrun with a tidy end.
+
+``python -m tinyllm.launch <n> <settings>`` is torchrun for one run on this machine. Its exit code is that of the rank
+that failed first, and nothing is printed besides what the ranks print.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tinyllm.config.literal import unquoted
+from tinyllm.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllm.config.cli import Invocation
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALLED = 128
+PR_SET_PDEATHSIG = 1
+
+
+def launched(cfg: "DictConfig", invocation: "Invocation") -> int | None:
+    """Start the processes that the configuration asks this program for; the exit code of the run.
+
+    Returns:
+        None when this process is to do the work itself.
+
+    Raises:
+        UserError: a setting that only a sweep can follow.
+    """
+    nproc, per_job = cfg.strategy.get("nproc_per_node"), cfg.strategy.get("gpus_per_job")
+    if "WORLD_SIZE" in os.environ:
+        return None
+    if per_job is not None:
+        hint = "it deals out GPUs to the jobs of a sweep: add -m, or leave it out"
+        raise UserError("it has no effect on one run", key="strategy.gpus_per_job", value=per_job, hint=hint)
+    if nproc is None:
+        return None
+    arguments = invocation.arguments
+    if invocation.is_job:
+        flags = [] if invocation.config_dir is None else ["--config-dir", invocation.config_dir]
+        arguments = [*flags, *unquoted(invocation.overrides), f"run.dir={cfg.run.dir}", f"resume={cfg.resume}"]
+    return train_in_processes(arguments, nproc=nproc)
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    nproc: int,
+    environ: Mapping[str, str] | None = None,
+    output: Path | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start ``python -m tinyllm.train <arguments>`` in several processes, away from the terminal's Ctrl-C.
+
+    Args:
+        arguments: flags and settings as one types them.
+        environ: what differs in the environment.
+        output: a file to append standard output and errors to; None: as this process has them.
+    """
+    command = [sys.executable, "-m", "tinyllm.launch", str(nproc), *arguments]
+    environment = os.environ | (environ or {})
+    if output is None:
+        return subprocess.Popen(command, env=environment, start_new_session=True)
+    with output.open("ab") as stream:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def train_in_processes(arguments: Sequence[str], *, nproc: int) -> int:
+    """Run ``python -m tinyllm.train <arguments>`` in several processes, pass signals on to them, and wait.
+
+    Returns:
+        The exit code of the rank that failed first, 128 + the signal's number after a signal, or 0.
+    """
+    sys.stdout.flush()
+    with _forwarding() as running:
+        running.append(start(arguments, nproc=nproc))
+        return code_of(running[0].wait())
+
+
+def code_of(returned: int) -> int:
+    """The exit code as a shell would have it: 128 + the number of the signal that killed a process."""
+    return returned if returned >= 0 else SIGNALLED - returned
+
+
+@contextmanager
+def _forwarding() -> Iterator[list["subprocess.Popen[bytes]"]]:
+    """Pass the first signal on to the started process; the second one kills it."""
+    running: list[subprocess.Popen[bytes]] = []
+    came: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        for process in running:
+            process.kill() if len(came) > 1 else process.send_signal(number)
+
+    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    try:
+        yield running
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def main() -> None:
+    """Be torchrun."""
+    nproc, *arguments = sys.argv[1:]
+    _end_with_parent()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(nproc))))
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    for name in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong the ranks say themselves
+    signals = ",".join(["SIGHUP", "SIGQUIT", *(one.name for one in FORWARDED)])
+    flags = ["--standalone", f"--nproc-per-node={nproc}", f"--signals-to-handle={signals}", "-m", "tinyllm.train"]
+    try:
+        run.run(run.parse_args([*flags, *arguments]))
+    except SignalException as stopped:
+        sys.exit(SIGNALLED + stopped.sigval)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        sys.exit(_explained(rank, failure))
+
+
+def _explained(rank: int, failure: Any) -> int:
+    """The exit code of a rank that failed; a rank that was killed could not say so itself."""
+    if failure.exitcode < 0:
+        from tinyllm.config.cli import tell
+
+        name = signal.Signals(-failure.exitcode).name
+        tell(f"error: rank {rank} (pid {failure.pid}) was ended by {name}: start it again with resume=auto to continue")
+    return code_of(failure.exitcode)
+
+
+def _end_with_parent() -> None:
+    """Stop, with a checkpoint, when whoever started this process is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""One job of a sweep, in whichever process it runs."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from omegaconf import DictConfig
+
+from tinyllm.config.cli import ERROR_FILE
+from tinyllm.sweep.directory import SweepDir
+from tinyllm.sweep.record import FINISHED, SIGNALLED, Job, Record, take_results
+from tinyllm.sweep.sweep import running_here
+
+WATCH_EVERY_S = 0.5
+
+
+def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int]) -> float | None:
+    """Run one job in its own directory, from its checkpoint if there is one; returns its lowest validation loss.
+
+    Args:
+        cfg: the job's configuration; where it runs and from what it continues is filled in.
+        hydra_node: Hydra's part of the configuration.
+        run: does the work and returns the exit code; errors are told, not raised.
+    """
+    directory = SweepDir(Path(hydra_node.sweep.dir))
+    overrides = list(hydra_node.overrides.task)
+    record = directory.find(overrides)
+    if record is None:  # another sweeper than ours, which enlists nothing
+        directory.records.mkdir(parents=True, exist_ok=True)
+        [record] = directory.enlist([Job(overrides=overrides, swept=overrides)])
+    if record.status == FINISHED or directory.stopping:
+        return record.val_loss
+    cfg.run.dir, cfg.resume = str(directory.run_dir(record)), "auto"
+    sweep = running_here()
+
+    def run_told(error_file: Path) -> int:
+        os.environ[ERROR_FILE] = str(error_file)
+        try:
+            return run()
+        finally:
+            del os.environ[ERROR_FILE]
+
+    def run_apart(error_file: Path) -> int:
+        with apart(directory, record):
+            return run_told(error_file)
+
+    if sweep is None:
+        carry_out(directory, record, run_apart)
+        return record.val_loss
+    sweep.tell_start(record)
+    carry_out(directory, record, run_told)
+    if record.code > SIGNALLED:  # whoever stops a job in this process means the sweep
+        directory.stop()
+    sweep.look()
+    return record.val_loss
+
+
+def carry_out(directory: SweepDir, record: Record, run: Callable[[Path], int]) -> None:
+    """Run a job and keep what became of it.
+
+    Args:
+        run: gets the file for the first line of what goes wrong; returns the exit code.
+    """
+    record.begin()
+    directory.write(record)
+    error_file = directory.records / f"{record.name}.error"
+    error_file.unlink(missing_ok=True)
+    try:
+        record.code = run(error_file)
+    except KeyboardInterrupt:
+        record.code = SIGNALLED + signal.SIGINT
+    if error_file.is_file():
+        record.error = error_file.read_text(encoding="utf-8").strip()
+        error_file.unlink()
+    take_results(record, directory.run_dir(record))
+    directory.write(record)
+
+
+@contextmanager
+def apart(directory: SweepDir, record: Record) -> Iterator[None]:
+    """The context of a job in a process beside others: output into a file, an end when the sweep is to end.
+
+    The process leaves the terminal's group, so that Ctrl-C reaches the sweep alone, which then asks the jobs to stop.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    parent, done = os.getppid(), threading.Event()
+
+    def watch() -> None:
+        while not done.wait(WATCH_EVERY_S):
+            if directory.stopping or os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt  # before training; a training run has a handler of its own
+
+    before = signal.signal(signal.SIGTERM, leave)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        with _output_into(directory.log(record)):
+            yield
+    finally:
+        done.set()
+        watcher.join()
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _output_into(file: Path) -> Iterator[None]:
+    """Standard output and errors of this process, and of those it starts, go to a file."""
+    sys.stdout.flush()
+    kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for descriptor in kept:
+        os.dup2(handle, descriptor)
+    os.close(handle)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for descriptor, copy in kept.items():
+            os.dup2(copy, descriptor)
+            os.close(copy)

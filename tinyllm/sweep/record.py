@@ -1,0 +1,143 @@
+"""What is known of one job of a sweep."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllm.data.atomic import write_atomically
+from tinyllm.errors import UserError
+from tinyllm.loggers.story import Speed
+from tinyllm.training.metrics import read_metrics
+
+WAITING, RUNNING = "waiting", "running"
+FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "skipped"
+NOT_STARTED = "not started"
+"""How a job that waits is shown once the sweep is over."""
+LONGEST_NUMBER = 8
+SIGNALLED = 128
+"""Exit codes above it say which signal ended a run."""
+
+
+@dataclass(kw_only=True)
+class Record:
+    """One job: what tells it from the others, how it stands, and what came out. Kept in a file of its own."""
+
+    number: int
+    name: str
+    """The name of the run's directory and of this record's file."""
+    overrides: list[str]
+    """All settings of the job, in Hydra's grammar."""
+    swept: list[str]
+    """Those of them that differ between the jobs of the command that made it."""
+    status: str = WAITING
+    """waiting, running, finished, failed or interrupted."""
+    code: int = 0
+    """The exit code of the run."""
+    error: str = ""
+    """The first line of what went wrong."""
+    val_loss: float | None = None
+    """The lowest of the run."""
+    val_bpb: float | None = None
+    """Of the last evaluation."""
+    tokens_per_s: float | None = None
+    """In training, evaluation and saving left out."""
+    step: int | None = None
+    seconds: float | None = None
+    pid: int | None = None
+    host: str = ""
+
+    @property
+    def label(self) -> str:
+        """The job in a few words."""
+        return " ".join(map(shortened, self.swept or self.overrides)) or "defaults"
+
+    def reset(self) -> None:
+        """As before it ran."""
+        fresh = Record(number=self.number, name=self.name, overrides=self.overrides, swept=self.swept)
+        self.__dict__.update(asdict(fresh))
+
+    def begin(self) -> None:
+        """Running, in this process."""
+        self.reset()
+        self.status, self.pid, self.host = RUNNING, os.getpid(), socket.gethostname()
+
+    def write(self, directory: Path) -> None:
+        """Put it into its file, whole or not at all."""
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        write_atomically(directory / f"{self.name}.json", text.encode())
+
+
+def read(file: Path) -> Record:
+    """The record in a file.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        return Record(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        hint = f"{error}; without the file the job is started anew"
+        raise UserError("not the record of a job", file=file, hint=hint) from error
+
+
+def shortened(setting: str) -> str:
+    """A setting with a long number rounded, for people."""
+    key, equals, value = setting.partition("=")
+    with contextlib.suppress(ValueError):
+        if len(value) > LONGEST_NUMBER:
+            value = f"{float(value):.4g}"
+    return f"{key}{equals}{value}"
+
+
+def status_of(record: Record, skipped: Iterable[str]) -> str:
+    """The status as it is shown.
+
+    Args:
+        skipped: names of jobs that were finished before this start of the sweep.
+    """
+    if record.status == FINISHED and record.name in skipped:
+        return SKIPPED
+    return {WAITING: NOT_STARTED, RUNNING: INTERRUPTED}.get(record.status, record.status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job as the command line asks for it."""
+
+    overrides: Sequence[str]
+    swept: Sequence[str]
+
+
+def take_results(record: Record, run_dir: Path) -> None:
+    """Fill in what the run left in its directory, and the status that follows from it and the exit code."""
+    known = _read_json(run_dir / "run.json")
+    losses, speed = [], Speed()
+    for metrics in read_metrics(run_dir / "metrics.jsonl"):
+        speed.add(metrics)
+        record.step = metrics["step"]
+        if metrics.get("val/loss") is not None:
+            losses.append(metrics["val/loss"])
+            record.val_bpb = metrics.get("val/bpb")
+    record.val_loss = min(losses, default=None)
+    record.tokens_per_s = round(speed.mean, 1) if speed.mean else None
+    if result := known.get("result"):
+        record.step, record.seconds = result["step"], round(result["seconds"], 3)
+    if record.code > SIGNALLED:
+        record.status = INTERRUPTED
+    elif record.code:
+        record.status = FAILED
+        record.error = record.error or str(known.get("reason", "")) or f"exit code {record.code}"
+    else:
+        record.status = INTERRUPTED if known.get("status") == INTERRUPTED else FINISHED
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
