@@ -31,9 +31,9 @@ def find_files(path: str, *, key: str, suffixes: Sequence[str] = ()) -> list[Pat
     if not path.strip():
         raise UserError("no path is given", key=key, value=path, hint="a file, a folder or a glob")
     place = Path(path).expanduser()
-    if place.is_file():
+    if os.path.isfile(place):  # unlike Path's, it says no where a folder may not be entered
         return [place]
-    if place.is_dir():
+    if os.path.isdir(place):
         found = [file for file in _walk(place) if not suffixes or file.suffix in suffixes]
         if not found:
             wanted = " or ".join(suffixes) if suffixes else "text"
@@ -61,8 +61,10 @@ def _walk(folder: Path) -> list[Path]:
 
 def _nearest(place: Path) -> str:
     folder = place.absolute().parent
-    while not folder.is_dir():
+    while not os.path.isdir(folder):
         folder = folder.parent
+    if not os.access(folder, os.X_OK):
+        return f"{folder} may not be entered"
     return f"{folder} exists, but not {place.absolute().relative_to(folder)}"
 
 

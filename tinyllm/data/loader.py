@@ -2,7 +2,10 @@
 
 import atexit
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,17 +124,47 @@ def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
     second half an uncaught error, whose traceback keeps this generator alive, would never come back.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    of_children = signal.getsignal(signal.SIGCHLD)
     try:
         only_reference = [iter(loader)]  # starts the workers, which inherit the blocked signals
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if threading.current_thread() is threading.main_thread():
+        # torch's handler raises the death of a worker wherever the program is; asked for a batch it tells so as well
+        signal.signal(signal.SIGCHLD, of_children or signal.SIG_DFL)
     atexit.register(only_reference.clear)
     try:
         for _ in range(count):
-            yield next(only_reference[0])
+            with _deaths_named(only_reference[0]):
+                batch = next(only_reference[0])
+            yield batch
     finally:
         atexit.unregister(only_reference.clear)
         only_reference.clear()
+
+
+@contextmanager
+def _deaths_named(batches: Any) -> Iterator[None]:
+    """A line for a person where a worker has died; torch tells it in one of many ways, a broken connection among them.
+
+    Args:
+        batches: the iterator of a ``DataLoader`` with workers.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        for worker in batches._workers:
+            worker.join(0.2)
+        dead = [str(worker.pid) for worker in batches._workers if worker.exitcode is not None]
+        if not dead:
+            raise
+        raise UserError(
+            "a process that reads batches was killed",
+            key="dataloader.workers",
+            value=len(batches._workers),
+            hint=f"process {', '.join(dead)}; memory may have run out: fewer workers or a smaller prefetch_factor need"
+            " less; the last checkpoint is whole",
+        ) from error
 
 
 def _ignore_signals(worker: int) -> None:

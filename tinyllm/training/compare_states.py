@@ -17,6 +17,8 @@ from tinyllm.training.metrics import read_metrics
 
 CLOCK = ("speed/", "memory/", "seconds")
 """How the names of values begin that no two runs share."""
+OF_ONE_RUN = (*CLOCK, "loggers")
+"""And of the parts of a checkpoint: a logger keeps the name under which it knows the run."""
 COUNTERS = "counters"
 Contents = dict[str, Any]
 """Tensors and plain values by path, e.g. ``optimizer/head.weight/exp_avg``."""
@@ -42,7 +44,7 @@ def contents(checkpoint: Checkpoint) -> Contents:
     """Everything of a checkpoint that a resume depends on, by path; single numbers stand below ``counters``."""
     found = dict(leaves(checkpoint.weights(), "weights"))
     for name, value in checkpoint.state().items():
-        if not name.startswith(CLOCK):
+        if not name.startswith(OF_ONE_RUN):
             found |= leaves(value, name if isinstance(value, dict | list) else f"{COUNTERS}/{name}")
     return found
 

@@ -49,6 +49,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+SIGNS = ("unexpected pos", "write", "iostream error")
+"""What torch's errors say when a file could not be written."""
+
+
 class translated:
     """Turns a failed write inside the block into one line that names the file and the space.
 
@@ -63,7 +67,7 @@ class translated:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        opaque = isinstance(error, RuntimeError) and ("unexpected pos" in str(error) or "write" in str(error))
+        opaque = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
         safetensors = kind is not None and kind.__name__ == "SafetensorError"
         if full or opaque or safetensors:
             free = shutil.disk_usage(self.path.parent).free

@@ -8,6 +8,7 @@ import re
 import secrets
 import socket
 import subprocess
+import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,14 +40,14 @@ def check_new(path: Path) -> None:
     Raises:
         UserError: it exists, something is in the way, or its place cannot be written.
     """
-    if path.exists():
+    if os.path.exists(path):  # unlike Path's, it says no where a folder may not be entered
         raise UserError(
             "the run directory exists",
             key="run.dir",
             value=path,
             hint=f"choose another, or continue that run with resume={path}",
         )
-    parent = next(one for one in path.absolute().parents if one.exists())
+    parent = next(one for one in path.absolute().parents if os.path.exists(one))
     if not parent.is_dir():
         raise UserError(
             "a file is in the way of the run directory", key="run.dir", value=path, hint=f"{parent} is not a directory"
@@ -107,6 +108,7 @@ class RunDir:
                     "the run directory cannot be made", key="run.dir", value=path, hint=str(error.strerror)
                 ) from error
         self._lock = _acquire(path)
+        _HELD.add(self)
         os.ftruncate(self._lock, 0)
         os.write(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
         self.checkpoints.mkdir(exist_ok=True)
@@ -137,6 +139,18 @@ class RunDir:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+_HELD: weakref.WeakSet[RunDir] = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In a process that was forked, e.g. to read batches: the directory is to be free when its parent is gone."""
+    for one in list(_HELD):
+        one.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 class FollowedRunDir:

@@ -1,0 +1,88 @@
+"""kill -9 wherever a checkpoint is being written: the newest whole one is found, and the run goes on from it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Call, call  # noqa: F401
+from tests.faults.elsewhere import train_copy
+from tests.training.runs import SMALL, digest, metrics, train
+from tinyllm.training.checkpoint import find, steps_in
+from tinyllm.training.faults import POINTS
+
+NEWEST = {
+    "save:before_write": 4, "save:mid_write": 4, "save:after_sync": 4,
+    "save:after_rename": 6, "save:between_hints": 6, "save:mid_prune": 6,
+}  # fmt: skip
+"""Point at which the save of step 6 is killed -> the newest whole checkpoint."""
+
+
+@pytest.fixture(scope="module")
+def shared(corpus: str) -> list[str]:
+    options = ("trainer.max_steps=9", "trainer.checkpoint_every=2", "trainer.eval_every=3", "optimizer.lr=1e-2")
+    return ["dataset=text", corpus, *SMALL, *options]
+
+
+@pytest.fixture(scope="module")
+def whole(shared: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert train(*shared, f"run.dir={path}") == 0
+    return path
+
+
+def checkpoints(run: Path) -> list[object]:
+    """Which checkpoints there are, what the hints say, and what else lies beside them."""
+    return [(path.name, path.is_file() and path.read_text()) for path in sorted((run / "checkpoints").iterdir())]
+
+
+def test_every_point_of_saving_is_tried() -> None:
+    assert {point for point in POINTS if point.startswith("save:")} == NEWEST.keys()
+
+
+@pytest.mark.parametrize("point", NEWEST)
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Path, tmp_path: Path) -> None:
+    """The save of step 6 is the fourth: step 3 is the best so far and saved besides 2 and 4."""
+    run = tmp_path / "killed"
+    mode = f"checkpoint.asynchronous={str(asynchronous).lower()}"
+    occasion = 2 if point == "save:mid_prune" else 4  # the first two saves have nothing to remove
+    answer = train_copy(*shared, mode, f"run.dir={run}", fault=f"kill@{point}:{occasion}")
+    assert answer.code == -9, answer
+    assert find(run, tell=lambda text: pytest.fail(text)).step == NEWEST[point]
+    assert find(run, prefer="best", tell=lambda text: pytest.fail(text)).step in (3, 6)
+    assert train(f"resume={run}") == 0
+    assert digest(run) == digest(whole) and metrics(run) == metrics(whole)
+    assert checkpoints(run) == checkpoints(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_thirty_kills_at_random_moments(asynchronous: bool, corpus: str, call: Call) -> None:  # noqa: F811
+    """Twelve million bytes of weights and twice that of moments: a good part of the time goes into saving them."""
+    every = 2
+    size = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=16")
+    answer = call(
+        "verify_resume", "dataset=text", corpus, *size, "trainer.batch_size=1", "trainer.precision=fp32", "kills=30",
+        "trainer.max_steps=60", f"trainer.checkpoint_every={every}", "trainer.eval_every=0", "kill_seed=3",
+        f"checkpoint.asynchronous={str(asynchronous).lower()}", "--json",
+    )  # fmt: skip
+    assert answer.code == 0, answer
+    told = json.loads(answer.out)
+    assert told["equal"] and len(told["kills"]) == 30
+    assert sum(kill["saving"] for kill in told["kills"]) >= 5
+    # a save that goes on in the background is whole only some steps later, at the next one at the latest
+    assert max(kill["again"] for kill in told["kills"]) <= (2 * every if asynchronous else every)
+
+
+def test_what_a_kill_left_is_removed_but_only_by_whoever_holds_the_run(
+    shared: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "killed"
+    assert train_copy(*shared, f"run.dir={run}", fault="kill@save:mid_write:2").code == -9
+    left = [path.name for path in (run / "checkpoints").glob(".tmp-*")]
+    assert len(left) == 1 and set(steps_in(run / "checkpoints")) == {2}
+    assert train(f"resume={run}", "model.d_model=64") == 2  # refused before the run is anybody's
+    assert [path.name for path in (run / "checkpoints").glob(".tmp-*")] == left
+    assert train(f"resume={run}") == 0
+    assert checkpoints(run) == checkpoints(whole)
