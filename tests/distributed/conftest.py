@@ -1,0 +1,16 @@
+"""Fixtures of the tests of several ranks."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import SMALL, train, write_corpus
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, own_token_cache: Path) -> str:
+    """The setting that chooses a small text, whose tokens are in the cache."""
+    folder = tmp_path_factory.mktemp("corpus")
+    chosen = f"dataset.path={write_corpus(folder / 'words.txt')}"
+    assert train(*SMALL, "dataset=text", chosen, "trainer.max_steps=1", f"run.dir={folder / 'run'}") == 0
+    return chosen
