@@ -11,11 +11,10 @@ import torch
 
 import tinyllm
 from tests.training.runs import SMALL, digest, train
+from tests.training.saves import TEXTS, flip
 from tinyllm.errors import UserError
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.saver import Saver
-
-TEXTS = {"config.yaml": "a: 1\n", "overrides.yaml": "[]\n", "tokenizer.json": "{}\n"}
 
 
 def save(directory: Path, step: int, value: float = 0.0, size: int = 64) -> Path:
@@ -24,12 +23,6 @@ def save(directory: Path, step: int, value: float = 0.0, size: int = 64) -> Path
     saver = Saver(directory, texts=TEXTS, facts={}, keep=3, asynchronous=False)
     saver.begin(step=step, weights=weights, state={"step": step}, best=False)
     return saver.commit()
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 DAMAGE = {

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,11 @@ from torch import Tensor, nn
 from tinyllm.errors import UserError
 from tinyllm.training.faults import fault
 from tinyllm.training.files import sha256, write_atomic
+from tinyllm.training.parts import STATE, numbered, read_state
 from tinyllm.training.tensors import INDEX, MODEL, Tensors, weight_map
 
 FORMAT = 1
-STATE, CONFIG, OVERRIDES = "state.pt", "config.yaml", "overrides.yaml"
-TOKENIZER, MANIFEST = "tokenizer.json", "manifest.json"
-BY_NAME = ("optimizer", "average")
-"""Entries of the state to which each writer contributes, by the names of its parameters."""
+CONFIG, OVERRIDES, TOKENIZER, MANIFEST = "config.yaml", "overrides.yaml", "tokenizer.json", "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -77,30 +75,7 @@ class Checkpoint:
         Raises:
             UserError: a file holds anything else; nothing of it was executed.
         """
-        parts = [self._part_of_state(numbered(STATE, one, self.writers)) for one in range(self.writers)]
-        return parts[0] | {key: united([part.get(key, {}) for part in parts]) for key in BY_NAME if key in parts[0]}
-
-    def _part_of_state(self, name: str) -> dict[str, Any]:
-        file = self.path / name
-        try:
-            part: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=self.writers > 1)
-        except Exception as error:  # torch raises whatever the damage leads to
-            raise UserError("unreadable state", file=file, hint=str(error).split(". ")[0]) from error
-        return part
-
-
-def united(parts: Sequence[Any]) -> Any:
-    """Dictionaries with the entries of all, those in them too; of anything else the first."""
-    if not isinstance(parts[0], dict):
-        return parts[0]
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: united([part[name] for part in parts if name in part]) for name in names}
-
-
-def numbered(name: str, writer: int, writers: int) -> str:
-    """File name of one writer's part: as it is for the only one, ``model-00001-of-00004.safetensors`` for several."""
-    stem, _, ending = name.partition(".")
-    return name if writers == 1 else f"{stem}-{writer + 1:05d}-of-{writers:05d}.{ending}"
+        return read_state(self.path, writers=self.writers)
 
 
 def name_of(step: int) -> str:
@@ -114,23 +89,6 @@ def steps_in(directory: Path) -> dict[int, Path]:
         return {}
     found = {int(m[1]): path for path in directory.iterdir() if (m := _NAME.fullmatch(path.name))}
     return dict(sorted(found.items()))
-
-
-def save(
-    directory: Path,
-    *,
-    step: int,
-    weights: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    texts: Mapping[str, str],
-    facts: Mapping[str, Any],
-) -> Path:
-    """For the session until it has a Saver."""
-    from tinyllm.training.saver import Saver
-
-    saver = Saver(directory, texts=texts, facts=facts, keep=10**9, asynchronous=False)
-    saver.begin(step=step, weights=weights, state=state, best=False)
-    return saver.commit()
 
 
 def set_hint(directory: Path, hint: str, step: int) -> None:

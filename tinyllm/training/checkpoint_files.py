@@ -15,9 +15,10 @@ from torch import Tensor
 
 from tinyllm.data.atomic import sync
 from tinyllm.errors import UserError
-from tinyllm.training.checkpoint import FORMAT, MANIFEST, STATE, numbered, prune, set_hint
+from tinyllm.training.checkpoint import FORMAT, MANIFEST, prune, set_hint
 from tinyllm.training.faults import fault
 from tinyllm.training.files import sha256, translated, write_json
+from tinyllm.training.parts import STATE, numbered
 from tinyllm.training.tensors import INDEX, MODEL
 
 
@@ -85,6 +86,15 @@ def tell_rank_0(folder: Path, writer: int, outcome: Part | Exception) -> None:
     error = {name: str(getattr(outcome, name)) for name in ("what", "file", "hint")} if known else repr(outcome)
     with contextlib.suppress(OSError, UserError):  # the disk may be full
         write_json(_note(folder, writer), {"error": error})
+
+
+def withdraw(folder: Path, writer: int, writers: int) -> None:
+    """Remove what a writer has put into ``folder``, and that too if it is empty then."""
+    for file in (folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)):
+        file.unlink(missing_ok=True)
+    _note(folder, writer).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def part_of(folder: Path, writer: int) -> Part:

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from tinyllm.training.checkpoint import name_of
-from tinyllm.training.checkpoint_files import Part, part_of, publish, tell_rank_0, write_part
+from tinyllm.training.checkpoint_files import Part, part_of, publish, tell_rank_0, withdraw, write_part
 from tinyllm.training.files import translated
 from tinyllm.training.snapshot import Snapshot
 
@@ -130,8 +130,11 @@ class Saver:
 
     def close(self) -> None:
         """Wait for what is in flight. What nobody asked for by then is dropped: a save without commit, an error."""
-        if self._work is not None and self._work.is_alive():
+        if self._work is None:
+            return
+        if self._work.is_alive():
             self._work.join()
+        withdraw(self._folder, self.rank, self.writers)
         self._forget()
 
     def _write(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Part:
