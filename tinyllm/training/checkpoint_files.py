@@ -107,7 +107,8 @@ def part_of(folder: Path, writer: int) -> Part:
     try:
         content = json.loads(_note(folder, writer).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(what, file=folder, hint="see what that rank said") from error
+        hint = "that rank told why; or the run directory is not one that all hosts share"
+        raise UserError(what, file=folder, hint=hint) from error
     reason = content.get("error")
     if isinstance(reason, dict):
         raise UserError(f"rank {writer}: {reason['what']}", file=reason["file"], hint=reason["hint"])
