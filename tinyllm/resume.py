@@ -76,17 +76,30 @@ def look_up(line: CommandLine) -> Resumption | None:
     if "imported" in checkpoint.manifest:
         hint = f"it was imported and has weights alone; train it further with init_from={source}"
         raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
-    saved = OmegaConf.load(checkpoint.path / OVERRIDES)
-    assert isinstance(saved, ListConfig)
+    saved = saved_settings(checkpoint.path / OVERRIDES)
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
     replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
-    before = [str(one) for one in saved if not _below(key_of(str(one)), replaced)]
+    before = [one for one in saved if not _below(key_of(one), replaced)]
     return Resumption(
         checkpoint=checkpoint,
         arguments=[*before, *(f"{key}=null" for key in sorted(displaced)), *line.settings],
         named=frozenset(values) | displaced,
         notes=notes,
     )
+
+
+def saved_settings(file: Path) -> list[str]:
+    """The settings that a checkpoint holds; whoever wrote it, they are settings of a run and nothing else.
+
+    Raises:
+        UserError: it holds a flag, or a setting of Hydra, which builds what such a setting names.
+    """
+    saved = OmegaConf.load(file)
+    settings = list(saved) if isinstance(saved, ListConfig) else [saved]
+    for one in settings:
+        if not isinstance(one, str) or one.startswith("-") or "=" not in one or "hydra" in key_of(one):
+            raise UserError("not the settings of a run", file=file, hint=str(one))
+    return settings
 
 
 def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
@@ -104,8 +117,9 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     saved = OmegaConf.load(checkpoint.path / OVERRIDES)
     before, now = set(map(str, saved)), set(to_save(invocation.overrides))
     if before != now:
-        found, asked = " ".join(sorted(before - now)) or "fewer", " ".join(sorted(now - before)) or "fewer"
-        hint = f"it has {found}, the sweep asks for {asked}; take the directory away, or sweep in another one"
+        there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
+        differences = [f"it has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
+        hint = f"{', '.join(differences)}; take the directory away, or sweep in another one"
         raise UserError("the job's run was made with other settings", file=directory, hint=hint)
     named = frozenset(key_of(one) for one in invocation.overrides)
     return Resumption(checkpoint=checkpoint, arguments=[], named=named, notes=notes)

@@ -61,8 +61,11 @@ class TrainState:
         """Continue from :meth:`state_dict`.
 
         Raises:
-            UserError: the optimizer's state is of other parameters.
+            UserError: something is missing, or the optimizer's state is of other parameters.
         """
+        missing = sorted({*self.COUNTERS, "window", "optimizer", "scaler", "rng"} - state.keys())
+        if missing:
+            raise UserError("the checkpoint's state is not whole", key="resume", value=missing[0], hint="it is missing")
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         self.window = dict(state["window"])
