@@ -1,16 +1,35 @@
 """Who of several ranks is still there, and how far: signs of life in the store that torchrun keeps."""
 
+import sys
 import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch.distributed import PrefixStore, TCPStore
 
 EVERY_S = 0.5
 SILENT_AFTER_S = 2.0
 """Several times the interval: on a busy machine a beat may be late."""
+PACKAGE = str(Path(__file__).parent.parent)
+
+
+class Beat(NamedTuple):
+    """A sign of life, as it is read."""
+
+    number: str
+    step: str
+    waits: bool
+    """The rank has noticed that another one does not answer, and asks which."""
+    place: str
+    """Where its program is."""
+
+    @classmethod
+    def read(cls, text: str) -> "Beat":
+        number, step, waits, place = text.split(maxsplit=3)
+        return cls(number, step, waits == "waits", place)
 
 
 class Heartbeat:
@@ -26,6 +45,7 @@ class Heartbeat:
 
     def __init__(self, *, host: str, port: int, rank: int, world_size: int, generation: str) -> None:
         self.rank, self.world_size, self.step = rank, world_size, 0
+        self._waits = False
         store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
         self._store: Any = PrefixStore(f"tinyllm/{generation}", store)
         self._stop = threading.Event()
@@ -41,7 +61,8 @@ class Heartbeat:
 
     def _write(self) -> None:
         self._beats += 1
-        self._store.set(f"beat/{self.rank}", f"{self._beats} {self.step}")
+        waits = "waits" if self._waits else "works"
+        self._store.set(f"beat/{self.rank}", f"{self._beats} {self.step} {waits} {place()}")
 
     def _read(self, name: str) -> str | None:
         return self._store.get(name).decode() if self._store.check([name]) else None
@@ -54,10 +75,12 @@ class Heartbeat:
     def diagnosis(self) -> str:
         """A sentence on what is wrong with another rank, as far as can be seen; "" if nothing is.
 
-        It takes :data:`SILENT_AFTER_S` to see that a rank is silent.
+        It takes :data:`SILENT_AFTER_S`, in which a rank that lives gives a sign, and one that waits too notices it.
         """
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
+            self._waits = True
+            self._write()
             before = {rank: self._read(f"beat/{rank}") for rank in others}
             time.sleep(SILENT_AFTER_S)
             for rank in others:
@@ -66,15 +89,26 @@ class Heartbeat:
             after = {rank: self._read(f"beat/{rank}") for rank in others}
         except RuntimeError:
             return "the launcher is gone, and with it the store that the ranks meet in"
+        beats = {rank: Beat.read(text) for rank, text in after.items() if text}
         silent = [rank for rank in others if before[rank] == after[rank]]
         if silent:
-            steps = {rank: (after[rank] or "0 0").split()[1] for rank in silent}
-            named = ", ".join(f"rank {rank} (last seen at step {step})" for rank, step in steps.items())
+            seen = (f"step {beats[rank].step}" if rank in beats else "the start" for rank in silent)
+            named = ", ".join(f"rank {rank} (last seen at {at})" for rank, at in zip(silent, seen, strict=True))
             return f"no sign of life from {named}"
-        behind = [rank for rank in others if int((after[rank] or "0 0").split()[1]) < self.step]
-        return f"rank {behind[0]} is alive but hangs at step {(after[behind[0]] or '0 0').split()[1]}" if behind else ""
+        busy = next((rank for rank in others if not beats[rank].waits), None)
+        if busy is None:
+            return ""
+        return f"rank {busy} is alive but does not answer, at step {beats[busy].step} in {beats[busy].place}"
 
     def close(self) -> None:
         """Stop writing."""
         self._stop.set()
         self._thread.join(timeout=2 * EVERY_S)
+
+
+def place() -> str:
+    """Where the main thread is in this package, e.g. ``trainer.py:99 (fit)``."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_back is not None and not frame.f_code.co_filename.startswith(PACKAGE):
+        frame = frame.f_back
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})" if frame else "?"

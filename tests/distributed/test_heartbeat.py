@@ -1,0 +1,138 @@
+"""Who is said to be lost, and how an error is told."""
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from torch.distributed import TCPStore
+
+from tests.distributed.copies import HERE
+from tinyllm.errors import RankError, UserError
+from tinyllm.training import heartbeat
+from tinyllm.training.ddp import DDP
+from tinyllm.training.heartbeat import Heartbeat
+from tinyllm.training.ranks import is_of_connection
+
+
+class Three:
+    """Three ranks' signs of life, each through its own connection to one store."""
+
+    def __init__(self) -> None:
+        self.store: Any = TCPStore(HERE, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
+        self.ranks = [
+            Heartbeat(host=HERE, port=self.store.port, rank=rank, world_size=3, generation="test/0")
+            for rank in range(3)
+        ]
+        self.at(7, 7, 7)
+
+    def at(self, *steps: int) -> None:
+        for rank, step in zip(self.ranks, steps, strict=True):
+            rank.step = step
+            rank._write()
+
+
+@pytest.fixture
+def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Three]:
+    monkeypatch.setattr(heartbeat, "EVERY_S", 0.01)
+    monkeypatch.setattr(heartbeat, "SILENT_AFTER_S", 0.3)
+    ranks = Three()
+    yield ranks
+    for rank in ranks.ranks:
+        rank.close()
+
+
+def test_nothing_is_wrong_with_ranks_that_all_ask(three: Three) -> None:
+    found: list[str] = []
+    asking = [threading.Thread(target=lambda rank=rank: found.append(rank.diagnosis())) for rank in three.ranks]
+    for one in asking:
+        one.start()
+    for one in asking:
+        one.join()
+    assert found == ["", "", ""]
+
+
+def test_one_is_silent(three: Three) -> None:
+    three.at(7, 6, 7)
+    three.ranks[1].close()
+    assert three.ranks[0].diagnosis() == "no sign of life from rank 1 (last seen at step 6)"
+    three.ranks[2].close()
+    both = "no sign of life from rank 1 (last seen at step 6), rank 2 (last seen at step 7)"
+    assert three.ranks[0].diagnosis() == both
+
+
+def test_one_hangs_while_its_thread_goes_on(three: Three) -> None:
+    """The one that asks too is none that hangs."""
+    three.at(7, 7, 3)
+    asks = threading.Thread(target=three.ranks[1].diagnosis)
+    asks.start()
+    found = three.ranks[0].diagnosis()
+    asks.join()
+    assert found.startswith("rank 2 is alive but does not answer, at step 3 in ")
+    assert found.endswith("(diagnosis)")  # where this process is
+
+
+def test_one_left_word(three: Three) -> None:
+    three.ranks[1].tell("ValueError: out of cheese")
+    three.ranks[1].close()
+    assert three.ranks[2].diagnosis() == "rank 1 failed: ValueError: out of cheese"
+
+
+def test_the_ranks_of_another_start_are_not_asked(three: Three) -> None:
+    three.ranks[1].tell("what happened before the restart")
+    port = three.store.port
+    again = [Heartbeat(host=HERE, port=port, rank=rank, world_size=3, generation="test/1") for rank in range(3)]
+    assert "happened" not in again[0].diagnosis()
+    for rank in again:
+        rank.close()
+
+
+def test_the_launcher_is_gone(three: Three) -> None:
+    three.store = None
+    assert "launcher" in three.ranks[0].diagnosis()
+
+
+@pytest.fixture
+def rank_1(three: Three, monkeypatch: pytest.MonkeyPatch) -> DDP:
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    strategy = DDP(nproc_per_node=None, gpus_per_job=None)
+    strategy._heartbeat = three.ranks[1]
+    return strategy
+
+
+def test_an_error_is_told_with_rank_and_step_and_to_the_others(three: Three, rank_1: DDP) -> None:
+    shown = rank_1.explained(ValueError("out of\ncheese"), step=7)
+    assert isinstance(shown, RankError)
+    assert str(shown) == "ValueError: out of cheese (rank 1, step 7)"
+    assert three.ranks[0].diagnosis() == "rank 1 failed: ValueError: out of cheese"
+    shown = rank_1.explained(UserError("not finite", key="trainer.nonfinite.action", value="stop"), step=7)
+    assert str(shown) == "not finite (trainer.nonfinite.action=stop) (rank 1, step 7)"
+    assert rank_1.explained(shown, step=7) is shown
+
+
+def test_an_error_of_the_connection_is_about_the_other_rank(three: Three, rank_1: DDP) -> None:
+    three.ranks[0].close()
+    shown = str(rank_1.explained(RuntimeError("Connection closed by peer [127.0.0.1]:44"), step=7))
+    assert shown.startswith("a rank was lost (rank 1, step 7): no sign of life from rank 0 (last seen at step 7); ")
+    assert "resume" in shown
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:530] Connection closed by peer [10.0.0.1]:17"), True),
+        (RuntimeError("Timed out waiting 10000ms for recv operation to complete"), True),
+        (RuntimeError("NCCL error: unhandled system error"), True),
+        (dist.DistBackendError("anything"), True),
+        (dist.DistNetworkError("anything"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), False),
+        (ValueError("no connection to the matter"), False),
+        (MemoryError(), False),
+    ],
+)
+def test_which_errors_are_of_the_connection(error: Exception, expected: bool) -> None:
+    assert is_of_connection(error) is expected
