@@ -28,7 +28,9 @@ from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.schedules import Schedule
 from tinyllm.resume import Resumption, reconcile
 from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training.compiling import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
+from tinyllm.training.events import Callback
 from tinyllm.training.hardware import pick_device
 from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps, regroup
 from tinyllm.training.run_dir import auto_path, check_new
@@ -46,6 +48,7 @@ class Planned:
     invocation: Invocation
     resumption: Resumption | None
     strategy: Any
+    logger: Callback
     device: torch.device
     precision: str
     pin_memory: bool
@@ -76,6 +79,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     notes = [*resumption.notes, *reconcile(cfg, resumption.checkpoint, named=resumption.named)] if resumption else []
     allow = invocation.allow
     strategy = build(cfg.strategy, path="strategy", allow=allow)
+    logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger and strategy.rank == 0 else Callback()
     device = strategy.device(pick_device(cfg.trainer.device))
     named = sorted(key for key in invocation.typed if key.startswith("distributed."))
     if named and strategy.world_size == 1:
@@ -94,6 +98,8 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
         build_schedule(cfg, n_steps=count_steps(epoch_tokens=0), allow=allow)
     pin_memory = _pinned(cfg, device)
+    if cfg.trainer.compile.enabled:
+        check_backend(cfg.trainer.compile.backend)
     source = None
     if cfg.init_from is not None and not resumption:
         source = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
@@ -132,6 +138,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         invocation=invocation,
         resumption=resumption,
         strategy=strategy,
+        logger=logger,
         device=device,
         precision=precision,
         pin_memory=pin_memory,

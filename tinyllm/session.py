@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 
 import tinyllm
 from tinyllm.assemble import build_model, build_optimizer, plain
-from tinyllm.config.build import build
 from tinyllm.config.cli import Invocation
 from tinyllm.data.loader import train_batches
 from tinyllm.errors import UserError
@@ -28,6 +27,7 @@ from tinyllm.planning import Planned, data_facts, plan
 from tinyllm.resume import Resumption, to_save
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.allocator import keep_freed_memory
+from tinyllm.training.compiling import Compiled, Eager
 from tinyllm.training.deterministic import deterministic
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup, Outcome, RunInfo
 from tinyllm.training.faults import fault
@@ -159,6 +159,19 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
         z_loss=cfg.loss.z_loss,
     )
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
+    compiling = plain(cfg.trainer.compile)
+    compiler = Eager()
+    if compiling.pop("enabled"):
+        compiler = Compiled(
+            model=model,
+            device=device,
+            dtype=dtype,
+            lengths=planned.lengths,
+            agree=lambda failed: any(row[0] for row in strategy.gather([float(failed)])),
+            stopping=lambda: stop.signal is not None,
+            **compiling,
+        )
+    stack.callback(compiler.close)
     peak = peak_flops(device, planned.precision)
     peak = peak * batch.world_size if peak else None
     info = describe(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
@@ -169,7 +182,8 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
         checkpoints.TOKENIZER: planned.data.tokenizer.to_json(),
     }
     run_dir.write(texts)
-    run_dir.write_status("running", info=asdict(info), facts=facts, **provenance())
+    shown = {name: value for name, value in asdict(info).items() if name != "config"}
+    run_dir.write_status("running", info=shown, facts=facts, **provenance())
     log, events = listeners(planned, run_dir, start_step=state.step)
     stack.callback(log.close)
     if planned.resumption:
@@ -189,6 +203,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
 
     @average.applied()
     @strategy.reading()
+    @compiler.reading()
     def evaluate_both() -> dict[str, float]:
         fault("evaluate")
         metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens)
@@ -199,9 +214,21 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
 
     @average.applied()
     @strategy.reading()
+    @compiler.reading()
     def sample(step: int) -> str:
         settings = {"max_new_tokens": cfg.trainer.sample_tokens, "seed": stream(cfg.seed, "sample", step)}
         return generate_text(model, planned.data.tokenizer, cfg.trainer.sample_prompt, autocast=in_autocast, **settings)
+
+    def run(length: int) -> None:
+        ids = torch.zeros(batch.batch_size, length, dtype=torch.int64, device=device)
+        with strategy.micro_step(last=True):
+            with in_autocast():
+                losses = objective(ids, ids)
+            losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
+
+    def prepare() -> None:
+        if facts := compiler.warm_up(run, tell=events.on_message):
+            run_dir.write_status("running", compile=facts)
 
     def batches(state: TrainState) -> Iterator[MicroBatch]:
         return train_batches(
@@ -233,7 +260,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
     return Trainer(
         state=state,
         objective=objective,
-        forward=forward,
+        forward=compiler.calls(forward),
         strategy=strategy,
         schedule=planned.schedule,
         settings=_settings(cfg, planned.max_steps),
@@ -250,6 +277,7 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
         log=log,
         events=events,
         stop=stop,
+        prepare=prepare,
         flops_per_token=cache(lambda length: 3 * model.flops_per_token(length)),
         peak_flops=peak,
         run_dir=run_dir.path,
@@ -258,12 +286,12 @@ def assemble(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReque
 
 def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
     """What takes the metrics and events of a run; on ranks above 0 nothing does."""
-    cfg, invocation = planned.cfg, planned.invocation
     if planned.strategy.rank > 0:
         return Log(), Callback()
-    console = console_for(flags=() if invocation.config_dir is None else ("--config-dir", invocation.config_dir))
-    logger = build(cfg.logger, path="logger", allow=invocation.allow) if cfg.logger else Callback()
-    events = Broadcast([Curves(report=console.on_message), console, logger])
+    config_dir = planned.invocation.config_dir
+    console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
+    # The console comes last, so that the last thing it shows is how the run ended.
+    events = Broadcast([Curves(report=console.on_message), planned.logger, console])
     return MetricsLog(run_dir.metrics, step=start_step), events
 
 

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from tinyllm.nn.activations import ACTIVATIONS, GATES, lookup
@@ -46,6 +47,10 @@ class FeedForward(nn.Module, ABC):
     def inactive_parameters(self) -> int:
         """Parameters that one token does not pass through."""
         return 0
+
+    def reads_sizes(self, device: torch.device) -> bool:
+        """Whether a forward pass there reads numbers out of tensors, such as how many tokens go where."""
+        return False
 
     def balance(self, load_E: Tensor) -> None:
         """Take note of the loads of a finished optimizer step, summed over its micro-batches and ranks."""

@@ -74,13 +74,17 @@ class GroupedLinear(nn.Module):
     def forward(self, x_NI: Tensor) -> Tensor:
         """Rows (N, d_in) in the order that ``groups`` says → (N, d_out)."""
         groups, dtype = self.groups, compute_dtype(x_NI.device, x_NI.dtype)
-        aligned = self.weight.shape[1] % ALIGNED == 0 and self.weight.shape[2] % ALIGNED == 0
-        if in_one_product(x_NI.device) and aligned:
+        if self.in_one_product(x_NI.device):
             return one_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
         slices = groups.slices or _slices(groups.ends_E, len(x_NI))
         y_NO = _Product.apply(x_NI, self.weight, self.bias, slices, dtype)
         assert isinstance(y_NO, Tensor)
         return y_NO
+
+    def in_one_product(self, device: torch.device) -> bool:
+        """Whether the device multiplies all groups of these sizes in one kernel."""
+        aligned = self.weight.shape[1] % ALIGNED == 0 and self.weight.shape[2] % ALIGNED == 0
+        return aligned and in_one_product(device)
 
     def init_weights(self, std: float) -> None:
         """Weights from N(0, std²), biases 0, as of one linear layer."""

@@ -146,6 +146,9 @@ class Mixture(FeedForward):
         shared = 0 if self.shared is None else self.shared.flops_per_token()
         return self.router.flops() + shared + self.n_chosen * self.experts.flops_per_token()
 
+    def reads_sizes(self, device: torch.device) -> bool:
+        return any(isinstance(part, GroupedLinear) and not part.in_one_product(device) for part in self.modules())
+
     def inactive_parameters(self) -> int:
         one = sum(parameter[0].numel() for parameter in self.experts.parameters())
         return (self.n_routed - self.n_chosen) * one

@@ -77,6 +77,8 @@ class Trainer:
     log: Log
     events: Callback
     stop: StopRequest
+    prepare: Callable[[], None]
+    """What has to be done before the first step and is no part of its time."""
     flops_per_token: Callable[[int], int]
     """Training FLOPs of one token of sequences of a length."""
     peak_flops: float | None
@@ -98,6 +100,8 @@ class Trainer:
         self.objective.train()
         if not state.step:
             state.average.after_step(0)
+        with watch.paused():
+            self.prepare()
         reason = self.reason_to_stop(watch)
         while not reason:
             step_metrics = self.train_step(batches)

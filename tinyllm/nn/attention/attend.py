@@ -135,6 +135,12 @@ def chosen_kernel(device: str, dtype: torch.dtype, seq_len: int, rule: Rule = PL
     return "scaled_dot_product_attention" + (f" (blocks{suffix})" if window else "")
 
 
+def unrolled(device: str, dtype: torch.dtype, seq_len: int, rule: Rule = PLAIN, *, alike: bool = True) -> bool:
+    """Whether this kernel is another sequence of operations for each length."""
+    window = rule.window_within(seq_len)
+    return bool(window or block_size(device, dtype, seq_len, window=window, softcap=rule.softcap, alike=alike))
+
+
 def kept_weights(
     device: str,
     dtype: torch.dtype,

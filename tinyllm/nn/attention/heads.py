@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights
+from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights, unrolled
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.rule import Rule
 from tinyllm.nn.cache import LayerCache
@@ -102,6 +102,9 @@ class HeadsAttention(Attention):
 
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
         return chosen_kernel(device, dtype, seq_len, self.rule)
+
+    def unrolled(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        return unrolled(device, dtype, seq_len, self.rule)
 
     def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
         return self.n_heads * kept_weights(device, dtype, seq_len, self.rule, dropout_p=self.attn_dropout)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights
+from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights, unrolled
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.heads import size_of_head
 from tinyllm.nn.attention.rule import Rule
@@ -162,6 +162,9 @@ class MLA(Attention):
 
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
         return chosen_kernel(device, dtype, seq_len, self.rule, alike=self._alike)
+
+    def unrolled(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        return unrolled(device, dtype, seq_len, self.rule, alike=self._alike)
 
     def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
         per_head = kept_weights(device, dtype, seq_len, self.rule, alike=self._alike, dropout_p=self.attn_dropout)
