@@ -1,0 +1,109 @@
+"""What EMA, clipping, metrics and logging cost together, as a share of a step.
+
+    python benchmarks/step_overhead.py [--model baby] [--logger wandb] [--steps 60] [setting …] [--json results.json]
+
+One run of tinyllm.train, and before each of its steps a bare one on the same model: forward, loss, backward and
+optimizer, with batches of its own, and nothing else. So both meet the same machine at the same moment. A block is
+the steps of one record (trainer.log_every); the figure is the median over the blocks of their share, the spread its
+quartiles. The first block is left out. Evaluation, samples and checkpoints are off. Needs a machine that does nothing
+else.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+import tinyllm.train
+from tinyllm.training.trainer import Trainer
+
+LOG_EVERY = 10
+MEASURED = ("ema.enabled=true", "trainer.grad_clip=1.0", f"trainer.log_every={LOG_EVERY}")
+OFF = ("trainer.eval_every=0", "trainer.sample_every=0", "trainer.checkpoint_every=0")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", help="further settings of tinyllm.train")
+    parser.add_argument("--model", default="baby")
+    parser.add_argument("--logger", default="wandb")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as place:
+        chosen = [f"model={options.model}", f"logger={options.logger}", f"trainer.max_steps={options.steps}"]
+        bare, whole = measure([*chosen, *MEASURED, *OFF, *options.settings, f"run.dir={place}/run"])
+    shares = [sum(whole[at : at + LOG_EVERY]) / sum(bare[at : at + LOG_EVERY]) - 1 for at in blocks(len(whole))]
+    first, median, third = statistics.quantiles(shares, n=4)
+    figures = {
+        "share": median,
+        "quartiles": [first, third],
+        "bare_s": statistics.median(bare),
+        "whole_s": statistics.median(whole),
+        "blocks": len(shares),
+        "threads": torch.get_num_threads(),
+        "load_before": load,
+    }
+    print(
+        f"{options.model}, logger={options.logger}, {figures['threads']} threads, load {load:.2f}: {median:+.2%} of a"
+        f" step (quartiles {first:+.2%} to {third:+.2%}, {len(shares)} blocks of {LOG_EVERY});"
+        f" {figures['bare_s']:.3f} s bare, {figures['whole_s']:.3f} s with everything"
+    )
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def blocks(steps: int) -> range:
+    """Where the blocks begin, without the first and without one that is not whole."""
+    return range(LOG_EVERY, steps - LOG_EVERY + 1, LOG_EVERY)
+
+
+def measure(settings: list[str]) -> tuple[list[float], list[float]]:
+    """Seconds of every bare step and of every whole one, by turns."""
+    bare: list[float] = []
+    whole: list[float] = []
+    marks: list[float] = []
+    own_batches: list[Iterator[Any]] = []
+    train_step = Trainer.train_step
+
+    def both(trainer: Trainer, batches: Iterator[Any]) -> dict[str, float]:
+        if not own_batches:
+            own_batches.append(trainer.batches(trainer.state))
+        began = time.perf_counter()
+        whole.extend(began - mark for mark in marks)  # of the step before, with all that came after it
+        bare_step(trainer, own_batches[0])
+        marks[:] = [time.perf_counter()]
+        bare.append(marks[0] - began)
+        return train_step(trainer, batches)
+
+    with mock.patch.object(Trainer, "train_step", both), mock.patch.object(sys, "argv", ["train", *settings]):
+        try:
+            tinyllm.train.main()
+        except SystemExit as end:
+            if end.code:
+                raise
+    return bare, whole
+
+
+def bare_step(trainer: Trainer, batches: Iterator[Any]) -> None:
+    """What no training can do without."""
+    inputs, targets = next(batches)
+    with trainer.autocast():
+        losses = trainer.forward(inputs, targets, None)
+    losses.to_minimise(n_tokens=targets.numel(), share=1.0).backward()
+    trainer.state.optimizer.step()
+    trainer.state.optimizer.zero_grad(set_to_none=True)
+
+
+if __name__ == "__main__":
+    main()
