@@ -95,7 +95,7 @@ def saved_settings(file: Path) -> list[str]:
         UserError: it holds a flag, or a setting of Hydra, which builds what such a setting names.
     """
     saved = OmegaConf.load(file)
-    settings = list(saved) if isinstance(saved, ListConfig) else [saved]
+    settings: list[Any] = list(saved) if isinstance(saved, ListConfig) else [saved]
     for one in settings:
         if not isinstance(one, str) or one.startswith("-") or "=" not in one or "hydra" in key_of(one):
             raise UserError("not the settings of a run", file=file, hint=str(one))

@@ -52,7 +52,7 @@ def forge(run: Path, name: str, content: bytes) -> Path:
 
 TOUCH = "_args_:['touch MARKER']"
 SMALL_TENSOR = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64]}
-OVERRIDES = {
+OVERRIDES: dict[str, list[object]] = {
     "a callback of Hydra": [f"+hydra.callbacks.mine={{_target_:os.system,{TOUCH}}}"],
     "Hydra's launcher": ["hydra.mode=MULTIRUN", "hydra.launcher._target_=os.system", f"+hydra.launcher.{TOUCH}"],
     "Hydra's sweeper": ["hydra.mode=MULTIRUN", "hydra.sweeper._target_=os.system"],
