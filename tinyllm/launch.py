@@ -127,8 +127,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    for name in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong the ranks say themselves
+    logging.disable(logging.CRITICAL)  # what goes wrong the ranks say themselves
     signals = ",".join(["SIGHUP", "SIGQUIT", *(one.name for one in FORWARDED)])
     flags = ["--standalone", f"--nproc-per-node={nproc}", f"--signals-to-handle={signals}", "-m", "tinyllm.train"]
     try:
@@ -146,8 +145,9 @@ def _explained(rank: int, failure: Any) -> int:
         from tinyllm.config.cli import tell
 
         name = signal.Signals(-failure.exitcode).name
-        tell(f"error: rank {rank} (pid {failure.pid}) was ended by {name}: start it again with resume=auto to continue")
-    return code_of(failure.exitcode)
+        tell(f"error: a rank was lost (rank {rank}): {name} ended it; the last checkpoint is whole, resume from it")
+        return 1
+    return int(failure.exitcode)
 
 
 def _end_with_parent() -> None:

@@ -33,6 +33,8 @@ OTHERS_WAIT_S = 3.0
 """What is wrong with a command line, all ranks find; rank 0 tells it and the launcher then ends the others."""
 ERROR_FILE = "TINYLLM_ERROR_FILE"
 """Environment variable: the file that gets the first line of what goes wrong, for whoever started this process."""
+ONE_LINE = "TINYLLM_ONE_LINE_ERRORS"
+"""Environment variable: it was not a person who set HYDRA_FULL_ERROR, but the program that started this one."""
 MULTIRUN_KEYS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 USER_ERROR = 2
 """Exit code of a mistake in what was asked for; a crash exits with 1."""
@@ -102,8 +104,10 @@ def run(
     if "--version" in arguments:
         print(f"tinyllm {tinyllm.__version__}")
         sys.exit(0)
-    debug = "HYDRA_FULL_ERROR" in os.environ or "debug=true" in arguments
+    debug = ("HYDRA_FULL_ERROR" in os.environ and ONE_LINE not in os.environ) or "debug=true" in arguments
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves the reporting of errors to us
+    if not debug:
+        os.environ[ONE_LINE] = "1"
     results: list[int] = []
     try:
         arguments, as_json = _without(arguments, "--json")

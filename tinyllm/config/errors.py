@@ -36,6 +36,9 @@ KINDS = {
 TAKES_PATH = {"dataset": "text", "tokenizer": "pretrained"}
 """The option of a group that reads what lies at a path."""
 
+LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
+"""Those of packages that tinyllm can do without."""
+
 
 @contextmanager
 def explain(overrides: Iterable[str]) -> Iterator[None]:
@@ -105,8 +108,10 @@ def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
 
 
 def _missing_option(error: MissingConfigException) -> UserError:
-    group, _, option = str(error.missing_cfg_file).partition("/")
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
     options = sorted(error.options or [])
+    if group == "hydra/launcher" and option in LAUNCHERS:
+        return UserError("not installed", key=group, value=option, hint="pip install 'tinyllm[sweep]'")
     meant = near(option, options)
     if group in TAKES_PATH and Path(option).exists():
         hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={option}"

@@ -45,6 +45,16 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
+def is_held(path: Path) -> bool:
+    """Whether another process has the lock file ``path``; one that is not there nobody has."""
+    if not path.is_file():
+        return False
+    descriptor = try_lock(path)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
     """Holds the lock file ``path``; calls ``waiting`` once if another process has it, and waits for that to end.

@@ -103,18 +103,21 @@ class SweepDir:
         known = self.all()
         by_identity = {identity(record.overrides): record for record in known}
         number = max((record.number for record in known), default=-1) + 1
-        found, added = [], []
+        found, changed = [], []
         for job in jobs:
             record = by_identity.get(identity(job.overrides))
             if record is None:
                 self._refuse_changed(job, known)
                 name = "_".join(filter(None, (f"{number:03d}", short_name(job.swept))))
                 record = Record(number=number, name=name, overrides=list(job.overrides), swept=list(job.swept))
-                added.append(record)
+                changed.append(record)
                 by_identity[identity(job.overrides)] = record
                 number += 1
+            elif record.overrides != list(job.overrides):  # in another order, or with another trainer.max_minutes
+                record.overrides = list(job.overrides)
+                changed.append(record)
             found.append(record)
-        for record in added:
+        for record in changed:
             self.write(record)
         return found
 
@@ -122,13 +125,13 @@ class SweepDir:
         for record in known:
             if set(record.swept) == set(job.swept):
                 before, now = identity(record.overrides), identity(job.overrides)
-                there = " ".join(sorted(before - now)) or "without " + " ".join(sorted(now - before))
-                here = " ".join(sorted(now - before)) or "without " + " ".join(sorted(before - now))
+                there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
+                differences = [f"{record.name} has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
                 raise UserError(
                     "the jobs in there were started with other settings",
                     key="hydra.sweep.dir",
                     value=self.path,
-                    hint=f"{record.name} has {there}, asked for is {here}; choose another directory",
+                    hint=f"{', '.join(differences)}; choose another directory",
                 )
 
     def write_csv(self, skipped: Iterable[str], *, ended: bool) -> None:

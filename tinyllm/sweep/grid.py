@@ -49,12 +49,12 @@ def sweep(launching: Launching, arguments: Iterable[str], *, batch: int | None, 
     running = launching.sweep(directory, slots=slots)
     with running.running():
         todo = running.add(jobs)
-        print(f"{len(jobs)} jobs in {directory.path}, {len(running.skipped)} of them finished before", flush=True)
+        running.tell_jobs(len(jobs))
         for index, problem in problems.items():
             record = directory.find(jobs[index].overrides)
             assert record is not None
-            fail_at_once(directory, record, problem)
-        running.look()
+            fail_at_once(running, record, problem)
+            running.look()
         impossible = {frozenset(jobs[index].overrides) for index in problems}
         todo = [record for record in todo if frozenset(record.overrides) not in impossible]
         for start in range(0, len(todo), batch or len(todo) or 1):

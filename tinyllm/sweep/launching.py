@@ -1,6 +1,8 @@
 """From a list of jobs to runs: composing each, and handing them to Hydra's launcher."""
 
 import secrets
+import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +17,20 @@ from omegaconf.errors import OmegaConfBaseException
 from tinyllm.config.errors import explained
 from tinyllm.config.literal import quote
 from tinyllm.config.overrides import key_of
+from tinyllm.data.atomic import is_held
 from tinyllm.errors import UserError, one_line
 from tinyllm.sweep.directory import SweepDir
 from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, WAITING, Job, Record
 from tinyllm.sweep.slots import Slots
-from tinyllm.sweep.sweep import Sweep
+from tinyllm.sweep.sweep import LOOK_EVERY_S, Sweep
+from tinyllm.training.run_dir import LOCK
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 USER_ERROR = 2
+START_TAKES_S = 60.0
+"""Seconds after which a job that runs, by its record, and holds no run directory is taken for dead."""
+QUEUE_TAKES_S = 600.0
+"""Seconds without a running job after which those that wait are taken for lost."""
 
 
 @dataclass(kw_only=True)
@@ -99,27 +107,51 @@ class Launching:
                 _fail(sweep.directory, record, f"{type(error).__name__}: {error}")
 
     def _launch_apart(self, sweep: Sweep, records: Sequence[Record]) -> None:
-        """Launch into other processes. One that dies may take others along, so those try again, each alone."""
-        left = list(records)
-        while left and not sweep.directory.stopping:
+        """Launch into other processes, one of which may die without a word."""
+        try:
+            return self._launch(sweep, records)
+        except Exception as error:
+            reason = f"its process died: {type(error).__name__}: {error}"
+        if sweep.directory.stopping:
+            return
+        if self._one_breaks_all:
+            self._again_alone(sweep, records)
+        else:
+            self._wait_for_others(sweep, records, reason)
+
+    @property
+    def _one_breaks_all(self) -> bool:
+        """Whether the launcher's processes end with the first of them that dies."""
+        return "joblib" in str(self.config.hydra.launcher.get("_target_"))
+
+    def _again_alone(self, sweep: Sweep, records: Sequence[Record]) -> None:
+        """Jobs that ran when a process died are run once more, each by itself, then those that had to wait."""
+        left = self._current(sweep, records)
+        for record in [one for one in left if one.status == RUNNING]:
             try:
-                return self._launch(sweep, left)
+                self._launch(sweep, [record])
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-            if sweep.directory.stopping:
-                return
-            left = self._current(sweep, left)
-            broken = [record for record in left if record.status == RUNNING]
-            if not broken:
-                for record in left:
+                _fail(sweep.directory, record, f"its process died: {type(error).__name__}: {error}")
+        waiting = [record for record in self._current(sweep, left) if record.status == WAITING]
+        if waiting and len(waiting) < len(records) and not sweep.directory.stopping:
+            self._launch_apart(sweep, waiting)
+        else:
+            for record in waiting:
+                _fail(sweep.directory, record, "the processes for it could not be started")
+
+    def _wait_for_others(self, sweep: Sweep, records: Sequence[Record], reason: str) -> None:
+        """Let jobs end that a cluster runs or has in its queue, though it has reported one that did not."""
+        print(f"note: {one_line(reason)}; waiting for the others", flush=True)
+        quiet_since = time.monotonic()
+        while (left := self._current(sweep, records)) and not sweep.directory.stopping:
+            for record in [one for one in left if one.status == RUNNING]:
+                if is_held(sweep.directory.run_dir(record) / LOCK):
+                    quiet_since = time.monotonic()
+                elif time.monotonic() - quiet_since > START_TAKES_S:
                     _fail(sweep.directory, record, reason)
+            if time.monotonic() - quiet_since > QUEUE_TAKES_S:
                 return
-            for record in broken:
-                try:
-                    self._launch(sweep, [record])
-                except Exception as error:
-                    _fail(sweep.directory, record, f"its process died: {type(error).__name__}: {error}")
-            left = [record for record in self._current(sweep, left) if record.status == WAITING]
+            time.sleep(LOOK_EVERY_S)
 
     def _current(self, sweep: Sweep, records: Sequence[Record]) -> list[Record]:
         """Those of the jobs that have not ended, as they stand now."""
@@ -136,8 +168,10 @@ def _fail(directory: SweepDir, record: Record, reason: str) -> None:
     directory.write(now)
 
 
-def fail_at_once(directory: SweepDir, record: Record, error: UserError) -> None:
+def fail_at_once(sweep: Sweep, record: Record, error: UserError) -> None:
     """Record that a job cannot even be composed."""
     record.reset()
     record.status, record.code, record.error = FAILED, USER_ERROR, f"error: {error}"
-    directory.write(record)
+    sweep.directory.write(record)
+    if sweep.in_process:
+        print(record.error, file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli import ERROR_FILE
 from tinyllm.sweep.directory import SweepDir
-from tinyllm.sweep.record import FINISHED, SIGNALLED, Job, Record, take_results
+from tinyllm.sweep.record import FINISHED, STOPPED, Job, Record, take_results
 from tinyllm.sweep.sweep import running_here
 
 WATCH_EVERY_S = 0.5
@@ -37,6 +38,7 @@ def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int]) -> 
         return record.val_loss
     cfg.run.dir, cfg.resume = str(directory.run_dir(record)), "auto"
     sweep = running_here()
+    afterwards: list[Callable[[], object]] = []
 
     def run_told(error_file: Path) -> int:
         os.environ[ERROR_FILE] = str(error_file)
@@ -46,15 +48,20 @@ def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int]) -> 
             del os.environ[ERROR_FILE]
 
     def run_apart(error_file: Path) -> int:
-        with apart(directory, record):
+        with apart(directory, record, afterwards):
             return run_told(error_file)
 
     if sweep is None:
+        parent = os.getppid()
         carry_out(directory, record, run_apart)
+        for action in afterwards:
+            action()
+        if os.getppid() != parent:
+            os._exit(record.code)  # nobody is left to take the result, or to end this process
         return record.val_loss
     sweep.tell_start(record)
     carry_out(directory, record, run_told)
-    if record.code > SIGNALLED:  # whoever stops a job in this process means the sweep
+    if record.code in STOPPED:  # whoever stops a job in this process means the sweep
         directory.stop()
     sweep.look()
     return record.val_loss
@@ -73,7 +80,7 @@ def carry_out(directory: SweepDir, record: Record, run: Callable[[Path], int]) -
     try:
         record.code = run(error_file)
     except KeyboardInterrupt:
-        record.code = SIGNALLED + signal.SIGINT
+        record.code = 128 + signal.SIGINT
     if error_file.is_file():
         record.error = error_file.read_text(encoding="utf-8").strip()
         error_file.unlink()
@@ -82,10 +89,13 @@ def carry_out(directory: SweepDir, record: Record, run: Callable[[Path], int]) -
 
 
 @contextmanager
-def apart(directory: SweepDir, record: Record) -> Iterator[None]:
+def apart(directory: SweepDir, record: Record, afterwards: list[Callable[[], object]]) -> Iterator[None]:
     """The context of a job in a process beside others: output into a file, an end when the sweep is to end.
 
     The process leaves the terminal's group, so that Ctrl-C reaches the sweep alone, which then asks the jobs to stop.
+
+    Args:
+        afterwards: gets what is to be done once the job's outcome is written down.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
@@ -100,7 +110,14 @@ def apart(directory: SweepDir, record: Record) -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt  # before training; a training run has a handler of its own
 
+    def stop_first(number: int, frame: FrameType | None) -> None:
+        if callable(requeue):
+            afterwards.append(partial(requeue, number, None))
+        os.kill(os.getpid(), signal.SIGTERM)
+
     before = signal.signal(signal.SIGTERM, leave)
+    # By SIGUSR2 submitit learns that the job's time is almost over: it puts the job into the queue again.
+    requeue = signal.signal(signal.SIGUSR2, stop_first)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -110,6 +127,7 @@ def apart(directory: SweepDir, record: Record) -> Iterator[None]:
         done.set()
         watcher.join()
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR2, requeue)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,8 +20,8 @@ FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "s
 NOT_STARTED = "not started"
 """How a job that waits is shown once the sweep is over."""
 LONGEST_NUMBER = 8
-SIGNALLED = 128
-"""Exit codes above it say which signal ended a run."""
+STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+"""Exit codes of a run that somebody stopped."""
 
 
 @dataclass(kw_only=True)
@@ -127,7 +128,7 @@ def take_results(record: Record, run_dir: Path) -> None:
     record.tokens_per_s = round(speed.mean, 1) if speed.mean else None
     if result := known.get("result"):
         record.step, record.seconds = result["step"], round(result["seconds"], 3)
-    if record.code > SIGNALLED:
+    if record.code in STOPPED:
         record.status = INTERRUPTED
     elif record.code:
         record.status = FAILED

@@ -68,7 +68,7 @@ def search(
         _check_same(study, directory, overrides, space, direction)
         jobs_there = [job_of(overrides, trial.params) for trial in study.get_trials(deepcopy=False) if trial.params]
         running.add(jobs_there)
-        print(f"search for {n_trials} jobs in {directory.path}, {len(running.records)} there before", flush=True)
+        running.tell_jobs(n_trials)
         while not directory.stopping:
             jobs = settle(study, running, overrides)[:n_jobs]
             while len(jobs) < n_jobs and (number := len(study.get_trials(deepcopy=False))) < n_trials:
@@ -116,7 +116,7 @@ def _possible(launching: Launching, running: Sweep, jobs: list[Job]) -> list[Rec
             launching.compose(Job(overrides=record.overrides, swept=record.swept))
             possible.append(record)
         except UserError as error:
-            fail_at_once(running.directory, record, error)
+            fail_at_once(running, record, error)
     running.look()
     return possible
 

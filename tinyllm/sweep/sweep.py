@@ -10,10 +10,12 @@ from types import FrameType
 
 from tinyllm.loggers.wording import plain
 from tinyllm.sweep.directory import CSV, SweepDir
-from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, SIGNALLED, WAITING, Job, Record
+from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, WAITING, Job, Record
 from tinyllm.sweep.table import show_table
 
 LOOK_EVERY_S = 0.5
+SIGNALLED = 128
+"""Exit codes above it say which signal ended the program."""
 _here: list["Sweep"] = []
 _ended: list[int] = []
 
@@ -105,13 +107,19 @@ class Sweep:
             self.directory.write_csv(self.skipped, ended=False)
 
     def _tell(self, record: Record) -> None:
-        parts = [record.status]
+        parts = [record.status if record.status != RUNNING else "started"]
         if record.val_loss is not None:
             parts.append(f"val loss {record.val_loss:.4f}")
         if record.status == FAILED and not self.in_process:  # else the job has just said it here
             parts.append(record.error)
         stream = sys.stderr if record.status == FAILED else sys.stdout
         print(plain(f"job {record.number} ({record.label}): {', '.join(parts)}"), file=stream, flush=True)
+
+    def tell_jobs(self, total: int) -> None:
+        """Say how many jobs there are to be, and where to look."""
+        before = f"{len(self.skipped)} of them finished before"
+        logs = "" if self.in_process else f"; what they print goes to {self.directory.records}/*.log"
+        print(f"{total} jobs in {self.directory.path}, {before}{logs}", flush=True)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
