@@ -96,6 +96,9 @@ TABLE = {
     # what must fit together
     "d_model not divisible": bad("model.d_model=33", "model.d_model=33", "not divisible by n_heads=2"),
     "n_kv_heads not dividing": bad("attn=gqa model.n_kv_heads=3", "model.n_kv_heads=3", "does not divide n_heads=2"),
+    "more active experts than experts": bad(
+        "moe=aux_free model.block.moe.n_experts=2 model.block.moe.n_active=3", "n_experts=2", "at least n_active=3"
+    ),
     "odd head_dim with RoPE": bad("model.d_model=30", "model.d_model=30", "must be even"),
     "vocabulary too small": bad("model.vocab_size=3", "model.vocab_size=3", "null takes the tokenizer's"),
     "unseen character": bad(

@@ -76,6 +76,7 @@ def test_hostile_overrides(name: str, run: Path, tmp_path: Path, capsys: pytest.
     assert train(f"resume={run}", "trainer.max_steps=3") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and len(error.splitlines()) == 1
+    assert "Hydra" not in name or "not the settings of a run" in error
     assert not (tmp_path / "MARKER").exists()
     assert not list((run / "checkpoints").glob("step-000003"))
 

@@ -1,0 +1,78 @@
+"""An interrupted run is the same as an uninterrupted one, whatever it is composed of.
+
+Every pair of an optimizer, a schedule and a feature occurs in one of the runs; options are those of conf/.
+"""
+
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import SMALL, digest, metrics, train
+from tinyllm.config.paths import conf_dir
+
+N, STOP = 6, 3
+
+
+def options(group: str) -> list[str]:
+    """The options of a group."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+FEATURES = {
+    "plain": (),
+    "ema": ("ema.enabled=true", "ema.start_step=2", "ema.update_every=2"),
+    "curriculum": ("curriculum.enabled=true", "curriculum.start_seq_len=8", "curriculum.steps=4"),
+    "accumulation": ("trainer.grad_accum_steps=3", "trainer.batch_size=2", "model.dropout=0.1"),
+    "workers": ("dataloader.workers=1", "model.layerdrop=0.3"),
+    "fp16": ("trainer.precision=fp16",),
+    "bf16": ("trainer.precision=bf16", "trainer.activation_checkpointing=true"),
+    "in the background": ("checkpoint.asynchronous=true", "trainer.checkpoint_every=1"),
+    **{
+        f"moe {kind}": (f"moe={kind}", "model.block.moe.n_experts=4", "model.block.moe.n_active=2")
+        for kind in options("moe")
+        if kind != "none"
+    },
+}
+
+
+def covering(*lists: list[str]) -> list[tuple[str, ...]]:
+    """Few combinations in which every pair of entries of two lists occurs."""
+
+    def pairs(one: tuple[str, ...]) -> set[tuple[tuple[int, str], tuple[int, str]]]:
+        return set(combinations(enumerate(one), 2))
+
+    everything = list(product(*lists))
+    missing = set().union(*map(pairs, everything))
+    chosen = []
+    while missing:
+        best = max(everything, key=lambda one: len(pairs(one) & missing))
+        chosen.append(best)
+        missing -= pairs(best)
+    return chosen
+
+
+COMBINATIONS = covering(options("optimizer"), options("schedule"), list(FEATURES))
+
+
+def test_every_pair_is_there() -> None:
+    seen = set(COMBINATIONS)
+    for first, second in combinations(range(3), 2):
+        lists = (options("optimizer"), options("schedule"), list(FEATURES))
+        assert {(one[first], one[second]) for one in seen} == set(product(lists[first], lists[second]))
+    assert {"adamw", "adamw8bit", "lion", "muon"} <= {one for one, _, _ in seen}
+    assert {"constant", "cosine", "linear", "wsd"} <= {one for _, one, _ in seen}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "schedule", "feature"), COMBINATIONS)
+def test_interrupted_is_the_same(optimizer: str, schedule: str, feature: str, corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, f"trainer.max_steps={N}", "trainer.eval_every=2", "optimizer.lr=2e-3"]
+    shared += [f"optimizer={optimizer}", f"schedule={schedule}", *FEATURES[feature]]
+    assert train(*dict.fromkeys(shared), f"run.dir={tmp_path / 'whole'}") == 0
+    assert train(*dict.fromkeys(shared), f"run.dir={tmp_path / 'parts'}", f"trainer.stop_after_steps={STOP}") == 0
+    assert digest(tmp_path / "parts") != digest(tmp_path / "whole")
+    assert train(f"resume={tmp_path / 'parts'}") == 0
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert [record["step"] for record in metrics(tmp_path / "whole")] == list(range(1, N + 1))

@@ -1,0 +1,397 @@
+"""What a run survives: each fault, what becomes of the run, what is said, and the test that injects it.
+
+``python -m tests.reliability > docs/reliability.md`` writes the table; tests/test_reliability.py keeps it true.
+"""
+
+from dataclasses import dataclass
+
+HEAD = """\
+# Reliability
+
+What may happen to a run, what becomes of it, and what it says. Every fault is injected for real by the tests of its
+row: processes are killed, files damaged, disks filled, ranks stopped. Written by
+`python -m tests.reliability > docs/reliability.md`; a test fails when it is out of date, when a test that it names does
+not exist, or when a message that it quotes is said nowhere.
+
+*The same* means bit for bit: every weight, average, moment of the optimizer, random state and counter, and every record
+of `metrics.jsonl` but for what the clock decides. `python -m tinyllm.verify_resume` compares any composition that way.
+An error is one line, `error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no traceback; `…` stands
+for what differs from case to case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One fault."""
+
+    number: str
+    fault: str
+    outcome: str
+    message: str = ""
+    """What is said, with … for what varies; "": nothing is to be said."""
+    tests: tuple[str, ...]
+    """Files with the names of functions, below ``tests/``."""
+
+
+RESUME, SAVER = "training/test_resume.py", "training/test_saver.py"
+BAD_INPUT = "cli/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
+
+ROWS = (
+    # what everything else is measured against
+    Row(
+        number="R01",
+        fault="the same command twice",
+        outcome="the same",
+        tests=(
+            f"{RESUME}::test_the_same_command_twice_gives_the_same_bits",
+            "faults/test_every_combination.py::test_interrupted_is_the_same",
+        ),
+    ),
+    Row(
+        number="R02",
+        fault="looking at a run: evaluations, samples, checkpoints, logs, loggers, profiles",
+        outcome="the weights stay the same",
+        tests=(
+            f"{RESUME}::test_looking_at_a_run_does_not_change_it",
+            "training/test_profile.py::test_a_profile_changes_no_bit_of_the_run",
+        ),
+    ),
+    Row(
+        number="R04",
+        fault="options that only save memory or time: recomputed activations, processes that read batches",
+        outcome="the same",
+        tests=(
+            "training/test_trainer.py::test_recompute_changes_memory_and_no_bit",
+            "data/test_loader.py::test_workers_change_nothing",
+        ),
+    ),
+    # stopping and going on
+    Row(
+        number="R05",
+        fault="stopped after the first step, at the end of the warm-up, around the end of an epoch, within the second,"
+        " before the last step",
+        outcome="resumed, it is the same",
+        tests=("faults/test_stops.py::test_stops_at_the_places_where_others_lose_data",),
+    ),
+    Row(
+        number="R06",
+        fault="stopped and resumed with any optimizer, schedule and feature",
+        outcome="the same",
+        tests=(
+            "faults/test_every_combination.py::test_interrupted_is_the_same",
+            f"{RESUME}::test_train_2n_equals_train_n_and_resume_n",
+        ),
+    ),
+    Row(
+        number="R07",
+        fault="a resume of a resumed run",
+        outcome="the same",
+        tests=(
+            f"{RESUME}::test_train_2n_equals_train_n_and_resume_n",
+            "faults/test_stops.py::test_stops_at_the_places_where_others_lose_data",
+        ),
+    ),
+    Row(
+        number="R11",
+        fault="resumed with another architecture, tokenizer, corpus or optimizer",
+        outcome="refused; another horizon is allowed, and both learning rates are shown",
+        message="a resumed run cannot change …: the run has …init_from",
+        tests=(
+            f"{RESUME}::test_resume_refuses_another_architecture_tokenizer_or_data",
+            f"{RESUME}::test_resume_refuses_a_changed_corpus",
+            f"{RESUME}::test_a_longer_horizon_shows_both_learning_rates",
+        ),
+    ),
+    Row(
+        number="R12",
+        fault="resume= names nothing, an empty directory or another project",
+        outcome="refused; never a new run instead",
+        message="no such directory …(resume=/nope): …a run directory or one of its checkpoints",
+        tests=(BAD_INPUT,),
+    ),
+    Row(
+        number="R13",
+        fault="a finished run is started again",
+        outcome="nothing is written, exit code 0",
+        message="nothing to do: …complete at step 2 of 2",
+        tests=(f"{RESUME}::test_a_finished_run_is_left_alone",),
+    ),
+    # the death of processes
+    Row(
+        number="R14",
+        fault="kill -9 at thirty random moments, while saving too",
+        outcome="each time it goes on from a whole checkpoint and repeats at most `trainer.checkpoint_every` steps"
+        " (twice as many with checkpoints written in the background); in the end the same",
+        tests=(
+            "faults/test_killed_while_saving.py::test_thirty_kills_at_random_moments",
+            f"{RESUME}::test_kill_9_loses_at_most_checkpoint_every_steps",
+            f"{SAVER}::test_kill_9_at_named_points_and_at_any_moment_leaves_a_whole_newest",
+        ),
+    ),
+    Row(
+        number="R15",
+        fault="kill -9 before, during and after the writing of a checkpoint, its renaming, the hints, the removal of"
+        " old ones",
+        outcome="it goes on from the newest whole one; in the end the same checkpoints",
+        tests=("faults/test_killed_while_saving.py::test_killed_at",),
+    ),
+    Row(
+        number="R16",
+        fault="half-written checkpoints of killed processes",
+        outcome="never loaded; removed by the next run that holds the directory, by nobody else",
+        tests=(
+            "faults/test_killed_while_saving.py::test_what_a_kill_left_is_removed_but_only_by_whoever_holds_the_run",
+        ),
+    ),
+    Row(
+        number="R19",
+        fault="SIGTERM, SIGINT or SIGUSR1 at any moment: in a step, an evaluation, a save",
+        outcome="the step is finished and saved, exit code 143, 130 or 138; resumed, it is the same. A second signal"
+        " leaves at once",
+        message="train on: …resume=",
+        tests=(
+            f"{RESUME}::test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact",
+            "faults/test_stops.py::test_a_signal_while_something_else_goes_on",
+            "faults/test_stops.py::test_a_second_signal_leaves_at_once_and_loses_only_the_steps_since_the_checkpoint",
+            f"{SAVER}::test_a_signal_while_a_checkpoint_is_written_in_the_background",
+        ),
+    ),
+    Row(
+        number="R25",
+        fault="SIGTERM to the whole process group while other processes read batches",
+        outcome="they ignore it; the step is finished and saved",
+        tests=(
+            "faults/test_stops.py::test_a_signal_to_the_whole_group_reaches_workers_too_and_is_no_fault",
+            "data/test_loader.py::test_workers_outlive_the_signals_that_end_training",
+        ),
+    ),
+    Row(
+        number="R26",
+        fault="a process that reads batches is killed, e.g. for want of memory",
+        outcome="the run ends with its last checkpoint whole",
+        message="a process that reads batches was killed (dataloader.workers=2): …memory may have run out",
+        tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole",),
+    ),
+    # storage
+    Row(
+        number="R28",
+        fault="the newest checkpoint is cut off, empty, garbage or a web page",
+        outcome="the one before it is used, and the result is the same as from there",
+        message="checkpoint damaged (…); using step-000004 instead",
+        tests=(
+            "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
+            "training/test_checkpoint.py::test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used",
+        ),
+    ),
+    Row(
+        number="R29",
+        fault="a flipped bit, a page of zeros, files of two steps swapped",
+        outcome="found by the sha256 in the manifest; the checkpoint before it is used",
+        message="checkpoint damaged (…): its content does not match the manifest's sha256",
+        tests=(
+            "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
+            "training/test_checkpoint.py::test_swapped_files_of_two_steps_are_found",
+            "training/test_checkpoint.py::"
+            "test_resume_from_a_run_whose_newest_checkpoint_is_damaged_equals_the_undamaged_run",
+        ),
+    ),
+    Row(
+        number="R30",
+        fault="all checkpoints are damaged; the pointer to the newest is missing, wrong or leads nowhere",
+        outcome="an error that lists each with its reason, and no new run; without the pointer the newest is found",
+        message="no whole checkpoint",
+        tests=(
+            "faults/test_storage.py::test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged",
+            "faults/test_storage.py::test_the_pointer_to_the_newest_is_only_a_hint",
+            "training/test_checkpoint.py::test_when_none_is_whole_each_is_listed_with_its_reason",
+        ),
+    ),
+    Row(
+        number="R31",
+        fault="the disk is full",
+        outcome="the run ends, the half checkpoint is removed, the one before it is whole",
+        message="no space left while writing (…): …MB are free",
+        tests=(
+            "faults/test_storage.py::test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole",
+            "faults/test_storage.py::test_a_disk_that_is_full_when_a_checkpoint_is_written",
+            f"{SAVER}::test_a_full_disk_is_told_by_the_next_call",
+            "data/test_cache.py::test_full_disk",
+        ),
+    ),
+    Row(
+        number="R32",
+        fault="the run directory cannot be made: a file in the way, no permission",
+        outcome="refused before the data is read",
+        message="the run directory cannot be made (…): …Permission denied",
+        tests=(
+            "faults/test_storage.py::test_a_run_directory_that_cannot_be_made_is_refused_before_the_data_is_read",
+            "faults/test_storage.py::test_what_may_not_be_entered_is_named",
+            BAD_INPUT,
+        ),
+    ),
+    Row(
+        number="R33",
+        fault="two runs in one directory",
+        outcome="the second is refused; after kill -9 of the first the directory is free at once",
+        message="the run directory is in use (…): by …pid …",
+        tests=(
+            f"{RESUME}::test_a_run_in_use_is_refused_and_free_after_kill_9",
+            "faults/test_workers.py::test_a_killed_run_leaves_its_directory_free_though_its_workers_live_on",
+        ),
+    ),
+    Row(
+        number="R34",
+        fault="several runs start in the same second, with an odd name",
+        outcome="each has a directory of its own, below outputs/",
+        tests=("faults/test_storage.py::test_runs_of_the_same_second_have_directories_of_their_own",),
+    ),
+    Row(
+        number="R35",
+        fault="any order of saves, better and worse ones, a stale later step",
+        outcome="the newest and the best always stay; old ones go after the new one is durable",
+        tests=(
+            f"{SAVER}::test_the_newest_and_the_best_stay_and_an_abandoned_future_goes",
+            "training/test_trainer.py::test_the_best_checkpoint_is_that_of_the_lowest_val_loss",
+        ),
+    ),
+    # numbers
+    Row(
+        number="R36",
+        fault="a NaN or infinite loss or gradient",
+        outcome="the step is skipped: weights, average and optimizer are untouched; after `trainer.nonfinite.patience`"
+        " in a row, or with `action=stop`, the run ends with its last good checkpoint",
+        message="step 7: loss nan, gradient norm nan (sequences 48 to 55): step skipped, weights untouched",
+        tests=(
+            "faults/test_numbers.py::test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone",
+            "faults/test_numbers.py::test_a_run_that_gives_up_keeps_its_last_good_checkpoint",
+            "training/test_moe_training.py::test_a_skipped_step_leaves_the_bias",
+        ),
+    ),
+    Row(
+        number="R38",
+        fault="fp16 overflows until its scale is found",
+        outcome="skipped steps are told, the logged norm does not depend on the scale, the scale is resumed",
+        tests=("training/test_trainer.py::test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it",),
+    ),
+    # data
+    Row(
+        number="R39",
+        fault="text that is empty, blank, too short, UTF-16, not UTF-8, binary, missing, without a validation part",
+        outcome="refused, with the byte offset or what is missing",
+        message="byte 0x…at offset …is not UTF-8",
+        tests=(BAD_INPUT, "data/test_files.py::test_bad_byte_far_into_the_file", "data/test_files.py::test_nul"),
+    ),
+    Row(
+        number="R40",
+        fault="tokens that are damaged, of another type or vocabulary, made by another tokenizer, changed meanwhile",
+        outcome="built again or refused; never trained on",
+        message="the …data is not what the run was trained on",
+        tests=(
+            "data/test_cache.py::test_damage_is_found_and_mended",
+            "data/test_cache.py::test_a_running_training_keeps_its_data_when_the_cache_is_mended",
+            "data/test_cache.py::test_writer_refuses_ids_beyond_the_vocabulary",
+            "data/test_cache.py::test_type_by_vocabulary",
+            "data/test_npy.py::test_damaged_files_are_refused_at_once",
+            f"{RESUME}::test_resume_refuses_a_changed_corpus",
+        ),
+    ),
+    Row(
+        number="R41",
+        fault="killed while preparing data; two processes prepare the same",
+        outcome="no half file is used; one builds, the other waits, or takes over",
+        tests=(
+            "data/test_prepare.py::test_killed_while_preparing",
+            "data/test_prepare.py::test_two_processes_build_once",
+            "data/test_prepare.py::test_the_one_who_waits_takes_over_when_the_builder_is_killed",
+        ),
+    ),
+    Row(
+        number="R42",
+        fault="any text through any tokenizer; unseen characters; special tokens spelt out; a damaged tokenizer file",
+        outcome="nothing is lost, or the count of unknown characters is told; no token is in both splits",
+        message="characters of the validation text are not in the tokenizer's vocabulary",
+        tests=(
+            "tokenizers/test_round_trip.py::test_bpe",
+            "tokenizers/test_round_trip.py::test_char",
+            "tokenizers/test_pretrained.py::test_damaged_file",
+            "data/test_split.py::test_no_token_of_validation_is_ever_trained_on",
+            "data/test_split.py::test_unseen_characters_are_reported_and_their_bytes_counted",
+            "data/test_prepare.py::test_literal_end_of_text_stays_text",
+        ),
+    ),
+    # what is asked for
+    Row(
+        number="R43",
+        fault="a mistake in the configuration: key, group, type, range, sizes that do not fit, a key said twice",
+        outcome="refused before anything is made, the key named",
+        message="…(model.d_modle=3): …did you mean model.d_model?",
+        tests=(
+            BAD_INPUT,
+            "config/test_preflight.py::test_every_bound_refuses_what_lies_outside",
+            "config/test_compose.py::test_a_yaml_that_says_a_key_twice",
+        ),
+    ),
+    Row(
+        number="R44",
+        fault="a job of a sweep fails or is killed",
+        outcome="the others run; a table names it; started again, only what is not finished runs",
+        message="job 4 (model.d_model=33): failed",
+        tests=(
+            "cli/test_sweep.py::test_one_of_six_fails_and_only_that_one_runs_again",
+            "cli/test_sweep.py::test_half_done_jobs_go_on_from_their_checkpoints",
+        ),
+    ),
+    Row(
+        number="R45",
+        fault="wandb is missing, refused, unreachable, slow, or dies",
+        outcome="training goes on; metrics.jsonl has every record",
+        message="wandb has died (exit code -9); metrics.jsonl has every record",
+        tests=(
+            "loggers/test_wandb_faults.py::test_the_run_goes_on",
+            "loggers/test_wandb_faults.py::test_a_server_that_refuses_leaves_an_offline_run",
+            "loggers/test_wandb_faults.py::test_without_wandb_one_sentence_says_what_to_install",
+        ),
+    ),
+    # what others may have written
+    Row(
+        number="R46",
+        fault="a hostile checkpoint: a pickle, classes to be called, settings of Hydra, shapes beyond all memory, a zip"
+        " in a zip, paths that lead elsewhere",
+        outcome="refused; nothing of it is executed",
+        message="not the settings of a run",
+        tests=(
+            "training/test_checkpoint.py::test_a_hostile_state_executes_nothing",
+            "config/test_targets.py::test_a_hostile_target_is_refused",
+            "config/test_targets.py::test_out_of_a_checkpoint_that_somebody_else_wrote",
+            "faults/test_hostile_checkpoint.py::test_hostile_overrides",
+            "faults/test_hostile_checkpoint.py::test_forged_tensors",
+            "faults/test_hostile_checkpoint.py::test_a_manifest_that_lists_files_elsewhere",
+            "faults/test_hostile_checkpoint.py::test_a_forged_tokenizer",
+        ),
+    ),
+    Row(
+        number="R47",
+        fault="code that would unpickle, evaluate text, start a shell, or load half of a model",
+        outcome="not in the source",
+        tests=("test_static_rules.py::test_the_package_keeps_the_rule",),
+    ),
+)
+
+NOT_HERE = {
+    "R37": "nothing is skipped for a high loss, only for one that is not finite",
+    "R48": "there is no web interface",
+}
+"""Rows of the list of faults that have nothing to test, and why."""
+
+
+def markdown() -> str:
+    """The table as a document."""
+    lines = [HEAD, "", "| | fault | what becomes of the run | what is said | tests |", "|---|---|---|---|---|"]
+    for row in sorted(ROWS, key=lambda row: row.number):
+        message = f"`{row.message}`" if row.message else ""
+        tests = "<br>".join(f"`{test}`" for test in row.tests)
+        lines.append(f"| {row.number} | {row.fault} | {row.outcome} | {message} | {tests} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
