@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import time
+from types import SimpleNamespace
 from typing import Any
 
 FAULT = os.environ.get("STUB_FAULT", "")
@@ -72,5 +74,7 @@ def teardown() -> None:
         raise ConnectionResetError("Connection lost")
 
 
+if FAULT == "no space":
+    shutil.disk_usage = lambda path: SimpleNamespace(free=0)  # type: ignore[assignment]
 if FAULT == "import":
     raise ImportError("wandb is broken")

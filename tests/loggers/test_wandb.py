@@ -1,6 +1,9 @@
 """A run of wandb, recorded offline by wandb itself and read back from its file."""
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.loggers.recorded import CONFIG, play
 from tests.loggers.wandb_file import WandbRun
@@ -13,9 +16,11 @@ def recorded(directory: Path) -> list[WandbRun]:
     return [WandbRun(path) for path in sorted((directory / "wandb").glob("offline-run-*"))]
 
 
-def test_an_offline_run_and_its_resumption(tmp_path: Path) -> None:
+def test_an_offline_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at 9, continued from the checkpoint of 6: the same run, and nothing of the second time is missing."""
-    keys = {"project": "mine", "name": "small", "group": "sweep 1", "tags": ["a", "b"], "notes": "a note"}
+    monkeypatch.setattr("tinyllm.loggers.wandb.HASTE", 300.0)  # however busy the machine is
+    keys: dict[str, Any] = {"project": "mine", "name": "small", "group": "sweep 1"}
+    keys |= {"tags": ["a", "b"], "notes": "a note", "finish_timeout": 300.0}
     saved, messages = play(logger(**keys), tmp_path, until=9, status="failed")
     before = read_metrics(tmp_path / "metrics.jsonl")
     play(logger(**keys), tmp_path, start=6, until=12, state=saved)

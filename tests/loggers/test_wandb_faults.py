@@ -89,6 +89,14 @@ def test_a_service_that_dies_is_replaced(calls: Calls, tmp_path: Path, monkeypat
     assert [call["row"]["step"] for call in named(calls(), "log")] == [1, 2, 3, 4]
 
 
+def test_a_full_disk_is_said_once(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """wandb itself loses records without a word."""
+    monkeypatch.setenv("STUB_FAULT", "no space")
+    _, messages = play(logger(), tmp_path / "run", until=4)
+    full = f"wandb: no space is left in {tmp_path / 'run'}; metrics.jsonl has every record"
+    assert [message for message in messages if "offline" not in message] == [full]
+
+
 def test_without_wandb_one_sentence_says_what_to_install(tmp_path: Path) -> None:
     with mock.patch("importlib.util.find_spec", return_value=None):
         saved, messages = play(logger(), tmp_path / "run", until=3)

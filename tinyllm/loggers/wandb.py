@@ -18,7 +18,7 @@ from tinyllm.training.run_dir import METRICS, provenance
 
 PROJECT = "tinyllm"
 """Where runs go if neither the configuration nor ``WANDB_PROJECT`` says so."""
-HASTE = 5.0
+HASTE = 10.0
 """Seconds to finish after a signal or an error, where whoever stopped the run may not wait long."""
 ABSENT = "wandb is not installed, so the run goes on without it: pip install 'tinyllm[wandb]'"
 Mode = Literal["auto", "online", "offline", "disabled"]

@@ -7,6 +7,7 @@ line the program was killed. Nothing of tinyllm is imported here, so that it sta
 import contextlib
 import json
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ Order = dict[str, Any]
 Tell = Callable[..., None]
 FLUSH_S = 1.0
 """Seconds that a record may stay in memory before it is in wandb's file."""
+SPARE = 2**16
+"""Bytes free on a disk below which wandb loses records, which it does not say."""
 
 
 def main() -> None:
@@ -46,6 +49,7 @@ class Recorder:
 
     def __init__(self, order: Order, tell: Tell) -> None:
         self._order, self._tell = order, tell
+        self._full = False
         try:
             self._open(order["mode"])
         except Exception as error:
@@ -55,6 +59,10 @@ class Recorder:
 
     def log(self, record: dict[str, float], samples: list[tuple[int, str]]) -> None:
         """Log a record with the samples drawn since the last one."""
+        directory = self._order["init"]["dir"]
+        if not self._full and shutil.disk_usage(directory).free < SPARE:
+            self._full = True
+            self._tell(problem=f"no space is left in {directory}")
         try:
             self._log(record, samples)
         except Exception as error:
