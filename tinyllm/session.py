@@ -98,7 +98,8 @@ def execute(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopReques
     with ExitStack() as stack:
         try:
             trained.append(trainer := make_trainer(planned, run_dir, stop, stack))
-            outcome = trainer.fit()
+            with trainer.profiler:
+                outcome = trainer.fit()
         except Exception as error:
             step = trained[0].state.step if trained else planned.start_step
             shown = planned.strategy.explained(error, step)

@@ -1,16 +1,19 @@
 """From a plan to what trains it: every part of a run in its place."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.assemble import build_model, build_optimizer, plain
 from tinyllm.data.loader import train_batches
+from tinyllm.inference.decoding import Autocast
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
@@ -21,11 +24,12 @@ from tinyllm.resume import to_save
 from tinyllm.run_info import run_info
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.compiling import Compiled, Eager
-from tinyllm.training.events import Broadcast, Callback
+from tinyllm.training.events import Broadcast, Callback, OptimizerGroup
 from tinyllm.training.faults import fault
 from tinyllm.training.hardware import peak_flops
 from tinyllm.training.metrics import Log, MetricsLog
 from tinyllm.training.objective import AUTOCAST, Objective, autocast
+from tinyllm.training.profile import NoProfiler, Profiler
 from tinyllm.training.run_dir import FollowedRunDir, RunDir, provenance
 from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import seed_globals, stream
@@ -36,22 +40,9 @@ from tinyllm.training.trainer import MicroBatch, Settings, Trainer
 
 def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
     """Everything that trains, in its place; what has to be closed in the end goes onto ``stack``."""
-    cfg, device, batch, allow = planned.cfg, planned.device, planned.batch, planned.invocation.allow
-    strategy = planned.strategy
-    dtype = AUTOCAST.get(planned.precision, torch.float32)
-    vocab_size = planned.data.tokenizer.vocab_size
-    place = strategy.placer(device, dtype)
-    seed_globals(cfg.seed, planned.strategy.rank)
-    model = build_model(cfg, vocab_size=vocab_size, seed=cfg.seed, device=device, allow=allow, place=place)
-    optimizer, groups = build_optimizer(cfg, model, allow=allow)
-    scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
-    average = EMA(model, **settings) if (settings := plain(cfg.ema)).pop("enabled") else Average()
-    state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy)
-    if planned.resumption:
-        checkpoints.load_weights(planned.resumption.checkpoint, model, rows=strategy.rows, local=strategy.local)
-        state.load_state_dict(planned.resumption.checkpoint.state())
-    elif planned.source is not None:
-        checkpoints.load_weights(planned.source, model, rows=strategy.rows, local=strategy.local)
+    cfg, device, batch, strategy = planned.cfg, planned.device, planned.batch, planned.strategy
+    state, groups = make_state(planned)
+    model: Any = state.model
     objective = Objective(
         model,
         chunk_tokens=None if cfg.loss.chunk_tokens == "auto" else cfg.loss.chunk_tokens,
@@ -59,18 +50,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         z_loss=cfg.loss.z_loss,
     )
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
-    compiling = plain(cfg.trainer.compile)
-    compiler = Eager()
-    if compiling.pop("enabled"):
-        compiler = Compiled(
-            model=model,
-            device=device,
-            dtype=dtype,
-            lengths=planned.lengths,
-            agree=lambda failed: any(row[0] for row in strategy.gather([float(failed)])),
-            stopping=lambda: stop.signal is not None,
-            **compiling,
-        )
+    compiler = make_compiler(planned, model, stop)
     stack.callback(compiler.close)
     peak = peak_flops(device, planned.precision)
     peak = peak * batch.world_size if peak else None
@@ -86,15 +66,135 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     run_dir.write_status("running", info=shown, facts=facts, **provenance())
     log, events = listeners(planned, run_dir, start_step=state.step)
     stack.callback(log.close)
-    if planned.resumption:
-        events.load_state_dict(planned.resumption.checkpoint.state().get("loggers", {}))
+    saver = Saver(
+        run_dir.checkpoints,
+        rank=strategy.rank,
+        writers=strategy.writers,
+        token=strategy.first(lambda: secrets.token_hex(4)),
+        texts=texts,
+        facts={**facts, "world_size": batch.world_size, **provenance()},
+        keep=cfg.checkpoint.keep,
+        asynchronous=strategy.writers > 1 if cfg.checkpoint.asynchronous == "auto" else cfg.checkpoint.asynchronous,
+    )
+    stack.callback(saver.close)
     in_autocast = partial(autocast, device, planned.precision)
+
+    def try_out(length: int) -> None:
+        ids = torch.zeros(batch.batch_size, length, dtype=torch.int64, device=device)
+        with strategy.micro_step(last=True):
+            with in_autocast():
+                losses = objective(ids, ids)
+            losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
+
+    def prepare() -> None:
+        if compiled := compiler.warm_up(try_out, tell=events.on_message):
+            run_dir.write_status("running", compile=compiled)
+
+    def batches(state: TrainState) -> Iterator[MicroBatch]:
+        return train_batches(
+            planned.sampler,
+            start_step=state.step,
+            end_step=planned.max_steps,
+            batch_size=batch.batch_size,
+            grad_accum_steps=batch.grad_accum_steps,
+            rank=strategy.rank,
+            world_size=batch.world_size,
+            shift=state.sequences - state.step * batch.sequences,
+            length_at=planned.lengths.at,
+            **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
+        )
+
+    evaluate, sample = readers(planned, state, in_autocast, compiler)
+    events.on_start(info)
+    return Trainer(
+        state=state,
+        objective=objective,
+        forward=compiler.calls(forward),
+        strategy=strategy,
+        schedule=planned.schedule,
+        settings=_settings(cfg, planned.max_steps),
+        batch=batch,
+        lengths=planned.lengths,
+        device=device,
+        autocast=in_autocast,
+        draw_kept=model.draw_kept,
+        feed_forwards=[block.ffn for block in model.layers()],
+        batches=batches,
+        evaluate=evaluate,
+        sample=sample,
+        saver=saver,
+        log=log,
+        events=events,
+        stop=stop,
+        prepare=prepare,
+        profiler=make_profiler(planned, run_dir.path, report=events.on_message),
+        flops_per_token=cache(lambda length: 3 * model.flops_per_token(length)),
+        peak_flops=peak,
+        run_dir=run_dir.path,
+    )
+
+
+def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup]]:
+    """Model, optimizer and what else changes in training, as at the first step or as a checkpoint has it."""
+    cfg, device, strategy, allow = planned.cfg, planned.device, planned.strategy, planned.invocation.allow
+    seed_globals(cfg.seed, strategy.rank)
+    model = build_model(
+        cfg,
+        vocab_size=planned.data.tokenizer.vocab_size,
+        seed=cfg.seed,
+        device=device,
+        allow=allow,
+        place=strategy.placer(device, AUTOCAST.get(planned.precision, torch.float32)),
+    )
+    optimizer, groups = build_optimizer(cfg, model, allow=allow)
+    scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
+    average = EMA(model, **settings) if (settings := plain(cfg.ema)).pop("enabled") else Average()
+    state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy)
+    source = planned.resumption.checkpoint if planned.resumption else planned.source
+    if source is not None:
+        checkpoints.load_weights(source, model, rows=strategy.rows, local=strategy.local)
+    if planned.resumption:
+        state.load_state_dict(planned.resumption.checkpoint.state())
+    return state, groups
+
+
+def make_compiler(planned: Planned, model: Any, stop: StopRequest) -> Eager:
+    """What compiles the model's blocks, if that is asked for."""
+    settings, strategy = plain(planned.cfg.trainer.compile), planned.strategy
+    if not settings.pop("enabled"):
+        return Eager()
+    return Compiled(
+        model=model,
+        device=planned.device,
+        dtype=AUTOCAST.get(planned.precision, torch.float32),
+        lengths=planned.lengths,
+        agree=lambda failed: any(row[0] for row in strategy.gather([float(failed)])),
+        stopping=lambda: stop.signal is not None,
+        **settings,
+    )
+
+
+def make_profiler(planned: Planned, run_dir: Path, *, report: Callable[[str], None]) -> NoProfiler:
+    """What records some steps of this rank, if that is asked for."""
+    settings, strategy = plain(planned.cfg.trainer.profile), planned.strategy
+    if not settings["steps"]:
+        return NoProfiler()
+    prefix = f"rank{strategy.rank}-" if strategy.world_size > 1 else ""
+    return Profiler(run_dir / "profile", **settings, device=planned.device, report=report, prefix=prefix)
+
+
+def readers(
+    planned: Planned, state: TrainState, in_autocast: Autocast, compiler: Eager
+) -> tuple[Callable[[], dict[str, float]], Callable[[int], str]]:
+    """The evaluation and the sample of a step, both with the averaged weights where there are any."""
+    cfg, strategy, average = planned.cfg, planned.strategy, state.average
+    model: Any = state.model
     read = partial(
         evaluate,
         model,
-        seq_len=batch.seq_len,
-        batch_size=batch.batch_size,
-        device=device,
+        seq_len=planned.batch.seq_len,
+        batch_size=planned.batch.batch_size,
+        device=planned.device,
         autocast=in_autocast,
         rank=strategy.rank,
         world_size=strategy.world_size,
@@ -119,69 +219,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         settings = {"max_new_tokens": cfg.trainer.sample_tokens, "seed": stream(cfg.seed, "sample", step)}
         return generate_text(model, planned.data.tokenizer, cfg.trainer.sample_prompt, autocast=in_autocast, **settings)
 
-    def run(length: int) -> None:
-        ids = torch.zeros(batch.batch_size, length, dtype=torch.int64, device=device)
-        with strategy.micro_step(last=True):
-            with in_autocast():
-                losses = objective(ids, ids)
-            losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
-
-    def prepare() -> None:
-        if facts := compiler.warm_up(run, tell=events.on_message):
-            run_dir.write_status("running", compile=facts)
-
-    def batches(state: TrainState) -> Iterator[MicroBatch]:
-        return train_batches(
-            planned.sampler,
-            start_step=state.step,
-            end_step=planned.max_steps,
-            batch_size=batch.batch_size,
-            grad_accum_steps=batch.grad_accum_steps,
-            rank=strategy.rank,
-            world_size=batch.world_size,
-            shift=state.sequences - state.step * batch.sequences,
-            length_at=planned.lengths.at,
-            **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
-        )
-
-    asynchronous = cfg.checkpoint.asynchronous
-    saver = Saver(
-        run_dir.checkpoints,
-        rank=strategy.rank,
-        writers=strategy.writers,
-        token=strategy.first(lambda: secrets.token_hex(4)),
-        texts=texts,
-        facts={**facts, "world_size": batch.world_size, **provenance()},
-        keep=cfg.checkpoint.keep,
-        asynchronous=strategy.writers > 1 if asynchronous == "auto" else asynchronous,
-    )
-    stack.callback(saver.close)
-    events.on_start(info)
-    return Trainer(
-        state=state,
-        objective=objective,
-        forward=compiler.calls(forward),
-        strategy=strategy,
-        schedule=planned.schedule,
-        settings=_settings(cfg, planned.max_steps),
-        batch=batch,
-        lengths=planned.lengths,
-        device=device,
-        autocast=in_autocast,
-        draw_kept=model.draw_kept,
-        feed_forwards=[block.ffn for block in model.layers()],
-        batches=batches,
-        evaluate=evaluate_both,
-        sample=sample,
-        saver=saver,
-        log=log,
-        events=events,
-        stop=stop,
-        prepare=prepare,
-        flops_per_token=cache(lambda length: 3 * model.flops_per_token(length)),
-        peak_flops=peak,
-        run_dir=run_dir.path,
-    )
+    return evaluate_both, sample
 
 
 def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
@@ -192,6 +230,8 @@ def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step:
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     # The console comes last, so that the last thing it shows is how the run ended.
     events = Broadcast([Curves(report=console.on_message), planned.logger, console])
+    if planned.resumption:
+        events.load_state_dict(planned.resumption.checkpoint.state().get("loggers", {}))
     return MetricsLog(run_dir.metrics, step=start_step), events
 
 

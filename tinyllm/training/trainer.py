@@ -23,6 +23,7 @@ from tinyllm.training.hardware import peak_memory
 from tinyllm.training.metrics import Log, Stopwatch
 from tinyllm.training.objective import Losses, Objective
 from tinyllm.training.plan import Batch
+from tinyllm.training.profile import NoProfiler
 from tinyllm.training.routing import StepRouting
 from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import stream
@@ -79,6 +80,7 @@ class Trainer:
     stop: StopRequest
     prepare: Callable[[], None]
     """What has to be done before the first step and is no part of its time."""
+    profiler: NoProfiler
     flops_per_token: Callable[[int], int]
     """Training FLOPs of one token of sequences of a length."""
     peak_flops: float | None
@@ -129,6 +131,7 @@ class Trainer:
                     self.save(best=best, why=why or "periodic", wait=bool(reason))
                 elif self.saving and self.word.all_written:
                     self.settle()
+                self.profiler.step()
         finished = state.step >= every.max_steps
         return self.outcome("finished" if finished else "interrupted", last_metrics, "" if finished else reason)
 
@@ -165,12 +168,12 @@ class Trainer:
         loss = values.pop("train/loss")
         if all(map(math.isfinite, [loss, *values.values()])):
             state.scaler.step(optimizer)
+            state.scaler.update()
             state.average.after_step(state.step + 1)
             routing.balance(self.feed_forwards)
             state.skipped = 0
         else:
             self.refuse(loss, values["train/grad_norm"])
-        state.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         length = self.lengths.at(state.step)
         state.step += 1
@@ -224,13 +227,16 @@ class Trainer:
         Raises:
             UserError: ``nonfinite.action=stop``, or too many in a row.
         """
-        state = self.state
-        overflow = state.scaler.is_enabled() and state.scaler.get_scale() > 1
-        state.skipped += 0 if overflow else 1  # fp16 finds its scale by overflowing; that is no fault
+        state, scale = self.state, self.state.scaler.get_scale()
+        state.scaler.update()
+        # fp16 finds its loss scale by gradients that overflow: no fault, unless the loss is none or no scale helps
+        overflow = math.isfinite(loss) and 1 < scale != state.scaler.get_scale()
+        state.skipped += 0 if overflow else 1
         who = ", ".join(f"rank {rank}" for rank in self.word.not_finite if self.strategy.world_size > 1)
         sequences = f"sequences {state.sequences} to {state.sequences + self.batch.sequences - 1}"
         what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({who and who + ', '}{sequences})"
-        self.events.on_message(f"{what}: step skipped, weights untouched")
+        scaled = f", loss scale {scale:g} → {state.scaler.get_scale():g}" if state.scaler.is_enabled() else ""
+        self.events.on_message(f"{what}: step skipped, weights untouched{scaled}")
         if self.settings.nonfinite_action == "stop" and not overflow:
             raise UserError(
                 f"not finite at {what}",
@@ -255,6 +261,8 @@ class Trainer:
         if window["steps"]:
             metrics["train/loss"] = window["loss"] / window["steps"]
         metrics["train/tokens"] = state.tokens
+        if state.scaler.is_enabled():
+            metrics["loss/scale"] = state.scaler.get_scale()
         metrics["speed/tokens_per_s"] = tokens / seconds
         if self.peak_flops:
             metrics["speed/mfu"] = flops / seconds / self.peak_flops
