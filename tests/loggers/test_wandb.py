@@ -37,4 +37,4 @@ def test_an_offline_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.M
     assert (second.summary["status"], second.exit_code) == ("finished", 0)
     assert second.samples() == [[10, "sample 10:\n  two <b>lines</b>"]]
     (message,) = messages
-    assert message.startswith("wandb is offline: wandb leet ") and "wandb sync" in message
+    assert message.startswith("wandb is offline; its files: ") and "wandb sync" in message

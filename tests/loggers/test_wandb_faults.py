@@ -73,8 +73,8 @@ def test_a_server_that_refuses_leaves_an_offline_run(
     monkeypatch.setenv("STUB_FAULT", "refused")
     _, messages = play(logger(mode=mode), tmp_path / "run", until=3)
     assert messages == [
-        "wandb is offline (the server refused): wandb leet stub/offline-run-1 shows the run,"
-        " wandb sync stub/offline-run-1 uploads it"
+        "wandb is offline (the server refused); its files: stub/offline-run-1"
+        " (wandb leet shows them, wandb sync uploads them)"
     ]
     first, second = named(calls(), "init")
     assert (first["mode"], second["mode"]) == ("online", "offline") and first["id"] == second["id"]
@@ -85,7 +85,7 @@ def test_a_service_that_dies_is_replaced(calls: Calls, tmp_path: Path, monkeypat
     monkeypatch.setenv("STUB_FAULT", "service dies")
     _, messages = play(logger(mode="online"), tmp_path / "run", until=4)
     assert messages[0] == "wandb: https://example.invalid/run"
-    assert messages[1].startswith("wandb is offline (Connection lost): wandb leet")
+    assert messages[1].startswith("wandb is offline (Connection lost); its files: stub/")
     assert [call["row"]["step"] for call in named(calls(), "log")] == [1, 2, 3, 4]
 
 

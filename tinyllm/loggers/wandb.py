@@ -153,6 +153,6 @@ class Wandb(Callback):
                 case {"offline": str(directory), "reason": reason}:
                     path = shown_path(Path(directory))
                     why = f"wandb is offline ({one_line(reason)})" if reason else "wandb is offline"
-                    self.report(f"{why}: wandb leet {path} shows the run, wandb sync {path} uploads it")
+                    self.report(f"{why}; its files: {path} (wandb leet shows them, wandb sync uploads them)")
                 case {"problem": str(text)}:
                     self.report(f"wandb: {one_line(text)}; {METRICS} has every record")
