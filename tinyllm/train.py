@@ -1,5 +1,6 @@
 """``python -m tinyllm.train``: train a model, or continue one."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,10 +40,12 @@ def main() -> None:
         resumption = continue_job(cfg, invocation) if invocation.is_job else None
         return train(cfg, invocation, found[0] if found else resumption)
 
+    main_process = os.getpid()
+
     def run_job(cfg: "DictConfig", hydra_node: "DictConfig", work: "Callable[[], int]") -> float | None:
         from tinyllm.sweep.one_job import run_job
 
-        return run_job(cfg, hydra_node, work)
+        return run_job(cfg, hydra_node, work, in_main=os.getpid() == main_process)
 
     def exit_code() -> int:
         from tinyllm.sweep.sweep import exit_code

@@ -74,6 +74,8 @@ TABLE = {
     "unknown option": bad("dataset=txt", "dataset=txt", "did you mean text?"),
     "no option": bad("attn=null", "attn=null", "one of gqa, mha, mla, mqa"),
     "unknown group": bad("atn=gqa", "atn=gqa", "did you mean attn?"),
+    "unknown x axis": bad("logger=wandb logger.x_axis=epochs", "logger.x_axis=epochs", "step, tokens, flops, seconds"),
+    "no time for a server": bad("logger=wandb logger.init_timeout=0", "logger.init_timeout=0", "above 0"),
     # types
     "text for a whole number": bad("trainer.max_steps=abc", "trainer.max_steps=abc", "a whole number"),
     "text for a number": bad("optimizer.lr=1e-4x", "optimizer.lr=1e-4x", "a number"),

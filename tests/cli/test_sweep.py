@@ -51,7 +51,7 @@ def test_one_of_six_fails_and_only_that_one_runs_again(call: Call, corpus: str) 
     before = begun()
     again = call("train", *command)
     assert again.code == 2
-    assert [line for line in again.out.splitlines() if line.startswith("job ")][0] == (
+    assert next(line for line in again.out.splitlines() if line.startswith("job ")) == (
         "job 4: model.d_model=33 again (failed before)"
     )
     assert begun() == before
@@ -59,6 +59,7 @@ def test_one_of_six_fails_and_only_that_one_runs_again(call: Call, corpus: str) 
     assert rows()[0]["val_loss"] == finished["val_loss"]
 
 
+@pytest.mark.slow
 def test_a_failed_job_whose_cause_is_mended_runs(call: Call, corpus: str, tmp_path: Path) -> None:
     late = tmp_path / "late.txt"
     command = ("-m", *corpus.split(), *QUICK, f"dataset.path={tmp_path / 'words.txt'},{late}")
@@ -78,6 +79,7 @@ def test_half_done_jobs_go_on_from_their_checkpoints(call: Call, corpus: str, tm
     assert digest(Path("swept", "001_seed-2")) == digest(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_larger_grid_adds_jobs(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK, "attn=mha,gqa")
     assert call("train", *command, "seed=1").code == 0
@@ -103,6 +105,7 @@ def test_other_settings_for_the_same_jobs_are_refused(call: Call, corpus: str) -
     assert begun() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_made_otherwise_is_not_continued(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *SMALL, "trainer.max_steps=4", "hydra.sweep.dir=swept", "seed=1,2")
     assert call("train", *command, "trainer.stop_after_steps=2").code == 0
@@ -114,6 +117,7 @@ def test_a_run_that_was_made_otherwise_is_not_continued(call: Call, corpus: str)
     assert "overrides.yaml" in rows()[0]["error"] or "seed=7" in rows()[0]["error"]
 
 
+@pytest.mark.slow
 def test_each_sweep_without_a_directory_gets_one_of_its_own(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK[:-1], "trainer.max_steps=1", "seed=1,2")
     for _ in range(2):
@@ -121,6 +125,7 @@ def test_each_sweep_without_a_directory_gets_one_of_its_own(call: Call, corpus: 
     assert len(list(Path("outputs/sweeps").glob("*/*/sweep.csv"))) == 2
 
 
+@pytest.mark.slow
 def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> None:
     answer = call("train", "-m", *corpus.split(), *QUICK, "optimizer=adamw,lion", "optimizer.eps=1e-7,1e-6")
     assert [row["status"] for row in rows()] == ["finished", "finished", "failed", "failed"]

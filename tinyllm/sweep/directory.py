@@ -14,6 +14,7 @@ from tinyllm.sweep.record import INTERRUPTED, NOT_STARTED, RUNNING, WAITING, Job
 
 CSV = "sweep.csv"
 RECORDS = "jobs"
+LOCK = ".lock"
 STOP = "stop"
 LONGEST_NAME = 80
 """Characters of a run directory's name that tell what the job is."""
@@ -51,12 +52,17 @@ class SweepDir:
             hint = f"{error.strerror}; choose another place"
         if hint:
             raise UserError("the sweep's directory cannot be made", key="hydra.sweep.dir", value=self.path, hint=hint)
-        handle = try_lock(self.records / ".lock")
+        handle = try_lock(self.records / LOCK)
         if handle is None:
             hint = "wait for it, stop it, or choose another directory"
             raise UserError("another sweep runs in there", key="hydra.sweep.dir", value=self.path, hint=hint)
         self.stop_file.unlink(missing_ok=True)
         return handle
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a sweeper of tinyllm works in here, which looks at the records."""
+        return (self.records / LOCK).exists()
 
     @property
     def stop_file(self) -> Path:

@@ -13,6 +13,7 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from tinyllm.config.cli import ERROR_FILE
+from tinyllm.errors import UserError
 from tinyllm.sweep.directory import SweepDir
 from tinyllm.sweep.record import FINISHED, STOPPED, Job, Record, take_results
 from tinyllm.sweep.sweep import running_here
@@ -20,18 +21,19 @@ from tinyllm.sweep.sweep import running_here
 WATCH_EVERY_S = 0.5
 
 
-def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int]) -> float | None:
+def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int], *, in_main: bool) -> float | None:
     """Run one job in its own directory, from its checkpoint if there is one; returns its lowest validation loss.
 
     Args:
         cfg: the job's configuration; where it runs and from what it continues is filled in.
         hydra_node: Hydra's part of the configuration.
         run: does the work and returns the exit code; errors are told, not raised.
+        in_main: this is the process that a person started.
     """
     directory = SweepDir(Path(hydra_node.sweep.dir))
     overrides = list(hydra_node.overrides.task)
     record = directory.find(overrides)
-    if record is None:  # another sweeper than ours, which enlists nothing
+    if record is None:  # a sweeper of somebody else enlists nothing
         directory.records.mkdir(parents=True, exist_ok=True)
         [record] = directory.enlist([Job(overrides=overrides, swept=overrides)])
     if record.status == FINISHED or directory.stopping:
@@ -53,11 +55,14 @@ def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int]) -> 
 
     if sweep is None:
         parent = os.getppid()
-        carry_out(directory, record, run_apart)
+        carry_out(directory, record, run_told if in_main else run_apart)
         for action in afterwards:
             action()
         if os.getppid() != parent:
             os._exit(record.code)  # nobody is left to take the result, or to end this process
+        if record.code and not directory.is_ours:
+            # That sweeper learns of failures so.
+            raise UserError(f"job {record.number} {record.status}", file=directory.run_dir(record), hint=record.error)
         return record.val_loss
     sweep.tell_start(record)
     carry_out(directory, record, run_told)

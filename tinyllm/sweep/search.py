@@ -66,8 +66,8 @@ def search(
     with running.running():
         study = open_study(directory.path / STUDY, direction=direction)
         _check_same(study, directory, overrides, space, direction)
-        jobs_there = [job_of(overrides, trial.params) for trial in study.get_trials(deepcopy=False) if trial.params]
-        running.add(jobs_there)
+        there = [trial.params for trial in study.get_trials(deepcopy=False)]
+        running.add([job_of(overrides, chosen) for chosen in there if chosen.keys() == space.keys()])
         running.tell_jobs(n_trials)
         while not directory.stopping:
             jobs = settle(study, running, overrides)[:n_jobs]
@@ -90,8 +90,8 @@ def settle(study: "Study", running: Sweep, overrides: Sequence[Override], *, end
 
     left = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        whole = all(one.get_key_element() in trial.params for one in overrides if one.is_sweep_override())
-        job = job_of(overrides, trial.params) if whole else None
+        keys = {one.get_key_element() for one in overrides if one.is_sweep_override()}
+        job = job_of(overrides, trial.params) if trial.params.keys() == keys else None  # else killed while choosing
         record = running.directory.find(job.overrides) if job else None
         if record is not None and _has_value(record):
             study.tell(trial.number, record.val_loss)
