@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.copies import run
 from tests.training.runs import SMALL, digest, metrics, train
 from tinyllm.config.paths import conf_dir
 
@@ -76,3 +77,34 @@ def test_interrupted_is_the_same(optimizer: str, schedule: str, feature: str, co
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert [record["step"] for record in metrics(tmp_path / "whole")] == list(range(1, N + 1))
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The setting that chooses the small text, whose tokens are in the cache."""
+    place = tmp_path_factory.mktemp("tokens") / "run"
+    assert train(*SMALL, "dataset=text", corpus, "trainer.max_steps=1", f"run.dir={place}") == 0
+    return corpus
+
+
+ON_TWO_RANKS = [
+    (strategy, options("optimizer")[index % 4], options("schedule")[index % 4], feature)
+    for index, feature in enumerate(FEATURES)
+    for strategy in ("ddp", "fsdp")
+    if (strategy, options("optimizer")[index % 4]) != ("fsdp", "adamw8bit")  # its bytes are not of single rows
+]
+"""Every optimizer, schedule and feature."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "optimizer", "schedule", "feature"), ON_TWO_RANKS)
+def test_interrupted_is_the_same_on_two_ranks(
+    strategy: str, optimizer: str, schedule: str, feature: str, tokens: str, tmp_path: Path
+) -> None:
+    shared = ["dataset=text", tokens, *SMALL, f"trainer.max_steps={N}", "trainer.eval_every=2", "optimizer.lr=2e-3"]
+    shared += [f"strategy={strategy}", f"optimizer={optimizer}", f"schedule={schedule}", *FEATURES[feature]]
+    run(2, tmp_path / "whole", *dict.fromkeys(shared))
+    run(2, tmp_path / "parts", *dict.fromkeys(shared), f"trainer.stop_after_steps={STOP}")
+    run(2, tmp_path / "parts", *dict.fromkeys(shared), "resume=auto")
+    assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
