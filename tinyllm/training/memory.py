@@ -43,16 +43,18 @@ def kept_values(part: nn.Module, width: int) -> int:
     own = {_storage(tensor) for tensor in [*part.parameters(), *part.buffers()]}
     kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no memory is used twice
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor: Tensor) -> int:
         if _storage(tensor) not in own:
             kept[_storage(tensor)] = tensor
-        return tensor
+        return _storage(tensor)
 
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda storage: storage)
     with hooks, torch.random.fork_rng(devices=[]):  # dropout draws
         part(torch.zeros(1, TOKENS, width, requires_grad=True))
     # a view keeps all of the memory that it is a part of
-    return sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values()) // TOKENS
+    total = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values())
+    kept.clear()  # the graph holds the hook that holds the tensors that hold the graph: nobody would ever free them
+    return total // TOKENS
 
 
 def _storage(tensor: Tensor) -> int:
