@@ -81,8 +81,8 @@ class Strategy:
         return tensor
 
     def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        """This rank's part of a tensor of a parameter's shape, placed as the parameter is."""
-        return whole.to(parameter.device)
+        """A copy of this rank's part of a tensor of a parameter's shape, placed as the parameter is."""
+        return whole.to(parameter.device, copy=True)
 
     def owns(self, name: str) -> bool:
         """Whether this rank writes what belongs to the model's tensor ``name`` into a checkpoint."""

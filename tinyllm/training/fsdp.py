@@ -73,12 +73,12 @@ class FSDP(Ranks):
         return local(tensor)
 
     def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
+        moved = whole.to(parameter.device, copy=True)
         if not is_sharded(parameter):
-            return whole.to(parameter.device)
+            return moved
         from torch.distributed.tensor import distribute_tensor
 
         placed: Any = parameter
-        moved = whole.to(parameter.device)
         return distribute_tensor(moved, placed.device_mesh, placed.placements, src_data_rank=None)
 
     def owns(self, name: str) -> bool:

@@ -94,7 +94,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dic
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]], strategy: Strategy
 ) -> None:
-    """Give each parameter the state that was saved under its name, or its part of it.
+    """Give each parameter the state that was saved under its name, or its part of it; ``saved`` is used up.
 
     Raises:
         UserError: a name or shape does not match.
@@ -110,8 +110,8 @@ def load_optimizer_state(
             value=strange[0],
             hint="init_from starts from the weights alone",
         )
-    for name, values in saved.items():
-        parameter = known[name]
+    for name in list(saved):
+        parameter, values = known[name], saved.pop(name)  # copied one by one, so that nothing is there twice
         moved = {}
         for key, value in values.items():
             # moments have the parameter's shape; an optimizer may keep vectors of another length beside them

@@ -213,13 +213,22 @@ class Trainer:
         return self.state.state_dict() | {"loggers": self.events.state_dict()}
 
     def settle(self) -> None:
-        """Wait for the checkpoint that is being written, on all ranks."""
+        """Wait for the checkpoint that is being written, on all ranks; what kept one from it, all of them raise."""
         assert self.saving is not None
         (step, why), self.saving = self.saving, None
-        self.saver.wait()
-        self.strategy.gather([1.0])  # every part is written
-        path = self.strategy.first(self.saver.commit)
-        self.events.on_checkpoint(step, path, why)
+        failure: UserError | None = None
+        try:
+            self.saver.wait()
+        except UserError as error:
+            failure = error
+        self.strategy.gather([1.0])  # every part is written, or is not going to be
+
+        def commit() -> Path:
+            if failure is not None:
+                raise failure
+            return self.saver.commit()
+
+        self.events.on_checkpoint(step, self.strategy.first(commit), why)
 
     def refuse(self, loss: float, norm: float) -> None:
         """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
