@@ -110,7 +110,7 @@ def test_processes_in_sessions_of_their_own_are_killed_too(tmp_path: Path) -> No
         time.sleep(0.01)
     pids = descendants(process.pid)
     watched = object.__new__(Watched)
-    watched.process, watched.run_dir = process, tmp_path / "none"  # type: ignore[assignment]
+    watched.process, watched.run_dir = process, tmp_path / "none"
     watched.kill()
     end = time.monotonic() + 10
     while any(alive(pid) for pid in pids):

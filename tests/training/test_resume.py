@@ -157,6 +157,7 @@ REFUSED = {
     "tokenizer=byte": "tokenizer",
     "dataset.val_fraction=0.2": "dataset.val_fraction",
     "dataset=pydocs": "dataset",
+    "optimizer=lion": "optimizer._target_",
     "trainer.seq_len=8": "trainer.seq_len",
 }
 
