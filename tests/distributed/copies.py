@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from torch.distributed import TCPStore
@@ -42,24 +43,34 @@ class Rank(Elsewhere):
         super().__init__(*overrides, fault=fault, first=begin)
 
 
-def start(world_size: int, *overrides: str, fault: str = "", first: Callable[[], object] = lambda: None) -> list[Rank]:
-    """Start the ranks of a training; ``first`` is called in each of them before it."""
+def start(
+    world_size: int,
+    *overrides: str,
+    fault: str = "",
+    first: Callable[[], object] = lambda: None,
+    last_rank: tuple[str, ...] = (),
+) -> list[Rank]:
+    """Start the ranks of a training.
+
+    Args:
+        first: called in each of them before it.
+        last_rank: overrides that the last of them gets besides.
+    """
     import torch._dynamo  # here once, so that the copies need not
     import torch.distributed.fsdp  # noqa: F401
 
     meeting = TCPStore(HERE, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=60))
+    given = [overrides] * (world_size - 1) + [(*overrides, *last_rank)]
     gc.freeze()  # a copy that looks through everything it was given copies all of that memory
     try:
-        return [Rank(rank, meeting, world_size, *overrides, fault=fault, first=first) for rank in range(world_size)]
+        return [Rank(rank, meeting, world_size, *own, fault=fault, first=first) for rank, own in enumerate(given)]
     finally:
         gc.unfreeze()
 
 
-def train_ranks(
-    world_size: int, *overrides: str, fault: str = "", first: Callable[[], object] = lambda: None
-) -> list[Answer]:
-    """Train with several ranks, to their end."""
-    return [rank.answer() for rank in start(world_size, *overrides, fault=fault, first=first)]
+def train_ranks(world_size: int, *overrides: str, **named: Any) -> list[Answer]:
+    """Train with several ranks, to their end; see :func:`start`."""
+    return [rank.answer() for rank in start(world_size, *overrides, **named)]
 
 
 def run(world_size: int, place: Path, *overrides: str, first: Callable[[], object] = lambda: None) -> Path:

@@ -71,7 +71,7 @@ def test_one_hangs_while_its_thread_goes_on(three: Three) -> None:
     found = three.ranks[0].diagnosis()
     asks.join()
     assert found.startswith("rank 2 is alive but does not answer, at step 3 in ")
-    assert found.endswith("(diagnosis)")  # where this process is
+    assert found.endswith("(diagnosis)")  # where this process's main thread is
 
 
 def test_one_left_word(three: Three) -> None:
@@ -87,6 +87,14 @@ def test_the_ranks_of_another_start_are_not_asked(three: Three) -> None:
     assert "happened" not in again[0].diagnosis()
     for rank in again:
         rank.close()
+
+
+def test_a_store_that_does_not_answer(three: Three, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "ANSWER_WITHIN_S", 0.1)
+    answer = threading.Event()
+    monkeypatch.setattr(three.ranks[0], "_read", lambda name: answer.wait() and None)
+    assert f"{HERE}:{three.store.port} does not answer" in three.ranks[0].diagnosis()
+    answer.set()
 
 
 def test_the_launcher_is_gone(three: Three) -> None:

@@ -13,6 +13,7 @@ from torch.distributed import PrefixStore, TCPStore
 EVERY_S = 0.5
 SILENT_AFTER_S = 2.0
 """Several times the interval: on a busy machine a beat may be late."""
+ANSWER_WITHIN_S = 5.0
 PACKAGE = str(Path(__file__).parent.parent)
 
 
@@ -45,6 +46,7 @@ class Heartbeat:
 
     def __init__(self, *, host: str, port: int, rank: int, world_size: int, generation: str) -> None:
         self.rank, self.world_size, self.step = rank, world_size, 0
+        self.address = f"{host}:{port}"
         self._waits = False
         store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
         self._store: Any = PrefixStore(f"tinyllm/{generation}", store)
@@ -77,6 +79,13 @@ class Heartbeat:
 
         It takes :data:`SILENT_AFTER_S`, in which a rank that lives gives a sign, and one that waits too notices it.
         """
+        found: list[str] = []
+        asking = threading.Thread(target=lambda: found.append(self._ask()), name="diagnosis", daemon=True)
+        asking.start()
+        asking.join(timeout=SILENT_AFTER_S + ANSWER_WITHIN_S)  # a connection that is cut does not say so
+        return found[0] if found else f"the launcher's store at {self.address} does not answer: is the network down?"
+
+    def _ask(self) -> str:
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
             self._waits = True

@@ -1,10 +1,10 @@
 """Several processes that torchrun started, connected by torch.distributed."""
 
-import ctypes
 import gc
 import os
 import signal
-import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,7 +18,7 @@ from tinyllm.training.distributed import Strategy, Values, started_processes
 from tinyllm.training.heartbeat import Heartbeat
 
 T = TypeVar("T")
-PR_SET_PDEATHSIG = 1
+LOOK_EVERY_S = 0.5
 
 
 class Ranks(Strategy):
@@ -160,6 +160,16 @@ def is_of_connection(error: Exception) -> bool:
 
 
 def end_with_launcher() -> None:
-    """Ask Linux for a SIGTERM when the process that started this one ends, so that no rank is left behind alone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ask this process to stop, once, when the one that started it ends, so that no rank is left behind alone.
+
+    Linux can send a signal then by itself, but to the child of a process with several threads as often as one of them
+    ends, and a second signal means to leave at once.
+    """
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(LOOK_EVERY_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -1,0 +1,181 @@
+"""A rank dies, fails, hangs or disagrees: the others end, each with a line that says which one and why."""
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.copies import SHARED, run, start, train_ranks
+from tests.faults.elsewhere import Answer
+from tests.training.runs import digest, metrics, write_corpus
+from tinyllm.training.checkpoint import find
+from tinyllm.training.trainer import Trainer
+
+OPTIONS = ("trainer.checkpoint_every=2", "trainer.max_steps=8", "trainer.eval_every=4")
+TIMEOUT = "distributed.timeout_s=3"
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks that nothing happened to."""
+    return run(2, tmp_path_factory.mktemp("whole") / "run", *SHARED, corpus, *OPTIONS)
+
+
+def goes_on(place: Path, whole: Path) -> None:
+    """Started again, the run is the one that nothing happened to."""
+    assert [answer.code for answer in train_ranks(2, f"resume={place}")] == [0, 0]
+    assert digest(place) == digest(whole)
+    assert metrics(place) == metrics(whole)
+
+
+def errors(answers: list[Answer]) -> list[str]:
+    """The only line that each rank has on standard error."""
+    assert all(len(answer.err.splitlines()) <= 1 for answer in answers), answers
+    return [answer.err.strip() for answer in answers]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fault", ["kill@step=5,rank=1", "kill@save:mid_write:2,rank=0", "kill@save:after_rename:2,rank=0"]
+)
+def test_a_rank_is_killed(fault: str, whole: Path, corpus: str, tmp_path: Path) -> None:
+    lost = int(fault[-1])
+    answers = train_ranks(2, *SHARED, corpus, *OPTIONS, f"run.dir={tmp_path / 'run'}", fault=fault)
+    assert answers[lost].code == -signal.SIGKILL
+    other = answers[1 - lost]
+    assert other.code == 2
+    assert other.err.startswith(f"error: a rank was lost (rank {1 - lost}, step ")
+    assert re.search(rf"no sign of life from rank {lost} \(last seen at step \d\); ", other.err)
+    assert "the last checkpoint is whole, resume from it" in other.err
+    goes_on(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raise@step=5,rank=1", "memory@step=5,rank=0"])
+def test_a_rank_fails(fault: str, corpus: str, tmp_path: Path) -> None:
+    answers = train_ranks(2, *SHARED, corpus, *OPTIONS, f"run.dir={tmp_path / 'run'}", fault=fault)
+    name = {"raise": "RuntimeError", "memory": "MemoryError"}[fault.partition("@")[0]]
+    bad = int(fault[-1])
+    told = errors(answers)
+    assert told[bad] == f"error: {name}: TINYLLM_FAULT={fault} (rank {bad}, step 5)"
+    assert told[1 - bad].startswith(f"error: a rank was lost (rank {1 - bad}, step 5): rank {bad} failed: {name}: ")
+    assert [answer.code for answer in answers] == [2, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_rank_is_stopped(world_size: int, corpus: str, tmp_path: Path) -> None:
+    """All the others name it, not one another."""
+    begun = time.monotonic()
+    ranks = start(world_size, *SHARED, corpus, TIMEOUT, f"run.dir={tmp_path / 'run'}", fault="stop@step=5,rank=1")
+    assert ranks[1].stopped
+    answers = [rank.answer() for rank in ranks if rank is not ranks[1]]
+    assert time.monotonic() - begun < 60
+    ranks[1].signal(signal.SIGKILL, signal.SIGCONT)
+    ranks[1].answer()
+    for line in errors(answers):
+        assert re.search(r"step 5\): no sign of life from rank 1 \(last seen at step \d\); ", line)
+
+
+@pytest.mark.slow
+def test_a_rank_hangs(corpus: str, tmp_path: Path) -> None:
+    """Its signs of life go on, but its program does not."""
+
+    def first() -> None:
+        train_step = Trainer.train_step
+
+        def hang(trainer: Trainer, *rest: object) -> dict[str, float]:
+            while trainer.strategy.rank == 1 and trainer.state.step == 5:
+                time.sleep(0.1)
+            return train_step(trainer, *rest)  # type: ignore[arg-type]
+
+        Trainer.train_step = hang  # type: ignore[method-assign, assignment]
+
+    ranks = start(2, *SHARED, corpus, TIMEOUT, f"run.dir={tmp_path / 'run'}", first=first)
+    answer = ranks[0].answer()
+    ranks[1].signal(signal.SIGKILL)
+    ranks[1].answer()
+    assert "(rank 0, step 5): rank 1 is alive but does not answer, at step " in answer.err
+    assert answer.code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGTERM), (0, signal.SIGUSR1)])
+def test_one_rank_alone_is_asked_to_stop(
+    rank: int, number: signal.Signals, whole: Path, corpus: str, tmp_path: Path
+) -> None:
+    name = number.name.removeprefix("SIG").lower()
+    fault = f"{name}@step=5,rank={rank}"
+    answers = train_ranks(2, *SHARED, corpus, *OPTIONS, f"run.dir={tmp_path / 'run'}", fault=fault)
+    assert [answer.code for answer in answers] == [128 + number] * 2
+    assert errors(answers) == ["", ""]
+    assert find(tmp_path / "run").step == 6
+    goes_on(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_on_one_rank(corpus: str, tmp_path: Path) -> None:
+    """All ranks leave out the step, and go on alike; with stop, all end."""
+    place, fault = tmp_path / "run", "nan@step=3,rank=1"
+    options = (*SHARED, corpus, "trainer.max_steps=5", "trainer.checkpoint_every=1", "checkpoint.keep=9")
+    answers = train_ranks(2, *options, f"run.dir={place}", fault=fault)
+    assert [answer.code for answer in answers] == [0, 0]
+    said = "step 4: loss nan, gradient norm nan (rank 1, sequences 24 to 31): step skipped, weights untouched"
+    assert said in answers[0].out
+    before, after = (find(place / "checkpoints" / f"step-00000{step}").weights() for step in (3, 4))
+    assert all(before[name].equal(after[name]) for name in before)
+    answers = train_ranks(2, *options, f"run.dir={tmp_path / 'stop'}", "trainer.nonfinite.action=stop", fault=fault)
+    assert [answer.code for answer in answers] == [2, 2]
+    for rank, line in enumerate(errors(answers)):
+        assert line.startswith("error: not finite at step 4: loss nan, gradient norm nan (rank 1, sequences 24 to 31)")
+        assert f"rank {rank}" in line
+
+
+@pytest.mark.slow
+def test_ranks_that_were_started_differently(corpus: str, tmp_path: Path) -> None:
+    """Each waits a while before it tells what rank 0 tells too; a launcher would have ended it."""
+    options = (*SHARED, corpus, f"run.dir={tmp_path / 'run'}")
+    answers = train_ranks(2, *options, last_rank=("optimizer.lr=1e-5",))
+    assert [answer.code for answer in answers] == [2, 2]
+    for line in errors(answers):
+        assert line.startswith("error: the configuration of rank 1 is another one (rank 1: ")
+        assert "start all ranks with the same command, code and files" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_ranks_that_find_other_data(tmp_path: Path) -> None:
+    def first() -> None:
+        folder = tmp_path / os.environ["RANK"]
+        folder.mkdir()
+        os.chdir(folder)
+        write_corpus(folder / "words.txt", seed=int(os.environ["RANK"]))
+
+    answers = train_ranks(2, *SHARED, "dataset.path=words.txt", f"run.dir={tmp_path / 'run'}", first=first)
+    assert all(line.startswith("error: the train data of rank 1 is another one") for line in errors(answers))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_directory_and_one_token_cache_whoever_comes_first(tmp_path: Path) -> None:
+    """Nobody has prepared the data, no directory is named, and rank 0 comes late."""
+    place, cache = tmp_path / "place", tmp_path / "cache"
+    place.mkdir()
+    options = (*SHARED, f"dataset.path={write_corpus(tmp_path / 'words.txt', n_words=20_000)}", "trainer.max_steps=2")
+
+    def first() -> None:
+        os.environ["TINYLLM_CACHE"] = str(cache)
+        os.chdir(place)
+        time.sleep(1.5 * (os.environ["RANK"] == "0"))
+
+    answers = train_ranks(2, *options, first=first)
+    assert [answer.code for answer in answers] == [0, 0], answers
+    assert len(list(place.glob("outputs/*/*"))) == 1
+    built = {path.name: path.read_bytes() for path in cache.glob("tokens/*/*.bin")}
+    assert run(1, tmp_path / "alone", *options)
+    own = Path(os.environ["TINYLLM_CACHE"])
+    key = next(cache.glob("tokens/*/train.bin")).parent.name
+    assert built == {path.name: path.read_bytes() for path in (own / "tokens" / key).glob("*.bin")}

@@ -1,0 +1,108 @@
+"""What torchrun does to a run and its ranks: signals, a launcher that dies, a restart in place, errors told once."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.copies import SHARED, run
+from tests.distributed.launched import Torchrun, errors, gone, wait_for_steps
+from tests.faults.elsewhere import wait_for
+from tests.training.runs import digest, metrics
+from tinyllm.training.checkpoint import find
+
+pytestmark = pytest.mark.slow
+OPTIONS = ("trainer.max_steps=60", "trainer.checkpoint_every=10", "trainer.eval_every=20", "trainer.eval_tokens=100")
+SIGNALS = "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+Launch = Callable[..., Torchrun]
+
+
+@pytest.fixture
+def launch() -> Iterator[Launch]:
+    """Starts a torchrun, and leaves nothing of it behind."""
+    started: list[Torchrun] = []
+
+    def begin(*overrides: str, **named: object) -> Torchrun:
+        started.append(Torchrun(*overrides, **named))  # type: ignore[arg-type]
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.end()
+
+
+@pytest.fixture(scope="module")
+def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks that nothing happened to."""
+    return run(2, tmp_path_factory.mktemp("whole") / "run", *SHARED, corpus, *OPTIONS)
+
+
+def same(place: Path, whole: Path) -> bool:
+    return digest(place) == digest(whole) and metrics(place) == metrics(whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_torchrun_stops_all_ranks_after_the_step(
+    number: signal.Signals, launch: Launch, whole: Path, corpus: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    options = (*SHARED, corpus, *OPTIONS, f"run.dir={place}", "resume=auto")
+    running = launch(*options, flags=(SIGNALS,))
+    wait_for_steps(place / "metrics.jsonl", 5)
+    ranks = running.ranks()
+    running.signal(number)
+    answer = running.answer()
+    assert answer.code == 1  # torchrun's, whatever its ranks answered
+    assert errors(answer) == []
+    assert find(place).step == len(metrics(place)) < 60
+    assert f"resume={place}" in answer.out
+    assert all(gone(pid) for pid in ranks.values())
+    again = launch(*options).answer()
+    assert again.code == 0
+    assert same(place, whole)
+
+
+def test_torchrun_itself_is_killed(launch: Launch, corpus: str, tmp_path: Path) -> None:
+    """Its ranks notice, and stop with a checkpoint instead of going on alone."""
+    place = tmp_path / "run"
+    running = launch(*SHARED, corpus, *OPTIONS, f"run.dir={place}", "trainer.max_steps=100000")
+    wait_for_steps(place / "metrics.jsonl", 5)
+    ranks = running.ranks()
+    running.signal(signal.SIGKILL)
+    running.process.wait()
+    wait_for(lambda: all(gone(pid) for pid in ranks.values()))
+    assert find(place).step == len(metrics(place))
+
+
+def test_a_rank_is_killed_and_torchrun_starts_all_again(
+    launch: Launch, whole: Path, corpus: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    options = (*SHARED, corpus, *OPTIONS, f"run.dir={place}", "resume=auto")
+    running = launch(*options, flags=("--max-restarts=2",), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    wait_for_steps(place / "metrics.jsonl", 15)
+    os.kill(running.ranks()[1], signal.SIGKILL)
+    answer = running.answer()
+    assert answer.code == 0, answer
+    assert same(place, whole)
+
+
+def test_a_rank_fails(launch: Launch, corpus: str, tmp_path: Path) -> None:
+    """The first line is that of the rank, though rank 0 ends too."""
+    answer = launch(*SHARED, corpus, f"run.dir={tmp_path / 'run'}", fault="raise@step=5,rank=1").answer()
+    assert answer.code == 1
+    assert errors(answer)[0] == "error: RuntimeError: TINYLLM_FAULT=raise@step=5,rank=1 (rank 1, step 5)"
+
+
+def test_a_mistake_is_told_once(launch: Launch, corpus: str, tmp_path: Path) -> None:
+    """One that every rank finds by itself, and one that rank 0 finds alone."""
+    answer = launch(*SHARED, corpus, "trainer.max_steps=-1", f"run.dir={tmp_path / 'run'}").answer()
+    assert answer.code == 1
+    assert len(errors(answer)) == 1 and "trainer.max_steps=-1" in errors(answer)[0]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "something").touch()
+    answer = launch(*SHARED, corpus, f"run.dir={tmp_path / 'run'}").answer()
+    assert answer.code == 1
+    assert len(errors(answer)) == 1 and str(tmp_path / "run") in errors(answer)[0]
