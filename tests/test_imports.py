@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "config": (set(), {"hydra", "omegaconf", "yaml"}),
     "sweep": (
         {"config", "data", "training", "loggers", "resume", "launch"},
-        {"hydra", "omegaconf", "optuna", "rich", "torch"},
+        {"hydra", "omegaconf", "optuna", "sqlalchemy", "rich", "torch"},
     ),
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]

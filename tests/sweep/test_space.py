@@ -1,9 +1,14 @@
 """What a search may choose from."""
 
+import re
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from tests.sources import ROOT
+from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
 from tinyllm.sweep.space import distribution
 
@@ -50,3 +55,10 @@ def test_hydras_grammar_says_what_is_drawn_from(text: str, wanted: BaseDistribut
 def test_what_makes_no_sense_is_refused(text: str, line: str) -> None:
     with pytest.raises(UserError, match=line.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
         of(text)
+
+
+def test_the_documented_defaults_are_those_of_the_file() -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `hydra\.sweeper\.(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
+    file = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "search.yaml")
+    assert documented == {key: str(file[key]) for key in file if key not in ("_target_", "params")}
