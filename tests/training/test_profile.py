@@ -115,3 +115,19 @@ def test_a_profile_changes_no_bit_of_the_run(corpus: str, tmp_path: Path) -> Non
     steps = {one["name"] for one in trace(tmp_path / "profiled" / "profile") if "ProfilerStep" in one.get("name", "")}
     assert len(steps) == 2
     assert (tmp_path / "profiled" / "profile" / "memory.csv").is_file()
+
+
+@pytest.mark.gpu
+def test_the_memory_of_a_gpu_is_a_snapshot(tmp_path: Path) -> None:
+    said: list[str] = []
+    device = torch.device("cuda")
+    model = nn.Linear(64, 64, device=device)
+    profiler = Profiler(tmp_path / "profile", steps=2, memory=True, device=device, report=said.append)
+    with profiler:
+        for _ in range(WARM_UP + 2):
+            model(torch.randn(8, 64, device=device)).square().mean().backward()
+            profiler.step()
+    assert [one[:21] for one in said] == ["profile of 2 steps in"]
+    names = {path.name for path in (tmp_path / "profile").iterdir()}
+    assert names == {"trace.json.gz", "operators.txt", "memory.pickle"}
+    assert any(one.get("cat") == "kernel" for one in trace(tmp_path / "profile"))
