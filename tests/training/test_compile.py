@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import tinyllm
+from tests.distributed.copies import run
 from tests.training.runs import SMALL, digest, logged, metrics, train, train_elsewhere
 from tests.training.test_trainer import small_model
 from tinyllm.inference.generator import generate_text
@@ -193,6 +194,18 @@ def test_failures_in_a_line() -> None:
         == "backend='x' raised: KeyError: 3"
     )
     assert in_a_line(RuntimeError()) == "RuntimeError"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_compile_as_one_does(strategy: str, corpus: str, tmp_path: Path) -> None:
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "model.layerdrop=0.3", f"strategy={strategy}"]
+    assert train(*shared[:-1], f"run.dir={tmp_path / 'one'}") == 0  # the tokens are in the cache from here on
+    run(2, tmp_path / "eager", *shared)
+    run(2, tmp_path / "compiled", *shared, *COMPILED)
+    assert digest(tmp_path / "compiled") == digest(tmp_path / "eager")
+    assert metrics(tmp_path / "compiled") == metrics(tmp_path / "eager")
+    assert outcome(tmp_path / "compiled")["failure"] is None
 
 
 @pytest.mark.slow
