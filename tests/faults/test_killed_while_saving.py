@@ -17,6 +17,8 @@ NEWEST = {
 }  # fmt: skip
 """Point at which the save of step 6 is killed -> the newest whole checkpoint."""
 
+EVERY_DAY = (("save:mid_write", False), ("save:after_rename", True))
+
 
 @pytest.fixture(scope="module")
 def shared(corpus: str) -> list[str]:
@@ -40,8 +42,14 @@ def test_every_point_of_saving_is_tried() -> None:
     assert {point for point in POINTS if point.startswith("save:")} == NEWEST.keys()
 
 
-@pytest.mark.parametrize("point", NEWEST)
-@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("point", "asynchronous"),
+    [
+        pytest.param(point, asynchronous, marks=[] if (point, asynchronous) in EVERY_DAY else [pytest.mark.slow])
+        for point in NEWEST
+        for asynchronous in (False, True)
+    ],
+)
 def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Path, tmp_path: Path) -> None:
     """The save of step 6 is the fourth: step 3 is the best so far and saved besides 2 and 4."""
     run = tmp_path / "killed"

@@ -42,7 +42,14 @@ def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path:
     assert 2 < epochs < 20 / STEPS_PER_EPOCH + 0.1
 
 
-@pytest.mark.parametrize("place", ["evaluate", "save:mid_write", "save:after_rename", "step:5"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "evaluate",
+        "save:mid_write",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("save:after_rename", "step:5")),
+    ],
+)
 def test_a_signal_while_something_else_goes_on(place: str, corpus: str, tmp_path: Path) -> None:
     options = ("trainer.eval_every=4", "trainer.checkpoint_every=4", "trainer.max_steps=10")
     shared = ["dataset=text", corpus, *SMALL, *options]

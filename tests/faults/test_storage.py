@@ -74,7 +74,9 @@ def test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged(
     assert tree(run) == before
 
 
-@pytest.mark.parametrize("hint", ["gone", "wrong", "a link to nothing"])
+@pytest.mark.parametrize(
+    "hint", ["wrong", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gone", "a link to nothing"))]
+)
 def test_the_pointer_to_the_newest_is_only_a_hint(hint: str, run: Path, trained: Path) -> None:
     pointer = run / "checkpoints" / "last"
     pointer.unlink()
@@ -107,7 +109,7 @@ def test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole(run: 
     assert digest(run) == digest(other) and metrics(run) == metrics(other)
 
 
-@pytest.mark.parametrize("asynchronous", ["true", "false"])
+@pytest.mark.parametrize("asynchronous", ["true", pytest.param("false", marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_when_a_checkpoint_is_written(asynchronous: str, run: Path) -> None:
     given = ("trainer.max_steps=9", f"checkpoint.asynchronous={asynchronous}")
     answer = train_copy(f"resume={run}", *given, fault="nospace@save:mid_write")

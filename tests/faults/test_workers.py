@@ -65,6 +65,7 @@ def test_a_killed_run_leaves_its_directory_free_though_its_workers_live_on(corpu
             os.kill(worker, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_in_this_process_holds_its_directory(workers: int, corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
