@@ -3,7 +3,8 @@
 ``python -m tests.reliability > docs/reliability.md`` writes the table; tests/test_reliability.py keeps it true.
 """
 
-from dataclasses import dataclass
+from tests.distributed.reliability import ROWS as OF_RANKS
+from tests.fault_row import Row as Row
 
 HEAD = """\
 # Reliability
@@ -17,19 +18,6 @@ not exist, or when a message that it quotes is said nowhere.
 of `metrics.jsonl` but for what the clock decides. `python -m tinyllm.verify_resume` compares any composition that way.
 An error is one line, `error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no traceback; `…` stands
 for what differs from case to case."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One fault."""
-
-    number: str
-    fault: str
-    outcome: str
-    message: str = ""
-    """What is said, with … for what varies; "": nothing is to be said."""
-    tests: tuple[str, ...]
-    """Files with the names of functions, below ``tests/``."""
 
 
 RESUME, SAVER = "training/test_resume.py", "training/test_saver.py"
@@ -242,7 +230,10 @@ ROWS = (
         number="R34",
         fault="several runs start in the same second, with an odd name",
         outcome="each has a directory of its own, below outputs/",
-        tests=("faults/test_storage.py::test_runs_of_the_same_second_have_directories_of_their_own",),
+        tests=(
+            "faults/test_storage.py::test_runs_of_the_same_second_have_directories_of_their_own",
+            "distributed/test_lost_ranks.py::test_one_directory_and_one_token_cache_whoever_comes_first",
+        ),
     ),
     Row(
         number="R35",
@@ -264,6 +255,7 @@ ROWS = (
             "faults/test_numbers.py::test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone",
             "faults/test_numbers.py::test_a_run_that_gives_up_keeps_its_last_good_checkpoint",
             "training/test_moe_training.py::test_a_skipped_step_leaves_the_bias",
+            "distributed/test_lost_ranks.py::test_a_loss_that_is_no_number_on_one_rank",
         ),
     ),
     Row(
@@ -302,6 +294,7 @@ ROWS = (
             "data/test_prepare.py::test_killed_while_preparing",
             "data/test_prepare.py::test_two_processes_build_once",
             "data/test_prepare.py::test_the_one_who_waits_takes_over_when_the_builder_is_killed",
+            "distributed/test_lost_ranks.py::test_one_directory_and_one_token_cache_whoever_comes_first",
         ),
     ),
     Row(
@@ -374,6 +367,7 @@ ROWS = (
         outcome="not in the source",
         tests=("test_static_rules.py::test_the_package_keeps_the_rule",),
     ),
+    *OF_RANKS,
 )
 
 NOT_HERE = {

@@ -106,3 +106,10 @@ def test_a_mistake_is_told_once(launch: Launch, corpus: str, tmp_path: Path) -> 
     answer = launch(*SHARED, corpus, f"run.dir={tmp_path / 'run'}").answer()
     assert answer.code == 1
     assert len(errors(answer)) == 1 and str(tmp_path / "run") in errors(answer)[0]
+
+
+def test_ranks_leave_in_order(launch: Launch, corpus: str, tmp_path: Path) -> None:
+    """A group that is torn down in another order aborts one process in twelve."""
+    options = (*SHARED, corpus, "trainer.max_steps=1")
+    answers = [launch(*options, f"run.dir={tmp_path / str(number)}").answer() for number in range(5)]
+    assert [answer.code for answer in answers] == [0] * 5
