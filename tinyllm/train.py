@@ -1,6 +1,7 @@
 """``python -m tinyllm.train``: train a model, or continue one."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,9 +49,8 @@ def main() -> None:
         return run_job(cfg, hydra_node, work, in_main=os.getpid() == main_process)
 
     def exit_code() -> int:
-        from tinyllm.sweep.sweep import exit_code
-
-        return exit_code()
+        sweeps = sys.modules.get("tinyllm.sweep.sweep")  # loaded by the sweep, if there was one
+        return int(sweeps.exit_code()) if sweeps else 0
 
     run("train", task, prepare=with_saved_settings, jobs=Jobs(run=run_job, exit_code=exit_code))
 

@@ -102,18 +102,13 @@ def test_flags_and_settings_in_any_order(call: Call) -> None:
     assert "seed: 3" in shown.pop()
 
 
-def test_a_sweep_goes_on_after_a_job_that_fails(call: Call, inputs: Path) -> None:
-    data = ("dataset=text", f"dataset.path={inputs / 'good.txt'}", "trainer.max_steps=2")
-    answer = call("train", "-m", *SMALL, *data, "seed=1,2", "trainer.stop_after_steps=1", "model.n_heads=2,3")
+def test_a_multirun_of_another_program_goes_on_after_a_job_that_fails(call: Call, inputs: Path) -> None:
+    answer = call("evaluate", "-m", f"run={inputs / 'run'}", "split=val,test")
     assert answer.code == 2
-    lines = answer.err.splitlines()
-    assert lines[::2] == ["error: value not allowed (model.d_model=32): d_model=32 is not divisible by n_heads=3"] * 2
-    for line, job in zip(lines[1::2], (2, 3), strict=True):
-        assert line.startswith(f"in job {job}: ")
-        assert "model.n_heads=3" in line
-    assert answer.out.splitlines()[-1] == "4 jobs, 2 failed: 2, 3"
-    runs = [name for name in answer.made if name.endswith("/run.json")]
-    assert len(runs) == 2
+    error, job = answer.err.splitlines()[-2:]
+    assert error.startswith("error: value not allowed (split=test)")
+    assert job.startswith("in job 1: ") and job.endswith("split=test")
+    assert answer.out.splitlines()[-1] == "2 jobs, 1 failed: 1"
 
 
 def test_a_sweep_composes_its_defaults_before_it_starts(call: Call) -> None:

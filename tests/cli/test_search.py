@@ -103,6 +103,15 @@ def test_what_cannot_be_searched_for_is_one_line_and_leaves_nothing(
     assert answer.made == []
 
 
+def test_a_damaged_study_is_one_line(call: Call, corpus: list[str]) -> None:
+    Path("swept/jobs").mkdir(parents=True)
+    Path("swept/search.db").write_bytes(b"not a database, and long enough to be taken for one" * 100)
+    answer = call("train", *SEARCH, *corpus, *SPACE, "hydra.sweep.dir=swept")
+    assert answer.code == 2
+    [line] = answer.err.splitlines()
+    assert line.startswith("error: the study cannot be read (swept/search.db): ")
+
+
 @pytest.mark.slow
 def test_another_search_in_the_directory_is_refused(call: Call, corpus: list[str]) -> None:
     command = (*SEARCH, *corpus, "hydra.sweep.dir=swept", "hydra.sweeper.n_trials=1")

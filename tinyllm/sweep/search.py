@@ -133,13 +133,22 @@ def job_of(overrides: Iterable[Override], chosen: Mapping[str, Any]) -> Job:
 
 
 def open_study(file: Path, *, direction: Literal["minimize", "maximize"]) -> "Study":
-    """The study in a file, which is made if it is not there. Only the sweep's main process uses it."""
+    """The study in a file, which is made if it is not there. Only the sweep's main process uses it.
+
+    Raises:
+        UserError: the file is not one.
+    """
     import optuna
     from sqlalchemy.engine import URL
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.RDBStorage(str(URL.create("sqlite", database=str(file))))
-    return optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
+    try:
+        storage = optuna.storages.RDBStorage(str(URL.create("sqlite", database=str(file))))
+        return optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
+    except (SQLAlchemyError, RuntimeError) as error:
+        hint = f"{one_line(str(error))[:120]}; take the file away to begin anew, the jobs that finished stay"
+        raise UserError("the study cannot be read", file=file, hint=hint) from error
 
 
 def sampler_for(name: str, *, seed: int, trial: int) -> "BaseSampler":

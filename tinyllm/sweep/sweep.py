@@ -10,7 +10,7 @@ from types import FrameType
 
 from tinyllm.loggers.wording import plain
 from tinyllm.sweep.directory import CSV, SweepDir
-from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, WAITING, Job, Record
+from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Record
 from tinyllm.sweep.table import show_table
 
 LOOK_EVERY_S = 0.5
@@ -44,7 +44,6 @@ class Sweep:
         self.records: list[Record] = []
         self.skipped: set[str] = set()
         self.signal: int | None = None
-        self.exit_code = 0
         self._told: dict[str, str] = {}
         self._looking = threading.Lock()
 
@@ -149,18 +148,22 @@ class Sweep:
             raise KeyboardInterrupt
         print("stopping: jobs that run save a checkpoint first", file=sys.stderr, flush=True)
 
+    def _code(self) -> int:
+        """That of the signal which ended the sweep, else that of the first job which did not go well."""
+        if self.signal is not None:
+            return SIGNALLED + self.signal
+        codes = [one.code for one in self.records if one.code]
+        stops = [code for code in codes if code in STOPPED] if self.directory.stopping else []
+        return next(iter(stops + codes), 0)
+
     def _finish(self) -> None:
+        if not self.records:
+            return self.directory.stop_file.unlink(missing_ok=True)
         self.look()
         self.directory.write_csv(self.skipped, ended=True)
         stopped = self.directory.stopping
+        _ended.append(self._code())
         self.directory.stop_file.unlink(missing_ok=True)
-        if self.signal is not None:
-            self.exit_code = SIGNALLED + self.signal
-        else:
-            self.exit_code = next((one.code for one in self.records if one.code), 0)
-        _ended.append(self.exit_code)
-        if not self.records:
-            return
         best = self.best()
         show_table(self.records, self.skipped, best=best)
         for record in self.records:
