@@ -41,7 +41,7 @@ def test_the_steps_after_the_warm_up_are_recorded(made: int, tmp_path: Path, cap
     names = [one["name"] for one in trace(tmp_path / "profile") if one.get("cat") == "cpu_op"]
     assert names.count("aten::addmm") == 2
     assert "aten::addmm" in (tmp_path / "profile" / "operators.txt").read_text()
-    assert said.startswith(f"profile of 2 steps in {tmp_path / 'profile'}; most time in aten::")
+    assert said.startswith(f"profile of 2 steps in {tmp_path / 'profile'}; most time in ")
     assert capfd.readouterr().err == ""
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {"trace.json.gz", "operators.txt"}
 
