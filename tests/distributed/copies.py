@@ -12,6 +12,7 @@ from torch.distributed import TCPStore
 
 from tests.faults.elsewhere import Answer, Elsewhere
 from tests.training.runs import SMALL, train
+from tinyllm.config import cli
 from tinyllm.training.checkpoint import find
 from tinyllm.training.compare_states import contents
 
@@ -38,6 +39,7 @@ class Rank(Elsewhere):
 
         def begin() -> None:
             os.environ.update(told)
+            cli.OTHERS_WAIT_S = 0.0  # nobody ends them meanwhile
             first()
 
         super().__init__(*overrides, fault=fault, first=begin)

@@ -67,10 +67,12 @@ class Torchrun:
         return Answer(code=code, out=shown[0], err=shown[1])
 
     def end(self) -> None:
-        """Kill whatever is left, after a test that failed."""
+        """Kill what is left after a test that failed."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        for file in self._files:
+            file.close()
 
 
 def gone(pid: int) -> bool:

@@ -136,7 +136,6 @@ def test_a_loss_that_is_no_number_on_one_rank(corpus: str, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_ranks_that_were_started_differently(corpus: str, tmp_path: Path) -> None:
-    """Each waits a while before it tells what rank 0 tells too; a launcher would have ended it."""
     options = (*SHARED, corpus, f"run.dir={tmp_path / 'run'}")
     answers = train_ranks(2, *options, last_rank=("optimizer.lr=1e-5",))
     assert [answer.code for answer in answers] == [2, 2]

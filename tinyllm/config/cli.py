@@ -29,7 +29,7 @@ from tinyllm.errors import RankError, UserError, one_line
 
 SIGNALLED = 128
 """Exit codes above it say which signal ended a job."""
-OTHERS_WAIT_S = 3.0
+OTHERS_WAIT_S = 15.0
 """What is wrong with a command line, all ranks find; rank 0 tells it and the launcher then ends the others."""
 ERROR_FILE = "TINYLLM_ERROR_FILE"
 """Environment variable: the file that gets the first line of what goes wrong, for whoever started this process."""
