@@ -139,6 +139,7 @@ def test_jobs_do_not_outlive_a_sweep_that_is_killed(corpus: list[str]) -> None:
     workers = [pid_of("000_seed-1"), pid_of("001_seed-2")]
     running.kill()
     wait_for(lambda: not any(map(lives, workers)))
+    running.communicate(timeout=60)
     assert all(list(Path("swept", name, "checkpoints").glob("step-*")) for name in ("000_seed-1", "001_seed-2"))
     assert not Path("swept/002_seed-3").exists()
 

@@ -1,5 +1,6 @@
 """One job of a sweep, in whichever process it runs."""
 
+import gc
 import os
 import signal
 import sys
@@ -86,6 +87,7 @@ def carry_out(directory: SweepDir, record: Record, run: Callable[[Path], int]) -
         record.code = run(error_file)
     except KeyboardInterrupt:
         record.code = 128 + signal.SIGINT
+    gc.collect()  # the parts of a run know each other, and would else stay beside those of the next one
     if error_file.is_file():
         record.error = error_file.read_text(encoding="utf-8").strip()
         error_file.unlink()
