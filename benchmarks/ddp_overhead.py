@@ -1,6 +1,6 @@
 """What data parallelism costs: two ranks of one thread each against one process of two threads, the same batch.
 
-    python benchmarks/ddp_overhead.py [--models nano baby] [--rounds 5] [--steps 40] [setting …] [--json results.json]
+    python benchmarks/ddp_overhead.py [--models nano baby] [--rounds 3] [--steps 25] [setting …] [--json results.json]
 
 By turns a run of tinyllm.train under torchrun with ``strategy=<--strategy>`` and one by itself, both with the defaults
 but for evaluations, samples and checkpoints, which are off. A run's speed is the median of ``speed/tokens_per_s`` over
@@ -26,8 +26,8 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="further settings of tinyllm.train")
     parser.add_argument("--models", nargs="+", default=["nano", "baby"])
     parser.add_argument("--strategy", default="ddp")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--batch", type=int, default=16, help="sequences a step, of all ranks")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()

@@ -178,3 +178,16 @@ def test_one_directory_and_one_token_cache_whoever_comes_first(tmp_path: Path) -
     own = Path(os.environ["TINYLLM_CACHE"])
     key = next(cache.glob("tokens/*/train.bin")).parent.name
     assert built == {path.name: path.read_bytes() for path in (own / "tokens" / key).glob("*.bin")}
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_come(corpus: str, tmp_path: Path) -> None:
+    def first() -> None:
+        if os.environ["RANK"] == "1":
+            os._exit(0)
+
+    answers = train_ranks(2, *SHARED, corpus, TIMEOUT, f"run.dir={tmp_path / 'run'}", first=first)
+    assert answers[0].code == 2
+    told = errors(answers)[0]
+    assert told.startswith("error: the ranks did not find each other (rank 0): ") and "distributed.timeout_s=3" in told
+    assert not (tmp_path / "run").exists()

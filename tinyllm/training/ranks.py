@@ -71,7 +71,8 @@ class Ranks(Strategy):
         """Connect the ranks, and part in order.
 
         Raises:
-            UserError: a backend that this machine does not have, or ranks that do not come.
+            UserError: a backend that this machine does not have.
+            RankError: ranks that do not come.
         """
         end_with_launcher()
         chosen = ("nccl" if device.type == "cuda" else "gloo") if backend == "auto" else backend
@@ -82,8 +83,11 @@ class Ranks(Strategy):
         try:
             dist.init_process_group(both, timeout=timedelta(seconds=timeout_s))
         except (RuntimeError, ValueError) as error:
-            hint = f"{one_line(str(error))[:200]}; distributed.timeout_s={timeout_s:g} seconds passed or a host is away"
-            raise UserError("the ranks did not find each other", file=f"rank {self.rank}", hint=hint) from error
+            hint = (
+                f"{one_line(str(error))[:200]}; distributed.timeout_s={timeout_s:g} seconds passed, a host is away,"
+                " or gloo does not know its network device: GLOO_SOCKET_IFNAME=<device>"
+            )
+            raise RankError("the ranks did not find each other", file=f"rank {self.rank}", hint=hint) from error
         self._heartbeat = Heartbeat(
             host=os.environ["MASTER_ADDR"],
             port=int(os.environ["MASTER_PORT"]),
