@@ -218,12 +218,12 @@ def test_inductor_on_two_threads_is_repeatable_and_resumable(
     shared = ["dataset=text", corpus, *SMALL, *INDUCTOR, "trainer.max_steps=8", "model.dropout=0.1", *options]
     for name in ("one", "two"):
         process = train_elsewhere(*shared, f"run.dir={tmp_path / name}")
-        assert process.wait(300) == 0, process.communicate()
+        assert process.wait(900) == 0, process.communicate()
         process.communicate()
     parts = tmp_path / "parts"
     for arguments in ([*shared, f"run.dir={parts}", "trainer.stop_after_steps=3"], [f"resume={parts}"]):
         process = train_elsewhere(*arguments)
-        assert process.wait(300) == 0, process.communicate()
+        assert process.wait(900) == 0, process.communicate()
         process.communicate()
     assert digest(tmp_path / "one") == digest(tmp_path / "two") == digest(parts)
     assert metrics(tmp_path / "one") == metrics(tmp_path / "two") == metrics(parts)
