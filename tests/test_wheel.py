@@ -61,9 +61,8 @@ def test_what_is_packed(built: Path) -> None:
     [wheel] = built.glob("*.whl")
     [sdist] = built.glob("*.tar.gz")
     packed = set(zipfile.ZipFile(wheel).namelist())
-    packages = (ROOT / "tinyllm", ROOT / "hydra_plugins")
-    sources = {path.relative_to(ROOT).as_posix() for path in tracked() if path.is_relative_to(packages[0])}
-    sources |= {path.relative_to(ROOT).as_posix() for path in tracked() if path.is_relative_to(packages[1])}
+    sources = {path.relative_to(ROOT).as_posix() for path in tracked() if path.is_relative_to(ROOT / "tinyllm")}
+    sources = {name.removeprefix("tinyllm/plugins/") for name in sources}
     options = {f"tinyllm/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     files = {name for name in packed if ".dist-info/" not in name}
     assert files == sources | options

@@ -116,6 +116,8 @@ def run(
             hint = "start the multirun itself, without torchrun, or one job"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
         settings = prepare(line) if prepare else line.settings
+        if line.multirun and jobs is None:  # what trains has sweepers of its own, which other programs inherit
+            settings = [*settings, "hydra/sweeper=basic"]
         sys.argv = [sys.argv[0], *line.flags, *settings]
         known = Invocation(
             allow=_allowed(line.config_dir),
