@@ -46,6 +46,8 @@ def launched(cfg: "DictConfig", invocation: "Invocation") -> int | None:
         raise UserError("it has no effect on one run", key="strategy.gpus_per_job", value=per_job, hint=hint)
     if nproc is None:
         return None
+    if nproc < 1:
+        raise UserError("value out of range", key="strategy.nproc_per_node", value=nproc, hint="at least 1")
     arguments = invocation.arguments
     if invocation.is_job:
         flags = [] if invocation.config_dir is None else ["--config-dir", invocation.config_dir]

@@ -159,7 +159,8 @@ def test_runs_of_the_same_second_have_directories_of_their_own(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shared = ("dataset=text", corpus, *SMALL, "trainer.max_steps=1", "run.name=../../out of here")
-    assert train("-m", *shared, "seed=1,2,3") == 0
+    for seed in (1, 2, 3):
+        assert train(*shared, f"seed={seed}") == 0
     runs = [path.parent for path in tmp_path.rglob("run.json")]
     assert len(runs) == 3 and all(run.is_relative_to(tmp_path / "outputs") for run in runs)
     assert len({digest(run) for run in runs}) == 3

@@ -42,7 +42,8 @@ def test_the_steps_after_the_warm_up_are_recorded(made: int, tmp_path: Path, cap
     assert names.count("aten::addmm") == 2
     assert "aten::addmm" in (tmp_path / "profile" / "operators.txt").read_text()
     assert said.startswith(f"profile of 2 steps in {tmp_path / 'profile'}; most time in ")
-    assert capfd.readouterr().err == ""
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if not line.startswith("USDT:")] == []  # torch's own trace of itself
     assert {path.name for path in (tmp_path / "profile").iterdir()} == {"trace.json.gz", "operators.txt"}
 
 

@@ -144,7 +144,7 @@ def run(
 
         def compose_and_run() -> int:
             hydra.main(config_path=str(conf_dir()), config_name=program, version_base="1.3")(job)()
-            return jobs.exit_code() if jobs is not None else 0
+            return jobs.exit_code() if jobs is not None and line.multirun else 0
 
         schema.register()
         results.append(_guarded(compose_and_run, debug))

@@ -108,7 +108,10 @@ def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
 
 
 def _missing_option(error: MissingConfigException) -> UserError:
-    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    name = str(error.missing_cfg_file)
+    of_hydra = "hydra/" * name.startswith("hydra/")  # its groups lie one deeper, and an option may be a path
+    group, _, option = name.removeprefix(of_hydra).partition("/")
+    group = of_hydra + group
     options = sorted(error.options or [])
     if group == "hydra/launcher" and option in LAUNCHERS:
         return UserError("not installed", key=group, value=option, hint="pip install 'tinyllm[sweep]'")

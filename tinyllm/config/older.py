@@ -4,22 +4,25 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.compose import compose
 
-ADDED = (
+FIRST = (
     "model.layerdrop",
     "model.layers",
     "model.block.moe",
     *(f"model.block.attn.{key}" for key in ("head_dim", "window", "sinks", "softcap")),
+)
+"""What the model of the first version did not have; it had no ``model.layers``."""
+LATER = (
     "trainer.activation_checkpointing",
+    "trainer.compile",
+    "trainer.profile",
     "loss.label_smoothing",
     "loss.z_loss",
     "ema",
-    "trainer.compile",
-    "trainer.profile",
     "curriculum",
     "checkpoint.asynchronous",
     "distributed",
 )
-"""What earlier checkpoints do not know."""
+"""What earlier versions do not know of training."""
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:
@@ -27,17 +30,18 @@ def upgraded(cfg: DictConfig) -> DictConfig:
 
     Today's come back as they are, and so does the model of a class of one's own.
     """
-    missing = [key for key in ADDED if not _has(cfg, key)]
+    missing = [key for key in LATER if not _has(cfg, key)]
+    if missing or "layers" not in cfg.model:
+        today = compose()
+        if "layers" not in cfg.model and cfg.model.get("_target_") == today.model._target_:
+            missing += FIRST
     if not missing:
         return cfg
-    today = compose()
-    ours = cfg.model.get("_target_") == today.model._target_
     filled = OmegaConf.create(OmegaConf.to_container(cfg))
     assert isinstance(filled, DictConfig)
     with open_dict(filled):
         for key in missing:
-            if ours or not key.startswith("model."):
-                OmegaConf.update(filled, key, OmegaConf.select(today, key), force_add=True)
+            OmegaConf.update(filled, key, OmegaConf.select(today, key), force_add=True)
     return filled
 
 
