@@ -41,7 +41,7 @@ from tinyllm.training.trainer import MicroBatch, Settings, Trainer
 def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
     """Everything that trains, in its place; what has to be closed in the end goes onto ``stack``."""
     cfg, device, batch, strategy = planned.cfg, planned.device, planned.batch, planned.strategy
-    state, groups = make_state(planned)
+    state, groups, of_loggers = make_state(planned)
     model: Any = state.model
     objective = Objective(
         model,
@@ -65,6 +65,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     run_dir.write_status("running", info=shown, facts=facts, **provenance())
     log, events = listeners(planned, run_dir, start_step=state.step)
+    events.load_state_dict(of_loggers)
     stack.callback(log.close)
     saver = Saver(
         run_dir.checkpoints,
@@ -134,8 +135,12 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     )
 
 
-def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup]]:
-    """Model, optimizer and what else changes in training, as at the first step or as a checkpoint has it."""
+def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
+    """Model, optimizer and what else changes in training, as at the first step or as a checkpoint has it.
+
+    Returns:
+        The state, the groups of its optimizer, and what loggers had saved.
+    """
     cfg, device, strategy, allow = planned.cfg, planned.device, planned.strategy, planned.invocation.allow
     seed_globals(cfg.seed, strategy.rank)
     model = build_model(
@@ -153,9 +158,10 @@ def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup]]:
     source = planned.resumption.checkpoint if planned.resumption else planned.source
     if source is not None:
         checkpoints.load_weights(source, model, rows=strategy.rows, local=strategy.local)
-    if planned.resumption:
-        state.load_state_dict(planned.resumption.checkpoint.state())
-    return state, groups
+    saved = planned.resumption.checkpoint.state() if planned.resumption else {}
+    if saved:
+        state.load_state_dict(saved)
+    return state, groups, saved.get("loggers", {})
 
 
 def make_compiler(planned: Planned, model: Any, stop: StopRequest) -> Eager:
@@ -230,8 +236,6 @@ def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step:
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     # The console comes last, so that the last thing it shows is how the run ended.
     events = Broadcast([Curves(report=console.on_message), planned.logger, console])
-    if planned.resumption:
-        events.load_state_dict(planned.resumption.checkpoint.state().get("loggers", {}))
     return MetricsLog(run_dir.metrics, step=start_step), events
 
 

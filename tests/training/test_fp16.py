@@ -1,5 +1,6 @@
 """fp16 with a loss scale: what the scale may not change, what an overflow may not touch, and where it is kept."""
 
+import copy
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_overflows_leave_everything_alone_and_say_so(
     state["scaler"]["scale"] = 2.0**40
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(before), "state", lambda self: state)
+        patch.setattr(type(before), "state", lambda self: copy.deepcopy(state))
         assert train(f"resume={tmp_path / 'run'}", "trainer.stop_after_steps=4") == 0
     out = capsys.readouterr().out
     for step in range(3):

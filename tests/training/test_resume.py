@@ -45,9 +45,22 @@ OPTIONS = {
         "dataloader.persistent_workers=false", "trainer.batch_size=60",
     ),
 }  # fmt: skip
+EVERY_DAY = {
+    "dropout",
+    "linear, workers",
+    "fp16 with scaler",
+    "ema",
+    "muon",
+    "observed",
+    "curriculum, workers, accumulation",
+}
+SETS = [
+    pytest.param(options, id=name, marks=() if name in EVERY_DAY else pytest.mark.slow)
+    for name, options in OPTIONS.items()
+]
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+@pytest.mark.parametrize("options", SETS)
 def test_train_2n_equals_train_n_and_resume_n(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, f"trainer.max_steps={N}", *options]
     assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
