@@ -49,6 +49,7 @@ def test_a_search_in_two_parts_is_the_search_in_one(call: Call, corpus: list[str
     assert set(drawn("other")).isdisjoint(drawn("whole"))
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_does_not_end_the_search(call: Call, corpus: list[str]) -> None:
     command = (*SEARCH, *corpus, "model.d_model=choice(33,35)", "hydra.sweep.dir=swept")
     answer = call("train", *command, "hydra.sweeper.n_trials=3")
@@ -58,6 +59,7 @@ def test_a_job_that_fails_does_not_end_the_search(call: Call, corpus: list[str])
     assert not [line for line in again.out.splitlines() if line.startswith("job ") and "again" in line]
 
 
+@pytest.mark.slow
 def test_a_stopped_job_is_taken_up_before_new_ones(call: Call, corpus: list[str]) -> None:
     import optuna
 

@@ -69,6 +69,7 @@ def test_a_failed_job_whose_cause_is_mended_runs(call: Call, corpus: str, tmp_pa
     assert [row["status"] for row in rows()] == ["skipped", "finished"]
 
 
+@pytest.mark.slow
 def test_half_done_jobs_go_on_from_their_checkpoints(call: Call, corpus: str, tmp_path: Path) -> None:
     command = ("-m", *corpus.split(), *SMALL, "trainer.max_steps=4", "hydra.sweep.dir=swept", "seed=1,2")
     assert call("train", *command, "trainer.stop_after_steps=2").code == 0

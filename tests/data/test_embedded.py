@@ -20,6 +20,7 @@ def pydocs(tmp_path_factory: pytest.TempPathFactory):
     return prepare(PydocsCorpus(val_fraction=0.1), CharTrainer(), cache_dir=tmp_path_factory.mktemp("cache"))
 
 
+@pytest.mark.slow
 def test_pydocs_is_english(pydocs) -> None:
     text = pydocs.tokenizer.decode(pydocs.train.read(0, pydocs.train.n_tokens))
     assert len(text) > 500_000

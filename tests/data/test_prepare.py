@@ -80,6 +80,7 @@ def test_killed_while_preparing(text: Path, tmp_path: Path, stage: str) -> None:
     assert not [folder for folder in tokens.iterdir() if folder.name.startswith(".tmp-")]
 
 
+@pytest.mark.slow
 def test_leftovers_of_other_data_are_removed_too_but_not_a_living_process(text: Path, tmp_path: Path) -> None:
     other, third = tmp_path / "other.txt", tmp_path / "third.txt"
     other.write_text(SENTENCE[:50] * 100)
@@ -153,6 +154,7 @@ def test_ids_do_not_depend_on_how_the_text_is_streamed(tmp_path: Path, monkeypat
         ids = ids[end + 1 :]
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
     """Resident memory of preparing 100 MB against 5 MB: far less than the text between them."""
     code = """

@@ -83,6 +83,7 @@ def test_thirty_kills_at_random_moments(asynchronous: bool, corpus: str, call: C
     assert max(kill["again"] for kill in told["kills"]) <= (2 * every if asynchronous else every)
 
 
+@pytest.mark.slow
 def test_what_a_kill_left_is_removed_but_only_by_whoever_holds_the_run(
     shared: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

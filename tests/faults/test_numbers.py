@@ -15,6 +15,7 @@ def changed(one: Path, other: Path) -> set[str]:
     return {section.name for section in compare(contents(find(one)), contents(find(other))) if not section.equal}
 
 
+@pytest.mark.slow
 def test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone(corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=8", "ema.enabled=true", "moe=aux_free"]
     shared += ["model.block.moe.n_experts=4", "trainer.grad_accum_steps=2"]

@@ -27,6 +27,7 @@ def shared(corpus: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path: Path) -> None:
     """Also a resume of a resume of a resume: the position in the data is not that of the first one."""
     from tinyllm.training.checkpoint import find
@@ -77,6 +78,7 @@ def test_a_second_signal_leaves_at_once_and_loses_only_the_steps_since_the_check
     assert whole_equals_parts(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_reaches_workers_too_and_is_no_fault(corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=200", "dataloader.workers=2"]
     run = Elsewhere(*shared, f"run.dir={tmp_path / 'parts'}")

@@ -145,6 +145,7 @@ def test_a_run_directory_that_cannot_be_made_is_refused_before_the_data_is_read(
     assert sorted(path.name for path in closed.iterdir()) == ["file.txt", "words.txt"]
 
 
+@pytest.mark.slow
 def test_what_may_not_be_entered_is_named(closed: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o600)
     text = f"dataset.path={closed / 'words.txt'}"
@@ -154,6 +155,7 @@ def test_what_may_not_be_entered_is_named(closed: Path, tmp_path: Path) -> None:
     assert answer.err.startswith("error: the run directory cannot be made") and "Permission denied" in answer.err
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_second_have_directories_of_their_own(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

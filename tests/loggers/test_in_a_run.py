@@ -20,6 +20,7 @@ def shared(tmp_path: Path) -> list[str]:
     return ["dataset=text", f"dataset.path={text}", *SMALL, "trainer.max_steps=6", "model.dropout=0.1"]
 
 
+@pytest.mark.slow
 def test_tensorboard_changes_no_bit_and_shows_one_curve(shared: list[str], tmp_path: Path) -> None:
     """Saved at 2, killed at 5, continued from 2."""
     assert train(*shared, f"run.dir={tmp_path / 'none'}", "logger=none") == 0

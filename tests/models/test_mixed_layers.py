@@ -130,6 +130,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return folder / "whole", arguments
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_whole_one(run: tuple[Path, list[str]], tmp_path: Path) -> None:
     whole, arguments = run
     parts = tmp_path / "parts"

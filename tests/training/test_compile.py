@@ -132,6 +132,7 @@ def test_programs_are_made_before_the_first_step(corpus: str, tmp_path: Path, pr
     counted(corpus, tmp_path / "kinds", programs, *RAMP, *kinds)
 
 
+@pytest.mark.slow
 def test_a_failure_is_known_before_the_first_step(
     corpus: str, tmp_path: Path, programs: list[tuple[int, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -98,7 +98,14 @@ def test_looking_at_a_run_does_not_change_it(corpus: str, tmp_path: Path) -> Non
     assert len(set(weights.values())) == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact(
     number: signal.Signals, code: int, corpus: str, tmp_path: Path
 ) -> None:
@@ -119,6 +126,7 @@ def test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact(
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kill_9_loses_at_most_checkpoint_every_steps(corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=60", "trainer.checkpoint_every=7"]
     process = train_elsewhere(*shared, f"run.dir={tmp_path / 'parts'}")

@@ -256,6 +256,7 @@ assert not list(directory.glob(".tmp*"))
 """
 
 
+@pytest.mark.slow
 def test_kill_9_at_named_points_and_at_any_moment_leaves_a_whole_newest(tmp_path: Path) -> None:
     assert {point for point in POINTS if point.startswith("save:")} == NEWEST_AFTER_KILL.keys()
     subprocess.run([sys.executable, "-c", KILLED, str(Path.cwd()), str(tmp_path)], check=True)
