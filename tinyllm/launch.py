@@ -4,7 +4,6 @@
 that failed first, and nothing is printed besides what the ranks print.
 """
 
-import ctypes
 import logging
 import os
 import signal
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SIGNALLED = 128
-PR_SET_PDEATHSIG = 1
 
 
 def launched(cfg: "DictConfig", invocation: "Invocation") -> int | None:
@@ -123,7 +121,9 @@ def _forwarding() -> Iterator[list["subprocess.Popen[bytes]"]]:
 def main() -> None:
     """Be torchrun."""
     nproc, *arguments = sys.argv[1:]
-    _end_with_parent()
+    from tinyllm.training.ranks import end_with_launcher
+
+    end_with_launcher()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(nproc))))
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -150,12 +150,6 @@ def _explained(rank: int, failure: Any) -> int:
         tell(f"error: a rank was lost (rank {rank}): {name} ended it; the last checkpoint is whole, resume from it")
         return 1
     return int(failure.exitcode)
-
-
-def _end_with_parent() -> None:
-    """Stop, with a checkpoint, when whoever started this process is gone (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 if __name__ == "__main__":
