@@ -141,22 +141,32 @@ def test_killed_for_real(settings: tuple[str, ...], corpus: str, call: Call) -> 
     told = json.loads(answer.out)
     assert told["equal"] and len(told["kills"]) == 2
     assert {section["name"] for section in told["sections"]} >= {"weights", "optimizer", "rng", "metrics", "counters"}
-    assert sum(section["values"] for section in told["sections"]) > 80
+    assert sum(section["values"] for section in told["sections"]) > 60
 
 
 @pytest.mark.slow
-def test_a_run_that_a_resume_changes_is_found(corpus: str, tmp_path: Path, call: Call) -> None:  # noqa: F811
+def test_a_run_that_a_resume_changes_is_found(
+    corpus: str,
+    tmp_path: Path,
+    call: Call,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A schedule of one's own that looks at how often its process has asked it."""
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "forgetful.py").write_text(
-        "class Forgetful:\n"
+        "from tinyllm.optim.schedules import Schedule\n"
+        "class Forgetful(Schedule):\n"
         "    def __init__(self, *, n_steps: int, lr: float) -> None:\n"
-        "        self.asked, self.lr = 0, lr\n"
+        "        super().__init__(lr=lr, n_steps=n_steps, warmup_steps=0, min_lr=None)\n"
+        "        self.asked = 0\n"
+        "    def after_warmup(self, x: float) -> float:\n"
+        "        return self.lr\n"
         "    def __call__(self, step: int) -> float:\n"
         "        self.asked += 1\n"
         "        return self.lr / self.asked\n"
     )
     (tmp_path / "conf" / "schedule").mkdir(parents=True)
-    option = "# @package schedule\n_target_: forgetful.Forgetful\nn_steps: ???\nlr: ${optimizer.lr}\n"
+    option = "# @package schedule\n_target_: forgetful.Forgetful\n_partial_: true\n"
     (tmp_path / "conf" / "schedule" / "forgetful.yaml").write_text(option)
     mine = ("--config-dir", str(tmp_path / "conf"), "schedule=forgetful", f"out={tmp_path / 'out'}")
     answer = call("verify_resume", *mine, "dataset=text", corpus, *SIZE, PYTHONPATH=f"{tmp_path}:{os.getcwd()}")

@@ -143,6 +143,6 @@ def pairs(choice: Choice) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
 
 
 def params(choices: Iterable[Choice], quick: Iterable[Choice]) -> list[Any]:
-    """Parameters of a test; those that are not quick are for the slow run."""
+    """Parameters of a test; those that are not quick are exhaustive."""
     quick = set(quick)
-    return [pytest.param(one, id=str(one), marks=() if one in quick else pytest.mark.slow) for one in choices]
+    return [pytest.param(one, id=str(one), marks=() if one in quick else pytest.mark.exhaustive) for one in choices]

@@ -65,7 +65,7 @@ def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_thirty_kills_at_random_moments(asynchronous: bool, corpus: str, call: Call) -> None:  # noqa: F811
     """Twelve million bytes of weights and twice that of moments: a good part of the time goes into saving them."""
     every = 2
