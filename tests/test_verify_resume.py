@@ -148,7 +148,7 @@ def test_killed_for_real(settings: tuple[str, ...], corpus: str, call: Call) -> 
 def test_a_run_that_a_resume_changes_is_found(
     corpus: str,
     tmp_path: Path,
-    call: Call,
+    call: Call,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A schedule of one's own that looks at how often its process has asked it."""
