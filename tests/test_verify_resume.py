@@ -130,7 +130,10 @@ def alive(pid: int) -> bool:
         ("optimizer=muon", "moe=aux_free", "schedule=wsd", "dataloader.workers=2"),
         ("optimizer=adamw8bit", "ema.enabled=true", "trainer.grad_accum_steps=2", "kill_seed=5"),
         ("optimizer=lion", "schedule=constant", "trainer.precision=fp16", "checkpoint.asynchronous=true"),
-        ("strategy=ddp", "strategy.nproc_per_node=2", "curriculum.enabled=true", "curriculum.start_seq_len=8"),
+        pytest.param(
+            ("strategy=ddp", "strategy.nproc_per_node=2", "curriculum.enabled=true", "curriculum.start_seq_len=8"),
+            marks=pytest.mark.exhaustive,
+        ),
         ("strategy=fsdp", "strategy.nproc_per_node=2", "optimizer=muon"),
     ],
 )

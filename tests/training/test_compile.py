@@ -210,7 +210,13 @@ def test_two_ranks_compile_as_one_does(strategy: str, corpus: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("curriculum.enabled=true", "model.max_seq_len=40")], ids=["fixed", "ramp"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param((), id="fixed", marks=pytest.mark.exhaustive),
+        pytest.param(("curriculum.enabled=true", "model.max_seq_len=40"), id="ramp"),
+    ],
+)
 def test_inductor_on_two_threads_is_repeatable_and_resumable(
     options: tuple[str, ...], corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
