@@ -48,13 +48,13 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
 
     from tinyllm.interop.directory import Directory, building, check_out
     from tinyllm.loading import open_hugging_face, sketch
-    from tinyllm.training import checkpoint as checkpoints
+    from tinyllm.training import names
     from tinyllm.training.files import write_json
-    from tinyllm.training.run_dir import CHECKPOINTS, RUN_JSON, provenance
+    from tinyllm.training.provenance import provenance
     from tinyllm.training.saver import Saver
 
     target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
-    final = target.absolute() / checkpoints.TOKENIZER
+    final = target.absolute() / names.TOKENIZER
     saved = open_hugging_face(path, tokenizer_file=final, tell=lambda text: print(text, file=sys.stderr))
     weights = saved.weights("raw")
     dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
@@ -65,20 +65,20 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
         "dtype": max(dtypes, key=dtypes.count),
     }
     texts = {
-        checkpoints.CONFIG: OmegaConf.to_yaml(saved.cfg, resolve=True),
-        checkpoints.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(saved.settings)),
-        checkpoints.TOKENIZER: saved.tokenizer.to_json(),
+        names.CONFIG: OmegaConf.to_yaml(saved.cfg, resolve=True),
+        names.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(saved.settings)),
+        names.TOKENIZER: saved.tokenizer.to_json(),
     }
     imported = {"from": str(Path(path).absolute()), "special": saved.special, **facts}
     with building(target) as folder:
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
-        (folder / CHECKPOINTS).mkdir()
+        (folder / names.CHECKPOINTS).mkdir()
         known = {"data": saved.data, "imported": imported, "world_size": 1, **provenance()}
-        saver = Saver(folder / CHECKPOINTS, texts=texts, facts=known, keep=1, asynchronous=False)
+        saver = Saver(folder / names.CHECKPOINTS, texts=texts, facts=known, keep=1, asynchronous=False)
         saver.begin(step=0, weights=weights, state={}, best=True)
         saver.commit()
-        write_json(folder / RUN_JSON, {"status": "imported", "imported": imported, **provenance()})
+        write_json(folder / names.RUN_JSON, {"status": "imported", "imported": imported, **provenance()})
     return facts
 
 

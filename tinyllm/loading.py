@@ -23,7 +23,8 @@ from tinyllm.interop.tokenizer import read as read_tokenizer
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
-from tinyllm.training.checkpoint import CONFIG, TOKENIZER, Checkpoint, check_shapes, find
+from tinyllm.training.checkpoint import Checkpoint, check_shapes, find
+from tinyllm.training.names import CONFIG, TOKENIZER
 
 
 @dataclass(frozen=True, kw_only=True)

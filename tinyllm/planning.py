@@ -32,6 +32,7 @@ from tinyllm.training.compiling import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.events import Callback
 from tinyllm.training.hardware import pick_device
+from tinyllm.training.names import TOKENIZER
 from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps, regroup
 from tinyllm.training.run_dir import auto_path, check_new
 from tinyllm.training.seeds import stream
@@ -214,7 +215,7 @@ def _check_source(source: checkpoints.Checkpoint, data: TokenData, model: nn.Mod
     """Refuse weights that cannot start this model: another tokenizer or another architecture."""
     theirs, ours = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
     if theirs != ours:
-        file = source.path / checkpoints.TOKENIZER
+        file = source.path / TOKENIZER
         raise UserError(
             "the tokenizer is not that of the other run",
             key="init_from",

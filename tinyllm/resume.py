@@ -13,7 +13,8 @@ from tinyllm.config.cli import Invocation
 from tinyllm.config.older import upgraded
 from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.errors import UserError
-from tinyllm.training.checkpoint import CONFIG, OVERRIDES, Checkpoint, find, steps_in
+from tinyllm.training.checkpoint import Checkpoint, find, steps_in
+from tinyllm.training.names import CONFIG, OVERRIDES
 from tinyllm.training.run_dir import check_free
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len")

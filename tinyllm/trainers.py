@@ -23,6 +23,7 @@ from tinyllm.planning import Planned, data_facts
 from tinyllm.resume import to_save
 from tinyllm.run_info import run_info
 from tinyllm.training import checkpoint as checkpoints
+from tinyllm.training import names
 from tinyllm.training.compiling import Compiled, Eager
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup
 from tinyllm.training.faults import fault
@@ -30,7 +31,8 @@ from tinyllm.training.hardware import peak_flops
 from tinyllm.training.metrics import Log, MetricsLog
 from tinyllm.training.objective import AUTOCAST, Objective, autocast
 from tinyllm.training.profile import NoProfiler, Profiler
-from tinyllm.training.run_dir import FollowedRunDir, RunDir, provenance
+from tinyllm.training.provenance import provenance
+from tinyllm.training.run_dir import FollowedRunDir, RunDir
 from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import seed_globals, stream
 from tinyllm.training.signals import StopRequest
@@ -57,13 +59,15 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     info = run_info(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data_facts(planned.data)}
     texts = {
-        checkpoints.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
-        checkpoints.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(to_save(planned.invocation.overrides))),
-        checkpoints.TOKENIZER: planned.data.tokenizer.to_json(),
+        names.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
+        names.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(to_save(planned.invocation.overrides))),
+        names.TOKENIZER: planned.data.tokenizer.to_json(),
     }
     run_dir.write(texts)
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
-    run_dir.write_status("running", info=shown, facts=facts, **provenance())
+    made_by = provenance()
+    begun = {"step": state.step, "world_size": batch.world_size, "settings": to_save(planned.invocation.overrides)}
+    run_dir.write_start(begun | made_by, info=shown, facts=facts, **made_by)
     log, events = listeners(planned, run_dir, start_step=state.step)
     events.load_state_dict(of_loggers)
     stack.callback(log.close)
@@ -73,7 +77,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         writers=strategy.writers,
         token=strategy.first(lambda: secrets.token_hex(4)),
         texts=texts,
-        facts={**facts, "world_size": batch.world_size, **provenance()},
+        facts={**facts, "world_size": batch.world_size, **made_by},
         keep=cfg.checkpoint.keep,
         asynchronous=strategy.writers > 1 if cfg.checkpoint.asynchronous == "auto" else cfg.checkpoint.asynchronous,
     )

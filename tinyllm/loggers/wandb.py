@@ -14,7 +14,8 @@ from tinyllm.loggers.background import Background
 from tinyllm.loggers.wording import shown_path
 from tinyllm.training.events import Callback, Outcome, RunInfo
 from tinyllm.training.metrics import read_metrics
-from tinyllm.training.run_dir import METRICS, provenance
+from tinyllm.training.names import METRICS
+from tinyllm.training.provenance import provenance
 
 PROJECT = "tinyllm"
 """Where runs go if neither the configuration nor ``WANDB_PROJECT`` says so."""

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from tinyllm.errors import UserError
 from tinyllm.training.faults import fault
 from tinyllm.training.files import sha256, write_atomic
+from tinyllm.training.names import CONFIG, OVERRIDES
 from tinyllm.training.parts import STATE, numbered, read_state
 from tinyllm.training.tensors import INDEX, MODEL, Tensors, weight_map
 
 FORMAT = 1
-CONFIG, OVERRIDES, TOKENIZER, MANIFEST = "config.yaml", "overrides.yaml", "tokenizer.json", "manifest.json"
+MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d+)")
 
 

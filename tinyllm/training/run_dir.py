@@ -1,30 +1,24 @@
 """The directory of a run: created exclusively, locked while the run lives, never shared."""
 
 import datetime
-import json
 import os
-import platform
 import re
 import secrets
 import socket
-import subprocess
 import weakref
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import tinyllm
 from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
 from tinyllm.training.files import write_atomic, write_json
+from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
+from tinyllm.training.seal import SEAL, read_run_json, sealed
 
-RUN_JSON = "run.json"
-METRICS = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
+RUNNING = "running"
+"""The status of a run that has not ended, or could not say so."""
 
 
 def auto_path(name: str) -> Path:
@@ -89,7 +83,24 @@ def _acquire(path: Path) -> int:
     return handle
 
 
-class RunDir:
+class Places:
+    """What lies where in a run's directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def metrics(self) -> Path:
+        """The log of metrics."""
+        return self.path / METRICS
+
+
+class RunDir(Places):
     """A run's directory, held by this process until :meth:`close`.
 
     Raises:
@@ -97,7 +108,7 @@ class RunDir:
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
-        self.path = path
+        super().__init__(path)
         if new:
             try:
                 path.mkdir(parents=True)
@@ -113,26 +124,30 @@ class RunDir:
         os.write(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
         self.checkpoints.mkdir(exist_ok=True)
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def metrics(self) -> Path:
-        """The log of metrics."""
-        return self.path / METRICS
-
     def write(self, texts: Mapping[str, str]) -> None:
         """Put further files into the directory."""
         for name, text in texts.items():
             write_atomic(self.path / name, partial(_write, text))
 
     def write_status(self, status: str, **facts: Any) -> None:
-        """Put ``status`` and further facts into ``run.json``, keeping what stands there."""
-        file = self.path / RUN_JSON
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        write_json(file, known | facts | {"status": status})
+        """Put ``status`` and further facts into ``run.json``, keeping what stands there; an end is sealed."""
+        known = self._known()
+        known.pop(SEAL, None)
+        seal = {} if status == RUNNING else {SEAL: sealed(self.path)}
+        write_json(self.path / RUN_JSON, known | facts | seal | {"status": status})
+
+    def write_start(self, start: Mapping[str, Any], **facts: Any) -> None:
+        """Put into ``run.json`` that a process trains from here on, after those whose steps it goes on from.
+
+        Args:
+            start: ``step``, at which it begins, and what this process and its settings are.
+            facts: of the run.
+        """
+        before = [one for one in self._known().get("starts", []) if one["step"] < start["step"]]
+        self.write_status(RUNNING, **facts, starts=[*before, dict(start)])
+
+    def _known(self) -> dict[str, Any]:
+        return read_run_json(self.path) if (self.path / RUN_JSON).is_file() else {}
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -153,26 +168,16 @@ def _leave_to_the_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
-class FollowedRunDir:
+class FollowedRunDir(Places):
     """The same directory on the ranks that leave the writing to rank 0."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
-        return self.path / CHECKPOINTS
-
-    @property
-    def metrics(self) -> Path:
-        """The log of metrics."""
-        return self.path / METRICS
 
     def write(self, texts: Mapping[str, str]) -> None:
         """Nothing: rank 0 does."""
 
     def write_status(self, status: str, **facts: Any) -> None:
+        """Nothing: rank 0 does."""
+
+    def write_start(self, start: Mapping[str, Any], **facts: Any) -> None:
         """Nothing: rank 0 does."""
 
     def close(self) -> None:
@@ -181,31 +186,3 @@ class FollowedRunDir:
 
 def _write(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def provenance() -> dict[str, Any]:
-    """What produced a run: versions, machine, commit of the code when it is a checkout."""
-    return {
-        "versions": {"tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()},
-        "host": socket.gethostname(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that tinyllm lies in, with ``+`` when files differ from it."""
-    root = Path(tinyllm.__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    try:
-        head = _git(root, "rev-parse", "HEAD")
-        return head + ("+" if _git(root, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()

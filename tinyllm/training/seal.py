@@ -1,0 +1,58 @@
+"""The seal of a run that ended: sha256 of what it wrote, so that a later reader notices a file changed by hand.
+
+It guards against mistakes. Whoever changes ``run.json`` too can forge it.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tinyllm.errors import UserError
+from tinyllm.training.files import sha256
+from tinyllm.training.names import CONFIG, METRICS, OVERRIDES, RUN_JSON, TOKENIZER
+
+SEALED = (CONFIG, OVERRIDES, TOKENIZER, METRICS)
+"""The files that a later reader computes with."""
+SEAL = "sha256"
+"""Under this name ``run.json`` holds the seal."""
+
+
+def sealed(run_dir: Path) -> dict[str, str]:
+    """sha256 of the files of a run directory that are there, by name."""
+    return {name: sha256(run_dir / name) for name in SEALED if (run_dir / name).is_file()}
+
+
+def check_seal(run_dir: Path) -> None:
+    """Refuse a run directory that is not as its run left it.
+
+    Raises:
+        UserError: a file was changed, is missing or was added; or there is no seal to tell.
+    """
+    seal = read_run_json(run_dir).get(SEAL)
+    if not isinstance(seal, dict) or not seal:
+        hint = "the run has not ended by itself, or was made before there were seals"
+        raise UserError("nothing tells whether the files are as the run left them", file=run_dir, hint=hint)
+    found = sealed(run_dir)
+    for name in SEALED:
+        if seal.get(name) != found.get(name):
+            what = "is missing" if name not in found else "was added" if name not in seal else "was changed"
+            hint = "bring the old file back, or take the directory away and train again"
+            raise UserError(f"a file of the run {what} after its end", file=run_dir / name, hint=hint)
+
+
+def read_run_json(run_dir: Path) -> dict[str, Any]:
+    """What ``run.json`` says.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    file = run_dir / RUN_JSON
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError("not a run directory", file=file, hint=error.strerror or "") from error
+    except ValueError as error:
+        raise UserError("a damaged file", file=file, hint=str(error)) from error
+    if not isinstance(content, dict):
+        raise UserError("a damaged file", file=file, hint="not a JSON object")
+    return content
