@@ -27,6 +27,11 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         {"config", "data", "training", "loggers", "resume", "launch"},
         {"hydra", "omegaconf", "optuna", "sqlalchemy", "rich", "torch"},
     ),
+    "study": (
+        {"config", "data", "training", "models", "nn", "optim", "inference", "loggers", "sweep"}
+        | {"assemble", "launch", "loading", "planning", "resume"},
+        {"hydra", "omegaconf", "numpy", "rich", "scipy", "statsmodels", "torch"},
+    ),
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 ENTRY_POINTS = [target.partition(":")[0] for target in SCRIPTS.values()]
@@ -39,6 +44,9 @@ ONLY_WHEN_USED = {
     "matplotlib",
     "tiktoken",
     "optuna",
+    "scipy",
+    "statsmodels",
+    "jinja2",
 }
 BY_ITSELF = (
     "wandb",

@@ -110,27 +110,15 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
     """
     import torch
 
-    from tinyllm.assemble import PLACEHOLDER_VOCAB, build_model, open_corpus
-    from tinyllm.data.prepare import cached
-    from tinyllm.errors import UserError
+    from tinyllm.assemble import build_model
     from tinyllm.nn.precision import auto_precision
+    from tinyllm.study.accounts import of_model, vocabulary
     from tinyllm.training.hardware import pick_device
     from tinyllm.training.memory import activation_bytes
     from tinyllm.training.objective import AUTOCAST
     from tinyllm.training.plan import plan_batch
 
-    notes = []
-    vocab_size = cfg.model.vocab_size or cfg.tokenizer.get("vocab_size")
-    if vocab_size is None:
-        try:
-            data = cached(*open_corpus(cfg, allow=allow))
-        except UserError:
-            data = None
-        vocab_size = data.tokenizer.vocab_size if data else PLACEHOLDER_VOCAB
-        if data is None:
-            notes.append(
-                f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the cache, prepare puts it there"
-            )
+    vocab_size, notes = vocabulary(cfg, allow=allow)
     model: Any = build_model(cfg, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
     batch = plan_batch(
         **{name: cfg.trainer[name] for name in ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")},
@@ -141,7 +129,7 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
     precision = auto_precision(device) if cfg.trainer.precision == "auto" else cfg.trainer.precision
     dtype = AUTOCAST.get(precision, torch.float32)
     counts = model.parameter_counts()
-    forward = model.flops_per_token(batch.seq_len)
+    costs = of_model(model, seq_len=batch.seq_len)
     activations = activation_bytes(
         model, batch_size=batch.batch_size, seq_len=batch.seq_len, device=device.type, dtype=dtype
     )
@@ -157,13 +145,13 @@ def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[
         },
         "parameters": {"total": counts.total, "active per token": counts.active, "embedding": counts.embedding},
         "FLOPs per token": {
-            "train": 3 * forward,
-            "prefill": forward,
-            "decode": model.decode_flops_per_token(context),
+            "train": costs.flops_per_token,
+            "prefill": model.flops_per_token(batch.seq_len),
+            "decode": costs.decode_flops_per_token,
         },
         "KV cache, bytes": {
             "per token, fp32": model.cache_bytes_per_token(torch.float32),
-            "per token, bf16": model.cache_bytes_per_token(torch.bfloat16),
+            "per token, bf16": costs.kv_bytes_per_token,
             "whole context, fp32": model.cache_bytes(context, torch.float32),
             "whole context, bf16": model.cache_bytes(context, torch.bfloat16),
         },
