@@ -32,8 +32,11 @@ class CommandLine:
     config_dir: str | None = None
 
 
-def read(arguments: Sequence[str]) -> CommandLine:
+def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
     """The command line, its form checked. Flags may stand anywhere.
+
+    Args:
+        several: a key may have several values without a multirun.
 
     Raises:
         UserError: a flag that does not exist, misses its value or is not offered; see :func:`check_settings`.
@@ -53,21 +56,23 @@ def read(arguments: Sequence[str]) -> CommandLine:
     if known.config_dir is not None and not Path(known.config_dir).is_dir():
         hint = "a directory with group folders, e.g. attn/"
         raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
+    if several and known.multirun:
+        raise UserError("flag not offered", file="-m", hint="several values of a key are arms without it")
     settings = settings if known.multirun else quote_literals(settings)
-    check_settings(settings, multirun=known.multirun, directories=[known.config_dir] if known.config_dir else [])
+    check_settings(settings, several=several or known.multirun, directories=[known.config_dir] if known.config_dir else [])
     return CommandLine(flags=flags, settings=settings, multirun=known.multirun, config_dir=known.config_dir)
 
 
-def check_settings(settings: Iterable[str], *, multirun: bool = False, directories: Iterable[str | Path] = ()) -> None:
+def check_settings(settings: Iterable[str], *, several: bool = False, directories: Iterable[str | Path] = ()) -> None:
     """Refuse settings that Hydra understands and tinyllm has no meaning for.
 
     Args:
         settings: in Hydra's grammar, literal values quoted.
-        multirun: several values for a key are wanted.
+        several: several values for a key are wanted.
         directories: further directories of option files.
 
     Raises:
-        UserError: not ``key=value``, several values without ``-m``, a key taken out with ``~``, a group
+        UserError: not ``key=value``, several values where one is wanted, a key taken out with ``~``, a group
             without an option.
     """
     settings = list(settings)
@@ -75,7 +80,7 @@ def check_settings(settings: Iterable[str], *, multirun: bool = False, directori
         parsed = OverridesParser.create().parse_overrides(settings)
     places = [conf_dir(), *map(Path, directories)]
     for override in parsed:
-        _check_setting(override, multirun, places)
+        _check_setting(override, several, places)
 
 
 def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
@@ -120,7 +125,7 @@ def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
     return UserError("no such flag", file=flag, hint=hint)
 
 
-def _check_setting(override: Override, multirun: bool, places: list[Path]) -> None:
+def _check_setting(override: Override, several: bool, places: list[Path]) -> None:
     key, text = override.key_or_group, str(override.input_line)
     typed = text.partition("=")[2]
     if override.is_delete():
@@ -131,7 +136,7 @@ def _check_setting(override: Override, multirun: bool, places: list[Path]) -> No
     if key == "hydra.run.dir":
         raise UserError("Hydra does not make the run's directory", key=key, value=typed, hint="use run.dir")
     if override.is_sweep_override():
-        if not multirun:
+        if not several:
             hint = f"add -m to run once for each; one text with commas is written '{key}=\"{typed}\"'"
             raise UserError("several values", key=key, value=typed, hint=hint)
         return

@@ -82,6 +82,7 @@ def run(
     *,
     prepare: Callable[[CommandLine], list[str]] | None = None,
     jobs: Jobs | None = None,
+    several: bool = False,
 ) -> None:
     """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
 
@@ -94,6 +95,7 @@ def run(
         task: called once, in a multirun once per job.
         prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's.
         jobs: what the jobs of a multirun are given; None: they run like any other, and their errors are counted.
+        several: a key may have several values without a multirun; ``prepare`` makes one of them.
     """
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
@@ -111,7 +113,7 @@ def run(
     results: list[int] = []
     try:
         arguments, as_json = _without(arguments, "--json")
-        line = read(arguments)
+        line = read(arguments, several=several)
         if line.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             hint = "start the multirun itself, without torchrun, or one job"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)

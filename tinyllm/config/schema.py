@@ -174,6 +174,38 @@ class VerifyResumeConfig(TrainConfig):
 
 
 @dataclass
+class CompareConfig(TrainConfig):
+    """Root of ``conf/compare.yaml``."""
+
+    study: str | None = key(filled=True)
+    question: str | None = key(filled=True)
+    reference: str | None = key(filled=True)
+    match: str = key(choices=("params", "active_params", "flops", "kv_bytes", "none"))
+    match_by: list[str] | None = key()
+    tolerance: float = key(above=0, below=1)
+    seeds: Any = key(choices=("auto",), at_least=1)
+    effect: float = key(above=0)
+    max_minutes: float | None = key(above=0)
+    tune: str | None = key(filled=True)
+    tune_trials: int = key(at_least=1)
+    evaluations: int = key(at_least=1)
+    probes: list[str] = key()
+    parallel: Any = key(choices=("auto",), at_least=1)
+    out: str | None = key(filled=True)
+    budget: Any = MISSING
+
+
+@dataclass
+class ProbeConfig(TrainConfig):
+    """Root of ``conf/probe.yaml``."""
+
+    seeds: int = key(at_least=1)
+    examples: int = key(at_least=1)
+    out: str | None = key(filled=True)
+    tasks: Any = MISSING
+
+
+@dataclass
 class PrepareConfig:
     """Root of ``conf/prepare.yaml``."""
 
@@ -250,6 +282,8 @@ SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "describe": DescribeConfig,
     "verify_resume": VerifyResumeConfig,
+    "compare": CompareConfig,
+    "probe": ProbeConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,

@@ -1,0 +1,80 @@
+"""``python -m tinyllm.compare attn=mha,gqa,mla seeds=3``: which arm is better, and how sure is that?"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllm.config.arguments import CommandLine
+    from tinyllm.config.cli import Invocation
+    from tinyllm.study.arms import Asked
+
+OWN = (
+    *("study", "question", "reference", "match", "match_by", "tolerance", "budget", "seeds", "effect", "max_minutes"),
+    *("tune", "tune_trials", "evaluations", "probes", "parallel", "out"),
+)
+"""Keys and groups of the comparison itself; every other one is training's."""
+NOT_FINISHED = 1
+"""Exit code when a run failed."""
+
+
+def main() -> None:
+    """Entry point of ``tinyllm-compare``."""
+    from tinyllm.config.cli import run
+
+    found: list[Asked] = []
+
+    def reference_settings(line: "CommandLine") -> list[str]:
+        from tinyllm.study.arms import take_apart
+
+        found.append(take_apart(line.settings, own=OWN))
+        return found[0].of(found[0].arms[0])
+
+    def task(cfg: "DictConfig", invocation: "Invocation") -> int:
+        return compare(cfg, invocation, found[0])
+
+    run("compare", task, prepare=reference_settings, several=True)
+
+
+def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
+    """Carry the comparison out and show what came of it; returns the exit code.
+
+    Raises:
+        UserError: something does not fit, told before anything trains; or a file of a run was changed by hand.
+    """
+    import json
+    from dataclasses import asdict
+
+    from tinyllm.report import show, write_report
+    from tinyllm.study.comparison import Stopped
+    from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
+    from tinyllm.study.ledger import FINISHED
+    from tinyllm.training.signals import listening
+
+    say = _silent if invocation.json else _say
+    prepared = prepare(cfg, invocation, asked, own=OWN)
+    directory = place(cfg, asked)
+    with listening() as stop, taken_hold_of(directory):
+        try:
+            study = conduct(cfg, invocation, prepared, directory, stop, say)
+        except Stopped:
+            say(f"stopped; the same command goes on where it was ({directory})")
+            return stop.exit_code
+        write_report(study, directory)
+    if invocation.json:
+        print(json.dumps(asdict(study)))
+    else:
+        show(study, directory)
+    return 0 if all(run.status == FINISHED for run in study.runs) else NOT_FINISHED
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+if __name__ == "__main__":
+    main()

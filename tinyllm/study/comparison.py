@@ -1,0 +1,275 @@
+"""A comparison carried out: tuning, seeds, runs, measurements, figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyllm.errors import UserError
+from tinyllm.study import seeds as needed
+from tinyllm.study.composed import Composed, recompose
+from tinyllm.study.ledger import FAILED, FINISHED, MISSING, is_finished, last_value, result_of, slug, speed_of
+from tinyllm.study.measured import Measured, decode_speed
+from tinyllm.study.results import Arm, Run
+from tinyllm.study.running import Job, Places, reason, run_all
+from tinyllm.study.tuning import Tuning, best_of, trials_of
+from tinyllm.training.signals import StopRequest
+
+RUNS, TUNE, TIMING = "runs", "tune", "timing"
+TIMED_SHARE = 0.05
+"""Of a budget of minutes, for measuring how fast an arm is."""
+TIMED_S = (5.0, 60.0)
+"""At least and at most."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end; what is finished stays, and the same command goes on."""
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """The runs of a study.
+
+    Args:
+        directory: the study's.
+        where: how many runs go on at once.
+        metric: what the arms are compared by.
+        say: takes a line for the person.
+    """
+
+    directory: Path
+    arms: Sequence[Composed]
+    reference: Composed
+    where: Places
+    stop: StopRequest
+    metric: str
+    flags: Sequence[str]
+    config_dir: str | None
+    allow: frozenset[str]
+    say: Callable[[str], None]
+    codes: dict[Path, int] = field(default_factory=dict)
+    """Exit codes of the runs that were started and did not finish, by run directory."""
+
+    def __post_init__(self) -> None:
+        self.measured = Measured(self.directory)
+
+    def time_arms(self, minutes: float) -> None:
+        """Measure how many tokens per second each arm trains on, one arm after the other, once per study.
+
+        Raises:
+            UserError: an arm does not run.
+        """
+        seconds = min(max(TIMED_S[0], 60 * minutes * TIMED_SHARE), TIMED_S[1])
+        jobs = {}
+        for arm in self.arms:
+            name = arm.run_name(arm.cfg.seed)
+            known = self.measured.get("tokens_per_s", name)
+            if known is None:
+                short = [f"trainer.max_minutes={seconds / 60:.4g}", "trainer.eval_every=0", "trainer.checkpoint_every=0"]
+                keys = tuple(f"{one.partition('=')[0]}=" for one in short)
+                settings = [one for one in arm.settings(arm.cfg.seed) if not one.startswith(keys)]
+                path = self.directory / TIMING / name
+                jobs[name] = Job(label=arm.name, path=path, settings=[*settings, *short], flags=self.flags)
+        if jobs:
+            self.say(f"measuring the speed of {len(jobs)} arms, {seconds:.0f} s each")
+        self._run(list(jobs.values()), Places())
+        for arm in self.arms:
+            name = arm.run_name(arm.cfg.seed)
+            if name in jobs:
+                self._keep_speed(arm, name, jobs[name])
+            arm.tokens_per_s = self.measured.get("tokens_per_s", name)
+
+    def _keep_speed(self, arm: Composed, name: str, job: Job) -> None:
+        speed = speed_of(job.path)
+        if speed is None:
+            hint = reason(job, self.codes.get(job.path, 0))
+            raise UserError("the speed of an arm cannot be measured", file=arm.name, hint=hint)
+        self.measured.put("tokens_per_s", name, speed)
+
+    def tune(self, tuning: Tuning) -> None:
+        """Give every arm its trials, and the value that did best.
+
+        Raises:
+            UserError: all trials of an arm failed.
+        """
+        jobs = {}
+        for arm in self.arms:
+            path = self.directory / TUNE / arm.run_name(arm.cfg.seed)
+            jobs[arm.name] = tuning.job(arm.name, path, arm.overrides, arm.cfg, self.flags)
+        missing = [job for job in jobs.values() if not (self._tried(job.path, tuning) >= tuning.trials)]
+        if missing:
+            self.say(f"tuning {tuning.key}: {tuning.trials} trials for each of {len(self.arms)} arms")
+        self._run(missing, self.where)
+        for arm in self.arms:
+            arm.trials = trials_of(jobs[arm.name].path, tuning.key)
+            best = best_of(arm.trials, tuning.key)
+            if best is None:
+                hint = f"see {jobs[arm.name].log}"
+                raise UserError("all trials of an arm failed", file=arm.name, hint=hint)
+            arm.tuned = {tuning.key: best}
+            arm.set(tuning.key, best)
+            recompose(arm, config_dir=self.config_dir)
+            self.say(f"  {arm.name}: {tuning.key}={best:.4g}" if isinstance(best, float) else f"  {arm.name}: {best}")
+
+    @staticmethod
+    def _tried(path: Path, tuning: Tuning) -> int:
+        return sum(one["value"] is not None for one in trials_of(path, tuning.key))
+
+    def job(self, arm: Composed, seed: int) -> Job:
+        """One run."""
+        path = self.directory / RUNS / arm.run_name(seed)
+        return Job(label=f"{arm.name}, seed {seed}", path=path, settings=arm.settings(seed), flags=self.flags)
+
+    def train(self, arms: Sequence[Composed], seeds: Sequence[int]) -> None:
+        """Train what is missing, seed by seed, so that what is there is always comparable.
+
+        Raises:
+            UserError: a run directory was changed by hand.
+        """
+        jobs = [self.job(arm, seed) for seed in seeds for arm in arms]
+        missing = [job for job in jobs if not is_finished(job.path)]
+        if len(jobs) > len(missing):
+            self.say(f"{len(jobs) - len(missing)} of {len(jobs)} runs are there already")
+        self._run(missing, self.where, numbered=True)
+
+    def runs(self, arms: Sequence[Composed], seeds: Sequence[int]) -> list[Run]:
+        """What the runs have left."""
+        found = []
+        for arm in arms:
+            for seed in seeds:
+                job = self.job(arm, seed)
+                command = ["python", "-m", "tinyllm.train", *job.command]
+                found.append(
+                    result_of(
+                        job,
+                        arm=arm.name,
+                        seed=seed,
+                        metric=self.metric,
+                        beside=self.directory,
+                        codes=self.codes,
+                        command=command,
+                    )
+                )
+        return found
+
+    def decide_seeds(self, *, effect: float, max_minutes: float | None) -> tuple[int, str]:
+        """Train a pilot, and say how many seeds are needed to see the effect."""
+        other = next(arm for arm in self.arms if arm is not self.reference)
+        pair, first = (self.reference, other), int(self.reference.cfg.seed)
+        pilot = range(first, first + needed.PILOT)
+        self.say(f"pilot: {needed.PILOT} seeds of {self.reference.name} and {other.name}")
+        self.train(pair, pilot)
+        found = {(run.arm, run.seed): run for run in self.runs(pair, pilot)}
+        both = [
+            (found[other.name, seed], found[self.reference.name, seed])
+            for seed in pilot
+            if found[other.name, seed].value is not None and found[self.reference.name, seed].value is not None
+        ]
+        finished = [run for run in found.values() if run.seconds is not None]
+        answer = needed.plan(
+            [float(mine.value or 0.0) - float(theirs.value or 0.0) for mine, theirs in both],
+            effect=effect,
+            arms=len(self.arms),
+            seconds_per_run=sum(run.seconds or 0.0 for run in finished) / max(1, len(finished)) / len(self.where),
+            max_minutes=max_minutes,
+        )
+        return answer.seeds, answer.sentence
+
+    def decode_speeds(self, runs: Sequence[Run]) -> dict[str, float]:
+        """The speed of generation by arm, measured once for each on its first run that finished."""
+        speeds = {}
+        for arm in self.arms:
+            first = next((run for run in runs if run.arm == arm.name and run.status == FINISHED), None)
+            if first is None:
+                continue
+            name = Path(first.path).name
+            if self.measured.get("decode_tokens_per_s", name) is None:
+                self._check_stop()
+                speed = decode_speed(self.directory / first.path, allow=self.allow)
+                self.measured.put("decode_tokens_per_s", name, round(speed, 1))
+            speeds[arm.name] = float(self.measured.get("decode_tokens_per_s", name))
+        return speeds
+
+    def _run(self, jobs: Sequence[Job], where: Places, *, numbered: bool = False) -> None:
+        """Run jobs; those that failed are remembered."""
+        done = 0
+
+        def ended(job: Job, code: int) -> None:
+            nonlocal done
+            done += 1
+            if code:
+                self.codes[job.path] = code
+            else:
+                self.codes.pop(job.path, None)
+            if numbered:
+                self.say(f"[{done}/{len(jobs)}] {job.label}: {self._outcome(job, code)}")
+
+        run_all(jobs, where, self.stop, ended=ended)
+        self._check_stop()
+
+    def _outcome(self, job: Job, code: int) -> str:
+        if code:
+            return f"failed: {reason(job, code)}"
+        value, seconds = last_value(job.path, self.metric)
+        return f"{self.metric} {value:.4f} in {seconds:.0f} s" if value is not None else "no evaluation"
+
+    def _check_stop(self) -> None:
+        if self.stop.signal is not None:
+            raise Stopped
+
+
+def arms_of(comparison: Comparison, speeds: Mapping[str, float], probes: Mapping[str, dict[str, float]]) -> list[Arm]:
+    """The arms as the report shows them."""
+    return [
+        Arm(
+            name=arm.name,
+            settings=list(arm.choice.settings),
+            overrides=arm.overrides,
+            solved=arm.solved,
+            account=arm.account,
+            mismatch=arm.mismatch,
+            max_steps=arm.max_steps,
+            tokens=arm.max_steps * arm.batch.tokens,
+            flops=arm.max_steps * arm.cost.flops_per_step,
+            tuned=arm.tuned,
+            trials=arm.trials,
+            decode_tokens_per_s=speeds.get(arm.name),
+            probes=probes.get(arm.name, {}),
+        )
+        for arm in comparison.arms
+    ]
+
+
+def values_of(runs: Sequence[Run], arms: Sequence[Composed]) -> dict[str, dict[int, float]]:
+    """The metric by arm and seed, of the runs that finished."""
+    found: dict[str, dict[int, float]] = {arm.name: {} for arm in arms}
+    for run in runs:
+        if run.value is not None:
+            found[run.arm][run.seed] = run.value
+    return found
+
+
+def notes_of(runs: Sequence[Run], arms: Sequence[Composed], tuning: Tuning | None) -> list[str]:
+    """What a reader of the figures has to know."""
+    notes = [f"{run.arm}, seed {run.seed}, failed and is left out: {run.error}" for run in runs if run.status == FAILED]
+    notes += [f"{run.arm}, seed {run.seed}, is missing" for run in runs if run.status == MISSING]
+    if tuning is not None:
+        notes.append(
+            f"{tuning.key} was tuned with {tuning.trials} trials for every arm, on the loss of the validation split that"
+            " the arms are compared on, with a seed that is none of theirs"
+        )
+    edges = [arm.name for arm in arms if tuning and tuning.values and at_edge(arm.trials, arm.tuned, tuning.key)]
+    if edges:
+        notes.append(f"the best value lies at the edge of what was tried: {', '.join(edges)}; a wider range may do better")
+    repeated = [arm.name for arm in arms if arm.max_steps * arm.batch.tokens > arm.data.train.n_tokens]
+    if repeated:
+        notes.append(f"trained on the same text more than once: {', '.join(repeated)}")
+    for note in dict.fromkeys(note for arm in arms for note in arm.data.notes):
+        notes.append(note)
+    return notes
+
+
+def at_edge(trials: Sequence[dict[str, Any]], tuned: Mapping[str, Any], key: str) -> bool:
+    """Whether the chosen number is the smallest or the largest of those tried."""
+    numbers = sorted(one[key] for one in trials if isinstance(one[key], float))
+    return bool(numbers) and tuned.get(key) in (numbers[0], numbers[-1]) and len(numbers) > 1

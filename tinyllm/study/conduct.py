@@ -1,0 +1,229 @@
+"""A comparison from its configuration to its figures."""
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllm.config.build import build
+from tinyllm.config.overrides import key_of
+from tinyllm.data.atomic import try_lock
+from tinyllm.errors import UserError
+from tinyllm.study.arms import Asked
+from tinyllm.study.budget import Budget
+from tinyllm.study.comparison import Comparison, arms_of, notes_of, values_of
+from tinyllm.study.composed import (
+    Composed,
+    compose_arms,
+    give_horizon,
+    match_arms,
+    needs_gpu,
+    recompose,
+    reference_of,
+    same_metric,
+)
+from tinyllm.study.ledger import slug
+from tinyllm.study.results import Run, Study
+from tinyllm.study.running import places
+from tinyllm.study.statistics import differences
+from tinyllm.study.tuning import asked as asked_for
+from tinyllm.study.verdicts import verdicts
+from tinyllm.training.files import write_json
+from tinyllm.training.seal import read_run_json
+from tinyllm.training.signals import StopRequest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from tinyllm.config.cli import Invocation
+
+NO_MATTER = ("question", "reference", "seeds", "effect", "max_minutes", "probes", "parallel", "out", "study")
+"""What a study can change and still be the same study."""
+HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
+STUDY = "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is known before anything is written."""
+
+    arms: list[Composed]
+    reference: Composed
+    budget: Budget
+
+
+def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: Sequence[str]) -> Prepared:
+    """The arms composed and matched, and the budget; nothing is written but the cache of tokens.
+
+    Raises:
+        UserError: something does not fit.
+    """
+    budget: Budget = build(cfg.budget, path="budget", allow=invocation.allow)
+    horizon = sorted(invocation.typed.intersection(HORIZON))
+    if horizon and cfg.budget.amount is not None:
+        hint = f"budget.amount={cfg.budget.amount:g} sets the horizon of every arm; leave one of the two out"
+        raise UserError("two horizons", file=horizon[0], hint=hint)
+    defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
+    arms = compose_arms(asked, own=own, defaults=defaults, config_dir=invocation.config_dir, allow=invocation.allow)
+    reference = reference_of(arms, cfg.reference)
+    matching = {"match": cfg.match, "match_by": cfg.match_by, "tolerance": cfg.tolerance}
+    match_arms(arms, reference, **matching, allow=invocation.allow)
+    asked_for(cfg.tune, cfg.tune_trials)
+    return Prepared(arms=arms, reference=reference, budget=budget)
+
+
+def place(cfg: "DictConfig", asked: Asked) -> Path:
+    """The study's directory: as asked for, else the same one for the same settings, whatever its arms' values."""
+    if cfg.out is not None:
+        return Path(cfg.out)
+    shared = sorted(one for one in asked.shared if key_of(one) not in NO_MATTER)
+    varied = dict.fromkeys(key_of(one) for arm in asked.arms for one in arm.settings)
+    name = Path(cfg.study).resolve().parent.name if cfg.study else "-".join(varied)
+    digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
+    return Path("outputs") / "compare" / f"{slug(name)}_{digest}"
+
+
+@contextmanager
+def taken_hold_of(directory: Path) -> Iterator[None]:
+    """Make the study's directory and hold it.
+
+    Raises:
+        UserError: it cannot be made, or another comparison works in it.
+    """
+    try:
+        held = try_lock(directory / ".lock")
+    except OSError as error:
+        hint = f"{error.strerror}; choose another place with out=<directory>"
+        raise UserError("the study's directory cannot be made", key="out", value=directory, hint=hint) from error
+    if held is None:
+        hint = "wait for it, stop it, or choose another place with out=<directory>"
+        raise UserError("another comparison works in there", key="out", value=directory, hint=hint)
+    try:
+        yield
+    finally:
+        os.close(held)
+
+
+def conduct(
+    cfg: "DictConfig",
+    invocation: "Invocation",
+    prepared: Prepared,
+    directory: Path,
+    stop: StopRequest,
+    say: Callable[[str], None],
+) -> Study:
+    """Train what is missing and work out what the figures say; ``study.json`` holds it.
+
+    Raises:
+        Stopped: a signal came.
+        UserError: an arm cannot be timed or tuned, the budget is too small, a run was changed by hand.
+    """
+    arms, reference = prepared.arms, prepared.reference
+    comparison = Comparison(
+        directory=directory,
+        arms=arms,
+        reference=reference,
+        where=places(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
+        stop=stop,
+        metric=same_metric(arms),
+        flags=[] if invocation.config_dir is None else ["--config-dir", invocation.config_dir],
+        config_dir=invocation.config_dir,
+        allow=invocation.allow,
+        say=say,
+    )
+    say(f"study: {directory}")
+    evaluations = None if "trainer.eval_every" in invocation.typed else int(cfg.evaluations)
+    amount = _give_horizon(comparison, prepared.budget, evaluations)
+    tell_arms(comparison, match=cfg.match)
+    tuning = asked_for(cfg.tune, cfg.tune_trials)
+    if tuning is not None:
+        comparison.tune(tuning)
+    number, note = cfg.seeds, "as many as were asked for"
+    if cfg.seeds == "auto":
+        number, note = comparison.decide_seeds(effect=cfg.effect, max_minutes=cfg.max_minutes)
+        say(note)
+    seeds = [int(cfg.seed) + i for i in range(number)]
+    comparison.train(arms, seeds)
+    runs = comparison.runs(arms, seeds)
+    found = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
+    study = Study(
+        question=cfg.question or question_of(arms, comparison.metric),
+        command=shlex.join(["python", "-m", "tinyllm.compare", *invocation.arguments]),
+        metric=comparison.metric,
+        match=cfg.match,
+        match_by=sorted({key for arm in arms for key in arm.solved}),
+        tolerance=cfg.tolerance,
+        budget=prepared.budget.name,
+        amount=amount,
+        effect=cfg.effect,
+        seeds=seeds,
+        seeds_note=note,
+        reference=reference.name,
+        arms=arms_of(comparison, comparison.decode_speeds(runs), comparison.probe(list(cfg.probes))),
+        runs=runs,
+        differences=found,
+        verdicts=verdicts(found, reference=reference.name, metric=comparison.metric, effect=cfg.effect),
+        notes=notes_of(runs, arms, tuning),
+        provenance=provenance_of(directory, runs),
+    )
+    write_json(directory / STUDY, asdict(study))
+    return study
+
+
+def _give_horizon(comparison: Comparison, budget: Budget, evaluations: int | None) -> float:
+    """Set every arm's horizon; returns what each run gets of the budget."""
+    reference = comparison.reference
+    if budget.needs_speed:
+        amount = budget.given_by(reference.cost, steps=0)
+        comparison.time_arms(amount)
+    else:
+        amount = budget.given_by(reference.cost, steps=reference.own_horizon())
+    give_horizon(comparison.arms, budget, amount, evaluations=evaluations)
+    for arm in comparison.arms:
+        recompose(arm, config_dir=comparison.config_dir)
+    return amount
+
+
+def tell_arms(comparison: Comparison, *, match: str) -> None:
+    """Say what the arms are, what matching changed and how near it came."""
+    width = max(len(arm.name) for arm in comparison.arms)
+    for arm in comparison.arms:
+        costs = arm.account
+        changed = " ".join(f"{key}={value}" for key, value in arm.solved.items())
+        matched = "" if arm.mismatch is None else f", {match} {arm.mismatch:+.2%}"
+        reference = ", the reference" if arm is comparison.reference else matched
+        comparison.say(
+            f"  {arm.name:{width}}  {costs.parameters:,} parameters ({costs.active_parameters:,} active),"
+            f" {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,} B of cache a token;"
+            f" {arm.max_steps} steps{reference}{f'; {changed}' if changed else ''}"
+        )
+
+
+def question_of(arms: Sequence[Composed], metric: str) -> str:
+    """The question that nobody put into words."""
+    names = [arm.name for arm in arms]
+    return f"Which of {', '.join(names[:-1])} and {names[-1]} has the lowest {metric}?"
+
+
+def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:
+    """What made the runs; a fact that differs between them is given with all its values."""
+    found: dict[str, list[Any]] = {}
+    for run in runs:
+        if not run.records:
+            continue
+        facts = read_run_json(directory / run.path)
+        info = facts["info"]
+        shown = {name: facts.get(name) for name in ("versions", "host", "machine", "instructions", "threads", "commit")}
+        shown |= {"code": facts.get("code"), "data": facts.get("data")}
+        shown |= {name: info.get(name) for name in ("device", "precision", "train_tokens", "val_tokens", "dataset")}
+        for name, value in shown.items():
+            values = found.setdefault(name, [])
+            if value not in values:
+                values.append(value)
+    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+

@@ -1,0 +1,55 @@
+"""What is measured once and kept, so that the same study gives the same report: speeds, and accuracies of probes."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tinyllm.data.atomic import write_atomically
+from tinyllm.errors import UserError
+
+FILE = "measured.json"
+DECODED = 128
+"""Tokens that are generated to measure the speed of generation, where the context holds as many."""
+ROUNDS = 3
+
+
+class Measured:
+    """Figures by kind and by what they belong to, in a file."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / FILE
+        self._known: dict[str, dict[str, Any]] = {}
+        if self.file.is_file():
+            try:
+                self._known = json.loads(self.file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                hint = f"{error}; take the file away to measure again"
+                raise UserError("a damaged file", file=self.file, hint=hint) from error
+
+    def get(self, kind: str, of: str) -> Any:
+        """What was measured; None: nothing yet."""
+        return self._known.get(kind, {}).get(of)
+
+    def put(self, kind: str, of: str, value: Any) -> None:
+        """Keep what was measured."""
+        self._known.setdefault(kind, {})[of] = value
+        write_atomically(self.file, (json.dumps(self._known, indent=1, sort_keys=True) + "\n").encode())
+
+
+def decode_speed(run_dir: Path, *, allow: frozenset[str]) -> float:
+    """Tokens per second of one sequence with the greedy choice, the best of a few rounds, the first token left out."""
+    from tinyllm.inference.generator import stream_text
+    from tinyllm.inference.sampling import Sampling
+    from tinyllm.loading import load
+
+    model, tokenizer = load(run_dir, allow=allow)
+    tokens = min(DECODED, model.max_seq_len // 2)
+    best = 0.0
+    for _ in range(ROUNDS):
+        pieces = stream_text(model, tokenizer, max_new_tokens=tokens, sampling=Sampling(temperature=0.0))
+        next(pieces)
+        begin = time.perf_counter()
+        made = sum(1 for _ in pieces)
+        best = max(best, made / max(time.perf_counter() - begin, 1e-9))
+    return best
