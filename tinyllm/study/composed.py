@@ -180,6 +180,7 @@ def match_arms(
             hint = f"arm {arm.name} against {reference.name}: {error.hint}"
             raise UserError(error.what, key=error.key, value=error.value, hint=hint) from error
         arm.solved, arm.account, arm.mismatch = dict(found.values), found.account, found.mismatch
+        arm.overrides = [one for one in arm.overrides if key_of(one) not in found.replaced]
         for key, value in found.values.items():
             arm.set(key, value)
 
