@@ -30,8 +30,9 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "study": (
         {"config", "data", "training", "models", "nn", "optim", "inference", "loggers", "sweep"}
         | {"assemble", "launch", "loading", "planning", "resume"},
-        {"hydra", "omegaconf", "numpy", "rich", "scipy", "statsmodels", "torch"},
+        {"hydra", "omegaconf", "numpy", "rich", "scipy", "statsmodels", "torch", "yaml"},
     ),
+    "report": ({"study", "loggers"}, {"matplotlib", "jinja2", "rich", "wandb"}),
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 ENTRY_POINTS = [target.partition(":")[0] for target in SCRIPTS.values()]
