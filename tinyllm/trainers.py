@@ -67,7 +67,8 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     made_by = provenance()
     begun = {"step": state.step, "world_size": batch.world_size, "settings": to_save(planned.invocation.overrides)}
-    run_dir.write_start(begun | made_by, info=shown, facts=facts, **made_by)
+    choices = planned.invocation.choices
+    run_dir.write_start(begun | made_by, choices=choices, info=shown, facts=facts, **made_by)
     log, events = listeners(planned, run_dir, start_step=state.step)
     events.load_state_dict(of_loggers)
     stack.callback(log.close)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,18 +38,23 @@ class Watched:
         settings: the command line.
         run_dir: where the run writes; its metrics tell how far it is.
         log: gets standard output, and standard error under the same name with ``.err``.
+        environ: what differs in the environment.
     """
 
-    def __init__(self, settings: Sequence[str], *, run_dir: Path, log: Path) -> None:
+    def __init__(
+        self, settings: Sequence[str], *, run_dir: Path, log: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
         self.run_dir = run_dir
         self.arrivals: dict[int, float] = {}
         """When the record of each step was seen, by the clock of :func:`time.perf_counter`."""
         self._errors = log.with_suffix(".err")
         self._old = _identity(self._metrics)
-        environ = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
         with log.open("wb") as out, self._errors.open("wb") as err:
             command = [sys.executable, "-m", "tinyllm.train", *settings]
-            self.process = subprocess.Popen(command, stdout=out, stderr=err, env=environ, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=err, env=inherited | dict(environ or {}), start_new_session=True
+            )
 
     @property
     def _metrics(self) -> Path:
