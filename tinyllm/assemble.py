@@ -10,7 +10,7 @@ from tinyllm.config.build import build, call
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.errors import UserError
 from tinyllm.loggers.progress import PreparationProgress
-from tinyllm.optim.groups import DECAYED, parameter_groups
+from tinyllm.optim.groups import follow_width, parameter_groups
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.events import OptimizerGroup
 from tinyllm.training.seeds import stream
@@ -70,19 +70,29 @@ def build_optimizer(
     Raises:
         UserError: a hyper-parameter out of range, or a rule that matches nothing.
     """
-    groups = parameter_groups(model, model.parameter_kinds())
+    groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "growth", None))
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
     optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")
-    described = [
+    follow_width(optimizer)
+    return optimizer, described(optimizer)
+
+
+def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
+    """The groups of an optimizer for a person; those that differ in nothing a person would see are one."""
+    found: dict[tuple[str, float, float], list[Any]] = {}
+    for group in optimizer.param_groups:
+        own = group["growth"] is not None
+        key = group["kind"], group["lr_scale"] if own else 1.0, group.get("weight_decay", 0.0)
+        found.setdefault(key, []).extend(group["params"])
+    return [
         OptimizerGroup(
-            name=group["kind"],
-            tensors=len(group["params"]),
-            parameters=sum(p.numel() for p in group["params"]),
-            weight_decay=group["weight_decay"] if group["kind"] != DECAYED else group.get("weight_decay", 0.0),
+            name=kind if scale == 1 else f"{kind}, lr × {scale:.4g}",
+            tensors=len(params),
+            parameters=sum(p.numel() for p in params),
+            weight_decay=weight_decay,
         )
-        for group in optimizer.param_groups
+        for (kind, scale, weight_decay), params in found.items()
     ]
-    return optimizer, described
 
 
 def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[str]) -> Schedule:

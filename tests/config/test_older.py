@@ -6,7 +6,7 @@ import tinyllm
 from tinyllm.config.older import upgraded
 
 LATER = {
-    "model": ("layerdrop", "layers"),
+    "model": ("layerdrop", "layers", "parametrization"),
     "model.block": ("moe",),
     "model.block.attn": ("head_dim", "window", "sinks", "softcap"),
     "trainer": ("activation_checkpointing",),
@@ -24,6 +24,19 @@ def test_what_came_later_is_filled_in() -> None:
             for key in keys:
                 del OmegaConf.select(old, path)[key]
     assert OmegaConf.to_container(upgraded(old), resolve=True) == OmegaConf.to_container(today, resolve=True)
+
+
+def test_the_model_alone_may_be_of_an_earlier_version() -> None:
+    today = tinyllm.compose("attn=gqa", "layers=pattern", 'model.layers.kinds={a:"attn=mqa",b:""}',
+                            "model.layers.pattern=[a,b]")  # fmt: skip
+    old = OmegaConf.create(OmegaConf.to_container(today))
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old.model["parametrization"]
+    assert OmegaConf.to_container(upgraded(old), resolve=True) == OmegaConf.to_container(today, resolve=True)
+    with open_dict(old):
+        old.model._target_ = "mine.Model"
+    assert upgraded(old) is old
 
 
 def test_what_is_of_today_stays() -> None:

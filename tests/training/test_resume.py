@@ -23,6 +23,7 @@ OPTIONS = {
     "ema": ("ema.enabled=true", "ema.update_every=2", "trainer.eval_every=2"),
     "lion": ("optimizer=lion", "optimizer.lr=1e-3"),
     "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3"),
+    "mup": ("parametrization=mup", "optimizer=muon", "optimizer.scale=spectral", "moe=aux_free"),
     "adamw8bit": ("optimizer=adamw8bit", "optimizer.lr=1e-3"),
     "gqa glu learned untied": (
         "attn=gqa", "model.n_kv_heads=1", "ffn=swiglu", "pos=learned", "model.tie_embeddings=false",

@@ -11,6 +11,8 @@ FIRST = (
     *(f"model.block.attn.{key}" for key in ("head_dim", "window", "sinks", "softcap")),
 )
 """What the model of the first version did not have; it had no ``model.layers``."""
+MODEL = ("model.parametrization",)
+"""What the model of later versions did not have."""
 LATER = (
     "trainer.activation_checkpointing",
     "trainer.compile",
@@ -31,10 +33,11 @@ def upgraded(cfg: DictConfig) -> DictConfig:
     Today's come back as they are, and so does the model of a class of one's own.
     """
     missing = [key for key in LATER if not _has(cfg, key)]
-    if missing or "layers" not in cfg.model:
+    if missing or not all(_has(cfg, key) for key in MODEL):
         today = compose()
-        if "layers" not in cfg.model and cfg.model.get("_target_") == today.model._target_:
-            missing += FIRST
+        if cfg.model.get("_target_") == today.model._target_:
+            missing += FIRST if "layers" not in cfg.model else ()
+            missing += [key for key in MODEL if not _has(cfg, key)]
     if not missing:
         return cfg
     filled = OmegaConf.create(OmegaConf.to_container(cfg))

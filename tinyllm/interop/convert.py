@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tinyllm.interop.architecture import architecture_of
 from tinyllm.interop.families import fitting
+from tinyllm.interop.folding import folded
 from tinyllm.models.transformer import Transformer
 
 
@@ -23,6 +24,7 @@ def converted(model: Transformer, state: Mapping[str, Tensor]) -> tuple[str, dic
     arch = architecture_of(model)
     family = fitting(arch)
     config = family.write(arch)
+    state = folded(model, state)
     tensors: dict[str, Tensor] = {}
     for one in family.weights(arch, config):
         tensors |= zip(one.theirs, one.layout.split(state[one.ours]), strict=True)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tinyllm.models.block import Block
 from tinyllm.models.layerdrop import draw_kept, skip
 from tinyllm.models.layers import BlockFactory
+from tinyllm.models.parametrization import Parametrization, Standard
 from tinyllm.nn.cache import Cache
 from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.grouped import GroupedLinear
@@ -60,8 +61,11 @@ class Transformer(nn.Module):
         block, norm, pos: factories of the layers, the norms and the position object; each gets the arguments that its
             constructor names (``tinyllm.nn.parts.make``).
         layers: makes the list of the layers' factories, of what it names of ``block`` and ``n_layers``.
+        parametrization: how initial weights, learning rates and multipliers follow the width.
 
     Attributes:
+        output_multiplier: factor on the hidden states, and so on the logits.
+        growth: of the matrices whose learning rates follow the width, by name; for the optimizer.
         kinds: per block, the first block of its kind.
         recompute_every: in training, every so many blocks one keeps its input alone and is computed again for the
             backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
@@ -92,7 +96,9 @@ class Transformer(nn.Module):
         norm: Callable[..., nn.Module],
         pos: Callable[..., Position],
         layers: Callable[..., list[BlockFactory]],
+        parametrization: Parametrization,
     ) -> None:
+        settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "max_seq_len": max_seq_len}
         for name, size in positive.items():
@@ -133,17 +139,24 @@ class Transformer(nn.Module):
             for factory in factories
         )
         self.head: nn.Module | None = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
+        self.output_multiplier, self.growth = parametrization.fit(
+            self,
+            partial(Transformer, **settings | {"parametrization": Standard()}),
+            shape={"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_ff": d_ff},
+        )
         if self.embedding.weight.device.type != "meta":
             self.init_weights()
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None) -> Tensor:
-        """Hidden states (B, T, C) after the final norm; see :meth:`run`."""
+        """Hidden states (B, T, C) for the head; see :meth:`run`."""
         return Transformer.run(self, ids_BT, cache=cache)[0]
 
     def run(
         self, ids_BT: Tensor, *, cache: Cache | None = None, kept: Sequence[bool] | None = None
     ) -> tuple[Tensor, list[Routing | None]]:
-        """Hidden states (B, T, C) after the final norm, and per block how its mixture of experts routed.
+        """Hidden states (B, T, C) for the head, and per block how its mixture of experts routed.
+
+        They are those after the final norm, times the output multiplier.
 
         With a cache, the tokens continue those that it holds of each row, and the cache advances.
 
@@ -177,7 +190,8 @@ class Transformer(nn.Module):
                 routings.append(None)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
-        return self.norm(x_BTC), routings
+        hidden_BTC = self.norm(x_BTC)
+        return hidden_BTC if self.output_multiplier == 1 else hidden_BTC * self.output_multiplier, routings
 
     def recomputes(self, block: int) -> bool:
         """Whether a block is computed again for the backward pass."""

@@ -63,7 +63,12 @@ class GroupedLinear(nn.Module):
         bias: whether there are biases.
         n_experts: how many.
         groups: says whose the rows are.
+
+    Attributes:
+        std_factor: as in ``Linear``.
     """
+
+    std_factor = 1.0
 
     def __init__(self, *, d_in: int, d_out: int, bias: bool, n_experts: int, groups: Groups) -> None:
         super().__init__()
@@ -87,8 +92,8 @@ class GroupedLinear(nn.Module):
         return aligned and in_one_product(device)
 
     def init_weights(self, std: float) -> None:
-        """Weights from N(0, std²), biases 0, as of one linear layer."""
-        nn.init.normal_(self.weight, std=std)
+        """Weights and biases as of one linear layer."""
+        nn.init.normal_(self.weight, std=std * self.std_factor)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -7,7 +7,13 @@ from tinyllm.nn.packed import PackedLinear, RoundedLinear, has_packed, reorder_
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` with keyword arguments, whose weights begin when the model says so."""
+    """``torch.nn.Linear`` with keyword arguments, whose weights begin when the model says so.
+
+    Attributes:
+        std_factor: on the standard deviation of the first weights, from the model's parametrization.
+    """
+
+    std_factor = 1.0
 
     def __init__(self, *, d_in: int, d_out: int, bias: bool) -> None:
         super().__init__(d_in, d_out, bias=bias)
@@ -16,8 +22,8 @@ class Linear(nn.Linear):
         """Nothing: the model draws every weight once, in one order, by ``init_weights``."""
 
     def init_weights(self, std: float) -> None:
-        """Weights from N(0, std²), biases 0."""
-        nn.init.normal_(self.weight, std=std)
+        """Weights from N(0, (std · std_factor)²), biases 0."""
+        nn.init.normal_(self.weight, std=std * self.std_factor)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

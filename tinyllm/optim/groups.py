@@ -1,38 +1,66 @@
-"""Parameter groups: which tensors get weight decay."""
+"""Parameter groups: which tensors get weight decay, and which have a learning rate of their own."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 DECAYED = "matrix"
 KINDS = (DECAYED, "embedding", "vector")
 
 
-def parameter_groups(model: nn.Module, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, kinds: Mapping[str, str], growth: Mapping[str, Hashable] | None = None
+) -> list[dict[str, Any]]:
     """One optimizer group per kind of parameter, in the order of ``KINDS``; only matrices are decayed.
+
+    Parameters that grow with the width of the model are in groups of their own, one for each growth.
 
     Args:
         model: its parameters, each once (a tied tensor under its first name).
         kinds: ``matrix``, ``embedding`` or ``vector`` by parameter name, from ``model.parameter_kinds()``.
+        growth: of some of the parameters, by name, see :func:`follow_width`.
 
     Returns:
-        Groups with ``params``, ``names`` and ``kind``; all but the matrices' set ``weight_decay`` to 0.
+        Groups with ``params``, ``names``, ``kind`` and ``growth``; all but the matrices' set ``weight_decay`` to 0.
 
     Raises:
         ValueError: a parameter has no kind, a kind is unknown, or no parameter is a matrix.
     """
-    groups: dict[str, dict[str, Any]] = {}
-    for kind in KINDS:
-        groups[kind] = {"params": [], "names": [], "kind": kind}
-        if kind != DECAYED:
-            groups[kind]["weight_decay"] = 0.0
+    found: dict[tuple[str, Hashable], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        if kinds.get(name) not in groups:
-            raise ValueError(f"parameter {name} has kind {kinds.get(name)}: one of {', '.join(KINDS)}")
-        group = groups[kinds[name]]
+        kind, own = kinds.get(name), (growth or {}).get(name)
+        if kind not in KINDS:
+            raise ValueError(f"parameter {name} has kind {kind}: one of {', '.join(KINDS)}")
+        group = found.setdefault((kind, own), {"params": [], "names": [], "kind": kind, "growth": own})
+        if kind != DECAYED:
+            group["weight_decay"] = 0.0
         group["params"].append(parameter)
         group["names"].append(name)
-    if not groups[DECAYED]["params"]:
+    if all(kind != DECAYED for kind, _ in found):
         raise ValueError("weight decay would apply to nothing: the model has no matrix of a linear layer")
-    return [group for group in groups.values() if group["params"]]
+    return sorted(found.values(), key=lambda group: KINDS.index(group["kind"]))
+
+
+def follow_width(optimizer: Optimizer) -> None:
+    """Let the learning rates of the groups that grow with the width of the model follow it.
+
+    The decay of a step is lr·weight_decay; it stays as it is at every width, so that the weights forget in the same
+    number of steps (Wang & Aitchison 2024, https://arxiv.org/abs/2405.13698, §4).
+
+    Args:
+        optimizer: its ``update_norm(rows, columns)`` is the spectral norm of a matrix's step at learning rate 1, up to
+            a constant; one that has none makes steps whose entries have one size.
+    """
+    norm = getattr(optimizer, "update_norm", one_size)
+    for group in optimizer.param_groups:
+        if group["growth"] is not None:
+            factor = group["growth"].rate_factor(norm)
+            group["lr_scale"] = group.get("lr_scale", 1.0) * factor
+            group["weight_decay"] /= factor
+
+
+def one_size(rows: int, columns: int) -> float:
+    """The spectral norm of a step in few directions whose entries are all about 1."""
+    return float((rows * columns) ** 0.5)

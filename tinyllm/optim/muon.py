@@ -85,12 +85,15 @@ class Muon(Optimizer):
         momenta = [self.state[weight]["m"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
         updates = torch.stack([whole(one) for one in torch._foreach_lerp(gradients, momenta, self.momentum)])
-        rows, columns = updates.shape[-2:]
-        size = 0.2 * max(rows, columns) ** 0.5 if self.scale == "rms" else max(1.0, rows / columns) ** 0.5
+        size = self.update_norm(*updates.shape[-2:])
         orthogonal = orthogonalise(updates.flatten(0, -3)).view(updates.shape)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         steps = [part_of(step, weight) for step, weight in zip(orthogonal.to(weights[0].dtype), weights, strict=True)]
         torch._foreach_add_([local(weight) for weight in weights], steps, alpha=-lr * size)
+
+    def update_norm(self, rows: int, columns: int) -> float:
+        """s: the singular values of a matrix's step at learning rate 1."""
+        return 0.2 * max(rows, columns) ** 0.5 if self.scale == "rms" else max(1.0, rows / columns) ** 0.5
 
 
 def by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -9,7 +9,13 @@ from tinyllm.nn.cache import LayerCache
 
 
 class Attention(nn.Module, ABC):
-    """Causal self-attention that owns its cache, its accounting and its initialisation."""
+    """Causal self-attention that owns its cache, its accounting and its initialisation.
+
+    Attributes:
+        scale: what q·k is multiplied with; a parametrization may change it before the first forward pass.
+    """
+
+    scale: float
 
     @abstractmethod
     def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:

@@ -46,6 +46,7 @@ class HeadsAttention(Attention):
             raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
+        self.scale = self.head_dim**-0.5
         self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         self.rotary = pos.rotary(self.head_dim)
@@ -68,7 +69,7 @@ class HeadsAttention(Attention):
         if cache is not None:
             (k_BGSD, v_BGSD), mask_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, rule=self.rule, mask=mask_B1TS, dropout_p=dropout_p)
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
