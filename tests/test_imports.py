@@ -32,6 +32,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
         | {"assemble", "launch", "loading", "planning", "resume"},
         {"hydra", "omegaconf", "numpy", "rich", "scipy", "statsmodels", "torch", "yaml"},
     ),
+    "probes": ({"nn", "training"}, {"numpy", "rich", "statsmodels", "torch"}),
     "report": ({"study", "loggers"}, {"matplotlib", "jinja2", "rich", "wandb"}),
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]

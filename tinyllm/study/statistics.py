@@ -125,11 +125,12 @@ def seeds_needed(sd: float, *, effect: float, level: float = LEVEL) -> int:
         effect: above zero.
         level: two-sided.
     """
-    high = 2
-    while power(effect / sd, high, level) < POWER:
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(effect / sd, middle, level) >= POWER else (middle, high)
-    return max(high, 2)
+    from scipy.stats import norm
+
+    ratio = effect / sd
+    n = max(2, round(((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2))  # with sd known; a few more are needed
+    while power(ratio, n, level) < POWER:
+        n += 1
+    while n > 2 and power(ratio, n - 1, level) >= POWER:
+        n -= 1
+    return n
