@@ -31,7 +31,7 @@ def groups_table(program: str) -> str:
     rows = [
         (
             f"`{group.name}`",
-            " ".join(f"**`{one.name}`**" if one.name == group.default else f"`{one.name}`" for one in group.options),
+            " ".join(f"**`{one.name}`**" if one in group.chosen else f"`{one.name}`" for one in group.options),
             f"`{group.package}.*`" if group.package else "any key",
         )
         for group in read_program(program).groups
@@ -44,9 +44,14 @@ def _program(program: Program, earlier: dict[str, Program]) -> list[str]:
     parts = [f"## {program.name}", f"`python -m tinyllm.{program.name}`: {_text(program.meaning)}"]
     for other in earlier.values():
         keys = [key for key in program.keys if program.keys[key] == other.keys.get(key)]
-        groups = [group.name for group in program.groups if group in other.groups]
+        defaults = {group.name: group.default for group in other.groups}
+        groups = [group for group in program.groups if any(_same_options(group, one) for one in other.groups)]
         if groups:
-            parts.append(f"Groups as in {other.name}: {', '.join(f'`{name}`' for name in groups)}.")
+            names = [
+                f"`{one.name}`" + ("" if one.default == defaults[one.name] else f" (here `{one.default}` by default)")
+                for one in groups
+            ]
+            parts.append(f"Groups as in {other.name}: {', '.join(names)}.")
         if len(keys) > 9:  # fewer are read more easily where they belong
             parts.append(f"Keys as in {other.name}: {', '.join(f'`{key}`' for key in keys)}.")
             program = replace(program, keys={path: program.keys[path] for path in program.keys if path not in keys})
@@ -55,21 +60,31 @@ def _program(program: Program, earlier: dict[str, Program]) -> list[str]:
         parts.append(_table(("key", "default", "meaning"), rows))
     known = [group for other in earlier.values() for group in other.groups]
     for group in program.groups:
-        if group.options and group not in known:
+        if group.options and not any(_same_options(group, one) for one in known):
             parts += _group(group)
     return parts
+
+
+def _same_options(group: Group, other: Group) -> bool:
+    """Whether two programs differ in a group by the default at most."""
+    return replace(group, default=None) == replace(other, default=None)
 
 
 def _group(group: Group) -> list[str]:
     """The options of one group, then their keys, then a table of the defaults that differ."""
     node = f", the keys of `{group.package}`" if group.package else ""
     rows = [
-        (f"**`{one.name}`**" if one.name == group.default else f"`{one.name}`", _text(one.meaning))
-        for one in group.options
+        (f"**`{one.name}`**" if one in group.chosen else f"`{one.name}`", _text(one.meaning)) for one in group.options
     ]
     parts = [f"### `{group.name}=…`{node}", _table(("option", "what"), rows)]
     if not group.package:  # an overlay sets keys of other groups, which stand there
-        return parts
+        rows = [
+            (f"`{option.package}.{key.path}`", f"`{key.default}`", _text(key.meaning))
+            for option in group.options
+            for key in option.keys.values()
+            if option.package
+        ]
+        return [*parts, _table(("key", "default", "meaning"), rows)] if rows else parts
     having: dict[str, list[tuple[File, Key]]] = defaultdict(list)
     for option in group.options:
         for key in option.keys.values():

@@ -62,14 +62,15 @@ def test_comments_behind_and_above_a_key_and_in_quotes(tmp_path: Path) -> None:
 def test_a_file_on_top_of_another_keeps_its_comments(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("# Base.\na: 1  # first\nb: 2  # second\n")
     (tmp_path / "top.yaml").write_text(
-        "# Top.\ndefaults:\n  - base\n  - group: one\n  - other: null\n  - override hydra/x: none\n  - _self_\nb: 3\n"
+        "# Top.\ndefaults:\n  - base\n  - group: one\n  - other: null\n  - some: [a, b]\n  - changed: one\n"
+        "  - override hydra/x: none\n  - override changed: another\n  - _self_\nb: 3\n"
     )
     read = read_file(tmp_path / "top.yaml")
     assert [(key.path, key.default, key.meaning) for key in read.keys.values()] == [
         ("a", "1", "first"),
         ("b", "3", "second"),
     ]
-    assert read.choices == {"group": "one", "other": None}
+    assert read.choices == {"group": "one", "other": None, "some": "[a,b]", "changed": "another"}
 
 
 @pytest.mark.parametrize("path", OPTION_FILES, ids=shown)
@@ -84,7 +85,9 @@ def test_every_group_of_a_program_is_there_and_its_default_too() -> None:
     for name in programs():
         for group in read_program(name).groups:
             options = [option.name for option in group.options]
-            assert group.default is None or group.default in options, f"{name}: {group.name}={group.default}"
+            chosen = [] if group.default is None else group.default.strip("[]").split(",")
+            assert set(chosen) <= set(options), f"{name}: {group.name}={group.default}"
+            assert [option.name for option in group.chosen] == sorted(chosen)
 
 
 @pytest.mark.parametrize("name", programs())
@@ -96,8 +99,8 @@ def test_the_defaults_shown_are_those_that_hydra_composes(name: str) -> None:
     keys = {key.path: key.default for key in program.keys.values()}
     for group in program.groups:
         for option in group.options:
-            if option.name == group.default and group.package:
-                keys |= {f"{group.package}.{key.path}": key.default for key in option.keys.values()}
+            if option in group.chosen and option.package:
+                keys |= {f"{option.package}.{key.path}": key.default for key in option.keys.values()}
     assert keys
     for path, default in keys.items():
         if default == "???":

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import tinyllm
 from tinyllm.config import schema
+from tinyllm.config.commented import programs, read_program
 from tinyllm.config.files import read_yaml
 from tinyllm.config.names import groups
 from tinyllm.config.paths import conf_dir
@@ -44,6 +45,11 @@ def wants_path(group: str, overrides: tuple[str, ...]) -> bool:
     return bool(chosen) and read_yaml(conf_dir() / group / f"{chosen[-1]}.yaml").get("path") == "???"
 
 
+def program_with(group: str) -> str:
+    """The first program that has the group."""
+    return next(name for name in programs() if group in [one.name for one in read_program(name).groups])
+
+
 def package_of(file: Path) -> str:
     """The node where the keys of an option file stand."""
     found = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
@@ -66,7 +72,8 @@ def test_the_defaults_compose(program: str) -> None:
 def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -> None:
     file = conf_dir() / group / f"{option}.yaml"
     package = package_of(file)
-    chosen = composed(f"{group}={option}")
+    program = program_with(group)
+    chosen = composed(f"{group}={option}", program=program)
     written = read_yaml(file)
     written.pop("defaults", None)
     node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
@@ -81,7 +88,7 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
     if "_target_" in node:
         with open_dict(node), pytest.raises(UserError, match="unknown key") as refused:
             node.no_such_key = 1
-            check(chosen, schema.TrainConfig)
+            check(chosen, schema.SCHEMAS[program])
         assert refused.value.key == f"{package}.no_such_key"
 
 

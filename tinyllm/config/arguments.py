@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 
 from tinyllm.config.errors import explain
 from tinyllm.config.literal import quote_literals
+from tinyllm.config.names import near, side_by_side
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
 
@@ -59,7 +60,9 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
     if several and known.multirun:
         raise UserError("flag not offered", file="-m", hint="several values of a key are arms without it")
     settings = settings if known.multirun else quote_literals(settings)
-    check_settings(settings, several=several or known.multirun, directories=[known.config_dir] if known.config_dir else [])
+    check_settings(
+        settings, several=several or known.multirun, directories=[known.config_dir] if known.config_dir else []
+    )
     return CommandLine(flags=flags, settings=settings, multirun=known.multirun, config_dir=known.config_dir)
 
 
@@ -141,7 +144,21 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
             raise UserError("several values", key=key, value=typed, hint=hint)
         return
     groups = [place / key for place in places if (place / key).is_dir()]
-    if groups and not isinstance(override.value(), str):
-        options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
-        hint = f"one of {', '.join(options)}; or leave it out"
-        raise UserError("a group takes one option", key=key, value=typed, hint=hint)
+    if not groups or isinstance(override.value(), str):
+        return
+    options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
+    if isinstance(override.value(), list) and side_by_side(groups):
+        _check_options(key, [str(one) for one in override.value()], options)  # of several, Hydra tells less than of one
+        return
+    hint = f"one of {', '.join(options)}; or leave it out"
+    raise UserError("a group takes one option", key=key, value=typed, hint=hint)
+
+
+def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
+    if not chosen:
+        raise UserError("none is chosen", key=group, value="[]", hint=f"one or more of {', '.join(options)}")
+    for name in chosen:
+        if name not in options:
+            meant = near(name, options)
+            hint = (f"did you mean {meant[0]}? " if meant else "") + f"some of {', '.join(options)}"
+            raise UserError("no such option", key=group, value=name, hint=hint)

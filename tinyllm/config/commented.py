@@ -14,6 +14,8 @@ import yaml
 from tinyllm.config.paths import conf_dir
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
+OVERRIDE = "override "
+"""What an entry of a defaults list begins with that changes the choice of an earlier one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class File:
     """The config node the file fills, from its ``# @package`` line."""
     keys: dict[str, Key] = field(default_factory=dict)
     choices: dict[str, str | None] = field(default_factory=dict)
-    """Group and chosen option of the defaults list."""
+    """Group and chosen option of the defaults list, several as they are typed: ``[one,other]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,16 @@ class Group:
 
     name: str
     package: str
+    """The node that all options fill; "" where each fills one of its own, or any."""
     default: str | None
+    """The option as it is typed; several are ``[one,other]``."""
     options: list[File]
+
+    @property
+    def chosen(self) -> list[File]:
+        """The options that are chosen by default."""
+        names = (self.default or "").strip("[]").split(",")
+        return [option for option in self.options if option.name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,7 @@ def read_file(path: Path) -> File:
     for key in _leaves(root, text, ""):
         known = keys.get(key.path)
         keys[key.path] = replace(key, meaning=known.meaning) if known and not key.meaning else key
+    choices |= {group: option for group, option in _overridden(root) if group in choices}
     return File(name=path.stem, meaning=meaning, package=package, keys=keys, choices=choices)
 
 
@@ -127,9 +138,28 @@ def _defaults(root: yaml.MappingNode) -> Iterator[tuple[str | None, str | None]]
                 yield None, entry.value
                 continue
             [(group, option)] = entry.value
-            if not group.value.startswith("override "):
-                chosen = None if option.value == "null" else option.value
-                yield group.value.lstrip("/").partition("@")[0], chosen
+            if not group.value.startswith(OVERRIDE):
+                yield _group_name(group.value), _as_typed(option)
+
+
+def _overridden(root: yaml.MappingNode) -> Iterator[tuple[str, str | None]]:
+    """(group, option) of the overrides in the defaults list."""
+    for key, value in root.value:
+        for entry in value.value if key.value == "defaults" else []:
+            for group, option in entry.value if isinstance(entry, yaml.MappingNode) else []:
+                if group.value.startswith(OVERRIDE):
+                    yield _group_name(group.value.removeprefix(OVERRIDE)), _as_typed(option)
+
+
+def _group_name(text: str) -> str:
+    return text.lstrip("/").partition("@")[0]
+
+
+def _as_typed(option: yaml.Node) -> str | None:
+    """What a defaults list chooses, as on the command line."""
+    if isinstance(option, yaml.SequenceNode):
+        return f"[{','.join(one.value for one in option.value)}]"
+    return None if option.value == "null" else str(option.value)
 
 
 def _leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Key]:

@@ -42,6 +42,11 @@ _EXAMPLES = {
         ("five times, two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
         ("your composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
     ],
+    "probe": [
+        ("the default composition on every task", ""),
+        ("which attention recalls?", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
+        ("what a window cannot see", "model.block.attn.window=0,8 tasks=[recall]"),
+    ],
     "describe": [
         ("the default model", ""),
         ("a model that does not fit here", "model=xlarge attn=gqa"),
@@ -110,10 +115,10 @@ def _all_keys(program: Program) -> list[Key]:
     """The keys of the root, then those of the default options with their full path."""
     keys = list(program.keys.values())
     for group in program.groups:
-        for option in group.options:
-            if option.name == group.default and group.package:
+        for option in group.chosen:
+            if option.package:
                 keys += [
-                    Key(path=f"{group.package}.{key.path}", default=key.default, meaning=key.meaning)
+                    Key(path=f"{option.package}.{key.path}", default=key.default, meaning=key.meaning)
                     for key in option.keys.values()
                 ]
     return keys
@@ -127,7 +132,7 @@ def _group_rows(group: Group, columns: int) -> str:
     """A group and its options, the default one marked."""
     where = f"   sets {group.package}.*" if group.package else ""
     rows = [f"{group.name}={group.default or '…'}{where}"]
-    rows += [_option_row(option, columns, chosen=option.name == group.default) for option in group.options]
+    rows += [_option_row(option, columns, chosen=option in group.chosen) for option in group.options]
     return "\n".join(rows)
 
 

@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tinyllm.config.files import read_yaml
@@ -52,6 +53,18 @@ def unknown_key(
     else:
         hint = f"{owner} takes {listed(known)}"
     return UserError("unknown key", key=path, value=value, hint=hint)
+
+
+def side_by_side(places: Iterable[Path]) -> bool:
+    """Whether the options in the folders of a group each fill a node of their own, so that several can be chosen."""
+    nodes = [package_of(file) for place in places for file in place.glob("*.yaml")]
+    return len(nodes) > 1 and len(set(nodes)) == len(nodes)
+
+
+def package_of(file: Path) -> str:
+    """The node that an option file fills, by its first line; "" where it says none."""
+    found = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
+    return found[1] if found else ""
 
 
 def groups() -> list[str]:

@@ -201,7 +201,7 @@ class ProbeConfig(TrainConfig):
 
     seeds: int = key(at_least=1)
     examples: int = key(at_least=1)
-    out: str | None = key(filled=True)
+    out: str = key(filled=True)
     tasks: Any = MISSING
 
 

@@ -25,6 +25,8 @@ ALLOWED = (
     "tinyllm.data.",
     "tinyllm.loggers.",
     "tinyllm.training.",
+    "tinyllm.probes.",
+    "tinyllm.study.budget.",
     "torch.optim.",
 )
 
