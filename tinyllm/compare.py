@@ -45,7 +45,7 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     import json
     from dataclasses import asdict
 
-    from tinyllm.report import show, write_report
+    from tinyllm.report.writing import write_report
     from tinyllm.study.comparison import Stopped
     from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
     from tinyllm.study.ledger import FINISHED
@@ -64,7 +64,7 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     if invocation.json:
         print(json.dumps(asdict(study)))
     else:
-        show(study, directory)
+        say('\n'.join(study.verdicts))
     return 0 if all(run.status == FINISHED for run in study.runs) else NOT_FINISHED
 
 

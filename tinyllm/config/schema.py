@@ -206,6 +206,19 @@ class ProbeConfig(TrainConfig):
 
 
 @dataclass
+class CoordCheckConfig(TrainConfig):
+    """Root of ``conf/coord_check.yaml``."""
+
+    widths: list[int] = key()
+    more_heads: bool = key()
+    steps: int = key(at_least=1)
+    seeds: int = key(at_least=1)
+    growth: float = key(above=0)
+    shrinkage: float = key(above=0)
+    out: str | None = key(filled=True)
+
+
+@dataclass
 class PrepareConfig:
     """Root of ``conf/prepare.yaml``."""
 
@@ -284,6 +297,7 @@ SCHEMAS: dict[str, type] = {
     "verify_resume": VerifyResumeConfig,
     "compare": CompareConfig,
     "probe": ProbeConfig,
+    "coord_check": CoordCheckConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "evaluate": EvaluateConfig,

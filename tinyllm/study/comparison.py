@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.study import seeds as needed
 from tinyllm.study.composed import Composed, recompose
-from tinyllm.study.ledger import FAILED, FINISHED, MISSING, is_finished, last_value, result_of, slug, speed_of
+from tinyllm.study.ledger import FAILED, FINISHED, MISSING, is_finished, last_value, result_of, speed_of
 from tinyllm.study.measured import Measured, decode_speed
 from tinyllm.study.results import Arm, Run
 from tinyllm.study.running import Job, Places, reason, run_all
@@ -65,7 +64,11 @@ class Comparison:
             name = arm.run_name(arm.cfg.seed)
             known = self.measured.get("tokens_per_s", name)
             if known is None:
-                short = [f"trainer.max_minutes={seconds / 60:.4g}", "trainer.eval_every=0", "trainer.checkpoint_every=0"]
+                short = [
+                    f"trainer.max_minutes={seconds / 60:.4g}",
+                    "trainer.eval_every=0",
+                    "trainer.checkpoint_every=0",
+                ]
                 keys = tuple(f"{one.partition('=')[0]}=" for one in short)
                 settings = [one for one in arm.settings(arm.cfg.seed) if not one.startswith(keys)]
                 path = self.directory / TIMING / name
@@ -154,8 +157,10 @@ class Comparison:
 
     def decide_seeds(self, *, effect: float, max_minutes: float | None) -> tuple[int, str]:
         """Train a pilot, and say how many seeds are needed to see the effect."""
+        from tinyllm.study import seeds as needed
+
         other = next(arm for arm in self.arms if arm is not self.reference)
-        pair, first = (self.reference, other), int(self.reference.cfg.seed)
+        pair, first = (self.reference, other), int(self.reference.cfg.seed) + needed.FIRST_SEED
         pilot = range(first, first + needed.PILOT)
         self.say(f"pilot: {needed.PILOT} seeds of {self.reference.name} and {other.name}")
         self.train(pair, pilot)
@@ -189,6 +194,10 @@ class Comparison:
                 self.measured.put("decode_tokens_per_s", name, round(speed, 1))
             speeds[arm.name] = float(self.measured.get("decode_tokens_per_s", name))
         return speeds
+
+    def probe(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
+        """The accuracy by arm and synthetic task."""
+        return {}
 
     def _run(self, jobs: Sequence[Job], where: Places, *, numbered: bool = False) -> None:
         """Run jobs; those that failed are remembered."""
@@ -260,7 +269,9 @@ def notes_of(runs: Sequence[Run], arms: Sequence[Composed], tuning: Tuning | Non
         )
     edges = [arm.name for arm in arms if tuning and tuning.values and at_edge(arm.trials, arm.tuned, tuning.key)]
     if edges:
-        notes.append(f"the best value lies at the edge of what was tried: {', '.join(edges)}; a wider range may do better")
+        notes.append(
+            f"the best value lies at the edge of what was tried: {', '.join(edges)}; a wider range may do better"
+        )
     repeated = [arm.name for arm in arms if arm.max_steps * arm.batch.tokens > arm.data.train.n_tokens]
     if repeated:
         notes.append(f"trained on the same text more than once: {', '.join(repeated)}")

@@ -185,7 +185,9 @@ def match_arms(
             arm.set(key, value)
 
 
-def give_horizon(arms: Sequence[Composed], budget: Budget, amount: float, *, evaluations: int | None) -> None:
+def give_horizon(
+    arms: Sequence[Composed], budget: Budget, amount: float, *, evaluations: int | None, config_dir: str | None
+) -> None:
     """Set each arm's horizon to what the amount pays for.
 
     Args:
@@ -202,6 +204,7 @@ def give_horizon(arms: Sequence[Composed], budget: Budget, amount: float, *, eva
         arm.set("trainer.max_tokens", arm.max_steps * arm.batch.tokens)
         if evaluations is not None:
             arm.set("trainer.eval_every", max(1, -(-arm.max_steps // evaluations)))
+        recompose(arm, config_dir=config_dir)
 
 
 def same_metric(arms: Sequence[Composed]) -> str:

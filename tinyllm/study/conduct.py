@@ -22,14 +22,14 @@ from tinyllm.study.composed import (
     give_horizon,
     match_arms,
     needs_gpu,
-    recompose,
     reference_of,
     same_metric,
 )
 from tinyllm.study.ledger import slug
 from tinyllm.study.results import Run, Study
-from tinyllm.study.running import places
+from tinyllm.study.running import Places, places
 from tinyllm.study.statistics import differences
+from tinyllm.study.tuning import Tuning
 from tinyllm.study.tuning import asked as asked_for
 from tinyllm.study.verdicts import verdicts
 from tinyllm.training.files import write_json
@@ -54,6 +54,12 @@ class Prepared:
     arms: list[Composed]
     reference: Composed
     budget: Budget
+    amount: float
+    """Of the budget, for one run."""
+    evaluations: int | None
+    """Of one run; None: as its configuration says."""
+    tuning: Tuning | None
+    where: Places
 
 
 def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: Sequence[str]) -> Prepared:
@@ -72,8 +78,23 @@ def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: S
     reference = reference_of(arms, cfg.reference)
     matching = {"match": cfg.match, "match_by": cfg.match_by, "tolerance": cfg.tolerance}
     match_arms(arms, reference, **matching, allow=invocation.allow)
-    asked_for(cfg.tune, cfg.tune_trials)
-    return Prepared(arms=arms, reference=reference, budget=budget)
+    tuning = asked_for(cfg.tune, cfg.tune_trials)
+    for arm in arms:
+        if tuning is not None:
+            tuning.sweep_of(arm.cfg)
+    evaluations = None if "trainer.eval_every" in invocation.typed else int(cfg.evaluations)
+    amount = budget.given_by(reference.cost, steps=reference.own_horizon())
+    if not budget.needs_speed:
+        give_horizon(arms, budget, amount, evaluations=evaluations, config_dir=invocation.config_dir)
+    return Prepared(
+        arms=arms,
+        reference=reference,
+        budget=budget,
+        amount=amount,
+        evaluations=evaluations,
+        tuning=tuning,
+        where=places(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
+    )
 
 
 def place(cfg: "DictConfig", asked: Asked) -> Path:
@@ -127,7 +148,7 @@ def conduct(
         directory=directory,
         arms=arms,
         reference=reference,
-        where=places(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
+        where=prepared.where,
         stop=stop,
         metric=same_metric(arms),
         flags=[] if invocation.config_dir is None else ["--config-dir", invocation.config_dir],
@@ -136,10 +157,17 @@ def conduct(
         say=say,
     )
     say(f"study: {directory}")
-    evaluations = None if "trainer.eval_every" in invocation.typed else int(cfg.evaluations)
-    amount = _give_horizon(comparison, prepared.budget, evaluations)
+    if prepared.budget.needs_speed:
+        comparison.time_arms(prepared.amount)
+        give_horizon(
+            arms,
+            prepared.budget,
+            prepared.amount,
+            evaluations=prepared.evaluations,
+            config_dir=invocation.config_dir,
+        )
     tell_arms(comparison, match=cfg.match)
-    tuning = asked_for(cfg.tune, cfg.tune_trials)
+    tuning = prepared.tuning
     if tuning is not None:
         comparison.tune(tuning)
     number, note = cfg.seeds, "as many as were asked for"
@@ -158,7 +186,7 @@ def conduct(
         match_by=sorted({key for arm in arms for key in arm.solved}),
         tolerance=cfg.tolerance,
         budget=prepared.budget.name,
-        amount=amount,
+        amount=prepared.amount,
         effect=cfg.effect,
         seeds=seeds,
         seeds_note=note,
@@ -166,26 +194,18 @@ def conduct(
         arms=arms_of(comparison, comparison.decode_speeds(runs), comparison.probe(list(cfg.probes))),
         runs=runs,
         differences=found,
-        verdicts=verdicts(found, reference=reference.name, metric=comparison.metric, effect=cfg.effect),
+        verdicts=verdicts(
+            found,
+            reference=reference.name,
+            metric=comparison.metric,
+            effect=cfg.effect,
+            arms=[arm.name for arm in arms],
+        ),
         notes=notes_of(runs, arms, tuning),
         provenance=provenance_of(directory, runs),
     )
     write_json(directory / STUDY, asdict(study))
     return study
-
-
-def _give_horizon(comparison: Comparison, budget: Budget, evaluations: int | None) -> float:
-    """Set every arm's horizon; returns what each run gets of the budget."""
-    reference = comparison.reference
-    if budget.needs_speed:
-        amount = budget.given_by(reference.cost, steps=0)
-        comparison.time_arms(amount)
-    else:
-        amount = budget.given_by(reference.cost, steps=reference.own_horizon())
-    give_horizon(comparison.arms, budget, amount, evaluations=evaluations)
-    for arm in comparison.arms:
-        recompose(arm, config_dir=comparison.config_dir)
-    return amount
 
 
 def tell_arms(comparison: Comparison, *, match: str) -> None:
@@ -218,12 +238,10 @@ def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:
         facts = read_run_json(directory / run.path)
         info = facts["info"]
         shown = {name: facts.get(name) for name in ("versions", "host", "machine", "instructions", "threads", "commit")}
-        shown |= {"code": facts.get("code"), "data": facts.get("data")}
+        shown |= {"code": facts.get("code"), "data": facts["facts"].get("data")}
         shown |= {name: info.get(name) for name in ("device", "precision", "train_tokens", "val_tokens", "dataset")}
         for name, value in shown.items():
             values = found.setdefault(name, [])
             if value not in values:
                 values.append(value)
     return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
-
-

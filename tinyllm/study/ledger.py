@@ -13,8 +13,8 @@ from tinyllm.loggers.story import Speed
 from tinyllm.study.results import Run
 from tinyllm.study.running import Job, has_begun, reason
 from tinyllm.training.metrics import read_metrics
-from tinyllm.training.provenance import code_fingerprint
 from tinyllm.training.names import METRICS
+from tinyllm.training.provenance import code_fingerprint
 from tinyllm.training.seal import check_seal, read_run_json, sealed
 
 NOT_THE_RUN = ("run", "resume", "logger", "debug")

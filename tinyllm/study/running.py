@@ -124,6 +124,8 @@ def run_all(
             if stop.signal is None:
                 ended(job, code)
 
+    if len(where) == 1:
+        return use(where.environments[0])
     with ThreadPoolExecutor(max_workers=len(where)) as pool:
         for outcome in [pool.submit(use, environment) for environment in where.environments]:
             outcome.result()
@@ -136,7 +138,7 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest) -> int:
         time.sleep(LOOK_EVERY_S)
     job.error_file.unlink(missing_ok=True)
     job.log.unlink(missing_ok=True)
-    environ = os.environ | {ERROR_FILE: str(job.error_file)} | environment
+    environ = {**os.environ, ERROR_FILE: str(job.error_file), **environment}
     with job.log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", f"tinyllm.{job.program}", *job.arguments],

@@ -1,0 +1,157 @@
+"""``python -m tinyllm.compare`` from the command line to the study it leaves."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from tests.cli.conftest import Answer, Call, call  # noqa: F401 - a fixture
+from tests.faults.elsewhere import Elsewhere
+from tests.training.runs import SMALL, metrics, write_corpus
+from tinyllm.study import running
+
+Compare = Callable[..., Answer]
+STEPS = 4
+SHORT = (
+    *(one for one in SMALL if not one.startswith("trainer.eval_every")),
+    *(f"budget.amount={STEPS * 4 * 16}", "seeds=2", "evaluations=2"),
+)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The labels of the runs that a comparison starts; each is trained in a copy of this process, which is quicker."""
+    labels: list[str] = []
+
+    def run(job: running.Job, environment: object, stop: object) -> int:
+        labels.append(job.label)
+        job.path.parent.mkdir(parents=True, exist_ok=True)
+        answer = Elsewhere(*job.arguments, first=GlobalHydra.instance().clear).answer()
+        job.log.write_text(answer.out + answer.err)
+        return answer.code
+
+    monkeypatch.setattr(running, "run", run)
+    return labels
+
+
+@pytest.fixture
+def compare(call: Call, tmp_path: Path, started: list[str]) -> Compare:  # noqa: F811
+    """The program on a small text, with a study directory ``out``."""
+    text = write_corpus(tmp_path / "words.txt", n_words=400)
+    given = ("dataset=text", f"dataset.path={text}", *SHORT, f"out={tmp_path / 'out'}")
+    return lambda *settings: call("compare", *given, *settings)
+
+
+def study(tmp_path: Path) -> dict[str, Any]:
+    content = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert isinstance(content, dict)
+    return content
+
+
+def test_arms_are_matched_trained_and_reported_and_trained_once(
+    compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
+    out = tmp_path / "out"
+    answer = compare("attn=mha,mqa")
+    assert answer.code == 0, answer
+    assert started == [f"{arm}, seed {seed}" for seed in (1337, 1338) for arm in ("mha", "mqa")]
+    found = study(tmp_path)
+    mha, mqa = found["arms"]
+    assert abs(mqa["account"]["parameters"] / mha["account"]["parameters"] - 1) <= 0.01 and mqa["solved"]
+    assert [run["status"] for run in found["runs"]] == ["finished"] * 4
+    for run in found["runs"]:
+        records = metrics(out / run["path"])
+        assert run["value"] == records[-1]["val/bpb"] and records[-1]["step"] == STEPS
+        assert [one["step"] for one in run["records"]] == [2, 4]
+    values = {(run["arm"], run["seed"]): run["value"] for run in found["runs"]}
+    [difference] = found["differences"]
+    pairs = [values["mqa", seed] - values["mha", seed] for seed in (1337, 1338)]
+    assert difference["mean"] == pytest.approx(sum(pairs) / 2, abs=1e-12)
+    files = {path: path.read_bytes() for path in out.glob("*.*")}
+    assert {path.name for path in files} >= {"report.html", "report.md", "arms.csv", "study.json"}
+
+    started.clear()
+    assert compare("attn=mha,mqa").code == 0
+    assert started == [] and {path: path.read_bytes() for path in files} == files
+
+    assert compare("attn=mha,mqa,gqa").code == 0
+    assert started == ["gqa, seed 1337", "gqa, seed 1338"]
+    assert len(study(tmp_path)["runs"]) == 6
+
+
+def test_a_run_that_was_changed_by_hand_is_named_and_nothing_is_lost(
+    compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
+    assert compare("attn=mha,mqa", "seeds=1").code == 0
+    before = (tmp_path / "out" / "report.html").read_bytes()
+    run = tmp_path / "out" / study(tmp_path)["runs"][1]["path"]
+    text = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(text.replace('"val/bpb": ', '"val/bpb": 0'))
+    started.clear()
+    answer = compare("attn=mha,mqa", "seeds=1")
+    assert answer.code == 2 and started == []
+    assert answer.err.count("\n") == 1 and str(run / "metrics.jsonl") in answer.err and "was changed" in answer.err
+    assert (tmp_path / "out" / "report.html").read_bytes() == before
+    shutil.rmtree(run)
+    assert compare("attn=mha,mqa", "seeds=1").code == 0
+    assert started == ["mqa, seed 1337"] and (run / "metrics.jsonl").read_text() != ""
+
+
+def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
+    compare: Compare, tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    working = running.run
+
+    def fails_once(job: running.Job, environment: object, stop: object) -> int:
+        code = working(job, environment, stop)  # type: ignore[arg-type]
+        if job.label != "mqa, seed 1338":
+            return code
+        shutil.rmtree(job.path)
+        job.error_file.write_text("error: no space left while writing (metrics.jsonl): free some\n")
+        return 2
+
+    monkeypatch.setattr(running, "run", fails_once)
+    answer = compare("attn=mha,mqa")
+    assert answer.code == 1, answer
+    found = study(tmp_path)
+    [failed] = [run for run in found["runs"] if run["status"] == "failed"]
+    assert (failed["arm"], failed["seed"], failed["value"]) == ("mqa", 1338, None)
+    assert any("mqa, seed 1338, failed and is left out: no space left" in note for note in found["notes"])
+    assert found["differences"][0]["seeds"] == [1337]
+    monkeypatch.setattr(running, "run", working)
+    started.clear()
+    assert compare("attn=mha,mqa").code == 0
+    assert started == ["mqa, seed 1338"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("attn=mha,mla9",), "error: no such option (attn=mla9)"),
+        (("attn=mha,mqa", "seeds=0"), "error: value out of range (seeds=0): at least 1"),
+        (("attn=mha,mqa", "seeds=many"), "error: value not allowed (seeds=many)"),
+        (("attn=mha,mqa", "budget.amount=63"), "error: the budget is too small (budget.amount=63): one step of mha"),
+        (("attn=mha,mqa", "budget.amount=-1"), "error:"),
+        (("attn=mha,mqa", "match=parameters"), "error: value not allowed (match=parameters)"),
+        (("attn=mha,mqa", "match=kv_bytes"), "error:"),
+        (("attn=mha,mqa", "reference=gqa"), "error: no such arm (reference=gqa): one of mha, mqa"),
+        (("attn=mha,mqa", "trainer.eval_every=0"), "error: a comparison needs evaluations (trainer.eval_every=0)"),
+        (("attn=mha,mqa", "trainer.max_steps=5"), "error: two horizons (trainer.max_steps)"),
+        (("attn=mha,mqa", "tune=optimizer.lr=1e-3"), "error: nothing to choose from (tune=optimizer.lr=1e-3)"),
+        (("attn=mha,mqa", "-m"), "error: flag not offered (-m)"),
+        (("attn=mha", "seed=1,2"), "error: it cannot differ between arms (seed=1,2)"),
+        (("attn=mha,mqa", "optimizer.lr=abc"), "error: wrong type (optimizer.lr=abc)"),
+        (("attn=mha,mqa", "sedes=3"), "error: unknown key (sedes=3): did you mean seeds?"),
+    ],
+)
+def test_bad_input_is_one_line_before_anything_is_made(
+    settings: tuple[str, ...], said: str, compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
+    answer = compare(*settings)
+    assert answer.code == 2, answer
+    assert answer.err.startswith(said) and len(answer.err.splitlines()) == 1, answer.err
+    assert not (tmp_path / "out").exists() and started == []
