@@ -1,28 +1,24 @@
 """Weights & Biases, in a process of its own: whatever happens to it or to the network, training goes on."""
 
-import importlib.util
 import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tinyllm.errors import one_line
 from tinyllm.loggers.axis import Axis
 from tinyllm.loggers.background import Background
-from tinyllm.loggers.wording import shown_path
+from tinyllm.loggers.wandb_service import PROJECT, Mode, asked_mode, is_installed, sentences, start
 from tinyllm.training.events import Callback, Outcome, RunInfo
 from tinyllm.training.metrics import read_metrics
 from tinyllm.training.names import METRICS
 from tinyllm.training.provenance import provenance
 
-PROJECT = "tinyllm"
-"""Where runs go if neither the configuration nor ``WANDB_PROJECT`` says so."""
 HASTE = 10.0
 """Seconds to finish after a signal or an error, where whoever stopped the run may not wait long."""
 ABSENT = "wandb is not installed, so the run goes on without it: pip install 'tinyllm[wandb]'"
-Mode = Literal["auto", "online", "offline", "disabled"]
+KEPT = f"{METRICS} has every record"
 
 
 class Wandb(Callback):
@@ -71,12 +67,10 @@ class Wandb(Callback):
         self._samples: list[tuple[int, str]] = []
 
     def on_start(self, info: RunInfo) -> None:
-        asked = os.environ.get("WANDB_MODE") if self._mode == "auto" else None
-        mode = {"dryrun": "offline", "run": "online"}.get(asked or "", asked) or self._mode
+        mode = asked_mode(self._mode)
         if mode == "disabled":
             return
-        spec = importlib.util.find_spec("wandb")
-        if spec is None or spec.origin is None:  # a folder of that name, such as wandb leaves, is no package
+        if not is_installed():
             self.report(ABSENT)
             return
         if info.start_step and not read_metrics(info.run_dir / METRICS):
@@ -87,11 +81,10 @@ class Wandb(Callback):
         }
         name = self._facts["name"] or os.environ.get("WANDB_NAME") or info.run_dir.resolve().name
         directory = (Path(self._dir) if self._dir else info.run_dir).absolute()
-        quiet = {"WANDB_ERROR_REPORTING": "false"} | os.environ | {"WANDB_SILENT": "true"}
         facts = {key: value for key, value in asdict(info).items() if key != "config"}
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._process = Background(Path(__file__).with_name("wandb_process.py"), environ=quiet)
+            self._process = start()
         except OSError as error:
             self.report(f"wandb cannot be started, so the run goes on without it: {error}")
             return
@@ -147,13 +140,5 @@ class Wandb(Callback):
             self.report(f"wandb did not take {process.dropped} records; {METRICS} has them")
 
     def _show(self, process: Background) -> None:
-        for said in process.heard():
-            match said:
-                case {"url": str(url)}:
-                    self.report(f"wandb: {url}")
-                case {"offline": str(directory), "reason": reason}:
-                    path = shown_path(Path(directory))
-                    why = f"wandb is offline ({one_line(reason)})" if reason else "wandb is offline"
-                    self.report(f"{why}; its files: {path} (wandb leet shows them, wandb sync uploads them)")
-                case {"problem": str(text)}:
-                    self.report(f"wandb: {one_line(text)}; {METRICS} has every record")
+        for text in sentences(process, kept=KEPT):
+            self.report(text)

@@ -30,7 +30,10 @@ def main() -> None:
             if "end" in order:
                 recorder.finish(order["end"], order["samples"])
                 return
-            recorder.log(order["record"], order["samples"])
+            if "tables" in order:
+                recorder.show(order["tables"], order["page"])
+            else:
+                recorder.log(order["record"], order["samples"])
         recorder.finish({"status": "killed"}, [])
     except Exception as error:
         tell(problem=f"{type(error).__name__}: {error}")
@@ -68,6 +71,15 @@ class Recorder:
         except Exception as error:
             self._fall_back(error)
             self._log(record, samples)
+
+    def show(self, tables: dict[str, dict[str, Any]], page: str) -> None:
+        """Log tables (``columns`` and ``data``) by name, and a page of HTML that lies at a path."""
+        import wandb
+
+        shown: dict[str, Any] = {name: wandb.Table(allow_mixed_types=True, **one) for name, one in tables.items()}
+        with open(page, encoding="utf-8") as file:
+            shown["report"] = wandb.Html(file, inject=False)
+        self._run.log(shown)
 
     def finish(self, summary: dict[str, Any], samples: list[tuple[int, str]]) -> None:
         """Write the summary and wait until wandb has written and uploaded everything, or the time is over."""

@@ -72,9 +72,9 @@ def _answer(study: Study, arms: list[ArmSummary]) -> Section:
 
 def _arms(study: Study, arms: list[ArmSummary]) -> Section:
     text = (
-        "FLOPs are the modules' own accounting (training: three times the forward pass), KV bytes are those of the cache"
-        " in bf16 for one position. Peak memory is the most of an arm's runs, tokens/s the median of its runs, decoding"
-        " is one sequence, greedy."
+        "FLOPs are the modules' own accounting (training: three times the forward pass), KV bytes those of the cache in"
+        " bf16 for one position. Peak memory is the most of an arm's runs, tokens/s the median of its runs; decoding is"
+        " of one sequence, greedy."
     )
     bold = "Bold differences are significant after the correction."
     return Section(name="arms", title="Arms", blocks=[tables.arms_table(study, arms), Text(text=f"{text} {bold}")])
@@ -84,7 +84,7 @@ def _curves(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = curves(study, arms)
     caption = (
         "Lines are means over the finished seeds, bands reach from the lowest to the highest seed. An arm has a point"
-        " where all of its finished seeds were evaluated; where it stands on the axis of time is the mean of their times."
+        " where all of its finished seeds were evaluated; on the axis of time it stands at the mean of their times."
     )
     blocks: list[Block] = [Figures(pictures=drawn, caption=caption, choice="Over", name="axis")] if drawn else []
     return Section(name="curves", title="Curves", blocks=blocks)
@@ -137,7 +137,7 @@ def _tuning(study: Study, arms: list[ArmSummary]) -> Section:
 def _probes(arms: list[ArmSummary]) -> Section:
     if not any(one.arm.probes for one in arms):
         return Section(name="probes", title="Probes")
-    text = "Accuracy on small synthetic tasks, each trained from scratch; one run, so without an interval."
+    text = "Accuracy on small synthetic tasks (python -m tinyllm.probe): hints at what an arm can do, nothing more."
     return Section(name="probes", title="Probes", blocks=[Text(text=text), tables.probes_table(arms)])
 
 

@@ -14,15 +14,25 @@ def csv_files(study: Study) -> dict[str, str]:
     """The files' texts by name; ``tuning.csv`` only where there was tuning."""
     arms = summaries(study)
     files = {
-        "arms.csv": _csv(_arm(one) for one in arms),
+        "arms.csv": _csv(arm_rows(study)),
         "runs.csv": _csv(_run(run, one, arms) for one in arms for run in one.runs),
-        "differences.csv": _csv(asdict(one) | {"seeds": " ".join(map(str, one.seeds))} for one in study.differences),
+        "differences.csv": _csv(difference_rows(study)),
         "curves.csv": _csv(
             {"arm": run.arm, "seed": run.seed} | record for one in arms for run in one.runs for record in run.records
         ),
     }
     trials = [{"arm": arm.name, "trial": n} | trial for arm in study.arms for n, trial in enumerate(arm.trials, 1)]
     return files | ({"tuning.csv": _csv(trials)} if trials else {})
+
+
+def arm_rows(study: Study) -> list[dict[str, Any]]:
+    """A row for each arm: what it costs and gives, unrounded."""
+    return [_arm(one) for one in summaries(study)]
+
+
+def difference_rows(study: Study) -> list[dict[str, Any]]:
+    """A row for each arm but the reference."""
+    return [asdict(one) | {"seeds": " ".join(map(str, one.seeds))} for one in study.differences]
 
 
 def _arm(one: ArmSummary) -> dict[str, Any]:

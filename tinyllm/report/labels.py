@@ -1,5 +1,6 @@
 """Where the names of arms stand in a picture, so that none lies on another."""
 
+from itertools import pairwise
 from typing import Any
 
 from tinyllm.report.numbers import line
@@ -39,10 +40,24 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-def place_names(axes: Any, points: list[tuple[float, float]], names: list[str], colours: list[str]) -> list[Any]:
-    """Write a name beside each point, wherever around it the fewest other names and points are covered.
+def place_names(
+    axes: Any,
+    points: list[tuple[float, float]],
+    names: list[str],
+    colours: list[str],
+    gids: list[str],
+    *,
+    avoid: list[list[tuple[float, float]]],
+) -> list[Any]:
+    """Write a name beside each point, wherever around it the fewest other names, points and lines are covered.
 
-    The axes have their final limits. Returns the texts.
+    The axes have their final limits.
+
+    Args:
+        avoid: lines of horizontal and vertical pieces.
+
+    Returns:
+        The texts.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -50,10 +65,15 @@ def place_names(axes: Any, points: list[tuple[float, float]], names: list[str], 
     axes.figure.draw_without_rendering()
     middles = [axes.transData.transform(point) for point in points]
     taken = [_box(x - 5, y - 5, x + 5, y + 5) for x, y in middles]
+    for path in avoid:
+        corners = [axes.transData.transform(corner) for corner in path]
+        for (x0, y0), (x1, y1) in pairwise(corners):
+            taken.append(_box(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1))
     frame = axes.get_window_extent(renderer)
     texts = []
-    for point, name, colour in zip(points, names, colours, strict=True):
-        text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", color=colour, fontsize=8.5, zorder=6)
+    for point, name, colour, gid in zip(points, names, colours, gids, strict=True):
+        text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", color=colour, fontsize=8.5)
+        text.set_gid(gid)
         tried = []
         for distance in (7, 15, 24, 34):
             for dx, dy, ha, va in _AROUND:
@@ -70,14 +90,14 @@ def place_names(axes: Any, points: list[tuple[float, float]], names: list[str], 
 
 
 _AROUND = (
+    (0.7, 0.7, "left", "bottom"),
+    (0.7, -0.7, "left", "top"),
     (1, 0, "left", "center"),
+    (-0.7, 0.7, "right", "bottom"),
+    (-0.7, -0.7, "right", "top"),
     (-1, 0, "right", "center"),
     (0, 1, "center", "bottom"),
     (0, -1, "center", "top"),
-    (0.7, 0.7, "left", "bottom"),
-    (0.7, -0.7, "left", "top"),
-    (-0.7, 0.7, "right", "bottom"),
-    (-0.7, -0.7, "right", "top"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from tinyllm.loggers.wording import duration, plain, quantity, short
 from tinyllm.study.results import Difference
+from tinyllm.study.verdicts import p_value
 
 MISSING = "–"
 """Stands where there is no figure."""
@@ -79,10 +80,8 @@ def interval(one: Difference | None) -> str:
 
 
 def probability(p: float | None) -> str:
-    """A p-value, to two digits."""
-    if p is None:
-        return MISSING
-    return "< 0.001" if p < 0.001 else f"{p:.2g}"
+    """A p-value, with as many digits as tell on which side of the level it is."""
+    return MISSING if p is None else p_value(p).removeprefix("= ")
 
 
 def percent(share: float | None) -> str:

@@ -10,6 +10,8 @@ from tinyllm.study.results import Study
 
 _ROW, _EDGES = 0.44, 1.0
 """Inches for an arm, and for everything else."""
+_COLUMNS = 14.0, 116.0
+"""Where figures stand to the right of the axes, in points."""
 
 
 def rows(count: int, *, width: float = 7.2) -> tuple[Any, Any]:
@@ -46,8 +48,15 @@ def forest(study: Study, arms: list[ArmSummary]) -> Picture | None:
     name_rows(axes, others)
     _room(axes)
     axes.set_xlabel(f"{numbers.metric_axis(study.metric)}, difference to {shortened(reference.arm.name)}")
-    for where, text in ((0, "← better"), (1, "worse →")):
-        axes.text(where, 1.01, text, transform=axes.transAxes, ha="right" if where else "left", va="bottom", fontsize=9)
+    heads = [
+        (0, 0.0, "← better"),
+        (1, 0.0, "worse →"),
+        (1, _COLUMNS[0], "mean, 95 %"),
+        (1, _COLUMNS[1], "p, corrected"),
+    ]
+    for x, right, text in heads:
+        at = {"xycoords": "axes fraction", "xytext": (right, 6), "textcoords": "offset points"}
+        axes.annotate(text, (x, 1), ha="right" if x and not right else "left", color=theme.SOFT, fontsize=9, **at)
     return picture(
         figure,
         name="differences",
@@ -74,15 +83,15 @@ def _difference(axes: Any, row: int, one: ArmSummary, by_seed: dict[int, float])
             axes.plot([end, end], [row - 0.1, row + 0.1], color=look.light, lw=1.6, gid=gid)
     title = f"{gid}|{name}: {numbers.interval(found)}, n = {len(found.seeds)}"
     axes.plot(found.mean, row, look.marker, ms=8, color=look.light, mec=theme.PAPER, mew=1, gid=title, zorder=5)
-    said = numbers.interval(found)
-    if found.p_corrected is not None:
-        said += f"   p {_p(found.p_corrected)}"
-    axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", gid=gid, fontsize=9)
+    for column, text in zip(_COLUMNS, (numbers.interval(found), numbers.probability(found.p_corrected)), strict=True):
+        beside(axes, row, text, points=column, gid=gid)
 
 
-def _p(value: float) -> str:
-    text = numbers.probability(value)
-    return text if text.startswith("<") else f"= {text}"
+def beside(axes: Any, row: float, text: str, *, points: float = 12, **looks: Any) -> None:
+    """Write something to the right of the axes, some points away from them."""
+    looks = {"va": "center", "fontsize": 9, "annotation_clip": False} | looks
+    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+    axes.annotate(text, (1, row), xytext=(points, 0), **at, **looks)
 
 
 def seeds(study: Study, arms: list[ArmSummary]) -> Picture | None:
@@ -101,7 +110,7 @@ def seeds(study: Study, arms: list[ArmSummary]) -> Picture | None:
         if one.mean is not None:
             axes.plot([one.mean] * 2, [row - 0.27, row + 0.27], color=look.light, lw=2.4, gid=f"arm:{one.style}")
         said = numbers.with_sd(one.mean, one.sd) if one.finished else "no run finished"
-        axes.text(1.02, row, said, transform=axes.get_yaxis_transform(), va="center", fontsize=9)
+        beside(axes, row, said, gid=f"arm:{one.style}")
     name_rows(axes, arms)
     _room(axes)
     axes.set_xlabel(numbers.metric_axis(study.metric))

@@ -74,7 +74,7 @@ def _line(axes: Any, one: ArmSummary, line: Curve, axis: str, scale: float, *, m
         )
         if line.seeds > 1:
             title += f", {line.seeds} seeds from {numbers.value(line.low[place])} to {numbers.value(line.high[place])}"
-        axes.plot(x[place], line.mean[place], look.marker, ms=5, color=look.light, mec=theme.PAPER, mew=0.7, gid=title)
+        axes.plot(x[place], line.mean[place], look.marker, ms=6, color=look.light, mec=theme.PAPER, mew=0.7, gid=title)
 
 
 def _ticks(axes: Any, axis: str) -> None:
@@ -104,7 +104,8 @@ def _second_half(axes: Any, lines: list[Curve], scale: float) -> None:
     least, most = min(low for low, _ in shown), max(high for _, high in shown)
     room = 0.06 * (most - least) or 0.01
     axes.set_ylim(least - room, most + room)
-    axes.set_xlim(min(end / 2, *(line.x[-1] for line in lines)) / scale, end / scale)
+    start = min(end / 2, *(line.x[-1] for line in lines))
+    axes.set_xlim(start / scale, (end + 0.012 * (end - start)) / scale)
 
 
 def _names_at_the_ends(axes: Any, found: list[tuple[ArmSummary, Curve]], scale: float) -> None:
@@ -126,5 +127,12 @@ def _names_at_the_ends(axes: Any, found: list[tuple[ArmSummary, Curve]], scale: 
             fontsize=9,
             gid=f"arm:{one.style}",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": look.light, "lw": 0.6, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": look.light,
+                "lw": 0.6,
+                "relpos": (0, 0.5),
+                "shrinkA": 1,
+                "shrinkB": 3,
+            },
         )

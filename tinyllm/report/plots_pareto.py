@@ -40,7 +40,7 @@ def _front(study: Study, arms: list[ArmSummary], price: str) -> Picture:
 
     points = _points(arms, price)
     best = pareto.front([(x, y) for _, x, y in points])
-    figure = Figure(figsize=(5.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.4, 3.9), layout="constrained")
     axes = figure.subplots()
     _limits(axes, [x for _, x, _ in points])
     corners = pareto.steps([points[place][1:] for place in best])
@@ -57,7 +57,10 @@ def _front(study: Study, arms: list[ArmSummary], price: str) -> Picture:
     axes.set_xlabel(PRICES[price][0])
     axes.set_ylabel(numbers.metric_axis(study.metric))
     names = [shortened(one.arm.name, 20) for one, _, _ in points]
-    place_names(axes, [point[1:] for point in points], names, [theme.style(one.style).light for one, _, _ in points])
+    colours = [theme.style(one.style).light for one, _, _ in points]
+    whiskers = [[(x, y - (one.sd or 0.0)), (x, y + (one.sd or 0.0))] for one, x, y in points]
+    gids = [f"arm:{one.style}" for one, _, _ in points]
+    place_names(axes, [point[1:] for point in points], names, colours, gids, avoid=[corners, *whiskers])
     front = ", ".join(points[place][0].arm.name for place in best)
     description = f"{numbers.metric_name(study.metric)} against {PRICES[price][0]}; on the front: {front}"
     return picture(figure, name=f"pareto_{price}", label=PRICES[price][0], description=description)
@@ -69,19 +72,23 @@ def _price(price: str, x: float) -> str:
 
 def _limits(axes: Any, prices: list[float]) -> None:
     """A logarithmic axis where the prices lie far apart; room at both ends."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     least, most = min(prices), max(prices)
     if least > 0 and most / least >= _LOG:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(base=10 if most / least > 100 else 2))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         room = (most / least) ** 0.16
         axes.set_xlim(least / room, most * room)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
         room = 0.18 * (most - least) or 0.1 * abs(most) or 1.0
         axes.set_xlim(least - room, most + room)
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else numbers.brief(value))
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+
+
+def _tick(value: float) -> str:
+    if value >= 1e5:
+        return numbers.brief(value)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"

@@ -4,8 +4,11 @@ from tinyllm.report import numbers, theme
 from tinyllm.report.labels import shortened
 from tinyllm.report.summary import ArmSummary
 from tinyllm.report.svg import Picture, picture
-from tinyllm.study.results import Study
 from tinyllm.report.tuning import tried
+from tinyllm.study.results import Study
+
+_TICKS = 8
+"""Values that were tried at most, for each to be written on the axis."""
 
 
 def tuning(study: Study, arms: list[ArmSummary]) -> list[Picture]:
@@ -16,6 +19,7 @@ def tuning(study: Study, arms: list[ArmSummary]) -> list[Picture]:
 
 def _tuning(study: Study, arms: list[ArmSummary], key: str) -> Picture | None:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
     found = [(one, points) for one in arms if (points := tried(one.arm, key))]
     if not found:
@@ -25,6 +29,11 @@ def _tuning(study: Study, arms: list[ArmSummary], key: str) -> Picture | None:
     values = [x for _, points in found for x, _ in points]
     if min(values) > 0 and max(values) / min(values) >= 4:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(set(values)) <= _TICKS:
+        axes.set_xticks(sorted(set(values)))
+        axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     for one, points in found:
         look, gid = theme.style(one.style), f"arm:{one.style}"
         axes.plot(*zip(*points, strict=True), color=look.light, lw=1.3, ls=look.dashes, gid=gid)
@@ -36,7 +45,7 @@ def _tuning(study: Study, arms: list[ArmSummary], key: str) -> Picture | None:
         axes.plot([], [], color=look.light, ls=look.dashes, marker=look.marker, label=shortened(one.arm.name))
     axes.set_xlabel(numbers.line(key))
     axes.set_ylabel(f"{numbers.metric_axis(study.metric)}")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     chosen_values = "; ".join(f"{one.arm.name} {numbers.plain_number(one.arm.tuned.get(key))}" for one, _ in found)
     name = "tuning_" + "".join(letter if letter.isalnum() else "_" for letter in key)
     return picture(figure, name=name, label=key, description=f"The trials of {key}; chosen: {chosen_values}")

@@ -8,6 +8,7 @@ from tinyllm.report.blocks import Cell, Table
 from tinyllm.report.summary import ArmSummary, seed_differences
 from tinyllm.report.tuning import at_the_edge
 from tinyllm.study.results import Account, Study
+from tinyllm.study.statistics import LEVEL, POWER
 
 MATCHED: dict[str, tuple[str, Callable[[Account], int]]] = {
     "params": ("parameters", lambda account: account.parameters),
@@ -27,8 +28,8 @@ def name_cell(one: ArmSummary) -> Cell:
 def arms_table(study: Study, arms: list[ArmSummary]) -> Table:
     """What each arm costs and gives."""
     metric = numbers.metric_name(study.metric)
-    headings = ["arm", f"{metric}, mean ± sd", "difference, 95 %", "p, corrected", "seeds"]
-    headings += ["parameters", "active", "FLOPs per token", "decode FLOPs per token", "KV bytes per token"]
+    headings = ["arm", f"{metric} ± sd", "difference, 95\u00a0%", "p, corrected", "seeds"]
+    headings += ["parameters", "active", "FLOPs per token", "KV bytes per token"]
     headings += ["peak memory", "tokens/s", "decode tokens/s"]
     return Table(headings=headings, rows=[_arm_row(one) for one in arms])
 
@@ -36,7 +37,7 @@ def arms_table(study: Study, arms: list[ArmSummary]) -> Table:
 def _arm_row(one: ArmSummary) -> list[Cell]:
     account, found = one.arm.account, one.difference
     p = found.p_corrected if found else None
-    clear = p is not None and p < 0.05
+    clear = p is not None and p < LEVEL
     return [
         name_cell(one),
         Cell(numbers.with_sd(one.mean, one.sd), one.mean),
@@ -48,7 +49,6 @@ def _arm_row(one: ArmSummary) -> list[Cell]:
         _figure(account.parameters, numbers.whole),
         _figure(account.active_parameters, numbers.whole),
         _figure(account.flops_per_token, numbers.whole),
-        _figure(account.decode_flops_per_token, numbers.whole),
         _figure(account.kv_bytes_per_token, numbers.whole),
         _figure(one.peak_memory_bytes, numbers.size),
         _figure(one.tokens_per_s, numbers.rate),
@@ -104,8 +104,9 @@ def differences_table(study: Study, arms: list[ArmSummary]) -> Table:
     return Table(
         headings=headings,
         rows=rows,
-        caption="“Can be seen” is the difference that these seeds show with a probability of 80 %; “seeds needed” is how"
-        f" many pairs it takes to see one of {study.effect:g} with that probability.",
+        caption=f"“Can be seen” is the difference that so many pairs show with a probability of {100 * POWER:g} %;"
+        f" “seeds needed” is how many it takes to see one of {study.effect:g} with that probability. Both take the sd"
+        " as known, which few seeds only estimate.",
     )
 
 

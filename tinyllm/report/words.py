@@ -5,8 +5,7 @@ from tinyllm.report.summary import ArmSummary
 from tinyllm.report.tables import MATCHED
 from tinyllm.report.tuning import at_the_edge
 from tinyllm.study.results import Study
-
-LEVEL = 0.05
+from tinyllm.study.statistics import LEVEL
 
 
 def at_a_glance(study: Study, arms: list[ArmSummary]) -> str:
@@ -75,19 +74,16 @@ def failures(arms: list[ArmSummary]) -> list[str]:
 
 def statistics(study: Study, arms: list[ArmSummary]) -> list[str]:
     """How the intervals and p-values came about."""
-    others = sum(not one.is_reference for one in arms)
+    others = sum(one.difference is not None and one.difference.p is not None for one in arms)
     reference = numbers.line(study.reference)
     return [
-        f"A run's figure is its {study.metric} on the whole validation split after its last step; no checkpoint was"
-        " picked."
-        if study.metric.startswith("val/")
-        else f"A run's figure is its {study.metric} after its last step; no checkpoint was picked.",
-        f"Runs are paired by seed: runs of one seed see the same data in the same order. A difference is an arm's figure"
-        f" minus that of {reference} with the same seed; what a seed does to both drops out.",
-        "The interval is Student's t for the mean of these differences, 95 %, two-sided. The p-value is that of the"
-        " paired t test. Where it says “corrected”, it is Holm's over "
-        f"{_count(others, 'comparison')} with the reference, so that the chance of even one false “better” or “worse” is"
-        f" at most {100 * LEVEL:g} %. The intervals are not corrected.",
+        f"A run's figure is the {study.metric} of its last evaluation, after its last step; no checkpoint was picked.",
+        "Runs are paired by seed: runs of one seed see the same data in the same order. A difference is an arm's"
+        f" figure minus that of {reference} with the same seed, so what a seed does to both drops out.",
+        f"The interval is Student's t for the mean of these differences, {100 * (1 - LEVEL):g} %, two-sided; the"
+        " p-value is that of the paired t test. “Corrected” is after Holm over"
+        f" {_count(others, 'comparison')} with the reference: the chance of even one false “better” or “worse” is at"
+        f" most {100 * LEVEL:g} %. The intervals are not corrected.",
         "“±” behind a mean is the standard deviation over the seeds; behind a difference it is half of the interval.",
     ]
 
