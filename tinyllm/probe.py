@@ -57,6 +57,7 @@ def arms_of(settings: "Sequence[str]") -> "Asked":
     Raises:
         UserError: a key without effect, or one that cannot differ between arms.
     """
+    from tinyllm.config.literal import unquoted
     from tinyllm.config.overrides import key_of
     from tinyllm.errors import UserError
     from tinyllm.study.arms import Asked, Choice, name_of, parse, within
@@ -64,7 +65,7 @@ def arms_of(settings: "Sequence[str]") -> "Asked":
 
     parsed = parse(settings)
     for one in parsed:
-        key, typed = one.key_or_group, str(one.input_line).partition("=")[2]
+        key, typed = one.key_or_group, unquoted([str(one.input_line)])[0].partition("=")[2]
         if not within(key, READ) or within(key, BY_TASK):
             hint = "a task makes its own ids, and no run is kept; leave it out"
             raise UserError("the key has no effect here", key=key, value=typed, hint=hint)
@@ -125,7 +126,12 @@ def probe_arms(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> i
 
 
 def probe_accuracies(
-    settings: "Iterable[str]", tasks: "Sequence[str]", *, out: str, config_dir: str | None = None
+    settings: "Iterable[str]",
+    tasks: "Sequence[str]",
+    *,
+    out: str,
+    more: "Sequence[str]" = (),
+    config_dir: str | None = None,
 ) -> dict[str, float]:
     """The accuracy of a composition by test, for a report: ``{"recall": 0.99, "length@2x": 0.71, …}``.
 
@@ -137,6 +143,7 @@ def probe_accuracies(
             out.
         tasks: names of tasks.
         out: directory in which results are kept, and found again.
+        more: settings of the probe itself, e.g. ``seeds=3``.
         config_dir: a further directory of option files.
 
     Raises:
@@ -151,7 +158,7 @@ def probe_accuracies(
     from tinyllm.probes.table import Row
     from tinyllm.probing import Trials
 
-    own = (*parts_of(settings), f"tasks=[{','.join(tasks)}]")
+    own = (*parts_of(settings), f"tasks=[{','.join(tasks)}]", *more)
     cfg = compose(*unquoted(own), program="probe", config_dir=config_dir)
     allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
     trials = Trials(cfg, typed=frozenset(), allow=allow)

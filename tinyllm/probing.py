@@ -20,7 +20,7 @@ from tinyllm.errors import UserError
 from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.ema import EMA, Average
 from tinyllm.probes.results import Probe, Shelf, fingerprint, score
-from tinyllm.probes.stream import right_answers, testing_batches, training_batches
+from tinyllm.probes.stream import batches_to_test, batches_to_train, right_answers
 from tinyllm.probes.task import Task, check_disjoint
 from tinyllm.training.allocator import keep_freed_memory
 from tinyllm.training.curriculum import Lengths
@@ -199,7 +199,7 @@ def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozens
         scores = {}
         with trainer.state.average.applied():
             for suffix, test in task.tests().items():
-                batches = testing_batches(test, seed=seed, examples=cfg.examples, batch_size=cfg.trainer.batch_size)
+                batches = batches_to_test(test, seed=seed, examples=cfg.examples, batch_size=cfg.trainer.batch_size)
                 shares = right_answers(model, batches, device=device, autocast=in_autocast)
                 scores[name + suffix] = score(shares, chance=test.chance, questions=test.questions)
     counts = model.parameter_counts()
@@ -237,7 +237,7 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
     )
 
     def batches(state: TrainState) -> Any:
-        return training_batches(
+        return batches_to_train(
             task,
             seed=seed,
             start_step=state.step,

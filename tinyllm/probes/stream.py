@@ -15,7 +15,7 @@ from tinyllm.training.seeds import stream
 Batch = tuple[Tensor, Tensor]
 
 
-def training_batches(
+def batches_to_train(
     task: Task, *, seed: int, start_step: int, batch_size: int, grad_accum_steps: int
 ) -> Iterator[Batch]:
     """Micro-batches (inputs_BT, targets_BT), int64, from a step on and without end; a step's do not depend on how it is
@@ -28,7 +28,7 @@ def training_batches(
         step += 1
 
 
-def testing_batches(task: Task, *, seed: int, examples: int, batch_size: int) -> Iterator[Batch]:
+def batches_to_test(task: Task, *, seed: int, examples: int, batch_size: int) -> Iterator[Batch]:
     """``examples`` sequences, always the same of a seed."""
     drawn = task.draw(examples, generator(seed, "test", task.seq_len))
     inputs, targets = (torch.from_numpy(one).split(batch_size) for one in drawn)
