@@ -9,6 +9,8 @@ from tinyllm.config.effects import RULES, value_at
 
 LARGEST = 1 << 20
 """Of a hidden or latent size."""
+SMALLEST = 8
+"""Of an expert's hidden size and of a latent one."""
 STEPS = (8, 4, 2, 1)
 """Between the values of a size that are tried: the next ones only where these do not suffice."""
 
@@ -34,17 +36,21 @@ class Knob:
 
 
 def _d_ff(node: Node) -> list[Level]:
-    """A gated unit rounds what it takes of model.d_ff, so finer steps are taken on the layer's own key."""
-    fine = [Level(key=key, values=_multiples(step)) for step in STEPS[1:] for key in ("model.d_ff", OWN_D_FF)]
-    return [Level(key="model.d_ff", values=_multiples(STEPS[0])), *fine]
+    """Down to half the width: less is hardly a feed-forward layer.
+
+    A gated unit rounds what it takes of model.d_ff, so finer steps are taken on the layer's own key as well.
+    """
+    least = min(int(node["d_ff"]), int(node["d_model"]) // 2)
+    fine = [_sizes(key, step, least) for step in STEPS[1:] for key in ("model.d_ff", OWN_D_FF)]
+    return [_sizes("model.d_ff", STEPS[0], least), *fine]
 
 
 def _expert_d_ff(node: Node) -> list[Level]:
-    return [Level(key="model.block.moe.expert_d_ff", values=_multiples(step)) for step in STEPS]
+    return [_sizes("model.block.moe.expert_d_ff", step, SMALLEST) for step in STEPS]
 
 
 def _kv_latent_dim(node: Node) -> list[Level]:
-    return [Level(key="model.block.attn.kv_latent_dim", values=_multiples(step)) for step in STEPS]
+    return [_sizes("model.block.attn.kv_latent_dim", step, SMALLEST) for step in STEPS]
 
 
 def _n_kv_heads(node: Node) -> list[Level]:
@@ -63,8 +69,8 @@ def _d_model(node: Node) -> list[Level]:
     return [Level(key="model.d_model", values=range(step, limit + 1, step)) for step in steps]
 
 
-def _multiples(step: int) -> range:
-    return range(step, LARGEST + 1, step)
+def _sizes(key: str, step: int, least: int) -> Level:
+    return Level(key=key, values=range(max(1, -(-least // step)) * step, LARGEST + 1, step))
 
 
 OWN_D_FF = "model.block.ffn.d_ff"

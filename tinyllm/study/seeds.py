@@ -22,9 +22,11 @@ from tinyllm.study.verdicts import rounded
 
 PILOT = 5
 """Seeds of the pilot."""
+FIRST_SEED = 2_000_003
+"""What is added to the seed of the pilot, so that none of the seeds that count is in it."""
 FEWEST = 3
 """Seeds of a comparison, however little a pilot spreads."""
-MOST = 50
+MOST = 100
 """Seeds that are taken without having been asked for by number."""
 
 
@@ -71,7 +73,7 @@ def plan(
     sentence = (
         f"the differences of {len(differences)} pilot seeds have a standard deviation of {rounded(sd, sd)}; "
         f"{needed} further seeds are needed to see {effect_text} with a power of {POWER:g} "
-        f"(two-sided {LEVEL:.0%}{of_all}), {needed * arms} runs in {duration(needed * arms * seconds_per_run)}"
+        f"(two-sided {100 * LEVEL:g} %{of_all}), {needed * arms} runs in {duration(needed * arms * seconds_per_run)}"
     )
     if limit < needed:
         cost = duration(limit * arms * seconds_per_run)
