@@ -2,7 +2,9 @@
 
 import gc
 import math
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from tinyllm.study.results import Difference
 from tinyllm.study.statistics import detectable_ratio, differences, mean_and_sd, power, seeds_needed
 
 
-@pytest.fixture(autouse=True)
-def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """statsmodels collects garbage for every correction, which takes longer than a simulated study."""
-    monkeypatch.setattr(gc, "collect", lambda: 0)
+@pytest.fixture(autouse=True, scope="module")
+def no_collection() -> Iterator[None]:
+    """statsmodels collects garbage for every correction, which takes longer than all the rest."""
+    with mock.patch.object(gc, "collect", lambda: 0):
+        yield
 
 
 def compared(values: dict[str, dict[int, float]], *, effect: float = 0.01) -> dict[str, Difference]:

@@ -87,13 +87,13 @@ class Difference:
     high: float | None
     """95 % interval of the mean (Student's t), not corrected."""
     p: float | None
-    """Two-sided paired t test."""
+    """Two-sided paired t test; None: fewer than two pairs, or differences that are not zero and do not spread."""
     p_corrected: float | None
-    """Holm, over all arms but the reference."""
+    """Holm, over all arms that have a p-value."""
     detectable: float | None
-    """The difference that these seeds show with a power of 0.8."""
+    """The difference that these seeds show with a power of 0.8 at 5 % over the number of arms compared."""
     seeds_needed: int | None
-    """To see ``effect`` with a power of 0.8, given ``sd``."""
+    """To see ``effect`` with that power at that level, given ``sd``."""
 
 
 @dataclass(frozen=True, kw_only=True)
