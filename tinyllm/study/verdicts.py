@@ -63,10 +63,10 @@ def _sentence(one: Difference, reference: str, unit: str, effect: float) -> str:
     measured = f"measured {_signed(one.mean, half)} ± {rounded(half, half)}, p {p_value(one.p_corrected)}"
     seen = rounded(one.detectable, one.detectable)
     start = f"{pair}: no difference above {seen} {unit} can be seen with {n} seeds ({measured})"
-    return f"{start}; {_outlook(one, n, half, effect, unit)}"
+    return f"{start}; {_outlook(one, n, half, effect)}"
 
 
-def _outlook(one: Difference, n: int, half: float, effect: float, unit: str) -> str:
+def _outlook(one: Difference, n: int, half: float, effect: float) -> str:
     """What more seeds would bring to a difference that is not seen."""
     assert one.low is not None and one.high is not None and one.seeds_needed is not None and one.p is not None
     if -effect < one.low and one.high < effect:
