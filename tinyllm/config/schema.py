@@ -196,6 +196,28 @@ class CompareConfig(TrainConfig):
 
 
 @dataclass
+class ScalingKeys:
+    budgets: list[float] = key()
+    sizes: Any = key()
+    head_dim: int = key(at_least=1)
+    per_budget: int = key(at_least=3)
+    tokens_per_parameter: list[float] = key()
+    seeds: int = key(at_least=1)
+    draws: int = key(at_least=100)
+    targets: list[float] = key()
+    reach: float = key(at_least=1)
+    parallel: Any = key(choices=("auto",), at_least=1)
+    out: str | None = key(filled=True)
+
+
+@dataclass
+class ScalingConfig(TrainConfig):
+    """Root of ``conf/scaling.yaml``."""
+
+    scaling: ScalingKeys = field(default_factory=ScalingKeys)
+
+
+@dataclass
 class ProbeConfig(TrainConfig):
     """Root of ``conf/probe.yaml``."""
 
@@ -297,6 +319,7 @@ SCHEMAS: dict[str, type] = {
     "verify_resume": VerifyResumeConfig,
     "compare": CompareConfig,
     "probe": ProbeConfig,
+    "scaling": ScalingConfig,
     "coord_check": CoordCheckConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,

@@ -7,6 +7,8 @@ from tinyllm.report.svg import drawing
 from tinyllm.study.coordinates import KINDS, Coordinate, Slope, means
 
 _HEADINGS = {"size": "size", "change": "change since the start"}
+_SPAN = 10.0
+"""How much larger the top of every picture is than its bottom, at least: what hardly changes shall look so."""
 
 
 def draw(found: Sequence[Coordinate], fits: Sequence[Slope], paths: Iterable[Path], *, title: str) -> None:
@@ -18,7 +20,7 @@ def draw(found: Sequence[Coordinate], fits: Sequence[Slope], paths: Iterable[Pat
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     widths, steps = sorted({one.width for one in found}), sorted({one.step for one in found})
     with drawing():
@@ -36,8 +38,13 @@ def draw(found: Sequence[Coordinate], fits: Sequence[Slope], paths: Iterable[Pat
                 axes.set_xscale("log", base=2)
                 axes.set_yscale("log")
                 axes.xaxis.set_major_locator(FixedLocator(widths))
-                axes.xaxis.set_minor_locator(NullLocator())
-                axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                for axis in (axes.xaxis, axes.yaxis):
+                    axis.set_minor_locator(NullLocator())
+                    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                low, high = axes.get_ylim()
+                spread = max(1.0, (_SPAN * low / high) ** 0.5)
+                axes.set_ylim(low / spread, high * spread)
                 verdict = "" if fit.passes else ": FAIL"
                 axes.set_title(f"{kind}, width^{fit.slope:+.2f}{verdict}", fontsize=9.5)
             row[0].set_ylabel(f"mean absolute {heading}")
