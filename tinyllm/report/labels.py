@@ -74,7 +74,7 @@ def place_names(
     for point, name, colour, gid in zip(points, names, colours, gids, strict=True):
         text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", color=colour, fontsize=8.5)
         text.set_gid(gid)
-        tried = []
+        tried: list[Any] = []
         for distance in (7, 15, 24, 34):
             for dx, dy, ha, va in _AROUND:
                 text.set(position=(dx * distance, dy * distance), ha=ha, va=va)

@@ -5,7 +5,8 @@ import re
 from tinyllm.report.blocks import Block, Code, Figures, Folded, Points, Table, Text
 from tinyllm.report.content import Report
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$!&])")
+_SPECIAL = re.compile(r"([\\`*\[\]<|~$]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|^[#>]|^[-+=](?=[-+=\s]|$))")
+"""What Markdown would take for more than a letter; the rest is left as it is, for who reads the file itself."""
 
 
 def markdown(report: Report) -> str:
@@ -24,7 +25,7 @@ def markdown(report: Report) -> str:
 def escaped(text: str) -> str:
     """Text that Markdown shows as it is."""
     text = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
-    return re.sub(r"^([-+=]|\d+[.)])", r"\\\1", text)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", text)
 
 
 def _block(block: Block) -> str:
@@ -33,6 +34,9 @@ def _block(block: Block) -> str:
             return _table(block)
         case Figures():
             pictures = [f"![{escaped(one.description)}](figures/{one.name}.svg)" for one in block.pictures]
+            if block.choice:
+                others = zip(block.pictures[1:], pictures[1:], strict=True)
+                pictures[1:] = [_details(f"{block.choice} {one.label}", text) for one, text in others]
             return "\n\n".join([*pictures, f"*{escaped(block.caption)}*"])
         case Text():
             return escaped(block.text)

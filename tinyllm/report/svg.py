@@ -41,7 +41,9 @@ def drawing() -> Iterator[None]:
     """Within it figures get the report's look. A letter that the measuring font lacks is no reason for a warning."""
     import matplotlib
 
-    with matplotlib.rc_context(theme.SETTINGS), warnings.catch_warnings():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever the person's own matplotlibrc says
+        matplotlib.rcParams.update(theme.SETTINGS)
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 

@@ -51,7 +51,7 @@ def styles(count: int) -> list[Style]:
     return list(_STYLES[: min(count, len(_STYLES))])
 
 
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tinyllm",
     "text.parse_math": False,

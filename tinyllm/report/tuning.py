@@ -7,8 +7,11 @@ from tinyllm.study.results import Arm
 
 def tried(arm: Arm, key: str) -> list[tuple[float, float]]:
     """Values of a key that are numbers with the metric they gave, in order; failed trials left out."""
-    pairs = [(trial.get(key), trial.get("value")) for trial in arm.trials]
-    return sorted((float(x), float(y)) for x, y in pairs if _number(x) and _number(y))
+    return sorted(
+        (float(trial[key]), float(trial["value"]))
+        for trial in arm.trials
+        if _number(trial.get(key)) and _number(trial.get("value"))
+    )
 
 
 def at_the_edge(arm: Arm) -> list[str]:
