@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from omegaconf import DictConfig
 
     from tinyllm.config.arguments import CommandLine
@@ -45,26 +47,34 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     import json
     from dataclasses import asdict
 
-    from tinyllm.report.writing import write_report
+    from tinyllm.assemble import plain
+    from tinyllm.probe import probe_accuracies
+    from tinyllm.report import send, show, write_report
     from tinyllm.study.comparison import Stopped
     from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
     from tinyllm.study.ledger import FINISHED
     from tinyllm.training.signals import listening
 
     say = _silent if invocation.json else _say
+
+    def probe(settings: "Sequence[str]") -> dict[str, float]:
+        kept = str(directory / "probes")
+        return probe_accuracies(settings, list(cfg.probes), out=kept, config_dir=invocation.config_dir)
+
     prepared = prepare(cfg, invocation, asked, own=OWN)
     directory = place(cfg, asked)
     with listening() as stop, taken_hold_of(directory):
         try:
-            study = conduct(cfg, invocation, prepared, directory, stop, say)
+            study = conduct(cfg, invocation, prepared, directory, stop, say, probe)
         except Stopped:
             say(f"stopped; the same command goes on where it was ({directory})")
             return stop.exit_code
         write_report(study, directory)
+        send(study, directory, plain(cfg.logger), say=say)
     if invocation.json:
         print(json.dumps(asdict(study)))
     else:
-        say('\n'.join(study.verdicts))
+        show(study, directory)
     return 0 if all(run.status == FINISHED for run in study.runs) else NOT_FINISHED
 
 

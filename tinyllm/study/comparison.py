@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
+from tinyllm.study import seeds as needed
 from tinyllm.study.composed import Composed, recompose
 from tinyllm.study.ledger import FAILED, FINISHED, MISSING, is_finished, last_value, result_of, speed_of
 from tinyllm.study.measured import Measured, decode_speed
 from tinyllm.study.results import Arm, Run
 from tinyllm.study.running import Job, Places, reason, run_all
 from tinyllm.study.tuning import Tuning, best_of, trials_of
+from tinyllm.study.verdicts import UNITS
 from tinyllm.training.signals import StopRequest
 
 RUNS, TUNE, TIMING = "runs", "tune", "timing"
@@ -156,29 +158,25 @@ class Comparison:
         return found
 
     def decide_seeds(self, *, effect: float, max_minutes: float | None) -> tuple[int, str]:
-        """Train a pilot, and say how many seeds are needed to see the effect."""
-        from tinyllm.study import seeds as needed
-
+        """Train a pilot with seeds of its own, and say how many seeds are needed to see the effect."""
         other = next(arm for arm in self.arms if arm is not self.reference)
-        pair, first = (self.reference, other), int(self.reference.cfg.seed) + needed.FIRST_SEED
+        pair, first = [self.reference, other], int(self.reference.cfg.seed) + needed.FIRST_SEED
         pilot = range(first, first + needed.PILOT)
         self.say(f"pilot: {needed.PILOT} seeds of {self.reference.name} and {other.name}")
         self.train(pair, pilot)
-        found = {(run.arm, run.seed): run for run in self.runs(pair, pilot)}
-        both = [
-            (found[other.name, seed], found[self.reference.name, seed])
-            for seed in pilot
-            if found[other.name, seed].value is not None and found[self.reference.name, seed].value is not None
-        ]
-        finished = [run for run in found.values() if run.seconds is not None]
-        answer = needed.plan(
-            [float(mine.value or 0.0) - float(theirs.value or 0.0) for mine, theirs in both],
+        runs = self.runs(pair, pilot)
+        values = values_of(runs, pair)
+        seconds = [run.seconds for run in runs if run.seconds is not None]
+        both = sorted(values[other.name].keys() & values[self.reference.name].keys())
+        found = needed.plan(
+            [values[other.name][seed] - values[self.reference.name][seed] for seed in both],
             effect=effect,
             arms=len(self.arms),
-            seconds_per_run=sum(run.seconds or 0.0 for run in finished) / max(1, len(finished)) / len(self.where),
+            seconds_per_run=sum(seconds) / len(seconds) / len(self.where) if seconds else 0.0,
             max_minutes=max_minutes,
+            unit=UNITS.get(self.metric, self.metric),
         )
-        return answer.seeds, answer.sentence
+        return found.seeds, found.sentence
 
     def decode_speeds(self, runs: Sequence[Run]) -> dict[str, float]:
         """The speed of generation by arm, measured once for each on its first run that finished."""
@@ -194,10 +192,6 @@ class Comparison:
                 self.measured.put("decode_tokens_per_s", name, round(speed, 1))
             speeds[arm.name] = float(self.measured.get("decode_tokens_per_s", name))
         return speeds
-
-    def probe(self, tasks: Sequence[str]) -> dict[str, dict[str, float]]:
-        """The accuracy by arm and synthetic task."""
-        return {}
 
     def _run(self, jobs: Sequence[Job], where: Places, *, numbered: bool = False) -> None:
         """Run jobs; those that failed are remembered."""
@@ -264,8 +258,8 @@ def notes_of(runs: Sequence[Run], arms: Sequence[Composed], tuning: Tuning | Non
     notes += [f"{run.arm}, seed {run.seed}, is missing" for run in runs if run.status == MISSING]
     if tuning is not None:
         notes.append(
-            f"{tuning.key} was tuned with {tuning.trials} trials for every arm, on the loss of the validation split that"
-            " the arms are compared on, with a seed that is none of theirs"
+            f"{tuning.key} was tuned with {tuning.trials} trials for every arm, on the loss of the validation split"
+            " that the arms are compared on, with a seed that is none of theirs"
         )
     edges = [arm.name for arm in arms if tuning and tuning.values and at_edge(arm.trials, arm.tuned, tuning.key)]
     if edges:

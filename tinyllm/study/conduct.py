@@ -136,8 +136,12 @@ def conduct(
     directory: Path,
     stop: StopRequest,
     say: Callable[[str], None],
+    probe: Callable[[Sequence[str]], dict[str, float]],
 ) -> Study:
     """Train what is missing and work out what the figures say; ``study.json`` holds it.
+
+    Args:
+        probe: gives the accuracy by synthetic task of what an arm's settings compose.
 
     Raises:
         Stopped: a signal came.
@@ -178,6 +182,8 @@ def conduct(
     comparison.train(arms, seeds)
     runs = comparison.runs(arms, seeds)
     found = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
+    speeds = comparison.decode_speeds(runs)
+    probes = {arm.name: probe(arm.overrides) for arm in arms} if cfg.probes else {}
     study = Study(
         question=cfg.question or question_of(arms, comparison.metric),
         command=shlex.join(["python", "-m", "tinyllm.compare", *invocation.arguments]),
@@ -191,7 +197,7 @@ def conduct(
         seeds=seeds,
         seeds_note=note,
         reference=reference.name,
-        arms=arms_of(comparison, comparison.decode_speeds(runs), comparison.probe(list(cfg.probes))),
+        arms=arms_of(comparison, speeds, probes),
         runs=runs,
         differences=found,
         verdicts=verdicts(
