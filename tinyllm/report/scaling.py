@@ -5,8 +5,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinyllm.loggers.wording import short
 from tinyllm.report import theme
 from tinyllm.report.svg import Picture, drawing, picture
@@ -179,10 +177,8 @@ def losses(study: ScalingStudy) -> Picture:
         axes.plot(
             sizes, [one.run.value for one in mine], look.marker, ms=6, color=look.light, label=f"{budget:.3g} FLOPs"
         )
-        grid = np.geomspace(min(sizes) / MARGIN, max(sizes) * MARGIN, 200)
-        axes.plot(
-            grid, study.law.loss(grid, budget / study.price.flops(grid)), color=look.light, ls=look.dashes, lw=1.3
-        )
+        grid = _spread(min(sizes) / MARGIN, max(sizes) * MARGIN)
+        axes.plot(grid, [_loss(study, one, budget) for one in grid], color=look.light, ls=look.dashes, lw=1.3)
         best = next(one for one in study.optima if one.flops == budget)
         axes.plot(best.parameters, best.loss, "*", ms=11, color=look.light, mec=theme.INK, mew=0.7, zorder=5)
     axes.set_xlabel("active parameters N")
@@ -197,7 +193,7 @@ def frontier(study: ScalingStudy) -> Picture:
     figure, axes = _axes()
     look, other = theme.style(1), theme.style(2)
     flops = [one.flops for one in study.optima]
-    grid = np.geomspace(min(flops), max(flops), 50)
+    grid = _spread(min(flops), max(flops))
     ordered = sorted(study.optima, key=lambda one: one.flops)
     low = [one.parameters_between[0] for one in ordered if one.parameters_between]
     high = [one.parameters_between[1] for one in ordered if one.parameters_between]
@@ -224,6 +220,15 @@ def _best(law: Law, study: ScalingStudy, flops: float) -> float:
     from tinyllm.study.scaling_law import optimum
 
     return optimum(law, study.price, flops).parameters
+
+
+def _loss(study: ScalingStudy, parameters: float, budget: float) -> float:
+    return float(study.law.loss(parameters, budget / study.price.flops(parameters)))
+
+
+def _spread(low: float, high: float, count: int = 200) -> list[float]:
+    """Numbers from low to high, each the same multiple of the one before."""
+    return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
 
 
 def _axes() -> tuple[Any, Any]:
