@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ def losses(study: ScalingStudy) -> Picture:
         axes.plot(grid, [_loss(study, one, budget) for one in grid], color=look.light, ls=look.dashes, lw=1.3)
         best = next(one for one in study.optima if one.flops == budget)
         axes.plot(best.parameters, best.loss, "*", ms=11, color=look.light, mec=theme.INK, mew=0.7, zorder=5)
+    _ticks(axes.xaxis, short)
     axes.set_xlabel("active parameters N")
     axes.set_ylabel("val loss (nats per token)")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -209,6 +211,8 @@ def frontier(study: ScalingStudy) -> Picture:
         values = [one.budget for one in inside], [one.parameters for one in inside]
         axes.plot(*values, other.marker, color=other.light, label="parabola of one budget")
     axes.set_yscale("log")
+    _ticks(axes.xaxis, lambda flops: f"{flops:.0e}".replace("+", ""))
+    _ticks(axes.yaxis, short)
     axes.set_xlabel("budget C (FLOPs)")
     axes.set_ylabel("best size N* (active parameters)")
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
@@ -229,6 +233,15 @@ def _loss(study: ScalingStudy, parameters: float, budget: float) -> float:
 def _spread(low: float, high: float, count: int = 200) -> list[float]:
     """Numbers from low to high, each the same multiple of the one before."""
     return [low * (high / low) ** (i / (count - 1)) for i in range(count)]
+
+
+def _ticks(axis: Any, shown: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic axis at 1, 2 and 5, written as plain text."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: shown(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _axes() -> tuple[Any, Any]:
