@@ -25,9 +25,12 @@ class Table:
     kind: ClassVar[str] = "table"
     headings: list[str]
     rows: list[list[Cell]]
-    numeric: bool = True
-    """Whether all but the first column are figures, set to the right."""
+    sortable: bool = True
     caption: str = ""
+
+    def words(self) -> list[bool]:
+        """For each column whether it holds words; figures are set to the right."""
+        return [any(isinstance(row[place].sort, str) for row in self.rows) for place in range(len(self.headings))]
 
 
 @dataclass(frozen=True, kw_only=True)

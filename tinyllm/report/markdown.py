@@ -50,8 +50,8 @@ def _block(block: Block) -> str:
 
 
 def _table(table: Table) -> str:
-    rows = [table.headings, ["---"] + ["---:" if table.numeric else "---"] * (len(table.headings) - 1)]
-    lines = ["| " + " | ".join(escaped(text) for text in rows[0]) + " |", "|" + "|".join(rows[1]) + "|"]
+    marks = ["---" if words else "---:" for words in table.words()]
+    lines = ["| " + " | ".join(escaped(text) for text in table.headings) + " |", "|" + "|".join(marks) + "|"]
     for row in table.rows:
         cells = [f"**{escaped(cell.text)}**" if cell.strong else escaped(cell.text) for cell in row]
         lines.append("| " + " | ".join(cells) + " |")

@@ -54,7 +54,7 @@
   }
 
   // A click on a heading sorts by its column, a second one the other way; what has no figure stays last.
-  for (const table of all("table.numeric")) {
+  for (const table of all("table.sortable")) {
     const body = table.tBodies[0];
     all("thead th", table).forEach((heading, column) => {
       const sort = () => {

@@ -70,8 +70,7 @@ def _difference(axes: Any, row: int, one: ArmSummary, by_seed: dict[int, float])
     look, found = theme.style(one.style), one.difference
     gid = f"arm:{one.style}"
     if found is None or not found.seeds:
-        text = "no seed that both have finished"
-        axes.text(0.5, row, text, transform=axes.get_yaxis_transform(), ha="center", va="center", style="italic")
+        beside(axes, row, "no seed finished in both", points=_COLUMNS[0], gid=gid)
         return
     name = numbers.line(one.arm.name)
     for seed, value in by_seed.items():

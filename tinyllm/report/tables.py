@@ -60,6 +60,11 @@ def _figure(number: Any, shown: Callable[[Any], str]) -> Cell:
     return Cell(shown(number), number)
 
 
+def _words(text: str, *, strong: bool = False) -> Cell:
+    text = numbers.line(text) or numbers.MISSING
+    return Cell(text, text, strong=strong)
+
+
 def seeds_table(study: Study, arms: list[ArmSummary]) -> Table:
     """Each seed's figure, and below it the difference to the reference's of the same seed."""
     reference = next((one for one in arms if one.is_reference), None)
@@ -119,7 +124,7 @@ def matching_table(study: Study, arms: list[ArmSummary]) -> Table:
     for one in arms:
         arm = one.arm
         solved = ", ".join(f"{key}={value}" for key, value in arm.solved.items())
-        row = [name_cell(one), Cell(numbers.line(" ".join(arm.settings))), Cell(numbers.line(solved) or "–")]
+        row = [name_cell(one), _words(" ".join(arm.settings)), _words(solved)]
         if matched:
             row += [_figure(matched[1](arm.account), numbers.whole), _figure(arm.mismatch, numbers.percent)]
         row += [_figure(arm.max_steps, numbers.whole), _figure(arm.tokens, numbers.whole)]
@@ -141,9 +146,9 @@ def tuning_table(arms: list[ArmSummary]) -> Table:
             [
                 name_cell(one),
                 Cell(f"{len(one.arm.trials)}" + (f" ({lost} failed)" if lost else ""), len(one.arm.trials)),
-                Cell(chosen or numbers.MISSING),
+                _words(chosen),
                 _figure(min(values, default=None), numbers.value),
-                Cell(f"yes: {', '.join(edges)}" if edges else "no", float(bool(edges)), strong=bool(edges)),
+                _words(f"yes: {', '.join(edges)}" if edges else "no", strong=bool(edges)),
             ]
         )
     return Table(headings=["arm", "trials", "chosen", "best trial", "at an edge of what was tried"], rows=rows)
@@ -168,12 +173,12 @@ def runs_table(study: Study, arms: list[ArmSummary]) -> Table:
         [
             name_cell(one),
             _figure(run.seed, str),
-            Cell(numbers.line(run.status), run.status, strong=run.status != "finished"),
+            _words(run.status, strong=run.status != "finished"),
             _figure(run.value, numbers.value),
             _figure(run.tokens_per_s, numbers.rate),
             _figure(run.peak_memory_bytes, numbers.size),
             _figure(run.seconds, numbers.clock),
-            Cell(numbers.line(run.path), run.path),
+            _words(run.path),
         ]
         for one in arms
         for run in one.runs
@@ -184,20 +189,20 @@ def runs_table(study: Study, arms: list[ArmSummary]) -> Table:
 def hashes_table(arms: list[ArmSummary]) -> Table:
     """What the files held that the figures come from."""
     rows = [
-        [Cell(f"{numbers.line(run.path)}/{numbers.line(name)}"), Cell(digest)]
+        [_words(f"{run.path}/{name}"), _words(digest)]
         for one in arms
         for run in one.runs
         for name, digest in sorted(run.sha256.items())
     ]
-    return Table(headings=["file", "SHA-256"], rows=rows, numeric=False)
+    return Table(headings=["file", "SHA-256"], rows=rows, sortable=False)
 
 
 def provenance_table(study: Study) -> Table:
     """Versions, machine, commit and hashes."""
     return Table(
         headings=["what", "value"],
-        rows=[[Cell(key), Cell(value)] for key, value in _flat(study.provenance, "")],
-        numeric=False,
+        rows=[[_words(key), _words(value)] for key, value in _flat(study.provenance, "")],
+        sortable=False,
     )
 
 
