@@ -129,9 +129,13 @@ def _tuning(study: Study, arms: list[ArmSummary]) -> Section:
     if not any(one.arm.tuned or one.arm.trials for one in arms):
         return Section(name="tuning", title="Tuning")
     blocks: list[Block] = [Points(items=words.how_tuned(arms))]
+    caption = (
+        f"Every trial that finished, by the lowest {numbers.metric_name(study.trial_metric)} of its evaluations; the large"
+        " filled marks were chosen."
+    )
     if drawn := tuning(study, arms):
-        blocks.append(Figures(pictures=drawn, caption="Every trial that finished; the large filled marks were chosen."))
-    return Section(name="tuning", title="Tuning", blocks=[*blocks, tables.tuning_table(arms)])
+        blocks.append(Figures(pictures=drawn, caption=caption))
+    return Section(name="tuning", title="Tuning", blocks=[*blocks, tables.tuning_table(study, arms)])
 
 
 def _probes(arms: list[ArmSummary]) -> Section:

@@ -44,7 +44,7 @@ def _tuning(study: Study, arms: list[ArmSummary], key: str) -> Picture | None:
             axes.plot(x, y, look.marker, ms=8 if chosen else 5, mfc=fill, mec=look.light, mew=1.2, gid=title, zorder=4)
         axes.plot([], [], color=look.light, ls=look.dashes, marker=look.marker, label=shortened(one.arm.name))
     axes.set_xlabel(numbers.line(key))
-    axes.set_ylabel(f"{numbers.metric_axis(study.metric)}")
+    axes.set_ylabel(f"lowest {numbers.metric_axis(study.trial_metric)}")
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     chosen_values = "; ".join(f"{one.arm.name} {numbers.plain_number(one.arm.tuned.get(key))}" for one, _ in found)
     name = "tuning_" + "".join(letter if letter.isalnum() else "_" for letter in key)

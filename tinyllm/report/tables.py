@@ -132,8 +132,9 @@ def matching_table(study: Study, arms: list[ArmSummary]) -> Table:
     return Table(headings=headings, rows=rows)
 
 
-def tuning_table(arms: list[ArmSummary]) -> Table:
+def tuning_table(study: Study, arms: list[ArmSummary]) -> Table:
     """How many trials each arm had, and what they chose."""
+    best = f"best {numbers.metric_name(study.trial_metric)}"
     rows = []
     for one in arms:
         if not one.arm.tuned and not one.arm.trials:
@@ -151,7 +152,7 @@ def tuning_table(arms: list[ArmSummary]) -> Table:
                 _words(f"yes: {', '.join(edges)}" if edges else "no", strong=bool(edges)),
             ]
         )
-    return Table(headings=["arm", "trials", "chosen", "best trial", "at an edge of what was tried"], rows=rows)
+    return Table(headings=["arm", "trials", "chosen", best, "at an edge of what was tried"], rows=rows)
 
 
 def probes_table(arms: list[ArmSummary]) -> Table:

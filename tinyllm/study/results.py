@@ -41,7 +41,7 @@ class Arm:
     tuned: dict[str, Any] = field(default_factory=dict)
     """Values that were chosen by trials, by key."""
     trials: list[dict[str, Any]] = field(default_factory=list)
-    """What was tried for them: the keys' values, ``value`` (of the metric; None: failed)."""
+    """What was tried for them: the keys' values, ``value`` (of the study's ``trial_metric``; None: failed)."""
     decode_tokens_per_s: float | None = None
     """One sequence, greedy; None: not measured."""
     probes: dict[str, float] = field(default_factory=dict)
@@ -126,3 +126,5 @@ class Study:
     """What else a reader has to know: failed runs, tuning on the validation split."""
     provenance: dict[str, Any]
     """Versions, machine, commit, hashes of code and data."""
+    trial_metric: str = "val/loss"
+    """What trials are chosen by: the lowest of a trial's evaluations."""
