@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from tinyllm.assemble import build_model
+from tinyllm.assemble import build_model, plain
 from tinyllm.config.compose import compose
 from tinyllm.config.files import read_yaml
 from tinyllm.config.literal import quote
@@ -20,6 +20,7 @@ from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import CONFIG as HF_CONFIG
 from tinyllm.interop.directory import Directory, is_model
 from tinyllm.interop.tokenizer import read as read_tokenizer
+from tinyllm.models.parametrization import multipliers
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
@@ -207,3 +208,32 @@ def config_of(checkpoint: Checkpoint) -> DictConfig:
     if not isinstance(cfg, DictConfig):
         raise UserError("checkpoint damaged", file=file, hint="it holds no configuration")
     return upgraded(cfg)
+
+
+def check_multipliers(
+    checkpoint: Checkpoint, model: nn.Module, *, cfg: DictConfig, vocab_size: int, allow: frozenset[str]
+) -> None:
+    """Refuse weights that another parametrization would read as another function.
+
+    Args:
+        checkpoint: what ``init_from`` names.
+        model: what its weights are to start; meta tensors suffice.
+        cfg: of that model.
+
+    Raises:
+        UserError: the factors on logits or scores differ.
+    """
+    was = config_of(checkpoint)
+    theirs, ours = was.model.get("parametrization"), cfg.model.get("parametrization")
+    if theirs is None or ours is None or theirs == ours:
+        return
+    other = build_model(was, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
+    if multipliers(other) != multipliers(model):
+        hint = f"that run has {_shown(theirs)}, this one {_shown(ours)}"
+        raise UserError("its weights belong to other multipliers", key="init_from", value=cfg.init_from, hint=hint)
+
+
+def _shown(node: DictConfig) -> str:
+    """A node with a ``_target_``, in few words."""
+    keys = ", ".join(f"{key}={value}" for key, value in plain(node).items() if key != "_target_")
+    return f"{str(node._target_).rpartition('.')[2]}({keys})"

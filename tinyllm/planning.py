@@ -24,6 +24,7 @@ from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
+from tinyllm.loading import check_multipliers
 from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.schedules import Schedule
 from tinyllm.resume import Resumption, reconcile
@@ -112,7 +113,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     prompt_ids(data.tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
     model = sketch(vocab_size=data.tokenizer.vocab_size)
     if source is not None:
-        _check_source(source, data, model, asked=cfg.init_from)
+        _check_source(source, data, model, cfg=cfg, allow=allow)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
     max_steps = count_steps(epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
     schedule = build_schedule(cfg, n_steps=max_steps, allow=allow)
@@ -211,8 +212,11 @@ def data_facts(data: TokenData) -> dict[str, str]:
     }
 
 
-def _check_source(source: checkpoints.Checkpoint, data: TokenData, model: nn.Module, *, asked: str) -> None:
-    """Refuse weights that cannot start this model: another tokenizer or another architecture."""
+def _check_source(
+    source: checkpoints.Checkpoint, data: TokenData, model: nn.Module, *, cfg: DictConfig, allow: frozenset[str]
+) -> None:
+    """Refuse weights that cannot start this model: another tokenizer, architecture or parametrization."""
+    asked = cfg.init_from
     theirs, ours = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
     if theirs != ours:
         file = source.path / TOKENIZER
@@ -223,6 +227,7 @@ def _check_source(source: checkpoints.Checkpoint, data: TokenData, model: nn.Mod
             hint=f"theirs is {theirs[:12]}, ours {ours[:12]}; use tokenizer=pretrained tokenizer.path={file}",
         )
     checkpoints.check_fits(source, model)
+    check_multipliers(source, model, cfg=cfg, vocab_size=data.tokenizer.vocab_size, allow=allow)
 
 
 def _pinned(cfg: DictConfig, device: torch.device) -> bool:

@@ -15,12 +15,13 @@ MIXTURE = ("model.block.moe.n_experts=4", "model.block.moe.n_active=2")
 PLAIN = (*EMA, "trainer.grad_clip=0.5", "trainer.activation_checkpointing=true")
 FEATURES: dict[str, tuple[tuple[str, ...], float]] = {
     "muon, balance loss, recompute": (
-        (*PLAIN, "optimizer=muon", "moe=aux_loss", *MIXTURE, "loss.z_loss=1e-3", "loss.label_smoothing=0.1"),
+        (*PLAIN, "optimizer=muon", "moe=aux_loss", *MIXTURE, "loss.z_loss=1e-3", "loss.label_smoothing=0.1",
+         "parametrization=mup"),
         1e-4,  # it makes matrices orthogonal in bf16
     ),
     "lion, balance by bias, untied": (
         ("optimizer=lion", "optimizer.lr=3e-4", "moe=aux_free", *MIXTURE, "model.block.moe.gamma=0.01",
-         "model.tie_embeddings=false"),
+         "model.tie_embeddings=false", "parametrization=mup"),
         1e-5,
     ),
     "bf16, learned positions, layernorm": (

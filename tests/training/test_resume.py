@@ -261,6 +261,10 @@ def test_init_from_takes_the_weights_alone(
     assert (tmp_path / "same" / "checkpoints" / "step-000001" / weights).read_bytes() == old.read_bytes()
     assert train(*shared, f"run.dir={tmp_path / 'other'}", "tokenizer=byte") == 2
     assert "tokenizer is not that of the other run" in capsys.readouterr().err
+    assert train(*shared, f"run.dir={tmp_path / 'other'}", "parametrization=mup") == 2
+    assert "other multipliers" in (line := capsys.readouterr().err) and "Standard(), this one MuP(base_width=" in line
+    as_base = ("parametrization=mup", "model.parametrization.base_width=32")
+    assert train(*shared, f"run.dir={tmp_path / 'base'}", "optimizer.lr=0", *as_base) == 0
 
 
 def test_a_run_in_use_is_refused_and_free_after_kill_9(

@@ -158,6 +158,11 @@ class MuP(Parametrization):
                 raise ValueError(f"base_width={self.base_width}: {name} is the weight of no Linear and grows with it")
 
 
+def multipliers(model: Any) -> list[float]:
+    """The factors that a model reads its weights with: that on the logits, and the scale of each block's attention."""
+    return [model.output_multiplier, *(block.attn.scale for block in model.layers())]
+
+
 def sides(weight: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of a matrix, or of each in a stack."""
     return weight.shape[-2], weight.shape[-1]
