@@ -12,6 +12,7 @@ import pytest
 
 from tests import readme
 from tests.sources import ROOT, tracked
+from tests.test_imports import SCRIPTS
 
 pytestmark = pytest.mark.slow
 SMALL = [
@@ -75,9 +76,9 @@ def test_what_is_packed(built: Path) -> None:
     assert not any(name.startswith(("outputs/", ".venv", "docs/options.md/")) for name in names)
 
 
-@pytest.mark.parametrize("program", ["train", "generate", "evaluate", "prepare", "describe"])
-def test_help_of_every_console_script(installed: Path, elsewhere: Path, program: str) -> None:
-    assert f"python -m tinyllm.{program}" in run(installed / f"tinyllm-{program}", "--help")
+@pytest.mark.parametrize(("script", "target"), SCRIPTS.items())
+def test_help_of_every_console_script(installed: Path, elsewhere: Path, script: str, target: str) -> None:
+    assert f"python -m {target.removesuffix(':main')}" in run(installed / script, "--help")
 
 
 def test_train_generate_and_evaluate(installed: Path, elsewhere: Path) -> None:
