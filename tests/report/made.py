@@ -29,7 +29,7 @@ def study(*, arms: int = 4, seeds: int = 3, metric: str = "val/bpb", **changes: 
         "amount": 2457600.0,
         "effect": 0.01,
         "seeds": list(range(1, seeds + 1)),
-        "seeds_note": f"{seeds} seeds were asked for.",
+        "seeds_note": "as many as were asked for",
         "reference": names[0],
         "arms": made,
         "runs": runs,

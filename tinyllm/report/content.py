@@ -84,7 +84,8 @@ def _curves(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = curves(study, arms)
     caption = (
         "Lines are means over the finished seeds, bands reach from the lowest to the highest seed. An arm has a point"
-        " where all of its finished seeds were evaluated; on the axis of time it stands at the mean of their times."
+        " where all of its finished seeds were evaluated; over wall time, evaluations included, it stands at the mean of"
+        " their times."
     )
     blocks: list[Block] = [Figures(pictures=drawn, caption=caption, choice="Over", name="axis")] if drawn else []
     return Section(name="curves", title="Curves", blocks=blocks)
@@ -113,7 +114,7 @@ def _seeds(study: Study, arms: list[ArmSummary]) -> Section:
     caption = (
         "One mark for each run, a bar for each arm's mean (± standard deviation). Grey lines join runs of one seed."
     )
-    blocks: list[Block] = [Text(text=numbers.line(study.seeds_note))] if study.seeds_note.strip() else []
+    blocks: list[Block] = [Text(text=words.how_many_seeds(study))]
     blocks += [Figures(pictures=[drawn], caption=caption)] if drawn else []
     return Section(name="seeds", title="Seeds", blocks=[*blocks, tables.seeds_table(study, arms)])
 
@@ -130,8 +131,8 @@ def _tuning(study: Study, arms: list[ArmSummary]) -> Section:
         return Section(name="tuning", title="Tuning")
     blocks: list[Block] = [Points(items=words.how_tuned(arms))]
     caption = (
-        f"Every trial that finished, by the lowest {numbers.metric_name(study.trial_metric)} of its evaluations; the large"
-        " filled marks were chosen."
+        f"Every trial that finished, by the lowest {numbers.metric_name(study.trial_metric)} of its evaluations;"
+        " the large filled marks were chosen."
     )
     if drawn := tuning(study, arms):
         blocks.append(Figures(pictures=drawn, caption=caption))

@@ -9,7 +9,7 @@ from tinyllm.report.summary import ArmSummary
 from tinyllm.report.svg import Picture, picture
 from tinyllm.study.results import Study
 
-AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "time of training"}
+AXES = {"tokens": "training tokens", "flops": "training FLOPs", "seconds": "wall time"}
 """What curves can be drawn over: the records' names and how one says them."""
 _MARKERS = 24
 """Points of a curve that get a marker and a title at most."""
@@ -80,7 +80,7 @@ def _line(axes: Any, one: ArmSummary, line: Curve, axis: str, scale: float, *, m
 def _ticks(axes: Any, axis: str) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
     if axis != "seconds":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 

@@ -82,7 +82,7 @@ def _limits(axes: Any, prices: list[float]) -> None:
         room = (most / least) ** 0.16
         axes.set_xlim(least / room, most * room)
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         room = 0.18 * (most - least) or 0.1 * abs(most) or 1.0
         axes.set_xlim(least - room, most + room)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))

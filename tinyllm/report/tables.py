@@ -210,6 +210,9 @@ def provenance_table(study: Study) -> Table:
 def _flat(facts: Any, prefix: str) -> list[tuple[str, str]]:
     if isinstance(facts, dict) and facts:
         return [pair for key, value in facts.items() for pair in _flat(value, f"{prefix}{' ' if prefix else ''}{key}")]
+    if isinstance(facts, list) and any(isinstance(one, dict) for one in facts):
+        facts = {f"({number})": one for number, one in enumerate(facts, 1)}
+        return _flat(facts, prefix)
     if isinstance(facts, list | tuple):
         facts = ", ".join(map(str, facts))
     return [(numbers.line(prefix), numbers.MISSING if facts is None else numbers.line(str(facts)))]

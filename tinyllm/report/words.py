@@ -30,6 +30,12 @@ def matching(study: Study) -> str:
     return f"equal {MATCHED[study.match][0]} (within {100 * study.tolerance:g} %)"
 
 
+def how_many_seeds(study: Study) -> str:
+    """The number of seeds, and how it came about."""
+    note = numbers.line(study.seeds_note)
+    return f"{_count(len(study.seeds), 'seed')}{': ' if note else ''}{note}{'' if note.endswith('.') else '.'}"
+
+
 def how_matched(study: Study, arms: list[ArmSummary]) -> str:
     """What was solved for, and how well."""
     if study.match not in MATCHED:
