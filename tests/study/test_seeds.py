@@ -64,14 +64,27 @@ def test_a_small_simulation() -> None:
     assert called_different(rng, studies=80, ratio=1.0, shift=1.0)[0] >= 0.78
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ratio", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize(
+    "ratio",
+    [
+        pytest.param(0.5, marks=pytest.mark.exhaustive),
+        pytest.param(1.0, marks=pytest.mark.slow),
+        pytest.param(2.0, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_identical_arms_are_called_different_in_one_study_of_twenty(ratio: float) -> None:
     assert called_different(np.random.default_rng(11), studies=1000, ratio=ratio, shift=0.0)[0] <= 0.06
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("ratio", "most"), [(0.5, 7), (1.0, 18), (1.5, 35), (2.0, 60)])
+@pytest.mark.parametrize(
+    ("ratio", "most"),
+    [
+        pytest.param(0.5, 7, marks=pytest.mark.slow),
+        pytest.param(1.0, 18, marks=pytest.mark.slow),
+        pytest.param(1.5, 35, marks=pytest.mark.exhaustive),
+        pytest.param(2.0, 60, marks=pytest.mark.slow),
+    ],
+)
 def test_an_effect_of_the_planned_size_is_found(ratio: float, most: int) -> None:
     """At a cost not far from that of knowing the spread, which is 5, 10, 20 and 34 seeds."""
     seen, seeds = called_different(np.random.default_rng(13), studies=1000, ratio=ratio, shift=1.0)

@@ -139,15 +139,29 @@ def test_identical_arms_are_seldom_called_different() -> None:
     assert false_alarms(np.random.default_rng(1), studies=150, n=3, arms=1) <= 0.06
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("n", "arms"), [(3, 1), (5, 1), (3, 4), (5, 7)])
+@pytest.mark.parametrize(
+    ("n", "arms"),
+    [
+        pytest.param(3, 1, marks=pytest.mark.slow),
+        pytest.param(3, 4, marks=pytest.mark.slow),
+        pytest.param(5, 1, marks=pytest.mark.exhaustive),
+        pytest.param(5, 7, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_identical_arms_are_called_different_in_one_study_of_twenty(n: int, arms: int) -> None:
     """Whatever the number of arms, in which Holm's correction is cautious where they share a reference."""
     assert false_alarms(np.random.default_rng(n), studies=1000, n=n, arms=arms) <= 0.06
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("ratio", "arms"), [(0.5, 1), (1.0, 1), (2.0, 1), (1.0, 3)])
+@pytest.mark.parametrize(
+    ("ratio", "arms"),
+    [
+        pytest.param(1.0, 1, marks=pytest.mark.slow),
+        pytest.param(0.5, 1, marks=pytest.mark.exhaustive),
+        pytest.param(2.0, 1, marks=pytest.mark.exhaustive),
+        pytest.param(1.0, 3, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_effect_of_the_planned_size_is_found(ratio: float, arms: int) -> None:
     """With the number of seeds for a known spread; among several arms the one that differs."""
     n = seeds_needed(ratio, effect=1.0, level=0.05 / arms)
