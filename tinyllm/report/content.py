@@ -84,8 +84,8 @@ def _curves(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = curves(study, arms)
     caption = (
         "Lines are means over the finished seeds, bands reach from the lowest to the highest seed. An arm has a point"
-        " where all of its finished seeds were evaluated; over wall time, evaluations included, it stands at the mean of"
-        " their times."
+        " where all of its finished seeds were evaluated; over wall time, evaluations included, it stands at the mean"
+        " of their times."
     )
     blocks: list[Block] = [Figures(pictures=drawn, caption=caption, choice="Over", name="axis")] if drawn else []
     return Section(name="curves", title="Curves", blocks=blocks)
