@@ -19,10 +19,11 @@ def page(report: Report) -> str:
     )
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html").render(
+    text = environment.get_template("page.html").render(
         report=report,
         styles=theme.styles(len(report.arms)),
         css=(_HERE / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{digest}",
     )
+    return text.lstrip()
