@@ -53,9 +53,10 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     from tinyllm.study.comparison import Stopped
     from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
     from tinyllm.study.ledger import FINISHED
+    from tinyllm.study.screen import Screen
     from tinyllm.training.signals import listening
 
-    say = _silent if invocation.json else _say
+    screen = Screen(quiet=invocation.json)
 
     def probe(settings: "Sequence[str]") -> dict[str, float]:
         kept = str(directory / "probes")
@@ -65,25 +66,17 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     directory = place(cfg, asked)
     with listening() as stop, taken_hold_of(directory):
         try:
-            study = conduct(cfg, invocation, prepared, directory, stop, say, probe)
+            study = conduct(cfg, invocation, prepared, directory, stop, screen, probe)
         except Stopped:
-            say(f"stopped; the same command goes on where it was ({directory})")
+            screen.say(f"stopped; the same command goes on where it was ({directory})")
             return stop.exit_code
         write_report(study, directory)
-        send(study, directory, plain(cfg.logger), say=say)
+        send(study, directory, plain(cfg.logger), say=screen.say)
     if invocation.json:
         print(json.dumps(asdict(study)))
     else:
         show(study, directory)
     return 0 if all(run.status == FINISHED for run in study.runs) else NOT_FINISHED
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _silent(line: str) -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tinyllm.config.older import upgraded
 from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import Checkpoint, find, steps_in
-from tinyllm.training.names import CONFIG, OVERRIDES
+from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.training.run_dir import check_free
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len")
@@ -68,10 +68,10 @@ def look_up(line: CommandLine) -> Resumption | None:
             hint = "give run.dir=…, the directory to continue or start"
             raise UserError("nothing to look into", key="resume", value="auto", hint=hint)
         source = str(values["run.dir"])
-        if not steps_in(Path(source) / "checkpoints"):
+        if not steps_in(Path(source) / CHECKPOINTS):
             return None
-    for directory in (Path(source), Path(source).parent.parent):  # a run, or a checkpoint of it
-        check_free(directory)
+    is_checkpoint = Path(source).parent.name == CHECKPOINTS  # of the run two levels above
+    check_free(Path(source).parent.parent if is_checkpoint else Path(source))
     notes: list[str] = []
     checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
     if "imported" in checkpoint.manifest:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from tests.cli.conftest import Answer, Call, call  # noqa: F401 - a fixture
-from tests.faults.elsewhere import Elsewhere
+from tests.faults.elsewhere import Elsewhere, wait_for
 from tests.training.runs import SMALL, metrics, write_corpus
 from tinyllm.study import running
 
@@ -27,7 +30,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The labels of the runs that a comparison starts; each is trained in a copy of this process, which is quicker."""
     labels: list[str] = []
 
-    def run(job: running.Job, environment: object, stop: object) -> int:
+    def run(job: running.Job, *others: object) -> int:
         labels.append(job.label)
         job.path.parent.mkdir(parents=True, exist_ok=True)
         answer = Elsewhere(*job.arguments, first=GlobalHydra.instance().clear).answer()
@@ -52,6 +55,7 @@ def study(tmp_path: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_arms_are_matched_trained_and_reported_and_trained_once(
     compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:
@@ -83,6 +87,7 @@ def test_arms_are_matched_trained_and_reported_and_trained_once(
     assert len(study(tmp_path)["runs"]) == 6
 
 
+@pytest.mark.slow
 def test_a_run_that_was_changed_by_hand_is_named_and_nothing_is_lost(
     compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:
@@ -101,13 +106,14 @@ def test_a_run_that_was_changed_by_hand_is_named_and_nothing_is_lost(
     assert started == ["mqa, seed 1337"] and (run / "metrics.jsonl").read_text() != ""
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
     compare: Compare, tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     working = running.run
 
-    def fails_once(job: running.Job, environment: object, stop: object) -> int:
-        code = working(job, environment, stop)  # type: ignore[arg-type]
+    def fails_once(job: running.Job, *others: object) -> int:
+        code = working(job, *others)  # type: ignore[arg-type]
         if job.label != "mqa, seed 1338":
             return code
         shutil.rmtree(job.path)
@@ -128,25 +134,33 @@ def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
     assert started == ["mqa, seed 1338"]
 
 
+BAD = [
+    (("attn=mha,mqa", "seeds=0"), "error: value out of range (seeds=0): at least 1"),
+    (("attn=mha,mqa", "budget.amount=63"), "error: the budget is too small (budget.amount=63): one step of mha"),
+    (
+        ("attn=mha,mqa", "match=kv_bytes"),
+        "error: an arm cannot be matched (match=kv_bytes): arm mqa against mha: closest",
+    ),
+    (("attn=mha,mqa", "sedes=3"), "error: unknown key (sedes=3): did you mean seeds?"),
+]
+MORE_BAD = [
+    (("attn=mha,mla9",), "error: no such option (attn=mla9)"),
+    (("attn=mha,mqa", "seeds=many"), "error: value not allowed (seeds=many)"),
+    (("attn=mha,mqa", "budget.amount=-1"), "error: value not allowed (budget.amount=-1)"),
+    (("attn=mha,mqa", "match=parameters"), "error: value not allowed (match=parameters)"),
+    (("attn=mha,mqa", "reference=gqa"), "error: no such arm (reference=gqa): one of mha, mqa"),
+    (("attn=mha,mqa", "trainer.eval_every=0"), "error: a comparison needs evaluations (trainer.eval_every=0)"),
+    (("attn=mha,mqa", "trainer.max_steps=5"), "error: two horizons (trainer.max_steps)"),
+    (("attn=mha,mqa", "tune=optimizer.lr=1e-3"), "error: nothing to choose from (tune=optimizer.lr=1e-3)"),
+    (("attn=mha,mqa", "-m"), "error: flag not offered (-m)"),
+    (("attn=mha", "seed=1,2"), "error: it cannot differ between arms (seed=1,2)"),
+    (("attn=mha,mqa", "optimizer.lr=abc"), "error: wrong type (optimizer.lr=abc)"),
+    (("attn=mha,mqa", "probes=[recal]"), "error: no such"),
+]
+
+
 @pytest.mark.parametrize(
-    ("settings", "said"),
-    [
-        (("attn=mha,mla9",), "error: no such option (attn=mla9)"),
-        (("attn=mha,mqa", "seeds=0"), "error: value out of range (seeds=0): at least 1"),
-        (("attn=mha,mqa", "seeds=many"), "error: value not allowed (seeds=many)"),
-        (("attn=mha,mqa", "budget.amount=63"), "error: the budget is too small (budget.amount=63): one step of mha"),
-        (("attn=mha,mqa", "budget.amount=-1"), "error:"),
-        (("attn=mha,mqa", "match=parameters"), "error: value not allowed (match=parameters)"),
-        (("attn=mha,mqa", "match=kv_bytes"), "error:"),
-        (("attn=mha,mqa", "reference=gqa"), "error: no such arm (reference=gqa): one of mha, mqa"),
-        (("attn=mha,mqa", "trainer.eval_every=0"), "error: a comparison needs evaluations (trainer.eval_every=0)"),
-        (("attn=mha,mqa", "trainer.max_steps=5"), "error: two horizons (trainer.max_steps)"),
-        (("attn=mha,mqa", "tune=optimizer.lr=1e-3"), "error: nothing to choose from (tune=optimizer.lr=1e-3)"),
-        (("attn=mha,mqa", "-m"), "error: flag not offered (-m)"),
-        (("attn=mha", "seed=1,2"), "error: it cannot differ between arms (seed=1,2)"),
-        (("attn=mha,mqa", "optimizer.lr=abc"), "error: wrong type (optimizer.lr=abc)"),
-        (("attn=mha,mqa", "sedes=3"), "error: unknown key (sedes=3): did you mean seeds?"),
-    ],
+    ("settings", "said"), [*BAD, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_BAD)]
 )
 def test_bad_input_is_one_line_before_anything_is_made(
     settings: tuple[str, ...], said: str, compare: Compare, tmp_path: Path, started: list[str]
@@ -155,3 +169,24 @@ def test_bad_input_is_one_line_before_anything_is_made(
     assert answer.code == 2, answer
     assert answer.err.startswith(said) and len(answer.err.splitlines()) == 1, answer.err
     assert not (tmp_path / "out").exists() and started == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "words.txt", n_words=400)
+    long = [one for one in SHORT if not one.startswith(("budget", "evaluations"))]
+    command = [sys.executable, "-m", "tinyllm.compare", "attn=mha,mqa", "dataset=text", f"dataset.path={text}", *long]
+    command += ["budget.amount=100000", "evaluations=1", "seeds=1", f"out={tmp_path / 'out'}"]
+    with (tmp_path / "shown").open("w") as shown:
+        process = subprocess.Popen(command, stdout=shown, stderr=subprocess.STDOUT, start_new_session=True)
+        wait_for(lambda: list(tmp_path.glob("out/runs/mqa*/metrics.jsonl")), seconds=300)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 128 + signal.SIGINT
+    assert "[1/2] mha" in (tmp_path / "shown").read_text() and "[2/2]" not in (tmp_path / "shown").read_text()
+    [stopped] = tmp_path.glob("out/runs/mqa*/run.json")
+    assert json.loads(stopped.read_text())["status"] == "interrupted"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done
+    assert "1 of 2 runs are there already" in done.stdout and "[1/1] mqa" in done.stdout
+    found = study(tmp_path)
+    assert [run["status"] for run in found["runs"]] == ["finished"] * 2

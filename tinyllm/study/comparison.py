@@ -1,6 +1,6 @@
 """A comparison carried out: tuning, seeds, runs, measurements, figures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tinyllm.study.ledger import FAILED, FINISHED, MISSING, is_finished, last_va
 from tinyllm.study.measured import Measured, decode_speed
 from tinyllm.study.results import Arm, Run
 from tinyllm.study.running import Job, Places, reason, run_all
+from tinyllm.study.screen import Screen
 from tinyllm.study.tuning import Tuning, best_of, trials_of
 from tinyllm.study.verdicts import UNITS
 from tinyllm.training.signals import StopRequest
@@ -35,7 +36,7 @@ class Comparison:
         directory: the study's.
         where: how many runs go on at once.
         metric: what the arms are compared by.
-        say: takes a line for the person.
+        screen: shows what happens.
     """
 
     directory: Path
@@ -47,12 +48,13 @@ class Comparison:
     flags: Sequence[str]
     config_dir: str | None
     allow: frozenset[str]
-    say: Callable[[str], None]
+    screen: Screen
     codes: dict[Path, int] = field(default_factory=dict)
     """Exit codes of the runs that were started and did not finish, by run directory."""
 
     def __post_init__(self) -> None:
         self.measured = Measured(self.directory)
+        self.say = self.screen.say
 
     def time_arms(self, minutes: float) -> None:
         """Measure how many tokens per second each arm trains on, one arm after the other, once per study.
@@ -197,8 +199,12 @@ class Comparison:
         """Run jobs; those that failed are remembered."""
         done = 0
 
+        def look(job: Job) -> None:
+            self.screen.look(job.label, job.path)
+
         def ended(job: Job, code: int) -> None:
             nonlocal done
+            self.screen.ended(job.label)
             done += 1
             if code:
                 self.codes[job.path] = code
@@ -207,7 +213,10 @@ class Comparison:
             if numbered:
                 self.say(f"[{done}/{len(jobs)}] {job.label}: {self._outcome(job, code)}")
 
-        run_all(jobs, where, self.stop, ended=ended)
+        try:
+            run_all(jobs, where, self.stop, look=look, ended=ended)
+        finally:
+            self.screen.clear()
         self._check_stop()
 
     def _outcome(self, job: Job, code: int) -> str:

@@ -28,6 +28,7 @@ from tinyllm.study.composed import (
 from tinyllm.study.ledger import slug
 from tinyllm.study.results import Run, Study
 from tinyllm.study.running import Places, places
+from tinyllm.study.screen import Screen
 from tinyllm.study.statistics import differences
 from tinyllm.study.tuning import Tuning
 from tinyllm.study.tuning import asked as asked_for
@@ -135,7 +136,7 @@ def conduct(
     prepared: Prepared,
     directory: Path,
     stop: StopRequest,
-    say: Callable[[str], None],
+    screen: Screen,
     probe: Callable[[Sequence[str]], dict[str, float]],
 ) -> Study:
     """Train what is missing and work out what the figures say; ``study.json`` holds it.
@@ -158,9 +159,9 @@ def conduct(
         flags=[] if invocation.config_dir is None else ["--config-dir", invocation.config_dir],
         config_dir=invocation.config_dir,
         allow=invocation.allow,
-        say=say,
+        screen=screen,
     )
-    say(f"study: {directory}")
+    screen.say(f"study: {directory}")
     if prepared.budget.needs_speed:
         comparison.time_arms(prepared.amount)
         give_horizon(
@@ -177,7 +178,7 @@ def conduct(
     number, note = cfg.seeds, "as many as were asked for"
     if cfg.seeds == "auto":
         number, note = comparison.decide_seeds(effect=cfg.effect, max_minutes=cfg.max_minutes)
-        say(note)
+        screen.say(note)
     seeds = [int(cfg.seed) + i for i in range(number)]
     comparison.train(arms, seeds)
     runs = comparison.runs(arms, seeds)

@@ -15,7 +15,7 @@ from tinyllm.config.cli import ERROR_FILE
 from tinyllm.config.literal import unquoted
 from tinyllm.data.atomic import is_held
 from tinyllm.errors import UserError
-from tinyllm.launch import code_of
+from tinyllm.launch import SIGNALLED, code_of
 from tinyllm.sweep.slots import gpus, parts_of
 from tinyllm.training.names import RUN_JSON
 from tinyllm.training.run_dir import LOCK
@@ -100,14 +100,14 @@ def run_all(
     where: Places,
     stop: StopRequest,
     *,
+    look: Callable[[Job], None],
     ended: Callable[[Job, int], None],
-    began: Callable[[Job], None] = lambda job: None,
 ) -> None:
     """Run the jobs in their order, each in the first place that is free; returns early after a signal.
 
     Args:
+        look: called now and then with a job that runs.
         ended: called with each job and its exit code.
-        began: called with each job before it starts.
     """
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
@@ -119,8 +119,7 @@ def run_all(
                 job = waiting.get_nowait()
             except queue.Empty:
                 return
-            began(job)
-            code = run(job, environment, stop)
+            code = run(job, environment, stop, look)
             if stop.signal is None:
                 ended(job, code)
 
@@ -131,7 +130,7 @@ def run_all(
             outcome.result()
 
 
-def run(job: Job, environment: Mapping[str, str], stop: StopRequest) -> int:
+def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Callable[[Job], None]) -> int:
     """Run one job to its end; one that another process is busy with is waited for and then finished."""
     job.path.parent.mkdir(parents=True, exist_ok=True)
     while is_held(job.path / LOCK) and stop.signal is None:
@@ -148,12 +147,14 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C is for the comparison, which asks its runs to stop
         )
-        return code_of(_wait(process, stop))
+        while process.poll() is None and stop.signal is None:
+            look(job)
+            time.sleep(LOOK_EVERY_S)
+        return code_of(_ended(process))
 
 
-def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
-    while process.poll() is None and stop.signal is None:
-        time.sleep(LOOK_EVERY_S)
+def _ended(process: "subprocess.Popen[bytes]") -> int:
+    """The exit code of a process that has ended, or is asked to."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
         try:
@@ -168,8 +169,8 @@ def reason(job: Job, code: int) -> str:
     if job.error_file.is_file():
         return job.error_file.read_text(encoding="utf-8").strip().removeprefix("error: ")
     lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.is_file() else []
-    if code > 128:
-        return f"{signal.Signals(code - 128).name} ended it"
+    if code - SIGNALLED in signal.valid_signals():
+        return f"{signal.Signals(code - SIGNALLED).name} ended it"
     return lines[-1] if lines else f"exit code {code}"
 
 
