@@ -30,40 +30,33 @@ def scaling(cfg: "DictConfig", invocation: "Invocation") -> int:
     from tinyllm.study.conduct import taken_hold_of
     from tinyllm.study.ladder import check_settings, ladder
     from tinyllm.study.scaling_study import conduct, place
+    from tinyllm.study.screen import Screen
     from tinyllm.training.signals import listening
 
-    say = _silent if invocation.json else _say
+    screen = Screen(quiet=invocation.json)
     check_settings(plain(cfg.scaling), invocation.typed)
     rungs = ladder(cfg, invocation)
     directory = place(cfg, invocation)
     for rung in rungs:
         costs = rung.arm.account
-        say(
+        screen.say(
             f"  {rung.arm.name}: {costs.active_parameters:,} parameters, {costs.flops_per_token:,} FLOPs a token,"
             f" {rung.arm.max_steps} steps, {rung.tokens_per_parameter:.3g} tokens per parameter"
         )
     with listening() as stop, taken_hold_of(directory):
-        say(f"study: {directory}")
+        screen.say(f"study: {directory}")
         try:
-            study = conduct(cfg, invocation, rungs, directory, stop, say)
+            study = conduct(cfg, invocation, rungs, directory, stop, screen)
         except Stopped:
-            say(f"stopped; the same command goes on where it was ({directory})")
+            screen.say(f"stopped; the same command goes on where it was ({directory})")
             return stop.exit_code
         write_scaling(study, directory)
     if invocation.json:
         print(json.dumps(asdict(study)))
     else:
-        say("\n".join(sentences(study)))
-        say(f"report: {directory / 'scaling.md'}")
+        screen.say("\n".join(sentences(study)))
+        screen.say(f"report: {directory / 'scaling.md'}")
     return 0 if all(one.point is not None for one in study.runs) else 1
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-def _silent(line: str) -> None:
-    """For output that is JSON."""
 
 
 if __name__ == "__main__":

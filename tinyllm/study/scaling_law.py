@@ -109,7 +109,8 @@ def price_of(points: Sequence[Point]) -> Price:
     sizes = sorted({(one.parameters, one.flops_per_token) for one in points})
     if len({n for n, _ in sizes}) < 2:
         raise UserError("one size is no ladder", key="scaling.sizes", value=len(sizes), hint="at least two sizes")
-    exponent, intercept = np.polyfit(*np.log(np.array(sizes, dtype=float)).T, 1)
+    logs = np.log(np.array(sizes, dtype=float))
+    exponent, intercept = np.polyfit(logs[:, 0], logs[:, 1], 1)
     return Price(factor=float(np.exp(intercept)), exponent=float(exponent))
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from tinyllm.study.ladder import OWN, Rung
 from tinyllm.study.results import Run
 from tinyllm.study.running import places
 from tinyllm.study.scaling_law import Law, Optimum, Point, Price, Valley
+from tinyllm.study.screen import Screen
 from tinyllm.training.files import write_json
 from tinyllm.training.signals import StopRequest
 
@@ -99,7 +100,7 @@ def conduct(
     rungs: Sequence[Rung],
     directory: Path,
     stop: StopRequest,
-    say: Callable[[str], None],
+    screen: Screen,
 ) -> ScalingStudy:
     """Train what is missing, fit the law; ``scaling.json`` holds what came of it.
 
@@ -119,7 +120,7 @@ def conduct(
         flags=[] if invocation.config_dir is None else ["--config-dir", invocation.config_dir],
         config_dir=invocation.config_dir,
         allow=invocation.allow,
-        say=say,
+        screen=screen,
     )
     seeds = [int(cfg.seed) + i for i in range(cfg.scaling.seeds)]
     comparison.train(arms, seeds)
@@ -199,9 +200,9 @@ def notes_of(runs: Sequence[Trained], law: Law, optima: Sequence[Optimum], *, tr
     notes = [f"{one.run.arm}, seed {one.run.seed}, {one.run.status}: {one.run.error}" for one in runs if not one.point]
     for budget in sorted({one.budget for one in points}):
         mine = [one for one in points if one.budget == budget]
-        best = min(mine, key=lambda one: one.loss).parameters
+        found = min(mine, key=lambda one: one.loss).parameters
         for edge, word in ((min, "smallest"), (max, "largest")):
-            if best == edge(one.parameters for one in mine):
+            if found == edge(one.parameters for one in mine):
                 notes.append(
                     f"at {budget:g} FLOPs the {word} size is the best: the optimum lies at an edge of the ladder"
                 )
