@@ -16,7 +16,7 @@ PLAIN = (*EMA, "trainer.grad_clip=0.5", "trainer.activation_checkpointing=true")
 FEATURES: dict[str, tuple[tuple[str, ...], float]] = {
     "muon, balance loss, recompute": (
         (*PLAIN, "optimizer=muon", "moe=aux_loss", *MIXTURE, "loss.z_loss=1e-3", "loss.label_smoothing=0.1",
-         "parametrization=mup"),
+         "parametrization=mup", "model.parametrization.base_width=16"),
         1e-4,  # it makes matrices orthogonal in bf16
     ),
     "lion, balance by bias, untied": (
