@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyllm
@@ -13,6 +14,7 @@ from tests.contract.options import distinct
 from tinyllm.assemble import build_model
 from tinyllm.config.effects import value_at
 from tinyllm.errors import UserError
+from tinyllm.models.transformer import Transformer
 from tinyllm.study import matching
 from tinyllm.study.accounts import account, of_node
 from tinyllm.study.knobs import KNOBS
@@ -24,31 +26,33 @@ SIZES = ("tiny", "medium")
 FIGURES = ("params", "flops", "kv_bytes")
 PATTERN = ("layers=pattern", "model.layers.pattern=[a,b]")
 KINDS = ("attn", "ffn", "moe")
+PLAIN = ("attn=mha", "ffn=gelu", "moe=none")
 
 
-def matched(
-    choices: tuple[str, ...],
-    target: Account,
-    *,
-    match: str = "params",
-    match_by: list[str] | None = None,
-    fixed: tuple[str, ...] = (),
-    tolerance: float = 0.01,
-) -> Solution:
-    return solve(
-        tinyllm.compose(*choices),
-        target=target,
-        match=match,
-        match_by=match_by,
-        fixed=fixed,
-        tolerance=tolerance,
-        vocab_size=VOCABULARY,
-    )
+@cache
+def composed(*choices: str) -> DictConfig:
+    return tinyllm.compose(*choices)
+
+
+def changed(cfg: DictConfig, values: dict[str, int]) -> DictConfig:
+    changed = cfg.copy()
+    for key, value in values.items():
+        OmegaConf.update(changed, key, value)
+    return changed
+
+
+def solved(cfg: DictConfig, target: Account, **settings: Any) -> Solution:
+    usual: dict[str, Any] = {"match": "params", "match_by": None, "fixed": (), "tolerance": 0.01}
+    return solve(cfg, target=target, vocab_size=VOCABULARY, **usual | settings)
+
+
+def matched(choices: tuple[str, ...], target: Account, **settings: Any) -> Solution:
+    return solved(composed(*choices), target, **settings)
 
 
 @cache
 def costs(*choices: str) -> Account:
-    return account(tinyllm.compose(*choices), vocab_size=VOCABULARY)
+    return account(composed(*choices), vocab_size=VOCABULARY)
 
 
 def arms() -> list[tuple[str, ...]]:
@@ -59,41 +63,53 @@ def arms() -> list[tuple[str, ...]]:
     ]
 
 
-def measured(choices: tuple[str, ...], found: Solution) -> dict[str, int]:
-    """The figures of the model that a run with the solved values builds: counted, not accounted."""
+def built(choices: tuple[str, ...], found: Solution) -> Transformer:
+    """The model of a run with the solved values, composed from the command line."""
     named = [one for one in choices if one.partition("=")[0] not in found.replaced]
-    cfg = tinyllm.compose(*named, *(f"{key}={value}" for key, value in found.values.items()))
+    return sketch(tinyllm.compose(*named, *(f"{key}={value}" for key, value in found.values.items())))
+
+
+def sketch(cfg: DictConfig) -> Transformer:
     model = build_model(cfg, vocab_size=VOCABULARY, seed=0, device=torch.device("meta"), allow=frozenset())
+    assert isinstance(model, Transformer)
+    return model
+
+
+def parameters(model: Transformer) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def computed(model: Transformer) -> int:
     context = model.max_seq_len
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval().logits(model(torch.zeros(1, context, dtype=torch.int64, device="meta")))
+    return 3 * counter.get_total_flops() // context
+
+
+def cached(model: Transformer) -> int:
     cache = model.make_cache(1, 10, dtype=torch.bfloat16, device="meta")
-    buffers = [buffer for layer in cache.layers for buffer in layer.buffers]
-    return {
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "flops": 3 * counter.get_total_flops() // context,
-        "kv_bytes": sum(buffer.numel() * buffer.element_size() for buffer in buffers) // 10,
-    }
+    return sum(buffer.numel() * buffer.element_size() for layer in cache.layers for buffer in layer.buffers) // 10
+
+
+MEASURES = {"params": parameters, "flops": computed, "kv_bytes": cached}
+"""The figures of a model that is built: counted, not accounted."""
 
 
 def check(size: str, choices: tuple[str, ...], target: Account, match: str) -> None:
     """An arm is within 1 % as it is built, or what usually changes has no value that is."""
+    cfg = composed(f"model={size}", *choices)
     goal = getattr(target, MATCHES[match].field)
-    choices = (f"model={size}", *choices)
     try:
-        found = matched(choices, target, match=match)
+        found = solved(cfg, target, match=match)
     except UserError as error:
         assert "cannot be matched" in str(error) and "closest is" in str(error)
         assert match == "kv_bytes", "a feed-forward layer can be of any size"
-        for heads in (1, 2, 3, 4, 6, 12):
-            cfg = tinyllm.compose(*choices)
-            cfg.model.n_kv_heads = heads
+        assert "kv_latent_dim" not in cfg.model.block.attn, "a latent can be of any size"
+        for heads in range(1, cfg.model.n_heads + 1):
             if cfg.model.n_heads % heads == 0:
-                bytes_ = account(cfg, vocab_size=VOCABULARY).kv_bytes_per_token
-                assert abs(bytes_ / goal - 1) > 0.01
-        assert "kv_latent_dim" not in tinyllm.compose(*choices).model.block.attn, "a latent can be of any size"
+                assert abs(cached(sketch(changed(cfg, {"model.n_kv_heads": heads}))) / goal - 1) > 0.01
         return
-    figure = measured(choices, found)[match]
+    figure = MEASURES[match](sketch(changed(cfg, found.values)))
     assert abs(figure / goal - 1) <= 0.01
     assert figure == getattr(found.account, MATCHES[match].field)
     assert found.mismatch == pytest.approx(figure / goal - 1)
@@ -127,6 +143,9 @@ def test_a_mixture_changes_its_experts() -> None:
         assert list(found.values) == ["model.block.moe.expert_d_ff"]
         assert found.replaced == ["model.block.ffn.d_ff", "model.d_ff"]
         assert abs(getattr(found.account, MATCHES[match].field) / getattr(target, MATCHES[match].field) - 1) <= 0.01
+    choices = ("model.d_ff=480", "moe=aux_free")
+    found = matched(choices, target)
+    assert parameters(built(choices, found)) == found.account.parameters, "what has no effect any more is left out"
 
 
 def test_the_cache_is_matched_by_what_it_holds() -> None:
@@ -164,7 +183,7 @@ def test_several_sizes_together_where_none_suffices_alone() -> None:
             matched(choices, target, match_by=alone)
     found = matched(choices, target, match_by=["d_ff", "n_layers"])
     assert found.values == {"model.n_layers": 12, "model.d_ff": 64}
-    assert measured(choices, found)["params"] == found.account.parameters
+    assert parameters(built(choices, found)) == found.account.parameters
 
 
 @pytest.mark.slow
@@ -185,10 +204,10 @@ def test_layers_that_differ() -> None:
     follows = (*PATTERN, 'model.layers.kinds={a:"",b:"attn=mqa ffn=swiglu"}')
     found = matched(follows, target)
     assert list(found.values) == ["model.d_ff"]
-    assert measured(follows, found)["params"] == found.account.parameters
+    assert parameters(built(follows, found)) == found.account.parameters
     own = (*PATTERN, 'model.layers.kinds={a:"",b:"attn=mqa model.d_ff=600"}')
     found = matched(own, target)
-    assert measured(own, found)["params"] == found.account.parameters
+    assert parameters(built(own, found)) == found.account.parameters
     none = (*PATTERN, 'model.layers.kinds={a:"model.d_ff=64",b:"attn=mqa model.d_ff=600"}')
     with pytest.raises(UserError, match=r"of what may change \(expert_d_ff, d_ff\) nothing has an effect"):
         matched(none, target)
@@ -274,18 +293,25 @@ def test_the_keys_of_the_sizes_exist() -> None:
         assert any(name in (value_at(node, ".".join(parents)) if parents else node) for node in nodes)
 
 
-@pytest.mark.parametrize("match", FIGURES)
+@pytest.mark.parametrize("match", ["params", "kv_bytes", pytest.param("flops", marks=pytest.mark.slow)])
 def test_tiny_against_the_plainest(match: str) -> None:
-    target = costs("model=tiny", "attn=mha", "ffn=gelu", "moe=none")
+    target = costs("model=tiny", *PLAIN)
     check("tiny", ("attn=mla", "ffn=swiglu", "moe=aux_free"), target, match)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", SIZES)
-def test_every_arm_against_the_plainest(size: str) -> None:
-    target = costs(f"model={size}", "attn=mha", "ffn=gelu", "moe=none")
+def test_every_arm_against_the_plainest() -> None:
+    target = costs("model=tiny", *PLAIN)
     for choices, match in product(arms(), FIGURES):
-        check(size, choices, target, match)
+        check("tiny", choices, target, match)
+
+
+@pytest.mark.slow
+def test_arms_of_medium_against_the_plainest() -> None:
+    """Every fifth, among which are all attentions, feed-forward layers and mixtures."""
+    target = costs("model=medium", *PLAIN)
+    for choices, match in product(arms()[::5], FIGURES):
+        check("medium", choices, target, match)
 
 
 @pytest.mark.exhaustive
