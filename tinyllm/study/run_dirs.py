@@ -34,7 +34,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where the library has it
     file = run_dir / CONFIG
     try:
-        content = yaml.load(file.read_text(encoding="utf-8"), loader)
+        content = loader(file.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise UserError("a file of the run cannot be read", file=file, hint=error.strerror or "") from error
     except (ValueError, yaml.YAMLError) as error:
