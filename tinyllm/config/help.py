@@ -53,6 +53,11 @@ _EXAMPLES = {
         ("optimizers, each with a learning rate of its own", "optimizer=adamw,lion,muon tune=optimizer.lr seeds=3"),
         ("as many seeds as a pilot shows to be needed", "attn=mha,mqa seeds=auto effect=0.01 max_minutes=60"),
     ],
+    "scaling": [
+        ("three budgets, sizes of itself", "scaling.budgets=[1e12,3e12,1e13]"),
+        ("what a larger budget would be best spent on", "scaling.targets=[1e14]"),
+        ("a learning rate that suits all sizes", "parametrization=mup optimizer.lr=0.003"),
+    ],
     "describe": [
         ("the default model", ""),
         ("a model that does not fit here", "model=xlarge attn=gqa"),
@@ -74,6 +79,15 @@ _MOST_USED = {
         "seed",
         "run.dir",
         "resume",
+    ),
+    "scaling": (
+        "scaling.budgets",
+        "scaling.sizes",
+        "scaling.targets",
+        "scaling.seeds",
+        "scaling.out",
+        "trainer.batch_size",
+        "optimizer.lr",
     ),
     "compare": (
         "study",
