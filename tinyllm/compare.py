@@ -42,7 +42,8 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     """Carry the comparison out and show what came of it; returns the exit code.
 
     Raises:
-        UserError: something does not fit, told before anything trains; or a file of a run was changed by hand.
+        UserError: something does not fit, told before anything trains; a file of a run was changed by hand; no space is
+            left for the report.
     """
     import json
     from dataclasses import asdict
@@ -54,6 +55,7 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
     from tinyllm.study.ledger import FINISHED
     from tinyllm.study.screen import Screen
+    from tinyllm.training.files import translated
     from tinyllm.training.signals import listening
 
     screen = Screen(quiet=invocation.json)
@@ -64,7 +66,7 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
 
     prepared = prepare(cfg, invocation, asked, own=OWN)
     directory = place(cfg, asked)
-    with listening() as stop, taken_hold_of(directory):
+    with listening() as stop, taken_hold_of(directory), translated(directory):
         try:
             study = conduct(cfg, invocation, prepared, directory, stop, screen, probe)
         except Stopped:

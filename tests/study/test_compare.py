@@ -1,6 +1,7 @@
 """``python -m tinyllm.compare`` from the command line to the study it leaves."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -190,3 +191,24 @@ def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path: Path
     assert "1 of 2 runs are there already" in done.stdout and "[1/1] mqa" in done.stdout
     found = study(tmp_path)
     assert [run["status"] for run in found["runs"]] == ["finished"] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk, which the superuser may")
+def test_a_disk_that_is_full_in_the_middle(compare: Compare, tmp_path: Path, started: list[str]) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(out)], check=True)
+    try:
+        answer = compare("attn=mha,mqa")
+        assert answer.code in (1, 2), answer
+        assert len(answer.err.splitlines()) == 1 - (answer.code == 1) and "no space left" in answer.err + answer.out
+        whole = [path.parent for path in out.glob("runs/*/run.json") if '"finished"' in path.read_text()]
+        assert 0 < len(whole) < len(started)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(out)], check=True)
+        started.clear()
+        assert compare("attn=mha,mqa").code == 0
+        assert len(started) == 4 - len(whole)
+        assert [run["status"] for run in study(tmp_path)["runs"]] == ["finished"] * 4
+    finally:
+        subprocess.run(["umount", str(out)], check=True)

@@ -244,7 +244,7 @@ def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:
             continue
         facts = read_run_json(directory / run.path)
         info = facts["info"]
-        shown = {name: facts.get(name) for name in ("versions", "host", "machine", "instructions", "threads", "commit")}
+        shown = {name: facts.get(name) for name in ("versions", "machine", "instructions", "threads", "commit")}
         shown |= {"code": facts.get("code"), "data": facts["facts"].get("data")}
         shown |= {name: info.get(name) for name in ("device", "precision", "train_tokens", "val_tokens", "dataset")}
         for name, value in shown.items():
