@@ -233,16 +233,16 @@ def _starts(n: Column, d: Column, loss: Column) -> list[Column]:
 def _descend(start: Column, n: Column, d: Column, loss: Column) -> Any:
     """The least squares of log L from a start, large residuals by their size: log A, log B, log E, α, β."""
     from scipy.optimize import least_squares
-    from scipy.special import logsumexp, softmax
 
     def terms(x: Column) -> Column:
         return np.stack([x[0] - x[3] * n, x[1] - x[4] * d, np.full_like(n, x[2])])
 
     def residuals(x: Column) -> Column:
-        return np.asarray(logsumexp(terms(x), axis=0)) - loss
+        return np.asarray(np.logaddexp.reduce(terms(x), axis=0)) - loss
 
     def slopes(x: Column) -> Column:
-        of_a, of_b, of_e = softmax(terms(x), axis=0)
+        parts = terms(x)
+        of_a, of_b, of_e = np.exp(parts - np.logaddexp.reduce(parts, axis=0))
         return np.stack([of_a, of_b, of_e, -of_a * n, -of_b * d], axis=1)
 
     least = loss.min()

@@ -125,6 +125,7 @@ def conduct(
     seeds = [int(cfg.seed) + i for i in range(cfg.scaling.seeds)]
     comparison.train(arms, seeds)
     runs = comparison.runs(arms, seeds)
+    screen.say(f"fitting the law, and {cfg.scaling.draws} times more for its intervals")
     by_name = {rung.arm.name: rung for rung in rungs}
     study = study_of(
         [_trained(by_name[run.arm], run) for run in runs],
