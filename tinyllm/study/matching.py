@@ -94,7 +94,7 @@ def solve(
     def cost(changed: Node) -> Account:
         return of_node(changed, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
 
-    search = Search(node=node, field=wanted.field, target=getattr(target, wanted.field), cost=cost)
+    search = Search(node=node, figure=wanted.field, target=getattr(target, wanted.field), cost=cost)
     knobs = {name: levels_of(KNOBS[name], node, fixed) for name in names}
     knobs = {name: levels for name, levels in knobs.items() if levels}
     attempts = (one for levels in knobs.values() for one in search.alone(levels))

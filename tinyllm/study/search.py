@@ -29,7 +29,7 @@ class Search:
     """The values that were tried for one arm."""
 
     node: Node
-    field: str
+    figure: str
     target: int
     cost: Callable[[Node], Account]
     tried: dict[tuple[tuple[str, int], ...], Candidate | None] = field(default_factory=dict)
@@ -79,7 +79,7 @@ class Search:
         return sorted((distance, value) for value, distance in distances.items())[:COMBINATIONS]
 
     def _mismatch(self, account: Account) -> float:
-        value = getattr(account, self.field)
+        value = getattr(account, self.figure)
         return value / self.target - 1 if self.target else (math.inf if value else 0.0)
 
     def _try(self, values: dict[str, int]) -> Candidate | None:
