@@ -22,8 +22,8 @@ RUNS = Path("outputs/mup_lr")
 RESULTS = HERE / "results.csv"
 PARAMETRIZATIONS = ("standard", "mup")
 WIDTHS = (64, 128, 256, 512)
-EXPONENTS = (-5, -6, -7, -8, -9, -10, -11)
-"""Learning rates are powers of two."""
+EXPONENTS = (-8, -9, -7, -10, -6, -11, -5)
+"""Learning rates are powers of two; those that are likely to be the best come first."""
 STEPS = 200
 SHARED = [
     "dataset=pydocs",
@@ -64,8 +64,8 @@ def train(seeds: list[int]) -> None:
     known = collect()
     for seed in seeds:
         for width in WIDTHS:
-            for parametrization in PARAMETRIZATIONS:
-                for exponent in EXPONENTS:
+            for exponent in EXPONENTS:
+                for parametrization in PARAMETRIZATIONS:
                     if (parametrization, width, exponent, seed) in known:
                         continue
                     place = directory(parametrization, width, exponent, seed)
