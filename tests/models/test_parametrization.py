@@ -224,6 +224,18 @@ def test_refusals() -> None:
         small(*twelve, **WIDE | {"d_model": 192, "n_heads": 12, "n_kv_heads": 6})
 
 
+def test_attention_of_ones_own_without_a_scale_is_refused() -> None:
+    def build(**shape: int) -> Any:
+        model = small(**WIDE | shape)
+        for block in model.layers():
+            del block.attn.scale
+        return model
+
+    shape = {"d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 384}
+    with pytest.raises(ValueError, match=r"base_width=32: MHA has no scale"):
+        MUP.fit(build(**shape), build, shape=shape)
+
+
 def test_a_matrix_of_ones_own_that_grows_is_refused() -> None:
     """Nobody would set how it starts."""
 

@@ -139,6 +139,9 @@ class MuP(Parametrization):
         for name, module in model.named_modules():
             twin: Any = base.get_submodule(name) if isinstance(module, Attention | Linear | GroupedLinear) else None
             if isinstance(module, Attention):
+                if not hasattr(module, "scale"):
+                    kind = type(module).__name__
+                    raise ValueError(f"base_width={self.base_width}: {kind} has no scale that could follow its heads")
                 module.scale *= module.scale / twin.scale
             elif isinstance(module, Linear | GroupedLinear):
                 is_head = name == "head"
@@ -155,7 +158,7 @@ class MuP(Parametrization):
         for name, parameter in model.named_parameters():
             grows = parameter.ndim >= 2 and sides(parameter) != sides(twins[name])
             if grows and name not in known | tables and not name.endswith(".bias"):
-                raise ValueError(f"base_width={self.base_width}: {name} is the weight of no Linear and grows with it")
+                raise ValueError(f"base_width={self.base_width}: {name} grows, and no Linear of tinyllm holds it")
 
 
 def multipliers(model: Any) -> list[float]:
