@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def result_of(
         "arm": arm,
         "seed": seed,
         "path": str(path.relative_to(beside)),
-        "command": " ".join(command),
+        "command": shlex.join(command),
     }
     if not is_finished(path):
         failed = path in codes
