@@ -140,7 +140,7 @@ def test_keys_named_in_the_help_exist() -> None:
         words = [word for _, example in _EXAMPLES[name] for word in example.split() if "=" in word]
         for word in words:
             left, _, right = word.partition("=")
-            assert left in keys or set(right.split(",")) <= groups.get(left, set()), f"{name}: {word}"
+            assert left in keys or set(right.strip("[]").split(",")) <= groups.get(left, set()), f"{name}: {word}"
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
