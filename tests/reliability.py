@@ -110,7 +110,7 @@ ROWS = (
         outcome="each time it goes on from a whole checkpoint and repeats at most `trainer.checkpoint_every` steps"
         " (twice as many with checkpoints written in the background); in the end the same",
         tests=(
-            "faults/test_killed_while_saving.py::test_thirty_kills_at_random_moments",
+            "faults/test_killed_while_saving.py::test_kills_at_random_moments",
             f"{RESUME}::test_kill_9_loses_at_most_checkpoint_every_steps",
             f"{SAVER}::test_kill_9_at_named_points_and_at_any_moment_leaves_a_whole_newest",
         ),

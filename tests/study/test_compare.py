@@ -17,6 +17,7 @@ from tests.cli.conftest import Answer, Call, call  # noqa: F401 - a fixture
 from tests.faults.elsewhere import Elsewhere, wait_for
 from tests.training.runs import SMALL, metrics, write_corpus
 from tinyllm.study import running
+from tinyllm.study.seeds import FEWEST, PILOT
 
 Compare = Callable[..., Answer]
 STEPS = 4
@@ -212,3 +213,54 @@ def test_a_disk_that_is_full_in_the_middle(compare: Compare, tmp_path: Path, sta
         assert [run["status"] for run in study(tmp_path)["runs"]] == ["finished"] * 4
     finally:
         subprocess.run(["umount", str(out)], check=True)
+
+
+@pytest.mark.slow
+def test_a_pilot_says_how_many_seeds_are_needed(compare: Compare, tmp_path: Path, started: list[str]) -> None:
+    answer = compare("attn=mha,mqa,gqa", "seeds=auto", "effect=1.0")
+    assert answer.code == 0, answer
+    found = study(tmp_path)
+    assert found["seeds"] == [1337 + i for i in range(FEWEST)] and str(PILOT) in found["seeds_note"]
+    assert len(found["runs"]) == 3 * FEWEST and len(started) == 2 * PILOT + 3 * FEWEST
+    pilots = {label.rpartition(" ")[2] for label in started[: 2 * PILOT]}
+    assert pilots.isdisjoint(map(str, found["seeds"])) and not any("gqa" in label for label in started[: 2 * PILOT])
+    started.clear()
+    assert compare("attn=mha,mqa,gqa", "seeds=auto", "effect=1.0").code == 0
+    assert started == [] and study(tmp_path) == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["tune=optimizer.lr=1e-5,1e-2", "tune=optimizer.lr"])
+def test_every_arm_gets_the_same_number_of_trials(
+    how: str, compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
+    answer = compare("optimizer=adamw,lion", how, "tune_trials=2", "seeds=1")
+    assert answer.code == 0, answer
+    found = study(tmp_path)
+    for arm in found["arms"]:
+        values = [one["value"] for one in arm["trials"]]
+        best = min(arm["trials"], key=lambda one: one["value"])
+        assert len(values) == 2 and arm["tuned"] == {"optimizer.lr": best["optimizer.lr"]}
+        [run] = [one for one in found["runs"] if one["arm"] == arm["name"]]
+        assert metrics(tmp_path / "out" / run["path"])[-1]["step"] == STEPS
+        assert f"optimizer.lr={best['optimizer.lr']}" in run["command"]
+    assert any("tuned with 2 trials for every arm" in note for note in found["notes"])
+    started.clear()
+    assert compare("optimizer=adamw,lion", how, "tune_trials=2", "seeds=1").code == 0
+    assert started == [] and study(tmp_path) == found
+
+
+@pytest.mark.slow
+def test_minutes_are_turned_into_steps_by_each_arms_own_speed(
+    compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
+    settings = ("attn=mha,mqa", "budget=minutes", "budget.amount=0.02", "seeds=1")
+    assert compare(*settings).code == 0
+    found = study(tmp_path)
+    speeds = json.loads((tmp_path / "out" / "measured.json").read_text())["tokens_per_s"]
+    for arm in found["arms"]:
+        [speed] = [value for name, value in speeds.items() if name.startswith(f"{arm['name']}_")]
+        assert arm["max_steps"] == int(0.02 * 60 * speed / 64)
+    started.clear()
+    assert compare(*settings).code == 0
+    assert started == [] and study(tmp_path) == found
