@@ -223,7 +223,7 @@ class Comparison:
         if code:
             return f"failed: {reason(job, code)}"
         value, seconds = last_value(job.path, self.metric)
-        return f"{self.metric} {value:.4f} in {seconds:.0f} s" if value is not None else "no evaluation"
+        return f"{self.metric} {value:.4f} in {seconds:.0f} s" if value is not None else "no number"
 
     def _check_stop(self) -> None:
         if self.stop.signal is not None:

@@ -75,13 +75,15 @@ def result_of(
         failed = path in codes
         return Run(**common, status=FAILED if failed else MISSING, error=reason(job, codes[path]) if failed else "")
     records = read_metrics(path / METRICS)
-    measured = [record for record in records if record.get(metric) is not None]
+    evaluated = [record for record in records if metric in record]
+    if not evaluated or evaluated[-1][metric] is None:  # an earlier one would flatter it
+        return Run(**common, status=FAILED, error="its last evaluation gave no number")
     peaks = [int(record["memory/peak_bytes"]) for record in records if record.get("memory/peak_bytes")]
     return Run(
         **common,
         status=FINISHED,
-        value=measured[-1][metric] if measured else None,
-        records=measured,
+        value=evaluated[-1][metric],
+        records=[record for record in evaluated if record[metric] is not None],
         tokens_per_s=speed_of(path),
         peak_memory_bytes=max(peaks, default=None),
         seconds=seconds_of(path),
@@ -103,6 +105,6 @@ def seconds_of(path: Path) -> float:
 
 
 def last_value(path: Path, metric: str) -> tuple[float | None, float]:
-    """The metric of the last evaluation, and the seconds that the run took."""
-    measured = [record[metric] for record in read_metrics(path / METRICS) if record.get(metric) is not None]
-    return (measured[-1] if measured else None), seconds_of(path)
+    """The metric of the last evaluation, None if that gave no number, and the seconds that the run took."""
+    evaluated = [record[metric] for record in read_metrics(path / METRICS) if metric in record]
+    return (evaluated[-1] if evaluated else None), seconds_of(path)
