@@ -47,6 +47,11 @@ _EXAMPLES = {
         ("which attention recalls?", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
         ("what a window cannot see", "model.block.attn.window=0,8 tasks=[recall]"),
     ],
+    "coord_check": [
+        ("muP with AdamW at four widths", ""),
+        ("your composition", "optimizer=muon attn=mla moe=aux_free ffn=swiglu"),
+        ("what muP is for: this fails", "parametrization=standard"),
+    ],
     "compare": [
         ("which attention, at equal parameters and tokens", "attn=mha,gqa,mla seeds=3"),
         ("products, at equal FLOPs", "attn=mha,mla ffn=gelu,swiglu match=flops budget=flops budget.amount=1e13"),
@@ -88,6 +93,20 @@ _MOST_USED = {
         "scaling.out",
         "trainer.batch_size",
         "optimizer.lr",
+    ),
+    "coord_check": (
+        "widths",
+        "more_heads",
+        "steps",
+        "seeds",
+        "growth",
+        "shrinkage",
+        "out",
+        "trainer.batch_size",
+        "trainer.seq_len",
+        "trainer.grad_clip",
+        "optimizer.lr",
+        "seed",
     ),
     "compare": (
         "study",
