@@ -32,6 +32,8 @@ SIZES = (
     *(f"model.{name}" for name in ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "max_seq_len")),
     *BY_TASK,
 )
+ANY_SIZE = ("seed", "trainer.precision", "trainer.device")
+"""What means the same for a small model."""
 FAILED = 1
 
 
@@ -174,7 +176,7 @@ def parts_of(settings: "Iterable[str]", *, sizes: "Collection[str]" = SIZES) -> 
     return [
         one
         for one, key in keys.items()
-        if within(key, PARTS) or (key.startswith("model.") and not within(key, sizes)) or key == "seed"
+        if within(key, (*PARTS, *ANY_SIZE)) or (key.startswith("model.") and not within(key, sizes))
     ]
 
 
