@@ -198,10 +198,10 @@ def test_a_task_with_too_few_sequences_is_refused() -> None:
     [
         ("tasks.recall.pairs", 33, "tasks.recall.keys"),
         ("tasks.recall.pairs", 0, "tasks.recall.pairs"),
-        ("tasks.recall.length", 23, "tasks.recall.length"),
+        ("tasks.recall.length", 11, "tasks.recall.length"),
         ("tasks.copying.alphabet", 7, "tasks.copying.alphabet"),
         ("tasks.induction.passage", 1, "tasks.induction.passage"),
-        ("tasks.induction.alphabet", 23, "tasks.induction.alphabet"),
+        ("tasks.induction.alphabet", 11, "tasks.induction.alphabet"),
         ("tasks.length.factors", [1, 8], "tasks.length.task.alphabet"),
         ("tasks.length.factors", [], "tasks.length.factors"),
     ],
