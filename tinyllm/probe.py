@@ -34,6 +34,8 @@ SIZES = (
 )
 ANY_SIZE = ("seed", "trainer.precision", "trainer.device")
 """What means the same for a small model."""
+WIDEST = 1000
+"""Columns of a table, at most."""
 FAILED = 1
 
 
@@ -185,7 +187,11 @@ def _show(rows: "Sequence[Row]") -> None:
 
     from tinyllm.probes.table import table
 
-    Console().print(table(rows))
+    shown = table(rows)
+    console = Console()
+    needed = console.measure(shown, options=console.options.update(width=WIDEST)).maximum
+    console.width = max(console.width, needed)  # a figure that is cut off is of no use
+    console.print(shown)
 
 
 def _say(text: str) -> None:
