@@ -33,4 +33,4 @@ def test_what_lies_beyond_every_window_cannot_be_recalled(tmp_path: Path) -> Non
 
 def test_one_layer_has_nothing_to_build_an_induction_head_on(tmp_path: Path) -> None:
     found = scores(tmp_path, "tasks=[induction]", "model.n_layers=1")["induction"]
-    assert found.accuracy < 0.5
+    assert found.accuracy < 2 * found.chance
