@@ -49,7 +49,7 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     from dataclasses import asdict
 
     from tinyllm.assemble import plain
-    from tinyllm.probe import probe_accuracies
+    from tinyllm.probe import probe_accuracies, trials_of
     from tinyllm.report import send, show, write_report
     from tinyllm.study.comparison import Stopped
     from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
@@ -65,6 +65,8 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
         return probe_accuracies(settings, list(cfg.probes), out=kept, config_dir=invocation.config_dir)
 
     prepared = prepare(cfg, invocation, asked, own=OWN)
+    for arm in prepared.arms if cfg.probes else ():
+        trials_of(arm.overrides, cfg.probes, config_dir=invocation.config_dir)
     directory = place(cfg, asked)
     with listening() as stop, taken_hold_of(directory), translated(directory):
         try:

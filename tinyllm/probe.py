@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tinyllm.config.arguments import CommandLine
     from tinyllm.config.cli import Invocation
     from tinyllm.probes.table import Row
+    from tinyllm.probing import Trials
     from tinyllm.study.arms import Asked
 
 OWN = ("tasks", "seeds", "examples", "out")
@@ -155,18 +156,32 @@ def probe_accuracies(
     """
     from pathlib import Path
 
+    from tinyllm.probes.results import Shelf
+    from tinyllm.probes.table import Row
+
+    trials = trials_of(settings, tasks, more=more, config_dir=config_dir)
+    return Row(arm="", settings=[], probes=[found for found, _ in trials.run(Shelf(Path(out)))]).accuracies()
+
+
+def trials_of(
+    settings: "Iterable[str]", tasks: "Sequence[str]", *, more: "Sequence[str]" = (), config_dir: str | None = None
+) -> "Trials":
+    """What :func:`probe_accuracies` is going to train, checked.
+
+    Raises:
+        UserError: the parts do not go together at this size, or a task does not exist.
+    """
+    from pathlib import Path
+
     from tinyllm.config.compose import compose
     from tinyllm.config.literal import unquoted
     from tinyllm.config.targets import targets_of_directory
-    from tinyllm.probes.results import Shelf
-    from tinyllm.probes.table import Row
     from tinyllm.probing import Trials
 
     own = (*parts_of(settings), f"tasks=[{','.join(tasks)}]", *more)
     cfg = compose(*unquoted(own), program="probe", config_dir=config_dir)
     allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
-    trials = Trials(cfg, typed=frozenset(), allow=allow)
-    return Row(arm="", settings=[], probes=[found for found, _ in trials.run(Shelf(Path(out)))]).accuracies()
+    return Trials(cfg, typed=frozenset(), allow=allow)
 
 
 def parts_of(settings: "Iterable[str]", *, sizes: "Collection[str]" = SIZES) -> list[str]:

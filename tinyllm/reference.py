@@ -78,13 +78,13 @@ def _group(group: Group) -> list[str]:
     ]
     parts = [f"### `{group.name}=…`{node}", _table(("option", "what"), rows)]
     if not group.package:  # an overlay sets keys of other groups, which stand there
-        rows = [
+        settings = [
             (f"`{option.package}.{key.path}`", f"`{key.default}`", _text(key.meaning))
             for option in group.options
             for key in option.keys.values()
             if option.package
         ]
-        return [*parts, _table(("key", "default", "meaning"), rows)] if rows else parts
+        return [*parts, _table(("key", "default", "meaning"), settings)] if settings else parts
     having: dict[str, list[tuple[File, Key]]] = defaultdict(list)
     for option in group.options:
         for key in option.keys.values():

@@ -157,7 +157,7 @@ MORE_BAD = [
     (("attn=mha,mqa", "-m"), "error: flag not offered (-m)"),
     (("attn=mha", "seed=1,2"), "error: it cannot differ between arms (seed=1,2)"),
     (("attn=mha,mqa", "optimizer.lr=abc"), "error: wrong type (optimizer.lr=abc)"),
-    (("attn=mha,mqa", "probes=[recal]"), "error: no such"),
+    (("attn=mha,mqa", "probes=[recal]"), "error: no such option (tasks=recal): did you mean recall?"),
 ]
 
 

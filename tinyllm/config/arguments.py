@@ -144,11 +144,12 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
             raise UserError("several values", key=key, value=typed, hint=hint)
         return
     groups = [place / key for place in places if (place / key).is_dir()]
-    if not groups or isinstance(override.value(), str):
+    value = override.value()
+    if not groups or isinstance(value, str):
         return
     options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
-    if isinstance(override.value(), list) and side_by_side(groups):
-        _check_options(key, [str(one) for one in override.value()], options)  # of several, Hydra tells less than of one
+    if isinstance(value, list) and side_by_side(groups):
+        _check_options(key, [str(one) for one in value], options)  # of several, Hydra tells less than of one
         return
     hint = f"one of {', '.join(options)}; or leave it out"
     raise UserError("a group takes one option", key=key, value=typed, hint=hint)
