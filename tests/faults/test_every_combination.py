@@ -1,10 +1,13 @@
 """An interrupted run is the same as an uninterrupted one, whatever it is composed of.
 
-Every pair of an optimizer, a schedule and a feature occurs in one of the runs; options are those of conf/.
+In CI every pair of an optimizer, a schedule and a feature occurs in one of the runs; all combinations are for who asks.
+Options are those of conf/.
 """
 
+from collections.abc import Iterable
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,20 +56,29 @@ def covering(*lists: list[str]) -> list[tuple[str, ...]]:
     return chosen
 
 
-COMBINATIONS = covering(options("optimizer"), options("schedule"), list(FEATURES))
+AXES = (options("optimizer"), options("schedule"), list(FEATURES))
+COMBINATIONS = covering(*AXES)
+
+
+def for_who_asks(chosen: Iterable[tuple[str, ...]], everything: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Parameters of a test; those that are not chosen are exhaustive."""
+    chosen = set(chosen)
+    return [
+        pytest.param(*one, id="-".join(one), marks=() if one in chosen else pytest.mark.exhaustive)
+        for one in everything
+    ]
 
 
 def test_every_pair_is_there() -> None:
     seen = set(COMBINATIONS)
     for first, second in combinations(range(3), 2):
-        lists = (options("optimizer"), options("schedule"), list(FEATURES))
-        assert {(one[first], one[second]) for one in seen} == set(product(lists[first], lists[second]))
+        assert {(one[first], one[second]) for one in seen} == set(product(AXES[first], AXES[second]))
     assert {"adamw", "adamw8bit", "lion", "muon"} <= {one for one, _, _ in seen}
     assert {"constant", "cosine", "linear", "wsd"} <= {one for _, one, _ in seen}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "schedule", "feature"), COMBINATIONS)
+@pytest.mark.parametrize(("optimizer", "schedule", "feature"), for_who_asks(COMBINATIONS, product(*AXES)))
 def test_interrupted_is_the_same(optimizer: str, schedule: str, feature: str, corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, f"trainer.max_steps={N}", "trainer.eval_every=2", "optimizer.lr=2e-3"]
     shared += [f"optimizer={optimizer}", f"schedule={schedule}", *FEATURES[feature]]
@@ -91,13 +103,19 @@ ON_TWO_RANKS = [
     (strategy, options("optimizer")[index % 4], options("schedule")[index % 4], feature)
     for index, feature in enumerate(FEATURES)
     for strategy in ("ddp", "fsdp")
-    if (strategy, options("optimizer")[index % 4]) != ("fsdp", "adamw8bit")  # its bytes are not of single rows
 ]
 """Every optimizer, schedule and feature."""
+EVERYTHING_ON_TWO_RANKS = [
+    one
+    for one in product(("ddp", "fsdp"), *AXES)
+    if one[:2] != ("fsdp", "adamw8bit")  # its bytes are not of single rows
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "optimizer", "schedule", "feature"), ON_TWO_RANKS)
+@pytest.mark.parametrize(
+    ("strategy", "optimizer", "schedule", "feature"), for_who_asks(ON_TWO_RANKS, EVERYTHING_ON_TWO_RANKS)
+)
 def test_interrupted_is_the_same_on_two_ranks(
     strategy: str, optimizer: str, schedule: str, feature: str, tokens: str, tmp_path: Path
 ) -> None:
