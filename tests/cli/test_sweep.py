@@ -27,6 +27,7 @@ def begun(directory: Path = Path("swept")) -> dict[str, int]:
     return {file.parent.name: file.stat().st_mtime_ns for file in directory.glob("*/run.json")}
 
 
+@pytest.mark.slow
 def test_one_of_six_fails_and_only_that_one_runs_again(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK, "model.d_model=8,16,24,32,33,40")
     first = call("train", *command)

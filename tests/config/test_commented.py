@@ -96,11 +96,14 @@ def test_the_defaults_shown_are_those_that_hydra_composes(name: str) -> None:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(name)
     program = read_program(name)
-    keys = {key.path: key.default for key in program.keys.values()}
-    for group in program.groups:
-        for option in group.options:
-            if option in group.chosen and option.package:
-                keys |= {f"{option.package}.{key.path}": key.default for key in option.keys.values()}
+    keys = {
+        f"{option.package}.{key.path}": key.default
+        for group in program.groups
+        for option in group.options
+        if option in group.chosen and option.package
+        for key in option.keys.values()
+    }
+    keys |= {key.path: key.default for key in program.keys.values()}  # the root file has the last word
     assert keys
     for path, default in keys.items():
         if default == "???":

@@ -52,6 +52,7 @@ def programs() -> list[tuple[int, ...]]:
     return made
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_the_same_steps_and_their_checkpoint_is_anyones(corpus: str, tmp_path: Path) -> None:
     """This backend runs torch's own operations, so what dropout draws and every bit are those of a run without."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "model.dropout=0.1", "model.layerdrop=0.3"]

@@ -172,7 +172,7 @@ def help_text(program: str, *, width: int | None = None) -> str:
 
 
 def _all_keys(program: Program) -> list[Key]:
-    """The keys of the root, then those of the default options with their full path."""
+    """The keys of the root, which has the last word, then those of the default options with their full path."""
     keys = list(program.keys.values())
     for group in program.groups:
         for option in group.chosen:
@@ -180,6 +180,7 @@ def _all_keys(program: Program) -> list[Key]:
                 keys += [
                     Key(path=f"{option.package}.{key.path}", default=key.default, meaning=key.meaning)
                     for key in option.keys.values()
+                    if f"{option.package}.{key.path}" not in program.keys
                 ]
     return keys
 
