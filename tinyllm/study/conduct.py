@@ -162,6 +162,7 @@ def conduct(
         screen=screen,
     )
     screen.say(f"study: {directory}")
+    tell_arms(comparison, match=cfg.match)
     if prepared.budget.needs_speed:
         comparison.time_arms(prepared.amount)
         give_horizon(
@@ -171,7 +172,8 @@ def conduct(
             evaluations=prepared.evaluations,
             config_dir=invocation.config_dir,
         )
-    tell_arms(comparison, match=cfg.match)
+        for arm in arms:
+            screen.say(f"  {arm.name}: {arm.tokens_per_s or 0:,.0f} tokens/s, so {arm.max_steps} steps")
     tuning = prepared.tuning
     if tuning is not None:
         comparison.tune(tuning)
@@ -223,10 +225,11 @@ def tell_arms(comparison: Comparison, *, match: str) -> None:
         changed = " ".join(f"{key}={value}" for key, value in arm.solved.items())
         matched = "" if arm.mismatch is None else f", {match} {arm.mismatch:+.2%}"
         reference = ", the reference" if arm is comparison.reference else matched
+        steps = f", {arm.max_steps} steps" if arm.max_steps else ""  # by the clock they are known later
         comparison.say(
             f"  {arm.name:{width}}  {costs.parameters:,} parameters ({costs.active_parameters:,} active),"
-            f" {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,} B of cache a token;"
-            f" {arm.max_steps} steps{reference}{f'; {changed}' if changed else ''}"
+            f" {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,} B of cache a token"
+            f"{steps}{reference}{f'; {changed}' if changed else ''}"
         )
 
 
