@@ -121,7 +121,10 @@ def test_an_error_of_the_ranks_is_the_programs(corpus: list[str], tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (signal.SIGINT, signal.SIGUSR1))],
+)
 def test_a_signal_saves_and_the_next_start_goes_on(corpus: list[str], tmp_path: Path, number: signal.Signals) -> None:
     settings = [*SMALL, *corpus, "trainer.max_steps=100000", f"run.dir={tmp_path / 'run'}", "resume=auto"]
     running = started_alone(*settings)

@@ -134,7 +134,7 @@ def alive(pid: int) -> bool:
             ("strategy=ddp", "strategy.nproc_per_node=2", "curriculum.enabled=true", "curriculum.start_seq_len=8"),
             marks=pytest.mark.exhaustive,
         ),
-        ("strategy=fsdp", "strategy.nproc_per_node=2", "optimizer=muon"),
+        pytest.param(("strategy=fsdp", "strategy.nproc_per_node=2", "optimizer=muon"), marks=pytest.mark.exhaustive),
     ],
 )
 def test_killed_for_real(settings: tuple[str, ...], corpus: str, call: Call) -> None:  # noqa: F811

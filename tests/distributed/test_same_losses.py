@@ -59,7 +59,13 @@ def test_two_ranks_give_the_bits_of_one_that_accumulates(corpus: str, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "apart"), FEATURES.values(), ids=FEATURES)
+@pytest.mark.parametrize(
+    ("options", "apart"),
+    [
+        pytest.param(*of, id=name, marks=[pytest.mark.exhaustive] * (place % 2))
+        for place, (name, of) in enumerate(FEATURES.items())
+    ],
+)
 def test_two_ranks_with_other_features(options: tuple[str, ...], apart: float, corpus: str, tmp_path: Path) -> None:
     one = run(1, tmp_path / "one", *SHARED, corpus, *options, "trainer.grad_accum_steps=2")
     two = run(2, tmp_path / "two", *SHARED, corpus, *options)

@@ -43,7 +43,7 @@ def same(place: Path, whole: Path) -> bool:
     return digest(place) == digest(whole) and metrics(place) == metrics(whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.exhaustive)])
 def test_a_signal_to_torchrun_stops_all_ranks_after_the_step(
     number: signal.Signals, launch: Launch, whole: Path, corpus: str, tmp_path: Path
 ) -> None:
@@ -96,6 +96,7 @@ def test_a_rank_fails(launch: Launch, corpus: str, tmp_path: Path) -> None:
     assert errors(answer)[0] == "error: RuntimeError: TINYLLM_FAULT=raise@step=5,rank=1 (rank 1, step 5)"
 
 
+@pytest.mark.exhaustive
 def test_a_mistake_is_told_once(launch: Launch, corpus: str, tmp_path: Path) -> None:
     """One that every rank finds by itself, and one that rank 0 finds alone."""
     answer = launch(*SHARED, corpus, "trainer.max_steps=-1", f"run.dir={tmp_path / 'run'}").answer()
@@ -108,6 +109,7 @@ def test_a_mistake_is_told_once(launch: Launch, corpus: str, tmp_path: Path) -> 
     assert len(errors(answer)) == 1 and str(tmp_path / "run") in errors(answer)[0]
 
 
+@pytest.mark.exhaustive
 def test_ranks_leave_in_order(launch: Launch, corpus: str, tmp_path: Path) -> None:
     """A group that is torn down in another order aborts one process in twelve."""
     options = (*SHARED, corpus, "trainer.max_steps=1")

@@ -115,6 +115,7 @@ def test_a_host_is_lost_and_the_run_started_again(network: Network, corpus: str,
     assert metrics(place) == metrics(whole)
 
 
+@pytest.mark.exhaustive
 def test_the_cable_is_cut(network: Network, corpus: str, tmp_path: Path) -> None:
     """Neither host hears anything any more; both end."""
     place = tmp_path / "run"

@@ -16,7 +16,11 @@ from tinyllm.tokenizers.ids import IdsTokenizer
 
 CLOSE = 1e-4
 NEW = 20
-SEEDS = [7, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (*range(7), *range(8, 16)))]
+SEEDS = [
+    7,
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4)),
+    *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (4, 5, 6, *range(8, 16))),
+]
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 
 

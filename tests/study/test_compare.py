@@ -230,7 +230,9 @@ def test_a_pilot_says_how_many_seeds_are_needed(compare: Compare, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["tune=optimizer.lr=1e-5,1e-2", "tune=optimizer.lr"])
+@pytest.mark.parametrize(
+    "how", ["tune=optimizer.lr=1e-5,1e-2", pytest.param("tune=optimizer.lr", marks=pytest.mark.exhaustive)]
+)
 def test_every_arm_gets_the_same_number_of_trials(
     how: str, compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:

@@ -115,7 +115,7 @@ def test_jobs_of_a_cluster(corpus: list[str], tmp_path: Path, monkeypatch: pytes
         assert f"#SBATCH {line}" in script
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
 def test_a_signal_ends_the_jobs_with_a_checkpoint_and_the_next_start_goes_on(
     corpus: list[str], number: signal.Signals
 ) -> None:
@@ -144,6 +144,7 @@ def test_jobs_do_not_outlive_a_sweep_that_is_killed(corpus: list[str]) -> None:
     assert not Path("swept/002_seed-3").exists()
 
 
+@pytest.mark.exhaustive
 def test_a_process_that_dies_takes_no_other_job_along(corpus: list[str]) -> None:
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     running = start(*corpus, *parallel, "trainer.max_steps=300", "trainer.eval_every=300", "seed=1,2,3")

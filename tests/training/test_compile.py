@@ -77,13 +77,22 @@ def test_compiled_steps_are_the_same_steps_and_their_checkpoint_is_anyones(corpu
     "options",
     [
         ("moe=aux_free", "trainer.precision=bf16"),
-        ("moe=aux_loss", "trainer.activation_checkpointing=true", "trainer.grad_accum_steps=2"),
+        pytest.param(
+            ("moe=aux_loss", "trainer.activation_checkpointing=true", "trainer.grad_accum_steps=2"),
+            marks=pytest.mark.exhaustive,
+        ),
         ("attn=mla", "model.dropout=0.1", "model.attn_dropout=0.1", "trainer.precision=bf16"),
         ("attn=gqa", "model.n_kv_heads=1", "model.block.attn.window=6", "ffn=swiglu"),
-        ("norm=layernorm", "pos=learned", "trainer.precision=fp16"),
-        ("model.dropout=0.1", "trainer.activation_checkpointing=2", "model.n_layers=3", "model.layerdrop=0.5"),
+        pytest.param(("norm=layernorm", "pos=learned", "trainer.precision=fp16"), marks=pytest.mark.exhaustive),
+        pytest.param(
+            ("model.dropout=0.1", "trainer.activation_checkpointing=2", "model.n_layers=3", "model.layerdrop=0.5"),
+            marks=pytest.mark.exhaustive,
+        ),
         ("curriculum.enabled=true", "model.max_seq_len=40", "trainer.precision=bf16", "dataloader.workers=1"),
-        ("curriculum.enabled=true", "model.max_seq_len=40", "trainer.compile.dynamic=false"),
+        pytest.param(
+            ("curriculum.enabled=true", "model.max_seq_len=40", "trainer.compile.dynamic=false"),
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_every_option_is_the_same_run(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
@@ -216,7 +225,7 @@ def test_two_ranks_compile_as_one_does(strategy: str, corpus: str, tmp_path: Pat
     "options",
     [
         pytest.param((), id="fixed", marks=pytest.mark.exhaustive),
-        pytest.param(("curriculum.enabled=true", "model.max_seq_len=40"), id="ramp"),
+        pytest.param(("curriculum.enabled=true", "model.max_seq_len=40"), id="ramp", marks=pytest.mark.exhaustive),
     ],
 )
 def test_inductor_on_two_threads_is_repeatable_and_resumable(

@@ -199,7 +199,7 @@ def _not_finite(to_minimise: Callable[..., torch.Tensor]) -> Callable[..., torch
     [
         (("moe=aux_free",), 0.95, 1.0),
         pytest.param(("moe=aux_loss",), 0.95, 1.0, marks=pytest.mark.exhaustive),
-        (("moe=aux_loss", "model.block.moe.coeff=0"), 0.0, 0.9),
+        pytest.param(("moe=aux_loss", "model.block.moe.coeff=0"), 0.0, 0.9, marks=pytest.mark.exhaustive),
     ],
     ids=["aux_free", "aux_loss", "unbalanced"],
 )
