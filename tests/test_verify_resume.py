@@ -81,6 +81,7 @@ def test_moments_are_between_the_first_step_and_the_last_but_one() -> None:
     assert moments({1: 0.0}, 3, seed=0) == []
 
 
+@pytest.mark.slow
 def test_runs_that_differ_are_told_apart_by_name(corpus: str, tmp_path: Path) -> None:
     shared = ("dataset=text", corpus, *SMALL, "trainer.max_steps=3")
     for name, more in {"one": (), "same": (), "other": ("optimizer.weight_decay=0.2",), "short": ()}.items():

@@ -94,6 +94,7 @@ def test_a_larger_grid_adds_jobs(call: Call, corpus: str) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_other_settings_for_the_same_jobs_are_refused(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK, "seed=1,2")
     assert call("train", *command).code == 0

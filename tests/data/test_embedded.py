@@ -43,6 +43,7 @@ def test_pydocs_share_and_sides(pydocs) -> None:
     assert not {p for p in paragraphs[0] & paragraphs[1] if len(p) > 100}
 
 
+@pytest.mark.slow
 def test_pydocs_is_the_same_in_another_process_with_another_hash_seed(pydocs, tmp_path: Path) -> None:
     code = """
 import sys

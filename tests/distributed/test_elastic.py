@@ -118,6 +118,7 @@ def test_what_is_said_about_dropout_and_a_batch_that_is_named(in_parts: Path) ->
     assert [record["tokens"] for record in metrics(in_parts)[-2:]] == [11 * 8 * 16, (11 * 8 + 6) * 16]
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_dealt_out(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,9 @@ def test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone(corpus: st
     assert train(f"resume={spoilt}") == 0
 
 
-@pytest.mark.parametrize("asked", ["trainer.nonfinite.patience=2", "trainer.nonfinite.action=stop"])
+@pytest.mark.parametrize(
+    "asked", ["trainer.nonfinite.patience=2", pytest.param("trainer.nonfinite.action=stop", marks=pytest.mark.slow)]
+)
 def test_a_run_that_gives_up_keeps_its_last_good_checkpoint(asked: str, corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=8", f"run.dir={tmp_path / 'run'}"]
     assert train(*shared, "trainer.stop_after_steps=3") == 0

@@ -46,6 +46,7 @@ def spoil_the_sampler() -> None:
     Sampler.windows = windows  # type: ignore[method-assign,assignment]
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_its_directory_free_though_its_workers_live_on(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("trainer.max_steps=100000", "trainer.checkpoint_every=1", "dataloader.workers=2")

@@ -78,6 +78,7 @@ def test_greedy_past_the_context_and_from_an_empty_prompt(cli: Callable[..., Ans
         assert cli("generate", *asked)[:2] == cli("generate", *asked, "kv_cache=false")[:2]
 
 
+@pytest.mark.slow
 def test_prompts_of_a_file_are_continued_as_each_alone(
     cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -257,6 +258,7 @@ def start(*arguments: str, first: Callable[[], object] = int, **keywords: object
     return subprocess.Popen(command, preexec_fn=prepare, **keywords)  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(tiny_run: Path) -> None:
     with start(f"run={tiny_run}", "max_new_tokens=100000", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(5)

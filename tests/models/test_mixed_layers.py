@@ -172,6 +172,7 @@ def test_other_layers_cannot_be_resumed(
     assert "a resumed run cannot change model.layers." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lines_may_be_edited_once_the_run_has_begun(tmp_path: Path, run: tuple[Path, list[str]]) -> None:
     """The run keeps its own layers, and says that the file is another one now."""
     line = '{"attn": "mha", "n_head": 2, "moe": false, "up_dim": 64, "non_linearity": "relu"}\n'

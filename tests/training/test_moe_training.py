@@ -84,6 +84,7 @@ def as_rank(rank: int, directory: Path) -> dict[str, Any]:
     return {"bias": biases(model), "figures": figures}
 
 
+@pytest.mark.slow
 def test_bias_of_two_ranks_is_that_of_one_process(tmp_path: Path) -> None:
     code = f"import pathlib, torch; from {__name__} import as_rank; d = pathlib.Path({str(tmp_path)!r})"
     other = subprocess.Popen([sys.executable, "-c", f"{code}; torch.save(as_rank(1, d), d / 'one.pt')"], cwd=ROOT)

@@ -106,6 +106,7 @@ def test_a_full_disk_costs_the_profile_and_not_the_run(tmp_path: Path) -> None:
     assert list((tmp_path / "profile").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_profile_changes_no_bit_of_the_run(corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "model.dropout=0.1"]
     assert train(*shared, f"run.dir={tmp_path / 'plain'}") == 0

@@ -47,12 +47,9 @@ OPTIONS = {
     ),
 }  # fmt: skip
 EVERY_DAY = {
-    "dropout",
     "linear, workers",
-    "fp16 with scaler",
     "ema",
     "muon",
-    "observed",
     "curriculum, workers, accumulation",
 }
 SETS = [
@@ -81,6 +78,7 @@ def test_the_same_command_twice_gives_the_same_bits(corpus: str, tmp_path: Path)
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_looking_at_a_run_does_not_change_it(corpus: str, tmp_path: Path) -> None:
     """Evaluation, samples, checkpoints, logging and workers leave every bit of the weights alone."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "model.dropout=0.1"]

@@ -61,6 +61,7 @@ def test_one_process_reads_what_several_wrote(trained: Path, parts: Path) -> Non
     torch.testing.assert_close(model.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_goes_on_as_the_whole_one(trained: Path, parts: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "whole")
     for run in (parts, tmp_path / "whole"):

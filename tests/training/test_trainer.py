@@ -232,6 +232,7 @@ def test_recompute_keeps_the_inputs_of_blocks_alone() -> None:
     assert none < half < all_kept and none_estimated < half_estimated < all_estimated
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated_sampled_and_loaded(corpus: str, tmp_path: Path) -> None:
     """Beside the raw weights, which are bit for bit those of a run without it."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "trainer.eval_every=6", "optimizer.lr=0.01"]
