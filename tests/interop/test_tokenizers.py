@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.interop import hub
@@ -81,12 +81,14 @@ def test_the_same_ids_and_the_same_text(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["byte", "bpe", "char with <unk>"])
 def test_the_same_ids_on_any_text(name: str, tmp_path: Path) -> None:
+    """On any but one that spells a special token: transformers takes that for the token, we for its characters."""
     ours = TOKENIZERS[name]
     theirs = auto(written(ours, tmp_path))
 
     @given(st.text(st.characters(exclude_categories=["Cs"])))
     @settings(max_examples=500, deadline=None)
     def check(text: str) -> None:
+        assume(not any(token in text for token in theirs.all_special_tokens))
         assert theirs(text)["input_ids"] == ours.encode(text).tolist()
 
     check()
