@@ -38,7 +38,6 @@ class Job:
     """Of ``python -m tinyllm.train``, in Hydra's grammar."""
     flags: Sequence[str] = ()
     """What stands before them."""
-    program: str = "train"
 
     @property
     def arguments(self) -> list[str]:
@@ -140,7 +139,7 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Calla
     environ = {**os.environ, ERROR_FILE: str(job.error_file), **environment}
     with job.log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", f"tinyllm.{job.program}", *job.arguments],
+            [sys.executable, "-m", "tinyllm.train", *job.arguments],
             env=environ,
             stdin=subprocess.DEVNULL,
             stdout=stream,
