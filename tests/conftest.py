@@ -13,6 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The wheel's tests come first: in one chunk of work their environment is made by one worker only."""
+    items.sort(key=lambda item: item.path.name != "test_wheel.py")
+
+
 @pytest.fixture
 def tinyshakespeare() -> Path:
     """The tiny Shakespeare text, which lies beside the checkout at the project's workplace and nowhere else."""

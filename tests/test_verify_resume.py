@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from random import Random
+from typing import ClassVar
 
 import pytest
 
@@ -13,9 +15,10 @@ from tests.cli.conftest import Call, call  # noqa: F401
 from tests.training.runs import SMALL, train, write_corpus
 from tinyllm.config.arguments import read
 from tinyllm.config.literal import quote_literals, unquoted
-from tinyllm.verify_resume import compare_runs, moments, training_settings, verdict
+from tinyllm.verify_resume import ATTEMPTS, Kill, compare_runs, moments, train_twice, training_settings, verdict
 from tinyllm.watched import Moment, Watched, descendants
 
+KILL = Kill(step=1, checkpoint=1, again=0, saving=False)
 SIZE = [one for one in SMALL if not one.startswith("trainer.") or "batch_size" in one or "precision" in one]
 
 
@@ -73,12 +76,13 @@ def test_mistakes(settings: tuple[str, ...], said: str, call: Call) -> None:  # 
 
 def test_moments_are_between_the_first_step_and_the_last_but_one() -> None:
     arrivals = {1: 10.0, 2: 11.0, 3: 21.0, 5: 22.0, 6: 30.0}
-    chosen = moments(arrivals, 200, seed=1)
-    assert chosen == moments(arrivals, 200, seed=1) != moments(arrivals, 200, seed=2)
+    chosen = moments(arrivals, 200, Random(1))
+    assert chosen == moments(arrivals, 200, Random(1)) != moments(arrivals, 200, Random(2))
+    assert {moment.latest for moment in chosen} == {5}
     times = [arrivals[moment.step] + moment.delay for moment in chosen]
     assert times == sorted(times) and times[0] >= 10 and times[-1] <= 22
     assert sum(moment.step == 2 for moment in chosen) > 100  # the step that takes long
-    assert moments({1: 0.0}, 3, seed=0) == []
+    assert moments({1: 0.0}, 3, Random(0)) == []
 
 
 @pytest.mark.slow
@@ -129,8 +133,14 @@ def alive(pid: int) -> bool:
     "settings",
     [
         ("optimizer=muon", "moe=aux_free", "schedule=wsd", "dataloader.workers=2"),
-        ("optimizer=adamw8bit", "ema.enabled=true", "trainer.grad_accum_steps=2", "kill_seed=5"),
-        ("optimizer=lion", "schedule=constant", "trainer.precision=fp16", "checkpoint.asynchronous=true"),
+        pytest.param(
+            ("optimizer=adamw8bit", "ema.enabled=true", "trainer.grad_accum_steps=2", "kill_seed=5"),
+            marks=pytest.mark.exhaustive,
+        ),
+        pytest.param(
+            ("optimizer=lion", "schedule=constant", "trainer.precision=fp16", "checkpoint.asynchronous=true"),
+            marks=pytest.mark.exhaustive,
+        ),
         pytest.param(
             ("strategy=ddp", "strategy.nproc_per_node=2", "curriculum.enabled=true", "curriculum.start_seq_len=8"),
             marks=pytest.mark.exhaustive,
@@ -201,4 +211,36 @@ def test_a_moment_is_waited_for(tmp_path: Path) -> None:
     os.replace(tmp_path / "new", metrics)
     assert watched.newest_step() == 4
     watched.arrivals = {3: 5.0, 6: 8.0}
-    assert watched._since(Moment(step=4, delay=0.0).step) == 8.0
+    moment = Moment(step=4, delay=1.0, latest=9)
+    assert not watched._has_come(moment, step=3, now=99.0) and not watched._has_come(moment, step=8, now=8.9)
+    assert watched._has_come(moment, step=8, now=9.0) and watched._has_come(moment, step=9, now=8.0)
+
+
+@pytest.mark.parametrize("ended_early", [1, 2, 99])
+def test_a_run_that_ends_before_the_kill_is_killed_anew(
+    ended_early: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs of four steps, of which the first ``ended_early`` that are to be killed are too fast for it."""
+    killed: list[Moment] = []
+
+    class Quick:
+        arrivals: ClassVar[dict[int, float]] = {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0}
+
+        def __init__(self, settings: list[str], *, run_dir: Path, log: Path) -> None:
+            run_dir.mkdir(exist_ok=True)
+            assert (run_dir / "mark").exists() == ((run_dir.name, log.stem) == ("killed", "killed-2"))
+            (run_dir / "mark").touch()
+
+        def follow(self, until: Moment | None = None) -> int | None:
+            if until is None:
+                return 0
+            killed.append(until)
+            return 0 if len(killed) <= ended_early else None
+
+    monkeypatch.setattr("tinyllm.watched.Watched", Quick)
+    monkeypatch.setattr("tinyllm.verify_resume.interrupted", lambda run: KILL)
+    said: list[str] = []
+    hits = train_twice([], tmp_path, kills=1, seed=0, say=said.append)
+    assert len(hits) == (1 if ended_early < ATTEMPTS else 0)
+    assert len(killed) == min(ended_early + 1, ATTEMPTS) == len(set(killed))
+    assert sum("from the start, with other moments" in line for line in said) == len(killed) - 1

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from random import Random
 
     from omegaconf import DictConfig
 
@@ -23,6 +24,8 @@ NOT_HERE = {
     "trainer.stop_after_steps": "the kills interrupt the second run",
     "trainer.max_minutes": "both runs go to the same step",
 }
+ATTEMPTS = 5
+"""Times that a run is killed anew because it came to its end before a kill did."""
 SHOWN = 5
 """Differences that are printed of each section."""
 
@@ -142,20 +145,43 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, say: "
     Raises:
         TrainingFailed: a training ended otherwise than well.
     """
+    import random
+    import shutil
+
     from tinyllm.watched import Watched
 
     whole = Watched([*settings, f"run.dir={out / 'whole'}"], run_dir=out / "whole", log=out / "whole.log")
     ended(whole, whole.follow())
     say(f"uninterrupted: {max(whole.arrivals, default=0)} steps")
+    draw = random.Random(seed)
+    for again in range(ATTEMPTS):
+        if again:
+            say("the run ended before the last of them: from the start, with other moments")
+            shutil.rmtree(out / "killed")
+        hits = train_with_kills(settings, out, moments(whole.arrivals, kills, draw), say=say)
+        if len(hits) == kills or len(whole.arrivals) < 2:
+            break
+    return hits
+
+
+def train_with_kills(
+    settings: list[str], out: Path, planned: "list[Moment]", *, say: "Callable[[str], None]"
+) -> list[Kill]:
+    """Train into ``out/killed``, killed at the planned moments; the kills that hit.
+
+    Raises:
+        TrainingFailed: a training ended with an error of its own.
+    """
+    from tinyllm.watched import Watched
+
     run = out / "killed"
-    again = [*settings, f"run.dir={run}", "resume=auto"]
     hits = []
-    for number, moment in enumerate([*moments(whole.arrivals, kills, seed), None], 1):
-        watched = Watched(again, run_dir=run, log=out / f"killed-{number}.log")
+    for number, moment in enumerate([*planned, None], 1):
+        watched = Watched([*settings, f"run.dir={run}", "resume=auto"], run_dir=run, log=out / f"killed-{number}.log")
         code = watched.follow(moment)
         if code is None:
             hits.append(interrupted(run))
-            say(f"kill {number} of {kills}: {told(hits[-1])}")
+            say(f"kill {number} of {len(planned)}: {told(hits[-1])}")
         else:
             ended(watched, code)
     return hits
@@ -171,24 +197,22 @@ def ended(watched: "Watched", code: int | None) -> None:
         raise TrainingFailed(code if code > 0 else 1, watched.error)
 
 
-def moments(arrivals: dict[int, float], kills: int, seed: int) -> "list[Moment]":
+def moments(arrivals: dict[int, float], kills: int, draw: "Random") -> "list[Moment]":
     """Random moments between the first step and the last but one, spread evenly over the time and in its order.
 
-    The time that a checkpoint takes is part of it, so the more a run saves the more kills fall into saving.
+    The time that a checkpoint takes is part of it, so the more a run saves the more kills fall into saving. A run
+    that is faster than ``arrivals`` is killed at its last step but one at the latest.
     """
-    import random
-
     from tinyllm.watched import Moment
 
     steps = sorted(arrivals)
     if len(steps) < 2:
         return []
     first, last = arrivals[steps[0]], arrivals[steps[-2]]
-    draw = random.Random(seed)
     chosen = []
     for time in sorted(draw.uniform(first, last) for _ in range(kills)):
         step = max(one for one in steps if arrivals[one] <= time)
-        chosen.append(Moment(step=step, delay=time - arrivals[step]))
+        chosen.append(Moment(step=step, delay=time - arrivals[step], latest=steps[-2]))
     return chosen
 
 

@@ -29,6 +29,8 @@ class Moment:
     """The last record in the metrics is of this step or a later one."""
     delay: float
     """Seconds since that record was seen."""
+    latest: int
+    """The step whose record ends the delay."""
 
 
 class Watched:
@@ -74,7 +76,7 @@ class Watched:
                 step = self.newest_step()
                 if step:
                     self.arrivals.setdefault(step, now)
-                if until is not None and step >= until.step and now >= self._since(until.step) + until.delay:
+                if until is not None and self._has_come(until, step, now):
                     self.kill()
                     return None
                 time.sleep(LOOK_EVERY)
@@ -82,6 +84,9 @@ class Watched:
         finally:
             if self.process.poll() is None:
                 self.kill()
+
+    def _has_come(self, moment: Moment, step: int, now: float) -> bool:
+        return step >= moment.latest or (step >= moment.step and now >= self._since(moment.step) + moment.delay)
 
     def _since(self, step: int) -> float:
         return min(seen for arrived, seen in self.arrivals.items() if arrived >= step)

@@ -216,7 +216,7 @@ def test_compiled_with_the_eager_backend(choice: Choice) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
-@pytest.mark.parametrize("choice", params(sorted(COMPILED), sorted(COMPILED)[:1]))
+@pytest.mark.parametrize("choice", params(sorted(COMPILED), sorted(one for one in COMPILED if one.moe == "none")[:1]))
 def test_compiled_with_inductor(choice: Choice) -> None:
     _compiled(choice, "inductor")
 

@@ -67,7 +67,7 @@ def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "asynchronous"),
-    [(8, False), *(pytest.param(30, one, marks=pytest.mark.exhaustive) for one in (False, True))],
+    [(6, False), *(pytest.param(30, one, marks=pytest.mark.exhaustive) for one in (False, True))],
 )
 def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, call: Call) -> None:  # noqa: F811
     """Twelve million bytes of weights and twice that of moments: a good part of the time goes into saving them."""

@@ -47,8 +47,8 @@ def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path:
     "place",
     [
         "evaluate",
-        "save:mid_write",
-        *(pytest.param(one, marks=pytest.mark.slow) for one in ("save:after_rename", "step:5")),
+        pytest.param("save:mid_write", marks=pytest.mark.slow),
+        *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("save:after_rename", "step:5")),
     ],
 )
 def test_a_signal_while_something_else_goes_on(place: str, corpus: str, tmp_path: Path) -> None:

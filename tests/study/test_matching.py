@@ -116,7 +116,7 @@ def check(size: str, choices: tuple[str, ...], target: Account, match: str) -> N
 
 
 def test_the_widths_that_were_found_by_hand() -> None:
-    """Those of experiments/attention_kinds."""
+    """Those of a study that was made before there was a solver."""
     target = costs("model=nano")
     assert matched(("attn=mha",), target).values == {}
     assert matched(("attn=gqa",), target).values == {"model.d_ff": 576}

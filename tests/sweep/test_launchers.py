@@ -81,7 +81,7 @@ def both_train() -> bool:
     return all(logged(Path("swept", name), "train/loss") for name in ("000_seed-1", "001_seed-2"))
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", [pytest.param("joblib", marks=pytest.mark.exhaustive), "submitit_local"])
 def test_jobs_in_other_processes(corpus: list[str], launcher: str) -> None:
     settings = (*corpus, f"hydra/launcher={launcher}", "trainer.max_steps=2", "trainer.eval_every=2")
     running = start(*settings, "model.d_model=16,33,32")

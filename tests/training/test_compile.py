@@ -81,7 +81,10 @@ def test_compiled_steps_are_the_same_steps_and_their_checkpoint_is_anyones(corpu
             ("moe=aux_loss", "trainer.activation_checkpointing=true", "trainer.grad_accum_steps=2"),
             marks=pytest.mark.exhaustive,
         ),
-        ("attn=mla", "model.dropout=0.1", "model.attn_dropout=0.1", "trainer.precision=bf16"),
+        pytest.param(
+            ("attn=mla", "model.dropout=0.1", "model.attn_dropout=0.1", "trainer.precision=bf16"),
+            marks=pytest.mark.exhaustive,
+        ),
         ("attn=gqa", "model.n_kv_heads=1", "model.block.attn.window=6", "ffn=swiglu"),
         pytest.param(("norm=layernorm", "pos=learned", "trainer.precision=fp16"), marks=pytest.mark.exhaustive),
         pytest.param(
@@ -249,7 +252,10 @@ def test_inductor_on_two_threads_is_repeatable_and_resumable(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("trainer.precision=bf16",), ("moe=aux_free", "ema.enabled=true")])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(("trainer.precision=bf16",), marks=pytest.mark.exhaustive), ("moe=aux_free", "ema.enabled=true")],
+)
 def test_inductor_trains_as_well(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", *options]
     assert train(*shared, f"run.dir={tmp_path / 'eager'}") == 0

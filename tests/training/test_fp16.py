@@ -116,8 +116,9 @@ def test_a_scale_that_cannot_help_does_not_skip_for_ever(
     assert "not finite for 3 steps in a row" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [pytest.param((), id="plain", marks=pytest.mark.slow), pytest.param(MIXED, id="mixed")]
+    "options", [pytest.param((), id="plain", marks=pytest.mark.exhaustive), pytest.param(MIXED, id="mixed")]
 )
 def test_scale_and_growth_go_on_where_they_were(
     options: tuple[str, ...], corpus: str, tmp_path: Path, scaler: dict[str, float]

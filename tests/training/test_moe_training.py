@@ -195,12 +195,13 @@ def _not_finite(to_minimise: Callable[..., torch.Tensor]) -> Callable[..., torch
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
     [
         (("moe=aux_free",), 0.95, 1.0),
-        pytest.param(("moe=aux_loss",), 0.95, 1.0, marks=pytest.mark.exhaustive),
-        pytest.param(("moe=aux_loss", "model.block.moe.coeff=0"), 0.0, 0.9, marks=pytest.mark.exhaustive),
+        (("moe=aux_loss",), 0.95, 1.0),
+        (("moe=aux_loss", "model.block.moe.coeff=0"), 0.0, 0.9),
     ],
     ids=["aux_free", "aux_loss", "unbalanced"],
 )

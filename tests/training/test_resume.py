@@ -46,14 +46,15 @@ OPTIONS = {
         "dataloader.persistent_workers=false", "trainer.batch_size=60",
     ),
 }  # fmt: skip
-EVERY_DAY = {
-    "linear, workers",
-    "ema",
-    "muon",
-    "curriculum, workers, accumulation",
-}
+EVERY_DAY = {"muon", "curriculum, workers, accumulation"}
+ALSO_ELSEWHERE = {"bf16", "fp16 with scaler", "lion", "adamw8bit", "wsd", "constant, no clip"}
+"""CI has them in tests/faults/test_every_combination.py too."""
 SETS = [
-    pytest.param(options, id=name, marks=() if name in EVERY_DAY else pytest.mark.slow)
+    pytest.param(
+        options,
+        id=name,
+        marks=() if name in EVERY_DAY else pytest.mark.exhaustive if name in ALSO_ELSEWHERE else pytest.mark.slow,
+    )
     for name, options in OPTIONS.items()
 ]
 
@@ -97,12 +98,13 @@ def test_looking_at_a_run_does_not_change_it(corpus: str, tmp_path: Path) -> Non
     assert len(set(weights.values())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
     [
         (signal.SIGTERM, 143),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.exhaustive),
+        pytest.param(signal.SIGUSR1, 138, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact(
