@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.report import made, read
-from tinyllm.report import write_report
+from tinyllm.report import tables, write_report
+from tinyllm.report.summary import summaries
 from tinyllm.study.results import Study
 
 EVIL = 'gqa <script>alert(1)</script> & "q" | `x` *y* $z$ [a](b) {{ c }} </svg>'
@@ -238,3 +239,12 @@ def assert_linear(pairs: list[tuple[float, float]], *, digits: float) -> None:
     slope = (y1 - y0) / (x1 - x0)
     assert slope > 0
     assert [y - y0 for _, y in pairs] == pytest.approx([slope * (x - x0) for x, _ in pairs], abs=2 * slope * digits)
+
+
+def test_a_budget_of_minutes_shows_those_that_were_trained() -> None:
+    table = tables.matching_table(replace(STUDY, budget="minutes"), summaries(STUDY))
+    assert table.headings[-1] == "minutes trained" and tables.matching_table(STUDY, []).headings[-1] == "FLOPs per run"
+    for row, arm in zip(table.rows, STUDY.arms, strict=True):
+        speeds = [run.tokens_per_s or 0 for run in STUDY.runs if run.arm == arm.name and run.value is not None]
+        expected = f"{arm.tokens / statistics.median(speeds) / 60:.3g}" if speeds else "–"
+        assert row[-1].text == expected

@@ -17,6 +17,7 @@ from tests.cli.conftest import Answer, Call, call  # noqa: F401 - a fixture
 from tests.faults.elsewhere import Elsewhere, wait_for
 from tests.training.runs import SMALL, metrics, write_corpus
 from tinyllm.study import running
+from tinyllm.study.ledger import speed_of
 from tinyllm.study.seeds import FEWEST, PILOT
 
 Compare = Callable[..., Answer]
@@ -262,7 +263,10 @@ def test_minutes_are_turned_into_steps_by_each_arms_own_speed(
     speeds = json.loads((tmp_path / "out" / "measured.json").read_text())["tokens_per_s"]
     for arm in found["arms"]:
         [speed] = [value for name, value in speeds.items() if name.startswith(f"{arm['name']}_")]
+        rounds = [speed_of(path) for path in (tmp_path / "out" / "timing").glob(f"{arm['name']}_*_[123]")]
+        assert len(rounds) == 3 and speed == sorted(rounds)[1]
         assert arm["max_steps"] == int(0.02 * 60 * speed / 64)
+    assert started[:6] == ["mha", "mqa"] * 3, "in turn"
     started.clear()
     assert compare(*settings).code == 0
     assert started == [] and study(tmp_path) == found

@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass
 
+from tinyllm.study.clock import minutes_trained
 from tinyllm.study.results import Arm, Difference, Run, Study
 
 
@@ -32,6 +33,11 @@ class ArmSummary:
     def values(self) -> dict[int, float]:
         """The metric by seed."""
         return {run.seed: run.value for run in self.finished if run.value is not None}
+
+    @property
+    def minutes(self) -> float | None:
+        """Minutes of training of one run, evaluation and saving not counted."""
+        return minutes_trained(self.arm.tokens, self.tokens_per_s)
 
     @property
     def decode_ms(self) -> float | None:

@@ -120,6 +120,8 @@ def matching_table(study: Study, arms: list[ArmSummary]) -> Table:
     matched = MATCHED.get(study.match)
     headings = ["arm", "settings", "solved", *([matched[0], "mismatch"] if matched else [])]
     headings += ["steps", "tokens per run", "FLOPs per run"]
+    timed = study.budget == "minutes"
+    headings += ["minutes trained"] if timed else []
     rows = []
     for one in arms:
         arm = one.arm
@@ -128,7 +130,8 @@ def matching_table(study: Study, arms: list[ArmSummary]) -> Table:
         if matched:
             row += [_figure(matched[1](arm.account), numbers.whole), _figure(arm.mismatch, numbers.percent)]
         row += [_figure(arm.max_steps, numbers.whole), _figure(arm.tokens, numbers.whole)]
-        rows.append([*row, _figure(arm.flops, numbers.brief)])
+        row.append(_figure(arm.flops, numbers.brief))
+        rows.append([*row, *([_figure(one.minutes, numbers.rate)] if timed else [])])
     return Table(headings=headings, rows=rows)
 
 

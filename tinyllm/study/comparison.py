@@ -1,11 +1,13 @@
 """A comparison carried out: tuning, seeds, runs, measurements, figures."""
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
+from tinyllm.study import clock
 from tinyllm.study import seeds as needed
 from tinyllm.study.composed import Composed, recompose
 from tinyllm.study.ledger import FAILED, FINISHED, MISSING, is_finished, last_value, result_of, speed_of
@@ -18,10 +20,6 @@ from tinyllm.study.verdicts import UNITS
 from tinyllm.training.signals import StopRequest
 
 RUNS, TUNE, TIMING = "runs", "tune", "timing"
-TIMED_SHARE = 0.05
-"""Of a budget of minutes, for measuring how fast an arm is."""
-TIMED_S = (5.0, 60.0)
-"""At least and at most."""
 
 
 class Stopped(Exception):
@@ -57,41 +55,36 @@ class Comparison:
         self.say = self.screen.say
 
     def time_arms(self, minutes: float) -> None:
-        """Measure how many tokens per second each arm trains on, one arm after the other, once per study.
+        """Measure how many tokens per second each arm trains on, one arm after the other, several times in turn.
+
+        What was measured is kept, so it is done once per study.
 
         Raises:
             UserError: an arm does not run.
         """
-        seconds = min(max(TIMED_S[0], 60 * minutes * TIMED_SHARE), TIMED_S[1])
-        jobs = {}
-        for arm in self.arms:
-            name = arm.run_name(arm.cfg.seed)
-            known = self.measured.get("tokens_per_s", name)
-            if known is None:
-                short = [
-                    f"trainer.max_minutes={seconds / 60:.4g}",
-                    "trainer.eval_every=0",
-                    "trainer.checkpoint_every=0",
-                ]
-                keys = tuple(f"{one.partition('=')[0]}=" for one in short)
-                settings = [one for one in arm.settings(arm.cfg.seed) if not one.startswith(keys)]
-                path = self.directory / TIMING / name
-                jobs[name] = Job(label=arm.name, path=path, settings=[*settings, *short], flags=self.flags)
-        if jobs:
-            self.say(f"measuring the speed of {len(jobs)} arms, {seconds:.0f} s each")
-        self._run(list(jobs.values()), Places())
-        for arm in self.arms:
-            name = arm.run_name(arm.cfg.seed)
-            if name in jobs:
-                self._keep_speed(arm, name, jobs[name])
+        seconds = clock.seconds_of_a_round(minutes)
+        names = {arm.run_name(arm.cfg.seed): arm for arm in self.arms}
+        missing = {name: arm for name, arm in names.items() if self.measured.get("tokens_per_s", name) is None}
+        jobs: dict[str, list[Job]] = {name: [] for name in missing}
+        for number in range(1, clock.ROUNDS + 1):
+            for name, arm in missing.items():
+                path = self.directory / TIMING / f"{name}_{number}"
+                settings = clock.without_evaluation(arm.settings(arm.cfg.seed), seconds)
+                jobs[name].append(Job(label=arm.name, path=path, settings=settings, flags=self.flags))
+        if missing:
+            self.say(f"measuring the speed of {len(missing)} arms, {clock.ROUNDS} times {seconds:.0f} s each, in turn")
+        self._run([job for turn in zip(*jobs.values(), strict=True) for job in turn], Places())
+        for name, arm in names.items():
+            if name in missing:
+                self.measured.put("tokens_per_s", name, statistics.median(self._speed(job) for job in jobs[name]))
             arm.tokens_per_s = self.measured.get("tokens_per_s", name)
 
-    def _keep_speed(self, arm: Composed, name: str, job: Job) -> None:
+    def _speed(self, job: Job) -> float:
         speed = speed_of(job.path)
         if speed is None:
             hint = reason(job, self.codes.get(job.path, 0))
-            raise UserError("the speed of an arm cannot be measured", file=arm.name, hint=hint)
-        self.measured.put("tokens_per_s", name, speed)
+            raise UserError("the speed of an arm cannot be measured", file=job.label, hint=hint)
+        return speed
 
     def tune(self, tuning: Tuning) -> None:
         """Give every arm its trials, and the value that did best.

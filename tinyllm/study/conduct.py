@@ -13,6 +13,7 @@ from tinyllm.config.build import build
 from tinyllm.config.overrides import key_of
 from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
+from tinyllm.study import clock
 from tinyllm.study.arms import Asked
 from tinyllm.study.budget import Budget
 from tinyllm.study.comparison import Comparison, arms_of, notes_of, values_of
@@ -187,6 +188,10 @@ def conduct(
     found = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
     speeds = comparison.decode_speeds(runs)
     probes = {arm.name: probe(arm.overrides) for arm in arms} if cfg.probes else {}
+    notes = notes_of(runs, arms, tuning)
+    if prepared.budget.needs_speed:
+        trained = {arm.name: arm.max_steps * arm.batch.tokens for arm in arms}
+        notes += clock.uneven(runs, trained, prepared.amount)
     study = Study(
         question=cfg.question or question_of(arms, comparison.metric),
         command=shlex.join(["python", "-m", "tinyllm.compare", *invocation.arguments]),
@@ -210,7 +215,7 @@ def conduct(
             effect=cfg.effect,
             arms=[arm.name for arm in arms],
         ),
-        notes=notes_of(runs, arms, tuning),
+        notes=notes,
         provenance=provenance_of(directory, runs),
     )
     write_json(directory / STUDY, asdict(study))

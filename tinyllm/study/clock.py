@@ -1,0 +1,58 @@
+"""A budget of minutes: how fast each arm is measured to be, and how long it was really trained."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from tinyllm.study.results import Run
+
+ROUNDS = 3
+"""Times that every arm is timed, in turn; the median counts. A machine that is slow for a while is so for one round."""
+SHARE = 0.05
+"""Of a run's minutes, for one round of an arm."""
+SECONDS = (5.0, 60.0)
+"""Of one round of an arm, at least and at most."""
+OFF = 0.05
+"""An arm that was trained for more or less than its minutes by this share is named."""
+
+
+def seconds_of_a_round(minutes: float) -> float:
+    """How long an arm is timed in each round, for runs of so many minutes."""
+    least, most = SECONDS
+    return min(max(least, 60 * minutes * SHARE), most)
+
+
+def without_evaluation(settings: Sequence[str], seconds: float) -> list[str]:
+    """The settings of a run that is timed: the same training, for so long, and nothing else."""
+    short = [f"trainer.max_minutes={seconds / 60:.4g}", "trainer.eval_every=0", "trainer.checkpoint_every=0"]
+    keys = tuple(f"{one.partition('=')[0]}=" for one in short)
+    return [*(one for one in settings if not one.startswith(keys)), *short]
+
+
+def minutes_trained(tokens: int, tokens_per_s: float | None) -> float | None:
+    """Minutes that so many tokens took, evaluation and saving not counted; None: nobody knows how fast it was."""
+    return tokens / tokens_per_s / 60 if tokens_per_s else None
+
+
+def uneven(runs: Sequence[Run], tokens: Mapping[str, int], amount: float) -> list[str]:
+    """A note that names the arms which were trained for longer or shorter than they were to be, or nothing.
+
+    The steps of an arm follow from the speed that was measured before. Where the machine was slower or faster then,
+    all seeds of the arm have too few or too many steps, which no statistics over seeds can see.
+
+    Args:
+        tokens: that each arm's runs were trained on.
+        amount: minutes that each was to have.
+    """
+    named = []
+    for arm, count in tokens.items():
+        speeds = [run.tokens_per_s for run in runs if run.arm == arm and run.tokens_per_s is not None]
+        minutes = minutes_trained(count, statistics.median(speeds) if speeds else None)
+        if minutes is not None and abs(minutes / amount - 1) > OFF:
+            share = f"{100 * (minutes / amount - 1):+.0f} %".replace("-", "−")
+            named.append(f"{arm} {minutes:.3g} ({share})")
+    if not named:
+        return []
+    return [
+        f"not all arms were trained for {amount:g} minutes, for they were not as fast as measured before:"
+        f" {', '.join(named)}; their differences hold for the tokens they saw, not for equal minutes"
+    ]
