@@ -3,7 +3,7 @@
 import pytest
 
 from tests.report.made import run
-from tinyllm.study.clock import minutes_trained, seconds_of_a_round, uneven, without_evaluation
+from tinyllm.study.clock import long_evaluation, minutes_trained, seconds_of_a_round, uneven, without_evaluation
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(0.5, 5.0), (10, 30.0), (600, 60.0)])
@@ -32,3 +32,12 @@ def test_arms_that_had_other_minutes_are_named() -> None:
     [note] = uneven(runs, tokens, 0.5)
     assert "slow 0.625 (+25 %), quick 0.455 (−9 %);" in note and "even" not in note and "lost" not in note
     assert uneven([one for one in runs if one.arm == "even"], tokens, 0.5) == []
+
+
+def test_long_evaluation_is_told() -> None:
+    """300 tokens evaluated are as much work as 100 trained."""
+    assert long_evaluation(evaluations=1, tokens=300, trained=200) is None
+    told = long_evaluation(evaluations=10, tokens=300, trained=200)
+    assert told is not None and "5 times as long as training: 10 times 300 tokens" in told and "evaluations=1" in told
+    once = long_evaluation(evaluations=1, tokens=900, trained=200)
+    assert once is not None and "1.5 times" in once and "evaluations=1" not in once

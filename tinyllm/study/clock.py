@@ -1,4 +1,4 @@
-"""A budget of minutes: how fast each arm is measured to be, and how long it was really trained."""
+"""What takes time: how fast each arm is measured to be, how long it was really trained, and what evaluating takes."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,9 @@ SECONDS = (5.0, 60.0)
 """Of one round of an arm, at least and at most."""
 OFF = 0.05
 """An arm that was trained for more or less than its minutes by this share is named."""
+
+LONG = 0.5
+"""Evaluating that is more than this share of the training is told."""
 
 
 def seconds_of_a_round(minutes: float) -> float:
@@ -56,3 +59,23 @@ def uneven(runs: Sequence[Run], tokens: Mapping[str, int], amount: float) -> lis
         f"not all arms were trained for {amount:g} minutes, for they were not as fast as measured before:"
         f" {', '.join(named)}; their differences hold for the tokens they saw, not for equal minutes"
     ]
+
+
+def long_evaluation(*, evaluations: int, tokens: int, trained: int) -> str | None:
+    """A warning before anything trains that evaluating takes long; None: it does not.
+
+    A forward pass is a third of a training step's FLOPs.
+
+    Args:
+        evaluations: of a run.
+        tokens: of one evaluation.
+        trained: tokens of a run.
+    """
+    share = evaluations * tokens / 3 / trained
+    if share <= LONG:
+        return None
+    less = "evaluations=1 leaves the last one, " if evaluations > 1 else ""
+    return (
+        f"evaluating takes about {share:.2g} times as long as training: {evaluations} times {tokens:,} tokens in a run;"
+        f" {less}trainer.eval_tokens=<number> takes a part of the split"
+    )

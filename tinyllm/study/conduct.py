@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllm.config.build import build
 from tinyllm.config.overrides import key_of
 from tinyllm.data.atomic import try_lock
+from tinyllm.data.loader import eval_tokens
 from tinyllm.errors import UserError
 from tinyllm.study import clock
 from tinyllm.study.arms import Asked
@@ -175,6 +176,8 @@ def conduct(
         )
         for arm in arms:
             screen.say(f"  {arm.name}: {arm.tokens_per_s or 0:,.0f} tokens/s, so {arm.max_steps} steps")
+    if warning := evaluating(reference):
+        screen.say(warning)
     tuning = prepared.tuning
     if tuning is not None:
         comparison.tune(tuning)
@@ -236,6 +239,16 @@ def tell_arms(comparison: Comparison, *, match: str) -> None:
             f" {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,} B of cache a token"
             f"{steps}{reference}{f'; {changed}' if changed else ''}"
         )
+
+
+def evaluating(arm: Composed) -> str | None:
+    """A warning if evaluating a run of this arm takes long beside training it."""
+    asked = arm.cfg.trainer
+    return clock.long_evaluation(
+        evaluations=-(-arm.max_steps // asked.eval_every) if asked.eval_every else 0,
+        tokens=eval_tokens(arm.data.val, max_tokens=asked.eval_tokens),
+        trained=arm.max_steps * arm.batch.tokens,
+    )
 
 
 def question_of(arms: Sequence[Composed], metric: str) -> str:
