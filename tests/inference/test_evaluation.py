@@ -1,6 +1,8 @@
 """The loss of a split against token-by-token computation in float64."""
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from tests.inference.models import tiny_model
+from tests.sources import ROOT
 from tinyllm.data.tokens import Split
 from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
@@ -145,3 +148,33 @@ def test_a_stride_that_leaves_tokens_out_is_refused(tmp_path: Path, stride: int)
 def test_a_split_of_one_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the val split has 1 tokens"):
         evaluate(tiny_model(max_seq_len=CONTEXT), split_of(tmp_path, 1), seq_len=12, batch_size=1, device="cpu")
+
+
+GROWTH = """
+import resource, sys
+from pathlib import Path
+import torch, tinyllm
+from tests.inference.test_evaluation import split_of
+from tinyllm.assemble import build_model
+from tinyllm.inference.evaluation import evaluate
+from tinyllm.training.allocator import keep_freed_memory
+
+keep_freed_memory()
+cpu = torch.device("cpu")
+model = build_model(tinyllm.compose("model=nano"), vocab_size=2000, seed=0, device=cpu, allow=frozenset())
+split = split_of(Path(sys.argv[1]), 8 * 8192)
+for tokens in (2 * 8192, 8 * 8192):  # 64 MB of logits in every batch
+    evaluate(model, split, seq_len=128, batch_size=64, max_tokens=tokens, device=cpu)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
+def test_memory_does_not_grow_with_the_split(tmp_path: Path) -> None:
+    """Small tensors kept of every batch made it grow by one batch's logits each (glibc 2.36)."""
+    done = subprocess.run(
+        [sys.executable, "-c", GROWTH, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    few, many = map(int, done.stdout.split())
+    assert many - few < 100, f"{few} MB after 2 batches, {many} MB after 8 more"
