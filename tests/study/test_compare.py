@@ -18,6 +18,7 @@ from tests.faults.elsewhere import Elsewhere, wait_for
 from tests.training.runs import SMALL, metrics, write_corpus
 from tinyllm.study import running
 from tinyllm.study.ledger import speed_of
+from tinyllm.study.measured import decode_speed
 from tinyllm.study.seeds import FEWEST, PILOT
 
 Compare = Callable[..., Answer]
@@ -257,7 +258,7 @@ def test_every_arm_gets_the_same_number_of_trials(
 def test_minutes_are_turned_into_steps_by_each_arms_own_speed(
     compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:
-    settings = ("attn=mha,mqa", "budget=minutes", "budget.amount=0.02", "seeds=1")
+    settings = ("attn=mha,mqa", "budget=minutes", "budget.amount=0.02", "seeds=1", "trainer.eval_tokens=100")
     assert compare(*settings).code == 0
     found = study(tmp_path)
     speeds = json.loads((tmp_path / "out" / "measured.json").read_text())["tokens_per_s"]
@@ -270,3 +271,12 @@ def test_minutes_are_turned_into_steps_by_each_arms_own_speed(
     started.clear()
     assert compare(*settings).code == 0
     assert started == [] and study(tmp_path) == found
+
+
+def test_a_model_that_says_nothing_has_no_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Mute:
+        max_seq_len = 8
+
+    monkeypatch.setattr("tinyllm.loading.load", lambda run, allow: (Mute(), None))
+    monkeypatch.setattr("tinyllm.inference.generator.stream_text", lambda *given, **named: iter(()))
+    assert decode_speed(tmp_path, allow=frozenset()) == 0

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 
+from tinyllm.config.overrides import key_of
 from tinyllm.study.results import Run
 
 ROUNDS = 3
@@ -12,7 +13,7 @@ SHARE = 0.05
 SECONDS = (5.0, 60.0)
 """Of one round of an arm, at least and at most."""
 OFF = 0.05
-"""An arm that was trained for more or less than its minutes by this share is named."""
+"""An arm that was trained for longer or shorter than the median arm by this share is named."""
 
 LONG = 0.5
 """Evaluating that is more than this share of the training is told."""
@@ -27,8 +28,8 @@ def seconds_of_a_round(minutes: float) -> float:
 def without_evaluation(settings: Sequence[str], seconds: float) -> list[str]:
     """The settings of a run that is timed: the same training, for so long, and nothing else."""
     short = [f"trainer.max_minutes={seconds / 60:.4g}", "trainer.eval_every=0", "trainer.checkpoint_every=0"]
-    keys = tuple(f"{one.partition('=')[0]}=" for one in short)
-    return [*(one for one in settings if not one.startswith(keys)), *short]
+    dropped = {*(key_of(one) for one in short), "trainer.eval_tokens", "trainer.eval_train_tokens"}
+    return [*(one for one in settings if key_of(one) not in dropped), *short]
 
 
 def minutes_trained(tokens: int, tokens_per_s: float | None) -> float | None:
@@ -36,27 +37,31 @@ def minutes_trained(tokens: int, tokens_per_s: float | None) -> float | None:
     return tokens / tokens_per_s / 60 if tokens_per_s else None
 
 
-def uneven(runs: Sequence[Run], tokens: Mapping[str, int], amount: float) -> list[str]:
-    """A note that names the arms which were trained for longer or shorter than they were to be, or nothing.
+def uneven(runs: Sequence[Run], tokens: Mapping[str, int]) -> list[str]:
+    """A note that names the arms which were trained for longer or shorter than the others, or nothing.
 
     The steps of an arm follow from the speed that was measured before. Where the machine was slower or faster then,
     all seeds of the arm have too few or too many steps, which no statistics over seeds can see.
 
     Args:
         tokens: that each arm's runs were trained on.
-        amount: minutes that each was to have.
     """
-    named = []
+    found: dict[str, float] = {}
     for arm, count in tokens.items():
         speeds = [run.tokens_per_s for run in runs if run.arm == arm and run.tokens_per_s is not None]
         minutes = minutes_trained(count, statistics.median(speeds) if speeds else None)
-        if minutes is not None and abs(minutes / amount - 1) > OFF:
-            share = f"{100 * (minutes / amount - 1):+.0f} %".replace("-", "−")
-            named.append(f"{arm} {minutes:.3g} ({share})")
+        if minutes is not None:
+            found[arm] = minutes
+    usual = statistics.median(found.values()) if found else 0.0
+    named = [
+        f"{arm} {minutes:.3g} ({100 * (minutes / usual - 1):+.0f} %)".replace("-", "−")
+        for arm, minutes in found.items()
+        if abs(minutes / usual - 1) > OFF
+    ]
     if not named:
         return []
     return [
-        f"not all arms were trained for {amount:g} minutes, for they were not as fast as measured before:"
+        "not all arms were trained for equally many minutes, for some were not as fast as measured before:"
         f" {', '.join(named)}; their differences hold for the tokens they saw, not for equal minutes"
     ]
 

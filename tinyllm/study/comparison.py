@@ -185,7 +185,8 @@ class Comparison:
                 self._check_stop()
                 speed = decode_speed(self.directory / first.path, allow=self.allow)
                 self.measured.put("decode_tokens_per_s", name, round(speed, 1))
-            speeds[arm.name] = float(self.measured.get("decode_tokens_per_s", name))
+            if speed := float(self.measured.get("decode_tokens_per_s", name)):
+                speeds[arm.name] = speed
         return speeds
 
     def _run(self, jobs: Sequence[Job], where: Places, *, numbered: bool = False) -> None:

@@ -194,7 +194,7 @@ def conduct(
     notes = notes_of(runs, arms, tuning)
     if prepared.budget.needs_speed:
         trained = {arm.name: arm.max_steps * arm.batch.tokens for arm in arms}
-        notes += clock.uneven(runs, trained, prepared.amount)
+        notes += clock.uneven(runs, trained)
     study = Study(
         question=cfg.question or question_of(arms, comparison.metric),
         command=shlex.join(["python", "-m", "tinyllm.compare", *invocation.arguments]),

@@ -38,7 +38,10 @@ class Measured:
 
 
 def decode_speed(run_dir: Path, *, allow: frozenset[str]) -> float:
-    """Tokens per second of one sequence with the greedy choice, the best of a few rounds, the first token left out."""
+    """Tokens per second of one sequence with the greedy choice, the best of a few rounds, the first token left out.
+
+    0: the model, hardly trained, ends its text at once.
+    """
     from tinyllm.inference.generator import stream_text
     from tinyllm.inference.sampling import Sampling
     from tinyllm.loading import load
@@ -48,7 +51,7 @@ def decode_speed(run_dir: Path, *, allow: frozenset[str]) -> float:
     best = 0.0
     for _ in range(ROUNDS):
         pieces = stream_text(model, tokenizer, max_new_tokens=tokens, sampling=Sampling(temperature=0.0))
-        next(pieces)
+        next(pieces, None)
         begin = time.perf_counter()
         made = sum(1 for _ in pieces)
         best = max(best, made / max(time.perf_counter() - begin, 1e-9))
