@@ -25,7 +25,7 @@ NOT_HERE = {
     "trainer.max_minutes": "both runs go to the same step",
 }
 ATTEMPTS = 5
-"""Times that a run is killed anew because it came to its end before a kill did."""
+"""Runs that are killed at most, until every kill has come before the end of one."""
 SHOWN = 5
 """Differences that are printed of each section."""
 

@@ -14,7 +14,6 @@ SECONDS = (5.0, 60.0)
 """Of one round of an arm, at least and at most."""
 OFF = 0.05
 """An arm that was trained for longer or shorter than the median arm by this share is named."""
-
 LONG = 0.5
 """Evaluating that is more than this share of the training is told."""
 
@@ -53,10 +52,11 @@ def uneven(runs: Sequence[Run], tokens: Mapping[str, int]) -> list[str]:
         if minutes is not None:
             found[arm] = minutes
     usual = statistics.median(found.values()) if found else 0.0
+    shares = {arm: minutes / usual - 1 for arm, minutes in found.items()}
     named = [
-        f"{arm} {minutes:.3g} ({100 * (minutes / usual - 1):+.0f} %)".replace("-", "−")
-        for arm, minutes in found.items()
-        if abs(minutes / usual - 1) > OFF
+        f"{arm} {found[arm]:.3g} ({f'{100 * share:+.0f}'.replace('-', '−')} %)"
+        for arm, share in shares.items()
+        if abs(share) > OFF
     ]
     if not named:
         return []
