@@ -14,11 +14,11 @@ import pytest
 from tests.cli.conftest import Call, call  # noqa: F401
 from tests.test_imports import loaded_after
 from tests.training.runs import SMALL, train, write_corpus
-from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
 from tinyllm.study.listed import BLOCK, Listed, find_runs, last_values, lines_backwards
 from tinyllm.study.selection import condition, ordered
 from tinyllm.training.metrics import read_metrics
+from tinyllm.utils.locks import try_lock
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +182,7 @@ def test_a_run_that_goes_on_and_one_that_was_killed(place: Path) -> None:
     ("damage", "note"),
     [
         (lambda run: (run / "run.json").write_text("{"), "a damaged file"),
-        (lambda run: (run / "run.json").write_text("[]"), "not a JSON object"),
+        (lambda run: (run / "run.json").write_text("[]"), "one JSON object"),
         (lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"), "a damaged file"),
         (lambda run: (run / "run.json").write_text('{"info": 3}'), "a damaged file"),
         (lambda run: (run / "run.json").unlink(), "not a run directory"),

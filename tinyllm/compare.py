@@ -55,8 +55,8 @@ def compare(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
     from tinyllm.study.conduct import conduct, place, prepare, taken_hold_of
     from tinyllm.study.ledger import FINISHED
     from tinyllm.study.screen import Screen
-    from tinyllm.training.files import translated
     from tinyllm.training.signals import listening
+    from tinyllm.utils.files import translated
 
     screen = Screen(quiet=invocation.json)
 

@@ -49,9 +49,9 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     from tinyllm.interop.directory import Directory, building, check_out
     from tinyllm.loading import open_hugging_face, sketch
     from tinyllm.training import names
-    from tinyllm.training.files import write_json
     from tinyllm.training.provenance import provenance
     from tinyllm.training.saver import Saver
+    from tinyllm.utils.files import write_json, write_text
 
     target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
     final = target.absolute() / names.TOKENIZER
@@ -72,7 +72,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     imported = {"from": str(Path(path).absolute()), "special": saved.special, **facts}
     with building(target) as folder:
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_text(folder / name, text)
         (folder / names.CHECKPOINTS).mkdir()
         known = {"data": saved.data, "imported": imported, "world_size": 1, **provenance()}
         saver = Saver(folder / names.CHECKPOINTS, texts=texts, facts=known, keep=1, asynchronous=False)

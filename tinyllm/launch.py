@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm.config.literal import unquoted
 from tinyllm.errors import UserError
+from tinyllm.utils.files import open_append
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -71,7 +72,7 @@ def start(
     environment = os.environ | (environ or {})
     if output is None:
         return subprocess.Popen(command, env=environment, start_new_session=True)
-    with output.open("ab") as stream:
+    with open_append(output) as stream:
         return subprocess.Popen(
             command,
             env=environment,

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tinyllm.assemble import build_model, plain
 from tinyllm.config.compose import compose
-from tinyllm.config.files import read_yaml
 from tinyllm.config.literal import quote
 from tinyllm.config.older import upgraded
 from tinyllm.errors import UserError
@@ -26,6 +25,7 @@ from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.training.checkpoint import Checkpoint, check_shapes, find
 from tinyllm.training.names import CONFIG, TOKENIZER
+from tinyllm.utils.yaml_files import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def config_of(checkpoint: Checkpoint) -> DictConfig:
         UserError: it cannot be read.
     """
     file = checkpoint.path / CONFIG
-    cfg = OmegaConf.create(read_yaml(file, what="checkpoint damaged"))
+    cfg = OmegaConf.create(read_yaml(file, of=dict, what="checkpoint damaged"))
     if not isinstance(cfg, DictConfig):
         raise UserError("checkpoint damaged", file=file, hint="it holds no configuration")
     return upgraded(cfg)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.arguments import CommandLine
 from tinyllm.config.cli import Invocation
@@ -16,6 +16,7 @@ from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import Checkpoint, find, steps_in
 from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.training.run_dir import check_free
+from tinyllm.utils.yaml_files import read_yaml
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len")
 """What a resumed run cannot change."""
@@ -95,8 +96,7 @@ def saved_settings(file: Path) -> list[str]:
     Raises:
         UserError: it holds a flag, or a setting of Hydra, which builds what such a setting names.
     """
-    saved = OmegaConf.load(file)
-    settings: list[Any] = list(saved) if isinstance(saved, ListConfig) else [saved]
+    settings = read_yaml(file, of=list, what="not the settings of a run")
     for one in settings:
         if not isinstance(one, str) or one.startswith("-") or "=" not in one or "hydra" in key_of(one):
             raise UserError("not the settings of a run", file=file, hint=str(one))
@@ -115,8 +115,7 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     check_free(directory)
     notes: list[str] = []
     checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
-    saved = OmegaConf.load(checkpoint.path / OVERRIDES)
-    before, now = set(map(str, saved)), set(to_save(invocation.overrides))
+    before, now = set(saved_settings(checkpoint.path / OVERRIDES)), set(to_save(invocation.overrides))
     if before != now:
         there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
         differences = [f"it has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
@@ -144,9 +143,8 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
     Raises:
         UserError: a change of architecture, tokenizer, data or optimizer kind.
     """
-    saved = OmegaConf.load(checkpoint.path / CONFIG)
-    assert isinstance(saved, DictConfig)
-    saved = upgraded(saved)
+    content = read_yaml(checkpoint.path / CONFIG, of=dict, what="checkpoint damaged")
+    saved = upgraded(OmegaConf.create(content))
     places = {place_of(name) for name in named}
     notes = []
     layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)

@@ -1,7 +1,6 @@
 """A training as processes of its own, watched by what it writes and killed from outside."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -11,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
 from tinyllm.training.run_dir import LOCK, METRICS
+from tinyllm.utils.files import parse_json, renewed
+from tinyllm.utils.locks import try_lock
 
 LOOK_EVERY = 0.002
 """Seconds between looks at the metrics."""
@@ -52,7 +52,7 @@ class Watched:
         self._errors = log.with_suffix(".err")
         self._old = _identity(self._metrics)
         inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
-        with log.open("wb") as out, self._errors.open("wb") as err:
+        with renewed(log) as out, renewed(self._errors) as err:
             command = [sys.executable, "-m", "tinyllm.train", *settings]
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=err, env=inherited | dict(environ or {}), start_new_session=True
@@ -98,7 +98,7 @@ class Watched:
         with self._metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
             lines = file.read().split(b"\n")[:-1]
-        return int(json.loads(lines[-1])["step"]) if lines else 0
+        return int(parse_json(lines[-1])["step"]) if lines else 0
 
     def kill(self) -> None:
         """SIGKILL to every process of the run, and wait until they have let go of its directory.

@@ -10,12 +10,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import tinyllm
 from tinyllm.config import schema
 from tinyllm.config.commented import programs, read_program
-from tinyllm.config.files import read_yaml
 from tinyllm.config.names import groups
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
 from tinyllm.errors import UserError
+from tinyllm.utils.yaml_files import read_yaml
 
 GROUPS = groups()
 LAYERS = {

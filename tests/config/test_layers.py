@@ -229,7 +229,7 @@ PLACE = "(model.layers.json:2): "
         ('{"attn":', "not JSON (model.layers.json:2): Expecting value at column 9"),
         ("3", "not a layer (model.layers.json:2): an object with the keys attn, n_head"),
         ('{"attn": "mha", "attn": "mqa"}', "not a layer (model.layers.json:2): the key attn is there 2 times"),
-        ('{"up_dim": NaN}', "not a layer (model.layers.json:2): NaN is no number"),
+        ('{"up_dim": NaN}', "not a layer (model.layers.json:2): NaN is not a JSON number"),
     ],
 )  # fmt: skip
 def test_what_is_refused_in_a_line(second: str, sentence: str) -> None:

@@ -12,7 +12,7 @@ from tests.training.runs import SMALL, train, write_corpus
 from tinyllm.config.build import build
 from tinyllm.config.targets import ALLOWED, resolve_target
 from tinyllm.errors import UserError
-from tinyllm.training.files import sha256
+from tinyllm.utils.files import sha256
 
 HOSTILE = {
     "os.system": ["touch MARKER"],

@@ -19,7 +19,7 @@ import yaml
 import tinyllm
 from tests.training.runs import SMALL, train
 from tinyllm.errors import UserError
-from tinyllm.training.files import sha256
+from tinyllm.utils.files import sha256
 
 MEMORY = 300_000_000
 """Bytes of memory that refusing a small file may cost at most, generously."""

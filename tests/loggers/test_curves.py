@@ -78,7 +78,7 @@ def test_a_picture_that_cannot_be_written_is_a_sentence_and_no_error(tmp_path: P
     (tmp_path / "curves.png").mkdir()
     messages: list[str] = []
     Curves(report=messages.append).on_end(outcome(tmp_path))
-    assert len(messages) == 1 and messages[0].startswith("curves.png was not drawn: IsADirectoryError")
+    assert len(messages) == 1 and messages[0].startswith("curves.png was not drawn: cannot write: Is a directory")
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ import tinyllm
 from tests.contract.options import SHAPE, node
 from tests.training.runs import SMALL, digest, logged, metrics, train
 from tinyllm.config.build import build
-from tinyllm.config.files import read_yaml
 from tinyllm.inference.decoding import Decoder
 from tinyllm.models.transformer import Transformer
+from tinyllm.utils.yaml_files import read_yaml
 
 KINDS = (
     "model.layers.kinds={far:'attn=mla model.block.attn.q_latent_dim=12 model.block.attn.rope_head_dim=6',"

@@ -26,6 +26,7 @@ from tinyllm.config.overrides import key_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import RankError, UserError, one_line
+from tinyllm.utils.files import create
 
 SIGNALLED = 128
 """Exit codes above it say which signal ended a job."""
@@ -225,8 +226,8 @@ def tell(line: str) -> None:
     """Print what went wrong; the first such line also goes to whoever started this process, if it wants it."""
     print(line, file=sys.stderr, flush=True)
     if file := os.environ.get(ERROR_FILE):
-        with contextlib.suppress(FileExistsError), open(file, "x", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+        with contextlib.suppress(FileExistsError), create(Path(file)) as stream:
+            stream.write((line + "\n").encode("utf-8", "surrogateescape"))
 
 
 def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:

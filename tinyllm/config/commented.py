@@ -12,6 +12,8 @@ from pathlib import Path
 import yaml
 
 from tinyllm.config.paths import conf_dir
+from tinyllm.utils.files import read_text
+from tinyllm.utils.yaml_files import compose_yaml
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 OVERRIDE = "override "
@@ -94,8 +96,8 @@ def read_file(path: Path) -> File:
     Raises:
         ValueError: the file is not a mapping.
     """
-    text = path.read_text(encoding="utf-8")
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    text = read_text(path)
+    root = compose_yaml(text)
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"{path}: a configuration file is a mapping")
     package, meaning = _header(text)

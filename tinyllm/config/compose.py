@@ -10,12 +10,12 @@ from omegaconf import DictConfig, open_dict
 from tinyllm.config import schema
 from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explain
-from tinyllm.config.files import read_yaml
 from tinyllm.config.layers import expand
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.overrides import Base, hydra_on_conf, key_of, words
 from tinyllm.config.preflight import check
 from tinyllm.config.targets import targets_of_directory
+from tinyllm.utils.yaml_files import read_yaml
 
 
 def compose(*overrides: str, program: str = "train", config_dir: str | Path | None = None) -> DictConfig:

@@ -9,6 +9,7 @@ from tinyllm.config.literal import quote
 from tinyllm.config.names import near
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError, setting
+from tinyllm.utils.files import parse_json
 
 Key = tuple[str, Any]
 """Where the value of a key goes, empty where that depends on others, and its type."""
@@ -112,7 +113,7 @@ def _skip(text: str, position: int) -> int:
 
 def _parse(text: str, place: str, *, of: type = dict) -> Any:
     try:
-        content = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_number)
+        content = parse_json(text, unique=True)
     except json.JSONDecodeError as error:
         where = f"{place}:{error.lineno}" if of is list else place
         raise UserError("not JSON", file=where, hint=f"{error.msg} at column {error.colno}") from error
@@ -121,18 +122,6 @@ def _parse(text: str, place: str, *, of: type = dict) -> Any:
     if not isinstance(content, of):
         raise UserError("not a layer", file=place, hint=f"an object with the keys {', '.join(REQUIRED)}")
     return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"the key {key} is there {keys.count(key)} times")
-    return dict(pairs)
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number to compute with")
 
 
 def _overrides(content: dict[str, Any], parameters: Parameters) -> Iterator[str]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config.files import read_yaml
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
+from tinyllm.utils.yaml_files import read_yaml
 
 CLOSE = 0.7
 """How alike names must be for one to be suggested for another: gqa for gq, not mqa for mla."""

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config.files import read_yaml
 from tinyllm.errors import UserError
+from tinyllm.utils.yaml_files import read_yaml
 
 ALLOWED = (
     "tinyllm.nn.",

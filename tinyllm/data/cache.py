@@ -12,20 +12,22 @@ blocks are. So an edit of any kind is found at once, and silent rot of a large f
 import hashlib
 import json
 import os
-import shutil
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from tinyllm.data.atomic import sync, try_lock, write_atomically
 from tinyllm.data.hashes import stamp
 from tinyllm.data.tokens import Split, TokenData
+from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.files import loads
+from tinyllm.utils.files import TEMPORARY, create, read_json, remove, replace, set_mode, sync
+from tinyllm.utils.locks import try_lock
 
 FORMAT = 1
 BLOCK_BYTES = 2**22
@@ -33,6 +35,10 @@ ALWAYS_CHECKED_BYTES = 2**26
 RANDOM_BLOCKS = 6
 SIDES = ("train", "val")
 DTYPES = ("uint16", "uint32")
+
+
+LARGEST_META = 512 << 20
+"""Bytes: it lists the blocks of the ids."""
 
 
 class DamagedCacheError(Exception):
@@ -50,7 +56,7 @@ class TokenWriter:
         self._unk_id = tokenizer.unk_id
         self._usual = tokenizer.token_bytes()
         self._dtype = dtype_for(tokenizer.vocab_size)
-        self._stream = open(path, "wb")  # noqa: SIM115 - closed by __exit__
+        self._stream = create(path)
         self._buffer = bytearray()
         self._blocks: list[str] = []
         self._exceptions: list[np.ndarray] = []
@@ -119,10 +125,14 @@ def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarr
     meta["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     contents["meta.json"] = json.dumps(meta | {"digest": _digest(meta)}).encode()
     for name, content in contents.items():
-        write_atomically(folder / name, content)
+        replace(folder / name, partial(_put, content))
     for file in folder.iterdir():
-        file.chmod(0o444)  # a reminder: a running training maps these files
+        set_mode(file, 0o444)  # a reminder: a running training maps these files
     sync(folder)
+
+
+def _put(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)
 
 
 def open_cache(folder: Path, key: str) -> TokenData:
@@ -136,12 +146,14 @@ def open_cache(folder: Path, key: str) -> TokenData:
         raise FileNotFoundError(folder)
     try:
         return _open(folder, key)
+    except UserError as error:
+        raise DamagedCacheError(str(error)) from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise DamagedCacheError(f"{type(error).__name__}: {error}") from error
 
 
 def _open(folder: Path, key: str) -> TokenData:
-    meta = json.loads((folder / "meta.json").read_bytes())
+    meta = read_json(folder / "meta.json", largest=LARGEST_META)
     digest = meta.pop("digest")
     _require(digest == _digest(meta), "meta.json was edited")
     _require(meta["format"] == FORMAT, "another format")
@@ -181,13 +193,13 @@ def _check_ids(folder: Path, meta: dict[str, Any]) -> None:
         _require(stamps[side][0] == size, f"{file.name} has {stamps[side][0]} bytes instead of {size}")
         _require(len(entry["blocks"]) == -(-size // BLOCK_BYTES), "the list of blocks has the wrong length")
     seal_file = folder / "checked.json"
-    sealed = _read_json(seal_file) == stamps
+    sealed = _sealed(seal_file) == stamps
     sample = sealed and sum(status[0] for status in stamps.values()) > ALWAYS_CHECKED_BYTES
     for side in SIDES:
         _check_blocks(folder / f"{side}.bin", meta["splits"][side], meta["vocab_size"], sample)
     if not sealed:
         with suppress(OSError):  # only spares the next start some work
-            write_atomically(seal_file, json.dumps(stamps).encode())
+            replace(seal_file, lambda stream: stream.write(json.dumps(stamps).encode()))
 
 
 def _check_blocks(file: Path, entry: dict[str, Any], vocab_size: int, sample: bool) -> None:
@@ -213,15 +225,15 @@ def remove_stale(root: Path, key: str) -> None:
     Args:
         key: the lock that the caller holds itself.
     """
-    for folder in root.glob(".tmp-*"):
+    for folder in root.glob(f"{TEMPORARY}*"):
         owner = folder.name.split("-")[1]
         if owner == key:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
             continue
         with suppress(OSError):
             descriptor = try_lock(root / f"{owner}.lock")
             if descriptor is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
                 os.close(descriptor)
 
 
@@ -234,8 +246,8 @@ def _digest(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
-def _read_json(file: Path) -> Any:
+def _sealed(file: Path) -> Any:
     try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return read_json(file)
+    except UserError:
         return None

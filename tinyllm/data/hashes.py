@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tinyllm.data.atomic import write_atomically
 from tinyllm.errors import UserError
+from tinyllm.utils.files import read_json, write_bytes
 
 Stamp = list[int]
+LARGEST_MEMO = 512 << 20
+"""Bytes: a corpus may have a million files."""
 SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
 
 
@@ -60,8 +62,8 @@ class ContentHashes:
             self._stamps[file] = now
             hashes[file] = bytes.fromhex(str(new[name][1]))
         if new != memo:
-            with suppress(OSError):  # only a memory: without it the next start reads the files again
-                write_atomically(memo_file, json.dumps(new).encode())
+            with suppress(UserError):  # only a memory: without it the next start reads the files again
+                write_bytes(memo_file, json.dumps(new).encode())
         return hashes
 
     def require_unchanged(self) -> None:
@@ -77,10 +79,10 @@ class ContentHashes:
 
 def _read(file: Path) -> dict[str, list]:
     try:
-        memo = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        memo: dict[str, list] = read_json(file, largest=LARGEST_MEMO)
+    except UserError:
         return {}
-    sound = isinstance(memo, dict) and all(isinstance(entry, list) and len(entry) == 3 for entry in memo.values())
+    sound = all(isinstance(entry, list) and len(entry) == 3 for entry in memo.values())
     return memo if sound else {}
 
 

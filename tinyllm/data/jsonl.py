@@ -1,7 +1,6 @@
 """JSON lines: one object per line, one of its fields is the document."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,6 +10,7 @@ from tinyllm.data.corpus import Document
 from tinyllm.data.filecorpus import Digests, FileCorpus
 from tinyllm.data.files import find_files, read_lines, require_errors_mode
 from tinyllm.errors import UserError
+from tinyllm.utils.files import parse_json
 
 
 class JsonlCorpus(FileCorpus):
@@ -62,8 +62,8 @@ class JsonlCorpus(FileCorpus):
         if not decoded.strip():
             return ""
         try:
-            record = json.loads(decoded)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(decoded, finite=False)
+        except ValueError as error:
             raise UserError("the line is not JSON", file=place, hint=f"{error}; one object a line") from None
         if not isinstance(record, dict):
             hint = "each line is an object, {…}, with the text in one of its fields"

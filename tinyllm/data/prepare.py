@@ -2,7 +2,7 @@
 
 import errno
 import os
-import shutil
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.atomic import locked, sync
 from tinyllm.data.cache import (
     FORMAT,
     SIDES,
@@ -27,6 +26,8 @@ from tinyllm.data.split import Parts, split
 from tinyllm.data.tokens import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+from tinyllm.utils.files import TEMPORARY, remove, sync
+from tinyllm.utils.locks import locked
 
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, bytes done, bytes in all; 0 if unknown)."""
@@ -112,7 +113,8 @@ def _look(
 @contextmanager
 def _workplace(root: Path, key: str) -> Iterator[Path]:
     """A temporary folder that becomes the cache ``key`` in one step if all goes well, and vanishes if not."""
-    work, old = root / f".tmp-{key}-{os.getpid()}", root / f".tmp-{key}-{os.getpid()}-old"
+    # The name begins with the key, whose lock tells whether somebody works there; its end nobody can foresee.
+    work, old = (root / f"{TEMPORARY}{key}-{secrets.token_hex(8)}" for _ in range(2))
     try:
         work.mkdir()
         yield work
@@ -121,8 +123,8 @@ def _workplace(root: Path, key: str) -> Iterator[Path]:
         work.rename(root / key)
         sync(root)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove(work)
+        remove(old)
 
 
 def _fill(folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, show: Progress) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyllm.data.atomic import sync
 from tinyllm.errors import UserError
 from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family
-from tinyllm.training.files import translated
 from tinyllm.training.tensors import MODEL, Tensors
+from tinyllm.utils.files import create, read_json, remove, set_mode, sync, temporary, translated
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -52,7 +50,7 @@ class Directory:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError("no such directory", key="path", value=path, hint="one with config.json and safetensors")
-        self.config = read_json(self.path / CONFIG)
+        self.config = _read(self.path / CONFIG)
         try:
             self.family = family_of(self.config)
             self.arch = self.family.read(self.config)
@@ -63,7 +61,7 @@ class Directory:
         """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, those for generation before the model's."""
         found = dict(self.config)
         if (self.path / GENERATION).is_file():
-            found |= {key: value for key, value in read_json(self.path / GENERATION).items() if value is not None}
+            found |= {key: value for key, value in _read(self.path / GENERATION).items() if value is not None}
         return {name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
     def weights(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,7 +158,7 @@ class building:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.temporary = out.with_name(f".tmp-{os.getpid()}-{out.name}")
+        self.temporary = temporary(out)
         self._guard = translated(out)
 
     def __enter__(self) -> Path:
@@ -175,14 +173,14 @@ class building:
                     usual = 0o666 & ~_umask()
                     for file in self.temporary.rglob("*"):
                         if file.is_file():
-                            file.chmod(usual)  # safetensors writes for the owner alone
+                            set_mode(file, usual)  # safetensors writes for the owner alone
                             sync(file)
                     os.rename(self.temporary, self.out)
                     sync(self.out.parent)
             else:
                 self._guard.__exit__(kind, error, trace)
         finally:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+            remove(self.temporary)
 
 
 def write(
@@ -207,24 +205,16 @@ def write(
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / MODEL, {"format": "pt"})
         generation = {name: value for name, value in special.items() if value is not None}
         for name, content in ((CONFIG, contents), (GENERATION, {"_from_model_config": True, **generation})):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            with create(folder / name) as stream:
+                stream.write((json.dumps(content, indent=2) + "\n").encode())
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            with create(folder / name) as stream:
+                stream.write(text.encode())
     return dtype
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError("cannot be read", file=path, hint=str(error)) from error
-    if not isinstance(content, dict):
-        raise UserError("cannot be read", file=path, hint="it must hold one object")
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(file, what="cannot be read")
     return content
 
 

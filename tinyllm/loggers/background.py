@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyllm.utils.files import parse_json
+
 
 class Background:
     """Runs a Python file in a process of its own and exchanges JSON lines with it.
@@ -94,4 +96,4 @@ class Background:
         with self._process.stdout as stdout:
             for line in stdout:
                 with contextlib.suppress(ValueError):
-                    self._heard.put(json.loads(line))
+                    self._heard.put(parse_json(line))

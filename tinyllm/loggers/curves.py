@@ -1,13 +1,14 @@
 """The picture of a run: ``curves.png``, drawn from ``metrics.jsonl`` alone, so at any time again."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tinyllm.errors import UserError
 from tinyllm.loggers.wording import short
 from tinyllm.training.events import Callback, Outcome
+from tinyllm.utils.files import parse_json, write_atomic
 
 _TRAIN, _VAL, _LR, _GRID = "#9ab8d3", "#d1495b", "#5b8e7d", "#e3e6ea"
 Series = tuple[list[float], list[float]]
@@ -27,7 +28,8 @@ class Curves(Callback):
         try:
             draw_curves(outcome.run_dir)
         except Exception as error:
-            self._report(f"curves.png was not drawn: {type(error).__name__}: {error}")
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            self._report(f"curves.png was not drawn: {kind}{error}")
 
 
 def draw_curves(run_dir: Path) -> Path | None:
@@ -71,9 +73,7 @@ def draw_curves(run_dir: Path) -> Path | None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("#999999")
     path = run_dir / "curves.png"
-    unfinished = path.with_name(".curves.png")
-    figure.savefig(unfinished, format="png")
-    unfinished.replace(path)
+    write_atomic(path, lambda stream: figure.savefig(stream, format="png"))
     return path
 
 
@@ -82,8 +82,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records: dict[int, dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line, finite=False)
+        except ValueError:
             continue
         if isinstance(record, dict) and "step" in record:
             records[record["step"]] = records.get(record["step"], {}) | record

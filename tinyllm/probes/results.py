@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.training.files import write_json
 from tinyllm.training.provenance import PACKAGE, code_fingerprint
+from tinyllm.utils.files import read_json, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +111,13 @@ class Shelf:
     def find(self, task: str, seed: int, fingerprint: str) -> Probe | None:
         """The result of that fingerprint; None: there is none that can be read."""
         try:
-            content = json.loads(self._file(task, seed, fingerprint).read_text(encoding="utf-8"))
+            content = read_json(self._file(task, seed, fingerprint))
             if content.pop("fingerprint") != fingerprint:
                 return None
             del content["settings"]
             scores = {name: Score(**one) for name, one in content.pop("scores").items()}
             return Probe(**content, scores=scores)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, probe: Probe, settings: Mapping[str, Any], fingerprint: str) -> None:

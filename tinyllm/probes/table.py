@@ -1,6 +1,7 @@
 """The results of several arms side by side."""
 
 import csv
+import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.probes.results import Probe, Score
-from tinyllm.training.files import write_atomic
+from tinyllm.utils.files import write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +82,8 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         for name, score in probe.scores.items()
     ]
 
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(lines[0]) if lines else ["arm"])
-            writer.writeheader()
-            writer.writerows(lines)
-
-    write_atomic(path, write)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["arm"])
+    writer.writeheader()
+    writer.writerows(lines)
+    write_text(path, text.getvalue())

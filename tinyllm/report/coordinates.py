@@ -1,10 +1,12 @@
 """The picture of a coordinate check."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from tinyllm.report.svg import drawing
 from tinyllm.study.coordinates import KINDS, Coordinate, Slope, means
+from tinyllm.utils.files import write_atomic
 
 _HEADINGS = {"size": "size", "change": "change since the start"}
 _SPAN = 10.0
@@ -53,4 +55,6 @@ def draw(found: Sequence[Coordinate], fits: Sequence[Slope], paths: Iterable[Pat
         grid[0][-1].legend(title="step", fontsize=8, title_fontsize=8)
         figure.suptitle(f"coordinate check: {title}", fontsize=10.5)
         for path in paths:
-            figure.savefig(path, dpi=130, metadata={"Date": None} if path.suffix == ".svg" else None)
+            facts = {"Date": None} if path.suffix == ".svg" else None
+            save = partial(figure.savefig, format=path.suffix[1:], dpi=130, metadata=facts)
+            write_atomic(path, save)

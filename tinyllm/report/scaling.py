@@ -11,6 +11,7 @@ from tinyllm.report import theme
 from tinyllm.report.svg import Picture, drawing, picture
 from tinyllm.study.scaling_law import LEVEL, Law, Optimum
 from tinyllm.study.scaling_study import ScalingStudy
+from tinyllm.utils.files import write_text
 
 MARGIN = 1.5
 """How far beyond the sizes that were trained the curves are drawn."""
@@ -23,11 +24,8 @@ def write_scaling(study: ScalingStudy, directory: Path) -> None:
         pictures = [losses(study), frontier(study)]
     files = {f"figures/{one.name}.svg": one.file for one in pictures}
     files |= {"scaling.md": markdown(study, pictures), "runs.csv": runs_csv(study), "optima.csv": optima_csv(study)}
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        unfinished = directory / f"{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        unfinished.replace(directory / name)
+        write_text(directory / name, text)
 
 
 def sentences(study: ScalingStudy) -> list[str]:

@@ -7,6 +7,7 @@ from tinyllm.report.csv_files import csv_files
 from tinyllm.report.markdown import markdown
 from tinyllm.report.page import page
 from tinyllm.study.results import Study
+from tinyllm.utils.files import write_text
 
 
 def write_report(study: Study, directory: Path) -> None:
@@ -22,11 +23,8 @@ def write_report(study: Study, directory: Path) -> None:
     files = {f"figures/{one.name}.svg": one.file for one in shown.pictures}
     files |= csv_files(study)
     files |= {"report.md": markdown(shown), "report.html": page(shown)}
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
-        unfinished = directory / f"{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        unfinished.replace(directory / name)
+        write_text(directory / name, text)
     for old in [*(directory / "figures").glob("*.svg"), directory / "tuning.csv"]:
         if old.relative_to(directory).as_posix() not in files:
             old.unlink(missing_ok=True)

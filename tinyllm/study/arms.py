@@ -10,13 +10,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from tinyllm.config.errors import explain
-from tinyllm.config.files import read_yaml
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.names import groups
 from tinyllm.config.overrides import key_of
 from tinyllm.errors import UserError
 from tinyllm.sweep.grid import expand
 from tinyllm.sweep.record import shortened
+from tinyllm.utils.yaml_files import read_yaml
 
 FILE_KEYS = ("question", "reference", "settings", "arms")
 NOT_ARMS = {

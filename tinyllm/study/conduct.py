@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm.config.build import build
 from tinyllm.config.overrides import key_of
-from tinyllm.data.atomic import try_lock
 from tinyllm.data.loader import eval_tokens
 from tinyllm.errors import UserError
 from tinyllm.study import clock
@@ -35,9 +34,10 @@ from tinyllm.study.statistics import differences
 from tinyllm.study.tuning import Tuning
 from tinyllm.study.tuning import asked as asked_for
 from tinyllm.study.verdicts import verdicts
-from tinyllm.training.files import write_json
 from tinyllm.training.seal import read_run_json
 from tinyllm.training.signals import StopRequest
+from tinyllm.utils.files import write_json
+from tinyllm.utils.locks import try_lock
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -5,6 +5,7 @@ size of any coordinate grows or shrinks with the width. In maximal update parame
 """
 
 import csv
+import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from tinyllm.training.objective import Objective
 from tinyllm.training.trainer import clip
+from tinyllm.utils.files import write_text
 
 ATTENTION, FFN, STREAM, LOGITS = "attention", "feed-forward", "residual stream", "logits"
 KINDS = (ATTENTION, FFN, STREAM, LOGITS)
@@ -204,7 +206,8 @@ def check(
 
 def write_csv(found: Sequence[Coordinate], path: Path) -> None:
     """One row for each coordinate."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = csv.DictWriter(file, fieldnames=list(Coordinate.__dataclass_fields__))
-        rows.writeheader()
-        rows.writerows(asdict(one) for one in found)
+    text = io.StringIO()
+    rows = csv.DictWriter(text, fieldnames=list(Coordinate.__dataclass_fields__))
+    rows.writeheader()
+    rows.writerows(asdict(one) for one in found)
+    write_text(path, text.getvalue())

@@ -1,6 +1,5 @@
 """The run directories below some folders, and what can be said of each without opening a checkpoint."""
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.atomic import is_held
 from tinyllm.errors import UserError
 from tinyllm.study.run_dirs import flat, origins, read_config
 from tinyllm.training.metrics import read_metrics
 from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.training.seal import check_seal, read_run_json
+from tinyllm.utils.files import parse_json
+from tinyllm.utils.locks import is_held
 
 BLOCK = 1 << 16
 """Bytes that are read at once from the end of a file."""
@@ -135,7 +135,7 @@ def last_values(log: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in lines_backwards(log):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:  # half a line, of a process that was killed
             continue
         if isinstance(record, dict):

@@ -1,12 +1,11 @@
 """What is measured once and kept, so that the same study gives the same report: speeds, and accuracies of probes."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.atomic import write_atomically
 from tinyllm.errors import UserError
+from tinyllm.utils.files import read_json, write_json
 
 FILE = "measured.json"
 DECODED = 128
@@ -22,10 +21,10 @@ class Measured:
         self._known: dict[str, dict[str, Any]] = {}
         if self.file.is_file():
             try:
-                self._known = json.loads(self.file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                hint = f"{error}; take the file away to measure again"
-                raise UserError("a damaged file", file=self.file, hint=hint) from error
+                self._known = read_json(self.file)
+            except UserError as error:
+                hint = f"{error.hint}; take the file away to measure again"
+                raise UserError(error.what, file=self.file, hint=hint) from error
 
     def get(self, kind: str, of: str) -> Any:
         """What was measured; None: nothing yet."""
@@ -34,7 +33,7 @@ class Measured:
     def put(self, kind: str, of: str, value: Any) -> None:
         """Keep what was measured."""
         self._known.setdefault(kind, {})[of] = value
-        write_atomically(self.file, (json.dumps(self._known, indent=1, sort_keys=True) + "\n").encode())
+        write_json(self.file, {name: dict(sorted(known.items())) for name, known in sorted(self._known.items())})
 
 
 def decode_speed(run_dir: Path, *, allow: frozenset[str]) -> float:

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllm.errors import UserError
 from tinyllm.training.names import CONFIG
+from tinyllm.utils.yaml_files import read_yaml
 
 MADE_BY = ("code", "versions", "threads", "instructions", "machine")
 """Entries of ``run.json`` that a run's numbers may depend on, besides its configuration and its data."""
@@ -29,19 +29,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # five times as fast, where the library has it
-    file = run_dir / CONFIG
-    try:
-        content = loader(file.read_text(encoding="utf-8")).get_single_data()
-    except OSError as error:
-        raise UserError("a file of the run cannot be read", file=file, hint=error.strerror or "") from error
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError("a damaged file", file=file, hint=str(error)) from error
-    if not isinstance(content, Mapping):
-        raise UserError("a damaged file", file=file, hint="not a mapping")
-    return dict(flat(content))
+    return dict(flat(read_yaml(run_dir / CONFIG, of=dict, what="a damaged file")))
 
 
 def origins(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from tinyllm.config.cli import ERROR_FILE
 from tinyllm.config.literal import unquoted
-from tinyllm.data.atomic import is_held
 from tinyllm.errors import UserError
 from tinyllm.launch import SIGNALLED, code_of
 from tinyllm.sweep.slots import gpus, parts_of
 from tinyllm.training.names import RUN_JSON
 from tinyllm.training.run_dir import LOCK
 from tinyllm.training.signals import StopRequest
+from tinyllm.utils.files import renewed
+from tinyllm.utils.locks import is_held
 
 LOOK_EVERY_S = 0.2
 GRACE_S = 60.0
@@ -135,9 +136,8 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Calla
     while is_held(job.path / LOCK) and stop.signal is None:
         time.sleep(LOOK_EVERY_S)
     job.error_file.unlink(missing_ok=True)
-    job.log.unlink(missing_ok=True)
     environ = {**os.environ, ERROR_FILE: str(job.error_file), **environment}
-    with job.log.open("wb") as stream:
+    with renewed(job.log) as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "tinyllm.train", *job.arguments],
             env=environ,

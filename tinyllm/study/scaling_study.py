@@ -20,8 +20,8 @@ from tinyllm.study.results import Run
 from tinyllm.study.running import places
 from tinyllm.study.scaling_law import Law, Optimum, Point, Price, Valley
 from tinyllm.study.screen import Screen
-from tinyllm.training.files import write_json
 from tinyllm.training.signals import StopRequest
+from tinyllm.utils.files import write_json
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -1,6 +1,5 @@
 """What a comparison shows while it runs: lines, and in a terminal how far the runs are that go on."""
 
-import json
 import os
 import threading
 from pathlib import Path
@@ -9,6 +8,7 @@ from rich.console import Console
 from rich.status import Status
 
 from tinyllm.training.names import METRICS
+from tinyllm.utils.files import parse_json
 
 TAIL = 4096
 """Bytes at the end of a file of metrics in which its last record lies."""
@@ -89,7 +89,7 @@ def last_record(file: Path) -> dict[str, float] | None:
         return None
     for line in reversed(lines):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             continue
         if isinstance(record, dict) and "step" in record:

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinyllm.data.atomic import try_lock, write_atomically
 from tinyllm.errors import UserError
 from tinyllm.resume import to_save
 from tinyllm.sweep.record import INTERRUPTED, NOT_STARTED, RUNNING, WAITING, Job, Record, read, shortened, status_of
+from tinyllm.utils.files import renewed, write_text
+from tinyllm.utils.locks import try_lock
 
 CSV = "sweep.csv"
 RECORDS = "jobs"
@@ -76,7 +77,7 @@ class SweepDir:
 
     def stop(self) -> None:
         """Ask for the end of the sweep."""
-        self.stop_file.touch()
+        renewed(self.stop_file).close()
 
     def run_dir(self, record: Record) -> Path:
         """Where a job's run lies."""
@@ -165,7 +166,7 @@ class SweepDir:
             settings = " ".join(record.overrides)
             row = [record.number, status, *(values.get(key, "") for key in keys), *figures]
             writer.writerow([*row, place, error, settings])
-        write_atomically(self.path / CSV, stream.getvalue().encode())
+        write_text(self.path / CSV, stream.getvalue())
 
 
 def identity(overrides: Iterable[str]) -> frozenset[str]:

@@ -17,13 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from tinyllm.config.errors import explained
 from tinyllm.config.literal import quote
 from tinyllm.config.overrides import key_of
-from tinyllm.data.atomic import is_held
 from tinyllm.errors import UserError, one_line
 from tinyllm.sweep.directory import SweepDir
 from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, WAITING, Job, Record
 from tinyllm.sweep.slots import Slots
 from tinyllm.sweep.sweep import LOOK_EVERY_S, Sweep
 from tinyllm.training.run_dir import LOCK
+from tinyllm.utils.locks import is_held
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 USER_ERROR = 2

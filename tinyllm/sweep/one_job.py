@@ -18,6 +18,7 @@ from tinyllm.errors import UserError
 from tinyllm.sweep.directory import SweepDir
 from tinyllm.sweep.record import FINISHED, STOPPED, Job, Record, take_results
 from tinyllm.sweep.sweep import running_here
+from tinyllm.utils.files import open_append
 
 WATCH_EVERY_S = 0.5
 
@@ -142,10 +143,9 @@ def _output_into(file: Path) -> Iterator[None]:
     """Standard output and errors of this process, and of those it starts, go to a file."""
     sys.stdout.flush()
     kept = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
-    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for descriptor in kept:
-        os.dup2(handle, descriptor)
-    os.close(handle)
+    with open_append(file) as stream:
+        for descriptor in kept:
+            os.dup2(stream.fileno(), descriptor)
     try:
         yield
     finally:

@@ -1,19 +1,18 @@
 """What is known of one job of a sweep."""
 
 import contextlib
-import json
 import os
 import signal
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from tinyllm.data.atomic import write_atomically
 from tinyllm.errors import UserError
 from tinyllm.loggers.story import Speed
 from tinyllm.training.metrics import read_metrics
+from tinyllm.training.names import RUN_JSON
+from tinyllm.utils.files import read_json, write_json
 
 WAITING, RUNNING = "waiting", "running"
 FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "skipped"
@@ -69,8 +68,7 @@ class Record:
 
     def write(self, directory: Path) -> None:
         """Put it into its file, whole or not at all."""
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        write_atomically(directory / f"{self.name}.json", text.encode())
+        write_json(directory / f"{self.name}.json", asdict(self))
 
 
 def read(file: Path) -> Record:
@@ -80,8 +78,8 @@ def read(file: Path) -> Record:
         UserError: it is not one.
     """
     try:
-        return Record(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return Record(**read_json(file))
+    except (UserError, TypeError) as error:
         hint = f"{error}; without the file the job is started anew"
         raise UserError("not the record of a job", file=file, hint=hint) from error
 
@@ -116,7 +114,8 @@ class Job:
 
 def take_results(record: Record, run_dir: Path) -> None:
     """Fill in what the run left in its directory, and the status that follows from it and the exit code."""
-    known = _read_json(run_dir / "run.json")
+    file = run_dir / RUN_JSON
+    known = read_json(file) if file.is_file() else {}
     losses, speed = [], Speed()
     for metrics in read_metrics(run_dir / "metrics.jsonl"):
         speed.add(metrics)
@@ -135,10 +134,3 @@ def take_results(record: Record, run_dir: Path) -> None:
         record.error = record.error or str(known.get("reason", "")) or f"exit code {record.code}"
     else:
         record.status = INTERRUPTED if known.get("status") == INTERRUPTED else FINISHED
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return content if isinstance(content, dict) else {}

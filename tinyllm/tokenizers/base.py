@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from tinyllm.utils.files import write_text
+
 
 class Tokenizer(ABC):
     """Turns text into ids 0 … vocab_size−1 and back. Immutable; safe to share between threads.
@@ -92,7 +94,7 @@ class Tokenizer(ABC):
 
     def save(self, path: str | Path) -> None:
         """Writes the file that ``tinyllm.tokenizers.load`` reads."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        write_text(Path(path), self.to_json())
 
     def to_json(self) -> str:
         """``to_dict`` as JSON with one spelling only, so that equal tokenizers give equal files."""

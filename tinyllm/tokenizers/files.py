@@ -1,6 +1,5 @@
 """Reading a tokenizer back from its file."""
 
-import json
 from pathlib import Path
 
 from tinyllm.errors import UserError
@@ -8,7 +7,10 @@ from tinyllm.tokenizers.base import Tokenizer
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
+from tinyllm.utils.files import parse_json, read_text
 
+LARGEST = 256 << 20
+"""Bytes of a tokenizer file; the largest published ones have 40 MB."""
 KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer, ByteTokenizer, IdsTokenizer)}
 
 
@@ -20,7 +22,7 @@ def load(path: str | Path) -> Tokenizer:
     """
     path = Path(path)
     try:
-        return loads(path.read_text(encoding="utf-8"))
+        return loads(read_text(path, largest=LARGEST))
     except FileNotFoundError:
         raise UserError("there is no tokenizer file", file=path) from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -31,7 +33,7 @@ def load(path: str | Path) -> Tokenizer:
 
 def loads(text: str) -> Tokenizer:
     """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for anything else."""
-    state = json.loads(text)
+    state = parse_json(text)
     if "kind" in state:
         return KINDS[state["kind"]].from_dict(state)
     from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllm.tokenizers.base import TextStream, Tokenizer
+from tinyllm.utils.files import parse_json
 
 # What published models call "the document ends here", in the order in which the names are looked for.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
@@ -41,7 +42,7 @@ class HuggingFaceTokenizer(Tokenizer):
         backend.no_padding()
         backend.encode_special_tokens = True
         self._backend = backend
-        self._state: dict[str, Any] = json.loads(backend.to_str())
+        self._state: dict[str, Any] = parse_json(backend.to_str())
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         added = [(token["content"], token["id"]) for token in self._state["added_tokens"] if token["special"]]
         self._special = {i for _, i in added}

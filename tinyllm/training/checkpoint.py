@@ -9,10 +9,8 @@ one of the files, so the number of processes that read them is free.
 """
 
 import contextlib
-import json
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +21,11 @@ from torch import Tensor, nn
 
 from tinyllm.errors import UserError
 from tinyllm.training.faults import fault
-from tinyllm.training.files import sha256, write_atomic
 from tinyllm.training.names import CONFIG, OVERRIDES
 from tinyllm.training.parts import STATE, numbered, read_state
 from tinyllm.training.tensors import INDEX, MODEL, Tensors, weight_map
+from tinyllm.utils.files import TEMPORARY, read_json, sha256, temporary, write_text
+from tinyllm.utils.files import remove as remove_files
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -94,11 +93,7 @@ def steps_in(directory: Path) -> dict[int, Path]:
 
 def set_hint(directory: Path, hint: str, step: int) -> None:
     """Let ``best`` or ``last`` name the checkpoint of ``step``."""
-    write_atomic(directory / hint, lambda path: _write(path, name_of(step) + "\n"))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(directory / hint, name_of(step) + "\n")
 
 
 def read_hint(directory: Path, hint: str) -> Path | None:
@@ -112,8 +107,8 @@ def read_hint(directory: Path, hint: str) -> Path | None:
 
 def clean(directory: Path) -> None:
     """Remove what killed writers left; only for the process that holds the run's lock."""
-    for path in directory.glob(".tmp-*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in directory.glob(f"{TEMPORARY}*"):
+        remove_files(path)
 
 
 def prune(directory: Path, *, keep: int, current: int) -> None:
@@ -131,11 +126,11 @@ def prune(directory: Path, *, keep: int, current: int) -> None:
 
 def remove(path: Path) -> None:
     """Take a checkpoint's name away, then its files, so that none is ever there in part."""
-    doomed = path.with_name(f".tmp-{os.getpid()}-old-{path.name}")
+    doomed = temporary(path)
     with contextlib.suppress(OSError):
         os.replace(path, doomed)
         fault("save:mid_prune")
-        shutil.rmtree(doomed, ignore_errors=True)
+        remove_files(doomed)
 
 
 def verify(path: Path) -> Checkpoint:
@@ -146,12 +141,12 @@ def verify(path: Path) -> Checkpoint:
     """
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        listed = manifest["files"]
+        manifest = read_json(file, what="not a whole checkpoint")
+        listed = dict(manifest["files"])
         step, writers = int(manifest["step"]), int(manifest.get("writers", 1))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            "not a whole checkpoint", file=file, hint=f"manifest missing or damaged ({type(error).__name__})"
+            "not a whole checkpoint", file=file, hint=f"a damaged manifest ({type(error).__name__}: {error})"
         ) from error
     if manifest.get("format") != FORMAT:
         raise UserError(

@@ -1,9 +1,7 @@
 """The files of a checkpoint on their way to the disk: the part of each writer, then what makes them one checkpoint."""
 
 import contextlib
-import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tinyllm.data.atomic import sync
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import FORMAT, MANIFEST, prune, set_hint
 from tinyllm.training.faults import fault
-from tinyllm.training.files import sha256, translated, write_json
 from tinyllm.training.parts import STATE, numbered
 from tinyllm.training.tensors import INDEX, MODEL
+from tinyllm.utils.files import create, read_json, remove, set_mode, sha256, sync, temporary, translated, write_json
+
+KEPT = "the checkpoints before it are whole"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +53,12 @@ def write_part(
         folder.mkdir(exist_ok=True)
         save_file({name: one.detach().contiguous() for name, one in weights.items()}, model, {"format": "pt"})
         fault("save:mid_write")
-        torch.save(dict(state), rest)
-        model.chmod(rest.stat().st_mode)  # safetensors writes for the owner alone
+        with create(rest) as stream:
+            torch.save(dict(state), stream)
+        set_mode(model, rest.stat().st_mode)  # safetensors writes for the owner alone
         for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            with create(folder / name) as stream:
+                stream.write(text.encode())
         for file in files:
             sync(file)
         part = Part(
@@ -67,7 +68,7 @@ def write_part(
         )
     except BaseException:
         for file in files:
-            file.unlink(missing_ok=True)
+            remove(file)
         raise
     return part
 
@@ -91,8 +92,8 @@ def tell_rank_0(folder: Path, writer: int, outcome: Part | Exception) -> None:
 def withdraw(folder: Path, writer: int, writers: int) -> None:
     """Remove what a writer has put into ``folder``, and that too if it is empty then."""
     for file in (folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)):
-        file.unlink(missing_ok=True)
-    _note(folder, writer).unlink(missing_ok=True)
+        remove(file)
+    remove(_note(folder, writer))
     with contextlib.suppress(OSError):
         folder.rmdir()
 
@@ -105,8 +106,8 @@ def part_of(folder: Path, writer: int) -> Part:
     """
     what = f"rank {writer} did not write its part of the checkpoint"
     try:
-        content = json.loads(_note(folder, writer).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(_note(folder, writer))
+    except UserError as error:
         hint = "that rank told why; or the run directory is not one that all hosts share"
         raise UserError(what, file=folder, hint=hint) from error
     reason = content.get("error")
@@ -137,17 +138,17 @@ def publish(
         UserError: the disk is full or cannot be written.
     """
     directory, writers = target.parent, len(parts)
-    with translated(target):
+    with translated(target, kept=KEPT):
         files = {name: one for part in parts for name, one in part.files.items()}
         if writers > 1:
             _write_index(folder / INDEX, parts)
             files[INDEX] = entry(folder / INDEX)
             for writer in range(writers):
-                _note(folder, writer).unlink(missing_ok=True)
+                remove(_note(folder, writer))
         listed = dict(sorted(files.items()))
         write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "writers": writers, **facts, "files": listed})
         fault("save:after_sync")
-        doomed = directory / f"{folder.name}-old"
+        doomed = temporary(target)
         if target.exists():  # the same step again, after a resume from an older one
             os.replace(target, doomed)
         os.replace(folder, target)
@@ -157,7 +158,7 @@ def publish(
             set_hint(directory, "best", step)
         fault("save:between_hints")
         set_hint(directory, "last", step)
-    shutil.rmtree(doomed, ignore_errors=True)
+    remove(doomed)
     prune(directory, keep=keep, current=step)
 
 

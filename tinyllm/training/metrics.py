@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tinyllm.training.files import translated, write_atomic
+from tinyllm.utils.files import open_append, parse_json, translated, write_text
 
 Record = dict[str, Any]
 
@@ -38,9 +38,9 @@ class MetricsLog(Log):
     def __init__(self, path: Path, *, step: int) -> None:
         kept = [record for record in read_metrics(path) if record["step"] <= step]
         lines = "".join(_line(record) for record in kept)
-        write_atomic(path, lambda temporary: _write(temporary, lines))
+        write_text(path, lines)
         self.path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = open_append(path)
 
     def write(self, record: Record) -> None:
         """Append one record; it is in the file when this returns.
@@ -49,7 +49,7 @@ class MetricsLog(Log):
             UserError: the disk is full.
         """
         with translated(self.path):
-            self._file.write(_line(record))
+            self._file.write(_line(record).encode())
             self._file.flush()
 
     def sync(self) -> None:
@@ -69,7 +69,7 @@ def read_metrics(path: Path) -> list[Record]:
     records = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             break  # the line a killed process was writing; nothing stands after it
         records.append(record)
@@ -79,10 +79,6 @@ def read_metrics(path: Path) -> list[Record]:
 def _line(record: Record) -> str:
     finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(finite) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 class Stopwatch:

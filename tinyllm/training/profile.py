@@ -3,7 +3,7 @@
 import bisect
 import csv
 import gzip
-import json
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import torch
+
+from tinyllm.utils.files import parse_json, remove, replace, temporary, write_text
 
 WARM_UP = 3
 """Steps before the profile; the first ones allocate memory and choose kernels."""
@@ -117,11 +119,11 @@ class Profiler(NoProfiler):
             torch.cuda.memory._record_memory_history(enabled=None)
         trace = self._write_trace(profile)
         if self._memory and self._device.type != "cuda":
-            write_memory(json.loads(trace), self._path("memory.csv"))
+            write_memory(parse_json(trace, finite=False, most=len(trace)), self._path("memory.csv"))
         averages = profile.key_averages()
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = averages.table(sort_by=order, row_limit=OPERATORS, max_name_column_width=60)
-        self._path("operators.txt").write_text(table, encoding="utf-8")
+        write_text(self._path("operators.txt"), table)
         times = {one.key: getattr(one, order) for one in averages}
         total = sum(times.values()) or 1
         operators = [name for name in times if not name.startswith("ProfilerStep")]  # whose own time is Python's
@@ -136,24 +138,22 @@ class Profiler(NoProfiler):
         Raises:
             OSError: it cannot be written.
         """
-        plain, packed = self._path(".trace.json"), self._path(".trace.json.gz")
+        folder = temporary(self._path("trace"))
+        folder.mkdir()  # torch opens what it finds under the name that it is given
+        plain = folder / "trace.json"
         try:
             with quiet():
                 profile.export_chrome_trace(str(plain))
             text = plain.read_bytes() if plain.exists() else b""
             if not text.rstrip().endswith(b"}"):  # torch does not say when it could not write all of it
                 raise OSError("the trace could not be written")
-            with gzip.open(packed, "wb") as file:
-                file.write(text)
-            os.replace(packed, self._path("trace.json.gz"))
+            replace(self._path("trace.json.gz"), lambda stream: stream.write(gzip.compress(text)))
         finally:
-            for path in self._directory.glob(f"{plain.name}*"):  # torch's own unfinished file too
-                path.unlink()
+            remove(folder)
         return text
 
     def _path(self, name: str) -> Path:
-        hidden = "." if name.startswith(".") else ""
-        return self._directory / f"{hidden}{self._prefix}{name.removeprefix('.')}"
+        return self._directory / f"{self._prefix}{name}"
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -181,14 +181,15 @@ def write_memory(trace: dict[str, Any], path: Path) -> None:
     steps = [one for one in events if one.get("ph") == "X" and str(one["name"]).startswith("ProfilerStep#")]
     starts = sorted(one["ts"] for one in steps)
     operators = Operators([one for one in events if one.get("cat") == "cpu_op"])
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["us", "step", "operator", "bytes", "allocated"])
-        for one in moments:
-            step = bisect.bisect_right(starts, one["ts"]) - 1
-            facts = one["args"]
-            us = f"{one['ts'] - moments[0]['ts']:.1f}"
-            table.writerow([us, step, operators.at(one["tid"], one["ts"]), facts["Bytes"], facts["Total Allocated"]])
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(["us", "step", "operator", "bytes", "allocated"])
+    for one in moments:
+        step = bisect.bisect_right(starts, one["ts"]) - 1
+        facts = one["args"]
+        us = f"{one['ts'] - moments[0]['ts']:.1f}"
+        table.writerow([us, step, operators.at(one["tid"], one["ts"]), facts["Bytes"], facts["Total Allocated"]])
+    write_text(path, text.getvalue())
 
 
 class Operators:

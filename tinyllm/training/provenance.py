@@ -16,7 +16,7 @@ import tinyllm
 
 PACKAGE = Path(tinyllm.__file__).resolve().parent
 TRAINING_CODE = (
-    *("nn", "models", "optim", "tokenizers", "data", "inference", "training"),
+    *("nn", "models", "optim", "tokenizers", "data", "inference", "training", "utils"),
     *("assemble.py", "planning.py", "resume.py", "session.py", "trainers.py", "config/build.py"),
 )
 """Folders and files of the package that decide what training computes from a resolved configuration and its data.

@@ -7,15 +7,14 @@ import secrets
 import socket
 import weakref
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.atomic import try_lock
 from tinyllm.errors import UserError
-from tinyllm.training.files import write_atomic, write_json
 from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.training.seal import SEAL, read_run_json, sealed
+from tinyllm.utils.files import write_json, write_text
+from tinyllm.utils.locks import is_held, try_lock, write_holder
 
 RUNNING = "running"
 """The status of a run that has not ended, or could not say so."""
@@ -65,8 +64,8 @@ def check_free(path: Path) -> None:
     Raises:
         UserError: it is held.
     """
-    if (path / LOCK).is_file() and os.environ.get("RANK", "0") == "0":  # ranks that all try would see each other
-        os.close(_acquire(path))
+    if is_held(path / LOCK) and os.environ.get("RANK", "0") == "0":  # rank 0 may be the one that holds it
+        raise _in_use(path)
 
 
 def _acquire(path: Path) -> int:
@@ -77,10 +76,14 @@ def _acquire(path: Path) -> int:
     """
     handle = try_lock(path / LOCK)
     if handle is None:
-        holder = (path / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
-        hint = f"by {holder}; wait or stop it"
-        raise UserError("the run directory is in use", key="run.dir", value=path, hint=hint)
+        raise _in_use(path)
     return handle
+
+
+def _in_use(path: Path) -> UserError:
+    holder = (path / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    hint = f"by {holder}; wait or stop it"
+    return UserError("the run directory is in use", key="run.dir", value=path, hint=hint)
 
 
 class Places:
@@ -120,14 +123,13 @@ class RunDir(Places):
                 ) from error
         self._lock = _acquire(path)
         _HELD.add(self)
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}".encode())
+        write_holder(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}")
         self.checkpoints.mkdir(exist_ok=True)
 
     def write(self, texts: Mapping[str, str]) -> None:
         """Put further files into the directory."""
         for name, text in texts.items():
-            write_atomic(self.path / name, partial(_write, text))
+            write_text(self.path / name, text)
 
     def write_status(self, status: str, **facts: Any) -> None:
         """Put ``status`` and further facts into ``run.json``, keeping what stands there; an end is sealed."""
@@ -182,7 +184,3 @@ class FollowedRunDir(Places):
 
     def close(self) -> None:
         """Nothing is held."""
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

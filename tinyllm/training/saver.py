@@ -10,7 +10,6 @@ holds a whole file in memory beside the snapshot. Its ``HuggingFaceStorageReader
 """
 
 import secrets
-import shutil
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from tinyllm.training.checkpoint import name_of
-from tinyllm.training.checkpoint_files import Part, part_of, publish, tell_rank_0, withdraw, write_part
-from tinyllm.training.files import translated
+from tinyllm.training.checkpoint_files import KEPT, Part, part_of, publish, tell_rank_0, withdraw, write_part
 from tinyllm.training.snapshot import Snapshot
+from tinyllm.utils.files import remove, translated
 
 
 class Saver:
@@ -141,7 +140,7 @@ class Saver:
         """This rank's part; of the only rank, the whole checkpoint."""
         texts = self.texts if self.rank == 0 else {}
         try:
-            with translated(self.target):
+            with translated(self.target, kept=KEPT):
                 part = write_part(
                     self._folder,
                     writer=self.rank,
@@ -174,7 +173,7 @@ class Saver:
     def _forget(self) -> None:
         """Be ready for the next save; rank 0 removes what was not published."""
         if self._work is not None and self.rank == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove(self._folder)
         self._work = None
 
 

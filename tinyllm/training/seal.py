@@ -3,13 +3,12 @@
 It guards against mistakes. Whoever changes ``run.json`` too can forge it.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.training.files import sha256
 from tinyllm.training.names import CONFIG, METRICS, OVERRIDES, RUN_JSON, TOKENIZER
+from tinyllm.utils.files import read_json, sha256
 
 SEALED = (CONFIG, OVERRIDES, TOKENIZER, METRICS)
 """The files that a later reader computes with."""
@@ -47,12 +46,5 @@ def read_run_json(run_dir: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     file = run_dir / RUN_JSON
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError("not a run directory", file=file, hint=error.strerror or "") from error
-    except ValueError as error:
-        raise UserError("a damaged file", file=file, hint=str(error)) from error
-    if not isinstance(content, dict):
-        raise UserError("a damaged file", file=file, hint="not a JSON object")
+    content: dict[str, Any] = read_json(file, what="a damaged file" if file.exists() else "not a run directory")
     return content

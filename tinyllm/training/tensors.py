@@ -1,6 +1,5 @@
 """Tensors by name out of safetensors files: one file, or several with Hugging Face's index."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyllm.errors import UserError
+from tinyllm.utils.files import read_json
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -62,10 +62,7 @@ def weight_map(index: Path) -> dict[str, str]:
     Raises:
         UserError: it cannot be read, or says something else.
     """
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError("damaged index", file=index, hint=f"{type(error).__name__}: {error}") from error
+    listed = read_json(index, what="damaged index").get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError("damaged index", file=index, hint="weight_map must say the file of each tensor")
     return listed

@@ -1,0 +1,222 @@
+"""Files are written whole and through no link, and read in bounded time and memory."""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from tinyllm.errors import UserError
+from tinyllm.utils import files, locks
+from tinyllm.utils.files import parse_json, read_json
+from tinyllm.utils.yaml_files import parse_yaml, read_yaml
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A file that nothing may touch."""
+    file = tmp_path / "outside"
+    file.write_text("mine")
+    return file
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path, outside: Path) -> None:
+    target = tmp_path / "a.json"
+    target.symlink_to(outside)
+    files.write_json(target, {"a": float("nan"), "b": [float("inf"), 1.5]})
+    assert outside.read_text() == "mine"
+    assert not target.is_symlink()
+    assert read_json(target) == {"a": None, "b": [None, 1.5]}
+    target.unlink()
+    target.symlink_to(outside)
+    files.renewed(target).close()
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("where", ["outside", "nowhere"])
+def test_a_planted_link_is_not_opened(tmp_path: Path, outside: Path, where: str) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / where)
+    with pytest.raises(FileExistsError):
+        files.create(link)
+    with pytest.raises(OSError, match="symbolic"):
+        files.open_append(link)
+    with pytest.raises(UserError, match="not a lock file"):
+        locks.try_lock(link)
+    assert not locks.is_held(link)
+    assert outside.read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_name_of_what_is_unfinished_cannot_be_foreseen(tmp_path: Path) -> None:
+    names = {files.temporary(tmp_path / ("long" * 100)).name for _ in range(100)}
+    assert len(names) == 100
+    assert max(map(len, names)) < 120
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    files.write_text(file, "old")
+
+    def fail(stream: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with pytest.raises(UserError, match="no space left"):
+        files.write_atomic(file, fail)
+    assert [one.name for one in tmp_path.iterdir()] == ["a"]
+    assert file.read_text() == "old"
+
+
+def test_the_holder_is_not_written_into_a_file_with_two_names(tmp_path: Path, outside: Path) -> None:
+    (tmp_path / ".lock").hardlink_to(outside)
+    handle = locks.try_lock(tmp_path / ".lock")
+    assert handle is not None
+    locks.write_holder(handle, "pid 1")
+    os.close(handle)
+    assert outside.read_text() == "mine"
+
+
+def test_looking_at_a_lock_takes_nothing_and_needs_no_right_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = tmp_path / ".lock"
+    handle = locks.try_lock(lock)
+    assert handle is not None
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags, *rest: opened.append(flags) or real(path, flags, *rest))
+    assert locks.is_held(lock)
+    os.close(handle)
+    assert not locks.is_held(lock)
+    assert all(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) == 0 for flags in opened)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_where_there_are_no_locks_nobody_holds_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    handle = locks.try_lock(tmp_path / ".lock")
+    assert handle is not None
+    os.close(handle)
+    assert not locks.is_held(tmp_path / ".lock")
+    with locks.locked(tmp_path / ".lock", waiting=lambda: pytest.fail("nobody is waited for")):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_without_fsync_or_modes_is_good_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    files.write_text(tmp_path / "a", "text")
+    files.set_mode(tmp_path / "a", 0o444)
+    assert (tmp_path / "a").read_text() == "text"
+
+
+def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        files.write_text(tmp_path / "a", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+ALIASES = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+NOT_JSON = {
+    "open brackets": ("[" * 100_000, "nested"),
+    "a thousand levels": ("[" * 1000 + "]" * 1000, "nested"),
+    "objects in objects": ('{"a":' * 500 + "1" + "}" * 500, "nested"),
+    "NaN": ('{"a": NaN}', "NaN"),
+    "minus infinity": ('{"a": -Infinity}', "Infinity"),
+    "too large a number": ('{"a": 1e999}', "1e999"),
+    "an integer of 5000 digits": ('{"a": ' + "1" * 5000 + "}", "digits"),
+    "many lists": ("[" + "[]," * 4_000_001 + "[]]", "more than 4,000,000"),
+    "not UTF-8": (b'{"a": "\xff"}', "byte 0xff at 7 is not UTF-8"),
+    "a list": ("[1]", "must hold one JSON object"),
+    "null": ("null", "must hold one JSON object"),
+    "half of it": ('{"a": 1', "delimiter"),
+    "empty": ("", "Expecting value"),
+    "NULs": ("\0" * 64, "Expecting value"),
+}
+NOT_YAML = {
+    "aliases of aliases": (ALIASES, "more than 200,000 nodes"),
+    "merged aliases": ("a: &a {x: 1}\n" + "b: {<<: [" + "*a," * 200_001 + "]}", "nodes"),
+    "an alias in its own list": ("a: &a [*a]", "inside of what it repeats"),
+    "open brackets": ("[" * 100_000, "nest"),
+    "dashes": ("- " * 100_000, "nested deeper"),
+    "a thousand levels": ("".join(" " * i + f"a{i}:\n" for i in range(1000)), "nested deeper"),
+    "a tag that runs code": ("!!python/object/apply:os.system [ls]", "tag"),
+    "an unknown tag": ("a: !x 1", "tag"),
+    "a key twice": ("a: 1\na: 2", "duplicate key a"),
+    "not UTF-8": (b"a: \xff", "byte 0xff at 3 is not UTF-8"),
+    "a NUL": ("a: \0", "control characters"),
+    "a list": ("[1]", "must hold a mapping"),
+    "text": ("hello", "must hold a mapping"),
+    "half of it": ("a: [1", "expected"),
+    "an integer of 5000 digits": ("a: " + "1" * 5000, "digits"),
+}
+
+
+def _write(file: Path, content: str | bytes) -> None:
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@pytest.mark.parametrize("name", NOT_JSON)
+def test_json_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
+    content, why = NOT_JSON[name]
+    file = tmp_path / "run.json"
+    _write(file, content)
+    with pytest.raises(UserError, match=why) as caught:
+        read_json(file)
+    assert str(caught.value).startswith(f"a damaged file ({file}): ")
+
+
+@pytest.mark.parametrize("name", NOT_YAML)
+def test_yaml_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
+    content, why = NOT_YAML[name]
+    file = tmp_path / "config.yaml"
+    _write(file, content)
+    with pytest.raises(UserError, match=why) as caught:
+        read_yaml(file, of=dict)
+    assert str(caught.value).startswith(f"unreadable configuration file ({file}): ")
+
+
+def test_only_a_regular_file_of_a_bounded_size_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with (tmp_path / "huge").open("wb") as stream:
+        stream.truncate(100 << 30)
+    for name, why in {"pipe": "not a regular", "zero": "not a regular", "huge": "MB at most", ".": "directory"}.items():
+        with pytest.raises(UserError, match=why):
+            read_json(tmp_path / name)
+        with pytest.raises(UserError, match=why):
+            read_yaml(tmp_path / name)
+    with pytest.raises(UserError, match="No such file"):
+        read_json(tmp_path / "none")
+    with pytest.raises(UserError, match="null"):
+        read_json(tmp_path / "a\0b")
+
+
+def test_what_is_json_and_yaml_is_read_as_it_is(tmp_path: Path) -> None:
+    assert parse_json('{"a": [1, 2.5, "x", null, {"b": true}]}') == {"a": [1, 2.5, "x", None, {"b": True}]}
+    assert parse_json("[" * 60 + "]" * 60)
+    with pytest.raises(ValueError, match="key a is there 2 times"):
+        parse_json('{"a": 1, "a": 2}', unique=True)
+    text = "a: &a {x: 1e-3, y: 2001-01-01, z: [~, yes, 0x10]}\nb: *a\nc: {<<: *a, x: .5}\nd: '${b.x}'"
+    first = {"x": 1e-3, "y": "2001-01-01", "z": [None, True, 16]}
+    assert parse_yaml(text) == {"a": first, "b": first, "c": {**first, "x": 0.5}, "d": "${b.x}"}
+    _write(tmp_path / "empty.yaml", "# nothing")
+    assert read_yaml(tmp_path / "empty.yaml", of=dict) == {}
+    _write(tmp_path / "mark.json", b"\xef\xbb\xbf{}")
+    assert read_json(tmp_path / "mark.json") == {}
