@@ -103,7 +103,7 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[str]) -> S
     """
     factory = build(cfg.schedule, path="schedule", allow=allow)
     node = plain(cfg.schedule)
-    schedule = call(factory, node=node, path="schedule", lr=cfg.optimizer.lr, n_steps=n_steps)
+    schedule = call(factory, node=node, path="schedule", lr=float(cfg.optimizer.lr), n_steps=n_steps)
     assert isinstance(schedule, Schedule)
     return schedule
 

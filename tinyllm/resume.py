@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.arguments import CommandLine
 from tinyllm.config.cli import Invocation
-from tinyllm.config.older import upgraded
+from tinyllm.config.older import as_it_was, upgraded
 from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import Checkpoint, find, steps_in
@@ -18,7 +19,7 @@ from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.training.run_dir import check_free
 from tinyllm.utils.yaml_files import read_yaml
 
-FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "trainer.seq_len")
+FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
 """What a resumed run cannot change."""
 OWN = ("resume", "init_from", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes")
 """What belongs to this start of the program, not to the run."""
@@ -143,8 +144,10 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
     Raises:
         UserError: a change of architecture, tokenizer, data or optimizer kind.
     """
-    content = read_yaml(checkpoint.path / CONFIG, of=dict, what="checkpoint damaged")
-    saved = upgraded(OmegaConf.create(content))
+    content = OmegaConf.create(read_yaml(checkpoint.path / CONFIG, of=dict, what="checkpoint damaged"))
+    # that run could not say it, so no group that is named says otherwise
+    unnamed = as_it_was(partial(OmegaConf.select, content)).keys() - set(named)
+    saved = upgraded(content)
     places = {place_of(name) for name in named}
     notes = []
     layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
@@ -159,7 +162,8 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
         was, now = before.get(key), after.get(key)
         if was == now or _below(key, OWN):
             continue
-        if not any(_below(key, [place]) for place in places) and "experiment" not in places:
+        chosen = "experiment" in places or any(_below(key, [place]) for place in places)
+        if key in unnamed or not chosen:
             with open_dict(cfg):
                 OmegaConf.update(cfg, key, was, force_add=True)
             notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")

@@ -1,9 +1,17 @@
 """A configuration of the first version is one of today with what came later at its neutral values."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import tinyllm
 from tinyllm.config.older import upgraded
+from tinyllm.errors import UserError
+from tinyllm.resume import reconcile
+from tinyllm.training.names import CONFIG
 
 LATER = {
     "model": ("layerdrop", "layers", "parametrization"),
@@ -43,3 +51,30 @@ def test_what_is_of_today_stays() -> None:
     today = tinyllm.compose("attn=mla", "moe=aux_free", "layers=pattern", 'model.layers.kinds={a:"attn=mqa",b:""}',
                             "model.layers.pattern=[a,b]")  # fmt: skip
     assert upgraded(today) is today
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_was_muons_stays_muons(tied: bool, tmp_path: Path) -> None:
+    """An earlier version had no key for it; whatever names the optimizer when the run goes on says nothing of it."""
+    asked = ("optimizer=muon", f"model.tie_embeddings={str(tied).lower()}")
+    old = OmegaConf.create(OmegaConf.to_container(tinyllm.compose(*asked), resolve=True))
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old.optimizer["orthogonal_head"]
+    assert upgraded(old).optimizer.orthogonal_head is not tied
+    OmegaConf.save(old, tmp_path / CONFIG)
+    checkpoint: Any = SimpleNamespace(path=tmp_path, run_dir=tmp_path)
+    for named in (("resume",), ("resume", "optimizer")):
+        cfg = tinyllm.compose(*asked)
+        notes = reconcile(cfg, checkpoint, named=named)
+        assert cfg.optimizer.orthogonal_head is not tied and len(notes) == (not tied)
+    if not tied:
+        with pytest.raises(UserError, match=r"cannot change optimizer.orthogonal_head.*the run has true"):
+            reconcile(tinyllm.compose(*asked), checkpoint, named=["optimizer.orthogonal_head"])
+
+
+def test_an_untied_head_has_to_be_there() -> None:
+    with pytest.raises(
+        UserError, match=r"no effect here \(optimizer.orthogonal_head=true\): model.tie_embeddings=true"
+    ):
+        tinyllm.compose("optimizer=muon", "optimizer.orthogonal_head=true")

@@ -170,7 +170,7 @@ def test_the_keys_of_a_rule_on_effects_exist(rule: Any) -> None:
     offered = [
         set(leaves(OmegaConf.to_container(tinyllm.compose(*settings, program=program))))
         for program, settings in {
-            "train": ("dataset=text", "dataset.path=x", "moe=aux_free"),
+            "train": ("dataset=text", "dataset.path=x", "moe=aux_free", "optimizer=muon"),
             "generate": (),
         }.items()
     ]

@@ -139,13 +139,14 @@ def test_learning_rates_of_optimizers_with_steps_of_one_size(
     for name, group in groups_of(model, f"optimizer={optimizer}", "optimizer.weight_decay=0.1").items():
         scale = group.get("lr_scale", 1.0)
         assert scale == pytest.approx(expected(name, own)[1]), name
-        decay = 0.1 if kinds[name] == "matrix" else 0.0
+        decay = 0.1 if kinds[name] in ("matrix", "head") else 0.0
         assert group["weight_decay"] * scale == pytest.approx(decay), "a step decays as much at every width"
 
 
+@pytest.mark.parametrize("orthogonal", ["true", "false"])
 @pytest.mark.parametrize("scale", ["rms", "spectral"])
 @pytest.mark.parametrize(("overrides", "own"), COMPOSITIONS)
-def test_learning_rates_of_muon(scale: str, overrides: tuple[str, ...], own: dict[str, Any]) -> None:
+def test_learning_rates_of_muon(orthogonal: str, scale: str, overrides: tuple[str, ...], own: dict[str, Any]) -> None:
     """A step's spectral norm is in proportion to √(rows/columns), and M times that of a head, whose logits are 1/M."""
     mup = small(*overrides, parametrization=MUP, tie_embeddings=False, **WIDE)
     twin = small(*overrides, tie_embeddings=False, **WIDE | {"d_model": 32, "d_ff": 96})
@@ -155,12 +156,13 @@ def test_learning_rates_of_muon(scale: str, overrides: tuple[str, ...], own: dic
         """Of the singular values of a step at rate 1, as ``Muon`` documents them."""
         return 0.2 * math.sqrt(max(rows, columns)) if scale == "rms" else math.sqrt(max(1, rows / columns))
 
-    chosen = ("optimizer=muon", f"optimizer.scale={scale}", "optimizer.lr=3e-3", "optimizer.adamw_lr=6e-4")
+    chosen = ("optimizer=muon", f"optimizer.scale={scale}", "optimizer.lr=3e-3", "optimizer.adamw_lr=6e-4",
+              f"optimizer.orthogonal_head={orthogonal}", "model.tie_embeddings=false")  # fmt: skip
     groups, kinds = groups_of(mup, *chosen), mup.parameter_kinds()
     for name, parameter in mup.named_parameters():
         factor = groups[name].get("lr_scale", 1.0)
-        if kinds[name] != "matrix":
-            assert factor == pytest.approx(0.2), name  # adamw_lr / lr
+        if kinds[name] not in (("matrix", "head") if orthogonal == "true" else ("matrix",)):
+            assert factor == pytest.approx(0.2), name  # adamw_lr / lr, for the head as well: see HEAD
             continue
         wanted = [math.sqrt(rows / columns) for rows, columns in (parameter.shape[-2:], shapes[name])]
         steps = [factor * size(*parameter.shape[-2:]), size(*shapes[name])]

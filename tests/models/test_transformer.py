@@ -92,7 +92,7 @@ def test_tying() -> None:
 def test_parameter_kinds() -> None:
     kinds = small("pos=learned", "norm=layernorm", bias=True, tie_embeddings=False).parameter_kinds()
     assert {name for name, kind in kinds.items() if kind == "embedding"} == {"embedding.weight", "pos.table.weight"}
-    assert kinds["head.weight"] == kinds["blocks.0.attn.qkv.weight"] == "matrix"
+    assert kinds["head.weight"] == "head" and kinds["blocks.0.attn.qkv.weight"] == "matrix"
     assert {kinds[name] for name in kinds if name.endswith("bias") or "norm" in name} == {"vector"}
 
 

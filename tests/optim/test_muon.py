@@ -13,6 +13,7 @@ RIGHT: dict[str, Any] = {
     "adamw_lr": None,
     "momentum": 0.95,
     "scale": "rms",
+    "orthogonal_head": False,
     "betas": (0.9, 0.95),
     "eps": 1e-8,
     "weight_decay": 0.1,
@@ -45,6 +46,35 @@ def test_a_batch_is_each_matrix_by_itself() -> None:
     alone = torch.cat([orthogonalise(one[None]) for one in matrices])
     torch.testing.assert_close(orthogonalise(matrices), alone, rtol=2e-2, atol=1e-2)
     assert not orthogonalise(torch.zeros(1, 4, 6)).any()
+
+
+@pytest.mark.parametrize("power", [-140, -100, -40, -24, -12, 12, 40, 100, 120])
+def test_a_step_does_not_depend_on_the_size_of_the_gradient(power: int) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(1, 12, 20)
+    matrix = torch.ldexp(torch.ldexp(matrix, torch.tensor(100)).round(), torch.tensor(-100))
+    scaled = torch.ldexp(torch.ldexp(matrix, torch.tensor(power // 2)), torch.tensor(power - power // 2))
+    coarse = power == -140  # numbers below the normal ones have few bits
+    torch.testing.assert_close(
+        orthogonalise(scaled), orthogonalise(matrix), rtol=0, atol=0.2 if coarse else 0.01, msg=lambda text: text
+    )
+
+
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_an_untied_head_is_adamws_unless_it_is_asked_for(orthogonal: bool) -> None:
+    torch.manual_seed(0)
+    heads = [torch.nn.Parameter(torch.randn(8, 6)) for _ in range(2)]
+    named: list[dict[str, Any]] = [{"params": heads[:1], "kind": "head"}]
+    muon = Muon(named, **RIGHT | {"orthogonal_head": orthogonal})
+    plain = adamw([{"params": heads[1:]}], lr=0.02, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    with torch.no_grad():
+        heads[1].copy_(heads[0])
+    for head in heads:
+        head.grad = torch.ones(8, 6)
+    muon.step()
+    plain.step()
+    assert torch.equal(heads[0], heads[1]) != orthogonal
+    assert set(muon.state[heads[0]]) == ({"m"} if orthogonal else set(plain.state[heads[1]]))
 
 
 @pytest.mark.parametrize(("scale", "theirs"), [("rms", "match_rms_adamw"), ("spectral", "original")])

@@ -55,6 +55,7 @@ RULES = (
         when=lambda value: bool(value == "stop"),
         keys=("trainer.nonfinite.patience",),
     ),
+    Off(by="model.tie_embeddings", when=lambda value: value is True, keys=("optimizer.orthogonal_head",)),
     Off(by="run.dir", when=given, keys=("run.name",)),
     Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
     Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),

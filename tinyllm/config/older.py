@@ -1,5 +1,9 @@
 """Configurations that earlier versions saved, as they are written today."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.compose import compose
@@ -25,6 +29,8 @@ LATER = (
     "distributed",
 )
 """What earlier versions do not know of training."""
+ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
+"""Earlier versions had no such key, and the head, where there was one, was Muon's."""
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:
@@ -32,20 +38,34 @@ def upgraded(cfg: DictConfig) -> DictConfig:
 
     Today's come back as they are, and so does the model of a class of one's own.
     """
+    then = as_it_was(partial(OmegaConf.select, cfg))
     missing = [key for key in LATER if not _has(cfg, key)]
     if missing or not all(_has(cfg, key) for key in MODEL):
         today = compose()
         if cfg.model.get("_target_") == today.model._target_:
             missing += FIRST if "layers" not in cfg.model else ()
             missing += [key for key in MODEL if not _has(cfg, key)]
-    if not missing:
+    if not missing and not then:
         return cfg
     filled = OmegaConf.create(OmegaConf.to_container(cfg))
     assert isinstance(filled, DictConfig)
     with open_dict(filled):
         for key in missing:
             OmegaConf.update(filled, key, OmegaConf.select(today, key), force_add=True)
+        for key, value in then.items():
+            OmegaConf.update(filled, key, value, force_add=True)
     return filled
+
+
+def as_it_was(saved: Callable[[str], Any]) -> dict[str, Any]:
+    """What an earlier version did where it had no key and today's default is something else, by key.
+
+    Args:
+        saved: of a key: its value in the configuration that the earlier version saved, None where it has none.
+    """
+    if saved("optimizer._target_") != "tinyllm.optim.muon.Muon" or saved(ORTHOGONAL_HEAD) is not None:
+        return {}
+    return {ORTHOGONAL_HEAD: saved("model.tie_embeddings") is False}
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

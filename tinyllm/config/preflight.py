@@ -6,6 +6,7 @@ of dataclass nodes against their ranges, ``_target_`` nodes against the construc
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -110,6 +111,8 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[str], root: 
 def _numbers(node: Any, path: str) -> Iterator[tuple[str, float]]:
     if isinstance(node, float):
         yield path, node
+    elif isinstance(node, int) and abs(node) > sys.float_info.max:
+        yield path, math.inf if node > 0 else -math.inf
     elif isinstance(node, dict):
         for name, child in node.items():
             yield from _numbers(child, f"{path}.{name}" if path else str(name))

@@ -31,6 +31,10 @@ ALLOWED = (
 )
 
 
+SEQUENCES = (list, tuple, collections.abc.Sequence)
+MAPPINGS = (dict, collections.abc.Mapping)
+
+
 def targets_of_directory(directory: Path) -> frozenset[str]:
     """Every ``_target_`` that the yaml files below ``directory`` name."""
     found: set[str] = set()
@@ -125,7 +129,7 @@ def _fits(value: Any, annotation: Any) -> bool:
         return isinstance(value, str)
     if origin is Callable:
         return isinstance(value, dict)
-    if origin in (list, tuple, collections.abc.Sequence):
+    if origin in SEQUENCES:
         if not isinstance(value, list | tuple):
             return False
         fixed = origin is tuple and Ellipsis not in arguments
@@ -133,7 +137,33 @@ def _fits(value: Any, annotation: Any) -> bool:
             return False
         kinds = arguments if fixed else arguments[:1] * len(value)
         return all(_fits(one, kind) for one, kind in zip(value, kinds, strict=False))
+    if origin in MAPPINGS:
+        return isinstance(value, dict) and all(_fits(one, arguments[1]) for one in value.values())
     return True
+
+
+def converted(value: Any, annotation: Any) -> Any:
+    """``value`` with a float wherever the annotation says so and a whole number was written, in sequences as well.
+
+    What may be a whole number stays one. Libraries tell 0 from 0.0 where people do not: torch refuses betas of two
+    types.
+    """
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is float:
+        return float(value) if _fits(value, int) else value
+    if origin in (typing.Union, types.UnionType):
+        if _fits(value, int):
+            whole = [one for one in arguments if one is int or typing.get_origin(one) is typing.Literal]
+            stays = float not in arguments or any(_fits(value, one) for one in whole)
+            return value if stays else float(value)
+        return converted(value, next((one for one in arguments if _fits(value, one)), None))
+    if origin in SEQUENCES and _fits(value, annotation):
+        fixed = origin is tuple and Ellipsis not in arguments
+        kinds = arguments if fixed else arguments[:1] * len(value)
+        return [converted(one, kind) for one, kind in zip(value, kinds, strict=True)]
+    if origin in MAPPINGS and isinstance(value, dict):
+        return {key: converted(one, arguments[1]) for key, one in value.items()}
+    return value
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
@@ -142,7 +172,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def _describe(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(one) for one in arguments)
+        return " or ".join(_describe(one) for one in arguments if one is not int or float not in arguments)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))
     if annotation in _WORDS:
@@ -151,6 +181,8 @@ def _describe(annotation: Any) -> str:
         return "a group of keys with a _target_"
     if origin is tuple and Ellipsis not in arguments:
         return f"a list of {len(arguments)} values, each {_describe(arguments[0])}"
-    if origin in (list, tuple, collections.abc.Sequence):
+    if origin in SEQUENCES:
         return f"a list, each {_describe(arguments[0])}"
+    if origin in MAPPINGS:
+        return f"names, each with {_describe(arguments[1])}"
     return str(annotation)

@@ -23,7 +23,7 @@ from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
 from tinyllm.nn.precision import compute_dtype
 
-ParameterKind = Literal["matrix", "embedding", "vector"]
+ParameterKind = Literal["matrix", "head", "embedding", "vector"]
 
 
 @dataclass(frozen=True)
@@ -274,13 +274,20 @@ class Transformer(nn.Module):
         return parts
 
     def parameter_kinds(self) -> dict[str, ParameterKind]:
-        """What each parameter is: the matrix of a linear layer, a look-up table, or anything else."""
+        """What each parameter is: the matrix of a linear layer, that of an untied head, a look-up table, or anything
+        else."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         stacked = {id(m.bias) for m in self.modules() if isinstance(m, GroupedLinear)}  # a vector per expert
-        return {
-            name: "embedding" if id(p) in tables else "matrix" if p.ndim >= 2 and id(p) not in stacked else "vector"
-            for name, p in self.named_parameters()
-        }
+        head = self.head_weight
+
+        def kind(parameter: nn.Parameter) -> ParameterKind:
+            if id(parameter) in tables:
+                return "embedding"
+            if parameter is head:
+                return "head"
+            return "matrix" if parameter.ndim >= 2 and id(parameter) not in stacked else "vector"
+
+        return {name: kind(parameter) for name, parameter in self.named_parameters()}
 
     def parameter_counts(self) -> ParameterCounts:
         """How many parameters there are."""

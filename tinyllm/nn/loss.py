@@ -1,5 +1,6 @@
 """Cross-entropy of a linear head, in chunks of tokens, so that all logits never exist at once."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -85,11 +86,12 @@ def head_loss(
     for hidden, targets in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
         logits = F.linear(hidden.to(dtype), weight).float()
         parts[0] += F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-        if label_smoothing or z_loss:
-            counted, normaliser = targets != IGNORE, logits.logsumexp(-1)
+        counted = targets != IGNORE
+        if label_smoothing:
             target_logits = logits.gather(1, targets.where(counted, 0)[:, None]).squeeze(1)
             parts[1] += label_smoothing * ((target_logits - logits.mean(-1)) * counted).sum()
-            parts[2] += z_loss * (normaliser.square() * counted).sum()
+        if z_loss:
+            parts[2] += z_loss * (logits.logsumexp(-1).square() * counted).sum()
     return HeadLoss(parts.sum(), *parts.unbind())
 
 
@@ -147,8 +149,11 @@ def _value_and_gradients(
         else:
             logits[:, n_words:] = float("-inf")
             losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
-            lost = losses[0, chunk].isinf().nonzero().squeeze(1) + start
-            if len(lost):  # the probability of the target was too small for the dtype
+            if logits.device.type in ONE_PASS_DEVICES:
+                lost = (losses[0, chunk] > _most_nats(dtype)).nonzero().squeeze(1) + start
+            else:
+                lost = targets_N[:0]
+            if len(lost):  # the probability of the target is too small for the dtype
                 logits = hidden[lost] @ weight[:n_words].t()
                 losses[0, lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
             # d loss / d logits = softmax − one-hot
@@ -156,9 +161,19 @@ def _value_and_gradients(
         torch.mm(gradient, weight, out=dhidden[chunk])
         part = gradient.t() @ hidden[chunk]
         dweight = part.float() if dweight is None else dweight.add_(part)
-    assert dweight is not None
+    if dweight is None:  # no tokens
+        dweight = torch.zeros_like(weight, dtype=torch.float32)
     nats, smoothed, z = (losses * counted).sum(1).unbind()
     return (nats, smoothed, z), dhidden.mul_(counted[:, None]), dweight[:n_words]
+
+
+def _most_nats(dtype: torch.dtype) -> float:
+    """The largest loss that a probability rounded to ``dtype`` gives to 2⁻⁹, the precision of bf16.
+
+    Below the normal numbers of a format precision is lost bit by bit; in fp16 that is from 1e-5 on, 11 nats.
+    """
+    limits = torch.finfo(dtype)
+    return -math.log(limits.tiny * limits.eps * 2**8)
 
 
 def _regularised(
@@ -172,7 +187,9 @@ def _regularised(
     scores = logits_NV[:, :n_words].float()
     normaliser = scores.logsumexp(-1, keepdim=True)
     target = scores.gather(1, targets_N1)
-    losses = (normaliser - target, smoothing * (target - scores.mean(-1, keepdim=True)), z_loss * normaliser.square())
+    nothing = torch.zeros_like(target)  # and not 0 · ∞, where the other part is not finite
+    smoothed = smoothing * (target - scores.mean(-1, keepdim=True)) if smoothing else nothing
+    losses = (normaliser - target, smoothed, z_loss * normaliser.square() if z_loss else nothing)
     gradient = torch.zeros_like(logits_NV, dtype=torch.float32)
     gradient[:, :n_words] = scores.sub_(normaliser).exp_().mul_(1 + 2 * z_loss * normaliser).sub_(smoothing / n_words)
     gradient.scatter_add_(1, targets_N1, torch.full_like(target, smoothing - 1))

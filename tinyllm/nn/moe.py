@@ -19,6 +19,10 @@ from tinyllm.nn.precision import compute_dtype
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
 """How logits of the router become scores, by the names that ``router`` accepts."""
 
+LEAST_SUM = 1e-20
+"""Sigmoid scores are divided by no smaller sum. A router that is sure of no expert gives scores that round to 0, and
+0/0 is no number; the bound also keeps 1/sum, a factor of the gradient, far from overflowing."""
+
 
 def dense(*, ffn: Callable[..., FeedForward], d_model: int, model_d_ff: int, bias: bool) -> FeedForward:
     """One feed-forward layer for every token: no mixture."""
@@ -103,7 +107,7 @@ class Mixture(FeedForward):
         chosen_NK = self.choose(score_NE.detach())
         gate_NK = score_NE.gather(1, chosen_NK)
         if self.n_chosen > 1:
-            gate_NK = gate_NK / gate_NK.sum(1, keepdim=True).clamp_min(torch.finfo(gate_NK.dtype).tiny)
+            gate_NK = shares(gate_NK)
         load_BE = score_NE.new_zeros(x_BTC.shape[0], self.n_routed)
         ones = load_BE.new_ones(()).expand(x_BTC.shape[0], x_BTC.shape[-2] * self.n_chosen)
         load_BE.scatter_add_(1, chosen_NK.view(x_BTC.shape[0], -1), ones)
@@ -132,7 +136,9 @@ class Mixture(FeedForward):
         P_i is the mean share of expert i in a token's scores, f_i the fraction of the choices that fell on it, times E
         (DeepSeek-V3, equations 17 to 20; Switch Transformer, equation 4).
         """
-        share_BTE = (score_NE / score_NE.sum(-1, keepdim=True)).view(len(load_BE), -1, self.n_routed)
+        if not self.balance_coeff:
+            return load_BE.new_zeros((), dtype=torch.float32)
+        share_BTE = shares(score_NE).view(len(load_BE), -1, self.n_routed)
         fraction_BE = load_BE * (self.n_routed / (share_BTE.shape[1] * self.n_chosen))
         return self.balance_coeff * (fraction_BE * share_BTE.mean(1)).sum(1).mean().float()
 
@@ -152,6 +158,11 @@ class Mixture(FeedForward):
     def inactive_parameters(self) -> int:
         one = sum(parameter[0].numel() for parameter in self.experts.parameters())
         return (self.n_routed - self.n_chosen) * one
+
+
+def shares(score_NE: Tensor) -> Tensor:
+    """Scores (≥ 0) divided by their sum over the last dimension; 0 where all of them are."""
+    return score_NE / score_NE.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
 
 
 class AuxLoss(Mixture):

@@ -6,24 +6,26 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-DECAYED = "matrix"
-KINDS = (DECAYED, "embedding", "vector")
+MATRIX = "matrix"
+KINDS = (MATRIX, "head", "embedding", "vector")
+"""The matrix of a linear layer; that of an output head that is no embedding table; a look-up table; anything else."""
+DECAYED = KINDS[:2]
 
 
 def parameter_groups(
     model: nn.Module, kinds: Mapping[str, str], growth: Mapping[str, Hashable] | None = None
 ) -> list[dict[str, Any]]:
-    """One optimizer group per kind of parameter, in the order of ``KINDS``; only matrices are decayed.
+    """One optimizer group per kind of parameter, in the order of ``KINDS``; only matrices and the head are decayed.
 
     Parameters that grow with the width of the model are in groups of their own, one for each growth.
 
     Args:
         model: its parameters, each once (a tied tensor under its first name).
-        kinds: ``matrix``, ``embedding`` or ``vector`` by parameter name, from ``model.parameter_kinds()``.
+        kinds: one of ``KINDS`` by parameter name, from ``model.parameter_kinds()``.
         growth: of some of the parameters, by name, see :func:`follow_width`.
 
     Returns:
-        Groups with ``params``, ``names``, ``kind`` and ``growth``; all but the matrices' set ``weight_decay`` to 0.
+        Groups with ``params``, ``names``, ``kind`` and ``growth``; those without decay set ``weight_decay`` to 0.
 
     Raises:
         ValueError: a parameter has no kind, a kind is unknown, or no parameter is a matrix.
@@ -34,11 +36,11 @@ def parameter_groups(
         if kind not in KINDS:
             raise ValueError(f"parameter {name} has kind {kind}: one of {', '.join(KINDS)}")
         group = found.setdefault((kind, own), {"params": [], "names": [], "kind": kind, "growth": own})
-        if kind != DECAYED:
+        if kind not in DECAYED:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)
         group["names"].append(name)
-    if all(kind != DECAYED for kind, _ in found):
+    if all(kind not in DECAYED for kind, _ in found):
         raise ValueError("weight decay would apply to nothing: the model has no matrix of a linear layer")
     return sorted(found.values(), key=lambda group: KINDS.index(group["kind"]))
 
@@ -51,12 +53,13 @@ def follow_width(optimizer: Optimizer) -> None:
 
     Args:
         optimizer: its ``update_norm(rows, columns)`` is the spectral norm of a matrix's step at learning rate 1, up to
-            a constant; one that has none makes steps whose entries have one size.
+            a constant; one that has none makes steps whose entries have one size, and so does every one for the groups
+            that name ``entrywise``.
     """
     norm = getattr(optimizer, "update_norm", one_size)
     for group in optimizer.param_groups:
         if group["growth"] is not None:
-            factor = group["growth"].rate_factor(norm)
+            factor = group["growth"].rate_factor(one_size if group.get("entrywise") else norm)
             group["lr_scale"] = group.get("lr_scale", 1.0) * factor
             group["weight_decay"] /= factor
 

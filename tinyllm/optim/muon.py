@@ -10,12 +10,15 @@ from torch.optim import Optimizer
 
 from tinyllm.optim.adamw import adamw
 from tinyllm.optim.checks import not_negative
-from tinyllm.optim.groups import DECAYED
+from tinyllm.optim.groups import DECAYED, MATRIX
 from tinyllm.optim.sharded import local, part_of, whole
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: its slope at 0 is as large as the singular values' staying near 1 allows (Jordan 2024)."""
 STEPS = 5
+
+ORDINARY = 20
+"""Matrices whose largest entry is within 2^±20 are divided by their norm as they are; others are scaled first."""
 
 Scale = Literal["spectral", "rms"]
 
@@ -23,17 +26,21 @@ Scale = Literal["spectral", "rms"]
 class Muon(Optimizer):
     """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, for matrices; AdamW for everything else.
 
+    An output head is AdamW's, as there: its rows are tokens, and a step with equal singular values moves rare ones as
+    far as frequent ones.
+
     m ← β·m + (1−β)·g; u = orthogonalised β·m + (1−β)·g (Nesterov); w ← w − lr·(s·u + weight_decay·w). Of a stack of
     matrices, such as a mixture's experts, each is made orthogonal by itself; all matrices of one shape go through one
     batched iteration. Sharded matrices are gathered for it, and every rank computes all of them.
 
     Args:
-        params: groups with their ``kind``; those of kind ``matrix`` are Muon's.
+        params: groups with their ``kind``; those of kind ``matrix`` are Muon's, the others get ``entrywise``.
         lr: of the matrices.
         adamw_lr: of everything else at the peak; None: ``lr``. A group's ``lr_scale`` is adamw_lr / lr.
         momentum: β.
         scale: s. ``rms``: 0.2·√(larger side), which gives an update the size of AdamW's, so that its learning rates
             serve (Liu et al. 2025, https://arxiv.org/abs/2502.16982, eq. 4); ``spectral``: √max(1, rows/columns).
+        orthogonal_head: the head is Muon's too.
         betas, eps: of AdamW.
 
     Raises:
@@ -48,6 +55,7 @@ class Muon(Optimizer):
         adamw_lr: float | None,
         momentum: float,
         scale: Scale,
+        orthogonal_head: bool,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -58,7 +66,10 @@ class Muon(Optimizer):
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
             raise ValueError(f"adamw_lr={adamw_lr} must be above 0, as must lr")
         self.momentum, self.scale = momentum, scale
-        others = [group for group in params if group["kind"] != DECAYED]
+        ours = DECAYED if orthogonal_head else (MATRIX,)
+        others = [group for group in params if group["kind"] not in ours]
+        for group in params:
+            group["entrywise"] = group["kind"] not in ours
         for group in others:
             group["lr_scale"] = 1.0 if adamw_lr is None else adamw_lr / lr
         self.adamw = adamw(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay) if others else None
@@ -71,7 +82,7 @@ class Muon(Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            if group["kind"] == DECAYED:
+            if not group["entrywise"]:
                 for weights in by_shape(p for p in group["params"] if p.grad is not None):
                     self._update(weights, lr=group["lr"], weight_decay=group["weight_decay"])
         if self.adamw is not None:
@@ -113,7 +124,7 @@ def orthogonalise(matrices_NRC: Tensor) -> Tensor:
     Returns:
         The same shape, bf16. A matrix of zeros stays one.
     """
-    x = matrices_NRC.bfloat16()
+    x = _scaled(matrices_NRC).bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
@@ -123,3 +134,16 @@ def orthogonalise(matrices_NRC: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _scaled(matrices_NRC: Tensor) -> Tensor:
+    """Very small and very large matrices times a power of two, so that the largest entry is near 1.
+
+    A step does not depend on the size of the gradient. Without this, that of a gradient below 1e-7 would: its norm is
+    less than what keeps a matrix of zeros from being divided by 0; and the squares in a norm leave the range of fp32
+    for entries below 1e-19 or above 1e19.
+    """
+    peak = matrices_NRC.abs().amax((-2, -1), keepdim=True)
+    exponent = torch.frexp(peak).exponent
+    shift = torch.where(exponent.abs() <= ORDINARY, 0, -exponent).clamp(-126, 126)  # 2^127 is the last that fp32 has
+    return torch.ldexp(matrices_NRC, shift)

@@ -21,7 +21,7 @@ class Schedule(ABC):
         ValueError: the plan does not fit into the horizon.
     """
 
-    def __init__(self, *, lr: float, n_steps: int, warmup_steps: float, min_lr: float | None) -> None:
+    def __init__(self, *, lr: float, n_steps: int, warmup_steps: int | float, min_lr: float | None) -> None:
         self.lr, self.n_steps = lr, n_steps
         self.min_lr = lr / 10 if min_lr is None else min_lr
         self.warmup = steps_of("warmup_steps", warmup_steps, n_steps)
@@ -51,7 +51,7 @@ class Schedule(ABC):
 class Constant(Schedule):
     """The peak throughout."""
 
-    def __init__(self, *, lr: float, n_steps: int, warmup_steps: float) -> None:
+    def __init__(self, *, lr: float, n_steps: int, warmup_steps: int | float) -> None:
         super().__init__(lr=lr, n_steps=n_steps, warmup_steps=warmup_steps, min_lr=lr)
 
     def after_warmup(self, x: float) -> float:
@@ -96,9 +96,9 @@ class WSD(Schedule):
         *,
         lr: float,
         n_steps: int,
-        warmup_steps: float,
+        warmup_steps: int | float,
         min_lr: float | None,
-        decay_steps: float | None,
+        decay_steps: int | float | None,
         stable_steps: int | None,
         shape: str,
     ) -> None:
@@ -131,7 +131,7 @@ class WSD(Schedule):
         return self.lr if done <= 0 else self.between(self.shape(done / self.decay))
 
 
-def steps_of(name: str, value: float, n_steps: int) -> int:
+def steps_of(name: str, value: int | float, n_steps: int) -> int:
     """A number of steps given as a whole number, or as a fraction (a float below 1) of the horizon.
 
     Raises:

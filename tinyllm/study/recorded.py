@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyllm.config.compose import compose
 from tinyllm.config.literal import LITERAL_KEYS, quote, unquoted
+from tinyllm.config.older import as_it_was
 from tinyllm.config.overrides import key_of
 from tinyllm.errors import UserError, setting
 from tinyllm.resume import saved_settings
@@ -119,6 +120,7 @@ def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str
     saved = saved_settings(run / OVERRIDES)
     saved = [one for one in saved if key_of(one).partition(".")[0] not in SHOWS]
     config = read_config(run)
+    config |= as_it_was(config.get)
     if config.get("init_from") is not None:
         saved.append(f"init_from={quote(config['init_from'])}")
     if world_size > 1 and config.get("strategy.nproc_per_node", 0) is None:  # torchrun had started it

@@ -21,6 +21,11 @@ GPU_PEAKS = {
     "RTX 3090": 71e12,
 }
 
+PRODUCTS = (256, 512, 1024)
+"""Rows and columns of the products that are timed on a CPU."""
+PEAK_SECONDS = 0.3
+"""After so long no other product is begun."""
+
 
 def pick_device(name: str, *, key: str = "trainer.device") -> torch.device:
     """The device that the setting ``key`` asks for.
@@ -47,24 +52,29 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s for the utilisation (MFU): on a GPU the data sheet's, on a CPU what a large product reaches now.
+    """Peak FLOP/s for the utilisation (MFU): on a GPU the data sheet's, on a CPU the most that a product reaches now.
 
-    None where neither is known. fp32 on a GPU has no figure here: matrix products there may or may not use TF32.
+    None where neither is known. The products grow while they are quick, so that this takes a fraction of a second where
+    a format has no hardware: in fp16 the largest takes seconds. fp32 on a GPU has no figure here: matrix products there
+    may or may not use TF32.
     """
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
         return next((peak for key, peak in GPU_PEAKS.items() if key in name), None)
     if device.type != "cpu":
         return None
-    size = 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    matrix = torch.ones(size, size, dtype=dtype)
-    seconds = []
-    for _ in range(8):
-        start = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)
+    peak, begin = 0.0, time.perf_counter()
+    for size in PRODUCTS:
+        matrix = torch.ones(size, size, dtype=dtype)
+        for _ in range(8):
+            start = time.perf_counter()
+            matrix @ matrix
+            end = time.perf_counter()
+            peak = max(peak, 2 * size**3 / max(end - start, 1e-9))
+            if end - begin > PEAK_SECONDS:
+                return peak
+    return peak
 
 
 def peak_memory(device: torch.device) -> int:

@@ -1,0 +1,22 @@
+"""What is found out about the machine before a run starts."""
+
+import itertools
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from tinyllm.training import hardware
+
+
+@pytest.mark.parametrize(("speed", "most"), [(1e9, 6e8), (1e12, 2.5e10)])
+def test_the_peak_of_a_slow_format_is_found_by_small_products(
+    speed: float, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes as if the machine did ``speed`` FLOPs per second; the small products come first."""
+    with FlopCounterMode(display=False) as done:
+        overhead = itertools.count(0, 1e-9)
+        monkeypatch.setattr(hardware.time, "perf_counter", lambda: done.get_total_flops() / speed + next(overhead))
+        peak = hardware.peak_flops(torch.device("cpu"), "fp32")
+        assert peak == pytest.approx(speed, rel=0.01)
+        assert done.get_total_flops() < most
