@@ -1,7 +1,5 @@
 """Numbers at the ends of their formats: no division by 0, no root or logarithm of nothing, no overflow in between."""
 
-import math
-
 import pytest
 import torch
 
