@@ -13,7 +13,7 @@ from tests import sources
 # Layer -> the layers of tinyllm it may use, and the libraries. Modules right in the package (entry points and
 # what they share) may use everything; errors, utils and the version may be used by all.
 LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "utils": (set(), {"yaml"}),
+    "utils": (set(), {"rich", "yaml"}),
     "nn": (set(), {"torch"}),
     "models": ({"nn"}, {"torch"}),
     "optim": (set(), {"torch", "numpy", "bitsandbytes"}),

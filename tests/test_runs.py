@@ -211,6 +211,23 @@ def test_what_is_left_of_a_damaged_one_is_shown(place: Path, name: str, call: Ca
         assert answer.out.splitlines()[1].split()[1:3] == ["finished", "17.1k"]
 
 
+def test_nothing_of_a_run_commands_the_terminal(place: Path, call: Call) -> None:  # noqa: F811
+    escape = "\x1b]0;owned\x07\x1b[2J\u202e"
+    facts = json.loads((place / "one" / "run.json").read_text(encoding="utf-8"))
+    facts["machine"] = facts["choices"]["attn"] = f"mha{escape}"
+    (place / "one" / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    config = (place / "one" / "config.yaml").read_text(encoding="utf-8")
+    odd = escape.replace("\x1b", "\\e").replace("\x07", "\\a")
+    (place / "one" / "config.yaml").write_text(f'{config}\n"odd{odd}": "x{odd}"\n', encoding="utf-8")
+    one, two = str(place / "one"), str(place / "sweep" / "two")
+    for flags in ([str(place)], [str(place), "--columns", "run,attn,machine"], ["--diff", one, two], [one, "--csv"]):
+        answer = call("runs", *flags)
+        assert answer.code == 0, answer
+        assert not set("\x1b\x07\u202e") & set(answer.out + answer.err)
+    answer = call("runs", str(place), "--where", f"attn{escape}=1")
+    assert answer.code == 2 and not set("\x1b\x07\u202e") & set(answer.out + answer.err)
+
+
 def test_a_file_changed_by_hand_is_found(place: Path, call: Call) -> None:  # noqa: F811
     with (place / "one" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "val/loss": 0.1}\n')

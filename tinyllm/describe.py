@@ -92,7 +92,7 @@ def _table(facts: Facts, others: Facts | None, *, title: str, other: str) -> Any
 
 def _shown(section: str, value: "int | str") -> str:
     """A figure for people: exact where it is a count, with a prefix where it is memory."""
-    from tinyllm.loggers.wording import quantity
+    from tinyllm.utils.text import quantity
 
     if isinstance(value, str):
         return value

@@ -1,5 +1,7 @@
 """The exceptions that are meant for the person at the keyboard."""
 
+from tinyllm.utils.text import plain
+
 
 class UserError(Exception):
     """Something the user can mend: printed as ``error: <what> (<where>): <hint>``, exit code 2, no traceback.
@@ -27,8 +29,11 @@ class RankError(UserError):
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space, line ends included, as one space."""
-    return " ".join(text.split())
+    """The text with every run of white space, line ends included, as one space, and control characters spelled out.
+
+    A value or a file name out of a stranger's directory is part of many messages; none may command the terminal.
+    """
+    return plain(" ".join(text.split()))
 
 
 def setting(key: str, value: object) -> str:

@@ -62,10 +62,11 @@ def evaluate_run(
     from tinyllm.nn.precision import auto_precision
     from tinyllm.training.hardware import pick_device
     from tinyllm.training.objective import autocast
+    from tinyllm.utils.text import say_aside
 
     device = pick_device(cfg.device, key="device")
     precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
-    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=lambda text: print(text, file=sys.stderr))
+    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=say_aside)
     trained = saved.cfg
     context = trained.model.max_seq_len
     seq_len = cfg.seq_len or trained.trainer.seq_len or context

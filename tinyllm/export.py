@@ -1,7 +1,6 @@
 """``python -m tinyllm.export run=<run directory> out=<new directory>``: a trained model for transformers."""
 
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,9 +42,10 @@ def export(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset()) 
     from tinyllm.interop.directory import check_out, write
     from tinyllm.interop.tokenizer import special_ids, texts_of
     from tinyllm.loading import open_saved, sketch
+    from tinyllm.utils.text import say_aside
 
     out = check_out(cfg.out, command=f"python -m tinyllm.export run={run}")
-    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=lambda text: print(text, file=sys.stderr))
+    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=say_aside)
     model = sketch(saved, allow=allow)
     family, config, tensors = converted(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer)

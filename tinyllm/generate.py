@@ -82,12 +82,13 @@ class Session:
         from tinyllm.nn.precision import auto_precision
         from tinyllm.training.hardware import pick_device
         from tinyllm.training.objective import AUTOCAST, autocast
+        from tinyllm.utils.text import say_aside
 
         device = pick_device(cfg.device, key="device")
         precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
         self.cfg, self.run_dir = cfg, run_dir
         self.model, self.tokenizer = tinyllm.load(
-            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=_note
+            run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=say_aside
         )
         for prompt in prompts:
             prompt_ids(self.tokenizer, prompt, key="prompt" if cfg.prompts is None else "prompts")
@@ -105,7 +106,7 @@ class Session:
         """Print samples of each prompt."""
         from tinyllm.inference.generator import echo, stream_text
         from tinyllm.inference.printer import Printer
-        from tinyllm.loggers.wording import plain
+        from tinyllm.utils.text import plain, say_aside
 
         printer = Printer(
             prompts=[echo(self.tokenizer, prompt) for prompt in prompts],
@@ -115,7 +116,7 @@ class Session:
         start = time.perf_counter()
         printer.show(stream_text(self.model, self.tokenizer, prompts, seed=seed, **self.settings))
         seconds = time.perf_counter() - start
-        _note(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
+        say_aside(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
 
     def samples(self, prompts: list[str], *, seed: int) -> list[dict[str, Any]]:
         """The samples of each prompt as plain data; each text is what follows the prompt."""
@@ -166,10 +167,6 @@ def _read_prompts(cfg: "DictConfig") -> list[str]:
     if not prompts:
         raise UserError("the file is empty", key="prompts", value=cfg.prompts, hint="one prompt per line")
     return prompts
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _ask() -> str | None:

@@ -1,7 +1,6 @@
 """``python -m tinyllm.import_hf path=<directory of Hugging Face> out=<new run directory>``: a model from elsewhere."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +51,11 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     from tinyllm.training.provenance import provenance
     from tinyllm.training.saver import Saver
     from tinyllm.utils.files import write_json, write_text
+    from tinyllm.utils.text import say_aside
 
     target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
     final = target.absolute() / names.TOKENIZER
-    saved = open_hugging_face(path, tokenizer_file=final, tell=lambda text: print(text, file=sys.stderr))
+    saved = open_hugging_face(path, tokenizer_file=final, tell=say_aside)
     weights = saved.weights("raw")
     dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
     facts = {

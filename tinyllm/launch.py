@@ -122,9 +122,9 @@ def _forwarding() -> Iterator[list["subprocess.Popen[bytes]"]]:
 def main() -> None:
     """Be torchrun."""
     nproc, *arguments = sys.argv[1:]
-    from tinyllm.training.ranks import end_with_launcher
+    from tinyllm.utils.parent import end_with_parent
 
-    end_with_launcher()
+    end_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(nproc))))
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException

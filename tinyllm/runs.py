@@ -84,15 +84,14 @@ def _list(asked: argparse.Namespace) -> int:
 
 
 def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    import csv
-    import sys
+    from tinyllm.utils.tables import csv_text
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerows([columns, *([("" if cell is None else cell) for cell in row] for row in rows)])
+    print(csv_text(columns, rows), end="")
 
 
 def _table(runs: "Sequence[Listed]", columns: Sequence[str], *, chosen_by_hand: bool) -> None:
-    from tinyllm.loggers.tables import Column, show_table
+    from tinyllm.utils.tables import Column, show_table
+    from tinyllm.utils.text import plain
 
     if not runs:
         return
@@ -107,12 +106,12 @@ def _table(runs: "Sequence[Listed]", columns: Sequence[str], *, chosen_by_hand: 
     shown = [Column(name=key, right=key in numbers, styles=STYLES if key == "status" else {}) for key in columns]
     show_table(shown, [[cell(run, key) for key in columns] for run in runs])
     if common:
-        print("all: " + ", ".join(f"{key}={value}" for key, value in common.items()))
+        print(plain("all: " + ", ".join(f"{key}={value}" for key, value in common.items())))
 
 
 def cell(run: "Listed", key: str) -> str:
     """A value as a person reads it."""
-    from tinyllm.loggers.wording import duration, plain, short, shown_path
+    from tinyllm.utils.text import duration, plain, short, shown_path
 
     value = run.get(key)
     if value is None:
@@ -164,8 +163,8 @@ def differences(one: "Listed", other: "Listed") -> dict[str, dict[str, tuple[Any
 
 
 def _show(sections: Mapping[str, Mapping[str, tuple[Any, Any]]], paths: Sequence[Path]) -> None:
-    from tinyllm.loggers.tables import Column, show_table
-    from tinyllm.loggers.wording import shown_path
+    from tinyllm.utils.tables import Column, show_table
+    from tinyllm.utils.text import shown_path
 
     names = [shown_path(path) for path in paths]
     for title, rows in sections.items():

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 def main() -> None:
     """Entry point of ``tinyllm-train``."""
     from tinyllm.config.cli import Jobs, run
+    from tinyllm.utils.parent import end_with_caller
+
+    end_with_caller()
 
     found: list[Resumption] = []
 

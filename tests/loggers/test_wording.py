@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm.loggers.wording import command, duration, plain, python_command, quantity, short, shown_path
+from tinyllm.utils.text import command, duration, plain, python_command, quantity, short, shown_path
 
 
 @pytest.mark.parametrize(

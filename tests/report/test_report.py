@@ -12,6 +12,7 @@ from tests.report import made, read
 from tinyllm.report import tables, write_report
 from tinyllm.report.summary import summaries
 from tinyllm.study.results import Study
+from tinyllm.utils.text import plain
 
 EVIL = 'gqa <script>alert(1)</script> & "q" | `x` *y* $z$ [a](b) {{ c }} </svg>'
 ERROR = "RuntimeError: <img src=x onerror=alert(2)>\x1b[31m | broken"
@@ -43,10 +44,8 @@ STUDY = odd()
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the report; an older one's files were there before."""
+    """The directory of the report."""
     directory = tmp_path_factory.mktemp("study")
-    (directory / "figures").mkdir()
-    (directory / "figures" / "old.svg").write_text("<svg/>", encoding="utf-8")
     write_report(STUDY, directory)
     return directory
 
@@ -61,7 +60,7 @@ def test_the_files(written: Path) -> None:
     tables = {f"{name}.csv" for name in ("arms", "runs", "differences", "curves", "tuning")}
     pictures = {"differences", "seeds", "curves_tokens", "curves_flops", "curves_seconds", "tuning_optimizer_lr"}
     pictures |= {"pareto_flops", "pareto_kv_bytes", "pareto_latency"}
-    assert names == tables | {"report.html", "report.md"} | {f"figures/{name}.svg" for name in pictures}
+    assert names == tables | {"report.html", "report.md", ".report.json"} | {f"figures/{name}.svg" for name in pictures}
 
 
 def test_the_page_needs_nothing_else(page: read.Page) -> None:
@@ -183,7 +182,8 @@ def test_the_curves_are_the_records_to_the_last_digit(written: Path) -> None:
 
 def test_the_other_tables_are_unrounded(written: Path) -> None:
     for row, run in zip(rows_of(written / "runs.csv"), STUDY.runs, strict=True):
-        assert (row["arm"], row["seed"], row["status"], row["error"]) == (run.arm, str(run.seed), run.status, run.error)
+        expected = (run.arm, str(run.seed), run.status, plain(run.error))
+        assert (row["arm"], row["seed"], row["status"], row["error"]) == expected
         assert row["value"] == ("" if run.value is None else repr(run.value))
     for row, one in zip(rows_of(written / "differences.csv"), STUDY.differences, strict=True):
         assert (row["arm"], row["seeds"]) == (one.arm, " ".join(map(str, one.seeds)))

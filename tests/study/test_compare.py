@@ -197,6 +197,34 @@ def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path: Path
 
 
 @pytest.mark.slow
+def test_a_comparison_that_is_killed_leaves_no_training_behind(tmp_path: Path) -> None:
+    text = write_corpus(tmp_path / "words.txt", n_words=400)
+    long = [one for one in SHORT if not one.startswith(("budget", "evaluations"))]
+    command = [sys.executable, "-m", "tinyllm.compare", "attn=mha,mqa", "dataset=text", f"dataset.path={text}", *long]
+    command += ["budget.amount=10000000", "evaluations=1", "seeds=1", f"out={tmp_path / 'out'}"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: list(tmp_path.glob("out/runs/mha*/metrics.jsonl")), seconds=300)
+    process.kill()
+    process.wait()
+    [left] = tmp_path.glob("out/runs/mha*/run.json")
+    wait_for(lambda: json.loads(left.read_text())["status"] == "interrupted", seconds=60)
+
+
+@pytest.mark.parametrize("entry", ["report.md", "figures", "runs.csv", "notes.txt"])
+def test_a_directory_of_other_things_is_refused(
+    entry: str, compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
+    paper = tmp_path / "out"
+    (paper / "figures").mkdir(parents=True)
+    (paper / "figures" / "mine.svg").write_text("mine", encoding="utf-8")
+    if entry != "figures":
+        (paper / entry).write_text("mine", encoding="utf-8")
+    answer = compare("attn=mha,mqa")
+    assert answer.code == 2 and answer.err.startswith(f"error: the directory is not empty (out={paper})"), answer
+    assert started == [] and (paper / "figures" / "mine.svg").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk, which the superuser may")
 def test_a_disk_that_is_full_in_the_middle(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     out = tmp_path / "out"

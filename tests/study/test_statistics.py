@@ -106,6 +106,15 @@ def test_pairs_are_those_that_both_have() -> None:
     assert differences({"b": {1: 1.0}}, reference="a", effect=0.1) == []
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e308])
+def test_a_figure_that_is_not_finite_is_left_out(bad: float) -> None:
+    good = {"a": {1: 1.0, 2: 1.2, 3: 1.1}, "b": {1: 1.1, 2: 1.25, 3: 1.3}}
+    expected = compared({"a": {1: 1.0, 2: 1.2}, "b": {1: 1.1, 2: 1.25}})
+    assert compared({"a": good["a"], "b": good["b"] | {3: bad}}) == expected
+    assert compared({"a": good["a"] | {3: bad}, "b": good["b"]}) == expected
+    assert compared({"a": good["a"], "b": dict.fromkeys((1, 2, 3), bad)}) == {}
+
+
 def test_one_seed_has_no_noise_to_speak_of() -> None:
     one = compared({"a": {1: 1.0}, "b": {1: 1.5}})["b"]
     assert one.mean == 0.5

@@ -69,6 +69,14 @@ def test_a_difference_that_is_not_seen() -> None:
     )
 
 
+def test_a_spread_beyond_the_figures_shows_nothing() -> None:
+    wide = replace(UNSEEN, sd=4.3, low=-9.7, high=11.7, detectable=14.1, seeds_needed=900_000)
+    [sentence, _] = verdicts([wide], reference="mha", metric="val/bpb", effect=0.01, level=1.8)
+    assert "3 seeds show nothing, their differences spread by more than the figures themselves" in sentence
+    assert "14" not in sentence
+    assert "no difference above 14 bpb" in verdicts([wide], reference="mha", metric="val/bpb", effect=0.01, level=20)[0]
+
+
 def test_what_only_fails_among_many_is_told() -> None:
     first, _, meaning = said(replace(SEEN, p=0.03, p_corrected=0.09), replace(UNSEEN, arm="gqa"))
     assert "better" not in first and first.endswith("alone it would pass, among so many comparisons it does not")

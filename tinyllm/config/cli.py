@@ -27,6 +27,7 @@ from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import RankError, UserError, one_line
 from tinyllm.utils.files import create
+from tinyllm.utils.text import plain
 
 SIGNALLED = 128
 """Exit codes above it say which signal ended a job."""
@@ -224,6 +225,7 @@ def _report(error: Exception, debug: bool) -> int:
 
 def tell(line: str) -> None:
     """Print what went wrong; the first such line also goes to whoever started this process, if it wants it."""
+    line = plain(line)
     print(line, file=sys.stderr, flush=True)
     if file := os.environ.get(ERROR_FILE):
         with contextlib.suppress(FileExistsError), create(Path(file)) as stream:

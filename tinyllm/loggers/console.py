@@ -17,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyllm.loggers.story import Rows, Speed, end_rows, next_commands, start_rows
-from tinyllm.loggers.wording import duration, plain, quantity, shown_path
 from tinyllm.training.events import Callback, Outcome, RunInfo
+from tinyllm.utils.text import duration, plain, quantity, shown_path
 
 _STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
 _EXPECTED = ("periodic", "best", "last")
@@ -80,7 +80,7 @@ class PlainConsole(Callback):
         self._line(f"checkpoint at step {step} ({reason}): {shown_path(path)}")
 
     def on_message(self, text: str) -> None:
-        self._line(f"note: {text}")
+        self._line(f"note: {plain(text)}")
 
     def on_end(self, outcome: Outcome) -> None:
         self._line(f"{outcome.status} at step {outcome.step}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.loggers.wording import short
 from tinyllm.training.events import Callback, Outcome
 from tinyllm.utils.files import parse_json, write_atomic
+from tinyllm.utils.text import short
 
 _TRAIN, _VAL, _LR, _GRID = "#9ab8d3", "#d1495b", "#5b8e7d", "#e3e6ea"
 Series = tuple[list[float], list[float]]

@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tinyllm.loggers.wording import command, duration, quantity, short, shown_path
 from tinyllm.training.events import Outcome, RunInfo
+from tinyllm.utils.text import command, duration, quantity, short, shown_path
 
 Rows = list[tuple[str, str]]
 

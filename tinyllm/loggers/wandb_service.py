@@ -8,7 +8,7 @@ from typing import Literal
 
 from tinyllm.errors import one_line
 from tinyllm.loggers.background import Background
-from tinyllm.loggers.wording import shown_path
+from tinyllm.utils.text import shown_path
 
 PROJECT = "tinyllm"
 """Where runs go if neither the configuration nor ``WANDB_PROJECT`` says so."""

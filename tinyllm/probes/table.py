@@ -1,7 +1,5 @@
 """The results of several arms side by side."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +8,7 @@ from typing import Any
 
 from tinyllm.probes.results import Probe, Score
 from tinyllm.utils.files import write_text
+from tinyllm.utils.tables import csv_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,5 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
         for name, score in probe.scores.items()
     ]
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["arm"])
-    writer.writeheader()
-    writer.writerows(lines)
-    write_text(path, text.getvalue())
+    names = list(lines[0]) if lines else ["arm"]
+    write_text(path, csv_text(names, [list(line.values()) for line in lines]))

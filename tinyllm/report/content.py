@@ -11,6 +11,7 @@ from tinyllm.report.plots_tuning import tuning
 from tinyllm.report.summary import ArmSummary, summaries
 from tinyllm.report.svg import Picture, drawing
 from tinyllm.study.results import Study
+from tinyllm.utils.text import plain_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Report:
 
 
 def report(study: Study) -> Report:
-    """Lay out the whole report and draw its pictures."""
+    """Lay out the whole report and draw its pictures; texts are shown, never obeyed (:func:`plain_data`)."""
+    study = plain_data(study)
     arms = summaries(study)
     with drawing():
         sections = [

@@ -1,13 +1,12 @@
 """The figures of a report as CSV, unrounded; a field is empty where there is no figure."""
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from tinyllm.report.summary import ArmSummary, seed_differences, summaries
 from tinyllm.study.results import Study
+from tinyllm.utils.tables import csv_text
 
 
 def csv_files(study: Study) -> dict[str, str]:
@@ -64,8 +63,4 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
     """Rows under the union of their names, in the order in which these first come."""
     listed = list(rows)
     names = list(dict.fromkeys(name for row in listed for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(listed)
-    return text.getvalue()
+    return csv_text(names, ([row.get(name) for name in names] for row in listed))

@@ -1,8 +1,8 @@
 """Figures of a comparison as a reader wants them."""
 
-from tinyllm.loggers.wording import duration, plain, quantity, short
 from tinyllm.study.results import Difference
 from tinyllm.study.verdicts import p_value
+from tinyllm.utils.text import duration, plain, quantity, short
 
 MISSING = "–"
 """Stands where there is no figure."""

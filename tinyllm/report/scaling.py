@@ -1,17 +1,16 @@
 """A scaling study as a page of Markdown with pictures, as tables for other programs, and as lines for a terminal."""
 
-import csv
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tinyllm.loggers.wording import short
 from tinyllm.report import theme
 from tinyllm.report.svg import Picture, drawing, picture
+from tinyllm.report.writing import write_files
 from tinyllm.study.scaling_law import LEVEL, Law, Optimum
 from tinyllm.study.scaling_study import ScalingStudy
-from tinyllm.utils.files import write_text
+from tinyllm.utils.tables import csv_text
+from tinyllm.utils.text import short
 
 MARGIN = 1.5
 """How far beyond the sizes that were trained the curves are drawn."""
@@ -24,8 +23,7 @@ def write_scaling(study: ScalingStudy, directory: Path) -> None:
         pictures = [losses(study), frontier(study)]
     files = {f"figures/{one.name}.svg": one.file for one in pictures}
     files |= {"scaling.md": markdown(study, pictures), "runs.csv": runs_csv(study), "optima.csv": optima_csv(study)}
-    for name, text in files.items():
-        write_text(directory / name, text)
+    write_files(directory, files)
 
 
 def sentences(study: ScalingStudy) -> list[str]:
@@ -137,7 +135,7 @@ def runs_csv(study: ScalingStudy) -> str:
         )
         for one in study.runs
     ]
-    return _csv(head, rows)
+    return csv_text(head, rows)
 
 
 def optima_csv(study: ScalingStudy) -> str:
@@ -155,13 +153,7 @@ def optima_csv(study: ScalingStudy) -> str:
         )
         for one in study.optima
     ]
-    return _csv(head, rows)
-
-
-def _csv(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([head, *rows])
-    return text.getvalue()
+    return csv_text(head, rows)
 
 
 def losses(study: ScalingStudy) -> Picture:

@@ -1,5 +1,6 @@
 """What a report says of each arm, drawn together from its runs."""
 
+import math
 import statistics
 from dataclasses import dataclass
 
@@ -57,7 +58,7 @@ def summaries(study: Study) -> list[ArmSummary]:
 
 def _summary(study: Study, arm: Arm, *, style: int, difference: Difference | None) -> ArmSummary:
     runs = sorted((run for run in study.runs if run.arm == arm.name), key=lambda run: run.seed)
-    finished = [run for run in runs if run.status == "finished" and run.value is not None]
+    finished = [run for run in runs if run.status == "finished" and run.value is not None and math.isfinite(run.value)]
     values = [run.value for run in finished if run.value is not None]
     speeds = [run.tokens_per_s for run in finished if run.tokens_per_s is not None]
     peaks = [run.peak_memory_bytes for run in finished if run.peak_memory_bytes is not None]

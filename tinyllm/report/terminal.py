@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyllm.loggers.wording import shown_path
 from tinyllm.report import numbers
 from tinyllm.report.summary import ArmSummary, summaries
 from tinyllm.study.results import Study
+from tinyllm.utils.text import plain_data, shown_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +32,7 @@ def show(study: Study, directory: Path | None = None) -> None:
 
     In a file or pipe there are no colours, and no line is broken or cut off.
     """
+    study = plain_data(study)
     from rich.console import Console
     from rich.text import Text
 

@@ -1,30 +1,58 @@
 """Puts the report of a study into its directory."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from tinyllm.errors import UserError
 from tinyllm.report.content import report
 from tinyllm.report.csv_files import csv_files
 from tinyllm.report.markdown import markdown
 from tinyllm.report.page import page
 from tinyllm.study.results import Study
-from tinyllm.utils.files import write_text
+from tinyllm.utils.files import read_json, write_json, write_text
+
+WRITTEN = ".report.json"
+"""Names of the files that the last report wrote; only those are ever replaced or removed."""
+FIGURES = "figures"
 
 
 def write_report(study: Study, directory: Path) -> None:
     """Write ``report.html``, ``report.md`` with ``figures/*.svg``, and the tables as CSV.
 
-    The same study gives the same bytes. Each file is replaced at once, so whoever reads meanwhile sees a whole one;
-    pictures and tables of an earlier report that this one does not have are removed.
+    Raises:
+        OSError: the directory cannot be written.
+        UserError: a file of somebody else has one of the names.
+    """
+    shown = report(study)
+    files = {f"{FIGURES}/{one.name}.svg": one.file for one in shown.pictures}
+    files |= csv_files(study)
+    write_files(directory, files | {"report.md": markdown(shown), "report.html": page(shown)})
+
+
+def write_files(directory: Path, files: Mapping[str, str]) -> None:
+    """Write a report's files by name, and remove those of the last report that this one does not have.
+
+    The same texts give the same bytes. Each file is replaced at once, so whoever reads meanwhile sees a whole one.
+    What the last report did not write is left alone.
 
     Raises:
         OSError: the directory cannot be written.
+        UserError: a file of somebody else has one of the names, or ``figures`` is a link to another place.
     """
-    shown = report(study)
-    files = {f"figures/{one.name}.svg": one.file for one in shown.pictures}
-    files |= csv_files(study)
-    files |= {"report.md": markdown(shown), "report.html": page(shown)}
+    known = directory / WRITTEN
+    before = set(read_json(known, of=list)) if known.is_file() else None
+    for name in files:
+        if before is not None and name not in before and (directory / name).exists():
+            hint = "no report has written it; take it away, or choose another place with out=<directory>"
+            raise UserError("a file is in the way of the report", file=directory / name, hint=hint)
+    figures = directory / FIGURES
+    if figures.is_symlink():
+        raise UserError("the report's pictures would be written elsewhere", file=figures, hint="take the link away")
+    figures.mkdir(parents=True, exist_ok=True)
+    write_json(known, sorted({*(before or ()), *files}))  # first, so that a killed report knows its files again
     for name, text in files.items():
         write_text(directory / name, text)
-    for old in [*(directory / "figures").glob("*.svg"), directory / "tuning.csv"]:
-        if old.relative_to(directory).as_posix() not in files:
-            old.unlink(missing_ok=True)
+    for name in sorted((before or set()) - files.keys()):
+        if Path(name).parent in (Path(), Path(FIGURES)):  # the list is a file, and may be somebody else's
+            (directory / name).unlink(missing_ok=True)
+    write_json(known, sorted(files))

@@ -1,5 +1,6 @@
 """A comparison carried out: tuning, seeds, runs, measurements, figures."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,7 +186,8 @@ class Comparison:
                 self._check_stop()
                 speed = decode_speed(self.directory / first.path, allow=self.allow)
                 self.measured.put("decode_tokens_per_s", name, round(speed, 1))
-            if speed := float(self.measured.get("decode_tokens_per_s", name)):
+            speed = float(self.measured.get("decode_tokens_per_s", name))
+            if speed and math.isfinite(speed):
                 speeds[arm.name] = speed
         return speeds
 

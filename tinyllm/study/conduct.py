@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shlex
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from tinyllm.errors import UserError
 from tinyllm.study import clock
 from tinyllm.study.arms import Asked
 from tinyllm.study.budget import Budget
-from tinyllm.study.comparison import Comparison, arms_of, notes_of, values_of
+from tinyllm.study.comparison import RUNS, TIMING, TUNE, Comparison, arms_of, notes_of, values_of
 from tinyllm.study.composed import (
     Composed,
     compose_arms,
@@ -27,6 +28,7 @@ from tinyllm.study.composed import (
     same_metric,
 )
 from tinyllm.study.ledger import slug
+from tinyllm.study.measured import MEASURED
 from tinyllm.study.results import Run, Study
 from tinyllm.study.running import Places, places
 from tinyllm.study.screen import Screen
@@ -36,7 +38,7 @@ from tinyllm.study.tuning import asked as asked_for
 from tinyllm.study.verdicts import verdicts
 from tinyllm.training.seal import read_run_json
 from tinyllm.training.signals import StopRequest
-from tinyllm.utils.files import write_json
+from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.locks import try_lock
 
 if TYPE_CHECKING:
@@ -48,6 +50,9 @@ NO_MATTER = ("question", "reference", "seeds", "effect", "max_minutes", "probes"
 """What a study can change and still be the same study."""
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 STUDY = "study.json"
+STUDIES = (STUDY, "scaling.json")
+UNFINISHED = {".lock", RUNS, TUNE, TIMING, "probes", MEASURED}
+"""What lies in the directory of a study that has no report yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +116,37 @@ def place(cfg: "DictConfig", asked: Asked) -> Path:
     return Path("outputs") / "compare" / f"{slug(name)}_{digest}"
 
 
+def check_place(directory: Path) -> None:
+    """Refuse a directory that holds anything but a study: its report would replace files of other people.
+
+    Raises:
+        UserError: it is not empty and no study.
+    """
+    if not directory.is_dir():
+        return  # it is made, or making it says what is in the way
+    names = {one.name for one in directory.iterdir()}
+    foreign = names - UNFINISHED
+    if foreign and not any(is_study(directory / name) for name in STUDIES if name in names):
+        hint = f"it holds {min(foreign)} and is no study; choose a new or empty directory"
+        raise UserError("the directory is not empty", key="out", value=directory, hint=hint)
+
+
+def is_study(file: Path) -> bool:
+    """Whether a file is what a comparison or a scaling study leaves at its end."""
+    try:
+        return "runs" in read_json(file)
+    except UserError:
+        return False
+
+
 @contextmanager
 def taken_hold_of(directory: Path) -> Iterator[None]:
     """Make the study's directory and hold it.
 
     Raises:
-        UserError: it cannot be made, or another comparison works in it.
+        UserError: it holds something else, cannot be made, or another comparison works in it.
     """
+    check_place(directory)
     try:
         held = try_lock(directory / ".lock")
     except OSError as error:
@@ -217,12 +246,19 @@ def conduct(
             metric=comparison.metric,
             effect=cfg.effect,
             arms=[arm.name for arm in arms],
+            level=level_of(runs, reference.name),
         ),
         notes=notes,
         provenance=provenance_of(directory, runs),
     )
     write_json(directory / STUDY, asdict(study))
     return study
+
+
+def level_of(runs: Sequence[Run], arm: str) -> float | None:
+    """The mean of an arm's figures; None: no run of it has finished."""
+    values = [run.value for run in runs if run.arm == arm and run.value is not None]
+    return statistics.fmean(values) if values else None
 
 
 def tell_arms(comparison: Comparison, *, match: str) -> None:

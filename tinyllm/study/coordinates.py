@@ -4,8 +4,6 @@ Yang et al. 2022, https://arxiv.org/abs/2203.03466, appendix D.1: train a few st
 size of any coordinate grows or shrinks with the width. In maximal update parametrization none does.
 """
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ from torch import Tensor
 from tinyllm.training.objective import Objective
 from tinyllm.training.trainer import clip
 from tinyllm.utils.files import write_text
+from tinyllm.utils.tables import csv_text
 
 ATTENTION, FFN, STREAM, LOGITS = "attention", "feed-forward", "residual stream", "logits"
 KINDS = (ATTENTION, FFN, STREAM, LOGITS)
@@ -206,8 +205,5 @@ def check(
 
 def write_csv(found: Sequence[Coordinate], path: Path) -> None:
     """One row for each coordinate."""
-    text = io.StringIO()
-    rows = csv.DictWriter(text, fieldnames=list(Coordinate.__dataclass_fields__))
-    rows.writeheader()
-    rows.writerows(asdict(one) for one in found)
-    write_text(path, text.getvalue())
+    names = list(Coordinate.__dataclass_fields__)
+    write_text(path, csv_text(names, [list(asdict(one).values()) for one in found]))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -76,19 +77,24 @@ def result_of(
         return Run(**common, status=FAILED if failed else MISSING, error=reason(job, codes[path]) if failed else "")
     records = read_metrics(path / METRICS)
     evaluated = [record for record in records if metric in record]
-    if not evaluated or evaluated[-1][metric] is None:  # an earlier one would flatter it
-        return Run(**common, status=FAILED, error="its last evaluation gave no number")
+    if not evaluated or not is_figure(evaluated[-1][metric]):  # an earlier one would flatter it
+        return Run(**common, status=FAILED, error=f"its last {metric} is no finite number")
     peaks = [int(record["memory/peak_bytes"]) for record in records if record.get("memory/peak_bytes")]
     return Run(
         **common,
         status=FINISHED,
         value=evaluated[-1][metric],
-        records=[record for record in evaluated if record[metric] is not None],
+        records=[record for record in evaluated if is_figure(record[metric])],
         tokens_per_s=speed_of(path),
         peak_memory_bytes=max(peaks, default=None),
         seconds=seconds_of(path),
         sha256=sealed(path),
     )
+
+
+def is_figure(value: Any) -> bool:
+    """Whether a value of a record is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def speed_of(path: Path) -> float | None:
@@ -107,4 +113,4 @@ def seconds_of(path: Path) -> float:
 def last_value(path: Path, metric: str) -> tuple[float | None, float]:
     """The metric of the last evaluation, None if that gave no number, and the seconds that the run took."""
     evaluated = [record[metric] for record in read_metrics(path / METRICS) if metric in record]
-    return (evaluated[-1] if evaluated else None), seconds_of(path)
+    return (evaluated[-1] if evaluated and is_figure(evaluated[-1]) else None), seconds_of(path)

@@ -7,7 +7,7 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.utils.files import read_json, write_json
 
-FILE = "measured.json"
+MEASURED = "measured.json"
 DECODED = 128
 """Tokens that are generated to measure the speed of generation, where the context holds as many."""
 ROUNDS = 3
@@ -17,7 +17,7 @@ class Measured:
     """Figures by kind and by what they belong to, in a file."""
 
     def __init__(self, directory: Path) -> None:
-        self.file = directory / FILE
+        self.file = directory / MEASURED
         self._known: dict[str, dict[str, Any]] = {}
         if self.file.is_file():
             try:

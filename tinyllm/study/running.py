@@ -21,6 +21,7 @@ from tinyllm.training.run_dir import LOCK
 from tinyllm.training.signals import StopRequest
 from tinyllm.utils.files import renewed
 from tinyllm.utils.locks import is_held
+from tinyllm.utils.parent import PARENT
 
 LOOK_EVERY_S = 0.2
 GRACE_S = 60.0
@@ -136,7 +137,7 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Calla
     while is_held(job.path / LOCK) and stop.signal is None:
         time.sleep(LOOK_EVERY_S)
     job.error_file.unlink(missing_ok=True)
-    environ = {**os.environ, ERROR_FILE: str(job.error_file), **environment}
+    environ = {**os.environ, ERROR_FILE: str(job.error_file), PARENT: str(os.getpid()), **environment}
     with renewed(job.log) as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "tinyllm.train", *job.arguments],

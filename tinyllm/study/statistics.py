@@ -15,6 +15,8 @@ LEVEL = 0.05
 """Two-sided, for all arms of a study together."""
 POWER = 0.8
 """Probability with which a difference that is there is to be seen."""
+LARGEST = 1e100
+"""Figures beyond it are left out like infinite ones: their squares, which a variance is made of, are infinite."""
 RESOLUTION = 1e-12
 """Differences that spread less than this, relative to the figures, are equal but for rounding."""
 
@@ -28,10 +30,13 @@ def differences(
     are not.
 
     Args:
-        values: the metric by arm and seed, of finished runs.
+        values: the metric by arm and seed, of finished runs; what is not finite is left out.
         effect: the difference that is worth seeing.
         tests: comparisons that the power is planned for; None: the arms that are compared here.
     """
+    values = {
+        arm: {seed: value for seed, value in found.items() if abs(value) <= LARGEST} for arm, found in values.items()
+    }
     base = values.get(reference, {})
     pairs = {
         arm: {seed: found[seed] - base[seed] for seed in sorted(found.keys() & base.keys())}

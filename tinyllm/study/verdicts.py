@@ -11,7 +11,13 @@ UNITS = {"val/bpb": "bpb", "val/loss": "nats per token"}
 
 
 def verdicts(
-    differences: Sequence[Difference], *, reference: str, metric: str, effect: float, arms: Sequence[str] = ()
+    differences: Sequence[Difference],
+    *,
+    reference: str,
+    metric: str,
+    effect: float,
+    arms: Sequence[str] = (),
+    level: float | None = None,
 ) -> list[str]:
     """One sentence for each arm but the reference, then what all of them mean.
 
@@ -23,9 +29,10 @@ def verdicts(
         metric: what differs; less is better.
         effect: the difference that is worth seeing.
         arms: names of all arms, in order, so that those without such a seed are told.
+        level: the reference's own figure. No arm can be better by more, so a difference above it is none to look for.
     """
     unit = UNITS.get(metric, metric)
-    told = {one.arm: _sentence(one, reference, unit, effect) for one in differences}
+    told = {one.arm: _sentence(one, reference, unit, effect, level) for one in differences}
     others = [arm for arm in dict.fromkeys([*arms, *told]) if arm != reference]
     if others and not told:
         return [f"nothing can be said: no other arm has finished a seed that {reference} has finished as well"]
@@ -43,7 +50,7 @@ def _meaning(differences: Sequence[Difference]) -> list[str]:
     ]
 
 
-def _sentence(one: Difference, reference: str, unit: str, effect: float) -> str:
+def _sentence(one: Difference, reference: str, unit: str, effect: float, level: float | None) -> str:
     n, pair = len(one.seeds), f"{one.arm} against {reference}"
     if one.sd is None or one.low is None or one.high is None:
         return (
@@ -62,6 +69,10 @@ def _sentence(one: Difference, reference: str, unit: str, effect: float) -> str:
         return f"{one.arm} is {word} than {reference} by {size} {unit} (n = {n}, p {p_value(one.p_corrected)}){rest}"
     measured = f"measured {_signed(one.mean, half)} ± {rounded(half, half)}, p {p_value(one.p_corrected)}"
     seen = rounded(one.detectable, one.detectable)
+    if level is not None and one.detectable > level:
+        return (
+            f"{pair}: {n} seeds show nothing, their differences spread by more than the figures themselves ({measured})"
+        )
     start = f"{pair}: no difference above {seen} {unit} can be seen with {n} seeds ({measured})"
     return f"{start}; {_outlook(one, n, half, effect)}"
 

@@ -1,7 +1,5 @@
 """The directory of a sweep: a directory per job, the records of the jobs, sweep.csv."""
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,6 +10,7 @@ from tinyllm.resume import to_save
 from tinyllm.sweep.record import INTERRUPTED, NOT_STARTED, RUNNING, WAITING, Job, Record, read, shortened, status_of
 from tinyllm.utils.files import renewed, write_text
 from tinyllm.utils.locks import try_lock
+from tinyllm.utils.tables import csv_text
 
 CSV = "sweep.csv"
 RECORDS = "jobs"
@@ -151,22 +150,21 @@ class SweepDir:
         skipped = set(skipped)
         begun = [record for record in self.all() if ended or record.status not in (WAITING, RUNNING)]
         keys = dict.fromkeys(setting.partition("=")[0] for record in begun for setting in record.swept)
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["job", "status", *keys, *FIGURES, "run_dir", "error", "overrides"])
+        rows: list[list[object]] = []
         for record in begun:
             values = dict(setting.split("=", 1) for setting in record.swept)
             status = status_of(record, skipped)
             error = record.error
             if status == NOT_STARTED:
                 status, error = INTERRUPTED, NOT_STARTED
-            figures = ["" if (value := getattr(record, name)) is None else value for name in FIGURES]
+            figures = [getattr(record, name) for name in FIGURES]
             run_dir = self.run_dir(record)
             place = str(run_dir) if run_dir.exists() else ""
             settings = " ".join(record.overrides)
-            row = [record.number, status, *(values.get(key, "") for key in keys), *figures]
-            writer.writerow([*row, place, error, settings])
-        write_text(self.path / CSV, stream.getvalue())
+            row = [record.number, status, *(values.get(key) for key in keys), *figures]
+            rows.append([*row, place, error, settings])
+        names = ["job", "status", *keys, *FIGURES, "run_dir", "error", "overrides"]
+        write_text(self.path / CSV, csv_text(names, rows))
 
 
 def identity(overrides: Iterable[str]) -> frozenset[str]:

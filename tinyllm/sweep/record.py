@@ -1,6 +1,7 @@
 """What is known of one job of a sweep."""
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -120,8 +121,9 @@ def take_results(record: Record, run_dir: Path) -> None:
     for metrics in read_metrics(run_dir / "metrics.jsonl"):
         speed.add(metrics)
         record.step = metrics["step"]
-        if metrics.get("val/loss") is not None:
-            losses.append(metrics["val/loss"])
+        loss = metrics.get("val/loss")
+        if loss is not None and math.isfinite(loss):
+            losses.append(loss)
             record.val_bpb = metrics.get("val/bpb")
     record.val_loss = min(losses, default=None)
     record.tokens_per_s = round(speed.mean, 1) if speed.mean else None

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from tinyllm.loggers.wording import plain
 from tinyllm.sweep.directory import CSV, SweepDir
 from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Record
 from tinyllm.sweep.table import show_table
+from tinyllm.utils.text import plain
 
 LOOK_EVERY_S = 0.5
 SIGNALLED = 128

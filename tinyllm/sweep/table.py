@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TextIO
 
-from tinyllm.loggers.wording import plain
 from tinyllm.sweep.record import FAILED, FINISHED, INTERRUPTED, NOT_STARTED, SKIPPED, Record, status_of
+from tinyllm.utils.text import plain
 
 COLUMNS = ("job", "overrides", "status", "val loss", "bpb", "tokens/s")
 STYLES = {FINISHED: "green", SKIPPED: "dim green", FAILED: "red", INTERRUPTED: "yellow", NOT_STARTED: "dim"}

@@ -2,9 +2,6 @@
 
 import gc
 import os
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,9 +13,9 @@ import torch.distributed as dist
 from tinyllm.errors import RankError, UserError, one_line
 from tinyllm.training.distributed import Strategy, Values, started_processes
 from tinyllm.training.heartbeat import Heartbeat
+from tinyllm.utils.parent import end_with_parent
 
 T = TypeVar("T")
-LOOK_EVERY_S = 0.5
 
 
 class Ranks(Strategy):
@@ -74,7 +71,7 @@ class Ranks(Strategy):
             UserError: a backend that this machine does not have.
             RankError: ranks that do not come.
         """
-        end_with_launcher()
+        end_with_parent()  # so that no rank is left behind alone
         chosen = ("nccl" if device.type == "cuda" else "gloo") if backend == "auto" else backend
         if chosen == "nccl" and not (dist.is_nccl_available() and device.type == "cuda"):
             hint = "gloo, or auto: nccl passes messages between NVIDIA GPUs"
@@ -161,19 +158,3 @@ def is_of_connection(error: Exception) -> bool:
         return True
     words = ("gloo", "nccl", "connection", "timed out", "socket", "peer", "broken pipe")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-
-
-def end_with_launcher() -> None:
-    """Ask this process to stop, once, when the one that started it ends, so that no rank is left behind alone.
-
-    Linux can send a signal then by itself, but to the child of a process with several threads as often as one of them
-    ends, and a second signal means to leave at once.
-    """
-    launcher = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(LOOK_EVERY_S)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="launcher", daemon=True).start()

@@ -4,10 +4,15 @@ import os
 import shlex
 import shutil
 import sys
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-_CONTROL |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_DIRECTION = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_NOT_TEXT = (*range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)
+"""Halves of surrogate pairs, which no encoding takes, and code points that XML does not allow."""
+_CONTROL |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, 0xFEFF, *_DIRECTION, *_NOT_TEXT)}
 
 
 def short(number: float) -> str:
@@ -40,9 +45,28 @@ def duration(seconds: float) -> str:
 def plain(text: str) -> str:
     r"""The text with control and direction characters spelled out (``\x1b``), line ends and tabs kept.
 
-    A model writes what it likes, escape sequences included; a terminal must not obey them.
+    A model, a run's name or a file from a stranger may hold anything, escape sequences included, and a terminal must
+    not obey them. What comes out can also be encoded in UTF-8 and stand in XML.
     """
     return text.translate(_CONTROL)
+
+
+def say_aside(text: str) -> None:
+    """Print a sentence for the person to standard error, so that standard output holds what was asked for alone."""
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def plain_data(value: Any) -> Any:
+    """The same containers and dataclasses with every text in them, keys included, made :func:`plain`."""
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {plain_data(key): plain_data(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(plain_data(one) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{one.name: plain_data(getattr(value, one.name)) for one in fields(value)})
+    return value
 
 
 def shown_path(path: Path) -> str:
