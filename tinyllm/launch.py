@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm.config.literal import unquoted
 from tinyllm.errors import UserError
+from tinyllm.utils.environment import started_processes
 from tinyllm.utils.files import open_append
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def launched(cfg: "DictConfig", invocation: "Invocation") -> int | None:
         UserError: a setting that only a sweep can follow.
     """
     nproc, per_job = cfg.strategy.get("nproc_per_node"), cfg.strategy.get("gpus_per_job")
-    if "WORLD_SIZE" in os.environ:
+    if started_processes():
         return None
     if per_job is not None:
         hint = "it deals out GPUs to the jobs of a sweep: add -m, or leave it out"

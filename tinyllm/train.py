@@ -25,6 +25,10 @@ def main() -> None:
 
     def with_saved_settings(line: "CommandLine") -> list[str]:
         if not any(setting.startswith("resume=") for setting in line.settings):
+            if line.multirun:
+                from tinyllm.sweep.grid import parse
+
+                parse(line.settings)  # no sweeper, third-party ones included, takes keys that each job is given
             return line.settings
         from tinyllm.resume import look_up
 

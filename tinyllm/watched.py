@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tinyllm.errors import UserError
 from tinyllm.training.run_dir import LOCK, METRICS
+from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import parse_json, renewed
 from tinyllm.utils.locks import try_lock
 
@@ -51,7 +52,7 @@ class Watched:
         """When the record of each step was seen, by the clock of :func:`time.perf_counter`."""
         self._errors = log.with_suffix(".err")
         self._old = _identity(self._metrics)
-        inherited = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+        inherited = {name: value for name, value in for_several(os.environ).items() if name != "HYDRA_FULL_ERROR"}
         with renewed(log) as out, renewed(self._errors) as err:
             command = [sys.executable, "-m", "tinyllm.train", *settings]
             self.process = subprocess.Popen(

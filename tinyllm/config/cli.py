@@ -26,6 +26,7 @@ from tinyllm.config.overrides import key_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import RankError, UserError, one_line
+from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, started_processes
 from tinyllm.utils.files import create
 from tinyllm.utils.text import plain
 
@@ -38,6 +39,8 @@ ERROR_FILE = "TINYLLM_ERROR_FILE"
 ONE_LINE = "TINYLLM_ONE_LINE_ERRORS"
 """Environment variable: it was not a person who set HYDRA_FULL_ERROR, but the program that started this one."""
 MULTIRUN_KEYS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
+FILLED_IN = ("run.dir", "resume")
+"""Keys that a sweep gives to each of its jobs."""
 USER_ERROR = 2
 """Exit code of a mistake in what was asked for; a crash exits with 1."""
 
@@ -108,7 +111,7 @@ def run(
     if "--version" in arguments:
         print(f"tinyllm {tinyllm.__version__}")
         sys.exit(0)
-    debug = ("HYDRA_FULL_ERROR" in os.environ and ONE_LINE not in os.environ) or "debug=true" in arguments
+    debug = _wants_tracebacks(arguments)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves the reporting of errors to us
     if not debug:
         os.environ[ONE_LINE] = "1"
@@ -116,10 +119,13 @@ def run(
     try:
         arguments, as_json = _without(arguments, "--json")
         line = read(arguments, several=several)
-        if line.multirun and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if line.multirun and started_processes() > 1:
             hint = "start the multirun itself, without torchrun, or one job"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
         settings = prepare(line) if prepare else line.settings
+        if line.multirun:
+            for name in OF_ONE_RUN:
+                os.environ.pop(name, None)  # each job is a run of its own
         if line.multirun and jobs is None:  # what trains has sweepers of its own, which other programs inherit
             settings = [*settings, "hydra/sweeper=basic"]
         sys.argv = [sys.argv[0], *line.flags, *settings]
@@ -161,12 +167,20 @@ def run(
     sys.exit(next((code for code in results if code), 0))
 
 
+def _wants_tracebacks(arguments: list[str]) -> bool:
+    """Whether errors are shown with their traceback."""
+    typed = [is_on(value) for key, _, value in (one.partition("=") for one in arguments) if key == "debug"]
+    asked = is_on(os.environ.get("HYDRA_FULL_ERROR")) and ONE_LINE not in os.environ
+    return asked or any(typed[-1:])
+
+
 def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
     hydra_node = _hydra()
     if not _is_job():
         _refuse_multirun_keys(hydra_node)
-    cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed)
+    filled = FILLED_IN if _is_job() else ()
+    cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed, filled=filled)
     choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
     overrides = list(hydra_node.overrides.task)
     return task(cfg, replace(known, overrides=overrides, choices=choices, is_job=_is_job()))
@@ -217,7 +231,7 @@ def _report(error: Exception, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
     shown = error if isinstance(error, UserError) else explained(error, sys.argv[1:])
-    if os.environ.get("RANK", "0") != "0" and not isinstance(error, RankError):
+    if is_follower() and not isinstance(error, RankError):
         time.sleep(OTHERS_WAIT_S)
     tell(f"error: {shown}")
     return USER_ERROR

@@ -1,6 +1,6 @@
 """Composition of a configuration from the shipped groups, in Python and for the entry points."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ def checked(
     *,
     allow: frozenset[str] = frozenset(),
     typed: frozenset[str] | None = None,
+    filled: Collection[str] = (),
 ) -> DictConfig:
     """``cfg`` with the blocks of layers that differ, after the preflight.
 
@@ -57,6 +58,7 @@ def checked(
         program: the root file's name.
         allow: targets allowed besides tinyllm's own.
         typed: the keys of the command line itself, where the overrides hold more; None: all overrides.
+        filled: keys that the program itself has set; what they turn off was not the user's mistake.
 
     Raises:
         UserError: see :func:`tinyllm.config.preflight.check` and :func:`tinyllm.config.layers.expand`.
@@ -70,7 +72,7 @@ def checked(
         named |= experiment_keys(choices["experiment"], sources)
 
     def check_named(composed: DictConfig, named: set[str]) -> None:
-        check(composed, schema.SCHEMAS[program], named=named, allow=allow)
+        check(composed, schema.SCHEMAS[program], named=named, filled=filled, allow=allow)
 
     expand(cfg, base=base_of(hydra_node, program), check=check_named, named=named, allow=allow)
     check_named(cfg, named)

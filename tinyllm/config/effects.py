@@ -1,6 +1,6 @@
 """Keys that have no effect beside the value of another one; naming such a key is a mistake, not a no-op."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,11 @@ def given(value: Any) -> bool:
 def zero(value: Any) -> bool:
     """Whether a number that turns something off is 0."""
     return bool(value == 0)
+
+
+def a_path(value: Any) -> bool:
+    """Whether ``resume`` names a run; ``auto`` may find none, and every job of a sweep has it."""
+    return value not in (None, "auto")
 
 
 def off(value: Any) -> bool:
@@ -61,7 +66,7 @@ RULES = (
     Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),
     Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
     Off(by="model.block.moe.expert_d_ff", when=given, keys=("model.block.ffn.d_ff", "model.d_ff")),
-    Off(by="resume", when=given, keys=("init_from",)),
+    Off(by="resume", when=a_path, keys=("init_from",)),
     Off(by="temperature", when=zero, keys=("top_k", "top_p", "min_p")),
 )
 
@@ -73,12 +78,15 @@ OFFERED = {
 """What the model offers to its parts, and under which names; a part whose constructor has none ignores it."""
 
 
-def check_effects(plain: dict[str, Any], *, named: Iterable[str], allow: frozenset[str]) -> None:
+def check_effects(
+    plain: dict[str, Any], *, named: Iterable[str], filled: Collection[str] = (), allow: frozenset[str]
+) -> None:
     """Refuse a key that was named and cannot take effect.
 
     Args:
         plain: the composed configuration as plain containers.
         named: keys of the command line and of the experiment.
+        filled: keys that the program itself has set; they turn nothing off.
         allow: further targets that may be named.
 
     Raises:
@@ -87,7 +95,7 @@ def check_effects(plain: dict[str, Any], *, named: Iterable[str], allow: frozens
     named = set(named)
     blocks = _blocks(plain)
     views = [plain | {"model": plain["model"] | block | {"block": block}} for block in blocks] or [plain]
-    for rule in RULES:
+    for rule in (rule for rule in RULES if rule.by not in filled):
         dead = sorted(named.intersection(rule.keys)) if all(rule.when(value_at(one, rule.by)) for one in views) else []
         if dead:
             raise UserError(

@@ -7,7 +7,7 @@ of dataclass nodes against their ranges, ``_target_`` nodes against the construc
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -22,13 +22,21 @@ AT_RUN_TIME = frozenset({"model.vocab_size"})
 HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
-def check(cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: frozenset[str] = frozenset()) -> None:
+def check(
+    cfg: DictConfig,
+    schema: type,
+    *,
+    named: Iterable[str] = (),
+    filled: Collection[str] = (),
+    allow: frozenset[str] = frozenset(),
+) -> None:
     """Check every key of a composed configuration.
 
     Args:
         cfg: the composed configuration, without the ``hydra`` node.
         schema: the dataclass of its root.
         named: keys that the user named on the command line or in an experiment; such a key must take effect.
+        filled: keys that the program itself has set; they turn nothing off.
         allow: further targets that may be named.
 
     Raises:
@@ -44,7 +52,7 @@ def check(cfg: DictConfig, schema: type, *, named: Iterable[str] = (), allow: fr
     for path, number in _numbers(plain, ""):
         if not math.isfinite(number):
             raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
-    check_effects(plain, named=named, allow=allow)
+    check_effects(plain, named=named, filled=filled, allow=allow)
 
 
 def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from tinyllm.sweep.slots import gpus, parts_of
 from tinyllm.training.names import RUN_JSON
 from tinyllm.training.run_dir import LOCK
 from tinyllm.training.signals import StopRequest
+from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import renewed
 from tinyllm.utils.locks import is_held
 from tinyllm.utils.parent import PARENT
@@ -137,7 +138,7 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Calla
     while is_held(job.path / LOCK) and stop.signal is None:
         time.sleep(LOOK_EVERY_S)
     job.error_file.unlink(missing_ok=True)
-    environ = {**os.environ, ERROR_FILE: str(job.error_file), PARENT: str(os.getpid()), **environment}
+    environ = {**for_several(os.environ), ERROR_FILE: str(job.error_file), PARENT: str(os.getpid()), **environment}
     with renewed(job.log) as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "tinyllm.train", *job.arguments],

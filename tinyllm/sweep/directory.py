@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from tinyllm.config.overrides import key_of
 from tinyllm.errors import UserError
-from tinyllm.resume import to_save
 from tinyllm.sweep.record import INTERRUPTED, NOT_STARTED, RUNNING, WAITING, Job, Record, read, shortened, status_of
 from tinyllm.utils.files import renewed, write_text
 from tinyllm.utils.locks import try_lock
@@ -16,6 +16,8 @@ CSV = "sweep.csv"
 RECORDS = "jobs"
 LOCK = ".lock"
 STOP = "stop"
+OF_A_START = ("debug", "trainer.stop_after_steps", "trainer.max_minutes")
+"""Keys that may change when a sweep is started again. What a run starts from (``init_from``) is not among them."""
 LONGEST_NAME = 80
 """Characters of a run directory's name that tell what the job is."""
 FIGURES = ("val_loss", "val_bpb", "tokens_per_s", "step", "seconds")
@@ -95,10 +97,15 @@ class SweepDir:
         """Keep a record."""
         record.write(self.records)
 
-    def find(self, overrides: Iterable[str]) -> Record | None:
-        """The record of the job with these settings."""
-        wanted = identity(overrides)
-        return next((record for record in self.all() if identity(record.overrides) == wanted), None)
+    def named(self, name: str) -> Record | None:
+        """The record of this name."""
+        file = self.records / f"{name}.json"
+        return read(file) if file.is_file() else None
+
+    def find(self, job: Job) -> Record | None:
+        """The record of a job."""
+        wanted = identity(job)
+        return next((record for record in self.all() if identity(record) == wanted), None)
 
     def enlist(self, jobs: Sequence[Job]) -> list[Record]:
         """The records of jobs in their order; jobs that were not here before are added.
@@ -107,22 +114,23 @@ class SweepDir:
             UserError: a job was here with other settings.
         """
         known = self.all()
-        by_identity = {identity(record.overrides): record for record in known}
+        by_identity = {identity(record): record for record in known}
         number = max((record.number for record in known), default=-1) + 1
         found, changed = [], []
         for job in jobs:
-            record = by_identity.get(identity(job.overrides))
+            record = by_identity.get(identity(job))
             if record is None:
                 self._refuse_changed(job, known)
                 name = "_".join(filter(None, (f"{number:03d}", short_name(job.swept))))
                 record = Record(number=number, name=name, overrides=list(job.overrides), swept=list(job.swept))
                 changed.append(record)
-                by_identity[identity(job.overrides)] = record
+                by_identity[identity(job)] = record
                 number += 1
             elif record.overrides != list(job.overrides):  # in another order, or with another trainer.max_minutes
                 record.overrides = list(job.overrides)
                 changed.append(record)
             found.append(record)
+        assert len({record.name for record in found}) == len(jobs), "two jobs would share a run directory"
         for record in changed:
             self.write(record)
         return found
@@ -130,7 +138,7 @@ class SweepDir:
     def _refuse_changed(self, job: Job, known: Sequence[Record]) -> None:
         for record in known:
             if set(record.swept) == set(job.swept):
-                before, now = identity(record.overrides), identity(job.overrides)
+                before, now = identity(record), identity(job)
                 there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
                 differences = [f"{record.name} has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
                 raise UserError(
@@ -167,9 +175,18 @@ class SweepDir:
         write_text(self.path / CSV, csv_text(names, rows))
 
 
-def identity(overrides: Iterable[str]) -> frozenset[str]:
-    """What makes two jobs the same: their settings in any order, without what belongs to one start of the program."""
-    return frozenset(to_save(overrides))
+def identity(job: Job | Record) -> frozenset[str]:
+    """What makes two jobs the same: their settings in any order.
+
+    A key that belongs to one start of the program (``OF_A_START``) counts only where it is swept: a time limit given
+    once may change from start to start, two of them on one command line are two jobs.
+    """
+    return fixed_identity(job.overrides) | frozenset(job.swept)
+
+
+def fixed_identity(overrides: Iterable[str]) -> frozenset[str]:
+    """Settings in any order, without those of one start of the program."""
+    return frozenset(one for one in overrides if key_of(one) not in OF_A_START)
 
 
 def short_name(swept: Iterable[str]) -> str:

@@ -14,6 +14,7 @@ from tinyllm.sweep.slots import slots_for
 
 OWN_PLACE = {
     "run.dir": "each job has its own directory below hydra.sweep.dir; leave it out",
+    "run.name": "each job's directory is named by its number and what varies; leave it out",
     "resume": "start the same command again with hydra.sweep.dir=<the sweep's directory>",
 }
 """Keys that the sweep sets for each job."""
@@ -37,7 +38,7 @@ def sweep(launching: Launching, arguments: Iterable[str], *, batch: int | None, 
     problems: dict[int, UserError] = {}
     slots = None
     for index, job in enumerate(jobs):
-        known = directory.find(job.overrides)
+        known = directory.find(job)
         if known and known.status == FINISHED:
             continue
         try:
@@ -51,7 +52,7 @@ def sweep(launching: Launching, arguments: Iterable[str], *, batch: int | None, 
         todo = running.add(jobs)
         running.tell_jobs(len(jobs))
         for index, problem in problems.items():
-            record = directory.find(jobs[index].overrides)
+            record = directory.find(jobs[index])
             assert record is not None
             fail_at_once(running, record, problem)
             running.look()

@@ -100,7 +100,8 @@ class Launching:
         launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=self.context, task_function=self.task
         )
-        returns = launcher.launch([record.overrides for record in records], initial_job_idx=records[0].number)
+        jobs = [[*record.overrides, f"hydra.job.name={quote(record.name)}"] for record in records]
+        returns = launcher.launch(jobs, initial_job_idx=records[0].number)
         for record, returned in zip(records, returns, strict=True):
             if returned.status is not JobStatus.COMPLETED:
                 error = returned._return_value
@@ -161,7 +162,7 @@ class Launching:
 
 
 def _fail(directory: SweepDir, record: Record, reason: str) -> None:
-    now = directory.find(record.overrides) or record
+    now = directory.named(record.name) or record
     if now.status == FINISHED:
         return
     now.status, now.code, now.error = FAILED, now.code or 1, one_line(reason)

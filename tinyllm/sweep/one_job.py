@@ -34,8 +34,8 @@ def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int], *, 
     """
     directory = SweepDir(Path(hydra_node.sweep.dir))
     overrides = list(hydra_node.overrides.task)
-    record = directory.find(overrides)
-    if record is None:  # a sweeper of somebody else enlists nothing
+    record = directory.named(str(hydra_node.job.name))
+    if record is None:  # third-party sweepers do not register jobs, nor say which keys are swept
         directory.records.mkdir(parents=True, exist_ok=True)
         [record] = directory.enlist([Job(overrides=overrides, swept=overrides)])
     if record.status == FINISHED or directory.stopping:

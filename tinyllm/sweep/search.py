@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hydra.core.override_parser.types import Override
 
 from tinyllm.errors import UserError, one_line
-from tinyllm.sweep.directory import SweepDir, identity
+from tinyllm.sweep.directory import SweepDir, fixed_identity
 from tinyllm.sweep.grid import parse
 from tinyllm.sweep.launching import Launching, fail_at_once
 from tinyllm.sweep.record import FAILED, FINISHED, INTERRUPTED, Job, Record
@@ -92,7 +92,7 @@ def settle(study: "Study", running: Sweep, overrides: Sequence[Override], *, end
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         keys = {one.get_key_element() for one in overrides if one.is_sweep_override()}
         job = job_of(overrides, trial.params) if trial.params.keys() == keys else None  # else killed while choosing
-        record = running.directory.find(job.overrides) if job else None
+        record = running.directory.find(job) if job else None
         if record is not None and _has_value(record):
             study.tell(trial.number, record.val_loss)
         elif job is None or ended or (record is not None and record.status in (FINISHED, FAILED)):
@@ -201,7 +201,7 @@ def _check_same(
     ]
     asked = {
         "direction": direction,
-        "settings": sorted(identity(fixed)),
+        "settings": sorted(fixed_identity(fixed)),
         "space": {key: repr(one) for key, one in sorted(space.items())},
     }
     there = study.user_attrs.get("search")

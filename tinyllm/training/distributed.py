@@ -1,6 +1,5 @@
 """How many processes train together. A strategy is asked for its rank and what is to be done, never for its kind."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.errors import UserError
+from tinyllm.utils.environment import started_processes
 
 T = TypeVar("T")
 Values = list[float]
@@ -120,11 +120,6 @@ class SingleProcess(Strategy):
         if (size := started_processes()) > 1:
             hint = "leave strategy out, or start it without torchrun"
             raise UserError(f"torchrun started {size} processes", key="strategy", value="single", hint=hint)
-
-
-def started_processes() -> int:
-    """How many processes the launcher started; 0: there is no launcher."""
-    return int(os.environ.get("WORLD_SIZE", "0"))
 
 
 def auto() -> Strategy:

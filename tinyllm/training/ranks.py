@@ -11,11 +11,14 @@ import torch
 import torch.distributed as dist
 
 from tinyllm.errors import RankError, UserError, one_line
-from tinyllm.training.distributed import Strategy, Values, started_processes
+from tinyllm.training.distributed import Strategy, Values
 from tinyllm.training.heartbeat import Heartbeat
+from tinyllm.utils.environment import rank, started_processes
 from tinyllm.utils.parent import end_with_parent
 
 T = TypeVar("T")
+OF_LAUNCHER = ("RANK", "LOCAL_RANK")
+"""What torchrun sets beside ``WORLD_SIZE``."""
 
 
 class Ranks(Strategy):
@@ -36,7 +39,11 @@ class Ranks(Strategy):
             if number is not None and number < 1:
                 raise ValueError(f"{name}={number} must be at least 1")
         self.world_size = started_processes()
-        if not self.world_size or "RANK" not in os.environ:
+        missing = [name for name in OF_LAUNCHER if not os.environ.get(name)]
+        if self.world_size and missing:
+            hint = f"torchrun sets {missing[0]} too: start it with torchrun, or unset WORLD_SIZE"
+            raise UserError("no launcher started this process", key="WORLD_SIZE", value=self.world_size, hint=hint)
+        if not self.world_size:
             raise UserError(
                 "this strategy needs processes to be started",
                 key="strategy",
@@ -44,7 +51,7 @@ class Ranks(Strategy):
                 hint="add strategy.nproc_per_node=2, or start it with torchrun --nproc_per_node=2 -m tinyllm.train;"
                 " in one process: strategy=auto",
             )
-        self.rank, self.local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+        self.rank, self.local_rank = rank(), int(os.environ["LOCAL_RANK"])
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
         if nproc_per_node is not None and nproc_per_node != here:
             raise ValueError(f"nproc_per_node={nproc_per_node}, but torchrun started {here} processes here")

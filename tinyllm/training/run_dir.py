@@ -13,6 +13,7 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.training.seal import SEAL, read_run_json, sealed
+from tinyllm.utils.environment import is_follower
 from tinyllm.utils.files import write_json, write_text
 from tinyllm.utils.locks import is_held, try_lock, write_holder
 
@@ -64,7 +65,7 @@ def check_free(path: Path) -> None:
     Raises:
         UserError: it is held.
     """
-    if is_held(path / LOCK) and os.environ.get("RANK", "0") == "0":  # rank 0 may be the one that holds it
+    if is_held(path / LOCK) and not is_follower():  # rank 0 may be the one that holds it
         raise _in_use(path)
 
 

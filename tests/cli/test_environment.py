@@ -1,0 +1,84 @@
+"""What other programs leave in the environment."""
+
+from unittest import mock
+
+import pytest
+
+from tests.cli.conftest import Call
+from tinyllm.errors import UserError
+from tinyllm.utils import environment
+
+RANKS = ("strategy=ddp", "strategy.nproc_per_node=2")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOG_LEVEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("found", "processes", "rank"),
+    [
+        ({}, 0, 0),
+        ({"WORLD_SIZE": ""}, 0, 0),
+        ({"WORLD_SIZE": " ", "RANK": ""}, 0, 0),
+        ({"WORLD_SIZE": "1"}, 0, 0),  # left by something that is no launcher
+        ({"WORLD_SIZE": "1", "RANK": "0"}, 0, 0),
+        ({"RANK": "3"}, 0, 0),
+        ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, 1, 0),
+        ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, 2, 1),
+    ],
+)
+def test_who_started_this_process(
+    found: dict[str, str], processes: int, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    assert (environment.started_processes(), environment.rank()) == (processes, rank)
+    assert environment.is_follower() == (rank > 0)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "2;", "²"])
+def test_a_number_of_processes_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", value)
+    with pytest.raises(UserError, match=rf"\(WORLD_SIZE={value}\): torchrun sets it"):
+        environment.started_processes()
+    assert not environment.is_follower()
+
+
+@pytest.mark.parametrize("value", ["", "1"])
+def test_processes_are_started_although_something_left_a_world_of_one(
+    value: str, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    with mock.patch("tinyllm.launch.train_in_processes", lambda arguments, nproc: started.append(nproc) or 0):
+        assert call("train", *RANKS, WORLD_SIZE=value).code == 0
+    assert started == [2]
+
+
+@pytest.mark.parametrize("arguments", [(), RANKS, ("-m", "seed=1,2"), ("strategy=ddp",), ("strategy=single",)])
+def test_a_world_that_is_no_number_is_one_line(arguments: tuple[str, ...], call: Call) -> None:
+    answer = call("train", *arguments, WORLD_SIZE="many")
+    [line] = answer.err.splitlines()
+    assert line.startswith("error: not what a launcher sets (WORLD_SIZE=many): ")
+    assert (answer.code, answer.made) == (2, [])
+
+
+def test_a_world_without_a_launcher_says_what_is_missing(call: Call) -> None:
+    answer = call("train", WORLD_SIZE="2")
+    assert answer.err == (
+        "error: no launcher started this process (WORLD_SIZE=2): torchrun sets RANK too: start it with torchrun, or"
+        " unset WORLD_SIZE\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(value, False) for value in ("", "0", "false", "False", "no", "off")]
+    + [(value, True) for value in ("1", "true", "yes")],
+)
+def test_tracebacks_are_shown_to_who_asks(value: str, shown: bool, call: Call) -> None:
+    assert ("Traceback" in call("train", "trainer.max_steps=-1", HYDRA_FULL_ERROR=value).err) == shown
+    asked = call("train", "trainer.max_steps=-1", f"debug={value or 'false'}")
+    assert ("Traceback" in asked.err) == shown
