@@ -3,6 +3,7 @@
 Prompt and text go to standard output, everything else to standard error.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -177,8 +178,8 @@ def _ask() -> str | None:
     while True:
         try:
             if sys.stdout.isatty():
-                import readline  # noqa: F401  (importing it lets input() edit the line and recall earlier ones)
-
+                with contextlib.suppress(ImportError):  # Windows edits lines by itself
+                    import readline  # noqa: F401  (importing it lets input() edit the line and recall earlier ones)
                 return input("> ")
             print("> ", end="", file=sys.stderr, flush=True)
             return input()

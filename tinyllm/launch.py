@@ -19,13 +19,14 @@ from tinyllm.config.literal import unquoted
 from tinyllm.errors import UserError
 from tinyllm.utils.environment import started_processes
 from tinyllm.utils.files import open_append
+from tinyllm.utils.platforms import signals, usable_cpus
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from tinyllm.config.cli import Invocation
 
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+FORWARDED = signals("SIGINT", "SIGTERM", "SIGUSR1")
 SIGNALLED = 128
 
 
@@ -126,14 +127,14 @@ def main() -> None:
     from tinyllm.utils.parent import end_with_parent
 
     end_with_parent()
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(nproc))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(nproc))))
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable(logging.CRITICAL)  # what goes wrong the ranks say themselves
-    signals = ",".join(["SIGHUP", "SIGQUIT", *(one.name for one in FORWARDED)])
-    flags = ["--standalone", f"--nproc-per-node={nproc}", f"--signals-to-handle={signals}", "-m", "tinyllm.train"]
+    handled = ",".join(["SIGHUP", "SIGQUIT", *(one.name for one in FORWARDED)])
+    flags = ["--standalone", f"--nproc-per-node={nproc}", f"--signals-to-handle={handled}", "-m", "tinyllm.train"]
     try:
         run.run(run.parse_args([*flags, *arguments]))
     except SignalException as stopped:

@@ -1,8 +1,6 @@
 """A training as processes of its own, watched by what it writes and killed from outside."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ from tinyllm.training.run_dir import LOCK, METRICS
 from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import parse_json, renewed
 from tinyllm.utils.locks import try_lock
+from tinyllm.utils.platforms import end_now
 
 LOOK_EVERY = 0.002
 """Seconds between looks at the metrics."""
@@ -108,8 +107,7 @@ class Watched:
             UserError: one of them still holds it.
         """
         for pid in [*descendants(self.process.pid), self.process.pid]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+            end_now(pid)
         self.process.wait()
         end = time.perf_counter() + GONE_WITHIN
         while self.run_dir.is_dir():

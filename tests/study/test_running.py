@@ -8,7 +8,7 @@ from tinyllm.study.running import places
 
 def test_on_a_cpu_runs_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("tinyllm.study.running.usable_cpus", lambda: 8)
     assert list(places("auto", per_run=1, on_gpu=False).environments) == [{}]
     assert list(places(4, per_run=1, on_gpu=False).environments) == [{"OMP_NUM_THREADS": "2"}] * 4
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

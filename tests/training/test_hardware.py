@@ -20,3 +20,19 @@ def test_the_peak_of_a_slow_format_is_found_by_small_products(
         peak = hardware.peak_flops(torch.device("cpu"), "fp32")
         assert peak == pytest.approx(speed, rel=0.01)
         assert done.get_total_flops() < most
+
+
+@pytest.mark.parametrize(("cpus", "asked", "wanted"), [(2, None, 2), (16, None, 4), (2, "4", 4)])
+def test_no_more_threads_than_cpus_that_may_be_used(
+    cpus: int, asked: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container with a share of a large machine; what was asked for stays."""
+    threads = [4]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(hardware, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    hardware.pick_device("cpu")
+    assert threads[-1] == wanted

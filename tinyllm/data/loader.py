@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 from tinyllm.data.sampler import Sampler
 from tinyllm.data.tokens import Split
 from tinyllm.errors import UserError
+from tinyllm.utils.platforms import held_back, ignore, signals
 
 IGNORED = -100  # target of a position at which nothing is predicted
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # what training answers by finishing its step
+ENDING = signals("SIGINT", "SIGTERM", "SIGUSR1")  # what training answers by finishing its step
 Batch = tuple[Tensor, Tensor]
 
 
@@ -123,15 +124,13 @@ def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
     At exit Python sends its child processes SIGTERM and waits, and these workers ignore it: without the
     second half an uncaught error, whose traceback keeps this generator alive, would never come back.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    of_children = signal.getsignal(signal.SIGCHLD)
-    try:
+    of_children = [(number, signal.getsignal(number)) for number in signals("SIGCHLD")]
+    with held_back(ENDING):
         only_reference = [iter(loader)]  # starts the workers, which inherit the blocked signals
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if threading.current_thread() is threading.main_thread():
         # torch's handler raises the death of a worker wherever the program is; asked for a batch it tells so as well
-        signal.signal(signal.SIGCHLD, of_children or signal.SIG_DFL)
+        for number, handler in of_children:
+            signal.signal(number, handler or signal.SIG_DFL)
     atexit.register(only_reference.clear)
     try:
         for _ in range(count):
@@ -169,9 +168,7 @@ def _deaths_named(batches: Any) -> Iterator[None]:
 
 def _ignore_signals(worker: int) -> None:
     """They reach the whole process group, and the training process wants its step's batches first."""
-    for number in ENDING:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    ignore(ENDING)
 
 
 def eval_batches(

@@ -2,9 +2,7 @@
 
 import contextlib
 import json
-import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.utils.files import parse_json
+from tinyllm.utils.platforms import end_now
 
 
 class Background:
@@ -74,8 +73,7 @@ class Background:
             self._process.wait(max(0.0, until - time.monotonic()))
             by_itself = True
         except (queue.Full, subprocess.TimeoutExpired):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+            end_now(self._process.pid)
             self._process.wait()
             by_itself = False
         for thread in self._threads:

@@ -23,6 +23,7 @@ from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import renewed
 from tinyllm.utils.locks import is_held
 from tinyllm.utils.parent import PARENT
+from tinyllm.utils.platforms import usable_cpus
 
 LOOK_EVERY_S = 0.2
 GRACE_S = 60.0
@@ -86,7 +87,7 @@ def places(parallel: int | str, *, per_run: int, on_gpu: bool) -> Places:
     """
     if not on_gpu:
         number = 1 if parallel == "auto" else int(parallel)
-        threads = max(1, len(os.sched_getaffinity(0)) // number)
+        threads = max(1, usable_cpus() // number)
         shared = {} if number == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
         return Places(environments=[shared] * number)
     parts = parts_of(gpus(), per_run)

@@ -19,6 +19,7 @@ from tinyllm.sweep.directory import SweepDir
 from tinyllm.sweep.record import FINISHED, STOPPED, Job, Record, take_results
 from tinyllm.sweep.sweep import running_here
 from tinyllm.utils.files import open_append
+from tinyllm.utils.platforms import signals
 
 WATCH_EVERY_S = 0.5
 
@@ -105,7 +106,7 @@ def apart(directory: SweepDir, record: Record, afterwards: list[Callable[[], obj
     Args:
         afterwards: gets what is to be done once the job's outcome is written down.
     """
-    if os.getpgrp() != os.getpid():
+    if hasattr(os, "setpgid") and os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     parent, done = os.getppid(), threading.Event()
 
@@ -125,7 +126,8 @@ def apart(directory: SweepDir, record: Record, afterwards: list[Callable[[], obj
 
     before = signal.signal(signal.SIGTERM, leave)
     # By SIGUSR2 submitit learns that the job's time is almost over: it puts the job into the queue again.
-    requeue = signal.signal(signal.SIGUSR2, stop_first)
+    almost_over = next(iter(signals("SIGUSR2")), None)
+    requeue = None if almost_over is None else signal.signal(almost_over, stop_first)
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
@@ -135,7 +137,8 @@ def apart(directory: SweepDir, record: Record, afterwards: list[Callable[[], obj
         done.set()
         watcher.join()
         signal.signal(signal.SIGTERM, before)
-        signal.signal(signal.SIGUSR2, requeue)
+        if almost_over is not None:
+            signal.signal(almost_over, requeue)
 
 
 @contextmanager

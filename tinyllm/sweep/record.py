@@ -3,7 +3,6 @@
 import contextlib
 import math
 import os
-import signal
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,13 +13,14 @@ from tinyllm.loggers.story import Speed
 from tinyllm.training.metrics import read_metrics
 from tinyllm.training.names import RUN_JSON
 from tinyllm.utils.files import read_json, write_json
+from tinyllm.utils.platforms import signals
 
 WAITING, RUNNING = "waiting", "running"
 FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "skipped"
 NOT_STARTED = "not started"
 """How a job that waits is shown once the sweep is over."""
 LONGEST_NUMBER = 8
-STOPPED = tuple(128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+STOPPED = tuple(128 + number for number in signals("SIGINT", "SIGTERM", "SIGUSR1"))
 """Exit codes of a run that somebody stopped."""
 
 

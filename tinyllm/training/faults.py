@@ -14,12 +14,12 @@ without cleaning up; ``raise`` raises a RuntimeError, ``memory`` a MemoryError, 
 
 import errno
 import os
-import signal
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
 from tinyllm.errors import UserError
+from tinyllm.utils.platforms import signals
 
 VARIABLE = "TINYLLM_FAULT"
 EXIT_CODE = 3
@@ -33,7 +33,7 @@ POINTS = {
     "save:between_hints": "one hint names the new checkpoint, the other does not yet",
     "save:mid_prune": "some of the old checkpoints are gone, or the first is about to go",
 }
-SIGNALS = {name: signal.Signals[f"SIG{name.upper()}"] for name in ("kill", "stop", "term", "int", "usr1")}
+SIGNALS = {one.name[3:].lower(): one for one in signals("SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT", "SIGUSR1")}
 ERRORS: dict[str, type[Exception]] = {"raise": RuntimeError, "memory": MemoryError, "nospace": OSError}
 ACTIONS = (*SIGNALS, *ERRORS, "exit", "nan")
 

@@ -1,12 +1,12 @@
 """What the machine is: device, peak arithmetic rate, memory in use."""
 
-import resource
-import sys
+import os
 import time
 
 import torch
 
 from tinyllm.errors import UserError
+from tinyllm.utils.platforms import peak_resident_bytes, usable_cpus
 
 # Dense bf16 peaks in TFLOP/s, from the makers' data sheets (without sparsity).
 GPU_PEAKS = {
@@ -28,11 +28,14 @@ PEAK_SECONDS = 0.3
 
 
 def pick_device(name: str, *, key: str = "trainer.device") -> torch.device:
-    """The device that the setting ``key`` asks for.
+    """The device that the setting ``key`` asks for. From then on torch has no more threads than CPUs it may use.
 
     Raises:
         UserError: it is not on this machine.
     """
+    # torch counts the CPUs of its affinity, not a container's share of them, of which more threads make nothing faster
+    if "OMP_NUM_THREADS" not in os.environ and (cpus := usable_cpus()) < torch.get_num_threads():
+        torch.set_num_threads(cpus)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -81,5 +84,4 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes in use so far: allocated on a GPU, resident for the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_resident_bytes()

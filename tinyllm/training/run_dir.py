@@ -168,7 +168,8 @@ def _leave_to_the_parent() -> None:
         one.close()
 
 
-os.register_at_fork(after_in_child=_leave_to_the_parent)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 class FollowedRunDir(Places):

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from tinyllm.utils.platforms import signals
+
+HANDLED = signals("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 class StopRequest:

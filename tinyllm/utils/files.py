@@ -13,12 +13,14 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinyllm.errors import UserError
+from tinyllm.utils.platforms import open_flags
 
 TEMPORARY = ".tmp-"
 """Begins the name of whatever is not finished."""
@@ -29,7 +31,9 @@ DEEPEST = 64
 MOST = 4_000_000
 """Containers in one JSON text: Python takes 64 bytes for an empty list whose text is two."""
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = open_flags("O_WRONLY", "O_CREAT", "O_NOFOLLOW")
+_FLUSH = open_flags("O_RDWR" if sys.platform == "win32" else "O_RDONLY")
+"""Windows flushes what may be written only, and no directories."""
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """How a file system says that it has no such call."""
 
@@ -137,7 +141,7 @@ def remove(path: Path) -> None:
 def sync(path: Path) -> None:
     """Make a file's content, or the names in a directory, durable, where the file system can."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, _FLUSH)
     except OSError:
         if path.is_dir():  # a directory that may be written but not read
             return
@@ -220,7 +224,7 @@ def read_bytes(file: Path, *, what: str = "cannot be read", largest: int = LARGE
         UserError: it is missing, is something else (a pipe would be waited for), or is larger; the line says ``what``.
     """
     try:
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        with open(os.open(file, open_flags("O_RDONLY", "O_NONBLOCK")), "rb") as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(what, file=file, hint="not a regular file")

@@ -1,7 +1,6 @@
 """Lock files, which a dead process does not keep."""
 
 import errno
-import fcntl
 import os
 import stat
 import time
@@ -10,9 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinyllm.errors import UserError
+from tinyllm.utils.platforms import module, open_flags
+
+fcntl, msvcrt = module("fcntl"), module("msvcrt")
 
 _NO_LOCKS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 """How a file system says that it has no locks."""
+_BYTE = 1 << 30
 _TRIES, _PAUSE_S = 3, 0.02
 """Whoever looks at a lock (:func:`is_held`) has it for an instant."""
 
@@ -27,11 +30,11 @@ def try_lock(path: Path) -> int | None:
         OSError: it cannot be made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = _open(path, "O_RDWR", "O_CREAT")
     for attempt in range(_TRIES):
         if attempt:
             time.sleep(_PAUSE_S)
-        if _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if _take(descriptor):
             return descriptor
     os.close(descriptor)
     return None
@@ -43,11 +46,11 @@ def is_held(path: Path) -> bool:
     One that is not there nobody has, nor one that may not be read.
     """
     try:
-        descriptor = _open(path, os.O_RDONLY)
+        descriptor = _open(path, "O_RDONLY")
     except (OSError, UserError):
         return False
     try:
-        return not _flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return not _take(descriptor, shared=True)
     finally:
         os.close(descriptor)
 
@@ -58,12 +61,13 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
     The lock belongs to the open file, so it is free the moment its holder ends, however it ends.
     """
-    descriptor = try_lock(path)
-    if descriptor is None:
+    taken = try_lock(path)
+    if taken is None:
         waiting()
-        descriptor = _open(path, os.O_RDWR | os.O_CREAT)
+    descriptor = _open(path, "O_RDWR", "O_CREAT") if taken is None else taken
     try:
-        _flock(descriptor, fcntl.LOCK_EX)
+        if taken is None:
+            _wait_for(descriptor)
         yield
     finally:
         os.close(descriptor)
@@ -76,9 +80,9 @@ def write_holder(descriptor: int, text: str) -> None:
         os.write(descriptor, text.encode("utf-8", "replace"))
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path, *flags: str) -> int:
     try:
-        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, open_flags(*flags, "O_NOFOLLOW", "O_NONBLOCK"), 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise _no_lock_file(path, "a symbolic link") from error
@@ -93,13 +97,38 @@ def _no_lock_file(path: Path, what: str) -> UserError:
     return UserError("not a lock file", file=path, hint=f"it is {what}; remove it if no process uses the directory")
 
 
-def _flock(descriptor: int, operation: int) -> bool:
+def _take(descriptor: int, *, shared: bool = False) -> bool:
     """Take a lock; False: another process has it. Where there are no locks nobody can have it."""
     try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
+        if fcntl is not None:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        elif msvcrt is not None:
+            _lock_byte(descriptor)
+    except (BlockingIOError, PermissionError):
         return False
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
     return True
+
+
+def _wait_for(descriptor: int) -> None:
+    """Take a lock as soon as no other process has it."""
+    if fcntl is None:
+        while not _take(descriptor):
+            time.sleep(_PAUSE_S)
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+
+
+def _lock_byte(descriptor: int) -> None:
+    """The lock of Windows: of a byte, which nobody else can read or write then, so it is one behind the content."""
+    os.lseek(descriptor, _BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    finally:
+        os.lseek(descriptor, 0, os.SEEK_SET)

@@ -1,0 +1,137 @@
+"""What differs between operating systems: signals, flags of open, memory, and how many CPUs may be used.
+
+On Windows there are no ``fcntl``, ``resource``, ``fork``, affinity, SIGUSR1 and O_NOFOLLOW. What the programs need of
+them is asked for here (and, for locks, in ``tinyllm.utils.locks``), so that nothing else has to know.
+"""
+
+import importlib
+import math
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+def module(name: str) -> Any:
+    """A module of the standard library that some platforms lack; None there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def open_flags(*names: str) -> int:
+    """Flags of ``os.open``, those that the platform lacks left out, for bytes as they are and this process alone."""
+    flags = 0
+    for name in (*names, "O_CLOEXEC", "O_NOINHERIT", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    return flags
+
+
+def signals(*names: str) -> tuple[signal.Signals, ...]:
+    """Those of the signals that the platform has."""
+    return tuple(signal.Signals[name] for name in names if hasattr(signal, name))
+
+
+def end_now(pid: int) -> None:
+    """End a process at once, and what it started with it where it leads a group; nothing if it is gone."""
+    with suppress(ProcessLookupError, PermissionError):
+        if hasattr(os, "killpg") and os.getpgid(pid) == pid:
+            os.killpg(pid, signal.SIGKILL)
+        else:
+            os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+
+
+@contextmanager
+def held_back(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Signals that come inside the block are delivered after it; processes started in it begin with them blocked."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore(numbers: tuple[signal.Signals, ...]) -> None:
+    """Ignore signals from now on, those too that :func:`held_back` blocks."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: of its affinity, and of the time that a container or a batch system grants."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # neither macOS nor Windows has it
+        count = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, count if quota is None else min(count, math.ceil(quota)))
+
+
+PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
+
+def _cgroup_quota() -> float | None:
+    """CPU time per time that the control groups of this process grant, the least of them; None: no limit."""
+    try:
+        lines = PROC.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    quotas = []
+    for line in lines:
+        _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = CGROUPS / controllers if controllers else CGROUPS  # version 1 has a tree for each set of controllers
+        group = Path(path.strip("/"))
+        # inside a container the path may be the host's, which is not there; its own group is the root then
+        for place in {root / group, *(root / parent for parent in group.parents), root, CGROUPS / "cpu"}:
+            quotas.append(_quota_of(place))
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):
+            texts = " ".join((group / name).read_text(encoding="ascii") for name in names).split()
+            quota, period = float(texts[0]), float(texts[1])  # "max" is no number, and -1 no limit either
+            return quota / period if quota > 0 and period > 0 else None
+    return None
+
+
+def peak_resident_bytes() -> int:
+    """Most memory that this process has had at once; 0 where the platform does not say."""
+    resource = module("resource")
+    if resource is not None:
+        scale = 1 if sys.platform == "darwin" else 1024
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * scale
+    return _peak_on_windows() if sys.platform == "win32" else 0
+
+
+def _peak_on_windows() -> int:
+    import ctypes
+
+    class Memory(ctypes.Structure):
+        """PROCESS_MEMORY_COUNTERS of the Windows API."""
+
+        _fields_ = (
+            ("cb", ctypes.c_uint32),
+            ("PageFaultCount", ctypes.c_uint32),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("others", ctypes.c_size_t * 7),
+        )
+
+    api: Any = getattr(ctypes, "windll").kernel32  # noqa: B009  (the attribute is there on Windows alone)
+    memory = Memory(cb=ctypes.sizeof(Memory))
+    api.GetCurrentProcess.restype = ctypes.c_void_p
+    api.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
+    found = api.K32GetProcessMemoryInfo(api.GetCurrentProcess(), ctypes.byref(memory), memory.cb)
+    return int(memory.PeakWorkingSetSize) if found else 0
