@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllm.config.literal import unquoted
 from tinyllm.errors import UserError
+from tinyllm.training.signals import unless_nohup
 from tinyllm.utils.environment import started_processes
 from tinyllm.utils.files import open_append
 from tinyllm.utils.platforms import signals, usable_cpus
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from tinyllm.config.cli import Invocation
 
-FORWARDED = signals("SIGINT", "SIGTERM", "SIGUSR1")
+FORWARDED = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALLED = 128
 
 
@@ -113,7 +114,7 @@ def _forwarding() -> Iterator[list["subprocess.Popen[bytes]"]]:
         for process in running:
             process.kill() if len(came) > 1 else process.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    before = {number: signal.signal(number, forward) for number in unless_nohup(FORWARDED)}
     try:
         yield running
     finally:
@@ -133,7 +134,7 @@ def main() -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.disable(logging.CRITICAL)  # what goes wrong the ranks say themselves
-    handled = ",".join(["SIGHUP", "SIGQUIT", *(one.name for one in FORWARDED)])
+    handled = ",".join(["SIGQUIT", *(one.name for one in FORWARDED)])
     flags = ["--standalone", f"--nproc-per-node={nproc}", f"--signals-to-handle={handled}", "-m", "tinyllm.train"]
     try:
         run.run(run.parse_args([*flags, *arguments]))

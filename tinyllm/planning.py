@@ -33,8 +33,9 @@ from tinyllm.training.compiling import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.events import Callback
 from tinyllm.training.hardware import pick_device
+from tinyllm.training.lineage import later_than
 from tinyllm.training.names import TOKENIZER
-from tinyllm.training.plan import Batch, check_horizon, plan_batch, plan_steps, regroup
+from tinyllm.training.plan import Batch, Horizon, Standing, check_horizon, plan_batch, plan_horizon, regroup
 from tinyllm.training.run_dir import auto_path, check_new
 from tinyllm.training.seeds import stream
 
@@ -59,7 +60,7 @@ class Planned:
     batch: Batch
     data: TokenData
     sampler: Sampler
-    max_steps: int
+    horizon: Horizon
     lengths: Lengths
     schedule: Schedule
     path: Path
@@ -67,9 +68,25 @@ class Planned:
     notes: list[str]
 
     @property
+    def max_steps(self) -> int:
+        """The step at which the run is complete."""
+        return self.horizon.max_steps
+
+    def lr(self, step: int) -> float:
+        """The scheduled learning rate of a step (from 0)."""
+        return self.schedule(step - self.horizon.shift)
+
+    @property
     def start_step(self) -> int:
         """Steps that are done already."""
         return self.resumption.checkpoint.step if self.resumption else 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do: no step, and no evaluation of the last one that a signal broke off."""
+        if self.resumption is None or self.start_step < self.max_steps:
+            return False
+        return self.resumption.checkpoint.state().get("owed") is None
 
 
 def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> Planned:
@@ -94,11 +111,13 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     horizon = {name: cfg.trainer[name] for name in HORIZON}
     check_horizon(**horizon)
     curriculum = Curriculum(**plain(cfg.curriculum), seq_len=batch.seq_len)
-    count_steps = partial(plan_steps, batch, **horizon, curriculum=curriculum)
+    count_steps = partial(plan_horizon, batch, **horizon, curriculum=curriculum)
+    if resumption and horizon["max_steps"] is None:
+        count_steps = partial(count_steps, standing=_standing(resumption.checkpoint))
     sketch = partial(build_model, cfg, seed=0, device=torch.device("meta"), allow=allow)
     strategy.check(build_optimizer(cfg, sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB), allow=allow)[0])
     if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
-        build_schedule(cfg, n_steps=count_steps(epoch_tokens=0), allow=allow)
+        build_schedule(cfg, n_steps=count_steps(epoch_tokens=0).steps, allow=allow)
     pin_memory = _pinned(cfg, device)
     if cfg.trainer.compile.enabled:
         check_backend(cfg.trainer.compile.backend)
@@ -107,6 +126,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         source = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
     corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     path, is_new = _place(cfg, invocation, resumption)
+    notes += _abandoned(resumption, path) if resumption else []
     if is_new and strategy.rank == 0:
         check_new(path)
     data = open_data(corpus, tokenizer_trainer)
@@ -115,8 +135,8 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     if source is not None:
         _check_source(source, data, model, cfg=cfg, allow=allow)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
-    max_steps = count_steps(epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
-    schedule = build_schedule(cfg, n_steps=max_steps, allow=allow)
+    end = count_steps(epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
+    schedule = build_schedule(cfg, n_steps=end.steps, allow=allow)
     precision = cfg.trainer.precision
     if precision == "auto":
         precision = auto_precision(device)
@@ -125,14 +145,15 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         was = resumption.checkpoint.manifest
         if cfg.trainer.precision == "auto":
             precision = was["precision"]
-        if was["max_steps"] != max_steps:
-            old = build_schedule(cfg, n_steps=was["max_steps"], allow=allow)
-            step = resumption.checkpoint.step
+        if was["max_steps"] != end.max_steps:
+            step, shift = resumption.checkpoint.step, was.get("shift", 0)
+            old = build_schedule(cfg, n_steps=was["max_steps"] - shift, allow=allow)
             notes.append(
-                f"horizon {was['max_steps']} → {max_steps} steps: the learning rate of step {step + 1} is"
-                f" {schedule(step):.4g} (was {old(step):.4g})"
+                f"horizon {was['max_steps']} → {end.max_steps} steps: the learning rate of step {step + 1} is"
+                f" {schedule(step - end.shift):.4g} (was {old(step - shift):.4g})"
             )
-            now, before = (curriculum.lengths(n).at(step) for n in (max_steps, was["max_steps"]))
+            now = curriculum.lengths(end.steps, shift=end.shift).at(step)
+            before = curriculum.lengths(was["max_steps"] - shift, shift=shift).at(step)
             if now != before:
                 notes.append(f"its sequences have {now} tokens instead of {before}: curriculum.steps is half of it")
     return Planned(
@@ -148,13 +169,27 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         batch=batch,
         data=data,
         sampler=sampler,
-        max_steps=max_steps,
-        lengths=curriculum.lengths(max_steps),
+        horizon=end,
+        lengths=curriculum.lengths(end.steps, shift=end.shift),
         schedule=schedule,
         path=path,
         is_new=is_new,
         notes=notes + list(data.notes),
     )
+
+
+def _standing(checkpoint: checkpoints.Checkpoint) -> Standing:
+    state = checkpoint.state()
+    return Standing(step=state["step"], tokens=state["tokens"], sequences=state["sequences"])
+
+
+def _abandoned(resumption: Resumption, path: Path) -> list[str]:
+    """What a run loses that goes back to an older checkpoint, as a sentence."""
+    directory, step = resumption.checkpoint.path.parent, resumption.checkpoint.step
+    later = later_than(directory, step)
+    if not later or path.absolute() != resumption.checkpoint.run_dir.absolute():
+        return []
+    return [f"back to step {step}: the records of later steps go now, {', '.join(later)} with the next checkpoint"]
 
 
 def _regroup(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[str]:

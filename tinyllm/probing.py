@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
 
 from tinyllm.assemble import build_model, build_optimizer, build_schedule, plain
 from tinyllm.config.build import build
@@ -23,6 +22,7 @@ from tinyllm.probes.results import Probe, Shelf, fingerprint, score
 from tinyllm.probes.stream import batches_to_test, batches_to_train, right_answers
 from tinyllm.probes.task import Task, check_disjoint
 from tinyllm.training.allocator import keep_freed_memory
+from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.deterministic import deterministic
 from tinyllm.training.distributed import SingleProcess
@@ -32,7 +32,6 @@ from tinyllm.training.metrics import Log
 from tinyllm.training.objective import Objective, autocast
 from tinyllm.training.plan import plan_batch
 from tinyllm.training.profile import NoProfiler
-from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import seed_globals
 from tinyllm.training.signals import StopRequest
 from tinyllm.training.state import TrainState
@@ -50,19 +49,6 @@ class Messages(Callback):
 
     def on_message(self, text: str) -> None:
         print(text, file=sys.stderr)
-
-
-class NoSaver(Saver):
-    """Keeps no checkpoint: a probe's model is of no use once it is measured."""
-
-    def __init__(self) -> None:
-        super().__init__(Path(), texts={}, facts={}, keep=0, asynchronous=False)
-
-    def begin(self, *, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], best: bool) -> None:
-        pass
-
-    def commit(self) -> Path:
-        return self.directory
 
 
 def tasks_of(cfg: DictConfig, *, allow: frozenset[str] = frozenset()) -> dict[str, Task]:
@@ -277,9 +263,9 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
         draw_kept=model.draw_kept,
         feed_forwards=[block.ffn for block in model.layers()],
         batches=batches,
-        evaluate=dict,
-        sample=str,
-        saver=NoSaver(),
+        evaluate=lambda stopping: {},
+        sample=lambda step, stopping: "",
+        checkpoints=NoCheckpoints(),
         log=Log(),
         events=Messages(),
         stop=StopRequest(),

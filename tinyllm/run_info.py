@@ -39,11 +39,12 @@ def run_info(
     state_bytes = counts.total * 4 * copies
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
     start, lengths = planned.start_step, planned.lengths
-    planned_tokens = tokens + batch.sequences * (lengths.total(planned.max_steps) - lengths.total(start))
+    horizon = planned.horizon
+    planned_tokens = tokens + batch.sequences * (lengths.total(horizon.steps) - lengths.total(start - horizon.shift))
     notes = list(planned.notes)
-    if start < lengths.steps:
+    if start < lengths.full_from:
         notes.append(
-            f"sequences of {lengths.at(start)} tokens at first, of {batch.seq_len} from step {lengths.steps + 1} on"
+            f"sequences of {lengths.at(start)} tokens at first, of {batch.seq_len} from step {lengths.full_from + 1} on"
         )
     if not cfg.trainer.eval_every:
         notes.append("no evaluation: trainer.eval_every=0")

@@ -31,7 +31,7 @@ def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None
         UserError: something does not fit; wherever it can be known by then, before anything is written.
     """
     planned = plan(cfg, invocation, resumption)
-    if planned.start_step >= planned.max_steps:
+    if planned.is_complete:
         print(f"nothing to do: {planned.path} is complete at step {planned.start_step} of {planned.max_steps}")
         return 0
     strategy, ways = planned.strategy, cfg.distributed

@@ -16,19 +16,23 @@ from tinyllm.data.loader import train_batches
 from tinyllm.inference.decoding import Autocast
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
+from tinyllm.inference.interrupt import Stopping
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
+from tinyllm.nn.finite import first_not_finite
 from tinyllm.optim.ema import EMA, Average
 from tinyllm.planning import Planned, data_facts
 from tinyllm.resume import to_save
 from tinyllm.run_info import run_info
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training import names
-from tinyllm.training.compiling import Compiled, Eager
+from tinyllm.training.checkpointing import Checkpointing
+from tinyllm.training.compiling import Compiled, Eager, untouched
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup
 from tinyllm.training.faults import fault
 from tinyllm.training.hardware import peak_flops
-from tinyllm.training.metrics import Log, MetricsLog
+from tinyllm.training.lineage import follow
+from tinyllm.training.metrics import Log, MetricsLog, read_metrics
 from tinyllm.training.objective import AUTOCAST, Objective, autocast
 from tinyllm.training.profile import NoProfiler, Profiler
 from tinyllm.training.provenance import provenance
@@ -44,6 +48,14 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     """Everything that trains, in its place; what has to be closed in the end goes onto ``stack``."""
     cfg, device, batch, strategy = planned.cfg, planned.device, planned.batch, planned.strategy
     state, groups, of_loggers = make_state(planned)
+    state.best_loss, state.best_step = strategy.first(
+        lambda: follow(
+            run_dir.checkpoints,
+            read_metrics(run_dir.metrics),
+            step=state.step,
+            best=(state.best_loss, state.best_step),
+        )
+    )
     model: Any = state.model
     objective = Objective(
         model,
@@ -58,6 +70,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     peak = peak * batch.world_size if peak else None
     info = run_info(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data_facts(planned.data)}
+    facts |= {"shift": planned.horizon.shift} if planned.horizon.shift else {}
     texts = {
         names.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
         names.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(to_save(planned.invocation.overrides))),
@@ -69,7 +82,8 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     begun = {"step": state.step, "world_size": batch.world_size, "settings": to_save(planned.invocation.overrides)}
     choices = planned.invocation.choices
     run_dir.write_start(begun | made_by, choices=choices, info=shown, facts=facts, **made_by)
-    log, events = listeners(planned, run_dir, start_step=state.step)
+    # the record of a step whose evaluation is owed is written again, whole
+    log, events = listeners(planned, run_dir, start_step=state.step - (state.owed is not None))
     events.load_state_dict(of_loggers)
     stack.callback(log.close)
     saver = Saver(
@@ -92,6 +106,13 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
                 losses = objective(ids, ids)
             losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
 
+    def usable() -> bool:
+        with untouched(model):
+            try_out(batch.seq_len)
+            gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+            found = first_not_finite(gradients)
+        return not any(row[0] for row in strategy.gather([float(found is not None)]))
+
     def prepare() -> None:
         if compiled := compiler.warm_up(try_out, tell=events.on_message):
             run_dir.write_status("running", compile=compiled)
@@ -111,13 +132,22 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         )
 
     evaluate, sample = readers(planned, state, in_autocast, compiler)
+    checkpointing = Checkpointing(
+        state=state,
+        strategy=strategy,
+        saver=saver,
+        log=log,
+        events=events,
+        usable=usable,
+        directory=run_dir.checkpoints,
+    )
     events.on_start(info)
     return Trainer(
         state=state,
         objective=objective,
         forward=compiler.calls(forward),
         strategy=strategy,
-        schedule=planned.schedule,
+        schedule=planned.lr,
         settings=_settings(cfg, planned.max_steps),
         batch=batch,
         lengths=planned.lengths,
@@ -128,7 +158,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         batches=batches,
         evaluate=evaluate,
         sample=sample,
-        saver=saver,
+        checkpoints=checkpointing,
         log=log,
         events=events,
         stop=stop,
@@ -196,7 +226,7 @@ def make_profiler(planned: Planned, run_dir: Path, *, report: Callable[[str], No
 
 def readers(
     planned: Planned, state: TrainState, in_autocast: Autocast, compiler: Eager
-) -> tuple[Callable[[], dict[str, float]], Callable[[int], str]]:
+) -> tuple[Callable[[Stopping], dict[str, float]], Callable[[int, Stopping], str]]:
     """The evaluation and the sample of a step, both with the averaged weights where there are any."""
     cfg, strategy, average = planned.cfg, planned.strategy, state.average
     model: Any = state.model
@@ -215,20 +245,28 @@ def readers(
     @average.applied()
     @strategy.reading()
     @compiler.reading()
-    def evaluate_both() -> dict[str, float]:
+    def evaluate_both(stopping: Stopping) -> dict[str, float]:
         fault("evaluate")
-        metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens)
+        metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens, stopping=stopping)
         if cfg.trainer.eval_train_tokens:
-            fixed = read(planned.data.train, max_tokens=cfg.trainer.eval_train_tokens, name="train_fixed")
+            train_tokens = cfg.trainer.eval_train_tokens
+            fixed = read(planned.data.train, max_tokens=train_tokens, name="train_fixed", stopping=stopping)
             metrics["train/eval_loss"] = fixed["train_fixed/loss"]
         return metrics
 
     @average.applied()
     @strategy.reading()
     @compiler.reading()
-    def sample(step: int) -> str:
-        settings = {"max_new_tokens": cfg.trainer.sample_tokens, "seed": stream(cfg.seed, "sample", step)}
-        return generate_text(model, planned.data.tokenizer, cfg.trainer.sample_prompt, autocast=in_autocast, **settings)
+    def sample(step: int, stopping: Stopping) -> str:
+        return generate_text(
+            model,
+            planned.data.tokenizer,
+            cfg.trainer.sample_prompt,
+            max_new_tokens=cfg.trainer.sample_tokens,
+            seed=stream(cfg.seed, "sample", step),
+            autocast=in_autocast,
+            stopping=stopping,
+        )
 
     return evaluate_both, sample
 

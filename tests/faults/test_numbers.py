@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.faults.elsewhere import train_copy
 from tests.training.runs import SMALL, train
@@ -42,3 +43,35 @@ def test_a_run_that_gives_up_keeps_its_last_good_checkpoint(asked: str, corpus: 
     assert answer.err.startswith("error: not finite") and f"({asked})" in answer.err
     assert len(answer.err.splitlines()) == 1
     assert all(section.equal for section in compare(good, contents(find(tmp_path / "run"))))
+
+
+def test_ruined_weights_are_never_saved_and_the_way_back_is_told(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that ruins the weights in one step: the loss after it is no number, whatever the batch."""
+    run = tmp_path / "run"
+    shared = ["dataset=text", corpus, *SMALL, "trainer.checkpoint_every=2", f"run.dir={run}", "trainer.max_steps=6"]
+    assert train(*shared) == 0
+    patient = "trainer.nonfinite.patience=99"
+    ways = [[], ["trainer.nonfinite.action=stop"], [patient, "trainer.eval_every=8"], [patient]]
+    for more in [*ways, [patient, "trainer.stop_after_steps=9"]]:
+        capsys.readouterr()
+        assert train(f"resume={run}", "trainer.max_steps=20", "optimizer.lr=1e30", *more) == 2
+        said = capsys.readouterr().err
+        assert "step-000006, the last checkpoint, was saved before that" in said and len(said.splitlines()) == 1
+        assert sorted(path.name for path in (run / "checkpoints").glob("*-*")) == ["step-000004", "step-000006"]
+    assert train(f"resume={run}", "trainer.max_steps=8", "optimizer.lr=1e-4") == 0
+    assert all(torch.isfinite(tensor).all() for tensor in find(run).weights().values())
+
+
+def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shared = ["dataset=text", corpus, *SMALL, "trainer.checkpoint_every=1", f"run.dir={run}", "trainer.max_steps=4"]
+    assert train(*shared) == 0
+    assert train(f"resume={run}", "trainer.max_steps=20", "optimizer.lr=1e30") == 2
+    said = capsys.readouterr().err
+    good = run / "checkpoints/step-000004"
+    assert f"step-000005, the last checkpoint, may have weights that are ruined already; resume={good}" in said
+    assert train(f"resume={good}", "optimizer.lr=1e-4", "trainer.max_steps=6") == 0

@@ -18,7 +18,7 @@ from tinyllm.errors import UserError
 from tinyllm.utils.platforms import held_back, ignore, signals
 
 IGNORED = -100  # target of a position at which nothing is predicted
-ENDING = signals("SIGINT", "SIGTERM", "SIGUSR1")  # what training answers by finishing its step
+ENDING = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # what training answers by finishing its step
 Batch = tuple[Tensor, Tensor]
 
 

@@ -47,6 +47,9 @@ class LanguageModel(Protocol):
     def train(self, mode: bool = True) -> Any:
         """Sets ``training``."""
 
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights; asked by evaluation only, when a loss is not finite."""
+
 
 Autocast = Callable[[], AbstractContextManager[Any]]
 

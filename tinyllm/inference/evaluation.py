@@ -11,7 +11,9 @@ from tinyllm.data.loader import IGNORED, eval_batches, eval_bytes
 from tinyllm.data.tokens import Split
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
-from tinyllm.nn.loss import linear_cross_entropy
+from tinyllm.inference.interrupt import Interrupted, Stopping
+from tinyllm.nn.finite import first_not_finite
+from tinyllm.nn.loss import linear_cross_entropy, perplexity
 
 
 def evaluate(
@@ -29,6 +31,7 @@ def evaluate(
     rank: int = 0,
     world_size: int = 1,
     gather: Callable[[list[float]], list[list[float]]] = lambda values: [values],
+    stopping: Stopping = lambda: False,
 ) -> dict[str, float]:
     """Plain cross-entropy of the split, every token weighing the same.
 
@@ -45,13 +48,16 @@ def evaluate(
         progress: told how many tokens are predicted so far.
         rank, world_size: of processes that deal the batches out among themselves; the result is that of one.
         gather: of this process's values those of all, in the order of their ranks.
+        stopping: asked before each batch of this process.
 
     Returns:
-        ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential) and, where the split knows the bytes
-        of its tokens, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of the predicted tokens)).
+        ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential; inf where no number is large enough) and,
+        where the split knows the bytes of its tokens, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of predicted tokens)).
 
     Raises:
-        UserError: the split is too short to predict anything, or the stride would leave tokens out.
+        UserError: the split is too short to predict anything, the stride would leave tokens out, or the weights are
+            not finite.
+        Interrupted: ``stopping`` said so.
     """
     if stride is not None and not 1 <= stride <= seq_len:
         raise UserError("out of range", key="stride", value=stride, hint=f"give 1 to seq_len ({seq_len})")
@@ -63,6 +69,8 @@ def evaluate(
         for number, (inputs_BT, targets_BT) in enumerate(
             eval_batches(split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride), start=1
         ):
+            if (number - 1) % world_size == 0 and stopping():
+                raise Interrupted
             tokens += int((targets_BT != IGNORED).sum())
             if (number - 1) % world_size == rank:
                 nats.append(_kept(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast)))
@@ -81,11 +89,25 @@ def evaluate(
     in_order = [value for values in zip(*rows, strict=True) for value in values][:number]
     total = torch.tensor(in_order, dtype=torch.float64).sum().item()
     loss = total / tokens
-    metrics = {f"{name}/loss": loss, f"{name}/ppl": math.exp(min(loss, 700.0))}
+    if not math.isfinite(loss):
+        _check_weights(model, gather)
+    metrics = {f"{name}/loss": loss, f"{name}/ppl": perplexity(loss)}
     n_bytes = eval_bytes(split, max_tokens=max_tokens)
     if n_bytes:
         metrics[f"{name}/bpb"] = total / (math.log(2) * n_bytes)
     return metrics
+
+
+def _check_weights(model: LanguageModel, gather: Callable[[list[float]], list[list[float]]]) -> None:
+    """Refuse weights with NaN or infinity, on all processes if one of them has some: no figure of them means anything.
+
+    Raises:
+        UserError: there are some.
+    """
+    found = first_not_finite(model.named_parameters())
+    if any(row[0] for row in gather([float(found is not None)])):
+        hint = "they hold NaN or infinity; take a checkpoint from before that, or train again with a lower optimizer.lr"
+        raise UserError("the weights are not finite", file=found, hint=hint)
 
 
 def _kept(sum_of_batch: Tensor) -> Tensor | float:

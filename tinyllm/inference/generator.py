@@ -1,13 +1,14 @@
 """Text that follows prompts, as a stream of pieces or whole."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, Decoder, LanguageModel, decode
+from tinyllm.inference.interrupt import Interrupted, Stopping
 from tinyllm.inference.sampling import Sampling, TokenChooser
 from tinyllm.inference.stopping import StopFilter
 
@@ -37,7 +38,7 @@ def stream_text(
     n_samples: int = 1,
     kv_cache: bool = True,
     autocast: Autocast = nullcontext,
-) -> Iterator[Piece]:
+) -> Generator[Piece, None, None]:
     """Yields the text that follows the prompt as it comes, a piece for each token of each sample.
 
     A sample ends with the end-of-text token, with a stop string (neither is part of the text; a stop string
@@ -107,9 +108,17 @@ def generate_text(
     stop: str | Sequence[str] | None = None,
     kv_cache: bool = True,
     autocast: Autocast = nullcontext,
+    stopping: Stopping = lambda: False,
     **sampling: Any,
 ) -> str:
-    """The prompt and one text that follows it; ``sampling`` takes the fields of :class:`Sampling`."""
+    """The prompt and one text that follows it; ``sampling`` takes the fields of :class:`Sampling`.
+
+    Args:
+        stopping: asked before each token.
+
+    Raises:
+        Interrupted: ``stopping`` said so.
+    """
     pieces = stream_text(
         model,
         tokenizer,
@@ -121,7 +130,14 @@ def generate_text(
         kv_cache=kv_cache,
         autocast=autocast,
     )
-    return echo(tokenizer, prompt) + "".join(piece.text for piece in pieces)
+    texts = [echo(tokenizer, prompt)]
+    with closing(pieces):
+        while not stopping():
+            piece = next(pieces, None)
+            if piece is None:
+                return "".join(texts)
+            texts.append(piece.text)
+    raise Interrupted
 
 
 def generate_batch(

@@ -70,7 +70,7 @@ def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, be
         rows.append(
             (
                 "best val loss",
-                f"{outcome.best_val_loss:.4f}, perplexity {math.exp(outcome.best_val_loss):.4g}{bpb}"
+                f"{outcome.best_val_loss:.4f}, perplexity {outcome.best_val_perplexity:.4g}{bpb}"
                 f" (step {outcome.best_step:,})",
             )
         )
@@ -88,7 +88,7 @@ def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()
     Args:
         flags: what every program needs to understand this run, such as ``--config-dir my_conf``.
     """
-    if not (outcome.run_dir / "checkpoints").is_dir():
+    if not any((outcome.run_dir / "checkpoints").glob("step-*")):
         return []
     run = shown_path(outcome.run_dir)
     generate = ("generate", command("generate", *flags, f"run={run}"))

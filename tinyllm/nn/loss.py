@@ -207,3 +207,11 @@ def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Te
     # is off by no more than the rounding of its probability (0.002 nats in bf16), without bias.
     torch._softmax(logits_NV, -1, False, out=logits_NV)
     return -logits_NV.gather(1, targets_N1).squeeze(1).float().log(), logits_NV
+
+
+def perplexity(nats: float) -> float:
+    """exp of a mean cross-entropy; inf where that is beyond the largest number, above 709 nats."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf

@@ -20,7 +20,7 @@ FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "s
 NOT_STARTED = "not started"
 """How a job that waits is shown once the sweep is over."""
 LONGEST_NUMBER = 8
-STOPPED = tuple(128 + number for number in signals("SIGINT", "SIGTERM", "SIGUSR1"))
+STOPPED = tuple(128 + number for number in signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
 """Exit codes of a run that somebody stopped."""
 
 

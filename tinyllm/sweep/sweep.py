@@ -11,6 +11,7 @@ from types import FrameType
 from tinyllm.sweep.directory import CSV, SweepDir
 from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Record
 from tinyllm.sweep.table import show_table
+from tinyllm.training.signals import unless_nohup
 from tinyllm.utils.text import plain
 
 LOOK_EVERY_S = 0.5
@@ -55,7 +56,8 @@ class Sweep:
             UserError: the directory cannot be made, or another sweep runs in it.
         """
         handle = self.directory.make()
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        ending = unless_nohup((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        before = {number: signal.signal(number, self._receive) for number in ending}
         _here.append(self)
         try:
             yield

@@ -12,23 +12,31 @@ MULTIPLE = 8
 class Lengths:
     """How long sequences are at step s: start + (seq_len − start)·s/steps, rounded down to a multiple of 8.
 
-    From step ``steps`` on they have seq_len tokens, a multiple of 8 or not. The length is a pure function of the step:
-    nothing of it is saved, and nothing can be out of place after a resume.
+    From step ``full_from`` on they have seq_len tokens, a multiple of 8 or not. The length is a pure function of the
+    step: nothing of it is saved, and nothing can be out of place after a resume.
     """
 
     seq_len: int
     start: int = 0
     steps: int = 0
-    """The first step of the full length; 0: all have it."""
+    """Steps of the ramp; 0: there is none."""
+    shift: int = 0
+    """The step at which the ramp begins; see :class:`tinyllm.training.plan.Horizon`."""
+
+    @property
+    def full_from(self) -> int:
+        """The first step of the full length."""
+        return self.steps + self.shift
 
     def at(self, step: int) -> int:
         """Tokens of each sequence of a step."""
+        step -= self.shift
         if step >= self.steps:
             return self.seq_len
         return _rounded(self.start + (self.seq_len - self.start) * step // self.steps)
 
     def total(self, n_steps: int) -> int:
-        """Tokens of one sequence of each of the first ``n_steps`` steps, added up."""
+        """Tokens of one sequence of each of the first ``n_steps`` steps from the beginning of the ramp, added up."""
         ramp = min(n_steps, self.steps)
         tokens = (n_steps - ramp) * self.seq_len
         for length, first, stop in self._stretches():
@@ -37,13 +45,13 @@ class Lengths:
 
     def distinct(self, step: int = 0) -> list[int]:
         """The lengths of the steps from ``step`` on, ascending."""
-        return sorted({length for length, _, stop in self._stretches() if stop > step} | {self.seq_len})
+        return sorted({length for length, _, stop in self._stretches() if stop + self.shift > step} | {self.seq_len})
 
     def _stretches(self) -> list[tuple[int, int, int]]:
         """Each length of the ramp, its first step and the step behind its last."""
         stretches, step = [], 0
         while step < self.steps:
-            length = self.at(step)
+            length = self.at(step + self.shift)
             # length + 8 is reached once (seq_len − start)·s/steps ≥ length + 8 − start
             rise = (length + MULTIPLE - self.start) * self.steps
             stop = min(self.steps, -(-rise // (self.seq_len - self.start)))
@@ -89,11 +97,11 @@ class Curriculum:
                 hint=f"from {MULTIPLE} to {self.seq_len - 1}, below trainer.seq_len",
             )
 
-    def lengths(self, n_steps: int) -> Lengths:
+    def lengths(self, n_steps: int, *, shift: int = 0) -> Lengths:
         """The lengths over a horizon, which may end before the ramp does."""
         if not self.enabled:
             return Lengths(seq_len=self.seq_len)
-        return Lengths(seq_len=self.seq_len, start=self._start, steps=self.steps or n_steps // 2)
+        return Lengths(seq_len=self.seq_len, start=self._start, steps=self.steps or n_steps // 2, shift=shift)
 
     def check(self, n_steps: int) -> None:
         """Refuse a ramp that the horizon cuts off.

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyllm.errors import UserError, one_line
+from tinyllm.nn.loss import perplexity
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerGroup:
@@ -74,6 +77,11 @@ class Outcome:
     best_val_loss: float | None
     reason: str = ""
 
+    @property
+    def best_val_perplexity(self) -> float | None:
+        """Of ``best_val_loss``."""
+        return None if self.best_val_loss is None else perplexity(self.best_val_loss)
+
 
 class Callback:
     """Hooks of a run; each does nothing unless overridden. They see the run, they never change it."""
@@ -114,48 +122,69 @@ class Callback:
 
 
 class Broadcast(Callback):
-    """Passes every event on to several callbacks, in their order."""
+    """Passes every event on to several callbacks, in their order.
+
+    A callback that raises is told of once and does not end the run: training does not depend on who looks at it. What
+    a person can mend (:class:`UserError`) ends it while nothing is trained yet, in :meth:`on_start`.
+    """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
+        self._failed: set[int] = set()
         for one in self.callbacks:
             one.report = self.on_message
 
     def on_start(self, info: RunInfo) -> None:
         for one in self.callbacks:
-            one.on_start(info)
+            self._call(one, "on_start", info, passed_on=UserError)
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         for one in self.callbacks:
-            one.on_log(step, metrics)
+            self._call(one, "on_log", step, metrics)
 
     def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
         for one in self.callbacks:
-            one.on_evaluate(step, metrics, is_best)
+            self._call(one, "on_evaluate", step, metrics, is_best)
 
     def on_sample(self, step: int, text: str) -> None:
         for one in self.callbacks:
-            one.on_sample(step, text)
+            self._call(one, "on_sample", step, text)
 
     def on_record(self, record: dict[str, float]) -> None:
         for one in self.callbacks:
-            one.on_record(dict(record))
+            self._call(one, "on_record", dict(record))
 
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
         for one in self.callbacks:
-            one.on_checkpoint(step, path, reason)
+            self._call(one, "on_checkpoint", step, path, reason)
 
     def on_message(self, text: str) -> None:
         for one in self.callbacks:
-            one.on_message(text)
+            self._call(one, "on_message", text)
 
     def on_end(self, outcome: Outcome) -> None:
         for one in self.callbacks:
-            one.on_end(outcome)
+            self._call(one, "on_end", outcome)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: value for one in self.callbacks for name, value in one.state_dict().items()}
+        found: dict[str, Any] = {}
+        for one in self.callbacks:
+            found |= self._call(one, "state_dict") or {}
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for one in self.callbacks:
-            one.load_state_dict(state)
+            self._call(one, "load_state_dict", state)
+
+    def _call(self, one: Callback, event: str, *arguments: Any, passed_on: type[Exception] | tuple[()] = ()) -> Any:
+        """What the callback's method returns; None if it raised."""
+        try:
+            return getattr(one, event)(*arguments)
+        except passed_on:
+            raise
+        except Exception as error:
+            if id(one) not in self._failed:
+                self._failed.add(id(one))
+                what = one_line(f"{type(error).__name__}: {error}")
+                self.on_message(f"{type(one).__name__} failed in {event} ({what}); training goes on")
+            return None

@@ -89,13 +89,18 @@ class Stopwatch:
     """
 
     def __init__(self, before: float) -> None:
-        self._start = time.perf_counter() - before
+        self._before, self._start = before, time.perf_counter()
         self._paused = 0.0
         self._mark = time.perf_counter()
 
     @property
     def seconds(self) -> float:
         """Wall seconds of the run so far, everything included."""
+        return self._before + self.of_this_start
+
+    @property
+    def of_this_start(self) -> float:
+        """Wall seconds since this process began to train."""
         return time.perf_counter() - self._start
 
     @contextmanager

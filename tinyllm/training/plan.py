@@ -3,11 +3,45 @@
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.training.curriculum import Curriculum
 
 DEFAULT_STEPS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a run stands: what was done before this start."""
+
+    step: int = 0
+    tokens: int = 0
+    sequences: int = 0
+    """Training sequences consumed."""
+
+    def in_steps_of(self, sequences: int) -> int:
+        """Steps of so many sequences that consume as much, to the nearest."""
+        return (2 * self.sequences + sequences) // (2 * sequences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Horizon:
+    """The end of a run in optimizer steps.
+
+    A horizon in tokens or epochs is a point in the data. When another batch has been used on the way there, the steps
+    that are done are not as many as those of the present batch would be. ``shift`` is the difference, so that learning
+    rate and sequence length go on from the same point in the data.
+    """
+
+    steps: int
+    """Of the present batch, had it been used from the start: what the schedule is planned over."""
+    shift: int = 0
+
+    @property
+    def max_steps(self) -> int:
+        """The step at which the run is complete."""
+        return self.steps + self.shift
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +150,7 @@ def parse_tokens(value: int | str) -> int:
     return tokens
 
 
-def plan_steps(
+def plan_horizon(
     batch: Batch,
     *,
     max_steps: int | None,
@@ -124,38 +158,63 @@ def plan_steps(
     max_epochs: float | None,
     epoch_tokens: int,
     curriculum: Curriculum,
-) -> int:
-    """The horizon in optimizer steps.
+    standing: Standing | None = None,
+) -> Horizon:
+    """The horizon of a run.
 
     Args:
         epoch_tokens: training tokens of one pass over the training split.
         curriculum: short steps take fewer tokens, so a horizon in tokens or epochs has more of them.
+        standing: of a resumed run: what is left of a horizon in tokens or epochs is taken from there.
 
     Raises:
         UserError: more than one horizon, one shorter than a step, or one that the curriculum does not fit into.
     """
     check_horizon(max_steps=max_steps, max_tokens=max_tokens, max_epochs=max_epochs)
-    steps = max_steps or DEFAULT_STEPS
+    horizon = Horizon(steps=max_steps or DEFAULT_STEPS)
     if max_tokens is not None or max_epochs is not None:
+        standing = standing or Standing()
+        done = standing.in_steps_of(batch.sequences)
         steps = _steps_within(
-            batch, max_tokens=max_tokens, max_epochs=max_epochs, epoch_tokens=epoch_tokens, curriculum=curriculum
+            batch,
+            max_tokens=max_tokens,
+            max_epochs=max_epochs,
+            epoch_tokens=epoch_tokens,
+            curriculum=curriculum,
+            done=done,
+            done_tokens=standing.tokens,
         )
-    curriculum.check(steps)
-    return steps
+        horizon = Horizon(steps=steps, shift=standing.step - done)
+    curriculum.check(horizon.steps)
+    return horizon
+
+
+def plan_steps(batch: Batch, **asked: Any) -> int:
+    """The horizon of a run from its start, in optimizer steps; the arguments are those of :func:`plan_horizon`."""
+    return plan_horizon(batch, **asked).max_steps
 
 
 def _steps_within(
-    batch: Batch, *, max_tokens: int | None, max_epochs: float | None, epoch_tokens: int, curriculum: Curriculum
+    batch: Batch,
+    *,
+    max_tokens: int | None,
+    max_epochs: float | None,
+    epoch_tokens: int,
+    curriculum: Curriculum,
+    done: int,
+    done_tokens: int,
 ) -> int:
-    """The most steps whose tokens do not exceed the horizon."""
+    """The most steps whose tokens do not exceed the horizon, those that are ``done`` counted as they were."""
     key, value = ("max_tokens", max_tokens) if max_epochs is None else ("max_epochs", max_epochs)
     tokens = max_tokens if max_epochs is None else int(max_epochs * epoch_tokens)
     assert tokens is not None
 
     def taken(steps: int) -> int:
-        return batch.sequences * curriculum.lengths(steps).total(steps)
+        lengths = curriculum.lengths(steps)
+        return done_tokens + batch.sequences * (lengths.total(steps) - lengths.total(done))
 
-    steps = bisect_right(range(1 + tokens // batch.sequences), tokens, key=taken) - 1  # more steps take more tokens
+    most = done + max(0, tokens - done_tokens) // batch.sequences
+    steps = max(done, done + bisect_right(range(done, most + 1), tokens, key=taken) - 1)  # more steps, more tokens
     if steps < 1:
         reach = "" if max_epochs is None else f"that is {tokens} tokens of the {epoch_tokens} of an epoch, "
         raise UserError(

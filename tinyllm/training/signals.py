@@ -1,14 +1,14 @@
-"""SIGINT, SIGTERM and SIGUSR1 as a wish to stop after the step, with a checkpoint."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGHUP as a wish to stop after the step, with a checkpoint."""
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from tinyllm.utils.platforms import signals
 
-HANDLED = signals("SIGINT", "SIGTERM", "SIGUSR1")
+HANDLED = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class StopRequest:
@@ -19,7 +19,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number (130, 143, 138), or 0."""
+        """128 + the signal's number (130, 143, 138, 129), or 0."""
         return 128 + self.signal if self.signal else 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
@@ -29,11 +29,17 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
+def unless_nohup(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
+    """The signals to handle: SIGHUP is left out where it is ignored, for that is what ``nohup`` asks for."""
+    ignored = {number for number in signals("SIGHUP") if signal.getsignal(number) is signal.SIG_IGN}
+    return [number for number in numbers if number not in ignored]
+
+
 @contextmanager
 def listening() -> Iterator[StopRequest]:
     """Handle the signals inside the block, and as before after it."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.receive) for number in HANDLED}
+    before = {number: signal.signal(number, request.receive) for number in unless_nohup(HANDLED)}
     try:
         yield request
     finally:

@@ -37,6 +37,8 @@ class TrainState:
     """Steps skipped in a row for a value that was not finite."""
     window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0.0})
     """Sum of the losses since the last record, so that a resume in between changes no record."""
+    owed: dict[str, float] | None = None
+    """The record of the step as far as it goes, when a signal broke its evaluation off; None: nothing is owed."""
 
     COUNTERS = ("step", "tokens", "sequences", "flops", "seconds", "best_loss", "best_step", "skipped")
 
@@ -51,6 +53,7 @@ class TrainState:
         return {
             **{name: getattr(self, name) for name in self.COUNTERS},
             "window": dict(self.window),
+            **({} if self.owed is None else {"owed": dict(self.owed)}),
             "optimizer": optimizer_state(self.optimizer, self.strategy),
             "scaler": self.scaler.state_dict(),
             "average": average | shadow,
@@ -69,6 +72,7 @@ class TrainState:
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         self.window = dict(state["window"])
+        self.owed = state.get("owed")
         load_optimizer_state(self.optimizer, state["optimizer"], self.strategy)
         self.scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state.get("average", {}))

@@ -3,18 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinyllm.errors import UserError
+from tinyllm.inference.interrupt import Interrupted, Stopping
 from tinyllm.nn.feedforward import FeedForward
-from tinyllm.optim.schedules import Schedule
 from tinyllm.optim.sharded import whole
+from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.distributed import Strategy
 from tinyllm.training.events import Callback, Outcome
@@ -25,7 +25,6 @@ from tinyllm.training.objective import Losses, Objective
 from tinyllm.training.plan import Batch
 from tinyllm.training.profile import NoProfiler
 from tinyllm.training.routing import StepRouting
-from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import stream
 from tinyllm.training.signals import StopRequest
 from tinyllm.training.state import TrainState
@@ -59,7 +58,8 @@ class Trainer:
     forward: Callable[..., Losses]
     """The objective as the strategy has it called."""
     strategy: Strategy
-    schedule: Schedule
+    schedule: Callable[[int], float]
+    """The learning rate of each step."""
     settings: Settings
     batch: Batch
     lengths: Lengths
@@ -72,9 +72,9 @@ class Trainer:
     """Of each block; those that balance their experts are told the loads of every step that was taken."""
     batches: Callable[[TrainState], Iterator[MicroBatch]]
     """Micro-batches from where the state stands, without end before the horizon."""
-    evaluate: Callable[[], dict[str, float]]
-    sample: Callable[[int], str]
-    saver: Saver
+    evaluate: Callable[[Stopping], dict[str, float]]
+    sample: Callable[[int, Stopping], str]
+    checkpoints: NoCheckpoints
     log: Log
     events: Callback
     stop: StopRequest
@@ -89,8 +89,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.logged = self.state.tokens, self.state.flops
         """Where the last record stood."""
-        self.saving: tuple[int, str] | None = None
-        """Step and reason of the checkpoint that is being written."""
+        self.began_at = self.state.step
+        self.last_metrics: dict[str, float] = {}
         self.word = Word()
 
     def fit(self) -> Outcome:
@@ -98,42 +98,73 @@ class Trainer:
         state, every = self.state, self.settings
         watch = Stopwatch(before=state.seconds)
         batches = self.batches(state)
-        last_metrics: dict[str, float] = {}
         self.objective.train()
         if not state.step:
             state.average.after_step(0)
         with watch.paused():
             self.prepare()
         reason = self.reason_to_stop(watch)
+        if state.owed is not None:
+            with watch.paused():
+                reason = self.close_step(dict(state.owed), watch, reason)
         while not reason:
             step_metrics = self.train_step(batches)
             reason = self.reason_to_stop(watch)
-            ends = state.step == every.max_steps
             record: dict[str, float] = {}
-            if due(every.log_every, state.step) or ends:
+            if due(every.log_every, state.step) or state.step == every.max_steps:
                 record |= self.summarise(step_metrics, watch)
                 self.events.on_log(state.step, dict(record))
             with watch.paused():
-                best = False
-                if due(every.eval_every, state.step) or (every.eval_every and ends):
-                    record |= (evaluated := self.evaluate())
-                    best = self.is_best(evaluated["val/loss"])
-                    self.events.on_evaluate(state.step, evaluated, best)
-                if due(every.sample_every, state.step):
-                    self.events.on_sample(state.step, self.sample(state.step))
-                state.seconds = watch.seconds
-                if record:
-                    last_metrics |= record
-                    self.log.write(line := self.axes() | record)
-                    self.events.on_record(line)
-                why = "best" if best else "last" if ends else reason
-                if why or due(every.checkpoint_every, state.step):
-                    self.save(best=best, why=why or "periodic", wait=bool(reason))
-                elif self.saving and self.word.all_written:
-                    self.settle()
+                reason = self.close_step(record, watch, reason)
                 self.profiler.step()
-        finished = state.step >= every.max_steps
-        return self.outcome("finished" if finished else "interrupted", last_metrics, "" if finished else reason)
+        finished = state.step >= every.max_steps and state.owed is None
+        return self.outcome("finished" if finished else "interrupted", self.last_metrics, "" if finished else reason)
+
+    def close_step(self, record: dict[str, float], watch: Stopwatch, reason: str) -> str:
+        """Evaluate, sample, record and save what is due after a step.
+
+        A signal breaks an evaluation or a sample off, and the step is saved at once. An evaluation is owed then: the
+        resumed run begins with it, so that nothing differs from a run that was not interrupted.
+
+        Args:
+            record: what is known of the step so far.
+            reason: why to stop after it; "" to go on.
+
+        Returns:
+            The reason to stop now.
+        """
+        state, every = self.state, self.settings
+        ends, best, state.owed = state.step == every.max_steps, False, None
+        if due(every.eval_every, state.step) or (every.eval_every and ends):
+            try:
+                evaluated = self.evaluate(self.told_to_stop)
+                record |= evaluated
+                best = self.is_best(evaluated["val/loss"])
+                self.events.on_evaluate(state.step, evaluated, best)
+            except Interrupted:
+                state.owed, reason = dict(record), Signals(self.word.signal).name
+        if due(every.sample_every, state.step) and state.owed is None:
+            try:
+                self.events.on_sample(state.step, self.sample(state.step, self.told_to_stop))
+            except Interrupted:
+                reason = reason or Signals(self.word.signal).name
+        state.seconds = watch.seconds
+        if record:
+            self.last_metrics |= record
+            self.log.write(line := self.axes() | record)
+            self.events.on_record(line)
+        why = "best" if best else "last" if ends and state.owed is None else reason
+        if why or due(every.checkpoint_every, state.step) or self.checkpoints.overdue:
+            self.checkpoints.save(best=best, why=why or "periodic", leaving=bool(reason))
+        else:
+            self.checkpoints.finish_if_written(all_written=self.word.all_written)
+        return reason
+
+    def told_to_stop(self) -> bool:
+        """Whether a signal has asked a rank to stop; every rank has to call it."""
+        signals = [int(row[0]) for row in self.strategy.gather([float(self.stop.signal or 0)])]
+        self.word = replace(self.word, signal=next(filter(None, signals), 0))
+        return bool(self.word.signal)
 
     def train_step(self, batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step over all micro-batches; returns its lr, gradient norm and routing."""
@@ -187,7 +218,7 @@ class Trainer:
 
     def consult(self, parts: dict[str, float]) -> dict[str, float]:
         """Sum what each rank has of the loss, and hear whether one was told to stop or still writes a checkpoint."""
-        signal, written = float(self.stop.signal or 0), float(self.saver.written())
+        signal, written = float(self.stop.signal or 0), float(self.checkpoints.written())
         rows = self.strategy.gather([*parts.values(), signal, written])
         self.word = Word(
             signal=next((int(row[-2]) for row in rows if row[-2]), 0),
@@ -195,40 +226,6 @@ class Trainer:
             not_finite=[rank for rank, row in enumerate(rows) if not all(map(math.isfinite, row))],
         )
         return {name: sum(row[i] for row in rows) for i, name in enumerate(parts)}
-
-    def save(self, *, best: bool, why: str, wait: bool) -> None:
-        """Begin a checkpoint of this step; it is whole when :meth:`settle` returns."""
-        state = self.state
-        if self.saving:
-            self.settle()
-        self.strategy.check_alike(state.model)
-        self.log.sync()
-        self.saver.begin(step=state.step, weights=state.weights(), state=self.to_save(), best=best)
-        self.saving = state.step, why
-        if wait or self.saver.snapshot is None:
-            self.settle()
-
-    def to_save(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        return self.state.state_dict() | {"loggers": self.events.state_dict()}
-
-    def settle(self) -> None:
-        """Wait for the checkpoint that is being written, on all ranks; what kept one from it, all of them raise."""
-        assert self.saving is not None
-        (step, why), self.saving = self.saving, None
-        failure: UserError | None = None
-        try:
-            self.saver.wait()
-        except UserError as error:
-            failure = error
-        self.strategy.gather([1.0])  # every part is written, or is not going to be
-
-        def commit() -> Path:
-            if failure is not None:
-                raise failure
-            return self.saver.commit()
-
-        self.events.on_checkpoint(step, self.strategy.first(commit), why)
 
     def refuse(self, loss: float, norm: float) -> None:
         """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
@@ -246,20 +243,17 @@ class Trainer:
         what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({who and who + ', '}{sequences})"
         scaled = f", loss scale {scale:g} → {state.scaler.get_scale():g}" if state.scaler.is_enabled() else ""
         self.events.on_message(f"{what}: step skipped, weights untouched{scaled}")
-        if self.settings.nonfinite_action == "stop" and not overflow:
-            raise UserError(
-                f"not finite at {what}",
-                key="trainer.nonfinite.action",
-                value="stop",
-                hint="the last checkpoint is whole",
-            )
-        if state.skipped >= self.settings.nonfinite_patience:
-            raise UserError(
-                f"not finite for {state.skipped} steps in a row, last at {what}",
-                key="trainer.nonfinite.patience",
-                value=self.settings.nonfinite_patience,
-                hint="the last checkpoint is whole; lower optimizer.lr or trainer.grad_clip",
-            )
+        stop = self.settings.nonfinite_action == "stop"
+        if overflow or not (stop or state.skipped >= self.settings.nonfinite_patience):
+            return
+        taken = state.step + 1 - state.skipped
+        self.checkpoints.give_up(taken=taken)
+        raise UserError(
+            f"not finite at {what}" if stop else f"not finite for {state.skipped} steps in a row, last at {what}",
+            key=f"trainer.nonfinite.{'action' if stop else 'patience'}",
+            value="stop" if stop else self.settings.nonfinite_patience,
+            hint=f"{self.checkpoints.advice(taken=taken)}; lower optimizer.lr or trainer.grad_clip",
+        )
 
     def summarise(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
         """The record of the steps since the last one."""
@@ -299,8 +293,8 @@ class Trainer:
             return Signals(self.word.signal).name
         if settings.stop_after_steps is not None and state.step >= settings.stop_after_steps:
             return "stop_after_steps"
-        if settings.max_minutes is not None:
-            over = [float(watch.seconds >= 60 * settings.max_minutes)]
+        if settings.max_minutes is not None and state.step > self.began_at:  # every start takes a step at least
+            over = [float(watch.of_this_start >= 60 * settings.max_minutes)]
             if self.strategy.gather(over)[0][0]:  # clocks differ: rank 0's decides
                 return "max_minutes"
         return ""

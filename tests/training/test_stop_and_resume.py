@@ -1,0 +1,175 @@
+"""What a stop and a resume must not change or lose: the horizon, the time of a start, the best checkpoint."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.runs import SMALL, digest, logged, metrics, train
+from tinyllm import trainers
+from tinyllm.training.checkpoint import find, read_hint
+from tinyllm.training.signals import listening, unless_nohup
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "steps"),
+    [(8, 15), pytest.param(2, 30, marks=pytest.mark.slow), pytest.param(3, 23, marks=pytest.mark.slow)],
+)
+def test_a_horizon_in_tokens_is_a_point_in_the_data_whatever_the_batch(
+    batch_size: int, steps: int, corpus: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    horizon = ("trainer.max_steps=null", "trainer.max_tokens=1280", "trainer.stop_after_steps=10")
+    assert train("dataset=text", corpus, *SMALL, *horizon, "schedule=linear", f"run.dir={run}") == 0
+    assert train(f"resume={run}", f"trainer.batch_size={batch_size}", f"trainer.stop_after_steps={steps - 2}") == 0
+    assert train(f"resume={run}") == 0  # a resume of a resume comes to the same end
+    records = metrics(run)
+    assert records[-1]["step"] == steps and 1280 - batch_size * 16 < records[-1]["tokens"] <= 1280
+    rates = {record["tokens"]: record["train/lr"] for record in records}
+    at = [tokens for tokens in rates if tokens > 640]
+    assert rates[at[-1]] == pytest.approx(3e-5, rel=1e-6)  # min_lr at the last step
+    done = (at[0] - 128) / (1280 - 128)  # after two steps of warm-up a straight line over the tokens
+    assert rates[at[0]] == pytest.approx(3e-4 - done * 2.7e-4, rel=0.1)
+    assert train(f"resume={run}") == 0 and metrics(run) == records
+
+
+def test_max_minutes_belongs_to_each_start(corpus: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", f"run.dir={run}", "resume=auto"]
+    for steps in (1, 2):
+        assert train(*shared, "trainer.max_minutes=1e-9") == 0
+        assert logged(run, "step")[-1] == steps
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    values = iter(losses)
+    monkeypatch.setattr(trainers, "evaluate", lambda *a, **k: {"val/loss": next(values), "val/ppl": 1.0})
+
+
+def test_the_best_is_one_of_the_line_that_the_run_is_on(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shared = ["trainer.eval_every=2", "trainer.checkpoint_every=2", "checkpoint.keep=3", "schedule=constant"]
+    scores(monkeypatch, [3.0, 2.5, 1.0])
+    assert train("dataset=text", corpus, *SMALL, *shared, "trainer.max_steps=6", f"run.dir={run}") == 0
+    best = lambda: read_hint(run / "checkpoints", "best")  # noqa: E731
+    assert best() == run / "checkpoints/step-000006"
+    scores(monkeypatch, [2.7])
+    capsys.readouterr()
+    back = f"resume={run / 'checkpoints/step-000004'}"
+    assert train(back, "optimizer.lr=1e-5") == 0
+    said = capsys.readouterr().out
+    assert "back to step 4: the records of later steps go now, step-000006 with the next checkpoint" in said
+    assert best() == run / "checkpoints/step-000004"
+    assert "best val loss: 2.5000" in said and "(step 4)" in said
+    # the best that the state knows was removed meanwhile: the best of those that are there takes its place
+    for path in (run / "checkpoints/step-000004").iterdir():
+        path.unlink()
+    (run / "checkpoints/step-000004").rmdir()
+    scores(monkeypatch, [2.6])
+    assert train(f"resume={run}", "trainer.max_steps=8") == 0
+    assert best() == run / "checkpoints/step-000008"
+    assert find(run).state()["best_loss"] == 2.6
+
+
+def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also that of the last step, after which there would be nothing left to do."""
+    asked: list[int] = []
+    original = trainers.evaluate
+
+    def evaluate(*arguments: Any, stopping: Any, **settings: Any) -> Any:
+        def counted() -> bool:
+            asked.append(1)
+            if len(asked) in (2, 13):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return bool(stopping())
+
+        return original(*arguments, stopping=counted, **settings)
+
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.eval_every=2", "ema.enabled=true"]
+    assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
+    monkeypatch.setattr(trainers, "evaluate", evaluate)
+    parts = tmp_path / "parts"
+    assert train(*shared, f"run.dir={parts}") == 143
+    assert len(asked) == 2
+    assert logged(parts, "step") == [1, 2] and not logged(parts, "val/loss") and find(parts).step == 2
+    assert train(f"resume={parts}") == 143
+    assert logged(parts, "step") == [1, 2, 3, 4] and len(logged(parts, "val/loss")) == 1 and find(parts).step == 4
+    assert json.loads((parts / "run.json").read_text())["status"] == "interrupted"
+    assert train(f"resume={parts}") == 0
+    assert metrics(parts) == metrics(tmp_path / "whole")
+    assert digest(parts) == digest(tmp_path / "whole")
+    assert read_hint(parts / "checkpoints", "best") == parts / "checkpoints/step-000004"
+
+
+def test_a_signal_breaks_a_sample_off(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, asked = trainers.generate_text, []
+
+    def generate_text(*arguments: Any, stopping: Any, **settings: Any) -> str:
+        def counted() -> bool:
+            asked.append(1)
+            if len(asked) == 3:
+                os.kill(os.getpid(), signal.SIGHUP)
+            return bool(stopping())
+
+        return original(*arguments, stopping=counted, **settings)
+
+    monkeypatch.setattr(trainers, "generate_text", generate_text)
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # the tests may run under nohup
+    run = tmp_path / "run"
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.sample_every=2", f"run.dir={run}"]
+    assert train(*shared) == 129
+    assert len(asked) == 3 and find(run).step == 2
+
+
+def test_sighup_is_left_alone_where_nohup_ignores_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert unless_nohup((signal.SIGHUP, signal.SIGTERM)) == [signal.SIGTERM]
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with listening() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.exit_code == 129
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_listener_that_raises_is_told_of_and_costs_nothing(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinyllm.loggers.curves import Curves
+
+    def fail(*arguments: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    for name in ("on_log", "on_evaluate", "on_record", "on_checkpoint", "on_end", "state_dict"):
+        monkeypatch.setattr(Curves, name, fail)
+    run = tmp_path / "run"
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.eval_every=1", f"run.dir={run}"]
+    assert train(*shared) == 0
+    said = capsys.readouterr().out
+    assert said.count("Curves failed in on_log (ZeroDivisionError: on purpose); training goes on") == 1
+    assert "finished at step 2" in said
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_perplexity_beyond_all_numbers_is_inf(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    settings = ["trainer.max_steps=1", "trainer.eval_every=1", "model.init_std=300", f"run.dir={run}"]
+    assert train("dataset=text", corpus, *SMALL, *settings) == 0
+    said = capsys.readouterr().out
+    assert said.count("perplexity inf") == 2 and "finished at step 1" in said
+    record = metrics(run)[-1]
+    assert record["val/loss"] > 710 and record["val/ppl"] is None
+    assert math.isfinite(find(run).state()["best_loss"])
