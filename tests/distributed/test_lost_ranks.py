@@ -10,7 +10,7 @@ import pytest
 
 from tests.distributed.copies import SHARED, run, start, train_ranks
 from tests.faults.elsewhere import Answer
-from tests.training.runs import digest, metrics, write_corpus
+from tests.training.runs import digest, logged, metrics, write_corpus
 from tinyllm.training.checkpoint import find
 from tinyllm.training.trainer import Trainer
 
@@ -117,11 +117,41 @@ def test_one_rank_alone_is_asked_to_stop(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_rank_alone_is_asked_to_stop_in_an_evaluation(
+    strategy: str, whole: Path, corpus: str, tmp_path: Path
+) -> None:
+    """All break it off together, and make it up in the resumed run."""
+    place, shared = tmp_path / "run", (*SHARED, corpus, *OPTIONS)
+    answers = train_ranks(2, *shared, f"strategy={strategy}", f"run.dir={place}", fault="term@evaluate,rank=1")
+    assert [answer.code for answer in answers] == [143, 143], answers
+    assert find(place).step == 4 and not logged(place, "val/loss")
+    if strategy == "ddp":
+        goes_on(place, whole)
+    else:
+        answers = train_ranks(2, f"resume={place}")
+        assert [answer.code for answer in answers] == [0, 0], answers
+        assert len(logged(place, "val/loss")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ruined_weights_are_not_saved_by_any_rank(strategy: str, corpus: str, tmp_path: Path) -> None:
+    place, shared = tmp_path / "run", (*SHARED, corpus, *OPTIONS, f"strategy={strategy}")
+    patience = "trainer.nonfinite.patience=99"
+    assert [one.code for one in train_ranks(2, *shared, "trainer.stop_after_steps=6", f"run.dir={place}")] == [0, 0]
+    for ruin in ("optimizer.lr=1e30", "optimizer.lr=1e38"):
+        answers = train_ranks(2, f"resume={place}", ruin, patience)
+        assert [answer.code for answer in answers] == [2, 2], answers
+        assert find(place).step == 6
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_on_one_rank(corpus: str, tmp_path: Path) -> None:
     """All ranks leave out the step, and go on alike; with stop, all end."""
     place, fault = tmp_path / "run", "nan@step=3,rank=1"
     options = (*SHARED, corpus, "trainer.max_steps=5", "trainer.checkpoint_every=1", "checkpoint.keep=9")
-    answers = train_ranks(2, *options, f"run.dir={place}", fault=fault)
+    answers = train_ranks(2, *options, f"run.dir={place}", "trainer.stop_after_steps=4", fault=fault)
     assert [answer.code for answer in answers] == [0, 0]
     said = "step 4: loss nan, gradient norm nan (rank 1, sequences 24 to 31): step skipped, weights untouched"
     assert said in answers[0].out
