@@ -92,3 +92,23 @@ def test_steps_are_a_fraction_or_a_whole_number() -> None:
     assert steps_of("warmup_steps", 0.1, 2000) == 200
     assert steps_of("warmup_steps", 100, 2000) == 100
     assert steps_of("warmup_steps", 1.0, 2000) == 1
+
+
+def test_fractions_that_fill_the_horizon_always_fit() -> None:
+    """Each is rounded by itself; of a hundredth of 290 steps and the rest both may go up."""
+    for n_steps in (10, 290, 333):
+        for hundredths in range(1, 100):
+            warmup, decay = hundredths / 100, 1 - hundredths / 100
+            if round(warmup * n_steps) in (0, n_steps) or round(decay * n_steps) == 0:
+                continue
+            settings = {"min_lr": None, "stable_steps": None, "shape": "linear"}
+            schedule = WSD(lr=1.0, n_steps=n_steps, warmup_steps=warmup, decay_steps=decay, **settings)
+            assert schedule(n_steps - 1) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="does not fit"):
+        WSD(lr=1.0, n_steps=100, warmup_steps=0.5, decay_steps=0.51, **settings)
+
+
+@pytest.mark.parametrize("kind", [Cosine, Linear])
+def test_the_only_step_of_a_run_trains_at_the_peak(kind: type[Cosine]) -> None:
+    assert kind(lr=0.5, n_steps=1, warmup_steps=0.1, min_lr=None)(0) == 0.5
+    assert kind(lr=0.5, n_steps=2, warmup_steps=0.1, min_lr=None)(1) == pytest.approx(0.05)

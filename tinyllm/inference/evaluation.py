@@ -119,7 +119,7 @@ def _kept(sum_of_batch: Tensor) -> Tensor | float:
     return sum_of_batch.item() if sum_of_batch.device.type == "cpu" else sum_of_batch
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: sharded weights that are first gathered in it could not be trained any more
 def _nats(model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, autocast: Autocast) -> Tensor:
     """Sum over the batch's targets, a scalar on its device."""
     with autocast():

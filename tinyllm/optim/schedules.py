@@ -1,7 +1,7 @@
 """Learning-rate schedules: plain objects, a pure function of the step, so that resume needs no state.
 
 With s = step from 0, W = warmup steps, N = horizon and x = (s + 1 − W)/(N − W): during warmup the rate is
-lr·(s + 1)/W; afterwards it falls, so that the last step s = N − 1 (x = 1) has exactly ``min_lr``.
+lr·(s + 1)/W; afterwards it falls, so that the last step s = N − 1 (x = 1) has exactly ``min_lr``. A horizon of a single step has lr.
 """
 
 import math
@@ -34,6 +34,8 @@ class Schedule(ABC):
 
     def __call__(self, step: int) -> float:
         """Learning rate of ``step`` (from 0)."""
+        if self.n_steps == 1:  # the only step is the last one too, and it is to train
+            return self.lr
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         progress = (step + 1 - self.warmup) / (self.n_steps - self.warmup)
@@ -109,6 +111,9 @@ class WSD(Schedule):
         if stable_steps is None:
             decay_steps = 0.2 if decay_steps is None else decay_steps
             self.decay = steps_of("decay_steps", decay_steps, n_steps)
+            if is_fraction(warmup_steps) and is_fraction(decay_steps) and warmup_steps + decay_steps < 1 + 1e-9:
+                # fractions of one horizon that fit into it, of which both were rounded up
+                self.decay = min(self.decay, n_steps - self.warmup)
             given = f"decay_steps={decay_steps}"
         elif decay_steps is not None:
             raise ValueError(
@@ -131,6 +136,11 @@ class WSD(Schedule):
         return self.lr if done <= 0 else self.between(self.shape(done / self.decay))
 
 
+def is_fraction(value: float) -> bool:
+    """Whether a number of steps is meant as a part of the horizon."""
+    return isinstance(value, float) and value < 1
+
+
 def steps_of(name: str, value: int | float, n_steps: int) -> int:
     """A number of steps given as a whole number, or as a fraction (a float below 1) of the horizon.
 
@@ -139,7 +149,7 @@ def steps_of(name: str, value: int | float, n_steps: int) -> int:
     """
     if value < 0:
         raise ValueError(f"{name}={value} is negative: a fraction of the horizon or a whole number of steps")
-    if isinstance(value, float) and value < 1:
+    if is_fraction(value):
         return round(value * n_steps)
     if int(value) != value:
         raise ValueError(f"{name}={value} is neither a fraction below 1 nor a whole number of steps")
