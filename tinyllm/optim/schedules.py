@@ -1,7 +1,8 @@
 """Learning-rate schedules: plain objects, a pure function of the step, so that resume needs no state.
 
 With s = step from 0, W = warmup steps, N = horizon and x = (s + 1 − W)/(N − W): during warmup the rate is
-lr·(s + 1)/W; afterwards it falls, so that the last step s = N − 1 (x = 1) has exactly ``min_lr``. A horizon of a single step has lr.
+lr·(s + 1)/W; afterwards it falls, so that the last step s = N − 1 (x = 1) has exactly ``min_lr``. The only step of a
+horizon of one has ``lr``.
 """
 
 import math

@@ -12,6 +12,7 @@ from tinyllm.sweep.directory import CSV, SweepDir
 from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Record
 from tinyllm.sweep.table import show_table
 from tinyllm.training.signals import unless_nohup
+from tinyllm.utils.platforms import signals
 from tinyllm.utils.text import plain
 
 LOOK_EVERY_S = 0.5
@@ -56,7 +57,7 @@ class Sweep:
             UserError: the directory cannot be made, or another sweep runs in it.
         """
         handle = self.directory.make()
-        ending = unless_nohup((signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        ending = unless_nohup(signals("SIGINT", "SIGTERM", "SIGHUP"))
         before = {number: signal.signal(number, self._receive) for number in ending}
         _here.append(self)
         try:
