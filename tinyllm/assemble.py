@@ -1,6 +1,6 @@
 """From a composed configuration to the objects it describes; shared by the programs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.build import build, call
 from tinyllm.data.prepare import TokenData, prepare
+from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.loggers.progress import PreparationProgress
 from tinyllm.optim.groups import follow_width, parameter_groups
@@ -121,11 +122,19 @@ def open_corpus(cfg: DictConfig, *, allow: frozenset[str]) -> tuple[Any, Any]:
     return corpus, trainer
 
 
-def open_data(corpus: Any, trainer: Any, *, lines: bool = True) -> TokenData:
+def open_data(
+    corpus: Any, trainer: Any, *, trained_on: Mapping[str, Any] | None = None, lines: bool = True
+) -> TokenData:
     """The token cache of corpus and tokenizer, built with a progress bar if it is not there yet.
 
     Args:
+        trained_on: what a checkpoint says of its data; they are split by the rules of their time, so that a run
+            made under older ones finds its own split again. None: by the rules of today.
         lines: without a terminal, print a line per stage on standard output.
     """
+    rules = str(RULES) if trained_on is None else str(trained_on.get("rules", 1))
+    if rules not in map(str, range(1, RULES + 1)):
+        hint = f"this version knows them up to {RULES}; a newer one made the run"
+        raise UserError("unknown rules of the split", key="dataset", value=f"rules {rules}", hint=hint)
     with PreparationProgress(lines=lines) as progress:
-        return prepare(corpus, trainer, progress=progress)
+        return prepare(corpus, trainer, rules=int(rules), progress=progress)

@@ -77,7 +77,7 @@ def evaluate_run(
         split = {"train": data.train, "val": data.val}[cfg.split]
     else:
         _check_own(saved, run)
-        data = _open_data(trained, allow, lines)
+        data = _open_data(saved, allow, lines)
         split = {"train": data.train, "val": data.val}[cfg.split]
         _check_data(saved.data, split, data.tokenizer.fingerprint(), run)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
@@ -106,13 +106,13 @@ def evaluate_run(
     }
 
 
-def _open_data(trained: "DictConfig", allow: frozenset[str], lines: bool) -> "TokenData":
+def _open_data(saved: "Saved", allow: frozenset[str], lines: bool) -> "TokenData":
     """The data that a run was trained on, found where its own settings say."""
     from tinyllm.assemble import open_corpus, open_data
     from tinyllm.errors import UserError
 
     try:
-        return open_data(*open_corpus(trained, allow=allow), lines=lines)
+        return open_data(*open_corpus(saved.cfg, allow=allow), trained_on=saved.data, lines=lines)
     except UserError as error:
         hint = f"{error.hint}; this is the run's own setting, and a relative path counts from the current directory"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error

@@ -129,7 +129,9 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     notes += _abandoned(resumption, path) if resumption else []
     if is_new and strategy.rank == 0:
         check_new(path)
-    data = open_data(corpus, tokenizer_trainer)
+    data = open_data(
+        corpus, tokenizer_trainer, trained_on=resumption.checkpoint.manifest["data"] if resumption else None
+    )
     prompt_ids(data.tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
     model = sketch(vocab_size=data.tokenizer.vocab_size)
     if source is not None:

@@ -1,5 +1,6 @@
 """A program called as a person calls it, in an empty current directory."""
 
+import gzip
 import importlib
 import os
 import shutil
@@ -70,6 +71,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "line.txt").write_text("hello world, cat")
     (place / "bad_utf8.txt").write_bytes(b"ok " * 100 + b"\xff\xfe" + b"ok " * 100)
     (place / "utf16.txt").write_bytes(("hello " * 100).encode("utf-16"))
+    (place / "text.txt.gz").write_bytes(gzip.compress(b"some text " * 99))
+    (place / "paper.pdf").write_bytes(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
+    np.arange(500, dtype=np.uint16).tofile(place / "train.bin")
+    np.save(place / "flat.npy", np.arange(99))
+    (place / "array.json").write_text('[{"text": "one"}]')
+    os.mkfifo(place / "pipe")
     (place / "no_text").mkdir()
     (place / "no_text" / "picture.bin").write_bytes(bytes(range(256)))
     (place / "lines.jsonl").write_text('{"text": "one"}\n{"texd": "two"}\n')

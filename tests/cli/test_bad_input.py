@@ -43,6 +43,18 @@ TABLE = {
     "an empty path": bad("dataset.path=", "dataset.path=", "a file, a folder or a glob"),
     "bad UTF-8": bad("dataset.path=IN/bad_utf8.txt", "IN/bad_utf8.txt", "dataset.errors=replace"),
     "UTF-16": bad("dataset.path=IN/utf16.txt", "IN/utf16.txt", "iconv"),
+    "a compressed text": bad("dataset.path=IN/text.txt.gz", "IN/text.txt.gz", "gunzip -k IN/text.txt.gz"),
+    "a PDF for lines": bad("dataset=jsonl dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"),
+    "a PDF for a text that may be bad": bad(
+        "dataset.errors=replace dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"
+    ),
+    "a pipe": bad("dataset.path=IN/pipe", "dataset.path=IN/pipe", "write them to a file"),
+    "validation of the training text": bad(
+        "dataset.val_path=IN/good.txt", "dataset.val_path=IN/good.txt", "leave it out and a part is split off"
+    ),
+    "numbers without a header": bad("dataset=npy dataset.path=IN/train.bin", "IN/train.bin", "numpy.uint16"),
+    "numbers in one row": bad("dataset=npy dataset.path=IN/flat.npy", "IN/flat.npy", "array.reshape"),
+    "a JSON array for lines": bad("dataset=jsonl dataset.path=IN/array.json", "IN/array.json:1", "jq -c"),
     "no validation": bad("dataset.val_fraction=0", "dataset.val_fraction=0", "between 0 and 1"),
     "a line without the field": bad("dataset=jsonl dataset.path=IN/lines.jsonl", "IN/lines.jsonl:2", "texd"),
     "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import text_corpus
-from tinyllm.data import cache
+from tinyllm.data import cache, hashes
 from tinyllm.data.cache import TokenWriter, dtype_for
 from tinyllm.data.prepare import cached, prepare
 from tinyllm.data.tokens import TokenData
@@ -157,12 +157,12 @@ def settle(folder: Path) -> None:
     """As if the files had been there for a while when they were hashed."""
     [file] = (folder / "cache" / "sources").iterdir()
     memo = json.loads(file.read_bytes())
-    file.write_text(json.dumps({name: [stamp, digest, True] for name, (stamp, digest, _) in memo.items()}))
+    file.write_text(json.dumps({name: [*entry[:4], True, *entry[5:]] for name, entry in memo.items()}))
 
 
 def test_unchanged_text_is_not_read_again(data: TokenData, text: Path, tmp_path: Path, monkeypatch) -> None:
     settle(tmp_path)
-    monkeypatch.setattr("tinyllm.data.hashes._sha256", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("tinyllm.data.hashes._content", lambda file: pytest.fail("read again"))
     assert again(text, tmp_path).fingerprint == data.fingerprint
 
 
@@ -171,12 +171,13 @@ def test_text_changed_just_before_it_was_hashed_is_hashed_again(
 ) -> None:
     """A second change within the same tick of the clock would leave the same stamp."""
     read: list[Path] = []
-    monkeypatch.setattr("tinyllm.data.hashes._sha256", lambda file: read.append(file) or "00" * 32)
+    content = hashes._content
+    monkeypatch.setattr(hashes, "_content", lambda file: read.append(file) or content(file))
     cached(text_corpus(text), CharTrainer(), cache_dir=tmp_path / "cache")
-    assert read == [text]
+    assert read == [str(text)]
 
 
-@pytest.mark.parametrize("memo", ["", "[]", "{", '{"x": 1}', '{"x": [1]}'])
+@pytest.mark.parametrize("memo", ["", "[]", "{", '{"x": 1}', '{"x": [1]}', '{"x": [1, 2, 3, 4, true, 5, "", null, 9]}'])
 def test_damaged_memory_of_hashes_is_only_forgotten(data: TokenData, text: Path, tmp_path: Path, memo: str) -> None:
     [file] = (tmp_path / "cache" / "sources").iterdir()
     file.write_text(memo)

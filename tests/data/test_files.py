@@ -11,12 +11,18 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import text_corpus
 from tinyllm.data import files
-from tinyllm.data.files import find_files, read_text
+from tinyllm.data.files import read_text
+from tinyllm.data.finding import find_files
+from tinyllm.data.formats import kind_of
 from tinyllm.errors import UserError
 
 
 def read(path: Path, **how) -> str:
     return "".join(read_text(path, **how))
+
+
+def found(path: Path | str) -> list[Path]:
+    return [Path(file.path) for file in find_files(str(path), key="dataset.path").files]
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -36,7 +42,7 @@ def write(path: Path, content: bytes) -> Path:
 def test_text_is_what_open_reads(tmp_path_factory, content: str, chunk: int) -> None:
     """Python's own text mode is the reference, at any chunk size."""
     file = write(tmp_path_factory.getbasetemp() / "text", content.encode("utf-8", "surrogatepass"))
-    if content.startswith("\ufeff"):
+    if content.startswith("\ufeff") or kind_of(content.encode(), "text"):
         return
     before, files.CHUNK = files.CHUNK, chunk
     try:
@@ -51,7 +57,7 @@ def test_text_is_what_open_reads(tmp_path_factory, content: str, chunk: int) -> 
 @given(content=st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"x")), chunk=st.integers(1, 9))
 def test_bad_bytes_at_any_chunk_size(tmp_path_factory, content: bytes, chunk: int) -> None:
     """The offset is that of decoding the whole, and so is the replacement."""
-    if content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if kind_of(content, "bytes") or content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return
     file = write(tmp_path_factory.getbasetemp() / "bytes", content)
     before, files.CHUNK = files.CHUNK, max(chunk, 3)
@@ -123,7 +129,7 @@ def test_finding_files(tmp_path: Path) -> None:
         write(tmp_path / name, b"text")
 
     def names(path: Path) -> list[str]:
-        return [file.relative_to(tmp_path).as_posix() for file in find_files(str(path), key="dataset.path")]
+        return [file.relative_to(tmp_path).as_posix() for file in found(path)]
 
     assert names(tmp_path) == ["a.txt", "a/y.md", "a/z.txt", "b.txt"]
     assert names(tmp_path / "*.txt") == ["a.txt", "b.txt"]
@@ -133,13 +139,22 @@ def test_finding_files(tmp_path: Path) -> None:
 
 def test_a_name_with_glob_characters_is_a_file_first(tmp_path: Path) -> None:
     file = write(tmp_path / "a[1].txt", b"text")
-    assert find_files(str(file), key="dataset.path") == [file]
+    assert found(file) == [file]
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path / "a.txt", b"text")
-    assert find_files("~/a.txt", key="dataset.path") == [tmp_path / "a.txt"]
+    assert found("~/a.txt") == [tmp_path / "a.txt"]
+
+
+def test_blank_beginning(tmp_path: Path) -> None:
+    """Of more than what is read at a time."""
+    file = write(tmp_path / "a.txt", b" \n" * (files.CHUNK // 2 + 10) + b"text")
+    text_corpus(file).check()
+    write(tmp_path / "a.txt", b" \n" * (files.CHUNK // 2 + 10) + b"\xff")
+    with pytest.raises(UserError, match="not UTF-8"):
+        text_corpus(file).check()
 
 
 def no_file(folder: Path) -> str:

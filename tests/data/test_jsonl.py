@@ -1,6 +1,7 @@
 """JSON lines."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,75 @@ def test_bad_lines_are_named(tmp_path: Path, line: str | bytes, what: str, where
     assert "\n" not in str(caught.value)
 
 
+def test_field_within_objects(tmp_path: Path) -> None:
+    lines = [
+        {"doc": {"text": "nested", "part": {"text": "deeper"}}},
+        {"doc.text": "literal", "doc": {"text": "nested", "part.text": "half literal"}, "doc.part": {"text": "other"}},
+    ]
+    file = write(tmp_path / "a.jsonl", *map(json.dumps, lines))
+    assert texts_of(corpus(file, field="doc.text"), tmp_path) == ["nested", "literal"]
+    assert texts_of(corpus(file, field="doc.part.text"), tmp_path) == ["deeper", "other"]
+    with pytest.raises(UserError, match=r"the line has doc, doc.part, doc.text") as caught:
+        corpus(file, field="doc.body").check()
+    assert (caught.value.key, caught.value.value) == ("dataset.field", "doc.body")
+    with pytest.raises(UserError, match="the field is not text"):
+        corpus(file, field="doc").check()
+
+
+@pytest.mark.parametrize("name", ["a.JSONL", "a.NdJson", "a.json"])
+def test_a_folder_of_files_named_otherwise(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name, '{"text": "found"}')
+    assert texts_of(corpus(tmp_path), tmp_path) == ["found"]
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ('[{"text": "a"}, {"text": "b"}]', "jq -c '.[]'"),
+        ('[\n  {"text": "a"},\n  {"text": "b"}\n]', "jq -c '.[]'"),
+        ('{\n  "text": "a"\n}', "jq -c . "),
+    ],
+)
+def test_json_that_is_not_lines_says_how_to_make_some(tmp_path: Path, content: str, hint: str) -> None:
+    with pytest.raises(UserError, match="the line is not") as caught:
+        corpus(write(tmp_path / "a.json", content)).check()
+    assert hint in caught.value.hint
+    assert str(tmp_path / "a.json") in caught.value.hint
+
+
+def test_mark_at_the_start_of_a_text_is_no_letter(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"\ufeff{word}\r\nand more"}) for word in ("one", "two")]
+    assert texts_of(corpus(write(tmp_path / "a.jsonl", *lines)), tmp_path) == ["one\r\nand more", "two\r\nand more"]
+
+
+def test_the_same_text_with_other_line_ends_is_one_document(tmp_path: Path) -> None:
+    texts = ["one\ntwo\n" * 30, "one\r\ntwo\r\n" * 30, "one\rtwo\r" * 30]
+    file = write(tmp_path / "a.jsonl", *(json.dumps({"text": text}) for text in texts))
+    data = prepare(corpus(file), ByteTrainer(), cache_dir=tmp_path / "cache")
+    assert data.notes == ["All 3 documents are the same text; it was used once."]
+
+
+def test_a_character_beyond_ascii_does_not_slow_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No Python code runs for each character: as many calls for a long text as for a short one."""
+    counts = []
+    for length in (10, 10_000):
+        file = write(tmp_path / f"{length}.jsonl", json.dumps({"text": "é" + "x" * length}))
+        calls = 0
+
+        def count(frame, event: str, argument: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        reader = corpus(file)
+        sys.setprofile(count)
+        try:
+            reader.check()
+        finally:
+            sys.setprofile(None)
+        counts.append(calls)
+    assert counts[1] <= counts[0] + 20
+
+
 def test_missing_field_says_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset.field=text.*the line has body, id"):
         corpus(write(tmp_path / "a.jsonl", '{"id": 1, "body": "x"}')).check()
@@ -79,7 +149,7 @@ def test_replace(tmp_path: Path) -> None:
     assert texts_of(corpus(file, errors="replace"), tmp_path) == ["a\ufffdb", "c\ufffdd"]
 
 
-@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n'])
+@pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n', '{"text": " \\n"}\n', "\ufeff"])
 def test_no_text(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError, match="there is no text in it"):
         corpus(write(tmp_path / "a.jsonl", content)).check()

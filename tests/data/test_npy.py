@@ -118,6 +118,16 @@ def archive(file: Path) -> None:
         np.savez(stream, a=np.zeros((3, 4), np.int32))
 
 
+def header(text: str):
+    """An .npy file with any header, and 64 bytes."""
+
+    def make(file: Path) -> None:
+        line = text.encode() + b"\n"
+        file.write_bytes(b"\x93NUMPY\x01\0" + len(line).to_bytes(2, "little") + line + bytes(64))
+
+    return make
+
+
 def truncated(file: Path) -> None:
     np.save(file, np.zeros((30, 40), np.int32))
     file.write_bytes(file.read_bytes()[:-7])
@@ -126,11 +136,23 @@ def truncated(file: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda file: file.write_bytes(b""), "cannot read the array"),
-        (lambda file: file.write_bytes(b"garbage" * 100), "cannot read the array"),
-        (truncated, "cannot read the array"),
-        (objects, "cannot read the array|holds object"),
-        (archive, "archive"),
+        (lambda file: file.write_bytes(b""), "the file is empty"),
+        (lambda file: file.write_bytes(b"garbage" * 100), "the file is text"),
+        (lambda file: file.write_bytes(bytes(range(256))), "the file is binary"),
+        (lambda file: file.write_bytes(b"\x93NUMPY"), "cannot read the array"),
+        (lambda file: file.write_bytes(b"\x93NUMPY\x09\0"), "cannot read the array"),
+        (truncated, "the file is cut off"),
+        (objects, "Python objects"),
+        (archive, "an archive of numpy arrays|a zip archive"),
+        (header("{'descr': '<i4', 'fortran_order': False, 'shape': (1000000, 1000), }"), "the file is cut off"),
+        (header("{'descr': '<i8', 'fortran_order': False, 'shape': (9223372036854775807, 4), }"), "cannot read"),
+        (header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1, 4), }"), "cannot read|no rows"),
+        (header("{'descr': '<i8', 'fortran_order': False, 'shape': (2, 'x'), }"), "cannot read"),
+        (header("{'descr': '<q9', 'fortran_order': 7, 'shape': (2, 2), }"), "cannot read"),
+        (header("{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (2, 2), }"), "the array holds"),
+        (header("{'descr': '<i4', 'fortran_order': False, 'shape': (), }"), "the array has 0 dimensions"),
+        (header("__import__('os').getcwd()"), "cannot read"),
+        (header("(" * 3000), "cannot read"),
     ],
 )
 def test_damaged_files_are_refused_at_once(tmp_path: Path, make, what: str) -> None:
@@ -139,6 +161,21 @@ def test_damaged_files_are_refused_at_once(tmp_path: Path, make, what: str) -> N
     with pytest.raises(UserError, match=what) as caught:
         corpus(file).check()
     assert str(file) in str(caught.value)
+    assert "allow_pickle" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_first(tmp_path: Path) -> None:
+    rows = np.arange(40, dtype=np.int64).reshape(10, 4)
+    one = ready(save(tmp_path / "a.npy", rows), tmp_path)
+    other = ready(save(tmp_path / "b.npy", np.asfortranarray(rows)), tmp_path)
+    assert one.fingerprint == other.fingerprint
+
+
+def test_folder_in_capitals(tmp_path: Path) -> None:
+    with open(tmp_path / "A.NPY", "wb") as stream:
+        np.save(stream, np.arange(20, dtype=np.int32).reshape(4, 5))
+    corpus(tmp_path).check()
 
 
 @pytest.mark.parametrize(

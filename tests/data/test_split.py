@@ -1,5 +1,6 @@
 """Nothing of validation is in training."""
 
+import dataclasses
 import hashlib
 from collections import Counter
 from functools import partial
@@ -11,12 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import text_corpus
-from tinyllm.data.corpus import Document, Source
+from tinyllm.data import hashes
+from tinyllm.data.corpus import Document, Source, fingerprint_of
+from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.loader import eval_batches
+from tinyllm.data.prepare import prepare
 from tinyllm.data.sampler import Sampler
 from tinyllm.data.split import split
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.bpe import BPETrainer
+from tinyllm.tokenizers.byte import ByteTrainer
 from tinyllm.tokenizers.char import CharTrainer
 
 MANY = settings(max_examples=150, deadline=None)
@@ -26,7 +31,8 @@ def source_of(texts: list[str], validation: list[str] | None = None) -> Source:
     def documents(texts: list[str]):
         for text in texts:
             data = text.encode()
-            yield Document(hashlib.sha256(data).digest(), len(data), partial(iter, [text[:2], text[2:]]))
+            digest, plain = (hashlib.sha256(form).digest() for form in (data, data.replace(b"\r\n", b"\n")))
+            yield Document(digest, len(data), partial(iter, [text[:2], text[2:]]), plain)
 
     return Source("f", partial(documents, texts), None if validation is None else partial(documents, validation))
 
@@ -40,13 +46,38 @@ def texts_of(documents) -> list[str]:
 def test_documents_are_on_one_side_and_none_is_lost(texts: list[str], fraction: float) -> None:
     if len(set(texts)) == 1:
         return
-    parts = split(source_of(texts), fraction)
+    parts = split(source_of(texts), fraction, rules=1)
     train, val = texts_of(parts.train()), texts_of(parts.val())
     assert not set(train) & set(val)
     assert Counter(train) + Counter(val) == Counter(texts)
     assert train and val
     assert parts.train_documents == len(train)
     assert parts.train_size == sum(map(len, train))
+    now = split(source_of(texts), fraction)
+    if not now.notes:  # the share is about right
+        assert (texts_of(now.train()), texts_of(now.val())) == (train, val)
+        assert fraction / 1.51 < sum(map(len, val)) / sum(map(len, texts)) < fraction * 1.51
+
+
+@MANY
+@given(st.lists(st.integers(1, 3000), min_size=2, max_size=12), st.floats(0.02, 0.9), st.integers(0, 3))
+def test_share_of_documents_of_any_sizes(sizes: list[int], fraction: float, copies: int) -> None:
+    """About what was asked for; at most one document is on both sides, and nothing is lost but its copies."""
+    letters = "abcdefghijkl"[: len(sizes)]
+    texts = [letter * size for letter, size in zip(letters, sizes, strict=True)]
+    parts = split(source_of(texts + texts[:1] * copies), fraction)
+    train, val = texts_of(parts.train()), texts_of(parts.val())
+    in_train, in_val = Counter("".join(train)), Counter("".join(val))
+    cut = in_train.keys() & in_val.keys()
+    assert len(cut) <= 1
+    assert parts.train_documents == len(train)
+    for letter, size in zip(letters, sizes, strict=True):
+        times = 1 + copies if letter == "a" and "a" not in cut else 1
+        assert in_train[letter] + in_val[letter] == size * times
+    if not copies and fraction * sum(sizes) > 20:
+        share = in_val.total() / sum(sizes)
+        assert fraction / 1.6 < share < fraction * 1.6
+        assert bool(cut) == bool(parts.notes)
 
 
 @MANY
@@ -84,6 +115,112 @@ def test_copies_of_one_document_are_used_once() -> None:
     assert texts_of(parts.train()) == ["01234567"]
     assert texts_of(parts.val()) == ["89"]
     assert "3 documents are the same" in parts.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share"),
+    [
+        ((10**6, 7), 0.1),
+        ((5 * 10**5, 48 * 10**4), 0.1),
+        ((10**5,) * 5, 0.1),
+        ((10**5,) * 6, 0.1),
+        ((10**5,) * 7, 1 / 7),
+    ],
+    ids=["a text and a README", "two books", "five books", "six books", "seven books"],
+)
+def test_few_documents_give_the_share_too(prepared, sizes: tuple[int, ...], share: float) -> None:
+    data = prepared(*(f"{i}" + "word " * (size // 5) for i, size in enumerate(sizes)))
+    total = data.val.n_tokens + data.train.n_tokens
+    assert data.val.n_tokens / total == pytest.approx(share, rel=0.02)
+    assert bool(data.notes) == (len(sizes) < 7)
+    old = 7 if min(sizes) == 7 else min(sizes)  # what whole documents gave
+    assert not data.notes or f"made {old / sum(sizes):.1%} of the data validation instead of 10.0%" in data.notes[0]
+
+
+def test_copies_of_the_document_that_is_cut_are_on_neither_side() -> None:
+    """With other line ends they would be cut at another place."""
+    books = ["\n".join(f"book {book} line {i}" for i in range(300)) for book in "ab"]
+    windows = books[0].replace("\n", "\r\n")
+    sources = source_of([*books, windows, windows])
+    parts = split(sources, 0.1)
+    train, val = texts_of(parts.train()), texts_of(parts.val())
+    cut = next(book for book in books if book.endswith(val[0]))
+    assert len(val) == 1
+    assert len(train) == (2 if cut is books[0] else 4)
+    assert not any(line in "\n".join(train).splitlines() for line in val[0].splitlines()[1:])
+    assert cut is books[1] or "is there 3 times; it was used once" in parts.notes[1]
+
+
+def test_rows_are_not_cut_and_the_share_is_told() -> None:
+    source = dataclasses.replace(source_of(["a" * 100, "b" * 100, "c" * 100]), rows=True)
+    parts = split(source, 0.1)
+    assert len(texts_of(parts.val())) == 1
+    assert parts.notes == ["33.3% of the data is validation instead of 10.0%: rows are not cut."]
+
+
+def test_older_rules_are_still_there(tmp_path: Path) -> None:
+    """The split that a run was made with, and the cache of it under the name it always had."""
+    for name, text in (("a", "word " * 2000), ("b", "README\n"), ("c", "README\r\n")):
+        (tmp_path / name).write_bytes(text.encode())
+    corpus = partial(text_corpus, tmp_path / "[abc]")
+    before = prepare(corpus(), ByteTrainer(), cache_dir=tmp_path / "cache", rules=1)
+    now = prepare(corpus(), ByteTrainer(), cache_dir=tmp_path / "cache")
+    assert before.path != now.path
+    assert (before.rules, before.val.n_tokens, before.notes) == (1, len("README\nREADME\n") + 2, [])
+    assert now.rules == 2
+    assert now.val.n_tokens == pytest.approx(1000, rel=0.02)
+    key = fingerprint_of(1, corpus().open(ContentHashes(tmp_path / "h")).fingerprint, ByteTrainer().fingerprint())
+    assert before.path.name == key[:32]
+
+
+def test_the_same_text_with_other_line_ends_or_a_mark_is_one_document(tmp_path: Path) -> None:
+    text = "".join(f"line {i} of a text\n" for i in range(400))
+    dos = text.replace("\n", "\r\n")
+    forms = {
+        "unix": text, "dos": dos, "mac": text.replace("\n", "\r"), "marked": "\ufeff" + text,
+        "marked dos": "\ufeff" + dos, "marked twice": "\ufeff\ufeff" + text, "mixed": text.replace("1\n", "1\r\n"),
+    }  # fmt: skip
+    for name, form in forms.items():
+        (tmp_path / f"{name}.txt").write_bytes(form.encode())
+    data = prepare(text_corpus(tmp_path), CharTrainer(), cache_dir=tmp_path / ".cache")
+    assert data.notes == ["All 7 documents are the same text; it was used once."]
+    assert data.train.n_tokens + data.val.n_tokens == len(text)
+    assert "\ufeff" not in data.tokenizer.alphabet
+    assert "\r" not in data.tokenizer.alphabet
+    for name in forms:
+        both = text_corpus(tmp_path / "unix.txt", val_path=str(tmp_path / f"{name}.txt"))
+        with pytest.raises(UserError, match="all of the training data are in validation too"):
+            prepare(both, CharTrainer(), cache_dir=tmp_path / ".cache")
+    (tmp_path / "other.txt").write_text("quite another text " * 30)
+    inside = text_corpus(tmp_path, val_path=str(tmp_path / "marked dos.txt"))
+    data = prepare(inside, CharTrainer(), cache_dir=tmp_path / ".cache")
+    assert data.train.n_tokens == 19 * 30
+    assert data.notes[0] == "7 training documents are also in validation and were left out of training."
+
+
+@MANY
+@given(
+    st.lists(st.sampled_from([b"a", b"\r", b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xe2\x82\xac"]), max_size=30),
+    st.integers(3, 9),
+)
+def test_text_digest_is_that_of_the_text(tmp_path_factory, parts: list[bytes], chunk: int) -> None:
+    """Wherever a block of the file ends."""
+    file = tmp_path_factory.getbasetemp() / "text"
+    file.write_bytes(b"".join(parts))
+    before, hashes.CHUNK = hashes.CHUNK, chunk
+    try:
+        content = hashes._content(str(file))
+    finally:
+        hashes.CHUNK = before
+    text = b"".join(parts)
+    while chunk >= len(text) and text.startswith(b"\xef\xbb\xbf"):
+        text = text[3:]
+    if chunk < len(b"".join(parts)) and b"".join(parts).startswith(b"\xef\xbb\xbf"):
+        return  # marks over the end of a first block, which is a megabyte
+    text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    assert (content.text_digest or content.digest) == hashlib.sha256(text).digest()
+    assert content.text_size == len(text)
+    assert content.digest == hashlib.sha256(b"".join(parts)).digest()
 
 
 def test_training_text_that_is_also_in_val_path_is_left_out() -> None:

@@ -180,7 +180,8 @@ def _open(folder: Path, key: str) -> TokenData:
         for side, entry in ((side, meta["splits"][side]) for side in SIDES)
     ]
     whole = hashlib.sha256("".join([*(split.fingerprint for split in splits), tokenizer.fingerprint()]).encode())
-    return TokenData(splits[0], splits[1], tokenizer, list(meta["notes"]), folder, whole.hexdigest())
+    rules = int(meta.get("rules", 1))
+    return TokenData(splits[0], splits[1], tokenizer, list(meta["notes"]), folder, whole.hexdigest(), rules)
 
 
 def _check_ids(folder: Path, meta: dict[str, Any]) -> None:

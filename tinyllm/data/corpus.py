@@ -16,14 +16,16 @@ class Document:
     """One document.
 
     Attributes:
-        digest: sha256 of the content, the same for the same content.
+        digest: sha256 of the content as it is stored, which decides the place in the order of the split.
         size: bytes, which the shares of the split are counted in.
         chunks: reads it: texts (or arrays of numbers) of any length that make up the document in order.
+        text_digest: the same for the same text, also with other line ends or a byte order mark.
     """
 
     digest: bytes
     size: int
     chunks: Callable[[], Iterator[Any]]
+    text_digest: bytes
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Source:
         size: bytes to read, about; for progress.
         rows: documents are rows of one length, which are not cut and which no window reaches out of.
         notes: sentences for the user.
+        path, val_path: where the documents and the validation set come from, for errors.
     """
 
     fingerprint: str
@@ -45,6 +48,8 @@ class Source:
     size: int = 0
     rows: bool = False
     notes: list[str] = field(default_factory=list)
+    path: str | None = None
+    val_path: str | None = None
 
 
 class Corpus(ABC):

@@ -1,13 +1,16 @@
 """sha256 of files, remembered as long as the files are untouched."""
 
+import codecs
 import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from tinyllm.data.formats import HEAD, kind_of
 from tinyllm.errors import UserError
 from tinyllm.utils.files import read_json, write_bytes
 
@@ -15,12 +18,44 @@ Stamp = list[int]
 LARGEST_MEMO = 512 << 20
 """Bytes: a corpus may have a million files."""
 SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
+CHUNK = 2**20
 
 
-def stamp(path: Path) -> Stamp:
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file and the stamp it had when it was found; the path is plain text, since there may be very many."""
+
+    path: str
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What is known of a file's content without reading it again.
+
+    Attributes:
+        digest: sha256 of the bytes.
+        size: how many they are.
+        kind: what else it is if it is not text (``formats.kind_of``), "" for text.
+        text_digest: sha256 without byte order mark and with LF for line ends, None if that is ``digest``.
+        text_size: bytes of that.
+    """
+
+    digest: bytes
+    size: int
+    kind: str
+    text_digest: bytes | None
+    text_size: int
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
     """What changes when somebody writes to the file: size, both times, inode. ctime cannot be set back by hand."""
-    status = os.stat(path)
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def stamp(path: str | Path) -> Stamp:
+    """The stamp of a file as it is now."""
+    return stamp_of(os.stat(path))
 
 
 class ContentHashes:
@@ -32,39 +67,33 @@ class ContentHashes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._stamps: dict[Path, Stamp] = {}
+        self._stamps: dict[str, Stamp] = {}
 
-    def of(self, files: Sequence[Path]) -> dict[Path, bytes]:
-        """sha256 of each file. A file whose stamp is the remembered one is not read.
+    def of(self, files: Sequence[FoundFile]) -> dict[str, Content]:
+        """The content of each file. One whose stamp is the remembered one is neither opened nor looked at again.
 
         Raises:
             UserError: a file cannot be read.
         """
-        names = [os.path.abspath(file) for file in files]
-        memo_file = (
-            self._folder
-            / f"{hashlib.sha256(chr(0).join(names).encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.json"
-        )
+        here = os.getcwd()
+        names = [os.path.join(here, file.path) for file in files]
+        listed = "\0".join(names).encode("utf-8", "surrogateescape")
+        memo_file = self._folder / f"{hashlib.sha256(listed).hexdigest()[:32]}.json"
         memo = _read(memo_file)
-        hashes: dict[Path, bytes] = {}
-        new: dict[str, list[object]] = {}
+        contents: dict[str, Content] = {}
+        new: dict[str, list] = {}
         for file, name in zip(files, names, strict=True):
-            try:
-                now = stamp(file)
-                known = memo.get(name)
-                if known is not None and known[0] == now and known[2]:
-                    new[name] = known
-                else:
-                    settled = time.time_ns() - max(now[1], now[2]) > SETTLED_NS
-                    new[name] = [now, _sha256(file), settled]
-            except OSError as error:
-                raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
-            self._stamps[file] = now
-            hashes[file] = bytes.fromhex(str(new[name][1]))
+            known = memo.get(name)
+            if known is None or known[:4] != file.stamp or not known[4]:
+                settled = time.time_ns() - max(file.stamp[1], file.stamp[2]) > SETTLED_NS
+                known = [*file.stamp, settled, *_packed(_content(file.path))]
+            new[name] = known
+            self._stamps[file.path] = file.stamp
+            contents[file.path] = _unpacked(known)
         if new != memo:
             with suppress(UserError):  # only a memory: without it the next start reads the files again
                 write_bytes(memo_file, json.dumps(new).encode())
-        return hashes
+        return contents
 
     def require_unchanged(self) -> None:
         """Raises UserError if a file that ``of`` looked at is not the same any more."""
@@ -77,15 +106,84 @@ class ContentHashes:
                 raise UserError("the file changed while it was being read", file=file, hint="start again")
 
 
+def _packed(content: Content) -> list:
+    text = content.text_digest and content.text_digest.hex()
+    return [content.digest.hex(), content.kind, text, content.text_size]
+
+
+def _unpacked(entry: list) -> Content:
+    size, _, _, _, _, digest, kind, text, text_size = entry
+    return Content(bytes.fromhex(digest), size, kind, bytes.fromhex(text) if text else None, text_size)
+
+
 def _read(file: Path) -> dict[str, list]:
     try:
         memo: dict[str, list] = read_json(file, largest=LARGEST_MEMO)
     except UserError:
         return {}
-    sound = all(isinstance(entry, list) and len(entry) == 3 for entry in memo.values())
-    return memo if sound else {}
+    return memo if all(map(_is_sound, memo.values())) else {}
 
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _is_sound(entry: object) -> bool:
+    if not isinstance(entry, list) or len(entry) != 9:
+        return False
+    *stamp, settled, digest, kind, text, size = entry
+    return (
+        all(isinstance(number, int) for number in stamp)
+        and isinstance(settled, bool)
+        and _is_digest(digest)
+        and isinstance(kind, str)
+        and (text is None or _is_digest(text))
+        and isinstance(size, int)
+    )
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and value.isascii() and value.isalnum()
+
+
+def _content(file: str) -> Content:
+    """Reads the whole file once."""
+    whole, text = hashlib.sha256(), None  # no hash of its own for the text as long as it is the bytes
+    head, size, text_size = b"", 0, 0
+    for number, (block, plain) in enumerate(_blocks(file)):
+        if number == 0:
+            head = block[:HEAD]
+        if plain is not block and text is None:
+            text = whole.copy()
+        whole.update(block)
+        if text is not None:
+            text.update(plain)
+        size += len(block)
+        text_size += len(plain)
+    return Content(whole.digest(), size, kind_of(head, file), text.digest() if text else None, text_size)
+
+
+def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
+    """Each block as it is, and as text: without marks at the start, line ends as LF; the same object if equal."""
+    held = b""  # a CR at the end of a block waits for the LF that may follow
+    start = True
+    try:
+        with open(file, "rb") as stream:
+            while block := stream.read(CHUNK):
+                plain = held + block if held else block
+                if start:
+                    plain = without_marks(plain)
+                    start = False
+                held = b""
+                if b"\r" in plain:
+                    if plain.endswith(b"\r"):
+                        plain, held = plain[:-1], b"\r"
+                    plain = plain.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+                yield block, plain
+            if held:
+                yield b"", b"\n"
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
+
+
+def without_marks(data: bytes) -> bytes:
+    """``data`` without the byte order mark at its start; two of them if a program has added one to another."""
+    while data.startswith(codecs.BOM_UTF8):
+        data = data[3:]
+    return data

@@ -1,16 +1,28 @@
 """Arrays of numbers: .npy files of shape (num_sequences, seq_length)."""
 
 import hashlib
+import shlex
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from tinyllm.data.corpus import Document
-from tinyllm.data.filecorpus import Digests, FileCorpus
-from tinyllm.data.files import find_files
+from tinyllm.data.filecorpus import Contents, FileCorpus
+from tinyllm.data.files import read_head
+from tinyllm.data.finding import Listing
+from tinyllm.data.formats import RAW, advice_for, kind_of
 from tinyllm.errors import UserError
+
+MAGIC = b"\x93NUMPY"
+SHAPE = "(num_sequences, seq_length)"
+LARGEST = 2**32 - 2
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError),
+    *(FloatingPointError, SyntaxError, TokenError),
+)
+"""What numpy raises for a header that is none, which it reads as a literal of Python."""
 
 
 class NpyCorpus(FileCorpus):
@@ -26,45 +38,70 @@ class NpyCorpus(FileCorpus):
 
     content = "numbers"
     rows = True
+    suffixes = ((".npy",),)
 
-    def check(self) -> None:
-        for key, path in self.places:
-            lengths = sorted({_rows(file).shape[1] for file in self.find(key, path)})
-            if len(lengths) > 1:
-                raise UserError(f"the arrays have rows of different lengths: {lengths}", key=key, value=path)
+    def look(self, listing: Listing, *, key: str, path: str) -> None:
+        lengths = sorted({_rows(file.path).shape[1] for file in listing.files})
+        if len(lengths) > 1:
+            raise UserError(f"the arrays have rows of different lengths: {lengths}", key=key, value=path)
 
-    def find(self, key: str, path: str) -> list[Path]:
-        return find_files(path, key=key, suffixes=(".npy",))
-
-    def documents(self, files: Sequence[Path], digests: Digests) -> Iterator[Document]:
+    def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
         return _documents(files)
 
 
-def _documents(files: Sequence[Path]) -> Iterator[Document]:
+def _documents(files: Sequence[str]) -> Iterator[Document]:
     for file in files:
         for number, row in enumerate(_rows(file)):
             if row.min() < 0:
                 raise UserError(f"row {number} has the negative number {row.min()}", file=file, hint="ids start at 0")
-            if row.max() >= 2**32 - 1:
+            if row.max() > LARGEST:
                 raise UserError(f"row {number} has the number {row.max()}", file=file, hint="ids end at 2**32 - 2")
             data = np.ascontiguousarray(row, dtype=np.int64)
-            yield Document(hashlib.sha256(data.tobytes()).digest(), row.nbytes, partial(iter, (data,)))
+            digest = hashlib.sha256(data.tobytes()).digest()
+            yield Document(digest, row.nbytes, partial(iter, (data,)), digest)
 
 
-def _rows(file: Path) -> np.ndarray:
+def _rows(file: str) -> np.ndarray:
+    """The array of a file, memory-mapped; UserError if it is not one of rows of numbers."""
+    head = read_head(file)
+    if not head.startswith(MAGIC):
+        raise _no_array(head, file)
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, KeyError) as error:
-        raise UserError(f"cannot read the array: {error or 'the file is cut off'}", file=file) from None
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise UserError("this is an archive, not a single array", file=file, hint="save it with numpy.save")
+        with np.errstate(over="raise"):  # of a size beyond what a number can hold
+            array = np.lib.format.open_memmap(file, mode="r")  # never unpickles
+    except UNREADABLE as error:
+        raise UserError(f"cannot read the array: {_reason(error)}", file=file, hint="save it again") from None
     if array.dtype not in (np.int32, np.int64):
-        raise UserError(f"the array holds {array.dtype}", file=file, hint="it must be int32 or int64")
+        hint = "it must be int32 or int64: numpy.save(file, array.astype(numpy.int32))"
+        raise UserError(f"the array holds {array.dtype}", file=file, hint=hint)
     if array.ndim != 2:
-        raise UserError(f"the array has {array.ndim} dimensions", file=file, hint="(num_sequences, seq_length)")
+        hint = f"it must have 2, {SHAPE}: array.reshape(-1, seq_length)"
+        raise UserError(f"the array has {array.ndim} dimensions", file=file, hint=hint)
     if array.shape[0] == 0:
-        raise UserError("the array has no rows", file=file)
+        raise UserError("the array has no rows", file=file, hint=SHAPE)
     if array.shape[1] < 2:
         raise UserError(f"rows of {array.shape[1]} numbers", file=file, hint="prediction needs at least 2")
     return array
+
+
+def _no_array(head: bytes, file: str) -> UserError:
+    kind = kind_of(head, file)
+    if not head:
+        return UserError("cannot read the array: the file is empty", file=file, hint="save it by numpy.save")
+    if kind == RAW:
+        return UserError(f"the file is {RAW}, not an .npy file", file=file, hint=advice_for(RAW, file))
+    hint = "it has no header of numpy; numpy.save writes one"
+    what = kind or "text"
+    if kind == "an archive of numpy arrays":
+        hint = f"save one array of it: numpy.save('ids.npy', numpy.load({shlex.quote(file)})[name])"
+    return UserError(f"cannot read the array: the file is {what}", file=file, hint=hint)
+
+
+def _reason(error: Exception) -> str:
+    """Why numpy refused, in words about the file."""
+    said = str(error)
+    if "Python objects" in said:
+        return "it holds Python objects, not numbers"
+    if "greater than file size" in said:
+        return "the file is cut off, its header promises more"
+    return said or "the file is cut off"

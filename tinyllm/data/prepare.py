@@ -22,7 +22,7 @@ from tinyllm.data.cache import (
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
 from tinyllm.data.encode import encode_documents
 from tinyllm.data.hashes import ContentHashes
-from tinyllm.data.split import Parts, split
+from tinyllm.data.split import RULES, Parts, split
 from tinyllm.data.tokens import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
@@ -38,6 +38,7 @@ def prepare(
     tokenizer_trainer: TokenizerTrainer,
     *,
     cache_dir: str | Path | None = None,
+    rules: int = RULES,
     progress: Progress | None = None,
 ) -> TokenData:
     """The ids of ``corpus``: from the cache, or read, split, tokenized and put there.
@@ -46,13 +47,14 @@ def prepare(
 
     Args:
         cache_dir: the cache; None: the environment's TINYLLM_CACHE, else ``~/.cache/tinyllm``.
+        rules: version of the rules of the split, for the data of a run that was made under older ones.
         progress: told how far it is; not called when the cache has everything.
 
     Raises:
         UserError: the corpus cannot be read or is too small, or the cache cannot be written.
     """
     show = progress or (lambda stage, done, total: None)
-    root, hashes, source, key = _look(corpus, tokenizer_trainer, cache_dir)
+    root, hashes, source, key = _look(corpus, tokenizer_trainer, cache_dir, rules)
     folder = root / key
     try:
         return open_cache(folder, key)
@@ -69,7 +71,7 @@ def prepare(
             remove_stale(root, key)
             with _workplace(root, key) as work:
                 try:
-                    _fill(work, corpus, tokenizer_trainer, source, key, show)
+                    _fill(work, corpus, tokenizer_trainer, source, key, rules, show)
                 finally:
                     hashes.require_unchanged()  # else the ids are of no one text; also explains other errors
             data = open_cache(folder, key)
@@ -83,7 +85,7 @@ def cached(
     corpus: Corpus, tokenizer_trainer: TokenizerTrainer, *, cache_dir: str | Path | None = None
 ) -> TokenData | None:
     """What ``prepare`` would return if it is in the cache whole, else None; builds nothing."""
-    root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir)
+    root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir, RULES)
     try:
         return open_cache(root / key, key)
     except (FileNotFoundError, DamagedCacheError):
@@ -96,7 +98,7 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 
 
 def _look(
-    corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None
+    corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None, rules: int
 ) -> tuple[Path, ContentHashes, Source, str]:
     if corpus.content != trainer.content:
         hint = "dataset=npy goes with tokenizer=ids, which it chooses by itself; all other data are text"
@@ -106,7 +108,8 @@ def _look(
     place = cache_root(cache_dir)
     hashes = ContentHashes(place / "sources")
     source = corpus.open(hashes)
-    key = fingerprint_of(FORMAT, source.fingerprint, trainer.fingerprint())[:32]
+    version = [] if rules == 1 else [rules]  # the caches of rules 1 were named before there were others
+    key = fingerprint_of(FORMAT, source.fingerprint, trainer.fingerprint(), *version)[:32]
     return place / "tokens", hashes, source, key
 
 
@@ -127,16 +130,18 @@ def _workplace(root: Path, key: str) -> Iterator[Path]:
         remove(old)
 
 
-def _fill(folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, show: Progress) -> None:
+def _fill(
+    folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, rules: int, show: Progress
+) -> None:
     """Splits, trains the tokenizer on the training side, writes the ids of both sides."""
     show("reading", 0, source.size)
-    parts = split(source, corpus.val_fraction)
+    parts = split(source, corpus.val_fraction, rules=rules)
     read = _Meter("learning the vocabulary", parts.train_size, show)
     texts = (text for document in parts.train() for text in trainer.pieces(read.chunks(document)))
     tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
     tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
     notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
-    meta = {"key": key, "notes": notes, "val_fraction": corpus.val_fraction}
+    meta = {"key": key, "notes": notes, "val_fraction": corpus.val_fraction, "rules": rules}
     _write(folder, tokenizer, parts, source, meta, show)
 
 

@@ -11,7 +11,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
-from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.stdlib import source_files
 
 RULES = 1  # raise it when the extraction below changes: it is part of the fingerprint
@@ -39,8 +39,8 @@ class PydocsCorpus(Corpus):
     def open(self, hashes: ContentHashes) -> Source:
         topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
         files = [*([topics] if topics.is_file() else []), *source_files()]
-        digests = hashes.of(files)
-        marks = [digests[file].hex() for file in files]
+        contents = hashes.of([FoundFile(str(file), stamp(file)) for file in files])
+        marks = [contents[str(file)].digest.hex() for file in files]
 
         @cache  # parsing takes seconds, the result is a megabyte, and it is read several times
         def documents() -> list[Document]:
@@ -49,7 +49,7 @@ class PydocsCorpus(Corpus):
         return Source(
             fingerprint=fingerprint_of("pydocs", RULES, marks, self.val_fraction),
             documents=lambda: iter(documents()),
-            size=sum(file.stat().st_size for file in files),
+            size=sum(content.size for content in contents.values()),
         )
 
 
@@ -64,7 +64,8 @@ def _documents(files: Iterable[Path]) -> Iterator[Document]:
             text = "\n\n".join(dict.fromkeys(fresh)) + "\n"
             if fresh:
                 data = text.encode()
-                yield Document(hashlib.sha256(data).digest(), len(data), partial(iter, (text,)))
+                digest = hashlib.sha256(data).digest()
+                yield Document(digest, len(data), partial(iter, (text,)), digest)
 
 
 def _parsed(file: Path) -> ast.Module:

@@ -10,6 +10,16 @@ import numpy as np
 from tinyllm.data.corpus import Document, Source
 from tinyllm.errors import UserError
 
+RULES = 2
+"""Version of the rules below. Under 1, which older runs were split by, only equal bytes were the same document, and
+validation consisted of whole documents however far that was from the share asked for."""
+TOLERANCE = 1.5
+"""How far the share may be off, as a factor, before a document is cut."""
+SHORTEST = 2
+"""Bytes of the shortest head or tail that a document is cut for: prediction needs two tokens."""
+
+IdentityOf = Callable[[Document], bytes]
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -22,110 +32,220 @@ class Parts:
     notes: list[str] = field(default_factory=list)
 
 
-def split(source: Source, val_fraction: float) -> Parts:
+def split(source: Source, val_fraction: float, *, rules: int = RULES) -> Parts:
     """Splits by document; a single document is cut, and its tail is validation.
 
-    Documents of the same content stay together. In the order of their hashes they fill validation as long as
-    they fit into ``val_fraction`` of the bytes, so the choice depends on the documents alone; at least one,
-    the smallest, goes there, and at least one stays.
+    Documents of the same text stay together. In the order of their hashes they fill validation as long as
+    they fit into ``val_fraction`` of the bytes, so the choice depends on the documents alone; at least one
+    stays. If that gives far more or less than asked for (few documents, or one that is most of them), the tail
+    of the largest document fills validation up.
 
     Raises:
         UserError: there is no text, or too little of it for two sides.
     """
-    keys, sizes = _measure(source.documents())
+    identity = _text_of if rules > 1 else _bytes_of
+    documents = _Measured.of(source.documents(), identity)
     if source.validation is not None:
-        return _given(source, source.validation, keys, sizes)
-    if not len(keys):
-        raise UserError("there is nothing in the data set", hint="choose another dataset.path")
-    groups, inverse = np.unique(keys, return_inverse=True)
+        return _given(source, source.validation, documents, identity)
+    if not len(documents.keys):
+        raise UserError("there is nothing in it", key="dataset.path", value=source.path, hint="choose another")
+    groups, first, inverse = np.unique(documents.keys, return_index=True, return_inverse=True)
     if len(groups) == 1:
-        return _cut(source, val_fraction, len(keys))
-    group_sizes = np.bincount(inverse, weights=sizes)
-    chosen = _fill(group_sizes, val_fraction * float(sizes.sum()))
-    validating = groups[chosen]  # sorted, since groups is
-    in_val = chosen[inverse]
-    return Parts(
-        train=partial(_choose, source.documents, validating, False),
-        val=partial(_choose, source.documents, validating, True),
-        train_documents=int((~in_val).sum()),
-        train_size=int(sizes[~in_val].sum()),
-    )
+        return _cut_only(source, val_fraction, len(documents.keys))
+    sizes = np.bincount(inverse, weights=documents.sizes)
+    order = np.full(len(groups), np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(order, inverse, documents.order)
+    total = float(documents.sizes.sum())
+    chosen = _fill(sizes, order, val_fraction * total)
+    share = float(sizes[chosen].sum()) / total
+    if rules == 1 or share / TOLERANCE <= val_fraction <= share * TOLERANCE:
+        return _whole(source, documents, groups, inverse, chosen, identity)
+    if source.rows or min(val_fraction * total, float(documents.sizes.max()) / 2) < SHORTEST:
+        reason = "rows are not cut" if source.rows else "there is too little text to cut a document"
+        note = f"{share:.1%} of the data is validation instead of {val_fraction:.1%}: {reason}."
+        return _whole(source, documents, groups, inverse, chosen, identity, [note])
+    return _cut_one(source, documents, val_fraction, (groups, first, inverse), chosen, share)
 
 
-def _measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
-    """The first 8 bytes of every digest, and the sizes: 16 bytes per document."""
-    pairs = np.fromiter(
-        ((_key(document), document.size) for document in documents),
-        dtype=[("key", np.uint64), ("size", np.int64)],
-    )
-    return pairs["key"], pairs["size"]
+def _text_of(document: Document) -> bytes:
+    return document.text_digest
 
 
-def _key(document: Document) -> int:
-    return int.from_bytes(document.digest[:8], "big")
+def _bytes_of(document: Document) -> bytes:
+    return document.digest
 
 
-def _fill(sizes: np.ndarray, target: float) -> np.ndarray:
-    """Mask of the groups, in order, that fit one after the other into ``target``; the smallest if none does."""
+def _key(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big")
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """All documents: what they are the same by, their order, their bytes; 24 bytes each."""
+
+    keys: np.ndarray
+    order: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, documents: Iterable[Document], identity: IdentityOf) -> "_Measured":
+        rows = np.fromiter(
+            ((_key(identity(document)), _key(document.digest), document.size) for document in documents),
+            dtype=[("key", np.uint64), ("order", np.uint64), ("size", np.int64)],
+        )
+        return cls(rows["key"], rows["order"], rows["size"])
+
+
+def _fill(sizes: np.ndarray, order: np.ndarray, target: float) -> np.ndarray:
+    """Mask of the groups that fit one after the other, by ``order``, into ``target``; the smallest if none does."""
     chosen = np.zeros(len(sizes), dtype=bool)
     smallest, free = float(sizes.min()), target
-    for i, size in enumerate(sizes):
-        if size <= free:
+    ranks = np.argsort(order, kind="stable")
+    for i in ranks:
+        if sizes[i] <= free:
             chosen[i] = True
-            free -= size
+            free -= sizes[i]
             if free < smallest:
                 break
     if not chosen.any():
-        chosen[int(sizes.argmin())] = True
+        chosen[ranks[int(sizes[ranks].argmin())]] = True
     return chosen
 
 
-def _choose(documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool) -> Iterator[Document]:
+def _whole(
+    source: Source,
+    documents: _Measured,
+    groups: np.ndarray,
+    inverse: np.ndarray,
+    chosen: np.ndarray,
+    identity: IdentityOf,
+    notes: Iterable[str] = (),
+) -> Parts:
+    """Validation of the chosen groups, training of the others."""
+    validating = groups[chosen]  # sorted, since groups is
+    in_val = chosen[inverse]
+    return Parts(
+        train=partial(_choose, source.documents, validating, False, identity),
+        val=partial(_choose, source.documents, validating, True, identity),
+        train_documents=int((~in_val).sum()),
+        train_size=int(documents.sizes[~in_val].sum()),
+        notes=list(notes),
+    )
+
+
+def _choose(
+    documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool, identity: IdentityOf
+) -> Iterator[Document]:
     """The documents whose key is in the sorted ``keys``, or is not."""
     for document in documents():
-        key = np.uint64(_key(document))
-        i = int(np.searchsorted(keys, key))
-        if (i < len(keys) and keys[i] == key) == inside:
+        if _is_in(keys, _key(identity(document))) == inside:
             yield document
 
 
-def _given(source: Source, validation: Callable[[], Iterator[Document]], keys: np.ndarray, sizes: np.ndarray) -> Parts:
-    val_keys = np.unique(_measure(validation())[0])
-    both = np.isin(keys, val_keys)
-    if both.all():
-        raise UserError("all of the training data are in validation too", hint="give dataset.val_path other data")
-    notes = []
-    if both.any():
-        notes.append(f"{int(both.sum()):,} training documents are also in validation and were left out of training.")
+def _is_in(keys: np.ndarray, key: int) -> bool:
+    i = int(np.searchsorted(keys, np.uint64(key)))
+    return i < len(keys) and int(keys[i]) == key
+
+
+def _cut_one(
+    source: Source,
+    documents: _Measured,
+    val_fraction: float,
+    grouped: tuple[np.ndarray, np.ndarray, np.ndarray],
+    chosen: np.ndarray,
+    share: float,
+) -> Parts:
+    """Validation of the chosen groups if they are too little, and the tail of the largest of the other documents."""
+    groups, first, inverse = grouped
+    total = float(documents.sizes.sum())
+    if share > val_fraction:
+        chosen = np.zeros_like(chosen)
+    missing = val_fraction * total - float(documents.sizes[chosen[inverse]].sum())
+    largest = int(np.where(chosen, -1, documents.sizes[first]).argmax())
+    size = int(documents.sizes[first[largest]])
+    tail = min(missing / size, 0.9)  # it is larger than what is missing, but may be small if it has copies
+    of_largest = inverse == largest
+    whole_train = ~chosen[inverse] & ~of_largest
+    notes = [
+        f"Whole documents would have made {share:.1%} of the data validation instead of {val_fraction:.1%}, so the last"
+        f" {tail:.1%} of the largest one are validation{' too' * bool(chosen.any())}."
+    ]
+    if of_largest.sum() > 1:
+        notes.append(f"The largest document is there {int(of_largest.sum()):,} times; it was used once.")
+    sides = partial(_choose_or_cut, source.documents, groups[chosen], int(groups[largest]), tail)
     return Parts(
-        train=partial(_choose, source.documents, val_keys, False),
-        val=validation,
-        train_documents=int((~both).sum()),
-        train_size=int(sizes[~both].sum()),
+        train=partial(sides, False),
+        val=partial(sides, True),
+        train_documents=int(whole_train.sum()) + 1,
+        train_size=int(documents.sizes[whole_train].sum()) + int(size * (1 - tail)),
         notes=notes,
     )
 
 
-def _cut(source: Source, val_fraction: float, copies: int) -> Parts:
+def _choose_or_cut(
+    documents: Callable[[], Iterator[Document]], keys: np.ndarray, divided: int, tail: float, inside: bool
+) -> Iterator[Document]:
+    """The documents whose key is in the sorted ``keys``, or is not, and one side of the first with the key ``divided``.
+
+    Its copies are on neither side: with other line ends they would not be cut at the same character.
+    """
+    done = False
+    for document in documents():
+        key = _key(document.text_digest)
+        if key != divided:
+            if _is_in(keys, key) == inside:
+                yield document
+        elif not done:
+            done = True
+            yield from _side(document, tail, inside)
+
+
+def _given(
+    source: Source, validation: Callable[[], Iterator[Document]], documents: _Measured, identity: IdentityOf
+) -> Parts:
+    val_keys = np.unique(_Measured.of(validation(), identity).keys)
+    both = np.isin(documents.keys, val_keys)
+    if both.all():
+        hint = "give dataset.val_path other data, or leave it out and a part is split off"
+        what = "all of the training data are in validation too"
+        raise UserError(what, key="dataset.val_path", value=source.val_path, hint=hint)
+    notes = []
+    if both.any():
+        notes.append(f"{int(both.sum()):,} training documents are also in validation and were left out of training.")
+    return Parts(
+        train=partial(_choose, source.documents, val_keys, False, identity),
+        val=validation,
+        train_documents=int((~both).sum()),
+        train_size=int(documents.sizes[~both].sum()),
+        notes=notes,
+    )
+
+
+def _cut_only(source: Source, val_fraction: float, copies: int) -> Parts:
+    """Both sides of the only document."""
     if source.rows:
-        raise UserError("a single row cannot be split", hint="give more rows, or dataset.val_path")
+        hint = "give more rows, or dataset.val_path"
+        raise UserError("a single row cannot be split", key="dataset.path", value=source.path, hint=hint)
     document = next(source.documents())
-    length = sum(len(chunk) for chunk in document.chunks())
-    head = int(length * (1 - val_fraction))
     notes = [] if copies == 1 else [f"All {copies:,} documents are the same text; it was used once."]
     return Parts(
-        train=partial(_part, document, 0, head),
-        val=partial(_part, document, head, length),
+        train=partial(_side, document, val_fraction, False),
+        val=partial(_side, document, val_fraction, True),
         train_documents=1,
         train_size=int(document.size * (1 - val_fraction)),
         notes=notes,
     )
 
 
-def _part(document: Document, start: int, stop: int) -> Iterator[Document]:
-    """Characters start … stop−1 of a document, as a document."""
+def _side(document: Document, tail: float, inside: bool) -> Iterator[Document]:
+    """The last ``tail`` of the characters of a document as a document, or what comes before."""
+    length = sum(len(chunk) for chunk in document.chunks())
+    head = int(length * (1 - tail))
+    start, stop = (head, length) if inside else (0, head)
     if stop > start:
-        yield Document(document.digest, document.size, partial(_slice, document.chunks, start, stop))
+        yield Document(
+            document.digest, document.size, partial(_slice, document.chunks, start, stop), document.text_digest
+        )
 
 
 def _slice(chunks: Callable[[], Iterator[Any]], start: int, stop: int) -> Iterator[Any]:

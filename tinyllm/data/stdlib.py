@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from tinyllm.data.corpus import Corpus, Source, fingerprint_of
-from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.text import documents_of
 from tinyllm.errors import UserError
 
@@ -30,12 +30,12 @@ class StdlibCorpus(Corpus):
 
     def open(self, hashes: ContentHashes) -> Source:
         files = source_files()
-        digests = hashes.of(files)
-        marks = [digests[file].hex() for file in files]
+        contents = hashes.of([FoundFile(str(file), stamp(file)) for file in files])
+        marks = [contents[str(file)].digest.hex() for file in files]
         return Source(
             fingerprint=fingerprint_of("stdlib", marks, self.val_fraction),
-            documents=partial(documents_of, files, digests, "strict"),
-            size=sum(file.stat().st_size for file in files),
+            documents=partial(documents_of, list(contents), contents, "strict"),
+            size=sum(content.size for content in contents.values()),
         )
 
 

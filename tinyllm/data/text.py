@@ -2,18 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from tinyllm.data.corpus import Document
-from tinyllm.data.filecorpus import Digests, FileCorpus
-from tinyllm.data.files import find_files, is_binary, read_text, require_errors_mode
+from tinyllm.data.filecorpus import Contents, FileCorpus
+from tinyllm.data.files import is_text, read_text, require_errors_mode
+from tinyllm.data.finding import Listing
 from tinyllm.errors import UserError
 
 
 class TextCorpus(FileCorpus):
-    """UTF-8 text files. In a folder, binary files (a NUL near the start) and hidden ones are passed over.
+    """UTF-8 text files. In a folder, files that are not text (compressed, binary, …) and hidden ones are passed over.
 
     A byte order mark is dropped, and the line ends CR LF and CR become LF.
 
@@ -21,7 +20,8 @@ class TextCorpus(FileCorpus):
         path: a file, a folder (with everything below) or a glob.
         val_path: the same for validation; then nothing is split off, and training files that are also in it
             are left out.
-        val_fraction: share that becomes validation, by document; of a single document the tail.
+        val_fraction: share that becomes validation, by document; of a single document the tail, and the tail
+            of one more where whole documents miss the share by far.
         errors: "strict": a byte that is not UTF-8 is an error; "replace": it becomes U+FFFD.
     """
 
@@ -29,41 +29,32 @@ class TextCorpus(FileCorpus):
         super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
         self._errors = require_errors_mode(errors)
 
-    def check(self) -> None:
-        for key, path in self.places:
-            files = self.find(key, path)
-            if not any(_has_text(file, self._errors) for file in files):
-                what = "the file is" if len(files) == 1 else "all files are"
-                kind = "nothing but white space" if any(file.stat().st_size for file in files) else "empty"
-                raise UserError(f"{what} {kind}", key=key, value=path, hint="there is no text to learn from")
-
-    def find(self, key: str, path: str) -> list[Path]:
-        files = find_files(path, key=key)
-        texts = files if not Path(path).expanduser().is_dir() else [f for f in files if not is_binary(f)]
-        if not texts:
-            hint = "UTF-8 files of any name; hidden and binary ones do not count"
+    def look(self, listing: Listing, *, key: str, path: str) -> None:
+        some_text = False
+        for file in listing.files:
+            if listing.is_folder and not is_text(file.path):
+                continue
+            some_text = True
+            if any(not chunk.isspace() for chunk in read_text(file.path, errors=self._errors)):
+                return
+        if not some_text:
+            hint = "UTF-8 files of any name; hidden, compressed and binary ones do not count"
             raise UserError("the folder holds no text file", key=key, value=path, hint=hint)
-        return texts
+        what = "the file is" if len(listing.files) == 1 else "all files are"
+        kind = "nothing but white space" if any(file.stamp[0] for file in listing.files) else "empty"
+        raise UserError(f"{what} {kind}", key=key, value=path, hint="there is no text to learn from")
 
-    def documents(self, files: Sequence[Path], digests: Digests) -> Iterator[Document]:
-        return documents_of(files, digests, self._errors)
+    def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
+        return documents_of(files, contents, self._errors)
 
     def settings(self) -> list[Any]:
         return [self._errors]
 
-    def notes(self) -> list[str]:
-        left_out = sum(len(find_files(path, key=key)) - len(self.find(key, path)) for key, path in self.places)
-        return [f"{left_out:,} files in the folder are not text and were left out."] if left_out else []
 
-
-def documents_of(files: Sequence[Path], digests: Digests, errors: str) -> Iterator[Document]:
+def documents_of(files: Sequence[str], contents: Contents, errors: str) -> Iterator[Document]:
     """Each file that is not empty as a document."""
     for file in files:
-        size = file.stat().st_size
-        if size:
-            yield Document(digests[file], size, partial(read_text, file, errors=errors))
-
-
-def _has_text(file: Path, errors: str) -> bool:
-    """Whether the first MiB has more than white space. Raises UserError if it cannot be read."""
-    return any(chunk.strip() for chunk in islice(read_text(file, errors=errors), 1))
+        content = contents[file]
+        if content.text_size:
+            reader = partial(read_text, file, errors=errors)
+            yield Document(content.digest, content.size, reader, content.text_digest or content.digest)

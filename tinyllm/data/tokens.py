@@ -77,6 +77,7 @@ class TokenData:
         notes: sentences for the user.
         path: the folder of the token cache that holds it.
         fingerprint: sha256 (hex) over both sides and the tokenizer.
+        rules: version of the rules by which the sides were chosen (``split.RULES``).
     """
 
     train: Split
@@ -85,3 +86,4 @@ class TokenData:
     notes: list[str]
     path: Path
     fingerprint: str
+    rules: int

@@ -1,0 +1,154 @@
+"""Files that are no text: said what they are and what to do with them, whichever data set reads them."""
+
+import bz2
+import gzip
+import io
+import lzma
+import shutil
+import sqlite3
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import text_corpus
+from tinyllm.data.formats import BINARY, advice_for, kind_of
+from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.jsonl import JsonlCorpus
+from tinyllm.data.npy import NpyCorpus
+from tinyllm.errors import UserError
+
+TEXT = b'{"text": "some text"}\n' * 40
+
+
+def zipped(name: str) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, TEXT)
+    return file.getvalue()
+
+
+def tarred() -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"), io.BytesIO())
+    return file.getvalue()
+
+
+def array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.arange(12))
+    return file.getvalue()
+
+
+def database(place: Path) -> bytes:
+    with sqlite3.connect(place) as connection:
+        connection.execute("create table x (y)")
+    connection.close()
+    return place.read_bytes()
+
+
+FILES = {
+    "a.txt.gz": (gzip.compress(TEXT), "gzip-compressed", "gunzip -k"),
+    "a.bz2": (bz2.compress(TEXT), "bzip2-compressed", "bunzip2 -k"),
+    "empty.bz2": (bz2.compress(b""), "bzip2-compressed", "bunzip2 -k"),
+    "a.xz": (lzma.compress(TEXT), "xz-compressed", "unxz -k"),
+    "a.zst": (b"\x28\xb5\x2f\xfd\x24\x0a\x51\0\0" + TEXT[:10] + b"\xff", "Zstandard-compressed", "unzstd"),
+    "a.lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "LZ4-compressed", "unlz4"),
+    "a.zip": (zipped("a.txt"), "a zip archive", "unzip"),
+    "A.DOCX": (zipped("word/document.xml"), "a document of an office program", "pandoc -t plain"),
+    "a.npz": (zipped("a.npy"), "an archive of numpy arrays", "numpy.save"),
+    "a.tar": (tarred(), "a tar archive", "tar -xf"),
+    "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a PDF", "pdftotext"),
+    "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "an old Office document", "plain text"),
+    "a.parquet": (b"PAR1\x15\x04\x15\x10" + bytes(30) + b"PAR1", "a Parquet table", "dataset=jsonl"),
+    "a.arrow": (b"ARROW1\0\0\xff\xff\xff\xff", "an Arrow table", "dataset=jsonl"),
+    "data.npy": (array(), "an array of numpy", "dataset=npy"),
+    "train.bin": (np.arange(5000, dtype=np.uint16).tobytes(), "raw numbers without a header", "numpy.uint16"),
+    "a.png": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "files of text"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_the_file_is_named_for_what_it_is(tmp_path: Path, name: str, errors: str) -> None:
+    """Never the advice to read it with dataset.errors=replace, which would train on noise."""
+    content, kind, advice = FILES[name]
+    file = tmp_path / name
+    file.write_bytes(content)
+    corpora = [
+        text_corpus(file, errors=errors),
+        JsonlCorpus(path=str(file), val_path=None, val_fraction=0.1, field="text", errors=errors),
+    ]
+    for corpus in corpora:
+        with pytest.raises(UserError, match=kind) as caught:
+            corpus.check()
+        assert advice in caught.value.hint
+        assert str(file) in str(caught.value)
+        assert "errors=replace" not in str(caught.value)
+
+
+def test_a_database(tmp_path: Path) -> None:
+    assert kind_of(database(tmp_path / "a.db"), "a.db") == "an SQLite database"
+
+
+@pytest.mark.parametrize("tool", ["zstd", "lz4"])
+def test_what_other_programs_write(tmp_path: Path, tool: str) -> None:
+    import subprocess
+
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    packed = subprocess.run([tool, "-c"], input=TEXT, capture_output=True, check=True).stdout
+    assert kind_of(packed, "x").lower() == {"zstd": "zstandard-compressed", "lz4": "lz4-compressed"}[tool]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"PAR1 is a word",
+        b"BZh9 too",
+        b"PK",
+        b"%PDF is a format",
+        b"7z",
+        b"\xef\xbb\xbfabc",
+        b"GIF8 bits",
+        b"\xff\xfea\0",
+    ],
+)
+def test_text_is_text(text: bytes) -> None:
+    assert kind_of(text, "a.txt") == ""
+
+
+def test_in_a_folder_they_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name, (content, _, _) in FILES.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match="the folder holds no text file"):
+        text_corpus(tmp_path).check()
+    (tmp_path / "a.txt").write_text("some text " * 20)
+    source = text_corpus(tmp_path).open(ContentHashes(tmp_path / ".cache"))
+    assert len(list(source.documents())) == 1
+    [note] = source.notes
+    assert f"{len(FILES)} entries" in note
+    for part in ("1 PDF", "2 bzip2-compressed", "1 gzip-compressed", "1 image"):
+        assert part in note
+
+
+def test_the_command_in_the_advice_is_quoted(tmp_path: Path) -> None:
+    assert "'a b;c.gz'" in advice_for("gzip-compressed", "a b;c.gz")
+    assert "NUL" in advice_for(BINARY, "x")
+
+
+def test_raw_numbers_become_an_array_as_told(tmp_path: Path) -> None:
+    """nanoGPT's train.bin: no pickle is in it, and nothing advises to load one."""
+    file = tmp_path / "train.bin"
+    np.arange(1000, dtype=np.uint16).tofile(file)
+    corpus = NpyCorpus(path=str(file), val_path=None, val_fraction=0.1)
+    with pytest.raises(UserError, match=r"raw numbers without a header, as nanoGPT's train\.bin") as caught:
+        corpus.check()
+    assert "pickle" not in str(caught.value)
+    assert "numpy.fromfile" in caught.value.hint
+    np.save(tmp_path / "train.npy", np.fromfile(file, np.uint16).astype(np.int32)[:990].reshape(-1, 33))
+    NpyCorpus(path=str(tmp_path / "train.npy"), val_path=None, val_fraction=0.1).check()

@@ -1,0 +1,45 @@
+"""A run from before the rules of the split changed finds its own split again."""
+
+from pathlib import Path
+
+import pytest
+
+import tinyllm
+from tests.training.runs import SMALL, train, write_corpus
+from tinyllm.assemble import open_data
+from tinyllm.errors import UserError
+from tinyllm.evaluate import evaluate_run
+from tinyllm.training.checkpoint import find
+
+
+def test_resumed_and_evaluated_on_its_own_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two books: half of the data validated then, a tenth does now."""
+    books = tmp_path / "books"
+    books.mkdir()
+    for seed in (1, 2):
+        write_corpus(books / f"{seed}.txt", n_words=600, seed=seed)
+    arguments = (*SMALL, "dataset=text", f"dataset.path={books}", "trainer.max_steps=2", "trainer.stop_after_steps=1")
+    with monkeypatch.context() as then:
+        then.setattr("tinyllm.assemble.RULES", 1)
+        assert train(*arguments, f"run.dir={tmp_path / 'old'}") == 0
+    old = find(tmp_path / "old", prefer="last").manifest["data"]
+    assert old["rules"] == "1"
+    assert train(f"resume={tmp_path / 'old'}") == 0, capsys.readouterr().err
+    after = find(tmp_path / "old", prefer="last")
+    assert (after.step, after.manifest["data"]) == (2, old)
+    cfg = tinyllm.compose(f"run={tmp_path / 'old'}", program="evaluate")
+    assert evaluate_run(cfg, cfg.run)["tokens"] > 1000  # about half of 1,200 words
+
+
+def test_a_checkpoint_that_names_no_rules_is_from_before_they_changed(tmp_path: Path, monkeypatch) -> None:
+    from tests.data.conftest import text_corpus
+    from tinyllm.tokenizers.byte import ByteTrainer
+
+    monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path / "cache"))
+    file = write_corpus(tmp_path / "a.txt")
+    assert open_data(text_corpus(file), ByteTrainer(), trained_on={"train": "…"}).rules == 1
+    assert open_data(text_corpus(file), ByteTrainer()).rules == 2
+    with pytest.raises(UserError, match=r"rules 3.*a newer one made the run"):
+        open_data(text_corpus(file), ByteTrainer(), trained_on={"rules": "3"})

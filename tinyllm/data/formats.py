@@ -1,0 +1,83 @@
+"""What a file is that is not plain text, by its first bytes, and what to do with it."""
+
+import codecs
+import os
+import re
+import shlex
+from pathlib import Path
+
+from tinyllm.errors import UserError
+
+HEAD = 8192  # bytes that are looked at; a NUL among them marks a file as binary, as git does it
+
+_TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)), then dataset=jsonl"
+_RAW = "numpy.fromfile({path}, numpy.uint16).astype(numpy.int32), cut and reshaped to (rows, length), by numpy.save"
+
+# How it begins, what it is, what makes text of it. In order: the first that fits.
+_FORMATS: tuple[tuple[bytes, str, str], ...] = (
+    (rb"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip -k {path}"),
+    (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2-compressed", "unpack it first: bunzip2 -k {path}"),
+    (rb"\xfd7zXZ\0", "xz-compressed", "unpack it first: unxz -k {path}"),
+    (rb"[\x25-\x28]\xb5\x2f\xfd", "Zstandard-compressed", "unpack it first: unzstd {path}"),
+    (rb"\x04\x22\x4d\x18", "LZ4-compressed", "unpack it first: unlz4 -k {path}"),
+    (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first: 7z x {path}"),
+    (rb"Rar!\x1a\x07", "a RAR archive", "unpack it first: unrar x {path}"),
+    (rb"PK(\x03\x04|\x05\x06)", "a zip archive", "unpack it first: unzip {path}"),
+    (rb".{257}ustar", "a tar archive", "unpack it first: tar -xf {path}"),
+    (rb"%PDF-\d\.\d", "a PDF", "extract its text first: pdftotext {path}"),
+    (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", "save it as plain text in UTF-8"),
+    (rb"PAR[1E][\0-\x08\x0e-\x1f]", "a Parquet table", _TABLE),
+    (rb"ARROW1\0\0|\xff\xff\xff\xff[^\0]..\0\x10\0\0\0", "an Arrow table", _TABLE),
+    (rb"Obj\x01", "an Avro table", _TABLE),
+    (rb"SQLite format 3\0", "an SQLite database", "write its text as JSON lines, then dataset=jsonl"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as UTF-8, or its numbers by numpy.save"),
+    (rb"\x93NUMPY", "an array of numpy", "dataset=npy reads arrays of token ids"),
+    (rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image", "choose files of text"),
+)  # fmt: skip
+_PATTERNS = [(re.compile(start, re.DOTALL), kind, advice) for start, kind, advice in _FORMATS]
+_ADVICE = {kind: advice for _, kind, advice in _FORMATS}
+
+_OFFICE = "a document of an office program"
+_NUMBERS = "an archive of numpy arrays"
+_ZIPPED = {
+    **dict.fromkeys((".docx", ".odt", ".pptx", ".xlsx", ".epub"), _OFFICE),
+    ".npz": _NUMBERS,
+    **dict.fromkeys((".pt", ".pth"), "a checkpoint of PyTorch"),
+}
+_ADVICE |= {
+    _OFFICE: "save it as plain text in UTF-8, or: pandoc -t plain {path}",
+    _NUMBERS: "save one array of token ids by numpy.save, then dataset=npy",
+    "a checkpoint of PyTorch": "choose files of text",
+}
+
+RAW = "raw numbers without a header, as nanoGPT's train.bin"
+BINARY = "binary"
+_ADVICE |= {RAW: f"for dataset=npy: {_RAW}", BINARY: "it has a NUL byte near its start, which text has not"}
+
+
+def kind_of(head: bytes, name: str) -> str:
+    """What a file of this beginning is if it is not text, as "a PDF" or "gzip-compressed"; "" for text.
+
+    UTF-16, which has NUL bytes, is text in the wrong encoding.
+    """
+    for pattern, kind, _ in _PATTERNS:
+        if pattern.match(head):
+            return _ZIPPED.get(os.path.splitext(name)[1].lower(), kind) if kind == "a zip archive" else kind
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" not in head[:HEAD]:
+        return ""
+    return RAW if name.lower().endswith(".bin") else BINARY
+
+
+def advice_for(kind: str, file: str | Path) -> str:
+    """What to do with a file of this kind."""
+    return _ADVICE[kind].format(path=shlex.quote(str(file)))
+
+
+def refuse_kind(head: bytes, file: str | Path) -> None:
+    """Raises UserError, which says what the file is and what to do, if its beginning is that of a known format.
+
+    A merely binary one is left to whoever reads on and can say where it stops being text.
+    """
+    kind = kind_of(head, str(file))
+    if kind not in ("", BINARY):
+        raise UserError(f"the file is {kind}, not text", file=file, hint=advice_for(kind, file))
