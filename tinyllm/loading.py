@@ -25,6 +25,7 @@ from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.training.checkpoint import Checkpoint, check_shapes, find
 from tinyllm.training.names import CONFIG, TOKENIZER
+from tinyllm.training.state_schema import read_checked
 from tinyllm.utils.yaml_files import read_yaml
 
 
@@ -113,6 +114,7 @@ def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str
             raise UserError("no checkpoints there", key="checkpoint", value=checkpoint, hint=hint)
         return open_hugging_face(run, tell=tell)
     found = find(run, prefer=checkpoint, tell=tell)
+    found.require("data.tokenizer")
     return Saved(
         path=found.path,
         cfg=config_of(found),
@@ -128,7 +130,7 @@ def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str
 def _weights(found: Checkpoint, which: str) -> dict[str, Tensor]:
     """The weights of a checkpoint, or what else was kept of them."""
     averaged = config_of(found).get("ema", {}).get("enabled") and which != "raw"
-    shadow = found.state()["average"].get("shadow", {}) if averaged else {}
+    shadow = read_checked(found).get("average", {}).get("shadow", {}) if averaged else {}
     if which == "ema" and not shadow:
         raise UserError("the run has no averaged weights", key="weights", value=which, hint="auto or raw")
     return found.weights() | shadow

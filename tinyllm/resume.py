@@ -29,6 +29,8 @@ ALTERNATIVES = (
 )
 """Keys of which a run may have one: a new one takes the place of the saved one."""
 
+FACTS = ("max_steps", "precision", "data.train", "data.val", "data.tokenizer")
+"""What the manifest must say for a resume to be the same run."""
 LAYERS = "model.layers"
 """What stands here is made of texts and files, so the blocks in it may be others than before, and more or fewer."""
 
@@ -79,6 +81,7 @@ def look_up(line: CommandLine) -> Resumption | None:
     if "imported" in checkpoint.manifest:
         hint = f"it was imported and has weights alone; train it further with init_from={source}"
         raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
+    checkpoint.require(*FACTS)
     saved = saved_settings(checkpoint.path / OVERRIDES)
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
     replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
@@ -116,6 +119,7 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     check_free(directory)
     notes: list[str] = []
     checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
+    checkpoint.require(*FACTS)
     before, now = set(saved_settings(checkpoint.path / OVERRIDES)), set(to_save(invocation.overrides))
     if before != now:
         there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))

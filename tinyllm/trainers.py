@@ -34,6 +34,7 @@ from tinyllm.training.hardware import peak_flops
 from tinyllm.training.lineage import follow
 from tinyllm.training.metrics import Log, MetricsLog, read_metrics
 from tinyllm.training.objective import AUTOCAST, Objective, autocast
+from tinyllm.training.parts import STATE
 from tinyllm.training.profile import NoProfiler, Profiler
 from tinyllm.training.provenance import provenance
 from tinyllm.training.run_dir import FollowedRunDir, RunDir
@@ -41,6 +42,7 @@ from tinyllm.training.saver import Saver
 from tinyllm.training.seeds import seed_globals, stream
 from tinyllm.training.signals import StopRequest
 from tinyllm.training.state import TrainState
+from tinyllm.training.state_schema import read_checked
 from tinyllm.training.trainer import MicroBatch, Settings, Trainer
 
 
@@ -194,9 +196,9 @@ def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup], dict
     source = planned.resumption.checkpoint if planned.resumption else planned.source
     if source is not None:
         checkpoints.load_weights(source, model, rows=strategy.rows, local=strategy.local)
-    saved = planned.resumption.checkpoint.state() if planned.resumption else {}
-    if saved:
-        state.load_state_dict(saved)
+    saved = read_checked(planned.resumption.checkpoint) if planned.resumption else {}
+    if planned.resumption:
+        state.load_state_dict(saved, file=planned.resumption.checkpoint.path / STATE)
     return state, groups, saved.get("loggers", {})
 
 

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from tinyllm.optim.checks import decay_rates, not_negative
 from tinyllm.optim.sharded import local
+from tinyllm.optim.state_shapes import Shapes
 
 
 class Lion(Optimizer):
@@ -47,6 +48,10 @@ class Lion(Optimizer):
             torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
             torch._foreach_add_(weights, signs, alpha=-lr)
             torch._foreach_lerp_(momenta, gradients, 1 - beta2)
+
+    def state_shapes(self, group: dict[str, Any], shape: tuple[int, ...]) -> Shapes:
+        """The shape of each entry kept of a parameter."""
+        return {"m": shape}
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]

@@ -12,6 +12,7 @@ from tinyllm.optim.adamw import adamw
 from tinyllm.optim.checks import not_negative
 from tinyllm.optim.groups import DECAYED, MATRIX
 from tinyllm.optim.sharded import local, part_of, whole
+from tinyllm.optim.state_shapes import Shapes, adamw_shapes
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: its slope at 0 is as large as the singular values' staying near 1 allows (Jordan 2024)."""
@@ -87,6 +88,10 @@ class Muon(Optimizer):
                     self._update(weights, lr=group["lr"], weight_decay=group["weight_decay"])
         if self.adamw is not None:
             self.adamw.step()
+
+    def state_shapes(self, group: dict[str, Any], shape: tuple[int, ...]) -> Shapes:
+        """The shape of each entry kept of a parameter."""
+        return adamw_shapes(shape) if group["entrywise"] else {"m": shape}
 
     def _update(self, weights: list[Tensor], *, lr: float, weight_decay: float) -> None:
         gradients = [p.grad for p in weights if p.grad is not None]

@@ -58,6 +58,19 @@ class Checkpoint:
         """
         return Tensors(self.path)
 
+    def require(self, *facts: str) -> None:
+        """Refuse a manifest that lacks facts, ``a.b`` being one in a mapping; verifying asks for the files alone.
+
+        Raises:
+            UserError: one is missing.
+        """
+        for fact in facts:
+            found: Any = self.manifest
+            for name in fact.split("."):
+                found = found.get(name) if isinstance(found, dict) else None
+            if found is None:
+                raise UserError("not a whole checkpoint", file=self.path / MANIFEST, hint=f"{fact} is missing")
+
     def weights(self) -> dict[str, Tensor]:
         """The model's tensors by clean name, on the CPU.
 
@@ -148,6 +161,10 @@ def verify(path: Path) -> Checkpoint:
         raise UserError(
             "not a whole checkpoint", file=file, hint=f"a damaged manifest ({type(error).__name__}: {error})"
         ) from error
+    _check_facts(manifest, file)
+    if (named := _NAME.fullmatch(path.name)) and int(named[1]) != step:
+        hint = f"its manifest says step {step}; give the directory back its name"
+        raise UserError("not the checkpoint of that step", file=path, hint=hint)
     if manifest.get("format") != FORMAT:
         raise UserError(
             "unknown checkpoint format", file=file, hint=f"format {manifest.get('format')}; this version reads {FORMAT}"
@@ -167,6 +184,25 @@ def verify(path: Path) -> Checkpoint:
     if writers > 1 and (strange := set(weight_map(path / INDEX).values()) - listed.keys()):
         raise UserError("damaged index", file=path / INDEX, hint=f"the manifest does not list {min(strange)}")
     return Checkpoint(path=path, step=step, manifest=manifest)
+
+
+def _check_facts(manifest: dict[str, Any], file: Path) -> None:
+    """Refuse a manifest whose facts are not of the kind that a resume reckons with."""
+    data, files = manifest.get("data", {}), manifest["files"]
+    counts = {name: manifest.get(name, 1) for name in ("writers", "world_size", "max_steps")}
+    wrong = [name for name, value in counts.items() if type(value) is not int or value < 1]
+    if type(manifest["step"]) is not int or manifest["step"] < 0:
+        wrong.append("step")
+    if not isinstance(data, dict) or not all(isinstance(one, str) for one in data.values()):
+        wrong.append("data")
+    if not isinstance(manifest.get("precision", ""), str):
+        wrong.append("precision")
+    for name, facts in files.items():
+        sound = isinstance(facts, dict) and type(facts.get("bytes")) is int and isinstance(facts.get("sha256"), str)
+        if not sound or "/" in name or "\0" in name:
+            wrong.append(f"files: {name}")
+    if wrong:
+        raise UserError("not a whole checkpoint", file=file, hint=f"a damaged manifest: {wrong[0]}")
 
 
 def _required(writers: int) -> Iterator[str]:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from tinyllm.errors import UserError
 from tinyllm.optim.ema import Average
+from tinyllm.optim.state_shapes import Shapes, state_shapes
 from tinyllm.training.distributed import Strategy
+from tinyllm.training.state_schema import damaged
 
 
 @dataclass(kw_only=True)
@@ -60,25 +62,40 @@ class TrainState:
             "rng": self.strategy.gather_objects(rng_state()),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, file: object = None) -> None:
         """Continue from :meth:`state_dict`.
 
+        Args:
+            state: its fields are as :mod:`tinyllm.training.state_schema` has them.
+            file: where it comes from, for messages.
+
         Raises:
-            UserError: something is missing, or the optimizer's state is of other parameters.
+            UserError: the optimizer's state or the average is of other parameters.
         """
-        missing = sorted({*self.COUNTERS, "window", "optimizer", "scaler", "rng"} - state.keys())
-        if missing:
-            raise UserError("the checkpoint's state is not whole", key="resume", value=missing[0], hint="it is missing")
+        # A step that fp16's scaler skips is not counted in ``skipped``, and leaves the optimizer as it was too.
+        if not state["optimizer"] and state["skipped"] < state["step"] and not state["scaler"]:
+            raise damaged(file, "optimizer is {}", f"that of {state['step']} steps")
+        self._check_average(state.get("average", {}), file)
         for name in self.COUNTERS:
             setattr(self, name, state[name])
         self.window = dict(state["window"])
         self.owed = state.get("owed")
-        load_optimizer_state(self.optimizer, state["optimizer"], self.strategy)
-        self.scaler.load_state_dict(state["scaler"])
+        load_optimizer_state(self.optimizer, state["optimizer"], self.strategy, file=file)
+        if state["scaler"]:  # else the run had another precision until now
+            self.scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state.get("average", {}))
         saved = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # once there was rank 0 only
         if self.strategy.rank < len(saved):  # a rank more than there were keeps its own: each step seeds anew
             set_rng_state(saved[self.strategy.rank])
+
+    def _check_average(self, average: dict[str, Any], file: object) -> None:
+        """Refuse averaged weights that are not those of the model's parameters."""
+        shadow = average.get("shadow", {})
+        wanted = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        found = {name: tuple(one.shape) for name, one in shadow.items()}
+        if found and found != wanted:
+            name = next(one for one in [*wanted, *found] if wanted.get(one) != found.get(one))
+            raise damaged(file, f"average of {name} is {found.get(name, 'missing')}", f"{wanted.get(name, 'absent')}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dict[str, dict[str, Any]]:
@@ -96,7 +113,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dic
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]], strategy: Strategy
+    optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]], strategy: Strategy, *, file: object = None
 ) -> None:
     """Give each parameter the state that was saved under its name, or its part of it; ``saved`` is used up.
 
@@ -104,27 +121,43 @@ def load_optimizer_state(
         UserError: a name or shape does not match.
     """
     known = {
-        name: p for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
+        name: (group, p)
+        for group in optimizer.param_groups
+        for name, p in zip(group["names"], group["params"], strict=True)
     }
     strange = sorted(set(saved) ^ set(known)) if saved else []
     if strange:
-        raise UserError(
-            "optimizer state of other parameters",
-            key="resume",
-            value=strange[0],
-            hint="init_from starts from the weights alone",
-        )
+        hint = f"{strange[0]}; init_from starts from the weights alone"
+        raise UserError("optimizer state of other parameters", file=file, hint=hint)
     for name in list(saved):
-        parameter, values = known[name], saved.pop(name)  # copied one by one, so that nothing is there twice
+        (group, parameter), values = known[name], saved.pop(name)  # one by one, so that nothing is there twice
+        check_entries(name, values, state_shapes(optimizer, group, parameter, values), parameter, file=file)
         moved = {}
         for key, value in values.items():
-            # moments have the parameter's shape; an optimizer may keep vectors of another length beside them
-            if isinstance(value, Tensor) and value.ndim > 1 and value.shape != parameter.shape:
-                raise UserError(
-                    "optimizer state of another shape", key="resume", value=name, hint=f"{key} is {tuple(value.shape)}"
-                )
             moved[key] = strategy.like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
         optimizer.state[parameter] = moved
+
+
+def check_entries(name: str, values: dict[str, Any], wanted: Shapes | None, parameter: Tensor, *, file: object) -> None:
+    """Refuse what is no state of a parameter.
+
+    Args:
+        wanted: the shape of each entry; None: unknown, then only tensors of the wrong shape are refused.
+
+    Raises:
+        UserError: an entry is missing, too many, or of another shape.
+    """
+    found = {key: tuple(value.shape) if isinstance(value, Tensor) else () for key, value in values.items()}
+    if wanted is None:  # moments have the parameter's shape, and vectors of another length may stand beside them
+        shape = tuple(parameter.shape)
+        wanted = {key: shape if len(one) > 1 else one for key, one in found.items()}
+    for key in [*wanted, *found]:
+        if found.get(key) != wanted.get(key):
+            what = f"{key} of {name} is {found.get(key, 'missing')}"
+            raise damaged(file, what, f"{wanted.get(key, 'absent')}")
+    steps = values.get("step")
+    if "step" in wanted and (steps is None or not 0 < float(steps) < float("inf")):
+        raise damaged(file, f"step of {name} is {steps}", "above 0")
 
 
 def rng_state() -> dict[str, Any]:
