@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tinyllm.config.allowed import Option
 from tinyllm.config.build import build, call
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
@@ -33,7 +34,7 @@ def build_model(
     vocab_size: int,
     seed: int,
     device: torch.device,
-    allow: frozenset[str],
+    allow: frozenset[Option],
     place: Callable[[Any], Any] | None = None,
 ) -> Any:
     """The model of a configuration with its initial weights; on ``meta`` without any.
@@ -64,7 +65,7 @@ def build_model(
 
 
 def build_optimizer(
-    cfg: DictConfig, model: Any, *, allow: frozenset[str]
+    cfg: DictConfig, model: Any, *, allow: frozenset[Option]
 ) -> tuple[torch.optim.Optimizer, list[OptimizerGroup]]:
     """The optimizer over the model's parameter groups, and what the groups are.
 
@@ -96,7 +97,7 @@ def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
     ]
 
 
-def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[str]) -> Schedule:
+def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[Option]) -> Schedule:
     """The learning-rate schedule over ``n_steps``.
 
     Raises:
@@ -109,7 +110,7 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[str]) -> S
     return schedule
 
 
-def open_corpus(cfg: DictConfig, *, allow: frozenset[str]) -> tuple[Any, Any]:
+def open_corpus(cfg: DictConfig, *, allow: frozenset[Option]) -> tuple[Any, Any]:
     """The corpus and the tokenizer's trainer, checked as far as is cheap; nothing is read whole or written.
 
     Raises:

@@ -29,7 +29,7 @@ def main() -> None:
     def reference_settings(line: "CommandLine") -> list[str]:
         from tinyllm.study.arms import take_apart
 
-        found.append(take_apart(line.settings, own=OWN))
+        found.append(take_apart(line.settings, own=OWN, config_dir=line.config_dir))
         return found[0].of(found[0].arms[0])
 
     def task(cfg: "DictConfig", invocation: "Invocation") -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from tinyllm.config.allowed import Option
     from tinyllm.config.cli import Invocation
 
 Facts = dict[str, dict[str, Any]]
@@ -99,7 +100,7 @@ def _shown(section: str, value: "int | str") -> str:
     return quantity(value, "B") if section == "memory" else f"{value:,}"
 
 
-def account(cfg: "DictConfig", *, allow: frozenset[str] = frozenset()) -> tuple[Facts, list[str]]:
+def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> tuple[Facts, list[str]]:
     """The figures of a composition, by section, and sentences on what was assumed. No memory is taken.
 
     Parameters are counted, FLOPs and cache bytes are the modules' own accounting; memory is for one micro-step of

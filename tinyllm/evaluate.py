@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from tinyllm.config.allowed import Option
     from tinyllm.config.cli import Invocation
     from tinyllm.data.tokens import TokenData
     from tinyllm.loading import Saved
@@ -42,14 +43,14 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
 
 
 def evaluate_run(
-    cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset(), lines: bool = False
+    cfg: "DictConfig", run: str, *, allow: "frozenset[Option]" = frozenset(), lines: bool = False
 ) -> dict[str, Any]:
     """The metrics of a model on a split of the data it was trained with or of another data set; how they were computed.
 
     Args:
         cfg: of ``conf/evaluate.yaml``.
         run: a run directory, one of its checkpoints, or a directory of Hugging Face.
-        allow: classes beside tinyllm's own that the run's configuration may name.
+        allow: option files of one's own, whose classes the run's configuration may name.
         lines: tell on standard output which stage the preparation of the data has reached.
 
     Raises:
@@ -66,7 +67,7 @@ def evaluate_run(
 
     device = pick_device(cfg.device, key="device")
     precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
-    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=say_aside)
+    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
     trained = saved.cfg
     context = trained.model.max_seq_len
     seq_len = cfg.seq_len or trained.trainer.seq_len or context
@@ -106,7 +107,7 @@ def evaluate_run(
     }
 
 
-def _open_data(saved: "Saved", allow: frozenset[str], lines: bool) -> "TokenData":
+def _open_data(saved: "Saved", allow: "frozenset[Option]", lines: bool) -> "TokenData":
     """The data that a run was trained on, found where its own settings say."""
     from tinyllm.assemble import open_corpus, open_data
     from tinyllm.errors import UserError
@@ -118,7 +119,7 @@ def _open_data(saved: "Saved", allow: frozenset[str], lines: bool) -> "TokenData
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
-def _open_other(cfg: "DictConfig", saved: "Saved", allow: frozenset[str], lines: bool) -> "TokenData":
+def _open_other(cfg: "DictConfig", saved: "Saved", allow: "frozenset[Option]", lines: bool) -> "TokenData":
     """The data set that the command line names, in the tokens of the run."""
     from tinyllm.assemble import open_data
     from tinyllm.config.build import build

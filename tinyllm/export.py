@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from tinyllm.config.allowed import Option
     from tinyllm.config.cli import Invocation
 
 
@@ -27,7 +28,7 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     return 0
 
 
-def export(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset()) -> dict[str, Any]:
+def export(cfg: "DictConfig", run: str, *, allow: "frozenset[Option]" = frozenset()) -> dict[str, Any]:
     """Write a run's model as transformers stores it; what was written.
 
     Args:
@@ -45,7 +46,7 @@ def export(cfg: "DictConfig", run: str, *, allow: frozenset[str] = frozenset()) 
     from tinyllm.utils.text import say_aside
 
     out = check_out(cfg.out, command=f"python -m tinyllm.export run={run}")
-    saved = open_saved(run, checkpoint=cfg.checkpoint, tell=say_aside)
+    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
     model = sketch(saved, allow=allow)
     family, config, tensors = converted(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer)

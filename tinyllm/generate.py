@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from tinyllm.config.allowed import Option
     from tinyllm.config.cli import Invocation
 
 
@@ -62,7 +63,7 @@ class Session:
     """
 
     def __init__(
-        self, cfg: "DictConfig", run_dir: str, prompts: list[str], *, allow: frozenset[str] = frozenset()
+        self, cfg: "DictConfig", run_dir: str, prompts: list[str], *, allow: "frozenset[Option]" = frozenset()
     ) -> None:
         from tinyllm.inference.generator import prompt_ids, stop_strings
         from tinyllm.inference.sampling import Sampling

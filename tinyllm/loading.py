@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tinyllm.assemble import build_model, plain
+from tinyllm.config.allowed import Option
 from tinyllm.config.compose import compose
 from tinyllm.config.literal import quote
-from tinyllm.config.older import upgraded
+from tinyllm.config.saved import saved_config
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import CONFIG as HF_CONFIG
@@ -26,7 +27,6 @@ from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.training.checkpoint import Checkpoint, check_shapes, find
 from tinyllm.training.names import CONFIG, TOKENIZER
 from tinyllm.training.state_schema import read_checked
-from tinyllm.utils.yaml_files import read_yaml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def load(
     checkpoint: str = "best",
     weights: str = "auto",
     device: str | torch.device = "cpu",
-    allow: frozenset[str] = frozenset(),
+    allow: frozenset[Option] = frozenset(),
     tell: Callable[[str], None] = warnings.warn,
 ) -> tuple[Any, Tokenizer]:
     """The model of a run with its trained weights, in evaluation mode, and its tokenizer.
@@ -68,19 +68,20 @@ def load(
         run: a run directory, one of its checkpoints, or a directory of Hugging Face (config.json and safetensors).
         checkpoint: ``best`` (the newest where none was evaluated), ``last``, or a checkpoint directory.
         weights: ``raw``: as the optimizer left them; ``ema``: their moving average; ``auto``: that, if the run has one.
-        allow: classes beside tinyllm's own that the run's configuration may name.
+        allow: option files of one's own, whose classes the run's configuration may name in their places:
+            ``tinyllm.config.allowed.options_of(Path("my_conf"))``.
         tell: called with a sentence when a damaged checkpoint is passed over.
 
     Raises:
         UserError: no whole checkpoint, a class that is not allowed, weights that do not fit or are not there, a
         directory of Hugging Face that tinyllm cannot express.
     """
-    saved = open_saved(run, checkpoint=checkpoint, tell=tell)
+    saved = open_saved(run, checkpoint=checkpoint, allow=allow, tell=tell)
     return model_of(saved, weights=weights, device=device, allow=allow), saved.tokenizer
 
 
 def model_of(
-    saved: Saved, *, weights: str = "auto", device: str | torch.device = "cpu", allow: frozenset[str] = frozenset()
+    saved: Saved, *, weights: str = "auto", device: str | torch.device = "cpu", allow: frozenset[Option] = frozenset()
 ) -> Any:
     """A saved model with its weights, in evaluation mode; see :func:`load`."""
     model: nn.Module = sketch(saved, device=torch.device(device), allow=allow)
@@ -92,7 +93,7 @@ def sketch(
     saved: Saved,
     *,
     device: torch.device = torch.device("meta"),  # noqa: B008 - a constant
-    allow: frozenset[str] = frozenset(),
+    allow: frozenset[Option] = frozenset(),
 ) -> Any:
     """A saved model without its weights.
 
@@ -102,8 +103,14 @@ def sketch(
     return build_model(saved.cfg, vocab_size=saved.tokenizer.vocab_size, seed=0, device=device, allow=allow)
 
 
-def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str], None] = warnings.warn) -> Saved:
-    """The model that a person means by a directory; its weights are not read yet.
+def open_saved(
+    run: str | Path,
+    *,
+    checkpoint: str = "best",
+    allow: frozenset[Option] = frozenset(),
+    tell: Callable[[str], None] = warnings.warn,
+) -> Saved:
+    """The model that a person means by a directory; its weights are not read yet; see :func:`load`.
 
     Raises:
         UserError: no whole checkpoint, or a directory of Hugging Face that tinyllm cannot express.
@@ -115,21 +122,22 @@ def open_saved(run: str | Path, *, checkpoint: str = "best", tell: Callable[[str
         return open_hugging_face(run, tell=tell)
     found = find(run, prefer=checkpoint, tell=tell)
     found.require("data.tokenizer")
+    cfg = config_of(found, allow=allow)
     return Saved(
         path=found.path,
-        cfg=config_of(found),
+        cfg=cfg,
         settings=[],
         tokenizer=load_tokenizer(found.path / TOKENIZER),
         step=found.step,
         data=found.manifest["data"],
         special=found.manifest.get("imported", {}).get("special", {}),
-        weights=lambda which: _weights(found, which),
+        weights=lambda which: _weights(found, cfg, which),
     )
 
 
-def _weights(found: Checkpoint, which: str) -> dict[str, Tensor]:
+def _weights(found: Checkpoint, cfg: DictConfig, which: str) -> dict[str, Tensor]:
     """The weights of a checkpoint, or what else was kept of them."""
-    averaged = config_of(found).get("ema", {}).get("enabled") and which != "raw"
+    averaged = cfg.get("ema", {}).get("enabled") and which != "raw"
     shadow = read_checked(found).get("average", {}).get("shadow", {}) if averaged else {}
     if which == "ema" and not shadow:
         raise UserError("the run has no averaged weights", key="weights", value=which, hint="auto or raw")
@@ -199,21 +207,13 @@ def _listed(ids: Any) -> list[int]:
     return ids if isinstance(ids, list) else []
 
 
-def config_of(checkpoint: Checkpoint) -> DictConfig:
-    """The resolved configuration that a checkpoint was trained with.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    file = checkpoint.path / CONFIG
-    cfg = OmegaConf.create(read_yaml(file, of=dict, what="checkpoint damaged"))
-    if not isinstance(cfg, DictConfig):
-        raise UserError("checkpoint damaged", file=file, hint="it holds no configuration")
-    return upgraded(cfg)
+def config_of(checkpoint: Checkpoint, *, allow: frozenset[Option] = frozenset()) -> DictConfig:
+    """The resolved configuration that a checkpoint was trained with; see :func:`tinyllm.config.saved.saved_config`."""
+    return saved_config(checkpoint.path / CONFIG, allow=allow)
 
 
 def check_multipliers(
-    checkpoint: Checkpoint, model: nn.Module, *, cfg: DictConfig, vocab_size: int, allow: frozenset[str]
+    checkpoint: Checkpoint, model: nn.Module, *, cfg: DictConfig, vocab_size: int, allow: frozenset[Option]
 ) -> None:
     """Refuse weights that another parametrization would read as another function.
 
@@ -225,7 +225,7 @@ def check_multipliers(
     Raises:
         UserError: the factors on logits or scores differ.
     """
-    was = config_of(checkpoint)
+    was = config_of(checkpoint, allow=allow)
     theirs, ours = was.model.get("parametrization"), cfg.model.get("parametrization")
     if theirs is None or ours is None or theirs == ours:
         return

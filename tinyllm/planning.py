@@ -18,6 +18,7 @@ from tinyllm.assemble import (
     open_data,
     plain,
 )
+from tinyllm.config.allowed import Option
 from tinyllm.config.build import build
 from tinyllm.config.cli import Invocation
 from tinyllm.data.prepare import TokenData
@@ -95,8 +96,11 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     Raises:
         UserError: something does not fit.
     """
-    notes = [*resumption.notes, *reconcile(cfg, resumption.checkpoint, named=resumption.named)] if resumption else []
     allow = invocation.allow
+    notes: list[str] = []
+    if resumption:
+        notes += resumption.notes
+        notes += reconcile(cfg, resumption.checkpoint, named=resumption.named, allow=allow)
     strategy = build(cfg.strategy, path="strategy", allow=allow)
     logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger and strategy.rank == 0 else Callback()
     device = strategy.device(pick_device(cfg.trainer.device))
@@ -250,7 +254,7 @@ def data_facts(data: TokenData) -> dict[str, str]:
 
 
 def _check_source(
-    source: checkpoints.Checkpoint, data: TokenData, model: nn.Module, *, cfg: DictConfig, allow: frozenset[str]
+    source: checkpoints.Checkpoint, data: TokenData, model: nn.Module, *, cfg: DictConfig, allow: frozenset[Option]
 ) -> None:
     """Refuse weights that cannot start this model: another tokenizer, architecture or parametrization."""
     asked = cfg.init_from

@@ -173,14 +173,14 @@ def trials_of(
     """
     from pathlib import Path
 
+    from tinyllm.config.allowed import options_of
     from tinyllm.config.compose import compose
     from tinyllm.config.literal import unquoted
-    from tinyllm.config.targets import targets_of_directory
     from tinyllm.probing import Trials
 
     own = (*parts_of(settings), f"tasks=[{','.join(tasks)}]", *more)
     cfg = compose(*unquoted(own), program="probe", config_dir=config_dir)
-    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
+    allow = options_of(Path(config_dir)) if config_dir else frozenset()
     return Trials(cfg, typed=frozenset(), allow=allow)
 
 

@@ -13,8 +13,9 @@ import torch
 from omegaconf import DictConfig
 
 from tinyllm.assemble import build_model, build_optimizer, build_schedule, plain
+from tinyllm.config.allowed import Option, walk_nodes
 from tinyllm.config.build import build
-from tinyllm.config.targets import resolve_target, walk_targets
+from tinyllm.config.targets import resolve_target
 from tinyllm.errors import UserError
 from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.ema import EMA, Average
@@ -51,7 +52,7 @@ class Messages(Callback):
         print(text, file=sys.stderr)
 
 
-def tasks_of(cfg: DictConfig, *, allow: frozenset[str] = frozenset()) -> dict[str, Task]:
+def tasks_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> dict[str, Task]:
     """The tasks of a composition by name, checked against what else it says.
 
     Raises:
@@ -101,13 +102,13 @@ class Trials:
     Args:
         cfg: a composition of ``conf/probe.yaml``.
         typed: keys that were named; of the context only a named one counts, else a task has the one it needs.
-        allow: further targets that may be named.
+        allow: options besides those of ``conf/``.
 
     Raises:
         UserError: something does not go together.
     """
 
-    def __init__(self, cfg: DictConfig, *, typed: frozenset[str], allow: frozenset[str]) -> None:
+    def __init__(self, cfg: DictConfig, *, typed: frozenset[str], allow: frozenset[Option]) -> None:
         self.allow = allow
         self.tasks = tasks_of(cfg, allow=allow)
         self.seeds = range(cfg.seed, cfg.seed + cfg.seeds)
@@ -131,7 +132,7 @@ class Trials:
             cfg = self.fitted[name]
             for seed in self.seeds:
                 settings = settings_of(cfg, name, seed)
-                key = fingerprint(settings, extra=foreign_sources(settings, self.allow))
+                key = fingerprint(settings, extra=foreign_sources(settings, name, self.allow))
                 found = known = shelf.find(name, seed, key)
                 if found is None:
                     found = measure(cfg, name, task, seed=seed, allow=self.allow)
@@ -160,15 +161,16 @@ def precision_of(cfg: DictConfig, device: torch.device) -> str:
     return auto_precision(device) if asked == "auto" else asked
 
 
-def foreign_sources(settings: Mapping[str, Any], allow: frozenset[str]) -> set[Path]:
+def foreign_sources(settings: Mapping[str, Any], task: str, allow: frozenset[Option]) -> set[Path]:
     """The source files of classes that are not ours."""
-    targets = {target: path for path, target in walk_targets(dict(settings), "") if not target.startswith("tinyllm.")}
-    classes = (resolve_target(target, path=path, extra=allow) for target, path in targets.items())
+    whole = {name: node for name, node in settings.items() if name != "task"} | {"tasks": {task: settings["task"]}}
+    nodes = [(path, node) for path, node in walk_nodes(whole, "") if not node["_target_"].startswith("tinyllm.")]
+    classes = (resolve_target(node, path=path, extra=allow) for path, node in nodes)
     files = (inspect.getsourcefile(one) for one in classes)
     return {Path(file) for file in files if file is not None}
 
 
-def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozenset[str]) -> Probe:
+def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozenset[Option]) -> Probe:
     """Train on a task and test.
 
     Raises:
@@ -199,7 +201,7 @@ def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozens
     )
 
 
-def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device, allow: frozenset[str]) -> Trainer:
+def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device, allow: frozenset[Option]) -> Trainer:
     """The trainer of every run, with drawn batches and without a directory."""
     strategy, asked = SingleProcess(), cfg.trainer
     precision = precision_of(cfg, device)

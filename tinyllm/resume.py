@@ -9,10 +9,13 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tinyllm.config.allowed import Option
 from tinyllm.config.arguments import CommandLine
 from tinyllm.config.cli import Invocation
+from tinyllm.config.literal import escaped
 from tinyllm.config.older import as_it_was, upgraded
 from tinyllm.config.overrides import key_of, nodes_of
+from tinyllm.config.saved import saved_content, saved_settings
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import Checkpoint, find, steps_in
 from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
@@ -82,7 +85,9 @@ def look_up(line: CommandLine) -> Resumption | None:
         hint = f"it was imported and has weights alone; train it further with init_from={source}"
         raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
     checkpoint.require(*FACTS)
-    saved = saved_settings(checkpoint.path / OVERRIDES)
+    saved = to_save(
+        saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)
+    )
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
     replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
     before = [one for one in saved if not _below(key_of(one), replaced)]
@@ -92,19 +97,6 @@ def look_up(line: CommandLine) -> Resumption | None:
         named=frozenset(values) | displaced,
         notes=notes,
     )
-
-
-def saved_settings(file: Path) -> list[str]:
-    """The settings that a checkpoint holds; whoever wrote it, they are settings of a run and nothing else.
-
-    Raises:
-        UserError: it holds a flag, or a setting of Hydra, which builds what such a setting names.
-    """
-    settings = read_yaml(file, of=list, what="not the settings of a run")
-    for one in settings:
-        if not isinstance(one, str) or one.startswith("-") or "=" not in one or "hydra" in key_of(one):
-            raise UserError("not the settings of a run", file=file, hint=str(one))
-    return settings
 
 
 def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
@@ -120,7 +112,8 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     notes: list[str] = []
     checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
     checkpoint.require(*FACTS)
-    before, now = set(saved_settings(checkpoint.path / OVERRIDES)), set(to_save(invocation.overrides))
+    saved = read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")
+    before, now = set(map(str, saved)), set(to_save(invocation.overrides))
     if before != now:
         there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
         differences = [f"it has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
@@ -135,12 +128,13 @@ def to_save(overrides: Iterable[str]) -> list[str]:
     return [one for one in overrides if not _below(key_of(one), OWN)]
 
 
-def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) -> list[str]:
+def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str], allow: frozenset[Option]) -> list[str]:
     """Bring a recomposed configuration in line with the run's: only what is named now may differ.
 
     Args:
         cfg: changed in place where a difference did not come from this command line.
         named: the keys and groups of this command line.
+        allow: options besides those of ``conf/``.
 
     Returns:
         A sentence for each difference.
@@ -148,7 +142,7 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
     Raises:
         UserError: a change of architecture, tokenizer, data or optimizer kind.
     """
-    content = OmegaConf.create(read_yaml(checkpoint.path / CONFIG, of=dict, what="checkpoint damaged"))
+    content = saved_content(checkpoint.path / CONFIG, allow=allow)
     # that run could not say it, so no group that is named says otherwise
     unnamed = as_it_was(partial(OmegaConf.select, content)).keys() - set(named)
     saved = upgraded(content)
@@ -159,7 +153,7 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
         with open_dict(cfg):
             OmegaConf.update(cfg, LAYERS, layers, merge=False)
         notes.append(f"{LAYERS} as in the run (they are described otherwise now)")
-    old = OmegaConf.to_container(saved)
+    old = OmegaConf.to_container(saved, resolve=True)
     new = OmegaConf.to_container(cfg, resolve=True)
     before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
     for key in sorted(before.keys() | after.keys()):
@@ -169,7 +163,7 @@ def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str]) 
         chosen = "experiment" in places or any(_below(key, [place]) for place in places)
         if key in unnamed or not chosen:
             with open_dict(cfg):
-                OmegaConf.update(cfg, key, was, force_add=True)
+                OmegaConf.update(cfg, key, escaped(was), force_add=True)
             notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
         elif _below(key, FIXED):
             raise UserError(

@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import tinyllm
 from tinyllm.config import schema
+from tinyllm.config.allowed import walk_nodes
 from tinyllm.config.commented import programs, read_program
 from tinyllm.config.names import groups
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.preflight import check
-from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
+from tinyllm.config.targets import parameters_of, resolve_target
 from tinyllm.errors import UserError
 from tinyllm.utils.yaml_files import read_yaml
 
@@ -80,8 +81,9 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
     other = [key for key, value in leaves(written) if value != "???" and OmegaConf.select(node, key) != value]
     assert other == []
     # every part takes keyword-only parameters by name, so that an unknown key is found without building anything
-    for path, target in walk_targets(plain(chosen), ""):
-        parameters = parameters_of(resolve_target(target, path=path))
+    for path, described in walk_nodes(plain(chosen), ""):
+        target = described["_target_"]
+        parameters = parameters_of(resolve_target(described, path=path))
         assert parameters is not None, f"{target} takes anything"
         given = [p for name, p in parameters.items() if name != "params"]
         assert all(p.kind is p.KEYWORD_ONLY for p in given), target

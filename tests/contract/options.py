@@ -16,9 +16,9 @@ import torch
 
 import tinyllm
 from tinyllm.assemble import plain
+from tinyllm.config.allowed import options_of
 from tinyllm.config.build import build
 from tinyllm.config.paths import conf_dir
-from tinyllm.config.targets import targets_of_directory
 from tinyllm.models.transformer import Transformer
 
 PARTS = ("attn", "ffn", "moe", "pos", "norm")
@@ -91,7 +91,7 @@ def assembled(base: dict[str, Any], **names: str) -> dict[str, Any]:
 
 def small(*overrides: str, config_dir: Path | None = None, seed: int = 0, **changes: Any) -> Transformer:
     """Two layers of width 32 with weights large enough that every part matters."""
-    allow = targets_of_directory(config_dir) if config_dir else frozenset()
+    allow = options_of(config_dir) if config_dir else frozenset()
     torch.manual_seed(seed)
     built = build(node(("model=nano", *overrides), config_dir) | SHAPE | changes, path="model", allow=allow)
     assert isinstance(built, Transformer)

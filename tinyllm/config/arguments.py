@@ -13,7 +13,8 @@ from hydra.core.override_parser.types import Override
 
 from tinyllm.config.errors import explain
 from tinyllm.config.literal import quote_literals
-from tinyllm.config.names import near, side_by_side
+from tinyllm.config.names import is_option, near, side_by_side
+from tinyllm.config.own_files import check_file
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
 
@@ -138,21 +139,38 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
     if key == "hydra.run.dir":
         raise UserError("Hydra does not make the run's directory", key=key, value=typed, hint="use run.dir")
+    in_group = any((place / key).is_dir() for place in places)
     if override.is_sweep_override():
+        for one in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():
+            _check_option(key, one.strip("'\""), places)
         if not several:
             hint = f"add -m to run once for each; one text with commas is written '{key}=\"{typed}\"'"
             raise UserError("several values", key=key, value=typed, hint=hint)
         return
     groups = [place / key for place in places if (place / key).is_dir()]
     value = override.value()
+    if isinstance(value, str) and in_group:
+        _check_option(key, value, places)
     if not groups or isinstance(value, str):
         return
     options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
     if isinstance(value, list) and side_by_side(groups):
         _check_options(key, [str(one) for one in value], options)  # of several, Hydra tells less than of one
+        for one in value:
+            _check_option(key, str(one), places)
         return
     hint = f"one of {', '.join(options)}; or leave it out"
     raise UserError("a group takes one option", key=key, value=typed, hint=hint)
+
+
+def _check_option(group: str, name: str, places: list[Path]) -> None:
+    if not is_option(group, name, places):
+        hint = f"an option is a name: put the file into {group}/ of a directory and add --config-dir=<directory>"
+        raise UserError("no such option", key=group, value=name, hint=hint)
+    for place in places:
+        file = place / group / f"{name}.yaml"
+        if place != conf_dir() and file.is_file():
+            check_file(file, place)
 
 
 def _check_options(group: str, chosen: list[str], options: list[str]) -> None:

@@ -1,55 +1,68 @@
-"""From a configuration node to an object: the only place that calls Hydra's ``instantiate``."""
+"""From a configuration node to an object: the only place where a configuration makes the program call something."""
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
-from tinyllm.config.targets import annotations_of, converted, resolve_target, walk_targets
+from tinyllm.config.allowed import MARKS, Option, below, check_classes
+from tinyllm.config.targets import annotations_of, converted, resolve_target
 from tinyllm.errors import UserError, one_line
 
 DERIVED = {"head_dim": "d_model"}
 """Sizes that a constructor may refuse and that are no keys, with the key they follow from."""
 
 
-def build(node: Any, *args: Any, path: str = "", allow: frozenset[str] = frozenset(), **runtime: Any) -> Any:
-    """Build the object a node describes; every ``_target_`` below it is checked against the allow-list first.
+def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = frozenset(), **runtime: Any) -> Any:
+    """Build the object a node describes; every ``_target_`` in it is checked before anything is called.
+
+    Hydra's ``instantiate`` would read every text of the node as a configuration of its own, so that what looks like an
+    interpolation in a path or a prompt is resolved a second time. Here values are what they are.
 
     Args:
         node: a dict (or DictConfig) with ``_target_``; ``_partial_: true`` gives a ``functools.partial``.
         args, runtime: values only known now, such as ``vocab_size``; they win over the node's. A whole number in the
             node becomes a float where the signature says so.
-        path: where the node stands in the configuration, for error messages.
-        allow: further targets, from :func:`tinyllm.config.targets.targets_of_directory`.
+        path: where the node stands in the configuration: it decides which classes may stand there.
+        allow: options besides those of ``conf/``, from :func:`tinyllm.config.allowed.options_of`.
 
     Raises:
         UserError: a target is not allowed or does not exist, or a constructor refused a value.
     """
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
-    targets = {target: resolve_target(target, path=where, extra=allow) for where, target in walk_targets(plain, path)}
+    check_classes(plain, path, allow)
     try:
-        return instantiate(_as_annotated(plain, targets), *args, _convert_="all", **runtime)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        if isinstance(cause, ValueError | TypeError):
-            raise refused(str(cause), plain, path) from error
+        return _made(plain, path, allow, args, runtime)
+    except UserError:
         raise
+    except (ValueError, TypeError) as error:
+        raise refused(str(error), plain, path) from error
+    except Exception as error:
+        raise UserError("it cannot be built", file=path or None, hint=f"{type(error).__name__}: {error}") from error
 
 
-def _as_annotated(node: Any, targets: Mapping[str, Any]) -> Any:
-    """A copy of a node in which every argument of a target has the type that its signature says."""
-    if isinstance(node, list):
-        return [_as_annotated(one, targets) for one in node]
-    if not isinstance(node, dict):
+def _made(
+    node: Any, path: str, allow: frozenset[Option], args: tuple[Any, ...] = (), runtime: Mapping[str, Any] | None = None
+) -> Any:
+    """The node with every class in it called, the innermost first."""
+    if isinstance(node, list | tuple):
+        return [_made(child, f"{path}[{index}]", allow) for index, child in enumerate(node)]
+    if not isinstance(node, Mapping):
+        if node == MISSING:
+            raise UserError("value missing", key=path, value=node, hint=f"set it: {path}=…")
         return node
-    annotations = annotations_of(targets[str(node["_target_"])]) if "_target_" in node else {}
-    whole = {name: _as_annotated(value, targets) for name, value in node.items()}
-    return {name: converted(value, annotations.get(name)) for name, value in whole.items()}
+    if "_target_" not in node:
+        return {name: _made(child, below(path, name), allow) for name, child in node.items()}
+    target = resolve_target(node, path=path, extra=allow)
+    annotations, values = annotations_of(target), dict(runtime or {})
+    for name, child in node.items():
+        if name not in ("_target_", *MARKS) and name not in values:
+            value = converted(child, annotations.get(name))
+            values[name] = _made(value, below(path, name), allow) if node.get("_recursive_", True) else value
+    arguments = args or tuple(node.get("_args_", ()))
+    return functools.partial(target, *arguments, **values) if node.get("_partial_") else target(*arguments, **values)
 
 
 def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:

@@ -2,11 +2,12 @@
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -19,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.arguments import CommandLine, read
+from tinyllm.config.allowed import Option, options_of
+from tinyllm.config.arguments import CommandLine, check_settings, read
 from tinyllm.config.compose import checked
 from tinyllm.config.errors import explained
 from tinyllm.config.overrides import key_of
 from tinyllm.config.paths import conf_dir
-from tinyllm.config.targets import targets_of_directory
 from tinyllm.errors import RankError, UserError, one_line
 from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, started_processes
 from tinyllm.utils.files import create
@@ -51,8 +52,8 @@ class Invocation:
 
     overrides: list[str] = field(default_factory=list)
     """The settings as Hydra read them."""
-    allow: frozenset[str] = frozenset()
-    """Classes that the yaml files of ``--config-dir`` name."""
+    allow: frozenset[Option] = frozenset()
+    """The options of ``--config-dir``, whose classes a configuration may name in their places."""
     json: bool = False
     """``--json`` was given: standard output holds JSON only."""
     choices: dict[str, str] = field(default_factory=dict)
@@ -126,6 +127,8 @@ def run(
         if line.multirun:
             for name in OF_ONE_RUN:
                 os.environ.pop(name, None)  # each job is a run of its own
+        _refuse_untyped(settings, line.settings)
+        check_settings(settings, several=line.multirun, directories=filter(None, [line.config_dir]))
         if line.multirun and jobs is None:  # what trains has sweepers of its own, which other programs inherit
             settings = [*settings, "hydra/sweeper=basic"]
         sys.argv = [sys.argv[0], *line.flags, *settings]
@@ -195,6 +198,19 @@ def _is_job() -> bool:
     return not OmegaConf.is_missing(_hydra().job, "num")
 
 
+def _refuse_untyped(settings: Iterable[str], typed: Iterable[str]) -> None:
+    """Of Hydra itself nothing is set but what this command line says: Hydra builds what such a setting names.
+
+    Raises:
+        UserError: a setting came from elsewhere.
+    """
+    known = set(map(key_of, typed))
+    for one in settings:
+        key = key_of(one)
+        if "hydra" in re.split(r"[./@:]", key) and key not in known:
+            raise UserError("a setting of Hydra out of a file", file=one, hint="such a setting is typed")
+
+
 def _refuse_multirun_keys(hydra_node: DictConfig) -> None:
     """A setting of a multirun does nothing in a single run.
 
@@ -251,10 +267,10 @@ def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:
     return [one for one in arguments if one != flag], flag in arguments
 
 
-def _allowed(config_dir: str | None) -> frozenset[str]:
-    """The classes that the yaml files of a ``--config-dir`` name; they may lie in the current directory."""
+def _allowed(config_dir: str | None) -> frozenset[Option]:
+    """The options of a ``--config-dir``; their classes may lie in the current directory."""
     if config_dir is None:
         return frozenset()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where it is called from
-    return targets_of_directory(Path(config_dir))
+    return options_of(Path(config_dir))

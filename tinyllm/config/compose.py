@@ -8,13 +8,13 @@ from hydra import compose as hydra_compose
 from omegaconf import DictConfig, open_dict
 
 from tinyllm.config import schema
+from tinyllm.config.allowed import Option, options_of
 from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explain
 from tinyllm.config.layers import expand
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.overrides import Base, hydra_on_conf, key_of, words
 from tinyllm.config.preflight import check
-from tinyllm.config.targets import targets_of_directory
 from tinyllm.utils.yaml_files import read_yaml
 
 
@@ -32,7 +32,7 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     schema.register()
     quoted = quote_literals(overrides)
     check_settings(quoted, directories=[config_dir] if config_dir else [])
-    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
+    allow = options_of(Path(config_dir)) if config_dir else frozenset()
     with hydra_on_conf(), explain(quoted):
         cfg = hydra_compose(program, [*quoted, *_search_path(config_dir)], return_hydra_config=True)
     hydra_node = cfg.hydra
@@ -46,7 +46,7 @@ def checked(
     hydra_node: DictConfig,
     program: str,
     *,
-    allow: frozenset[str] = frozenset(),
+    allow: frozenset[Option] = frozenset(),
     typed: frozenset[str] | None = None,
     filled: Collection[str] = (),
 ) -> DictConfig:
@@ -56,7 +56,7 @@ def checked(
         cfg: a composed configuration without its ``hydra`` node.
         hydra_node: that node, for what was named on the command line and where the files came from.
         program: the root file's name.
-        allow: targets allowed besides tinyllm's own.
+        allow: options besides those of ``conf/``.
         typed: the keys of the command line itself, where the overrides hold more; None: all overrides.
         filled: keys that the program itself has set; what they turn off was not the user's mistake.
 
@@ -104,7 +104,7 @@ def compose_on_top(
     hydra_node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    allow = targets_of_directory(Path(config_dir)) if config_dir else frozenset()
+    allow = options_of(Path(config_dir)) if config_dir else frozenset()
     return checked(cfg, hydra_node, program, allow=allow, typed=frozenset(map(key_of, more)))
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm.config.targets import parameters_of, resolve_target, walk_targets
+from tinyllm.config.allowed import Option, walk_nodes
+from tinyllm.config.targets import parameters_of, resolve_target
 from tinyllm.errors import UserError, setting
 
 
@@ -70,6 +71,7 @@ RULES = (
     Off(by="temperature", when=zero, keys=("top_k", "top_p", "min_p")),
 )
 
+BLOCK = "model.block"
 OFFERED = {
     "model.n_kv_heads": {"n_kv_heads"},
     "model.attn_dropout": {"attn_dropout"},
@@ -79,7 +81,7 @@ OFFERED = {
 
 
 def check_effects(
-    plain: dict[str, Any], *, named: Iterable[str], filled: Collection[str] = (), allow: frozenset[str]
+    plain: dict[str, Any], *, named: Iterable[str], filled: Collection[str] = (), allow: frozenset[Option]
 ) -> None:
     """Refuse a key that was named and cannot take effect.
 
@@ -87,7 +89,7 @@ def check_effects(
         plain: the composed configuration as plain containers.
         named: keys of the command line and of the experiment.
         filled: keys that the program itself has set; they turn nothing off.
-        allow: further targets that may be named.
+        allow: options besides those of ``conf/``.
 
     Raises:
         UserError: such a key; the line tells what turns it off.
@@ -115,9 +117,9 @@ def _blocks(plain: dict[str, Any]) -> list[dict[str, Any]]:
     return [block for block in blocks if isinstance(block, dict)]
 
 
-def _check_offered(plain: dict[str, Any], named: set[str], blocks: list[Any], allow: frozenset[str]) -> None:
-    targets = dict.fromkeys(target for block in blocks for path, target in walk_targets(block, "") if path)
-    parts = [resolve_target(target, path="model.block", extra=allow) for target in targets]
+def _check_offered(plain: dict[str, Any], named: set[str], blocks: list[Any], allow: frozenset[Option]) -> None:
+    nodes = [one for block in blocks for child, node in block.items() for one in walk_nodes(node, f"{BLOCK}.{child}")]
+    parts = list(dict.fromkeys(resolve_target(node, path=path, extra=allow) for path, node in nodes))
     for key in sorted(named.intersection(OFFERED)):
         if not any(_reads(part, OFFERED[key]) for part in parts):
             names = ", ".join(part.__name__ for part in parts)

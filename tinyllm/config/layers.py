@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from tinyllm.config.allowed import Option
 from tinyllm.config.layer_lines import at, read_layers
 from tinyllm.config.overrides import Base, key_of, words
 from tinyllm.config.targets import parameters_of, resolve_target
@@ -36,7 +37,7 @@ class Kind:
     """Adds to an error where the description stands."""
 
 
-def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], allow: frozenset[str]) -> None:
+def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], allow: frozenset[Option]) -> None:
     """Replace the descriptions in ``model.layers`` by the blocks they stand for; uniform layers have none.
 
     Args:
@@ -44,7 +45,7 @@ def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], a
         base: how it was composed.
         check: applied to what each kind composes to.
         named: keys and groups that the user named; one that concerns blocks must reach a layer.
-        allow: further targets that may be named.
+        allow: options besides those of ``conf/``.
 
     Raises:
         UserError: a description that does not compose or sets what all layers share, a key without effect.
@@ -79,9 +80,9 @@ def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], a
         cfg.model.layers = {"truncate": False} | rest | {"kinds": blocks, "pattern": pattern}
 
 
-def _keys_of_block(cfg: DictConfig, allow: frozenset[str]) -> list[str]:
+def _keys_of_block(cfg: DictConfig, allow: frozenset[Option]) -> list[str]:
     """The keys of the model that a block may have a value of its own for."""
-    target = resolve_target(str(cfg.model.block._target_), path="model.block", extra=allow)
+    target = resolve_target(cfg.model.block, path="model.block", extra=allow)
     values = {key: cfg.model[key] for key in parameters_of(target) or {} if key in cfg.model and key not in SHARED}
     return [key for key, value in values.items() if not isinstance(value, DictConfig)]
 
@@ -108,13 +109,13 @@ def _from_texts(texts: Any) -> dict[str, Kind]:
     return kinds
 
 
-def _from_lines(plain: dict[str, Any], cfg: DictConfig, base: Base, allow: frozenset[str]) -> tuple[Any, list[str]]:
+def _from_lines(plain: dict[str, Any], cfg: DictConfig, base: Base, allow: frozenset[Option]) -> tuple[Any, list[str]]:
     """The kinds of layers that are written out, each named after the first layer of it; and the name of each layer."""
 
     @cache
     def parameters(attn: str) -> set[str]:
         node = base.with_([f"attn={attn}"]).model.block.attn
-        return set(parameters_of(resolve_target(str(node._target_), path="attn", extra=allow)) or ())
+        return set(parameters_of(resolve_target(node, path="model.block.attn", extra=allow)) or ())
 
     text, source = _text(plain["path"], plain["json"])
     lines = read_layers(text, source=source, parameters=parameters)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
@@ -31,11 +32,36 @@ LITERAL_KEYS = frozenset(
 )
 
 
+def escaped(node: Any) -> Any:
+    """A plain container whose texts OmegaConf takes as they are: nothing in it names another key or the environment."""
+    if isinstance(node, dict):
+        return {name: escaped(child) for name, child in node.items()}
+    if isinstance(node, list):
+        return [escaped(child) for child in node]
+    # OmegaConf reads \${ as a literal ${ and, only just before a ${, two backslashes as one.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
+
+
 def quote(text: str) -> str:
     """``text`` as one string of Hydra's grammar that comes out unchanged, ``${…}`` unresolved."""
-    # OmegaConf reads \${ as a literal ${ and, only just before a ${, two backslashes as one.
-    kept = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
-    return QuotedString(kept, Quote.double).with_quotes()
+    return QuotedString(escaped(text), Quote.double).with_quotes()
+
+
+def written(value: Any) -> str:
+    """A value of a plain container in Hydra's grammar, which reads it as that value and nothing else.
+
+    Raises:
+        ValueError: a mapping has a key that is no name; the grammar has no quotes for keys.
+    """
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, dict):
+        if not all(isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w-]*", name) for name in value):
+            raise ValueError(f"not all keys are names: {', '.join(map(str, value))}")
+        return f"{{{','.join(f'{name}:{written(child)}' for name, child in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def unquoted(overrides: Iterable[str]) -> list[str]:

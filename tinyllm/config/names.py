@@ -101,3 +101,15 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
     for name, child in node.items():
         if not str(name).startswith("_"):
             yield from leaves(child, f"{path}.{name}" if path else str(name))
+
+
+def is_option(group: str, name: Any, places: Iterable[Path]) -> bool:
+    """Whether a value names an option of a group; a path to a file elsewhere is none.
+
+    A plain name passes whether or not there is such an option: composing tells which there are.
+    """
+    text = str(name)
+    if re.fullmatch(r"[\w-]+", text):
+        return True
+    inside = all(re.fullmatch(r"[\w-][\w.-]*", part) for part in text.split("/"))
+    return inside and any((place / group / f"{text}.yaml").is_file() for place in places)

@@ -12,14 +12,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from tinyllm.config.allowed import MARKS, Option, check_classes, walk_nodes
 from tinyllm.config.effects import check_effects, value_at
 from tinyllm.config.names import leaves, near, unknown_key
-from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem, walk_targets
+from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem
 from tinyllm.errors import UserError
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments whose null means that the program fills them in."""
-HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+HYDRA_KEYS = ("_target_", *MARKS)
 
 
 def check(
@@ -28,7 +29,7 @@ def check(
     *,
     named: Iterable[str] = (),
     filled: Collection[str] = (),
-    allow: frozenset[str] = frozenset(),
+    allow: frozenset[Option] = frozenset(),
 ) -> None:
     """Check every key of a composed configuration.
 
@@ -37,7 +38,7 @@ def check(
         schema: the dataclass of its root.
         named: keys that the user named on the command line or in an experiment; such a key must take effect.
         filled: keys that the program itself has set; they turn nothing off.
-        allow: further targets that may be named.
+        allow: options besides those of ``conf/``.
 
     Raises:
         UserError: an unknown key, a missing value, a wrong type, a value out of range, a key without effect.
@@ -46,9 +47,10 @@ def check(
     if missing:
         raise UserError("value missing", key=missing[0], value="???", hint=f"set it: {missing[0]}=…")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    check_classes(plain, extra=allow)
     _check_fields(plain, schema, "", plain)
-    for path, _ in walk_targets(plain, ""):
-        _check_target(_at(plain, path), path, allow, plain)
+    for path, node in walk_nodes(plain, ""):
+        _check_target(node, path, allow, plain)
     for path, number in _numbers(plain, ""):
         if not math.isfinite(number):
             raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
@@ -99,8 +101,8 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
 
-def _check_target(node: dict[str, Any], path: str, allow: frozenset[str], root: dict[str, Any]) -> None:
-    target = resolve_target(str(node["_target_"]), path=path, extra=allow)
+def _check_target(node: dict[str, Any], path: str, allow: frozenset[Option], root: dict[str, Any]) -> None:
+    target = resolve_target(node, path=path, extra=allow)
     parameters, annotations = parameters_of(target), annotations_of(target)
     given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
     for name, value in given.items():
@@ -134,12 +136,3 @@ def _without(node: dict[str, Any], path: str) -> dict[str, Any]:
     name, _, rest = path.partition(".")
     kept = {key: child for key, child in node.items() if key != name}
     return kept | {name: _without(node[name], rest)} if rest else kept
-
-
-def _at(node: Any, path: str) -> Any:
-    for name in path.split("."):
-        name, *indices = name.replace("]", "").split("[")
-        node = node[name] if name else node
-        for index in indices:
-            node = node[int(index)]
-    return node

@@ -1,86 +1,47 @@
-"""Which classes a configuration may name, and what their constructors take.
-
-A configuration can come out of a checkpoint that somebody else wrote, so a ``_target_`` is looked up in an
-allow-list before anything is imported: the packages of tinyllm that hold parts, torch's optimizers, and what
-the yaml files of a ``--config-dir`` name, because the person who passes that directory has chosen it.
-"""
+"""The class that a ``_target_`` names, and what its constructor takes."""
 
 import collections.abc
 import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tinyllm.config.allowed import TORCH, Option, check_class
 from tinyllm.errors import UserError
-from tinyllm.utils.yaml_files import read_yaml
-
-ALLOWED = (
-    "tinyllm.nn.",
-    "tinyllm.models.",
-    "tinyllm.optim.",
-    "tinyllm.tokenizers.",
-    "tinyllm.data.",
-    "tinyllm.loggers.",
-    "tinyllm.training.",
-    "tinyllm.probes.",
-    "tinyllm.study.budget.",
-    "torch.optim.",
-)
-
 
 SEQUENCES = (list, tuple, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
 
 
-def targets_of_directory(directory: Path) -> frozenset[str]:
-    """Every ``_target_`` that the yaml files below ``directory`` name."""
-    found: set[str] = set()
-    for file in sorted(directory.rglob("*.yaml")):
-        found.update(target for _, target in walk_targets(read_yaml(file), ""))
-    return frozenset(found)
+def resolve_target(node: Mapping[Any, Any], *, path: str, extra: frozenset[Option] = frozenset()) -> Any:
+    """The class or function that a node names.
 
-
-def walk_targets(node: Any, path: str) -> Iterator[tuple[str, str]]:
-    """(path, target) of every dict in a plain container that has a ``_target_``, outermost first."""
-    if isinstance(node, dict):
-        if "_target_" in node:
-            yield path, str(node["_target_"])
-        for name, child in node.items():
-            yield from walk_targets(child, f"{path}.{name}" if path else str(name))
-    elif isinstance(node, list):
-        for index, child in enumerate(node):
-            yield from walk_targets(child, f"{path}[{index}]")
-
-
-def resolve_target(target: str, *, path: str, extra: frozenset[str] = frozenset()) -> Any:
-    """The class or function that ``target`` names.
+    Args:
+        node: a dict with a ``_target_``.
+        path: where it stands in the configuration.
+        extra: options besides those of ``conf/``.
 
     Raises:
-        UserError: it is not allowed, does not exist, or leads out of its package
-            (``tinyllm.data.x.os.system``).
+        UserError: no option file names it for that place (see :mod:`tinyllm.config.allowed`), or it does not exist.
     """
-    where = f"{path}._target_"
-    if target not in extra and not target.startswith(ALLOWED):
-        raise UserError(
-            "class not allowed",
-            key=where,
-            value=target,
-            hint="only parts of tinyllm, torch.optim.*, and what a yaml file of your --config-dir names",
-        )
+    check_class(node, path, extra)
+    target, where = str(node["_target_"]), f"{path}._target_"
     module_name, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         hint = f"{error}; a class is written package.module.Class, and importable from here"
         raise UserError("no such class", key=where, value=target, hint=hint) from error
-    home = getattr(found, "__module__", "") or ""
-    if not callable(found) or (target not in extra and not f"{home}.".startswith(ALLOWED)):
+    if not callable(found) or (target.startswith(tuple(TORCH.values())) and not _is_optimizer(found)):
         hint = "name a class or function that is defined there"
         raise UserError("not a class of that package", key=where, value=target, hint=hint)
     return found
+
+
+def _is_optimizer(found: Any) -> bool:
+    return inspect.isclass(found) and issubclass(found, importlib.import_module("torch.optim").Optimizer)
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:

@@ -1,5 +1,6 @@
 """What a model is, as values by configuration key: read off a built model, and turned into settings again."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -185,12 +186,12 @@ def settings_of(arch: Architecture) -> list[str]:
         "model.n_kv_heads": values.get("model.n_kv_heads") if values["attn"] != "gqa" else None,
     }
     bias = values[f"{FFN}.bias"]
-    settings = [f"{key}={_text(values[key])}" for key in CHOICES]
-    settings.append(f"model.bias={_text(bias)}")
+    settings = [f"{key}={_text(key, values[key])}" for key in CHOICES]
+    settings.append(f"model.bias={_text('model.bias', bias)}")
     if values[f"{ATTN}.bias"] != bias:
-        settings.append(f"+{ATTN}.bias={_text(values[f'{ATTN}.bias'])}")
+        settings.append(f"+{ATTN}.bias={_text(f'{ATTN}.bias', values[f'{ATTN}.bias'])}")
     settings += [
-        f"{key}={_text(value)}"
+        f"{key}={_text(key, value)}"
         for key, value in values.items()
         if key not in CHOICES and key not in BIASES and not (key in usual and usual[key] == value)
     ]
@@ -202,7 +203,7 @@ def _pattern(layers: list[dict[str, Any]], base: dict[str, Any]) -> list[str]:
     names: list[str] = []
     kinds: dict[str, str] = {}
     for layer in layers:
-        other = [f"{key}={_text(value)}" for key, value in layer.items() if key not in base or base[key] != value]
+        other = [f"{key}={_text(key, value)}" for key, value in layer.items() if key not in base or base[key] != value]
         name = "main" if not other else "dense" if "moe=none" in other else f"other{len(kinds)}"
         known = next((one for one, text in kinds.items() if text == " ".join(other)), name)
         kinds[known] = " ".join(other)
@@ -211,5 +212,14 @@ def _pattern(layers: list[dict[str, Any]], base: dict[str, Any]) -> list[str]:
     return ["layers=pattern", f"model.layers.kinds={{{written}}}", f"model.layers.pattern=[{','.join(names)}]"]
 
 
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _text(key: str, value: Any) -> str:
+    """A value as a setting has it. What config.json says becomes text here: numbers, switches and names, nothing else.
+
+    Raises:
+        UserError: it is anything else.
+    """
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value)):
+        return str(value)
+    raise UserError("not a value of a model", key=key, value=value, hint="config.json has a number or a name for it")

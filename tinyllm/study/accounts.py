@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tinyllm.config.allowed import Option
 from tinyllm.study.results import Account
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-Allow = frozenset[str]
+Allow = frozenset[Option]
 
 
 def account(cfg: "DictConfig", *, vocab_size: int, allow: Allow = frozenset()) -> Account:
@@ -15,7 +16,7 @@ def account(cfg: "DictConfig", *, vocab_size: int, allow: Allow = frozenset()) -
 
     Args:
         vocab_size: of the tokenizer; ``model.vocab_size`` wins where it is given.
-        allow: targets allowed besides tinyllm's own.
+        allow: options besides those of ``conf/``.
 
     Raises:
         UserError: sizes that do not go together.

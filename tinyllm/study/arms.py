@@ -13,6 +13,7 @@ from tinyllm.config.errors import explain
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.names import groups
 from tinyllm.config.overrides import key_of
+from tinyllm.config.saved import check_saved
 from tinyllm.errors import UserError
 from tinyllm.sweep.grid import expand
 from tinyllm.sweep.record import shortened
@@ -66,12 +67,13 @@ def within(key: str, keys: Iterable[str]) -> bool:
     return any(key == one or key.startswith(f"{one}.") for one in keys)
 
 
-def take_apart(settings: Sequence[str], *, own: Collection[str]) -> Asked:
+def take_apart(settings: Sequence[str], *, own: Collection[str], config_dir: str | None = None) -> Asked:
     """The arms of a command line.
 
     Args:
         settings: in Hydra's grammar, literal values quoted; several values make arms.
         own: the keys of the comparison itself, which cannot differ between arms.
+        config_dir: the directory of option files on this command line.
 
     Raises:
         UserError: no arms, one that is there twice, a key that cannot differ, a study file that is none.
@@ -79,7 +81,7 @@ def take_apart(settings: Sequence[str], *, own: Collection[str]) -> Asked:
     file = next((Path(str(one.value())) for one in parse(settings) if one.key_or_group == "study"), None)
     named: dict[str, list[str]] = {"": []}
     if file is not None:
-        content = read_study(file)
+        content = read_study(file, config_dir=config_dir)
         named = content["arms"] or named
         facts = quote_literals(f"{key}={content[key]}" for key in ("question", "reference") if content[key])
         settings = [*facts, *content["settings"], *settings]
@@ -154,7 +156,7 @@ def name_of(settings: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def read_study(file: Path) -> dict[str, Any]:
+def read_study(file: Path, *, config_dir: str | None = None) -> dict[str, Any]:
     """A study file: ``question``, ``reference``, ``settings`` (a list of settings for all arms) and ``arms`` (a list of
     settings by name), each of which may be missing.
 
@@ -177,6 +179,8 @@ def read_study(file: Path) -> dict[str, Any]:
         if not isinstance(one, list) or not all(isinstance(word, str) for word in one):
             hint = "a list of settings, e.g. [attn=mla, model.block.attn.kv_latent_dim=64]"
             raise UserError("not a list of settings", key=str(name), file=file, hint=hint)
+        what = f"not a setting for {'all arms' if one is shared else f'the arm {name}'}"
+        check_saved(quote_literals(one), file=file, what=what, config_dir=config_dir, several=one is shared)
     return {
         "question": content.get("question"),
         "reference": content.get("reference"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinyllm.config.allowed import Option
 from tinyllm.errors import UserError
 from tinyllm.study import clock
 from tinyllm.study import seeds as needed
@@ -46,7 +47,7 @@ class Comparison:
     metric: str
     flags: Sequence[str]
     config_dir: str | None
-    allow: frozenset[str]
+    allow: frozenset[Option]
     screen: Screen
     codes: dict[Path, int] = field(default_factory=dict)
     """Exit codes of the runs that were started and did not finish, by run directory."""

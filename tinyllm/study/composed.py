@@ -10,6 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.assemble import open_corpus, open_data, plain
+from tinyllm.config.allowed import Option
 from tinyllm.config.compose import compose
 from tinyllm.config.literal import unquoted
 from tinyllm.config.overrides import key_of
@@ -87,7 +88,7 @@ class Composed:
 
 
 def compose_arms(
-    asked: Asked, *, own: Collection[str], defaults: Sequence[str], config_dir: str | None, allow: frozenset[str]
+    asked: Asked, *, own: Collection[str], defaults: Sequence[str], config_dir: str | None, allow: frozenset[Option]
 ) -> list[Composed]:
     """Compose every arm and open its data.
 
@@ -113,7 +114,7 @@ def compose_arms(
 
 
 def _composed(
-    choice: Choice, overrides: list[str], opened: dict[str, TokenData], config_dir: str | None, allow: frozenset[str]
+    choice: Choice, overrides: list[str], opened: dict[str, TokenData], config_dir: str | None, allow: frozenset[Option]
 ) -> Composed:
     cfg = compose(*unquoted(overrides), config_dir=config_dir)
     if not cfg.trainer.eval_every:
@@ -154,7 +155,7 @@ def match_arms(
     match: str,
     match_by: Sequence[str] | None,
     tolerance: float,
-    allow: frozenset[str],
+    allow: frozenset[Option],
 ) -> None:
     """Change the arms until they cost what the reference does.
 

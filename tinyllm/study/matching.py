@@ -77,7 +77,7 @@ def solve(
         fixed: keys that the arm itself sets.
         tolerance: largest relative mismatch.
         vocab_size: the tokenizer's.
-        allow: targets allowed besides tinyllm's own.
+        allow: options besides those of ``conf/``.
 
     Raises:
         UserError: no values suffice; the line tells the closest. The arm does not build, or a name is unknown.

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tinyllm.config.allowed import Option
 from tinyllm.errors import UserError
 from tinyllm.utils.files import read_json, write_json
 
@@ -36,7 +37,7 @@ class Measured:
         write_json(self.file, {name: dict(sorted(known.items())) for name, known in sorted(self._known.items())})
 
 
-def decode_speed(run_dir: Path, *, allow: frozenset[str]) -> float:
+def decode_speed(run_dir: Path, *, allow: frozenset[Option]) -> float:
     """Tokens per second of one sequence with the greedy choice, the best of a few rounds, the first token left out.
 
     0: the model, hardly trained, ends its text at once.

@@ -10,11 +10,11 @@ from tinyllm.config.compose import compose
 from tinyllm.config.literal import LITERAL_KEYS, quote, unquoted
 from tinyllm.config.older import as_it_was
 from tinyllm.config.overrides import key_of
+from tinyllm.config.saved import saved_settings
 from tinyllm.errors import UserError, setting
-from tinyllm.resume import saved_settings
 from tinyllm.study.run_dirs import differing, flat, of_run, read_config
 from tinyllm.training.checkpoint import Checkpoint, steps_in, verify
-from tinyllm.training.names import CHECKPOINTS, OVERRIDES
+from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.training.run_dir import RUNNING, check_free
 from tinyllm.training.seal import check_seal, read_run_json
 
@@ -117,7 +117,7 @@ def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str
     Raises:
         UserError: the settings are not those of a run, or do not compose.
     """
-    saved = saved_settings(run / OVERRIDES)
+    saved = saved_settings(run / OVERRIDES, config=run / CONFIG, config_dir=config_dir)
     saved = [one for one in saved if key_of(one).partition(".")[0] not in SHOWS]
     config = read_config(run)
     config |= as_it_was(config.get)

@@ -14,6 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explained
 from tinyllm.config.literal import quote
 from tinyllm.config.overrides import key_of
@@ -68,6 +69,7 @@ class Launching:
         Raises:
             UserError: it does not compose.
         """
+        check_settings(job.overrides, directories=self.flags[1::2])
         try:
             return self.context.config_loader.load_sweep_config(self.config, list(job.overrides))
         except (HydraException, OmegaConfBaseException) as error:
