@@ -128,7 +128,9 @@ def to_save(overrides: Iterable[str]) -> list[str]:
     return [one for one in overrides if not _below(key_of(one), OWN)]
 
 
-def reconcile(cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str], allow: frozenset[Option]) -> list[str]:
+def reconcile(
+    cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str], allow: frozenset[Option] = frozenset()
+) -> list[str]:
     """Bring a recomposed configuration in line with the run's: only what is named now may differ.
 
     Args:
