@@ -185,6 +185,10 @@ def test_a_run_that_goes_on_and_one_that_was_killed(place: Path) -> None:
         (lambda run: (run / "run.json").write_text("[]"), "one JSON object"),
         (lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"), "a damaged file"),
         (lambda run: (run / "run.json").write_text('{"info": 3}'), "a damaged file"),
+        (lambda run: (run / "run.json").write_text("[" * 100_000), "nested"),
+        (lambda run: (run / "run.json").write_text('{"info": ' * 1000 + "1" + "}" * 1000), "nested"),
+        (lambda run: (run / "run.json").write_text('{"info": {"flops": NaN}}'), "NaN"),
+        (lambda run: ((run / "run.json").unlink(), os.mkfifo(run / "run.json")), "not a regular file"),
         (lambda run: (run / "run.json").unlink(), "not a run directory"),
     ],
 )
@@ -202,9 +206,18 @@ def test_a_damaged_one_is_listed_as_such(
     assert "finished" in answer.out
 
 
+def test_the_only_run_is_listed_though_it_is_damaged(tmp_path: Path, call: Call) -> None:  # noqa: F811
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("[" * 100_000)
+    for flags in ([], ["--sort", "val/loss"], ["--columns", "run,status,val/loss,note"]):
+        answer = call("runs", str(tmp_path), *flags)
+        assert answer.code == 0 and "damaged" in answer.out, answer
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
 def test_what_is_left_of_a_damaged_one_is_shown(place: Path, name: str, call: Call) -> None:  # noqa: F811
-    for content in (b"\x00\xff: [", b"", None):
+    aliases = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+    for content in (b"\x00\xff: [", b"", b"[" * 100_000, f"a0: &a0 [x]\n{aliases}".encode(), None):
         (place / "one" / name).unlink() if content is None else (place / "one" / name).write_bytes(content)
         answer = call("runs", str(place), "--sort", "run", "--columns", "run,status,parameters,seed,val/loss")
         assert answer.code == 0 and len(answer.out.splitlines()) == 3, answer

@@ -1,7 +1,7 @@
 """One training run, from a checked configuration to its outcome."""
 
 import hashlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
 from signal import Signals
@@ -46,7 +46,8 @@ def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None
         try:
             outcome = execute(planned, run_dir, stop)
         except BaseException as error:
-            run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
+            with suppress(OSError, UserError):  # a disk that fails now is not what went wrong first
+                run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
             raise
         run_dir.write_status(outcome.status, result=asdict(outcome))
         return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0

@@ -282,7 +282,7 @@ def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step:
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     # The console comes last, so that the last thing it shows is how the run ended.
     events = Broadcast([Curves(report=console.on_message), planned.logger, console])
-    return MetricsLog(run_dir.metrics, step=start_step), events
+    return MetricsLog(run_dir.metrics, step=start_step, tell=console.on_message), events
 
 
 def _settings(cfg: DictConfig, max_steps: int) -> Settings:

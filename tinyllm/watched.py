@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.errors import UserError
+from tinyllm.training.metrics import record_of
 from tinyllm.training.run_dir import LOCK, METRICS
 from tinyllm.utils.environment import for_several
-from tinyllm.utils.files import parse_json, renewed
+from tinyllm.utils.files import renewed
 from tinyllm.utils.locks import try_lock
 from tinyllm.utils.platforms import end_now
 
@@ -98,7 +99,8 @@ class Watched:
         with self._metrics.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
             lines = file.read().split(b"\n")[:-1]
-        return int(parse_json(lines[-1])["step"]) if lines else 0
+        found = [record["step"] for record in map(record_of, lines[-1:]) if record is not None]
+        return int(found[0]) if found else 0
 
     def kill(self) -> None:
         """SIGKILL to every process of the run, and wait until they have let go of its directory.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.loggers.curves import Curves, draw_curves, read_metrics, series
+from tinyllm.loggers.curves import Curves, by_step, draw_curves, series
 from tinyllm.training.events import Outcome
 
 
@@ -59,7 +59,7 @@ def test_a_torn_line_a_repeated_step_and_values_that_are_not_finite(tmp_path: Pa
         '{"step": 40, "train/lo',
         encoding="utf-8",
     )
-    records = read_metrics(tmp_path / "metrics.jsonl")
+    records = by_step(tmp_path / "metrics.jsonl")
     assert [record["step"] for record in records] == [10, 20, 30]
     assert series(records, "train/loss") == ([200], [1.5])
     assert series(records, "val/loss") == ([200], [1.25])

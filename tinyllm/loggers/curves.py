@@ -7,7 +7,8 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.training.events import Callback, Outcome
-from tinyllm.utils.files import parse_json, write_atomic
+from tinyllm.training.metrics import read_metrics
+from tinyllm.utils.files import write_atomic
 from tinyllm.utils.text import short
 
 _TRAIN, _VAL, _LR, _GRID = "#9ab8d3", "#d1495b", "#5b8e7d", "#e3e6ea"
@@ -37,7 +38,7 @@ def draw_curves(run_dir: Path) -> Path | None:
 
     Returns the path of the picture, or None when there is nothing to draw yet.
     """
-    records = read_metrics(run_dir / "metrics.jsonl")
+    records = by_step(run_dir / "metrics.jsonl")
     train, val, lr = (series(records, key) for key in ("train/loss", "val/loss", "train/lr"))
     if not train[0] and not val[0]:
         return None
@@ -77,16 +78,11 @@ def draw_curves(run_dir: Path) -> Path | None:
     return path
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records in order of step, those of one step merged; a line torn by a crash is passed over."""
+def by_step(path: Path) -> list[dict[str, Any]]:
+    """The records in order of step, those of one step merged."""
     records: dict[int, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            record = parse_json(line, finite=False)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records[record["step"]] = records.get(record["step"], {}) | record
+    for record in read_metrics(path):
+        records[record["step"]] = records.get(record["step"], {}) | record
     return [records[step] for step in sorted(records)]
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.study.run_dirs import flat, origins, read_config
-from tinyllm.training.metrics import read_metrics
+from tinyllm.training.metrics import read_metrics, record_of
 from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.training.seal import check_seal, read_run_json
-from tinyllm.utils.files import parse_json
 from tinyllm.utils.locks import is_held
 
 BLOCK = 1 << 16
@@ -134,13 +133,9 @@ def last_values(log: Path) -> dict[str, Any]:
     """The newest value of each metric, read from the end of the file back to the newest evaluation."""
     found: dict[str, Any] = {}
     for line in lines_backwards(log):
-        try:
-            record = parse_json(line)
-        except ValueError:  # half a line, of a process that was killed
-            continue
-        if isinstance(record, dict):
+        if (record := record_of(line)) is not None:
             found = record | found
-            if EVALUATED in record:
+            if record.get(EVALUATED) is not None:
                 break
     return found
 

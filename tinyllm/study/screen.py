@@ -7,8 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.status import Status
 
+from tinyllm.training.metrics import record_of
 from tinyllm.training.names import METRICS
-from tinyllm.utils.files import parse_json
 
 TAIL = 4096
 """Bytes at the end of a file of metrics in which its last record lies."""
@@ -88,10 +88,6 @@ def last_record(file: Path) -> dict[str, float] | None:
     except OSError:
         return None
     for line in reversed(lines):
-        try:
-            record = parse_json(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
+        if (record := record_of(line)) is not None:
             return record
     return None

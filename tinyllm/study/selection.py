@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.study.listed import Listed
+from tinyllm.study.listed import DAMAGED, Listed
 
 CONDITION = re.compile(r"([^<>=!~]+)(<=|>=|!=|=|<|>|~)(.*)", re.DOTALL)
 ORDERS: dict[str, Callable[[Any, Any], bool]] = {
@@ -55,11 +55,12 @@ def condition(text: str) -> Condition:
 
 
 def check_keys(keys: Iterable[str], runs: Sequence[Listed], *, flag: str) -> None:
-    """Refuse a name that no run has a value for.
+    """Refuse a name that no run has a value for; of one that is damaged nobody knows what it had.
 
     Raises:
         UserError: there is one; it says what it might have been.
     """
+    runs = [run for run in runs if run.values["status"] != DAMAGED]
     for key in keys:
         if runs and not any(key in run.values or key in run.config for run in runs):
             known = sorted({name for run in runs for name in run.everything()})
