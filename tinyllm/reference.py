@@ -12,8 +12,7 @@ _HEAD = """\
 Every program, group and key. Written by `python -m tinyllm.reference > docs/options.md` from the comments
 in `conf/`; a test fails when it is out of date. `null` means: not set, and the text says what happens then.
 
-A setting is written `key=value`, a choice `group=option`. The option in **bold** is the default. A key that holds text
-has it as typed; a whole number may be written `1000`, `1_000`, `1e3` or `2**19`."""
+A setting is written `key=value`, a choice `group=option`. The option in **bold** is the default."""
 
 
 def markdown() -> str:

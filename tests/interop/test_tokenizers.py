@@ -9,9 +9,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.interop import hub
+from tests.tokenizers.kinds import built
 from tinyllm.errors import UserError
 from tinyllm.interop.tokenizer import read, special_ids, texts_of
-from tinyllm.tokenizers import Tokenizer
+from tinyllm.tokenizers import Tokenizer, load
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.huggingface import train_bpe
@@ -117,3 +118,35 @@ def test_numbers_have_no_files_and_no_files_are_numbers(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(UserError, match=r"tokenizer\.model"):
         read(tmp_path, vocab_size=5, tell=told.append)
+
+
+def saved_with_more(path: Path, kind: str, **flags: bool) -> int:
+    """A tokenizer.json with one token more than there were; returns how many there were."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Library
+
+    backend = Library.from_str(built(kind))
+    size = backend.get_vocab_size()
+    backend.add_tokens([AddedToken("[PAD]", **flags)])
+    backend.save(str(path / "tokenizer.json"))
+    return size
+
+
+@pytest.mark.parametrize("kind", ["llama", "unigram", "gpt2", "word piece"])
+def test_a_special_token_without_a_row_is_left_out(kind: str, tmp_path: Path) -> None:
+    size, told = saved_with_more(tmp_path, kind, special=True), []
+    tokenizer = read(tmp_path, vocab_size=size, tell=told.append)
+    assert tokenizer.vocab_size == size
+    assert "[PAD] left out" in told[0]
+    ids = load(tmp_path / "tokenizer.json").encode("the cat sat.")
+    assert tokenizer.encode("the cat sat.").tolist() == ids.tolist()
+    assert read(tmp_path, vocab_size=size + 1, tell=pytest.fail).vocab_size == size + 1
+
+
+def test_other_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
+    size = saved_with_more(tmp_path, "llama", special=False)
+    with pytest.raises(UserError, match=r"'\[PAD\]' is") as caught:
+        read(tmp_path, vocab_size=size, tell=pytest.fail)
+    assert "resize_token_embeddings" in str(caught.value)
+    with pytest.raises(UserError, match="ids"):
+        read(tmp_path, vocab_size=size - 1, tell=pytest.fail)

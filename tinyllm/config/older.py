@@ -32,6 +32,15 @@ LATER = (
 ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
 """Earlier versions had no such key, and the head, where there was one, was Muon's."""
 
+BPE = "tinyllm.tokenizers.bpe.BPETrainer"
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
+    "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
+    BPE: {"match_special": False},
+    "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False},
+}
+"""What tokenizers did not have, by class."""
+
 
 def upgraded(cfg: DictConfig) -> DictConfig:
     """A configuration that an earlier version saved, with what was added since at the values that change nothing.
@@ -45,6 +54,8 @@ def upgraded(cfg: DictConfig) -> DictConfig:
         if cfg.model.get("_target_") == today.model._target_:
             missing += FIRST if "layers" not in cfg.model else ()
             missing += [key for key in MODEL if not _has(cfg, key)]
+    tokenizer = TOKENIZERS.get(cfg.tokenizer.get("_target_"), {}) if "tokenizer" in cfg else {}
+    then |= {f"tokenizer.{key}": value for key, value in tokenizer.items() if key not in cfg.tokenizer}
     if not missing and not then:
         return cfg
     filled = OmegaConf.create(OmegaConf.to_container(cfg))
@@ -63,9 +74,12 @@ def as_it_was(saved: Callable[[str], Any]) -> dict[str, Any]:
     Args:
         saved: of a key: its value in the configuration that the earlier version saved, None where it has none.
     """
-    if saved("optimizer._target_") != "tinyllm.optim.muon.Muon" or saved(ORTHOGONAL_HEAD) is not None:
-        return {}
-    return {ORTHOGONAL_HEAD: saved("model.tie_embeddings") is False}
+    then: dict[str, Any] = {}
+    if saved("optimizer._target_") == "tinyllm.optim.muon.Muon" and saved(ORTHOGONAL_HEAD) is None:
+        then[ORTHOGONAL_HEAD] = saved("model.tie_embeddings") is False
+    if saved("tokenizer._target_") == BPE and saved("tokenizer.max_word") is None:
+        then["tokenizer.max_word"] = None
+    return then
 
 
 def _has(cfg: DictConfig, key: str) -> bool:

@@ -50,10 +50,7 @@ class TokenWriter:
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self.n_tokens = 0
-        self.n_unknown = 0
-        self.unknown_bytes = 0
         self._vocab_size = tokenizer.vocab_size
-        self._unk_id = tokenizer.unk_id
         self._usual = tokenizer.token_bytes()
         self._dtype = dtype_for(tokenizer.vocab_size)
         self._stream = create(path)
@@ -68,10 +65,6 @@ class TokenWriter:
         if lengths is not None:
             odd = np.flatnonzero(lengths != self._usual[ids])
             self._exceptions.append(np.stack([odd + self.n_tokens, lengths[odd]]))
-        if self._unk_id is not None and lengths is not None:
-            unknown = ids == self._unk_id
-            self.n_unknown += int(unknown.sum())
-            self.unknown_bytes += int(lengths[unknown].sum())
         self.n_tokens += len(ids)
         self._buffer += ids.astype(self._dtype).tobytes()
         while len(self._buffer) >= BLOCK_BYTES:

@@ -20,7 +20,7 @@ from tinyllm.data.cache import (
     save_rest,
 )
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
-from tinyllm.data.encode import encode_documents
+from tinyllm.data.encode import Tally, encode_documents
 from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.split import RULES, Parts, split
 from tinyllm.data.tokens import TokenData
@@ -29,6 +29,8 @@ from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.utils.files import TEMPORARY, remove, sync
 from tinyllm.utils.locks import locked
 
+LONG_PIECE = 2**21
+"""Characters above which it is told that a text could not be cut."""
 Progress = Callable[[str, int, int], None]
 """Called as (what is being done, bytes done, bytes in all; 0 if unknown)."""
 
@@ -152,20 +154,33 @@ def _write(
     meta["splits"], exceptions = {}, {}
     read = _Meter("tokenizing", source.size, show)
     for side, documents in zip(SIDES, (parts.train, parts.val), strict=True):
+        tally = Tally()
         with TokenWriter(folder / f"{side}.bin", tokenizer) as writer:
-            for ids, lengths in encode_documents(tokenizer, read.documents(documents())):
+            for ids, lengths in encode_documents(tokenizer, read.documents(documents()), tally=tally):
                 writer.write(ids, lengths)
             entry, exceptions[side] = writer.finish()
         _require_some(side, writer.n_tokens, meta["val_fraction"])
         row = len(next(next(documents()).chunks())) if source.rows else None
         meta["splits"][side] = entry | {"row_length": row}
-        if writer.n_unknown:
-            name = {"train": "training", "val": "validation"}[side]
-            meta["notes"].append(
-                f"{writer.n_unknown:,} characters of the {name} text are not in the tokenizer's vocabulary "
-                f"and became <unk>; their {writer.unknown_bytes:,} bytes are counted."
-            )
+        meta["notes"] += _notes(tokenizer, {"train": "training", "val": "validation"}[side], tally)
     save_rest(folder, tokenizer, exceptions, meta)
+
+
+def _notes(tokenizer: Tokenizer, side: str, tally: Tally) -> list[str]:
+    """What a person should know of how the text was encoded."""
+    notes = []
+    if tally.characters:
+        became = "became <unk>" if tokenizer.unk_id is not None else "were left out"
+        notes.append(
+            f"{tally.characters:,} characters of the {side} text are not in the tokenizer's vocabulary "
+            f"and {became}; their {tally.bytes:,} bytes are counted."
+        )
+    if tally.longest > LONG_PIECE and tokenizer.content == "text":
+        notes.append(
+            f"{tally.longest:,} characters of the {side} text were encoded in one piece, because this tokenizer "
+            "gives no place to cut them: that takes about 0.2 GB of memory per million."
+        )
+    return notes
 
 
 def _require_some(side: str, n_tokens: int, val_fraction: float) -> None:

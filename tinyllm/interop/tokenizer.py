@@ -9,10 +9,11 @@ from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, load
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
-from tinyllm.tokenizers.huggingface import BYTE_OF, HuggingFaceTokenizer
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
+from tinyllm.tokenizers.markers import END, UNKNOWN
+from tinyllm.tokenizers.spelling import BYTE_OF
 
-END, UNKNOWN = "<|endoftext|>", "<unk>"
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SPECIAL = ("bos", "eos", "pad", "unk")
@@ -28,8 +29,7 @@ def _library(model: dict[str, Any], *, special: dict[str, int], **parts: Any) ->
 
 def _of_char(tokenizer: CharTokenizer) -> dict[str, Any]:
     """A word for each character. Without ``<unk>`` the library raises on a character outside, as ours does."""
-    special = {END: tokenizer.eot_id, UNKNOWN: tokenizer.unk_id}
-    known = {content: i for content, i in special.items() if i is not None}
+    known = dict(tokenizer.special)
     vocab = {char: i for i, char in enumerate(tokenizer.alphabet)} | known
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     model: dict[str, Any] = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN}
@@ -38,7 +38,7 @@ def _of_char(tokenizer: CharTokenizer) -> dict[str, Any]:
 
 def _of_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
     """Byte-level BPE without merges."""
-    special = {END: tokenizer.eot_id}
+    special = dict(tokenizer.special)
     vocab = {char: byte for char, byte in sorted(BYTE_OF.items(), key=lambda item: item[1])} | special
     part = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
@@ -56,7 +56,7 @@ def _of_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
 WRITERS: dict[type[Tokenizer], Callable[[Any], dict[str, Any] | None]] = {
     CharTokenizer: _of_char,
     ByteTokenizer: _of_byte,
-    HuggingFaceTokenizer: HuggingFaceTokenizer.to_dict,
+    HuggingFaceTokenizer: HuggingFaceTokenizer.library_state,
     IdsTokenizer: lambda tokenizer: None,
 }
 """The tokenizer.json of each kind; numbers have none."""
@@ -98,7 +98,7 @@ def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokeniz
         UserError: it is in a format that is not read, or damaged.
     """
     if (path / FILE).is_file():
-        return _ours(load(path / FILE))
+        return _fitting(_ours(load(path / FILE)), vocab_size, path / FILE, tell)
     for name in OTHER_FILES:
         if (path / name).is_file():
             hint = "transformers makes one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
@@ -107,14 +107,58 @@ def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokeniz
     return IdsTokenizer(vocab_size=vocab_size)
 
 
+def _fitting(tokenizer: Tokenizer, n_words: int, file: Path, tell: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer without the special tokens that the embedding has no row for; such a ``[PAD]`` is often added.
+
+    Raises:
+        UserError: other tokens have none either.
+    """
+    if tokenizer.vocab_size <= n_words or not isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer
+    state = tokenizer.library_state()
+    beyond = {token["content"]: token["id"] for token in state["added_tokens"] if token["id"] >= n_words}
+    special = {content for content in beyond if content in tokenizer.special}
+    model = state["model"]
+    if isinstance(model["vocab"], dict):
+        lost = {token: i for token, i in model["vocab"].items() if i >= n_words and token not in special}
+        vocab: Any = {token: i for token, i in model["vocab"].items() if i < n_words}
+    else:
+        lost = {token: i for i, (token, _) in enumerate(model["vocab"]) if i >= n_words and token not in special}
+        vocab = model["vocab"][:n_words]
+    lost |= {content: i for content, i in beyond.items() if content not in special}
+    if lost:
+        shown, i = min(lost.items(), key=lambda item: item[1])
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, the model's embedding {n_words:,} rows",
+            file=file,
+            hint=f"{shown!r} is {i}; use the tokenizer that the model was trained with,"
+            " or give the model more rows (transformers: model.resize_token_embeddings)",
+        )
+    tell(
+        f"{file}: {', '.join(sorted(special, key=beyond.__getitem__))} left out:"
+        f" the model's embedding has {n_words:,} rows, and none for it"
+    )
+    kept = [token for token in state["added_tokens"] if token["id"] < n_words]
+    return HuggingFaceTokenizer.from_dict(
+        state | {"added_tokens": kept, "model": model | {"vocab": vocab}, "post_processor": None}
+    )
+
+
 def _ours(tokenizer: Tokenizer) -> Tokenizer:
     """The tokenizer of ours that was exported to this one; itself where there is none."""
-    state = tokenizer.to_dict()
-    vocab = state.get("model", {}).get("vocab")
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        return tokenizer
+    state = tokenizer.library_state()
+    vocab = state["model"].get("vocab")
     if not isinstance(vocab, dict):
         return tokenizer
-    alphabet = "".join(sorted(token for token in vocab if len(token) == 1))
-    exported = [ByteTokenizer(), CharTokenizer(alphabet, eot=END in vocab, unk=UNKNOWN in vocab)]
+    special = [token["content"] for token in sorted(state["added_tokens"], key=lambda token: token["id"])]
+    alphabet = "".join(sorted(token for token in vocab if len(token) == 1 and token not in special))
+    others = [token for token in special if token not in (END, UNKNOWN)]
+    exported = [
+        ByteTokenizer(special),
+        CharTokenizer(alphabet, eot=END in vocab, unk=UNKNOWN in vocab, special=others),
+    ]
     return next((one for one in exported if _same(WRITERS[type(one)](one), state)), tokenizer)
 
 

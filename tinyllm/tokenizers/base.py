@@ -4,13 +4,28 @@ import codecs
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
 from tinyllm.utils.files import write_text
+
+
+class Encoded(NamedTuple):
+    """What became of one text.
+
+    Attributes:
+        ids: unsigned integers (n,).
+        lengths: UTF-8 bytes of the text that each token stands for, (n,); None: they are ``token_bytes()[ids]``.
+        unknown: characters, and their UTF-8 bytes, that the tokenizer cannot express.
+    """
+
+    ids: np.ndarray
+    lengths: np.ndarray | None
+    unknown: tuple[int, int] = (0, 0)
 
 
 class Tokenizer(ABC):
@@ -20,6 +35,8 @@ class Tokenizer(ABC):
         vocab_size: number of ids.
         eot_id: id that ends a document, or None when the tokenizer has none.
         unk_id: id that stands for what the tokenizer cannot express, or None when it can express everything.
+        special: id of each special token, by its spelling.
+        match_special: whether a text that spells a special token is encoded to it; else it stays text.
     """
 
     kind: ClassVar[str]
@@ -27,6 +44,8 @@ class Tokenizer(ABC):
     vocab_size: int
     eot_id: int | None = None
     unk_id: int | None = None
+    special: Mapping[str, int] = MappingProxyType({})
+    match_special: bool = False
 
     @abstractmethod
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
@@ -49,7 +68,11 @@ class Tokenizer(ABC):
 
         None instead of the byte counts says that they are ``token_bytes()[ids]``.
         """
-        return [(ids, None) for ids in self.encode_batch(texts)]
+        return [(encoded.ids, encoded.lengths) for encoded in self.encode_measured(texts)]
+
+    def encode_measured(self, texts: Sequence[Any]) -> list[Encoded]:
+        """Like ``encode_counted``, each with what the tokenizer cannot express."""
+        return [Encoded(ids, None) for ids in self.encode_batch(texts)]
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
@@ -67,6 +90,19 @@ class Tokenizer(ABC):
     @abstractmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
         """The tokenizer that ``to_dict`` described."""
+
+    def matching(self, match_special: bool) -> "Tokenizer":
+        """The same tokenizer, with special tokens matched in text or not."""
+        if match_special == self.match_special:
+            return self
+        from tinyllm.errors import UserError
+
+        raise UserError(
+            f"a {self.kind} tokenizer has no special tokens to match in text",
+            key="tokenizer.match_special",
+            value=match_special,
+            hint="leave it at false",
+        )
 
     def stream(self) -> "TextStream":
         """A decoder that takes one id at a time, for text that appears as it is generated."""
@@ -144,7 +180,7 @@ class TokenizerTrainer(ABC):
 class TextStream:
     """Decodes id by id: a character appears once its last byte is there.
 
-    The text of all ``push`` calls and the ``flush`` is ``decode`` of all ids.
+    Concatenating every ``push`` and the final ``flush`` equals ``decode`` of all ids.
     """
 
     def __init__(self, bytes_of: Callable[[int], bytes]) -> None:

@@ -5,21 +5,37 @@ from typing import Any, Self
 
 import numpy as np
 
-from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.markers import END, Markers, require_special, special_settings
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0–255 are the bytes, 256 ends a document."""
+    """Ids 0–255 are the bytes, 256 ends a document, then come the special tokens.
+
+    Args:
+        special: spellings of the special tokens; ``<|endoftext|>`` is 256 and need not be among them.
+        match_special: whether a text that spells one of them, the end-of-text included, is encoded to it.
+    """
 
     kind = "byte"
     vocab_size = 257
     eot_id = 256
 
+    def __init__(self, special: Sequence[str] = (), *, match_special: bool = False) -> None:
+        others = [token for token in special if token != END]
+        self.special = {END: 256} | {token: 257 + i for i, token in enumerate(others)}
+        self.match_special = match_special
+        self.vocab_size = 256 + len(self.special)
+        self._markers = Markers(self.special if match_special else {})
+
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
-        return _bytes(text).astype(np.int64)
+        return self._encode(text).ids.astype(np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [_bytes(text).astype(np.uint16) for text in texts]
+        return [self._encode(text).ids for text in texts]
+
+    def encode_measured(self, texts: Sequence[str]) -> list[Encoded]:
+        return [self._encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
@@ -28,27 +44,47 @@ class ByteTokenizer(Tokenizer):
         return bytes((int(token),)) if token < 256 else b""
 
     def token_bytes(self) -> np.ndarray:
-        return np.array([1] * 256 + [0], dtype=np.int64)
+        return np.array([1] * 256 + [0] * len(self.special), dtype=np.int64)
+
+    def last_cut(self, text: str) -> int:
+        return self._markers.last_cut(text)
+
+    def matching(self, match_special: bool) -> "ByteTokenizer":
+        return ByteTokenizer(list(self.special), match_special=match_special)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"kind": self.kind}
+        state: dict[str, Any] = {"kind": self.kind}
+        if len(self.special) > 1:
+            state["special_tokens"] = list(self.special)
+        return state | ({"match_special": True} if self.match_special else {})
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
-        return cls()
+        return cls(state.get("special_tokens", ()), match_special=state.get("match_special", False))
+
+    def _encode(self, text: str) -> Encoded:
+        return self._markers.encode(
+            text, lambda part: Encoded(_bytes(part).astype(np.uint16), None), lambda ids: np.ones(len(ids), np.int64)
+        )
 
 
 class ByteTrainer(TokenizerTrainer):
-    """There is nothing to learn and nothing to set."""
+    """There is nothing to learn.
 
-    def __init__(self) -> None:
-        pass
+    Args:
+        special_tokens: entries beyond the bytes and the end-of-text.
+        match_special: whether a text that spells one is encoded to it; false: it stays text.
+    """
+
+    def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:
+        self._special = require_special(special_tokens, match=match_special)
+        self._match = match_special
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> ByteTokenizer:
-        return ByteTokenizer()
+        return ByteTokenizer(self._special, match_special=self._match)
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return special_settings(self._special, match=self._match)
 
 
 def _bytes(text: str) -> np.ndarray:

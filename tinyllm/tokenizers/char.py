@@ -6,54 +6,66 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllm.errors import UserError
-from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer, cut_text
+from tinyllm.tokenizers.markers import END, UNKNOWN, Markers, require_special, special_settings
 
 CODE_POINTS = 0x110000
+LEARN_PIECE = 2**20  # characters looked at together where special tokens must not be cut through
 
 
 class CharTokenizer(Tokenizer):
-    """Ids are the positions of the characters in ``alphabet``, then the end-of-text, then ``<unk>``.
+    """Ids are the positions of the characters in ``alphabet``, then the end-of-text, ``<unk>``, other special tokens.
 
     Args:
         alphabet: every character once, in code point order.
         eot: whether there is an id that ends documents.
         unk: whether there is an id for characters outside the alphabet.
+        special: spellings of special tokens; ``<|endoftext|>`` and ``<unk>`` among them are those two.
+        match_special: whether a text that spells a special token is encoded to it.
     """
 
     kind = "char"
 
-    def __init__(self, alphabet: str, *, eot: bool = False, unk: bool = False) -> None:
+    def __init__(
+        self,
+        alphabet: str,
+        *,
+        eot: bool = False,
+        unk: bool = False,
+        special: Sequence[str] = (),
+        match_special: bool = False,
+    ) -> None:
         if sorted(set(alphabet)) != list(alphabet):
             raise ValueError("the alphabet must be sorted and hold every character once")
         self.alphabet = alphabet
         n = len(alphabet)
+        eot, unk = eot or END in special, unk or UNKNOWN in special
         self.eot_id = n if eot else None
         self._unknown = n + int(eot)  # what the table gives for a character outside, whether or not it is an id
         self.unk_id = self._unknown if unk else None
-        self.vocab_size = self._unknown + int(unk)
+        first = self._unknown + int(unk)
+        self._others = [token for token in special if token not in (END, UNKNOWN)]
+        named = {END: self.eot_id, UNKNOWN: self.unk_id}
+        self.special = {token: i for token, i in named.items() if i is not None}
+        self.special |= {token: first + i for i, token in enumerate(self._others)}
+        self.match_special = match_special
+        # <unk> stands for characters that are none of these; a text that spells it out has known ones.
+        marked = {token: i for token, i in self.special.items() if token != UNKNOWN}
+        self._markers = Markers(marked if match_special else {})
+        self.vocab_size = first + len(self._others)
         self._codes = code_points(alphabet)
         self._table = np.full(CODE_POINTS, self._unknown, dtype=np.uint16 if n + 2 <= 2**16 else np.uint32)
         self._table[self._codes] = np.arange(n)
         self._ascii_table = self._table[:128].copy()
 
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
-        ids = self._lookup(text)
-        if strict or self.unk_id is None:
-            self._refuse_unknown(text, ids)
-        return ids.astype(np.int64)
+        return self._encode(text, strict=strict).ids.astype(np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [ids for ids, _ in self.encode_counted(texts)]
+        return [self._encode(text).ids for text in texts]
 
-    def encode_counted(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        counted: list[tuple[np.ndarray, np.ndarray | None]] = []
-        for text in texts:
-            ids = self._lookup(text)
-            if self.unk_id is None:
-                self._refuse_unknown(text, ids)
-            some_unknown = self.unk_id is not None and bool((ids == self.unk_id).any())
-            counted.append((ids, utf8_lengths(code_points(text)) if some_unknown else None))
-        return counted
+    def encode_measured(self, texts: Sequence[str]) -> list[Encoded]:
+        return [self._encode(text) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self._text_of(int(i)) for i in ids)
@@ -64,17 +76,51 @@ class CharTokenizer(Tokenizer):
         return lengths
 
     def covering(self, texts: Iterable[str]) -> "CharTokenizer":
-        if self.unk_id is None and any((self._lookup(text) == self._unknown).any() for text in texts):
-            return CharTokenizer(self.alphabet, eot=self.eot_id is not None, unk=True)
+        plain = self._markers.plain(texts)
+        if self.unk_id is None and any((self._lookup(text) == self._unknown).any() for text in plain):
+            return self._changed(unk=True)
         return self
+
+    def matching(self, match_special: bool) -> "CharTokenizer":
+        return self._changed(match_special=match_special)
+
+    def last_cut(self, text: str) -> int:
+        return self._markers.last_cut(text)
 
     def to_dict(self) -> dict[str, Any]:
         has_eot, has_unk = self.eot_id is not None, self.unk_id is not None
-        return {"kind": self.kind, "alphabet": self.alphabet, "eot": has_eot, "unk": has_unk}
+        state = {"kind": self.kind, "alphabet": self.alphabet, "eot": has_eot, "unk": has_unk}
+        return state | special_settings(self._others, match=self.match_special)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
-        return cls(state["alphabet"], eot=state["eot"], unk=state["unk"])
+        special, match = state.get("special_tokens", ()), state.get("match_special", False)
+        return cls(state["alphabet"], eot=state["eot"], unk=state["unk"], special=special, match_special=match)
+
+    def _changed(self, *, unk: bool = False, match_special: bool | None = None) -> "CharTokenizer":
+        return CharTokenizer(
+            self.alphabet,
+            eot=self.eot_id is not None,
+            unk=unk or self.unk_id is not None,
+            special=self._others,
+            match_special=self.match_special if match_special is None else match_special,
+        )
+
+    def _encode(self, text: str, *, strict: bool = False) -> Encoded:
+        return self._markers.encode(text, lambda part: self._plain(part, strict=strict), self._usual)
+
+    def _usual(self, ids: np.ndarray) -> np.ndarray:
+        return self.token_bytes()[ids]
+
+    def _plain(self, text: str, *, strict: bool) -> Encoded:
+        ids = self._lookup(text)
+        if strict or self.unk_id is None:
+            self._refuse_unknown(text, ids)
+        unknown = ids == self.unk_id if self.unk_id is not None else np.zeros(0, bool)
+        if not unknown.any():
+            return Encoded(ids, None)
+        lengths = utf8_lengths(code_points(text))
+        return Encoded(ids, lengths, (int(unknown.sum()), int(lengths[unknown].sum())))
 
     def _lookup(self, text: str) -> np.ndarray:
         if text.isascii():
@@ -97,22 +143,35 @@ class CharTokenizer(Tokenizer):
 
 
 class CharTrainer(TokenizerTrainer):
-    """Collects the alphabet. Documents get an end-of-text only if there is more than one to tell apart."""
+    """Collects the alphabet. Documents get an end-of-text only if there is more than one to tell apart.
 
-    def __init__(self) -> None:
-        pass
+    Args:
+        special_tokens: entries beyond the alphabet. ``<|endoftext|>`` and ``<unk>`` among them are those that end
+            documents and stand for characters the training text never has, and are there in any case then.
+        match_special: whether a text that spells one is encoded to it; false: it stays text.
+    """
+
+    def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:
+        self._special = require_special(special_tokens, match=match_special)
+        self._match = match_special
+        self._markers = Markers({token: 0 for token in self._special if match_special and token != UNKNOWN})
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> CharTokenizer:
         seen = np.zeros(CODE_POINTS, dtype=bool)
         count = 0
         for text in texts:
-            seen[code_points(text)] = True
             count += 1
+            for part in self._markers.plain([text]):
+                seen[code_points(part)] = True
         alphabet = "".join(map(chr, np.flatnonzero(seen)))
-        return CharTokenizer(alphabet, eot=(count if n_documents is None else n_documents) > 1)
+        several = (count if n_documents is None else n_documents) > 1
+        return CharTokenizer(alphabet, eot=several, special=self._special, match_special=self._match)
+
+    def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
+        return cut_text(chunks, LEARN_PIECE, self._markers.last_cut) if self._match else chunks
 
     def settings(self) -> dict[str, Any]:
-        return {}
+        return special_settings(self._special, match=self._match)
 
 
 def code_points(text: str) -> np.ndarray:

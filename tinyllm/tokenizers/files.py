@@ -34,8 +34,10 @@ def load(path: str | Path) -> Tokenizer:
 def loads(text: str) -> Tokenizer:
     """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for anything else."""
     state = parse_json(text)
-    if "kind" in state:
+    if state.get("kind") in KINDS:
         return KINDS[state["kind"]].from_dict(state)
     from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 
+    if state.get("kind") == HuggingFaceTokenizer.kind:
+        return HuggingFaceTokenizer.from_dict(state)
     return HuggingFaceTokenizer.from_json(text)

@@ -1,179 +1,327 @@
-"""The one file that uses the library ``tokenizers``: training byte-level BPE, and running any tokenizer.json."""
+"""The one file that runs the library ``tokenizers``: training byte-level BPE, and using any tokenizer.json."""
 
 import json
 import os
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
-from tinyllm.tokenizers.base import TextStream, Tokenizer
+from tinyllm.errors import UserError
+from tinyllm.tokenizers.base import Encoded, TextStream, Tokenizer
+from tinyllm.tokenizers.char import code_points, utf8_lengths
+from tinyllm.tokenizers.checks import require_harmless
+from tinyllm.tokenizers.cuts import Cuts, bound_of, bounded, find_cuts, parts_of
+from tinyllm.tokenizers.decoders import BYTE, ChainStream, Stage, stages
+from tinyllm.tokenizers.markers import Markers
+from tinyllm.tokenizers.spelling import BYTE_OF, spelled_bytes
+from tinyllm.tokenizers.words import BoundedWords
 from tinyllm.utils.files import parse_json
 
 # What published models call "the document ends here", in the order in which the names are looked for.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+GROUP = 2**16 * min(16, max(4, os.cpu_count() or 1))
+"""Characters encoded at a time: what the library returns takes more than 100 bytes per character."""
+KEEPS_TEXT = ("ByteLevel", "Digits", "Split", "Punctuation")
+"""Pre-tokenizers that drop nothing, unless one is told to remove what it finds."""
 
-# Splitting rules under which no match crosses the place between a letter or digit and a following blank or
-# common punctuation mark: there the text may be cut. GPT-2's is built into ByteLevel; these stand in the
-# files of others.
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SAFE_RULES = (
-    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _MARKS,  # Llama 3
-    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _MARKS,  # Qwen 2
-)
-CUT = re.compile("[A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3](?=[ \t\r\n.,;:!?\u3001\u3002])")
+
+class Piece(str):
+    """A stretch of a document, and the character before it."""
+
+    before: str
+
+    def __new__(cls, text: str, before: str) -> Self:
+        piece = super().__new__(cls, text)
+        piece.before = before
+        return piece
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizers.Tokenizer``. Text that looks like a special token stays text.
+    """A ``tokenizers.Tokenizer``.
 
     Args:
         backend: a ``tokenizers.Tokenizer``; its truncation, padding and special-token templates are not used.
+        match_special: whether text that spells a special token is encoded to it.
     """
 
     kind = "huggingface"
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, *, match_special: bool = False) -> None:
         # Said outright, or every forked loader worker prints a warning about threads it will never use.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         backend.no_truncation()
         backend.no_padding()
-        backend.encode_special_tokens = True
+        backend.encode_special_tokens = not match_special
         self._backend = backend
         self._state: dict[str, Any] = parse_json(backend.to_str())
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        added = [(token["content"], token["id"]) for token in self._state["added_tokens"] if token["special"]]
-        self._special = {i for _, i in added}
-        self._literal = {token["id"] for token in self._state["added_tokens"]}
-        self.eot_id = find_end_of_text(added)
-        unk = self._state["model"].get("unk_token")
-        self.unk_id = None if unk is None else backend.token_to_id(unk)
-        self._byte_level = _writes_bytes(self._state)
-        self._exact = self._byte_level and self._state["normalizer"] is None and not _adds_space(self._state)
-        self._cuttable = self._exact and _cuts_safely(self._state)
+        self.match_special = match_special
+        vocab = backend.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocab.values()) + 1
+        added = self._state["added_tokens"]
+        self.special = {token["content"]: token["id"] for token in added if token["special"]}
+        self._special = set(self.special.values())
+        self._literal = {token["id"] for token in added}
+        self._searched = [token for token in added if match_special or not token["special"]]
+        self.eot_id = find_end_of_text(list(self.special.items()))
+        self.unk_id = _unknown_id(self._state["model"], backend)
+        self._decoders = parts_of(self._state["decoder"], "decoders")
+        self._byte_level = {part["type"] for part in self._decoders} == {"ByteLevel"}
+        # Whether every token stands for exactly its own bytes.
+        self._exact = (
+            self._byte_level
+            and self._state["normalizer"] is None
+            and _spells_all_bytes(self._state, vocab)
+            and not any(token["lstrip"] or token["rstrip"] for token in self._searched)
+        )
         self._bytes: list[bytes] | None = None
+        self._leads: dict[str, int] = {}
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """From the content of a tokenizer.json. Raises ValueError if it is not one."""
+    def from_json(cls, text: str, *, match_special: bool = False) -> Self:
+        """From the content of a tokenizer.json. Raises ValueError if it is not one, or asks for what harms."""
         from tokenizers import Tokenizer as Backend
 
+        require_harmless(text)
         try:
-            return cls(Backend.from_str(text))
-        except Exception as error:  # the library raises bare Exception for every damaged file
-            raise ValueError(str(error)) from None
+            return cls(Backend.from_str(text), match_special=match_special)
+        except BaseException as error:  # the library raises bare Exception for a damaged file, or panics
+            if _is_panic(error) or isinstance(error, Exception):
+                raise ValueError(_first_line(error)) from None
+            raise
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
+        if state.get("kind") == cls.kind:
+            return cls.from_json(json.dumps(state["tokenizer"]), match_special=state["match_special"])
         return cls.from_json(json.dumps(state))
 
     def to_dict(self) -> dict[str, Any]:
+        if self.match_special:  # the library has no entry for it
+            return {"kind": self.kind, "match_special": True, "tokenizer": self._state}
         return self._state
 
-    def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        ids = np.array(encoding.ids, dtype=np.int64)
-        if strict and self.unk_id is not None and (ids == self.unk_id).any():
-            from tinyllm.errors import UserError
+    def library_state(self) -> dict[str, Any]:
+        """The tokenizer.json that the library reads; it matches special tokens in text unless told otherwise."""
+        return self._state
 
-            start, end = encoding.offsets[int((ids == self.unk_id).argmax())]
-            raise UserError(f"the tokenizer has no token for {text[start:end]!r}", hint="leave it out")
-        return ids
+    def matching(self, match_special: bool) -> "HuggingFaceTokenizer":
+        return HuggingFaceTokenizer.from_json(json.dumps(self._state), match_special=match_special)
+
+    @property
+    def counts_by_id(self) -> bool:
+        """Whether the bytes of a text without special tokens are always ``token_bytes()`` of its ids."""
+        return self._exact
+
+    def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
+        before = getattr(text, "before", "")
+        with _told():
+            encoding = self._backend.encode(before + text, add_special_tokens=False)
+        if strict:
+            self._refuse_unknown(before + text, encoding)
+        return np.array(encoding.ids[self._lead(before) :], dtype=np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+        batch = self._backend.encode_batch_fast
+        return [np.array(encoding.ids[lead:], dtype=np.uint32) for _, encoding, lead in self._encodings(texts, batch)]
 
-    def encode_counted(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    def encode_measured(self, texts: Sequence[str]) -> list[Encoded]:
         if self._exact:
-            return [(ids, None) for ids in self.encode_batch(texts)]
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+            return [Encoded(ids, self._with_special(ids)) for ids in self.encode_batch(texts)]
         return [
-            (np.array(encoding.ids, dtype=np.uint32), _covered_bytes(text, encoding.offsets))
-            for text, encoding in zip(texts, encodings, strict=True)
+            self._measured(text, encoding, lead)
+            for text, encoding, lead in self._encodings(texts, self._backend.encode_batch)
         ]
 
     def decode(self, ids: Iterable[int]) -> str:
         if self._byte_level:
             return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        stream = self.stream()
+        return "".join([*map(stream.push, ids), stream.flush()])
 
     def stream(self) -> TextStream:
-        return TextStream(self.bytes_of) if self._byte_level else _LibraryStream(self._backend)
+        return TextStream(self.bytes_of) if self._byte_level else ChainStream(self._spellings, self._stages())
 
     def bytes_of(self, token: int) -> bytes:
+        if not self._byte_level:
+            return super().bytes_of(token)
         if self._bytes is None:
-            self._bytes = self._bytes_of_all()
+            self._bytes = [b""] * self.vocab_size
+            for i, spelling in self._spellings.items():
+                self._bytes[i] = spelling.encode() if i in self._literal else spelled_bytes(spelling)
         return self._bytes[int(token)]
 
     def token_bytes(self) -> np.ndarray:
-        self.bytes_of(0)
-        assert self._bytes is not None
-        return np.array([len(value) for value in self._bytes], dtype=np.int64)
+        return self._lengths.copy()
+
+    @cached_property
+    def _lengths(self) -> np.ndarray:
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        fallback = any(part["type"] == "ByteFallback" for part in self._decoders)
+        chain = ChainStream({}, [] if self._byte_level else self._stages())
+        for i, spelling in self._spellings.items():
+            if self._byte_level:
+                lengths[i] = len(self.bytes_of(i))
+            elif fallback and BYTE.fullmatch(spelling):
+                lengths[i] = 1
+            else:  # behind another token: at the beginning of a text many stand for a blank less
+                lengths[i] = len(chain.text_of(["x", spelling]).encode()) - len(chain.text_of(["x"]).encode())
+        return np.maximum(lengths, 0)
+
+    def pieces(self, chunks: Iterable[str], size: int) -> Iterator[str]:
+        alone = self._exact and not any(token["single_word"] for token in self._searched)
+        before = ""
+        for text in super().pieces(chunks, size):
+            yield text if alone else Piece(text, before)
+            before = text[-1]
 
     def last_cut(self, text: str) -> int:
-        return last_cut(text) if self._cuttable else 0
+        return self._cuts.last(text) or (self._words.last_cut(text) if self._words else 0)
 
-    def _bytes_of_all(self) -> list[bytes]:
-        values = [b""] * self.vocab_size
-        for token, i in self._backend.get_vocab(with_added_tokens=True).items():
-            if i in self._special:
-                continue
-            if i in self._literal:
-                values[i] = token.encode()
-            elif self._byte_level:
-                values[i] = bytes(BYTE_OF[c] for c in token)
-            else:
-                values[i] = self._backend.decode([i]).encode()
-        return values
+    @property
+    def cuts_documents(self) -> bool:
+        """Whether a document can be encoded in pieces; else it is encoded as a whole, whatever its size."""
+        return bool(self._cuts)
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        normalizer = self._backend.normalizer
+        with _told():
+            return find_cuts(self._state, str if normalizer is None else normalizer.normalize_str)
+
+    @cached_property
+    def _words(self) -> BoundedWords | None:
+        parts = parts_of(self._state["pre_tokenizer"], "pretokenizers")
+        if not self._exact or [part["type"] for part in parts] != ["Split", "ByteLevel"] or parts[1]["use_regex"]:
+            return None
+        limit = bound_of(parts[0]["pattern"].get("Regex", ""))
+        odd = parts[0]["behavior"] != "Isolated" or any(token["single_word"] for token in self._searched)
+        if limit is None or odd:
+            return None
+        return BoundedWords(limit, Markers({token["content"]: token["id"] for token in self._searched}))
+
+    @cached_property
+    def _spellings(self) -> Mapping[int, str]:
+        """Of every id but the special ones."""
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        return {i: spelling for spelling, i in vocab.items() if i not in self._special}
+
+    def _stages(self) -> list[Stage]:
+        decoder = self._backend.decoder
+        parts = None if self._state["decoder"] is None else self._decoders
+        return stages(parts, spelled=spelled_bytes, whole=lambda tokens: _decoded(decoder, tokens))
+
+    def _lead(self, before: str) -> int:
+        """How many ids the context of a piece has."""
+        if not before:
+            return 0
+        if before not in self._leads:
+            self._leads[before] = len(self._backend.encode(before, add_special_tokens=False).ids)
+        return self._leads[before]
+
+    def _encodings(self, texts: Sequence[str], batch: Any) -> Iterator[tuple[str, Any, int]]:
+        """Each text, its encoding, and how many tokens of that are of the context; a group at a time."""
+        start = 0
+        while start < len(texts):
+            stop, size = start, 0
+            while stop < len(texts) and (stop == start or size + len(texts[stop]) <= GROUP):
+                size += len(texts[stop])
+                stop += 1
+            group = texts[start:stop]
+            leads = [getattr(text, "before", "") for text in group]
+            with _told():
+                encodings = batch(
+                    [lead + text for lead, text in zip(leads, group, strict=True)], add_special_tokens=False
+                )
+            yield from zip(group, encodings, map(self._lead, leads), strict=True)
+            start = stop
+
+    def _with_special(self, ids: np.ndarray) -> np.ndarray | None:
+        """Bytes of each token where special ones among them stand for text."""
+        if not self.match_special or not np.isin(ids, list(self._special)).any():
+            return None
+        lengths = self.token_bytes()
+        for content, i in self.special.items():
+            lengths[i] = len(content.encode())
+        return lengths[ids]
+
+    def _measured(self, text: str, encoding: Any, lead: int) -> Encoded:
+        """Every byte of the text is counted: for the token that ends behind it, at the end for the last one."""
+        ids = np.array(encoding.ids[lead:], dtype=np.uint32)
+        shift = len(getattr(text, "before", ""))
+        spans = np.array(encoding.offsets[lead:], dtype=np.int64).reshape(-1, 2) - shift
+        starts, ends = np.maximum(spans, 0).T
+        total = np.concatenate([[0], np.cumsum(utf8_lengths(code_points(text)))])
+        reached = np.maximum.accumulate(total[ends]) if len(ids) else total[:0]
+        if len(ids):
+            reached[-1] = total[-1]
+        missing = self._missing(text, starts, ends) if self._drops else np.zeros((0, 2), dtype=np.int64)
+        if self.unk_id is not None:
+            missing = np.stack([starts, ends], axis=1)[ids == self.unk_id]
+        characters = int((missing[:, 1] - missing[:, 0]).sum())
+        size = int((total[missing[:, 1]] - total[missing[:, 0]]).sum())
+        return Encoded(ids, np.diff(reached, prepend=0), (characters, size))
+
+    @property
+    def _drops(self) -> bool:
+        """Whether the model passes over characters that it does not know."""
+        model = self._state["model"]
+        return model["type"] == "BPE" and self.unk_id is None and not model["byte_fallback"]
+
+    def _missing(self, text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Where characters are that became no token although the tokenizer has none for them, (n, 2)."""
+        covered = np.zeros(len(text) + 1, dtype=np.int64)
+        np.add.at(covered, starts, 1)
+        np.add.at(covered, ends, -1)
+        bare = np.flatnonzero(np.cumsum(covered)[:-1] == 0)
+        lost = [i for i in bare if not text[i].isspace() and self._cannot_say(text[i])]
+        return np.array([(i, i + 1) for i in lost], dtype=np.int64).reshape(-1, 2)
+
+    def _cannot_say(self, char: str) -> bool:
+        """Whether the character is left over by the normalizer and then becomes nothing."""
+        normalizer = self._backend.normalizer
+        kept = char if normalizer is None else normalizer.normalize_str(char)
+        return bool(kept.strip()) and not self._backend.encode(char, add_special_tokens=False).ids
+
+    def _refuse_unknown(self, text: str, encoding: Any) -> None:
+        spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        lost = self._missing(text, spans[:, 0], spans[:, 1]) if self._drops else spans[:0]
+        if self.unk_id is not None:
+            lost = spans[np.array(encoding.ids, dtype=np.int64) == self.unk_id]
+        if len(lost):
+            start, end = lost[0]
+            raise UserError(f"the tokenizer has no token for {text[start:end]!r}", hint="leave it out")
 
 
-class _LibraryStream(TextStream):
-    """Streaming for tokenizers whose text of a token depends on its neighbours (``▁`` for a space, ``##``)."""
+def train_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    min_frequency: int,
+    special_tokens: Sequence[str],
+    max_word: int | None = None,
+    match_special: bool = False,
+) -> HuggingFaceTokenizer:
+    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever unknown.
 
-    def __init__(self, backend: Any) -> None:
-        self._backend = backend
-        self._ids: list[int] = []
-        self._shown = ""
-
-    def push(self, token: int) -> str:
-        self._ids.append(int(token))
-        text = self._backend.decode(self._ids, skip_special_tokens=True)
-        if text.endswith("\ufffd"):  # the rest of the character may still come
-            return ""
-        return self._show(text)
-
-    def flush(self) -> str:
-        rest = self._show(self._backend.decode(self._ids, skip_special_tokens=True))
-        self._ids, self._shown = [], ""
-        return rest
-
-    def _show(self, text: str) -> str:
-        new, self._shown = text[len(self._shown) :], text
-        return new
-
-
-def last_cut(text: str) -> int:
-    """The last place in ``text`` that no splitting rule known here looks across; 0 if there is none."""
-    for window in (512, len(text)):
-        cut = 0
-        for match in CUT.finditer(text, max(0, len(text) - window)):
-            cut = match.end()
-        if cut:
-            return cut
-    return 0
-
-
-def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int, special_tokens: Sequence[str]) -> Any:
-    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever unknown."""
+    Args:
+        max_word: words are at most this long; None: whatever their length, and of ones without end the time grows with
+            the square.
+        match_special: whether a special token in a text is one; then none is learnt from.
+    """
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if max_word is None:
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        split = pre_tokenizers.Split(Regex(bounded(max_word)), "isolated")
+        spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, spelling])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -182,8 +330,10 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, min_frequency: int, spec
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    if match_special:
+        texts = Markers(dict.fromkeys(special_tokens, 0)).plain(texts)
     backend.train_from_iterator(texts, trainer)
-    return HuggingFaceTokenizer(backend)
+    return HuggingFaceTokenizer(backend, match_special=match_special)
 
 
 def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
@@ -195,55 +345,46 @@ def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
     return special[0][1] if special else None
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to byte."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+def _spells_all_bytes(state: Mapping[str, Any], vocab: Mapping[str, int]) -> bool:
+    """Whether the pre-tokenizers spell every character's bytes, add none and drop none, and the model has them all."""
+    parts = parts_of(state["pre_tokenizer"], "pretokenizers")
+    spelled = any(part["type"] == "ByteLevel" for part in parts)
+    kept = all(part["type"] in KEEPS_TEXT and part.get("behavior") != "Removed" for part in parts)
+    added = any(part.get("add_prefix_space", False) for part in parts)
+    return spelled and kept and not added and state["model"]["type"] == "BPE" and BYTE_OF.keys() <= vocab.keys()
 
 
-BYTE_OF = _byte_alphabet()
+def _unknown_id(model: Mapping[str, Any], backend: Any) -> int | None:
+    if model["type"] == "Unigram":
+        unknown: int | None = model["unk_id"]
+        return unknown
+    token = model.get("unk_token")
+    return None if token is None else backend.token_to_id(token)
 
 
-def _parts(node: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The single parts of a pre-tokenizer or decoder, a Sequence taken apart."""
-    if node is None:
-        return []
-    return node[name] if node["type"] == "Sequence" else [node]
+def _decoded(decoder: Any, tokens: list[str]) -> str:
+    with _told():
+        text: str = decoder.decode(tokens)
+        return text
 
 
-def _writes_bytes(state: dict[str, Any]) -> bool:
-    return any(part["type"] == "ByteLevel" for part in _parts(state["decoder"], "decoders"))
+@contextmanager
+def _told() -> Iterator[None]:
+    """An error of the library, or a panic, as a line for people."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not _is_panic(error) and not isinstance(error, Exception):
+            raise
+        hint = f"{_first_line(error)}; use another tokenizer, or leave out what it fails on"
+        raise UserError("the tokenizer fails on this text", hint=hint) from None
 
 
-def _adds_space(state: dict[str, Any]) -> bool:
-    return any(part.get("add_prefix_space", False) for part in _parts(state["pre_tokenizer"], "pretokenizers"))
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"  # pyo3 gives no name to import
 
 
-def _cuts_safely(state: dict[str, Any]) -> bool:
-    if any(not token["special"] for token in state["added_tokens"]):
-        return False  # these are searched in the text before it is split, and may hold blanks
-    parts = _parts(state["pre_tokenizer"], "pretokenizers")
-    if [part["type"] for part in parts] == ["ByteLevel"]:
-        return parts[0]["use_regex"]
-    if [part["type"] for part in parts] == ["Split", "ByteLevel"]:
-        rule = parts[0]["pattern"].get("Regex")
-        return rule in SAFE_RULES and parts[0]["behavior"] == "Isolated" and not parts[1]["use_regex"]
-    return False
-
-
-def _covered_bytes(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """UTF-8 bytes from the end of the token before to the end of each token; the last takes what is left over."""
-    lengths = np.zeros(len(offsets), dtype=np.int64)
-    done = 0
-    for i, (_, end) in enumerate(offsets):
-        if end > done:
-            lengths[i] = len(text[done:end].encode("utf-8", "surrogatepass"))
-            done = end
-    if len(offsets):
-        lengths[-1] += len(text[done:].encode("utf-8", "surrogatepass"))
-    return lengths
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -17,10 +17,12 @@ class PretrainedTrainer(TokenizerTrainer):
         path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a
             tiktoken encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and its file on
             this machine.
+        match_special: whether a text that spells a special token is encoded to it; false: it stays text.
     """
 
-    def __init__(self, *, path: str) -> None:
+    def __init__(self, *, path: str, match_special: bool = False) -> None:
         self._path = str(path)
+        self._match_special = match_special
         self._tokenizer: Tokenizer | None = None
 
     def check(self) -> None:
@@ -30,7 +32,8 @@ class PretrainedTrainer(TokenizerTrainer):
         return self._load()
 
     def settings(self) -> dict[str, Any]:
-        return {"content": self._content()}
+        match = {"match_special": True} if self._match_special else {}
+        return {"content": self._content()} | _counting(self._load()) | match
 
     def _file(self) -> Path:
         path = Path(self._path).expanduser()
@@ -46,7 +49,8 @@ class PretrainedTrainer(TokenizerTrainer):
     def _load(self) -> Tokenizer:
         if self._tokenizer is None:
             file = self._file()
-            self._tokenizer = load(file) if file.is_file() else self._from_tiktoken()
+            tokenizer = load(file) if file.is_file() else self._from_tiktoken()
+            self._tokenizer = tokenizer.matching(True) if self._match_special else tokenizer
         return self._tokenizer
 
     def _from_tiktoken(self) -> Tokenizer:
@@ -77,4 +81,10 @@ class FixedTrainer(TokenizerTrainer):
         return self._tokenizer
 
     def settings(self) -> dict[str, Any]:
-        return {"content": self._tokenizer.fingerprint()}
+        return {"content": self._tokenizer.fingerprint()} | _counting(self._tokenizer)
+
+
+def _counting(tokenizer: Tokenizer) -> dict[str, Any]:
+    """How bytes are counted where ids alone do not tell; caches of earlier versions, which counted otherwise, are not
+    used then."""
+    return {} if getattr(tokenizer, "counts_by_id", True) else {"counting": 2}

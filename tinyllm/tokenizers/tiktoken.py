@@ -1,11 +1,16 @@
 """The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs both."""
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.tokenizers.huggingface import BYTE_OF
+from tinyllm.tokenizers.spelling import BYTE_OF
+
+# tiktoken's expressions say ``{1,3}+`` for "and give nothing back"; in the library's dialect that is a repetition of a
+# repetition, and 12345 would be one word.
+POSSESSIVE = re.compile(r"((?:\\p\{\w+\}|\\.|\[[^\]]*\]|[^\\()\[\]{}|])\{\d+,\d*\})\+")
 
 
 def names() -> list[str]:
@@ -55,7 +60,7 @@ def converted(encoding: Any) -> str:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {
         "type": "Split",
-        "pattern": {"Regex": encoding._pat_str},
+        "pattern": {"Regex": POSSESSIVE.sub(r"(?>\1)", encoding._pat_str)},
         "behavior": "Isolated",
         "invert": False,
     }

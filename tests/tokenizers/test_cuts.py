@@ -1,0 +1,168 @@
+"""Documents in pieces give the ids of the whole, for every kind of tokenizer, against the library on the whole text."""
+
+import random
+
+import pytest
+import tokenizers as library
+
+from tests.tokenizers.kinds import KINDS, UNCUT, WORDS, built
+from tinyllm.data.corpus import Document
+from tinyllm.data.encode import Tally, encode_documents
+from tinyllm.tokenizers import Tokenizer
+from tinyllm.tokenizers.bpe import BPETrainer
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
+
+BITS = [
+    *("the", " ", "  ", "\n", "\r\n", "\t", "cat", "sat", "on", "mat", ".", " . ", ",", "!", "?", "'s", "don't", "12"),
+    *(
+        "345",
+        "é",
+        "e\u0301",
+        "が",
+        "か\u3099",
+        "中文",
+        "日本語",
+        "。",
+        "，",
+        "한국어",
+        "\u1112\u1161\u11ab",
+        "ﬁ",
+        "Ⅷ",
+        "x",
+    ),
+    *(
+        "y_z",
+        "🦓",
+        "\u0301",
+        " \u0308",
+        "good the",
+        "t.",
+        "a",
+        "cat ",
+        "., ",
+        "\x00",
+        "▁",
+        "İ",
+        "ÀÉ",
+        "\u200b",
+        "\ufeff",
+    ),
+    *("\u0600", "A", "B.", " a", "_", "-", "<unk>", "\u3000", "\u00a0", "s.", "x ", "x" * 40, " " * 30, "." * 20),
+    *("中" * 50, "xx.", "zz zz", "z", "the cat"),
+]
+
+
+def texts(n: int, seed: int = 5) -> list[str]:
+    """Texts of what splitting rules, normalizers and added tokens turn on."""
+    numbers = random.Random(seed)
+    return ["".join(numbers.choices(BITS, k=numbers.randrange(1, 30))) for _ in range(n)]
+
+
+def whole(kind: str, text: str) -> list[int]:
+    """The library's ids of the text as a whole, special tokens being text."""
+    backend = library.Tokenizer.from_str(built(kind))
+    backend.encode_special_tokens = True
+    return backend.encode(text, add_special_tokens=False).ids
+
+
+def pieces_are_the_whole(kind: str, n: int) -> None:
+    """However the text arrives and is cut, and each byte of it is counted once."""
+    tokenizer, numbers = HuggingFaceTokenizer.from_json(built(kind)), random.Random(n)
+    usual = tokenizer.token_bytes()
+    for text in texts(n):
+        expected = whole(kind, text)
+        middle = numbers.randrange(len(text) + 1)
+        pieces = list(tokenizer.pieces(iter([text[:middle], text[middle:]]), numbers.randrange(1, 12)))
+        assert "".join(pieces) == text
+        assert [i for piece in pieces for i in tokenizer.encode(piece).tolist()] == expected, (text, pieces)
+        encoded = tokenizer.encode_measured(pieces)
+        assert [i for one in encoded for i in one.ids.tolist()] == expected
+        assert [ids.tolist() for ids in tokenizer.encode_batch(pieces)] == [one.ids.tolist() for one in encoded]
+        counted = [usual[one.ids] if one.lengths is None else one.lengths for one in encoded]
+        silent = sum(len(piece.encode()) for piece, one in zip(pieces, encoded, strict=True) if not len(one.ids))
+        assert sum(int(lengths.sum()) for lengths in counted) + silent == len(text.encode())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_give_the_ids_of_the_whole(kind: str) -> None:
+    pieces_are_the_whole(kind, 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_of_many_texts_give_the_ids_of_the_whole(kind: str) -> None:
+    pieces_are_the_whole(kind, 300)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ordinary_text_is_cut(kind: str) -> None:
+    tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+    pieces = list(tokenizer.pieces([WORDS * 20], 1000))
+    assert max(map(len, pieces)) <= 1000
+
+
+@pytest.mark.parametrize("kind", UNCUT)
+def test_where_no_place_is_known_to_be_safe_the_document_stays_whole(kind: str) -> None:
+    tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+    assert not tokenizer.cuts_documents
+    assert list(tokenizer.pieces([WORDS, WORDS], 100)) == [WORDS + WORDS]
+
+
+def documents(*contents: str) -> list[Document]:
+    return [Document("", len(text), lambda text=text: iter([text])) for text in contents]  # type: ignore[misc]
+
+
+def test_bytes_of_text_that_became_no_token_are_counted() -> None:
+    """Blanks between and behind words, of a piece and of whole documents."""
+    tokenizer = HuggingFaceTokenizer.from_json(built("word piece"))
+    contents = ("   ", "the cat\n\n   ", "\t", "sat \n")
+    for batch in (1, 4, 1000):
+        parts = list(encode_documents(tokenizer, documents(*contents), piece=3, batch=batch))
+        usual = tokenizer.token_bytes()
+        total = sum(int((usual[ids] if lengths is None else lengths).sum()) for ids, lengths in parts)
+        assert total == len("".join(contents)), batch
+
+
+def test_what_cannot_be_expressed_is_counted_in_characters() -> None:
+    """An <unk> stands for a word in WordPiece, for a run of characters in Unigram; both as characters and bytes."""
+    for kind in ("word piece", "unigram", "word level"):
+        tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+        assert tokenizer.unk_id is not None
+        for text in ("the 🦓🦓 cat 🦓", "🦓🦓"):
+            tally = Tally()
+            list(encode_documents(tokenizer, documents(text), tally=tally))
+            assert (tally.characters, tally.bytes) == (text.count("🦓"), 4 * text.count("🦓")), (kind, text)
+
+
+def test_a_run_without_blanks_is_cut_at_words(bpe: Tokenizer) -> None:
+    """Of all kinds of characters; and the ids are those of the whole."""
+    trainer = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=["<|endoftext|>"])
+    tokenizer = trainer.train([WORDS])
+    for run in ("acgt", "7", "中", "=", " ", "\n", "é"):
+        text = run * (40_000 // len(run))
+        pieces = list(tokenizer.pieces([text[i : i + 999] for i in range(0, len(text), 999)], 1000))
+        assert max(map(len, pieces)) <= 1000
+        joined = [i for piece in pieces for i in tokenizer.encode(piece).tolist()]
+        assert joined == tokenizer.encode(text).tolist() == tokenizer.encode_batch([text])[0].tolist()
+        assert tokenizer.decode(joined) == text
+
+
+def test_ordinary_text_has_the_ids_it_had() -> None:
+    """A limit on words changes neither what is learnt nor an id where no word reaches it."""
+    settings = {"vocab_size": 400, "min_frequency": 1, "special_tokens": ["<|endoftext|>"]}
+    limited, free = (BPETrainer(**settings, max_word=limit).train([WORDS]) for limit in (256, None))  # type: ignore[arg-type]
+    assert limited.to_dict()["model"] == free.to_dict()["model"]
+    assert free.to_dict()["pre_tokenizer"]["type"] == "ByteLevel"  # as earlier versions wrote it
+    for text in texts(50):
+        assert limited.encode(text).tolist() == free.encode(text).tolist()
+
+
+def test_learning_from_a_run_without_blanks_looks_at_words() -> None:
+    """However the text arrives; each word of the run is counted, and none is longer than the limit."""
+    run = "".join(random.Random(1).choices("acgt", k=30_000))
+    trainer = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=[], max_word=64)
+    expected = trainer.train([run])
+    assert trainer.train([run[i : i + 64] for i in range(0, len(run), 64)]).fingerprint() == expected.fingerprint()
+    pieces = list(trainer.pieces([run * 40]))
+    assert len(pieces) > 1
+    assert all(len(piece) % 64 == 0 for piece in pieces[:-1])

@@ -1,0 +1,84 @@
+"""Text id by id is the text of all ids at once, as the library decodes it."""
+
+import json
+import random
+
+import pytest
+import tokenizers as library
+from tokenizers import Regex, decoders, models
+
+from tests.tokenizers.kinds import KINDS, LLAMA_DECODER, UNCUT, built
+from tests.tokenizers.test_cuts import texts
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
+
+TOKENS = [
+    *("▁", "▁a", "a", "b▁b", " ", "  ", "##s", "##", "x.", ".", "?", "'", "n't", " do not", "▁▁", "</w>", "a</w>"),
+    *("<0xE4>", "<0xB8>", "<0xAD>", "<0xFF>", "<0x41>", "Ġ", "ä", "¸", "●", "_", "<pad>", "中", " a "),
+]
+CHAINS = {
+    "none": None,
+    "metaspace": decoders.Metaspace(),
+    "metaspace never": decoders.Metaspace(prepend_scheme="never"),
+    "word piece": decoders.WordPiece(),
+    "word piece as it is": decoders.WordPiece(prefix="##", cleanup=False),
+    "ends of words": decoders.BPEDecoder(),
+    "byte level": decoders.ByteLevel(),
+    "byte fallback": decoders.ByteFallback(),
+    "llama": decoders.Sequence(LLAMA_DECODER),
+    "strip": decoders.Strip("a", 1, 0),
+    "expression": decoders.Replace(Regex("[▁ ]+"), "-"),
+    "ctc": decoders.CTC(),
+    "fused": decoders.Sequence([decoders.Fuse(), decoders.Metaspace()]),
+    "several": decoders.Sequence([decoders.ByteFallback(), decoders.WordPiece(), decoders.BPEDecoder()]),
+}
+
+
+def streamed(tokenizer: HuggingFaceTokenizer, ids: list[int]) -> str:
+    stream = tokenizer.stream()
+    return "".join(map(stream.push, ids)) + stream.flush()
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_any_ids_through_any_decoder(chain: str) -> None:
+    """Broken bytes, tokens in any order, several texts through one stream."""
+    backend = library.Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="a"))
+    if CHAINS[chain] is not None:
+        backend.decoder = CHAINS[chain]
+    tokenizer, numbers = HuggingFaceTokenizer.from_json(backend.to_str()), random.Random(0)
+    stream = tokenizer.stream()
+    for _ in range(300):
+        ids = numbers.choices(range(len(TOKENS)), k=numbers.randrange(9))
+        assert "".join(map(stream.push, ids)) + stream.flush() == backend.decode(ids), [TOKENS[i] for i in ids]
+        assert tokenizer.decode(ids) == backend.decode(ids)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS | UNCUT if "added" not in kind])
+def test_stream_is_decode_is_the_library(kind: str) -> None:
+    tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+    backend = library.Tokenizer.from_str(built(kind))
+    for text in texts(8):
+        ids = tokenizer.encode(text).tolist()
+        assert streamed(tokenizer, ids) == tokenizer.decode(ids) == backend.decode(ids)
+
+
+@pytest.mark.parametrize("kind", ["metaspace always", "llama", "unigram", "word piece", "gpt2"])
+def test_each_token_is_looked_at_once(kind: str, monkeypatch) -> None:
+    """The time of a stream is linear: the library decodes nothing, and a push gives what one token adds."""
+    tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+    ids = tokenizer.encode("the cat sat on the mat. " * 400).tolist()
+    expected = tokenizer.decode(ids)
+    stream = tokenizer.stream()
+    monkeypatch.setattr(tokenizer, "_backend", None)
+    shown = [stream.push(i) for i in ids]
+    assert max(map(len, shown)) < 20
+    assert "".join(shown) + stream.flush() == expected
+
+
+def test_a_byte_level_token_that_spells_no_bytes_is_its_own_text() -> None:
+    state = json.loads(built("gpt2"))
+    state["model"]["vocab"] |= {"●": 500, "Ġx y": 501}
+    tokenizer = HuggingFaceTokenizer.from_json(json.dumps(state))
+    backend = library.Tokenizer.from_str(json.dumps(state))
+    for ids in ([500], [501, 500], [tokenizer.encode("é")[0], 500, 501]):
+        assert tokenizer.decode(ids) == backend.decode(ids) == streamed(tokenizer, ids)
+    assert tokenizer.token_bytes()[501] == len("Ġx y".encode())

@@ -1,0 +1,152 @@
+"""What a tokenizer.json must not ask for: the file may come from somebody else.
+
+The library ``tokenizers`` trusts its files. Some make it panic, abort the process, or take time or memory without
+bound, and Python can neither catch nor end that. So what leads there is refused before the library sees the file.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tinyllm.tokenizers.cuts import parts_of
+from tinyllm.utils.files import parse_json
+
+MOST_IDS = 2**22
+"""The largest published vocabularies have 2**18 entries; arrays are as long as the largest id."""
+MOST_PARTS = 64
+MOST_GROWTH = 100
+"""Characters that the normalizer or the decoder may make of one."""
+LONGEST_PATTERN = 20_000
+LONGEST_WORD = 10_000
+"""WordPiece takes time with the square of a word's length; published files have 100."""
+KINDS = ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+LISTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
+
+
+def require_harmless(text: str) -> None:
+    """Refuse the content of a tokenizer.json that the library cannot be given.
+
+    Raises:
+        ValueError: with the entry and what is wrong with it.
+    """
+    state = parse_json(text)
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise ValueError("it has no model")
+    for kind in KINDS:
+        if not isinstance(state.get(kind), dict | None):
+            raise ValueError(f"{kind} is no object")
+    try:
+        _check_ids(state)
+        _check_model(state["model"])
+        for kind, name in LISTS.items():
+            parts = list(parts_of(state.get(kind), name))
+            if len(parts) > MOST_PARTS:
+                raise ValueError(f"{kind} has {len(parts)} parts, more than {MOST_PARTS}")
+            _check_growth(kind, parts)
+            for part in parts:
+                _check_part(kind, part)
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"an entry is missing or of another kind ({type(error).__name__}: {error})") from None
+
+
+def _check_ids(state: Mapping[str, Any]) -> None:
+    vocab = state["model"].get("vocab") or {}
+    ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
+    ids += [token["id"] for token in state.get("added_tokens") or []]
+    wrong = next((i for i in ids if not isinstance(i, int) or not 0 <= i < MOST_IDS), None)
+    if wrong is not None:
+        raise ValueError(f"a token has the id {wrong}; ids are whole numbers from 0 to {MOST_IDS - 1:,}")
+
+
+def _check_model(model: Mapping[str, Any]) -> None:
+    kind, vocab = model.get("type"), model.get("vocab") or {}
+    if kind == "Unigram" or isinstance(vocab, list):
+        if not all(isinstance(score, int | float) and math.isfinite(score) for _, score in vocab):
+            raise ValueError("a score of the vocabulary is no finite number")
+        return
+    longest = model.get("max_input_chars_per_word")
+    if longest is not None and longest > LONGEST_WORD:
+        raise ValueError(f"model.max_input_chars_per_word is {longest}, more than {LONGEST_WORD:,}")
+    prefix = model.get("continuing_subword_prefix") or ""
+    for merge in model.get("merges") or []:
+        left, right = merge if isinstance(merge, list) else merge.split(" ")
+        if not left or not right or not right.startswith(prefix):
+            raise ValueError(f"the merge {merge!r:.100} joins nothing, or not to the prefix {prefix!r:.20}")
+        if left + right[len(prefix) :] not in vocab:
+            raise ValueError(f"the merge {merge!r:.100} gives a token that is not in the vocabulary")
+
+
+def _check_growth(kind: str, parts: list[Mapping[str, Any]]) -> None:
+    growth = 1
+    for part in parts:
+        if part["type"] == "Replace":
+            found, content = part["pattern"].get("String"), part["content"]
+            # An expression may match the empty text between any two characters.
+            growth *= max(1, -(-len(content) // len(found)) if found else len(content) + 1)
+        elif part["type"] == "Prepend":
+            growth *= max(1, len(part["prepend"]))
+    if growth > MOST_GROWTH:
+        raise ValueError(f"{kind} makes up to {growth:,} characters of one, more than {MOST_GROWTH}")
+
+
+def _check_part(kind: str, part: Mapping[str, Any]) -> None:
+    pattern = part.get("pattern")
+    rule = pattern.get("Regex") if isinstance(pattern, dict) else None
+    if rule is not None:
+        if len(rule) > LONGEST_PATTERN:
+            raise ValueError(f"{kind} has an expression of {len(rule):,} characters, more than {LONGEST_PATTERN:,}")
+        if repeats_within_repetition(rule):
+            shown = rule if len(rule) <= 60 else rule[:60] + "…"
+            raise ValueError(
+                f"the expression {shown} in {kind} repeats a group that itself repeats or has alternatives: "
+                "on some texts its time doubles with every character"
+            )
+    if part["type"] == "FixedLength" and part["length"] < 1:
+        raise ValueError(f"{kind} has a length of {part['length']}")
+
+
+UNBOUNDED = re.compile(r"[*+]|\{\d*,\}|\{\d*,?\d{3,}\}|\{\d{3,}")
+ELEMENT = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[^}]*\}|\\.|[^\\]", re.DOTALL)
+
+
+def repeats_within_repetition(rule: str) -> bool:
+    """Whether a group is repeated without bound that holds a repetition without bound, an alternative or a reference.
+
+    Backtracking takes exponential time on ``(a+)+$`` and ``(a|aa)*$``. No published splitting rule is of that form.
+    """
+    risky = [False]  # of each open group: what is in it so far
+    for element, rest in _elements(rule):
+        if element == "(":
+            risky.append(False)
+        elif element == ")" and len(risky) > 1:
+            inner = risky.pop()
+            if inner and UNBOUNDED.match(rule, rest):
+                return True
+            risky[-1] |= inner
+        elif element == "|" or re.fullmatch(r"\\[1-9kg]", element) or UNBOUNDED.match(rule, rest):
+            risky[-1] = True
+        if element == ")" and UNBOUNDED.match(rule, rest):
+            risky[-1] = True
+    return False
+
+
+def _elements(rule: str) -> Iterator[tuple[str, int]]:
+    """Each element of an expression, a character class being one, and where the one after it begins."""
+    place = 0
+    while place < len(rule):
+        if rule[place] == "[":
+            depth, end = 1, place + 1
+            end += rule.startswith("^", end)
+            end += rule.startswith("]", end)
+            while depth and end < len(rule):
+                if rule[end] == "\\":
+                    end += 1
+                depth += {"[": 1, "]": -1}.get(rule[end : end + 1], 0)
+                end += 1
+            yield "[]", end
+        else:
+            found = ELEMENT.match(rule, place)
+            end = found.end() if found else len(rule)
+            yield rule[place:end], end
+        place = end

@@ -1,0 +1,373 @@
+"""Where a document may be cut so that the ids of its pieces are the ids of the whole.
+
+A tokenizer.json is a chain: added tokens, a normalizer, pre-tokenizers, a model. A place between two characters a and b
+is safe if no link of the chain looks across it, whatever stands before a and behind b. This is decided for every
+pair of a letter or digit and a blank or punctuation mark, link by link:
+
+- An added token must not hold the pair. It must not end in a if it swallows blanks to its right (``rstrip``), or if
+  behind it a text begins anew (a blank in front, ``▁``).
+- A normalizer must work on both sides by themselves. Unicode's forms do where b begins no combining sequence and
+  composes with nothing before it; ASCII and the marks below do neither (UAX #15, "stable code points").
+- A pre-tokenizer must either end a word at the place, or neither split there nor look across it.
+- If none of them ends a word there, the model sees both sides as one word. BPE treats them apart if no merge joins a
+  symbol that ends in a with one that begins with b. WordPiece and WordLevel do not, and in Unigram the rounding of
+  scores over the whole word decides between equal splits.
+
+What a tokenizer does at the very beginning of a text (a blank in front, ``▁``) must not happen to later pieces. So they
+are encoded behind the character before them, and the ids of that character are dropped.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+# Letters whose neighbours decide nothing: of these the rules below know class and normal forms.
+LETTERS = "".join(
+    chr(code)
+    for first, last in ("09", "AZ", "az", "ぁゖ", "ァヺ", "一龥", "가힣")
+    for code in range(ord(first), ord(last) + 1)
+)
+BLANKS = " \t\r\n"
+MARKS = ".,;:!?、。，！？；："
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+RULES = (
+    GPT2,
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # the same, as tiktoken 0.5 has it
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",  # and later versions
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _MARKS,  # GPT-4 (cl100k), Llama 3
+    *(
+        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|{digits}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s++$"
+        r"|\s*[\r\n]|\s+(?!\S)|\s"
+        for digits in (r"\p{N}{1,3}+", r"(?>\p{N}{1,3})")  # cl100k in later versions of tiktoken, and as we write it
+    ),
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _MARKS,  # Qwen 2
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # GPT-4o (o200k)
+)
+"""Published splitting rules in which a word of letters or digits ends before a blank or mark: none of their matches
+goes on from one to the other, and none looks back. ``(?!\\S)`` and ``$`` look ahead from blanks only, and no piece ends
+in one."""
+DIGITS = (r"\p{N}", r"\p{N}{1,3}", r"\d", r"[0-9]", r"\p{Nd}", r"\d{1,3}")
+"""Rules that match digits only; what is between is left to the next part."""
+
+SPLIT, JOINED, UNSAFE = "split", "joined", "unsafe"
+
+Pairs = dict[str, tuple[str, dict[str, str]]]
+"""For each b: what it is by now, and the same for each a that may stand before it."""
+
+
+class Cuts:
+    """Finds the last safe place in a text.
+
+    Args:
+        before: for each character that may stand behind a cut, those that may stand before it.
+        isolated: the neighbours of the pair must be characters that combine with nothing.
+    """
+
+    def __init__(self, before: Mapping[str, Iterable[str]], *, isolated: bool = False) -> None:
+        grouped: dict[frozenset[str], str] = {}
+        for behind, characters in before.items():
+            chosen = frozenset(characters)
+            if chosen:
+                grouped[chosen] = grouped.get(chosen, "") + behind
+        simple = f"{_ranges(LETTERS)}{re.escape(MARKS)}\\x00-\\x7f"
+        left, right = (f"(?<![^{simple}])", f"[{simple}]") if isolated else ("", "")
+        places = [f"{left}[{_ranges(a)}](?=[{re.escape(b)}]{right})" for a, b in grouped.items()]
+        self._pattern = re.compile("|".join(places)) if places else None
+
+    def __bool__(self) -> bool:
+        return self._pattern is not None
+
+    def last(self, text: str) -> int:
+        """The last place where ``text`` may be cut, whatever follows it; 0 if there is none."""
+        if self._pattern is None:
+            return 0
+        for window in (512, len(text)):
+            cut = 0
+            for match in self._pattern.finditer(text, max(0, len(text) - window)):
+                cut = match.end()
+            if cut:
+                return cut
+        return 0
+
+
+@cache
+def plain_cuts() -> Cuts:
+    """Those of a rule of ``RULES`` with nothing else in the chain."""
+    return Cuts(dict.fromkeys(BLANKS + MARKS, LETTERS))
+
+
+def bounded(limit: int) -> str:
+    """GPT-2's rule with words of at most ``limit`` characters (and a blank): a text without blanks has words too."""
+    most = f"{{1,{limit}}}"
+    return (
+        rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}{most}| ?\p{{N}}{most}| ?[^\s\p{{L}}\p{{N}}]{most}"
+        rf"|\s{most}(?!\S)|\s{most}"
+    )
+
+
+def bound_of(rule: str) -> int | None:
+    """The limit if ``rule`` is ``bounded(limit)``."""
+    found = re.search(r"\{1,(\d{1,6})\}", rule)
+    return int(found[1]) if found and rule == bounded(int(found[1])) else None
+
+
+def parts_of(node: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """The single parts of a normalizer, pre-tokenizer or decoder, every Sequence taken apart."""
+    if node is None:
+        return []
+    if node["type"] != "Sequence":
+        return [node]
+    return [part for inner in node[name] for part in parts_of(inner, name)]
+
+
+def find_cuts(state: Mapping[str, Any], normalize: Callable[[str], str]) -> Cuts:
+    """The safe places of the tokenizer.json ``state``.
+
+    Args:
+        normalize: its normalizer.
+    """
+    every = dict(zip(LETTERS, LETTERS, strict=True))
+    pairs: Pairs | None = {b: (b, every) for b in BLANKS + MARKS}
+    normalizers = parts_of(state["normalizer"], "normalizers")
+    for part in normalizers:
+        pairs = _normalized(part, pairs, normalize) if pairs else None
+    parts = parts_of(state["pre_tokenizer"], "pretokenizers")
+    named = "".join(p.get("delimiter", "") + p.get("pattern", {}).get("String", "") for p in parts)
+    shared = {id(before): before for _, before in (pairs or {}).values()}
+    sorted_of = {key: Letters(before, named) for key, before in shared.items()}
+    places = {b: (now, sorted_of[id(before)]) for b, (now, before) in (pairs or {}).items()}
+    safe = {b: _kept(state, now, letters) for b, (now, letters) in places.items()}
+    begins = _begins_anew(state)
+    for token in state["added_tokens"]:
+        _forbid(token, safe, places, normalize, begins=begins)
+    return Cuts(safe, isolated=any(part["type"] == "Precompiled" for part in normalizers))
+
+
+def _normalized(part: Mapping[str, Any], pairs: Pairs, normalize: Callable[[str], str]) -> Pairs | None:
+    """The pairs behind a normalizer, without those it works on together; None if it is not known."""
+    kind = part["type"]
+    if kind in ("Prepend", "StripAccents"):  # the one acts at the beginning, the other on marks alone
+        return pairs
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        return _mapped(pairs, lambda c: unicodedata.normalize(kind, c), stable=True)
+    if kind == "Lowercase":
+        return _mapped(pairs, str.lower)
+    if kind == "Nmt":
+        return _mapped(pairs, lambda c: " " if c in BLANKS else c)
+    if kind == "Strip":  # of a piece the left end is behind a letter, and the right one is a letter
+        return _mapped(pairs, lambda c: c)
+    if kind == "Precompiled":
+        table = {c: normalize(c) for c in LETTERS + " \t\n" + MARKS}
+        return _mapped(pairs, lambda c: table.get(c, ""), stable=True)
+    if kind == "BertNormalizer":
+        return _mapped(pairs, lambda c: _as_bert(c, part))
+    if kind == "Replace":
+        return _replaced(part, pairs)
+    return None
+
+
+def _mapped(pairs: Pairs, change: Callable[[str], str], *, stable: bool = False) -> Pairs:
+    """Pairs whose halves become one character each.
+
+    Args:
+        stable: of letters only those that stay what they are.
+    """
+    mapped: Pairs = {}
+    done: dict[int, dict[str, str]] = {}  # most pairs share their letters
+    for b, (now, before) in pairs.items():
+        if id(before) not in done:
+            changed = ((a, was, change(was)) for a, was in before.items())
+            done[id(before)] = {a: new for a, was, new in changed if len(new) == 1 and (new == was or not stable)}
+        if len(change(now)) == 1:
+            mapped[b] = change(now), done[id(before)]
+    return mapped
+
+
+def _as_bert(char: str, part: Mapping[str, Any]) -> str:
+    """The last character of what BertNormalizer makes of ``char``."""
+    if char in BLANKS:
+        return " " if part["clean_text"] else char
+    if part["handle_chinese_chars"] and "\u4e00" <= char <= "\u9fff":
+        return " "
+    lower = part["lowercase"]
+    if lower if part["strip_accents"] is None else part["strip_accents"]:
+        char = "".join(c for c in unicodedata.normalize("NFD", char) if unicodedata.category(c) != "Mn")[-1:]
+    return char.lower() if lower else char
+
+
+def _replaced(part: Mapping[str, Any], pairs: Pairs) -> Pairs | None:
+    found, content = part["pattern"].get("String"), part["content"]
+    if not found:  # an expression; those that are common join blanks
+        known = part["pattern"].get("Regex") in (" {2,}", r"\s{2,}", r"\s+", " +") and content == " "
+        return {b: pair for b, pair in pairs.items() if pair[0] not in "\t\r\n"} if known else None
+    kept: Pairs = {}
+    apart = _mapped(pairs, lambda c: c if c not in found else "", stable=True)
+    letters = next(iter(apart.values()))[1] if apart else {}
+    for b, (now, _) in pairs.items():
+        if found == now and len(content) > 0:
+            kept[b] = content[0], letters
+        elif found[0] != now:
+            kept[b] = now, letters
+    return kept
+
+
+def _kept(state: Mapping[str, Any], b: str, letters: "Letters") -> set[str]:
+    """The letters before ``b`` at which the pre-tokenizers and the model let the text be cut."""
+    parts = parts_of(state["pre_tokenizer"], "pretokenizers")
+    kept: set[str] = set()
+    for now, group in letters.groups.items():
+        verdict, mark = _verdict(parts, now, b)
+        if verdict == SPLIT:
+            kept |= group
+        elif verdict == JOINED:
+            unmerged = _unmerged(state["model"], mark)
+            kept |= {a for a in group if letters.now[a] in unmerged}
+    return kept
+
+
+class Letters:
+    """The letters that may stand before a cut, sorted by how they are treated.
+
+    Args:
+        now: what each has become.
+        named: characters that a pre-tokenizer names; each is a group of its own.
+    """
+
+    def __init__(self, now: Mapping[str, str], named: str) -> None:
+        self.now = now
+        self.groups: dict[str, set[str]] = {}
+        """By a representative of what they have become."""
+        self.before: dict[str, set[str]] = {}
+        """What became each character, where that is another one."""
+        first: dict[str, str] = {}
+        for a, new in now.items():
+            kind = new if new in named or new.isspace() else unicodedata.category(new)[0]
+            self.groups.setdefault(first.setdefault(kind, new), set()).add(a)
+            if a != new:
+                self.before.setdefault(new, set()).add(a)
+
+
+def _verdict(parts: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[str, str]:
+    """What the pre-tokenizers together do between ``a`` and ``b``, and what ``b`` is then."""
+    for part in parts:
+        verdict, b = _looks(part, a, b)
+        if verdict != JOINED:
+            return verdict, b
+    return JOINED, b
+
+
+def _looks(part: Mapping[str, Any], a: str, b: str) -> tuple[str, str]:
+    """What one pre-tokenizer does between ``a`` and ``b``, and what it makes of ``b``."""
+    kind, blank = part["type"], b.isspace()
+    mark = not blank and not b.isalnum() and b not in "'_"
+    if kind == "BertPreTokenizer":
+        return (SPLIT if blank or unicodedata.category(b)[0] == "P" else UNSAFE), b
+    if a.isspace():
+        return UNSAFE, b
+    if kind == "WhitespaceSplit":
+        return (SPLIT if blank else JOINED), b
+    if kind == "Whitespace":
+        return (SPLIT if blank or mark else UNSAFE), b
+    if kind == "Digits":
+        return (SPLIT if _is_digit(a) else JOINED), b
+    if kind == "Punctuation":
+        splits = part["behavior"] in ("Isolated", "Removed", "Contiguous", "MergedWithNext")
+        return (JOINED if blank else SPLIT if splits and unicodedata.category(b)[0] == "P" else UNSAFE), b
+    if kind == "Metaspace":
+        b = part["replacement"] if b == " " else b
+        return (SPLIT if b == part["replacement"] and part["split"] else JOINED), b
+    if kind == "CharDelimiterSplit":
+        return (SPLIT if b == part["delimiter"] else UNSAFE if a == part["delimiter"] else JOINED), b
+    if kind == "ByteLevel":
+        return (SPLIT if part["use_regex"] and (blank or mark) else UNSAFE if part["use_regex"] else JOINED), b
+    if kind == "Split":
+        return _splits(part, a, b, ends=blank or mark), b
+    return UNSAFE, b
+
+
+def _is_digit(char: str) -> bool:
+    return unicodedata.category(char)[0] == "N"
+
+
+def _splits(part: Mapping[str, Any], a: str, b: str, *, ends: bool) -> str:
+    behavior, invert = part["behavior"], part["invert"]
+    rule, literal = part["pattern"].get("Regex"), part["pattern"].get("String")
+    if literal is not None:
+        if a in literal or (b in literal and literal != b) or invert:
+            return UNSAFE
+        if b != literal:
+            return JOINED
+        return SPLIT if behavior in ("Isolated", "Removed", "MergedWithNext") else UNSAFE
+    if (behavior, invert) not in (("Isolated", False), ("Removed", True)):
+        return UNSAFE
+    if rule in DIGITS and not invert:
+        return (SPLIT if _is_digit(a) else JOINED) if not _is_digit(b) else UNSAFE
+    known = rule in RULES or bound_of(rule) is not None
+    return SPLIT if known and ends else UNSAFE
+
+
+def _unmerged(model: Mapping[str, Any], b: str) -> set[str]:
+    """The characters that no merge of the model joins with ``b``. Both are in its vocabulary, so neither is unknown."""
+    odd = any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout"))
+    if model["type"] != "BPE" or odd or b not in model["vocab"]:
+        return set()
+    merges = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
+    joined = {left[-1:] for left, right in merges if right[:1] == b}
+    return {token for token in model["vocab"] if len(token) == 1 and token not in joined}
+
+
+def _begins_anew(state: Mapping[str, Any]) -> bool:
+    """Whether something happens at the beginning of a text, which is also done behind an added token."""
+    normalizers = parts_of(state["normalizer"], "normalizers")
+    parts = parts_of(state["pre_tokenizer"], "pretokenizers")
+    return any(part["type"] in ("Prepend", "Strip") for part in normalizers) or any(
+        part.get("add_prefix_space") or part.get("prepend_scheme", "never") != "never" for part in parts
+    )
+
+
+def _forbid(
+    token: Mapping[str, Any],
+    safe: dict[str, set[str]],
+    places: Mapping[str, tuple[str, Letters]],
+    normalize: Callable[[str], str],
+    *,
+    begins: bool,
+) -> None:
+    """Take away the pairs at which the added token may stand, as it is written and as it is normalized.
+
+    Args:
+        begins: the place behind the token is one where a text begins.
+    """
+    content = token["content"]
+    for form in filter(None, {content, normalize(content)} if token["normalized"] else {content}):
+        inside = {form[i : i + 2] for i in range(len(form) - 1)}
+        characters = set(form)
+        for b, letters in safe.items():
+            now, sort = places[b]
+            behind = begins or (token["rstrip"] and (b.isspace() or now.isspace()))
+            if not behind and len(form) > 1 and not characters & {b, now}:
+                continue
+            near = characters.union(*(sort.before.get(char, ()) for char in characters))
+            for letter in near & letters:
+                here = {letter, sort.now[letter]}
+                held = {x + y for x in here for y in (b, now)} & inside
+                if held or form in here or (behind and form[-1] in here):
+                    letters.discard(letter)
+
+
+def _ranges(characters: Iterable[str]) -> str:
+    """The characters as the inside of a character class."""
+    found: list[list[int]] = []
+    for code in sorted(map(ord, characters)):
+        if found and code == found[-1][1] + 1:
+            found[-1][1] = code
+        else:
+            found.append([code, code])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in found)

@@ -1,0 +1,232 @@
+"""Decoders of a tokenizer.json as streams: each token is looked at once, and the text is that of the whole.
+
+The rules are those of the library ``tokenizers`` (``decode_chain`` of each decoder in ``tokenizers/src/decoders`` and
+``pre_tokenizers/metaspace.rs``), against which the tests compare them. There a decoder turns the list of all tokens
+into another list; here a stage is given one token after the other and passes on what no later token can change.
+"""
+
+import codecs
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from tinyllm.tokenizers.base import TextStream
+
+CLEANED = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m")),
+    *((" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
+"""What ``cleanup`` of the WordPiece decoder replaces in every token, in this order."""
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Stage:
+    """One decoder. This one changes each token by itself.
+
+    Args:
+        change: called with the token and whether it is the first.
+    """
+
+    def __init__(self, change: Callable[[str, bool], str]) -> None:
+        self._change = change
+        self._first = True
+
+    def push(self, token: str) -> list[str]:
+        """The tokens that are certain now."""
+        first, self._first = self._first, False
+        return [self._change(token, first)]
+
+    def flush(self) -> list[str]:
+        """The tokens that were held back; the stage starts anew."""
+        self._first = True
+        return []
+
+
+class ByteFallback(Stage):
+    """``<0xE4><0xB8><0xAD>`` becomes 中. Neighbouring bytes that are no UTF-8 together become U+FFFD each."""
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+
+    def push(self, token: str) -> list[str]:
+        byte = BYTE.fullmatch(token)
+        if byte is None:
+            return [*self.flush(), token]
+        self._held.append(int(byte[1], 16))
+        return []
+
+    def flush(self) -> list[str]:
+        held, self._held = bytes(self._held), bytearray()
+        try:
+            return [held.decode()] if held else []
+        except UnicodeDecodeError:
+            return ["\ufffd"] * len(held)
+
+
+class BytesAsText(Stage):
+    """GPT-2's spelling of bytes: a character appears with its last byte."""
+
+    def __init__(self, spelled: Callable[[str], bytes]) -> None:
+        self._spelled = spelled
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: str) -> list[str]:
+        return [self._decoder.decode(self._spelled(token))]
+
+    def flush(self) -> list[str]:
+        text = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return [text]
+
+
+class WordEnds(Stage):
+    """``</w>`` becomes a blank, at the very end nothing."""
+
+    def __init__(self, suffix: str) -> None:
+        self._suffix = suffix
+        self._held: str | None = None
+
+    def push(self, token: str) -> list[str]:
+        held, self._held = self._held, token
+        return [] if held is None else [held.replace(self._suffix, " ")]
+
+    def flush(self) -> list[str]:
+        held, self._held = self._held, None
+        return [] if held is None else [held.replace(self._suffix, "")]
+
+
+class StripFused(Stage):
+    """Takes up to ``start`` and ``stop`` times ``content`` away from the ends of the whole text."""
+
+    def __init__(self, content: str, start: int, stop: int) -> None:
+        self._content, self._start, self._stop = content, start, stop
+        self._left, self._held = start, 0
+
+    def push(self, token: str) -> list[str]:
+        begun = 0
+        while self._left and begun < len(token) and token[begun] == self._content:
+            begun += 1
+            self._left -= 1
+        if begun < len(token):
+            self._left = 0
+        text = self._content * self._held + token[begun:]
+        kept = text.rstrip(self._content)
+        self._held = min(self._stop, len(text) - len(kept))
+        return [text[: len(text) - self._held]]
+
+    def flush(self) -> list[str]:
+        self._left, self._held = self._start, 0
+        return []
+
+
+class Whole(Stage):
+    """A decoder that is not known here: the library decodes when all is there."""
+
+    def __init__(self, decode: Callable[[list[str]], str]) -> None:
+        self._decode = decode
+        self._held: list[str] = []
+
+    def push(self, token: str) -> list[str]:
+        self._held.append(token)
+        return []
+
+    def flush(self) -> list[str]:
+        held, self._held = self._held, []
+        return [self._decode(held)] if held else []
+
+
+class ChainStream(TextStream):
+    """Text of ids through the stages.
+
+    Args:
+        spelling: the token of each id; an id without one is passed over, as special tokens are.
+        stages: what each token goes through, in order.
+    """
+
+    def __init__(self, spelling: Mapping[int, str], stages: Sequence[Stage]) -> None:
+        self._spelling = spelling
+        self._stages = stages
+
+    def push(self, token: int) -> str:
+        text = self._spelling.get(int(token))
+        return "" if text is None else self._through([text], 0)
+
+    def flush(self) -> str:
+        return "".join(self._through(stage.flush(), i + 1) for i, stage in enumerate(self._stages))
+
+    def text_of(self, tokens: list[str]) -> str:
+        """A whole text of tokens that are spelled out."""
+        return self._through(tokens, 0) + self.flush()
+
+    def _through(self, tokens: list[str], first: int) -> str:
+        for stage in self._stages[first:]:
+            tokens = [new for token in tokens for new in stage.push(token)]
+        return "".join(tokens)
+
+
+def stages(
+    parts: Iterable[Mapping[str, Any]] | None, *, spelled: Callable[[str], bytes], whole: Callable[[list[str]], str]
+) -> list[Stage]:
+    """The decoder of a tokenizer.json, taken apart.
+
+    Args:
+        parts: the decoders in order; None: there is none, and tokens are separated by blanks.
+        spelled: the bytes of a token in GPT-2's spelling.
+        whole: the library's decoder, for all parts together.
+    """
+    if parts is None:
+        return [Stage(lambda token, first: token if first else f" {token}")]
+    chain: list[Stage] = []
+    fused = False
+    for part in parts:
+        kind = part["type"]
+        if kind == "Fuse":
+            fused = True
+            continue
+        stage = _stage(part, fused=fused, spelled=spelled)
+        if stage is None:
+            return [Whole(whole)]
+        chain.append(stage)
+        fused = fused or kind == "ByteLevel"
+    return chain
+
+
+def _stage(part: Mapping[str, Any], *, fused: bool, spelled: Callable[[str], bytes]) -> Stage | None:
+    """None: it is not known how to do this piece by piece."""
+    kind = part["type"]
+    if kind == "Strip":
+        if fused:
+            return StripFused(part["content"], part["start"], part["stop"])
+        strip = StripFused(part["content"], part["start"], part["stop"])
+        return Stage(lambda token, _: "".join(strip.push(token) + strip.flush()))
+    if fused:
+        return None  # the others look at whole tokens, of which there is one now
+    if kind == "ByteLevel":
+        return BytesAsText(spelled)
+    if kind == "ByteFallback":
+        return ByteFallback()
+    if kind == "BPEDecoder":
+        return WordEnds(part["suffix"])
+    if kind == "Metaspace":
+        mark, drops = part["replacement"], part["prepend_scheme"] != "never"
+        return Stage(lambda token, first: token.replace(mark, "" if first and drops else " "))
+    if kind == "WordPiece":
+        prefix, cleanup = part["prefix"], part["cleanup"]
+        return Stage(lambda token, first: _joined(token, first, prefix, cleanup))
+    if kind == "Replace" and "String" in part["pattern"]:
+        old, new = part["pattern"]["String"], part["content"]
+        return Stage(lambda token, _: token.replace(old, new) if old else token)
+    if kind == "Replace":
+        from tokenizers import Regex, decoders
+
+        replace = decoders.Replace(Regex(part["pattern"]["Regex"]), part["content"])
+        return Stage(lambda token, _: replace.decode([token]))
+    return None
+
+
+def _joined(token: str, first: bool, prefix: str, cleanup: bool) -> str:
+    if not first:
+        token = token[len(prefix) :] if token.startswith(prefix) else f" {token}"
+    for old, new in CLEANED if cleanup else ():
+        token = token.replace(old, new)
+    return token
