@@ -140,6 +140,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
         "model": {
             "layers": _layers(model),
             "width": model.d_model,
+            "hidden size": _hidden(model),
             "vocabulary": model.vocab_size,
             "embeddings": "tied" if model.head is None else "untied",
             "context": context,
@@ -166,6 +167,12 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
         },
     }
     return facts, notes
+
+
+def _hidden(model: Any) -> "int | str":
+    """The hidden size of the feed-forward layers, of a mixture that of an expert; several where they differ."""
+    sizes = list(dict.fromkeys(block.ffn.d_ff for block in model.layers()))
+    return sizes[0] if len(sizes) == 1 else ", ".join(map(str, sizes))
 
 
 def _layers(model: Any) -> str:

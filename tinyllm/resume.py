@@ -16,6 +16,7 @@ from tinyllm.config.literal import escaped
 from tinyllm.config.older import as_it_was, upgraded
 from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.config.saved import saved_content, saved_settings
+from tinyllm.config.sizes import D_FF
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import Checkpoint, find, steps_in
 from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
@@ -145,8 +146,8 @@ def reconcile(
         UserError: a change of architecture, tokenizer, data or optimizer kind.
     """
     content = saved_content(checkpoint.path / CONFIG, allow=allow)
-    # that run could not say it, so no group that is named says otherwise
-    unnamed = as_it_was(partial(OmegaConf.select, content)).keys() - set(named)
+    # that run could not say it, or it followed from others: no group that is named says otherwise
+    unnamed = {*as_it_was(partial(OmegaConf.select, content)), D_FF} - set(named)
     saved = upgraded(content)
     places = {place_of(name) for name in named}
     notes = []

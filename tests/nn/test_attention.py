@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 import tinyllm
+from tinyllm.config.build import build
 from tinyllm.errors import UserError
+from tinyllm.interop.architecture import architecture_of
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.gqa import GQA
 from tinyllm.nn.attention.mha import MHA
@@ -156,6 +158,26 @@ def test_sinks_named_without_a_window_are_refused(attn: str) -> None:
     with pytest.raises(UserError, match=r"model\.block\.attn\.window=0 turns it off"):
         tinyllm.compose(f"attn={attn}", "model.block.attn.sinks=4")
     tinyllm.compose(f"attn={attn}", "model.block.attn.sinks=4", "model.block.attn.window=8")
+
+
+@pytest.mark.parametrize("kind", [MHA, GQA, MQA])
+def test_the_norm_of_queries_and_keys_has_an_eps_of_its_own(kind: type[Any]) -> None:
+    own, usual = (layer(kind, qk_norm=True, qk_norm_eps=eps) for eps in (1e-2, None))
+    assert own.q_norm.eps == own.k_norm.eps == 1e-2 and usual.q_norm.eps == usual.k_norm.eps == 1e-5
+
+
+@pytest.mark.parametrize("attn", ["mha", "gqa", "mqa"])
+def test_eps_of_that_norm_from_the_command_line(attn: str) -> None:
+    key = "model.block.attn.qk_norm_eps"
+    with pytest.raises(UserError, match=r"no effect here \(.*qk_norm_eps=0.01\): model.block.attn.qk_norm=false turns"):
+        tinyllm.compose(f"attn={attn}", f"{key}=0.01")
+    on = (f"attn={attn}", "model.block.attn.qk_norm=true")
+    model: Any = build(tinyllm.compose(*on, f"{key}=0.01").model, path="model", vocab_size=9)
+    assert model.layers()[0].attn.q_norm.eps == 0.01 and model.norm.eps != 0.01
+    with pytest.raises(UserError, match=r"\(model.block.attn.qk_norm_eps=0\)"):
+        build(tinyllm.compose(*on, f"{key}=0").model, path="model", vocab_size=9)
+    with pytest.raises(UserError, match=r"cannot be exported \(model.block.attn.qk_norm_eps=0.01\)"):
+        architecture_of(model)
 
 
 def test_qk_norm_under_mla_is_refused() -> None:

@@ -15,6 +15,7 @@ from tinyllm.config.layers import expand
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.overrides import Base, hydra_on_conf, key_of, words
 from tinyllm.config.preflight import check
+from tinyllm.config.sizes import fill_sizes
 from tinyllm.utils.yaml_files import read_yaml
 
 
@@ -72,8 +73,10 @@ def checked(
         named |= experiment_keys(choices["experiment"], sources)
 
     def check_named(composed: DictConfig, named: set[str]) -> None:
+        fill_sizes(composed, allow)
         check(composed, schema.SCHEMAS[program], named=named, filled=filled, allow=allow)
 
+    fill_sizes(cfg, allow)
     expand(cfg, base=base_of(hydra_node, program), check=check_named, named=named, allow=allow)
     check_named(cfg, named)
     return cfg

@@ -65,6 +65,7 @@ RULES = (
     Off(by="run.dir", when=given, keys=("run.name",)),
     Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
     Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),
+    Off(by="model.block.attn.qk_norm", when=off, keys=("model.block.attn.qk_norm_eps",)),
     Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
     Off(by="model.block.moe.expert_d_ff", when=given, keys=("model.block.ffn.d_ff", "model.d_ff")),
     Off(by="resume", when=a_path, keys=("init_from",)),

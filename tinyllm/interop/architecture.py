@@ -95,6 +95,12 @@ def architecture_of(model: Transformer) -> Architecture:
         whole["model.bias"] = norm.bias is not None
     if isinstance(pos, Rope):
         whole["model.pos.base"] = pos.base
+    for block in model.layers():
+        q_norm = getattr(block.attn, "q_norm", None) if isinstance(block.attn, HeadsAttention) else None
+        if q_norm is not None and q_norm.eps != norm.eps:
+            hint = f"transformers has one eps for all norms, here {norm.eps}"
+            key = f"{ATTN}.qk_norm_eps"
+            raise UserError("this composition cannot be exported", key=key, value=q_norm.eps, hint=hint)
     return Architecture(whole, [_layer(block) for block in model.layers()])
 
 

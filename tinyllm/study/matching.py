@@ -4,13 +4,15 @@ Only sizes that the study allows are changed, as little as possible: an arm that
 size takes the multiple of 8 that matches best, and another value only where no multiple of 8 is near enough.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyllm.config.effects import RULES
+from tinyllm.config.sizes import D_FF
 from tinyllm.errors import UserError
 from tinyllm.study.accounts import Allow, of_node
-from tinyllm.study.knobs import KNOBS, Level, Node, levels_of, replaced_by
+from tinyllm.study.knobs import KNOBS, Level, Node, levels_of, replaced_by, value_of
 from tinyllm.study.results import Account
 from tinyllm.study.search import Search
 
@@ -106,7 +108,16 @@ def solve(
             found = next(attempts)
         except StopIteration:
             raise _impossible(search, wanted, match, names, knobs, node, fixed) from None
-    return Solution(values=found.values, account=found.account, mismatch=found.mismatch)
+    values = found.values | _held(found.values, node, fixed)
+    return Solution(values=values, account=found.account, mismatch=found.mismatch)
+
+
+def _held(values: Mapping[str, int], node: Node, fixed: Collection[str]) -> dict[str, int]:
+    """What would follow another width, and stayed as it is in the search: the hidden size."""
+    dead = any(rule.when(value_of(node, rule.by)) for rule in RULES if D_FF in rule.keys)
+    if "model.d_model" not in values or D_FF in {*values, *fixed} or dead or "d_ff" not in node:
+        return {}
+    return {D_FF: node["d_ff"]}
 
 
 def check_name(key: str, name: str, known: Iterable[str]) -> str:

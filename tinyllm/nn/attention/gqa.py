@@ -22,6 +22,7 @@ class GQA(HeadsAttention):
         softcap: float,
         norm_eps: float,
         pos: Position,
+        qk_norm_eps: float | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -36,4 +37,5 @@ class GQA(HeadsAttention):
             softcap=softcap,
             norm_eps=norm_eps,
             pos=pos,
+            qk_norm_eps=qk_norm_eps,
         )

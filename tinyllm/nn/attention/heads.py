@@ -18,7 +18,8 @@ class HeadsAttention(Attention):
     Args:
         head_dim: size of a head; None: d_model / n_heads.
         qk_norm: RMSNorm with a weight on queries and keys, before the rotation.
-        norm_eps: its eps.
+        norm_eps: the eps of the model's norms.
+        qk_norm_eps: that of the norms of queries and keys; None: ``norm_eps``.
         window, sinks, softcap: see ``Rule``.
 
     Raises:
@@ -40,8 +41,12 @@ class HeadsAttention(Attention):
         softcap: float,
         norm_eps: float,
         pos: Position,
+        qk_norm_eps: float | None = None,
     ) -> None:
         super().__init__()
+        if qk_norm_eps is not None and not qk_norm_eps > 0:
+            raise ValueError(f"qk_norm_eps={qk_norm_eps} must be positive")
+        eps = norm_eps if qk_norm_eps is None else qk_norm_eps
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
@@ -50,8 +55,8 @@ class HeadsAttention(Attention):
         self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         self.rotary = pos.rotary(self.head_dim)
-        self.q_norm = RMSNorm(dim=self.head_dim, eps=norm_eps) if qk_norm else None
-        self.k_norm = RMSNorm(dim=self.head_dim, eps=norm_eps) if qk_norm else None
+        self.q_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
+        self.k_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
         self.qkv = Linear(d_in=d_model, d_out=(n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
         self.out = Linear(d_in=n_heads * self.head_dim, d_out=d_model, bias=bias)
 

@@ -21,6 +21,7 @@ class MQA(HeadsAttention):
         softcap: float,
         norm_eps: float,
         pos: Position,
+        qk_norm_eps: float | None = None,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -35,4 +36,5 @@ class MQA(HeadsAttention):
             softcap=softcap,
             norm_eps=norm_eps,
             pos=pos,
+            qk_norm_eps=qk_norm_eps,
         )
