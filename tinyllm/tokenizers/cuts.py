@@ -20,7 +20,7 @@ are encoded behind the character before them, and the ids of that character are 
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 # Letters whose neighbours decide nothing: of these the rules below know class and normal forms.
@@ -29,6 +29,7 @@ LETTERS = "".join(
     for first, last in ("09", "AZ", "az", "ぁゖ", "ァヺ", "一龥", "가힣")
     for code in range(ord(first), ord(last) + 1)
 )
+EVERY = dict(zip(LETTERS, LETTERS, strict=True))
 BLANKS = " \t\r\n"
 MARKS = ".,;:!?、。，！？；："
 
@@ -76,8 +77,10 @@ class Cuts:
             chosen = frozenset(characters)
             if chosen:
                 grouped[chosen] = grouped.get(chosen, "") + behind
-        simple = f"{_ranges(LETTERS)}{re.escape(MARKS)}\\x00-\\x7f"
-        left, right = (f"(?<![^{simple}])", f"[{simple}]") if isolated else ("", "")
+        left = right = ""
+        if isolated:
+            simple = f"{_ranges(frozenset(LETTERS))}{re.escape(MARKS)}\\x00-\\x7f"
+            left, right = f"(?<![^{simple}])", f"[{simple}]"
         places = [f"{left}[{_ranges(a)}](?=[{re.escape(b)}]{right})" for a, b in grouped.items()]
         self._pattern = re.compile("|".join(places)) if places else None
 
@@ -133,15 +136,16 @@ def find_cuts(state: Mapping[str, Any], normalize: Callable[[str], str]) -> Cuts
     Args:
         normalize: its normalizer.
     """
-    every = dict(zip(LETTERS, LETTERS, strict=True))
-    pairs: Pairs | None = {b: (b, every) for b in BLANKS + MARKS}
+    pairs: Pairs | None = {b: (b, EVERY) for b in BLANKS + MARKS}
     normalizers = parts_of(state["normalizer"], "normalizers")
     for part in normalizers:
         pairs = _normalized(part, pairs, normalize) if pairs else None
     parts = parts_of(state["pre_tokenizer"], "pretokenizers")
     named = "".join(p.get("delimiter", "") + p.get("pattern", {}).get("String", "") for p in parts)
     shared = {id(before): before for _, before in (pairs or {}).values()}
-    sorted_of = {key: Letters(before, named) for key, before in shared.items()}
+    sorted_of = {
+        key: _unchanged(named) if before is EVERY else Letters(before, named) for key, before in shared.items()
+    }
     places = {b: (now, sorted_of[id(before)]) for b, (now, before) in (pairs or {}).items()}
     safe = {b: _kept(state, now, letters) for b, (now, letters) in places.items()}
     begins = _begins_anew(state)
@@ -254,6 +258,11 @@ class Letters:
                 self.before.setdefault(new, set()).add(a)
 
 
+@lru_cache(maxsize=8)  # most tokenizers have no normalizer
+def _unchanged(named: str) -> Letters:
+    return Letters(EVERY, named)
+
+
 def _verdict(parts: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[str, str]:
     """What the pre-tokenizers together do between ``a`` and ``b``, and what ``b`` is then."""
     for part in parts:
@@ -362,7 +371,8 @@ def _forbid(
                     letters.discard(letter)
 
 
-def _ranges(characters: Iterable[str]) -> str:
+@lru_cache(maxsize=64)
+def _ranges(characters: frozenset[str]) -> str:
     """The characters as the inside of a character class."""
     found: list[list[int]] = []
     for code in sorted(map(ord, characters)):

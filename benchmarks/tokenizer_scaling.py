@@ -1,0 +1,121 @@
+"""How time and memory of tokenizers grow with the text: ``python benchmarks/tokenizer_scaling.py``.
+
+- Learning byte-level BPE on 2 MB of words with 0 to 4 MB of letters without a blank among them, with the limit on words
+  (``tokenizer.max_word``) and, where it ends within a minute, without.
+- Text id by id, as generation shows it, for streams of 500 to 8,000 tokens of tokenizers whose text of a token depends
+  on its neighbours.
+- Documents of 1 to 50 MB through the stream that fills the token cache, for every kind of tokenizer, each in a process
+  of its own: seconds, and the largest resident memory.
+
+The tokenizers are those of ``tests/tokenizers/kinds.py``; the text is the embedded corpus ``pydocs``, repeated.
+"""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.tokenizers.kinds import KINDS, built
+from tinyllm.data.corpus import Document
+from tinyllm.data.encode import encode_documents
+from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.pydocs import PydocsCorpus
+from tinyllm.tokenizers.bpe import BPETrainer
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
+
+MB = 10**6
+RUNS = (0, 1, 2, 4)
+STREAMS = (500, 1000, 2000, 4000, 8000)
+SIZES = (1, 12, 50)
+STREAMED = ("metaspace always", "llama", "unigram", "word piece")
+DOCUMENTS = [kind for kind in KINDS if "added" not in kind]
+
+
+def prose(size: int) -> str:
+    """English text of ``size`` characters."""
+    with tempfile.TemporaryDirectory() as folder:
+        documents = PydocsCorpus(val_fraction=0.1).open(ContentHashes(Path(folder))).documents()
+        text = "".join(chunk for document in documents for chunk in document.chunks())
+    return (text * (size // len(text) + 1))[:size]
+
+
+def learn_seconds(run: int, limit: int | None) -> float:
+    """Seconds to learn 8,000 entries from 2 MB of words and ``run`` MB of DNA."""
+    words = prose(2 * MB)
+    text = words[:MB] + "".join(random.Random(1).choices("acgt", k=run * MB)) + words[MB:]
+    trainer = BPETrainer(vocab_size=8000, min_frequency=2, special_tokens=["<|endoftext|>"], max_word=limit)
+    start = time.perf_counter()
+    trainer.train(trainer.pieces([text]), size=len(text))
+    return time.perf_counter() - start
+
+
+def stream_seconds(kind: str, n: int) -> float:
+    """Seconds to show ``n`` tokens one by one."""
+    tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+    ids = tokenizer.encode(prose(20 * n))[:n].tolist()
+    start = time.perf_counter()
+    stream = tokenizer.stream()
+    shown = "".join(map(stream.push, ids)) + stream.flush()
+    seconds = time.perf_counter() - start
+    assert shown == tokenizer.decode(ids)
+    return seconds
+
+
+def encode_task(kind: str, size: int) -> None:
+    """One document of ``size`` MB in this process; prints seconds and the largest resident memory in kB."""
+    tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(MB)
+    start = time.perf_counter()
+    document = Document("", size * MB, lambda: (text for _ in range(size)))
+    n_tokens = sum(len(ids) for ids, _ in encode_documents(tokenizer, [document]))
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": seconds, "tokens": n_tokens, "kilobytes": peak}))
+
+
+def in_process(*arguments: object, limit: float | None = None) -> dict[str, float] | None:
+    """What the task printed; None if it took longer than ``limit`` seconds."""
+    argv = [sys.executable, __file__, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    try:
+        out = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True, env=environment, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return None
+    figures: dict[str, float] = json.loads(out.stdout)
+    return figures
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["encode"]:
+        encode_task(sys.argv[2], int(sys.argv[3]))
+        return
+    if sys.argv[1:2] == ["learn"]:
+        limit = None if sys.argv[3] == "None" else int(sys.argv[3])
+        print(json.dumps({"seconds": learn_seconds(int(sys.argv[2]), limit)}))
+        return
+    print("seconds to learn from 2 MB of words and … MB without a blank")
+    for run in RUNS:
+        limited, free = in_process("learn", run, 256), in_process("learn", run, None, limit=60)
+        without = "more than 60" if free is None else f"{free['seconds']:.1f}"
+        assert limited is not None
+        print(f"  {run} MB: {limited['seconds']:.1f} with max_word=256, {without} without", flush=True)
+    print("milliseconds to show a stream of … tokens")
+    for kind in STREAMED:
+        figures = [f"{n:,}: {1000 * stream_seconds(kind, n):.1f}" for n in STREAMS]
+        print(f"  {kind:18}", ", ".join(figures), flush=True)
+    print("one document: seconds, largest resident memory")
+    for kind in DOCUMENTS:
+        row = []
+        for size in SIZES:
+            result = in_process("encode", kind, size)
+            assert result is not None
+            row.append(f"{size} MB: {result['seconds']:.1f} s, {result['kilobytes'] / 1000:.0f} MB")
+        print(f"  {kind:28}", "; ".join(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
