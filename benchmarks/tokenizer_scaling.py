@@ -70,7 +70,7 @@ def encode_task(kind: str, size: int) -> None:
     """One document of ``size`` MB in this process; prints seconds and the largest resident memory in kB."""
     tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(MB)
     start = time.perf_counter()
-    document = Document("", size * MB, lambda: (text for _ in range(size)))
+    document = Document(digest=b"", text_digest=b"", size=size * MB, chunks=lambda: (text for _ in range(size)))
     n_tokens = sum(len(ids) for ids, _ in encode_documents(tokenizer, [document]))
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

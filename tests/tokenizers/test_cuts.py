@@ -109,7 +109,10 @@ def test_where_no_place_is_known_to_be_safe_the_document_stays_whole(kind: str) 
 
 
 def documents(*contents: str) -> list[Document]:
-    return [Document("", len(text), lambda text=text: iter([text])) for text in contents]  # type: ignore[misc]
+    return [
+        Document(digest=b"", text_digest=b"", size=len(text), chunks=lambda text=text: iter([text]))
+        for text in contents
+    ]  # type: ignore[misc]
 
 
 def test_bytes_of_text_that_became_no_token_are_counted() -> None:

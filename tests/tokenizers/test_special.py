@@ -86,7 +86,7 @@ def test_pieces_and_bytes_of_a_text_with_markers(both: list[Tokenizer]) -> None:
         pieces = list(matched.pieces(chunks, size))
         assert "".join(pieces) == text
         assert [i for piece in pieces for i in matched.encode(piece)] == matched.encode(text).tolist()
-        document = Document("", 1, lambda text=text: iter([text]))  # type: ignore[misc]
+        document = Document(digest=b"", text_digest=b"", size=1, chunks=lambda text=text: iter([text]))  # type: ignore[misc]
         for ids, lengths in encode_documents(matched, [document], piece=size):
             assert int((usual[ids] if lengths is None else lengths).sum()) == len(text)
 
