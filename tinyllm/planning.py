@@ -35,10 +35,11 @@ from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.events import Callback
 from tinyllm.training.hardware import pick_device
 from tinyllm.training.lineage import later_than
-from tinyllm.training.names import TOKENIZER
+from tinyllm.training.names import CHECKPOINTS, TOKENIZER
 from tinyllm.training.plan import Batch, Horizon, Standing, check_horizon, plan_batch, plan_horizon, regroup
 from tinyllm.training.run_dir import auto_path, check_new
 from tinyllm.training.seeds import stream
+from tinyllm.utils.files import in_home
 
 HORIZON = ("max_steps", "max_tokens", "max_epochs")
 BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
@@ -223,7 +224,12 @@ def _place(cfg: DictConfig, invocation: Invocation, resumption: Resumption | Non
     if resumption and ("run.dir" not in resumption.named or cfg.resume == "auto"):
         return resumption.checkpoint.run_dir, False
     if cfg.run.dir is not None:
-        return Path(cfg.run.dir), not (cfg.resume == "auto" and Path(cfg.run.dir).is_dir())
+        path = in_home(cfg.run.dir)
+        goes_on = cfg.resume == "auto" and path.is_dir()
+        if goes_on and checkpoints.steps_in(path / CHECKPOINTS):
+            hint = f"they would be lost; continue with resume={path}, or choose another directory"
+            raise UserError("the run directory has checkpoints", key="run.dir", value=path, hint=hint)
+        return path, not goes_on
     choices = invocation.choices
     name = cfg.run.name or "_".join(choices.get(group, "") for group in ("model", "attn", "dataset"))
     return auto_path(name), True

@@ -12,13 +12,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tinyllm.config.allowed import Option
 from tinyllm.config.arguments import CommandLine
 from tinyllm.config.cli import Invocation
-from tinyllm.config.literal import escaped
+from tinyllm.config.literal import escaped, text_of
 from tinyllm.config.older import as_it_was, upgraded
 from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.config.saved import saved_content, saved_settings
 from tinyllm.config.sizes import D_FF
 from tinyllm.errors import UserError
-from tinyllm.training.checkpoint import Checkpoint, find, steps_in
+from tinyllm.training.checkpoint import Checkpoint, find, run_of, steps_in
 from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.training.run_dir import check_free
 from tinyllm.utils.yaml_files import read_yaml
@@ -67,7 +67,7 @@ def look_up(line: CommandLine) -> Resumption | None:
         )
         raise UserError("a multirun cannot continue a run", file=typed, hint=hint)
     values = {one.key_or_group: one.value() for one in parsed}
-    source = str(values["resume"])
+    source = text_of(values["resume"])
     if not source:
         hint = "a run directory or one of its checkpoints"
         raise UserError("no directory is given", key="resume", value=source, hint=hint)
@@ -75,16 +75,20 @@ def look_up(line: CommandLine) -> Resumption | None:
         if not values.get("run.dir"):
             hint = "give run.dir=…, the directory to continue or start"
             raise UserError("nothing to look into", key="resume", value="auto", hint=hint)
-        source = str(values["run.dir"])
+        source = text_of(values["run.dir"])
         if not steps_in(Path(source) / CHECKPOINTS):
             return None
-    is_checkpoint = Path(source).parent.name == CHECKPOINTS  # of the run two levels above
-    check_free(Path(source).parent.parent if is_checkpoint else Path(source))
+    run = run_of(Path(source))
+    if run is not None:
+        check_free(run)
     notes: list[str] = []
     checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
     if "imported" in checkpoint.manifest:
         hint = f"it was imported and has weights alone; train it further with init_from={source}"
         raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
+    if run is None and not values.get("run.dir"):
+        hint = "it lies in no checkpoints/ beside a run.json; give run.dir=…, a new directory to go on in"
+        raise UserError("the checkpoint is of no run", key="resume", value=source, hint=hint)
     checkpoint.require(*FACTS)
     saved = to_save(
         saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)

@@ -1,5 +1,6 @@
 """Keys whose value is free text: quoted for Hydra, so that commas, quotes, brackets, spaces survive."""
 
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from omegaconf import OmegaConf
+
+from tinyllm.errors import UserError
 
 LITERAL_KEYS = frozenset(
     {
@@ -30,6 +33,15 @@ LITERAL_KEYS = frozenset(
         "model.layers.json",
     }
 )
+
+PATH_KEYS = frozenset(
+    {
+        *("run", "run.dir", "resume", "init_from", "out", "path", "study", "prompts", "checkpoint", "scaling.out"),
+        *("dataset.path", "dataset.val_path", "tokenizer.path", "model.layers.path", "logger.dir", "hydra.sweep.dir"),
+    }
+)
+"""Keys whose value is the place of a file or directory: ``~`` at its beginning is the home directory. A shell leaves
+it alone behind an equals sign."""
 
 
 def escaped(node: Any) -> Any:
@@ -64,11 +76,23 @@ def written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def text_of(value: Any) -> str:
+    """The text that a literal value of a parsed override stands for, as it is read from the configuration later."""
+    return str(OmegaConf.create({"text": value}).text)
+
+
+def _in_home(key: str, value: str) -> str:
+    if (path := os.path.expanduser(value)) == value:
+        hint = "give the path in full, or ./~… for a name that begins so"
+        raise UserError("nobody knows that home directory", key=key, value=value, hint=hint)
+    return path
+
+
 def unquoted(overrides: Iterable[str]) -> list[str]:
     """Overrides in Hydra's grammar as a command line of ours takes them: what :func:`quote_literals` did, undone."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [
-        f"{one.key_or_group}={OmegaConf.create({'text': one.value()}).text}"
+        f"{one.key_or_group}={text_of(one.value())}"
         if one.key_or_group in LITERAL_KEYS and one.value_type is ValueType.ELEMENT and isinstance(one.value(), str)
         else str(one.input_line)
         for one in parsed
@@ -80,5 +104,8 @@ def quote_literals(argv: Iterable[str]) -> list[str]:
     quoted = []
     for argument in argv:
         key, equals, value = argument.partition("=")
+        if key in PATH_KEYS and value.startswith("~"):
+            value = _in_home(key, value)
+            argument = f"{key}={value}"
         quoted.append(f"{key}={quote(value)}" if equals and key in LITERAL_KEYS else argument)
     return quoted

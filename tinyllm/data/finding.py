@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tinyllm.data.hashes import FoundFile, stamp_of
 from tinyllm.errors import UserError
+from tinyllm.utils.files import in_home
 
 Inode = tuple[int, int]
 """Device and number: the same for all names of a file."""
@@ -62,7 +63,7 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
     if not path.strip():
         raise UserError("no path is given", key=key, value=path, hint="a file, a folder or a glob")
     try:
-        place = Path(path).expanduser()
+        place = in_home(path)
     except RuntimeError:  # ~name of nobody, or no home
         raise UserError("no such home directory", key=key, value=path, hint="write the path out") from None
     try:

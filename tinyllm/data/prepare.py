@@ -26,7 +26,7 @@ from tinyllm.data.split import RULES, Parts, split
 from tinyllm.data.tokens import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
-from tinyllm.utils.files import TEMPORARY, remove, sync
+from tinyllm.utils.files import TEMPORARY, in_home, remove, sync
 from tinyllm.utils.locks import locked
 
 LONG_PIECE = 2**21
@@ -96,7 +96,11 @@ def cached(
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """The folder of all caches: the argument, the environment's TINYLLM_CACHE, or ``~/.cache/tinyllm``."""
-    return Path(cache_dir or os.environ.get("TINYLLM_CACHE") or "~/.cache/tinyllm").expanduser()
+    try:
+        return in_home(cache_dir or os.environ.get("TINYLLM_CACHE") or "~/.cache/tinyllm")
+    except UserError as error:
+        hint = "set the environment's TINYLLM_CACHE to a folder that can be written, or HOME"
+        raise UserError("no place for the token cache", file=error.file, hint=hint) from error
 
 
 def _look(

@@ -8,6 +8,7 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
 from tinyllm.tokenizers.files import load, loads
+from tinyllm.utils.files import in_home
 
 
 class PretrainedTrainer(TokenizerTrainer):
@@ -36,7 +37,7 @@ class PretrainedTrainer(TokenizerTrainer):
         return {"content": self._content()} | _counting(self._load()) | match
 
     def _file(self) -> Path:
-        path = Path(self._path).expanduser()
+        path = in_home(self._path)
         return path / "tokenizer.json" if path.is_dir() else path
 
     def _content(self) -> str:
@@ -56,7 +57,7 @@ class PretrainedTrainer(TokenizerTrainer):
     def _from_tiktoken(self) -> Tokenizer:
         from tinyllm.tokenizers.tiktoken import names, tokenizer_json
 
-        path = Path(self._path).expanduser()
+        path = in_home(self._path)
         if path.is_dir():
             raise UserError("the directory has no tokenizer.json", key="tokenizer.path", value=self._path)
         known = names()

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from tinyllm.errors import UserError
 from tinyllm.training.faults import fault
-from tinyllm.training.names import CONFIG, OVERRIDES
+from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES, RUN_JSON
 from tinyllm.training.parts import STATE, numbered, read_state
 from tinyllm.training.tensors import INDEX, MODEL, Tensors, weight_map
-from tinyllm.utils.files import TEMPORARY, read_json, sha256, temporary, write_text
+from tinyllm.utils.files import TEMPORARY, in_home, read_json, sha256, temporary, write_text
 from tinyllm.utils.files import remove as remove_files
 
 FORMAT = 1
@@ -215,6 +215,39 @@ def _required(writers: int) -> Iterator[str]:
     yield from (CONFIG, OVERRIDES)
 
 
+def located(where: str | Path) -> Path:
+    """The directory that a person means, under a name that shows what it lies in.
+
+    A path stays as it was typed, unless it leads up (``..``), is ``.``, or is that of a checkpoint by its bare name or
+    by a link: the run of a checkpoint is the directory two levels above it.
+
+    Raises:
+        UserError: it begins with ``~`` and there is no home directory.
+    """
+    path = in_home(where)
+    if ".." in path.parts or not path.name:
+        path = path.resolve()
+    if _is_one(path) and path.parent.name != CHECKPOINTS:
+        path = path.resolve()
+    run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent if path.name == CHECKPOINTS else path
+    return path if run.name else path.absolute()
+
+
+def _is_one(path: Path) -> bool:
+    return (path / MANIFEST).exists() and not (path / CHECKPOINTS).is_dir()
+
+
+def run_of(path: Path) -> Path | None:
+    """The run that a directory is, is the ``checkpoints`` of, or is a checkpoint of; None: it lies in none."""
+    place = located(path)
+    if _is_one(place):
+        place = place.parent
+        if place.name != CHECKPOINTS:
+            return None
+    run = place.parent if place.name == CHECKPOINTS else place
+    return run if (run / RUN_JSON).is_file() else None
+
+
 def find(
     where: str | Path, *, prefer: str = "last", tell: Callable[[str], None] = lambda text: None, key: str = "run"
 ) -> Checkpoint:
@@ -229,17 +262,17 @@ def find(
     Raises:
         UserError: there is none, or none that is whole; then each is listed with its reason.
     """
-    path = Path(where)
+    path = located(where)
     if not path.exists():
         raise UserError("no such directory", key=key, value=where, hint="a run directory or one of its checkpoints")
-    if _NAME.fullmatch(path.name) and (path / MANIFEST).exists():
+    if _is_one(path):
         return verify(path)
-    directory = path if path.name == "checkpoints" else path / "checkpoints"
+    directory = path if path.name == CHECKPOINTS else path / CHECKPOINTS
     steps = steps_in(directory)
     if not steps:
         raise UserError("no checkpoint there", key=key, value=where, hint="a run directory holds checkpoints/step-…")
     if prefer not in ("last", "best"):
-        chosen = next((one for one in (Path(prefer), directory / prefer) if (one / MANIFEST).exists()), None)
+        chosen = next((one for one in (located(prefer), directory / prefer) if (one / MANIFEST).exists()), None)
         if chosen is None:
             names = ", ".join(one.name for one in steps.values())
             raise UserError("no such checkpoint", key="checkpoint", value=prefer, hint=f"best, last or one of {names}")

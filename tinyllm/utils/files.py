@@ -217,6 +217,18 @@ def _free(directory: Path) -> str:
         return f"how much is free there cannot be told: {error.strerror}"
 
 
+def in_home(path: str | Path) -> Path:
+    """A path, ``~`` at its beginning being the home directory.
+
+    Raises:
+        UserError: nobody knows which that is.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError("no home directory is known", file=path, hint="set HOME, or give the path in full") from error
+
+
 def read_bytes(file: Path, *, what: str = "cannot be read", largest: int = LARGEST) -> bytes:
     """The content of a regular file.
 

@@ -1,0 +1,106 @@
+"""However a run or a checkpoint is named, the run that goes on is the one that it lies in."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.training.runs import SMALL, metrics, train, write_corpus
+
+STEP = "step-000002"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a text and a finished run of two steps."""
+    folder = tmp_path_factory.mktemp("made")
+    text = write_corpus(folder / "words.txt")
+    assert (
+        train("dataset=text", f"dataset.path={text}", *SMALL, "trainer.max_steps=2", f"run.dir={folder / 'run'}") == 0
+    )
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / "run", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("here", "named"),
+    [
+        ("run/checkpoints", STEP),
+        ("run/checkpoints", "."),
+        ("run/checkpoints", ".."),
+        (f"run/checkpoints/{STEP}", "."),
+        (f"run/checkpoints/{STEP}", ".."),
+        ("run", "checkpoints"),
+        ("run", f"checkpoints/{STEP}"),
+        ("run", "."),
+        (".", "run"),
+        (".", f"run/checkpoints/../checkpoints/{STEP}/"),
+        (".", "link"),
+        (".", "newest"),
+        ("elsewhere", "../newest"),
+        (".", "~/run"),
+        (".", f"~/run/checkpoints/{STEP}"),
+    ],
+)
+def test_the_run_is_found(
+    here: str, named: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = run.parent
+    (home / "elsewhere").mkdir()
+    (home / "link").symlink_to("run")
+    (home / "newest").symlink_to(run / "checkpoints" / STEP)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home / here)
+    before = sorted(home.rglob("*"))
+    capsys.readouterr()
+    assert train(f"resume={named}") == 0  # complete: it says which run, and changes nothing
+    out = capsys.readouterr().out
+    shown = out.removeprefix("nothing to do: ").split(" is complete")[0].splitlines()[-1]
+    assert Path(os.path.expanduser(shown)).resolve() == run.resolve()
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize("place", [f"copy/{STEP}", f"other/checkpoints/{STEP}", f"{STEP}"])
+def test_a_copy_of_a_checkpoint_is_of_no_run(
+    place: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copies" / place
+    shutil.copytree(run / "checkpoints" / STEP, copy)
+    monkeypatch.chdir(copy)
+    before = sorted(tmp_path.rglob("*"))
+    for named in (str(copy), "."):
+        capsys.readouterr()
+        assert train(f"resume={named}", "trainer.max_steps=3") == 2
+        assert "error: the checkpoint is of no run (resume=" in (error := capsys.readouterr().err)
+        assert "give run.dir=" in error
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_copy_goes_on_in_a_new_directory(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run / "checkpoints" / STEP, tmp_path / "copy" / STEP)
+    before = sorted(run.rglob("*"))
+    assert train(f"resume={copy}", "trainer.max_steps=3", f"run.dir={tmp_path / 'new'}") == 0
+    assert (tmp_path / "new" / "checkpoints" / "step-000003").is_dir()
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_run_whose_name_looks_like_an_interpolation_goes_on(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ("dataset=text", f"dataset.path={made / 'words.txt'}", *SMALL, "trainer.max_steps=2", "resume=auto")
+    assert train(*asked, "run.dir=q ${y}", "trainer.stop_after_steps=1") == 0
+    assert train(*asked, "run.dir=q ${y}") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["q ${y}"]
+    assert [one["step"] for one in metrics(tmp_path / "q ${y}")] == [1, 2]
+
+
+def test_there_is_no_home(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(made)
+    assert train("resume=~nobody-of-that-name/run") == 2
+    assert "nobody knows that home directory (resume=~nobody-of-that-name/run)" in capsys.readouterr().err
