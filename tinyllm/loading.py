@@ -172,7 +172,10 @@ def open_hugging_face(
         file = tokenizer_file or (directory.path / TOKENIZER).absolute()
         settings += ["tokenizer=pretrained", f"tokenizer.path={quote(str(file))}"]
     cfg = compose(*settings)
-    meta = build_model(cfg, vocab_size=tokenizer.vocab_size, seed=0, device=torch.device("meta"), allow=frozenset())
+    try:
+        meta = build_model(cfg, vocab_size=tokenizer.vocab_size, seed=0, device=torch.device("meta"), allow=frozenset())
+    except RuntimeError as error:  # a size that overflows
+        raise UserError("sizes that no machine holds", file=directory.path / HF_CONFIG, hint=str(error)) from error
     assert architecture_of(meta) == directory.arch, "the settings do not say what config.json does"
 
     def weights(which: str) -> dict[str, Tensor]:

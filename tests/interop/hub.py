@@ -34,10 +34,27 @@ class Dice(random.Random):
         return bool(bit)
 
 
+ROPES: tuple[dict[str, Any], ...] = (
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.3, "beta_fast": 3.0, "truncate": False},
+    {"rope_type": "yarn", "factor": 6.0, "mscale": 0.7, "mscale_all_dim": 1.2, "original_max_position_embeddings": 40},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+)
+
+
 def _shape(rng: Dice, *, free_head: bool = False) -> dict[str, Any]:
     """Sizes that all rotary families share."""
     n_heads = rng.choice((2, 4))
-    head_dim = rng.choice((4, 8))
+    head_dim = rng.choice((4, 8, 16))
     return {
         "vocab_size": VOCAB,
         "hidden_size": n_heads * head_dim if not free_head else rng.choice((12, 20, 24)),
@@ -47,7 +64,7 @@ def _shape(rng: Dice, *, free_head: bool = False) -> dict[str, Any]:
         "num_key_value_heads": rng.choice([g for g in (1, 2, 4) if n_heads % g == 0]),
         "max_position_embeddings": CONTEXT,
         "rms_norm_eps": rng.choice((1e-5, 1e-6)),
-        "rope_parameters": {"rope_type": "default", "rope_theta": rng.choice((10000.0, 500000.0))},
+        "rope_parameters": rng.choice(ROPES) | {"rope_theta": rng.choice((50.0, 10000.0))},
         "tie_word_embeddings": rng.flag(),
         "bos_token_id": 1,
         "eos_token_id": 2,
@@ -85,6 +102,23 @@ def llama(rng: Dice) -> Any:
     )
 
 
+def qwen2(rng: Dice) -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    window = {"use_sliding_window": rng.flag(), "sliding_window": 7, "max_window_layers": int(rng.flag())}
+    return Qwen2ForCausalLM(Qwen2Config(**_shape(rng) | {"num_hidden_layers": 3}, **window))
+
+
+def smollm3(rng: Dice) -> Any:
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    biases = {"attention_bias": rng.flag(), "mlp_bias": rng.flag()}
+    window = {"use_sliding_window": rng.flag(), "sliding_window": 7, "no_rope_layer_interval": rng.choice((2, 3))}
+    return SmolLM3ForCausalLM(
+        SmolLM3Config(**_shape(rng) | {"num_hidden_layers": 3, "pad_token_id": 0}, **biases, **window)
+    )
+
+
 def qwen3(rng: Dice) -> Any:
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -106,18 +140,19 @@ def mixtral(rng: Dice) -> Any:
     from transformers import MixtralConfig, MixtralForCausalLM
 
     window = 6 if rng.flag() else None
-    experts = {"num_local_experts": rng.choice((3, 4)), "num_experts_per_tok": rng.choice((2, 3))}
-    return MixtralForCausalLM(MixtralConfig(**_shape(rng), **experts, sliding_window=window))
+    experts = {"num_local_experts": rng.choice((3, 4)), "num_experts_per_tok": rng.choice((1, 2, 3))}
+    shape = _shape(rng)
+    shape |= {"head_dim": shape["hidden_size"] // shape["num_attention_heads"]}  # which yarn there cannot do without
+    return MixtralForCausalLM(MixtralConfig(**shape, **experts, sliding_window=window))
 
 
 def qwen3_moe(rng: Dice) -> Any:
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    active = rng.choice((1, 2, 3))
     experts = {
         "num_experts": rng.choice((3, 5)),
-        "num_experts_per_tok": active,
-        "norm_topk_prob": active > 1,
+        "num_experts_per_tok": rng.choice((1, 2, 3)),
+        "norm_topk_prob": rng.random() < 0.5,
         "moe_intermediate_size": rng.choice((8, 12)),
         "mlp_only_layers": [0] if rng.flag() else [],
         "attention_bias": rng.flag(),
@@ -127,36 +162,45 @@ def qwen3_moe(rng: Dice) -> Any:
     return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_shape(rng, free_head=True) | {"num_hidden_layers": 3}, **experts))
 
 
+def _deepseek(rng: Dice) -> dict[str, Any]:
+    compressed, biased, dense = rng.flag(), rng.flag(), rng.flag()
+    shape = _shape(rng) | {"num_hidden_layers": 3}
+    groups = rng.choice((1, 2, 3))
+    return shape | {
+        "num_key_value_heads": shape["num_attention_heads"],
+        "moe_intermediate_size": rng.choice((8, 12)),
+        "n_routed_experts": 6,
+        "n_shared_experts": rng.choice((1, 2)),
+        "num_experts_per_tok": rng.choice((1, 2)),
+        "routed_scaling_factor": rng.choice((1.0, 2.5)),
+        "kv_lora_rank": rng.choice((8, 12)),
+        "q_lora_rank": 10 if compressed else None,
+        "attention_bias": compressed and biased,
+        "qk_rope_head_dim": rng.choice((4, 8)),
+        "qk_nope_head_dim": rng.choice((4, 6)),
+        "v_head_dim": rng.choice((4, 10)),
+        "n_group": groups,
+        "topk_group": rng.choice(range(1, groups + 1)),
+        "first_k_dense_replace": (1 if compressed else 3) if dense else 0,
+    }
+
+
+def deepseek_v2(rng: Dice) -> Any:
+    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
+
+    method = rng.choice(("greedy", "group_limited_greedy"))
+    return DeepseekV2ForCausalLM(DeepseekV2Config(**_deepseek(rng), topk_method=method))
+
+
 def deepseek_v3(rng: Dice) -> Any:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    compressed, biased, dense = rng.flag(), rng.flag(), rng.flag()
-    shape = _shape(rng) | {"num_hidden_layers": 3}
-    shape |= {"num_key_value_heads": shape["num_attention_heads"]}
-    active = rng.choice((1, 2, 3))
-    config = DeepseekV3Config(
-        **shape,
-        moe_intermediate_size=rng.choice((8, 12)),
-        n_routed_experts=rng.choice((4, 6)),
-        n_shared_experts=rng.choice((1, 2)),
-        num_experts_per_tok=active,
-        norm_topk_prob=active > 1,
-        routed_scaling_factor=rng.choice((1.0, 2.5)),
-        kv_lora_rank=rng.choice((8, 12)),
-        q_lora_rank=10 if compressed else None,
-        attention_bias=compressed and biased,
-        qk_rope_head_dim=rng.choice((2, 4)),
-        qk_nope_head_dim=rng.choice((4, 6)),
-        v_head_dim=rng.choice((4, 10)),
-        n_group=1,
-        topk_group=1,
-        first_k_dense_replace=(1 if compressed else 3) if dense else 0,
-        rope_interleave=rng.random() < 0.7,
-    )
-    return DeepseekV3ForCausalLM(config)
+    how = {"norm_topk_prob": rng.random() < 0.7, "rope_interleave": rng.random() < 0.7}
+    return DeepseekV3ForCausalLM(DeepseekV3Config(**_deepseek(rng), **how))
 
 
-FAMILIES = {make.__name__: make for make in (gpt2, llama, qwen3, mistral, mixtral, qwen3_moe, deepseek_v3)}
+MAKERS = (gpt2, llama, qwen2, qwen3, mistral, smollm3, mixtral, qwen3_moe, deepseek_v2, deepseek_v3)
+FAMILIES = {make.__name__: make for make in MAKERS}
 
 
 def random_model(family: str, seed: int) -> Any:

@@ -31,11 +31,14 @@ def built(*overrides: str) -> Any:
 FITTING = {
     "GPT-2": (*GPT2, "model.block.ffn.activation=gelu_tanh"),
     "Llama": (*LLAMA, "attn=mqa", "model.bias=true"),
+    "Qwen2": (*LLAMA, "model.block.attn.qkv_bias=true"),
+    "SmolLM3": (*LLAMA, "model.block.attn.nope=true"),
     "Qwen3": (*LLAMA, "model.block.attn.qk_norm=true"),
     "Mistral": (*LLAMA, "model.block.attn.window=8"),
     "Mixtral": MIXTRAL,
     "Qwen3-MoE": (*MIXTRAL, "model.block.attn.qk_norm=true"),
     "DeepSeek-V3": DEEPSEEK,
+    "DeepSeek-V2": ("attn=mla", "ffn=swiglu", "moe=aux_loss", "model.block.moe.normalize=false"),
 }
 
 
@@ -70,7 +73,7 @@ def test_a_composition_finds_its_family_and_comes_back(title: str) -> None:
         ((*GPT2, "model.block.ffn.activation=selu"), "(model.block.ffn.activation=selu)", "activation=gelu"),
         ((*MIXTRAL, "model.block.moe.router=sigmoid"), "(model.block.moe.router=sigmoid)", "router=softmax"),
         (("ffn=swiglu", "moe=aux_loss"), "(model.block.moe.n_shared=1)", "n_shared=0"),
-        ((*MIXTRAL, "model.block.moe.n_active=1"), "(model.block.moe.n_active=1)", "n_active=2"),
+        ((*MIXTRAL, "model.block.moe.n_active=1"), "(model.block.moe.normalize=false)", "normalize=true"),
         ((*DEEPSEEK, "model.block.moe.router=softmax"), "(model.block.moe.router=softmax)", "router=sigmoid"),
         ((*DEEPSEEK, "pos=none"), "(pos=none)", "pos=rope"),
         ((*DEEPSEEK, "model.block.attn.latent_norm_eps=1e-5"), "latent_norm_eps=1e-05", "latent_norm_eps=1e-06"),
@@ -107,8 +110,10 @@ BASIC: dict[str, dict[str, Any]] = {
     }
 }
 BASIC["gpt2"] = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2}
-BASIC["qwen3"] = BASIC["qwen3_moe"] = BASIC["mixtral"] = BASIC["mistral"] = BASIC["llama"]
-BASIC["deepseek_v3"] = BASIC["llama"] | {"n_group": 1, "topk_group": 1}
+for name in ("qwen2", "qwen3", "qwen3_moe", "mixtral", "mistral", "smollm3"):
+    BASIC[name] = BASIC["llama"] | {"num_key_value_heads": 2}
+BASIC["deepseek_v3"] = BASIC["qwen2"] | {"n_group": 1, "topk_group": 1}
+BASIC["deepseek_v2"] = BASIC["llama"] | {"num_experts_per_tok": 2}
 
 
 @pytest.mark.parametrize(
@@ -121,21 +126,40 @@ BASIC["deepseek_v3"] = BASIC["llama"] | {"n_group": 1, "topk_group": 1}
             "architectures=LlamaForSequenceClassification",
         ),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.rope_type=linear"),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_parameters.rope_type=llama3"),
+        ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type=longrope"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "rope_parameters.low_freq_factor"),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "rope_parameters.factor=2"),
+        ("llama", {"rope_parameters": {"rope_type": "default", "factor": 2.0}}, "rope_parameters.factor=2.0"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters.full_attention="),
+        ("llama", {"rope_theta": "${oc.env:HOME}"}, "rope_theta=${oc.env:HOME}"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
         ("llama", {"hidden_act": "quick_gelu"}, "hidden_act=quick_gelu"),
         ("llama", {"hidden_size": ABSENT}, "hidden_size"),
+        ("llama", {"hidden_size": "16"}, "hidden_size=16"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
+        ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings=1"),
+        ("llama", {"embedding_multiplier": 12.0}, "embedding_multiplier=12.0"),
+        ("llama", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+        ("llama", {"is_causal": False}, "is_causal=false"),
+        ("llama", {"sliding_window": 8}, "sliding_window=8"),
+        ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=true"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=false"),
         ("gpt2", {"activation_function": "gelu_10"}, "activation_function=gelu_10"),
+        ("gpt2", {"rope_theta": 10000.0}, "rope_theta=10000.0"),
+        ("gpt2", {"hidden_size": 32}, "hidden_size=32"),
+        ("mistral", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types="),
+        ("mistral", {"attention_bias": True}, "attention_bias=true"),
+        ("qwen2", {"attention_bias": False}, "attention_bias=false"),
+        ("qwen2", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types="),
         ("qwen3", {"layer_types": ["full_attention", "linear_attention"]}, "layer_types="),
-        ("mixtral", {"num_experts_per_tok": 1}, "num_experts_per_tok=1"),
-        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob=false"),
-        ("deepseek_v3", {"n_group": 4, "topk_group": 2, "first_k_dense_replace": 1}, "topk_group=2"),
+        ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers=[1]"),
+        ("mixtral", {"num_experts_per_tok": 9}, "num_experts_per_tok=9"),
+        ("qwen3_moe", {"layer_types": ["sliding_attention", "full_attention"]}, "layer_types="),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob=true"),
+        ("deepseek_v3", {"n_group": 3, "topk_group": 2, "first_k_dense_replace": 1}, "n_group=3"),
         ("deepseek_v3", {"attention_bias": True, "q_lora_rank": None}, "attention_bias=true"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func=softmax"),
-        ("deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 40}}, "rope_scaling.rope_type=yarn"),
     ],
     ids=str,
 )
@@ -157,10 +181,12 @@ def test_defaults_are_those_of_transformers(family: Family) -> None:
 
     hub.quiet()
     theirs = CONFIG_MAPPING[family.model_type]()
-    for entry in family.entries:
-        if entry.default is not REQUIRED and entry.theirs not in ("head_dim", "num_key_value_heads", "sliding_window"):
-            assert getattr(theirs, entry.theirs) == entry.default, entry.theirs
-    for one in family.only:
-        if hasattr(theirs, one.theirs):
-            assert getattr(theirs, one.theirs) == one.default, one.theirs
+    given = CONFIG_MAPPING[family.model_type].__dataclass_fields__
+    for one in (*family.entries, *family.facts):
+        name = next((name for name in (one.theirs, *one.also) if name in given), None)
+        if one.default is not REQUIRED and name is not None:
+            assert given[name].default == one.default, one.theirs
+    for only in family.only:
+        if hasattr(theirs, only.theirs):
+            assert getattr(theirs, only.theirs) == only.value, only.theirs
     assert family.architecture.startswith(type(theirs).__name__.removesuffix("Config"))

@@ -66,6 +66,8 @@ RULES = (
     Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
     Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),
     Off(by="model.block.attn.qk_norm", when=off, keys=("model.block.attn.qk_norm_eps",)),
+    Off(by="model.block.moe.n_groups", when=lambda value: bool(value == 1), keys=("model.block.moe.n_active_groups",)),
+    Off(by="model.block.moe.n_active_groups", when=lambda value: value is None, keys=("model.block.moe.n_groups",)),
     Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
     Off(by="model.block.moe.expert_d_ff", when=given, keys=("model.block.ffn.d_ff", "model.d_ff")),
     Off(by="resume", when=a_path, keys=("init_from",)),

@@ -20,14 +20,36 @@ from tinyllm.nn.feedforward import GLU, MLP, FeedForward
 from tinyllm.nn.moe import SCORES, AuxFree, AuxLoss, Mixture
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal
+from tinyllm.nn.rope import LinearRope, Llama3Rope, NtkRope, YarnRope
 
 NORMS: dict[type[nn.Module], str] = {RMSNorm: "rmsnorm", LayerNorm: "layernorm"}
 POSITIONS: dict[type[nn.Module], str] = {
     Rope: "rope",
+    LinearRope: "rope_linear",
+    NtkRope: "rope_ntk",
+    YarnRope: "rope_yarn",
+    Llama3Rope: "rope_llama3",
     Learned: "learned",
     Sinusoidal: "sinusoidal",
     NoPosition: "none",
 }
+STRETCHED = ("factor", "original_max_seq_len")
+POSITION_KEYS: dict[type[nn.Module], tuple[str, ...]] = {
+    Rope: (),
+    LinearRope: ("factor",),
+    NtkRope: STRETCHED,
+    YarnRope: (
+        *STRETCHED,
+        "beta_fast",
+        "beta_slow",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+    ),
+    Llama3Rope: (*STRETCHED, "low_freq_factor", "high_freq_factor"),
+}
+"""What rotary positions have beside their base, under the names of their attributes and keys."""
 HEADS = (MHA, MQA, GQA)
 MIXTURES: dict[type[nn.Module], str] = {AuxLoss: "aux_loss", AuxFree: "aux_free"}
 ATTN, FFN, MOE = "model.block.attn", "model.block.ffn", "model.block.moe"
@@ -94,7 +116,7 @@ def architecture_of(model: Transformer) -> Architecture:
     if isinstance(norm, LayerNorm):
         whole["model.bias"] = norm.bias is not None
     if isinstance(pos, Rope):
-        whole["model.pos.base"] = pos.base
+        whole |= {f"model.pos.{key}": getattr(pos, key) for key in ("base", *POSITION_KEYS[type(pos)])}
     for block in model.layers():
         q_norm = getattr(block.attn, "q_norm", None) if isinstance(block.attn, HeadsAttention) else None
         if q_norm is not None and q_norm.eps != norm.eps:
@@ -122,8 +144,9 @@ def _attention(attn: nn.Module) -> dict[str, Any]:
     elif type(attn) in HEADS:
         assert isinstance(attn, HeadsAttention)
         own = {f"{ATTN}.head_dim": attn.head_dim, f"{ATTN}.qk_norm": attn.q_norm is not None}
-        own["model.n_kv_heads"] = attn.n_kv_heads
-        kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.qkv.bias is not None
+        own |= {"model.n_kv_heads": attn.n_kv_heads, f"{ATTN}.nope": attn.nope}
+        own[f"{ATTN}.qkv_bias"] = attn.qkv.bias is not None
+        kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.out.bias is not None
     else:
         raise _foreign(ATTN, attn)
     shared = {f"{ATTN}.{name}": getattr(attn.rule, name) for name in ("window", "sinks", "softcap")}
@@ -147,7 +170,10 @@ def _feed_forward(ffn: FeedForward) -> dict[str, Any]:
         "expert_d_ff": ffn.d_ff,
         "router": next(name for name, function in SCORES.items() if function is ffn.score),
         "routed_scale": ffn.routed_scale,
+        "normalize": ffn.normalize,
     }
+    limited = ffn.n_active_groups < ffn.n_groups
+    own |= {"n_groups": ffn.n_groups if limited else 1, "n_active_groups": ffn.n_active_groups if limited else None}
     return {"moe": MIXTURES[type(ffn)]} | {f"{MOE}.{name}": value for name, value in own.items()} | _dense(ffn.experts)
 
 
@@ -188,6 +214,10 @@ def settings_of(arch: Architecture) -> list[str]:
         f"{ATTN}.head_dim": values["model.d_model"] / values["model.n_heads"],
         f"{ATTN}.qk_norm": False,
         f"{ATTN}.q_latent_dim": None,
+        f"{ATTN}.qkv_bias": values[f"{ATTN}.bias"],
+        f"{ATTN}.nope": False,
+        f"{MOE}.n_groups": 1,
+        f"{MOE}.n_active_groups": None,
         "model.parallel_block": False,
         "model.n_kv_heads": values.get("model.n_kv_heads") if values["attn"] != "gqa" else None,
     }

@@ -3,9 +3,37 @@
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, Architecture
-from tinyllm.interop.family import ACTIVATIONS, COMMON, Config, Entry, Family, Mismatch, Only, refused
+from tinyllm.interop.family import (
+    ACTIVATIONS,
+    COMMON,
+    Config,
+    Entry,
+    Fact,
+    Family,
+    Mismatch,
+    Only,
+    entry,
+    refused,
+    replaced,
+)
+from tinyllm.interop.kinds import (
+    ANY,
+    FLAG,
+    FLOAT,
+    HEADS,
+    LAYERS,
+    POSITIONS,
+    SHARE,
+    TEXT,
+    VOCABULARY,
+    WIDTH,
+    Kind,
+    listed,
+    nullable,
+    whole,
+)
 from tinyllm.interop.layouts import Transposed, Weight
-from tinyllm.interop.rope import HeadsFamily, parts
+from tinyllm.interop.rope import HeadsFamily, WindowedFamily, parts
 
 
 class GPT2(Family):
@@ -22,26 +50,33 @@ class GPT2(Family):
         "moe": ("none",),
         "model.bias": (True,),
         f"{ATTN}.bias": (True,),
+        f"{ATTN}.qkv_bias": (True,),
+        f"{ATTN}.nope": (False,),
         f"{FFN}.bias": (True,),
         f"{ATTN}.qk_norm": (False,),
         f"{ATTN}.window": (0,),
     }
     entries: ClassVar[tuple[Entry, ...]] = (
-        Entry("vocab_size", "model.vocab_size"),
-        Entry("n_embd", "model.d_model", also=("hidden_size",)),
-        Entry("n_layer", "model.n_layers", also=("num_hidden_layers",)),
-        Entry("n_head", "model.n_heads", also=("num_attention_heads",)),
-        Entry("n_positions", "model.max_seq_len", 1024, also=("max_position_embeddings",)),
-        Entry("n_inner", f"{FFN}.d_ff", None),
-        Entry("activation_function", f"{FFN}.activation", "gelu_new", names=ACTIVATIONS),
-        Entry("layer_norm_epsilon", "model.norm.eps", 1e-5),
-        Entry("tie_word_embeddings", "model.tie_embeddings", True),
+        entry("vocab_size", "model.vocab_size", kind=VOCABULARY),
+        entry("n_embd", "model.d_model", also=("hidden_size",)),
+        entry("n_layer", "model.n_layers", kind=LAYERS, also=("num_hidden_layers",)),
+        entry("n_head", "model.n_heads", kind=HEADS, also=("num_attention_heads",)),
+        entry("n_positions", "model.max_seq_len", 1024, kind=POSITIONS, also=("max_position_embeddings",)),
+        entry("n_inner", f"{FFN}.d_ff", None, kind=nullable(WIDTH)),
+        entry("activation_function", f"{FFN}.activation", "gelu_new", kind=TEXT, names=ACTIVATIONS),
+        entry("layer_norm_epsilon", "model.norm.eps", 1e-5, kind=FLOAT),
+        entry("tie_word_embeddings", "model.tie_embeddings", True, kind=FLAG),
     )
     only = (
-        Only("scale_attn_weights", True, True),
-        Only("scale_attn_by_inverse_layer_idx", False, False),
-        Only("add_cross_attention", False, False),
+        Only("scale_attn_weights", True),
+        Only("scale_attn_by_inverse_layer_idx", False),
+        Only("add_cross_attention", False),
     )
+    harmless: ClassVar[dict[str, Kind]] = {
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), SHARE),
+        **dict.fromkeys(("reorder_and_upcast_attn", "summary_use_proj", "summary_proj_to_labels"), FLAG),
+        **dict.fromkeys(("n_ctx", "summary_type", "summary_activation", "gradient_checkpointing"), ANY),
+    }
     written: ClassVar[dict[str, Any]] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
@@ -49,11 +84,13 @@ class GPT2(Family):
         own, derived = arch.values(f"{ATTN}.head_dim"), arch.value("model.d_model") // arch.value("model.n_heads")
         return found + [Mismatch(f"{ATTN}.head_dim", one, (derived,)) for one in own if one != derived]
 
-    def arrange(self, config: Config, values: dict[str, Any]) -> Architecture:
+    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
         n_heads, d_model = values["model.n_heads"], values["model.d_model"]
+        if d_model % n_heads:
+            raise refused("n_head", n_heads, f"what divides n_embd={d_model}")
         derived = {"model.n_kv_heads": n_heads, f"{ATTN}.head_dim": d_model // n_heads}
         derived[f"{FFN}.d_ff"] = values[f"{FFN}.d_ff"] or 4 * d_model
-        return super().arrange(config, values | derived)
+        return super().arrange(entries, values | derived)
 
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
         found = [
@@ -83,8 +120,12 @@ class GPT2(Family):
         return name.endswith((".attn.bias", ".attn.masked_bias"))  # the causal mask
 
 
+INTERMEDIATE = entry("intermediate_size", f"{FFN}.d_ff")
+KV_HEADS = "num_key_value_heads"
+
+
 class Llama(HeadsFamily):
-    """Touvron et al. 2023; with fewer key-value heads Llama 2 and 3."""
+    """Touvron et al. 2023; with fewer key-value heads Llama 2, with scaled rotary positions Llama 3."""
 
     title = "Llama"
     model_type = "llama"
@@ -97,9 +138,9 @@ class Llama(HeadsFamily):
     }
     entries: ClassVar[tuple[Entry, ...]] = (
         *HeadsFamily.entries,
-        Entry("intermediate_size", f"{FFN}.d_ff"),
-        Entry("attention_bias", f"{ATTN}.bias", False),
-        Entry("mlp_bias", f"{FFN}.bias", False),
+        INTERMEDIATE,
+        entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
+        entry("mlp_bias", f"{FFN}.bias", False, kind=FLAG),
     )
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
@@ -107,53 +148,61 @@ class Llama(HeadsFamily):
         uneven = [Mismatch("model.d_model", d_model, (f"a multiple of {n_heads} heads",))] if d_model % n_heads else []
         return super().mismatches(arch) + uneven
 
+    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
+        if values["model.d_model"] % values["model.n_heads"]:
+            raise refused("hidden_size", values["model.d_model"], "a multiple of num_attention_heads")
+        return super().arrange(entries, values)
 
-class Qwen3(HeadsFamily):
-    """Qwen3 (Yang et al. 2025): norms on queries and keys; a window in all layers or in some."""
+
+WINDOW_LAYERS = Fact("max_window_layers", whole(0), 28)
+
+
+class Qwen2(WindowedFamily):
+    """Qwen2 and Qwen2.5 (Yang et al. 2024): biases on queries, keys and values alone."""
+
+    title = "Qwen2"
+    model_type = "qwen2"
+    architecture = "Qwen2ForCausalLM"
+    qkv_bias: ClassVar[bool | None] = True
+    allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {f"{ATTN}.qk_norm": (False,)}
+    entries: ClassVar[tuple[Entry, ...]] = replaced(
+        HeadsFamily.entries,
+        INTERMEDIATE,
+        entry(KV_HEADS, "model.n_kv_heads", 32, kind=nullable(HEADS)),
+    )
+    facts: ClassVar[tuple[Fact, ...]] = (*WindowedFamily.facts, WINDOW_LAYERS)
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.neutral | {"attention_bias": (True,)}
+
+    def write(self, arch: Architecture) -> dict[str, Any]:
+        return super().write(arch) | {"max_window_layers": first_window(arch)}
+
+    def slides(self, entries: Config, layer: int) -> bool:
+        return bool(layer >= entries["max_window_layers"])
+
+
+def first_window(arch: Architecture) -> int:
+    """The first layer with a window; readers of ``layer_types`` do without it."""
+    windows = [layer[f"{ATTN}.window"] for layer in arch.layers]
+    return next((i for i, window in enumerate(windows) if window), len(windows))
+
+
+class Qwen3(Qwen2):
+    """Qwen3 (Yang et al. 2025): norms on queries and keys instead of biases."""
 
     title = "Qwen3"
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
+    qkv_bias = None
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {
         f"{ATTN}.qk_norm": (True,),
         f"{ATTN}.bias": (False, True),
     }
-    entries: ClassVar[tuple[Entry, ...]] = (
-        *HeadsFamily.entries[:-1],
-        Entry("head_dim", f"{ATTN}.head_dim", 128),
-        Entry("intermediate_size", f"{FFN}.d_ff"),
-        Entry("attention_bias", f"{ATTN}.bias", False),
+    entries: ClassVar[tuple[Entry, ...]] = replaced(
+        Qwen2.entries,
+        entry("head_dim", f"{ATTN}.head_dim", 128),
+        entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
     )
-    varying: ClassVar[dict[str, Any]] = {f"{ATTN}.window": 0}
-
-    def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        windows = [one for one in arch.values(f"{ATTN}.window") if one]
-        several = [Mismatch(f"{ATTN}.window", one, (0, windows[0])) for one in windows[1:]]
-        return super().mismatches(arch) + several
-
-    def write(self, arch: Architecture) -> dict[str, Any]:
-        windows = [layer[f"{ATTN}.window"] for layer in arch.layers]
-        first = next((i for i, window in enumerate(windows) if window), len(windows))
-        return super().write(arch) | {
-            "use_sliding_window": any(windows),
-            "sliding_window": max(windows) or None,
-            "max_window_layers": first,
-            "layer_types": ["sliding_attention" if window else "full_attention" for window in windows],
-        }
-
-    def differing(self, config: Config, layer: int, values: dict[str, Any]) -> dict[str, Any]:
-        window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
-        types = config.get("layer_types")
-        if types is None:
-            slides = layer >= config.get("max_window_layers", 28)
-        elif len(types) != values["model.n_layers"] or types[layer] not in ("full_attention", "sliding_attention"):
-            raise refused("layer_types", types, "full_attention or sliding_attention for each layer")
-        else:
-            slides = types[layer] == "sliding_attention"
-        return {f"{ATTN}.window": window if slides and window else 0}
-
-
-WINDOW = Entry("sliding_window", f"{ATTN}.window", 4096, null=0)
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.neutral
 
 
 class Mistral(HeadsFamily):
@@ -163,8 +212,56 @@ class Mistral(HeadsFamily):
     model_type = "mistral"
     architecture = "MistralForCausalLM"
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {f"{ATTN}.qk_norm": (False,)}
-    entries: ClassVar[tuple[Entry, ...]] = (
-        *HeadsFamily.entries,
-        Entry("intermediate_size", f"{FFN}.d_ff"),
-        WINDOW,
+    entries: ClassVar[tuple[Entry, ...]] = replaced(
+        HeadsFamily.entries,
+        INTERMEDIATE,
+        entry(KV_HEADS, "model.n_kv_heads", 8, kind=nullable(HEADS)),
+        entry("sliding_window", f"{ATTN}.window", 4096, kind=nullable(whole()), null=0),
     )
+
+
+class SmolLM3(WindowedFamily):
+    """SmolLM3 (Hugging Face 2025): no positions in every fourth layer, in which a window may be."""
+
+    title = "SmolLM3"
+    model_type = "smollm3"
+    architecture = "SmolLM3ForCausalLM"
+    theta = 2000000.0
+    allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {
+        f"{ATTN}.qk_norm": (False,),
+        f"{ATTN}.bias": (False, True),
+        f"{ATTN}.nope": (False, True),
+        f"{FFN}.bias": (False, True),
+    }
+    entries: ClassVar[tuple[Entry, ...]] = replaced(
+        Llama.entries,
+        entry(KV_HEADS, "model.n_kv_heads", 4, kind=nullable(HEADS)),
+        entry("tie_word_embeddings", "model.tie_embeddings", True, kind=FLAG),
+    )
+    varying: ClassVar[dict[str, Any]] = WindowedFamily.varying | {f"{ATTN}.nope": False}
+    facts: ClassVar[tuple[Fact, ...]] = (
+        *WindowedFamily.facts[:-1],
+        Fact("sliding_window", nullable(whole()), None),
+        Fact("no_rope_layers", nullable(listed(whole(0, 1))), None),
+        Fact("no_rope_layer_interval", whole(), 4),
+    )
+    harmless: ClassVar[dict[str, Kind]] = HeadsFamily.harmless | {"max_window_layers": whole(0)}
+
+    def write(self, arch: Architecture) -> dict[str, Any]:
+        turns = [int(not layer[f"{ATTN}.nope"]) for layer in arch.layers]
+        return super().write(arch) | {"no_rope_layers": turns, "no_rope_layer_interval": 4}
+
+    def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
+        turns = entries["no_rope_layers"]
+        if turns is not None and len(turns) < values["model.n_layers"]:
+            raise refused("no_rope_layers", turns, "a 0 or 1 for each layer")
+        own = super().layers(entries, values)
+        return [layer | {f"{ATTN}.nope": not self.turns(entries, i)} for i, layer in enumerate(own)]
+
+    def turns(self, entries: Config, layer: int) -> bool:
+        """Whether a layer has rotary positions."""
+        given = entries["no_rope_layers"]
+        return bool((layer + 1) % entries["no_rope_layer_interval"] if given is None else given[layer])
+
+    def slides(self, entries: Config, layer: int) -> bool:
+        return not self.turns(entries, layer)

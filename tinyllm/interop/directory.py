@@ -12,14 +12,17 @@ from torch import Tensor
 
 from tinyllm.errors import UserError
 from tinyllm.interop.families import family_of
-from tinyllm.interop.family import Family
-from tinyllm.training.tensors import MODEL, Tensors
+from tinyllm.interop.family import Family, refused
+from tinyllm.interop.kinds import HARMLESS
+from tinyllm.training.tensors import INDEX, MODEL, Tensors
 from tinyllm.utils.files import create, read_json, remove, set_mode, sync, temporary, translated
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 """Dtypes of weights, as config.json names them."""
 READABLE = {"F32", "BF16", "F16"}
+SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
+HEAD = "lm_head.weight"
 PREFIXES = ("transformer.", "model.")
 """What files of the model without its head leave out before every name."""
 
@@ -38,6 +41,7 @@ class Directory:
     Attributes:
         config: config.json.
         family: its family.
+        entries: what the family reads of config.json, with its defaults.
         arch: what the model is.
 
     Raises:
@@ -53,6 +57,7 @@ class Directory:
         self.config = _read(self.path / CONFIG)
         try:
             self.family = family_of(self.config)
+            self.entries = self.family.checked(self.config)
             self.arch = self.family.read(self.config)
         except UserError as error:
             raise _in_file(error, self.path / CONFIG) from error
@@ -61,8 +66,12 @@ class Directory:
         """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, those for generation before the model's."""
         found = dict(self.config)
         if (self.path / GENERATION).is_file():
-            found |= {key: value for key, value in _read(self.path / GENERATION).items() if value is not None}
-        return {name: found.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+            given = {key: value for key, value in _read(self.path / GENERATION).items() if value is not None}
+            for name in SPECIAL:
+                if not HARMLESS[name].fits(given.get(name)):
+                    raise _in_file(refused(name, given[name], HARMLESS[name].words), self.path / GENERATION)
+            found |= given
+        return {name: found.get(name) for name in SPECIAL}
 
     def weights(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our tensors, of the values and the dtype that the files have.
@@ -74,7 +83,7 @@ class Directory:
             UserError: a tensor is missing, has another shape or is of no use, or a file is damaged.
         """
         files = Files(self.path)
-        table = self.family.weights(self.arch, self.config)
+        table = self.family.weights(self.arch, self.entries)
         assert {one.ours for one in table} == wanted.keys()
         names = {one.ours: [files.resolve(name) for name in one.theirs] for one in table}
         for one in table:
@@ -82,10 +91,10 @@ class Directory:
             for name, shape in zip(names[one.ours], shapes, strict=True):
                 files.check(name, shape)
         used = {name for several in names.values() for name in several}
-        unused = [name for name in files.names() if name not in used and not self.family.ignored(name, self.config)]
+        unused = [name for name in files.names() if name not in used and not self.family.ignored(name, self.entries)]
         found = {one.ours: one.layout.join([files.read(name) for name in names[one.ours]]) for one in table}
         for name in unused:
-            if name == "lm_head.weight" and torch.equal(files.read(name), found["embedding.weight"]):
+            if name == HEAD and torch.equal(files.read(name), found["embedding.weight"]):
                 continue  # written although it is tied
             hint = f"{name} is there, and this {self.family.title} has no place for it"
             raise UserError("the weights are not of this architecture", file=files.file_of[name], hint=hint)
@@ -101,12 +110,13 @@ class Files(Tensors):
 
     def __init__(self, path: Path) -> None:
         try:
-            super().__init__(path)
+            super().__init__(path, whole_first=True)
         except UserError as error:
             others = sorted(one.name for one in path.glob("*.bin"))
             if error.what != "no weights" or not others:
                 raise
-            hint = f"{error.hint}; {others[0]} is not read: save_pretrained of transformers 5 writes safetensors"
+            hint = f"{error.hint}; {others[0]} is not read, since loading it can run code; transformers reads it, and "
+            hint += "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new) writes safetensors"
             raise UserError(error.what, file=error.file, hint=hint) from error
 
     def resolve(self, name: str) -> str:
@@ -117,9 +127,16 @@ class Files(Tensors):
         """
         short = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
         for one in (name, short):
+            if one in self.unlisted:
+                hint = f"it does not list {one}, which is in {self.file_of[one].name}; transformers would load it, "
+                raise UserError("damaged index", file=self.path / INDEX, hint=f"{hint}and save_pretrained lists it")
             if one in self.file_of:
                 return one
-        raise UserError("the weights are not of this architecture", file=self.path, hint=f"{name} is missing")
+        hint = f"{name} is missing"
+        if name == HEAD:
+            hint += ": transformers would draw it anew; if the head is the embedding, config.json must say "
+            hint += "tie_word_embeddings: true"
+        raise UserError("the weights are not of this architecture", file=self.path, hint=hint)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuse a tensor of another shape, or of a dtype that has no values of its own."""
@@ -129,7 +146,8 @@ class Files(Tensors):
             raise UserError("the weights are not of this architecture", file=self.file_of[name], hint=hint)
         if dtype not in READABLE:
             hint = f"{name} is {dtype}; read are {', '.join(sorted(READABLE))}"
-            raise UserError("quantized weights", file=self.file_of[name], hint=hint)
+            what = "weights in double precision" if dtype == "F64" else "quantized weights"
+            raise UserError(what, file=self.file_of[name], hint=hint)
 
 
 def check_out(out: str | Path | None, *, command: str) -> Path:

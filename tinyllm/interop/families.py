@@ -2,11 +2,24 @@
 
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import CHOICES, Architecture
-from tinyllm.interop.dense import GPT2, Llama, Mistral, Qwen3
+from tinyllm.interop.deepseek import DeepseekV2, DeepseekV3
+from tinyllm.interop.dense import GPT2, Llama, Mistral, Qwen2, Qwen3, SmolLM3
 from tinyllm.interop.family import Config, Family, refused
-from tinyllm.interop.mixtures import DeepseekV3, Mixtral, Qwen3Moe
+from tinyllm.interop.kinds import HARMLESS
+from tinyllm.interop.mixtures import Mixtral, Qwen3Moe
 
-FAMILIES: tuple[Family, ...] = (GPT2(), Llama(), Qwen3(), Mistral(), Mixtral(), Qwen3Moe(), DeepseekV3())
+FAMILIES: tuple[Family, ...] = (
+    GPT2(),
+    Llama(),
+    Qwen2(),
+    Qwen3(),
+    Mistral(),
+    SmolLM3(),
+    Mixtral(),
+    Qwen3Moe(),
+    DeepseekV2(),
+    DeepseekV3(),
+)
 
 
 def family_of(config: Config) -> Family:
@@ -17,15 +30,14 @@ def family_of(config: Config) -> Family:
     """
     known = {family.model_type: family for family in FAMILIES}
     kind = config.get("model_type")
-    if kind not in known:
+    family = known.get(kind) if isinstance(kind, str) else None
+    if family is None:
         raise refused("model_type", kind, " ".join(known))
-    family = known[kind]
-    classes = config.get("architectures") or [family.architecture]
-    if family.architecture not in classes and not any(one.endswith("Model") for one in classes):
+    classes, names = config.get("architectures"), HARMLESS["architectures"]
+    if not names.fits(classes):
+        raise refused("architectures", classes, names.words)
+    if classes and family.architecture not in classes and not any(one.endswith("Model") for one in classes):
         raise refused("architectures", classes[0], family.architecture)
-    for name in ("quantization_config", "pruned_heads"):
-        if config.get(name):
-            raise refused(name, "…", "none")
     return family
 
 

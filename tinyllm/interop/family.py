@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from tinyllm.errors import UserError, setting
 from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
+from tinyllm.interop.kinds import ANY, HARMLESS, NEUTRAL, WIDTH, Kind
 from tinyllm.interop.layouts import Weight
 
 Config = Mapping[str, Any]
@@ -37,24 +38,53 @@ COMMON: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Entry:
-    """An entry of config.json and the key of ours that has the same meaning.
+class Fact:
+    """An entry of config.json that its family reads by code of its own.
 
     Attributes:
         theirs: its name.
-        ours: our key.
+        kind: what it may hold.
         default: what transformers takes when the entry is missing (its configuration class says so).
-        names: our value → their spellings, the first of which is written; None: the value itself.
-        null: our value where theirs is null.
         also: other names under which it is read.
     """
 
     theirs: str
-    ours: str
+    kind: Kind
     default: Any = REQUIRED
+    also: tuple[str, ...] = ()
+
+    def take(self, config: Config) -> Any:
+        """The value of the entry.
+
+        Raises:
+            UserError: the entry is missing, is there twice with different values, or is of another kind.
+        """
+        given = {name: config[name] for name in (self.theirs, *self.also) if name in config}
+        if not given:
+            if self.default is REQUIRED:
+                raise UserError("config.json lacks an entry", key=self.theirs, value="?", hint="every model has it")
+            return self.default
+        (name, value), *others = given.items()
+        if any(other != value for _, other in others):
+            raise refused(others[0][0], others[0][1], f"{setting(name, value)}: both are one entry")
+        if not self.kind.fits(value):
+            raise refused(name, value, self.kind.words)
+        return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry(Fact):
+    """An entry of config.json and the key of ours that has the same meaning.
+
+    Attributes:
+        ours: our key.
+        names: our value → their spellings, the first of which is written; None: the value itself.
+        null: our value where theirs is null.
+    """
+
+    ours: str
     names: Mapping[Any, tuple[Any, ...]] | None = None
     null: Any = None
-    also: tuple[str, ...] = ()
 
     def encode(self, value: Any) -> Any:
         """Their value of ours."""
@@ -62,15 +92,12 @@ class Entry:
             return None if value == self.null else value
         return self.names[value][0]
 
-    def decode(self, config: Config) -> Any:
+    def decode(self, value: Any) -> Any:
         """Our value of theirs.
 
         Raises:
-            UserError: the entry is missing, or has no equal here.
+            UserError: it has no equal here.
         """
-        value = next((config[name] for name in (self.theirs, *self.also) if name in config), self.default)
-        if value is REQUIRED:
-            raise UserError("config.json lacks an entry", key=self.theirs, value="?", hint="every model has it")
         if self.names is None:
             return self.null if value is None else value
         for ours, spellings in self.names.items():
@@ -80,19 +107,23 @@ class Entry:
         raise refused(self.theirs, value, f"one of {known}")
 
 
+def entry(theirs: str, ours: str, default: Any = REQUIRED, *, kind: Kind = WIDTH, **more: Any) -> Entry:
+    """An entry with our key; a size unless another kind is given."""
+    return Entry(theirs, kind, default, ours=ours, **more)
+
+
+def replaced(entries: tuple[Entry, ...], *others: Entry) -> tuple[Entry, ...]:
+    """A family's entries with others of the same names in their places, and new ones behind them."""
+    by_name = {one.theirs: one for one in entries} | {one.theirs: one for one in others}
+    return tuple(by_name.values())
+
+
 @dataclass(frozen=True)
 class Only:
-    """An entry of config.json with one value that we can express.
-
-    Attributes:
-        theirs: its name.
-        value: it.
-        default: what transformers takes when the entry is missing.
-    """
+    """An entry of config.json with one value that we can express, which is written and is transformers' default."""
 
     theirs: str
     value: Any
-    default: Any = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +141,13 @@ class Mismatch:
 
 def refused(name: str, value: Any, allowed: str) -> UserError:
     """The error for an entry of config.json that cannot be expressed."""
-    return UserError("tinyllm cannot express this model", key=name, value=value, hint=f"allowed: {allowed}")
+    shown = value if len(str(value)) <= 80 else f"{str(value)[:79]}…"
+    return UserError("tinyllm cannot express this model", key=name, value=shown, hint=f"allowed: {allowed}")
+
+
+def same(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are the same, where true is not 1."""
+    return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 class Family:
@@ -122,9 +159,15 @@ class Family:
         allowed: values that our keys may have, each a tuple; the first is what an import sets. Keys of ``entries``
             need not be here.
         entries: config.json beside our keys.
+        facts: what else of config.json is read.
         only: entries of config.json that must have one value.
-        written: entries that are written and not read, because they have no bearing on what the model computes.
+        neutral: further entries that may only have a value with which they change nothing, or be missing.
+        harmless: entries that have no bearing on what the model computes.
+        written: those of them that are written.
         varying: our keys that may differ from layer to layer, with what most layers have.
+
+    Every entry of a config.json is in one of these tables, or the file is refused: what nobody reads may change the
+    model.
     """
 
     title: ClassVar[str]
@@ -132,7 +175,10 @@ class Family:
     architecture: ClassVar[str]
     allowed: ClassVar[dict[str, tuple[Any, ...]]]
     entries: ClassVar[tuple[Entry, ...]]
+    facts: ClassVar[tuple[Fact, ...]] = ()
     only: ClassVar[tuple[Only, ...]] = ()
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    harmless: ClassVar[dict[str, Kind]] = {}
     written: ClassVar[dict[str, Any]] = {}
     varying: ClassVar[dict[str, Any]] = {}
 
@@ -141,11 +187,11 @@ class Family:
         found = []
         for key, allowed in self.allowed.items():
             found += [Mismatch(key, value, allowed) for value in arch.values(key) if value not in allowed]
-        for entry in self.entries:
-            names = entry.names
+        for one in self.entries:
+            names = one.names
             if names is not None:
-                values = arch.values(entry.ours)
-                found += [Mismatch(entry.ours, value, tuple(names)) for value in values if value not in names]
+                values = arch.values(one.ours)
+                found += [Mismatch(one.ours, value, tuple(names)) for value in values if value not in names]
         for key in {key for layer in arch.layers for key in layer}:
             values = arch.values(key)
             if len(values) > 1 and key not in self.varying and not any(one.key == key for one in found):
@@ -155,11 +201,33 @@ class Family:
     def write(self, arch: Architecture) -> dict[str, Any]:
         """config.json of an architecture without mismatches."""
         config: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
-        for entry in self.entries:
-            values = arch.values(entry.ours)
+        for each in self.entries:
+            values = arch.values(each.ours)
             if values:
-                config[entry.theirs] = entry.encode(values[0])
+                config[each.theirs] = each.encode(values[0])
         return config | {one.theirs: one.value for one in self.only} | self.written
+
+    def checked(self, config: Config) -> dict[str, Any]:
+        """What config.json says, defaults filled in: each entry under the name its table has.
+
+        Raises:
+            UserError: an entry is missing, is of another kind, or is one that nobody reads.
+        """
+        neutral = NEUTRAL | self.neutral | {one.theirs: (one.value,) for one in self.only}
+        harmless = HARMLESS | dict.fromkeys(self.written, ANY) | self.harmless
+        read = {name for one in (*self.entries, *self.facts) for name in (one.theirs, *one.also)}
+        for name, value in config.items():
+            if name in read:
+                continue
+            if name in neutral:
+                if not any(same(value, one) for one in neutral[name]):
+                    raise refused(name, value, " or ".join(setting(name, one) for one in neutral[name]))
+            elif name not in harmless:
+                hint = f"an entry that {self.title} has; nobody reads this one, and it may change the model"
+                raise refused(name, value, hint)
+            elif not harmless[name].fits(value):
+                raise refused(name, value, harmless[name].words)
+        return {one.theirs: one.take(config) for one in (*self.entries, *self.facts)}
 
     def read(self, config: Config) -> Architecture:
         """The architecture that config.json describes.
@@ -167,28 +235,29 @@ class Family:
         Raises:
             UserError: an entry is missing, or means something that we cannot express.
         """
-        for one in self.only:
-            value = config.get(one.theirs, one.default)
-            if value != one.value:
-                raise refused(one.theirs, value, setting(one.theirs, one.value))
+        entries = self.checked(config)
         values = {key: allowed[0] for key, allowed in self.allowed.items()} | self.varying
-        values |= {entry.ours: entry.decode(config) for entry in self.entries}
+        values |= {one.ours: one.decode(entries[one.theirs]) for one in self.entries}
         for key, allowed in self.allowed.items():
             if values[key] not in allowed:
-                name = next(entry.theirs for entry in self.entries if entry.ours == key)
+                name = next(one.theirs for one in self.entries if one.ours == key)
                 raise refused(name, values[key], " or ".join(map(str, allowed)))
-        return self.arrange(config, values)
+        return self.arrange(entries, values)
 
-    def arrange(self, config: Config, values: dict[str, Any]) -> Architecture:
-        """The values by model and layer."""
-        model = {key: value for key, value in values.items() if key in OF_THE_MODEL}
-        block = {key: value for key, value in values.items() if key not in OF_THE_MODEL}
-        layers = [meaning(block | self.differing(config, i, values)) for i in range(model["model.n_layers"])]
-        return Architecture(model, layers)
+    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
+        """The values by model and layer.
 
-    def differing(self, config: Config, layer: int, values: dict[str, Any]) -> dict[str, Any]:
-        """What is special of one layer."""
-        return {}
+        Args:
+            entries: config.json, checked.
+            values: ours by key, as far as they are alike in all layers.
+        """
+        model = {key: value for key, value in values.items() if of_the_model(key)}
+        block = {key: value for key, value in values.items() if not of_the_model(key)}
+        return Architecture(model, [meaning(block | own) for own in self.layers(entries, values)])
+
+    def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """What is special of each layer."""
+        return [{} for _ in range(values["model.n_layers"])]
 
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
         """Every tensor of the model and where it is in theirs."""
@@ -205,13 +274,16 @@ def meaning(layer: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in layer.items() if not key.startswith(dead)}
 
 
+def of_the_model(key: str) -> bool:
+    """Whether no layer has a value of its own for a key."""
+    return key in OF_THE_MODEL or key.startswith(("model.pos.", "model.norm."))
+
+
 OF_THE_MODEL = frozenset(
     {
         "norm",
         "pos",
         "model.bias",
-        "model.norm.eps",
-        "model.pos.base",
         "model.d_model",
         "model.n_layers",
         "model.max_seq_len",
@@ -219,4 +291,4 @@ OF_THE_MODEL = frozenset(
         "model.tie_embeddings",
     }
 )
-"""Keys that no layer has for itself."""
+"""Keys that no layer has for itself, beside those of positions and norms."""

@@ -13,7 +13,7 @@ def folded(model: Transformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]
     """The tensors of the same function without an output multiplier, and with 1/√d as attention's scale.
 
     The output multiplier goes into the last norm, which the head alone reads; what attention's scale differs by, into
-    the queries. Nothing changes where there is nothing to fold.
+    the queries, without what the positions ask for. Nothing changes where there is nothing to fold.
 
     Args:
         model: for its multipliers; meta tensors suffice.
@@ -24,7 +24,8 @@ def folded(model: Transformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]
         factors |= {f"norm.{name}": (slice(None), model.output_multiplier) for name, _ in model.norm.named_parameters()}
     for i, block in enumerate(model.layers()):
         names, rows, size = _queries(block.attn)
-        if (factor := block.attn.scale / size**-0.5) != 1:
+        usual = size**-0.5 * (model.pos.score_factor if isinstance(block.attn, MLA) else 1.0)
+        if (factor := block.attn.scale / usual) != 1:
             factors |= {f"blocks.{i}.attn.{name}": (rows, factor) for name in names}
     found = dict(state)
     for name in factors.keys() & found.keys():

@@ -3,8 +3,23 @@
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, Architecture, heads_option
-from tinyllm.interop.family import COMMON, GATES, Config, Entry, Family, refused
+from tinyllm.interop.family import COMMON, GATES, Config, Entry, Fact, Family, Mismatch, entry, refused
+from tinyllm.interop.kinds import (
+    FLAG,
+    FLOAT,
+    HEADS,
+    LAYERS,
+    POSITIONS,
+    TEXT,
+    VOCABULARY,
+    WIDTH,
+    Kind,
+    listed,
+    nullable,
+    whole,
+)
 from tinyllm.interop.layouts import Rows, Weight
+from tinyllm.interop.rotary import FACTS, ROPES, WHOLE, positions, stretched, written
 
 
 class RopeFamily(Family):
@@ -17,43 +32,45 @@ class RopeFamily(Family):
     theta: ClassVar[float] = 10000.0
 
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = COMMON | {
-        "pos": ("rope",),
+        "pos": ROPES,
         "norm": ("rmsnorm",),
         "ffn": ("glu",),
         "moe": ("none",),
     }
     entries: ClassVar[tuple[Entry, ...]] = (
-        Entry("vocab_size", "model.vocab_size"),
-        Entry("hidden_size", "model.d_model"),
-        Entry("num_hidden_layers", "model.n_layers"),
-        Entry("num_attention_heads", "model.n_heads"),
-        Entry("max_position_embeddings", "model.max_seq_len"),
-        Entry("rms_norm_eps", "model.norm.eps", 1e-6),
-        Entry("tie_word_embeddings", "model.tie_embeddings", False),
-        Entry("hidden_act", f"{FFN}.gate", "silu", names=GATES),
+        entry("vocab_size", "model.vocab_size", kind=VOCABULARY),
+        entry("hidden_size", "model.d_model"),
+        entry("num_hidden_layers", "model.n_layers", kind=LAYERS),
+        entry("num_attention_heads", "model.n_heads", kind=HEADS),
+        entry("max_position_embeddings", "model.max_seq_len", kind=POSITIONS),
+        entry("rms_norm_eps", "model.norm.eps", 1e-6, kind=FLOAT),
+        entry("tie_word_embeddings", "model.tie_embeddings", False, kind=FLAG),
+        entry("hidden_act", f"{FFN}.gate", "silu", kind=TEXT, names=GATES),
     )
+    facts: ClassVar[tuple[Fact, ...]] = (*FACTS, Fact("layer_types", nullable(listed(TEXT)), None))
+    neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "partial_rotary_factor": WHOLE,
+        "rope_interleaved": (False,),
+        "attention_bias": (False,),
+        "mlp_bias": (False,),
+        "sliding_window": (None,),
+        "use_sliding_window": (False,),
+    }
+    harmless: ClassVar[dict[str, Kind]] = {"pretraining_tp": nullable(whole())}
+
+    def mismatches(self, arch: Architecture) -> list[Mismatch]:
+        return super().mismatches(arch) + stretched(arch)
 
     def write(self, arch: Architecture) -> dict[str, Any]:
-        base = arch.value("model.pos.base")
-        rope = {"rope_parameters": {"rope_theta": base, "rope_type": "default"}, "rope_theta": base}
-        return super().write(arch) | rope
+        return super().write(arch) | written(arch)
 
-    def arrange(self, config: Config, values: dict[str, Any]) -> Architecture:
-        return super().arrange(config, values | {"model.pos.base": self.rope_base(config)})
+    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
+        found = positions(entries, theta=self.theta, context=values["model.max_seq_len"])
+        return super().arrange(entries, values | found)
 
-    def rope_base(self, config: Config) -> float:
-        """The base of the rotary positions; transformers 5 writes ``rope_parameters``, older ones two entries."""
-        name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
-        rope = config.get(name) or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
-            raise refused(f"{name}.rope_type", kind, "default")
-        partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
-        if partial not in (None, 1.0):
-            raise refused("partial_rotary_factor", partial, "1.0")
-        if any(isinstance(value, dict) for value in rope.values()):
-            raise refused(name, "one per kind of layer", "one for all layers")
-        return float(rope.get("rope_theta") or config.get("rope_theta") or self.theta)
+    def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
+        alike(entries, values)
+        return super().layers(entries, values)
 
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
         found = [
@@ -80,36 +97,111 @@ class RopeFamily(Family):
 
 
 class HeadsFamily(RopeFamily):
-    """Those with keys and values for some of the heads."""
+    """Those with keys and values for some of the heads.
 
+    Attributes:
+        qkv_bias: whether queries, keys and values have biases; None: if the output has.
+    """
+
+    qkv_bias: ClassVar[bool | None] = None
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = RopeFamily.allowed | {
         "attn": ("mha", "gqa", "mqa"),
         f"{ATTN}.bias": (False,),
+        f"{ATTN}.nope": (False,),
         f"{FFN}.bias": (False,),
     }
     entries: ClassVar[tuple[Entry, ...]] = (
         *RopeFamily.entries,
-        Entry("num_key_value_heads", "model.n_kv_heads", None),
-        Entry("head_dim", f"{ATTN}.head_dim", None),
+        entry("num_key_value_heads", "model.n_kv_heads", None, kind=nullable(HEADS)),
+        entry("head_dim", f"{ATTN}.head_dim", None, kind=nullable(WIDTH)),
     )
 
-    def arrange(self, config: Config, values: dict[str, Any]) -> Architecture:
+    def mismatches(self, arch: Architecture) -> list[Mismatch]:
+        found = super().mismatches(arch)
+        for layer in arch.layers:
+            wanted = layer[f"{ATTN}.bias"] if self.qkv_bias is None else self.qkv_bias
+            if layer.get(f"{ATTN}.qkv_bias", wanted) != wanted:
+                return [*found, Mismatch(f"{ATTN}.qkv_bias", layer[f"{ATTN}.qkv_bias"], (wanted,))]
+        return found
+
+    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
         n_heads = values["model.n_heads"]
         n_kv_heads = values["model.n_kv_heads"] or n_heads
+        if n_heads % n_kv_heads:
+            raise refused("num_key_value_heads", n_kv_heads, f"what divides num_attention_heads={n_heads}")
         head_dim = values[f"{ATTN}.head_dim"] or values["model.d_model"] // n_heads
+        if head_dim < 2 or head_dim % 2:
+            raise refused("head_dim", head_dim, "an even number, since rotary positions turn pairs")
         derived = {"model.n_kv_heads": n_kv_heads, f"{ATTN}.head_dim": head_dim}
-        return super().arrange(config, values | derived | {"attn": heads_option(n_heads, n_kv_heads)})
+        derived[f"{ATTN}.qkv_bias"] = values[f"{ATTN}.bias"] if self.qkv_bias is None else self.qkv_bias
+        return super().arrange(entries, values | derived | {"attn": heads_option(n_heads, n_kv_heads)})
 
     def attention(self, layer: dict[str, Any], ours: str, theirs: str, config: Config) -> list[Weight]:
         dim, heads, kv_heads = layer[f"{ATTN}.head_dim"], layer["model.n_heads"], layer["model.n_kv_heads"]
         rows = Rows((heads * dim, kv_heads * dim, kv_heads * dim))
-        found = []
-        for part in parts(layer[f"{ATTN}.bias"]):
-            found.append(Weight(f"{ours}.qkv.{part}", tuple(f"{theirs}.{x}_proj.{part}" for x in "qkv"), rows))
-            found.append(Weight(f"{ours}.out.{part}", (f"{theirs}.o_proj.{part}",)))
+        found = [
+            Weight(f"{ours}.qkv.{part}", tuple(f"{theirs}.{x}_proj.{part}" for x in "qkv"), rows)
+            for part in parts(layer[f"{ATTN}.qkv_bias"])
+        ]
+        found += [Weight(f"{ours}.out.{part}", (f"{theirs}.o_proj.{part}",)) for part in parts(layer[f"{ATTN}.bias"])]
         if layer[f"{ATTN}.qk_norm"]:
             found += [Weight(f"{ours}.{x}_norm.weight", (f"{theirs}.{x}_norm.weight",)) for x in "qk"]
         return found
+
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def alike(entries: Config, values: dict[str, Any]) -> None:
+    """Refuse ``layer_types`` that say something else than the one window that transformers gives all layers there.
+
+    Raises:
+        UserError: they do.
+    """
+    types, one = entries["layer_types"], SLIDING if values.get(f"{ATTN}.window") else FULL
+    if types is not None and types != [one] * values["model.n_layers"]:
+        hint = f"{one} for each layer; transformers gives the layers of this model_type one window and reads no types"
+        raise refused("layer_types", types, hint)
+
+
+class WindowedFamily(HeadsFamily):
+    """Those with a window in all layers or in some."""
+
+    varying: ClassVar[dict[str, Any]] = {f"{ATTN}.window": 0}
+    facts: ClassVar[tuple[Fact, ...]] = (
+        *HeadsFamily.facts,
+        Fact("use_sliding_window", FLAG, False),
+        Fact("sliding_window", nullable(whole()), 4096),
+    )
+
+    def mismatches(self, arch: Architecture) -> list[Mismatch]:
+        windows = [one for one in arch.values(f"{ATTN}.window") if one]
+        several = [Mismatch(f"{ATTN}.window", one, (0, windows[0])) for one in windows[1:]]
+        return super().mismatches(arch) + several
+
+    def write(self, arch: Architecture) -> dict[str, Any]:
+        windows = [layer[f"{ATTN}.window"] for layer in arch.layers]
+        return super().write(arch) | {
+            "use_sliding_window": any(windows),
+            "sliding_window": max(windows) or None,
+            "layer_types": [SLIDING if window else FULL for window in windows],
+        }
+
+    def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
+        n_layers = values["model.n_layers"]
+        window = entries["sliding_window"] if entries["use_sliding_window"] else None
+        types = entries["layer_types"]
+        if types is None:
+            types = [SLIDING if window and self.slides(entries, i) else FULL for i in range(n_layers)]
+        if len(types) != n_layers or not {FULL, SLIDING}.issuperset(types):
+            raise refused("layer_types", types, f"{FULL} or {SLIDING} for each layer")
+        if SLIDING in types and not window:
+            raise refused("layer_types", types, f"{FULL} without a window: use_sliding_window and sliding_window")
+        return [{f"{ATTN}.window": window if one == SLIDING else 0} for one in types]
+
+    def slides(self, entries: Config, layer: int) -> bool:
+        """Whether a layer has the window if ``layer_types`` are not there."""
+        raise TypeError(f"{type(self).__name__} is no family by itself")
 
 
 def glu(ours: str, theirs: str, d_ff: int, *, bias: bool = False) -> list[Weight]:

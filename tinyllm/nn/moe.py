@@ -1,6 +1,5 @@
 """Mixtures of experts around any feed-forward layer, and the absence of one."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 
@@ -48,6 +47,9 @@ class Mixture(FeedForward):
         router: a name of ``SCORES``.
         routed_scale: factor on what the routed experts add.
         balance_coeff: factor on the balance loss.
+        normalize: the gates of a token's routed experts are divided by their sum; None: if there are several.
+        n_groups: the routed experts form so many groups of neighbours.
+        n_active_groups: those of the groups with the best experts from which a token's are chosen; None: all.
         d_model, model_d_ff, bias: the model's shape.
 
     Raises:
@@ -68,6 +70,9 @@ class Mixture(FeedForward):
         d_model: int,
         model_d_ff: int,
         bias: bool,
+        normalize: bool | None = None,
+        n_groups: int = 1,
+        n_active_groups: int | None = None,
     ) -> None:
         super().__init__()
         if n_shared < 0:
@@ -84,6 +89,10 @@ class Mixture(FeedForward):
         self.score = lookup(SCORES, router, parameter="router")
         self.n_routed, self.n_chosen = n_experts - n_shared, n_active - n_shared
         self.routed_scale, self.balance_coeff = routed_scale, balance_coeff
+        self.normalize = self.n_chosen > 1 if normalize is None else normalize
+        self.n_groups = n_groups
+        self.n_active_groups = n_groups if n_active_groups is None else n_active_groups
+        self._check_groups()
         with torch.device("meta"):
             whole: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
         self.d_ff = max(8, 8 * round(whole.d_ff / n_active / 8)) if expert_d_ff is None else expert_d_ff
@@ -96,9 +105,32 @@ class Mixture(FeedForward):
         self.experts: FeedForward = expert(partial(ffn, d_ff=self.d_ff), linear=grouped)
         self.shared: FeedForward | None = expert(partial(ffn, d_ff=n_shared * self.d_ff)) if n_shared else None
 
-    @abstractmethod
+    def _check_groups(self) -> None:
+        n_groups, n_active_groups = self.n_groups, self.n_active_groups
+        if n_groups < 1 or self.n_routed % n_groups:
+            raise ValueError(f"n_groups={n_groups} does not divide the {self.n_routed} routed experts")
+        size = self.n_routed // n_groups
+        if not 1 <= n_active_groups <= n_groups:
+            raise ValueError(f"n_active_groups={n_active_groups} must be from 1 to n_groups={n_groups}")
+        if n_active_groups < n_groups and n_active_groups * size < self.n_chosen:
+            raise ValueError(
+                f"n_active_groups={n_active_groups} of {size} experts each are fewer than the {self.n_chosen} chosen"
+            )
+        if n_active_groups < n_groups and size < self.best_of_group:
+            raise ValueError(f"n_groups={n_groups} have {size} experts each, and the best {self.best_of_group} count")
+
+    best_of_group = 1
+    """How many of a group's experts, the best, decide about the group."""
+
     def choose(self, score_NE: Tensor) -> Tensor:
-        """The experts (N, K) of each token."""
+        """The experts (N, K) of each token: those with the highest scores, within the best groups."""
+        if self.n_active_groups < self.n_groups:
+            score_NGe = score_NE.unflatten(1, (self.n_groups, -1))
+            of_group_NG = score_NGe.topk(self.best_of_group, dim=-1).values.sum(-1)
+            kept_NG = torch.zeros_like(of_group_NG, dtype=torch.bool)
+            kept_NG.scatter_(1, of_group_NG.topk(self.n_active_groups).indices, value=True)
+            score_NE = score_NGe.masked_fill(~kept_NG[..., None], -torch.inf).flatten(1)
+        return score_NE.topk(self.n_chosen).indices
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, Routing | None]:
         """What shared and chosen experts give for each token; in training also how the tokens were spread."""
@@ -106,7 +138,7 @@ class Mixture(FeedForward):
         score_NE = self.score(self._logits(x_NC))
         chosen_NK = self.choose(score_NE.detach())
         gate_NK = score_NE.gather(1, chosen_NK)
-        if self.n_chosen > 1:
+        if self.normalize:
             gate_NK = shares(gate_NK)
         load_BE = score_NE.new_zeros(x_BTC.shape[0], self.n_routed)
         ones = load_BE.new_ones(()).expand(x_BTC.shape[0], x_BTC.shape[-2] * self.n_chosen)
@@ -186,6 +218,9 @@ class AuxLoss(Mixture):
         d_model: int,
         model_d_ff: int,
         bias: bool,
+        normalize: bool | None = None,
+        n_groups: int = 1,
+        n_active_groups: int | None = None,
     ) -> None:
         if coeff < 0:
             raise ValueError(f"coeff={coeff} must be at least 0")
@@ -201,10 +236,10 @@ class AuxLoss(Mixture):
             d_model=d_model,
             model_d_ff=model_d_ff,
             bias=bias,
+            normalize=normalize,
+            n_groups=n_groups,
+            n_active_groups=n_active_groups,
         )
-
-    def choose(self, score_NE: Tensor) -> Tensor:
-        return score_NE.topk(self.n_chosen).indices
 
 
 class AuxFree(Mixture):
@@ -218,6 +253,7 @@ class AuxFree(Mixture):
     """
 
     bias_E: Tensor
+    best_of_group = 2
 
     def __init__(
         self,
@@ -234,6 +270,9 @@ class AuxFree(Mixture):
         d_model: int,
         model_d_ff: int,
         bias: bool,
+        normalize: bool | None = None,
+        n_groups: int = 1,
+        n_active_groups: int | None = None,
     ) -> None:
         for name, value in {"gamma": gamma, "alpha": alpha}.items():
             if value < 0:
@@ -250,12 +289,15 @@ class AuxFree(Mixture):
             d_model=d_model,
             model_d_ff=model_d_ff,
             bias=bias,
+            normalize=normalize,
+            n_groups=n_groups,
+            n_active_groups=n_active_groups,
         )
         self.gamma = gamma
         self.register_buffer("bias_E", torch.zeros(self.n_routed))
 
     def choose(self, score_NE: Tensor) -> Tensor:
-        return (score_NE + self.bias_E).topk(self.n_chosen).indices
+        return super().choose(score_NE + self.bias_E)
 
     def balance(self, load_E: Tensor) -> None:
         self.bias_E += self.gamma * (load_E.mean() - load_E).sign()

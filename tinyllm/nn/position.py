@@ -15,7 +15,15 @@ from torch.autograd.function import once_differentiable
 
 
 class Position(nn.Module, ABC):
-    """The interface; by itself it knows nothing of positions."""
+    """The interface; by itself it knows nothing of positions.
+
+    Attributes:
+        rotates: whether attention turns its queries and keys.
+        score_factor: factor on the scores of latent attention, which YaRN raises with the context.
+    """
+
+    rotates = False
+    score_factor = 1.0
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
         """The embeddings of the tokens at positions start … start+T−1 with position information added.
@@ -58,13 +66,15 @@ class _Table(nn.Module):
     """Constant fp32 buffers that are no part of the state dict and stay fp32 when the model's dtype is
     changed."""
 
-    def __init__(self, build: Callable[[torch.device], dict[str, Tensor]]) -> None:
+    def __init__(self, build: Callable[[torch.device], dict[str, Tensor]], **shapes: tuple[int, ...]) -> None:
         super().__init__()
         self._build = build
         device = torch.empty(0).device
-        # on meta a cosine would first import torch's compiler, which takes longer than to compute the tables
-        for name, value in build(torch.device("cpu") if device.type == "meta" else device).items():
-            self.register_buffer(name, value.to(device), persistent=False)
+        # on meta a cosine would first import torch's compiler, and a context of millions would fill the memory
+        on_meta = device.type == "meta"
+        tables = {name: torch.empty(shape) for name, shape in shapes.items()} if on_meta else build(device)
+        for name, value in tables.items():
+            self.register_buffer(name, value, persistent=False)
 
     def fill(self) -> None:
         """Compute the tables where the buffers are now (they hold nothing after meta → ``to_empty``)."""
@@ -95,7 +105,7 @@ class Sinusoidal(Position):
             table = torch.stack((angles.sin(), angles.cos()), dim=-1).flatten(1)
             return {"values": table[:, :d_model].contiguous()}
 
-        self.table = _Sinusoids(build)
+        self.table = _Sinusoids(build, values=(max_seq_len, d_model))
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
         return x_BTC + _at(self.table.values, start, x_BTC.shape[1])
@@ -105,7 +115,16 @@ class Sinusoidal(Position):
 
 
 class Rope(Position):
-    """Rotary position embedding (Su et al. 2021)."""
+    """Rotary position embedding (Su et al. 2021).
+
+    ``tinyllm.nn.rope`` has those that stretch a context, which differ in the frequencies.
+
+    Attributes:
+        table_factor: factor on what queries and keys become when they are turned.
+    """
+
+    rotates = True
+    table_factor = 1.0
 
     def __init__(self, *, max_seq_len: int, base: float) -> None:
         super().__init__()
@@ -113,10 +132,14 @@ class Rope(Position):
         self.max_seq_len, self.base = max_seq_len, base
         self.by_dim = nn.ModuleDict()
 
+    def frequencies(self, dim: int, device: torch.device) -> Tensor:
+        """(dim/2,) in float64: the angle by which a step of one position turns each pair."""
+        return base_frequencies(self.base, dim, device)
+
     def rotary(self, dim: int) -> "Rotary":
         key = str(dim)
         if key not in self.by_dim:
-            self.by_dim[key] = Rotary(dim=dim, max_seq_len=self.max_seq_len, base=self.base)
+            self.by_dim[key] = Rotary(self.frequencies, dim=dim, max_seq_len=self.max_seq_len, factor=self.table_factor)
         module = self.by_dim[key]
         assert isinstance(module, Rotary)
         return module
@@ -128,25 +151,36 @@ class Rope(Position):
 
 
 class Rotary(_Table):
-    """Turns the pairs (x_i, x_{i+dim/2}) of each head by position · base^(−2i/dim); fp32 tables.
+    """Turns the pairs (x_i, x_{i+dim/2}) of each head by position · frequency_i; fp32 tables.
+
+    Args:
+        frequencies: of so many features, see ``Rope.frequencies``.
+        factor: on the turned pairs.
 
     Attributes:
         cos, sin: (positions, dim): what x_i, and what the other one of its pair, is multiplied with.
+
+    Raises:
+        ValueError: an odd ``dim``.
     """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, *, dim: int, max_seq_len: int, base: float) -> None:
+    def __init__(
+        self, frequencies: Callable[[int, torch.device], Tensor], *, dim: int, max_seq_len: int, factor: float = 1.0
+    ) -> None:
         if dim % 2:
             raise ValueError(f"head_dim={dim} is odd: rotary positions turn pairs, so it must be even")
 
         def build(device: torch.device) -> dict[str, Tensor]:
-            angles = _angles(max_seq_len, dim, base, device)
+            angles = _turned(max_seq_len, frequencies(dim, device))
             cos, sin = angles.cos(), angles.sin()
+            if factor != 1:
+                cos, sin = cos * factor, sin * factor
             return {"cos": torch.cat((cos, cos), dim=-1), "sin": torch.cat((-sin, sin), dim=-1)}
 
-        super().__init__(build)
+        super().__init__(build, cos=(max_seq_len, dim), sin=(max_seq_len, dim))
 
     def forward(self, x_BTHD: Tensor, start: int | Tensor) -> Tensor:
         """The heads of the tokens at positions start … start+T−1, turned, as (B, H, T, dim) in the same dtype."""
@@ -196,8 +230,17 @@ def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
 
 def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:
     """(n, dim/2): position · base^(−2i/dim), computed in float64 and rounded once."""
-    frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim)
-    return (torch.arange(n, dtype=torch.float64, device=device)[:, None] * frequencies).float()
+    return _turned(n, base_frequencies(base, dim, device))
+
+
+def base_frequencies(base: float, dim: int, device: torch.device) -> Tensor:
+    """(dim/2,) in float64: base^(−2i/dim)."""
+    return torch.as_tensor(base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim))
+
+
+def _turned(n: int, frequencies: Tensor) -> Tensor:
+    """(n, dim/2) in fp32: the angle of each pair at positions 0 … n−1."""
+    return (torch.arange(n, dtype=torch.float64, device=frequencies.device)[:, None] * frequencies).float()
 
 
 def _check_base(base: float) -> None:

@@ -15,19 +15,28 @@ MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Tensors:
     """The tensors of a directory. Nothing but names and shapes is read before it is asked for.
 
+    An index is the authority: what another file holds under a name that the index gives elsewhere is a stale copy.
+
+    Args:
+        path: the directory.
+        whole_first: a whole file wins over an index, as in transformers; else the index does.
+
     Attributes:
         file_of: where each tensor is.
+        unlisted: those that a file holds and its index does not list.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, or does not hold what the index says.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, whole_first: bool = False) -> None:
         self.path = path
         self.file_of: dict[str, Path] = {}
+        self.unlisted: set[str] = set()
         self._open: dict[Path, Any] = {}
-        names = dict.fromkeys(weight_map(path / INDEX).values()) if (path / INDEX).is_file() else (MODEL,)
-        for file in (path / name for name in names):
+        has_index = (path / INDEX).is_file() and not (whole_first and (path / MODEL).is_file())
+        listed = weight_map(path / INDEX) if has_index else {}
+        for file in (path / name for name in (dict.fromkeys(listed.values()) if has_index else (MODEL,))):
             if file.parent != path:
                 raise UserError("damaged index", file=path / INDEX, hint=f"{file} is not in this directory")
             if not file.is_file():
@@ -36,7 +45,14 @@ class Tensors:
                 self._open[file] = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise UserError("damaged weights", file=file, hint=str(error)) from error
-            self.file_of |= dict.fromkeys(self._open[file].keys(), file)
+            names = self._open[file].keys()
+            self.file_of |= dict.fromkeys((name for name in names if listed.get(name, file.name) == file.name), file)
+        for name, file_name in listed.items():
+            if name not in self.file_of:
+                hint = f"it says that {name} is in {file_name}, which does not hold it"
+                raise UserError("damaged index", file=path / INDEX, hint=hint)
+        if has_index:
+            self.unlisted = self.file_of.keys() - listed.keys()
 
     def names(self) -> list[str]:
         """All of them."""

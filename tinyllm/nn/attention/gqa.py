@@ -23,6 +23,8 @@ class GQA(HeadsAttention):
         norm_eps: float,
         pos: Position,
         qk_norm_eps: float | None = None,
+        qkv_bias: bool | None = None,
+        nope: bool = False,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -38,4 +40,6 @@ class GQA(HeadsAttention):
             norm_eps=norm_eps,
             pos=pos,
             qk_norm_eps=qk_norm_eps,
+            qkv_bias=qkv_bias,
+            nope=nope,
         )

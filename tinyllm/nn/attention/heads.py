@@ -21,9 +21,11 @@ class HeadsAttention(Attention):
         norm_eps: the eps of the model's norms.
         qk_norm_eps: that of the norms of queries and keys; None: ``norm_eps``.
         window, sinks, softcap: see ``Rule``.
+        qkv_bias: biases of queries, keys and values; None: as ``bias``, which the output projection has.
+        nope: queries and keys stay unturned under rotary positions (NoPE, Kazemnejad et al. 2023).
 
     Raises:
-        ValueError: a number out of range, or two that do not divide.
+        ValueError: a number out of range, two that do not divide, or ``nope`` where nothing turns.
     """
 
     def __init__(
@@ -42,6 +44,8 @@ class HeadsAttention(Attention):
         norm_eps: float,
         pos: Position,
         qk_norm_eps: float | None = None,
+        qkv_bias: bool | None = None,
+        nope: bool = False,
     ) -> None:
         super().__init__()
         if qk_norm_eps is not None and not qk_norm_eps > 0:
@@ -54,10 +58,17 @@ class HeadsAttention(Attention):
         self.scale = self.head_dim**-0.5
         self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
-        self.rotary = pos.rotary(self.head_dim)
+        if nope and not pos.rotates:
+            raise ValueError("nope=true takes rotary positions from a layer, and there are none: leave it false")
+        self.nope = nope
+        self.rotary = None if nope else pos.rotary(self.head_dim)
         self.q_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
         self.k_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
-        self.qkv = Linear(d_in=d_model, d_out=(n_heads + 2 * n_kv_heads) * self.head_dim, bias=bias)
+        self.qkv = Linear(
+            d_in=d_model,
+            d_out=(n_heads + 2 * n_kv_heads) * self.head_dim,
+            bias=bias if qkv_bias is None else qkv_bias,
+        )
         self.out = Linear(d_in=n_heads * self.head_dim, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:

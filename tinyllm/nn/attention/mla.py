@@ -72,7 +72,7 @@ class MLA(Attention):
         self.rotary, self.rope_dim = _rotary(rope_head_dim, usual, pos)
         self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
-        self.scale = (self.nope_dim + self.rope_dim) ** -0.5
+        self.scale = (self.nope_dim + self.rope_dim) ** -0.5 * pos.score_factor
         d_query = n_heads * (self.nope_dim + self.rope_dim)
         self.q: nn.Module
         if q_latent_dim is None:

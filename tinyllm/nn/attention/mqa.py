@@ -22,6 +22,8 @@ class MQA(HeadsAttention):
         norm_eps: float,
         pos: Position,
         qk_norm_eps: float | None = None,
+        qkv_bias: bool | None = None,
+        nope: bool = False,
     ) -> None:
         super().__init__(
             d_model=d_model,
@@ -37,4 +39,6 @@ class MQA(HeadsAttention):
             norm_eps=norm_eps,
             pos=pos,
             qk_norm_eps=qk_norm_eps,
+            qkv_bias=qkv_bias,
+            nope=nope,
         )

@@ -1,0 +1,167 @@
+"""Types of the entries of a config.json, each with its range, in words for the person whose file it is."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an entry may hold.
+
+    Attributes:
+        words: it, as an error line says it.
+        fits: whether a value is of it.
+    """
+
+    words: str
+    fits: Callable[[Any], bool]
+
+
+def whole(at_least: int = 1, at_most: int = 2**31 - 1) -> Kind:
+    """A whole number, which true and 2.0 are not."""
+    return Kind(
+        f"a whole number from {at_least:,} to {at_most:,}",
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most,
+    )
+
+
+def number(above: float = 0.0, *, at_most: float = 1e12) -> Kind:
+    """A finite number."""
+    return Kind(
+        f"a number above {above:g}, at most {at_most:g}",
+        lambda value: isinstance(value, int | float) and not isinstance(value, bool) and above < value <= at_most,
+    )
+
+
+def nullable(kind: Kind) -> Kind:
+    """Null as well."""
+    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.fits(value))
+
+
+def listed(kind: Kind) -> Kind:
+    """A list of them, which may be empty."""
+    words = f"a list of which each is {kind.words}"
+    return Kind(words, lambda value: isinstance(value, list) and all(kind.fits(one) for one in value))
+
+
+def either(one: Kind, other: Kind) -> Kind:
+    """One of two kinds."""
+    return Kind(f"{one.words}, or {other.words}", lambda value: one.fits(value) or other.fits(value))
+
+
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+TEXT = Kind("a text", lambda value: isinstance(value, str))
+OBJECT = Kind("an object", lambda value: isinstance(value, dict))
+ANY = Kind("anything", lambda value: True)
+# transformers takes no 1 for these, only 1.0
+FLOAT = Kind("a number above 0 with a decimal point", lambda value: isinstance(value, float) and 0 < value < math.inf)
+SHARE = Kind(
+    "a number from 0 to 1",
+    lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1,
+)
+
+# Far above every published model. What is more is a mistake that would fill the memory before a weight is read.
+WIDTH = whole(1, 2**20)
+HEADS = whole(1, 2**16)
+LAYERS = whole(1, 1024)
+VOCABULARY = whole(1, 2**26)
+POSITIONS = whole(1, 2**22)
+EXPERTS = whole(1, 4096)
+
+TOKEN = nullable(whole(-1))
+TOKENS = either(TOKEN, listed(whole(-1)))
+"""``eos_token_id`` may be several."""
+
+HARMLESS: dict[str, Kind] = {
+    **dict.fromkeys(
+        (
+            "_attn_implementation",
+            "_attn_implementation_autoset",
+            "_commit_hash",
+            "_name_or_path",
+            "attn_implementation",
+            "auto_map",
+            "chunk_size_feed_forward",
+            "dtype",
+            "experts_implementation",
+            "finetuning_task",
+            "id2label",
+            "is_decoder",
+            "is_llama_config",
+            "label2id",
+            "name_or_path",
+            "num_labels",
+            "prefix",
+            "problem_type",
+            "task_specific_params",
+            "tf_legacy_loss",
+            "tokenizer_class",
+            "torch_dtype",
+            "torchscript",
+            "transformers.js_config",
+            "transformers_version",
+            "unsloth_fixed",
+            "unsloth_version",
+            "use_bfloat16",
+        ),
+        ANY,
+    ),
+    # settings of generation, which older versions kept here
+    **dict.fromkeys(
+        (
+            "bad_words_ids",
+            "begin_suppress_tokens",
+            "decoder_start_token_id",
+            "diversity_penalty",
+            "do_sample",
+            "early_stopping",
+            "encoder_no_repeat_ngram_size",
+            "exponential_decay_length_penalty",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "length_penalty",
+            "max_length",
+            "max_new_tokens",
+            "min_length",
+            "no_repeat_ngram_size",
+            "num_beam_groups",
+            "num_beams",
+            "num_return_sequences",
+            "output_scores",
+            "remove_invalid_values",
+            "repetition_penalty",
+            "return_dict_in_generate",
+            "suppress_tokens",
+            "temperature",
+            "top_k",
+            "top_p",
+            "typical_p",
+        ),
+        ANY,
+    ),
+    **dict.fromkeys(("use_cache", "output_attentions", "output_hidden_states", "return_dict"), nullable(FLAG)),
+    **dict.fromkeys(("bos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"), TOKEN),
+    "eos_token_id": TOKENS,
+    "architectures": nullable(listed(TEXT)),
+    "model_type": TEXT,
+    "initializer_range": SHARE,
+    "attention_dropout": nullable(SHARE),
+}
+"""Entries of any family that have no bearing on what a model computes, with what transformers takes in them."""
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "quantization_config": (None, {}),
+    "compression_config": (None, {}),
+    "pruned_heads": (None, {}),
+    "is_encoder_decoder": (False,),
+    "tie_encoder_decoder": (False,),
+    "cross_attention_hidden_size": (None,),
+    "add_cross_attention": (False,),
+    "is_causal": (True,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "per_layer_config": (None,),
+}
+"""Entries of any family that may only have a value with which they change nothing."""

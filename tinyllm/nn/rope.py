@@ -1,0 +1,171 @@
+"""Rotary positions that stretch a context: a model trained on a short one reads a longer one, or is trained on it.
+
+Each changes the frequencies of ``Rope`` as ``transformers`` does for the ``rope_type`` of its name.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from tinyllm.nn.position import Rope, Rotary, base_frequencies
+
+
+class LinearRope(Rope):
+    """Position interpolation (Chen et al. 2023): positions divided by ``factor``.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(self, *, max_seq_len: int, base: float, factor: float) -> None:
+        super().__init__(max_seq_len=max_seq_len, base=base)
+        self.factor = _at_least_one(factor)
+
+    def frequencies(self, dim: int, device: torch.device) -> Tensor:
+        return super().frequencies(dim, device) / self.factor
+
+
+class StretchedRope(Rope):
+    """Rotary positions that know the context from which they stretch.
+
+    Args:
+        factor: how much longer the context may become.
+        original_max_seq_len: the context to stretch; None: max_seq_len / factor.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(self, *, max_seq_len: int, base: float, factor: float, original_max_seq_len: int | None) -> None:
+        super().__init__(max_seq_len=max_seq_len, base=base)
+        if base <= 1:
+            raise ValueError(f"base={base} must be more than 1, so that each pair turns slower than the one before it")
+        self.factor = _at_least_one(factor)
+        if original_max_seq_len is None:
+            original_max_seq_len = max(1, round(max_seq_len / factor))
+        if original_max_seq_len < 1:
+            raise ValueError(f"original_max_seq_len={original_max_seq_len} must be at least 1")
+        self.original_max_seq_len = original_max_seq_len
+
+
+class NtkRope(StretchedRope):
+    """NTK-aware scaling at the length of the model's context: a larger base, so that slow pairs turn slower still.
+
+    What transformers calls ``dynamic`` gives a sequence of ``max_seq_len`` tokens these frequencies. They are fixed
+    here, so that cached keys stay right; up to the original context they are those of ``Rope``.
+    """
+
+    def rotary(self, dim: int) -> Rotary:
+        if dim < 4:
+            raise ValueError(f"head_dim={dim} is too small for a base that follows the context: at least 4")
+        return super().rotary(dim)
+
+    def frequencies(self, dim: int, device: torch.device) -> Tensor:
+        growth = self.factor * self.max_seq_len / self.original_max_seq_len - (self.factor - 1)
+        return base_frequencies(self.base * max(1.0, growth) ** (dim / (dim - 2)), dim, device)
+
+
+class YarnRope(StretchedRope):
+    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071): slow pairs are interpolated, fast ones stay.
+
+    Args:
+        beta_fast: a pair that turns this often or more within the original context stays as it is.
+        beta_slow: one that turns this often or less is interpolated; between the two it is a mixture.
+        attention_factor: factor on turned queries and keys; None: 0.1·ln(factor) + 1, or what ``mscale`` says.
+        mscale: with ``mscale_all_dim``, attention_factor is (0.1·mscale·ln(factor) + 1) over the same of that.
+        mscale_all_dim: the scores of latent attention are multiplied with (0.1·mscale_all_dim·ln(factor) + 1)²
+            (DeepSeek-V2).
+        truncate: the bounds of the mixture are whole pairs.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_seq_len: int,
+        base: float,
+        factor: float,
+        original_max_seq_len: int | None,
+        beta_fast: float,
+        beta_slow: float,
+        attention_factor: float | None,
+        mscale: float | None,
+        mscale_all_dim: float | None,
+        truncate: bool,
+    ) -> None:
+        super().__init__(max_seq_len=max_seq_len, base=base, factor=factor, original_max_seq_len=original_max_seq_len)
+        if not beta_fast > beta_slow > 0:
+            raise ValueError(f"beta_slow={beta_slow} must be positive and less than beta_fast={beta_fast}")
+        given = {"attention_factor": attention_factor, "mscale": mscale, "mscale_all_dim": mscale_all_dim}
+        for name, value in given.items():
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value} must be positive")
+        if mscale is not None and (mscale_all_dim is None or attention_factor is not None):
+            raise ValueError(f"mscale={mscale} counts beside mscale_all_dim and without attention_factor alone")
+        self.beta_fast, self.beta_slow, self.truncate = beta_fast, beta_slow, truncate
+        self.attention_factor, self.mscale, self.mscale_all_dim = attention_factor, mscale, mscale_all_dim
+        usual = self._magnitude(1.0 if mscale is None else mscale)
+        usual /= self._magnitude(None if mscale is None else mscale_all_dim)
+        self.table_factor = usual if attention_factor is None else attention_factor
+        self.score_factor = self._magnitude(mscale_all_dim) ** 2
+
+    def _magnitude(self, scale: float | None) -> float:
+        return 1.0 if scale is None else 0.1 * scale * math.log(self.factor) + 1.0
+
+    def frequencies(self, dim: int, device: torch.device) -> Tensor:
+        low, high = (self._pair_of(turns, dim) for turns in (self.beta_fast, self.beta_slow))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, dim - 1)
+        steps = torch.arange(dim // 2, dtype=torch.float64, device=device)
+        interpolated = ((steps - low) / ((high - low) or 0.001)).clamp(0, 1)
+        frequencies = super().frequencies(dim, device)
+        return frequencies * (1 - interpolated) + frequencies / self.factor * interpolated
+
+    def _pair_of(self, turns: float, dim: int) -> float:
+        """The pair, counted from 0, that turns so often within the original context."""
+        return dim * math.log(self.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(self.base))
+
+
+class Llama3Rope(StretchedRope):
+    """Llama 3.1's scaling (Llama Team 2024): wavelengths beyond a part of the original context are stretched.
+
+    Args:
+        low_freq_factor: a pair of a wavelength beyond original_max_seq_len / this turns ``factor`` times slower.
+        high_freq_factor: one below original_max_seq_len / this stays as it is; between the two it is a mixture.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_seq_len: int,
+        base: float,
+        factor: float,
+        original_max_seq_len: int | None,
+        low_freq_factor: float,
+        high_freq_factor: float,
+    ) -> None:
+        super().__init__(max_seq_len=max_seq_len, base=base, factor=factor, original_max_seq_len=original_max_seq_len)
+        if not high_freq_factor > low_freq_factor > 0:
+            raise ValueError(
+                f"low_freq_factor={low_freq_factor} must be positive and less than high_freq_factor={high_freq_factor}"
+            )
+        self.low_freq_factor, self.high_freq_factor = low_freq_factor, high_freq_factor
+
+    def frequencies(self, dim: int, device: torch.device) -> Tensor:
+        frequencies = super().frequencies(dim, device)
+        turns = self.original_max_seq_len * frequencies / (2 * math.pi)  # within the original context
+        kept = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return frequencies * kept + frequencies / self.factor * (1 - kept)
+
+
+def _at_least_one(factor: float) -> float:
+    if not 1 <= factor < math.inf:
+        raise ValueError(f"factor={factor} must be at least 1 and finite")
+    return factor
