@@ -179,8 +179,12 @@ class _Progress:
         from rich.console import Console
         from rich.progress import Progress
 
+        from tinyllm.utils.environment import shows
+
         self.done = 0
-        self._bar = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._bar = Progress(
+            console=Console(stderr=True), transient=True, disable=not (sys.stderr.isatty() and shows("INFO"))
+        )
         self._task = self._bar.add_task("evaluating", total=total)
 
     def __enter__(self) -> "_Progress":

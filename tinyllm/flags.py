@@ -1,13 +1,14 @@
 """Programs that look at run directories take flags instead of settings; their mistakes are one line too."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 import tinyllm
 from tinyllm.errors import UserError
+from tinyllm.utils.environment import log_level
+from tinyllm.utils.streams import prepare_streams
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -43,7 +44,9 @@ class Flags(argparse.ArgumentParser):
 
 def answer(work: Callable[[], int]) -> NoReturn:
     """End the process with the exit code of ``work``; what a person can mend is one line and exit code 2."""
+    prepare_streams()
     try:
+        log_level()
         code = work()
         sys.stdout.flush()
     except UserError as error:
@@ -52,7 +55,4 @@ def answer(work: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     sys.exit(code)

@@ -21,7 +21,7 @@ def main() -> None:
     """The console script ``tinyllm-generate``."""
     from tinyllm.config.cli import run
 
-    run("generate", _task)
+    run("generate", _task, ends_with_reader=True)
 
 
 def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
@@ -39,13 +39,10 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
         answers = session.samples(prompts, seed=cfg.seed)
         print(json.dumps(answers[0] if cfg.prompts is None else answers, ensure_ascii=False))
         return 0
-    try:
-        if cfg.interactive:
-            session.converse()
-        else:
-            session.say(prompts, seed=cfg.seed)
-    except BrokenPipeError:
-        _let_go_of_stdout()
+    if cfg.interactive:
+        session.converse()
+    else:
+        session.say(prompts, seed=cfg.seed)
     return 0
 
 
@@ -189,13 +186,6 @@ def _ask() -> str | None:
         except EOFError:
             print(file=sys.stderr)
             return None
-
-
-def _let_go_of_stdout() -> None:
-    """After the reader went away (``| head``): let Python's last flush go nowhere instead of complaining."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from tinyllm.config.commented import File, Group, Key, Program, programs, read_program
+from tinyllm.utils.streams import prepare_streams
 
 _HEAD = """\
 # Options
@@ -12,7 +13,11 @@ _HEAD = """\
 Every program, group and key. Written by `python -m tinyllm.reference > docs/options.md` from the comments
 in `conf/`; a test fails when it is out of date. `null` means: not set, and the text says what happens then.
 
-A setting is written `key=value`, a choice `group=option`. The option in **bold** is the default."""
+A setting is written `key=value`, a choice `group=option`. The option in **bold** is the default. A key that holds text
+has it as typed; a whole number may be written `1000`, `1_000`, `1e3` or `2**19`.
+
+The environment variable `LOG_LEVEL` says how much is printed: `INFO` (the default), `WARNING` (no progress: notes,
+results and errors), `ERROR` (results and errors) or `DEBUG` (errors with their traceback)."""
 
 
 def markdown() -> str:
@@ -143,4 +148,5 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(), end="")
+    prepare_streams()
+    print(markdown(), end="", flush=True)

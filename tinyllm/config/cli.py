@@ -27,8 +27,9 @@ from tinyllm.config.errors import explained
 from tinyllm.config.overrides import key_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import RankError, UserError, one_line
-from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, started_processes
+from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
+from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import plain
 
 SIGNALLED = 128
@@ -89,6 +90,7 @@ def run(
     prepare: Callable[[CommandLine], list[str]] | None = None,
     jobs: Jobs | None = None,
     several: bool = False,
+    ends_with_reader: bool = False,
 ) -> None:
     """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
 
@@ -102,12 +104,14 @@ def run(
         prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's.
         jobs: what the jobs of a multirun are given; None: they run like any other, and their errors are counted.
         several: a key may have several values without a multirun; ``prepare`` makes one of them.
+        ends_with_reader: the program is of no use once nobody reads its standard output.
     """
+    prepare_streams(ends_with_reader=ends_with_reader)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
         from tinyllm.config.help import help_text
 
-        print(help_text(program))
+        print(help_text(program), flush=True)
         sys.exit(0)
     if "--version" in arguments:
         print(f"tinyllm {tinyllm.__version__}")
@@ -118,6 +122,7 @@ def run(
         os.environ[ONE_LINE] = "1"
     results: list[int] = []
     try:
+        debug = debug or log_level() == "DEBUG"
         arguments, as_json = _without(arguments, "--json")
         line = read(arguments, several=several)
         if line.multirun and started_processes() > 1:
@@ -167,6 +172,7 @@ def run(
     if len(codes) > 1:
         failed = [str(index) for index, code in enumerate(codes) if code]
         print(f"{len(codes)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    sys.stdout.flush()
     sys.exit(next((code for code in results if code), 0))
 
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from tinyllm.loggers.story import Rows, Speed, end_rows, next_commands, start_rows
 from tinyllm.training.events import Callback, Outcome, RunInfo
+from tinyllm.utils.environment import shows
 from tinyllm.utils.text import duration, plain, quantity, shown_path
 
 _STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
@@ -35,6 +36,8 @@ def console_for(
         flags: what the commands shown at the end need besides the run, such as ``--config-dir my_conf``.
     """
     stream = stream or sys.stdout
+    if not shows("INFO"):
+        return NotesOnly(stream, flags=flags) if shows("WARNING") else Callback()
     is_terminal = stream.isatty() and environ.get("TERM", "") not in ("", "dumb")
     # Lines and bars, and whatever a model writes, have to be sayable in the terminal's encoding.
     is_terminal = is_terminal and (stream.encoding or "").lower().replace("-", "") == "utf8"
@@ -105,6 +108,16 @@ class PlainConsole(Callback):
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         except OSError:
             pass  # a full disk loses a line of the display, never the run
+
+
+class NotesOnly(Callback):
+    """What a person should know beside the figures (``LOG_LEVEL=WARNING``)."""
+
+    def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
+        self._plain = PlainConsole(stream, flags=flags)
+
+    def on_message(self, text: str) -> None:
+        self._plain.on_message(text)
 
 
 class TerminalConsole(Callback):

@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from tinyllm.utils.environment import shows
+
 
 class PreparationProgress:
     """Call it with (stage, done, total) in bytes; use it as a context manager.
@@ -18,7 +20,7 @@ class PreparationProgress:
     """
 
     def __init__(self, *, lines: bool = True) -> None:
-        self._lines = lines
+        self._lines, self._shown = lines, shows("INFO")
         self._console = Console(file=sys.stderr, highlight=False)
         self._bar: Progress | None = None
         self._stage = ""
@@ -34,6 +36,8 @@ class PreparationProgress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that ``done`` of ``total`` bytes (0: unknown) of a stage are done."""
+        if not self._shown:
+            return
         if not self._console.is_terminal:
             if stage != self._stage and self._lines:
                 print(f"{stage} …", flush=True)

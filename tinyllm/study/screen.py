@@ -9,6 +9,7 @@ from rich.status import Status
 
 from tinyllm.training.metrics import record_of
 from tinyllm.training.names import METRICS
+from tinyllm.utils.environment import shows
 
 TAIL = 4096
 """Bytes at the end of a file of metrics in which its last record lies."""
@@ -22,7 +23,7 @@ class Screen:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
+        self.quiet = quiet or not shows("INFO")
         self.console = Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}

@@ -12,6 +12,7 @@ from tinyllm.sweep.directory import CSV, SweepDir
 from tinyllm.sweep.record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Record
 from tinyllm.sweep.table import show_table
 from tinyllm.training.signals import unless_nohup
+from tinyllm.utils.environment import shows
 from tinyllm.utils.platforms import signals
 from tinyllm.utils.text import plain
 
@@ -95,7 +96,8 @@ class Sweep:
         """Say that a job begins."""
         self._told[record.name] = RUNNING
         again = "" if record.status == WAITING else f" again ({record.status} before)"
-        print(f"job {record.number}: {plain(record.label)}{again}", flush=True)
+        if shows("INFO"):
+            print(f"job {record.number}: {plain(record.label)}{again}", flush=True)
 
     def look(self) -> None:
         """Read what became of the jobs, say what is new, and bring ``sweep.csv`` up to date."""
@@ -115,13 +117,16 @@ class Sweep:
         if record.status == FAILED and not self.in_process:  # else the job has just said it here
             parts.append(record.error)
         stream = sys.stderr if record.status == FAILED else sys.stdout
+        if record.status != FAILED and not shows("INFO"):
+            return
         print(plain(f"job {record.number} ({record.label}): {', '.join(parts)}"), file=stream, flush=True)
 
     def tell_jobs(self, total: int) -> None:
         """Say how many jobs there are to be, and where to look."""
         before = f"{len(self.skipped)} of them finished before"
         logs = "" if self.in_process else f"; what they print goes to {self.directory.records}/*.log"
-        print(f"{total} jobs in {self.directory.path}, {before}{logs}", flush=True)
+        if shows("INFO"):
+            print(f"{total} jobs in {self.directory.path}, {before}{logs}", flush=True)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
