@@ -93,6 +93,9 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     assert len(names(tmp_path / "*.txt", tmp_path)) == 5
     source = text_corpus(tmp_path).open(ContentHashes(tmp_path / "cache"))
     assert len(list(source.documents())) == 5
+    assert len(names(tmp_path / "latin-?.txt", tmp_path)) == 1
+    with pytest.raises(UserError, match="cannot hold this path"):  # nor could it be resumed
+        find(os.fsdecode(bytes(tmp_path) + b"/latin-\xe9.txt"))
 
 
 def test_suffixes_in_any_case_and_the_first_group_that_is_there(tmp_path: Path) -> None:

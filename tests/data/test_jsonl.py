@@ -106,6 +106,18 @@ def test_json_that_is_not_lines_says_how_to_make_some(tmp_path: Path, content: s
     assert str(tmp_path / "a.json") in caught.value.hint
 
 
+def test_a_large_document_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held as UTF-8, of which a character may lie on a border."""
+    text = "aé€😀" * 50
+    file = write(tmp_path / "a.jsonl", json.dumps({"text": text}))
+    for size in (4, 7, 30, 1000):
+        monkeypatch.setattr("tinyllm.data.jsonl.CHUNK", size)
+        [document] = corpus(file).open(ContentHashes(tmp_path / "hashes")).documents()
+        chunks = list(document.chunks())
+        assert "".join(chunks) == text
+        assert max(len(chunk.encode()) for chunk in chunks) <= size
+
+
 def test_mark_at_the_start_of_a_text_is_no_letter(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"\ufeff{word}\r\nand more"}) for word in ("one", "two")]
     assert texts_of(corpus(write(tmp_path / "a.jsonl", *lines)), tmp_path) == ["one\r\nand more", "two\r\nand more"]

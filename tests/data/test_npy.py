@@ -72,7 +72,7 @@ def test_val_path_may_have_rows_of_another_length_and_larger_numbers(tmp_path: P
 def test_vocabulary_that_is_given(tmp_path: Path) -> None:
     file = save(tmp_path / "a.npy", np.arange(20, dtype=np.int32).reshape(4, 5))
     assert ready(file, tmp_path, vocab_size=50257).tokenizer.vocab_size == 50257
-    with pytest.raises(UserError, match="the number 19 is outside the vocabulary of 19"):
+    with pytest.raises(UserError, match=r"the number 19 is outside the vocabulary of 19 \(tokenizer.vocab_size=19\)"):
         ready(file, tmp_path, vocab_size=19)
     with pytest.raises(UserError, match=r"tokenizer.vocab_size=0"):
         ready(file, tmp_path, vocab_size=0)

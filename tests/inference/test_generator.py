@@ -1,5 +1,6 @@
 """Text out of tokens: streaming, stop strings, the end of a text, prompts, seeds."""
 
+import os
 import re
 
 import pytest
@@ -92,6 +93,14 @@ def test_an_empty_prompt_starts_where_a_document_does() -> None:
     assert prompt_ids(CharTokenizer("\nab"), "") == [0]
     assert prompt_ids(CharTokenizer("\t\nab"), "") == [1]
     assert prompt_ids(CharTokenizer("ab"), "") == [0]
+
+
+@pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("ab")], ids=["byte", "char"])
+def test_a_prompt_with_a_byte_that_is_not_utf8(tokenizer) -> None:
+    """On a command line such a byte becomes half a surrogate pair."""
+    with pytest.raises(UserError, match="not text") as caught:
+        prompt_ids(tokenizer, "a" + os.fsdecode(b"\xff"), key="trainer.sample_prompt")
+    assert caught.value.key == "trainer.sample_prompt"
     assert prompt_ids(IdsTokenizer(vocab_size=9), "") == [0]
     text = generate_text(Scripted([*b"hi", EOT]), BYTES, "", max_new_tokens=9, temperature=0)
     assert text == "hi"

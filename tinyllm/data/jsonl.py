@@ -1,5 +1,6 @@
 """JSON lines: one object per line, one of its fields is the document."""
 
+import codecs
 import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from tinyllm.data.corpus import Document
 from tinyllm.data.filecorpus import Contents, FileCorpus
-from tinyllm.data.files import read_lines, require_errors_mode
+from tinyllm.data.files import CHUNK, read_lines, require_errors_mode
 from tinyllm.data.finding import Listing
 from tinyllm.errors import UserError
 from tinyllm.utils.files import parse_json
@@ -37,27 +38,27 @@ class JsonlCorpus(FileCorpus):
 
     def look(self, listing: Listing, *, key: str, path: str) -> None:
         texts = self._texts(file.path for file in listing.files)
-        if all(text.isspace() for text in texts):
+        if all(chunk.isspace() for text in texts for chunk in _decoded(text)):
             raise UserError("there is no text in it", key=key, value=path, hint=f"texts are taken from {self._field}")
 
     def settings(self) -> list[Any]:
         return [self._field, self._errors]
 
     def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
-        for text in self._texts(files):
-            data = text.encode()
+        for data in self._texts(files):
             digest = hashlib.sha256(data).digest()
             same = digest
             if b"\r" in data:
                 same = hashlib.sha256(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).digest()
-            yield Document(digest, len(data), partial(iter, (text,)), same)
+            yield Document(digest, len(data), partial(_decoded, data), same)
 
-    def _texts(self, files: Iterable[str]) -> Iterator[str]:
-        """The texts that are not empty."""
+    def _texts(self, files: Iterable[str]) -> Iterator[bytes]:
+        """The texts that are not empty, as UTF-8: with an emoji in it a text takes four times as much as a string."""
         for file in files:
             for number, line in enumerate(read_lines(file), start=1):
-                if text := self._text(line, file, number):
-                    yield text
+                if data := self._text(line, file, number).encode():
+                    del line
+                    yield data
 
     def _text(self, line: bytes, file: str, number: int) -> str:
         place = f"{file}:{number}"
@@ -75,8 +76,10 @@ class JsonlCorpus(FileCorpus):
             record = parse_json(decoded, finite=False)
         except ValueError as error:
             raise UserError("the line is not JSON", file=place, hint=_advice(decoded, file, number, error)) from None
+        start = decoded[:64]
+        del decoded  # of a large document one copy is enough
         if not isinstance(record, dict):
-            hint = _advice(decoded, file, number, "each line is an object, {…}, with the text in one of its fields")
+            hint = _advice(start, file, number, "each line is an object, {…}, with the text in one of its fields")
             raise UserError("the line is not a JSON object", file=place, hint=hint)
         text, there = _look_up(record, self._field)
         if there is not None:
@@ -95,7 +98,7 @@ class JsonlCorpus(FileCorpus):
     def _whole(self, text: str, place: str) -> str:
         """``text``, without halves of surrogate pairs, which an escape can make."""
         try:
-            text.encode()  # much quicker than to look at each character
+            text.isascii() or text.encode()  # much quicker than to look at each character
         except UnicodeEncodeError:
             if self._errors == "strict":
                 raise UserError(
@@ -105,6 +108,15 @@ class JsonlCorpus(FileCorpus):
                 ) from None
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text
+
+
+def _decoded(data: bytes) -> Iterator[str]:
+    """UTF-8 as strings of about 1 MiB."""
+    start = 0
+    while start < len(data):
+        text, used = codecs.utf_8_decode(data[start : start + CHUNK], "strict", False)
+        yield text
+        start += used
 
 
 def _look_up(record: dict[str, Any], field: str) -> tuple[Any, list[str] | None]:

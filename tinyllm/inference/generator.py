@@ -155,13 +155,17 @@ def prompt_ids(tokenizer: Any, prompt: str, *, key: str = "prompt") -> list[int]
     the tokenizer has one, else after a line end if it knows that, else after token 0.
 
     Raises:
-        UserError: the tokenizer cannot express the prompt; the line names ``key`` and the character.
+        UserError: the tokenizer cannot express the prompt, or it is no text; the line names ``key`` and the
+            character.
     """
     if prompt:
+        shown = prompt if len(prompt) <= 40 else prompt[:40] + "…"
+        if any("\ud800" <= char <= "\udfff" for char in prompt):  # what is not UTF-8 on a command line
+            hint = "half a surrogate pair is no character; write it in UTF-8"
+            raise UserError("not text", key=key, value=shown, hint=hint)
         try:
             return [int(i) for i in tokenizer.encode(prompt, strict=True)]
         except UserError as error:
-            shown = prompt if len(prompt) <= 40 else prompt[:40] + "…"
             raise UserError(error.what, key=key, value=shown, hint=error.hint) from error
     if tokenizer.eot_id is not None:
         return [tokenizer.eot_id]

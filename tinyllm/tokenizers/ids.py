@@ -37,7 +37,7 @@ class IdsTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
         for ids in texts:
-            self._refuse_outside(ids)
+            self._refuse_outside(ids, key="tokenizer.vocab_size", value=self.vocab_size)
         return [ids.astype(np.uint32) for ids in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -64,11 +64,12 @@ class IdsTokenizer(Tokenizer):
     def from_dict(cls, state: dict[str, Any]) -> Self:
         return cls(vocab_size=state["vocab_size"])
 
-    def _refuse_outside(self, ids: np.ndarray) -> None:
+    def _refuse_outside(self, ids: np.ndarray, **where: Any) -> None:
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
             outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise UserError(
                 f"the number {outside} is outside the vocabulary of {self.vocab_size:,}",
+                **where,
                 hint=f"numbers from 0 to {self.vocab_size - 1} are allowed",
             )
 
