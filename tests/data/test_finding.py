@@ -205,7 +205,7 @@ def ring(folder: Path) -> str:
         (pipe, "not a readable file or folder", "a pipe"),
         (lambda folder: "/dev/null", "not a readable file or folder", "device"),
         (ring, "not a readable file or folder", "leads nowhere"),
-        (lambda folder: "~nobody-of-this-name/x", "no such home directory", "write the path out"),
+        (lambda folder: "~nobody-of-this-name/x", "no home directory is known", "give the path in full"),
         (lambda folder: "a\0b", "no such file or folder", ""),
         (lambda folder: "x" * 5000, "no such file or folder", ""),
     ],

@@ -67,10 +67,7 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
     except UnicodeEncodeError:  # the yaml files of a run have no way to write it, and none to be resumed from
         hint = "its name is not UTF-8; rename it, or use a glob with a ? for each such byte"
         raise UserError("the settings of a run cannot hold this path", key=key, value=path, hint=hint) from None
-    try:
-        place = in_home(path)
-    except RuntimeError:  # ~name of nobody, or no home
-        raise UserError("no such home directory", key=key, value=path, hint="write the path out") from None
+    place = in_home(path)
     try:
         status = os.stat(place)
     except (OSError, ValueError):  # ValueError: a NUL in the path
