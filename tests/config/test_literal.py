@@ -86,7 +86,7 @@ def test_in_a_whole_configuration_too(program: str, key: str) -> None:
 
 def test_a_key_whose_value_is_not_literal_tells_how_to_quote() -> None:
     with pytest.raises(UserError, match="quote it twice"):
-        tinyllm.compose("run.name=it's (a)")
+        tinyllm.compose("optimizer.lr=it's (a)")
     assert tinyllm.compose('run.name="it\'s (a)"').run.name == "it's (a)"
 
 
@@ -95,7 +95,7 @@ def test_only_the_named_keys_are_quoted() -> None:
     assert quote_literals(line) == [
         'prompt="a, b"',
         "seed=1",
-        "+prompt=1,2",
+        '+prompt="1,2"',
         "--cfg",
         "promptly=x",
         "prompt",

@@ -62,8 +62,8 @@ def test_numbers_of_tokens(text: int | str, tokens: int) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "0", 0, -1, "-5", "2**-1", "2**2**2", "1e6", 1.5, "2*3", "x", True, "2**", "**2", "2**100000", "0**3",
-     "__import__('os')", "2^19", "²"],
+    ["", "0", 0, -1, "-5", "2**-1", "2**2**2", "1e-6", "10k", "9**99", 1.5, "2*3", "x", True, "2**", "**2", "2**100000",
+     "0**3", "__import__('os')", "2^19", "²"],
 )  # fmt: skip
 def test_what_is_no_number_of_tokens(text: object) -> None:
     with pytest.raises(UserError, match=r"not a number of tokens \(trainer.total_batch_tokens=") as refused:

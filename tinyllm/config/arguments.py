@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,21 @@ from tinyllm.errors import UserError
 
 CLOSED = ("config_path", "config_name", "experimental_rerun")
 """Flags of Hydra that would replace our configuration by one that nothing here checks, or unpickle a file."""
+
+
+OF_SWEEPS = ("hydra.sweep.dir", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+"""Hydra's settings of a multirun."""
+OF_HYDRA = (*OF_SWEEPS, "hydra.searchpath", "hydra.job.env_set", "hydra.job.env_copy", "hydra.callbacks")
+"""All of Hydra's settings that do something here."""
+OTHERWISE = {
+    "hydra.run.dir": "use run.dir",
+    "hydra.sweep.subdir": "a job's directory is named by its number and what varies; hydra.sweep.dir is that of all",
+    "hydra.mode": "-m runs once for each combination of values",
+    "hydra.job.chdir": "programs stay in the directory that they are started in",
+    "hydra.output_subdir": "a run's configuration is config.yaml in its directory",
+    "hydra.verbose": "the environment variable LOG_LEVEL=DEBUG shows more",
+}
+"""What to use instead of some that do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +76,9 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
         raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
     if several and known.multirun:
         raise UserError("flag not offered", file="-m", hint="several values of a key are arms without it")
-    settings = settings if known.multirun else quote_literals(settings)
+    if not known.multirun:
+        _refuse_sweep_keys(settings, hint="leave it out" if several else "add -m, or leave it out")
+    settings = quote_literals(settings, several=several, multirun=bool(known.multirun))
     check_settings(
         settings, several=several or known.multirun, directories=[known.config_dir] if known.config_dir else []
     )
@@ -85,6 +103,23 @@ def check_settings(settings: Iterable[str], *, several: bool = False, directorie
     places = [conf_dir(), *map(Path, directories)]
     for override in parsed:
         _check_setting(override, several, places)
+
+
+def within_hydra(key: str) -> bool:
+    """Whether a key or group is one of Hydra's own."""
+    return re.split(r"[./@]", key, maxsplit=1)[0] == "hydra"
+
+
+def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
+    """A setting of a multirun does nothing in a single run.
+
+    Raises:
+        UserError: there is one.
+    """
+    for one in settings:
+        key, _, value = one.partition("=")
+        if key.lstrip("+~").startswith(OF_SWEEPS):
+            raise UserError("it has an effect in a multirun only", key=key.lstrip("+~"), value=value, hint=hint)
 
 
 def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
@@ -137,8 +172,9 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         raise UserError("a key cannot be taken out", file=text, hint=hint)
     if not key:
         raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
-    if key == "hydra.run.dir":
-        raise UserError("Hydra does not make the run's directory", key=key, value=typed, hint="use run.dir")
+    if within_hydra(key) and not key.startswith(OF_HYDRA):
+        hint = OTHERWISE.get(key, f"of Hydra's own settings there are {', '.join(OF_HYDRA)}")
+        raise UserError("a setting of Hydra without effect here", key=key, value=typed, hint=hint)
     in_group = any((place / key).is_dir() for place in places)
     if override.is_sweep_override():
         for one in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():

@@ -40,7 +40,6 @@ ERROR_FILE = "TINYLLM_ERROR_FILE"
 """Environment variable: the file that gets the first line of what goes wrong, for whoever started this process."""
 ONE_LINE = "TINYLLM_ONE_LINE_ERRORS"
 """Environment variable: it was not a person who set HYDRA_FULL_ERROR, but the program that started this one."""
-MULTIRUN_KEYS = ("hydra.sweep", "hydra/sweep", "hydra.launcher", "hydra/launcher")
 FILLED_IN = ("run.dir", "resume")
 """Keys that a sweep gives to each of its jobs."""
 USER_ERROR = 2
@@ -186,8 +185,6 @@ def _wants_tracebacks(arguments: list[str]) -> bool:
 def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     """One job: the check, then the task."""
     hydra_node = _hydra()
-    if not _is_job():
-        _refuse_multirun_keys(hydra_node)
     filled = FILLED_IN if _is_job() else ()
     cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed, filled=filled)
     choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
@@ -215,18 +212,6 @@ def _refuse_untyped(settings: Iterable[str], typed: Iterable[str]) -> None:
         key = key_of(one)
         if "hydra" in re.split(r"[./@:]", key) and key not in known:
             raise UserError("a setting of Hydra out of a file", file=one, hint="such a setting is typed")
-
-
-def _refuse_multirun_keys(hydra_node: DictConfig) -> None:
-    """A setting of a multirun does nothing in a single run.
-
-    Raises:
-        UserError: there is one.
-    """
-    for override in hydra_node.overrides.hydra:
-        key, _, value = str(override).partition("=")
-        if key.lstrip("+").startswith(MULTIRUN_KEYS):
-            raise UserError("it has an effect in a multirun only", key=key, value=value, hint="add -m, or leave it out")
 
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:

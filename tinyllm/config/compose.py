@@ -39,7 +39,8 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     hydra_node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    return checked(cfg, hydra_node, program, allow=allow)
+    with explain(quoted):
+        return checked(cfg, hydra_node, program, allow=allow)
 
 
 def checked(
@@ -72,9 +73,11 @@ def checked(
     if chosen:
         named |= experiment_keys(choices["experiment"], sources)
 
+    given = {key_of(one): one.partition("=")[2] for one in hydra_node.overrides.task}
+
     def check_named(composed: DictConfig, named: set[str]) -> None:
         fill_sizes(composed, allow)
-        check(composed, schema.SCHEMAS[program], named=named, filled=filled, allow=allow)
+        check(composed, schema.SCHEMAS[program], named=named, filled=filled, typed=given, allow=allow)
 
     fill_sizes(cfg, allow)
     expand(cfg, base=base_of(hydra_node, program), check=check_named, named=named, allow=allow)
@@ -108,7 +111,8 @@ def compose_on_top(
     with open_dict(cfg):
         del cfg["hydra"]
     allow = options_of(Path(config_dir)) if config_dir else frozenset()
-    return checked(cfg, hydra_node, program, allow=allow, typed=frozenset(map(key_of, more)))
+    with explain(more):
+        return checked(cfg, hydra_node, program, allow=allow, typed=frozenset(map(key_of, more)))
 
 
 def _search_path(config_dir: str | Path | None) -> list[str]:

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
@@ -22,8 +21,8 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from tinyllm.config.literal import LITERAL_KEYS
 from tinyllm.config.names import groups, near, unknown_key
+from tinyllm.config.typed import parsed
 from tinyllm.errors import UserError, one_line
 
 KINDS = {
@@ -53,6 +52,8 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
     """The :class:`UserError` for an exception of Hydra or OmegaConf."""
     reasons = (error.__cause__, error.__context__)
     cause = next((one for one in reasons if isinstance(one, OmegaConfBaseException)), error)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        cause = error  # what it was raised from knows less
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -62,7 +63,7 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
         return _in_file(cause, f"{source[1]}.yaml")
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown(cause, overrides)
-    if isinstance(cause, InterpolationResolutionError):
+    if isinstance(cause, InterpolationResolutionError) and not isinstance(cause, ValidationError):
         hint = "${…} may name another key; in a text write \\${"
         return UserError(_first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint)
     if isinstance(cause, ValidationError) and cause.full_key:
@@ -96,8 +97,8 @@ def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:
     settings = []
     for override in overrides:
         key, _, value = override.partition("=")
-        if key in LITERAL_KEYS and value.startswith('"'):
-            value = str(OverridesParser.create().parse_override(override).value())
+        if value.startswith('"') and (quoted := parsed(value)) is not None:
+            value = str(quoted.value())
         settings.append((key.lstrip("+~"), value))
     return settings[::-1]
 

@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from omegaconf import OmegaConf
 
+from tinyllm.config.typed import in_grammar
 from tinyllm.errors import UserError
 
 LITERAL_KEYS = frozenset(
@@ -99,13 +100,24 @@ def unquoted(overrides: Iterable[str]) -> list[str]:
     ]
 
 
-def quote_literals(argv: Iterable[str]) -> list[str]:
-    """The command line with the values of literal keys quoted; ``prompt=`` is the empty text."""
+def quote_literals(argv: Iterable[str], *, several: bool = False, multirun: bool = False) -> list[str]:
+    """A command line in Hydra's grammar: texts quoted where it needs that, whole numbers as it writes them.
+
+    ``prompt=`` is the empty text.
+
+    Args:
+        several: commas may separate values, but not in literal keys.
+        multirun: commas separate values everywhere.
+    """
     quoted = []
     for argument in argv:
         key, equals, value = argument.partition("=")
         if key in PATH_KEYS and value.startswith("~"):
             value = _in_home(key, value)
-            argument = f"{key}={value}"
-        quoted.append(f"{key}={quote(value)}" if equals and key in LITERAL_KEYS else argument)
+        if not equals or key.startswith("-"):
+            quoted.append(argument)
+        elif key in LITERAL_KEYS and not multirun:
+            quoted.append(f"{key}={quote(value)}")
+        else:
+            quoted.append(f"{key}={in_grammar(key.lstrip('+'), value, several=several or multirun)}")
     return quoted

@@ -7,7 +7,7 @@ of dataclass nodes against their ranges, ``_target_`` nodes against the construc
 import dataclasses
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -15,8 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.allowed import MARKS, Option, check_classes, walk_nodes
 from tinyllm.config.effects import check_effects, value_at
 from tinyllm.config.names import leaves, near, unknown_key
+from tinyllm.config.schema import fields_of
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem
+from tinyllm.config.typed import conformed, kind_of
 from tinyllm.errors import UserError
+from tinyllm.utils.numbers import whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments whose null means that the program fills them in."""
@@ -29,25 +32,29 @@ def check(
     *,
     named: Iterable[str] = (),
     filled: Collection[str] = (),
+    typed: Mapping[str, str] | None = None,
     allow: frozenset[Option] = frozenset(),
 ) -> None:
-    """Check every key of a composed configuration.
+    """Check every key of a composed configuration; a value that its key's type can take is made so, in place.
 
     Args:
         cfg: the composed configuration, without the ``hydra`` node.
         schema: the dataclass of its root.
         named: keys that the user named on the command line or in an experiment; such a key must take effect.
         filled: keys that the program itself has set; they turn nothing off.
+        typed: what the command line gives each key, in Hydra's grammar.
         allow: options besides those of ``conf/``.
 
     Raises:
         UserError: an unknown key, a missing value, a wrong type, a value out of range, a key without effect.
     """
+    _read_interpolated(cfg, schema)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError("value missing", key=missing[0], value="???", hint=f"set it: {missing[0]}=…")
     plain: Any = OmegaConf.to_container(cfg, resolve=True)
     check_classes(plain, extra=allow)
+    _conform(cfg, plain, schema, typed or {}, allow)
     _check_fields(plain, schema, "", plain)
     for path, node in walk_nodes(plain, ""):
         _check_target(node, path, allow, plain)
@@ -55,6 +62,46 @@ def check(
         if not math.isfinite(number):
             raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
     check_effects(plain, named=named, filled=filled, allow=allow)
+
+
+def _read_interpolated(cfg: DictConfig, schema: type) -> None:
+    """Whole numbers that come from the environment, which may be written there as on the command line."""
+    whole = [key for key, field in fields_of(schema) if kind_of(field.type, field.metadata) == "whole"]
+    keys = [key for key in whole if OmegaConf.is_interpolation(*_parent(cfg, key))]
+    if not keys:
+        return
+    untyped = OmegaConf.create(OmegaConf.to_container(cfg))
+    for key in keys:
+        number = whole_number(str(OmegaConf.select(untyped, key)))
+        if number is not None:
+            OmegaConf.update(cfg, key, number)
+
+
+def _parent(cfg: DictConfig, key: str) -> tuple[Any, str]:
+    node, _, name = key.rpartition(".")
+    return (OmegaConf.select(cfg, node) if node else cfg), name
+
+
+def _conform(
+    cfg: DictConfig, plain: dict[str, Any], schema: type, typed: Mapping[str, str], allow: frozenset[Option]
+) -> None:
+    """Bring values to the types of their keys, in both forms of the configuration."""
+    types: list[tuple[dict[str, Any], str, str, Any]] = []
+    for key, field in fields_of(schema):
+        path, _, name = key.rpartition(".")
+        node = value_at(plain, path) if path else plain
+        if isinstance(node, dict) and name in node:
+            types += [(node, name, key, int)] * bool(field.metadata.get("whole"))
+            types += [(node, name, key, bool)] * (True in field.metadata.get("choices", ()))
+    for path, node in walk_nodes(plain, ""):
+        known = annotations_of(resolve_target(node, path=path, extra=allow))
+        types += [(node, name, f"{path}.{name}", known[name]) for name in node if name in known]
+    for node, name, key, annotation in types:
+        value = node[name]
+        now = conformed(value, annotation, typed=typed.get(key))
+        if now != value or type(now) is not type(value):
+            node[name] = now
+            OmegaConf.update(cfg, key, now)
 
 
 def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str, Any]) -> None:

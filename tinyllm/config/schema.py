@@ -3,7 +3,8 @@
 Values stand in ``conf/*.yaml``, each once; here stand only types and, as field metadata, what is allowed.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ def key(
     below: float | None = None,
     choices: tuple[Any, ...] = (),
     filled: bool = False,
+    whole: bool = False,
 ) -> Any:
     """A field whose value comes from yaml, with what the preflight allows.
 
@@ -27,8 +29,10 @@ def key(
         below: a number must be smaller.
         choices: the values; beside a range also values that are no numbers.
         filled: a text must not be empty.
+        whole: a number is a whole one, though the key may hold words too.
     """
     allowed = {"at_least": at_least, "above": above, "below": below, "choices": choices, "filled": filled}
+    allowed |= {"whole": whole}
     return field(default=MISSING, metadata=allowed)
 
 
@@ -69,14 +73,14 @@ class TrainerConfig:
     stop_after_steps: int | None = key(at_least=1)
     batch_size: int = key(at_least=1)
     grad_accum_steps: int | None = key(at_least=1)
-    total_batch_tokens: Any = key()
+    total_batch_tokens: Any = key(whole=True)
     seq_len: int | None = key(at_least=1)
     grad_clip: float = key(at_least=0)
     precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
     deterministic: Any = key(choices=("auto", True, False))
     compile: CompileConfig = field(default_factory=CompileConfig)
-    activation_checkpointing: Any = key(at_least=1, choices=(False, True))
+    activation_checkpointing: Any = key(at_least=1, choices=(False, True), whole=True)
     log_every: int = key(at_least=0)
     eval_every: int = key(at_least=0)
     sample_every: int = key(at_least=0)
@@ -93,7 +97,7 @@ class TrainerConfig:
 class LossConfig:
     label_smoothing: float = key(at_least=0, below=1)
     z_loss: float = key(at_least=0)
-    chunk_tokens: Any = key(at_least=0, choices=("auto",))
+    chunk_tokens: Any = key(at_least=0, choices=("auto",), whole=True)
 
 
 @dataclass
@@ -183,14 +187,14 @@ class CompareConfig(TrainConfig):
     match: str = key(choices=("params", "active_params", "flops", "kv_bytes", "none"))
     match_by: list[str] | None = key()
     tolerance: float = key(above=0, below=1)
-    seeds: Any = key(choices=("auto",), at_least=1)
+    seeds: Any = key(choices=("auto",), at_least=1, whole=True)
     effect: float = key(above=0)
     max_minutes: float | None = key(above=0)
     tune: str | None = key(filled=True)
     tune_trials: int = key(at_least=1)
     evaluations: int = key(at_least=1)
     probes: list[str] = key()
-    parallel: Any = key(choices=("auto",), at_least=1)
+    parallel: Any = key(choices=("auto",), at_least=1, whole=True)
     out: str | None = key(filled=True)
     budget: Any = MISSING
 
@@ -206,7 +210,7 @@ class ScalingKeys:
     draws: int = key(at_least=100)
     targets: list[float] = key()
     reach: float = key(at_least=1)
-    parallel: Any = key(choices=("auto",), at_least=1)
+    parallel: Any = key(choices=("auto",), at_least=1, whole=True)
     out: str | None = key(filled=True)
 
 
@@ -328,6 +332,16 @@ SCHEMAS: dict[str, type] = {
     "import_hf": ImportConfig,
 }
 """Root dataclass of each program."""
+
+
+def fields_of(root: Any, path: str = "") -> Iterator[tuple[str, Field[Any]]]:
+    """The dotted key and the field of everything in a schema that is no node."""
+    for one in fields(root):
+        where = f"{path}{one.name}"
+        if isinstance(one.type, type) and is_dataclass(one.type):
+            yield from fields_of(one.type, f"{where}.")
+        else:
+            yield where, one
 
 
 @cache

@@ -5,6 +5,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tinyllm.config.allowed import Option
 from tinyllm.config.targets import annotations_of, resolve_target, type_problem
 from tinyllm.errors import UserError
+from tinyllm.utils.numbers import whole_number
 
 D_FF, D_FF_PER_D_MODEL = "model.d_ff", 4
 """Hidden units of a feed-forward layer for each of the width (Vaswani et al. 2017, §3.3)."""
@@ -23,6 +24,8 @@ def fill_sizes(cfg: DictConfig, allow: frozenset[Option]) -> None:
     if not isinstance(model, DictConfig) or model.get("d_ff", 0) is not None:
         return
     width = model.get("d_model")
+    if isinstance(width, str) and (number := whole_number(width)) is not None:  # out of the environment
+        width = number
     if not isinstance(width, int) or isinstance(width, bool):
         return
     try:

@@ -1,12 +1,12 @@
 """The arithmetic of a run: batch, horizon, tokens."""
 
-import re
 from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.training.curriculum import Curriculum
+from tinyllm.utils.numbers import whole_number
 
 DEFAULT_STEPS = 2000
 
@@ -133,19 +133,18 @@ def regroup(batch: Batch, world_size: int) -> tuple[int, int]:
 
 
 def parse_tokens(value: int | str) -> int:
-    """A positive integer, also written ``2**19``; parsed, never evaluated.
+    """A positive integer, also written ``1e6`` or ``2**19``; parsed, never evaluated.
 
     Raises:
         UserError: it is neither.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*(?:\*\*\s*(\d{1,2})\s*)?", str(value))
-    tokens = int(found[1]) ** int(found[2] or 1) if found and not isinstance(value, bool) else 0
-    if tokens < 1:
+    tokens = None if isinstance(value, bool) else whole_number(str(value))
+    if tokens is None or tokens < 1:
         raise UserError(
             "not a number of tokens",
             key="trainer.total_batch_tokens",
             value=value,
-            hint="a whole number above 0, also written 2**19",
+            hint="a whole number above 0, also written 1e6 or 2**19",
         )
     return tokens
 
