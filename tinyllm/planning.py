@@ -245,8 +245,9 @@ def _check_same_data(resumption: Resumption, data: TokenData) -> None:
                 f"the {what} data is not what the run was trained on",
                 key=key,
                 value=now[what][:12],
-                hint=f"the checkpoint has {was['data'][what][:12]}; bring the old data back,"
-                f" or use init_from={resumption.checkpoint.run_dir}",
+                hint=f"the checkpoint has {was['data'][what][:12]}; bring the old data back"
+                + " (links to folders were not followed when the run was made)" * ("rules" not in was["data"])
+                + f", or use init_from={resumption.checkpoint.run_dir}",
             )
 
 
