@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,35 @@ def test_a_failure_is_known_before_the_first_step(
     stopped = [*shared, "trainer.compile.backend=interrupted", f"run.dir={tmp_path / 'stopped'}"]
     assert train(*stopped) == 130
     assert json.loads((tmp_path / "stopped" / "run.json").read_text(encoding="utf-8"))["status"] == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("model.dropout=0.1", "model.attn_dropout=0.1"),
+        ("attn=mla", "ffn=swiglu"),
+        ("attn=gqa", "model.n_kv_heads=1", "model.block.attn.window=24", "model.block.attn.sinks=2"),
+        ("norm=layernorm", "model.block.attn.softcap=5", "model.block.attn.qk_norm=true", "pos=learned"),
+    ],
+    ids=" ".join,
+)
+def test_a_block_is_one_graph_forwards_and_backwards(options: tuple[str, ...], precision: torch.dtype) -> None:
+    """With several blocks of queries, whose gradients are written into parts of one tensor."""
+    model = small_model(*options, "model.max_seq_len=144")
+    block, x_BTC = model.layers()[0].train(), torch.randn(2, 144, 32)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own compiler
+        found = []
+        for run_block in (block, torch.compile(block, backend="eager", fullgraph=True)):
+            torch.manual_seed(0)
+            leaf = x_BTC.clone().requires_grad_()
+            y_BTC, _ = run_block(leaf)
+            y_BTC.float().square().sum().backward()
+            found.append((y_BTC, leaf.grad))
+    torch.compiler.reset()
+    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
