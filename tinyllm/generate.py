@@ -4,6 +4,7 @@ Prompt and text go to standard output, everything else to standard error.
 """
 
 import contextlib
+import io
 import json
 import sys
 import time
@@ -89,8 +90,14 @@ class Session:
         self.model, self.tokenizer = tinyllm.load(
             run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=say_aside
         )
-        for prompt in prompts:
-            prompt_ids(self.tokenizer, prompt, key="prompt" if cfg.prompts is None else "prompts")
+        reading = {"bos": cfg.bos, "special": cfg.special}
+        longest = max(
+            len(prompt_ids(self.tokenizer, prompt, **reading, key="prompt" if cfg.prompts is None else "prompts"))
+            for prompt in prompts
+        )
+        if longest > self.model.max_seq_len:
+            room = self.model.max_seq_len
+            say_aside(f"a prompt of {longest:,} tokens is longer than the context: its last {room:,} are read")
         self.model.for_reading(AUTOCAST.get(precision, torch.float32))
         self.settings: dict[str, Any] = {
             "max_new_tokens": cfg.max_new_tokens,
@@ -98,6 +105,7 @@ class Session:
             "stop": stop,
             "n_samples": cfg.n_samples,
             "kv_cache": cfg.kv_cache,
+            **reading,
             "autocast": lambda: autocast(device, precision),
         }
 
@@ -131,6 +139,8 @@ class Session:
         """Ask for prompts until the input ends. Ctrl-C ends the sample that is being written."""
         from tinyllm.errors import UserError
 
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # what is not UTF-8 is one odd letter, not the end
         print("A prompt and Enter; Ctrl-C ends a sample, Ctrl-D the program.", file=sys.stderr)
         seed, prompt = self.cfg.seed, self.cfg.prompt or _ask()
         while prompt is not None:
@@ -158,7 +168,7 @@ def _read_prompts(cfg: "DictConfig") -> list[str]:
         if cfg[key]:
             raise UserError(f"{key} and prompts exclude each other", key=key, value=cfg[key], hint="leave one out")
     try:
-        text = Path(cfg.prompts).read_text(encoding="utf-8")
+        text = Path(cfg.prompts).read_text(encoding="utf-8-sig")  # the mark at the beginning is no part of a prompt
     except (OSError, UnicodeDecodeError) as error:
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or "cannot be read"
         raise UserError(what, key="prompts", value=cfg.prompts, hint="give a text file, one prompt per line") from error

@@ -17,8 +17,8 @@ from tinyllm.config.literal import quote
 from tinyllm.config.saved import saved_config
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
-from tinyllm.interop.directory import CONFIG as HF_CONFIG
 from tinyllm.interop.directory import Directory, is_model
+from tinyllm.interop.tokenizer import adds_bos
 from tinyllm.interop.tokenizer import read as read_tokenizer
 from tinyllm.models.parametrization import multipliers
 from tinyllm.tokenizers import Tokenizer
@@ -123,14 +123,19 @@ def open_saved(
     found = find(run, prefer=checkpoint, tell=tell)
     found.require("data.tokenizer")
     cfg = config_of(found, allow=allow)
+    tokenizer, imported = load_tokenizer(found.path / TOKENIZER), found.manifest.get("imported", {})
+    special = imported.get("special", {})
+    if special:
+        adds = imported.get("adds_bos", adds_bos(tokenizer, special.get("bos_token_id")))  # earlier imports do not say
+        tokenizer = used_by(tokenizer, special, adds_bos=adds)
     return Saved(
         path=found.path,
         cfg=cfg,
         settings=[],
-        tokenizer=load_tokenizer(found.path / TOKENIZER),
+        tokenizer=tokenizer,
         step=found.step,
         data=found.manifest["data"],
-        special=found.manifest.get("imported", {}).get("special", {}),
+        special=special,
         weights=lambda which: _weights(found, cfg, which),
     )
 
@@ -160,11 +165,7 @@ def open_hugging_face(
     n_words = directory.arch.value("model.vocab_size")
     tokenizer = read_tokenizer(directory.path, vocab_size=n_words, tell=tell)
     special = directory.special()
-    ends = special["eos_token_id"]
-    if tokenizer.content == "text" and ends is not None and tokenizer.eot_id not in (ends, *_listed(ends)):
-        tell(
-            f"{HF_CONFIG} ends a text with token {ends}, the tokenizer with {tokenizer.eot_id}: here the latter ends it"
-        )
+    tokenizer = used_by(tokenizer, special, adds_bos=adds_bos(tokenizer, special["bos_token_id"], directory.path))
     settings = settings_of(directory.arch)
     if isinstance(tokenizer, IdsTokenizer):
         settings += ["tokenizer=ids", f"tokenizer.vocab_size={n_words}"]
@@ -206,8 +207,19 @@ def fill(model: nn.Module, weights: dict[str, Tensor], *, file: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _listed(ids: Any) -> list[int]:
-    return ids if isinstance(ids, list) else []
+def used_by(tokenizer: Tokenizer, special: dict[str, Any], *, adds_bos: bool) -> Tokenizer:
+    """The tokenizer with what begins and ends a text in the eyes of a model from elsewhere; see :class:`Saved`."""
+    bos, eos = (
+        [i for i in _listed(special.get(name)) if type(i) is int and 0 <= i < tokenizer.vocab_size]
+        for name in ("bos_token_id", "eos_token_id")
+    )
+    if tokenizer.content != "text" or not (bos or eos):
+        return tokenizer
+    return tokenizer.used_by(bos_id=bos[0] if bos else None, adds_bos=adds_bos, eos_ids=eos)
+
+
+def _listed(ids: Any) -> list[Any]:
+    return ids if isinstance(ids, list) else [ids]
 
 
 def config_of(checkpoint: Checkpoint, *, allow: frozenset[Option] = frozenset()) -> DictConfig:

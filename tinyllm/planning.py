@@ -25,10 +25,12 @@ from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
+from tinyllm.inference.sampling import Sampling
 from tinyllm.loading import check_multipliers
 from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.schedules import Schedule
 from tinyllm.resume import Resumption, reconcile
+from tinyllm.tokenizers import Tokenizer
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.compiling import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
@@ -137,7 +139,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     data = open_data(
         corpus, tokenizer_trainer, trained_on=resumption.checkpoint.manifest["data"] if resumption else None
     )
-    prompt_ids(data.tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
+    check_sampling(cfg, data.tokenizer)
     model = sketch(vocab_size=data.tokenizer.vocab_size)
     if source is not None:
         _check_source(source, data, model, cfg=cfg, allow=allow)
@@ -197,6 +199,19 @@ def _abandoned(resumption: Resumption, path: Path) -> list[str]:
     if not later or path.absolute() != resumption.checkpoint.run_dir.absolute():
         return []
     return [f"back to step {step}: the records of later steps go now, {', '.join(later)} with the next checkpoint"]
+
+
+def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
+    """Refuse settings of the samples during training that would fail at the first of them.
+
+    Raises:
+        UserError: a setting out of range, or a prompt that the tokenizer cannot express.
+    """
+    prompt_ids(tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
+    try:
+        Sampling(**plain(cfg.trainer.sample))
+    except UserError as error:
+        raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error
 
 
 def _regroup(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[str]:

@@ -267,6 +267,7 @@ def readers(
             cfg.trainer.sample_prompt,
             max_new_tokens=cfg.trainer.sample_tokens,
             seed=stream(cfg.seed, "sample", step),
+            **plain(cfg.trainer.sample),
             autocast=in_autocast,
             stopping=stopping,
         )

@@ -39,6 +39,9 @@ def off(value: Any) -> bool:
     return value is False
 
 
+FILTERS = ("top_k", "top_p", "min_p")
+SAMPLE = tuple(f"trainer.sample.{key}" for key in ("temperature", *FILTERS, "repetition_penalty"))
+
 RULES = (
     Off(
         by="dataloader.workers",
@@ -54,7 +57,7 @@ RULES = (
     ),
     Off(by="trainer.compile.backend", when=lambda value: bool(value != "inductor"), keys=("trainer.compile.mode",)),
     Off(by="trainer.profile.steps", when=zero, keys=("trainer.profile.memory",)),
-    Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens")),
+    Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens", *SAMPLE)),
     Off(by="trainer.eval_every", when=zero, keys=("trainer.eval_tokens", "trainer.eval_train_tokens")),
     Off(
         by="trainer.nonfinite.action",
@@ -71,7 +74,8 @@ RULES = (
     Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
     Off(by="model.block.moe.expert_d_ff", when=given, keys=("model.block.ffn.d_ff", "model.d_ff")),
     Off(by="resume", when=a_path, keys=("init_from",)),
-    Off(by="temperature", when=zero, keys=("top_k", "top_p", "min_p")),
+    Off(by="temperature", when=zero, keys=FILTERS),
+    Off(by="trainer.sample.temperature", when=zero, keys=tuple(f"trainer.sample.{key}" for key in FILTERS)),
 )
 
 BLOCK = "model.block"

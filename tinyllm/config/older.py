@@ -21,6 +21,7 @@ LATER = (
     "trainer.activation_checkpointing",
     "trainer.compile",
     "trainer.profile",
+    "trainer.sample",
     "loss.label_smoothing",
     "loss.z_loss",
     "ema",

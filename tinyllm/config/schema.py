@@ -65,6 +65,15 @@ class ProfileConfig:
 
 
 @dataclass
+class SampleConfig:
+    temperature: float = key(at_least=0)
+    top_k: int | None = key(at_least=1)
+    top_p: float | None = key(above=0)
+    min_p: float | None = key(at_least=0)
+    repetition_penalty: float = key(above=0)
+
+
+@dataclass
 class TrainerConfig:
     max_steps: int | None = key(at_least=1)
     max_tokens: int | None = key(at_least=1)
@@ -89,6 +98,7 @@ class TrainerConfig:
     eval_train_tokens: int = key(at_least=0)
     sample_prompt: str = key()
     sample_tokens: int = key(at_least=1)
+    sample: SampleConfig = field(default_factory=SampleConfig)
     nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -267,6 +277,8 @@ class GenerateConfig:
     min_p: float | None = key(at_least=0)
     repetition_penalty: float = key(above=0)
     stop: Any = key()
+    bos: Any = key(choices=("auto", True, False))
+    special: bool = key()
     n_samples: int = key(at_least=1)
     seed: int = key(at_least=0)
     interactive: bool = key()

@@ -1,6 +1,6 @@
 """Text that follows prompts, as a stream of pieces or whole."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
@@ -37,14 +37,16 @@ def stream_text(
     stop: str | Sequence[str] | None = None,
     n_samples: int = 1,
     kv_cache: bool = True,
+    bos: bool | str = "auto",
+    special: bool = False,
     autocast: Autocast = nullcontext,
 ) -> Generator[Piece, None, None]:
     """Yields the text that follows the prompt as it comes, a piece for each token of each sample.
 
-    A sample ends with the end-of-text token, with a stop string (neither is part of the text; a stop string
-    is looked for in the new text, not in the prompt) or after ``max_new_tokens`` tokens. The model is in
-    evaluation mode until the stream is exhausted or closed, and then as it was before; until then its weights must not
-    change, for autocast's rounded copies of them are kept.
+    A sample ends with one of the model's end tokens, with a stop string (neither is part of the text; a stop string
+    is looked for in the new text, not in the prompt; one that spells a special token is that token) or after
+    ``max_new_tokens`` tokens. The model is in evaluation mode until the stream is exhausted or closed, and then as it
+    was before; until then its weights must not change, for autocast's rounded copies of them are kept.
 
     Args:
         model: see :class:`tinyllm.inference.decoding.LanguageModel`.
@@ -52,6 +54,8 @@ def stream_text(
         prompt: one or several, of any lengths, which are continued together, each as it would be alone.
         seed: of the random numbers; sample i of a prompt is the same whatever the number of samples and prompts.
         n_samples: of each prompt; a prompt is read once for all of them.
+        bos: begin with the begin-of-text token; auto: where the model's tokenizer does.
+        special: special tokens that a prompt spells are these tokens, not text.
         autocast: makes the context in which the model runs.
 
     Raises:
@@ -61,7 +65,7 @@ def stream_text(
     for key, value in (("max_new_tokens", max_new_tokens), ("n_samples", n_samples), ("prompts", len(prompts))):
         if value < 1:
             raise UserError("out of range", key=key, value=value, hint="give a whole number ≥ 1")
-    ids = [prompt_ids(tokenizer, one) for one in prompts]
+    ids = [prompt_ids(tokenizer, one, bos=bos, special=special) for one in prompts]
     decoder = Decoder(
         model, ids, n_samples=n_samples, max_new_tokens=max_new_tokens, kv_cache=kv_cache, autocast=autocast
     )
@@ -76,8 +80,9 @@ def stream_text(
     )
     chooser.observe_prompts(ids)
     stops = stop_strings(stop)
+    ends = tokenizer.end_ids | {tokenizer.special[one] for one in stops if one in tokenizer.special}
     writers = [
-        _Writer(tokenizer, before if one else [], stops)
+        _Writer(tokenizer, before if one else [], stops, ends)
         for one, before in zip(prompts, ids, strict=True)
         for _ in range(n_samples)
     ]
@@ -150,25 +155,37 @@ def generate_batch(
     return texts
 
 
-def prompt_ids(tokenizer: Any, prompt: str, *, key: str = "prompt") -> list[int]:
-    """The prompt's tokens. An empty prompt starts where a document does: after the end-of-text token where
-    the tokenizer has one, else after a line end if it knows that, else after token 0.
+def prompt_ids(
+    tokenizer: Any, prompt: str, *, bos: bool | str = "auto", special: bool = False, key: str = "prompt"
+) -> list[int]:
+    """The prompt's tokens. An empty prompt starts where a document does: after the token that begins or ends a text
+    where the tokenizer has one, else after a line end if it knows that, else after token 0.
+
+    Args:
+        bos: whether the begin-of-text token comes first; auto: where the model's tokenizer puts it there.
+        special: special tokens that the prompt spells are these tokens, not text.
 
     Raises:
         UserError: the tokenizer cannot express the prompt, or it is no text; the line names ``key`` and the
             character.
     """
+    begin = tokenizer.begin_id
+    if bos is True and begin is None:
+        hint = "false or auto; the tokenizer has no token that begins or ends a text"
+        raise UserError("there is no token to begin with", key="bos", value=True, hint=hint)
     if prompt:
         shown = prompt if len(prompt) <= 40 else prompt[:40] + "…"
         if any("\ud800" <= char <= "\udfff" for char in prompt):  # what is not UTF-8 on a command line
             hint = "half a surrogate pair is no character; write it in UTF-8"
             raise UserError("not text", key=key, value=shown, hint=hint)
         try:
-            return [int(i) for i in tokenizer.encode(prompt, strict=True)]
+            ids = [int(i) for i in (tokenizer.matching(True) if special else tokenizer).encode(prompt, strict=True)]
         except UserError as error:
             raise UserError(error.what, key=key, value=shown, hint=error.hint) from error
-    if tokenizer.eot_id is not None:
-        return [tokenizer.eot_id]
+        wanted = bos is True or (bos == "auto" and tokenizer.adds_bos)
+        return [begin, *ids] if wanted and begin is not None and ids[:1] != [begin] else ids
+    if begin is not None:
+        return [begin]
     try:
         return [int(i) for i in tokenizer.encode("\n", strict=True)] or [0]
     except UserError:
@@ -177,7 +194,7 @@ def prompt_ids(tokenizer: Any, prompt: str, *, key: str = "prompt") -> list[int]
 
 def echo(tokenizer: Any, prompt: str) -> str:
     """The prompt as it stands before the text: as given, with the space that numbers need between them."""
-    text = "".join(map(tokenizer.stream().push, prompt_ids(tokenizer, prompt))) if prompt else ""
+    text = "".join(map(tokenizer.stream().push, prompt_ids(tokenizer, prompt, bos=False))) if prompt else ""
     return text if text.startswith(prompt) else prompt
 
 
@@ -197,10 +214,11 @@ class _Writer:
     Args:
         context: the tokens before; a tokenizer may write the first one after them in another way (``▁`` for a
             space).
+        ends: tokens that end the text.
     """
 
-    def __init__(self, tokenizer: Any, context: list[int], stops: tuple[str, ...]) -> None:
-        self.eot_id = tokenizer.eot_id
+    def __init__(self, tokenizer: Any, context: list[int], stops: tuple[str, ...], ends: Collection[int]) -> None:
+        self.ends = ends
         self.characters = tokenizer.stream()
         for token in context:
             self.characters.push(token)
@@ -210,7 +228,7 @@ class _Writer:
     def write(self, token: int, *, last: bool) -> str:
         """The text that is certain with this token. ``last``: no other one comes, and a character that is not
         complete by then is left out."""
-        at_end = token == self.eot_id
+        at_end = token in self.ends
         text = self.filter.push(self.characters.flush() if at_end else self.characters.push(token))
         self.ended = self.filter.stopped or at_end or last
         return text + self.filter.flush() if self.ended else text

@@ -4,17 +4,21 @@ from pathlib import Path
 
 from tinyllm.errors import UserError
 
+LATEST = "latest"
+
 
 def required_run(run: str | None, *, program: str) -> str:
-    """The value of ``run``.
+    """The value of ``run``; ``latest`` is the newest run below ``outputs/``.
 
     Raises:
         UserError: it was not given; the line says how to give it, with the newest run below ``outputs/`` if
             any.
     """
-    if run:
+    if run and (run != LATEST or Path(run).exists()):
         return run
     newest = newest_run(Path("outputs"))
+    if run and newest is not None:
+        return str(newest)
     if newest is None:
         hint = f"python -m tinyllm.{program} run=<directory>; python -m tinyllm.train makes one, below outputs/"
     else:

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from tinyllm.errors import UserError
 
+LARGEST = 1e30
+"""Of a logit after the repetition penalty: far beyond what a model gives, and finite when it is divided by a
+temperature above ``COLD``."""
+COLD = 1e-3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -60,11 +65,14 @@ class Sampling:
         if self.repetition_penalty == 1:
             return logits_BV
         theta = self.repetition_penalty
-        return torch.where(seen_BV, torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta), logits_BV)
+        penalised_BV = torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta)
+        return torch.where(seen_BV, penalised_BV.clamp(-LARGEST, LARGEST), logits_BV)
 
     def filter(self, logits_BV: Tensor) -> Tensor:
         """Logits divided by the temperature (which must not be 0), with −inf for every token that may not be
         drawn."""
+        if self.temperature < COLD:  # divided by so little, the largest would be infinite; only differences matter
+            logits_BV = logits_BV - logits_BV.max(dim=-1, keepdim=True).values
         logits_BV = logits_BV / self.temperature
         if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
             kth_B1 = logits_BV.topk(self.top_k, dim=-1).values[:, -1:]

@@ -13,6 +13,7 @@ from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.tokenizers.markers import END, UNKNOWN
 from tinyllm.tokenizers.spelling import BYTE_OF
+from tinyllm.utils.files import read_json
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -89,6 +90,17 @@ def texts_of(tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: in
         FILE: json.dumps(state, ensure_ascii=False, indent=2) + "\n",
         SETTINGS: json.dumps(settings, ensure_ascii=False, indent=2) + "\n",
     }
+
+
+def adds_bos(tokenizer: Tokenizer, bos_id: object, path: Path | None = None) -> bool:
+    """Whether a tokenizer from elsewhere puts the begin-of-text token in front by itself.
+
+    Its post-processor says so, or ``add_bos_token`` of ``tokenizer_config.json`` in the directory ``path``.
+    """
+    if not isinstance(tokenizer, HuggingFaceTokenizer) or type(bos_id) is not int:
+        return False
+    asked = read_json(path / SETTINGS).get("add_bos_token") if path and (path / SETTINGS).is_file() else None
+    return asked if isinstance(asked, bool) else tokenizer.puts_first() == bos_id
 
 
 def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokenizer:

@@ -5,6 +5,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, Self
@@ -37,6 +38,9 @@ class Tokenizer(ABC):
         unk_id: id that stands for what the tokenizer cannot express, or None when it can express everything.
         special: id of each special token, by its spelling.
         match_special: whether a text that spells a special token is encoded to it; else it stays text.
+        bos_id: id that a model from elsewhere expects at the beginning of a text, or None.
+        adds_bos: whether its tokenizer puts that id there by itself.
+        eos_ids: ids with which such a model ends a text; empty: ``eot_id`` alone does.
     """
 
     kind: ClassVar[str]
@@ -46,6 +50,9 @@ class Tokenizer(ABC):
     unk_id: int | None = None
     special: Mapping[str, int] = MappingProxyType({})
     match_special: bool = False
+    bos_id: int | None = None
+    adds_bos: bool = False
+    eos_ids: frozenset[int] = frozenset()
 
     @abstractmethod
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
@@ -103,6 +110,22 @@ class Tokenizer(ABC):
             value=match_special,
             hint="leave it at false",
         )
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end a generated text."""
+        return self.eos_ids or frozenset([] if self.eot_id is None else [self.eot_id])
+
+    @property
+    def begin_id(self) -> int | None:
+        """The id after which a text begins: begin-of-text, or else the end of the text before."""
+        return self.eot_id if self.bos_id is None else self.bos_id
+
+    def used_by(self, *, bos_id: int | None, adds_bos: bool, eos_ids: Iterable[int]) -> Self:
+        """A copy that begins and ends texts as a model from elsewhere does."""
+        mine = copy(self)
+        mine.bos_id, mine.adds_bos, mine.eos_ids = bos_id, adds_bos, frozenset(eos_ids)
+        return mine
 
     def stream(self) -> "TextStream":
         """A decoder that takes one id at a time, for text that appears as it is generated."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -22,6 +23,10 @@ from tinyllm.utils.files import parse_json
 
 # What published models call "the document ends here", in the order in which the names are looked for.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+OTHER_MEANING = re.compile(
+    r"begin|start|bos|pad|unk|mask|cls|^<s>$|^\[INST|header|image|audio|tool|user|system", re.IGNORECASE
+)
+"""Names of special tokens that end no document."""
 GROUP = 2**16 * min(16, max(4, os.cpu_count() or 1))
 """Characters encoded at a time: what the library returns takes more than 100 bytes per character."""
 KEEPS_TEXT = ("ByteLevel", "Digits", "Split", "Punctuation")
@@ -106,6 +111,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def library_state(self) -> dict[str, Any]:
         """The tokenizer.json that the library reads; it matches special tokens in text unless told otherwise."""
         return self._state
+
+    def puts_first(self) -> int | None:
+        """The id that the library's post-processor puts in front of every text; None: it puts none there."""
+        plain, processed = (self._backend.encode("a", add_special_tokens=add).ids for add in (False, True))
+        return int(processed[0]) if processed[:1] != plain[:1] else None
 
     def matching(self, match_special: bool) -> "HuggingFaceTokenizer":
         return HuggingFaceTokenizer.from_json(json.dumps(self._state), match_special=match_special)
@@ -337,12 +347,12 @@ def train_bpe(
 
 
 def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
-    """The id of the first special token with a known name for it, else of the first special token."""
+    """The id of the first special token with a known name for it, else of the first one that may mean it."""
     by_name = dict(special)
     for name in END_OF_TEXT:
         if name in by_name:
             return by_name[name]
-    return special[0][1] if special else None
+    return next((i for name, i in special if not OTHER_MEANING.search(name)), None)
 
 
 def _spells_all_bytes(state: Mapping[str, Any], vocab: Mapping[str, int]) -> bool:
