@@ -128,7 +128,7 @@ def test_mistakes_are_one_line(program: str, arguments: list[str], said: str, pl
 def test_training_goes_on_from_an_imported_model(place: Path, tmp_path: Path) -> None:
     data = ("dataset=text", f"dataset.path={place / 'a.txt'}")
     words = ("tokenizer=pretrained", f"tokenizer.path={place / 'imported' / 'tokenizer.json'}")
-    shape = ("model.block.ffn.d_ff=344", "model.tie_embeddings=true")
+    shape = ("model.block.ffn.d_ff=88", "model.tie_embeddings=true")
     start = f"init_from={place / 'imported'}"
     assert train(*SHAPE, *shape, *SMALL, *data, *words, start, f"run.dir={tmp_path / 'more'}") == 0
 

@@ -13,6 +13,8 @@ LARGEST = 1e30
 """Of a logit after the repetition penalty: far beyond what a model gives, and finite when it is divided by a
 temperature above ``COLD``."""
 COLD = 1e-3
+COLDEST = 1e-37
+"""Lower ones are 0 in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +75,7 @@ class Sampling:
         drawn."""
         if self.temperature < COLD:  # divided by so little, the largest would be infinite; only differences matter
             logits_BV = logits_BV - logits_BV.max(dim=-1, keepdim=True).values
-        logits_BV = logits_BV / self.temperature
+        logits_BV = logits_BV / max(self.temperature, COLDEST)
         if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
             kth_B1 = logits_BV.topk(self.top_k, dim=-1).values[:, -1:]
             logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -math.inf)
