@@ -17,6 +17,7 @@ from tinyllm.config.literal import quote
 from tinyllm.config.saved import saved_config
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
+from tinyllm.interop.directory import CONFIG as HF_CONFIG
 from tinyllm.interop.directory import Directory, is_model
 from tinyllm.interop.tokenizer import adds_bos
 from tinyllm.interop.tokenizer import read as read_tokenizer
