@@ -45,6 +45,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     """
     from omegaconf import OmegaConf
 
+    from tinyllm.config.saved import settings_text
     from tinyllm.interop.directory import Directory, building, check_out
     from tinyllm.loading import open_hugging_face, sketch
     from tinyllm.training import names
@@ -66,7 +67,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     }
     texts = {
         names.CONFIG: OmegaConf.to_yaml(saved.cfg, resolve=True),
-        names.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(saved.settings)),
+        names.OVERRIDES: settings_text(saved.settings),
         names.TOKENIZER: saved.tokenizer.to_json(),
     }
     imported = {"from": str(Path(path).absolute()), "special": saved.special, **facts}

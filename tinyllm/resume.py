@@ -15,7 +15,7 @@ from tinyllm.config.cli import Invocation
 from tinyllm.config.literal import escaped, text_of
 from tinyllm.config.older import as_it_was, upgraded
 from tinyllm.config.overrides import key_of, nodes_of
-from tinyllm.config.saved import saved_content, saved_settings
+from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.sizes import D_FF
 from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import Checkpoint, find, run_of, steps_in
@@ -118,7 +118,9 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
     checkpoint.require(*FACTS)
     saved = read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")
-    before, now = set(map(str, saved)), set(to_save(invocation.overrides))
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    asked = literal_settings(to_save(invocation.overrides), values)
+    before, now = set(map(str, saved)), set(asked)
     if before != now:
         there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
         differences = [f"it has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.assemble import build_model, build_optimizer, plain
+from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.data.loader import train_batches
 from tinyllm.inference.decoding import Autocast
 from tinyllm.inference.evaluation import evaluate
@@ -74,15 +75,16 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     data = data_facts(planned.data) | {"rules": str(planned.data.rules)}
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data}
     facts |= {"shift": planned.horizon.shift} if planned.horizon.shift else {}
+    settings = literal_settings(to_save(planned.invocation.overrides), plain(cfg))
     texts = {
         names.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
-        names.OVERRIDES: OmegaConf.to_yaml(OmegaConf.create(to_save(planned.invocation.overrides))),
+        names.OVERRIDES: settings_text(settings),
         names.TOKENIZER: planned.data.tokenizer.to_json(),
     }
     run_dir.write(texts)
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     made_by = provenance()
-    begun = {"step": state.step, "world_size": batch.world_size, "settings": to_save(planned.invocation.overrides)}
+    begun = {"step": state.step, "world_size": batch.world_size, "settings": settings}
     choices = planned.invocation.choices
     run_dir.write_start(begun | made_by, choices=choices, info=shown, facts=facts, **made_by)
     # the record of a step whose evaluation is owed is written again, whole

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,14 @@ def test_a_job_is_found_by_its_settings_in_any_order(directory: SweepDir) -> Non
 def test_a_record_that_is_damaged_is_named(directory: SweepDir) -> None:
     directory.enlist(jobs(1))
     (directory.records / "000_seed-1.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"not the record of a job \(.*000_seed-1.json\)"):
+        directory.all()
+
+
+@pytest.mark.parametrize(("key", "value"), [("name", "../../x"), ("overrides", "seed=1"), ("number", "0"), ("x", 1)])
+def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: SweepDir) -> None:
+    [record] = directory.enlist(jobs(1))
+    (directory.records / f"{record.name}.json").write_text(json.dumps(asdict(record) | {key: value}))
     with pytest.raises(UserError, match=r"not the record of a job \(.*000_seed-1.json\)"):
         directory.all()
 

@@ -24,7 +24,7 @@ from tinyllm.config.allowed import Option, options_of
 from tinyllm.config.arguments import CommandLine, check_settings, read
 from tinyllm.config.compose import checked
 from tinyllm.config.errors import explained
-from tinyllm.config.overrides import key_of
+from tinyllm.config.overrides import as_given, key_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import RankError, UserError, one_line
 from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
@@ -154,7 +154,7 @@ def run(
             results.append(code)
             if code and line.multirun:
                 print(
-                    f"in job {len(results) - 1}: {' '.join(HydraConfig.get().overrides.task)}",
+                    f"in job {len(results) - 1}: {' '.join(as_given(HydraConfig.get().overrides.task))}",
                     file=sys.stderr,
                 )
             return None
@@ -188,7 +188,7 @@ def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
     filled = FILLED_IN if _is_job() else ()
     cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed, filled=filled)
     choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
-    overrides = list(hydra_node.overrides.task)
+    overrides = as_given(hydra_node.overrides.task)
     return task(cfg, replace(known, overrides=overrides, choices=choices, is_job=_is_job()))
 
 

@@ -13,7 +13,7 @@ from tinyllm.config.arguments import check_settings
 from tinyllm.config.errors import explain
 from tinyllm.config.layers import expand
 from tinyllm.config.literal import quote_literals
-from tinyllm.config.overrides import Base, hydra_on_conf, key_of, words
+from tinyllm.config.overrides import Base, as_given, hydra_on_conf, key_of, words
 from tinyllm.config.preflight import check
 from tinyllm.config.sizes import fill_sizes
 from tinyllm.utils.yaml_files import read_yaml
@@ -67,7 +67,7 @@ def checked(
     """
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
     sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
-    overrides = [one for one in hydra_node.overrides.task if typed is None or key_of(one) in typed]
+    overrides = [one for one in as_given(hydra_node.overrides.task) if typed is None or key_of(one) in typed]
     chosen = "experiment" in map(key_of, overrides)
     named = {key_of(one) for one in overrides}
     if chosen:
@@ -123,8 +123,8 @@ def base_of(hydra_node: DictConfig, program: str) -> Base:
     """How a configuration was composed, from its ``hydra`` node."""
     return Base(
         program=program,
-        overrides=list(hydra_node.overrides.task),
-        hydra=[one for one in hydra_node.overrides.hydra if key_of(one) == "hydra.searchpath"],
+        overrides=as_given(hydra_node.overrides.task),
+        hydra=[one for one in as_given(hydra_node.overrides.hydra) if key_of(one) == "hydra.searchpath"],
         directories=[source.path for source in hydra_node.runtime.config_sources if source.schema == "file"],
     )
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -19,6 +20,12 @@ from tinyllm.errors import UserError
 def key_of(override: str) -> str:
     """The key or group that an override sets."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def as_given(overrides: Any) -> list[str]:
+    """The overrides in Hydra's node, as Hydra was given them: going through the list would resolve what is in them."""
+    given: Any = OmegaConf.to_container(overrides)
+    return [str(one) for one in given]
 
 
 def words(text: str) -> list[str]:

@@ -5,11 +5,13 @@ no setting of Hydra itself, which builds what such a setting names; no path to a
 in the environment.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
@@ -26,6 +28,8 @@ from tinyllm.utils.yaml_files import read_yaml
 
 NOT_SAVED = ("resume", "init_from", "run", "debug")
 """What no run saves: it belongs to one start of the program."""
+EXPANDED = "model.layers"
+"""Descriptions of layers, in whose place a configuration has the blocks they stand for."""
 REFERENCE = re.compile(r"\$\{[A-Za-z_][\w.]*\}")
 """An interpolation that names another key of the configuration and nothing else."""
 
@@ -71,22 +75,48 @@ def saved_settings(file: Path, *, config: Path, config_dir: str | Path | None) -
     what = "not the settings of a run"
     settings = read_yaml(file, of=list, what=what)
     check_saved(settings, file=file, what=what, config_dir=config_dir, resolved=True)
-    values: Any = None
+    for one in settings:
+        if parse(one)[0].key_or_group.partition(".")[0] in NOT_SAVED:
+            raise UserError(what, file=file, hint=f"{one}: it belongs to one start of the program")
+    if not any(map(_is_open, settings)):
+        return settings
+    settings = literal_settings(settings, read_yaml(config, of=dict, what="checkpoint damaged"))
+    for one in filter(_is_open, settings):
+        raise UserError(what, file=file, hint=f"{one}: {config.name} does not say what it was when the run began")
+    return settings
+
+
+def literal_settings(settings: Iterable[str], values: dict[str, Any]) -> list[str]:
+    """Settings with what their interpolations have come to; one whose key holds something else by then stays as it is.
+
+    Args:
+        settings: in Hydra's grammar.
+        values: the resolved configuration as plain containers.
+    """
     found = []
     for one in settings:
         [override] = parse(one)
         key = override.key_or_group
-        if key.partition(".")[0] in NOT_SAVED:
-            raise UserError(what, file=file, hint=f"{one}: it belongs to one start of the program")
-        if not any(_interpolations(override)):
-            found.append(one)
-            continue
-        values = read_yaml(config, of=dict, what="checkpoint damaged") if values is None else values
-        value = value_at(values, key)
-        if value is None:
-            raise UserError(what, file=file, hint=f"{one}: {config.name} does not say what it was")
-        found.append(f"{override.get_key_element()}={written(value)}")
+        if _is_open(one) and not key.startswith(EXPANDED) and _has(values, key):
+            one = f"{override.get_key_element()}={written(value_at(values, key))}"
+        found.append(one)
     return found
+
+
+def _has(values: Any, key: str) -> bool:
+    node, _, name = key.rpartition(".")
+    above = value_at(values, node) if node else values
+    return isinstance(above, dict) and name in above
+
+
+def _is_open(one: str) -> bool:
+    """Whether a setting has an interpolation."""
+    return any(_interpolations(parse(one)[0]))
+
+
+def settings_text(settings: Iterable[str]) -> str:
+    """Settings as the yaml that :func:`saved_settings` reads."""
+    return yaml.safe_dump(list(settings), allow_unicode=True, width=math.inf)
 
 
 def check_saved(

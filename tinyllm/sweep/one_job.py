@@ -14,6 +14,7 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from tinyllm.config.cli import ERROR_FILE
+from tinyllm.config.overrides import as_given
 from tinyllm.errors import UserError
 from tinyllm.sweep.directory import SweepDir
 from tinyllm.sweep.record import FINISHED, STOPPED, Job, Record, take_results
@@ -34,7 +35,7 @@ def run_job(cfg: DictConfig, hydra_node: DictConfig, run: Callable[[], int], *, 
         in_main: this is the process that a person started.
     """
     directory = SweepDir(Path(hydra_node.sweep.dir))
-    overrides = list(hydra_node.overrides.task)
+    overrides = as_given(hydra_node.overrides.task)
     record = directory.named(str(hydra_node.job.name))
     if record is None:  # third-party sweepers do not register jobs, nor say which keys are swept
         directory.records.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tinyllm.config.targets import annotations_of, type_problem
 from tinyllm.errors import UserError
 from tinyllm.loggers.story import Speed
 from tinyllm.training.metrics import read_metrics
@@ -76,13 +77,19 @@ def read(file: Path) -> Record:
     """The record in a file.
 
     Raises:
-        UserError: it is not one.
+        UserError: it is not one; its name, which says where the job's run lies, is not the file's.
     """
     try:
-        return Record(**read_json(file))
+        record = Record(**read_json(file))
+        for key, annotation in annotations_of(Record).items():
+            if key in vars(record) and (allowed := type_problem(getattr(record, key), annotation)):
+                raise TypeError(f"{key} must be {allowed}")
+        if record.name != file.stem:
+            raise TypeError(f"it belongs to {record.name}")
     except (UserError, TypeError) as error:
         hint = f"{error}; without the file the job is started anew"
         raise UserError("not the record of a job", file=file, hint=hint) from error
+    return record
 
 
 def shortened(setting: str) -> str:

@@ -212,3 +212,8 @@ def _check_same(
         was = one_line(json.dumps(there.get(different)))
         hint = f"its {different}: {was}; give the same command, or choose another directory"
         raise UserError("another search is in there", key="hydra.sweep.dir", value=directory.path, hint=hint)
+    for trial in study.get_trials(deepcopy=False):  # what was tried becomes settings of jobs again
+        strange = [key for key, one in trial.distributions.items() if one != space.get(key)]
+        if strange:
+            hint = f"trial {trial.number} chose {strange[0]} from something else; choose another directory"
+            raise UserError("another search is in there", key="hydra.sweep.dir", value=directory.path, hint=hint)
