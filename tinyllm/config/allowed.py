@@ -17,7 +17,7 @@ from typing import Any
 
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
-from tinyllm.utils.files import read_text
+from tinyllm.utils.files import parse_json, read_text
 from tinyllm.utils.yaml_files import parse_yaml
 
 MARKS = ("_partial_", "_convert_", "_recursive_", "_args_")
@@ -126,7 +126,7 @@ def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) ->
         hint = f"{', '.join(named)}{more}; one of your own is named by an option file of your --config-dir"
         raise UserError("class not allowed", key=f"{path}._target_", value=target, hint=hint)
     if marks_of(node) not in {option.marks for option in options}:
-        known = [json.loads(option.marks) for option in options]
+        known = [parse_json(option.marks) for option in options]
         mark = next((name for name in MARKS if not any(one.get(name) == node.get(name) for one in known)), MARKS[0])
         hint = f"how the class is called is decided by its option file, e.g. {min(option.marks for option in options)}"
         raise UserError("not allowed here", key=f"{path}.{mark}", value=node.get(mark), hint=hint)
