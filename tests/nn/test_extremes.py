@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from tests.nn.test_moe import aux_free, aux_loss
-from tinyllm.nn.loss import head_loss
+from tinyllm.nn.activations import ACTIVATIONS
+from tinyllm.nn.attention.rule import Rule
+from tinyllm.nn.loss import HeadLoss, head_loss
+from tinyllm.nn.norm import LayerNorm, RMSNorm
+from tinyllm.nn.position import Rope
+from tinyllm.optim.schedules import SHAPES, WSD, Cosine, Linear
+from tinyllm.training.objective import Losses
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -64,3 +70,65 @@ def test_what_is_off_cannot_spoil_what_is_on(grad: bool) -> None:
     target = torch.zeros(1, dtype=torch.int64)
     smoothed = head_loss(hidden, weight, target, label_smoothing=0.1)
     assert smoothed.z == 0 and smoothed.total.isfinite()
+
+
+@pytest.mark.parametrize("eps", [1e-20, 1e-8, 1e-5])
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-15, 1.0, 1e4, 1e15])
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
+def test_norms_of_nothing_and_of_a_lot(kind: str, dtype: torch.dtype, size: float, eps: float) -> None:
+    norm = RMSNorm(dim=8, eps=eps) if kind == "rmsnorm" else LayerNorm(dim=8, eps=eps, bias=True)
+    x = (size * torch.linspace(-1, 1, 24).view(3, 8)).clamp(-6e4, 6e4).to(dtype).requires_grad_()
+    for given in (x, x.detach()[:0].requires_grad_()):
+        y = norm(given)
+        y.float().sum().backward()
+        assert y.isfinite().all() and y.shape == given.shape
+        for tensor in (given.grad, norm.weight.grad):
+            assert tensor is not None and not tensor.isnan().any()
+
+
+@pytest.mark.parametrize("eps", [0.0, -1.0, 1e-30, 1e-50])
+def test_an_eps_that_fp32_cannot_take_is_refused(eps: float) -> None:
+    for make_norm in (lambda: RMSNorm(dim=8, eps=eps), lambda: LayerNorm(dim=8, eps=eps, bias=False)):
+        with pytest.raises(ValueError, match=r"eps=.* must be positive, at least 1e-20"):
+            make_norm()
+
+
+@pytest.mark.parametrize("base", [1e-30, 0.5, 1.0, 1e4, 1e300])
+def test_angles_are_numbers_or_refused(base: float) -> None:
+    for dim in (2, 64):
+        rotary = Rope(max_seq_len=128, base=base).rotary(dim)
+        assert all(buffer.isfinite().all() for buffer in rotary.buffers())
+    with pytest.raises(ValueError, match="base=1e-300 is too small"):
+        Rope(max_seq_len=128, base=1e-300).rotary(64)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", FORMATS, ids=str)
+def test_activations_of_a_lot(name: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([-6e4, -100.0, -1e-7, 0.0, 1e-7, 100.0, 6e4], dtype=dtype, requires_grad=True)
+    y = ACTIVATIONS[name](x)
+    y.float().sum().backward()
+    assert x.grad is not None and not y.isnan().any() and not x.grad.isnan().any()
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 3, 1000])
+@pytest.mark.parametrize("lr", [0.0, 5e-324, 1e-3, 1e300])
+def test_rates_of_short_and_long_schedules(n_steps: int, lr: float) -> None:
+    wsd = {"decay_steps": 1, "stable_steps": None}
+    for warmup in {0, 0.5, n_steps - 1}:
+        common = {"lr": lr, "n_steps": n_steps, "warmup_steps": warmup, "min_lr": None}
+        plans = [Cosine(**common), Linear(**common), *(WSD(**common, **wsd, shape=shape) for shape in SHAPES)]
+        rates = [plan(step) for plan in plans for step in (0, n_steps // 2, n_steps - 1, n_steps + 5)]
+        assert all(0 <= rate <= lr for rate in rates)
+
+
+def test_a_cap_that_is_next_to_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="softcap=1e-40 is too small"):
+        Rule(softcap=1e-40)
+
+
+def test_a_step_without_targets_has_no_loss() -> None:
+    nothing = torch.zeros((), requires_grad=True)
+    losses = Losses(HeadLoss(nothing, nothing, nothing, nothing), None, {})
+    assert losses.to_minimise(n_tokens=0, share=1.0) == 0

@@ -10,10 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from tinyllm.nn.precision import compute_dtype
 
+LEAST_EPS = 1e-20
+"""The gradient has a factor of eps^(−3/2), which fp32 has to hold where the input is 0."""
+
 
 def _positive(eps: float) -> float:
-    if not eps > 0:
-        raise ValueError(f"eps={eps} must be positive")
+    if not eps >= LEAST_EPS:
+        raise ValueError(f"eps={eps} must be positive, at least {LEAST_EPS:g}")
     return eps
 
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+LARGEST_FREQUENCY = 1e30
+
 
 class Position(nn.Module, ABC):
     """The interface; by itself it knows nothing of positions.
@@ -234,7 +236,13 @@ def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:
 
 
 def base_frequencies(base: float, dim: int, device: torch.device) -> Tensor:
-    """(dim/2,) in float64: base^(−2i/dim)."""
+    """(dim/2,) in float64: base^(−2i/dim).
+
+    Raises:
+        ValueError: times a position, one of them would be no number in fp32.
+    """
+    if base ** (2 / dim - 1) > LARGEST_FREQUENCY:
+        raise ValueError(f"base={base} is too small: the angles of {dim} features are beyond fp32")
     return torch.as_tensor(base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim))
 
 

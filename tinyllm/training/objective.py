@@ -31,7 +31,7 @@ class Losses(NamedTuple):
             n_tokens: targets in the whole step, so that the sum over micro-batches is the mean over all tokens.
             share: the micro-batch's part of the step's sequences, those of all ranks.
         """
-        loss = self.head.total / n_tokens
+        loss = self.head.total / max(n_tokens, 1)  # 0, and not 0/0, where no target counts
         return loss if self.balance is None else loss + self.balance * share
 
     def spoilt(self) -> "Losses":

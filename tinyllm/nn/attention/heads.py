@@ -8,7 +8,7 @@ from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.rule import Rule
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
-from tinyllm.nn.norm import RMSNorm
+from tinyllm.nn.norm import LEAST_EPS, RMSNorm
 from tinyllm.nn.position import Position
 
 
@@ -48,8 +48,8 @@ class HeadsAttention(Attention):
         nope: bool = False,
     ) -> None:
         super().__init__()
-        if qk_norm_eps is not None and not qk_norm_eps > 0:
-            raise ValueError(f"qk_norm_eps={qk_norm_eps} must be positive")
+        if qk_norm_eps is not None and not qk_norm_eps >= LEAST_EPS:
+            raise ValueError(f"qk_norm_eps={qk_norm_eps} must be positive, at least {LEAST_EPS:g}")
         eps = norm_eps if qk_norm_eps is None else qk_norm_eps
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+LEAST_SOFTCAP = 1e-6
+"""Scores are divided by it; 0 divided by less would be no number in fp16."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
@@ -25,6 +28,8 @@ class Rule:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be at least 0 and finite; 0 turns it off")
+        if 0 < self.softcap < LEAST_SOFTCAP:
+            raise ValueError(f"softcap={self.softcap} is too small: at least {LEAST_SOFTCAP:g}; 0 turns it off")
         if self.sinks and not self.window:
             raise ValueError(
                 f"sinks={self.sinks} needs window: without one, every query sees the first positions anyway"
