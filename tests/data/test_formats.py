@@ -125,8 +125,9 @@ def test_text_is_text(text: bytes) -> None:
 def test_in_a_folder_they_are_left_out_and_counted(tmp_path: Path) -> None:
     for name, (content, _, _) in FILES.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="the folder holds no text file"):
+    with pytest.raises(UserError, match="the folder holds no text file") as caught:
         text_corpus(tmp_path).check()
+    assert "2 bzip2-compressed, 1" in caught.value.hint
     (tmp_path / "a.txt").write_text("some text " * 20)
     source = text_corpus(tmp_path).open(ContentHashes(tmp_path / ".cache"))
     assert len(list(source.documents())) == 1

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
 from tinyllm.data.finding import Listing, find_files
+from tinyllm.data.formats import counted
 from tinyllm.data.hashes import Content, ContentHashes
 from tinyllm.errors import UserError
 
@@ -60,7 +61,7 @@ class FileCorpus(Corpus):
             left_out += listing.left_out
             if listing.is_folder and not self.suffixes:
                 kept = [file for file in kept if not contents[file.path].kind]
-                left_out += Counter(_plural(kind) for file in listing.files if (kind := contents[file.path].kind))
+                left_out += Counter(kind for file in listing.files if (kind := contents[file.path].kind))
             if not kept:  # it was not so a moment ago
                 raise UserError("the folder holds no text file", key=key, value=path, hint="it has just changed")
             chosen.append([file.path for file in kept])
@@ -88,14 +89,9 @@ class FileCorpus(Corpus):
         return listings
 
 
-def _plural(kind: str) -> str:
-    """A kind of file as what several are called: "a PDF" is "PDF"."""
-    return kind.removeprefix("an ").removeprefix("a ")
-
-
 def _notes(left_out: Counter[str]) -> list[str]:
     """A sentence on what was passed over, if anything was."""
     if not left_out:
         return []
-    kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left_out.items()))
-    return [f"{left_out.total():,} entries of the folder are not text files and were left out: {kinds}."]
+    count = left_out.total()
+    return [f"{count:,} entries of the folder are not text files and were left out: {counted(left_out)}."]

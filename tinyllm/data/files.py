@@ -75,9 +75,9 @@ def read_head(file: str | Path) -> bytes:
         return stream.read(HEAD)
 
 
-def is_text(file: str | Path) -> bool:
-    """Whether the beginning of the file is that of text. Raises UserError if it cannot be read."""
-    return not kind_of(read_head(file), str(file))
+def look_at(file: str | Path) -> str:
+    """What the file is if it is not text (``formats.kind_of``). Raises UserError if it cannot be read."""
+    return kind_of(read_head(file), str(file))
 
 
 @contextmanager

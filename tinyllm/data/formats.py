@@ -4,6 +4,7 @@ import codecs
 import os
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 from tinyllm.errors import UserError
@@ -11,7 +12,7 @@ from tinyllm.errors import UserError
 HEAD = 8192  # bytes that are looked at; a NUL among them marks a file as binary, as git does it
 
 _TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)), then dataset=jsonl"
-_RAW = "numpy.fromfile({path}, numpy.uint16).astype(numpy.int32), cut and reshaped to (rows, length), by numpy.save"
+_RAW = "numpy.fromfile({name}, numpy.uint16).astype(numpy.int32), cut and reshaped to (rows, length), by numpy.save"
 
 # How it begins, what it is, what makes text of it. In order: the first that fits.
 _FORMATS: tuple[tuple[bytes, str, str], ...] = (
@@ -70,7 +71,12 @@ def kind_of(head: bytes, name: str) -> str:
 
 def advice_for(kind: str, file: str | Path) -> str:
     """What to do with a file of this kind."""
-    return _ADVICE[kind].format(path=shlex.quote(str(file)))
+    return _ADVICE[kind].format(path=shlex.quote(str(file)), name=repr(str(file)))
+
+
+def counted(kinds: Counter[str]) -> str:
+    """How many files there are of each kind, without their articles: "2 PDF, 1 gzip-compressed"."""
+    return ", ".join(f"{count:,} {kind.removeprefix('an ').removeprefix('a ')}" for kind, count in kinds.most_common())
 
 
 def refuse_kind(head: bytes, file: str | Path) -> None:

@@ -1,13 +1,15 @@
 """UTF-8 text: a file, a folder or a glob. A file is a document."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from tinyllm.data.corpus import Document
 from tinyllm.data.filecorpus import Contents, FileCorpus
-from tinyllm.data.files import is_text, read_text, require_errors_mode
+from tinyllm.data.files import look_at, read_text, require_errors_mode
 from tinyllm.data.finding import Listing
+from tinyllm.data.formats import BINARY, advice_for, counted
 from tinyllm.errors import UserError
 
 
@@ -30,15 +32,20 @@ class TextCorpus(FileCorpus):
         self._errors = require_errors_mode(errors)
 
     def look(self, listing: Listing, *, key: str, path: str) -> None:
-        some_text = False
+        others: Counter[str] = Counter()
+        examples: dict[str, str] = {}
         for file in listing.files:
-            if listing.is_folder and not is_text(file.path):
+            if listing.is_folder and (kind := look_at(file.path)):
+                others[kind] += 1
+                examples.setdefault(kind, file.path)
                 continue
-            some_text = True
             if any(not chunk.isspace() for chunk in read_text(file.path, errors=self._errors)):
                 return
-        if not some_text:
-            hint = "UTF-8 files of any name; hidden, compressed and binary ones do not count"
+        if others.total() == len(listing.files):
+            [(commonest, _)] = others.most_common(1)
+            hint = f"UTF-8 files of any name are; there are {counted(others)}"
+            if commonest != BINARY:
+                hint += f"; {advice_for(commonest, examples[commonest])}"
             raise UserError("the folder holds no text file", key=key, value=path, hint=hint)
         what = "the file is" if len(listing.files) == 1 else "all files are"
         kind = "nothing but white space" if any(file.stamp[0] for file in listing.files) else "empty"
