@@ -12,7 +12,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from tinyllm.config.errors import explain
+from tinyllm.config.elsewhere import meant_by, option_meant
+from tinyllm.config.errors import TAKES_PATH, explain
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.names import is_option, near, side_by_side
 from tinyllm.config.own_files import check_file
@@ -61,6 +62,7 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
     """
     parser = get_args_parser()
     flags, settings = _apart(arguments, parser)
+    _refuse_other_names(arguments, parser)
     parser.error = _refuse  # type: ignore[method-assign]
     known, unknown = parser.parse_known_args(flags)
     if unknown:
@@ -164,6 +166,23 @@ def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
     return UserError("no such flag", file=flag, hint=hint)
 
 
+def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """A flag of another program: argparse would take some for the beginning of one of Hydra's.
+
+    Raises:
+        UserError: there is one; it tells what it is called here.
+    """
+    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, _, value = flag.partition("=")
+        if not name.startswith("--") or name in parser._option_string_actions:
+            continue
+        value = value or ("" if following.startswith("-") or "=" in following else following)
+        meant = meant_by(name, value)
+        if meant:
+            hint = meant if " " in meant and "=<" in meant else f"here it is {meant} (settings have no dashes)"
+            raise UserError("no such flag", file=flag, hint=hint)
+
+
 def _check_setting(override: Override, several: bool, places: list[Path]) -> None:
     key, text = override.key_or_group, str(override.input_line)
     typed = text.partition("=")[2]
@@ -195,13 +214,16 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         for one in value:
             _check_option(key, str(one), places)
         return
-    hint = f"one of {', '.join(options)}; or leave it out"
+    likely = option_meant(key, typed)
+    hint = (f"did you mean {likely}? " if likely else "") + f"one of {', '.join(options)}; or leave it out"
     raise UserError("a group takes one option", key=key, value=typed, hint=hint)
 
 
 def _check_option(group: str, name: str, places: list[Path]) -> None:
     if not is_option(group, name, places):
         hint = f"an option is a name: put the file into {group}/ of a directory and add --config-dir=<directory>"
+        if group in TAKES_PATH and Path(name).exists():
+            hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={name}"
         raise UserError("no such option", key=group, value=name, hint=hint)
     for place in places:
         file = place / group / f"{name}.yaml"

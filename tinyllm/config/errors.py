@@ -21,7 +21,9 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from tinyllm.config.names import groups, near, unknown_key
+from tinyllm.config.elsewhere import option_meant
+from tinyllm.config.names import groups, listed, near, unknown_key
+from tinyllm.config.schema import SCHEMAS, fields_of
 from tinyllm.config.typed import parsed
 from tinyllm.errors import UserError, one_line
 
@@ -120,7 +122,8 @@ def _missing_option(error: MissingConfigException) -> UserError:
     if group in TAKES_PATH and Path(option).exists():
         hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={option}"
         return UserError("no such option", key=group, value=option, hint=hint)
-    hint = f"did you mean {meant[0]}? one of " if meant else "one of "
+    likely = option_meant(group, option) or (meant[0] if meant else "")
+    hint = f"did you mean {likely}? one of " if likely else "one of "
     return UserError("no such option", key=group, value=option, hint=hint + ", ".join(options))
 
 
@@ -163,10 +166,19 @@ def _wrong_type(error: ValidationError, overrides: list[str]) -> UserError:
         kind = converted[1] or converted[2]
         hint = f"must be {KINDS.get(kind, kind)}"
     elif "is not a subclass of" in message:
-        hint = "this is a group of keys; set one of them"
+        hint = _keys_below(str(error.full_key), typed)
     else:
         hint = one_line(message)
     return UserError("wrong type", key=error.full_key, value=value, hint=hint)
+
+
+def _keys_below(path: str, value: str) -> str:
+    """What to set instead of a node."""
+    keys = [key for root in SCHEMAS.values() for key, _ in fields_of(root) if key.startswith(f"{path}.")]
+    keys = list(dict.fromkeys(keys))
+    if f"{path}.enabled" in keys and value.lower() in ("true", "false"):
+        return f"did you mean {path}.enabled={value.lower()}? this is a group of keys: {', '.join(keys)}"
+    return f"this is a group of keys; set one of them: {listed(keys)}"
 
 
 def _composition(message: str, overrides: list[str]) -> UserError:

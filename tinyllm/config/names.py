@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyllm.config.elsewhere import COMMANDS, meant_by
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
 from tinyllm.utils.yaml_files import read_yaml
@@ -43,10 +44,15 @@ def unknown_key(
     prefix, _, name = (unknown or path).rpartition(".")
     known = sorted(known)
     having = options_with(prefix, name)
+    elsewhere = "" if prefix else meant_by(name)
+    elsewhere = meant_by(name, str(value)) if elsewhere.endswith("…") else elsewhere
+    here = {one.partition("=")[0].partition(".")[0] for one in elsewhere.split()}
     same = [key for key in leaves(root) if key.rpartition(".")[2] == path.rpartition(".")[2]]
     same = [key for key in same if key.endswith(f".{path}")] or same
     meant = same or [f"{prefix}.{one}" if prefix else one for one in near(name, known)]
-    if having:
+    if elsewhere and (here <= root.keys() | set(groups()) or name in COMMANDS):
+        hint = elsewhere if name in COMMANDS else f"did you mean {elsewhere}?"
+    elif having:
         hint = f"choose {' or '.join(having)}, which {'has' if len(having) == 1 else 'have'} it"
     elif meant:
         hint = f"did you mean {' or '.join(meant[:3])}?"

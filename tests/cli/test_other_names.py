@@ -1,0 +1,115 @@
+"""What options are called in other programs is answered with what they are called here."""
+
+import re
+from functools import cache
+
+import pytest
+from omegaconf import OmegaConf
+
+import tinyllm
+from tests.cli.conftest import Call
+from tinyllm.config.arguments import read
+from tinyllm.config.elsewhere import NAMES, VALUES, meant_by, option_meant
+from tinyllm.config.names import groups
+from tinyllm.config.paths import conf_dir
+from tinyllm.errors import UserError
+
+
+@cache
+def keys() -> frozenset[str]:
+    """Every key that there is with some choice of options."""
+    from tinyllm.config.names import leaves
+
+    found: set[str] = set()
+    for chosen in (
+        ("dataset=text", "dataset.path=x", "tokenizer=bpe", "attn=mla", "moe=aux_free", "schedule=wsd", "logger=wandb"),
+        ("dataset=jsonl", "dataset.path=x", "tokenizer=pretrained", "tokenizer.path=x", "moe=aux_loss", "strategy=ddp"),
+        ("layers=jsonl", "model.layers.json=[]", "ffn=mlp"),
+        ("ffn=glu",),
+    ):
+        try:
+            cfg = tinyllm.compose(*chosen)
+        except UserError:  # no layer at all
+            node = OmegaConf.load(conf_dir() / "layers" / "jsonl.yaml")
+            found |= {f"model.layers.{name}" for name in node}
+            continue
+        found |= set(leaves(OmegaConf.to_container(cfg)))
+    return frozenset(found)
+
+
+@pytest.mark.parametrize(
+    "ours", sorted({*NAMES.values(), *(one for group in VALUES.values() for one in group.values())})
+)
+def test_everything_that_is_suggested_exists(ours: str) -> None:
+    for word in ours.split():
+        name, equals, value = word.partition("=")
+        if equals and "." not in name:
+            assert name in groups()
+            assert not value or (conf_dir() / name / f"{value}.yaml").is_file()
+        else:
+            assert name in keys()
+
+
+def test_no_name_is_there_twice() -> None:
+    names = [name for row in NAMES for name in row.split()]
+    assert sorted(names) == sorted(set(names))
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"),
+    [
+        (["--n_layer", "6"], "model.n_layers=6"),
+        (["--n-layer=6"], "model.n_layers=6"),
+        (["--batch_size", "4", "seed=1"], "trainer.batch_size=4"),
+        (["--norm", "rms"], "norm=rmsnorm"),
+        (["--dataset_name=pydocs"], "dataset=pydocs"),
+        (["--use_ema"], "ema.enabled=…"),
+        (["--seq_length", "--x"], "trainer.seq_len=…"),
+        (["--config", "x.json"], "--config-dir"),
+        (["--config=x.yaml"], "experiment="),
+        (["--resume", "runs/a"], "resume=runs/a"),
+        (["--generate_only"], "python -m tinyllm.generate"),
+        (["--per_device_train_batch_size", "8"], "trainer.batch_size=8"),
+        (["--kv-lora-rank", "8"], "attn=mla model.block.attn.kv_latent_dim=8"),
+    ],
+)
+def test_flags_of_other_programs(typed: list[str], ours: str) -> None:
+    with pytest.raises(UserError, match="no such flag") as refused:
+        read(typed)
+    assert ours in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"),
+    [
+        ("n_layer=6", "did you mean model.n_layers?"),
+        ("grad_checkpointing=true", "did you mean trainer.activation_checkpointing?"),
+        ("vocab_size=99", "did you mean tokenizer.vocab_size?"),
+        ("num_epochs=3", "did you mean trainer.max_epochs?"),
+        ("max_iters=3", "did you mean trainer.max_steps?"),
+        ("use_rope=true", "did you mean pos=rope?"),
+        ("pos_emb=sin", "did you mean pos=sinusoidal?"),
+        ("norm=rms", "did you mean norm=rmsnorm?"),
+        ("norm=layer", "did you mean norm=layernorm?"),
+        ("ffn=relu", "did you mean ffn=mlp model.block.ffn.activation=relu?"),
+        ("ffn=swiglu_fused", "did you mean ffn=swiglu?"),
+        ("pos=learn", "did you mean pos=learned?"),
+        ("optimizer=adam", "did you mean optimizer=adamw?"),
+        ("moe=true", "did you mean moe=aux_free?"),
+        ("ema=true", "did you mean ema.enabled=true?"),
+        ("curriculum=3", "set one of them: curriculum.enabled, curriculum.start_seq_len"),
+        ("kv_cache=true", "python -m tinyllm.generate"),
+    ],
+)
+def test_settings_of_other_programs(typed: str, ours: str) -> None:
+    with pytest.raises(UserError) as refused:
+        tinyllm.compose(f"+{typed}" if "=" in typed and typed.partition("=")[0] not in groups() else typed)
+    assert ours in refused.value.hint
+
+
+def test_every_name_in_every_form(call: Call) -> None:
+    for row in NAMES:
+        for name in row.split():
+            assert meant_by(name) and meant_by(f"--{name}") == meant_by(f"--{name.replace('_', '-')}")
+    assert meant_by("nothing") == "" and option_meant("norm", "nothing") == ""
+    assert re.match(r"error: unknown key \(n_layer=6\): did you mean model.n_layers\?", call("train", "n_layer=6").err)
