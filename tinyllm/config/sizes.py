@@ -4,8 +4,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.allowed import Option
 from tinyllm.config.targets import annotations_of, resolve_target, type_problem
+from tinyllm.config.typed import conformed
 from tinyllm.errors import UserError
-from tinyllm.utils.numbers import whole_number
 
 D_FF, D_FF_PER_D_MODEL = "model.d_ff", 4
 """Hidden units of a feed-forward layer for each of the width (Vaswani et al. 2017, §3.3)."""
@@ -23,9 +23,7 @@ def fill_sizes(cfg: DictConfig, allow: frozenset[Option]) -> None:
     model = None if "model" not in cfg or OmegaConf.is_missing(cfg, "model") else cfg.model
     if not isinstance(model, DictConfig) or model.get("d_ff", 0) is not None:
         return
-    width = model.get("d_model")
-    if isinstance(width, str) and (number := whole_number(width)) is not None:  # out of the environment
-        width = number
+    width = conformed(model.get("d_model"), int)
     if not isinstance(width, int) or isinstance(width, bool):
         return
     try:
