@@ -36,7 +36,7 @@ def test_the_document_is_current() -> None:
 def test_no_fault_of_the_list_is_left_out() -> None:
     numbers = [row.number for row in ROWS]
     assert len(numbers) == len(set(numbers))
-    assert set(numbers) | NOT_HERE.keys() == ALL
+    assert set(numbers) | NOT_HERE.keys() >= ALL
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.number)

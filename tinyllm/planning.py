@@ -1,5 +1,8 @@
 """What a configuration asks for, checked and worked out before anything is written."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,7 @@ from tinyllm.inference.sampling import Sampling
 from tinyllm.loading import check_multipliers
 from tinyllm.nn.precision import auto_precision
 from tinyllm.optim.schedules import Schedule
-from tinyllm.resume import Resumption, reconcile
+from tinyllm.resume import PROVEN, Resumption, reconcile
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.compiling import check_backend
@@ -39,7 +42,7 @@ from tinyllm.training.hardware import pick_device
 from tinyllm.training.lineage import later_than
 from tinyllm.training.names import CHECKPOINTS, TOKENIZER
 from tinyllm.training.plan import Batch, Horizon, Standing, check_horizon, plan_batch, plan_horizon, regroup
-from tinyllm.training.run_dir import auto_path, check_new
+from tinyllm.training.run_dir import LONGEST_NAME, auto_path, check_new
 from tinyllm.training.seeds import stream
 from tinyllm.utils.files import in_home
 
@@ -131,14 +134,15 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     source = None
     if cfg.init_from is not None and not resumption:
         source = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
-    corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
+    with _told_whose(resumption):
+        corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     path, is_new = _place(cfg, invocation, resumption)
     notes += _abandoned(resumption, path) if resumption else []
     if is_new and strategy.rank == 0:
         check_new(path)
-    data = open_data(
-        corpus, tokenizer_trainer, trained_on=resumption.checkpoint.manifest["data"] if resumption else None
-    )
+    with _told_whose(resumption):
+        trained_on = resumption.checkpoint.manifest["data"] if resumption else None
+        data = open_data(corpus, tokenizer_trainer, trained_on=trained_on)
     check_sampling(cfg, data.tokenizer)
     model = sketch(vocab_size=data.tokenizer.vocab_size)
     if source is not None:
@@ -190,6 +194,19 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
 def _standing(checkpoint: checkpoints.Checkpoint) -> Standing:
     state = checkpoint.state()
     return Standing(step=state["step"], tokens=state["tokens"], sequences=state["sequences"])
+
+
+@contextmanager
+def _told_whose(resumption: Resumption | None) -> Iterator[None]:
+    """Say of data that a resumed run does not find that the setting is its own, and how to say where they are now."""
+    try:
+        yield
+    except UserError as error:
+        if resumption is None or error.key not in PROVEN or error.key in resumption.named:
+            raise
+        where = f"this is the run's own setting, and a relative path counts from the current directory; {error.key}=…"
+        hint = f"{error.hint}; {where} says where the same data are now" if error.hint else where
+        raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
 def _abandoned(resumption: Resumption, path: Path) -> list[str]:
@@ -247,7 +264,11 @@ def _place(cfg: DictConfig, invocation: Invocation, resumption: Resumption | Non
         return path, not goes_on
     choices = invocation.choices
     name = cfg.run.name or "_".join(choices.get(group, "") for group in ("model", "attn", "dataset"))
-    return auto_path(name), True
+    path = auto_path(name)
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        hint = f"at most {LONGEST_NAME - len(os.fsencode(path.name)) + len(os.fsencode(name))} bytes"
+        raise UserError("too long for the name of a directory", key="run.name", value=f"{name[:40]}…", hint=hint)
+    return path, True
 
 
 def _check_same_data(resumption: Resumption, data: TokenData) -> None:

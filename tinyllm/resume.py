@@ -25,6 +25,8 @@ from tinyllm.utils.yaml_files import read_yaml
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
 """What a resumed run cannot change."""
+PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
+"""Of those, what may lie elsewhere now: the fingerprints of tokens and tokenizer tell whether it is the same."""
 OWN = ("resume", "init_from", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes")
 """What belongs to this start of the program, not to the run."""
 ALTERNATIVES = (
@@ -174,7 +176,7 @@ def reconcile(
             with open_dict(cfg):
                 OmegaConf.update(cfg, key, escaped(was), force_add=True)
             notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
-        elif _below(key, FIXED):
+        elif _below(key, FIXED) and key not in PROVEN:
             raise UserError(
                 f"a resumed run cannot change {key}",
                 key=key,

@@ -26,7 +26,7 @@ from tinyllm.data.tokens import Split, TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.files import loads
-from tinyllm.utils.files import TEMPORARY, create, read_json, remove, replace, set_mode, sync
+from tinyllm.utils.files import TEMPORARY, create, is_trusted, read_json, remove, replace, set_mode, sync
 from tinyllm.utils.locks import try_lock
 
 FORMAT = 1
@@ -128,8 +128,11 @@ def _put(content: bytes, stream: BinaryIO) -> None:
     stream.write(content)
 
 
-def open_cache(folder: Path, key: str) -> TokenData:
+def open_cache(folder: Path, key: str, *, own: bool = False) -> TokenData:
     """The data in ``folder``.
+
+    Args:
+        own: this process has just written it, whoever owns it according to the file system.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -137,6 +140,8 @@ def open_cache(folder: Path, key: str) -> TokenData:
     """
     if not folder.is_dir():
         raise FileNotFoundError(folder)
+    if not own and not all(is_trusted(one, root=folder.parent) for one in (folder, *folder.iterdir())):
+        raise DamagedCacheError("it belongs to another user")
     try:
         return _open(folder, key)
     except UserError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tinyllm.data.formats import HEAD, kind_of
 from tinyllm.errors import UserError
-from tinyllm.utils.files import read_json, write_bytes
+from tinyllm.utils.files import is_trusted, read_json, write_bytes
 
 Stamp = list[int]
 LARGEST_MEMO = 512 << 20
@@ -79,7 +79,7 @@ class ContentHashes:
         names = [os.path.join(here, file.path) for file in files]
         listed = "\0".join(names).encode("utf-8", "surrogateescape")
         memo_file = self._folder / f"{hashlib.sha256(listed).hexdigest()[:32]}.json"
-        memo = _read(memo_file)
+        memo = _read(memo_file) if is_trusted(memo_file, root=self._folder) else {}
         contents: dict[str, Content] = {}
         new: dict[str, list] = {}
         for file, name in zip(files, names, strict=True):

@@ -76,7 +76,7 @@ def prepare(
                     _fill(work, corpus, tokenizer_trainer, source, key, rules, show)
                 finally:
                     hashes.require_unchanged()  # else the ids are of no one text; also explains other errors
-            data = open_cache(folder, key)
+            data = open_cache(folder, key, own=True)
     except OSError as error:
         raise _cannot_write(root, error) from error
     data.notes.extend(notes)

@@ -54,5 +54,6 @@ def decode_speed(run_dir: Path, *, allow: frozenset[Option]) -> float:
         next(pieces, None)
         begin = time.perf_counter()
         made = sum(1 for _ in pieces)
-        best = max(best, made / max(time.perf_counter() - begin, 1e-9))
+        seconds = time.perf_counter() - begin
+        best = max(best, made / seconds) if seconds > 0 else best
     return best

@@ -86,6 +86,8 @@ def read(file: Path) -> Record:
                 raise TypeError(f"{key} must be {allowed}")
         if record.name != file.stem:
             raise TypeError(f"it belongs to {record.name}")
+        if record.status not in (WAITING, RUNNING, FINISHED, FAILED, INTERRUPTED):
+            raise TypeError(f"there is no status {record.status}")
     except (UserError, TypeError) as error:
         hint = f"{error}; without the file the job is started anew"
         raise UserError("not the record of a job", file=file, hint=hint) from error

@@ -155,7 +155,7 @@ class Stopwatch:
     @property
     def of_this_start(self) -> float:
         """Wall seconds since this process began to train."""
-        return time.perf_counter() - self._start
+        return max(0.0, time.perf_counter() - self._start)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -167,8 +167,8 @@ class Stopwatch:
             self._paused += time.perf_counter() - begin
 
     def lap(self) -> float:
-        """Seconds of training since the last lap, pauses excluded."""
+        """Seconds of training since the last lap, pauses excluded; not above 0 when the clock stood still."""
         now = time.perf_counter()
         lap = now - self._mark - self._paused
         self._mark, self._paused = now, 0.0
-        return max(lap, 1e-9)
+        return lap

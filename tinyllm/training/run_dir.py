@@ -17,6 +17,8 @@ from tinyllm.utils.environment import is_follower
 from tinyllm.utils.files import write_json, write_text
 from tinyllm.utils.locks import is_held, try_lock, write_holder
 
+LONGEST_NAME = 255
+"""Bytes of a file's name, on all common file systems."""
 RUNNING = "running"
 """The status of a run that has not ended, or could not say so."""
 
@@ -34,6 +36,9 @@ def check_new(path: Path) -> None:
     Raises:
         UserError: it exists, something is in the way, or its place cannot be written.
     """
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+        hint = f"a part of a path has at most {LONGEST_NAME} bytes"
+        raise UserError("too long for the name of a directory", key="run.dir", value=f"{str(path)[:40]}…", hint=hint)
     if os.path.exists(path):  # unlike Path's, it says no where a folder may not be entered
         raise UserError(
             "the run directory exists",

@@ -266,8 +266,9 @@ class Trainer:
         metrics["train/tokens"] = state.tokens
         if state.scaler.is_enabled():
             metrics["loss/scale"] = state.scaler.get_scale()
-        metrics["speed/tokens_per_s"] = tokens / seconds
-        if self.peak_flops:
+        if seconds > 0:
+            metrics["speed/tokens_per_s"] = tokens / seconds
+        if seconds > 0 and self.peak_flops:
             metrics["speed/mfu"] = flops / seconds / self.peak_flops
         metrics["memory/peak_bytes"] = peak_memory(self.device)
         state.window = {"loss": 0.0, "steps": 0.0}

@@ -217,6 +217,19 @@ def _free(directory: Path) -> str:
         return f"how much is free there cannot be told: {error.strerror}"
 
 
+def is_trusted(path: Path, *, root: Path) -> bool:
+    """Whether a file or directory below ``root`` is ours, the administrator's, or of whoever ``root`` belongs to.
+
+    In a cache that others can write to anybody may have planted it. Where there are no owners all is trusted.
+    """
+    if not hasattr(os, "geteuid"):
+        return True
+    try:
+        return path.lstat().st_uid in (0, os.geteuid(), root.stat().st_uid)
+    except OSError:
+        return False
+
+
 def in_home(path: str | Path) -> Path:
     """A path, ``~`` at its beginning being the home directory.
 
