@@ -1,6 +1,7 @@
 """What a search may choose from."""
 
 import re
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -10,6 +11,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from tests.sources import ROOT
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
+from tinyllm.sweep.directory import SweepDir
+from tinyllm.sweep.search import _check_same, open_study
 from tinyllm.sweep.space import distribution
 
 
@@ -62,3 +65,14 @@ def test_the_documented_defaults_are_those_of_the_file() -> None:
     documented = dict(re.findall(r"^\| `hydra\.sweeper\.(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
     file = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "search.yaml")
     assert documented == {key: str(file[key]) for key in file if key not in ("_target_", "params")}
+
+
+def test_a_trial_that_somebody_else_wrote_into_the_study_is_no_setting(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "search.db", direction="minimize")
+    override = OverridesParser.create().parse_override("attn=mha,gqa")
+    asked = {"study": study, "directory": SweepDir(tmp_path), "overrides": [override], "direction": "minimize"}
+    space = {"attn": distribution(override)}
+    _check_same(**asked, space=space)
+    study.ask({"attn": CategoricalDistribution(["../../../x"])})
+    with pytest.raises(UserError, match=r"another search is in there .*trial 0 chose attn from something else"):
+        _check_same(**asked, space=space)

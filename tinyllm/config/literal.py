@@ -93,7 +93,7 @@ def unquoted(overrides: Iterable[str]) -> list[str]:
     """Overrides in Hydra's grammar as a command line of ours takes them: what :func:`quote_literals` did, undone."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return [
-        f"{one.key_or_group}={text_of(one.value())}"
+        f"{one.get_key_element()}={text_of(one.value())}"
         if one.key_or_group in LITERAL_KEYS and one.value_type is ValueType.ELEMENT and isinstance(one.value(), str)
         else str(one.input_line)
         for one in parsed
