@@ -50,7 +50,7 @@ def export(cfg: "DictConfig", run: str, *, allow: "frozenset[Option]" = frozense
     model = sketch(saved, allow=allow)
     family, config, tensors = converted(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer)
-    texts = texts_of(saved.tokenizer, special=special, max_length=model.max_seq_len)
+    texts = texts_of(saved.tokenizer, special=special, max_length=model.max_seq_len, chat=saved.chat)
     dtype = write(out, config=config, special=special, weights=tensors, texts=texts)
     return {
         "out": str(out),

@@ -70,7 +70,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
         names.OVERRIDES: settings_text(saved.settings),
         names.TOKENIZER: saved.tokenizer.to_json(),
     }
-    imported = {"from": str(Path(path).absolute()), "special": saved.special, **facts}
+    imported = {"from": str(Path(path).absolute()), "special": saved.special, "chat": saved.chat, **facts}
     imported["adds_bos"] = saved.tokenizer.adds_bos
     with building(target) as folder:
         for name, text in texts.items():

@@ -19,7 +19,7 @@ from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import CONFIG as HF_CONFIG
 from tinyllm.interop.directory import Directory, is_model
-from tinyllm.interop.tokenizer import adds_bos
+from tinyllm.interop.tokenizer import adds_bos, read_chat
 from tinyllm.interop.tokenizer import read as read_tokenizer
 from tinyllm.models.parametrization import multipliers
 from tinyllm.tokenizers import Tokenizer
@@ -41,6 +41,7 @@ class Saved:
         step: optimizer steps it was trained for here.
         data: fingerprints of what it was trained on; without those of splits for a model from elsewhere.
         special: ids of special tokens as config.json has them; empty for a model that was trained here.
+        chat: chat templates of a model from elsewhere, by the name of their file.
         weights: the tensors by name; ``raw``, ``ema`` or ``auto``, see :func:`load`.
     """
 
@@ -51,6 +52,7 @@ class Saved:
     step: int
     data: dict[str, str]
     special: dict[str, Any]
+    chat: dict[str, Any]
     weights: Callable[[str], dict[str, Tensor]]
 
 
@@ -137,6 +139,7 @@ def open_saved(
         step=found.step,
         data=found.manifest["data"],
         special=special,
+        chat=found.manifest.get("imported", {}).get("chat", {}),
         weights=lambda which: _weights(found, cfg, which),
     )
 
@@ -194,6 +197,7 @@ def open_hugging_face(
         step=0,
         data={"tokenizer": tokenizer.fingerprint()},
         special=special,
+        chat=read_chat(directory.path),
         weights=weights,
     )
 

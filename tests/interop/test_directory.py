@@ -145,3 +145,52 @@ def test_a_vocabulary_padded_beyond_the_tokenizer(llama: Path, tmp_path: Path) -
     model, again = load(tmp_path / "run")
     assert (model.vocab_size, again.vocab_size) == (hub.VOCAB, tokenizer.vocab_size)
     assert facts["family"] == "Llama"
+
+
+def sharded(path: Path) -> tuple[Path, dict[str, str]]:
+    """A model in several files, and where its index says that tensors are."""
+    parts = hub.saved(hub.random_model("llama", 3), path, max_shard_size="16KB")
+    listed: dict[str, str] = json.loads((parts / f"{MODEL}.index.json").read_text())["weight_map"]
+    return parts, listed
+
+
+def put(file: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """More tensors into a file."""
+    save_file(load_file(file) | tensors, file, {"format": "pt"})
+
+
+def test_the_index_is_the_authority(llama: Path, tmp_path: Path) -> None:
+    parts, listed = sharded(tmp_path / "parts")
+    ids = hub.ids()
+    expected = hub.logits(hub.load(llama), ids)
+    name, last = "model.embed_tokens.weight", max(listed.values())
+    assert listed[name] != last
+    stale = load_file(parts / listed[name])[name] + 1
+    put(parts / last, {name: stale})
+    assert torch.equal(hub.logits(hub.load(parts), ids), expected), "a copy elsewhere is stale"
+
+    index = parts / f"{MODEL}.index.json"
+    index.write_text(json.dumps({"weight_map": {key: file for key, file in listed.items() if key != name}}))
+    with pytest.raises(UserError, match=r"does not list model\.embed_tokens\.weight, which is in"):
+        hub.load(parts)
+    index.write_text(json.dumps({"weight_map": listed | {"model.norm.weight": listed[name]}}))
+    if listed["model.norm.weight"] != listed[name]:
+        with pytest.raises(UserError, match=r"model\.norm\.weight is in .*, which does not hold it"):
+            hub.load(parts)
+
+    shutil.copy(llama / MODEL, parts)
+    assert torch.equal(hub.logits(hub.load(parts), ids), expected), "a whole file comes first, as in transformers"
+
+
+def test_what_transformers_would_do_is_said(tmp_path: Path) -> None:
+    tied = next(model for seed in range(9) if (model := hub.random_model("llama", seed)).config.tie_word_embeddings)
+    path = hub.saved(tied, tmp_path / "tied")
+    config = json.loads((path / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"lm_head\.weight is missing: .*tie_word_embeddings: true"):
+        hub.load(path)
+    double = changed(path, tmp_path / "double", lambda t: t.update({key: one.double() for key, one in t.items()}))
+    (double / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    with pytest.raises(UserError, match="double precision"):
+        hub.load(double)

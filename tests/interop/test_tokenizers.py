@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.interop import hub
 from tests.tokenizers.kinds import built
 from tinyllm.errors import UserError
-from tinyllm.interop.tokenizer import read, special_ids, texts_of
+from tinyllm.interop.tokenizer import read, read_chat, special_ids, texts_of
 from tinyllm.tokenizers import Tokenizer, load
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
@@ -150,3 +150,34 @@ def test_other_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
     assert "resize_token_embeddings" in str(caught.value)
     with pytest.raises(UserError, match="ids"):
         read(tmp_path, vocab_size=size - 1, tell=pytest.fail)
+
+
+TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+
+
+@pytest.mark.filterwarnings("ignore:.*has no tokenizer")
+def test_chat_templates_survive_import_and_export(tmp_path: Path) -> None:
+    """In the file where they were; AutoTokenizer applies what comes out."""
+    from tests.interop.test_families import exported
+    from tinyllm.import_hf import import_hf
+
+    path = hub.saved(hub.random_model("llama", 3), tmp_path / "model")
+    config = (path / "config.json").read_text()
+    written(TOKENIZERS["char with <unk>"], path)
+    (path / "config.json").write_text(config)
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    several = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "b"}]
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": several}))
+    assert read_chat(exported(path, tmp_path / "several")) == {"tokenizer_config.json": several}
+
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    import_hf(str(path), str(tmp_path / "run"))
+    out = exported(tmp_path / "run", tmp_path / "out")
+    assert read_chat(out) == {"chat_template.jinja": TEMPLATE}
+    chat = [{"role": "a", "content": "bad"}]
+    assert auto(out).apply_chat_template(chat, tokenize=False) == "<a>bad"
+
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": 1}))
+    with pytest.raises(UserError, match="chat_template=1"):
+        read_chat(path)

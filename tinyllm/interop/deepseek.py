@@ -54,8 +54,9 @@ class Deepseek(RopeFamily):
     )
     only: ClassVar[tuple[Only, ...]] = (Only("moe_layer_freq", 1),)
     harmless: ClassVar[dict[str, Kind]] = RopeFamily.harmless | {
-        **dict.fromkeys(("aux_loss_alpha", "ep_size", "head_dim", "qk_head_dim", "seq_aux"), ANY),
-        "output_router_logits": FLAG,
+        **dict.fromkeys(("aux_loss_alpha", "ep_size"), ANY),
+        **dict.fromkeys(("head_dim", "qk_head_dim"), nullable(whole(-(2**31)))),  # follow from other entries
+        **dict.fromkeys(("output_router_logits", "seq_aux"), FLAG),
     }
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:

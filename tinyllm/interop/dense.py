@@ -75,7 +75,9 @@ class GPT2(Family):
     harmless: ClassVar[dict[str, Kind]] = {
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), SHARE),
         **dict.fromkeys(("reorder_and_upcast_attn", "summary_use_proj", "summary_proj_to_labels"), FLAG),
-        **dict.fromkeys(("n_ctx", "summary_type", "summary_activation", "gradient_checkpointing"), ANY),
+        **dict.fromkeys(("n_ctx", "gradient_checkpointing"), ANY),
+        "summary_type": TEXT,
+        "summary_activation": nullable(TEXT),
     }
     written: ClassVar[dict[str, Any]] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 

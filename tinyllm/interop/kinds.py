@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -70,6 +72,10 @@ VOCABULARY = whole(1, 2**26)
 POSITIONS = whole(1, 2**22)
 EXPERTS = whole(1, 4096)
 
+DTYPE = Kind(
+    "the name of a dtype, such as bfloat16",
+    lambda value: isinstance(value, str) and isinstance(vars(torch).get(value.removeprefix("torch.")), torch.dtype),
+)
 TOKEN = nullable(whole(-1))
 TOKENS = either(TOKEN, listed(whole(-1)))
 """``eos_token_id`` may be several."""
@@ -84,7 +90,6 @@ HARMLESS: dict[str, Kind] = {
             "attn_implementation",
             "auto_map",
             "chunk_size_feed_forward",
-            "dtype",
             "experts_implementation",
             "finetuning_task",
             "id2label",
@@ -98,7 +103,6 @@ HARMLESS: dict[str, Kind] = {
             "task_specific_params",
             "tf_legacy_loss",
             "tokenizer_class",
-            "torch_dtype",
             "torchscript",
             "transformers.js_config",
             "transformers_version",
@@ -141,13 +145,15 @@ HARMLESS: dict[str, Kind] = {
         ),
         ANY,
     ),
-    **dict.fromkeys(("use_cache", "output_attentions", "output_hidden_states", "return_dict"), nullable(FLAG)),
+    **dict.fromkeys(("use_cache", "output_attentions", "output_hidden_states", "return_dict"), FLAG),
     **dict.fromkeys(("bos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"), TOKEN),
     "eos_token_id": TOKENS,
     "architectures": nullable(listed(TEXT)),
     "model_type": TEXT,
-    "initializer_range": SHARE,
-    "attention_dropout": nullable(SHARE),
+    "dtype": nullable(DTYPE),
+    "torch_dtype": nullable(DTYPE),
+    "initializer_range": FLOAT,
+    "attention_dropout": SHARE,
 }
 """Entries of any family that have no bearing on what a model computes, with what transformers takes in them."""
 

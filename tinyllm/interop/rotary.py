@@ -16,7 +16,7 @@ FACTS = (
     Fact("original_max_position_embeddings", POSITIONS, None),
 )
 ORIGINAL = entry("original_max_position_embeddings", f"{POS}.original_max_seq_len", None, kind=POSITIONS)
-FACTOR = entry("factor", f"{POS}.factor", kind=number(0.0))
+FACTOR = entry("factor", f"{POS}.factor", kind=number(0.0, at_most=1e4))
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.tokenizers.markers import END, UNKNOWN
 from tinyllm.tokenizers.spelling import BYTE_OF
-from tinyllm.utils.files import read_json
+from tinyllm.utils.files import read_json, read_text
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+CHAT, TEMPLATE = "chat_template.jinja", "chat_template"
 OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 SPECIAL = ("bos", "eos", "pad", "unk")
 
@@ -68,13 +69,17 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     return {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": None}
 
 
-def texts_of(tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: int) -> dict[str, str]:
+def texts_of(
+    tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: int, chat: Mapping[str, Any] | None = None
+) -> dict[str, str]:
     """The tokenizer's files by name; none for numbers.
 
     Args:
         special: ``bos_token_id``, ``eos_token_id`` …, as in config.json.
         max_length: the model's context.
+        chat: the chat templates that :func:`read_chat` found.
     """
+    chat = chat or {}
     state = WRITERS[type(tokenizer)](tokenizer)
     if state is None:
         return {}
@@ -86,7 +91,9 @@ def texts_of(tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: in
         "model_max_length": max_length,
         "clean_up_tokenization_spaces": False,
     } | {f"{name}_token": contents[i] for name, i in first.items() if i in contents}
+    settings |= {TEMPLATE: chat[SETTINGS]} if SETTINGS in chat else {}
     return {
+        **({CHAT: chat[CHAT]} if CHAT in chat else {}),
         FILE: json.dumps(state, ensure_ascii=False, indent=2) + "\n",
         SETTINGS: json.dumps(settings, ensure_ascii=False, indent=2) + "\n",
     }
@@ -101,6 +108,24 @@ def adds_bos(tokenizer: Tokenizer, bos_id: object, path: Path | None = None) -> 
         return False
     asked = read_json(path / SETTINGS).get("add_bos_token") if path and (path / SETTINGS).is_file() else None
     return asked if isinstance(asked, bool) else tokenizer.puts_first() == bos_id
+
+
+def read_chat(path: Path) -> dict[str, Any]:
+    """The chat templates of a Hugging Face directory by the file they are in; nothing here runs them.
+
+    Raises:
+        UserError: a file is damaged, or holds something else.
+    """
+    found: dict[str, Any] = {}
+    if (path / CHAT).is_file():
+        found[CHAT] = read_text(path / CHAT)
+    if (path / SETTINGS).is_file():
+        template = read_json(path / SETTINGS, what="cannot be read").get(TEMPLATE)
+        if not isinstance(template, str | list | dict | None):
+            hint = "a template, or several with their names"
+            raise UserError("not a chat template", key=TEMPLATE, value=template, file=path / SETTINGS, hint=hint)
+        found |= {SETTINGS: template} if template is not None else {}
+    return found
 
 
 def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokenizer:
