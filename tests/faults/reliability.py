@@ -100,6 +100,8 @@ ROWS = (
             f"{AROUND}::test_a_name_too_long_for_a_directory",
             f"{AROUND}::test_a_cache_that_another_user_planted_is_not_believed",
             f"{AROUND}::test_a_strange_record_of_a_job",
+            f"{AROUND}::test_a_path_that_is_not_utf8",
+            f"{AROUND}::test_a_run_that_cannot_be_written_goes_on_elsewhere",
         ),
     ),
     Row(

@@ -1,5 +1,6 @@
 """What lies around a run changes: data move, clocks stand still, caches and records are somebody else's."""
 
+import errno
 import itertools
 import json
 import os
@@ -121,3 +122,31 @@ def test_a_cache_that_another_user_planted_is_not_believed(
     os.chown(cache / "tokens", 12345, 12345)
     os.chown(folder / "train.bin", 12345, 12345)
     assert is_trusted(folder / "train.bin", root=cache / "tokens")  # whoever keeps the cache is trusted
+
+
+def test_a_path_that_is_not_utf8(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = place / os.fsdecode(b"n\xff")
+    data = ("dataset=text", "dataset.path=place/words.txt")
+    assert train(*data, *SMALL, f"run.dir={odd}") == 2
+    assert "the path is not UTF-8 (run.dir=" in capsys.readouterr().err and not odd.exists()
+    shutil.copytree(place / "run", odd)
+    assert train(f"resume={odd}", "dataset.path=place/words.txt") == 2
+    error = capsys.readouterr().err
+    assert "the path is not UTF-8" in error and len(error.splitlines()) == 1
+
+
+def test_a_run_that_cannot_be_written_goes_on_elsewhere(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = os.open
+
+    def read_only(path: object, flags: int, *rest: object, **more: object) -> int:
+        if str(path).startswith(str(place / "run")) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, flags, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", read_only)
+    moved = "dataset.path=place/words.txt"
+    assert train(f"resume={place / 'run'}", moved) == 2
+    assert "the run directory cannot be written (run.dir=" in capsys.readouterr().err
+    assert train(f"resume={place / 'run'}", moved, f"run.dir={tmp_path / 'new'}", "trainer.stop_after_steps=2") == 0

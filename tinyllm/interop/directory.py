@@ -15,7 +15,7 @@ from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family, refused
 from tinyllm.interop.kinds import HARMLESS
 from tinyllm.training.tensors import INDEX, MODEL, Tensors
-from tinyllm.utils.files import create, read_json, remove, set_mode, sync, temporary, translated
+from tinyllm.utils.files import check_utf8, create, read_json, remove, set_mode, sync, temporary, translated
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -159,6 +159,7 @@ def check_out(out: str | Path | None, *, command: str) -> Path:
     if not out:
         raise UserError("where to?", key="out", value=out, hint=f"{command} out=<new directory>")
     path = Path(out)
+    check_utf8(path, key="out")
     if path.exists():
         raise UserError("it exists already", key="out", value=out, hint="choose another directory")
     parent = next(one for one in path.absolute().parents if one.exists())

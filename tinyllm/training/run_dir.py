@@ -14,7 +14,7 @@ from tinyllm.errors import UserError
 from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.training.seal import SEAL, read_run_json, sealed
 from tinyllm.utils.environment import is_follower
-from tinyllm.utils.files import write_json, write_text
+from tinyllm.utils.files import check_utf8, write_json, write_text
 from tinyllm.utils.locks import is_held, try_lock, write_holder
 
 LONGEST_NAME = 255
@@ -36,6 +36,7 @@ def check_new(path: Path) -> None:
     Raises:
         UserError: it exists, something is in the way, or its place cannot be written.
     """
+    check_utf8(path, key="run.dir")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         hint = f"a part of a path has at most {LONGEST_NAME} bytes"
         raise UserError("too long for the name of a directory", key="run.dir", value=f"{str(path)[:40]}…", hint=hint)
@@ -80,7 +81,11 @@ def _acquire(path: Path) -> int:
     Raises:
         UserError: another process holds it.
     """
-    handle = try_lock(path / LOCK)
+    try:
+        handle = try_lock(path / LOCK)
+    except OSError as error:
+        hint = f"{error.strerror}; run.dir=… goes on in another directory"
+        raise UserError("the run directory cannot be written", key="run.dir", value=path, hint=hint) from error
     if handle is None:
         raise _in_use(path)
     return handle

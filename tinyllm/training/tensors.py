@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyllm.errors import UserError
-from tinyllm.utils.files import read_json
+from tinyllm.utils.files import check_utf8, read_json
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -30,6 +30,7 @@ class Tensors:
     """
 
     def __init__(self, path: Path, *, whole_first: bool = False) -> None:
+        check_utf8(path)
         self.path = path
         self.file_of: dict[str, Path] = {}
         self.unlisted: set[str] = set()

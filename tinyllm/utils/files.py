@@ -230,6 +230,20 @@ def is_trusted(path: Path, *, root: Path) -> bool:
         return False
 
 
+def check_utf8(path: Path, *, key: str | None = None) -> None:
+    """Refuse a path whose bytes are no UTF-8: safetensors and torch open files by text.
+
+    Raises:
+        UserError: it is such a path.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        where: dict[str, Any] = {"key": key, "value": shown} if key else {"file": shown}
+        raise UserError("the path is not UTF-8", **where, hint="rename it, or choose another place") from error
+
+
 def in_home(path: str | Path) -> Path:
     """A path, ``~`` at its beginning being the home directory.
 
