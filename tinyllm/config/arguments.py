@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -222,7 +223,7 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
 def _check_option(group: str, name: str, places: list[Path]) -> None:
     if not is_option(group, name, places):
         hint = f"an option is a name: put the file into {group}/ of a directory and add --config-dir=<directory>"
-        if group in TAKES_PATH and Path(name).exists():
+        if group in TAKES_PATH and os.path.exists(name):
             hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={name}"
         raise UserError("no such option", key=group, value=name, hint=hint)
     for place in places:

@@ -13,6 +13,8 @@ from tinyllm.utils.yaml_files import read_yaml
 
 CLOSE = 0.7
 """How alike names must be for one to be suggested for another: gqa for gq, not mqa for mla."""
+LONGEST_OPTION = 200
+"""Characters of an option's name; file systems take 255 bytes."""
 SHOWN = 8
 """Names that an error line lists at most."""
 
@@ -115,6 +117,8 @@ def is_option(group: str, name: Any, places: Iterable[Path]) -> bool:
     A plain name passes whether or not there is such an option: composing tells which there are.
     """
     text = str(name)
+    if len(text) > LONGEST_OPTION:
+        return False
     if re.fullmatch(r"[\w-]+", text):
         return True
     inside = all(re.fullmatch(r"[\w-][\w.-]*", part) for part in text.split("/"))
