@@ -16,6 +16,7 @@ from tinyllm.optim.groups import follow_width, parameter_groups
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.events import OptimizerGroup
 from tinyllm.training.seeds import stream
+from tinyllm.utils.memory import memory_for
 
 PLACEHOLDER_VOCAB = 256
 """Vocabulary size to build a model with before the tokenizer is known."""
@@ -57,9 +58,12 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
-        with torch.device("meta" if place or device.type == "meta" else "cpu"):
+        with (
+            torch.device("meta" if place or device.type == "meta" else "cpu"),
+            memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"),
+        ):
             model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
-        model = place(model) if place else model.to(device)
+            model = place(model) if place else model.to(device)
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
 

@@ -104,7 +104,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
     """The figures of a composition, by section, and sentences on what was assumed. No memory is taken.
 
     Parameters are counted, FLOPs and cache bytes are the modules' own accounting; memory is for one micro-step of
-    ``trainer.batch_size`` sequences with AdamW's two moments in fp32.
+    ``trainer.batch_size`` sequences on one rank.
 
     Raises:
         UserError: sizes that do not go together.
@@ -115,7 +115,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
     from tinyllm.nn.precision import auto_precision
     from tinyllm.study.accounts import of_model, vocabulary
     from tinyllm.training.hardware import pick_device
-    from tinyllm.training.memory import activation_bytes
+    from tinyllm.training.memory import FP32, activation_bytes
     from tinyllm.training.objective import AUTOCAST
     from tinyllm.training.plan import plan_batch
 
@@ -134,7 +134,14 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
     activations = activation_bytes(
         model, batch_size=batch.batch_size, seq_len=batch.seq_len, device=device.type, dtype=dtype
     )
-    weights = 4 * counts.total
+    weights = FP32 * counts.total
+    kept, of_optimizer = _optimizer_bytes(cfg, model, allow)
+    notes += of_optimizer
+    ranks = sharing_ranks(cfg, allow=allow)
+    if ranks > 1:
+        notes.append(f"memory of each of {ranks} ranks, which keep a part of weights, gradients and optimizer state")
+    memory = {"weights": weights // ranks, "gradients": weights // ranks, "optimizer": kept // ranks}
+    memory |= {"average": weights // ranks} if cfg.ema.enabled else {}
     context = model.max_seq_len
     facts: Facts = {
         "model": {
@@ -158,13 +165,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
             "whole context, bf16": model.cache_bytes(context, torch.bfloat16),
         },
         "training": {"sequences": batch.batch_size, "tokens per sequence": batch.seq_len, "precision": precision},
-        "memory": {
-            "weights": weights,
-            "gradients": weights,
-            "optimizer": 2 * weights,
-            "activations": activations,
-            "together": 4 * weights + activations,
-        },
+        "memory": {**memory, "activations": activations, "together": sum(memory.values()) + activations},
     }
     return facts, notes
 
@@ -173,6 +174,29 @@ def _hidden(model: Any) -> "int | str":
     """The hidden size of the feed-forward layers, of a mixture that of an expert; several where they differ."""
     sizes = list(dict.fromkeys(block.ffn.d_ff for block in model.layers()))
     return sizes[0] if len(sizes) == 1 else ", ".join(map(str, sizes))
+
+
+def _optimizer_bytes(cfg: "DictConfig", model: Any, allow: "frozenset[Option]") -> tuple[int, list[str]]:
+    """Bytes of the optimizer's state, and a sentence where they are a guess."""
+    from tinyllm.assemble import build_optimizer
+    from tinyllm.errors import UserError
+    from tinyllm.optim.memory import TWO_MOMENTS, state_bytes
+
+    try:
+        return state_bytes(build_optimizer(cfg, model, allow=allow)[0]), []
+    except UserError as error:
+        return TWO_MOMENTS * model.parameter_counts().total, [f"two moments in fp32 are assumed: {error}"]
+
+
+def sharing_ranks(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> int:
+    """Ranks among which weights, gradients and optimizer state are divided; 1: each has all of them."""
+    from tinyllm.config.targets import resolve_target
+    from tinyllm.utils.environment import started_processes
+
+    strategy: Any = resolve_target(cfg.strategy, path="strategy", extra=allow)
+    if not getattr(strategy, "is_sharded", False):
+        return 1
+    return int(cfg.strategy.get("nproc_per_node") or started_processes() or 1)
 
 
 def _layers(model: Any) -> str:

@@ -27,6 +27,7 @@ def main() -> None:
 def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     from tinyllm.errors import UserError
     from tinyllm.inference.runs import required_run
+    from tinyllm.training.metrics import finite
 
     named = [key for key in sorted(invocation.typed) if key.partition(".")[0] == "tokenizer"]
     if named:
@@ -36,7 +37,7 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
         cfg, required_run(cfg.run, program="evaluate"), allow=invocation.allow, lines=not invocation.json
     )
     if invocation.json:
-        print(json.dumps(result))
+        print(json.dumps(finite(result)))
     else:
         _show(result)
     return 0
@@ -63,6 +64,7 @@ def evaluate_run(
     from tinyllm.nn.precision import auto_precision
     from tinyllm.training.hardware import pick_device
     from tinyllm.training.objective import autocast
+    from tinyllm.utils.memory import memory_for
     from tinyllm.utils.text import say_aside
 
     device = pick_device(cfg.device, key="device")
@@ -83,7 +85,10 @@ def evaluate_run(
         _check_data(saved.data, split, data.tokenizer.fingerprint(), run)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     start = time.perf_counter()
-    with _Progress(split.n_tokens - 1) as progress:
+    with (
+        memory_for("the evaluation", hint="lower batch_size or seq_len"),
+        _Progress(split.n_tokens - 1) as progress,
+    ):
         metrics = evaluate(
             model,
             split,

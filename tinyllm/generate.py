@@ -47,6 +47,9 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     return 0
 
 
+LESS_MEMORY = "fewer samples or prompts at a time need less, as does a lower max_new_tokens"
+
+
 class Session:
     """A loaded model and the settings it is sampled with.
 
@@ -113,6 +116,7 @@ class Session:
         """Print samples of each prompt."""
         from tinyllm.inference.generator import echo, stream_text
         from tinyllm.inference.printer import Printer
+        from tinyllm.utils.memory import memory_for
         from tinyllm.utils.text import plain, say_aside
 
         printer = Printer(
@@ -121,15 +125,18 @@ class Session:
             clean=plain if sys.stdout.isatty() else str,
         )
         start = time.perf_counter()
-        printer.show(stream_text(self.model, self.tokenizer, prompts, seed=seed, **self.settings))
+        with memory_for("generation", hint=LESS_MEMORY):
+            printer.show(stream_text(self.model, self.tokenizer, prompts, seed=seed, **self.settings))
         seconds = time.perf_counter() - start
         say_aside(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
 
     def samples(self, prompts: list[str], *, seed: int) -> list[dict[str, Any]]:
         """The samples of each prompt as plain data; each text is what follows the prompt."""
         from tinyllm.inference.generator import generate_batch
+        from tinyllm.utils.memory import memory_for
 
-        batch = generate_batch(self.model, self.tokenizer, prompts, seed=seed, **self.settings)
+        with memory_for("generation", hint=LESS_MEMORY):
+            batch = generate_batch(self.model, self.tokenizer, prompts, seed=seed, **self.settings)
         return [
             {"run": self.run_dir, "prompt": prompt, "seed": seed, "samples": texts}
             for prompt, texts in zip(prompts, batch, strict=True)

@@ -28,6 +28,7 @@ from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.training.checkpoint import Checkpoint, check_shapes, find
 from tinyllm.training.names import CONFIG, TOKENIZER
 from tinyllm.training.state_schema import read_checked
+from tinyllm.utils.memory import memory_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +89,8 @@ def model_of(
 ) -> Any:
     """A saved model with its weights, in evaluation mode; see :func:`load`."""
     model: nn.Module = sketch(saved, device=torch.device(device), allow=allow)
-    fill(model, saved.weights(weights), file=saved.path)
+    with memory_for(f"the weights of {saved.path}", hint="the model and a copy of its weights have to fit"):
+        fill(model, saved.weights(weights), file=saved.path)
     return model.eval()
 
 

@@ -38,13 +38,16 @@ from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.compiling import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.events import Callback
-from tinyllm.training.hardware import pick_device
+from tinyllm.training.hardware import device_memory, pick_device
 from tinyllm.training.lineage import later_than
+from tinyllm.training.memory import trained_bytes
 from tinyllm.training.names import CHECKPOINTS, TOKENIZER
 from tinyllm.training.plan import Batch, Horizon, Standing, check_horizon, plan_batch, plan_horizon, regroup
 from tinyllm.training.run_dir import LONGEST_NAME, auto_path, check_new
 from tinyllm.training.seeds import stream
+from tinyllm.training.state_schema import read_checked
 from tinyllm.utils.files import in_home
+from tinyllm.utils.text import quantity, short
 
 HORIZON = ("max_steps", "max_tokens", "max_epochs")
 BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
@@ -93,7 +96,7 @@ class Planned:
         """Whether nothing is left to do: no step, and no evaluation of the last one that a signal broke off."""
         if self.resumption is None or self.start_step < self.max_steps:
             return False
-        return self.resumption.checkpoint.state().get("owed") is None
+        return read_checked(self.resumption.checkpoint).get("owed") is None
 
 
 def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> Planned:
@@ -107,6 +110,9 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     if resumption:
         notes += resumption.notes
         notes += reconcile(cfg, resumption.checkpoint, named=resumption.named, allow=allow)
+    if "resume" in invocation.typed and cfg.resume is not None and not cfg.checkpoint.enabled:
+        hint = "a run that saves nothing cannot go on where it was; leave one of the two out"
+        raise UserError("nothing to resume from later", key="checkpoint.enabled", value=False, hint=hint)
     strategy = build(cfg.strategy, path="strategy", allow=allow)
     logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger and strategy.rank == 0 else Callback()
     device = strategy.device(pick_device(cfg.trainer.device))
@@ -125,7 +131,11 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     if resumption and horizon["max_steps"] is None:
         count_steps = partial(count_steps, standing=_standing(resumption.checkpoint))
     sketch = partial(build_model, cfg, seed=0, device=torch.device("meta"), allow=allow)
-    strategy.check(build_optimizer(cfg, sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB), allow=allow)[0])
+    check_memory = partial(_check_memory, cfg, strategy=strategy, device=device)
+    rough = sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB)
+    optimizer = build_optimizer(cfg, rough, allow=allow)[0]
+    strategy.check(optimizer)
+    check_memory(rough, optimizer)
     if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
         build_schedule(cfg, n_steps=count_steps(epoch_tokens=0).steps, allow=allow)
     pin_memory = _pinned(cfg, device)
@@ -145,6 +155,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         data = open_data(corpus, tokenizer_trainer, trained_on=trained_on)
     check_sampling(cfg, data.tokenizer)
     model = sketch(vocab_size=data.tokenizer.vocab_size)
+    check_memory(model, build_optimizer(cfg, model, allow=allow)[0])
     if source is not None:
         _check_source(source, data, model, cfg=cfg, allow=allow)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
@@ -160,6 +171,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
             precision = was["precision"]
         if was["max_steps"] != end.max_steps:
             step, shift = resumption.checkpoint.step, was.get("shift", 0)
+            shift = shift if type(shift) is int and shift < was["max_steps"] else 0  # whoever wrote it
             old = build_schedule(cfg, n_steps=was["max_steps"] - shift, allow=allow)
             notes.append(
                 f"horizon {was['max_steps']} → {end.max_steps} steps: the learning rate of step {step + 1} is"
@@ -192,7 +204,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
 
 
 def _standing(checkpoint: checkpoints.Checkpoint) -> Standing:
-    state = checkpoint.state()
+    state = read_checked(checkpoint)
     return Standing(step=state["step"], tokens=state["tokens"], sequences=state["sequences"])
 
 
@@ -229,6 +241,27 @@ def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
         Sampling(**plain(cfg.trainer.sample))
     except UserError as error:
         raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error
+
+
+def _check_memory(cfg: DictConfig, model: Any, optimizer: Any, *, strategy: Any, device: torch.device) -> None:
+    """Refuse a model whose weights, gradients and optimizer state alone are more than all memory there is.
+
+    Raises:
+        UserError: they are.
+    """
+    counts = model.parameter_counts()
+    ranks = strategy.world_size if strategy.is_sharded else 1
+    needed = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
+    there = device_memory(device)
+    if there is None or needed <= there:
+        return
+    hint = f"weights, gradients and optimizer state need {quantity(needed, 'B')}, {quantity(there, 'B')} are there"
+    if 2 * counts.embedding > counts.total:
+        hint += (
+            f"; most of it is for {model.vocab_size:,} vocabulary entries (the largest id is {model.vocab_size - 1})"
+        )
+    where = f"{short(counts.total)} parameters, model.d_model={cfg.model.d_model}, model.n_layers={cfg.model.n_layers}"
+    raise UserError("the model does not fit into memory", file=where, hint=hint)
 
 
 def _regroup(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[str]:

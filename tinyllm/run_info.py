@@ -9,12 +9,19 @@ from tinyllm.assemble import build_model, plain
 from tinyllm.planning import Planned
 from tinyllm.training.events import OptimizerGroup, RunInfo
 from tinyllm.training.hardware import describe_device
-from tinyllm.training.memory import activation_bytes
+from tinyllm.training.memory import activation_bytes, trained_bytes
 from tinyllm.training.objective import AUTOCAST
 
 
 def run_info(
-    planned: Planned, model: Any, groups: list[OptimizerGroup], peak: float | None, run_dir: Path, *, tokens: int
+    planned: Planned,
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    groups: list[OptimizerGroup],
+    peak: float | None,
+    run_dir: Path,
+    *,
+    tokens: int,
 ) -> RunInfo:
     """What the start of the run shows.
 
@@ -35,8 +42,8 @@ def run_info(
         dtype=dtype,
     )
     kernels = (block.attn.chosen_kernel(planned.device.type, dtype, batch.seq_len) for block in model.layers())
-    copies = 5 if cfg.ema.enabled else 4  # weights, gradients, two moments and perhaps an average, in fp32
-    state_bytes = counts.total * 4 * copies
+    ranks = batch.world_size if planned.strategy.is_sharded else 1
+    trained = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
     start, lengths = planned.start_step, planned.lengths
     horizon = planned.horizon
@@ -46,6 +53,8 @@ def run_info(
         notes.append(
             f"sequences of {lengths.at(start)} tokens at first, of {batch.seq_len} from step {lengths.full_from + 1} on"
         )
+    if not cfg.checkpoint.enabled:
+        notes.append("nothing is saved: checkpoint.enabled=false")
     if not cfg.trainer.eval_every:
         notes.append("no evaluation: trainer.eval_every=0")
     return RunInfo(
@@ -74,7 +83,7 @@ def run_info(
         epochs=planned_tokens / epoch,
         flops_per_token=3 * model.flops_per_token(batch.seq_len),
         peak_flops=peak,
-        memory_bytes=state_bytes + activations,
+        memory_bytes=trained + activations,
         optimizer_groups=groups,
         notes=notes,
         config=plain(cfg),

@@ -2,7 +2,7 @@
 
 import hashlib
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from signal import Signals
 
@@ -19,6 +19,7 @@ from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training.allocator import keep_freed_memory
 from tinyllm.training.deterministic import deterministic
 from tinyllm.training.events import Outcome
+from tinyllm.training.metrics import finite
 from tinyllm.training.run_dir import FollowedRunDir, RunDir
 from tinyllm.training.signals import StopRequest, listening
 from tinyllm.training.trainer import Trainer
@@ -46,10 +47,10 @@ def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None
         try:
             outcome = execute(planned, run_dir, stop)
         except BaseException as error:
-            with suppress(OSError, UserError):  # a disk that fails now is not what went wrong first
+            with suppress(Exception):  # a disk that is full, memory that is gone: the first error is the one to tell
                 run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
             raise
-        run_dir.write_status(outcome.status, result=asdict(outcome))
+        run_dir.write_status(outcome.status, result=asdict(replace(outcome, metrics=finite(outcome.metrics))))
         return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0
 
 

@@ -27,7 +27,7 @@ from tinyllm.resume import to_save
 from tinyllm.run_info import run_info
 from tinyllm.training import checkpoint as checkpoints
 from tinyllm.training import names
-from tinyllm.training.checkpointing import Checkpointing
+from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compiling import Compiled, Eager, untouched
 from tinyllm.training.events import Broadcast, Callback, OptimizerGroup
 from tinyllm.training.faults import fault
@@ -71,7 +71,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     stack.callback(compiler.close)
     peak = peak_flops(device, planned.precision)
     peak = peak * batch.world_size if peak else None
-    info = run_info(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
+    info = run_info(planned, model, state.optimizer, groups, peak, run_dir.path, tokens=state.tokens)
     data = data_facts(planned.data) | {"rules": str(planned.data.rules)}
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data}
     facts |= {"shift": planned.horizon.shift} if planned.horizon.shift else {}
@@ -137,15 +137,17 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         )
 
     evaluate, sample = readers(planned, state, in_autocast, compiler)
-    checkpointing = Checkpointing(
-        state=state,
-        strategy=strategy,
-        saver=saver,
-        log=log,
-        events=events,
-        usable=usable,
-        directory=run_dir.checkpoints,
-    )
+    checkpoints_of_run = NoCheckpoints()
+    if cfg.checkpoint.enabled:
+        checkpoints_of_run = Checkpointing(
+            state=state,
+            strategy=strategy,
+            saver=saver,
+            log=log,
+            events=events,
+            usable=usable,
+            directory=run_dir.checkpoints,
+        )
     events.on_start(info)
     return Trainer(
         state=state,
@@ -163,7 +165,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         batches=batches,
         evaluate=evaluate,
         sample=sample,
-        checkpoints=checkpointing,
+        checkpoints=checkpoints_of_run,
         log=log,
         events=events,
         stop=stop,

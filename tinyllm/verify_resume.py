@@ -107,6 +107,9 @@ def training_settings(cfg: "DictConfig", invocation: "Invocation") -> list[str]:
     for key, hint in NOT_HERE.items():
         if key in invocation.typed:
             raise UserError("not a setting of this program", file=key, hint=hint)
+    if not cfg.checkpoint.enabled:
+        hint = "the killed run goes on from its checkpoints; leave it out"
+        raise UserError("nothing to resume from", key="checkpoint.enabled", value=False, hint=hint)
     if not (cfg.trainer.log_every or cfg.trainer.checkpoint_every):
         raise UserError("nothing tells how far a run is", key="trainer.log_every", value=0, hint="at least 1")
     given = [one for one in invocation.overrides if key_of(one) not in OWN]

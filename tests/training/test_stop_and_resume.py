@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+import tinyllm
 from tests.training.runs import SMALL, digest, logged, metrics, train
 from tinyllm import trainers
+from tinyllm.config.cli import Invocation
+from tinyllm.errors import UserError
 from tinyllm.training.checkpoint import find, read_hint
 from tinyllm.training.signals import listening, unless_nohup
+from tinyllm.verify_resume import training_settings
 
 
 @pytest.mark.parametrize(
@@ -173,3 +177,47 @@ def test_a_perplexity_beyond_all_numbers_is_inf(
     record = metrics(run)[-1]
     assert record["val/loss"] > 710 and record["val/ppl"] is None
     assert math.isfinite(find(run).state()["best_loss"])
+
+
+def test_a_run_that_saves_nothing(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same records as with checkpoints, no file of weights, and no command that would need one."""
+    shared = ["dataset=text", corpus, *[one for one in SMALL if "checkpoint_every" not in one], "trainer.max_steps=2"]
+    shared += ["trainer.eval_every=1"]
+    run, saving = tmp_path / "run", tmp_path / "saving"
+    assert train(*shared, f"run.dir={saving}") == 0
+    capsys.readouterr()
+    assert train(*shared, f"run.dir={run}", "checkpoint.enabled=false") == 0
+    said = capsys.readouterr().out
+    assert "note: nothing is saved: checkpoint.enabled=false" in said and "finished at step 2" in said
+    assert not any(
+        word in said for word in ("tinyllm.generate", "tinyllm.evaluate", "tinyllm.train resume", "checkpoint at")
+    )
+    assert metrics(run) == metrics(saving) and not list(run.rglob("*.safetensors"))
+    for more, key in (
+        ([f"run.dir={run}", "resume=auto"], "checkpoint.enabled=false"),
+        (["checkpoint.keep=3"], "checkpoint.keep=3"),
+        (["trainer.checkpoint_every=5"], "trainer.checkpoint_every=5"),
+    ):
+        assert train(*shared, "checkpoint.enabled=false", *more) == 2
+        assert f"({key})" in capsys.readouterr().err
+    assert train(f"resume={saving}", "checkpoint.enabled=false", "trainer.max_steps=4") == 2
+    assert train(f"resume={run}") == 2
+    assert "no checkpoint there" in capsys.readouterr().err
+    cfg = tinyllm.compose("checkpoint.enabled=false", program="verify_resume")
+    with pytest.raises(UserError, match=r"nothing to resume from \(checkpoint.enabled=false\)"):
+        training_settings(cfg, Invocation())
+
+
+def test_a_stop_before_the_first_step_names_no_command_that_cannot_work(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = trainers.make_compiler
+
+    def make_compiler(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(trainers, "make_compiler", make_compiler)
+    assert train("dataset=text", corpus, *SMALL, f"run.dir={tmp_path / 'run'}") == 130
+    said = capsys.readouterr().out
+    assert "interrupted at step 0" in said and "tinyllm.generate" not in said and "resume=" not in said

@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from tinyllm.config.allowed import MARKS, Option, below, check_classes
 from tinyllm.config.targets import annotations_of, converted, resolve_target
 from tinyllm.errors import UserError, one_line
+from tinyllm.utils.memory import is_out_of_memory
 
 DERIVED = {"head_dim": "d_model"}
 """Sizes that a constructor may refuse and that are no keys, with the key they follow from."""
@@ -40,6 +41,8 @@ def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = froz
     except (ValueError, TypeError) as error:
         raise refused(str(error), plain, path) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise  # whoever builds it knows what it was for
         raise UserError("it cannot be built", file=path or None, hint=f"{type(error).__name__}: {error}") from error
 
 

@@ -29,6 +29,7 @@ from tinyllm.config.paths import conf_dir
 from tinyllm.errors import RankError, UserError, one_line
 from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
+from tinyllm.utils.memory import asked_for, is_out_of_memory
 from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import plain
 
@@ -224,6 +225,10 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
         print("interrupted", file=sys.stderr)
         return SIGNALLED + signal.SIGINT
     except Exception as error:
+        if is_out_of_memory(error):
+            return _report(
+                UserError("not enough memory", hint=f"{asked_for(error)}; use less, or more is needed"), debug
+            )
         if debug:
             traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -56,6 +56,11 @@ RULES = (
         keys=tuple(f"trainer.compile.{key}" for key in ("backend", "mode", "fullgraph", "dynamic", "fallback")),
     ),
     Off(by="trainer.compile.backend", when=lambda value: bool(value != "inductor"), keys=("trainer.compile.mode",)),
+    Off(
+        by="checkpoint.enabled",
+        when=off,
+        keys=("checkpoint.keep", "checkpoint.asynchronous", "trainer.checkpoint_every"),
+    ),
     Off(by="trainer.profile.steps", when=zero, keys=("trainer.profile.memory",)),
     Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens", *SAMPLE)),
     Off(by="trainer.eval_every", when=zero, keys=("trainer.eval_tokens", "trainer.eval_train_tokens")),

@@ -26,6 +26,7 @@ LATER = (
     "loss.z_loss",
     "ema",
     "curriculum",
+    "checkpoint.enabled",
     "checkpoint.asynchronous",
     "distributed",
 )

@@ -19,7 +19,7 @@ from tinyllm.config.schema import fields_of
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem
 from tinyllm.config.typed import conformed, kind_of
 from tinyllm.errors import UserError
-from tinyllm.utils.numbers import whole_number
+from tinyllm.utils.numbers import LARGEST, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments whose null means that the program fills them in."""
@@ -61,6 +61,8 @@ def check(
     for path, number in _numbers(plain, ""):
         if not math.isfinite(number):
             raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
+        if isinstance(number, int) and abs(number) > LARGEST:
+            raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST}")
     check_effects(plain, named=named, filled=filled, allow=allow)
 
 
@@ -124,6 +126,7 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
 
 def _check_range(value: Any, metadata: Any, where: str) -> None:
     choices, at_least, above, below = (metadata.get(name) for name in ("choices", "at_least", "above", "below"))
+    at_most = metadata.get("at_most")
     if value is None or (choices and any(value == one and type(value) is type(one) for one in choices)):
         return
     if metadata.get("filled") and value == "":
@@ -131,6 +134,7 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
     bounds = [f"at least {at_least:g}"] if at_least is not None else []
     bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"below {below:g}"] if below is not None else []
+    bounds += [f"at most {at_most}"] if at_most is not None else []
     if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
         words = [str(one).lower() if isinstance(one, bool) else str(one) for one in choices]
         meant = near(str(value), words)
@@ -144,7 +148,8 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
     if choices and isinstance(value, float):  # numbers beside words count something
         raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
     too_small = (at_least is not None and not value >= at_least) or (above is not None and not value > above)
-    if too_small or (below is not None and not value < below):
+    too_large = (below is not None and not value < below) or (at_most is not None and not value <= at_most)
+    if too_small or too_large:
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
 
@@ -168,8 +173,8 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[Option], roo
 def _numbers(node: Any, path: str) -> Iterator[tuple[str, float]]:
     if isinstance(node, float):
         yield path, node
-    elif isinstance(node, int) and abs(node) > sys.float_info.max:
-        yield path, math.inf if node > 0 else -math.inf
+    elif isinstance(node, int):
+        yield path, node if abs(node) <= sys.float_info.max else math.inf if node > 0 else -math.inf
     elif isinstance(node, dict):
         for name, child in node.items():
             yield from _numbers(child, f"{path}.{name}" if path else str(name))

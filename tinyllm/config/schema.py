@@ -11,12 +11,18 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+MOST_STEPS, MOST_TOKENS = 10**12, 10**15
+"""Horizons beyond these are slips: the largest runs known took some 10¹³ tokens."""
+MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**16
+"""Of one micro-batch, and of one optimizer step, which collects its micro-batches before it begins."""
+
 
 def key(
     *,
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    at_most: int | None = None,
     choices: tuple[Any, ...] = (),
     filled: bool = False,
     whole: bool = False,
@@ -27,12 +33,13 @@ def key(
         at_least: smallest number.
         above: a number must be larger.
         below: a number must be smaller.
+        at_most: largest number, where a mistyped one would keep the program busy for ever.
         choices: the values; beside a range also values that are no numbers.
         filled: a text must not be empty.
         whole: a number is a whole one, though the key may hold words too.
     """
-    allowed = {"at_least": at_least, "above": above, "below": below, "choices": choices, "filled": filled}
-    allowed |= {"whole": whole}
+    allowed: dict[str, Any] = {"at_least": at_least, "above": above, "below": below, "at_most": at_most}
+    allowed |= {"choices": choices, "filled": filled, "whole": whole}
     return field(default=MISSING, metadata=allowed)
 
 
@@ -75,13 +82,13 @@ class SampleConfig:
 
 @dataclass
 class TrainerConfig:
-    max_steps: int | None = key(at_least=1)
-    max_tokens: int | None = key(at_least=1)
-    max_epochs: float | None = key(above=0)
+    max_steps: int | None = key(at_least=1, at_most=MOST_STEPS)
+    max_tokens: int | None = key(at_least=1, at_most=MOST_TOKENS)
+    max_epochs: float | None = key(above=0, at_most=10**6)
     max_minutes: float | None = key(above=0)
-    stop_after_steps: int | None = key(at_least=1)
-    batch_size: int = key(at_least=1)
-    grad_accum_steps: int | None = key(at_least=1)
+    stop_after_steps: int | None = key(at_least=1, at_most=MOST_STEPS)
+    batch_size: int = key(at_least=1, at_most=MOST_SEQUENCES)
+    grad_accum_steps: int | None = key(at_least=1, at_most=MOST_MICRO_STEPS)
     total_batch_tokens: Any = key(whole=True)
     seq_len: int | None = key(at_least=1)
     grad_clip: float = key(at_least=0)
@@ -94,11 +101,11 @@ class TrainerConfig:
     eval_every: int = key(at_least=0)
     sample_every: int = key(at_least=0)
     checkpoint_every: int = key(at_least=0)
-    eval_tokens: int | None = key(at_least=2)
-    eval_train_tokens: int = key(at_least=0)
+    eval_tokens: int | None = key(at_least=2, at_most=MOST_TOKENS)
+    eval_train_tokens: int = key(at_least=0, at_most=MOST_TOKENS)
     sample_prompt: str = key()
-    sample_tokens: int = key(at_least=1)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    sample_tokens: int = key(at_least=1, at_most=10**7)
     nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -127,14 +134,15 @@ class CurriculumConfig:
 
 @dataclass
 class DataloaderConfig:
-    workers: int = key(at_least=0)
-    prefetch_factor: int = key(at_least=1)
+    workers: int = key(at_least=0, at_most=1024)
+    prefetch_factor: int = key(at_least=1, at_most=10**4)
     persistent_workers: bool = key()
     pin_memory: Any = key(choices=("auto", True, False))
 
 
 @dataclass
 class CheckpointConfig:
+    enabled: bool = key()
     keep: int = key(at_least=2)
     asynchronous: Any = key(choices=("auto", True, False))
 
@@ -182,7 +190,7 @@ class DescribeConfig(TrainConfig):
 class VerifyResumeConfig(TrainConfig):
     """Root of ``conf/verify_resume.yaml``."""
 
-    kills: int = key(at_least=0)
+    kills: int = key(at_least=0, at_most=10**4)
     kill_seed: int = key(at_least=0)
     out: str | None = key(filled=True)
 
@@ -201,7 +209,7 @@ class CompareConfig(TrainConfig):
     effect: float = key(above=0)
     max_minutes: float | None = key(above=0)
     tune: str | None = key(filled=True)
-    tune_trials: int = key(at_least=1)
+    tune_trials: int = key(at_least=1, at_most=10**4)
     evaluations: int = key(at_least=1)
     probes: list[str] = key()
     parallel: Any = key(choices=("auto",), at_least=1, whole=True)
@@ -216,8 +224,8 @@ class ScalingKeys:
     head_dim: int = key(at_least=1)
     per_budget: int = key(at_least=3)
     tokens_per_parameter: list[float] = key()
-    seeds: int = key(at_least=1)
-    draws: int = key(at_least=100)
+    seeds: int = key(at_least=1, at_most=10**4)
+    draws: int = key(at_least=100, at_most=10**6)
     targets: list[float] = key()
     reach: float = key(at_least=1)
     parallel: Any = key(choices=("auto",), at_least=1, whole=True)
@@ -235,8 +243,8 @@ class ScalingConfig(TrainConfig):
 class ProbeConfig(TrainConfig):
     """Root of ``conf/probe.yaml``."""
 
-    seeds: int = key(at_least=1)
-    examples: int = key(at_least=1)
+    seeds: int = key(at_least=1, at_most=10**4)
+    examples: int = key(at_least=1, at_most=10**7)
     out: str = key(filled=True)
     tasks: Any = MISSING
 
@@ -248,7 +256,7 @@ class CoordCheckConfig(TrainConfig):
     widths: list[int] = key()
     more_heads: bool = key()
     steps: int = key(at_least=1)
-    seeds: int = key(at_least=1)
+    seeds: int = key(at_least=1, at_most=10**4)
     growth: float = key(above=0)
     shrinkage: float = key(above=0)
     out: str | None = key(filled=True)
@@ -279,7 +287,7 @@ class GenerateConfig:
     stop: Any = key()
     bos: Any = key(choices=("auto", True, False))
     special: bool = key()
-    n_samples: int = key(at_least=1)
+    n_samples: int = key(at_least=1, at_most=10**6)
     seed: int = key(at_least=0)
     interactive: bool = key()
     checkpoint: str = key()
@@ -300,7 +308,7 @@ class EvaluateConfig:
     weights: str = key(choices=("auto", "raw", "ema"))
     seq_len: int | None = key(at_least=1)
     stride: int | None = key(at_least=1)
-    batch_size: int | None = key(at_least=1)
+    batch_size: int | None = key(at_least=1, at_most=MOST_SEQUENCES)
     precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
     device: str = key(choices=("auto", "cpu", "cuda", "mps"))
     debug: bool = key()

@@ -88,7 +88,7 @@ def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()
     Args:
         flags: what every program needs to understand this run, such as ``--config-dir my_conf``.
     """
-    if not any((outcome.run_dir / "checkpoints").glob("step-*")):
+    if not (outcome.has_checkpoint and (outcome.run_dir / "checkpoints").is_dir()):
         return []
     run = shown_path(outcome.run_dir)
     generate = ("generate", command("generate", *flags, f"run={run}"))

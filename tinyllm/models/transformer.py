@@ -41,6 +41,10 @@ class ParameterCounts:
     embedding: int
 
 
+MOST_LAYERS = 10_000
+"""More would take minutes to make before anything could refuse them; the deepest models tried have a thousand."""
+
+
 class Transformer(nn.Module):
     """Pre-norm decoder: token ids to the hidden states before the head.
 
@@ -109,6 +113,8 @@ class Transformer(nn.Module):
                 raise ValueError(f"{name}={p} must be at least 0 and less than 1")
         if init_std <= 0:
             raise ValueError(f"init_std={init_std} must be positive")
+        if n_layers > MOST_LAYERS:
+            raise ValueError(f"n_layers={n_layers} must be at most {MOST_LAYERS}")
         self.vocab_size, self.d_model, self.n_layers = vocab_size, d_model, n_layers
         self.max_seq_len, self.dropout, self.layerdrop = max_seq_len, dropout, layerdrop
         self.recompute_every = 0

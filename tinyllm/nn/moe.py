@@ -29,6 +29,10 @@ def dense(*, ffn: Callable[..., FeedForward], d_model: int, model_d_ff: int, bia
     return layer
 
 
+MOST_EXPERTS = 2**16
+"""Of a layer; more would take minutes to make before anything could refuse them."""
+
+
 class Mixture(FeedForward):
     """Shared experts that every token passes, and routed ones of which a router chooses a few per token.
 
@@ -79,6 +83,8 @@ class Mixture(FeedForward):
             raise ValueError(f"n_shared={n_shared} must be at least 0")
         if n_active <= n_shared:
             raise ValueError(f"n_active={n_active} must be more than n_shared={n_shared}, which are among them")
+        if n_experts > MOST_EXPERTS:
+            raise ValueError(f"n_experts={n_experts} must be at most {MOST_EXPERTS}")
         if n_experts < n_active:
             raise ValueError(f"n_experts={n_experts} must be at least n_active={n_active}")
         if not routed_scale > 0:

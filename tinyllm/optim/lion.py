@@ -31,6 +31,10 @@ class Lion(Optimizer):
         decay_rates(betas)
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
+    def state_bytes(self) -> int:
+        """One momentum in fp32."""
+        return 4 * sum(p.numel() for group in self.param_groups for p in group["params"])
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tinyllm.optim.adamw import adamw
 from tinyllm.optim.checks import not_negative
 from tinyllm.optim.groups import DECAYED, MATRIX
+from tinyllm.optim.memory import state_bytes
 from tinyllm.optim.sharded import local, part_of, whole
 from tinyllm.optim.state_shapes import Shapes, adamw_shapes
 
@@ -77,6 +78,14 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         if self.adamw is not None:  # its groups are ours already; its state shall be too
             self.adamw.state = self.state
+
+    def state_bytes(self) -> int:
+        """One momentum in fp32 of the matrices, and what AdamW keeps of the others."""
+        every = sum(p.numel() for group in self.param_groups for p in group["params"])
+        if self.adamw is None:
+            return 4 * every
+        others = sum(p.numel() for group in self.adamw.param_groups for p in group["params"])
+        return 4 * (every - others) + state_bytes(self.adamw)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

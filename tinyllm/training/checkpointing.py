@@ -40,6 +40,10 @@ class NoCheckpoints:
     def give_up(self, *, taken: int) -> None:
         """Before an error ends the run: publish what was begun and is to be trusted; see :meth:`advice`."""
 
+    def exist(self) -> bool:
+        """Whether the run has any."""
+        return False
+
     def advice(self, *, taken: int) -> str:
         """Which checkpoint to go back to.
 
@@ -132,6 +136,9 @@ class Checkpointing(NoCheckpoints):
             return self.saver.commit()
 
         self.events.on_checkpoint(step, self.strategy.first(commit), why)
+
+    def exist(self) -> bool:
+        return bool(steps_in(self.directory))
 
     def advice(self, *, taken: int) -> str:
         steps = steps_in(self.directory)

@@ -19,6 +19,8 @@ class Strategy:
 
     rank = 0
     world_size = 1
+    is_sharded = False
+    """Whether each rank keeps a part of the weights, gradients and optimizer state only."""
     writers = 1
     """How many ranks write parts of a checkpoint: ranks 0 … writers−1."""
 

@@ -54,7 +54,7 @@ class RunInfo:
     peak_flops: float | None
     """Dense peak of the device in FLOP/s at this precision; None where it is not known, then MFU is not shown."""
     memory_bytes: int
-    """Estimate: weights, gradients, optimizer state and activations."""
+    """Estimate of what a rank needs: weights, gradients, optimizer state and activations."""
     optimizer_groups: list[OptimizerGroup] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +76,8 @@ class Outcome:
     best_step: int | None
     best_val_loss: float | None
     reason: str = ""
+    has_checkpoint: bool = True
+    """Whether there is something to resume from or to load."""
 
     @property
     def best_val_perplexity(self) -> float | None:

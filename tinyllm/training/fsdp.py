@@ -23,6 +23,8 @@ class FSDP(Ranks):
         reshard_after_forward: let a block go after its forward pass and gather it again for the backward pass.
     """
 
+    is_sharded = True
+
     def __init__(self, *, nproc_per_node: int | None, gpus_per_job: int | None, reshard_after_forward: bool) -> None:
         super().__init__(nproc_per_node=nproc_per_node, gpus_per_job=gpus_per_job)
         self.reshard_after_forward = reshard_after_forward

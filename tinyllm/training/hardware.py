@@ -6,6 +6,7 @@ import time
 import torch
 
 from tinyllm.errors import UserError
+from tinyllm.utils.memory import machine_memory
 from tinyllm.utils.platforms import peak_resident_bytes, usable_cpus
 
 # Dense bf16 peaks in TFLOP/s, from the makers' data sheets (without sparsity).
@@ -43,6 +44,13 @@ def pick_device(name: str, *, key: str = "trainer.device") -> torch.device:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise UserError("no such device here", key=key, value=name, hint=f"this machine has {there}")
     return torch.device(name)
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes of memory that there are for this process on a device, used or not; None: not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return machine_memory() if device.type == "cpu" else None
 
 
 def describe_device(device: torch.device) -> str:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,8 +131,13 @@ def _set_aside(path: Path) -> Path:
     return kept
 
 
+def finite(record: Mapping[str, Any]) -> Record:
+    """The record for JSON, which has no NaN and no infinity: they become null."""
+    return {name: _finite(value) for name, value in record.items()}
+
+
 def _line(record: Record) -> str:
-    return json.dumps({name: _finite(value) for name, value in record.items()}) + "\n"
+    return json.dumps(finite(record)) + "\n"
 
 
 class Stopwatch:

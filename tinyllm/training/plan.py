@@ -9,6 +9,8 @@ from tinyllm.training.curriculum import Curriculum
 from tinyllm.utils.numbers import whole_number
 
 DEFAULT_STEPS = 2000
+MOST_MICRO_STEPS = 2**16
+"""Of one optimizer step, which collects its micro-batches before it begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,13 @@ def plan_batch(
             value=total_batch_tokens,
             hint=f"batch_size {batch_size} × seq_len {seq_len} × {world_size} rank(s) = {micro} must divide it;"
             f" nearest: {nearest}",
+        )
+    if tokens // micro > MOST_MICRO_STEPS:
+        raise UserError(
+            "too many micro-steps",
+            key="trainer.total_batch_tokens",
+            value=total_batch_tokens,
+            hint=f"{tokens // micro} of {micro} tokens; at most {MOST_MICRO_STEPS}, so raise trainer.batch_size",
         )
     return Batch(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
 

@@ -28,8 +28,12 @@ from tinyllm.training.routing import StepRouting
 from tinyllm.training.seeds import stream
 from tinyllm.training.signals import StopRequest
 from tinyllm.training.state import TrainState
+from tinyllm.utils.memory import memory_for
 
 MicroBatch = tuple[Tensor, Tensor]
+LESS_MEMORY = (
+    "lower trainer.batch_size and raise trainer.grad_accum_steps, or set trainer.activation_checkpointing=true"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +112,12 @@ class Trainer:
             with watch.paused():
                 reason = self.close_step(dict(state.owed), watch, reason)
         while not reason:
-            step_metrics = self.train_step(batches)
+            with memory_for(
+                f"step {state.step + 1}: {self.batch.batch_size} sequences of"
+                f" {self.lengths.at(state.step)} tokens at a time",
+                hint=LESS_MEMORY,
+            ):
+                step_metrics = self.train_step(batches)
             reason = self.reason_to_stop(watch)
             record: dict[str, float] = {}
             if due(every.log_every, state.step) or state.step == every.max_steps:
@@ -137,7 +146,8 @@ class Trainer:
         ends, best, state.owed = state.step == every.max_steps, False, None
         if due(every.eval_every, state.step) or (every.eval_every and ends):
             try:
-                evaluated = self.evaluate(self.told_to_stop)
+                with memory_for(f"the evaluation after step {state.step}", hint="lower trainer.batch_size"):
+                    evaluated = self.evaluate(self.told_to_stop)
                 record |= evaluated
                 best = self.is_best(evaluated["val/loss"])
                 self.events.on_evaluate(state.step, evaluated, best)
@@ -145,7 +155,9 @@ class Trainer:
                 state.owed, reason = dict(record), Signals(self.word.signal).name
         if due(every.sample_every, state.step) and state.owed is None:
             try:
-                self.events.on_sample(state.step, self.sample(state.step, self.told_to_stop))
+                with memory_for(f"the sample after step {state.step}", hint="lower trainer.sample_tokens"):
+                    text = self.sample(state.step, self.told_to_stop)
+                self.events.on_sample(state.step, text)
             except Interrupted:
                 reason = reason or Signals(self.word.signal).name
         state.seconds = watch.seconds
@@ -318,6 +330,7 @@ class Trainer:
             best_step=state.best_step,
             best_val_loss=state.best_loss,
             reason=reason,
+            has_checkpoint=self.checkpoints.exist(),
         )
 
     def to_device(self, tensor: Tensor) -> Tensor:
