@@ -12,10 +12,9 @@ import torch
 import tinyllm
 from tests.training.runs import SMALL, train, write_corpus
 from tinyllm import evaluate, generate, loading, planning
-from tinyllm.assemble import build_model, build_optimizer
+from tinyllm.assemble import build_model, build_optimizer, optimizer_bytes
 from tinyllm.describe import account
 from tinyllm.errors import UserError
-from tinyllm.optim.memory import state_bytes
 from tinyllm.training.trainer import Trainer
 from tinyllm.utils import memory
 
@@ -32,7 +31,7 @@ def test_the_state_is_what_the_optimizer_says(name: str, tied: str) -> None:
     cfg = tinyllm.compose(*sizes, f"optimizer={name}", f"model.tie_embeddings={tied}")
     model = build_model(cfg, vocab_size=20, seed=3, device=torch.device("cpu"), allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
-    said = state_bytes(optimizer)
+    said = optimizer_bytes(cfg, model, allow=frozenset())
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     optimizer.step()

@@ -13,6 +13,7 @@ from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.loggers.progress import PreparationProgress
 from tinyllm.optim.groups import follow_width, parameter_groups
+from tinyllm.optim.memory import state_bytes
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.events import OptimizerGroup
 from tinyllm.training.seeds import stream
@@ -81,6 +82,13 @@ def build_optimizer(
     optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")
     follow_width(optimizer)
     return optimizer, described(optimizer)
+
+
+def optimizer_bytes(cfg: DictConfig, model: Any, *, allow: frozenset[Option]) -> int:
+    """Bytes that the optimizer of a configuration keeps for the model; it is not made."""
+    groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "growth", None))
+    factory = build(cfg.optimizer, path="optimizer", allow=allow)
+    return state_bytes(getattr(factory, "func", factory), groups, **getattr(factory, "keywords", {}))
 
 
 def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:

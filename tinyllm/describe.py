@@ -111,7 +111,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
     """
     import torch
 
-    from tinyllm.assemble import build_model
+    from tinyllm.assemble import build_model, optimizer_bytes
     from tinyllm.nn.precision import auto_precision
     from tinyllm.study.accounts import of_model, vocabulary
     from tinyllm.training.hardware import pick_device
@@ -135,8 +135,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
         model, batch_size=batch.batch_size, seq_len=batch.seq_len, device=device.type, dtype=dtype
     )
     weights = FP32 * counts.total
-    kept, of_optimizer = _optimizer_bytes(cfg, model, allow)
-    notes += of_optimizer
+    kept = optimizer_bytes(cfg, model, allow=allow)
     ranks = sharing_ranks(cfg, allow=allow)
     if ranks > 1:
         notes.append(f"memory of each of {ranks} ranks, which keep a part of weights, gradients and optimizer state")
@@ -174,18 +173,6 @@ def _hidden(model: Any) -> "int | str":
     """The hidden size of the feed-forward layers, of a mixture that of an expert; several where they differ."""
     sizes = list(dict.fromkeys(block.ffn.d_ff for block in model.layers()))
     return sizes[0] if len(sizes) == 1 else ", ".join(map(str, sizes))
-
-
-def _optimizer_bytes(cfg: "DictConfig", model: Any, allow: "frozenset[Option]") -> tuple[int, list[str]]:
-    """Bytes of the optimizer's state, and a sentence where they are a guess."""
-    from tinyllm.assemble import build_optimizer
-    from tinyllm.errors import UserError
-    from tinyllm.optim.memory import TWO_MOMENTS, state_bytes
-
-    try:
-        return state_bytes(build_optimizer(cfg, model, allow=allow)[0]), []
-    except UserError as error:
-        return TWO_MOMENTS * model.parameter_counts().total, [f"two moments in fp32 are assumed: {error}"]
 
 
 def sharing_ranks(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> int:

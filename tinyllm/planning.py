@@ -19,6 +19,7 @@ from tinyllm.assemble import (
     build_schedule,
     open_corpus,
     open_data,
+    optimizer_bytes,
     plain,
 )
 from tinyllm.config.allowed import Option
@@ -131,11 +132,10 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     if resumption and horizon["max_steps"] is None:
         count_steps = partial(count_steps, standing=_standing(resumption.checkpoint))
     sketch = partial(build_model, cfg, seed=0, device=torch.device("meta"), allow=allow)
-    check_memory = partial(_check_memory, cfg, strategy=strategy, device=device)
+    check_memory = partial(_check_memory, cfg, strategy=strategy, device=device, allow=allow)
     rough = sketch(vocab_size=cfg.model.vocab_size or PLACEHOLDER_VOCAB)
-    optimizer = build_optimizer(cfg, rough, allow=allow)[0]
-    strategy.check(optimizer)
-    check_memory(rough, optimizer)
+    strategy.check(build_optimizer(cfg, rough, allow=allow)[0])
+    check_memory(rough)
     if cfg.trainer.max_epochs is None:  # else the horizon is known only with the data
         build_schedule(cfg, n_steps=count_steps(epoch_tokens=0).steps, allow=allow)
     pin_memory = _pinned(cfg, device)
@@ -155,7 +155,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
         data = open_data(corpus, tokenizer_trainer, trained_on=trained_on)
     check_sampling(cfg, data.tokenizer)
     model = sketch(vocab_size=data.tokenizer.vocab_size)
-    check_memory(model, build_optimizer(cfg, model, allow=allow)[0])
+    check_memory(model)
     if source is not None:
         _check_source(source, data, model, cfg=cfg, allow=allow)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
@@ -243,15 +243,18 @@ def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
         raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error
 
 
-def _check_memory(cfg: DictConfig, model: Any, optimizer: Any, *, strategy: Any, device: torch.device) -> None:
+def _check_memory(
+    cfg: DictConfig, model: Any, *, strategy: Any, device: torch.device, allow: frozenset[Option]
+) -> None:
     """Refuse a model whose weights, gradients and optimizer state alone are more than all memory there is.
 
     Raises:
         UserError: they are.
     """
     counts = model.parameter_counts()
+    kept = optimizer_bytes(cfg, model, allow=allow)
     ranks = strategy.world_size if strategy.is_sharded else 1
-    needed = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
+    needed = trained_bytes(counts.total, kept, averaged=cfg.ema.enabled, ranks=ranks)
     there = device_memory(device)
     if there is None or needed <= there:
         return

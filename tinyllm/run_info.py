@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from tinyllm.assemble import build_model, plain
+from tinyllm.assemble import build_model, optimizer_bytes, plain
 from tinyllm.planning import Planned
 from tinyllm.training.events import OptimizerGroup, RunInfo
 from tinyllm.training.hardware import describe_device
@@ -16,7 +16,6 @@ from tinyllm.training.objective import AUTOCAST
 def run_info(
     planned: Planned,
     model: Any,
-    optimizer: torch.optim.Optimizer,
     groups: list[OptimizerGroup],
     peak: float | None,
     run_dir: Path,
@@ -43,7 +42,8 @@ def run_info(
     )
     kernels = (block.attn.chosen_kernel(planned.device.type, dtype, batch.seq_len) for block in model.layers())
     ranks = batch.world_size if planned.strategy.is_sharded else 1
-    trained = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
+    kept = optimizer_bytes(cfg, sketch, allow=planned.invocation.allow)
+    trained = trained_bytes(counts.total, kept, averaged=cfg.ema.enabled, ranks=ranks)
     epoch = planned.sampler.windows_per_epoch * batch.seq_len
     start, lengths = planned.start_step, planned.lengths
     horizon = planned.horizon

@@ -71,7 +71,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     stack.callback(compiler.close)
     peak = peak_flops(device, planned.precision)
     peak = peak * batch.world_size if peak else None
-    info = run_info(planned, model, state.optimizer, groups, peak, run_dir.path, tokens=state.tokens)
+    info = run_info(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
     data = data_facts(planned.data) | {"rules": str(planned.data.rules)}
     facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data}
     facts |= {"shift": planned.horizon.shift} if planned.horizon.shift else {}

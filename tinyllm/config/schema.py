@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 MOST_STEPS, MOST_TOKENS = 10**12, 10**15
 """Horizons beyond these are slips: the largest runs known took some 10¹³ tokens."""
-MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**16
+MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**20
 """Of one micro-batch, and of one optimizer step, which collects its micro-batches before it begins."""
 
 

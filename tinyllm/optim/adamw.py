@@ -5,10 +5,12 @@ from typing import Any
 import torch
 
 from tinyllm.optim.checks import decay_rates, not_negative
+from tinyllm.optim.memory import keeps, two_moments
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
 
+@keeps(two_moments)
 def adamw(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:

@@ -6,6 +6,7 @@ from torch.optim import Optimizer
 
 from tinyllm.errors import UserError
 from tinyllm.optim.checks import decay_rates, not_negative
+from tinyllm.optim.memory import Groups, keeps
 
 SMALLEST = 4096
 """Weights of a tensor from which on its moments are quantised."""
@@ -14,6 +15,17 @@ BLOCK = 256
 DEVICES = frozenset({"cpu", "cuda", "xpu", "meta"})
 
 
+def kept(groups: Groups, **settings: Any) -> int:
+    """Two moments of a byte each with an fp32 scale per block; of small tensors and embeddings two in fp32."""
+    total = 0
+    for group in groups:
+        for p in group["params"]:
+            precise = group["kind"] == "embedding" or p.numel() < SMALLEST
+            total += 8 * p.numel() if precise else 2 * (p.numel() + 4 * -(-p.numel() // BLOCK))
+    return total
+
+
+@keeps(kept)
 def adamw8bit(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> Optimizer:
@@ -47,15 +59,6 @@ def adamw8bit(
         def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
             config: dict[str, Any] = super().get_config(gindex, pindex, group)
             return config | {"optim_bits": 32} if group["kind"] == "embedding" else config
-
-        def state_bytes(self) -> int:
-            """Two moments of a byte each with an fp32 scale per block; of small tensors and embeddings two in fp32."""
-            total = 0
-            for group in self.param_groups:
-                for p in group["params"]:
-                    precise = group["kind"] == "embedding" or p.numel() < SMALLEST
-                    total += 8 * p.numel() if precise else 2 * (p.numel() + 4 * -(-p.numel() // BLOCK))
-            return total
 
     optimizer: Optimizer = Precise(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
     return optimizer

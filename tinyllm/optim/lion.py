@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinyllm.optim.checks import decay_rates, not_negative
+from tinyllm.optim.memory import keeps, one_moment
 from tinyllm.optim.sharded import local
 from tinyllm.optim.state_shapes import Shapes
 
 
+@keeps(one_moment)
 class Lion(Optimizer):
     """Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2, decoupled weight decay.
 
@@ -30,10 +32,6 @@ class Lion(Optimizer):
         not_negative(lr=lr, weight_decay=weight_decay)
         decay_rates(betas)
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
-
-    def state_bytes(self) -> int:
-        """One momentum in fp32."""
-        return 4 * sum(p.numel() for group in self.param_groups for p in group["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from tinyllm.optim.adamw import adamw
 from tinyllm.optim.checks import not_negative
 from tinyllm.optim.groups import DECAYED, MATRIX
-from tinyllm.optim.memory import state_bytes
+from tinyllm.optim.memory import Groups, keeps, one_moment, two_moments
 from tinyllm.optim.sharded import local, part_of, whole
 from tinyllm.optim.state_shapes import Shapes, adamw_shapes
 
@@ -25,6 +25,18 @@ ORDINARY = 20
 Scale = Literal["spectral", "rms"]
 
 
+def kept(groups: Groups, *, orthogonal_head: bool = False, **settings: Any) -> int:
+    """One momentum of the matrices, AdamW's two moments of the others."""
+    ours = matrices(orthogonal_head=orthogonal_head)
+    return sum((one_moment if group["kind"] in ours else two_moments)([group]) for group in groups)
+
+
+def matrices(*, orthogonal_head: bool) -> tuple[str, ...]:
+    """Kinds of the parameters that are Muon's."""
+    return DECAYED if orthogonal_head else (MATRIX,)
+
+
+@keeps(kept)
 class Muon(Optimizer):
     """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, for matrices; AdamW for everything else.
 
@@ -68,7 +80,7 @@ class Muon(Optimizer):
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
             raise ValueError(f"adamw_lr={adamw_lr} must be above 0, as must lr")
         self.momentum, self.scale = momentum, scale
-        ours = DECAYED if orthogonal_head else (MATRIX,)
+        ours = matrices(orthogonal_head=orthogonal_head)
         others = [group for group in params if group["kind"] not in ours]
         for group in params:
             group["entrywise"] = group["kind"] not in ours
@@ -78,14 +90,6 @@ class Muon(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         if self.adamw is not None:  # its groups are ours already; its state shall be too
             self.adamw.state = self.state
-
-    def state_bytes(self) -> int:
-        """One momentum in fp32 of the matrices, and what AdamW keeps of the others."""
-        every = sum(p.numel() for group in self.param_groups for p in group["params"])
-        if self.adamw is None:
-            return 4 * every
-        others = sum(p.numel() for group in self.adamw.param_groups for p in group["params"])
-        return 4 * (every - others) + state_bytes(self.adamw)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

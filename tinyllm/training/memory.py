@@ -6,20 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyllm.optim.memory import state_bytes
-
 FP32 = 4
 """Bytes of a weight, and of its gradient; in half precision autocast works on copies."""
 
 
-def trained_bytes(parameters: int, optimizer: torch.optim.Optimizer, *, averaged: bool, ranks: int = 1) -> int:
+def trained_bytes(parameters: int, of_optimizer: int, *, averaged: bool, ranks: int = 1) -> int:
     """Bytes that a rank keeps of weights, gradients, optimizer state and perhaps an average of the weights.
 
     Args:
+        of_optimizer: bytes of its state.
         averaged: ``ema.enabled``.
         ranks: how many keep a part each.
     """
-    return (FP32 * parameters * (3 if averaged else 2) + state_bytes(optimizer)) // ranks
+    return (FP32 * parameters * (3 if averaged else 2) + of_optimizer) // ranks
 
 
 TOKENS = 2

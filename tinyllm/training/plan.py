@@ -9,7 +9,7 @@ from tinyllm.training.curriculum import Curriculum
 from tinyllm.utils.numbers import whole_number
 
 DEFAULT_STEPS = 2000
-MOST_MICRO_STEPS = 2**16
+MOST_MICRO_STEPS = 2**20
 """Of one optimizer step, which collects its micro-batches before it begins."""
 
 
