@@ -1,6 +1,7 @@
 """Programs that look at run directories take flags instead of settings; their mistakes are one line too."""
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -39,7 +40,9 @@ class Flags(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(message, hint="--help lists the flags")
+        wrong = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+        near = difflib.get_close_matches(wrong, self._option_string_actions, n=1) if wrong.startswith("-") else []
+        raise UserError(message, hint=(f"did you mean {near[0]}? " if near else "") + "--help lists the flags")
 
 
 def answer(work: Callable[[], int]) -> NoReturn:

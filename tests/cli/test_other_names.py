@@ -113,3 +113,12 @@ def test_every_name_in_every_form(call: Call) -> None:
             assert meant_by(name) and meant_by(f"--{name}") == meant_by(f"--{name.replace('_', '-')}")
     assert meant_by("nothing") == "" and option_meant("norm", "nothing") == ""
     assert re.match(r"error: unknown key \(n_layer=6\): did you mean model.n_layers\?", call("train", "n_layer=6").err)
+
+
+@pytest.mark.parametrize(
+    ("program", "typed", "ours"), [("runs", "--sorts", "--sort"), ("replay", "--step=3", "--steps")]
+)
+def test_a_flag_that_is_misspelt(program: str, typed: str, ours: str, call: Call) -> None:
+    answer = call(program, "x", typed)
+    [line] = answer.err.splitlines()
+    assert answer.code == 2 and f"did you mean {ours}?" in line
