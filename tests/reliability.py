@@ -260,6 +260,47 @@ ROWS = (
         ),
     ),
     Row(
+        number="R54",
+        fault="weights that a step has ruined: not finite, or such that no step can be taken from them",
+        outcome="never saved; while steps are skipped no checkpoint is published or removed; the line names the one to"
+        " go back to",
+        message="…the last checkpoint, may have weights that are ruined already; resume=…",
+        tests=(
+            "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_way_back_is_told",
+            "faults/test_numbers.py::test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart",
+            "distributed/test_lost_ranks.py::test_ruined_weights_are_not_saved_by_any_rank",
+        ),
+    ),
+    Row(
+        number="R55",
+        fault="SIGTERM or SIGHUP in an evaluation of many batches, or in a sample",
+        outcome="broken off, on all ranks; the finished step is saved at once, and the resumed run begins with the"
+        " evaluation. Under nohup SIGHUP is ignored",
+        tests=(
+            "training/test_stop_and_resume.py::test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up",
+            "training/test_stop_and_resume.py::test_a_signal_breaks_a_sample_off",
+            "training/test_stop_and_resume.py::test_sighup_is_left_alone_where_nohup_ignores_it",
+            "distributed/test_lost_ranks.py::test_one_rank_alone_is_asked_to_stop_in_an_evaluation",
+        ),
+    ),
+    Row(
+        number="R56",
+        fault="a logger or display that raises",
+        outcome="told of once; the run goes on and ends as it would have",
+        message="…failed in …; training goes on",
+        tests=("training/test_stop_and_resume.py::test_a_listener_that_raises_is_told_of_and_costs_nothing",),
+    ),
+    Row(
+        number="R57",
+        fault="too little memory, at the start or in the middle of a step, an evaluation, a sample, generation",
+        outcome="one line that says what needed how much; the checkpoints before it are whole",
+        message="…not enough memory (…GB more were asked for…",
+        tests=(
+            "test_memory.py::test_each_part_of_a_run_says_what_needed_memory",
+            "test_memory.py::test_a_model_beyond_all_memory_is_refused_before_anything_is_made",
+        ),
+    ),
+    Row(
         number="R38",
         fault="fp16 overflows until its scale is found",
         outcome="skipped steps are told, the logged norm does not depend on the scale, the scale is resumed",

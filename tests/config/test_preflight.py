@@ -121,6 +121,14 @@ def test_every_choice_is_taken_and_no_other(program: str, key: str, metadata: di
     assert all(word in refused.value.hint for word in words)
 
 
+@pytest.mark.parametrize(
+    "key", ["trainer.batch_size", "trainer.max_tokens", "trainer.seq_len", "model.n_layers", "seed"]
+)
+def test_a_whole_number_beyond_all_sense_is_refused(key: str) -> None:
+    with pytest.raises(UserError, match=rf"value out of range \({key}=10{'0' * 20}\): .*at most \d+"):
+        check_with(key, 10**21, "train")
+
+
 @pytest.mark.parametrize("program", ROOTS)
 def test_every_key_of_a_root_file_has_a_type(program: str) -> None:
     written = OmegaConf.to_container(OmegaConf.load(conf_dir() / ROOTS[program]))
