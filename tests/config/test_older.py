@@ -76,3 +76,18 @@ def test_a_head_that_was_muons_stays_muons(tied: bool, tmp_path: Path) -> None:
 def test_an_untied_head_has_to_be_there() -> None:
     with pytest.raises(UserError, match=r"\(optimizer.orthogonal_head=true\): model.tie_embeddings=true turns"):
         tinyllm.compose("optimizer=muon", "optimizer.orthogonal_head=true")
+
+
+@pytest.mark.parametrize("option", ["char", "byte", "bpe", "pretrained"])
+def test_a_tokenizer_stays_what_it_was(option: str) -> None:
+    """Without markers and, for BPE, with words of any length; so a lost token cache is made again as it was."""
+    overrides = [f"tokenizer={option}", *(["tokenizer.path=x"] if option == "pretrained" else [])]
+    old = OmegaConf.create(OmegaConf.to_container(tinyllm.compose(*overrides)))
+    assert isinstance(old, DictConfig)
+    added = {"match_special": False} | ({"max_word": None} if option == "bpe" else {})
+    added |= {"special_tokens": []} if option in ("char", "byte") else {}  # type: ignore[dict-item]
+    with open_dict(old):
+        for key in added:
+            del old.tokenizer[key]
+    filled = upgraded(old)
+    assert {key: OmegaConf.to_container(filled.tokenizer)[key] for key in added} == added  # type: ignore[index,call-overload]

@@ -1,5 +1,6 @@
 """Documents in pieces give the ids of the whole, for every kind of tokenizer, against the library on the whole text."""
 
+import json
 import random
 
 import pytest
@@ -8,6 +9,7 @@ import tokenizers as library
 from tests.tokenizers.kinds import KINDS, UNCUT, WORDS, built
 from tinyllm.data.corpus import Document
 from tinyllm.data.encode import Tally, encode_documents
+from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
@@ -135,6 +137,27 @@ def test_what_cannot_be_expressed_is_counted_in_characters() -> None:
             tally = Tally()
             list(encode_documents(tokenizer, documents(text), tally=tally))
             assert (tally.characters, tally.bytes) == (text.count("🦓"), 4 * text.count("🦓")), (kind, text)
+
+
+@pytest.mark.parametrize("kind", ["unigram", "word piece", "word level", "metaspace always"])
+def test_a_prompt_with_what_is_unknown_is_refused(kind: str) -> None:
+    tokenizer = HuggingFaceTokenizer.from_json(built(kind))
+    tokenizer.encode("the cat", strict=True)
+    with pytest.raises(UserError, match="no token for '🦓"):
+        tokenizer.encode("the cat 🦓", strict=True)
+
+
+def test_what_a_tokenizer_without_unk_passes_over_is_told() -> None:
+    """BPE without a token for what is unknown drops it."""
+    state = json.loads(built("metaspace always"))
+    state["model"]["unk_token"] = None
+    tokenizer, tally = HuggingFaceTokenizer.from_json(json.dumps(state)), Tally()
+    parts = list(encode_documents(tokenizer, documents("the 🦓🦓 cat 🦓"), tally=tally))
+    assert (tally.characters, tally.bytes) == (3, 12)
+    usual = tokenizer.token_bytes()
+    assert sum(int((usual[ids] if n is None else n).sum()) for ids, n in parts) == len("the 🦓🦓 cat 🦓".encode())
+    with pytest.raises(UserError, match="'🦓'"):
+        tokenizer.encode("a 🦓", strict=True)
 
 
 def test_a_run_without_blanks_is_cut_at_words(bpe: Tokenizer) -> None:

@@ -17,7 +17,7 @@ from tinyllm.tokenizers.checks import require_harmless
 from tinyllm.tokenizers.cuts import Cuts, bound_of, bounded, find_cuts, parts_of
 from tinyllm.tokenizers.decoders import BYTE, ChainStream, Stage, stages
 from tinyllm.tokenizers.markers import Markers
-from tinyllm.tokenizers.spelling import BYTE_OF, spelled_bytes
+from tinyllm.tokenizers.spelling import BYTE_OF, CHAR_OF, spelled_bytes
 from tinyllm.tokenizers.words import BoundedWords
 from tinyllm.utils.files import parse_json
 
@@ -83,6 +83,7 @@ class HuggingFaceTokenizer(Tokenizer):
         )
         self._bytes: list[bytes] | None = None
         self._leads: dict[str, int] = {}
+        self._passed: dict[str, bool] = {}
 
     @classmethod
     def from_json(cls, text: str, *, match_special: bool = False) -> Self:
@@ -267,7 +268,7 @@ class HuggingFaceTokenizer(Tokenizer):
         reached = np.maximum.accumulate(total[ends]) if len(ids) else total[:0]
         if len(ids):
             reached[-1] = total[-1]
-        missing = self._missing(text, starts, ends) if self._drops else np.zeros((0, 2), dtype=np.int64)
+        missing = self._missing(text) if self._drops else np.zeros((0, 2), dtype=np.int64)
         if self.unk_id is not None:
             missing = np.stack([starts, ends], axis=1)[ids == self.unk_id]
         characters = int((missing[:, 1] - missing[:, 0]).sum())
@@ -280,24 +281,27 @@ class HuggingFaceTokenizer(Tokenizer):
         model = self._state["model"]
         return model["type"] == "BPE" and self.unk_id is None and not model["byte_fallback"]
 
-    def _missing(self, text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Where characters are that became no token although the tokenizer has none for them, (n, 2)."""
-        covered = np.zeros(len(text) + 1, dtype=np.int64)
-        np.add.at(covered, starts, 1)
-        np.add.at(covered, ends, -1)
-        bare = np.flatnonzero(np.cumsum(covered)[:-1] == 0)
-        lost = [i for i in bare if not text[i].isspace() and self._cannot_say(text[i])]
-        return np.array([(i, i + 1) for i in lost], dtype=np.int64).reshape(-1, 2)
+    def _missing(self, text: str) -> np.ndarray:
+        """Where the characters are that the model passes over, (n, 2). Its own offsets do not tell."""
+        lost = {char for char in set(text) if not char.isspace() and self._passes_over(char)}
+        places = [i for i, char in enumerate(text) if char in lost] if lost else []
+        return np.array([(i, i + 1) for i in places], dtype=np.int64).reshape(-1, 2)
 
-    def _cannot_say(self, char: str) -> bool:
-        """Whether the character is left over by the normalizer and then becomes nothing."""
-        normalizer = self._backend.normalizer
-        kept = char if normalizer is None else normalizer.normalize_str(char)
-        return bool(kept.strip()) and not self._backend.encode(char, add_special_tokens=False).ids
+    def _passes_over(self, char: str) -> bool:
+        """Whether the normalizer leaves something of the character that is not in the vocabulary."""
+        if char not in self._passed:
+            normalizer, vocab = self._backend.normalizer, self._state["model"]["vocab"]
+            kept = char if normalizer is None else normalizer.normalize_str(char)
+            parts = parts_of(self._state["pre_tokenizer"], "pretokenizers")
+            if any(part["type"] == "ByteLevel" for part in parts):
+                kept = "".join(map(CHAR_OF.__getitem__, kept.encode("utf-8", "replace")))
+            named = any(char in token["content"] for token in self._searched)
+            self._passed[char] = not named and any(c not in vocab and not c.isspace() for c in kept)
+        return self._passed[char]
 
     def _refuse_unknown(self, text: str, encoding: Any) -> None:
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        lost = self._missing(text, spans[:, 0], spans[:, 1]) if self._drops else spans[:0]
+        lost = self._missing(text) if self._drops else spans[:0]
         if self.unk_id is not None:
             lost = spans[np.array(encoding.ids, dtype=np.int64) == self.unk_id]
         if len(lost):

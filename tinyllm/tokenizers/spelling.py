@@ -13,6 +13,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 BYTE_OF = _byte_alphabet()
+CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 
 
 def spelled_bytes(token: str) -> bytes:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.tokenizers.spelling import BYTE_OF
+from tinyllm.tokenizers.spelling import CHAR_OF
 
 # tiktoken's expressions say ``{1,3}+`` for "and give nothing back"; in the library's dialect that is a repetition of a
 # repetition, and 12345 would be one word.
@@ -43,11 +43,10 @@ def tokenizer_json(name: str) -> str:
 
 def converted(encoding: Any) -> str:
     """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token again."""
-    char_of = {byte: char for char, byte in BYTE_OF.items()}
     ranks: dict[bytes, int] = encoding._mergeable_ranks
 
     def spelled(value: bytes) -> str:
-        return "".join(char_of[b] for b in value)
+        return "".join(CHAR_OF[b] for b in value)
 
     merges = []
     for value, rank in sorted(ranks.items(), key=lambda item: item[1]):
