@@ -4,11 +4,11 @@
   (``tokenizer.max_word``) and, where it ends within a minute, without.
 - Text id by id, as generation shows it, for streams of 500 to 8,000 tokens of tokenizers whose text of a token depends
   on its neighbours.
-- Documents of 1 to 50 MB through the stream that fills the token cache, for kinds of tokenizers (arguments choose some),
-  each in a process of its own: seconds, and the largest resident memory.
+- Documents of 1 to 50 MB through the stream that fills the token cache, for kinds of tokenizers (arguments choose
+  some), each in a process of its own: seconds, and the largest resident memory.
 
 The tokenizers are those of ``tests/tokenizers/kinds.py``, with vocabularies so small that nearly every character is a
-token: memory and time per MB are larger than with those people use. The text is the embedded corpus ``pydocs``, repeated.
+token: memory and time per MB are larger than with those people use. The text is the embedded corpus ``pydocs``.
 """
 
 import json
@@ -58,7 +58,8 @@ def learn_seconds(run: int, limit: int | None) -> float:
 def stream_seconds(kind: str, n: int) -> float:
     """Seconds to show ``n`` tokens one by one."""
     tokenizer = HuggingFaceTokenizer.from_json(built(kind))
-    ids = tokenizer.encode(prose(20 * n))[:n].tolist()
+    pieces = tokenizer.pieces([prose(20 * n)], 2000)
+    ids = [int(i) for piece in pieces for i in tokenizer.encode(piece)][:n]
     start = time.perf_counter()
     stream = tokenizer.stream()
     shown = "".join(map(stream.push, ids)) + stream.flush()
