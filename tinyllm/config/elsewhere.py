@@ -190,7 +190,7 @@ VALUES: dict[str, dict[str, str]] = {
     "strategy": {"auto_ddp": "strategy=ddp", "none": "strategy=single", "single_process": "strategy=single"},
     "tokenizer": {"char_level": "tokenizer=char", "gpt2": "tokenizer=bpe_gpt2", "bytes": "tokenizer=byte"},
     "moe": {"true": "moe=aux_free", "false": "moe=none", "aux": "moe=aux_loss"},
-    "dataset": {"file": "dataset=text", "txt": "dataset=text", "memmap": "dataset=npy", "json": "dataset=jsonl"},
+    "dataset": {"file": "dataset=text", "memmap": "dataset=npy", "json": "dataset=jsonl"},
     "logger": {"tb": "logger=tensorboard", "all": "logger=wandb", "csv": "logger=none"},
 }
 """Values of choices under other names."""
