@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -17,6 +16,7 @@ from tinyllm.tokenizers.checks import require_harmless
 from tinyllm.tokenizers.cuts import Cuts, bound_of, bounded, find_cuts, parts_of
 from tinyllm.tokenizers.decoders import BYTE, ChainStream, Stage, stages
 from tinyllm.tokenizers.markers import Markers
+from tinyllm.tokenizers.panics import first_line, is_panic, told
 from tinyllm.tokenizers.spelling import BYTE_OF, CHAR_OF, spelled_bytes
 from tinyllm.tokenizers.words import BoundedWords
 from tinyllm.utils.files import parse_json
@@ -94,8 +94,8 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             return cls(Backend.from_str(text), match_special=match_special)
         except BaseException as error:  # the library raises bare Exception for a damaged file, or panics
-            if _is_panic(error) or isinstance(error, Exception):
-                raise ValueError(_first_line(error)) from None
+            if is_panic(error) or isinstance(error, Exception):
+                raise ValueError(first_line(error)) from None
             raise
 
     @classmethod
@@ -128,7 +128,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
         before = getattr(text, "before", "")
-        with _told():
+        with told():
             encoding = self._backend.encode(before + text, add_special_tokens=False)
         if strict:
             self._refuse_unknown(before + text, encoding)
@@ -199,7 +199,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _cuts(self) -> Cuts:
         normalizer = self._backend.normalizer
-        with _told():
+        with told():
             return find_cuts(self._state, str if normalizer is None else normalizer.normalize_str)
 
     @cached_property
@@ -242,7 +242,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 stop += 1
             group = texts[start:stop]
             leads = [getattr(text, "before", "") for text in group]
-            with _told():
+            with told():
                 encodings = batch(
                     [lead + text for lead, text in zip(leads, group, strict=True)], add_special_tokens=False
                 )
@@ -377,28 +377,6 @@ def _unknown_id(model: Mapping[str, Any], backend: Any) -> int | None:
 
 
 def _decoded(decoder: Any, tokens: list[str]) -> str:
-    with _told():
+    with told():
         text: str = decoder.decode(tokens)
         return text
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """An error of the library, or a panic, as a line for people."""
-    try:
-        yield
-    except UserError:
-        raise
-    except BaseException as error:
-        if not _is_panic(error) and not isinstance(error, Exception):
-            raise
-        hint = f"{_first_line(error)}; use another tokenizer, or leave out what it fails on"
-        raise UserError("the tokenizer fails on this text", hint=hint) from None
-
-
-def _is_panic(error: BaseException) -> bool:
-    return type(error).__name__ == "PanicException"  # pyo3 gives no name to import
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
