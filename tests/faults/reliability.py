@@ -114,4 +114,39 @@ ROWS = (
             f"{FILES}::test_a_disk_that_fails_is_told",
         ),
     ),
+    Row(
+        number="R71",
+        fault="control characters, escape sequences, marks of direction, markup and formulas in names, questions, texts"
+        " and files of a run or study",
+        outcome="spelled out in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
+        tests=(
+            "report/test_foreign.py::test_control_characters_reach_no_medium",
+            "report/test_foreign.py::test_no_cell_of_a_table_is_a_formula",
+            "test_runs.py::test_nothing_of_a_run_commands_the_terminal",
+        ),
+    ),
+    Row(
+        number="R72",
+        fault="a comparison's directory that holds other things, its figures a link to another place",
+        outcome="refused; only files that a report wrote are ever replaced or removed",
+        message="the directory is not empty",
+        tests=(
+            "study/test_compare.py::test_a_directory_of_other_things_is_refused",
+            "report/test_foreign.py::test_files_that_no_report_wrote_are_left_alone",
+            "report/test_foreign.py::test_a_list_of_somebody_else_removes_nothing_outside",
+            "report/test_foreign.py::test_pictures_follow_no_link",
+        ),
+    ),
+    Row(
+        number="R73",
+        fault="a comparison is killed by SIGKILL",
+        outcome="its training notices, saves a checkpoint and ends; the same command goes on from it",
+        tests=("study/test_compare.py::test_a_comparison_that_is_killed_leaves_no_training_behind",),
+    ),
+    Row(
+        number="R74",
+        fault="a run of a comparison ends with a figure that is no finite number",
+        outcome="named and left out; the others are compared",
+        tests=("study/test_statistics.py::test_a_figure_that_is_not_finite_is_left_out",),
+    ),
 )
