@@ -65,6 +65,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory of good and bad inputs: texts, a finished run, damaged copies of it."""
     place = tmp_path_factory.mktemp("inputs")
     write_corpus(place / "good.txt", n_words=400)
+    (place / "other.txt").write_text("hello world, cat\n" * 99)
     (place / "empty.txt").write_text("")
     (place / "blank.txt").write_text(" \n\t\n" * 50)
     (place / "short.txt").write_text("a b c")

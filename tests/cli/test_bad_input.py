@@ -65,7 +65,7 @@ TABLE = {
     "unknown node": bad("modle.d_model=3", "modle.d_model=3", "did you mean model.d_model?"),
     "a key without its node": bad("lr=1e-3", "lr=1e-3", "did you mean optimizer.lr?"),
     "a key of another option": bad("schedule.shape=sqrt", "schedule.shape=sqrt", "choose schedule=wsd"),
-    "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes head_dim, qk_norm"),
+    "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes head_dim, "),
     "+ key of the loop": bad("+trainer.max_step=1", "trainer.max_step=1", "did you mean trainer.max_steps?"),
     "+ key of nothing": bad("+foo=1", "foo=1", "the configuration takes"),
     "~ key": bad("~trainer.max_steps", "~trainer.max_steps", "another value"),
@@ -167,7 +167,7 @@ TABLE = {
     ),
     "resume with another attention": bad("resume=IN/run attn=mqa", "model.block.attn", "MHA", base=False),
     "resume with another text": bad(
-        "resume=IN/run dataset.path=IN/short.txt", "dataset.path=IN/short.txt", "IN/good.txt", base=False
+        "resume=IN/run dataset.path=IN/other.txt", "dataset=", "bring the old data back", base=False
     ),
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
     "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"),

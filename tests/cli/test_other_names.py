@@ -122,3 +122,8 @@ def test_a_flag_that_is_misspelt(program: str, typed: str, ours: str, call: Call
     answer = call(program, "x", typed)
     [line] = answer.err.splitlines()
     assert answer.code == 2 and f"did you mean {ours}?" in line
+
+
+def test_nothing_typed_is_the_default_run() -> None:
+    line = read([])
+    assert not line.settings and not line.multirun

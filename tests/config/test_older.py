@@ -91,3 +91,31 @@ def test_a_tokenizer_stays_what_it_was(option: str) -> None:
             del old.tokenizer[key]
     filled = upgraded(old)
     assert {key: OmegaConf.to_container(filled.tokenizer)[key] for key in added} == added  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize("option", ["mha", "gqa", "mqa"])
+def test_a_run_goes_on_without_a_word_about_keys_that_came_later(option: str, tmp_path: Path) -> None:
+    """At the values that change nothing, wherever the part stands: in the block, or in a kind of layers."""
+    kinds = f'model.layers.kinds={{a:"attn={option}",b:"moe=aux_loss"}}'
+    asked = (f"attn={option}", "moe=aux_free", "layers=pattern", kinds, "model.layers.pattern=[a,b]")
+    today = tinyllm.compose(*asked)
+    old = OmegaConf.create(OmegaConf.to_container(today))
+    assert isinstance(old, DictConfig)
+    later = {"qk_norm_eps", "qkv_bias", "nope", "normalize", "n_groups", "n_active_groups"}
+    assert _without(old, later) == later
+    OmegaConf.save(old, tmp_path / CONFIG)
+    checkpoint: Any = SimpleNamespace(path=tmp_path, run_dir=tmp_path)
+    assert reconcile(tinyllm.compose(*asked), checkpoint, named=["resume"]) == []
+
+
+def _without(node: Any, keys: set[str]) -> set[str]:
+    """Take keys out wherever they stand, and say which were there."""
+    there: set[str] = set()
+    with open_dict(node):
+        for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+            if key in keys:
+                del node[key]
+                there.add(key)
+            elif OmegaConf.is_config(node[key]):
+                there |= _without(node[key], keys)
+    return there

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -173,7 +174,7 @@ def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParse
     Raises:
         UserError: there is one; it tells what it is called here.
     """
-    for flag, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for flag, following in itertools.pairwise([*arguments, ""]):
         name, _, value = flag.partition("=")
         if not name.startswith("--") or name in parser._option_string_actions:
             continue

@@ -1,6 +1,6 @@
 """Configurations that earlier versions saved, as they are written today."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -35,13 +35,21 @@ ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
 """Earlier versions had no such key, and the head, where there was one, was Muon's."""
 
 BPE = "tinyllm.tokenizers.bpe.BPETrainer"
-TOKENIZERS: dict[str, dict[str, Any]] = {
+MUON = "tinyllm.optim.muon.Muon"
+HEADS: dict[str, Any] = {"qk_norm_eps": None, "qkv_bias": None, "nope": False}
+ROUTED: dict[str, Any] = {"normalize": None, "n_groups": 1, "n_active_groups": None}
+PARTS: dict[str, dict[str, Any]] = {
+    "tinyllm.nn.attention.mha.MHA": HEADS,
+    "tinyllm.nn.attention.gqa.GQA": HEADS,
+    "tinyllm.nn.attention.mqa.MQA": HEADS,
+    "tinyllm.nn.moe.AuxLoss": ROUTED,
+    "tinyllm.nn.moe.AuxFree": ROUTED,
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},
     "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False},
 }
-"""What tokenizers did not have, by class."""
+"""What parts did not have, by class, at the values that change nothing; wherever in a configuration they stand."""
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:
@@ -56,8 +64,7 @@ def upgraded(cfg: DictConfig) -> DictConfig:
         if cfg.model.get("_target_") == today.model._target_:
             missing += FIRST if "layers" not in cfg.model else ()
             missing += [key for key in MODEL if not _has(cfg, key)]
-    tokenizer = TOKENIZERS.get(cfg.tokenizer.get("_target_"), {}) if "tokenizer" in cfg else {}
-    then |= {f"tokenizer.{key}": value for key, value in tokenizer.items() if key not in cfg.tokenizer}
+    then |= dict(_of_parts(OmegaConf.to_container(cfg), ""))
     if not missing and not then:
         return cfg
     filled = OmegaConf.create(OmegaConf.to_container(cfg))
@@ -77,11 +84,25 @@ def as_it_was(saved: Callable[[str], Any]) -> dict[str, Any]:
         saved: of a key: its value in the configuration that the earlier version saved, None where it has none.
     """
     then: dict[str, Any] = {}
-    if saved("optimizer._target_") == "tinyllm.optim.muon.Muon" and saved(ORTHOGONAL_HEAD) is None:
+    if saved("optimizer._target_") == MUON and saved(ORTHOGONAL_HEAD) is None:
         then[ORTHOGONAL_HEAD] = saved("model.tie_embeddings") is False
     if saved("tokenizer._target_") == BPE and saved("tokenizer.max_word") is None:
         then["tokenizer.max_word"] = None
     return then
+
+
+def _of_parts(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Keys that a part's class did not have when it was saved, each with its value."""
+    if isinstance(node, list):
+        for place, child in enumerate(node):
+            yield from _of_parts(child, f"{path}[{place}]")
+    elif isinstance(node, dict):
+        before = f"{path}." if path else ""
+        for key, value in PARTS.get(str(node.get("_target_")), {}).items():
+            if key not in node:
+                yield f"{before}{key}", value
+        for key, child in node.items():
+            yield from _of_parts(child, f"{before}{key}")
 
 
 def _has(cfg: DictConfig, key: str) -> bool:
