@@ -59,6 +59,9 @@ def test_nothing_is_started_without_the_wish_or_by_a_rank(
     assert launch.launched(OmegaConf.create({"strategy": {}}), Invocation()) is None
     with pytest.raises(UserError, match=r"no effect on one run \(strategy.gpus_per_job=2\)"):
         launch.launched(node(2, 2), Invocation())
+    for nproc in (0, -1, 100_000):
+        with pytest.raises(UserError, match=rf"value out of range \(strategy.nproc_per_node={nproc}\): between 1 and"):
+            launch.launched(node(nproc), Invocation())
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert launch.launched(node(2, 2), Invocation()) is None
     assert started == []

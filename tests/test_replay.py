@@ -69,6 +69,11 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
             lambda run: edit(run, lambda facts: facts["starts"].append(facts["starts"][0] | {"settings": ["seed=2"]})),
             "with other settings",
         ),
+        ("run", lambda run: edit(run, lambda facts: facts.update(starts=[1])), "starts is not what a run writes there"),
+        ("run", lambda run: edit(run, lambda facts: facts["starts"][0].update(threads=10**18)), "starts is not what"),
+        ("run", lambda run: edit(run, lambda facts: facts["starts"][0].update(settings=[1])), "starts is not what"),
+        ("run", lambda run: edit(run, lambda facts: facts.update(result={"step": "6"})), "result is not what"),
+        ("run", lambda run: edit(run, lambda facts: facts.update(info=[])), "info is not what a run writes there"),
         ("run", lambda run: next(run.glob("checkpoints/step-000006/state*")).write_bytes(b"no"), "checkpoint damaged"),
     ],
 )
@@ -153,6 +158,22 @@ def test_what_is_told() -> None:
     unequal = Replay(**known, agree=False, sections=[other], made_by={}, config={})
     assert "does not repeat itself" in told(unequal)[-3]
     assert told(unequal)[-1] == "verdict: not the same, first in train/loss of step 2: 2.5 and 2.25"
+
+
+def test_nothing_of_a_run_commands_the_terminal(
+    made: Path,
+    tmp_path: Path,
+    call: Call,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    escape = "\x1b]0;owned\x07"
+    run = shutil.copytree(made / "run", tmp_path / "copy")
+    edit(run, lambda facts: facts.update(machine=escape, host=escape, versions={"torch": escape}))
+    copied = lambda command, out, *, threads: shutil.copytree(made / "run", out / "run")  # noqa: E731
+    monkeypatch.setattr("tinyllm.replay.train_again", copied)
+    answer = call("replay", str(run))
+    assert answer.code == 0 and "\\x1b]0;owned\\x07" in answer.out, answer
+    assert "\x1b" not in answer.out + answer.err
 
 
 @pytest.mark.slow

@@ -260,6 +260,8 @@ def test_files_are_read_from_their_end(tmp_path: Path) -> None:
         (b"a", [b"a"]),
         (b"\na\n\nb", [b"b", b"a"]),
         (b"x" * 3 * BLOCK, [b"x" * 3 * BLOCK]),
+        (b"a\n" + b"x" * 40 * BLOCK + b"\nb", [b"b", b"a"]),
+        (b"x" * 40 * BLOCK + b"\n", []),
     ):
         file.write_bytes(content)
         assert list(lines_backwards(file)) == found

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 FORWARDED = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 SIGNALLED = 128
+PER_CORE, LEAST_LIMIT = 4, 64
+"""Processes for one run, beyond which a number is a mistake, or a saved run that is to take the machine down."""
 
 
 def launched(cfg: "DictConfig", invocation: "Invocation") -> int | None:
@@ -48,8 +50,10 @@ def launched(cfg: "DictConfig", invocation: "Invocation") -> int | None:
         raise UserError("it has no effect on one run", key="strategy.gpus_per_job", value=per_job, hint=hint)
     if nproc is None:
         return None
-    if nproc < 1:
-        raise UserError("value out of range", key="strategy.nproc_per_node", value=nproc, hint="at least 1")
+    most = max(LEAST_LIMIT, PER_CORE * (os.cpu_count() or 1))
+    if not 1 <= nproc <= most:
+        hint = f"between 1 and {most} on this machine"
+        raise UserError("value out of range", key="strategy.nproc_per_node", value=nproc, hint=hint)
     arguments = invocation.arguments
     if invocation.is_job:
         flags = [] if invocation.config_dir is None else ["--config-dir", invocation.config_dir]

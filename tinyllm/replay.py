@@ -61,11 +61,12 @@ def _replay(asked: argparse.Namespace) -> int:
 
     from tinyllm.flags import USER_ERROR
     from tinyllm.study.recorded import recorded
+    from tinyllm.utils.text import plain
     from tinyllm.verify_resume import TrainingFailed, place
 
     was = recorded(asked.run, steps=asked.steps, config_dir=asked.config_dir)
     if not asked.json:
-        print(f"replaying {was.steps} steps of {was.path}", flush=True)
+        print(plain(f"replaying {was.steps} steps of {was.path}"), flush=True)
     out = place(None if asked.out is None else str(asked.out))
     keep = asked.out is not None
     try:
@@ -75,10 +76,10 @@ def _replay(asked: argparse.Namespace) -> int:
         if asked.json:
             print(json.dumps(asdict(found)))
         else:
-            print("\n".join(told(found)))
+            print(plain("\n".join(told(found))))
         return 0 if found.agree else 1
     except TrainingFailed as failed:
-        print(failed, file=sys.stderr)
+        print(plain(str(failed)), file=sys.stderr)
         return USER_ERROR
     finally:
         if not keep:

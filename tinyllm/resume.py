@@ -6,12 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.allowed import Option
 from tinyllm.config.arguments import CommandLine
 from tinyllm.config.cli import Invocation
+from tinyllm.config.grammar import parse_settings
 from tinyllm.config.literal import escaped, text_of
 from tinyllm.config.older import as_it_was, upgraded
 from tinyllm.config.overrides import key_of, nodes_of
@@ -60,7 +60,7 @@ def look_up(line: CommandLine) -> Resumption | None:
     Raises:
         UserError: no checkpoint, none that is whole, ``resume=auto`` without ``run.dir``, or a multirun.
     """
-    parsed = OverridesParser.create().parse_overrides(line.settings)
+    parsed = parse_settings(line.settings)
     if line.multirun:
         typed = next(str(one.input_line) for one in parsed if one.key_or_group == "resume")
         hint = (

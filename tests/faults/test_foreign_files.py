@@ -130,6 +130,8 @@ HOSTILE_SETTINGS = (
     *("hydra/launcher=joblib", "+hydra.callbacks.x={_target_:a.B}", "++hydra.callbacks.x._target_=a.B", "+hydra@x=y"),
     *("--config-dir=x", "-m", "--", "x", "", "=1", "model.x.$y=1", "model.d_ff=8 model.n_layers=1\n--help"),
     *("model.d_ff=${oc.env:HOME}x${y}", "seed=$\\{oc.env:HOME\\}", "seed=${hydra.job.name}", "seed=[{a:${now:x}}]"),
+    *(f"seed={'[' * 3000}{']' * 3000}", f"seed={'{a:' * 500}1{'}' * 500}", "seed=" + "choice(" * 999 + "1" + ")" * 999),
+    f"seed=[{'1,' * 100_000}1]",
 )
 
 
@@ -145,6 +147,15 @@ def test_settings_out_of_a_file_choose_options_by_name_and_set_keys(setting: str
         files[1].write_text(yaml.safe_dump(content))
         with pytest.raises(UserError, match=f"^not a setting for {where}"):
             read_study(files[1])
+
+
+def test_settings_out_of_a_file_are_of_a_bounded_number(tmp_path: Path) -> None:
+    file, config = tmp_path / "overrides.yaml", tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(["seed=1"] * 4_001))
+    with pytest.raises(UserError, match="more than 4,000 values"):
+        saved_settings(file, config=config, config_dir=None)
+    file.write_text(yaml.safe_dump(written := [f"""trainer.sample_prompt="{"[a," * 5000}\\"[\"""", "seed=1"]))
+    assert saved_settings(file, config=config, config_dir=None) == written
 
 
 @pytest.mark.parametrize("setting", ["experiment=../../x", "+hydra.callbacks.x={_target_:a.B}", "run.dir=x", "--help"])

@@ -74,6 +74,9 @@ def test_hints_may_be_missing_or_wrong(tmp_path: Path) -> None:
     for hint in ("", "step-000009", "../../etc", "\x00"):
         (directory / "best").write_text(hint)
         assert checkpoints.find(tmp_path, prefer="best").step == 2
+    (directory / "best").unlink()
+    os.mkfifo(directory / "best")  # opened as a file it would be waited for
+    assert checkpoints.find(tmp_path, prefer="best").step == 2
     checkpoints.set_hint(directory, "best", 1)
     assert checkpoints.find(tmp_path, prefer="best").step == 1
     assert checkpoints.find(tmp_path, prefer="step-000001").step == 1

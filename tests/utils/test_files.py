@@ -151,6 +151,8 @@ NOT_JSON = {
 }
 NOT_YAML = {
     "aliases of aliases": (ALIASES, "more than 200,000 nodes"),
+    "aliases of a long text": (f"a: &a {'x' * 100_000}\nb: [{'*a, ' * 200}]", "texts of more than"),
+    "aliases of a list of long texts": (f"a: &a [{'x' * 100_000}]\nb: [{'*a, ' * 200}]", "texts of more than"),
     "merged aliases": ("a: &a {x: 1}\n" + "b: {<<: [" + "*a," * 200_001 + "]}", "nodes"),
     "an alias in its own list": ("a: &a [*a]", "inside of what it repeats"),
     "open brackets": ("[" * 100_000, "nest"),

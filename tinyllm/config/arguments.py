@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from tinyllm.config.elsewhere import meant_by, option_meant
 from tinyllm.config.errors import TAKES_PATH, explain
+from tinyllm.config.grammar import parse_settings
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.names import is_option, near, side_by_side
 from tinyllm.config.own_files import check_file
@@ -103,7 +103,7 @@ def check_settings(settings: Iterable[str], *, several: bool = False, directorie
     """
     settings = list(settings)
     with explain(settings):
-        parsed = OverridesParser.create().parse_overrides(settings)
+        parsed = parse_settings(settings)
     places = [conf_dir(), *map(Path, directories)]
     for override in parsed:
         _check_setting(override, several, places)

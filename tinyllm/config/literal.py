@@ -5,10 +5,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from omegaconf import OmegaConf
 
+from tinyllm.config.grammar import parse_settings
 from tinyllm.config.typed import in_grammar
 from tinyllm.errors import UserError
 
@@ -91,7 +91,7 @@ def _in_home(key: str, value: str) -> str:
 
 def unquoted(overrides: Iterable[str]) -> list[str]:
     """Overrides in Hydra's grammar as a command line of ours takes them: what :func:`quote_literals` did, undone."""
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = parse_settings(overrides)
     return [
         f"{one.get_key_element()}={text_of(one.value())}"
         if one.key_or_group in LITERAL_KEYS and one.value_type is ValueType.ELEMENT and isinstance(one.value(), str)

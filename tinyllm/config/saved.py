@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.allowed import Option, check_classes
 from tinyllm.config.effects import value_at
+from tinyllm.config.grammar import MOST, count_values, parse_settings
 from tinyllm.config.literal import escaped, written
 from tinyllm.config.names import is_option
 from tinyllm.config.older import upgraded
@@ -142,6 +142,9 @@ def check_saved(
         UserError: such a setting; the line names it.
     """
     places = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
+    settings = list(settings)
+    if sum(count_values(one) for one in settings if isinstance(one, str)) > MOST:
+        raise UserError(what, file=file, hint=f"settings with more than {MOST:,} values")
     for one in settings:
         problem = _problem(one, places, several=several, resolved=resolved)
         if problem:
@@ -150,7 +153,7 @@ def check_saved(
 
 def parse(one: str) -> list[Override]:
     """One setting as Hydra reads it."""
-    return OverridesParser.create().parse_overrides([one])
+    return parse_settings([one])
 
 
 def _problem(one: Any, places: list[Path], *, several: bool, resolved: bool) -> str:

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, Literal
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from tinyllm.config import schema
 from tinyllm.config.allowed import walk_nodes
+from tinyllm.config.grammar import parse_settings
 from tinyllm.config.names import package_of
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.targets import annotations_of, resolve_target
@@ -84,7 +84,7 @@ def _element(text: str, kind: Kind, *, several: bool = False) -> str:
 def parsed(text: str) -> Override | None:
     """What Hydra makes of a value; None: its grammar has nothing like it."""
     try:
-        return OverridesParser.create().parse_override(f"key={text}")
+        return parse_settings([f"key={text}"])[0]
     except HydraException:
         return None
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from tinyllm.config.errors import explain
+from tinyllm.config.grammar import parse_settings
 from tinyllm.config.literal import quote_literals
 from tinyllm.config.names import groups
 from tinyllm.config.overrides import key_of
@@ -102,7 +102,7 @@ def take_apart(settings: Sequence[str], *, own: Collection[str], config_dir: str
 def parse(settings: Sequence[str]) -> list[Override]:
     """The settings as Hydra reads them."""
     with explain(list(settings)):
-        return OverridesParser.create().parse_overrides(list(settings))
+        return parse_settings(settings)
 
 
 def check_keys(parsed: Iterable[Override], own: Collection[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.study.run_dirs import flat, origins, read_config
-from tinyllm.training.metrics import read_metrics, record_of
+from tinyllm.training.metrics import LONGEST_LINE, read_metrics, record_of
 from tinyllm.training.names import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.training.seal import check_seal, read_run_json
 from tinyllm.utils.locks import is_held
@@ -141,14 +141,22 @@ def last_values(log: Path) -> dict[str, Any]:
 
 
 def lines_backwards(file: Path) -> Iterator[bytes]:
-    """The lines of a file that are not empty, the last one first, without reading more than is asked for."""
+    """The lines of a file that are not empty, the last one first, without reading more than is asked for.
+
+    A line longer than any record is left out: it may be as long as the file.
+    """
     with file.open("rb") as stream:
-        position, rest = stream.seek(0, os.SEEK_END), b""
+        position, rest, too_long = stream.seek(0, os.SEEK_END), b"", False
         while position:
             size = min(BLOCK, position)
             position -= size
             stream.seek(position)
             rest, *lines = (stream.read(size) + rest).split(b"\n")
+            if lines and too_long:  # its beginning
+                lines.pop()
+                too_long = False
             yield from filter(None, reversed(lines))
+            too_long = too_long or len(rest) > LONGEST_LINE
+            rest = b"" if too_long else rest
     if rest:
         yield rest

@@ -3,10 +3,10 @@
 import itertools
 from collections.abc import Iterable, Mapping
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from tinyllm.config.errors import explain
+from tinyllm.config.grammar import parse_settings
 from tinyllm.errors import UserError
 from tinyllm.sweep.launching import Launching, fail_at_once
 from tinyllm.sweep.record import FINISHED, Job
@@ -70,7 +70,7 @@ def parse(arguments: Iterable[str]) -> list[Override]:
     """
     arguments = list(arguments)
     with explain(arguments):
-        parsed = OverridesParser.create().parse_overrides(arguments)
+        parsed = parse_settings(arguments)
     for override in parsed:
         hint = OWN_PLACE.get(override.key_or_group)
         if hint:

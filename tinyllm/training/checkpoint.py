@@ -24,11 +24,13 @@ from tinyllm.training.faults import fault
 from tinyllm.training.names import CHECKPOINTS, CONFIG, OVERRIDES, RUN_JSON
 from tinyllm.training.parts import STATE, numbered, read_state
 from tinyllm.training.tensors import INDEX, MODEL, Tensors, weight_map
-from tinyllm.utils.files import TEMPORARY, in_home, read_json, sha256, temporary, write_text
+from tinyllm.utils.files import TEMPORARY, in_home, read_json, read_text, sha256, temporary, write_text
 from tinyllm.utils.files import remove as remove_files
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+LONGEST_HINT = 1_000
+"""Bytes of a file that names a checkpoint."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -112,8 +114,8 @@ def set_hint(directory: Path, hint: str, step: int) -> None:
 def read_hint(directory: Path, hint: str) -> Path | None:
     """The checkpoint a hint names; None when the hint is missing or names none."""
     try:
-        name = (directory / hint).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        name = read_text(directory / hint, largest=LONGEST_HINT).strip()
+    except UserError:
         return None
     return directory / name if _NAME.fullmatch(name) and (directory / name).is_dir() else None
 

@@ -156,7 +156,7 @@ class RunDir(Places):
             start: ``step``, at which it begins, and what this process and its settings are.
             facts: of the run.
         """
-        before = [one for one in self._known().get("starts", []) if one["step"] < start["step"]]
+        before = [one for one in self._known().get("starts") or [] if one["step"] < start["step"]]
         self.write_status(RUNNING, **facts, starts=[*before, dict(start)])
 
     def _known(self) -> dict[str, Any]:

@@ -40,11 +40,35 @@ def check_seal(run_dir: Path) -> None:
 
 
 def read_run_json(run_dir: Path) -> dict[str, Any]:
-    """What ``run.json`` says.
+    """What ``run.json`` says, every entry that programs compute with of its kind.
 
     Raises:
         UserError: it is missing or damaged.
     """
     file = run_dir / RUN_JSON
     content: dict[str, Any] = read_json(file, what="a damaged file" if file.exists() else "not a run directory")
+    starts, result = content.get("starts"), content.get("result")
+    wrong = [name for name in _MAPPINGS if not isinstance(content.get(name), dict | None)]
+    if starts is not None and not (isinstance(starts, list) and all(map(_is_start, starts))):
+        wrong.append("starts")
+    if isinstance(result, dict) and not all(_is_amount(result.get(name, 0)) for name in ("step", "seconds")):
+        wrong.append("result")
+    if wrong:
+        raise UserError("a damaged file", file=file, hint=f"{wrong[0]} is not what a run writes there")
     return content
+
+
+_MAPPINGS = ("choices", "info", "facts", "versions", "result", SEAL)
+
+
+def _is_start(one: Any) -> bool:
+    """What a process that trained has left of itself."""
+    if not isinstance(one, dict) or not isinstance(settings := one.get("settings", []), list):
+        return False
+    ranges = {"step": (0, 2**63), "world_size": (1, 2**20), "threads": (1, 2**12)}
+    counts = all(type(one.get(name)) is int and low <= one[name] <= high for name, (low, high) in ranges.items())
+    return counts and all(isinstance(text, str) for text in settings)
+
+
+def _is_amount(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 2**63

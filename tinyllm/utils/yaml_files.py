@@ -13,6 +13,8 @@ LARGEST = 8 << 20
 """Bytes of a file; the configuration of a run has a few thousand."""
 MOST = 200_000
 """Nodes, those that an alias repeats counted at each place."""
+LONGEST = 2 * LARGEST
+"""Characters in all texts, counted likewise: whoever writes, compares or hashes the content goes through all."""
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times as fast, where the library has it
 
@@ -113,30 +115,32 @@ def check_bounds(text: str) -> None:
     Raises:
         ValueError: it is such a text, or not yaml.
     """
-    sizes: dict[str, int] = {}
-    total, open_nodes = 0, list[tuple[str | None, int]]()
+    sizes: dict[str, tuple[int, int]] = {}
+    total, length, open_nodes = 0, 0, list[tuple[str | None, int, int]]()
     try:
         for event in yaml.parse(text, Loader=_Base):
             anchor = getattr(event, "anchor", None)
             if isinstance(event, yaml.AliasEvent):
                 if anchor not in sizes:
                     raise ValueError(f"the alias {anchor} is inside of what it repeats, or has no anchor")
-                total += sizes[anchor]
+                total, length = total + sizes[anchor][0], length + sizes[anchor][1]
             elif isinstance(event, yaml.ScalarEvent):
-                total += 1
+                total, length = total + 1, length + len(event.value)
                 if anchor is not None:
-                    sizes[anchor] = 1
+                    sizes[anchor] = 1, len(event.value)
             elif isinstance(event, yaml.CollectionStartEvent):
-                open_nodes.append((anchor, total))
+                open_nodes.append((anchor, total, length))
                 sizes.pop(anchor or "", None)
                 total += 1
             elif isinstance(event, yaml.CollectionEndEvent):
-                anchor, before = open_nodes.pop()
+                anchor, nodes_before, length_before = open_nodes.pop()
                 if anchor is not None:
-                    sizes[anchor] = total - before
+                    sizes[anchor] = total - nodes_before, length - length_before
             if len(open_nodes) > DEEPEST:
                 raise ValueError(f"nested deeper than {DEEPEST} levels")
             if total > MOST:
                 raise ValueError(f"more than {MOST:,} nodes, those that aliases repeat included")
+            if length > LONGEST:
+                raise ValueError(f"texts of more than {LONGEST:,} characters, those that aliases repeat included")
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
