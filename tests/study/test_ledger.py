@@ -35,7 +35,7 @@ def test_the_figure_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
 
 def test_a_run_that_diverged_is_not_measured_by_an_earlier_evaluation(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", None)
-    assert (run.status, run.value, run.error) == ("failed", None, "its last evaluation gave no number")
+    assert (run.status, run.value, run.error) == ("failed", None, "its last val/bpb is no finite number")
 
 
 @pytest.mark.parametrize(

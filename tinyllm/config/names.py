@@ -46,7 +46,7 @@ def unknown_key(
     prefix, _, name = (unknown or path).rpartition(".")
     known = sorted(known)
     having = options_with(prefix, name)
-    elsewhere = "" if prefix else meant_by(name)
+    elsewhere = "" if name != path else meant_by(name)  # no other tool writes its names with dots
     elsewhere = meant_by(name, str(value)) if elsewhere.endswith("…") else elsewhere
     here = {one.partition("=")[0].partition(".")[0] for one in elsewhere.split()}
     same = [key for key in leaves(root) if key.rpartition(".")[2] == path.rpartition(".")[2]]

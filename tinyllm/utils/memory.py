@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tinyllm.errors import UserError, one_line
+from tinyllm.utils.platforms import module
 from tinyllm.utils.text import quantity
 
 WORDS = re.compile(
@@ -47,9 +48,8 @@ def machine_memory() -> int | None:
         limits.append(sum(1024 * int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal")))
     with suppress(OSError, ValueError):  # "max" is no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
-    with suppress(ImportError, OSError):
-        import resource
-
+    resource = module("resource")
+    if resource is not None:
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         limits += [soft] * (soft != resource.RLIM_INFINITY)
     return min(limits, default=None)
