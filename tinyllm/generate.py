@@ -174,6 +174,8 @@ def _read_prompts(cfg: "DictConfig") -> list[str]:
     for key in ("prompt", "interactive"):
         if cfg[key]:
             raise UserError(f"{key} and prompts exclude each other", key=key, value=cfg[key], hint="leave one out")
+    if not cfg.prompts:
+        raise UserError("no file is given", key="prompts", value=cfg.prompts, hint="a text file, one prompt per line")
     try:
         text = Path(cfg.prompts).read_text(encoding="utf-8-sig")  # the mark at the beginning is no part of a prompt
     except (OSError, UnicodeDecodeError) as error:

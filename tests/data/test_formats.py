@@ -4,10 +4,12 @@ import bz2
 import gzip
 import io
 import lzma
+import pickle
 import shutil
 import sqlite3
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +57,9 @@ FILES = {
     "a.bz2": (bz2.compress(TEXT), "bzip2-compressed", "bunzip2 -k"),
     "empty.bz2": (bz2.compress(b""), "bzip2-compressed", "bunzip2 -k"),
     "a.xz": (lzma.compress(TEXT), "xz-compressed", "unxz -k"),
+    "a.lzma": (lzma.compress(TEXT, format=lzma.FORMAT_ALONE), "LZMA-compressed", "unlzma -k"),
+    "a.zlib": (zlib.compress(TEXT), "zlib-compressed", "zlib-flate"),
+    "a.pkl": (pickle.dumps([TEXT]), "a pickle of Python", "dataset=jsonl"),
     "a.zst": (b"\x28\xb5\x2f\xfd\x24\x0a\x51\0\0" + TEXT[:10] + b"\xff", "Zstandard-compressed", "unzstd"),
     "a.lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "LZ4-compressed", "unlz4"),
     "a.zip": (zipped("a.txt"), "a zip archive", "unzip"),
@@ -90,6 +95,28 @@ def test_the_file_is_named_for_what_it_is(tmp_path: Path, name: str, errors: str
         assert "errors=replace" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("codec", "name"),
+    [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")],
+)
+def test_text_in_another_unicode_encoding_is_converted(tmp_path: Path, codec: str, name: str) -> None:
+    file = tmp_path / "a b.jsonl"
+    file.write_bytes(TEXT.decode().encode(codec))
+    corpora = [
+        text_corpus(file),
+        JsonlCorpus(path=str(file), val_path=None, val_fraction=0.1, field="text", errors="strict"),
+    ]
+    for corpus in corpora:
+        with pytest.raises(UserError, match=f"iconv -f {name} -t UTF-8 '"):
+            corpus.check()
+
+
+def test_a_program_is_no_text_that_wants_to_be_converted(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\x7fELF\x02\x01\x01\0\0\xd0")
+    with pytest.raises(UserError, match="this is not a text file"):
+        text_corpus(tmp_path / "a").check()
+
+
 def test_a_database(tmp_path: Path) -> None:
     assert kind_of(database(tmp_path / "a.db"), "a.db") == "an SQLite database"
 
@@ -116,6 +143,7 @@ def test_what_other_programs_write(tmp_path: Path, tool: str) -> None:
         b"\xef\xbb\xbfabc",
         b"GIF8 bits",
         b"\xff\xfea\0",
+        b"x = 3",
     ],
 )
 def test_text_is_text(text: bytes) -> None:

@@ -51,6 +51,11 @@ def test_field_and_folder(tmp_path: Path) -> None:
         ("not json", "the line is not JSON", "a.jsonl:3"),
         ('{"text": "cut', "the line is not JSON", "a.jsonl:3"),
         ("[" * 100_000, "the line is not JSON", "a.jsonl:3"),
+        (
+            '{"a": ' + "9" * 5000 + "}",
+            "a whole number has more than 4,300 digits; one",
+            "a.jsonl:3",
+        ),
         ("[1, 2]", "not a JSON object", "a.jsonl:3"),
         ('{"body": "x", "id": 1}', "without the field", "a.jsonl:3"),
         ("{}", "without the field", "a.jsonl:3"),

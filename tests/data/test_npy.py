@@ -191,6 +191,8 @@ def test_impossible_numbers(tmp_path: Path, number: int, what: str) -> None:
 def test_single_row_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a single row cannot be split"):
         ready(save(tmp_path / "a.npy", np.arange(20, dtype=np.int32).reshape(1, 20)), tmp_path)
+    with pytest.raises(UserError, match="all 3 rows are equal"):
+        ready(save(tmp_path / "b.npy", np.ones((3, 20), dtype=np.int32)), tmp_path)
 
 
 def test_text_tokenizer_is_refused(tmp_path: Path) -> None:

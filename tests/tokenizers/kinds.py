@@ -154,6 +154,7 @@ KINDS: dict[str, Callable[[], library.Tokenizer]] = {
 UNCUT: dict[str, Callable[[], library.Tokenizer]] = {
     "unknown rule": lambda: byte_level(r"\p{L}+ \p{L}+|[\s\S]"),
     "unigram over all": lambda: unigram(split=False),
+    "split behind bytes": lambda: split_behind_bytes(),
 }
 
 
@@ -163,6 +164,14 @@ def digits() -> library.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    return backend
+
+
+def split_behind_bytes() -> library.Tokenizer:
+    """A rule that sees the letter Ġ for a blank, before a model that joins them."""
+    backend = word_level()
+    spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([spelling, pre_tokenizers.Split(Regex(GPT2), "isolated")])
     return backend
 
 

@@ -7,7 +7,7 @@ import pytest
 import tokenizers as library
 from tokenizers import Regex, decoders, models
 
-from tests.tokenizers.kinds import KINDS, LLAMA_DECODER, UNCUT, built
+from tests.tokenizers.kinds import KINDS, LLAMA_DECODER, UNCUT, built, with_added
 from tests.tokenizers.test_cuts import texts
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 
@@ -72,6 +72,21 @@ def test_each_token_is_looked_at_once(kind: str, monkeypatch) -> None:
     shown = [stream.push(i) for i in ids]
     assert max(map(len, shown)) < 20
     assert "".join(shown) + stream.flush() == expected
+
+
+def test_an_added_token_that_is_one_of_the_model_is_spelled_as_that() -> None:
+    """é is how the byte 0xE9 is spelled, with which 高 begins; and to a model of lower case Cat is its token cat."""
+    tokenizer = HuggingFaceTokenizer.from_json(built("added"))
+    backend = library.Tokenizer.from_str(built("added"))
+    for text in ("高", "é", "高é"):
+        [encoded] = tokenizer.encode_measured([text])
+        assert tokenizer.decode(encoded.ids) == backend.decode(encoded.ids.tolist())
+        lengths = tokenizer.token_bytes()[encoded.ids] if encoded.lengths is None else encoded.lengths
+        assert lengths.sum() == len(text.encode())
+    lower = with_added(library.Tokenizer.from_str(built("word piece")), "Cat")
+    tokenizer = HuggingFaceTokenizer.from_json(lower.to_str())
+    ids = tokenizer.encode("the cat").tolist()
+    assert tokenizer.decode(ids) == lower.decode(ids) == "the cat"
 
 
 def test_a_byte_level_token_that_spells_no_bytes_is_its_own_text() -> None:

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tinyllm.data.formats import HEAD, kind_of, refuse_kind
+from tinyllm.data.formats import BINARY, HEAD, kind_of, refuse_kind
 from tinyllm.data.hashes import without_marks
 from tinyllm.errors import UserError
 
 CHUNK = 2**20
+NOT_UTF8 = "convert the file to UTF-8, or read it with dataset.errors=replace"
+NOT_TEXT = "this is not a text file; dataset.errors=replace reads it all the same"
 
 
 def read_text(file: str | Path, *, errors: str = "strict", key: str = "dataset.path") -> Iterator[str]:
@@ -28,25 +30,22 @@ def read_text(file: str | Path, *, errors: str = "strict", key: str = "dataset.p
         have); for a format that is not text, whatever ``errors`` says.
     """
     newlines: Any = io.IncrementalNewlineDecoder(None, translate=True)
-    offset, pending, start = 0, b"", True
+    offset, pending, start, binary = 0, b"", True, False
     with _opened(file) as stream:
         while True:
             block = stream.read(CHUNK)
             data = pending + block
             if start:
                 start = False
-                if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                    hint = f"convert it: iconv -f UTF-16 -t UTF-8 '{file}'"
-                    raise UserError("the file is UTF-16, not UTF-8", file=file, hint=hint)
                 refuse_kind(data[:HEAD], file)
+                binary = kind_of(data[:HEAD], str(file)) == BINARY
                 whole, data = len(data), without_marks(data)
                 offset = whole - len(data)
-            text, used = _decode(data, not block, errors, file, offset)
+            text, used = _decode(data, not block, errors, file, offset, NOT_TEXT if binary else NOT_UTF8)
             if "\0" in text:
                 if errors == "strict":
                     at = offset + data.index(b"\0")
-                    hint = "this is not a text file; dataset.errors=replace reads it all the same"
-                    raise UserError(f"a NUL byte at offset {at}", file=file, hint=hint)
+                    raise UserError(f"a NUL byte at offset {at}", file=file, hint=NOT_TEXT)
                 text = text.replace("\0", "\ufffd")
             text = newlines.decode(text, final=not block)
             if text:
@@ -89,14 +88,14 @@ def _opened(file: str | Path) -> Iterator[BinaryIO]:
         raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
 
 
-def _decode(data: bytes, final: bool, errors: str, file: str | Path, offset: int) -> tuple[str, int]:
+def _decode(data: bytes, final: bool, errors: str, file: str | Path, offset: int, hint: str) -> tuple[str, int]:
     try:
         return codecs.utf_8_decode(data, errors, final)
     except UnicodeDecodeError as error:
         raise UserError(
             f"byte 0x{data[error.start]:02x} at offset {offset + error.start} is not UTF-8",
             file=file,
-            hint="convert the file to UTF-8, or read it with dataset.errors=replace",
+            hint=hint,
         ) from None
 
 

@@ -19,6 +19,8 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip -k {path}"),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2-compressed", "unpack it first: bunzip2 -k {path}"),
     (rb"\xfd7zXZ\0", "xz-compressed", "unpack it first: unxz -k {path}"),
+    (rb"\x5d\0\0..(\xff{8}|.{5}\0\0\0)", "LZMA-compressed", "unpack it first: unlzma -k {path}"),
+    (rb"x[\x9c\xda]", "zlib-compressed", "unpack it first: zlib-flate -uncompress < {path}"),
     (rb"[\x25-\x28]\xb5\x2f\xfd", "Zstandard-compressed", "unpack it first: unzstd {path}"),
     (rb"\x04\x22\x4d\x18", "LZ4-compressed", "unpack it first: unlz4 -k {path}"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first: 7z x {path}"),
@@ -30,6 +32,7 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"PAR[1E][\0-\x08\x0e-\x1f]", "a Parquet table", _TABLE),
     (rb"ARROW1\0\0|\xff\xff\xff\xff[^\0]..\0\x10\0\0\0", "an Arrow table", _TABLE),
     (rb"Obj\x01", "an Avro table", _TABLE),
+    (rb"\x80[\x03-\x05][\x95\]}c]", "a pickle of Python", "write its text as JSON lines, then dataset=jsonl"),
     (rb"SQLite format 3\0", "an SQLite database", "write its text as JSON lines, then dataset=jsonl"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as UTF-8, or its numbers by numpy.save"),
     (rb"\x93NUMPY", "an array of numpy", "dataset=npy reads arrays of token ids"),
@@ -51,6 +54,13 @@ _ADVICE |= {
     "a checkpoint of PyTorch": "choose files of text",
 }
 
+_MARKED = {  # in order: the mark of UTF-32LE begins with that of UTF-16LE
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+
 RAW = "raw numbers without a header, as nanoGPT's train.bin"
 BINARY = "binary"
 _ADVICE |= {RAW: f"for dataset=npy: {_RAW}", BINARY: "it has a NUL byte near its start, which text has not"}
@@ -59,14 +69,28 @@ _ADVICE |= {RAW: f"for dataset=npy: {_RAW}", BINARY: "it has a NUL byte near its
 def kind_of(head: bytes, name: str) -> str:
     """What a file of this beginning is if it is not text, as "a PDF" or "gzip-compressed"; "" for text.
 
-    UTF-16, which has NUL bytes, is text in the wrong encoding.
+    UTF-16 and UTF-32 with a byte order mark, which have NUL bytes, are text in the wrong encoding.
     """
     for pattern, kind, _ in _PATTERNS:
         if pattern.match(head):
             return _ZIPPED.get(os.path.splitext(name)[1].lower(), kind) if kind == "a zip archive" else kind
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" not in head[:HEAD]:
+    if head.startswith(tuple(_MARKED)) or b"\0" not in head[:HEAD]:
         return ""
     return RAW if name.lower().endswith(".bin") else BINARY
+
+
+def _wide_encoding(head: bytes) -> str:
+    """The name of a text's encoding in units of two or four bytes; without a byte order mark that of Latin script
+    only, where every other byte is NUL; "" for others."""
+    for mark, encoding in _MARKED.items():
+        if head.startswith(mark):
+            return encoding
+    pairs = len(head) // 2
+    even, odd = (bytes(head[first : 2 * pairs : 2]) for first in (0, 1))
+    for letters, blank, encoding in ((even, odd, "UTF-16LE"), (odd, even, "UTF-16BE")):
+        if pairs > 1 and not blank.strip(b"\0") and letters.isascii() and b"\0" not in letters:
+            return encoding
+    return ""
 
 
 def advice_for(kind: str, file: str | Path) -> str:
@@ -80,10 +104,14 @@ def counted(kinds: Counter[str]) -> str:
 
 
 def refuse_kind(head: bytes, file: str | Path) -> None:
-    """Raises UserError, which says what the file is and what to do, if its beginning is that of a known format.
+    """Raises UserError, which says what the file is and what to do, if its beginning is that of a known format or of
+    text in UTF-16 or UTF-32.
 
     A merely binary one is left to whoever reads on and can say where it stops being text.
     """
+    if encoding := _wide_encoding(head):
+        hint = f"convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(file))}"
+        raise UserError(f"the file is {encoding}, not UTF-8", file=file, hint=hint)
     kind = kind_of(head, str(file))
     if kind not in ("", BINARY):
         raise UserError(f"the file is {kind}, not text", file=file, hint=advice_for(kind, file))

@@ -9,7 +9,7 @@ from typing import Any
 
 from tinyllm.data.corpus import Document
 from tinyllm.data.filecorpus import Contents, FileCorpus
-from tinyllm.data.files import CHUNK, read_lines, require_errors_mode
+from tinyllm.data.files import CHUNK, NOT_UTF8, read_lines, require_errors_mode
 from tinyllm.data.finding import Listing
 from tinyllm.errors import UserError
 from tinyllm.utils.files import parse_json
@@ -68,7 +68,7 @@ class JsonlCorpus(FileCorpus):
             raise UserError(
                 f"byte 0x{line[error.start]:02x} (byte {error.start} of the line) is not UTF-8",
                 file=place,
-                hint="convert the file to UTF-8, or read it with dataset.errors=replace",
+                hint=NOT_UTF8,
             ) from None
         if not decoded or decoded.isspace():
             return ""

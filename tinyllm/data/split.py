@@ -225,7 +225,8 @@ def _cut_only(source: Source, val_fraction: float, copies: int) -> Parts:
     """Both sides of the only document."""
     if source.rows:
         hint = "give more rows, or dataset.val_path"
-        raise UserError("a single row cannot be split", key="dataset.path", value=source.path, hint=hint)
+        what = "a single row cannot be split" if copies == 1 else f"all {copies:,} rows are equal and cannot be split"
+        raise UserError(what, key="dataset.path", value=source.path, hint=hint)
     document = next(source.documents())
     notes = [] if copies == 1 else [f"All {copies:,} documents are the same text; it was used once."]
     return Parts(

@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
+from tinyllm.tokenizers.spelling import CHAR_OF
+
 # Letters whose neighbours decide nothing: of these the rules below know class and normal forms.
 LETTERS = "".join(
     chr(code)
@@ -225,6 +227,7 @@ def _replaced(part: Mapping[str, Any], pairs: Pairs) -> Pairs | None:
 def _kept(state: Mapping[str, Any], b: str, letters: "Letters") -> set[str]:
     """The letters before ``b`` at which the pre-tokenizers and the model let the text be cut."""
     parts = parts_of(state["pre_tokenizer"], "pretokenizers")
+    spelled = any(part["type"] == "ByteLevel" for part in parts)  # then others than ASCII are several symbols
     kept: set[str] = set()
     for now, group in letters.groups.items():
         verdict, mark = _verdict(parts, now, b)
@@ -232,7 +235,7 @@ def _kept(state: Mapping[str, Any], b: str, letters: "Letters") -> set[str]:
             kept |= group
         elif verdict == JOINED:
             unmerged = _unmerged(state["model"], mark)
-            kept |= {a for a in group if letters.now[a] in unmerged}
+            kept |= {a for a in group if letters.now[a] in unmerged and (letters.now[a].isascii() or not spelled)}
     return kept
 
 
@@ -265,10 +268,12 @@ def _unchanged(named: str) -> Letters:
 
 def _verdict(parts: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[str, str]:
     """What the pre-tokenizers together do between ``a`` and ``b``, and what ``b`` is then."""
-    for part in parts:
+    for i, part in enumerate(parts, start=1):
         verdict, b = _looks(part, a, b)
         if verdict != JOINED:
             return verdict, b
+        if part["type"] == "ByteLevel" and i < len(parts):  # to the next part a blank is the letter Ġ
+            return UNSAFE, b
     return JOINED, b
 
 
@@ -295,7 +300,9 @@ def _looks(part: Mapping[str, Any], a: str, b: str) -> tuple[str, str]:
     if kind == "CharDelimiterSplit":
         return (SPLIT if b == part["delimiter"] else UNSAFE if a == part["delimiter"] else JOINED), b
     if kind == "ByteLevel":
-        return (SPLIT if part["use_regex"] and (blank or mark) else UNSAFE if part["use_regex"] else JOINED), b
+        if part["use_regex"]:
+            return (SPLIT if blank or mark else UNSAFE), b
+        return JOINED, CHAR_OF[b.encode()[0]]
     if kind == "Split":
         return _splits(part, a, b, ends=blank or mark), b
     return UNSAFE, b

@@ -64,11 +64,15 @@ class HuggingFaceTokenizer(Tokenizer):
         self._state: dict[str, Any] = parse_json(backend.to_str())
         self.match_special = match_special
         vocab = backend.get_vocab(with_added_tokens=True)
+        if not vocab:
+            raise ValueError("its vocabulary is empty")
         self.vocab_size = max(vocab.values()) + 1
         added = self._state["added_tokens"]
         self.special = {token["content"]: token["id"] for token in added if token["special"]}
         self._special = set(self.special.values())
-        self._literal = {token["id"] for token in added}
+        # What the model has as well, as é for the byte 0xE9, is spelled like its other tokens.
+        known = set(backend.get_vocab(with_added_tokens=False).values())
+        self._literal = {token["id"] for token in added} - known
         self._searched = [token for token in added if match_special or not token["special"]]
         self.eot_id = find_end_of_text(list(self.special.items()))
         self.unk_id = _unknown_id(self._state["model"], backend)
@@ -80,6 +84,11 @@ class HuggingFaceTokenizer(Tokenizer):
             and self._state["normalizer"] is None
             and _spells_all_bytes(self._state, vocab)
             and not any(token["lstrip"] or token["rstrip"] for token in self._searched)
+            and all(
+                token["id"] in self._literal
+                or spelled_bytes(backend.id_to_token(token["id"])) == token["content"].encode()
+                for token in self._searched
+            )
         )
         self._bytes: list[bytes] | None = None
         self._leads: dict[str, int] = {}
@@ -216,8 +225,8 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _spellings(self) -> Mapping[int, str]:
         """Of every id but the special ones."""
-        vocab = self._backend.get_vocab(with_added_tokens=True)
-        return {i: spelling for spelling, i in vocab.items() if i not in self._special}
+        ids = set(self._backend.get_vocab(with_added_tokens=True).values()) - self._special
+        return {i: self._backend.id_to_token(i) for i in ids}  # an added token may share its id with one of the model
 
     def _stages(self) -> list[Stage]:
         decoder = self._backend.decoder

@@ -332,6 +332,12 @@ def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, 
         content = json.loads(text, **hooks)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "int_max_str_digits" in str(error):  # what Python advises is for its own programs
+            raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
+        raise
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):
         level = [
