@@ -1,5 +1,8 @@
 """The exceptions that are meant for the person at the keyboard."""
 
+import errno
+import os
+
 from tinyllm.utils.text import plain
 
 
@@ -28,12 +31,31 @@ class RankError(UserError):
     """What ended one rank of several, told at once and by that rank; other errors are told by rank 0 alone."""
 
 
+_SHOWN = 200
+"""Characters of a path in such a line."""
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space, line ends included, as one space, and control characters spelled out.
 
     A value or a file name out of a stranger's directory is part of many messages; none may command the terminal.
     """
     return plain(" ".join(text.split()))
+
+
+_REFUSED_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def about_path(error: Exception) -> UserError | None:
+    """The line about a path that the file system does not take or does not let us at; None: another kind of error.
+
+    A path may come from anywhere, and every look at one, ``is_dir`` too, raises this where a name in it is too long.
+    """
+    if not isinstance(error, OSError) or error.errno not in _REFUSED_PATHS or error.filename is None:
+        return None
+    path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    shown = path if len(path) <= _SHOWN else f"{path[:_SHOWN]}…"
+    return UserError(error.strerror or str(error), file=shown)
 
 
 def setting(key: str, value: object) -> str:

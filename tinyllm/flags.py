@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import tinyllm
-from tinyllm.errors import UserError
+from tinyllm.errors import UserError, about_path
 from tinyllm.utils.environment import log_level
 from tinyllm.utils.streams import prepare_streams
 
@@ -54,6 +54,11 @@ def answer(work: Callable[[], int]) -> NoReturn:
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        code = USER_ERROR
+    except OSError as error:
+        if (refused := about_path(error)) is None:
+            raise
+        print(f"error: {refused}", file=sys.stderr)
         code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -223,3 +223,19 @@ def test_ends_with_one_line_and_nothing_made(name: str, call: Call, inputs: Path
 def files_of(place: Path) -> dict[str, int]:
     """Every file below a directory with the time of its last change."""
     return {str(path): path.stat().st_mtime_ns for path in place.rglob("*")}
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        *(("train", (f"resume={LONG}",)), ("train", ("--config-dir", LONG)), ("generate", (f"run={LONG}", "prompt=a"))),
+        *(("compare", (f"study={LONG}",)), ("runs", (LONG,)), ("replay", (LONG,))),
+    ],
+)
+def test_a_path_that_the_file_system_does_not_take(program: str, arguments: tuple[str, ...], call: Call) -> None:
+    answer = call(program, *arguments)
+    assert answer.code == 2 and answer.made == [], answer
+    assert answer.err == f"error: File name too long ({LONG[:200]}…)\n"

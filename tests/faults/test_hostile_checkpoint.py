@@ -130,7 +130,7 @@ def test_forged_tensors(name: str, run: Path, capsys: pytest.CaptureFixture[str]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before < MEMORY
 
 
-@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a\x00b", ".."])
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a\x00b", "..", "x" * 5000, "\ud800"])
 def test_a_manifest_that_lists_files_elsewhere(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [checkpoint] = (run / "checkpoints").glob("step-*")
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -99,8 +100,12 @@ def test_a_list_of_somebody_else_removes_nothing_outside(tmp_path: Path) -> None
     outside.write_text("mine", encoding="utf-8")
     (inside / "runs").mkdir(parents=True)
     (inside / "runs" / "run.json").write_text("{}", encoding="utf-8")
-    (inside / ".report.json").write_text(f'["../outside.txt", "{outside}", "runs/run.json"]', encoding="utf-8")
+    listed = ["../outside.txt", str(outside), "runs/run.json", "study.yaml", 5, None, ["a"], "..", "x" * 5000 + ".md"]
+    (inside / "study.yaml").write_text("arms: {}")
+    (inside / "folder.md").mkdir()
+    (inside / ".report.json").write_text(json.dumps([*listed, "figures/../../outside.svg", "a\0.md", "folder.md"]))
     write_files(inside, {"report.md": "1"})
+    assert (inside / "study.yaml").is_file() and (inside / "folder.md").is_dir()
     assert outside.exists() and (inside / "runs" / "run.json").exists()
 
 

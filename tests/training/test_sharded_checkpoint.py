@@ -136,7 +136,14 @@ def test_an_index_names_only_files_of_the_manifest(tmp_path: Path) -> None:
     path = commit(ranks)
     manifest = json.loads((path / "manifest.json").read_text())
     index = path / "model.safetensors.index.json"
-    for content in ({"weight_map": {"w0": "../other.safetensors"}}, {"weight_map": ["w0"]}, {"metadata": {}}, [1]):
+    long = {"weight_map": {"w0": "x" * 5000}}
+    for content in (
+        long,
+        {"weight_map": {"w0": "../other.safetensors"}},
+        {"weight_map": ["w0"]},
+        {"metadata": {}},
+        [1],
+    ):
         index.write_text(json.dumps(content))
         digest = checkpoints.sha256(index)
         manifest["files"][index.name] = {"bytes": index.stat().st_size, "sha256": digest}

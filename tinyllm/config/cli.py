@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +27,7 @@ from tinyllm.config.compose import checked
 from tinyllm.config.errors import explained
 from tinyllm.config.overrides import as_given, key_of
 from tinyllm.config.paths import conf_dir
-from tinyllm.errors import RankError, UserError, one_line
+from tinyllm.errors import RankError, UserError, about_path, one_line
 from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
 from tinyllm.utils.memory import asked_for, is_out_of_memory
@@ -166,8 +167,8 @@ def run(
 
         schema.register()
         results.append(_guarded(compose_and_run, debug))
-    except UserError as error:
-        results.append(_report(error, debug))
+    except Exception as error:
+        results.append(_guarded(partial(_raise, error), debug))
     codes = results[:-1]
     if len(codes) > 1:
         failed = [str(index) for index, code in enumerate(codes) if code]
@@ -229,6 +230,8 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
             return _report(
                 UserError("not enough memory", hint=f"{asked_for(error)}; use less, or more is needed"), debug
             )
+        if refused := about_path(error):
+            return _report(refused, debug)
         if debug:
             traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]
@@ -236,6 +239,10 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
         where = f"{Path(place.filename).name}:{place.lineno}"
         tell(f"error: {what} ({where}): not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from")
         return 1
+
+
+def _raise(error: Exception) -> int:
+    raise error
 
 
 def _report(error: Exception, debug: bool) -> int:

@@ -9,11 +9,13 @@ from tinyllm.report.csv_files import csv_files
 from tinyllm.report.markdown import markdown
 from tinyllm.report.page import page
 from tinyllm.study.results import Study
-from tinyllm.utils.files import read_json, write_json, write_text
+from tinyllm.utils.files import is_file_name, read_json, write_json, write_text
 
 WRITTEN = ".report.json"
 """Names of the files that the last report wrote; only those are ever replaced or removed."""
 FIGURES = "figures"
+ENDINGS = {"": (".csv", ".md", ".html"), FIGURES: (".svg",)}
+"""Endings of the files of a report, by folder."""
 
 
 def write_report(study: Study, directory: Path) -> None:
@@ -40,7 +42,7 @@ def write_files(directory: Path, files: Mapping[str, str]) -> None:
         UserError: a file of somebody else has one of the names, or ``figures`` is a link to another place.
     """
     known = directory / WRITTEN
-    before = set(read_json(known, of=list)) if known.is_file() else None
+    before = {name for name in read_json(known, of=list) if _is_of_a_report(name)} if known.is_file() else None
     for name in files:
         if before is not None and name not in before and (directory / name).exists():
             hint = "no report has written it; take it away, or choose another place with out=<directory>"
@@ -53,6 +55,14 @@ def write_files(directory: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         write_text(directory / name, text)
     for name in sorted((before or set()) - files.keys()):
-        if Path(name).parent in (Path(), Path(FIGURES)):  # the list is a file, and may be somebody else's
+        if not (directory / name).is_dir():
             (directory / name).unlink(missing_ok=True)
     write_json(known, sorted(files))
+
+
+def _is_of_a_report(name: object) -> bool:
+    """Whether a report may have written a file of this name: the list of them is a file, and may be somebody else's."""
+    if not isinstance(name, str):
+        return False
+    folder, _, file = name.rpartition("/")
+    return is_file_name(file) and Path(file).suffix in ENDINGS.get(folder, ())

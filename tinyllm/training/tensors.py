@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tinyllm.errors import UserError
-from tinyllm.utils.files import check_utf8, read_json
+from tinyllm.utils.files import check_utf8, is_file_name, read_json
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -82,4 +82,7 @@ def weight_map(index: Path) -> dict[str, str]:
     listed = read_json(index, what="damaged index").get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError("damaged index", file=index, hint="weight_map must say the file of each tensor")
+    if not_one := next((name for name in listed.values() if not is_file_name(name)), None):
+        hint = f"{not_one[:40]} is not the name of a file in this directory"
+        raise UserError("damaged index", file=index, hint=hint)
     return listed

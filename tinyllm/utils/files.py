@@ -24,6 +24,8 @@ from tinyllm.utils.platforms import open_flags
 
 TEMPORARY = ".tmp-"
 """Begins the name of whatever is not finished."""
+LONGEST_NAME = 255
+"""Bytes in the name of a file, as far as file systems go."""
 LARGEST = 64 << 20
 """Bytes of a file that is read as a whole; the index of the largest published models has 9 MB."""
 DEEPEST = 64
@@ -227,6 +229,16 @@ def is_trusted(path: Path, *, root: Path) -> bool:
     try:
         return path.lstat().st_uid in (0, os.geteuid(), root.stat().st_uid)
     except OSError:
+        return False
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text out of a file can be the name of a file beside it: no path, and one that file systems take."""
+    try:
+        return (
+            0 < len(name.encode()) <= LONGEST_NAME and "/" not in name and "\0" not in name and name not in (".", "..")
+        )
+    except UnicodeEncodeError:  # half of a surrogate pair
         return False
 
 
