@@ -80,6 +80,7 @@ def test_other_errors_are_left_alone() -> None:
             raise error
 
 
+@pytest.mark.slow
 def test_each_part_of_a_run_says_what_needed_memory(
     tiny_run: Path, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_run_with_a_part_of_ones_own_goes_on_with_the_same_directory(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

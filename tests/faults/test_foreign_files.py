@@ -88,8 +88,8 @@ def test_what_looks_like_an_interpolation_is_a_text_and_the_environment_is_asked
     ("key", "target"),
     [
         ("model.dropout", "tinyllm.loggers.background.Background"),
-        ("trainer.max_steps", "tinyllm.loggers.background.Background"),
-        ("tokenizer", "tinyllm.nn.norm.RMSNorm"),
+        pytest.param("trainer.max_steps", "tinyllm.loggers.background.Background", marks=pytest.mark.slow),
+        pytest.param("tokenizer", "tinyllm.nn.norm.RMSNorm", marks=pytest.mark.slow),
     ],
 )
 def test_a_class_where_no_option_file_names_it(

@@ -45,6 +45,7 @@ def test_a_run_that_gives_up_keeps_its_last_good_checkpoint(asked: str, corpus: 
     assert all(section.equal for section in compare(good, contents(find(tmp_path / "run"))))
 
 
+@pytest.mark.slow
 def test_ruined_weights_are_never_saved_and_the_way_back_is_told(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_ruined_weights_are_never_saved_and_the_way_back_is_told(
     assert all(torch.isfinite(tensor).all() for tensor in find(run).weights().values())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

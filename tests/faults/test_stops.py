@@ -46,7 +46,7 @@ def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path:
 @pytest.mark.parametrize(
     "place",
     [
-        "evaluate",
+        pytest.param("evaluate", marks=pytest.mark.slow),
         pytest.param("save:mid_write", marks=pytest.mark.slow),
         *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("save:after_rename", "step:5")),
     ],

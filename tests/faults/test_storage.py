@@ -97,6 +97,7 @@ def limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole(run: Path, trained: Path) -> None:
     size = (trained / "checkpoints" / "step-000006" / "state.pt").stat().st_size
     answer = train_copy(f"resume={run}", "trainer.max_steps=9", first=lambda: limit_files(size - 1000))

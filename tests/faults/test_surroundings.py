@@ -35,6 +35,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path(shutil.copytree(made, tmp_path / "place"))
 
 
+@pytest.mark.slow
 def test_data_that_moved_are_the_same_data(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(f"resume={place / 'run'}") == 2
     error = capsys.readouterr().err
@@ -63,6 +64,7 @@ def test_a_clock_that_does_not_go(ticks: float, made: Path, tmp_path: Path, monk
     assert all(one["seconds"] >= 0 for one in records)
 
 
+@pytest.mark.slow
 def test_a_name_too_long_for_a_directory(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_strange_record_of_a_job(name: str, tmp_path: Path) -> None:
         read(file)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
 def test_a_cache_that_another_user_planted_is_not_believed(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -135,6 +138,7 @@ def test_a_path_that_is_not_utf8(place: Path, capsys: pytest.CaptureFixture[str]
     assert "the path is not UTF-8" in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_written_goes_on_elsewhere(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ from tinyllm.training.checkpoint import find
 from tinyllm.watched import descendants
 
 
+@pytest.mark.slow
 def test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("trainer.max_steps=100000", "trainer.checkpoint_every=5", "dataloader.workers=2")

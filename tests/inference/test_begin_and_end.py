@@ -71,7 +71,7 @@ def transformers_text(path: Path, prompt: str, *, new: int) -> tuple[list[int], 
     return ids.tolist(), tokenizer.decode(ids, skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("adds_bos", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_text_is_that_of_transformers(adds_bos: bool, tmp_path: Path) -> None:
     path = tmp_path / "model"
     chat_model(path, adds_bos=adds_bos)
@@ -171,6 +171,7 @@ def test_extreme_settings_choose_and_blame_nobody(settings: dict[str, float]) ->
     assert cold.filter(logits).softmax(-1).argmax(-1).tolist() == [0, 1]
 
 
+@pytest.mark.slow
 def test_samples_during_training_have_settings_of_their_own(tmp_path: Path, call: Call) -> None:  # noqa: F811
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", "trainer.max_steps=2")
     often = [one for one in SMALL if not one.startswith("trainer.sample_every")]

@@ -63,6 +63,7 @@ def test_an_imported_run_has_the_weights_and_the_tokenizer(place: Path) -> None:
     assert all(torch.equal(state[name], tensor) for name, tensor in before.state_dict().items())
 
 
+@pytest.mark.slow
 def test_generate_and_evaluate_take_all_three(place: Path, call: Any) -> None:  # noqa: F811
     texts, losses = set(), set()
     data = ("dataset=text", f"dataset.path={place / 'a.txt'}")

@@ -169,6 +169,7 @@ def test_in_a_pseudo_terminal_for_real() -> None:
     assert "finished" in received.decode()
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run() -> None:
     code = (
         "import sys; from pathlib import Path; from tests.loggers import fake_run;"

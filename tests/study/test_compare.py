@@ -210,7 +210,9 @@ def test_a_comparison_that_is_killed_leaves_no_training_behind(tmp_path: Path) -
     wait_for(lambda: json.loads(left.read_text())["status"] == "interrupted", seconds=60)
 
 
-@pytest.mark.parametrize("entry", ["report.md", "figures", "runs.csv", "notes.txt"])
+@pytest.mark.parametrize(
+    "entry", ["report.md", *(pytest.param(one, marks=pytest.mark.slow) for one in ("figures", "runs.csv", "notes.txt"))]
+)
 def test_a_directory_of_other_things_is_refused(
     entry: str, compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:

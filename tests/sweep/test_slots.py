@@ -35,6 +35,7 @@ def test_too_few_gpus_are_said(devices: list[str], there: str) -> None:
         parts_of(devices, 3)
 
 
+@pytest.mark.slow
 def test_as_many_jobs_at_once_as_there_are_parts_and_each_gpu_has_one(tmp_path: Path) -> None:
     directory, busy, most, lock = SweepDir(tmp_path), set[str](), [0], threading.Lock()
     both = threading.Barrier(2, timeout=30)

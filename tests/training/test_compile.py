@@ -128,6 +128,7 @@ def counted(corpus: str, run: Path, programs: list[tuple[int, ...]], *options: s
 RAMP = ("model.max_seq_len=44", "curriculum.enabled=true", "curriculum.steps=5")
 
 
+@pytest.mark.slow
 def test_lengths_share_a_program_and_reading_needs_none(
     corpus: str, tmp_path: Path, programs: list[tuple[int, ...]]
 ) -> None:

@@ -46,7 +46,7 @@ OPTIONS = {
         "dataloader.persistent_workers=false", "trainer.batch_size=60",
     ),
 }  # fmt: skip
-EVERY_DAY = {"muon", "curriculum, workers, accumulation"}
+EVERY_DAY = {"muon"}
 ALSO_ELSEWHERE = {"bf16", "fp16 with scaler", "lion", "adamw8bit", "wsd", "constant, no clip"}
 """CI has them in tests/faults/test_every_combination.py too."""
 SETS = [

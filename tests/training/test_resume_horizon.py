@@ -16,6 +16,7 @@ def test_a_new_horizon_takes_the_place_of_the_old_one(horizon: str, corpus: str,
     assert logged(run, "step")[-1] == 2 * ended
 
 
+@pytest.mark.slow
 def test_a_new_way_to_give_the_batch_takes_the_place_of_the_old_one(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shared = [

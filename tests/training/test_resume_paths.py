@@ -89,6 +89,7 @@ def test_a_copy_goes_on_in_a_new_directory(run: Path, tmp_path: Path) -> None:
     assert sorted(run.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_name_looks_like_an_interpolation_goes_on(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

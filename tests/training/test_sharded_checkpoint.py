@@ -89,6 +89,7 @@ def test_rows_are_read_without_the_others(trained: Path, parts: Path) -> None:
     assert tensors.read("embedding.weight", slice(2, 2)).shape == (0, 32)
 
 
+@pytest.mark.slow
 def test_torch_and_transformers_read_the_weights(parts: Path) -> None:
     import torch.distributed.checkpoint as dcp
     from transformers.trainer_utils import load_sharded_checkpoint

@@ -19,6 +19,7 @@ from tinyllm.training.signals import listening, unless_nohup
 from tinyllm.verify_resume import training_settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch_size", "steps"),
     [(8, 15), pytest.param(2, 30, marks=pytest.mark.slow), pytest.param(3, 23, marks=pytest.mark.slow)],
@@ -41,6 +42,7 @@ def test_a_horizon_in_tokens_is_a_point_in_the_data_whatever_the_batch(
     assert train(f"resume={run}") == 0 and metrics(run) == records
 
 
+@pytest.mark.slow
 def test_max_minutes_belongs_to_each_start(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", f"run.dir={run}", "resume=auto"]
@@ -54,6 +56,7 @@ def scores(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr(trainers, "evaluate", lambda *a, **k: {"val/loss": next(values), "val/ppl": 1.0})
 
 
+@pytest.mark.slow
 def test_the_best_is_one_of_the_line_that_the_run_is_on(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,6 +182,7 @@ def test_a_perplexity_beyond_all_numbers_is_inf(
     assert math.isfinite(find(run).state()["best_loss"])
 
 
+@pytest.mark.slow
 def test_a_run_that_saves_nothing(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same records as with checkpoints, no file of weights, and no command that would need one."""
     shared = ["dataset=text", corpus, *[one for one in SMALL if "checkpoint_every" not in one], "trainer.max_steps=2"]
