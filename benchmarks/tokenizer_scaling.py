@@ -4,7 +4,8 @@
   (``tokenizer.max_word``) and, where it ends within a minute, without.
 - Text id by id, as generation shows it, for streams of 500 to 8,000 tokens of tokenizers whose text of a token depends
   on its neighbours.
-- Documents of 1 to 50 MB through the stream that fills the token cache, for kinds of tokenizers (arguments choose
+- Prompts of 40,000 to 160,000 characters, encoded as a whole.
+- Documents of 1 to 12 MB through the stream that fills the token cache, for kinds of tokenizers (arguments choose
   some), each in a process of its own: seconds, and the largest resident memory.
 
 The tokenizers are those of ``tests/tokenizers/kinds.py``, with vocabularies so small that nearly every character is a
@@ -19,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from tests.tokenizers.kinds import built
@@ -26,22 +29,30 @@ from tinyllm.data.corpus import Document
 from tinyllm.data.encode import encode_documents
 from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.pydocs import PydocsCorpus
+from tinyllm.errors import UserError
 from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 
 MB = 10**6
 RUNS = (0, 1, 2, 4)
 STREAMS = (500, 1000, 2000, 4000, 8000)
-SIZES = (1, 12, 50)
+PROMPTS = (40_000, 80_000, 160_000)
+SIZES = (1, 4, 12)
 STREAMED = ("metaspace always", "llama", "unigram", "word piece")
 DOCUMENTS = ("gpt2", "qwen2", "llama", "metaspace always", "unigram", "word piece", "word level")
 
 
-def prose(size: int) -> str:
-    """English text of ``size`` characters."""
+@cache
+def corpus() -> str:
+    """The documentation of the standard library; to collect it takes longer than most of what is measured here."""
     with tempfile.TemporaryDirectory() as folder:
         documents = PydocsCorpus(val_fraction=0.1).open(ContentHashes(Path(folder))).documents()
-        text = "".join(chunk for document in documents for chunk in document.chunks())
+        return "".join(chunk for document in documents for chunk in document.chunks())
+
+
+def prose(size: int) -> str:
+    """English text of ``size`` characters."""
+    text = corpus()
     return (text * (size // len(text) + 1))[:size]
 
 
@@ -50,31 +61,39 @@ def learn_seconds(run: int, limit: int | None) -> float:
     words = prose(2 * MB)
     text = words[:MB] + "".join(random.Random(1).choices("acgt", k=run * MB)) + words[MB:]
     trainer = BPETrainer(vocab_size=8000, min_frequency=2, special_tokens=["<|endoftext|>"], max_word=limit)
-    start = time.perf_counter()
+    start = time.process_time()
     trainer.train(trainer.pieces([text]), size=len(text))
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def stream_seconds(kind: str, n: int) -> float:
     """Seconds to show ``n`` tokens one by one."""
     tokenizer = HuggingFaceTokenizer.from_json(built(kind))
-    pieces = tokenizer.pieces([prose(20 * n)], 2000)
-    ids = [int(i) for piece in pieces for i in tokenizer.encode(piece)][:n]
-    start = time.perf_counter()
+    ids = tokenizer.encode(prose(20 * n))[:n].tolist()
+    start = time.process_time()
     stream = tokenizer.stream()
     shown = "".join(map(stream.push, ids)) + stream.flush()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     assert shown == tokenizer.decode(ids)
     return seconds
+
+
+def prompt_seconds(kind: str, size: int) -> float:
+    """Seconds to encode a prompt of ``size`` characters, and refuse what it cannot express."""
+    tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(size)
+    start = time.process_time()
+    with suppress(UserError):  # of a token for a character that its small vocabulary lacks
+        tokenizer.encode(text, strict=True)
+    return time.process_time() - start
 
 
 def encode_task(kind: str, size: int) -> None:
     """One document of ``size`` MB in this process; prints seconds and the largest resident memory in kB."""
     tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(MB)
-    start = time.perf_counter()
+    start = time.process_time()
     document = Document(digest=b"", text_digest=b"", size=size * MB, chunks=lambda: (text for _ in range(size)))
     n_tokens = sum(len(ids) for ids, _ in encode_documents(tokenizer, [document]))
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds, "tokens": n_tokens, "kilobytes": peak}))
 
@@ -92,7 +111,7 @@ def in_process(*arguments: object, limit: float | None = None) -> dict[str, floa
 
 
 def report_learning() -> None:
-    print("seconds to learn from 2 MB of words and … MB without a blank")
+    print("CPU seconds to learn from 2 MB of words and … MB without a blank")
     for run in RUNS:
         limited, free = in_process("learn", run, 256), in_process("learn", run, None, limit=60)
         without = "more than 60" if free is None else f"{free['seconds']:.1f}"
@@ -104,6 +123,13 @@ def report_streams() -> None:
     print("milliseconds to show a stream of … tokens")
     for kind in STREAMED:
         figures = [f"{n:,}: {1000 * min(stream_seconds(kind, n) for _ in range(3)):.1f}" for n in STREAMS]
+        print(f"  {kind:18}", ", ".join(figures), flush=True)
+
+
+def report_prompts() -> None:
+    print("milliseconds to encode a prompt of … characters")
+    for kind in STREAMED:
+        figures = [f"{n:,}: {1000 * min(prompt_seconds(kind, n) for _ in range(3)):.0f}" for n in PROMPTS]
         print(f"  {kind:18}", ", ".join(figures), flush=True)
 
 
@@ -119,7 +145,8 @@ def main() -> None:
     if not chosen:
         report_learning()
         report_streams()
-    print("one document: seconds, largest resident memory")
+        report_prompts()
+    print("one document: CPU seconds, largest resident memory")
     for kind in chosen or DOCUMENTS:
         row = []
         for size in SIZES:

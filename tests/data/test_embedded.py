@@ -33,6 +33,7 @@ def test_pydocs_is_english(pydocs) -> None:
     assert pydocs.notes == []
 
 
+@pytest.mark.slow
 def test_pydocs_share_and_sides(pydocs) -> None:
     share = pydocs.val.n_tokens / (pydocs.train.n_tokens + pydocs.val.n_tokens)
     assert 0.09 < share <= 0.1

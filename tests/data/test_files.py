@@ -30,7 +30,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     content=st.text(
         alphabet=st.one_of(
@@ -53,7 +53,7 @@ def test_text_is_what_open_reads(tmp_path_factory, content: str, chunk: int) -> 
         assert got == stream.read()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"x")), chunk=st.integers(1, 9))
 def test_bad_bytes_at_any_chunk_size(tmp_path_factory, content: bytes, chunk: int) -> None:
     """The offset is that of decoding the whole, and so is the replacement."""

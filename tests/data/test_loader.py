@@ -19,7 +19,7 @@ from tinyllm.data.sampler import Sampler
 from tinyllm.data.tokens import Split
 from tinyllm.errors import UserError
 
-MANY = settings(max_examples=80, deadline=None)
+MANY = settings(max_examples=30, deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,7 @@ def test_workers_outlive_the_signals_that_end_training(split: Split) -> None:
     assert len(first + list(batches)) == 40
 
 
+@pytest.mark.slow
 def test_uncaught_error_ends_the_program_with_its_workers(tmp_path: Path) -> None:
     """They ignore SIGTERM, which is what Python ends children with, and the traceback keeps the iterator alive."""
     code = f"""

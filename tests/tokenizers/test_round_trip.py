@@ -13,7 +13,7 @@ from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTrainer
 from tinyllm.tokenizers.ids import IdsTokenizer
 
-MANY = settings(max_examples=60, deadline=None)
+MANY = settings(max_examples=40, deadline=None)
 # The categories alone would hardly ever give the marks, blanks and digits that splitting rules turn on.
 TEXT = st.lists(
     st.one_of(

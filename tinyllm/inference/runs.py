@@ -23,7 +23,7 @@ def required_run(run: str | None, *, program: str) -> str:
         hint = f"python -m tinyllm.{program} run=<directory>; python -m tinyllm.train makes one, below outputs/"
     else:
         hint = f"python -m tinyllm.{program} run={newest} takes the newest one here"
-    raise UserError("which run?", key="run", hint=hint)
+    raise UserError("which run?", key="run", value=run, hint=hint)
 
 
 def newest_run(outputs: Path) -> Path | None:
