@@ -41,11 +41,12 @@ ROWS = (
     ),
     Row(
         number="R31",
-        fault="the disk is full",
+        fault="the disk is full, or turns read-only",
         outcome="the run ends, the half checkpoint is removed, the one before it is whole",
         message="no space left while writing (…): …MB are free",
         tests=(
             "faults/test_storage.py::test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole",
+            "faults/test_storage.py::test_a_disk_that_turns_read_only",
             "faults/test_storage.py::test_a_disk_that_is_full_when_a_checkpoint_is_written",
             f"{SAVER}::test_a_full_disk_is_told_by_the_next_call",
             "data/test_cache.py::test_full_disk",

@@ -6,7 +6,11 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -119,6 +123,39 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(asynchronous: str, run
     assert answer.code == 2, answer
     assert answer.err.startswith("error: no space left while writing") and len(answer.err.splitlines()) == 1
     assert not list((run / "checkpoints").glob(".tmp-*")) and find(run).step == 6
+
+
+@pytest.fixture
+def becomes_read_only(run: Path) -> Iterator[threading.Thread]:
+    """Puts the run's directory on a file system that nobody can write, as soon as it has a checkpoint of step 8."""
+    if subprocess.run(["mount", "--bind", run, run], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+
+    def remount() -> None:
+        end = time.monotonic() + 60
+        while not (run / "checkpoints" / "step-000008").is_dir() and time.monotonic() < end:
+            time.sleep(0.01)
+        subprocess.run(["mount", "--bind", run, run], check=True)  # the one below has files that are open for writing
+        subprocess.run(["mount", "-o", "remount,bind,ro", run], check=True)
+
+    thread = threading.Thread(target=remount, daemon=True)
+    thread.start()
+    yield thread
+    thread.join()
+    subprocess.run(["umount", run], check=True)
+    subprocess.run(["umount", run], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="needs the right to mount")
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_disk_that_turns_read_only(asynchronous: str, run: Path, becomes_read_only: threading.Thread) -> None:
+    answer = train_copy(f"resume={run}", "trainer.max_steps=100000", f"checkpoint.asynchronous={asynchronous}")
+    becomes_read_only.join()
+    assert answer.code == 2, answer
+    assert len(answer.err.splitlines()) == 1 and "Read-only file system" in answer.err
+    assert answer.err.startswith("error: cannot write") and str(run) in answer.err
+    assert find(run, tell=lambda text: pytest.fail(text)).step >= 8
 
 
 @pytest.fixture

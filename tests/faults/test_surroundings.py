@@ -7,10 +7,12 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from tests.training.runs import SMALL, metrics, train, write_corpus
+from tinyllm.data.prepare import cache_root
 from tinyllm.errors import UserError
 from tinyllm.sweep.record import Record, read
 from tinyllm.utils.files import is_trusted
@@ -154,3 +156,16 @@ def test_a_run_that_cannot_be_written_goes_on_elsewhere(
     assert train(f"resume={place / 'run'}", moved) == 2
     assert "the run directory cannot be written (run.dir=" in capsys.readouterr().err
     assert train(f"resume={place / 'run'}", moved, f"run.dir={tmp_path / 'new'}", "trainer.stop_after_steps=2") == 0
+
+
+def test_without_a_home_directory_the_cache_asks_for_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nobody(*of: object) -> NoReturn:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    for name in ("HOME", "TINYLLM_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=r"^no place for the token cache \(~/.cache/tinyllm\): set .*TINYLLM_CACHE"):
+        cache_root()
+    monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path
