@@ -180,15 +180,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 @pytest.mark.parametrize("trainer", [CharTrainer(), ByteTrainer(), bpe()], ids=["char", "byte", "bpe"])
 def test_bad_byte_late_in_the_text_is_one_error(tmp_path: Path, trainer) -> None:
     """Also when it is met inside the library that trains; and nothing stays behind."""
-    file = tmp_path / "text.txt"
-    file.write_bytes(SENTENCE.encode() * 15_000 + b"\xfe" + SENTENCE.encode() * 10)
-    with pytest.raises(UserError, match=f"byte 0xfe at offset {len(SENTENCE.encode()) * 15_000}"):
+    file, n = tmp_path / "text.txt", files.CHUNK // len(SENTENCE.encode()) + 10  # beyond what is looked at first
+    file.write_bytes(SENTENCE.encode() * n + b"\xfe" + SENTENCE.encode() * 10)
+    with pytest.raises(UserError, match=f"byte 0xfe at offset {len(SENTENCE.encode()) * n}"):
         prepare(text_corpus(file), trainer, cache_dir=tmp_path / "cache")
     assert [f for f in (tmp_path / "cache" / "tokens").iterdir() if not f.name.endswith(".lock")] == []
     mended = prepare(text_corpus(file, errors="replace"), trainer, cache_dir=tmp_path / "cache")
     ids = mended.train.read(0, mended.train.n_tokens)
     both = mended.tokenizer.decode(ids) + mended.tokenizer.decode(mended.val.read(0, mended.val.n_tokens))
-    assert both == (SENTENCE * 15_000 + "\ufffd" + SENTENCE * 10)
+    assert both == (SENTENCE * n + "\ufffd" + SENTENCE * 10)
 
 
 def test_literal_end_of_text_stays_text(tmp_path: Path) -> None:
