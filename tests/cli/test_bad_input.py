@@ -96,6 +96,10 @@ TABLE = {
     "a list too short": bad("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "a list of 2"),
     "a value for a group": bad("trainer=3", "trainer=3", "a group of keys"),
     "not finite": bad("optimizer.lr=nan", "optimizer.lr=nan", "finite"),
+    "a variable that is not set": bad("'seed=${oc.env:NO_SUCH}'", "seed=", "set it, or write ${oc.env:NO_SUCH,"),
+    "no number": bad("trainer.batch_size=${oc.env:EMPTY}", "trainer.batch_size=", "whole", environ={"EMPTY": ""}),
+    "itself": bad("seed=${seed}", "seed=${seed}", "another key"),
+    "a value of nothing": bad("seed=${trainer.nope}", "seed=${trainer.nope}", "another key"),
     # ranges
     "negative steps": bad("trainer.max_steps=-1", "trainer.max_steps=-1", "at least 1"),
     "negative learning rate": bad("optimizer.lr=-1", "optimizer.lr=-1", "at least 0"),

@@ -80,6 +80,11 @@ def test_hints_may_be_missing_or_wrong(tmp_path: Path) -> None:
     checkpoints.set_hint(directory, "best", 1)
     assert checkpoints.find(tmp_path, prefer="best").step == 1
     assert checkpoints.find(tmp_path, prefer="step-000001").step == 1
+    (tmp_path / "run.json").write_text("{}")
+    assert checkpoints.find(directory / "best").step == 1 and checkpoints.run_of(directory / "best") == tmp_path
+    (directory / "best").write_text("step-000009")
+    with pytest.raises(UserError, match="no checkpoint there"):
+        checkpoints.find(directory / "best")
 
 
 def test_a_manifest_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:

@@ -66,8 +66,7 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
     if isinstance(cause, ConfigKeyError | ConfigAttributeError):
         return _unknown(cause, overrides)
     if isinstance(cause, InterpolationResolutionError) and not isinstance(cause, ValidationError):
-        hint = "${…} may name another key; in a text write \\${"
-        return UserError(_first_line(cause), key=cause.full_key or None, value=_typed(cause, overrides), hint=hint)
+        return _unresolved(cause, overrides)
     if isinstance(cause, ValidationError) and cause.full_key:
         return _wrong_type(cause, overrides)
     if isinstance(error, ConfigCompositionException | HydraException):
@@ -108,6 +107,20 @@ def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:
 def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
     """The value that the command line gave to the key an error is about."""
     return next((value for key, value in _settings(overrides) if key == error.full_key), "")
+
+
+def _unresolved(error: OmegaConfBaseException, overrides: list[str]) -> UserError:
+    """OmegaConf seldom says where the ``${…}`` stands; the command line does."""
+    what, hint = _first_line(error), "${…} may name another key; in a text write \\${"
+    asked = [(key, value) for key, value in _settings(overrides) if "${" in value]
+    names = re.findall(r"'([^']+)'", what)
+    meant = [one for one in asked if any(name in one[1] for name in names)] or asked
+    key, value = (error.full_key, _typed(error, overrides)) if error.full_key else next(iter(meant), (None, ""))
+    variable = re.search(r"Environment variable '(.+?)' not found", what)
+    if variable:
+        what = f"the environment variable {variable[1]} is not set"
+        hint = f"set it, or write ${{oc.env:{variable[1]},<value without it>}}"
+    return UserError(what, key=key or None, value=value, hint=hint)
 
 
 def _missing_option(error: MissingConfigException) -> UserError:

@@ -31,6 +31,8 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 LONGEST_HINT = 100
 """Bytes of a file that names a checkpoint."""
+HINTS = ("best", "last")
+"""Files beside the checkpoints that hold the name of one."""
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -221,12 +223,15 @@ def located(where: str | Path) -> Path:
     """The directory that a person means, under a name that shows what it lies in.
 
     A path stays as it was typed, unless it leads up (``..``), is ``.``, or is that of a checkpoint by its bare name or
-    by a link: the run of a checkpoint is the directory two levels above it.
+    by a link: the run of a checkpoint is the directory two levels above it. ``checkpoints/best`` and ``last`` are the
+    checkpoints that these files name.
 
     Raises:
         UserError: it begins with ``~`` and there is no home directory.
     """
     path = in_home(where)
+    if path.name in HINTS and path.is_file():
+        path = read_hint(path.parent, path.name) or path
     if ".." in path.parts or not path.name:
         path = path.resolve()
     if _is_one(path) and path.parent.name != CHECKPOINTS:
@@ -256,7 +261,8 @@ def find(
     """The checkpoint that a person means by a run or checkpoint directory.
 
     Args:
-        where: a run directory, its ``checkpoints`` directory, or one checkpoint.
+        where: a run directory, its ``checkpoints`` directory, one checkpoint, or the file beside it that names it
+            (``checkpoints/best``, ``checkpoints/last``).
         prefer: ``last`` (the newest), ``best``, or the name or path of one checkpoint.
         tell: called with a sentence when a damaged checkpoint is passed over.
         key: the setting that named ``where``, for messages.
