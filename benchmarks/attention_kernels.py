@@ -3,7 +3,7 @@
     python benchmarks/attention_kernels.py [--isa AVX512_CORE_BF16] [--threads 1] [--windows | --unlike | --head]
 
 Milliseconds of CPU time of one thread (wall time with more threads), the median of interleaved runs; * marks what
-``tinyllm.nn.attention.attend`` chooses: torch's fused kernel, or blocks of so many queries. ``--windows`` measures
+``tinyllm.nn.attention.kernels`` chooses: torch's fused kernel, or blocks of so many queries. ``--windows`` measures
 sliding windows, where the fused kernel works on blocks folded into the batch, beside the fused kernel without a window;
 ``--unlike`` values of another size than keys, as latent attention has them (the fused kernel gets them filled up);
 ``--head`` head and loss: chunk sizes, and vocabularies that are and are not a multiple of 32. ``--isa`` limits oneDNN
@@ -47,7 +47,7 @@ def main() -> None:
 
     import torch
 
-    from tinyllm.training.allocator import keep_freed_memory
+    from tinyllm.utils.device import keep_freed_memory
 
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -66,8 +66,8 @@ def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], f
     """One line a case: batch, heads, length, size of keys and of values; and the window (0: none)."""
     import torch
 
-    from tinyllm.nn.attention.attend import block_size
-    from tinyllm.nn.attention.blocks import Shape, block_attention
+    from tinyllm.nn.attention.block_kernel import Shape, block_attention
+    from tinyllm.nn.attention.kernels import block_size
 
     names = (["no window"] if cases[0][1] else []) + ["sdpa", *map(str, BLOCKS)]
     print(f"{'B, H, T, D, E':36}" + "".join(f"{name:>12}" for name in names))
@@ -98,7 +98,7 @@ def fused(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor", *, window: in
     """What ``attend`` does with torch's kernel."""
     import torch.nn.functional as F
 
-    from tinyllm.nn.attention.windows import folded_attention
+    from tinyllm.nn.attention.window_kernel import folded_attention
 
     filled = F.pad(v, (0, q.shape[-1] - v.shape[-1])) if q.shape[-1] > v.shape[-1] else v
     if window:

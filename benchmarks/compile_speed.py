@@ -53,14 +53,12 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     import torch
 
     import tinyllm
-    from tinyllm.assemble import build_model, build_optimizer, plain
-    from tinyllm.training.allocator import keep_freed_memory
-    from tinyllm.training.compiling import Compiled
+    from tinyllm.programs.builders import build_model, build_optimizer, plain
+    from tinyllm.training.compilation import Compiled
     from tinyllm.training.curriculum import Lengths
-    from tinyllm.training.deterministic import deterministic
-    from tinyllm.training.hardware import pick_device
-    from tinyllm.training.objective import AUTOCAST, Objective, autocast
+    from tinyllm.training.objectives.next_token import AUTOCAST, Objective, autocast
     from tinyllm.training.trainer import clip
+    from tinyllm.utils.device import deterministic, keep_freed_memory, pick_device
 
     device = pick_device(options.device)
     cfg = tinyllm.compose(f"model={name}", "tokenizer=byte", "trainer.compile.enabled=true", *options.override)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tinyllm.data.filecorpus import FileCorpus
+from tinyllm.data.file_corpus import FileCorpus
 from tinyllm.data.jsonl import JsonlCorpus
 from tinyllm.data.prepare import prepare
 from tinyllm.data.text import TextCorpus

@@ -99,11 +99,11 @@ def tinyllm_run(prompts: list[list[int]], precision: str, dtype: Any) -> Run:
     import torch
 
     import tinyllm
-    from tinyllm.assemble import build_model
     from tinyllm.inference.generator import generate_batch
     from tinyllm.inference.sampling import Sampling
+    from tinyllm.programs.builders import build_model
     from tinyllm.tokenizers.ids import IdsTokenizer
-    from tinyllm.training.objective import autocast
+    from tinyllm.training.objectives.next_token import autocast
 
     cfg = tinyllm.compose("model=gpt2", *OURS)
     model = build_model(cfg, vocab_size=VOCAB, seed=0, device=torch.device("cpu"), allow=frozenset()).eval()
@@ -170,7 +170,7 @@ def products(rounds: int) -> None:
     import torch
     import torch.nn.functional as F
 
-    from tinyllm.nn.packed import PackedLinear, has_packed, reorder_
+    from tinyllm.nn.inference_linear import PackedLinear, has_packed, reorder_
 
     for dtype in (torch.float32, torch.bfloat16):
         weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
@@ -202,7 +202,7 @@ def caches() -> None:
     import torch
 
     import tinyllm
-    from tinyllm.assemble import build_model
+    from tinyllm.programs.builders import build_model
 
     print("\ncache bytes per token of the gpt2 shape, fp32, from the buffers of a live cache of 64 tokens")
     for attn in ("mha", "gqa", "mqa", "mla"):

@@ -18,8 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.encode import encode_documents
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.prepare import prepare
 from tinyllm.data.pydocs import PydocsCorpus
 from tinyllm.data.text import TextCorpus

@@ -30,7 +30,7 @@ def main() -> None:
 
     import torch
 
-    from tinyllm.training.allocator import keep_freed_memory
+    from tinyllm.utils.device import keep_freed_memory
 
     torch.set_num_threads(options.threads)
     keep_freed_memory()
@@ -53,7 +53,7 @@ def block(*overrides: str) -> Any:
     import torch
 
     import tinyllm
-    from tinyllm.assemble import build_model
+    from tinyllm.programs.builders import build_model
 
     extra = () if "moe=none" in overrides else EXPERTS
     cfg = tinyllm.compose(*SHAPE, *overrides, *extra)
@@ -65,7 +65,7 @@ def step(part: Any, precision: str, inputs: Iterator[Any]) -> None:
     """One forward and backward pass; the gradients of the weights are made anew, as after ``zero_grad``."""
     import torch
 
-    from tinyllm.training.objective import autocast
+    from tinyllm.training.objectives.next_token import autocast
 
     part.zero_grad()
     x_BTC = next(inputs).requires_grad_()

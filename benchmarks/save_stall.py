@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyllm.training.saver import Saver
+from tinyllm.runs.checkpoint_writer import Saver
 
 WIDTH = 1024
 TEXTS = {"config.yaml": "\n", "overrides.yaml": "\n"}

@@ -25,9 +25,9 @@ from functools import cache
 from pathlib import Path
 
 from tests.tokenizers.kinds import built
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Document
 from tinyllm.data.encode import encode_documents
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.pydocs import PydocsCorpus
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.bpe import BPETrainer

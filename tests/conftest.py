@@ -43,7 +43,7 @@ def own_token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 20 steps on a small text of letters and line ends; its tokenizer has no end-of-text."""
-    from tests.training.runs import SMALL, train, write_corpus
+    from tests.support.training_runs import SMALL, train, write_corpus
 
     folder = tmp_path_factory.mktemp("tiny_run")
     text = write_corpus(folder / "words.txt")

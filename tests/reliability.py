@@ -3,10 +3,10 @@
 ``python -m tests.reliability > docs/reliability.md`` writes the table; tests/test_reliability.py keeps it true.
 """
 
-from tests.distributed.reliability import ROWS as OF_RANKS
-from tests.fault_row import Row as Row
-from tests.faults.reliability import ROWS as OF_OTHERS
-from tests.faults.reliability_storage import ROWS as OF_STORAGE
+from tests.support.distributed_faults import ROWS as OF_RANKS
+from tests.support.fault_row import Row as Row
+from tests.support.foreign_faults import ROWS as OF_OTHERS
+from tests.support.storage_faults import ROWS as OF_STORAGE
 
 HEAD = """\
 # Reliability
@@ -22,8 +22,8 @@ An error is one line, `error: <what> (<key>=<value> or <file>): <hint>`, with ex
 for what differs from case to case."""
 
 
-RESUME, SAVER = "training/test_resume.py", "training/test_saver.py"
-BAD_INPUT = "cli/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
+RESUME, SAVER = "training/test_resume.py", "runs/test_checkpoint_writer.py"
+BAD_INPUT = "programs/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
 
 ROWS = (
     # what everything else is measured against
@@ -42,7 +42,7 @@ ROWS = (
         outcome="the weights stay the same",
         tests=(
             f"{RESUME}::test_looking_at_a_run_does_not_change_it",
-            "training/test_profile.py::test_a_profile_changes_no_bit_of_the_run",
+            "training/test_profiler.py::test_a_profile_changes_no_bit_of_the_run",
         ),
     ),
     Row(
@@ -237,10 +237,10 @@ ROWS = (
         outcome="built again or refused; never trained on",
         message="the …data is not what the run was trained on",
         tests=(
-            "data/test_cache.py::test_damage_is_found_and_mended",
-            "data/test_cache.py::test_a_running_training_keeps_its_data_when_the_cache_is_mended",
-            "data/test_cache.py::test_writer_refuses_ids_beyond_the_vocabulary",
-            "data/test_cache.py::test_type_by_vocabulary",
+            "data/test_token_cache.py::test_damage_is_found_and_mended",
+            "data/test_token_cache.py::test_a_running_training_keeps_its_data_when_the_cache_is_mended",
+            "data/test_token_cache.py::test_writer_refuses_ids_beyond_the_vocabulary",
+            "data/test_token_cache.py::test_type_by_vocabulary",
             "data/test_npy.py::test_damaged_files_are_refused_at_once",
             "data/test_prepare.py::test_text_that_changes_while_it_is_read",
             "data/test_finding.py::test_each_file_once_and_loops_end",
@@ -283,7 +283,7 @@ ROWS = (
         message="…(model.d_modle=3): …did you mean model.d_model?",
         tests=(
             BAD_INPUT,
-            "config/test_preflight.py::test_every_bound_refuses_what_lies_outside",
+            "config/test_checks.py::test_every_bound_refuses_what_lies_outside",
             "config/test_compose.py::test_a_yaml_that_says_a_key_twice",
         ),
     ),
@@ -293,8 +293,8 @@ ROWS = (
         outcome="the others run; a table names it; started again, only what is not finished runs",
         message="job 4 (model.d_model=33): failed",
         tests=(
-            "cli/test_sweep.py::test_one_of_six_fails_and_only_that_one_runs_again",
-            "cli/test_sweep.py::test_half_done_jobs_go_on_from_their_checkpoints",
+            "studies/sweep/test_sweep.py::test_one_of_six_fails_and_only_that_one_runs_again",
+            "studies/sweep/test_sweep.py::test_half_done_jobs_go_on_from_their_checkpoints",
             "cli/test_sweep_jobs.py::test_a_killed_sweep_that_fine_tunes_ends_with_the_right_jobs",
         ),
     ),

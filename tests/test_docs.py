@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 import tinyllm
-from tests import readme
-from tests.sources import ROOT
-from tinyllm import reference
+from tests.support import readme
+from tests.support.sources import ROOT
+from tinyllm.config import reference
 
 README = readme.README.read_text(encoding="utf-8")
 TINYLLM = [line for line in readme.commands() if re.search(r"(-m tinyllm\.|tinyllm-)(train|prepare|describe)\b", line)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import sources
+from tests.support import sources
 
 # Layer -> the layers of tinyllm it may use, and the libraries. Modules right in the package (entry points and
 # what they share) may use everything; errors, utils and the version may be used by all.

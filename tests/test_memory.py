@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import tinyllm
-from tests.training.runs import SMALL, train, write_corpus
-from tinyllm import evaluate, generate, loading, planning
-from tinyllm.assemble import build_model, build_optimizer, optimizer_bytes
-from tinyllm.describe import account
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
+from tinyllm.programs import evaluate, generate
+from tinyllm.programs import load_model as loading
+from tinyllm.programs import run_plan as planning
+from tinyllm.programs.builders import build_model, build_optimizer, optimizer_bytes
+from tinyllm.programs.describe import account
 from tinyllm.training.trainer import Trainer
 from tinyllm.utils import memory
 
@@ -90,8 +92,8 @@ def test_each_part_of_a_run_says_what_needed_memory(
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.eval_every=1", "trainer.sample_every=1"]
     for place, name, what in (
         (Trainer, "train_step", "step 1: 4 sequences of 16 tokens at a time"),
-        ("tinyllm.trainers", "evaluate", "the evaluation after step 1"),
-        ("tinyllm.trainers", "generate_text", "the sample after step 1"),
+        ("tinyllm.programs.trainer_builder", "evaluate", "the evaluation after step 1"),
+        ("tinyllm.programs.trainer_builder", "generate_text", "the sample after step 1"),
         ("tinyllm.models.transformer", "Transformer.__init__", "building the model"),
     ):
         with monkeypatch.context() as patch:

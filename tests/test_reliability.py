@@ -6,8 +6,8 @@ from functools import cache
 
 import pytest
 
-from tests import sources
 from tests.reliability import NOT_HERE, ROWS, Row, markdown
+from tests.support import sources
 
 ALL = {f"R{number:02}" for number in range(1, 49)}
 

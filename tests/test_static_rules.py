@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests import sources
+from tests.support import sources
 
 Rule = Callable[[ast.AST], bool]
 LONGEST_FILE = 400
@@ -151,7 +151,7 @@ RULES: dict[str, tuple[Rule, list[str], list[str]]] = {
 
 ONLY_IN = {
     "instantiate": (set(), "hydra.utils.instantiate calls what it is given; tinyllm.config.build checks it"),
-    "hydra.main": ({"tinyllm/config/cli.py"}, "hydra.main has one caller"),
+    "hydra.main": ({"tinyllm/config/cli/main.py"}, "hydra.main has one caller"),
 }
 
 

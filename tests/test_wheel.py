@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import readme
-from tests.sources import ROOT, tracked
+from tests.support import readme
+from tests.support.sources import ROOT, tracked
 from tests.test_imports import SCRIPTS
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyllm.config.compose import compose
-    from tinyllm.loading import load
+    from tinyllm.programs.load_model import load
 
 __version__ = "0.1.0"
 __all__ = ["compose", "load"]
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return compose
     if name == "load":
-        from tinyllm.loading import load
+        from tinyllm.programs.load_model import load
 
         return load
     raise AttributeError(f"module 'tinyllm' has no attribute {name!r}")

@@ -1,66 +1,6 @@
 """``python -m tinyllm.train``: train a model, or continue one."""
 
-import os
-import sys
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from omegaconf import DictConfig
-
-    from tinyllm.config.arguments import CommandLine
-    from tinyllm.config.cli import Invocation
-    from tinyllm.resume import Resumption
-
-
-def main() -> None:
-    """Entry point of ``tinyllm-train``."""
-    from tinyllm.config.cli import Jobs, run
-    from tinyllm.utils.parent import end_with_caller
-
-    end_with_caller()
-
-    found: list[Resumption] = []
-
-    def with_saved_settings(line: "CommandLine") -> list[str]:
-        if not any(setting.startswith("resume=") for setting in line.settings):
-            if line.multirun:
-                from tinyllm.sweep.grid import parse
-
-                parse(line.settings)  # no sweeper, third-party ones included, takes keys that each job is given
-            return line.settings
-        from tinyllm.resume import look_up
-
-        resumption = look_up(line)
-        found.extend([resumption] if resumption else [])
-        return resumption.arguments if resumption else line.settings
-
-    def task(cfg: "DictConfig", invocation: "Invocation") -> int:
-        from tinyllm.launch import launched
-
-        code = launched(cfg, invocation)
-        if code is not None:
-            return code
-        from tinyllm.resume import continue_job
-        from tinyllm.session import train
-
-        resumption = continue_job(cfg, invocation) if invocation.is_job else None
-        return train(cfg, invocation, found[0] if found else resumption)
-
-    main_process = os.getpid()
-
-    def run_job(cfg: "DictConfig", hydra_node: "DictConfig", work: "Callable[[], int]") -> float | None:
-        from tinyllm.sweep.one_job import run_job
-
-        return run_job(cfg, hydra_node, work, in_main=os.getpid() == main_process)
-
-    def exit_code() -> int:
-        sweeps = sys.modules.get("tinyllm.sweep.sweep")  # loaded by the sweep, if there was one
-        return int(sweeps.exit_code()) if sweeps else 0
-
-    run("train", task, prepare=with_saved_settings, jobs=Jobs(run=run_job, exit_code=exit_code))
-
+from tinyllm.programs.train import main
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 
-from tests.cli.conftest import Call
+from tests.programs.conftest import Call
 from tinyllm.errors import UserError
 from tinyllm.utils import environment
 
@@ -52,7 +52,7 @@ def test_processes_are_started_although_something_left_a_world_of_one(
     value: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
-    with mock.patch("tinyllm.launch.train_in_processes", lambda arguments, nproc: started.append(nproc) or 0):
+    with mock.patch("tinyllm.programs.launch.train_in_processes", lambda arguments, nproc: started.append(nproc) or 0):
         assert call("train", *RANKS, WORLD_SIZE=value).code == 0
     assert started == [2]
 

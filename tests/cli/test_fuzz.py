@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 import tinyllm
-from tinyllm.config.arguments import read
+from tinyllm.config.cli.arguments import read
 from tinyllm.config.compose import compose
-from tinyllm.config.names import groups
 from tinyllm.config.schema import SCHEMAS, fields_of
+from tinyllm.config.suggestions import groups
 from tinyllm.errors import UserError
 
 VALUES = (

@@ -7,18 +7,18 @@ import pytest
 from omegaconf import OmegaConf
 
 import tinyllm
-from tests.cli.conftest import Call
-from tinyllm.config.arguments import read
+from tests.programs.conftest import Call
+from tinyllm.config.cli.arguments import read
 from tinyllm.config.elsewhere import NAMES, VALUES, meant_by, option_meant
-from tinyllm.config.names import groups
 from tinyllm.config.paths import conf_dir
+from tinyllm.config.suggestions import groups
 from tinyllm.errors import UserError
 
 
 @cache
 def keys() -> frozenset[str]:
     """Every key that there is with some choice of options."""
-    from tinyllm.config.names import leaves
+    from tinyllm.config.suggestions import leaves
 
     found: set[str] = set()
     for chosen in (

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call
-from tests.loggers import fake_run
+from tests.programs.conftest import Call
+from tests.support import fake_run
 from tinyllm.errors import UserError
 from tinyllm.loggers.console import console_for
-from tinyllm.study.screen import Screen
+from tinyllm.studies.compare.progress import Screen
 from tinyllm.utils.environment import log_level
 from tinyllm.utils.streams import _Lasting
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Call
-from tests.faults.elsewhere import train_copy
-from tests.training.runs import SMALL, digest, metrics, train, write_corpus
+from tests.programs.conftest import Call
+from tests.support.elsewhere import train_copy
+from tests.support.training_runs import SMALL, digest, metrics, train, write_corpus
 
 SWEEP = "hydra.sweep.dir=swept"
 TINY = (*SMALL, "trainer.max_steps=2", "schedule.warmup_steps=0")

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import tinyllm
-from tests import sources
+from tests.support import sources
 from tinyllm.config.allowed import Option, check_class, check_classes, options_of, shipped
 from tinyllm.config.build import build
 from tinyllm.errors import UserError

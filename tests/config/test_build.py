@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import tinyllm
-from tests.contract.options import small
-from tinyllm.assemble import build_optimizer
+from tests.support.options import small
 from tinyllm.config.build import build
 from tinyllm.config.targets import converted, type_problem
 from tinyllm.models.transformer import Transformer
+from tinyllm.programs.builders import build_optimizer
 
 OPTIMIZERS = ("adamw", "lion", "muon")
 

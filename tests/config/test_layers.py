@@ -9,13 +9,13 @@ import torch
 from omegaconf import OmegaConf
 
 import tinyllm
-from tinyllm.assemble import build_model
-from tinyllm.config.layer_lines import read_layers
+from tinyllm.config.layers_jsonl import read_layers
 from tinyllm.config.overrides import Base, words
 from tinyllm.errors import UserError
 from tinyllm.models.block import Block
 from tinyllm.models.layers import pattern
 from tinyllm.models.transformer import Transformer
+from tinyllm.programs.builders import build_model
 
 LINE = {"attn": "mha", "n_head": 4, "moe": False, "up_dim": 64, "non_linearity": "relu"}
 TWO = ("layers=jsonl", "model.n_layers=2")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import tinyllm
-from tests.training.runs import SMALL, train, write_corpus
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
 
 OWN = "# @package model.block.attn\n_target_: mine.Mine\n_partial_: true\nwindow: 4\n"

@@ -8,12 +8,12 @@ import pytest
 from omegaconf import OmegaConf
 
 import tinyllm
-from tinyllm.describe import account
 from tinyllm.errors import UserError
-from tinyllm.resume import reconcile
-from tinyllm.study.accounts import of_node
-from tinyllm.study.matching import solve
-from tinyllm.training.names import CONFIG
+from tinyllm.programs.cost import of_node
+from tinyllm.programs.describe import account
+from tinyllm.programs.resume import reconcile
+from tinyllm.runs.layout import CONFIG
+from tinyllm.studies.compare.matching import solve
 
 SIZES = {"pico": 256, "nano": 512, "tiny": 1024, "baby": 1536, "gpt2": 3072, "medium": 3072, "large": 6400}
 SIZES |= {"xlarge": 8192, "7b": 16512}

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 import tinyllm
-from tests.training.runs import SMALL, train, write_corpus
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.build import build
 from tinyllm.config.targets import resolve_target
 from tinyllm.errors import UserError
@@ -56,10 +56,10 @@ HOSTILE = {
     # by way of our own packages
     "tinyllm.data.prepare.os.system": ["touch MARKER"],
     "tinyllm.data.prepare.shutil.rmtree": ["VICTIM"],
-    "tinyllm.training.checkpoint.shutil.rmtree": ["VICTIM"],
-    "tinyllm.training.checkpoint.torch.load": ["VICTIM"],
-    "tinyllm.training.run_dir.subprocess.run": [["touch", "MARKER"]],
-    "tinyllm.training.checkpoint.torch.hub.load": ["VICTIM", "model"],
+    "tinyllm.runs.checkpoint.shutil.rmtree": ["VICTIM"],
+    "tinyllm.runs.checkpoint.torch.load": ["VICTIM"],
+    "tinyllm.runs.directory.subprocess.run": [["touch", "MARKER"]],
+    "tinyllm.runs.checkpoint.torch.hub.load": ["VICTIM", "model"],
     "tinyllm.nn.loss.torch.save": [[], "MARKER"],
     "torch.optim.adamw.torch.save": [[], "MARKER"],
     "torch.optim.os.system": ["touch MARKER"],
@@ -131,7 +131,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("target", ["os.system", "torch.load", "tinyllm.training.run_dir.subprocess.run"])
+@pytest.mark.parametrize("target", ["os.system", "torch.load", "tinyllm.runs.directory.subprocess.run"])
 @pytest.mark.parametrize("node", ["model", "block"])
 def test_out_of_a_checkpoint_that_somebody_else_wrote(target: str, node: str, trained: Path, place: Path) -> None:
     run = place / "run"

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.literal import LITERAL_KEYS, PATH_KEYS, quote_literals, unquoted
+from tinyllm.config.quoting import LITERAL_KEYS, PATH_KEYS, quote_literals, unquoted
 from tinyllm.config.typed import conformed, kind_of, split
 from tinyllm.errors import UserError
 from tinyllm.utils.numbers import whole_number

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.contract.options import (
+from tests.support.options import (
     CONTEXT,
     VOCABULARY,
     Choice,

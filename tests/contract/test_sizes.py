@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import tinyllm
-from tests.contract.options import PARTS, PLACES, assembled, at, distinct, node, options, small
-from tinyllm.assemble import build_model
+from tests.support.options import PARTS, PLACES, assembled, at, distinct, node, options, small
 from tinyllm.config.build import build
 from tinyllm.errors import UserError
 from tinyllm.models.transformer import Transformer
+from tinyllm.programs.builders import build_model
 
 SIZES = options("model")
 

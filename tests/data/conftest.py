@@ -8,7 +8,7 @@ import pytest
 
 from tinyllm.data.prepare import prepare
 from tinyllm.data.text import TextCorpus
-from tinyllm.data.tokens import Split, TokenData
+from tinyllm.data.token_data import Split, TokenData
 from tinyllm.tokenizers import TokenizerTrainer
 from tinyllm.tokenizers.byte import ByteTrainer
 

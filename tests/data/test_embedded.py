@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.prepare import prepare
 from tinyllm.data.pydocs import PydocsCorpus, prose
 from tinyllm.data.stdlib import StdlibCorpus, source_files

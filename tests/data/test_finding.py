@@ -8,8 +8,8 @@ import pytest
 
 from tests.data.conftest import text_corpus
 from tinyllm.data import finding
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.finding import Listing, find_files
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.errors import UserError
 
 
@@ -221,7 +221,7 @@ def test_a_folder_is_walked_once_and_its_files_are_not_opened(tmp_path: Path, mo
     """From the second start on, whatever their number: what was read of them is remembered."""
     for i in range(60):
         write(tmp_path / "data" / str(i % 3) / f"{i}.txt", f"text {i}" if i % 5 else "\0binary")
-    monkeypatch.setattr("tinyllm.data.hashes.SETTLED_NS", 0)
+    monkeypatch.setattr("tinyllm.data.content_hashes.SETTLED_NS", 0)
     hashes = ContentHashes(tmp_path / "cache")
     text_corpus(tmp_path / "data").open(hashes)
     counts = {"open": 0, "scandir": 0}

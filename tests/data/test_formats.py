@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import text_corpus
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.formats import BINARY, advice_for, kind_of
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.jsonl import JsonlCorpus
 from tinyllm.data.npy import NpyCorpus
 from tinyllm.errors import UserError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.jsonl import JsonlCorpus
 from tinyllm.data.prepare import prepare
 from tinyllm.errors import UserError

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.data.conftest import make_split
 from tinyllm.data.loader import IGNORED, eval_batches, eval_bytes, eval_tokens, train_batches
 from tinyllm.data.sampler import Sampler
-from tinyllm.data.tokens import Split
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 
 MANY = settings(max_examples=30, deadline=None)

@@ -10,7 +10,7 @@ from tinyllm.data.loader import eval_batches, eval_bytes
 from tinyllm.data.npy import NpyCorpus
 from tinyllm.data.prepare import prepare
 from tinyllm.data.sampler import Sampler
-from tinyllm.data.tokens import TokenData
+from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.char import CharTrainer
 from tinyllm.tokenizers.ids import IdsTrainer

@@ -12,8 +12,8 @@ import pytest
 
 from tests.data.conftest import text_corpus
 from tinyllm.data import encode, files
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.encode import encode_documents
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.prepare import cached, prepare
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.bpe import BPETrainer

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import make_split
-from tinyllm.data.permutation import permuted
 from tinyllm.data.sampler import Sampler
+from tinyllm.data.shuffle import permuted
 from tinyllm.errors import UserError
 
 MANY = settings(max_examples=100, deadline=None)

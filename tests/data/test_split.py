@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import text_corpus
-from tinyllm.data import hashes
+from tinyllm.data import content_hashes as hashes
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Document, Source, fingerprint_of
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.loader import eval_batches
 from tinyllm.data.prepare import prepare
 from tinyllm.data.sampler import Sampler

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import SMALL, train, write_corpus
+from tests.support.training_runs import SMALL, train, write_corpus
 
 
 @pytest.fixture(scope="session")

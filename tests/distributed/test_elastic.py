@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call, call  # noqa: F401 - the fixture
-from tests.distributed.copies import SHARED, STEPS, largest_difference, run, tensors, train_ranks
-from tests.training.runs import digest, logged, metrics, train
-from tinyllm.training.checkpoint import find
+from tests.programs.conftest import Call
+from tests.support.copies import SHARED, STEPS, largest_difference, run, tensors, train_ranks
+from tests.support.training_runs import digest, logged, metrics, train
+from tinyllm.runs.checkpoint import find
 
 EMA = ("ema.enabled=true", "ema.decay=0.9", "ema.update_every=2", "ema.start_step=3")
 
@@ -102,7 +102,7 @@ def in_parts(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_programs_of_one_process_read_what_two_wrote(in_parts: Path, call: Call) -> None:  # noqa: F811
+def test_programs_of_one_process_read_what_two_wrote(in_parts: Path, call: Call) -> None:
     answer = call("evaluate", f"run={in_parts}", "--json")
     assert json.loads(answer.out)["val/loss"] == pytest.approx(logged(in_parts, "val/loss")[-1], abs=1e-6)
     assert call("generate", f"run={in_parts}", "prompt=the ", "max_new_tokens=5").out.startswith("the ")

@@ -9,12 +9,12 @@ import pytest
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from tests.distributed.copies import HERE
+from tests.support.copies import HERE
 from tinyllm.errors import RankError, UserError
-from tinyllm.training import heartbeat
-from tinyllm.training.ddp import DDP
-from tinyllm.training.heartbeat import Heartbeat
-from tinyllm.training.ranks import is_of_connection
+from tinyllm.training.distributed import heartbeat
+from tinyllm.training.distributed.ddp import DDP
+from tinyllm.training.distributed.heartbeat import Heartbeat
+from tinyllm.training.distributed.process_group import is_of_connection
 
 
 class Three:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.copies import SHARED, run, start, train_ranks
-from tests.faults.elsewhere import Answer
-from tests.training.runs import digest, logged, metrics, write_corpus
-from tinyllm.training.checkpoint import find
+from tests.support.copies import SHARED, run, start, train_ranks
+from tests.support.elsewhere import Answer
+from tests.support.training_runs import digest, logged, metrics, write_corpus
+from tinyllm.runs.checkpoint import find
 from tinyllm.training.trainer import Trainer
 
 OPTIONS = ("trainer.checkpoint_every=2", "trainer.max_steps=8", "trainer.eval_every=4")

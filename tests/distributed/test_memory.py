@@ -10,8 +10,8 @@ BUILD = """
 import resource, sys
 import torch, torch.distributed.fsdp, torch.distributed.tensor
 import tinyllm
-from tinyllm.assemble import build_model
-from tinyllm.training.fsdp import FSDP
+from tinyllm.programs.builders import build_model
+from tinyllm.training.distributed.fsdp import FSDP
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -13,9 +13,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.distributed.copies import SHARED, run
-from tinyllm.training import ddp
-from tinyllm.training.compare_states import digest
+from tests.support.copies import SHARED, run
+from tinyllm.runs.state_diff import digest
+from tinyllm.training.distributed import ddp
 from tinyllm.training.trainer import Trainer
 
 N_LAYERS, STEPS = 2, 4

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.copies import SHARED, STEPS, largest_difference, run, tensors
-from tests.training.runs import logged, metrics
+from tests.support.copies import SHARED, STEPS, largest_difference, run, tensors
+from tests.support.training_runs import logged, metrics
 from tinyllm.models.layerdrop import draw_kept
-from tinyllm.training.compare_states import digest
-from tinyllm.training.seeds import stream
+from tinyllm.runs.state_diff import digest
+from tinyllm.utils.seeds import stream
 
 EMA = ("ema.enabled=true", "ema.decay=0.9")
 MIXTURE = ("model.block.moe.n_experts=4", "model.block.moe.n_active=2")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.copies import SHARED, run
-from tests.distributed.launched import Torchrun, errors, gone, wait_for_steps
-from tests.faults.elsewhere import wait_for
-from tests.training.runs import digest, metrics
-from tinyllm.training.checkpoint import find
+from tests.support.copies import SHARED, run
+from tests.support.elsewhere import wait_for
+from tests.support.launched import Torchrun, errors, gone, wait_for_steps
+from tests.support.training_runs import digest, metrics
+from tinyllm.runs.checkpoint import find
 
 pytestmark = pytest.mark.slow
 OPTIONS = ("trainer.max_steps=60", "trainer.checkpoint_every=10", "trainer.eval_every=20", "trainer.eval_tokens=100")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.copies import SHARED, run
-from tests.distributed.launched import Torchrun, errors, wait_for_steps
-from tests.training.runs import digest, metrics
+from tests.support.copies import SHARED, run
+from tests.support.launched import Torchrun, errors, wait_for_steps
+from tests.support.training_runs import digest, metrics
 
 ABLE = os.geteuid() == 0 and shutil.which("ip") is not None
 pytestmark = [

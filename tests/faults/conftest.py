@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.training.runs import write_corpus
+from tests.support.training_runs import write_corpus
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.copies import run
-from tests.training.runs import SMALL, digest, metrics, train
+from tests.support.copies import run
+from tests.support.training_runs import SMALL, digest, metrics, train
 from tinyllm.config.paths import conf_dir
 
 N, STOP = 6, 3

@@ -16,13 +16,13 @@ import tinyllm
 import tinyllm.evaluate
 import tinyllm.export
 import tinyllm.generate
-from tests.training.runs import SMALL, train, write_corpus
-from tinyllm.assemble import build_model
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.saved import saved_settings
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
-from tinyllm.loading import open_saved
-from tinyllm.study.arms import read_study
+from tinyllm.programs.builders import build_model
+from tinyllm.programs.load_model import open_saved
+from tinyllm.studies.compare.arms import read_study
 from tinyllm.utils.files import sha256
 
 PROGRAMS = {name: getattr(tinyllm, name).main for name in ("generate", "evaluate", "export")}
@@ -87,8 +87,8 @@ def test_what_looks_like_an_interpolation_is_a_text_and_the_environment_is_asked
 @pytest.mark.parametrize(
     ("key", "target"),
     [
-        ("model.dropout", "tinyllm.loggers.background.Background"),
-        pytest.param("trainer.max_steps", "tinyllm.loggers.background.Background", marks=pytest.mark.slow),
+        ("model.dropout", "tinyllm.loggers.wandb_client.Background"),
+        pytest.param("trainer.max_steps", "tinyllm.loggers.wandb_client.Background", marks=pytest.mark.slow),
         pytest.param("tokenizer", "tinyllm.nn.norm.RMSNorm", marks=pytest.mark.slow),
     ],
 )

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tinyllm.errors import UserError
-from tinyllm.training.faults import EXIT_CODE, POINTS, VARIABLE, fault, parsed, spoilt
+from tinyllm.utils.fault_injection import EXIT_CODE, POINTS, VARIABLE, fault, parsed, spoilt
 
 
 def test_nothing_happens_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +56,7 @@ def test_a_spoilt_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("action", "code"), [("kill", -9), ("term", -15), ("usr1", -10), ("exit", EXIT_CODE)])
 def test_the_process_ends(action: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, f"{action}@evaluate")
-    program = "from tinyllm.training.faults import fault; fault('step'); fault('evaluate')"
+    program = "from tinyllm.utils.fault_injection import fault; fault('step'); fault('evaluate')"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == code
 
 

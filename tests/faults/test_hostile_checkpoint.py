@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import tinyllm
-from tests.training.runs import SMALL, train
+from tests.support.training_runs import SMALL, train
 from tinyllm.errors import UserError
 from tinyllm.utils.files import sha256
 

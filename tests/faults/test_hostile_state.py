@@ -12,13 +12,13 @@ import torch
 
 import tinyllm
 from tests.faults.test_hostile_checkpoint import forge, saved
-from tests.training.runs import SMALL, train
+from tests.support.training_runs import SMALL, train
 from tinyllm.errors import UserError
 from tinyllm.optim.ema import EMA
-from tinyllm.resume import FACTS
-from tinyllm.training.checkpoint import find, verify
+from tinyllm.programs.resume import FACTS
+from tinyllm.runs.checkpoint import find, verify
+from tinyllm.runs.state_schema import read_checked
 from tinyllm.training.state import TrainState
-from tinyllm.training.state_schema import read_checked
 
 State = dict[str, Any]
 WEIGHT = "embedding.weight"

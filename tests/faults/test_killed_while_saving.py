@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Call, call  # noqa: F401
-from tests.faults.elsewhere import train_copy
-from tests.training.runs import SMALL, digest, metrics, train
-from tinyllm.training.checkpoint import find, steps_in
-from tinyllm.training.faults import POINTS
+from tests.programs.conftest import Call
+from tests.support.elsewhere import train_copy
+from tests.support.training_runs import SMALL, digest, metrics, train
+from tinyllm.runs.checkpoint import find, steps_in
+from tinyllm.utils.fault_injection import POINTS
 
 NEWEST = {
     "save:before_write": 4, "save:mid_write": 4, "save:after_sync": 4,
@@ -69,7 +69,7 @@ def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Pat
     ("kills", "asynchronous"),
     [(6, False), *(pytest.param(30, one, marks=pytest.mark.exhaustive) for one in (False, True))],
 )
-def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, call: Call) -> None:  # noqa: F811
+def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, call: Call) -> None:
     """Twelve million bytes of weights and twice that of moments: a good part of the time goes into saving them."""
     every = 2
     size = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=16")

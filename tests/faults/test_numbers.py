@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.faults.elsewhere import train_copy
-from tests.training.runs import SMALL, train
-from tinyllm.training.checkpoint import find
-from tinyllm.training.compare_states import compare, contents
+from tests.support.elsewhere import train_copy
+from tests.support.training_runs import SMALL, train
+from tinyllm.runs.checkpoint import find
+from tinyllm.runs.state_diff import compare, contents
 
 
 def changed(one: Path, other: Path) -> set[str]:

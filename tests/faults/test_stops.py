@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.elsewhere import Elsewhere, train_copy, wait_for
-from tests.training.runs import SMALL, digest, logged, metrics, train
+from tests.support.elsewhere import Elsewhere, train_copy, wait_for
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
 
 STEPS_PER_EPOCH = 8
 STOPS = (1, 3, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, 12, 19)
@@ -30,7 +30,7 @@ def shared(corpus: str) -> list[str]:
 @pytest.mark.slow
 def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path: Path) -> None:
     """Also a resume of a resume of a resume: the position in the data is not that of the first one."""
-    from tinyllm.training.checkpoint import find
+    from tinyllm.runs.checkpoint import find
 
     assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
     for stop in STOPS:

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.elsewhere import train_copy, tree
-from tests.training.runs import SMALL, digest, metrics, train, write_corpus
-from tinyllm.training.checkpoint import find, steps_in
+from tests.support.elsewhere import train_copy, tree
+from tests.support.training_runs import SMALL, digest, metrics, train, write_corpus
+from tinyllm.runs.checkpoint import find, steps_in
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.slow  # without a run around it: tests/training/test_checkpoint.py
+@pytest.mark.slow  # without a run around it: tests/runs/test_checkpoint.py
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_and_the_checkpoint_before_it_is_taken(

@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import pytest
 
-from tests.training.runs import SMALL, metrics, train, write_corpus
+from tests.support.training_runs import SMALL, metrics, train, write_corpus
 from tinyllm.data.prepare import cache_root
 from tinyllm.errors import UserError
-from tinyllm.sweep.record import Record, read
+from tinyllm.studies.sweep.job_record import Record, read
 from tinyllm.utils.files import is_trusted
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.elsewhere import Elsewhere, wait_for
-from tests.training.runs import SMALL, logged, train
-from tinyllm.training.checkpoint import find
-from tinyllm.watched import descendants
+from tests.support.elsewhere import Elsewhere, wait_for
+from tests.support.training_runs import SMALL, logged, train
+from tinyllm.programs.training_process import descendants
+from tinyllm.runs.checkpoint import find
 
 
 @pytest.mark.slow

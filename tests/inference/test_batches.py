@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 import torch
 
-from tests.inference.models import Scripted, options, tiny_model
 from tests.inference.test_generator import BYTES, EOT, LETTERS
+from tests.support.models import Scripted, options, tiny_model
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Decoder, decode
 from tinyllm.inference.generator import generate_batch, stream_text
@@ -141,7 +141,7 @@ def test_weights_in_the_form_for_reading_give_the_same(attn: str, moe: str) -> N
 
 
 def test_a_row_has_the_same_bits_in_bf16_whatever_the_number_of_rows() -> None:
-    from tinyllm.nn.packed import PackedLinear, has_packed
+    from tinyllm.nn.inference_linear import PackedLinear, has_packed
 
     if not has_packed(torch.device("cpu"), torch.bfloat16):
         pytest.skip("oneDNN computes no bf16 here")

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import tinyllm
-from tests.cli.conftest import Call, call  # noqa: F401 - a fixture
-from tests.inference.models import Scripted
-from tests.interop import hub
-from tests.training.runs import SMALL, train, write_corpus
+from tests.programs.conftest import Call
+from tests.support import hub
+from tests.support.models import Scripted
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import generate_text, prompt_ids
 from tinyllm.inference.sampling import Sampling
@@ -91,7 +91,7 @@ def test_the_text_is_that_of_transformers(adds_bos: bool, tmp_path: Path) -> Non
     )
 
 
-def test_an_imported_model_begins_and_ends_the_same(tmp_path: Path, call: Call) -> None:  # noqa: F811
+def test_an_imported_model_begins_and_ends_the_same(tmp_path: Path, call: Call) -> None:
     chat_model(tmp_path / "model", adds_bos=True)
     assert call("import_hf", f"path={tmp_path / 'model'}", f"out={tmp_path / 'run'}").code == 0
     (_, before), (_, after) = tinyllm.load(tmp_path / "model"), tinyllm.load(tmp_path / "run")
@@ -172,7 +172,7 @@ def test_extreme_settings_choose_and_blame_nobody(settings: dict[str, float]) ->
 
 
 @pytest.mark.slow
-def test_samples_during_training_have_settings_of_their_own(tmp_path: Path, call: Call) -> None:  # noqa: F811
+def test_samples_during_training_have_settings_of_their_own(tmp_path: Path, call: Call) -> None:
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", "trainer.max_steps=2")
     often = [one for one in SMALL if not one.startswith("trainer.sample_every")]
     shown = []
@@ -188,7 +188,7 @@ def test_samples_during_training_have_settings_of_their_own(tmp_path: Path, call
     assert answer.code == 2 and "trainer.sample_every=0 turns it off" in answer.err
 
 
-def test_the_latest_run(tmp_path: Path, call: Call) -> None:  # noqa: F811
+def test_the_latest_run(tmp_path: Path, call: Call) -> None:
     answer = call("generate", "run=latest")
     assert answer.code == 2 and "python -m tinyllm.train makes one" in answer.err
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", "trainer.max_steps=1")

@@ -4,7 +4,7 @@ is."""
 import pytest
 import torch
 
-from tests.inference.models import options, tiny_model
+from tests.support.models import options, tiny_model
 from tinyllm.inference.decoding import Decoder, decode
 from tinyllm.inference.sampling import Sampling, TokenChooser
 

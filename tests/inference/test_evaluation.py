@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.inference.models import tiny_model
-from tests.sources import ROOT
-from tinyllm.data.tokens import Split
+from tests.support.models import tiny_model
+from tests.support.sources import ROOT
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.models.transformer import Transformer
@@ -155,9 +155,9 @@ import resource, sys
 from pathlib import Path
 import torch, tinyllm
 from tests.inference.test_evaluation import split_of
-from tinyllm.assemble import build_model
+from tinyllm.programs.builders import build_model
 from tinyllm.inference.evaluation import evaluate
-from tinyllm.training.allocator import keep_freed_memory
+from tinyllm.utils.device import keep_freed_memory
 
 keep_freed_memory()
 cpu = torch.device("cpu")

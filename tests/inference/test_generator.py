@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.inference.models import Scripted, options, tiny_model
+from tests.support.models import Scripted, options, tiny_model
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import Piece, echo, generate_text, prompt_ids, stream_text
 from tinyllm.inference.sampling import Sampling

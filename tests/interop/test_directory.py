@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.interop import hub
 from tests.interop.test_families import CLOSE, exported
+from tests.support import hub
 from tinyllm.errors import UserError
-from tinyllm.import_hf import import_hf
-from tinyllm.loading import load
+from tinyllm.programs.import_hf import import_hf
+from tinyllm.programs.load_model import load
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 MODEL = "model.safetensors"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.interop import hub
+from tests.support import hub
 from tinyllm.errors import UserError
 from tinyllm.interop.directory import Directory
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.interop import hub
+from tests.support import hub
 from tinyllm.config.compose import compose
-from tinyllm.export import export
-from tinyllm.import_hf import import_hf
 from tinyllm.inference.generator import generate_text
+from tinyllm.programs.export import export
+from tinyllm.programs.import_hf import import_hf
 from tinyllm.tokenizers.ids import IdsTokenizer
 
 CLOSE = 1e-4

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.contract.options import small
-from tests.interop import hub
-from tests.training.runs import SMALL, train, write_corpus
+from tests.support import hub
+from tests.support.options import small
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.compose import compose
-from tinyllm.export import export
 from tinyllm.interop.folding import folded
-from tinyllm.loading import load
 from tinyllm.models.parametrization import MuP
+from tinyllm.programs.export import export
+from tinyllm.programs.load_model import load
 
 WIDE = {"d_model": 64, "d_ff": 96, "max_seq_len": 24, "vocab_size": hub.VOCAB}
 MUP = MuP(base_width=16, base_heads=None)

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.interop import hub
-from tinyllm.assemble import build_model
+from tests.support import hub
 from tinyllm.config.compose import compose
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import Directory
+from tinyllm.programs.builders import build_model
 
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
     "openai-community/gpt2": (

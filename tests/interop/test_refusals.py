@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from tests.interop import hub
-from tinyllm.assemble import build_model
+from tests.support import hub
 from tinyllm.config.compose import compose
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import Directory
 from tinyllm.interop.families import FAMILIES, fitting
 from tinyllm.interop.family import REQUIRED, Family
+from tinyllm.programs.builders import build_model
 
 LLAMA = ("ffn=swiglu",)
 SMALL = ("model.d_model=16", "model.n_layers=2", "model.n_heads=2")

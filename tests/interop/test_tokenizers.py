@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.interop import hub
+from tests.support import hub
 from tests.tokenizers.kinds import built
 from tinyllm.errors import UserError
 from tinyllm.interop.tokenizer import read, read_chat, special_ids, texts_of
@@ -159,7 +159,7 @@ TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['cont
 def test_chat_templates_survive_import_and_export(tmp_path: Path) -> None:
     """In the file where they were; AutoTokenizer applies what comes out."""
     from tests.interop.test_families import exported
-    from tinyllm.import_hf import import_hf
+    from tinyllm.programs.import_hf import import_hf
 
     path = hub.saved(hub.random_model("llama", 3), tmp_path / "model")
     config = (path / "config.json").read_text()

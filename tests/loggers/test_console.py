@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tests.loggers import fake_run
+from tests.support import fake_run
 from tinyllm.loggers.console import PlainConsole, TerminalConsole, console_for, sparkline
-from tinyllm.loggers.story import Speed
-from tinyllm.training.events import Callback, Outcome
+from tinyllm.loggers.summary_rows import Speed
+from tinyllm.training.callbacks import Callback, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = r"\ta class \x1b[31mthat\x1b[0m returns the [bold]string[/bold] object"
@@ -143,7 +143,7 @@ def test_in_a_pseudo_terminal_for_real() -> None:
     master, slave = pty.openpty()
     environ = {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm-256color"}
     code = (
-        "from pathlib import Path; from tests.loggers import fake_run;"
+        "from pathlib import Path; from tests.support import fake_run;"
         "from tinyllm.loggers.console import console_for; fake_run.tell(console_for(), Path('outputs/a'))"
     )
     child = subprocess.Popen(
@@ -172,7 +172,7 @@ def test_in_a_pseudo_terminal_for_real() -> None:
 @pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run() -> None:
     code = (
-        "import sys; from pathlib import Path; from tests.loggers import fake_run;"
+        "import sys; from pathlib import Path; from tests.support import fake_run;"
         "from tinyllm.loggers.console import console_for; fake_run.tell(console_for(), Path('outputs/a'));"
         "print('end of the run', file=sys.stderr)"
     )

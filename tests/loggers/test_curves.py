@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinyllm.loggers.curves import Curves, by_step, draw_curves, series
-from tinyllm.training.events import Outcome
+from tinyllm.training.callbacks import Outcome
 
 
 def write_metrics(run_dir: Path, *, steps: int = 50) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.loggers.test_tensorboard import curves, expected
-from tests.loggers.wandb_file import WandbRun
-from tests.training.runs import SMALL, metrics, train, write_corpus
-from tinyllm.training.metrics import read_metrics
+from tests.support.training_runs import SMALL, metrics, train, write_corpus
+from tests.support.wandb_file import WandbRun
+from tinyllm.runs.metrics_log import read_metrics
 
 
 def weights(run: Path) -> bytes:

@@ -10,9 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator as OfTheProgram
 
-from tests.loggers.recorded import play, record
+from tests.support.recorded_callbacks import play, record
 from tinyllm.loggers.tensorboard import WHOLE, TensorBoard
-from tinyllm.training.metrics import read_metrics
+from tinyllm.runs.metrics_log import read_metrics
 
 
 def logger(**keys: Any) -> TensorBoard:
@@ -105,7 +105,7 @@ def test_a_full_disk_ends_the_file_and_not_the_run(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with mock.patch("tinyllm.training.metrics.MetricsLog.write"):
+        with mock.patch("tinyllm.runs.metrics_log.MetricsLog.write"):
             _, messages = play(logger(), tmp_path, until=100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.loggers.recorded import CONFIG, play
-from tests.loggers.wandb_file import WandbRun
-from tests.loggers.wandb_keys import logger
-from tinyllm.training.metrics import read_metrics
+from tests.support.recorded_callbacks import CONFIG, play
+from tests.support.wandb_file import WandbRun
+from tests.support.wandb_keys import logger
+from tinyllm.runs.metrics_log import read_metrics
 
 
 def recorded(directory: Path) -> list[WandbRun]:

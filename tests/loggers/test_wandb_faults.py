@@ -13,10 +13,10 @@ from unittest import mock
 
 import pytest
 
-from tests.loggers.recorded import play, record
-from tests.loggers.wandb_keys import logger
+from tests.support.recorded_callbacks import play, record
+from tests.support.wandb_keys import logger
 from tinyllm.loggers.wandb import ABSENT
-from tinyllm.training.metrics import read_metrics
+from tinyllm.runs.metrics_log import read_metrics
 
 Calls = Callable[[], list[dict[str, Any]]]
 
@@ -105,8 +105,8 @@ def test_without_wandb_one_sentence_says_what_to_install(tmp_path: Path) -> None
 
 KILLED = """
 import os, pathlib, signal, sys, time
-from tests.loggers.recorded import play
-from tests.loggers.wandb_keys import logger
+from tests.support.recorded_callbacks import play
+from tests.support.wandb_keys import logger
 
 one, calls = logger(), pathlib.Path(os.environ["STUB_LOG"])
 

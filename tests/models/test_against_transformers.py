@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contract.options import small
+from tests.support.options import small
 from tinyllm.models.transformer import Transformer
 
 transformers = pytest.importorskip("transformers")

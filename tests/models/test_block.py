@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.contract.options import small
+from tests.support.options import small
 
 
 class Ones(nn.Module):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract.options import Choice, built, small
+from tests.support.options import Choice, built, small
 from tinyllm.models.layerdrop import draw_kept
 from tinyllm.models.transformer import Transformer
-from tinyllm.training.objective import Objective
+from tinyllm.training.objectives.next_token import Objective
 
 IDS = torch.arange(24).view(2, 12) % 31
 

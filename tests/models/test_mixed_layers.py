@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import tinyllm
-from tests.contract.options import SHAPE, node
-from tests.training.runs import SMALL, digest, logged, metrics, train
+from tests.support.options import SHAPE, node
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
 from tinyllm.config.build import build
 from tinyllm.inference.decoding import Decoder
 from tinyllm.models.transformer import Transformer
@@ -120,7 +120,7 @@ def test_gradients_recompute_and_accounting() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished run of eight steps with mixed layers, and its command line."""
-    from tests.training.runs import write_corpus
+    from tests.support.training_runs import write_corpus
 
     folder = tmp_path_factory.mktemp("mixed")
     data = ["dataset=text", f"dataset.path={write_corpus(folder / 'words.txt')}"]

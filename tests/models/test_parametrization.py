@@ -9,12 +9,12 @@ import torch
 from omegaconf import DictConfig
 
 import tinyllm
-from tests.contract.options import CONTEXT, Choice, built, combinations_of_all, everyday, options, params, small
-from tinyllm.assemble import build_optimizer
+from tests.support.options import CONTEXT, Choice, built, combinations_of_all, everyday, options, params, small
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Decoder
 from tinyllm.models.parametrization import MuP
-from tinyllm.training.objective import Objective
+from tinyllm.programs.builders import build_optimizer
+from tinyllm.training.objectives.next_token import Objective
 
 M = 4
 """How many times as wide the model is as its base."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract.options import node, small
+from tests.support.options import node, small
 from tinyllm.config.build import build
 from tinyllm.errors import UserError
 from tinyllm.models.transformer import Transformer

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.attend import LONGEST_BLOCKED, attend, block_size, chosen_kernel, kept_weights
-from tinyllm.nn.attention.blocks import Shape, block_attention
-from tinyllm.nn.attention.rule import Rule
-from tinyllm.nn.attention.windows import folded_attention
+from tinyllm.nn.attention.block_kernel import Shape, block_attention
+from tinyllm.nn.attention.kernels import LONGEST_BLOCKED, attend, block_size, chosen_kernel, kept_weights
+from tinyllm.nn.attention.masking import Rule
+from tinyllm.nn.attention.window_kernel import folded_attention
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 SEEN = [(0, 0), (1, 0), (3, 0), (3, 2), (1, 1), (7, 3), (12, 1), (5, 20)]

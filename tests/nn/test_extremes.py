@@ -5,12 +5,12 @@ import torch
 
 from tests.nn.test_moe import aux_free, aux_loss
 from tinyllm.nn.activations import ACTIVATIONS
-from tinyllm.nn.attention.rule import Rule
+from tinyllm.nn.attention.masking import Rule
 from tinyllm.nn.loss import HeadLoss, head_loss
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Rope
 from tinyllm.optim.schedules import SHAPES, WSD, Cosine, Linear
-from tinyllm.training.objective import Losses
+from tinyllm.training.objectives.next_token import Losses
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 

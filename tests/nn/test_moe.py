@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from tinyllm.nn.activations import ACTIVATIONS, GATES
-from tinyllm.nn.dispatch import Dispatch
+from tinyllm.nn.expert_dispatch import Dispatch
 from tinyllm.nn.feedforward import GLU, MLP, FeedForward
-from tinyllm.nn.grouped import GroupedLinear, Groups, one_product
+from tinyllm.nn.grouped_linear import GroupedLinear, Groups, one_product
 from tinyllm.nn.moe import AuxFree, AuxLoss, Mixture
 
 FFN = {"mlp": partial(MLP, activation="gelu", d_ff=None), "glu": partial(GLU, gate="silu", d_ff=None)}

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 
 from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.gqa import GQA
+from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import GLU, MLP
-from tinyllm.nn.parts import make
 from tinyllm.nn.position import Learned, NoPosition, Position, Rope, Sinusoidal
 
 TORCH_MODULES = {

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import tinyllm
-from tinyllm.assemble import build_model, build_optimizer
 from tinyllm.optim.adamw import adamw
 from tinyllm.optim.groups import parameter_groups
+from tinyllm.programs.builders import build_model, build_optimizer
 
 
 def test_the_update_is_that_of_the_paper() -> None:

@@ -11,11 +11,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.report import made
+from tests.support import made_study as made
 from tinyllm.errors import UserError
-from tinyllm.report import show, write_report
-from tinyllm.report.writing import write_files
-from tinyllm.study.results import Study
+from tinyllm.studies.compare.results import Study
+from tinyllm.studies.report import show, write_report
+from tinyllm.studies.report.writing import write_files
 
 CONTROL = "\x00\x07\x08\x1b[31m\x7f\x9b\u200f\u202e\u2066\ufeff\ud800\ufffe"
 FORBIDDEN = re.compile(

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from tests.data.conftest import make_split
 from tests.data.test_loader import steps_of
-from tests.training.runs import SMALL, logged, metrics, train
+from tests.support.training_runs import SMALL, logged, metrics, train
 from tests.training.test_trainer import small_model
-from tinyllm.data.tokens import Split
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
+from tinyllm.training.batch_plan import Batch, plan_steps
 from tinyllm.training.curriculum import Curriculum, Lengths
-from tinyllm.training.plan import Batch, plan_steps
 
 RAMP = ("model.max_seq_len=40", "curriculum.enabled=true")
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.runs import SMALL, digest, logged, metrics, train
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
 from tinyllm.nn.loss import HeadLoss
-from tinyllm.training.checkpoint import find
-from tinyllm.training.objective import Losses, Objective
+from tinyllm.runs.checkpoint import find
+from tinyllm.training.objectives.next_token import Losses, Objective
 
 FP16 = ("dataset=text", *SMALL, "trainer.precision=fp16", "optimizer.lr=1e-3")
 MIXED = ("moe=aux_free", "ema.enabled=true", "ema.decay=0.5", "trainer.grad_accum_steps=2")

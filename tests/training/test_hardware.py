@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyllm.training import hardware
+from tinyllm.utils import device as hardware
 
 
 @pytest.mark.parametrize(("speed", "most"), [(1e9, 6e8), (1e12, 2.5e10)])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.training.metrics import MetricsLog, read_metrics, scan
+from tinyllm.runs.metrics_log import MetricsLog, read_metrics, scan
 
 
 def line(step: int, **values: object) -> bytes:

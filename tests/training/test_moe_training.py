@@ -15,12 +15,12 @@ import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
 import tinyllm
-from tests.sources import ROOT
-from tests.training.runs import SMALL, digest, logged, metrics, train
-from tinyllm.assemble import build_model
-from tinyllm.training.checkpoint import find
-from tinyllm.training.objective import Losses, Objective
-from tinyllm.training.routing import StepRouting
+from tests.support.sources import ROOT
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
+from tinyllm.programs.builders import build_model
+from tinyllm.runs.checkpoint import find
+from tinyllm.training.expert_load import StepRouting
+from tinyllm.training.objectives.next_token import Losses, Objective
 
 FREE = ("moe=aux_free", "model.block.moe.n_experts=6", "model.block.moe.gamma=0.01")
 LOSS = ("moe=aux_loss", "model.block.moe.n_experts=6", "model.block.moe.coeff=0.1")

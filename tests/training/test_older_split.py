@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 import tinyllm
-from tests.training.runs import SMALL, train, write_corpus
-from tinyllm.assemble import open_data
+from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
-from tinyllm.evaluate import evaluate_run
-from tinyllm.training.checkpoint import find
+from tinyllm.programs.builders import open_data
+from tinyllm.programs.evaluate import evaluate_run
+from tinyllm.runs.checkpoint import find
 
 
 def test_resumed_and_evaluated_on_its_own_split(
@@ -22,7 +22,7 @@ def test_resumed_and_evaluated_on_its_own_split(
         write_corpus(books / f"{seed}.txt", n_words=600, seed=seed)
     arguments = (*SMALL, "dataset=text", f"dataset.path={books}", "trainer.max_steps=2", "trainer.stop_after_steps=1")
     with monkeypatch.context() as then:
-        then.setattr("tinyllm.assemble.RULES", 1)
+        then.setattr("tinyllm.programs.builders.RULES", 1)
         assert train(*arguments, f"run.dir={tmp_path / 'old'}") == 0
     old = find(tmp_path / "old", prefer="last").manifest["data"]
     assert old["rules"] == "1"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import SMALL, digest, logged, metrics, train, train_elsewhere
+from tests.support.training_runs import SMALL, digest, logged, metrics, train, train_elsewhere
 
 N = 8
 OPTIONS = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import SMALL, logged, train
+from tests.support.training_runs import SMALL, logged, train
 
 
 @pytest.mark.parametrize("horizon", ["trainer.max_steps=4", "trainer.max_tokens=256", "trainer.max_epochs=0.05"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import SMALL, metrics, train, write_corpus
+from tests.support.training_runs import SMALL, metrics, train, write_corpus
 
 STEP = "step-000002"
 

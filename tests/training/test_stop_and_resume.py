@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 import tinyllm
-from tests.training.runs import SMALL, digest, logged, metrics, train
-from tinyllm import trainers
-from tinyllm.config.cli import Invocation
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
+from tinyllm.config.cli.main import Invocation
 from tinyllm.errors import UserError
-from tinyllm.training.checkpoint import find, read_hint
-from tinyllm.training.signals import listening, unless_nohup
-from tinyllm.verify_resume import training_settings
+from tinyllm.programs import trainer_builder as trainers
+from tinyllm.programs.verify_resume import training_settings
+from tinyllm.runs.checkpoint import find, read_hint
+from tinyllm.utils.stop_signal import listening, unless_nohup
 
 
 @pytest.mark.slow

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import tinyllm
-from tests.training.runs import SMALL, digest, logged, metrics, train
-from tinyllm.assemble import build_model, build_optimizer
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
 from tinyllm.errors import UserError
-from tinyllm.evaluate import evaluate_run
 from tinyllm.nn.loss import HeadLoss
-from tinyllm.training.checkpoint import find
-from tinyllm.training.memory import activation_bytes
-from tinyllm.training.objective import Losses, Objective
+from tinyllm.programs.builders import build_model, build_optimizer
+from tinyllm.programs.evaluate import evaluate_run
+from tinyllm.runs.checkpoint import find
+from tinyllm.training.memory_estimate import activation_bytes
+from tinyllm.training.objectives.next_token import Losses, Objective
 from tinyllm.training.trainer import clip
 
 
@@ -162,7 +162,7 @@ def test_a_record_is_the_mean_since_the_last_one_and_carries_every_axis(corpus: 
 def test_the_best_checkpoint_is_that_of_the_lowest_val_loss(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinyllm import trainers
+    from tinyllm.programs import trainer_builder as trainers
 
     losses = iter([3.0, math.nan, 2.0, math.nan, 2.5])
     monkeypatch.setattr(trainers, "evaluate", lambda *a, **k: {"val/loss": next(losses), "val/ppl": 1.0})

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests import sources
-from tests.training.runs import SMALL, write_corpus
+from tests.support import sources
+from tests.support.training_runs import SMALL, write_corpus
 from tests.utils.hidden_posix import MODULES, OF_OS, OF_SIGNAL
 from tinyllm.utils import locks, platforms
 

@@ -9,12 +9,12 @@ from omegaconf import DictConfig, open_dict
 
 from tinyllm.config import schema
 from tinyllm.config.allowed import Option, options_of
-from tinyllm.config.arguments import check_settings
-from tinyllm.config.errors import explain
+from tinyllm.config.checks import check
+from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.hydra_errors import explain
 from tinyllm.config.layers import expand
-from tinyllm.config.literal import quote_literals
 from tinyllm.config.overrides import Base, as_given, hydra_on_conf, key_of, words
-from tinyllm.config.preflight import check
+from tinyllm.config.quoting import quote_literals
 from tinyllm.config.sizes import fill_sizes
 from tinyllm.utils.yaml_files import read_yaml
 
@@ -63,7 +63,7 @@ def checked(
         filled: keys that the program itself has set; what they turn off was not the user's mistake.
 
     Raises:
-        UserError: see :func:`tinyllm.config.preflight.check` and :func:`tinyllm.config.layers.expand`.
+        UserError: see :func:`tinyllm.config.checks.check` and :func:`tinyllm.config.layers.expand`.
     """
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
     sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]

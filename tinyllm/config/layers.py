@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.allowed import Option
-from tinyllm.config.layer_lines import at, read_layers
+from tinyllm.config.layers_jsonl import at, read_layers
 from tinyllm.config.overrides import Base, key_of, words
 from tinyllm.config.targets import parameters_of, resolve_target
 from tinyllm.errors import UserError, setting

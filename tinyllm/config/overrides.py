@@ -9,12 +9,38 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.arguments import check_settings
-from tinyllm.config.errors import explain
+from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.grammar import parse_settings
+from tinyllm.config.hydra_errors import explain
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
+
+OWN_PLACE = {
+    "run.dir": "each job has its own directory below hydra.sweep.dir; leave it out",
+    "run.name": "each job's directory is named by its number and what varies; leave it out",
+    "resume": "start the same command again with hydra.sweep.dir=<the sweep's directory>",
+}
+"""Keys that the sweep sets for each job."""
+
+
+def parse(arguments: Iterable[str]) -> list[Override]:
+    """The settings as Hydra reads them, the last one of each key.
+
+    Raises:
+        UserError: a key that the sweep itself sets.
+    """
+    arguments = list(arguments)
+    with explain(arguments):
+        parsed = parse_settings(arguments)
+    for override in parsed:
+        hint = OWN_PLACE.get(override.key_or_group)
+        if hint:
+            typed = str(override.input_line).partition("=")[2]
+            raise UserError("a multirun has no use for it", key=override.key_or_group, value=typed, hint=hint)
+    return list({override.get_key_element(): override for override in parsed}.values())
 
 
 def key_of(override: str) -> str:

@@ -17,12 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.allowed import Option, check_classes
-from tinyllm.config.effects import value_at
 from tinyllm.config.grammar import MOST, count_values, parse_settings
-from tinyllm.config.literal import escaped, written
-from tinyllm.config.names import is_option
-from tinyllm.config.older import upgraded
+from tinyllm.config.migrations import upgraded
+from tinyllm.config.no_effect import value_at
 from tinyllm.config.paths import conf_dir
+from tinyllm.config.quoting import escaped, written
+from tinyllm.config.suggestions import is_option
 from tinyllm.errors import UserError
 from tinyllm.utils.yaml_files import read_yaml
 

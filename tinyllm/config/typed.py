@@ -17,8 +17,8 @@ from hydra.errors import HydraException
 from tinyllm.config import schema
 from tinyllm.config.allowed import walk_nodes
 from tinyllm.config.grammar import parse_settings
-from tinyllm.config.names import package_of
 from tinyllm.config.paths import conf_dir
+from tinyllm.config.suggestions import package_of
 from tinyllm.config.targets import annotations_of, resolve_target
 from tinyllm.errors import UserError
 from tinyllm.utils.numbers import whole_number

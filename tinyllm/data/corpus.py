@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tinyllm.data.hashes import ContentHashes
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.errors import UserError
 
 

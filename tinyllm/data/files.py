@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinyllm.data.content_hashes import without_marks
 from tinyllm.data.formats import BINARY, HEAD, kind_of, refuse_kind
-from tinyllm.data.hashes import without_marks
 from tinyllm.errors import UserError
 
 CHUNK = 2**20

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from tinyllm.data.hashes import FoundFile, stamp_of
+from tinyllm.data.content_hashes import FoundFile, stamp_of
 from tinyllm.errors import UserError
 from tinyllm.utils.files import in_home
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from tinyllm.data.corpus import Document
-from tinyllm.data.filecorpus import Contents, FileCorpus
+from tinyllm.data.file_corpus import Contents, FileCorpus
 from tinyllm.data.files import CHUNK, NOT_UTF8, read_lines, require_errors_mode
 from tinyllm.data.finding import Listing
 from tinyllm.errors import UserError

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tinyllm.data.sampler import Sampler
-from tinyllm.data.tokens import Split
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.utils.platforms import held_back, ignore, signals
 

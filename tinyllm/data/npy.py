@@ -9,7 +9,7 @@ from tokenize import TokenError
 import numpy as np
 
 from tinyllm.data.corpus import Document
-from tinyllm.data.filecorpus import Contents, FileCorpus
+from tinyllm.data.file_corpus import Contents, FileCorpus
 from tinyllm.data.files import read_head
 from tinyllm.data.finding import Listing
 from tinyllm.data.formats import RAW, advice_for, kind_of

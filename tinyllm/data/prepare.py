@@ -10,20 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tinyllm.data.cache import (
-    FORMAT,
-    SIDES,
-    DamagedCacheError,
-    TokenWriter,
-    open_cache,
-    remove_stale,
-    save_rest,
-)
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
 from tinyllm.data.encode import Tally, encode_documents
-from tinyllm.data.hashes import ContentHashes
 from tinyllm.data.split import RULES, Parts, split
-from tinyllm.data.tokens import TokenData
+from tinyllm.data.token_cache import FORMAT, SIDES, DamagedCacheError, TokenWriter, open_cache, remove_stale, save_rest
+from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.utils.files import TEMPORARY, in_home, remove, sync

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 
+from tinyllm.data.content_hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
-from tinyllm.data.hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.stdlib import source_files
 
 RULES = 1  # raise it when the extraction below changes: it is part of the fingerprint

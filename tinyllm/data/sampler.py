@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from tinyllm.data.permutation import draw, permuted
-from tinyllm.data.tokens import Split
+from tinyllm.data.shuffle import draw, permuted
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 
 

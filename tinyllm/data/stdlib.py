@@ -5,8 +5,8 @@ import sysconfig
 from functools import partial
 from pathlib import Path
 
+from tinyllm.data.content_hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.corpus import Corpus, Source, fingerprint_of
-from tinyllm.data.hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.text import documents_of
 from tinyllm.errors import UserError
 

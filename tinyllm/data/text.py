@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from tinyllm.data.corpus import Document
-from tinyllm.data.filecorpus import Contents, FileCorpus
+from tinyllm.data.file_corpus import Contents, FileCorpus
 from tinyllm.data.files import look_at, read_text, require_errors_mode
 from tinyllm.data.finding import Listing
 from tinyllm.data.formats import BINARY, advice_for, counted

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from tinyllm.data.loader import IGNORED, eval_batches, eval_bytes
-from tinyllm.data.tokens import Split
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
-from tinyllm.inference.interrupt import Interrupted, Stopping
 from tinyllm.nn.finite import first_not_finite
 from tinyllm.nn.loss import linear_cross_entropy, perplexity
+from tinyllm.utils.interrupt import Interrupted, Stopping
 
 
 def evaluate(

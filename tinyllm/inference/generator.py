@@ -8,9 +8,9 @@ import torch
 
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, Decoder, LanguageModel, decode
-from tinyllm.inference.interrupt import Interrupted, Stopping
 from tinyllm.inference.sampling import Sampling, TokenChooser
 from tinyllm.inference.stopping import StopFilter
+from tinyllm.utils.interrupt import Interrupted, Stopping
 
 
 class Piece(NamedTuple):

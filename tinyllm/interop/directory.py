@@ -14,7 +14,7 @@ from tinyllm.errors import UserError
 from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family, refused
 from tinyllm.interop.kinds import HARMLESS
-from tinyllm.training.tensors import INDEX, MODEL, Tensors
+from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors
 from tinyllm.utils.files import check_utf8, create, read_json, remove, set_mode, sync, temporary, translated
 
 CONFIG, GENERATION = "config.json", "generation_config.json"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.training.events import Callback, Outcome
-from tinyllm.training.metrics import read_metrics
+from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.utils.files import write_atomic
 from tinyllm.utils.text import short
 

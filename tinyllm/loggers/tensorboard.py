@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tinyllm.loggers.axis import Axis
-from tinyllm.training.events import Callback, Outcome, RunInfo
-from tinyllm.training.metrics import read_metrics
-from tinyllm.training.run_dir import METRICS
+from tinyllm.runs.directory import METRICS
+from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.training.callbacks import Axis, Callback, Outcome, RunInfo
 
 ABSENT = "tensorboard is not installed, so the run goes on without it: pip install 'tinyllm[tensorboard]'"
 WHOLE: dict[Axis, float] = {"step": 1, "tokens": 1, "flops": 1e-6, "seconds": 1e3}

@@ -7,13 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyllm.loggers.axis import Axis
-from tinyllm.loggers.background import Background
-from tinyllm.loggers.wandb_service import PROJECT, Mode, asked_mode, is_installed, sentences, start
-from tinyllm.training.events import Callback, Outcome, RunInfo
-from tinyllm.training.metrics import read_metrics
-from tinyllm.training.names import METRICS
-from tinyllm.training.provenance import provenance
+from tinyllm.loggers.wandb_client import PROJECT, Background, Mode, asked_mode, is_installed, sentences, start
+from tinyllm.runs.layout import METRICS
+from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.runs.provenance import provenance
+from tinyllm.training.callbacks import Axis, Callback, Outcome, RunInfo
 
 HASTE = 10.0
 """Seconds to finish after a signal or an error, where whoever stopped the run may not wait long."""

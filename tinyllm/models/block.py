@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import FeedForward, Routing
-from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
 
 

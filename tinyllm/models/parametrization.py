@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.grouped import GroupedLinear
+from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.linear import Linear
 
 Norm = Callable[[int, int], float]

@@ -15,11 +15,11 @@ from tinyllm.models.layerdrop import draw_kept, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard
 from tinyllm.nn.cache import Cache
+from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import Routing
-from tinyllm.nn.grouped import GroupedLinear
+from tinyllm.nn.grouped_linear import GroupedLinear
+from tinyllm.nn.inference_linear import reorder_
 from tinyllm.nn.linear import Linear
-from tinyllm.nn.packed import reorder_
-from tinyllm.nn.parts import make
 from tinyllm.nn.position import Position
 from tinyllm.nn.precision import compute_dtype
 
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         attn_dropout: on the attention weights.
         layerdrop: probability with which the deepest block is left out in training, see ``models.layerdrop``.
         block, norm, pos: factories of the layers, the norms and the position object; each gets the arguments that its
-            constructor names (``tinyllm.nn.parts.make``).
+            constructor names (``tinyllm.nn.factory.make``).
         layers: makes the list of the layers' factories, of what it names of ``block`` and ``n_layers``.
         parametrization: how initial weights, learning rates and multipliers follow the width.
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tinyllm.nn.packed import PackedLinear, RoundedLinear, has_packed, reorder_
+from tinyllm.nn.inference_linear import PackedLinear, RoundedLinear, has_packed, reorder_
 
 
 class Linear(nn.Linear):

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyllm.nn.activations import lookup
-from tinyllm.nn.dispatch import Dispatch
+from tinyllm.nn.expert_dispatch import Dispatch
+from tinyllm.nn.factory import make, names_of
 from tinyllm.nn.feedforward import FeedForward, Routing
-from tinyllm.nn.grouped import GroupedLinear, Groups, block_of
+from tinyllm.nn.grouped_linear import GroupedLinear, Groups, block_of
 from tinyllm.nn.linear import ExactLinear
-from tinyllm.nn.parts import make, names_of
 from tinyllm.nn.precision import compute_dtype
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}

@@ -7,11 +7,11 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.nn.finite import first_not_finite
-from tinyllm.training.checkpoint import name_of, steps_in
-from tinyllm.training.distributed import Strategy
-from tinyllm.training.events import Callback
-from tinyllm.training.metrics import Log
-from tinyllm.training.saver import Saver
+from tinyllm.runs.checkpoint import name_of, steps_in
+from tinyllm.runs.checkpoint_writer import Saver
+from tinyllm.runs.metrics_log import Log
+from tinyllm.training.callbacks import Callback
+from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.state import TrainState
 
 

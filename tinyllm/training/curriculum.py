@@ -21,7 +21,7 @@ class Lengths:
     steps: int = 0
     """Steps of the ramp; 0: there is none."""
     shift: int = 0
-    """The step at which the ramp begins; see :class:`tinyllm.training.plan.Horizon`."""
+    """The step at which the ramp begins; see :class:`tinyllm.training.batch_plan.Horizon`."""
 
     @property
     def full_from(self) -> int:

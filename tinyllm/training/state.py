@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tinyllm.errors import UserError
 from tinyllm.optim.ema import Average
 from tinyllm.optim.state_shapes import Shapes, state_shapes
-from tinyllm.training.distributed import Strategy
-from tinyllm.training.state_schema import damaged
+from tinyllm.runs.state_schema import damaged
+from tinyllm.training.distributed.strategy import Strategy
 
 
 @dataclass(kw_only=True)
@@ -66,7 +66,7 @@ class TrainState:
         """Continue from :meth:`state_dict`.
 
         Args:
-            state: its fields are as :mod:`tinyllm.training.state_schema` has them.
+            state: its fields are as :mod:`tinyllm.runs.state_schema` has them.
             file: where it comes from, for messages.
 
         Raises:

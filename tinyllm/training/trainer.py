@@ -11,24 +11,25 @@ import torch
 from torch import Tensor
 
 from tinyllm.errors import UserError
-from tinyllm.inference.interrupt import Interrupted, Stopping
 from tinyllm.nn.feedforward import FeedForward
 from tinyllm.optim.sharded import whole
+from tinyllm.runs.metrics_log import Log
+from tinyllm.training.batch_plan import Batch
+from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
-from tinyllm.training.distributed import Strategy
-from tinyllm.training.events import Callback, Outcome
-from tinyllm.training.faults import fault, spoilt
-from tinyllm.training.hardware import peak_memory
-from tinyllm.training.metrics import Log, Stopwatch
-from tinyllm.training.objective import Losses, Objective
-from tinyllm.training.plan import Batch
-from tinyllm.training.profile import NoProfiler
-from tinyllm.training.routing import StepRouting
-from tinyllm.training.seeds import stream
-from tinyllm.training.signals import StopRequest
+from tinyllm.training.distributed.strategy import Strategy
+from tinyllm.training.expert_load import StepRouting
+from tinyllm.training.objectives.next_token import Losses, Objective
+from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
+from tinyllm.training.stopwatch import Stopwatch
+from tinyllm.utils.device import peak_memory
+from tinyllm.utils.fault_injection import fault, spoilt
+from tinyllm.utils.interrupt import Interrupted, Stopping
 from tinyllm.utils.memory import memory_for
+from tinyllm.utils.seeds import stream
+from tinyllm.utils.stop_signal import StopRequest
 
 MicroBatch = tuple[Tensor, Tensor]
 LESS_MEMORY = (

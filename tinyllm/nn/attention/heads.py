@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights, unrolled
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.rule import Rule
+from tinyllm.nn.attention.kernels import attend, chosen_kernel, kept_weights, unrolled
+from tinyllm.nn.attention.masking import Rule
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import LEAST_EPS, RMSNorm

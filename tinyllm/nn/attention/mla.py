@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.attention.attend import attend, chosen_kernel, kept_weights, unrolled
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.heads import size_of_head
-from tinyllm.nn.attention.rule import Rule
+from tinyllm.nn.attention.kernels import attend, chosen_kernel, kept_weights, unrolled
+from tinyllm.nn.attention.masking import Rule
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear, OpenLinear
 from tinyllm.nn.norm import RMSNorm

@@ -15,7 +15,7 @@ class _Ours(Sweeper):
     """Keeps what Hydra hands over."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from tinyllm.sweep.launching import Launching
+        from tinyllm.studies.sweep.launcher import Launching
 
         self.launching = Launching(config=config, context=hydra_context, task=task_function)
 
@@ -32,7 +32,7 @@ class Grid(_Ours):
         self.max_batch_size, self.params = max_batch_size, params
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tinyllm.sweep.grid import sweep
+        from tinyllm.studies.sweep.grid import sweep
 
         sweep(self.launching, arguments, batch=self.max_batch_size, params=self.params or {})
 
@@ -68,6 +68,6 @@ class Search(_Ours):
         self.params = params
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tinyllm.sweep.search import search
+        from tinyllm.studies.sweep.search import search
 
         search(self.launching, arguments, params=self.params or {}, **self.settings)

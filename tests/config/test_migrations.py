@@ -1,0 +1,121 @@
+"""A configuration of the first version is one of today with what came later at its neutral values."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+import tinyllm
+from tinyllm.config.migrations import upgraded
+from tinyllm.errors import UserError
+from tinyllm.programs.resume import reconcile
+from tinyllm.runs.layout import CONFIG
+
+LATER = {
+    "model": ("layerdrop", "layers", "parametrization"),
+    "model.block": ("moe",),
+    "model.block.attn": ("head_dim", "window", "sinks", "softcap"),
+    "trainer": ("activation_checkpointing",),
+    "loss": ("label_smoothing", "z_loss"),
+}
+
+
+def test_what_came_later_is_filled_in() -> None:
+    today = tinyllm.compose("attn=gqa", "model.d_model=64", "model.n_heads=2", "trainer.batch_size=3", "ffn=swiglu")
+    old = OmegaConf.create(OmegaConf.to_container(today))
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old["ema"]
+        for path, keys in LATER.items():
+            for key in keys:
+                del OmegaConf.select(old, path)[key]
+    assert OmegaConf.to_container(upgraded(old), resolve=True) == OmegaConf.to_container(today, resolve=True)
+
+
+def test_the_model_alone_may_be_of_an_earlier_version() -> None:
+    today = tinyllm.compose("attn=gqa", "layers=pattern", 'model.layers.kinds={a:"attn=mqa",b:""}',
+                            "model.layers.pattern=[a,b]")  # fmt: skip
+    old = OmegaConf.create(OmegaConf.to_container(today))
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old.model["parametrization"]
+    assert OmegaConf.to_container(upgraded(old), resolve=True) == OmegaConf.to_container(today, resolve=True)
+    with open_dict(old):
+        old.model._target_ = "mine.Model"
+    assert upgraded(old) is old
+
+
+def test_what_is_of_today_stays() -> None:
+    today = tinyllm.compose("attn=mla", "moe=aux_free", "layers=pattern", 'model.layers.kinds={a:"attn=mqa",b:""}',
+                            "model.layers.pattern=[a,b]")  # fmt: skip
+    assert upgraded(today) is today
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_that_was_muons_stays_muons(tied: bool, tmp_path: Path) -> None:
+    """An earlier version had no key for it; whatever names the optimizer when the run goes on says nothing of it."""
+    asked = ("optimizer=muon", f"model.tie_embeddings={str(tied).lower()}")
+    old = OmegaConf.create(OmegaConf.to_container(tinyllm.compose(*asked), resolve=True))
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old.optimizer["orthogonal_head"]
+    assert upgraded(old).optimizer.orthogonal_head is not tied
+    OmegaConf.save(old, tmp_path / CONFIG)
+    checkpoint: Any = SimpleNamespace(path=tmp_path, run_dir=tmp_path)
+    for named in (("resume",), ("resume", "optimizer")):
+        cfg = tinyllm.compose(*asked)
+        notes = reconcile(cfg, checkpoint, named=named)
+        assert cfg.optimizer.orthogonal_head is not tied and len(notes) == (not tied)
+    if not tied:
+        with pytest.raises(UserError, match=r"cannot change optimizer.orthogonal_head.*the run has true"):
+            reconcile(tinyllm.compose(*asked), checkpoint, named=["optimizer.orthogonal_head"])
+
+
+def test_an_untied_head_has_to_be_there() -> None:
+    with pytest.raises(UserError, match=r"\(optimizer.orthogonal_head=true\): model.tie_embeddings=true turns"):
+        tinyllm.compose("optimizer=muon", "optimizer.orthogonal_head=true")
+
+
+@pytest.mark.parametrize("option", ["char", "byte", "bpe", "pretrained"])
+def test_a_tokenizer_stays_what_it_was(option: str) -> None:
+    """Without markers and, for BPE, with words of any length; so a lost token cache is made again as it was."""
+    overrides = [f"tokenizer={option}", *(["tokenizer.path=x"] if option == "pretrained" else [])]
+    old = OmegaConf.create(OmegaConf.to_container(tinyllm.compose(*overrides)))
+    assert isinstance(old, DictConfig)
+    added = {"match_special": False} | ({"max_word": None} if option == "bpe" else {})
+    added |= {"special_tokens": []} if option in ("char", "byte") else {}  # type: ignore[dict-item]
+    with open_dict(old):
+        for key in added:
+            del old.tokenizer[key]
+    filled = upgraded(old)
+    assert {key: OmegaConf.to_container(filled.tokenizer)[key] for key in added} == added  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize("option", ["mha", "gqa", "mqa"])
+def test_a_run_goes_on_without_a_word_about_keys_that_came_later(option: str, tmp_path: Path) -> None:
+    """At the values that change nothing, wherever the part stands: in the block, or in a kind of layers."""
+    kinds = f'model.layers.kinds={{a:"attn={option}",b:"moe=aux_loss"}}'
+    asked = (f"attn={option}", "moe=aux_free", "layers=pattern", kinds, "model.layers.pattern=[a,b]")
+    today = tinyllm.compose(*asked)
+    old = OmegaConf.create(OmegaConf.to_container(today))
+    assert isinstance(old, DictConfig)
+    later = {"qk_norm_eps", "qkv_bias", "nope", "normalize", "n_groups", "n_active_groups"}
+    assert _without(old, later) == later
+    OmegaConf.save(old, tmp_path / CONFIG)
+    checkpoint: Any = SimpleNamespace(path=tmp_path, run_dir=tmp_path)
+    assert reconcile(tinyllm.compose(*asked), checkpoint, named=["resume"]) == []
+
+
+def _without(node: Any, keys: set[str]) -> set[str]:
+    """Take keys out wherever they stand, and say which were there."""
+    there: set[str] = set()
+    with open_dict(node):
+        for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+            if key in keys:
+                del node[key]
+                there.add(key)
+            elif OmegaConf.is_config(node[key]):
+                there |= _without(node[key], keys)
+    return there

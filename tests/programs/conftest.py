@@ -1,0 +1,100 @@
+"""A program called as a person calls it, in an empty current directory."""
+
+import gzip
+import importlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+
+from tests.support.training_runs import SMALL, train, write_corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a call of a program left."""
+
+    code: int
+    out: str
+    err: str
+    made: list[str]
+    """What is in the current directory afterwards."""
+    seconds: float
+
+
+Call = Callable[..., Answer]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs a program's entry point in this process, in an empty directory."""
+    place = tmp_path / "empty"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+    def run(program: str, *arguments: str, **environ: str) -> Answer:
+        capsys.readouterr()
+        start = time.perf_counter()
+        with (
+            mock.patch.object(sys, "argv", [f"tinyllm-{program}", *arguments]),
+            mock.patch.object(sys, "path", list(sys.path)),
+            mock.patch.dict(os.environ, environ),
+            pytest.raises(SystemExit) as end,
+        ):
+            importlib.import_module(f"tinyllm.{program}").main()
+        seconds = time.perf_counter() - start
+        shown = capsys.readouterr()
+        made = sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
+        code = end.value.code
+        assert isinstance(code, int)
+        return Answer(code=code, out=shown.out, err=shown.err, made=made, seconds=seconds)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of good and bad inputs: texts, a finished run, damaged copies of it."""
+    place = tmp_path_factory.mktemp("inputs")
+    write_corpus(place / "good.txt", n_words=400)
+    (place / "other.txt").write_text("hello world, cat\n" * 99)
+    (place / "empty.txt").write_text("")
+    (place / "blank.txt").write_text(" \n\t\n" * 50)
+    (place / "short.txt").write_text("a b c")
+    (place / "line.txt").write_text("hello world, cat")
+    (place / "bad_utf8.txt").write_bytes(b"ok " * 100 + b"\xff\xfe" + b"ok " * 100)
+    (place / "utf16.txt").write_bytes(("hello " * 100).encode("utf-16"))
+    (place / "text.txt.gz").write_bytes(gzip.compress(b"some text " * 99))
+    (place / "paper.pdf").write_bytes(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
+    np.arange(500, dtype=np.uint16).tofile(place / "train.bin")
+    np.save(place / "flat.npy", np.arange(99))
+    (place / "array.json").write_text('[{"text": "one"}]')
+    os.mkfifo(place / "pipe")
+    (place / "no_text").mkdir()
+    (place / "no_text" / "picture.bin").write_bytes(bytes(range(256)))
+    (place / "lines.jsonl").write_text('{"text": "one"}\n{"texd": "two"}\n')
+    np.save(place / "floats.npy", np.zeros((4, 8), dtype=np.float32))
+    np.save(place / "negative.npy", np.full((20, 32), -1, dtype=np.int64))
+    data = ("dataset=text", f"dataset.path={place / 'good.txt'}")
+    assert train(*SMALL, *data, "trainer.max_steps=2", f"run.dir={place / 'run'}") == 0
+    for name, file in (("cut", "state.pt"), ("flipped", "model.safetensors"), ("html", "manifest.json")):
+        shutil.copytree(place / "run", place / name)
+        for path in (place / name).glob(f"checkpoints/step-*/{file}"):
+            whole = path.read_bytes()
+            damaged = {
+                "cut": whole[: len(whole) // 2],
+                "flipped": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+                "html": b"<html>404</html>",
+            }
+            path.write_bytes(damaged[name])
+    (place / "other_project").mkdir()
+    (place / "other_project" / "model.pt").write_bytes(b"PK")
+    return place

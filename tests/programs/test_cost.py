@@ -1,0 +1,79 @@
+"""Accounts of compositions: closed forms, what describe says, and what a built model has and computes."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import tinyllm
+from tests.support.options import distinct
+from tinyllm.errors import UserError
+from tinyllm.programs import describe
+from tinyllm.programs.builders import build_model
+from tinyllm.programs.cost import account, vocabulary
+
+VOCABULARY = 50
+
+
+def test_the_closed_form_of_nano() -> None:
+    found = account(tinyllm.compose("model=nano"), vocab_size=VOCABULARY)
+    d, layers, ff, context = 128, 4, 512, 128
+    matrices = layers * (4 * d * d + 2 * d * ff)
+    assert found.parameters == found.active_parameters == VOCABULARY * d + matrices + layers * 2 * d + d
+    forward = 2 * (matrices + VOCABULARY * d) + layers * 4 * context * d
+    assert found.flops_per_token == 3 * forward
+    assert found.decode_flops_per_token == forward
+    assert found.kv_bytes_per_token == layers * 2 * d * 2
+
+
+def test_a_mixture_has_parameters_that_a_token_does_not_pass() -> None:
+    found = account(tinyllm.compose("moe=aux_free"), vocab_size=VOCABULARY)
+    one_expert = 2 * 128 * 168  # 512 / 3 to the nearest multiple of 8
+    assert found.parameters - found.active_parameters == 4 * 5 * one_expert
+
+
+def test_the_training_context_counts_for_training_alone() -> None:
+    whole = account(tinyllm.compose("model=nano"), vocab_size=VOCABULARY)
+    half = account(tinyllm.compose("model=nano", "trainer.seq_len=64"), vocab_size=VOCABULARY)
+    assert whole.flops_per_token - half.flops_per_token == 3 * 4 * 4 * 64 * 128
+    assert whole.decode_flops_per_token == half.decode_flops_per_token
+
+
+@pytest.mark.parametrize("choices", [("attn=mla", "moe=aux_loss"), ("attn=gqa", "ffn=swiglu", "trainer.seq_len=32")])
+def test_describe_says_the_same(choices: tuple[str, ...]) -> None:
+    cfg = tinyllm.compose("model=tiny", "model.vocab_size=300", "tokenizer=char", *choices)
+    facts, _ = describe.account(cfg)
+    found = account(cfg, vocab_size=VOCABULARY)
+    assert facts["parameters"]["total"] == found.parameters
+    assert facts["parameters"]["active per token"] == found.active_parameters
+    assert facts["FLOPs per token"]["train"] == found.flops_per_token
+    assert facts["FLOPs per token"]["decode"] == found.decode_flops_per_token
+    assert facts["KV cache, bytes"]["per token, bf16"] == found.kv_bytes_per_token
+
+
+@pytest.mark.parametrize("attn", distinct("attn"))
+def test_a_built_model_has_and_computes_as_much(attn: str) -> None:
+    cfg = tinyllm.compose(
+        "model.d_model=32", "model.n_layers=2", "model.max_seq_len=16", f"attn={attn}", "moe=aux_free"
+    )
+    found = account(cfg, vocab_size=VOCABULARY)
+    build = {"vocab_size": VOCABULARY, "seed": 0, "allow": frozenset()}
+    model = build_model(cfg, device=torch.device("cpu"), **build)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.logits(model(torch.zeros(3, 16, dtype=torch.int64)))
+    assert 3 * counter.get_total_flops() == 3 * 16 * found.flops_per_token
+    cache = model.make_cache(1, 10, dtype=torch.bfloat16)
+    held = sum(buffer.numel() * buffer.element_size() for layer in cache.layers for buffer in layer.buffers)
+    assert held == 10 * found.kv_bytes_per_token
+
+
+def test_sizes_that_do_not_go_together_are_told() -> None:
+    with pytest.raises(UserError, match="not divisible by n_heads=3"):
+        account(tinyllm.compose("model.n_heads=3"), vocab_size=VOCABULARY)
+
+
+def test_the_vocabulary_as_far_as_it_is_known() -> None:
+    assert vocabulary(tinyllm.compose("model.vocab_size=77")) == (77, [])
+    assert vocabulary(tinyllm.compose("tokenizer=bpe", "tokenizer.vocab_size=500")) == (500, [])
+    assert account(tinyllm.compose("model.vocab_size=77"), vocab_size=20) == account(tinyllm.compose(), vocab_size=77)

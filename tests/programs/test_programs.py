@@ -1,0 +1,142 @@
+"""The programs as processes: what stays off the screen, what is never imported, what a sweep does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tinyllm
+from tests.programs.conftest import Call
+from tests.support.training_runs import SMALL
+
+HEAVY = ("torch", "numpy", "transformers", "wandb", "matplotlib", "tokenizers", "tinyllm.programs.training_run")
+WITHOUT_RUNNING = """
+import sys
+from tinyllm.{program} import main
+sys.argv = ["tinyllm-{program}", *{arguments!r}]
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(*(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def process(*command: str, **keywords: Any) -> "subprocess.CompletedProcess[str]":
+    """A finished process of this Python."""
+    environ = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=120, env=environ, **keywords
+    )
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "shown"),
+    [
+        ("train", ["--cfg", "job", "--resolve"], "max_seq_len: 128"),
+        ("train", ["attn=gqa", "--info", "defaults-tree", "model=tiny"], "attn: gqa"),
+        ("train", ["--help"], "key=value"),
+        ("generate", ["--cfg", "job"], "temperature: 0.8"),
+        ("describe", ["--cfg", "job", "--package", "optimizer"], "weight_decay: 0.1"),
+    ],
+)
+def test_looking_at_the_configuration_imports_nothing_heavy(
+    program: str, flags: list[str], shown: str, tmp_path: Path
+) -> None:
+    code = WITHOUT_RUNNING.format(program=program, arguments=flags, heavy=HEAVY)
+    done = process("-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert shown in done.stdout
+    assert done.stderr.split() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_is_one_line_of_a_process_too(tmp_path: Path) -> None:
+    done = process("-m", "tinyllm.train", "model.d_modle=64", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown key (model.d_modle=64): did you mean model.d_model?\n"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_is_there_for_who_asks(call: Call) -> None:
+    plain = call("train", "trainer.max_steps=-1")
+    asked = call("train", "trainer.max_steps=-1", "debug=true")
+    environ = call("train", "trainer.max_steps=-1", HYDRA_FULL_ERROR="1")
+    for answer in (asked, environ):
+        assert answer.code == 2
+        assert "Traceback (most recent call last)" in answer.err
+        assert "tinyllm.errors.UserError" in answer.err
+        assert answer.err.splitlines()[-1] == plain.err.strip()
+    assert "Traceback" not in plain.err
+
+
+def test_what_nobody_foresaw_is_one_line_with_its_place(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("on\ntwo lines")
+
+    monkeypatch.setattr("tinyllm.programs.training_run.plan", broken)
+    answer = call("train")
+    assert answer.code == 1
+    [line] = answer.err.splitlines()
+    assert line.startswith("error: ZeroDivisionError: on two lines (test_programs.py:")
+    assert "HYDRA_FULL_ERROR=1" in line
+    assert "Traceback" in call("train", "debug=true").err
+
+
+def test_the_version_is_ours(call: Call) -> None:
+    assert call("train", "--version").out == f"tinyllm {tinyllm.__version__}\n"
+
+
+def test_flags_and_settings_in_any_order(call: Call) -> None:
+    orders = (
+        ["--cfg", "job", "seed=3", "model.d_model=64"],
+        ["seed=3", "--cfg=job", "model.d_model=64"],
+        ["seed=3", "model.d_model=64", "-c", "job"],
+    )
+    shown = {call("train", *order).out for order in orders}
+    assert len(shown) == 1
+    assert "seed: 3" in shown.pop()
+
+
+def test_a_multirun_of_another_program_goes_on_after_a_job_that_fails(call: Call, inputs: Path) -> None:
+    answer = call("evaluate", "-m", f"run={inputs / 'run'}", "split=val,test")
+    assert answer.code == 2
+    error, job = answer.err.splitlines()[-2:]
+    assert error.startswith("error: value not allowed (split=test)")
+    assert job.startswith("in job 1: ") and job.endswith("split=test")
+    assert answer.out.splitlines()[-1] == "2 jobs, 1 failed: 1"
+
+
+def test_a_sweep_composes_its_defaults_before_it_starts(call: Call) -> None:
+    answer = call("train", "-m", "seed=1,2", "model.d_modle=3")
+    assert answer.code == 2
+    assert answer.err.startswith("error: unknown key (model.d_modle=3): did you mean model.d_model?")
+
+
+WITHOUT_PRIVILEGE = """
+import ctypes, os, sys
+for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH: what lets root pass by file modes
+    if os.geteuid() == 0 and ctypes.CDLL(None).prctl(24, capability, 0, 0, 0):
+        sys.exit("cannot drop the capability")
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+def test_an_output_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "outputs").mkdir(mode=0o555)
+    probe = "import pathlib; pathlib.Path('outputs/x').touch()"
+    if "Permission denied" not in process("-c", WITHOUT_PRIVILEGE, "-c", probe, cwd=tmp_path).stderr:
+        pytest.skip("here a file mode does not keep a process from writing")
+    (tmp_path / "words.txt").write_text("the cat sat on the mat " * 100)
+    settings = (*SMALL, "dataset=text", "dataset.path=words.txt", "trainer.max_steps=1")
+    program = ("-c", WITHOUT_PRIVILEGE, "-m", "tinyllm.train")
+    done = process(*program, *settings, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: the run directory cannot be made (run.dir=outputs/")
+    assert "Permission denied" in line
+    assert list((tmp_path / "outputs").iterdir()) == []

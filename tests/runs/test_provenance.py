@@ -1,0 +1,101 @@
+"""The fingerprint of the code covers what training computes, and a seal tells when a run's files were changed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support import sources
+from tests.support.training_runs import SMALL, train, write_corpus
+from tinyllm.errors import UserError
+from tinyllm.runs.provenance import PACKAGE, TRAINING_CODE, code_fingerprint, fingerprint_of, training_files
+from tinyllm.runs.seal import SEALED, check_seal, read_run_json
+
+NOT_TRAINING = {"config", "loggers", "errors.py", "__init__.py", "run_info.py", "loading.py", "interop"}
+"""What training imports and what leaves its numbers alone: composes the configuration, shows, names mistakes.
+
+Of loading it has one check, and interop comes with that.
+"""
+
+
+def test_all_that_training_imports_is_in_the_fingerprint_or_decides_nothing() -> None:
+    counted = set(training_files(PACKAGE))
+    seen, left = set(), [PACKAGE / "session.py"]
+    while left:
+        path = left.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for one in sources.imports(sources.tree(path)):
+            place = sources.ROOT.joinpath(*one.module.split("."))
+            if one.module.startswith("tinyllm."):
+                left += [file for file in (place.with_suffix(".py"), place.parent.with_suffix(".py")) if file.is_file()]
+    others = {path.relative_to(PACKAGE).parts[0] for path in seen - counted}
+    assert others <= NOT_TRAINING, "decide: TRAINING_CODE, or NOT_TRAINING if no number of a run depends on it"
+    assert len(seen & counted) > 50
+
+
+def test_any_change_of_a_counted_file_is_another_fingerprint(tmp_path: Path) -> None:
+    copy = tmp_path / "tinyllm"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    before = fingerprint_of(copy)
+    assert before == code_fingerprint()
+    (copy / "loggers" / "wording.py").write_text("", encoding="utf-8")
+    assert fingerprint_of(copy) == before
+    folders = [name for name in TRAINING_CODE if (copy / name).is_dir()]
+    for file in (copy / "trainers.py", *(min((copy / name).glob("*.py")) for name in folders)):
+        content = file.read_bytes()
+        file.write_bytes(content + b"\n")
+        assert fingerprint_of(copy) != before
+        file.write_bytes(content)
+    (copy / "nn" / "norm.py").rename(copy / "nn" / "norms.py")
+    assert fingerprint_of(copy) != before
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ended")
+    corpus = ("dataset=text", f"dataset.path={write_corpus(folder / 'words.txt')}")
+    assert train(*SMALL, *corpus, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={folder / 'run'}") == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("name", SEALED)
+def test_a_file_changed_or_taken_away_is_named(ended: Path, tmp_path: Path, name: str) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    check_seal(run)
+    with (run / name).open("a", encoding="utf-8") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match=rf"was changed after its end \(.*{name}\)"):
+        check_seal(run)
+    (run / name).unlink()
+    with pytest.raises(UserError, match=rf"is missing after its end \(.*{name}\)"):
+        check_seal(run)
+
+
+def test_a_seal_is_made_at_each_end_and_starts_are_kept(ended: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    assert read_run_json(run)["status"] == "interrupted"
+    assert train(f"resume={run}", "trainer.grad_clip=0.5") == 0
+    check_seal(run)
+    facts = read_run_json(run)
+    assert facts["status"] == "finished" and facts["code"] == code_fingerprint()
+    assert [one["step"] for one in facts["starts"]] == [0, 2]
+    assert "trainer.grad_clip=0.5" in facts["starts"][1]["settings"]
+    assert "trainer.grad_clip=0.5" not in facts["starts"][0]["settings"]
+
+
+def test_a_run_without_an_end_has_no_seal(ended: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(ended, tmp_path / "run")
+    facts = read_run_json(run)
+    del facts["sha256"]
+    (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(UserError, match="nothing tells"):
+        check_seal(run)
+    (run / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"a damaged file \(.*run.json\)"):
+        check_seal(run)
+    (run / "run.json").unlink()
+    with pytest.raises(UserError, match="not a run directory"):
+        check_seal(run)

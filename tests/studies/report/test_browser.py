@@ -1,0 +1,123 @@
+"""The page in a real browser: nothing is asked of a network, nothing is complained about, and what moves works."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import made_study as made
+from tinyllm.studies.report import write_report
+
+pytestmark = pytest.mark.slow
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-default-apps"]
+ACT = """
+const one = (selector) => document.querySelector(selector);
+const fire = (node, kind, more) => node.dispatchEvent(new PointerEvent(kind, { bubbles: true, ...more }));
+const names = () => [...document.querySelectorAll("#arms tbody .name")].map((node) => node.textContent);
+const seen = { start: names() };
+const point = one("#differences .point");
+point.scrollIntoView();
+const box = point.getBoundingClientRect();
+fire(point.closest("svg"), "pointermove", { clientX: box.x + box.width / 2, clientY: box.y + box.height / 2 });
+seen.readout = one("#readout").textContent;
+seen.readoutShown = !one("#readout").hidden;
+const heading = document.querySelectorAll("#arms thead th")[1];
+heading.click();
+seen.ascending = names();
+heading.click();
+seen.descending = names();
+const button = one('.legend button[data-for="1"]');
+const hidden = () => getComputedStyle(one('#curves svg [data-arm="1"]')).display === "none";
+seen.before = hidden();
+button.click();
+seen.hidden = hidden();
+button.click();
+seen.after = hidden();
+const shown = () => [...document.querySelectorAll("#curves .pictures > *")].map(
+  (node) => getComputedStyle(node).display !== "none");
+seen.axis = shown();
+document.querySelectorAll("#curves input")[1].click();
+seen.other = shown();
+document.body.dataset.seen = JSON.stringify(seen);
+"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    found = next((path for name in NAMES if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed: apt-get install chromium")
+    return found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("a study")
+    write_report(made.study(arms=3), directory)
+    return directory / "report.html"
+
+
+def opened(browser: str, page: Path, place: Path) -> tuple[str, list[str], list[str]]:
+    """The document when it is loaded, what the console says, and the addresses that the page asked for.
+
+    A browser asks for things of its own, too; their log entries name no origin.
+    """
+    log = place / f"{page.stem}.net.json"
+    own = [f"--user-data-dir={place / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr", "--v=0"]
+    done = subprocess.run(
+        [browser, *QUIET, *own, "--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    events = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
+    asked = [event for event in events if "url" in event and event.get("initiator", "not an origin") != "not an origin"]
+    return done.stdout, said, [event["url"] for event in asked]
+
+
+def test_the_page_opens_without_a_word_and_without_a_request(browser: str, page: Path, tmp_path: Path) -> None:
+    document, said, addresses = opened(browser, page, tmp_path)
+    assert "</html>" in document and said == []
+    assert addresses == []
+
+
+def test_a_page_that_errs_and_asks_is_found_out(browser: str, tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<img src='http://127.0.0.1:9/x.png'><script>undefined.x</script>", encoding="utf-8")
+    _, said, addresses = opened(browser, page, tmp_path)
+    assert any("TypeError" in line for line in said)
+    assert "http://127.0.0.1:9/x.png" in addresses
+
+
+def test_what_moves(browser: str, page: Path, tmp_path: Path) -> None:
+    """Readout, sorting, hiding an arm, choosing the axis: acted by a script that the policy would not let in."""
+    text = page.read_text(encoding="utf-8")
+    acted = tmp_path / "acted.html"
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    acted.write_text(text.replace("</body>", f"<script>{ACT}</script></body>"), encoding="utf-8")
+    document, said, _ = opened(browser, acted, tmp_path)
+    assert said == []
+    found = re.search(r'<body[^>]* data-seen="([^"]+)"', document)
+    assert found is not None
+    seen: dict[str, Any] = json.loads(found[1].replace("&quot;", '"'))
+    assert seen["start"] == ["mha", "gqa", "mqa"]
+    assert seen["ascending"] == ["mha", "gqa", "mqa"] and seen["descending"] == ["mqa", "gqa", "mha"]
+    assert seen["readoutShown"] and re.fullmatch(r"gqa, seed \d: [+−]0\.\d{4}", seen["readout"])
+    assert [seen[key] for key in ("before", "hidden", "after")] == [False, True, False]
+    assert (seen["axis"], seen["other"]) == ([True, False, False], [False, True, False])
+
+
+def test_a_script_that_was_put_in_is_not_run(browser: str, page: Path, tmp_path: Path) -> None:
+    text = page.read_text(encoding="utf-8").replace("</body>", "<script>document.title = 'taken'</script></body>")
+    bad = tmp_path / "injected.html"
+    bad.write_text(text, encoding="utf-8")
+    document, said, _ = opened(browser, bad, tmp_path)
+    assert "<title>taken" not in document and any("Content Security Policy" in line for line in said)

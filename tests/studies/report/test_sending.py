@@ -1,0 +1,73 @@
+"""The comparison as a run of wandb, beside the runs of its arms."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import made_study as made
+from tests.support.wandb_file import WandbRun
+from tests.support.wandb_keys import KEYS
+from tinyllm.studies.report import send, sending
+from tinyllm.studies.report.csv_files import arm_rows
+
+LOGGER: dict[str, Any] = {"_target_": sending.TARGET, **KEYS}
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start() -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(sending, "start", start)
+
+
+def test_the_target_is_the_loggers(tmp_path: Path) -> None:
+    from tinyllm.loggers.wandb import Wandb
+
+    assert f"{Wandb.__module__}.{Wandb.__qualname__}" == sending.TARGET
+
+
+@pytest.mark.parametrize(
+    "logger", [{}, {"_target_": "tinyllm.loggers.tensorboard.TensorBoard"}, LOGGER | {"mode": "disabled"}]
+)
+def test_nothing_is_sent_where_wandb_is_not_asked_for(logger: dict[str, Any], never: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    send(made.study(arms=2), tmp_path, logger, say=said.append)
+    assert said == []
+
+
+def test_a_wandb_that_does_not_start_is_told_and_no_more(never: None, tmp_path: Path) -> None:
+    said: list[str] = []
+    send(made.study(arms=2), tmp_path, LOGGER, say=said.append)
+    assert said == ["wandb cannot be started, so the comparison is not sent: no more processes"]
+
+
+@pytest.mark.slow
+def test_an_offline_run_holds_the_tables_and_the_page(tmp_path: Path) -> None:
+    study = made.study(arms=3)
+    (tmp_path / "report.html").write_text("<p>the page ±</p>", encoding="utf-8")
+    said: list[str] = []
+    send(study, tmp_path, LOGGER | {"project": "mine", "tags": ["a"], "finish_timeout": 120.0}, say=said.append)
+    assert len(said) == 1 and said[0].startswith("wandb is offline; its files: ")
+    [directory] = (tmp_path / "wandb").glob("offline-run-*")
+    run = WandbRun(directory)
+    assert (run.run.project, run.run.run_group, run.run.job_type) == ("mine", tmp_path.name, "comparison")
+    assert run.exit_code == 0 and run.summary["verdicts"] == study.verdicts
+    assert run.config["reference"] == "mha"
+    [row] = [row for row in run.history if "arms.path" in row]
+    files = directory / "files"
+    table = json.loads((files / row["arms.path"]).read_text(encoding="utf-8"))
+    expected = arm_rows(study)
+    assert table["columns"] == list(expected[0])
+    assert table["data"] == [list(one.values()) for one in expected]
+    assert len(json.loads((files / row["differences.path"]).read_text(encoding="utf-8"))["data"]) == 2
+    assert "the page ±" in (files / row["report.path"]).read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_page_that_is_not_there_does_not_fail_the_study(tmp_path: Path) -> None:
+    said: list[str] = []
+    send(made.study(arms=2), tmp_path, LOGGER | {"finish_timeout": 120.0}, say=said.append)
+    assert any("FileNotFoundError" in text and text.endswith(sending.KEPT) for text in said)

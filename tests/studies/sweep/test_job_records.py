@@ -1,0 +1,140 @@
+"""Records of jobs, their files, and sweep.csv."""
+
+import csv
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tinyllm.errors import UserError
+from tinyllm.studies.sweep.directory import SweepDir, short_name
+from tinyllm.studies.sweep.job_record import Job, take_results
+from tinyllm.studies.sweep.table import show_table
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> SweepDir:
+    made = SweepDir(tmp_path / "swept")
+    made.records.mkdir(parents=True)
+    return made
+
+
+def jobs(*seeds: int, lr: str = "1e-3") -> list[Job]:
+    return [Job(overrides=[f"optimizer.lr={lr}", f"seed={seed}"], swept=[f"seed={seed}"]) for seed in seeds]
+
+
+@pytest.mark.parametrize(
+    ("swept", "name"),
+    [
+        (["attn=mha", "optimizer.lr=0.001"], "attn-mha_lr-0.001"),
+        (["optimizer.lr=0.00123456789"], "lr-0.001235"),
+        (["dataset.path='/data/some text.txt'"], "path-some-text.txt"),
+        (["model.layers.json={a: 1}"], "json--a-1"),
+        ([], ""),
+        (["run.name=" + "x" * 200], "name-" + "x" * 75),
+    ],
+)
+def test_a_jobs_directory_says_what_it_is(swept: list[str], name: str) -> None:
+    assert short_name(swept) == name
+
+
+def test_a_job_is_found_by_its_settings_in_any_order(directory: SweepDir) -> None:
+    first = directory.enlist(jobs(1, 2))
+    assert [record.name for record in first] == ["000_seed-1", "001_seed-2"]
+    turned = Job(overrides=["seed=2", "trainer.max_minutes=3", "optimizer.lr=1e-3"], swept=["seed=2"])
+    [again] = directory.enlist([turned])
+    assert (again.name, again.overrides) == ("001_seed-2", list(turned.overrides))
+    assert directory.enlist(jobs(3))[0].name == "002_seed-3"
+    with pytest.raises(UserError, match=r"000_seed-1 has optimizer.lr=1e-3, asked for is optimizer.lr=1e-2"):
+        directory.enlist(jobs(1, lr="1e-2"))
+
+
+def test_a_record_that_is_damaged_is_named(directory: SweepDir) -> None:
+    directory.enlist(jobs(1))
+    (directory.records / "000_seed-1.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"not the record of a job \(.*000_seed-1.json\)"):
+        directory.all()
+
+
+@pytest.mark.parametrize(("key", "value"), [("name", "../../x"), ("overrides", "seed=1"), ("number", "0"), ("x", 1)])
+def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: SweepDir) -> None:
+    [record] = directory.enlist(jobs(1))
+    (directory.records / f"{record.name}.json").write_text(json.dumps(asdict(record) | {key: value}))
+    with pytest.raises(UserError, match=r"not the record of a job \(.*000_seed-1.json\)"):
+        directory.all()
+
+
+@pytest.mark.parametrize(
+    ("code", "run_status", "status"),
+    [
+        (0, "finished", "finished"),
+        (0, "interrupted", "interrupted"),
+        (0, "running", "finished"),  # nothing was left to do after a kill
+        (143, "interrupted", "interrupted"),
+        (138, "interrupted", "interrupted"),
+        (1, "failed", "failed"),
+        (2, None, "failed"),
+        (137, "running", "failed"),
+    ],
+)
+def test_the_status_follows_from_exit_code_and_run(
+    directory: SweepDir, code: int, run_status: str | None, status: str
+) -> None:
+    [record] = directory.enlist(jobs(1))
+    run_dir = directory.run_dir(record)
+    run_dir.mkdir()
+    if run_status:
+        (run_dir / "run.json").write_text(json.dumps({"status": run_status, "reason": "X: y"}), encoding="utf-8")
+    lines = [
+        {"step": 10, "val/loss": 3.0, "val/bpb": 4.0},
+        {"step": 20, "train/tokens": 640, "speed/tokens_per_s": 100.0},
+        {"step": 20, "val/loss": 2.5, "val/bpb": 3.5},
+        {"step": 30, "val/loss": None, "val/bpb": None},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (run_dir / "metrics.jsonl").write_text(text + '{"step": 40, "val/lo', encoding="utf-8")
+    record.code = code
+    take_results(record, run_dir)
+    assert record.status == status
+    assert (record.val_loss, record.val_bpb, record.tokens_per_s, record.step) == (2.5, 3.5, 100.0, 30)
+    if status == "failed":
+        assert record.error == ("X: y" if run_status in ("failed", "running") else f"exit code {code}")
+
+
+def test_csv_tells_what_ended_and_at_the_end_what_did_not_begin(directory: SweepDir) -> None:
+    first, second, third, last = directory.enlist(jobs(1, 2, 3, 4))
+    first.status, second.status, second.error, third.status = "finished", "failed", 'a "b", c', "running"
+    for record in (first, second, third, last):
+        directory.write(record)
+
+    def rows(*, ended: bool) -> list[tuple[str, ...]]:
+        directory.write_csv([first.name, second.name], ended=ended)
+        with (directory.path / "sweep.csv").open(encoding="utf-8", newline="") as stream:
+            return [(row["job"], row["status"], row["seed"], row["error"]) for row in csv.DictReader(stream)]
+
+    known = [("0", "skipped", "1", ""), ("1", "failed", "2", 'a "b", c')]
+    assert rows(ended=False) == known
+    assert rows(ended=True) == [*known, ("2", "interrupted", "3", ""), ("3", "interrupted", "4", "not started")]
+
+
+def test_the_table_as_text(directory: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = directory.enlist(jobs(1, 2, 3))
+    first.status, first.val_loss, first.val_bpb, first.tokens_per_s = "finished", 2.345678, 3.4, 12345.6
+    second.status = "failed"
+    show_table([first, second, third], [first.name], best=first)
+    assert capsys.readouterr().out == (
+        "job  overrides  status       val loss     bpb  tokens/s\n"
+        "0    seed=1     skipped        2.3457  3.4000    12,346\n"
+        "1    seed=2     failed\n"
+        "2    seed=3     not started\n"
+    )
+
+
+def test_a_directory_in_use_is_refused(directory: SweepDir) -> None:
+    handle = directory.make()
+    with pytest.raises(UserError, match="another sweep runs in there"):
+        SweepDir(directory.path).make()
+    os.close(handle)
+    os.close(directory.make())

@@ -1,0 +1,78 @@
+"""What a search may choose from."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from tests.support.sources import ROOT
+from tinyllm.config.paths import conf_dir
+from tinyllm.errors import UserError
+from tinyllm.studies.sweep.directory import SweepDir
+from tinyllm.studies.sweep.search import _check_same, open_study
+from tinyllm.studies.sweep.search_space import distribution
+
+
+def of(text: str) -> BaseDistribution:
+    return distribution(OverridesParser.create().parse_override(f"key={text}"))
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("interval(0.5,2)", FloatDistribution(0.5, 2.0)),
+        ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
+        ("int(interval(2,9))", IntDistribution(2, 9)),
+        ("tag(log,int(interval(8,512)))", IntDistribution(8, 512, log=True)),
+        ("range(2,9)", IntDistribution(2, 8)),
+        ("range(2,9,3)", IntDistribution(2, 8, step=3)),
+        ("range(9,2,-3)", IntDistribution(3, 9, step=3)),
+        ("range(0.0,1.0,0.25)", FloatDistribution(0.0, 0.75, step=0.25)),
+        ("choice(mha,gqa)", CategoricalDistribution(["mha", "gqa"])),
+        ("mha,gqa,mha", CategoricalDistribution(["mha", "gqa"])),
+        ("1,2", CategoricalDistribution(["1", "2"])),
+        ("'a b','c,d'", CategoricalDistribution(["'a b'", "'c,d'"])),
+        ("[1,2],[3]", CategoricalDistribution(["[1,2]", "[3]"])),
+    ],
+)
+def test_hydras_grammar_says_what_is_drawn_from(text: str, wanted: BaseDistribution) -> None:
+    assert of(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("interval(2,2)", "an interval without numbers in it (key=interval(2,2))"),
+        ("interval(3,2)", "an interval without numbers in it"),
+        ("interval(0,inf)", "an interval without numbers in it"),
+        ("tag(log,interval(0,1))", "a logarithmic scale from 0 or below"),
+        ("tag(log,choice(1,2))", "a logarithmic scale of single values"),
+        ("tag(lg,interval(1,2))", "unknown tag lg (key=tag(lg,interval(1,2))): the one tag is log"),
+        ("range(3,3)", "a range without numbers in it"),
+        ("glob(*)", "nothing a search can draw from"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(text: str, line: str) -> None:
+    with pytest.raises(UserError, match=line.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
+        of(text)
+
+
+def test_the_documented_defaults_are_those_of_the_file() -> None:
+    text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `hydra\.sweeper\.(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
+    file = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "search.yaml")
+    assert documented == {key: str(file[key]) for key in file if key not in ("_target_", "params")}
+
+
+def test_a_trial_that_somebody_else_wrote_into_the_study_is_no_setting(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "search.db", direction="minimize")
+    override = OverridesParser.create().parse_override("attn=mha,gqa")
+    asked = {"study": study, "directory": SweepDir(tmp_path), "overrides": [override], "direction": "minimize"}
+    space = {"attn": distribution(override)}
+    _check_same(**asked, space=space)
+    study.ask({"attn": CategoricalDistribution(["../../../x"])})
+    with pytest.raises(UserError, match=r"another search is in there .*trial 0 chose attn from something else"):
+        _check_same(**asked, space=space)

@@ -1,0 +1,152 @@
+"""What others may have written, for tests/reliability.py."""
+
+from tests.support.fault_row import Row
+
+FILES, STATE, AROUND = "utils/test_files.py", "faults/test_hostile_state.py", "faults/test_surroundings.py"
+PATHS, RUNS = "training/test_resume_paths.py", "programs/test_runs.py"
+
+ROWS = (
+    Row(
+        number="R46",
+        fault="a hostile checkpoint, study or model: a pickle, classes to be called, settings of Hydra, paths for names"
+        " of options, interpolations, shapes beyond all memory, a zip in a zip, paths that lead elsewhere",
+        outcome="refused; nothing of it is executed",
+        message="not the settings of a run",
+        tests=(
+            "runs/test_checkpoint.py::test_a_hostile_state_executes_nothing",
+            "config/test_targets.py::test_a_hostile_target_is_refused",
+            "config/test_allowed.py::"
+            "test_nothing_of_the_package_is_allowed_but_what_an_option_file_names_for_that_node",
+            "faults/test_foreign_files.py::test_a_class_where_no_option_file_names_it",
+            "faults/test_foreign_files.py::test_settings_out_of_a_file_choose_options_by_name_and_set_keys",
+            "faults/test_foreign_files.py::test_what_config_json_says_becomes_numbers_and_names_only",
+            "config/test_targets.py::test_out_of_a_checkpoint_that_somebody_else_wrote",
+            "faults/test_hostile_checkpoint.py::test_hostile_overrides",
+            "faults/test_hostile_checkpoint.py::test_forged_tensors",
+            "faults/test_hostile_checkpoint.py::test_a_manifest_that_lists_files_elsewhere",
+            "faults/test_hostile_checkpoint.py::test_a_forged_tokenizer",
+        ),
+    ),
+    Row(
+        number="R47",
+        fault="code that would unpickle, evaluate text, start a shell, or load half of a model",
+        outcome="not in the source",
+        tests=("test_static_rules.py::test_the_package_keeps_the_rule",),
+    ),
+    Row(
+        number="R60",
+        fault="JSON and yaml that are none: nested without end, aliases of aliases, NaN, not UTF-8, huge, a pipe",
+        outcome="refused in bounded time and memory; other runs are listed",
+        message="nested deeper",
+        tests=(
+            f"{FILES}::test_json_that_is_none_is_one_line",
+            f"{FILES}::test_yaml_that_is_none_is_one_line",
+            f"{FILES}::test_only_a_regular_file_of_a_bounded_size_is_read",
+            f"{RUNS}::test_a_damaged_one_is_listed_as_such",
+            f"{RUNS}::test_the_only_run_is_listed_though_it_is_damaged",
+        ),
+    ),
+    Row(
+        number="R61",
+        fault="links planted where a run, a study or a cache writes",
+        outcome="nothing outside is written",
+        message="not a lock file",
+        tests=(
+            f"{FILES}::test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed",
+            f"{FILES}::test_a_planted_link_is_not_opened",
+            f"{FILES}::test_the_name_of_what_is_unfinished_cannot_be_foreseen",
+            "test_static_rules.py::test_the_package_keeps_the_rule",
+        ),
+    ),
+    Row(
+        number="R62",
+        fault="a state or manifest with fields that are missing, of another kind or of another model",
+        outcome="refused; nothing is written",
+        message="the checkpoint's state is damaged",
+        tests=(
+            f"{STATE}::test_a_field_of_the_wrong_kind",
+            f"{STATE}::test_a_state_of_something_else",
+            f"{STATE}::test_a_resume_is_refused",
+            f"{STATE}::test_a_manifest_of_the_wrong_kind",
+            f"{STATE}::test_a_checkpoint_under_the_name_of_another_step",
+        ),
+    ),
+    Row(
+        number="R63",
+        fault="lines in the middle of metrics.jsonl are torn or zeros",
+        outcome="the others stay, the file as it was is kept beside",
+        message="could not be read and are left out; the file as it was:",
+        tests=("training/test_metrics.py::test_a_spoilt_line_hides_no_other",),
+    ),
+    Row(
+        number="R64",
+        fault="a checkpoint named by its bare name, from within, by a link; a copy of one elsewhere",
+        outcome="its run goes on; a copy asks for run.dir",
+        message="the checkpoint is of no run",
+        tests=(
+            f"{PATHS}::test_the_run_is_found",
+            f"{PATHS}::test_a_copy_of_a_checkpoint_is_of_no_run",
+            f"{PATHS}::test_a_copy_goes_on_in_a_new_directory",
+        ),
+    ),
+    Row(
+        number="R65",
+        fault="data moved, a clock that stands still or goes back, a name too long, a cache or record of somebody else",
+        outcome="the run goes on, or one line before anything is prepared",
+        message="too long for the name of a directory",
+        tests=(
+            f"{AROUND}::test_data_that_moved_are_the_same_data",
+            f"{AROUND}::test_a_clock_that_does_not_go",
+            f"{AROUND}::test_a_name_too_long_for_a_directory",
+            f"{AROUND}::test_a_cache_that_another_user_planted_is_not_believed",
+            f"{AROUND}::test_a_strange_record_of_a_job",
+            f"{AROUND}::test_a_path_that_is_not_utf8",
+            f"{AROUND}::test_a_run_that_cannot_be_written_goes_on_elsewhere",
+        ),
+    ),
+    Row(
+        number="R66",
+        fault="a file system without locks, modes or flushing of directories",
+        outcome="the run goes on",
+        tests=(
+            f"{FILES}::test_where_there_are_no_locks_nobody_holds_one",
+            f"{FILES}::test_a_file_system_without_fsync_or_modes_is_good_enough",
+            f"{FILES}::test_a_disk_that_fails_is_told",
+        ),
+    ),
+    Row(
+        number="R71",
+        fault="control characters, escape sequences, marks of direction, markup and formulas in names, questions, texts"
+        " and files of a run or study",
+        outcome="spelled out in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
+        tests=(
+            "report/test_foreign.py::test_control_characters_reach_no_medium",
+            "report/test_foreign.py::test_no_cell_of_a_table_is_a_formula",
+            "programs/test_runs.py::test_nothing_of_a_run_commands_the_terminal",
+        ),
+    ),
+    Row(
+        number="R72",
+        fault="a comparison's directory that holds other things, its figures a link to another place",
+        outcome="refused; only files that a report wrote are ever replaced or removed",
+        message="the directory is not empty",
+        tests=(
+            "studies/compare/test_compare.py::test_a_directory_of_other_things_is_refused",
+            "report/test_foreign.py::test_files_that_no_report_wrote_are_left_alone",
+            "report/test_foreign.py::test_a_list_of_somebody_else_removes_nothing_outside",
+            "report/test_foreign.py::test_pictures_follow_no_link",
+        ),
+    ),
+    Row(
+        number="R73",
+        fault="a comparison is killed by SIGKILL",
+        outcome="its training notices, saves a checkpoint and ends; the same command goes on from it",
+        tests=("studies/compare/test_compare.py::test_a_comparison_that_is_killed_leaves_no_training_behind",),
+    ),
+    Row(
+        number="R74",
+        fault="a run of a comparison ends with a figure that is no finite number",
+        outcome="named and left out; the others are compared",
+        tests=("studies/compare/test_statistics.py::test_a_figure_that_is_not_finite_is_left_out",),
+    ),
+)

@@ -1,0 +1,94 @@
+"""Faults of storage, for tests/reliability.py."""
+
+from tests.support.fault_row import Row
+
+RESUME, SAVER = "training/test_resume.py", "runs/test_checkpoint_writer.py"
+BAD_INPUT = "programs/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
+
+ROWS = (
+    Row(
+        number="R28",
+        fault="the newest checkpoint is cut off, empty, garbage or a web page",
+        outcome="the one before it is used, and the result is the same as from there",
+        message="checkpoint damaged (…); using step-000004 instead",
+        tests=(
+            "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
+            "runs/test_checkpoint.py::test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used",
+        ),
+    ),
+    Row(
+        number="R29",
+        fault="a flipped bit, a page of zeros, files of two steps swapped",
+        outcome="found by the sha256 in the manifest; the checkpoint before it is used",
+        message="checkpoint damaged (…): its content does not match the manifest's sha256",
+        tests=(
+            "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
+            "runs/test_checkpoint.py::test_swapped_files_of_two_steps_are_found",
+            "runs/test_checkpoint.py::"
+            "test_resume_from_a_run_whose_newest_checkpoint_is_damaged_equals_the_undamaged_run",
+        ),
+    ),
+    Row(
+        number="R30",
+        fault="all checkpoints are damaged; the pointer to the newest is missing, wrong or leads nowhere",
+        outcome="an error that lists each with its reason, and no new run; without the pointer the newest is found",
+        message="no whole checkpoint",
+        tests=(
+            "faults/test_storage.py::test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged",
+            "faults/test_storage.py::test_the_pointer_to_the_newest_is_only_a_hint",
+            "runs/test_checkpoint.py::test_when_none_is_whole_each_is_listed_with_its_reason",
+        ),
+    ),
+    Row(
+        number="R31",
+        fault="the disk is full, or turns read-only",
+        outcome="the run ends, the half checkpoint is removed, the one before it is whole",
+        message="no space left while writing (…): …MB are free",
+        tests=(
+            "faults/test_storage.py::test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole",
+            "faults/test_storage.py::test_a_disk_that_turns_read_only",
+            "faults/test_storage.py::test_a_disk_that_is_full_when_a_checkpoint_is_written",
+            f"{SAVER}::test_a_full_disk_is_told_by_the_next_call",
+            "data/test_token_cache.py::test_full_disk",
+        ),
+    ),
+    Row(
+        number="R32",
+        fault="the run directory cannot be made: a file in the way, no permission",
+        outcome="refused before the data is read",
+        message="the run directory cannot be made (…): …Permission denied",
+        tests=(
+            "faults/test_storage.py::test_a_run_directory_that_cannot_be_made_is_refused_before_the_data_is_read",
+            "faults/test_storage.py::test_what_may_not_be_entered_is_named",
+            BAD_INPUT,
+        ),
+    ),
+    Row(
+        number="R33",
+        fault="two runs in one directory",
+        outcome="the second is refused; after kill -9 of the first the directory is free at once",
+        message="the run directory is in use (…): by …pid …",
+        tests=(
+            f"{RESUME}::test_a_run_in_use_is_refused_and_free_after_kill_9",
+            "faults/test_workers.py::test_a_killed_run_leaves_its_directory_free_though_its_workers_live_on",
+        ),
+    ),
+    Row(
+        number="R34",
+        fault="several runs start in the same second, with an odd name",
+        outcome="each has a directory of its own, below outputs/",
+        tests=(
+            "faults/test_storage.py::test_runs_of_the_same_second_have_directories_of_their_own",
+            "distributed/test_lost_ranks.py::test_one_directory_and_one_token_cache_whoever_comes_first",
+        ),
+    ),
+    Row(
+        number="R35",
+        fault="any order of saves, better and worse ones, a stale later step",
+        outcome="the newest and the best always stay; old ones go after the new one is durable",
+        tests=(
+            f"{SAVER}::test_the_newest_and_the_best_stay_and_an_abandoned_future_goes",
+            "training/test_trainer.py::test_the_best_checkpoint_is_that_of_the_lowest_val_loss",
+        ),
+    ),
+)

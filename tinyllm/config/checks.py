@@ -1,0 +1,190 @@
+"""The check of the whole configuration, before a run directory, a corpus or a model exists.
+
+Hydra lets ``+key=`` past a dataclass and anything into an untyped node, so every node is walked here: fields
+of dataclass nodes against their ranges, ``_target_`` nodes against the constructor they name.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyllm.config.allowed import MARKS, Option, check_classes, walk_nodes
+from tinyllm.config.no_effect import check_effects, value_at
+from tinyllm.config.schema import fields_of
+from tinyllm.config.suggestions import leaves, near, unknown_key
+from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem
+from tinyllm.config.typed import conformed, kind_of
+from tinyllm.errors import UserError
+from tinyllm.utils.numbers import LARGEST, whole_number
+
+AT_RUN_TIME = frozenset({"model.vocab_size"})
+"""Arguments whose null means that the program fills them in."""
+HYDRA_KEYS = ("_target_", *MARKS)
+
+
+def check(
+    cfg: DictConfig,
+    schema: type,
+    *,
+    named: Iterable[str] = (),
+    filled: Collection[str] = (),
+    typed: Mapping[str, str] | None = None,
+    allow: frozenset[Option] = frozenset(),
+) -> None:
+    """Check every key of a composed configuration; a value that its key's type can take is made so, in place.
+
+    Args:
+        cfg: the composed configuration, without the ``hydra`` node.
+        schema: the dataclass of its root.
+        named: keys that the user named on the command line or in an experiment; such a key must take effect.
+        filled: keys that the program itself has set; they turn nothing off.
+        typed: what the command line gives each key, in Hydra's grammar.
+        allow: options besides those of ``conf/``.
+
+    Raises:
+        UserError: an unknown key, a missing value, a wrong type, a value out of range, a key without effect.
+    """
+    _read_interpolated(cfg, schema)
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError("value missing", key=missing[0], value="???", hint=f"set it: {missing[0]}=…")
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    check_classes(plain, extra=allow)
+    _conform(cfg, plain, schema, typed or {}, allow)
+    _check_fields(plain, schema, "", plain)
+    for path, node in walk_nodes(plain, ""):
+        _check_target(node, path, allow, plain)
+    for path, number in _numbers(plain, ""):
+        if not math.isfinite(number):
+            raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
+        if isinstance(number, int) and abs(number) > LARGEST:
+            raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST}")
+    check_effects(plain, named=named, filled=filled, allow=allow)
+
+
+def _read_interpolated(cfg: DictConfig, schema: type) -> None:
+    """Whole numbers that come from the environment, which may be written there as on the command line."""
+    whole = [key for key, field in fields_of(schema) if kind_of(field.type, field.metadata) == "whole"]
+    keys = [key for key in whole if OmegaConf.is_interpolation(*_parent(cfg, key))]
+    if not keys:
+        return
+    untyped = OmegaConf.create(OmegaConf.to_container(cfg))
+    for key in keys:
+        number = whole_number(str(OmegaConf.select(untyped, key)))
+        if number is not None:
+            OmegaConf.update(cfg, key, number)
+
+
+def _parent(cfg: DictConfig, key: str) -> tuple[Any, str]:
+    node, _, name = key.rpartition(".")
+    return (OmegaConf.select(cfg, node) if node else cfg), name
+
+
+def _conform(
+    cfg: DictConfig, plain: dict[str, Any], schema: type, typed: Mapping[str, str], allow: frozenset[Option]
+) -> None:
+    """Bring values to the types of their keys, in both forms of the configuration."""
+    types: list[tuple[dict[str, Any], str, str, Any]] = []
+    for key, field in fields_of(schema):
+        path, _, name = key.rpartition(".")
+        node = value_at(plain, path) if path else plain
+        if isinstance(node, dict) and name in node:
+            types += [(node, name, key, int)] * bool(field.metadata.get("whole"))
+            types += [(node, name, key, bool)] * (True in field.metadata.get("choices", ()))
+    for path, node in walk_nodes(plain, ""):
+        known = annotations_of(resolve_target(node, path=path, extra=allow))
+        types += [(node, name, f"{path}.{name}", known[name]) for name in node if name in known]
+    for node, name, key, annotation in types:
+        value = node[name]
+        now = conformed(value, annotation, typed=typed.get(key))
+        if now != value or type(now) is not type(value):
+            node[name] = now
+            OmegaConf.update(cfg, key, now)
+
+
+def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str, Any]) -> None:
+    fields = {field.name: field for field in dataclasses.fields(schema)}
+    for name, value in node.items():
+        where = f"{path}.{name}" if path else str(name)
+        if name not in fields:
+            below = next(leaves(value), "")  # +norm.eps=1: the whole key is of use to suggest another
+            key, found = (f"{where}.{below}", value_at(value, below)) if below else (where, value)
+            owner = path or "the configuration"
+            raise unknown_key(key, found, fields, owner=owner, root=_without(root, where), unknown=where)
+        field = fields[name]
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            if not isinstance(value, dict):
+                raise UserError("wrong type", key=where, value=value, hint="a group of keys, not one value")
+            _check_fields(value, field.type, where, root)
+        else:
+            _check_range(value, field.metadata, where)
+
+
+def _check_range(value: Any, metadata: Any, where: str) -> None:
+    choices, at_least, above, below = (metadata.get(name) for name in ("choices", "at_least", "above", "below"))
+    at_most = metadata.get("at_most")
+    if value is None or (choices and any(value == one and type(value) is type(one) for one in choices)):
+        return
+    if metadata.get("filled") and value == "":
+        raise UserError("no text is given", key=where, value=value, hint="give one, or leave the key out")
+    bounds = [f"at least {at_least:g}"] if at_least is not None else []
+    bounds += [f"above {above:g}"] if above is not None else []
+    bounds += [f"below {below:g}"] if below is not None else []
+    bounds += [f"at most {at_most}"] if at_most is not None else []
+    if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
+        words = [str(one).lower() if isinstance(one, bool) else str(one) for one in choices]
+        meant = near(str(value), words)
+        hint = f"one of {', '.join(words)}" + (f", or a number {bounds[0]}" if bounds else "")
+        raise UserError(
+            "value not allowed",
+            key=where,
+            value=value,
+            hint=hint + (f"; did you mean {meant[0]}?" if meant else ""),
+        )
+    if choices and isinstance(value, float):  # numbers beside words count something
+        raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
+    too_small = (at_least is not None and not value >= at_least) or (above is not None and not value > above)
+    too_large = (below is not None and not value < below) or (at_most is not None and not value <= at_most)
+    if too_small or too_large:
+        raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
+
+
+def _check_target(node: dict[str, Any], path: str, allow: frozenset[Option], root: dict[str, Any]) -> None:
+    target = resolve_target(node, path=path, extra=allow)
+    parameters, annotations = parameters_of(target), annotations_of(target)
+    given = {name: value for name, value in node.items() if name not in HYDRA_KEYS}
+    for name, value in given.items():
+        where = f"{path}.{name}"
+        if parameters is not None and name not in parameters:
+            known = [one for one in given if one in parameters]
+            owner = getattr(target, "__name__", str(target))
+            raise unknown_key(where, value, known, owner=owner, root=_without(root, where))
+        filled_in = value is None and where in AT_RUN_TIME
+        if name in annotations and not (isinstance(value, dict) and "_target_" in value) and not filled_in:
+            allowed = type_problem(value, annotations[name])
+            if allowed:
+                raise UserError("wrong type", key=where, value=value, hint=f"must be {allowed}")
+
+
+def _numbers(node: Any, path: str) -> Iterator[tuple[str, float]]:
+    if isinstance(node, float):
+        yield path, node
+    elif isinstance(node, int):
+        yield path, node if abs(node) <= sys.float_info.max else math.inf if node > 0 else -math.inf
+    elif isinstance(node, dict):
+        for name, child in node.items():
+            yield from _numbers(child, f"{path}.{name}" if path else str(name))
+    elif isinstance(node, list):
+        for child in node:
+            yield from _numbers(child, path)
+
+
+def _without(node: dict[str, Any], path: str) -> dict[str, Any]:
+    """The container without one key, so that it is not suggested for itself."""
+    name, _, rest = path.partition(".")
+    kept = {key: child for key, child in node.items() if key != name}
+    return kept | {name: _without(node[name], rest)} if rest else kept

@@ -1,0 +1,1 @@
+"""The command line: arguments, flags, help, and the one caller of Hydra."""

@@ -1,0 +1,243 @@
+"""The command line before Hydra acts on it: mistakes of form, which Hydra answers with its usage text."""
+
+import argparse
+import difflib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Override
+
+from tinyllm.config.elsewhere import meant_by, option_meant
+from tinyllm.config.grammar import parse_settings
+from tinyllm.config.hydra_errors import TAKES_PATH, explain
+from tinyllm.config.own_files import check_file
+from tinyllm.config.paths import conf_dir
+from tinyllm.config.quoting import quote_literals
+from tinyllm.config.suggestions import is_option, near, side_by_side
+from tinyllm.errors import UserError
+
+CLOSED = ("config_path", "config_name", "experimental_rerun")
+"""Flags of Hydra that would replace our configuration by one that nothing here checks, or unpickle a file."""
+
+
+OF_SWEEPS = ("hydra.sweep.dir", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+"""Hydra's settings of a multirun."""
+OF_HYDRA = (*OF_SWEEPS, "hydra.searchpath", "hydra.job.env_set", "hydra.job.env_copy", "hydra.callbacks")
+"""All of Hydra's settings that do something here."""
+OTHERWISE = {
+    "hydra.run.dir": "use run.dir",
+    "hydra.sweep.subdir": "a job's directory is named by its number and what varies; hydra.sweep.dir is that of all",
+    "hydra.mode": "-m runs once for each combination of values",
+    "hydra.job.chdir": "programs stay in the directory that they are started in",
+    "hydra.output_subdir": "a run's configuration is config.yaml in its directory",
+    "hydra.verbose": "the environment variable LOG_LEVEL=DEBUG shows more",
+}
+"""What to use instead of some that do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandLine:
+    """A command line in two heaps."""
+
+    flags: list[str] = field(default_factory=list)
+    """Hydra's flags with their values."""
+    settings: list[str] = field(default_factory=list)
+    """Settings and choices, in Hydra's grammar; literal values are quoted, unless it is a multirun."""
+    multirun: bool = False
+    config_dir: str | None = None
+
+
+def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
+    """The command line, its form checked. Flags may stand anywhere.
+
+    Args:
+        several: a key may have several values without a multirun.
+
+    Raises:
+        UserError: a flag that does not exist, misses its value or is not offered; see :func:`check_settings`.
+    """
+    parser = get_args_parser()
+    flags, settings = _apart(arguments, parser)
+    _refuse_other_names(arguments, parser)
+    parser.error = _refuse  # type: ignore[method-assign]
+    known, unknown = parser.parse_known_args(flags)
+    if unknown:
+        raise _unknown_flag(unknown[0], parser)
+    for name in CLOSED:
+        if getattr(known, name) is not None:
+            hint = "own option files are added with --config-dir=<directory>"
+            raise UserError(
+                "flag not offered", key=f"--{name.replace('_', '-')}", value=getattr(known, name), hint=hint
+            )
+    if known.config_dir is not None and not Path(known.config_dir).is_dir():
+        hint = "a directory with group folders, e.g. attn/"
+        raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
+    if several and known.multirun:
+        raise UserError("flag not offered", file="-m", hint="several values of a key are arms without it")
+    if not known.multirun:
+        _refuse_sweep_keys(settings, hint="leave it out" if several else "add -m, or leave it out")
+    settings = quote_literals(settings, several=several, multirun=bool(known.multirun))
+    check_settings(
+        settings, several=several or known.multirun, directories=[known.config_dir] if known.config_dir else []
+    )
+    return CommandLine(flags=flags, settings=settings, multirun=known.multirun, config_dir=known.config_dir)
+
+
+def check_settings(settings: Iterable[str], *, several: bool = False, directories: Iterable[str | Path] = ()) -> None:
+    """Refuse settings that Hydra understands and tinyllm has no meaning for.
+
+    Args:
+        settings: in Hydra's grammar, literal values quoted.
+        several: several values for a key are wanted.
+        directories: further directories of option files.
+
+    Raises:
+        UserError: not ``key=value``, several values where one is wanted, a key taken out with ``~``, a group
+            without an option.
+    """
+    settings = list(settings)
+    with explain(settings):
+        parsed = parse_settings(settings)
+    places = [conf_dir(), *map(Path, directories)]
+    for override in parsed:
+        _check_setting(override, several, places)
+
+
+def within_hydra(key: str) -> bool:
+    """Whether a key or group is one of Hydra's own."""
+    return re.split(r"[./@]", key, maxsplit=1)[0] == "hydra"
+
+
+def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
+    """A setting of a multirun does nothing in a single run.
+
+    Raises:
+        UserError: there is one.
+    """
+    for one in settings:
+        key, _, value = one.partition("=")
+        if key.lstrip("+~").startswith(OF_SWEEPS):
+            raise UserError("it has an effect in a multirun only", key=key.lstrip("+~"), value=value, hint=hint)
+
+
+def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+    """Flags with their values, and the rest: argparse takes settings on one side of the flags only."""
+    flags: list[str] = []
+    settings: list[str] = []
+    takes_value = may_take_value = False
+    for argument in arguments:
+        if argument.startswith("-") and not takes_value:
+            flags.append(argument)
+            action = parser._option_string_actions.get(argument)
+            takes_value = action is not None and action.nargs is None
+            may_take_value = action is not None and action.nargs == "?"
+        elif takes_value or (may_take_value and "=" not in argument):
+            flags.append(argument)
+            takes_value = may_take_value = False
+        else:
+            settings.append(argument)
+            may_take_value = False
+    return flags, settings
+
+
+def _refuse(message: str) -> NoReturn:
+    """What argparse would answer with its usage text: a flag without its value, or with an unknown one."""
+    what = message.removeprefix("argument ")
+    raise UserError(
+        "flag not understood",
+        file=what,
+        hint="--help tells how settings are written, --hydra-help lists the flags",
+    )
+
+
+def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
+    name, _, value = flag.partition("=")
+    near = difflib.get_close_matches(name, parser._option_string_actions, n=1, cutoff=0.75)
+    setting = f"{name.lstrip('-').replace('-', '_')}={value or '…'}"
+    hint = (
+        f"did you mean {near[0]}?"
+        if near
+        else f"settings have no dashes: key=value, e.g. {setting} if that is a key; see --help"
+    )
+    return UserError("no such flag", file=flag, hint=hint)
+
+
+def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """A flag of another program: argparse would take some for the beginning of one of Hydra's.
+
+    Raises:
+        UserError: there is one; it tells what it is called here.
+    """
+    for flag, following in itertools.pairwise([*arguments, ""]):
+        name, _, value = flag.partition("=")
+        if not name.startswith("--") or name in parser._option_string_actions:
+            continue
+        value = value or ("" if following.startswith("-") or "=" in following else following)
+        meant = meant_by(name, value)
+        if meant:
+            hint = meant if " " in meant and "=<" in meant else f"here it is {meant} (settings have no dashes)"
+            raise UserError("no such flag", file=flag, hint=hint)
+
+
+def _check_setting(override: Override, several: bool, places: list[Path]) -> None:
+    key, text = override.key_or_group, str(override.input_line)
+    typed = text.partition("=")[2]
+    if override.is_delete():
+        hint = "give it another value; a group that can be off has the option none"
+        raise UserError("a key cannot be taken out", file=text, hint=hint)
+    if not key:
+        raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
+    if within_hydra(key) and not key.startswith(OF_HYDRA):
+        hint = OTHERWISE.get(key, f"of Hydra's own settings there are {', '.join(OF_HYDRA)}")
+        raise UserError("a setting of Hydra without effect here", key=key, value=typed, hint=hint)
+    in_group = any((place / key).is_dir() for place in places)
+    if override.is_sweep_override():
+        for one in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():
+            _check_option(key, one.strip("'\""), places)
+        if not several:
+            hint = f"add -m to run once for each; one text with commas is written '{key}=\"{typed}\"'"
+            raise UserError("several values", key=key, value=typed, hint=hint)
+        return
+    groups = [place / key for place in places if (place / key).is_dir()]
+    value = override.value()
+    if isinstance(value, str) and in_group:
+        _check_option(key, value, places)
+    if not groups or isinstance(value, str):
+        return
+    options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
+    if isinstance(value, list) and side_by_side(groups):
+        _check_options(key, [str(one) for one in value], options)  # of several, Hydra tells less than of one
+        for one in value:
+            _check_option(key, str(one), places)
+        return
+    likely = option_meant(key, typed)
+    hint = (f"did you mean {likely}? " if likely else "") + f"one of {', '.join(options)}; or leave it out"
+    raise UserError("a group takes one option", key=key, value=typed, hint=hint)
+
+
+def _check_option(group: str, name: str, places: list[Path]) -> None:
+    if not is_option(group, name, places):
+        hint = f"an option is a name: put the file into {group}/ of a directory and add --config-dir=<directory>"
+        if group in TAKES_PATH and os.path.exists(name):
+            hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={name}"
+        raise UserError("no such option", key=group, value=name, hint=hint)
+    for place in places:
+        file = place / group / f"{name}.yaml"
+        if place != conf_dir() and file.is_file():
+            check_file(file, place)
+
+
+def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
+    if not chosen:
+        raise UserError("none is chosen", key=group, value="[]", hint=f"one or more of {', '.join(options)}")
+    for name in chosen:
+        if name not in options:
+            meant = near(name, options)
+            hint = (f"did you mean {meant[0]}? " if meant else "") + f"some of {', '.join(options)}"
+            raise UserError("no such option", key=group, value=name, hint=hint)

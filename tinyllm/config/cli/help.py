@@ -1,0 +1,218 @@
+"""``--help``: what a program is for, how settings are written, and every choice with what it means."""
+
+import re
+import shutil
+import textwrap
+
+from tinyllm.config.option_docs import File, Group, Key, Program, read_program
+
+_EXAMPLES = {
+    "train": [
+        ("the default model on the embedded corpus", ""),
+        ("your own text: a file, a folder or a glob", "dataset=text dataset.path=my.txt"),
+        ("another architecture", "attn=gqa ffn=swiglu norm=layernorm pos=learned"),
+        ("a larger model, for longer", "model=tiny trainer.max_steps=5000"),
+        ("go on with a run that was stopped", "resume=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("three runs, one after the other", "-m seed=1,2,3"),
+    ],
+    "generate": [
+        ("text from a trained run", "run=outputs/2026-01-31/12-00-00_nano_a1b2 prompt='The '"),
+        ("less daring", "run=outputs/2026-01-31/12-00-00_nano_a1b2 temperature=0.5 top_k=20"),
+        ("prompt after prompt", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
+    ],
+    "evaluate": [
+        ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("a model of Hugging Face on your text", "run=gpt2 dataset=text dataset.path=my.txt"),
+    ],
+    "export": [
+        ("for transformers, vLLM and others", "run=outputs/2026-01-31/12-00-00_nano_a1b2 out=my_model"),
+    ],
+    "import_hf": [
+        ("a run directory of a downloaded model", "path=gpt2 out=outputs/gpt2"),
+    ],
+    "prepare": [
+        ("the embedded corpus, in characters", "dataset=pydocs tokenizer=char"),
+        (
+            "your own text, in sub-words",
+            "dataset=text dataset.path=my.txt tokenizer=bpe tokenizer.vocab_size=8000",
+        ),
+    ],
+    "verify_resume": [
+        ("the default model, killed once", ""),
+        ("five times, two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
+        ("your composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
+    ],
+    "probe": [
+        ("the default composition on every task", ""),
+        ("which attention recalls?", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
+        ("what a window cannot see", "model.block.attn.window=0,8 tasks=[recall]"),
+    ],
+    "coord_check": [
+        ("muP with AdamW at four widths", ""),
+        ("your composition", "optimizer=muon attn=mla moe=aux_free ffn=swiglu"),
+        ("what muP is for: this fails", "parametrization=standard"),
+    ],
+    "compare": [
+        ("which attention, at equal parameters and tokens", "attn=mha,gqa,mla seeds=3"),
+        ("products, at equal FLOPs", "attn=mha,mla ffn=gelu,swiglu match=flops budget=flops budget.amount=1e13"),
+        ("optimizers, each with a learning rate of its own", "optimizer=adamw,lion,muon tune=optimizer.lr seeds=3"),
+        ("as many seeds as a pilot shows to be needed", "attn=mha,mqa seeds=auto effect=0.01 max_minutes=60"),
+    ],
+    "scaling": [
+        ("three budgets, sizes of itself", "scaling.budgets=[1e12,3e12,1e13]"),
+        ("what a larger budget would be best spent on", "scaling.targets=[1e14]"),
+        ("a learning rate that suits all sizes", "parametrization=mup optimizer.lr=0.003"),
+    ],
+    "describe": [
+        ("the default model", ""),
+        ("a model that does not fit here", "model=xlarge attn=gqa"),
+        ("for a program to read", "model=large --json"),
+    ],
+}
+"""Per program: what for, and the arguments."""
+
+_MOST_USED = {
+    "train": (
+        "trainer.max_steps",
+        "trainer.batch_size",
+        "trainer.seq_len",
+        "trainer.max_minutes",
+        "trainer.precision",
+        "optimizer.lr",
+        "model.d_model",
+        "model.n_layers",
+        "seed",
+        "run.dir",
+        "resume",
+    ),
+    "scaling": (
+        "scaling.budgets",
+        "scaling.sizes",
+        "scaling.targets",
+        "scaling.seeds",
+        "scaling.out",
+        "trainer.batch_size",
+        "optimizer.lr",
+    ),
+    "coord_check": (
+        "widths",
+        "more_heads",
+        "steps",
+        "seeds",
+        "growth",
+        "shrinkage",
+        "out",
+        "trainer.batch_size",
+        "trainer.seq_len",
+        "trainer.grad_clip",
+        "optimizer.lr",
+        "seed",
+    ),
+    "compare": (
+        "study",
+        "question",
+        "reference",
+        "match",
+        "match_by",
+        "tolerance",
+        "budget.amount",
+        "seeds",
+        "effect",
+        "max_minutes",
+        "tune",
+        "tune_trials",
+        "evaluations",
+        "probes",
+        "parallel",
+        "out",
+        "seed",
+        "trainer.batch_size",
+        "optimizer.lr",
+    ),
+}
+"""Keys shown first. A program that is not here has few keys, and all are shown."""
+
+
+def help_text(program: str, *, width: int | None = None) -> str:
+    """The text of ``--help``.
+
+    Args:
+        program: name of a root file in ``conf/``.
+        width: columns; None takes the terminal's, at most 110.
+    """
+    columns = width or min(110, shutil.get_terminal_size((100, 24)).columns)
+    known = read_program(program)
+    command = f"python -m tinyllm.{program}"
+    parts = [textwrap.fill(first_sentence(known.meaning), columns)]
+    examples = [f"\n  # {what}\n  {command} {how}".rstrip() for what, how in _EXAMPLES.get(program, ())]
+    if examples:
+        parts.append("Examples" + "".join(examples))
+    parts.append(
+        textwrap.fill(
+            "A setting is written key=value, a choice group=option, both without dashes. Quote for the shell"
+            " what the shell would touch: prompt='Once upon a time', 'betas=[0.9,0.99]'.",
+            columns,
+        )
+    )
+    wanted = _MOST_USED.get(program)
+    keys = [key for key in _all_keys(known) if wanted is None or key.path in wanted]
+    if wanted:
+        keys.sort(key=lambda key: wanted.index(key.path))
+    title = "Settings used most (key=default)" if wanted else "Settings (key=default)"
+    if keys:
+        parts.append(title + "".join("\n" + _key_row(key, columns) for key in keys))
+    parts += [_group_rows(group, columns) for group in known.groups if group.options]
+    more = [
+        ("the composed configuration with every key; nothing is run", f"{command} --cfg job --resolve"),
+        *[("with option files of your own", f"{command} --config-dir my_conf")] * bool(known.groups),
+        ("every program, group and key with its meaning", "python -m tinyllm.reference"),
+    ]
+    parts.append("More" + "".join(f"\n  # {what}\n  {line}" for what, line in more))
+    return "\n\n".join(parts)
+
+
+def _all_keys(program: Program) -> list[Key]:
+    """The keys of the root, which has the last word, then those of the default options with their full path."""
+    keys = list(program.keys.values())
+    for group in program.groups:
+        for option in group.chosen:
+            if option.package:
+                keys += [
+                    Key(path=f"{option.package}.{key.path}", default=key.default, meaning=key.meaning)
+                    for key in option.keys.values()
+                    if f"{option.package}.{key.path}" not in program.keys
+                ]
+    return keys
+
+
+def _key_row(key: Key, columns: int) -> str:
+    return _row(f"{key.path}={key.default}", key.meaning, columns, indent=2, column=30)
+
+
+def _group_rows(group: Group, columns: int) -> str:
+    """A group and its options, the default one marked."""
+    where = f"   sets {group.package}.*" if group.package else ""
+    rows = [f"{group.name}={group.default or '…'}{where}"]
+    rows += [_option_row(option, columns, chosen=option in group.chosen) for option in group.options]
+    return "\n".join(rows)
+
+
+def _option_row(option: File, columns: int, *, chosen: bool) -> str:
+    return _row(
+        f"{'*' if chosen else ' '} {option.name}",
+        first_sentence(option.meaning),
+        columns,
+        indent=1,
+        column=18,
+    )
+
+
+def _row(label: str, text: str, columns: int, *, indent: int, column: int) -> str:
+    first = f"{' ' * indent}{label:<{column}}  "
+    rest = " " * (indent + column + 2)
+    return textwrap.fill(text, columns, initial_indent=first, subsequent_indent=rest, break_long_words=False)
+
+
+def first_sentence(text: str) -> str:
+    """The text up to the first full stop that ends a sentence."""
+    return re.split(r"(?<=[^A-Z.]\.) (?=[A-Z])", text, maxsplit=1)[0]

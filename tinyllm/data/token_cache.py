@@ -1,0 +1,252 @@
+"""The token cache on disk: one folder per (corpus, tokenizer), written whole or not at all, checked when opened.
+
+A folder holds ``train.bin`` and ``val.bin`` (ids, little-endian), ``exceptions.npz`` (bytes of unusual
+tokens), ``tokenizer.json`` and ``meta.json`` (sizes and sha256 of everything, of the ids per block of 4 MiB).
+
+What opening checks: meta.json against its own digest, every size, tokenizer and exceptions by sha256, and the
+ids block by block. All blocks are checked unless the files carry the same stamp (size, times, inode) as when
+they were last checked in full *and* are larger than 64 MiB together; then the first, the last and 6 random
+blocks are. So an edit of any kind is found at once, and silent rot of a large file sooner or later.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from random import SystemRandom
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+
+from tinyllm.data.content_hashes import stamp
+from tinyllm.data.token_data import Split, TokenData
+from tinyllm.errors import UserError
+from tinyllm.tokenizers import Tokenizer
+from tinyllm.tokenizers.files import loads
+from tinyllm.utils.files import TEMPORARY, create, is_trusted, read_json, remove, replace, set_mode, sync
+from tinyllm.utils.locks import try_lock
+
+FORMAT = 1
+BLOCK_BYTES = 2**22
+ALWAYS_CHECKED_BYTES = 2**26
+RANDOM_BLOCKS = 6
+SIDES = ("train", "val")
+DTYPES = ("uint16", "uint32")
+
+
+LARGEST_META = 512 << 20
+"""Bytes: it lists the blocks of the ids."""
+
+
+class DamagedCacheError(Exception):
+    """The folder is not a whole, unchanged cache; the message says why."""
+
+
+class TokenWriter:
+    """Writes the ids of one side, hashing as it goes."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        self.n_tokens = 0
+        self._vocab_size = tokenizer.vocab_size
+        self._usual = tokenizer.token_bytes()
+        self._dtype = dtype_for(tokenizer.vocab_size)
+        self._stream = create(path)
+        self._buffer = bytearray()
+        self._blocks: list[str] = []
+        self._exceptions: list[np.ndarray] = []
+
+    def write(self, ids: np.ndarray, lengths: np.ndarray | None) -> None:
+        """Appends ids; ``lengths`` are their UTF-8 bytes, None: the tokenizer's usual ones."""
+        if len(ids) and int(ids.max()) >= self._vocab_size:  # must never happen; a wrapped id would train silently
+            raise RuntimeError(f"the tokenizer gave id {ids.max()} with a vocabulary of {self._vocab_size}")
+        if lengths is not None:
+            odd = np.flatnonzero(lengths != self._usual[ids])
+            self._exceptions.append(np.stack([odd + self.n_tokens, lengths[odd]]))
+        self.n_tokens += len(ids)
+        self._buffer += ids.astype(self._dtype).tobytes()
+        while len(self._buffer) >= BLOCK_BYTES:
+            self._flush(BLOCK_BYTES)
+
+    def finish(self) -> tuple[dict[str, Any], np.ndarray]:
+        """Makes the file durable. Returns its entry in meta.json and its exceptions, (2, n)."""
+        if self._buffer:
+            self._flush(len(self._buffer))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        entry = {
+            "dtype": self._dtype,
+            "tokens": self.n_tokens,
+            "sha256": fingerprint_of_blocks(self._blocks),
+            "blocks": self._blocks,
+        }
+        none = np.zeros((2, 0), dtype=np.int64)
+        return entry, np.concatenate([none, *self._exceptions], axis=1).astype(np.int64)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
+
+    def _flush(self, size: int) -> None:
+        block = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._blocks.append(hashlib.sha256(block).hexdigest())
+        self._stream.write(block)
+
+
+def dtype_for(vocab_size: int) -> str:
+    """The smallest unsigned type that holds ids below ``vocab_size``."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
+def fingerprint_of_blocks(blocks: list[str]) -> str:
+    """sha256 (hex) over the hashes of the blocks."""
+    return hashlib.sha256("".join(blocks).encode()).hexdigest()
+
+
+def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+    """Writes what belongs to the ids, and meta.json last; everything is durable afterwards."""
+    packed = BytesIO()
+    arrays: dict[str, Any] = dict(exceptions)  # Any: among numpy 2's keywords is a flag
+    np.savez(packed, **arrays)
+    contents = {"tokenizer.json": tokenizer.to_json().encode(), "exceptions.npz": packed.getvalue()}
+    meta = meta | {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "kind": tokenizer.content}
+    meta["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    contents["meta.json"] = json.dumps(meta | {"digest": _digest(meta)}).encode()
+    for name, content in contents.items():
+        replace(folder / name, partial(_put, content))
+    for file in folder.iterdir():
+        set_mode(file, 0o444)  # a reminder: a running training maps these files
+    sync(folder)
+
+
+def _put(content: bytes, stream: BinaryIO) -> None:
+    stream.write(content)
+
+
+def open_cache(folder: Path, key: str, *, own: bool = False) -> TokenData:
+    """The data in ``folder``.
+
+    Args:
+        own: this process has just written it, whoever owns it according to the file system.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DamagedCacheError: it is not what was written there under this key.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(folder)
+    if not own and not all(is_trusted(one, root=folder.parent) for one in (folder, *folder.iterdir())):
+        raise DamagedCacheError("it belongs to another user")
+    try:
+        return _open(folder, key)
+    except UserError as error:
+        raise DamagedCacheError(str(error)) from error
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise DamagedCacheError(f"{type(error).__name__}: {error}") from error
+
+
+def _open(folder: Path, key: str) -> TokenData:
+    meta = read_json(folder / "meta.json", largest=LARGEST_META)
+    digest = meta.pop("digest")
+    _require(digest == _digest(meta), "meta.json was edited")
+    _require(meta["format"] == FORMAT, "another format")
+    _require(meta["key"] == key, "it belongs to other data or another tokenizer")
+    content = {name: (folder / name).read_bytes() for name in meta["files"]}
+    for name, data in content.items():
+        _require(hashlib.sha256(data).hexdigest() == meta["files"][name], f"{name} is not what was written")
+    tokenizer = loads(content["tokenizer.json"].decode())
+    _require(tokenizer.vocab_size == meta["vocab_size"], "the tokenizer has another vocabulary")
+    exceptions = np.load(BytesIO(content["exceptions.npz"]), allow_pickle=False)
+    _check_ids(folder, meta)
+    token_bytes = tokenizer.token_bytes() if meta["kind"] == "text" else None
+    splits = [
+        Split(
+            name=side,
+            path=folder / f"{side}.bin",
+            dtype=entry["dtype"],
+            n_tokens=entry["tokens"],
+            row_length=entry["row_length"],
+            fingerprint=entry["sha256"],
+            token_bytes=token_bytes,
+            exceptions=exceptions[side],
+        )
+        for side, entry in ((side, meta["splits"][side]) for side in SIDES)
+    ]
+    whole = hashlib.sha256("".join([*(split.fingerprint for split in splits), tokenizer.fingerprint()]).encode())
+    rules = int(meta.get("rules", 1))
+    return TokenData(splits[0], splits[1], tokenizer, list(meta["notes"]), folder, whole.hexdigest(), rules)
+
+
+def _check_ids(folder: Path, meta: dict[str, Any]) -> None:
+    stamps = {}
+    for side in SIDES:
+        entry, file = meta["splits"][side], folder / f"{side}.bin"
+        stamps[side] = stamp(file)
+        _require(entry["dtype"] in DTYPES, f"unknown dtype {entry['dtype']}")
+        size = entry["tokens"] * np.dtype(entry["dtype"]).itemsize
+        _require(stamps[side][0] == size, f"{file.name} has {stamps[side][0]} bytes instead of {size}")
+        _require(len(entry["blocks"]) == -(-size // BLOCK_BYTES), "the list of blocks has the wrong length")
+    seal_file = folder / "checked.json"
+    sealed = _sealed(seal_file) == stamps
+    sample = sealed and sum(status[0] for status in stamps.values()) > ALWAYS_CHECKED_BYTES
+    for side in SIDES:
+        _check_blocks(folder / f"{side}.bin", meta["splits"][side], meta["vocab_size"], sample)
+    if not sealed:
+        with suppress(OSError):  # only spares the next start some work
+            replace(seal_file, lambda stream: stream.write(json.dumps(stamps).encode()))
+
+
+def _check_blocks(file: Path, entry: dict[str, Any], vocab_size: int, sample: bool) -> None:
+    numbers = range(len(entry["blocks"]))
+    if sample:
+        chosen = SystemRandom().sample(numbers, min(RANDOM_BLOCKS, len(numbers)))
+        numbers = sorted({0, len(numbers) - 1, *chosen})  # type: ignore[assignment]
+    with open(file, "rb") as stream:
+        for i in numbers:
+            stream.seek(i * BLOCK_BYTES)
+            block = stream.read(BLOCK_BYTES)
+            _require(
+                hashlib.sha256(block).hexdigest() == entry["blocks"][i],
+                f"block {i} of {file.name} is damaged",
+            )
+            largest = int(np.frombuffer(block, dtype=entry["dtype"]).max())
+            _require(largest < vocab_size, f"{file.name} has id {largest}, the vocabulary is {vocab_size}")
+
+
+def remove_stale(root: Path, key: str) -> None:
+    """Removes what killed processes left half-built: temporary folders whose lock nobody holds.
+
+    Args:
+        key: the lock that the caller holds itself.
+    """
+    for folder in root.glob(f"{TEMPORARY}*"):
+        owner = folder.name.split("-")[1]
+        if owner == key:
+            remove(folder)
+            continue
+        with suppress(OSError):
+            descriptor = try_lock(root / f"{owner}.lock")
+            if descriptor is not None:
+                remove(folder)
+                os.close(descriptor)
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise DamagedCacheError(otherwise)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(file: Path) -> Any:
+    try:
+        return read_json(file)
+    except UserError:
+        return None

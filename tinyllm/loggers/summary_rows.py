@@ -1,0 +1,140 @@
+"""What is told at the start and the end of a run: rows of a label and a text, without their looks."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tinyllm.training.callbacks import Outcome, RunInfo
+from tinyllm.utils.text import command, duration, quantity, short, shown_path
+
+Rows = list[tuple[str, str]]
+
+
+def start_rows(info: RunInfo) -> Rows:
+    """The composed run at a glance."""
+    ranks = f", {info.world_size} ranks" if info.world_size > 1 else ""
+    size = f"{short(info.parameters)} parameters ({info.parameters:,})"
+    if info.active_parameters != info.parameters:
+        size += f", {short(info.active_parameters)} active"
+    tying = "tied to the output" if info.tied else "not tied to the output"
+    accumulation = f" × {info.grad_accum_steps} accumulated" if info.grad_accum_steps > 1 else ""
+    parallel = f" × {info.world_size} ranks" if info.world_size > 1 else ""
+    rows = [
+        ("device", f"{info.device}{ranks}, {info.precision}, attention kernel {info.attention_kernel}"),
+        ("model", f"{size}, {short(info.embedding_parameters)} of them embedding, {tying}"),
+        ("compute", f"{quantity(info.flops_per_token, 'FLOP')} a token, forward and backward"),
+        (
+            "data",
+            f"{info.dataset}: {info.train_tokens:,} tokens to train on, {info.val_tokens:,} to validate",
+        ),
+        ("tokenizer", f"{info.tokenizer}, {info.vocab_size:,} entries"),
+        (
+            "batch",
+            f"{info.batch_size} × {info.seq_len} tokens{accumulation}{parallel}"
+            f" = {info.tokens_per_step:,} tokens a step",
+        ),
+        (
+            "horizon",
+            f"{info.max_steps:,} steps = {short(info.planned_tokens)} tokens = {info.epochs:.3g} epochs",
+        ),
+        ("memory", f"about {quantity(info.memory_bytes, 'B')}: weights, gradients, optimizer, activations"),
+    ]
+    rows += [
+        (
+            "optimizer" if index == 0 else "",
+            f"{group.name}: {group.parameters:,} parameters in {group.tensors}"
+            f" tensor{'s' * (group.tensors != 1)}, weight decay {group.weight_decay:g}",
+        )
+        for index, group in enumerate(info.optimizer_groups)
+    ]
+    rows.append(("run", shown_path(info.run_dir)))
+    if info.start_step:
+        rows.append(("resumed", f"after step {info.start_step:,}"))
+    rows += [("note", note) for note in info.notes]
+    return rows
+
+
+def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, best_bpb: float | None) -> Rows:
+    """What the run reached. ``best_bpb``: bits per byte at the best evaluation, where it was seen."""
+    rows = [
+        ("steps", f"{outcome.step:,} of {max_steps:,}"),
+        ("tokens", f"{outcome.tokens:,}"),
+        ("time", duration(outcome.seconds)),
+    ]
+    if tokens_per_s:
+        rows.append(("tokens/s", f"{tokens_per_s:,.0f} (training alone)"))
+    if outcome.best_val_loss is not None:
+        bpb = f", {best_bpb:.4f} bits per byte" if best_bpb is not None else ""
+        rows.append(
+            (
+                "best val loss",
+                f"{outcome.best_val_loss:.4f}, perplexity {outcome.best_val_perplexity:.4g}{bpb}"
+                f" (step {outcome.best_step:,})",
+            )
+        )
+    if outcome.reason and outcome.status != "finished":
+        rows.append(("reason", outcome.reason))
+    rows.append(("run", shown_path(outcome.run_dir)))
+    if (outcome.run_dir / "curves.png").is_file():
+        rows.append(("curves", shown_path(outcome.run_dir / "curves.png")))
+    return rows
+
+
+def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()) -> Rows:
+    """What one does next, as commands for the shell. Without a checkpoint there is nothing to do.
+
+    Args:
+        flags: what every program needs to understand this run, such as ``--config-dir my_conf``.
+    """
+    if not (outcome.has_checkpoint and (outcome.run_dir / "checkpoints").is_dir()):
+        return []
+    run = shown_path(outcome.run_dir)
+    generate = ("generate", command("generate", *flags, f"run={run}"))
+    if outcome.step < max_steps:
+        return [generate, ("resume", command("train", *flags, f"resume={run}"))]
+    return [
+        generate,
+        ("evaluate", command("evaluate", *flags, f"run={run}")),
+        ("train on", command("train", *flags, f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
+    ]
+
+
+@dataclass
+class Speed:
+    """Tokens per second of training alone, from the trainer's own figures, which leave evaluation out."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """Tokens per second of the latest intervals."""
+    trained: float = 0.0
+    """Tokens of the run so far."""
+    _intervals: int = 0
+
+    def start(self, tokens: float) -> None:
+        """Tokens that were trained before this process."""
+        self.trained = tokens
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take the record of one interval."""
+        rate, total = metrics.get("speed/tokens_per_s"), metrics.get("train/tokens")
+        if not rate or total is None or not math.isfinite(rate) or total <= self.trained:
+            return
+        if self._intervals == 1:
+            self.recent.clear()  # the first interval warms up, and says little about the others
+        self._intervals += 1
+        self.recent.append(rate)
+        self.seconds += (total - self.trained) / rate
+        self.tokens += total - self.trained
+        self.trained = total
+
+    @property
+    def mean(self) -> float | None:
+        """Tokens per second over the whole run."""
+        return self.tokens / self.seconds if self.seconds else None
+
+    def remaining(self, tokens: float) -> float | None:
+        """Seconds that many more tokens will take at the median of the recent speeds: hiccups do not move it."""
+        return tokens / statistics.median(self.recent) if self.recent else None

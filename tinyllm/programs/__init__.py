@@ -1,0 +1,1 @@
+"""The programs that handle one run: their bodies, and the parts they share."""

@@ -1,0 +1,209 @@
+"""Continuing a run: its saved settings with the new ones on top, and what may differ."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from tinyllm.config.allowed import Option
+from tinyllm.config.cli.arguments import CommandLine
+from tinyllm.config.cli.main import Invocation
+from tinyllm.config.grammar import parse_settings
+from tinyllm.config.migrations import as_it_was, upgraded
+from tinyllm.config.overrides import key_of, nodes_of
+from tinyllm.config.quoting import escaped, text_of
+from tinyllm.config.saved import literal_settings, saved_content, saved_settings
+from tinyllm.config.sizes import D_FF
+from tinyllm.errors import UserError
+from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
+from tinyllm.runs.directory import check_free
+from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
+from tinyllm.utils.yaml_files import read_yaml
+
+FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
+"""What a resumed run cannot change."""
+PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
+"""Of those, what may lie elsewhere now: the fingerprints of tokens and tokenizer tell whether it is the same."""
+OWN = ("resume", "init_from", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes")
+"""What belongs to this start of the program, not to the run."""
+ALTERNATIVES = (
+    ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"),
+    ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
+)
+"""Keys of which a run may have one: a new one takes the place of the saved one."""
+
+FACTS = ("max_steps", "precision", "data.train", "data.val", "data.tokenizer")
+"""What the manifest must say for a resume to be the same run."""
+LAYERS = "model.layers"
+"""What stands here is made of texts and files, so the blocks in it may be others than before, and more or fewer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """What ``resume=`` on a command line means."""
+
+    checkpoint: Checkpoint
+    arguments: list[str]
+    """The command line with the run's saved settings before it."""
+    named: frozenset[str]
+    """Keys and groups that this command line itself names."""
+    notes: list[str]
+    """Damaged checkpoints that were passed over."""
+
+
+def look_up(line: CommandLine) -> Resumption | None:
+    """The checkpoint that a command line continues; None when ``resume=auto`` finds none and a run starts.
+
+    Raises:
+        UserError: no checkpoint, none that is whole, ``resume=auto`` without ``run.dir``, or a multirun.
+    """
+    parsed = parse_settings(line.settings)
+    if line.multirun:
+        typed = next(str(one.input_line) for one in parsed if one.key_or_group == "resume")
+        hint = (
+            "leave out -m, or use init_from to start from its weights;"
+            " a sweep continues when it is started again with its hydra.sweep.dir"
+        )
+        raise UserError("a multirun cannot continue a run", file=typed, hint=hint)
+    values = {one.key_or_group: one.value() for one in parsed}
+    source = text_of(values["resume"])
+    if not source:
+        hint = "a run directory or one of its checkpoints"
+        raise UserError("no directory is given", key="resume", value=source, hint=hint)
+    if source == "auto":
+        if not values.get("run.dir"):
+            hint = "give run.dir=…, the directory to continue or start"
+            raise UserError("nothing to look into", key="resume", value="auto", hint=hint)
+        source = text_of(values["run.dir"])
+        if not steps_in(Path(source) / CHECKPOINTS):
+            return None
+    run = run_of(Path(source))
+    if run is not None:
+        check_free(run)
+    notes: list[str] = []
+    checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
+    if "imported" in checkpoint.manifest:
+        hint = f"it was imported and has weights alone; train it further with init_from={source}"
+        raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
+    if run is None and not values.get("run.dir"):
+        hint = "it lies in no checkpoints/ beside a run.json; give run.dir=…, a new directory to go on in"
+        raise UserError("the checkpoint is of no run", key="resume", value=source, hint=hint)
+    checkpoint.require(*FACTS)
+    saved = to_save(
+        saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)
+    )
+    displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
+    replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
+    before = [one for one in saved if not _below(key_of(one), replaced)]
+    return Resumption(
+        checkpoint=checkpoint,
+        arguments=[*before, *(f"{key}=null" for key in sorted(displaced)), *line.settings],
+        named=frozenset(values) | displaced,
+        notes=notes,
+    )
+
+
+def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
+    """The checkpoint from which a job of a sweep goes on in its directory; None: it starts.
+
+    Raises:
+        UserError: the run there was made with other settings, or no checkpoint of it is whole.
+    """
+    directory = Path(cfg.run.dir)
+    if not steps_in(directory / "checkpoints"):
+        return None
+    check_free(directory)
+    notes: list[str] = []
+    checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
+    checkpoint.require(*FACTS)
+    saved = read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    asked = literal_settings(to_save(invocation.overrides), values)
+    before, now = set(map(str, saved)), set(asked)
+    if before != now:
+        there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
+        differences = [f"it has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
+        hint = f"{', '.join(differences)}; take the directory away, or sweep in another one"
+        raise UserError("the job's run was made with other settings", file=directory, hint=hint)
+    named = frozenset(key_of(one) for one in invocation.overrides)
+    return Resumption(checkpoint=checkpoint, arguments=[], named=named, notes=notes)
+
+
+def to_save(overrides: Iterable[str]) -> list[str]:
+    """The settings that belong to the run and not to one start of the program."""
+    return [one for one in overrides if not _below(key_of(one), OWN)]
+
+
+def reconcile(
+    cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str], allow: frozenset[Option] = frozenset()
+) -> list[str]:
+    """Bring a recomposed configuration in line with the run's: only what is named now may differ.
+
+    Args:
+        cfg: changed in place where a difference did not come from this command line.
+        named: the keys and groups of this command line.
+        allow: options besides those of ``conf/``.
+
+    Returns:
+        A sentence for each difference.
+
+    Raises:
+        UserError: a change of architecture, tokenizer, data or optimizer kind.
+    """
+    content = saved_content(checkpoint.path / CONFIG, allow=allow)
+    # that run could not say it, or it followed from others: no group that is named says otherwise
+    unnamed = {*as_it_was(partial(OmegaConf.select, content)), D_FF} - set(named)
+    saved = upgraded(content)
+    places = {place_of(name) for name in named}
+    notes = []
+    layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
+    if layers != layers_now and "experiment" not in places and not any(_below(place, [LAYERS]) for place in places):
+        with open_dict(cfg):
+            OmegaConf.update(cfg, LAYERS, layers, merge=False)
+        notes.append(f"{LAYERS} as in the run (they are described otherwise now)")
+    old = OmegaConf.to_container(saved, resolve=True)
+    new = OmegaConf.to_container(cfg, resolve=True)
+    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
+        if was == now or _below(key, OWN):
+            continue
+        chosen = "experiment" in places or any(_below(key, [place]) for place in places)
+        if key in unnamed or not chosen:
+            with open_dict(cfg):
+                OmegaConf.update(cfg, key, escaped(was), force_add=True)
+            notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
+        elif _below(key, FIXED) and key not in PROVEN:
+            raise UserError(
+                f"a resumed run cannot change {key}",
+                key=key,
+                value=_text(now),
+                hint=f"the run has {_text(was)}; to start from its weights alone use init_from={checkpoint.run_dir}",
+            )
+        else:
+            notes.append(f"{key}={_text(now)} from now on (was {_text(was)})")
+    return notes
+
+
+def place_of(name: str) -> str:
+    """Where a group's options put their keys; any other name is a place itself."""
+    return next(iter(nodes_of(name)), name)
+
+
+def _below(key: str, places: Iterable[str]) -> bool:
+    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, child in node.items():
+            yield from _leaves(child, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, node
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,171 @@
+"""The files of a checkpoint on their way to the disk: the part of each writer, then what makes them one checkpoint."""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tinyllm.errors import UserError
+from tinyllm.runs.checkpoint import FORMAT, MANIFEST, prune, set_hint
+from tinyllm.runs.checkpoint_parts import STATE, numbered
+from tinyllm.runs.tensor_files import INDEX, MODEL
+from tinyllm.utils.fault_injection import fault
+from tinyllm.utils.files import create, read_json, remove, set_mode, sha256, sync, temporary, translated, write_json
+
+KEPT = "the checkpoints before it are whole"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one writer has put on the disk.
+
+    Attributes:
+        files: bytes and sha256 by file name.
+        tensors: names of its weights.
+        total_size: bytes of its weights.
+    """
+
+    files: dict[str, dict[str, Any]]
+    tensors: list[str]
+    total_size: int
+
+
+def write_part(
+    folder: Path,
+    *,
+    writer: int,
+    writers: int,
+    weights: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    texts: Mapping[str, str],
+) -> Part:
+    """Write weights, state and texts of one writer; when this returns they are durable."""
+    model, rest = folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)
+    files = [model, rest, *(folder / name for name in texts)]
+    try:
+        fault("save:before_write")
+        folder.mkdir(exist_ok=True)
+        save_file({name: one.detach().contiguous() for name, one in weights.items()}, model, {"format": "pt"})
+        fault("save:mid_write")
+        with create(rest) as stream:
+            torch.save(dict(state), stream)
+        set_mode(model, rest.stat().st_mode)  # safetensors writes for the owner alone
+        for name, text in texts.items():
+            with create(folder / name) as stream:
+                stream.write(text.encode())
+        for file in files:
+            sync(file)
+        part = Part(
+            files={file.name: entry(file) for file in files},
+            tensors=list(weights),
+            total_size=sum(one.numel() * one.element_size() for one in weights.values()),
+        )
+    except BaseException:
+        for file in files:
+            remove(file)
+        raise
+    return part
+
+
+def entry(file: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def tell_rank_0(folder: Path, writer: int, outcome: Part | Exception) -> None:
+    """Leave for rank 0 what a writer has written, or why it has not."""
+    if isinstance(outcome, Part):
+        write_json(_note(folder, writer), asdict(outcome))
+        return
+    known = isinstance(outcome, UserError)
+    error = {name: str(getattr(outcome, name)) for name in ("what", "file", "hint")} if known else repr(outcome)
+    with contextlib.suppress(OSError, UserError):  # the disk may be full
+        write_json(_note(folder, writer), {"error": error})
+
+
+def withdraw(folder: Path, writer: int, writers: int) -> None:
+    """Remove what a writer has put into ``folder``, and that too if it is empty then."""
+    for file in (folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)):
+        remove(file)
+    remove(_note(folder, writer))
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def part_of(folder: Path, writer: int) -> Part:
+    """What another writer has written.
+
+    Raises:
+        UserError: it has not, with its reason if it could leave one.
+    """
+    what = f"rank {writer} did not write its part of the checkpoint"
+    try:
+        content = read_json(_note(folder, writer))
+    except UserError as error:
+        hint = "that rank told why; or the run directory is not one that all hosts share"
+        raise UserError(what, file=folder, hint=hint) from error
+    reason = content.get("error")
+    if isinstance(reason, dict):
+        raise UserError(f"rank {writer}: {reason['what']}", file=reason["file"], hint=reason["hint"])
+    if reason is not None:
+        raise UserError(what, file=folder, hint=reason)
+    return Part(**content)
+
+
+def _note(folder: Path, writer: int) -> Path:
+    return folder / f".part-{writer + 1:05d}.json"
+
+
+def publish(
+    folder: Path,
+    target: Path,
+    *,
+    step: int,
+    parts: Sequence[Part],
+    facts: Mapping[str, Any],
+    best: bool,
+    keep: int,
+) -> None:
+    """Make the parts in ``folder`` the checkpoint ``target``: index, manifest, one rename, hints; then remove old ones.
+
+    Raises:
+        UserError: the disk is full or cannot be written.
+    """
+    directory, writers = target.parent, len(parts)
+    with translated(target, kept=KEPT):
+        files = {name: one for part in parts for name, one in part.files.items()}
+        if writers > 1:
+            _write_index(folder / INDEX, parts)
+            files[INDEX] = entry(folder / INDEX)
+            for writer in range(writers):
+                remove(_note(folder, writer))
+        listed = dict(sorted(files.items()))
+        write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "writers": writers, **facts, "files": listed})
+        fault("save:after_sync")
+        doomed = temporary(target)
+        if target.exists():  # the same step again, after a resume from an older one
+            os.replace(target, doomed)
+        os.replace(folder, target)
+        fault("save:after_rename")
+        sync(directory)
+        if best:
+            set_hint(directory, "best", step)
+        fault("save:between_hints")
+        set_hint(directory, "last", step)
+    remove(doomed)
+    prune(directory, keep=keep, current=step)
+
+
+def _write_index(index: Path, parts: Sequence[Part]) -> None:
+    """Hugging Face's index: the file of each tensor."""
+    where = {name: numbered(MODEL, writer, len(parts)) for writer, part in enumerate(parts) for name in part.tensors}
+    if len(where) != sum(len(part.tensors) for part in parts):
+        raise RuntimeError("a tensor was handed over by two ranks")
+    total_size = sum(part.total_size for part in parts)
+    write_json(index, {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(where.items()))})

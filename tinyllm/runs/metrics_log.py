@@ -1,0 +1,138 @@
+"""metrics.jsonl: one JSON object per line, the source of every curve and table."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyllm.utils.files import open_append, parse_json, sync_open, translated, write_text
+
+Record = dict[str, Any]
+LONGEST_LINE = 1 << 20
+"""Bytes of a line; a record has some hundred."""
+
+
+class Log:
+    """Takes records and keeps none, as on the ranks that do not write."""
+
+    def write(self, record: Record) -> None:
+        """Take one record."""
+
+    def sync(self) -> None:
+        """Make the records durable."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+class MetricsLog(Log):
+    """Appends records to a file that stays consistent after a rewind.
+
+    Args:
+        path: the file; records after ``step`` are dropped, and so is a half-written last line.
+        step: the step training continues from.
+        tell: called with a sentence when other lines are damaged; the file that has them is kept beside.
+    """
+
+    def __init__(self, path: Path, *, step: int, tell: Callable[[str], None] = lambda text: None) -> None:
+        records, damaged = scan(path)
+        if damaged:
+            spoilt = f"{damaged} line{'s' * (damaged > 1)} of {path.name}"
+            tell(f"{spoilt} could not be read and are left out; the file as it was: {_set_aside(path)}")
+        write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
+        self.path = path
+        self._file = open_append(path)
+
+    def write(self, record: Record) -> None:
+        """Append one record; it is in the file when this returns.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with translated(self.path):
+            self._file.write(_line(record).encode())
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Force the records onto the disk, so that a checkpoint never outlives them.
+
+        Raises:
+            UserError: the disk is full or fails.
+        """
+        with translated(self.path):
+            self._file.flush()
+            sync_open(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file, whether or not what is left to write can be written."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The whole records of a ``metrics.jsonl``; [] when there is none."""
+    return scan(path)[0]
+
+
+def scan(path: Path) -> tuple[list[Record], int]:
+    """The whole records of a file, and how many lines are none.
+
+    A last line without an end is what a process was writing when it was killed, and does not count. After a power cut
+    a file may have zeros in its middle, and other records behind them.
+    """
+    if not path.is_file():
+        return [], 0
+    records, damaged = [], 0
+    with path.open("rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            record = record_of(line)
+            if record is not None:
+                records.append(record)
+            elif line.endswith(b"\n") and line.strip():
+                damaged += 1
+            elif len(line) == LONGEST_LINE:
+                damaged += 1
+                while (rest := file.readline(LONGEST_LINE)) and not rest.endswith(b"\n"):
+                    pass
+    return records, damaged
+
+
+def record_of(line: bytes) -> Record | None:
+    """The record in a line: numbers by name, ``step`` among them, what is not finite as None; None: it holds none."""
+    try:
+        found = parse_json(line, finite=False)
+    except ValueError:
+        return None
+    if not isinstance(found, dict) or type(found.get("step")) is not int:
+        return None
+    if not all(value is None or isinstance(value, int | float) for value in found.values()):
+        return None
+    return {name: _finite(value) for name, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _set_aside(path: Path) -> Path:
+    """Keep a file under another name, which no earlier one has; returns that name."""
+    number = 1
+    while (kept := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).is_symlink() or kept.exists():
+        number += 1
+    try:
+        os.link(path, kept)
+    except OSError:  # a file system without second names
+        os.replace(path, kept)
+    return kept
+
+
+def finite(record: Mapping[str, Any]) -> Record:
+    """The record for JSON, which has no NaN and no infinity: they become null."""
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def _line(record: Record) -> str:
+    return json.dumps(finite(record)) + "\n"

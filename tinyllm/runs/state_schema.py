@@ -1,0 +1,196 @@
+"""What the state of a checkpoint must look like, so that one of somebody else is refused and never half believed."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tinyllm.errors import UserError
+from tinyllm.runs.checkpoint import Checkpoint
+from tinyllm.runs.checkpoint_parts import STATE
+
+Rule = tuple[str, Callable[[Any], bool]]
+"""What a value must be, in words, and whether it is."""
+
+_MERSENNE_WORDS = 624
+
+
+def read_checked(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The state of a checkpoint, every field of it of the type and in the range that training leaves it in.
+
+    Whether its tensors are those of a model is seen when they are loaded.
+
+    Raises:
+        UserError: it is not; the line names the file, the field and what it must be.
+    """
+    state = checkpoint.state()
+    file = checkpoint.path / STATE if checkpoint.writers == 1 else checkpoint.path
+    for name, (wanted, holds) in rules(checkpoint.step).items():
+        if name not in state and name not in OPTIONAL:
+            raise UserError("the checkpoint's state is not whole", file=file, hint=f"{name} is missing")
+        if name in state and not holds(state[name]):
+            raise damaged(file, f"{name} is {_shown(state[name])}", wanted)
+    if (state["best_loss"] is None) != (state["best_step"] is None):
+        raise damaged(file, f"best_step is {state['best_step']} with best_loss {state['best_loss']}", "both or none")
+    return state
+
+
+def damaged(file: object, what: str, wanted: str) -> UserError:
+    """The error about a field that is not what it must be."""
+    return UserError("the checkpoint's state is damaged", file=file, hint=f"{what}; it must be {wanted}")
+
+
+OPTIONAL = ("average", "loggers", "owed")
+"""Fields that a checkpoint may lack."""
+
+
+def rules(step: int) -> dict[str, Rule]:
+    """The rule of each field, of the state after ``step`` steps."""
+    count = ("a whole number, at least 0", is_count)
+    return {
+        "step": (f"{step}, as the manifest says", lambda value: is_count(value) and value == step),
+        "tokens": count,
+        "sequences": count,
+        "flops": count,
+        "seconds": ("a number, at least 0", lambda value: is_number(value) and value >= 0),
+        "best_loss": ("a number or None", lambda value: value is None or is_number(value)),
+        "best_step": (
+            f"a step up to {step} or None",
+            lambda value: value is None or (is_count(value) and value <= step),
+        ),
+        "skipped": (f"a number of steps up to {step}", lambda value: is_count(value) and value <= step),
+        "window": ("the sum of losses and the number of steps", _is_window),
+        "optimizer": ("tensors and numbers by parameter and name", _is_optimizer),
+        "scaler": ("the loss scale and how it changes, or {}", _is_scaler),
+        "average": ("{} or a tensor for each parameter, and the number of updates", _is_average),
+        "rng": ("the state of each random generator", _is_rng),
+        "owed": ("None or numbers by name", _is_owed),
+        "loggers": ("texts by logger and name", _is_loggers),
+    }
+
+
+def is_count(value: Any) -> bool:
+    """A whole number, at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def is_number(value: Any) -> bool:
+    """A finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_plain(value: Any, *, floating: bool = True) -> bool:
+    """A dense tensor in the memory of the CPU with all the memory that its shape asks for, of finite size."""
+    return (
+        isinstance(value, Tensor)
+        and value.device.type == "cpu"
+        and value.layout == torch.strided
+        and not value.is_complex()
+        and not value.is_quantized
+        and (value.is_floating_point() or not floating)
+        and value.untyped_storage().nbytes() >= value.numel() * value.element_size()
+    )
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) for name in value)
+
+
+def _has(value: Any, rules: Mapping[str, Callable[[Any], bool]]) -> bool:
+    """A dictionary with exactly these entries."""
+    return (
+        _is_named(value) and value.keys() == rules.keys() and all(holds(value[name]) for name, holds in rules.items())
+    )
+
+
+def _is_window(value: Any) -> bool:
+    return _has(value, {"loss": is_number, "steps": lambda steps: is_number(steps) and steps >= 0})
+
+
+def _is_optimizer(value: Any) -> bool:
+    """Whole numbers as tensors too: moments of 8 bits."""
+    return _is_named(value) and all(
+        _is_named(entries)
+        and all(is_number(one) or one is None or is_plain(one, floating=False) for one in entries.values())
+        for entries in value.values()
+    )
+
+
+def _is_scaler(value: Any) -> bool:
+    above = {name: lambda one: is_number(one) and one > 0 for name in ("scale", "growth_factor", "backoff_factor")}
+    counts = {"growth_interval": lambda one: is_count(one) and one > 0, "_growth_tracker": is_count}
+    return value == {} or _has(value, above | counts)
+
+
+def _is_average(value: Any) -> bool:
+    return value == {} or _has(
+        value, {"shadow": lambda shadow: _is_named(shadow) and all(map(is_plain, shadow.values())), "updates": is_count}
+    )
+
+
+def _is_rng(value: Any) -> bool:
+    """Of each rank; once there was rank 0 only."""
+    ranks = value if isinstance(value, list) else [value]
+    return bool(ranks) and all(
+        _has(one, {"torch": _is_generator, "cuda": _is_cuda, "numpy": _is_numpy, "python": _is_python}) for one in ranks
+    )
+
+
+def _is_generator(value: Any) -> bool:
+    return is_plain(value, floating=False) and value.dtype == torch.uint8 and value.shape == torch.get_rng_state().shape
+
+
+def _is_cuda(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        is_plain(one, floating=False) and one.dtype == torch.uint8 and one.ndim == 1 for one in value
+    )
+
+
+def _is_numpy(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 5 or value[0] != "MT19937":
+        return False
+    _, keys, position, has_gauss, gauss = value
+    return (
+        is_plain(keys, floating=False)
+        and keys.dtype == torch.int64
+        and keys.shape == (_MERSENNE_WORDS,)
+        and bool(((keys >= 0) & (keys < 2**32)).all())
+        and is_count(position)
+        and position <= _MERSENNE_WORDS
+        and has_gauss in (0, 1)
+        and is_number(gauss)
+    )
+
+
+def _is_python(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 3 or value[0] != 3 or not isinstance(value[1], list):
+        return False
+    words, gauss = value[1], value[2]
+    return (
+        len(words) == _MERSENNE_WORDS + 1
+        and all(is_count(word) and word < 2**32 for word in words)
+        and words[-1] <= _MERSENNE_WORDS
+        and (gauss is None or is_number(gauss))
+    )
+
+
+def _is_owed(value: Any) -> bool:
+    """A record may hold what is not finite, such as the loss of a skipped step."""
+    return value is None or (_is_named(value) and all(type(one) in (int, float) for one in value.values()))
+
+
+def _is_loggers(value: Any) -> bool:
+    return _is_named(value) and all(
+        _is_named(one) and all(isinstance(text, str) for text in one.values()) for one in value.values()
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value in a few words; it may be anything."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    if isinstance(value, dict | list | tuple | set):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)[:40]

@@ -1,0 +1,1 @@
+"""The programs that handle many runs: sweeps, comparisons, scaling laws, probes, and their reports."""

@@ -1,0 +1,1 @@
+"""The coordinate check: how activations grow with the width under a parametrization."""

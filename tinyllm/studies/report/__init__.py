@@ -1,0 +1,7 @@
+"""What a comparison's :class:`~tinyllm.studies.compare.results.Study` looks like: a page, Markdown, tables, a terminal."""
+
+from tinyllm.studies.report.sending import send
+from tinyllm.studies.report.terminal import show
+from tinyllm.studies.report.writing import write_report
+
+__all__ = ["send", "show", "write_report"]

@@ -1,0 +1,1 @@
+"""Scaling laws: a ladder of sizes at fixed FLOPs, and the law through it."""

@@ -1,0 +1,75 @@
+"""Data parallel: every rank has the whole model and a part of the batch."""
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tinyllm.errors import RankError
+from tinyllm.training.distributed.process_group import Ranks
+
+SYNC_BUFFERS = next(
+    name  # torch 2.13 has another name for it
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+
+
+class DDP(Ranks):
+    """torch's DistributedDataParallel (Li et al. 2020, https://arxiv.org/abs/2006.15704), gradients summed.
+
+    The loss is the mean over the tokens of all ranks, so the gradient is the *sum* of what the ranks make of their
+    parts; summing it as it is gives the bits that one process gets from the same micro-batches in turn.
+    """
+
+    _wrapped: DistributedDataParallel
+
+    def wrap(self, objective: nn.Module, *, find_unused: str | bool) -> Callable[..., Any]:
+        unused = misses_gradients(objective) if find_unused == "auto" else bool(find_unused)
+        device = next(objective.parameters()).device
+        unsynced: Any = {SYNC_BUFFERS: False}  # they are tables, or follow from what all ranks see
+        self._wrapped = DistributedDataParallel(
+            objective,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            find_unused_parameters=unused,
+            gradient_as_bucket_view=True,
+            **unsynced,
+        )
+        self._wrapped.register_comm_hook(None, _sum)
+        return self._wrapped
+
+    @torch.no_grad()
+    def check_alike(self, model: nn.Module) -> None:
+        sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]  # of bits, so exact
+        first, *others = self.gather_objects(torch.stack(sums).tolist())
+        for rank, theirs in enumerate(others, start=1):
+            if theirs != first:
+                names = [name for name, _ in model.named_parameters()]
+                name = next(name for name, one, other in zip(names, first, theirs, strict=True) if one != other)
+                hint = "a fault of the machine or of the code; resume from the last checkpoint"
+                raise RankError(f"rank {rank} has other weights than rank 0", file=name, hint=hint)
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
+        return nullcontext() if last else self._wrapped.no_sync()
+
+
+def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future
+
+
+def misses_gradients(objective: nn.Module) -> bool:
+    """Whether a backward pass over two tokens leaves a parameter without a gradient; nothing is changed by it."""
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    device = parameters[0].device
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        losses = objective(ids, ids)
+        found = torch.autograd.grad(losses.to_minimise(n_tokens=2, share=1.0), parameters, allow_unused=True)
+    return any(one is None for one in found)

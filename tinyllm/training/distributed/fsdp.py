@@ -1,0 +1,118 @@
+"""Sharded data parallel: every rank has a part of each weight, its gradient and its optimizer state."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tinyllm.errors import UserError
+from tinyllm.optim.sharded import is_sharded, local, whole
+from tinyllm.training.distributed.process_group import Ranks
+
+
+class FSDP(Ranks):
+    """torch's ``fully_shard`` (FSDP2; Zhao et al. 2023, https://arxiv.org/abs/2304.11277), gradients summed.
+
+    Each block is gathered when it computes and let go afterwards; what is outside the blocks (tables, last norm, head)
+    is gathered once per pass. The model is built without memory and given its weights block by block, so no process
+    ever has it whole. In half precision the blocks are gathered in that format, and gradients are summed in fp32.
+
+    Args:
+        reshard_after_forward: let a block go after its forward pass and gather it again for the backward pass.
+    """
+
+    is_sharded = True
+
+    def __init__(self, *, nproc_per_node: int | None, gpus_per_job: int | None, reshard_after_forward: bool) -> None:
+        super().__init__(nproc_per_node=nproc_per_node, gpus_per_job=gpus_per_job)
+        self.reshard_after_forward = reshard_after_forward
+        self.writers = self.world_size
+        self._model: Any = None
+        self._owners: dict[str, int] = {}
+
+    def placer(self, device: torch.device, dtype: torch.dtype) -> Callable[[Any], Any]:
+        def place(model: Any) -> Any:
+            """Give a model on meta its first weights, in the order and from the stream of a whole one."""
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+            mesh = init_device_mesh(device.type, (self.world_size,))
+            policy = MixedPrecisionPolicy()
+            if dtype != torch.float32:
+                policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            blocks = {id(block) for block in model.layers()}
+            for part, fill in model.parts():
+                part._apply(_given_memory)
+                fill()
+                part.to(device)
+                if id(part) in blocks:
+                    again = self.reshard_after_forward
+                    fully_shard(part, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
+            fully_shard(model, mesh=mesh, reshard_after_forward=False)
+            register_fsdp_forward_method(model, "run")
+            for part in [model, *model.layers()]:
+                part.set_gradient_divide_factor(1.0)
+                part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+            self._model, self._owners = model, owners(model, self.world_size)
+            return model
+
+        return place
+
+    def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
+        self._model.set_requires_gradient_sync(last)
+        return nullcontext()
+
+    def rows(self, name: str, tensor: Tensor) -> slice | None:
+        if not is_sharded(tensor):
+            return None
+        per_rank = -(-tensor.shape[0] // self.world_size)
+        first = min(self.rank * per_rank, tensor.shape[0])
+        return slice(first, min(first + per_rank, tensor.shape[0]))
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return local(tensor)
+
+    def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
+        moved = whole.to(parameter.device, copy=True)
+        if not is_sharded(parameter):
+            return moved
+        from torch.distributed.tensor import distribute_tensor
+
+        placed: Any = parameter
+        return distribute_tensor(moved, placed.device_mesh, placed.placements, src_data_rank=None)
+
+    def owns(self, name: str) -> bool:
+        return self._owners.get(name, 0) == self.rank
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return whole(tensor).cpu()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The context of an evaluation or a sample; a backward pass would let the outer weights go, here we do."""
+        try:
+            yield
+        finally:
+            self._model.reshard()
+
+    def check(self, optimizer: torch.optim.Optimizer) -> None:
+        if any(kind.__module__.startswith("bitsandbytes") for kind in type(optimizer).__mro__):
+            hint = "it cuts blocks of 8 bits from whole weights; use strategy=ddp, or another optimizer"
+            raise UserError("the optimizer needs whole weights", key="strategy", value="fsdp", hint=hint)
+
+
+def owners(model: nn.Module, world_size: int) -> dict[str, int]:
+    """Which rank writes each tensor of the model into a checkpoint, so that each writes about as much."""
+    tensors = model.state_dict()
+    total, before, found = sum(tensor.numel() for tensor in tensors.values()), 0, {}
+    for name, tensor in tensors.items():
+        found[name] = min(world_size * before // max(total, 1), world_size - 1)
+        before += tensor.numel()
+    return found
+
+
+def _given_memory(tensor: Tensor) -> Tensor:
+    """A tensor on meta as one in memory, with nothing in it; others, such as tables that parts share, as they are."""
+    return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor
