@@ -1,40 +1,52 @@
-"""Imports run one way, and what is heavy is loaded only by what uses it."""
+"""Imports run down the house, and what is heavy is loaded only by what uses it."""
 
 import ast
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.support import sources
 
-# Layer -> the layers of tinyllm it may use, and the libraries. Modules right in the package (entry points and
-# what they share) may use everything; errors, utils and the version may be used by all.
-LAYERS: dict[str, tuple[set[str], set[str]]] = {
-    "utils": (set(), {"rich", "yaml"}),
-    "nn": (set(), {"torch"}),
-    "models": ({"nn"}, {"torch"}),
-    "optim": (set(), {"torch", "numpy", "bitsandbytes"}),
-    "tokenizers": (set(), {"numpy", "tokenizers", "tiktoken"}),
-    "data": ({"tokenizers"}, {"torch", "numpy"}),
-    "inference": ({"nn", "tokenizers", "data"}, {"torch", "numpy"}),
-    "training": ({"nn", "optim", "tokenizers", "data", "inference"}, {"torch", "numpy", "safetensors"}),
-    "interop": ({"nn", "models", "tokenizers", "data", "training"}, {"torch", "safetensors"}),
-    "loggers": ({"training"}, {"rich", "matplotlib", "wandb", "tensorboard", "torch"}),
-    "config": (set(), {"hydra", "omegaconf", "yaml"}),
-    "sweep": (
-        {"config", "data", "training", "loggers", "resume", "launch"},
-        {"hydra", "omegaconf", "optuna", "sqlalchemy", "rich", "torch"},
-    ),
-    "study": (
-        {"config", "data", "training", "models", "nn", "optim", "inference", "loggers", "sweep"}
-        | {"assemble", "launch", "loading", "planning", "resume"},
-        {"hydra", "omegaconf", "numpy", "rich", "scipy", "statsmodels", "torch", "yaml"},
-    ),
-    "probes": ({"nn", "training"}, {"numpy", "rich", "statsmodels", "torch"}),
-    "report": ({"study", "loggers"}, {"matplotlib", "jinja2", "rich", "wandb"}),
+# The rooms from the top of the house to its bottom, and the libraries each may use. A file may import from its own room
+# and from the rooms further down; rooms of one floor do not know each other.
+FLOORS: list[dict[str, set[str]]] = [
+    {
+        "studies": {
+            "hydra",
+            "omegaconf",
+            "numpy",
+            "rich",
+            "scipy",
+            "statsmodels",
+            "torch",
+            "yaml",
+            "optuna",
+            "sqlalchemy",
+        }
+        | {"matplotlib", "jinja2", "wandb"}
+    },
+    {"programs": {"hydra", "omegaconf", "numpy", "rich", "torch", "yaml"}},
+    {"loggers": {"rich", "matplotlib", "wandb", "tensorboard", "torch"}, "interop": {"torch", "safetensors"}},
+    {"training": {"torch", "numpy", "safetensors"}, "inference": {"torch", "numpy"}},
+    {"runs": {"torch", "numpy", "safetensors", "yaml"}, "data": {"torch", "numpy"}},
+    {
+        "models": {"torch"},
+        "optim": {"torch", "numpy", "bitsandbytes"},
+        "tokenizers": {"numpy", "tokenizers", "tiktoken"},
+    }
+    | {"config": {"hydra", "omegaconf", "yaml"}},
+    {"nn": {"torch"}},
+    {"utils": {"numpy", "torch", "rich", "yaml"}},
+]
+LIBRARIES = {room: libraries for floor in FLOORS for room, libraries in floor.items()}
+BELOW = {
+    room: {lower for floor in FLOORS[depth + 1 :] for lower in floor}
+    for depth, floor in enumerate(FLOORS)
+    for room in floor
 }
 SCRIPTS = tomllib.loads((sources.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 ENTRY_POINTS = [target.partition(":")[0] for target in SCRIPTS.values()]
@@ -65,16 +77,15 @@ BY_ITSELF = (
 )
 
 
-def wrong_imports(layer: str, module: ast.Module) -> list[str]:
-    """The imports of a file that its layer may not have."""
-    own, libraries = LAYERS[layer]
+def wrong_imports(room: str, module: ast.Module) -> list[str]:
+    """The imports of a file that its room may not have."""
     wrong = []
     for one in sources.imports(module):
         top, *rest = one.module.split(".")
         if top == "tinyllm":
-            allowed = not rest or rest[0] in own | {layer, "errors", "utils", "__version__"}
+            allowed = not rest or rest[0] in BELOW[room] | {room, "errors", "__version__"}
         else:
-            allowed = top in sys.stdlib_module_names or top in libraries
+            allowed = top in sys.stdlib_module_names or top in LIBRARIES[room]
         if not allowed:
             wrong.append(f"line {one.line}: {one.module}")
     return wrong
@@ -85,17 +96,43 @@ def late_imports(module: ast.Module) -> list[str]:
     return [one.module for one in sources.imports(module) if one.at_top and one.module.split(".")[0] in ONLY_WHEN_USED]
 
 
-def test_every_folder_has_its_place() -> None:
+def test_every_folder_is_a_room() -> None:
     folders = {path.parent.name for path in sources.PACKAGE.glob("*/__init__.py")}
-    assert folders <= LAYERS.keys(), "a new layer: say in LAYERS what it may import"
+    assert folders == set(LIBRARIES), "a new room: say in FLOORS on which floor it is and what it may import"
 
 
 @pytest.mark.parametrize("path", sources.files(), ids=sources.relative)
-def test_imports_run_one_way(path: Path) -> None:
-    layer = path.relative_to(sources.PACKAGE).parts[0]
-    if layer in LAYERS:
-        assert wrong_imports(layer, sources.tree(path)) == []
+def test_imports_run_down(path: Path) -> None:
+    room, *rest = path.relative_to(sources.PACKAGE).parts
+    if room in LIBRARIES and rest != ["__main__.py"]:  # that one is the command `python -m tinyllm.runs`
+        assert wrong_imports(room, sources.tree(path)) == []
     assert late_imports(sources.tree(path)) == []
+
+
+def test_no_circle() -> None:
+    """At import time no file of the package needs itself, by whatever way."""
+    names = {sources.module(path): path for path in sources.files()}
+    needed = {
+        name: {
+            one.module if one.module in names else one.module.rpartition(".")[0]
+            for one in sources.imports(sources.tree(path))
+            if one.at_top and one.module.startswith("tinyllm.")
+        }
+        for name, path in names.items()
+    }
+    TopologicalSorter(needed).prepare()
+
+
+def test_the_top_holds_commands_and_nothing_else() -> None:
+    # A folder and a file of one name cannot stand side by side, so the command `runs` is the __main__ of its room.
+    files = [path for path in sources.PACKAGE.glob("*.py") if path.stem not in ("__init__", "errors")]
+    files.append(sources.PACKAGE / "runs" / "__main__.py")
+    commands = {script.removeprefix("tinyllm-").replace("-", "_") for script in SCRIPTS} | {"reference"}
+    assert {path.parent.name if path.stem == "__main__" else path.stem for path in files} == commands
+    for path in files:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 20, path
+        rooms = {one.module.split(".")[1] for one in sources.imports(sources.tree(path)) if "." in one.module}
+        assert rooms <= {"programs", "studies", "config"}, "no command imports a command"
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

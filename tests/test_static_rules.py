@@ -199,7 +199,7 @@ def test_hydra_stays_in_what_composes() -> None:
         for path in sources.files()
         if any(one.module.split(".")[0] in ("hydra", "omegaconf") for one in sources.imports(sources.tree(path)))
     ]
-    allowed = ("tinyllm/config/", "tinyllm/sweep/", "tinyllm/study/", "tinyllm/plugins/")
+    allowed = ("tinyllm/config/", "tinyllm/programs/", "tinyllm/studies/", "tinyllm/plugins/")
     assert [path for path in users if path.count("/") > 1 and not path.startswith(allowed)] == []
 
 

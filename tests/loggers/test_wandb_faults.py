@@ -25,7 +25,7 @@ Calls = Callable[[], list[dict[str, Any]]]
 def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     """Puts the stub in wandb's place; gives what was asked of it."""
     (tmp_path / "stub").mkdir()
-    shutil.copy(Path(__file__).with_name("stub_wandb.py"), tmp_path / "stub" / "wandb.py")
+    shutil.copy(Path(__file__).parents[1] / "support" / "stub_wandb.py", tmp_path / "stub" / "wandb.py")
     log = tmp_path / "calls.jsonl"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stub"))
     monkeypatch.setenv("STUB_LOG", str(log))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "tinyllm"
 
 
@@ -31,6 +31,12 @@ def files() -> list[Path]:
 def relative(path: Path) -> str:
     """The path as one writes it: ``tinyllm/nn/loss.py``."""
     return path.relative_to(ROOT).as_posix()
+
+
+def module(path: Path) -> str:
+    """The dotted name that imports the file."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 @cache

@@ -52,6 +52,25 @@ PARTS: dict[str, dict[str, Any]] = {
 """What parts did not have, by class, at the values that change nothing; wherever in a configuration they stand."""
 
 
+MOVED = {
+    "tinyllm.training.distributed.SingleProcess": "tinyllm.training.distributed.strategy.SingleProcess",
+    "tinyllm.training.distributed.auto": "tinyllm.training.distributed.strategy.auto",
+    "tinyllm.training.ddp.DDP": "tinyllm.training.distributed.ddp.DDP",
+    "tinyllm.training.fsdp.FSDP": "tinyllm.training.distributed.fsdp.FSDP",
+}
+"""Where the classes lie today that earlier versions named in the ``config.yaml`` of a run."""
+
+
+def renamed(content: Any) -> Any:
+    """A saved configuration as plain containers, with today's names of the classes that have moved since."""
+    if isinstance(content, dict):
+        return {
+            key: MOVED.get(child, child) if key == "_target_" and isinstance(child, str) else renamed(child)
+            for key, child in content.items()
+        }
+    return [renamed(child) for child in content] if isinstance(content, list) else content
+
+
 def upgraded(cfg: DictConfig) -> DictConfig:
     """A configuration that an earlier version saved, with what was added since at the values that change nothing.
 

@@ -147,6 +147,7 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Entry point of ``python -m tinyllm.reference``."""
     prepare_streams()
     print(markdown(), end="", flush=True)

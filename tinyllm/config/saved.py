@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.allowed import Option, check_classes
 from tinyllm.config.grammar import MOST, count_values, parse_settings
-from tinyllm.config.migrations import upgraded
+from tinyllm.config.migrations import renamed, upgraded
 from tinyllm.config.no_effect import value_at
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.quoting import escaped, written
@@ -49,7 +49,7 @@ def saved_content(file: Path, *, allow: frozenset[Option] = frozenset()) -> Dict
     Raises:
         UserError: it cannot be read, or names a class where no option file does.
     """
-    content = read_yaml(file, of=dict, what="checkpoint damaged")
+    content = renamed(read_yaml(file, of=dict, what="checkpoint damaged"))
     try:
         check_classes(content, extra=allow)
     except UserError as error:

@@ -1,7 +1,7 @@
 """Several processes for one run, started by the program itself: torchrun with a tidy end.
 
-``python -m tinyllm.programs.launch <n> <settings>`` is torchrun for one run on this machine. Its exit code is that of the rank
-that failed first, and nothing is printed besides what the ranks print.
+``python -m tinyllm.programs.launch <n> <settings>`` is torchrun for one run on this machine. Its exit code is that
+of the rank that failed first, and nothing is printed besides what the ranks print.
 """
 
 import logging

@@ -1,22 +1,22 @@
 """``python -m tinyllm.train``: train a model, or continue one."""
 
-import os
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from omegaconf import DictConfig
 
     from tinyllm.config.cli.arguments import CommandLine
-    from tinyllm.config.cli.main import Invocation
+    from tinyllm.config.cli.main import Invocation, Jobs
     from tinyllm.programs.resume import Resumption
 
 
-def main() -> None:
-    """Entry point of ``tinyllm-train``."""
-    from tinyllm.config.cli.main import Jobs, run
+def main(jobs: "Jobs") -> None:
+    """Train as the command line says.
+
+    Args:
+        jobs: how the jobs of a multirun are run.
+    """
+    from tinyllm.config.cli.main import run
     from tinyllm.utils.parent import end_with_caller
 
     end_with_caller()
@@ -48,15 +48,4 @@ def main() -> None:
         resumption = continue_job(cfg, invocation) if invocation.is_job else None
         return train(cfg, invocation, found[0] if found else resumption)
 
-    main_process = os.getpid()
-
-    def run_job(cfg: "DictConfig", hydra_node: "DictConfig", work: "Callable[[], int]") -> float | None:
-        from tinyllm.studies.sweep.job import run_job
-
-        return run_job(cfg, hydra_node, work, in_main=os.getpid() == main_process)
-
-    def exit_code() -> int:
-        sweeps = sys.modules.get("tinyllm.studies.sweep.sweep_runner")  # loaded by the sweep, if there was one
-        return int(sweeps.exit_code()) if sweeps else 0
-
-    run("train", task, prepare=with_saved_settings, jobs=Jobs(run=run_job, exit_code=exit_code))
+    run("train", task, prepare=with_saved_settings, jobs=jobs)

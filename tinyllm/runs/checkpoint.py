@@ -3,8 +3,9 @@
 A checkpoint is built under a temporary name, every file flushed, ``manifest.json`` with the sha256 of each file
 written last, and the directory renamed once. ``best`` and ``last`` beside the checkpoints are hints that name one.
 
-Here they are found, verified and read; :mod:`tinyllm.runs.checkpoint_writer` writes them. A checkpoint of several writers has a
-numbered file of weights and one of state from each, and Hugging Face's index of the weights. Every tensor is whole in
+Here they are found, verified and read; :mod:`tinyllm.runs.checkpoint_writer` writes them. A checkpoint of several
+writers has a numbered file of weights and one of state from each, and Hugging Face's index of the weights. Every tensor
+is whole in
 one of the files, so the number of processes that read them is free.
 """
 

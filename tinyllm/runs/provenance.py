@@ -16,8 +16,9 @@ import tinyllm
 
 PACKAGE = Path(tinyllm.__file__).resolve().parent
 TRAINING_CODE = (
-    *("nn", "models", "optim", "tokenizers", "data", "inference", "training", "utils"),
-    *("assemble.py", "planning.py", "resume.py", "session.py", "trainers.py", "config/build.py"),
+    *("nn", "models", "optim", "tokenizers", "data", "inference", "training", "runs", "utils"),
+    *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "trainer_builder", "training_run")),
+    "config/build.py",
 )
 """Folders and files of the package that decide what training computes from a resolved configuration and its data.
 
@@ -55,9 +56,15 @@ def fingerprint_of(package: Path) -> str:
 
 
 def training_files(package: Path) -> Iterator[Path]:
-    """The source files that decide what training computes."""
+    """The source files that decide what training computes.
+
+    Raises:
+        FileNotFoundError: a name of the list is not there; a fingerprint without it would miss changes.
+    """
     for name in TRAINING_CODE:
         place = package / name
+        if not place.exists():
+            raise FileNotFoundError(place)
         yield from [place] if place.is_file() else place.rglob("*.py")
 
 

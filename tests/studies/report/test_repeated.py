@@ -12,7 +12,8 @@ from tests.support.sources import ROOT
 from tinyllm.studies.report import write_report
 
 CODE = (
-    "import sys\nfrom pathlib import Path\nfrom tests.support import made_study as made\nfrom tinyllm.studies.report import write_report\n"
+    "import sys\nfrom pathlib import Path\n"
+    "from tests.support import made_study as made\nfrom tinyllm.studies.report import write_report\n"
     "write_report(made.study(arms=2, seeds=2), Path(sys.argv[1]))"
 )
 

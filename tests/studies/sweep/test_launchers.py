@@ -180,7 +180,7 @@ def test_memory_does_not_grow_from_job_to_job(corpus: list[str]) -> None:
     sizes = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=64")
     steps = ("trainer.max_steps=3", "trainer.eval_every=3", "trainer.sample_every=3", "trainer.sample_tokens=8")
     command = ["tests.support.rss_of_jobs", "-m", *SMALL, *corpus, *sizes, *steps, "seed=1,2,3,4,5,6"]
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     environ = os.environ | {"PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-m", *command], env=environ, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr

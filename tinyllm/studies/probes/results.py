@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.runs.provenance import PACKAGE, code_fingerprint
+from tinyllm.runs.provenance import code_fingerprint
 from tinyllm.utils.files import read_json, write_json
 
 
@@ -86,7 +86,7 @@ def fingerprint(settings: Mapping[str, Any], *, extra: Iterable[Path] = ()) -> s
 @cache
 def own_code() -> str:
     """sha256 over the source files of the tasks and of what trains on them."""
-    files = [*sorted((PACKAGE / "probes").rglob("*.py")), PACKAGE / "probing.py"]
+    files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256("".join(map(_digest, files)).encode()).hexdigest()
 
 

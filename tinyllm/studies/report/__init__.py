@@ -1,4 +1,4 @@
-"""What a comparison's :class:`~tinyllm.studies.compare.results.Study` looks like: a page, Markdown, tables, a terminal."""
+"""Reports of a :class:`~tinyllm.studies.compare.results.Study`: a page, Markdown, tables, the terminal."""
 
 from tinyllm.studies.report.sending import send
 from tinyllm.studies.report.terminal import show
