@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tinyllm.errors import UserError
 from tinyllm.programs import trainer_builder as trainers
 from tinyllm.programs.verify_resume import training_settings
 from tinyllm.runs.checkpoint import find, read_hint
-from tinyllm.utils.stop_signal import listening, unless_nohup
+from tinyllm.utils.stop_signal import listening, remembering_interrupts, unless_nohup
 
 
 @pytest.mark.slow
@@ -225,3 +226,18 @@ def test_a_stop_before_the_first_step_names_no_command_that_cannot_work(
     assert train("dataset=text", corpus, *SMALL, f"run.dir={tmp_path / 'run'}") == 130
     said = capsys.readouterr().out
     assert "interrupted at step 0" in said and "tinyllm.generate" not in said and "resume=" not in said
+
+
+def test_a_ctrl_c_that_a_library_swallows_still_stops_the_run() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with remembering_interrupts():
+            with suppress(BaseException):  # as an import in a bare except does
+                signal.raise_signal(signal.SIGINT)
+            with listening() as stop:
+                assert stop.signal == signal.SIGINT
+        with remembering_interrupts(), listening() as stop:
+            assert stop.signal is None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,11 +36,42 @@ def unless_nohup(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
     return [number for number in numbers if number not in ignored]
 
 
+class EarlyInterrupt:
+    """Handler of a Ctrl-C that comes before anything listens: ``KeyboardInterrupt`` as usual, and it is remembered.
+
+    A library that catches everything while it is imported would swallow the exception, and the run would train on.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def remembering_interrupts() -> Iterator[None]:
+    """Let :func:`listening` know of a Ctrl-C that came before it inside the block; another handler is left alone."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, EarlyInterrupt())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def listening() -> Iterator[StopRequest]:
     """Handle the signals inside the block, and as before after it."""
     request = StopRequest()
     before = {number: signal.signal(number, request.receive) for number in unless_nohup(HANDLED)}
+    early = before.get(signal.SIGINT)
+    if isinstance(early, EarlyInterrupt) and early.came:
+        request.signal = signal.SIGINT
     try:
         yield request
     finally:

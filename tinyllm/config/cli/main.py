@@ -31,6 +31,7 @@ from tinyllm.errors import RankError, UserError, about_path, one_line
 from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
 from tinyllm.utils.memory import asked_for, is_out_of_memory
+from tinyllm.utils.stop_signal import remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import plain
 
@@ -84,6 +85,7 @@ class Jobs:
     """Of the multirun that ended in this process."""
 
 
+@remembering_interrupts()
 def run(
     program: str,
     task: Task,
