@@ -295,7 +295,7 @@ ROWS = (
         tests=(
             "studies/sweep/test_sweep.py::test_one_of_six_fails_and_only_that_one_runs_again",
             "studies/sweep/test_sweep.py::test_half_done_jobs_go_on_from_their_checkpoints",
-            "cli/test_sweep_jobs.py::test_a_killed_sweep_that_fine_tunes_ends_with_the_right_jobs",
+            "studies/sweep/test_sweep_jobs.py::test_a_killed_sweep_that_fine_tunes_ends_with_the_right_jobs",
         ),
     ),
     Row(
@@ -315,9 +315,9 @@ ROWS = (
         fault="standard output or errors are closed, cannot show a character, or lose their reader (`| head`)",
         outcome="training, sweeps and comparisons go on without them; a program that only prints ends well",
         tests=(
-            "cli/test_streams.py::test_an_encoding_without_the_characters",
-            "cli/test_streams.py::test_a_closed_stream_swallows_and_its_number_is_taken",
-            "cli/test_streams.py::test_a_reader_that_leaves_ends_only_what_is_for_readers",
+            "programs/test_streams.py::test_an_encoding_without_the_characters",
+            "programs/test_streams.py::test_a_closed_stream_swallows_and_its_number_is_taken",
+            "programs/test_streams.py::test_a_reader_that_leaves_ends_only_what_is_for_readers",
         ),
     ),
     *OF_RANKS,

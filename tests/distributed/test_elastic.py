@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.conftest import Call
 from tests.support.copies import SHARED, STEPS, largest_difference, run, tensors, train_ranks
+from tests.support.fixtures import Call
 from tests.support.training_runs import digest, logged, metrics, train
 from tinyllm.runs.checkpoint import find
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.conftest import Call
 from tests.support.elsewhere import train_copy
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, metrics, train
 from tinyllm.runs.checkpoint import find, steps_in
 from tinyllm.utils.fault_injection import POINTS

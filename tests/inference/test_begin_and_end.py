@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tinyllm
-from tests.programs.conftest import Call
 from tests.support import hub
+from tests.support.fixtures import Call
 from tests.support.models import Scripted
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError

@@ -1,63 +1,14 @@
-"""A program called as a person calls it, in an empty current directory."""
+"""Good and bad inputs of the programs."""
 
 import gzip
-import importlib
 import os
 import shutil
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 
 from tests.support.training_runs import SMALL, train, write_corpus
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a call of a program left."""
-
-    code: int
-    out: str
-    err: str
-    made: list[str]
-    """What is in the current directory afterwards."""
-    seconds: float
-
-
-Call = Callable[..., Answer]
-
-
-@pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Runs a program's entry point in this process, in an empty directory."""
-    place = tmp_path / "empty"
-    place.mkdir()
-    monkeypatch.chdir(place)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-
-    def run(program: str, *arguments: str, **environ: str) -> Answer:
-        capsys.readouterr()
-        start = time.perf_counter()
-        with (
-            mock.patch.object(sys, "argv", [f"tinyllm-{program}", *arguments]),
-            mock.patch.object(sys, "path", list(sys.path)),
-            mock.patch.dict(os.environ, environ),
-            pytest.raises(SystemExit) as end,
-        ):
-            importlib.import_module(f"tinyllm.{program}").main()
-        seconds = time.perf_counter() - start
-        shown = capsys.readouterr()
-        made = sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
-        code = end.value.code
-        assert isinstance(code, int)
-        return Answer(code=code, out=shown.out, err=shown.err, made=made, seconds=seconds)
-
-    return run
 
 
 @pytest.fixture(scope="session")

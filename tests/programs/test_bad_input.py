@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL
 
 CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)")
@@ -147,7 +147,7 @@ TABLE = {
     "one process of several": bad("strategy=single", "strategy=single", "torchrun", environ={"WORLD_SIZE": "2"}),
     "several processes without a launcher": bad("strategy=ddp", "strategy=ddp", "nproc_per_node=2"),
     "sharded without a launcher": bad("strategy=fsdp", "strategy=fsdp", "strategy=auto"),
-    "no process": bad("strategy=ddp strategy.nproc_per_node=0", "strategy.nproc_per_node=0", "at least 1"),
+    "no process": bad("strategy=ddp strategy.nproc_per_node=0", "strategy.nproc_per_node=0", "between 1 and"),
     "how ranks speak, to one": bad("distributed.timeout_s=9", "distributed.timeout_s=9", "leave it out"),
     # directories
     "a run directory that exists": bad("run.dir=IN/run", "run.dir=IN/run", "resume=IN/run"),

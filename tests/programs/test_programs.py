@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tinyllm
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL
 
 HEAVY = ("torch", "numpy", "transformers", "wandb", "matplotlib", "tokenizers", "tinyllm.programs.training_run")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.programs.recorded_run import pins, recorded
 from tinyllm.programs.replay import Replay, told

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tests.test_imports import loaded_after
 from tinyllm.errors import UserError
@@ -282,7 +282,7 @@ def test_listing_loads_nothing_heavy(made: Path) -> None:
     for flags in ([str(made), "--where", "optimizer.lr>0", "--check"], ["--diff", *[str(made / "one")] * 2]):
         code = (
             f"import sys; sys.argv = ['runs', *{flags!r}]\n"
-            "from tinyllm.runs import main\n"
+            "from tinyllm.programs.runs import main\n"
             "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         )
         loaded = loaded_after(code)

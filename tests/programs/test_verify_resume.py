@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.cli.arguments import read
 from tinyllm.config.quoting import quote_literals, unquoted

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, write_corpus
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.results import Run

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from tests.programs.conftest import Answer, Call
 from tests.support.elsewhere import Elsewhere, wait_for
+from tests.support.fixtures import Answer, Call
 from tests.support.training_runs import SMALL, metrics, write_corpus
 from tinyllm.studies.compare import run_pool as running
 from tinyllm.studies.compare.measurements import decode_speed

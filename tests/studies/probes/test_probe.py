@@ -11,15 +11,14 @@ import numpy as np
 import pytest
 
 import tinyllm.studies.probes.probing
-from tests.programs import conftest
 from tests.programs.test_bad_input import CONTRACT
 from tests.studies.probes.test_probing import TINY
+from tests.support.fixtures import Call
 from tinyllm.errors import UserError
 from tinyllm.studies.probes.copying import Copying
 from tinyllm.studies.probes.program import arms_of, parts_of, probe_accuracies
 from tinyllm.studies.probes.task import Drawn
 
-call = conftest.call
 SMALL = [one for one in TINY if not one.startswith("tasks=")]
 
 
@@ -45,7 +44,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield trained
 
 
-def test_an_accuracy_for_every_arm(call: conftest.Call, counted: list[str]) -> None:
+def test_an_accuracy_for_every_arm(call: Call, counted: list[str]) -> None:
     arguments = (*SMALL, "attn=mha,mqa", "tasks=[recall]")
     answer = call("probe", *arguments)
     assert (answer.code, answer.err, counted) == (0, "", ["recall", "recall"])
@@ -61,7 +60,7 @@ def test_an_accuracy_for_every_arm(call: conftest.Call, counted: list[str]) -> N
 
 
 @pytest.mark.slow
-def test_arms_times_tests_times_seeds(call: conftest.Call, counted: list[str]) -> None:
+def test_arms_times_tests_times_seeds(call: Call, counted: list[str]) -> None:
     arguments = (*SMALL, "attn=mha,mqa", "ffn=gelu,swiglu", "tasks=[recall,length]", "seeds=2")
     answer = call("probe", *arguments, "--json")
     assert (answer.code, answer.err) == (0, "")
@@ -106,7 +105,7 @@ def test_arms_times_tests_times_seeds(call: conftest.Call, counted: list[str]) -
 
 @pytest.mark.slow
 def test_after_an_interruption_only_what_is_missing_is_trained(
-    call: conftest.Call, counted: list[str], monkeypatch: pytest.MonkeyPatch
+    call: Call, counted: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = (*SMALL, "tasks=[recall,copying,induction]", "--json")
     measure = tinyllm.studies.probes.probing.measure
@@ -125,14 +124,14 @@ def test_after_an_interruption_only_what_is_missing_is_trained(
 
 
 @pytest.mark.slow
-def test_an_arm_that_does_not_stay_finite_keeps_no_other_from_being_probed(call: conftest.Call) -> None:
+def test_an_arm_that_does_not_stay_finite_keeps_no_other_from_being_probed(call: Call) -> None:
     answer = call("probe", *SMALL, "tasks=[recall]", "optimizer.lr=1e30,1e-3", "trainer.nonfinite.action=stop")
     assert answer.code == 1
     assert "lr=1e+30: not finite" in answer.out.replace("lr=1e30", "lr=1e+30")
     assert any(line.startswith("│ lr=1e-3 ") or line.startswith("│ lr=0.001 ") for line in answer.out.splitlines())
 
 
-def test_a_task_of_ones_own_is_chosen_by_its_name(call: conftest.Call, tmp_path: Path) -> None:
+def test_a_task_of_ones_own_is_chosen_by_its_name(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "mine" / "tasks"
     folder.mkdir(parents=True)
     (folder / "echo.yaml").write_text(
@@ -194,7 +193,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", [pytest.param(one, marks=() if one in EVERY_DAY else pytest.mark.slow) for one in BAD])
-def test_a_mistake_is_one_line_and_leaves_nothing(name: str, call: conftest.Call) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(name: str, call: Call) -> None:
     arguments, where, hint = BAD[name]
     answer = call("probe", *arguments.split())
     said = CONTRACT.fullmatch(answer.err.rstrip("\n"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, write_corpus
 
 SEARCH = ("-m", "hydra/sweeper=search", *SMALL, "trainer.max_steps=1", "trainer.eval_every=1")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, train, write_corpus
 
 QUICK = (*SMALL, "trainer.max_steps=2", "trainer.eval_every=2", "hydra.sweep.dir=swept")

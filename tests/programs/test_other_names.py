@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import tinyllm
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tinyllm.config.cli.arguments import read
 from tinyllm.config.elsewhere import NAMES, VALUES, meant_by, option_meant
 from tinyllm.config.paths import conf_dir

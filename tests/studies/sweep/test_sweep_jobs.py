@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.programs.conftest import Call
 from tests.support.elsewhere import train_copy
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, metrics, train, write_corpus
 
 SWEEP = "hydra.sweep.dir=swept"

@@ -4,7 +4,7 @@ from unittest import mock
 
 import pytest
 
-from tests.programs.conftest import Call
+from tests.support.fixtures import Call
 from tinyllm.errors import UserError
 from tinyllm.utils import environment
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs.conftest import Call
 from tests.support import fake_run
+from tests.support.fixtures import Call
 from tinyllm.errors import UserError
 from tinyllm.loggers.console import console_for
 from tinyllm.studies.compare.progress import Screen
