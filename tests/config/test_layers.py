@@ -239,6 +239,7 @@ def test_what_is_refused_in_a_line(second: str, sentence: str) -> None:
     assert sentence in str(refused.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [
@@ -276,6 +277,7 @@ def test_errors_of_files_and_arrays_name_the_place(tmp_path: Path) -> None:
             sketch(*TWO, *(f"model.layers.{one}" for one in both))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", ["attn=mqa", "model.n_heads=2", "model.d_ff=8", "model.block.ffn.activation=relu"])
 def test_what_the_lines_replace_cannot_be_named_as_well(named: str) -> None:
     with pytest.raises(UserError, match="the key has no effect here") as refused:

@@ -93,7 +93,7 @@ def test_a_tokenizer_stays_what_it_was(option: str) -> None:
     assert {key: OmegaConf.to_container(filled.tokenizer)[key] for key in added} == added  # type: ignore[index,call-overload]
 
 
-@pytest.mark.parametrize("option", ["mha", "gqa", "mqa"])
+@pytest.mark.parametrize("option", ["mha", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gqa", "mqa"))])
 def test_a_run_goes_on_without_a_word_about_keys_that_came_later(option: str, tmp_path: Path) -> None:
     """At the values that change nothing, wherever the part stands: in the block, or in a kind of layers."""
     kinds = f'model.layers.kinds={{a:"attn={option}",b:"moe=aux_loss"}}'

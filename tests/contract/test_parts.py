@@ -211,7 +211,7 @@ COMPILED = [choice for choice in EVERYDAY if choice.pos == "rope"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
-@pytest.mark.parametrize("choice", params(sorted(EVERYDAY), sorted(COMPILED)[::4]))
+@pytest.mark.parametrize("choice", params(sorted(EVERYDAY), sorted(COMPILED)[::8]))
 def test_compiled_with_the_eager_backend(choice: Choice) -> None:
     _compiled(choice, "aot_eager")
 

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 
+from tests.inference.test_decoding import EVERY_KIND
 from tests.inference.test_generator import BYTES, EOT, LETTERS
 from tests.support.models import Scripted, options, tiny_model
 from tinyllm.errors import UserError
@@ -26,7 +27,7 @@ def model_of(attn: str, pos: str, window: int) -> Transformer:
 
 
 @pytest.mark.parametrize("window", [0, WINDOW])
-@pytest.mark.parametrize(("attn", "pos"), list(product(options("attn"), options("pos"))))
+@pytest.mark.parametrize(("attn", "pos"), EVERY_KIND)
 def test_a_row_has_the_logits_that_it_has_alone_past_window_and_context(attn: str, pos: str, window: int) -> None:
     model = model_of(attn, pos, window)
     numbers = torch.Generator().manual_seed(1)
@@ -97,7 +98,7 @@ def test_a_prompt_is_read_once_for_all_its_samples() -> None:
     assert read == [(1, 3), (1, 1), (6, 1), (6, 1)]
 
 
-@pytest.mark.parametrize("window", [0, WINDOW])
+@pytest.mark.parametrize("window", [0, pytest.param(WINDOW, marks=pytest.mark.slow)])
 def test_a_token_leaves_no_tensor_behind_and_moves_no_buffer(window: int) -> None:
     model = model_of("gqa", "rope", window)
     decoder = Decoder(model, PROMPTS, n_samples=1, max_new_tokens=40, kv_cache=True)

@@ -9,7 +9,12 @@ from tinyllm.inference.decoding import Decoder, decode
 from tinyllm.inference.sampling import Sampling, TokenChooser
 
 CONTEXT = 12
-EVERY_KIND = [(attn, pos) for attn in options("attn") for pos in options("pos")]
+EVERY_KIND = [
+    pytest.param(attn, pos, marks=[] if attn == "mha" or pos == "rope" else [pytest.mark.slow])
+    for attn in options("attn")
+    for pos in options("pos")
+]
+"""Every day each attention with one position, and each position with one attention."""
 
 
 def in_view(prompt: list[int], new: list[int], context: int) -> list[int]:

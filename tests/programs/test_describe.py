@@ -57,6 +57,7 @@ def test_the_cache_holds_unrepeated_heads(attn: str, heads: int, capsys: pytest.
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attn", ["mha", "gqa", "mqa", "mla"])
 def test_the_cache_figures_of_large_are_those_of_a_live_cache(attn: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Two of its 32 like layers, filled with a few tokens in the dtype of each column."""

@@ -102,6 +102,7 @@ def test_flags_and_settings_in_any_order(call: Call) -> None:
     assert "seed: 3" in shown.pop()
 
 
+@pytest.mark.slow
 def test_a_multirun_of_another_program_goes_on_after_a_job_that_fails(call: Call, inputs: Path) -> None:
     answer = call("evaluate", "-m", f"run={inputs / 'run'}", "split=val,test")
     assert answer.code == 2

@@ -76,7 +76,7 @@ ROWS = (
         fault="lines in the middle of metrics.jsonl are torn or zeros",
         outcome="the others stay, the file as it was is kept beside",
         message="could not be read and are left out; the file as it was:",
-        tests=("training/test_metrics.py::test_a_spoilt_line_hides_no_other",),
+        tests=("runs/test_metrics_log.py::test_a_spoilt_line_hides_no_other",),
     ),
     Row(
         number="R64",
@@ -120,8 +120,8 @@ ROWS = (
         " and files of a run or study",
         outcome="spelled out in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
         tests=(
-            "report/test_foreign.py::test_control_characters_reach_no_medium",
-            "report/test_foreign.py::test_no_cell_of_a_table_is_a_formula",
+            "studies/report/test_foreign.py::test_control_characters_reach_no_medium",
+            "studies/report/test_foreign.py::test_no_cell_of_a_table_is_a_formula",
             "programs/test_runs.py::test_nothing_of_a_run_commands_the_terminal",
         ),
     ),
@@ -132,9 +132,9 @@ ROWS = (
         message="the directory is not empty",
         tests=(
             "studies/compare/test_compare.py::test_a_directory_of_other_things_is_refused",
-            "report/test_foreign.py::test_files_that_no_report_wrote_are_left_alone",
-            "report/test_foreign.py::test_a_list_of_somebody_else_removes_nothing_outside",
-            "report/test_foreign.py::test_pictures_follow_no_link",
+            "studies/report/test_foreign.py::test_files_that_no_report_wrote_are_left_alone",
+            "studies/report/test_foreign.py::test_a_list_of_somebody_else_removes_nothing_outside",
+            "studies/report/test_foreign.py::test_pictures_follow_no_link",
         ),
     ),
     Row(

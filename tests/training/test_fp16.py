@@ -32,7 +32,9 @@ def scaler(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 BALANCED = ("moe=aux_loss", "model.block.moe.coeff=100", "loss.z_loss=1e-3", "trainer.grad_clip=0.2")
 
 
-@pytest.mark.parametrize("options", [(), BALANCED], ids=["plain", "balanced"])
+@pytest.mark.parametrize(
+    "options", [pytest.param((), id="plain"), pytest.param(BALANCED, id="balanced", marks=pytest.mark.slow)]
+)
 def test_a_power_of_two_changes_nothing_that_is_logged(
     options: tuple[str, ...], corpus: str, tmp_path: Path, scaler: dict[str, float]
 ) -> None:

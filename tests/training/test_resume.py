@@ -225,6 +225,7 @@ def test_resume_refuses_a_changed_corpus(tmp_path: Path, capsys: pytest.CaptureF
     assert "not what the run was trained on" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_changed_batch_continues_where_the_data_stood(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,7 +200,7 @@ def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -
     assert not {"loss/z", "loss/smoothing"} & set(plain)
 
 
-@pytest.mark.parametrize("every", ["true", "2"])
+@pytest.mark.parametrize("every", ["true", pytest.param("2", marks=pytest.mark.slow)])
 def test_recompute_changes_memory_and_no_bit(corpus: str, tmp_path: Path, every: str) -> None:
     """With everything that draws or counts in a forward pass: dropout, LayerDrop, a mixture's bias, accumulation."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "moe=aux_free", "model.dropout=0.1"]
@@ -255,6 +255,7 @@ def test_the_average_is_what_is_evaluated_sampled_and_loaded(corpus: str, tmp_pa
         tinyllm.load(tmp_path / "without", weights="ema")
 
 
+@pytest.mark.slow
 def test_deterministic_algorithms_do_not_fill_memory_and_change_no_bit(corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4"]
     for value in ("true", "false"):
