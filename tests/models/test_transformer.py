@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+import tinyllm
 from tests.support.options import node, small
 from tinyllm.config.build import build
 from tinyllm.errors import UserError
 from tinyllm.models.transformer import Transformer
+from tinyllm.programs.builders import build_model
 
 
 def on_meta(*overrides: str, vocab_size: int) -> Transformer:
@@ -145,3 +147,16 @@ def test_the_cache_is_made_in_what_attention_computes_in() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert model.make_cache(1, 4).layers[0].buffers[0].dtype == torch.bfloat16
     assert model.to(torch.bfloat16).make_cache(1, 4).layers[0].buffers[0].dtype == torch.bfloat16
+
+
+def test_a_model_gets_its_memory_outside_of_meta() -> None:
+    """What a strategy fills on the way, such as the tables of rotary positions, must not land on meta as well."""
+    places: list[str] = []
+
+    def place(model: Any) -> Any:
+        places.append(torch.empty(0).device.type)
+        return model
+
+    cfg = tinyllm.compose("model=pico")
+    model = build_model(cfg, vocab_size=11, seed=0, device=torch.device("cpu"), allow=frozenset(), place=place)
+    assert places == ["cpu"] and all(parameter.is_meta for parameter in model.parameters())

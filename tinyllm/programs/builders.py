@@ -59,12 +59,10 @@ def build_model(
         )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
-        with (
-            torch.device("meta" if place or device.type == "meta" else "cpu"),
-            memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"),
-        ):
-            model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
-            model = place(model) if place else model.to(device)
+        with memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"):
+            with torch.device("meta" if place or device.type == "meta" else "cpu"):
+                model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
+            model = place(model) if place else model.to(device)  # outside: what it fills is no tensor on meta
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
 
