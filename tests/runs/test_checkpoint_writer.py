@@ -234,6 +234,7 @@ for point, newest in NEWEST_AFTER_KILL.items():
 directory, newest = place / "storm" / "checkpoints", 0
 for attempt in range(15):
     writers, asynchronous = 1 + attempt % 2, attempt % 3 > 0
+    checkpoints.clean(directory)  # as every start does
     if not (child := os.fork()):
         ranks = savers(directory, writers=writers, asynchronous=asynchronous)
         step = newest

@@ -67,7 +67,7 @@ def rules(step: int) -> dict[str, Rule]:
         "average": ("{} or a tensor for each parameter, and the number of updates", _is_average),
         "rng": ("the state of each random generator", _is_rng),
         "owed": ("None or numbers by name", _is_owed),
-        "loggers": ("texts by logger and name", _is_loggers),
+        "loggers": ("texts and numbers by logger and name", _is_loggers),
     }
 
 
@@ -183,7 +183,8 @@ def _is_owed(value: Any) -> bool:
 
 def _is_loggers(value: Any) -> bool:
     return _is_named(value) and all(
-        _is_named(one) and all(isinstance(text, str) for text in one.values()) for one in value.values()
+        _is_named(one) and all(isinstance(plain, str) or is_number(plain) for plain in one.values())
+        for one in value.values()
     )
 
 
