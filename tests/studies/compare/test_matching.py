@@ -163,7 +163,7 @@ def test_nothing_is_matched() -> None:
     ("match_by", "choices", "values"),
     [
         (["n_layers"], ("model.n_layers=9",), {"model.n_layers": 4}),
-        (["d_model"], ("model.d_model=160",), {"model.d_model": 128}),
+        (["d_model"], ("model.d_model=160", "model.d_ff=512"), {"model.d_model": 128, "model.d_ff": 512}),
         (["n_kv_heads"], ("attn=gqa",), {"model.n_kv_heads": 4}),
     ],
 )

@@ -31,6 +31,6 @@ def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
     (tmp_path / "matplotlibrc").write_text("font.size: 20\nsvg.fonttype: path\naxes.grid: False\n", encoding="utf-8")
     environ = os.environ | {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path), "TZ": "Asia/Tokyo"}
     subprocess.run([sys.executable, "-c", CODE, str(elsewhere)], check=True, cwd=ROOT, env=environ)
-    assert len(contents(first)) == 16
+    assert len(contents(first)) == 17
     assert contents(first) == contents(again) == contents(elsewhere)
     assert all(str(tmp_path).encode() not in text for text in contents(first).values())
