@@ -2,7 +2,7 @@
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -75,6 +75,7 @@ def test_awkward_text_arrives(text: str) -> None:
 @example('\\"${')
 @given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("\\${}\"',[]()= \n"))))
 def test_any_text_arrives(text: str) -> None:
+    assume(text != "???")  # OmegaConf's mark of a missing value, which nothing escapes; one line refuses it
     assert arrives(text) == text
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +89,8 @@ DAMAGE: dict[str, Callable[[State], object]] = {
     "Python's beyond its words": put("rng", 0, "python", 1, to=[2**40] * 625),
     "a record owed of text": put("owed", to={"train/loss": "1.0"}),
     "loggers that are a list": put("loggers", to=[1]),
-    "a logger's number": put("loggers", to={"wandb": {"id": 3}}),
+    "a logger's list": put("loggers", to={"wandb": {"id": [3]}}),
+    "a logger's nan": put("loggers", to={"tensorboard": {"started": math.nan}}),
 }
 OF_THE_MODEL: dict[str, Callable[[State], object]] = {
     "an optimizer of nothing": put("optimizer", to={}),
