@@ -136,6 +136,7 @@ def test_the_settings_of_the_block_that_no_line_replaces_hold_for_all() -> None:
     assert [kind.attn.window for kind in cfg.model.layers.kinds.values()] == [5, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

@@ -98,6 +98,7 @@ def test_leftovers_of_other_data_are_removed_too_but_not_a_living_process(text: 
     assert list(tokens.glob(".tmp-*")) == []
 
 
+@pytest.mark.slow
 def test_two_processes_build_once(text: Path, tmp_path: Path) -> None:
     rivals = [start(text, tmp_path / "cache", seconds=0.3) for _ in range(2)]
     results = [result(rival) for rival in rivals]

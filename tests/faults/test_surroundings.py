@@ -52,6 +52,7 @@ def test_data_that_moved_are_the_same_data(place: Path, tmp_path: Path, capsys: 
     assert [one["step"] for one in metrics(place / "run")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ticks", [0.0, -1.0], ids=["stands still", "goes back"])
 def test_a_clock_that_does_not_go(ticks: float, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(1e6, ticks) if ticks else itertools.repeat(1e6)

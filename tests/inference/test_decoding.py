@@ -128,6 +128,7 @@ def test_a_cache_in_bf16_under_autocast() -> None:
     torch.testing.assert_close(decoder.logits(), expected)
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_decoding() -> None:
     """Nothing made without gradients may stay behind in the model."""
     for pos in options("pos"):

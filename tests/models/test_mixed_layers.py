@@ -140,6 +140,7 @@ def test_a_resumed_run_is_the_whole_one(run: tuple[Path, list[str]], tmp_path: P
     assert metrics(parts) == metrics(whole)
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_stands_for_itself(run: tuple[Path, list[str]]) -> None:
     """Loading composes nothing: the blocks themselves are saved, under the names of their kinds."""
     saved = read_yaml(run[0] / "config.yaml")["model"]["layers"]

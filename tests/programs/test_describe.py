@@ -89,6 +89,7 @@ def test_layers_with_a_window_stop_growing(capsys: pytest.CaptureFixture[str]) -
     assert less == 3 * scores * (128 - 16)
 
 
+@pytest.mark.slow
 def test_two_compositions_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
     both = described(capsys, "model=tiny", "attn=mla", "model.block.attn.kv_latent_dim=32", "vs=attn=gqa moe=aux_free")
     second = described(capsys, "model=tiny", "attn=gqa", "moe=aux_free")
@@ -122,6 +123,7 @@ def test_a_mistake_in_vs_names_it(vs: str, sentence: str, capsys: pytest.Capture
     assert sentence in shown and shown.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_compiler_is_not_imported() -> None:
     """It takes as long as all the rest together; the 3 s for the largest size rest on its absence."""
     code = (

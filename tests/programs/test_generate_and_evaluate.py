@@ -72,6 +72,7 @@ def test_the_same_text_again_without_a_cache_as_json_and_among_several(
     assert cli("generate", *asked, "seed=4")[1] != texts[0]
 
 
+@pytest.mark.slow
 def test_greedy_past_the_context_and_from_an_empty_prompt(cli: Callable[..., Answer], tiny_run: Path) -> None:
     for prompt in ("", "t", "the have from or", "it was for the of and in is that it"):
         asked = (f"run={tiny_run}", f"prompt={prompt}", "max_new_tokens=40", "temperature=0")

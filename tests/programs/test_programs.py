@@ -127,6 +127,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 
 
+@pytest.mark.slow
 def test_an_output_directory_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir(mode=0o555)
     probe = "import pathlib; pathlib.Path('outputs/x').touch()"

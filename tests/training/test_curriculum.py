@@ -133,6 +133,7 @@ def test_tokens_are_counted_truly_everywhere(corpus: str, tmp_path: Path) -> Non
     assert [one / work[0] for one in work] == pytest.approx([flop / flops[0] for flop in flops[:10]])
 
 
+@pytest.mark.slow
 def test_a_step_of_the_ramp_is_a_step_of_a_run_at_that_length(corpus: str, tmp_path: Path) -> None:
     """The first loss is that of the same windows cut, and steps behind the ramp are of full length."""
     shared = ["dataset=text", corpus, *SMALL, "model.max_seq_len=40", "trainer.max_steps=4", "optimizer.lr=0"]

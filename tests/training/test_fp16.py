@@ -52,6 +52,7 @@ def test_a_power_of_two_changes_nothing_that_is_logged(
             assert one[key] == pytest.approx(other[key], rel=2e-3), key
 
 
+@pytest.mark.slow
 def test_overflows_leave_everything_alone_and_say_so(
     corpus: str, tmp_path: Path, scaler: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:

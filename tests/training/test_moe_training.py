@@ -152,6 +152,7 @@ def bias_of(path: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in find(path).weights().items() if name.endswith("bias_E")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FREE, pytest.param(LOSS, marks=pytest.mark.slow)], ids=["aux_free", "aux_loss"])
 def test_resume_is_bitwise_and_the_metrics_are_there(kind: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
     options = (*kind, "model.dropout=0.1", "model.layerdrop=0.3")

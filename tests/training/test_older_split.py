@@ -12,6 +12,7 @@ from tinyllm.programs.evaluate import evaluate_run
 from tinyllm.runs.checkpoint import find
 
 
+@pytest.mark.slow
 def test_resumed_and_evaluated_on_its_own_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

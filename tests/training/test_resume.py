@@ -159,6 +159,7 @@ def test_a_finished_run_is_left_alone(corpus: str, tmp_path: Path, capsys: pytes
     }
 
 
+@pytest.mark.slow
 def test_a_longer_horizon_shows_both_learning_rates(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

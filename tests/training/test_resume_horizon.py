@@ -7,6 +7,7 @@ import pytest
 from tests.support.training_runs import SMALL, logged, train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("horizon", ["trainer.max_steps=4", "trainer.max_tokens=256", "trainer.max_epochs=0.05"])
 def test_a_new_horizon_takes_the_place_of_the_old_one(horizon: str, corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

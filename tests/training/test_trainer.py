@@ -187,6 +187,7 @@ def test_the_weights_depend_on_the_seed_alone() -> None:
     assert build_optimizer(cfg, one, allow=frozenset())[0].param_groups[0]["lr"] == 3e-4
 
 
+@pytest.mark.slow
 def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -> None:
     """The first step's plain loss is the same with and without them, and so is that of the weights as they began."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", "trainer.eval_every=1", "optimizer.lr=0"]

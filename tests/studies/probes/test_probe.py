@@ -44,6 +44,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield trained
 
 
+@pytest.mark.slow
 def test_an_accuracy_for_every_arm(call: Call, counted: list[str]) -> None:
     arguments = (*SMALL, "attn=mha,mqa", "tasks=[recall]")
     answer = call("probe", *arguments)
