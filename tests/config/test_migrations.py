@@ -8,7 +8,8 @@ import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import tinyllm
-from tinyllm.config.migrations import upgraded
+from tinyllm.config.migrations import MOVED, upgraded
+from tinyllm.config.saved import saved_content
 from tinyllm.errors import UserError
 from tinyllm.programs.resume import reconcile
 from tinyllm.runs.layout import CONFIG
@@ -119,3 +120,11 @@ def _without(node: Any, keys: set[str]) -> set[str]:
             elif OmegaConf.is_config(node[key]):
                 there |= _without(node[key], keys)
     return there
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_a_class_that_moved_is_found_by_its_older_name(old: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(f"strategy:\n  _target_: {old}\nmodel: {{}}\n", encoding="utf-8")
+    content = saved_content(file)  # refuses what no option file names for that node
+    assert content.strategy._target_ == MOVED[old] != old
