@@ -107,7 +107,7 @@ def tinyllm_run(prompts: list[list[int]], precision: str, dtype: Any) -> Run:
 
     cfg = tinyllm.compose("model=gpt2", *OURS)
     model = build_model(cfg, vocab_size=VOCAB, seed=0, device=torch.device("cpu"), allow=frozenset()).eval()
-    model.for_reading(dtype)
+    model.for_inference(dtype)
     texts = [" ".join(map(str, prompt)) for prompt in prompts]
 
     def run(n: int) -> None:

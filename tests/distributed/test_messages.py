@@ -52,7 +52,7 @@ def recording(folder: Path) -> None:
 
     def trained(self: Trainer) -> Any:
         outcome = fit(self)
-        weights.append(digest({k: self.strategy.whole(v) for k, v in self.state.model.state_dict().items()}))
+        weights.append(digest({k: self.strategy.full_tensor(v) for k, v in self.state.model.state_dict().items()}))
         found = {"sent": sent, "masks": masks, "weights": weights}
         (folder / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found), encoding="utf-8")
         return outcome

@@ -126,7 +126,7 @@ def test_weights_in_the_form_for_reading_give_the_same(attn: str, moe: str) -> N
         chosen = (f"attn={attn}", f"moe={moe}", f"model.tie_embeddings={tied}", "model.bias=true")
         for dtype in (torch.float32, torch.bfloat16):
             plain, changed = (tiny_model(*chosen).eval() for _ in range(2))
-            changed.for_reading(dtype)
+            changed.for_inference(dtype)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 outputs = []
                 for model in (plain, changed):

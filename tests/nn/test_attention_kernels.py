@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tinyllm.nn.attention.block_kernel import Shape, block_attention
-from tinyllm.nn.attention.kernels import LONGEST_BLOCKED, attend, block_size, chosen_kernel, kept_weights
-from tinyllm.nn.attention.masking import Rule
+from tinyllm.nn.attention.kernels import LONGEST_BLOCKED, attend, block_size, chosen_kernel, saved_activations
+from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -17,7 +17,7 @@ SEEN = [(0, 0), (1, 0), (3, 0), (3, 2), (1, 1), (7, 3), (12, 1), (5, 20)]
 """Windows and sinks: one key, some, more than there are."""
 
 
-def weights(q: Tensor, k: Tensor, rule: Rule, scale: float) -> Tensor:
+def weights(q: Tensor, k: Tensor, rule: AttentionMask, scale: float) -> Tensor:
     """(B, H, T, S) with the mask written out: query i of the last T positions is at position S−T+i."""
     scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) * scale
     if rule.softcap:
@@ -26,7 +26,7 @@ def weights(q: Tensor, k: Tensor, rule: Rule, scale: float) -> Tensor:
 
 
 @cache
-def visible(n_queries: int, n_keys: int, rule: Rule) -> Tensor:
+def visible(n_queries: int, n_keys: int, rule: AttentionMask) -> Tensor:
     return torch.tensor(
         [
             [
@@ -38,7 +38,7 @@ def visible(n_queries: int, n_keys: int, rule: Rule) -> Tensor:
     )
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, rule: Rule, scale: float) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, rule: AttentionMask, scale: float) -> Tensor:
     values = v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     return weights(q.double(), k.double(), rule, scale) @ values.double()
 
@@ -51,7 +51,7 @@ def tensors(
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
 
-def kernels(rule: Rule, scale: float) -> Iterator[Kernel]:
+def kernels(rule: AttentionMask, scale: float) -> Iterator[Kernel]:
     """All that can compute this, in blocks that divide the length and that do not, and what ``attend`` chooses."""
     for block in (1, 3, 4, 16):
         shape = Shape(block, rule.window, rule.sinks, rule.softcap, scale, 0.0)
@@ -66,7 +66,7 @@ def kernels(rule: Rule, scale: float) -> Iterator[Kernel]:
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (2, 2), (13, 13), (13, 20), (3, 40), (33, 33)])
 def test_value_and_gradients(queries: int, keys: int, window: int, sinks: int, softcap: float) -> None:
     """Shared heads, values of another size than keys, queries that are the last of more keys."""
-    rule = Rule(window=window, sinks=sinks if window else 0, softcap=softcap)
+    rule = AttentionMask(window=window, sinks=sinks if window else 0, softcap=softcap)
     for kv_heads, sizes in ((4, (6, 6)), (2, (6, 4)), (1, (4, 6))):
         inputs = tensors(4, kv_heads, queries, keys, torch.float64, sizes)
         upstream = torch.randn(2, 4, queries, sizes[1], dtype=torch.float64)
@@ -84,11 +84,17 @@ def test_value_and_gradients(queries: int, keys: int, window: int, sinks: int, s
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
     "rule",
-    [Rule(), Rule(window=70), Rule(window=33, sinks=5), Rule(softcap=2.0), Rule(window=130, softcap=2.0)],
+    [
+        AttentionMask(),
+        AttentionMask(window=70),
+        AttentionMask(window=33, sinks=5),
+        AttentionMask(softcap=2.0),
+        AttentionMask(window=130, softcap=2.0),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("length", [5, 130, 390])
-def test_the_kernel_that_is_chosen(length: int, rule: Rule, kv_heads: int, dtype: torch.dtype) -> None:
+def test_the_kernel_that_is_chosen(length: int, rule: AttentionMask, kv_heads: int, dtype: torch.dtype) -> None:
     inputs = tensors(4, kv_heads, length, length, dtype)
     upstream = torch.randn(2, 4, length, 8)
     expected = reference(*inputs, rule, 8**-0.5)
@@ -110,7 +116,7 @@ def test_queries_are_the_last_positions(
 ) -> None:
     with torch.no_grad():
         inputs = tensors(4, kv_heads, queries, keys, dtype, sizes)
-        actual, expected = attend(*inputs, dropout_p=0.0), reference(*inputs, Rule(), sizes[0] ** -0.5)
+        actual, expected = attend(*inputs, dropout_p=0.0), reference(*inputs, AttentionMask(), sizes[0] ** -0.5)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -125,13 +131,17 @@ def test_a_mask_says_what_each_query_sees(queries: int, softcap: float) -> None:
     scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 8**-0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
     expected = scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
-    actual = attend(*inputs, rule=Rule(window=2, softcap=softcap), mask=mask, dropout_p=0.0)
+    actual = attend(*inputs, rule=AttentionMask(window=2, softcap=softcap), mask=mask, dropout_p=0.0)
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("rule", [Rule(), Rule(window=40), Rule(window=30, sinks=10), Rule(softcap=3.0)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [AttentionMask(), AttentionMask(window=40), AttentionMask(window=30, sinks=10), AttentionMask(softcap=3.0)],
+    ids=str,
+)
 @pytest.mark.parametrize("kernel", ["bf16", "fp32", "folded"])
-def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule: Rule) -> None:
+def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule: AttentionMask) -> None:
     """With values of one, an output is the sum of the weights that are left, scaled by 1/(1−p)."""
     if kernel == "folded" and not rule.window:
         pytest.skip("folds windows only")
@@ -156,7 +166,7 @@ def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule:
 def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks: int, softcap: float) -> None:
     """With values that are the identity, the output is the dropped weights; what is left of them is what dropped
     weights times values must be, and so are the gradients."""
-    rule, p, length = Rule(window=window, sinks=sinks, softcap=softcap), 0.4, 11
+    rule, p, length = AttentionMask(window=window, sinks=sinks, softcap=softcap), 0.4, 11
     q, k, v = tensors(4, 2, length, length, torch.float64)
     shape = Shape(4, window, sinks, softcap, 0.4, p)
 
@@ -180,8 +190,10 @@ def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks
     )
 
 
-@pytest.mark.parametrize("rule", [Rule(), Rule(window=6), Rule(window=3, sinks=2, softcap=2.0)], ids=str)
-def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: Rule) -> None:
+@pytest.mark.parametrize(
+    "rule", [AttentionMask(), AttentionMask(window=6), AttentionMask(window=3, sinks=2, softcap=2.0)], ids=str
+)
+def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: AttentionMask) -> None:
     for block in (4, 8, 16):
         shape = Shape(block, rule.window, rule.sinks, rule.softcap, 0.4, 0.0)
         q, k, v = tensors(4, 2, 16, 16, torch.bfloat16)
@@ -203,7 +215,7 @@ def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: Rule
 def test_sinks_in_bf16_get_the_gradients_of_all_blocks() -> None:
     """Sums of many blocks in bf16 would stop to grow."""
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, 1024, 1024, torch.bfloat16))
-    rule = Rule(window=4, sinks=1)
+    rule = AttentionMask(window=4, sinks=1)
     upstream = torch.ones(2, 1, 1024, 8)
     found = torch.autograd.grad(attend(q, k, v, rule=rule, dropout_p=0.0), v, upstream.bfloat16())[0][:, :, 0]
     exact = weights(q.double(), k.double(), rule, 8**-0.5).sum(2)[:, :, 0, None].expand_as(found)
@@ -225,29 +237,35 @@ def kept_values(kernel: Callable[[], Tensor], length: int) -> int:
 
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("rule", [Rule(), Rule(window=50), Rule(window=60, sinks=3), Rule(softcap=2.0)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [AttentionMask(), AttentionMask(window=50), AttentionMask(window=60, sinks=3), AttentionMask(softcap=2.0)],
+    ids=str,
+)
 @pytest.mark.parametrize("length", [16, 128, 520])
-def test_the_choice_is_named_and_counted(length: int, rule: Rule, dtype: torch.dtype, dropout_p: float) -> None:
+def test_the_choice_is_named_and_counted(
+    length: int, rule: AttentionMask, dtype: torch.dtype, dropout_p: float
+) -> None:
     block = block_size("cpu", dtype, length, window=rule.window_within(length), softcap=rule.softcap)
     name = chosen_kernel("cpu", dtype, length, rule)
     if not block:
         assert name == "scaled_dot_product_attention"
-        assert kept_weights("cpu", dtype, length, rule) == 0
+        assert saved_activations("cpu", dtype, length, rule) == 0
         return
     assert f"blocks ({-(-length // block)}" in name
     assert (f"window {rule.window}" in name) == (length > rule.window + rule.sinks > 0)
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, length, length, dtype))
     found = kept_values(lambda: attend(q, k, v, rule=rule, dropout_p=dropout_p), length)
-    assert found == 2 * kept_weights("cpu", dtype, length, rule, dropout_p=dropout_p)
+    assert found == 2 * saved_activations("cpu", dtype, length, rule, dropout_p=dropout_p)
 
 
 def test_on_other_devices_the_fused_kernel_is_chosen() -> None:
     assert chosen_kernel("cuda", torch.bfloat16, 128) == "scaled_dot_product_attention"
-    assert chosen_kernel("cuda", torch.bfloat16, 512, Rule(window=64)) == (
+    assert chosen_kernel("cuda", torch.bfloat16, 512, AttentionMask(window=64)) == (
         "scaled_dot_product_attention (blocks, window 64)"
     )
-    assert "lower-triangular" in chosen_kernel("cuda", torch.bfloat16, 512, Rule(softcap=2.0))
-    assert "scaled_dot" in chosen_kernel("cpu", torch.float32, 2**14, Rule(window=LONGEST_BLOCKED + 1))
+    assert "lower-triangular" in chosen_kernel("cuda", torch.bfloat16, 512, AttentionMask(softcap=2.0))
+    assert "scaled_dot" in chosen_kernel("cpu", torch.float32, 2**14, AttentionMask(window=LONGEST_BLOCKED + 1))
 
 
 @pytest.mark.parametrize("kernel", ["blocks", "folded"])
@@ -274,7 +292,7 @@ def test_with_a_window_the_work_grows_with_the_length(kernel: str) -> None:
         counter, largest = FlopCounterMode(display=False), 0
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter, Largest():
             if kernel == "blocks":
-                out = attend(q, k, v, rule=Rule(window=window, sinks=sinks), dropout_p=0.0)
+                out = attend(q, k, v, rule=AttentionMask(window=window, sinks=sinks), dropout_p=0.0)
             else:
                 out = folded_attention(q, k, v, window=window, sinks=sinks, scale=1.0, dropout_p=0.0)
             out.sum().backward()
@@ -287,10 +305,17 @@ def test_with_a_window_the_work_grows_with_the_length(kernel: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sizes", [(64, 64), (96, 64)], ids=str)
 @pytest.mark.parametrize(
-    "rule", [Rule(), Rule(window=70), Rule(window=33, sinks=5), Rule(window=40, softcap=2.0)], ids=str
+    "rule",
+    [
+        AttentionMask(),
+        AttentionMask(window=70),
+        AttentionMask(window=33, sinks=5),
+        AttentionMask(window=40, softcap=2.0),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize(("queries", "keys"), [(300, 300), (40, 300), (1, 30)])
-def test_on_a_gpu(queries: int, keys: int, rule: Rule, sizes: tuple[int, int], dtype: torch.dtype) -> None:
+def test_on_a_gpu(queries: int, keys: int, rule: AttentionMask, sizes: tuple[int, int], dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     inputs = tensors(4, 2, queries, keys, dtype, sizes)

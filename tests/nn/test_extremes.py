@@ -5,7 +5,7 @@ import torch
 
 from tests.nn.test_moe import aux_free, aux_loss
 from tinyllm.nn.activations import ACTIVATIONS
-from tinyllm.nn.attention.masking import Rule
+from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.loss import HeadLoss, head_loss
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Rope
@@ -125,7 +125,7 @@ def test_rates_of_short_and_long_schedules(n_steps: int, lr: float) -> None:
 
 def test_a_cap_that_is_next_to_none_is_refused() -> None:
     with pytest.raises(ValueError, match="softcap=1e-40 is too small"):
-        Rule(softcap=1e-40)
+        AttentionMask(softcap=1e-40)
 
 
 def test_a_step_without_targets_has_no_loss() -> None:

@@ -15,7 +15,7 @@ from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.cli.arguments import read
 from tinyllm.config.quoting import quote_literals, unquoted
-from tinyllm.programs.training_process import Moment, Watched, descendants
+from tinyllm.programs.training_process import Moment, TrainingProcess, descendants
 from tinyllm.programs.verify_resume import (
     ATTEMPTS,
     Kill,
@@ -122,7 +122,7 @@ def test_processes_in_sessions_of_their_own_are_killed_too(tmp_path: Path) -> No
     while len(descendants(process.pid)) < 2:
         time.sleep(0.01)
     pids = descendants(process.pid)
-    watched = object.__new__(Watched)
+    watched = object.__new__(TrainingProcess)
     watched.process, watched.run_dir = process, tmp_path / "none"
     watched.kill()
     end = time.monotonic() + 10
@@ -212,7 +212,7 @@ def test_a_moment_is_waited_for(tmp_path: Path) -> None:
     """The file of the process before is not looked at; records that come in a bunch have come when they were seen."""
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 9}\n')
-    watched = object.__new__(Watched)
+    watched = object.__new__(TrainingProcess)
     watched.run_dir, watched.arrivals, watched._old = tmp_path, {}, metrics.stat().st_ino
     assert watched.newest_step() == 0
     (tmp_path / "new").write_text('{"step": 3}\n{"step": 4}\n{"st')
@@ -245,7 +245,7 @@ def test_a_run_that_ends_before_the_kill_is_killed_anew(
             killed.append(until)
             return 0 if len(killed) <= ended_early else None
 
-    monkeypatch.setattr("tinyllm.programs.training_process.Watched", Quick)
+    monkeypatch.setattr("tinyllm.programs.training_process.TrainingProcess", Quick)
     monkeypatch.setattr("tinyllm.programs.verify_resume.interrupted", lambda run: KILL)
     said: list[str] = []
     hits = train_twice([], tmp_path, kills=1, seed=0, say=said.append)

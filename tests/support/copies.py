@@ -1,4 +1,4 @@
-"""Ranks that are copies of this process, and start as quickly; what a torchrun does beside that is tested elsewhere."""
+"""Ranks forked from this process, because that starts quickly; what torchrun adds is tested elsewhere."""
 
 import gc
 import os

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.support.fake_run import info
 from tinyllm.runs.metrics_log import MetricsLog
-from tinyllm.training.callbacks import Broadcast, Callback, Outcome
+from tinyllm.training.callbacks import Callback, CallbackList, Outcome
 
 CONFIG = {"seed": 7, "optimizer": {"lr": 1e-3, "betas": [0.9, 0.95]}, "resume": None}
 
@@ -41,7 +41,7 @@ def play(
 ) -> tuple[dict[str, Any], list[str]]:
     """Train from ``start`` to ``until``; returns what a checkpoint at the end holds, and what was said."""
     heard = Heard()
-    events = Broadcast([heard, logger])
+    events = CallbackList([heard, logger])
     run_dir.mkdir(exist_ok=True)
     log = MetricsLog(run_dir / "metrics.jsonl", step=start)
     events.load_state_dict(state or {})

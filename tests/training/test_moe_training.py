@@ -19,7 +19,7 @@ from tests.support.sources import ROOT
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
 from tinyllm.programs.builders import build_model
 from tinyllm.runs.checkpoint import find
-from tinyllm.training.expert_load import StepRouting
+from tinyllm.training.expert_load import ExpertLoad
 from tinyllm.training.objectives.next_token import Losses, Objective
 
 FREE = ("moe=aux_free", "model.block.moe.n_experts=6", "model.block.moe.gamma=0.01")
@@ -36,9 +36,9 @@ def tokens(n: int = 12) -> torch.Tensor:
     return torch.randint(20, (n, 16), generator=torch.Generator().manual_seed(0))
 
 
-def one_step(model: Any, micro_batches: list[torch.Tensor], *, n_sequences: int = 12) -> StepRouting:
+def one_step(model: Any, micro_batches: list[torch.Tensor], *, n_sequences: int = 12) -> ExpertLoad:
     """What the loop does with the routing of one step, up to moving the biases."""
-    objective, routing = Objective(model, chunk_tokens=0), StepRouting()
+    objective, routing = Objective(model, chunk_tokens=0), ExpertLoad()
     for ids in micro_batches:
         losses = objective(ids, ids)
         share = len(ids) / n_sequences
@@ -128,11 +128,11 @@ def test_the_balance_loss_is_averaged_over_mixtures_not_over_blocks() -> None:
     assert list(kept.loads) == [1]
     torch.testing.assert_close(kept.balance, mixed[0])
     nothing = Objective(dense, chunk_tokens=0)(tokens(), tokens())
-    assert nothing.balance is None and nothing.loads == {} and StepRouting().figures() == {}
+    assert nothing.balance is None and nothing.loads == {} and ExpertLoad().figures() == {}
 
 
 def test_figures_by_hand() -> None:
-    routing = StepRouting()
+    routing = ExpertLoad()
     nats = torch.zeros(())
     load = torch.tensor([4.0, 0.0, 4.0, 0.0])
     for share in (0.25, 0.75):

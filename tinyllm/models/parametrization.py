@@ -19,33 +19,33 @@ columns."""
 
 @dataclass(frozen=True)
 class Growth:
-    """The shape of a matrix, rows (fan-out) and columns (fan-in), and that of its twin in a model of another width.
+    """The shape of a matrix, rows (fan-out) and columns (fan-in), and its shape at the base width.
 
-    A side grows with the width if the twin's differs. What keeps the size of a layer's output and of its change as they
-    are is a matrix, and a step, whose spectral norm is in proportion to √(rows/columns) (Yang, Simon & Bernstein 2023,
-    https://arxiv.org/abs/2310.17813, condition 1).
+    A side grows with the width if it differs from the base shape's. A layer's output, and its change per step, keep
+    their size if the spectral norms of the weight matrix and of its update are proportional to √(rows/columns)
+    (Yang, Simon & Bernstein 2023, https://arxiv.org/abs/2310.17813, condition 1).
 
     Attributes:
         multiplier: what the output is multiplied with here, over what it is there.
     """
 
     shape: tuple[int, int]
-    twin: tuple[int, int]
+    base_shape: tuple[int, int]
     multiplier: float = 1.0
 
     @property
     def std_factor(self) -> float:
         """Of the initial standard deviation: 1/√fan_in where both sides grow, and 1/fan_in where only that one does.
 
-        Relative to the twin; Yang et al. 2022, table 3.
+        Relative to the base shape; Yang et al. 2022, table 3.
         """
-        (rows, columns), (twin_rows, twin_columns) = self.shape, self.twin
-        fan_in = columns / twin_columns
-        return 1 / fan_in if rows == twin_rows else fan_in**-0.5
+        (rows, columns), (base_rows, base_columns) = self.shape, self.base_shape
+        fan_in = columns / base_columns
+        return 1 / fan_in if rows == base_rows else fan_in**-0.5
 
     def rate_factor(self, norm: Norm) -> float:
-        """Of the learning rate, relative to the twin: 1/fan_in for steps whose entries have one size, as Adam's."""
-        here, there = ((rows / columns) ** 0.5 / norm(rows, columns) for rows, columns in (self.shape, self.twin))
+        """Learning rate relative to the base shape: 1/fan_in for steps whose entries have one size, as Adam's."""
+        here, there = ((rows / columns) ** 0.5 / norm(rows, columns) for rows, columns in (self.shape, self.base_shape))
         return here / there / self.multiplier
 
 
@@ -137,26 +137,28 @@ class MuP(Parametrization):
         multiplier = self.base_width / shape["d_model"]
         growth: dict[str, Growth] = {}
         for name, module in model.named_modules():
-            twin: Any = base.get_submodule(name) if isinstance(module, Attention | Linear | GroupedLinear) else None
+            base_module: Any = (
+                base.get_submodule(name) if isinstance(module, Attention | Linear | GroupedLinear) else None
+            )
             if isinstance(module, Attention):
                 if not hasattr(module, "scale"):
                     kind = type(module).__name__
                     raise ValueError(f"base_width={self.base_width}: {kind} has no scale that could follow its heads")
-                module.scale *= module.scale / twin.scale
+                module.scale *= module.scale / base_module.scale
             elif isinstance(module, Linear | GroupedLinear):
                 is_head = name == "head"
-                one = Growth(sides(module.weight), sides(twin.weight), multiplier if is_head else 1.0)
+                one = Growth(sides(module.weight), sides(base_module.weight), multiplier if is_head else 1.0)
                 module.std_factor = 1.0 if is_head else one.std_factor
                 growth[f"{name}.weight"] = one
         self._check(model, base, set(growth))
-        return Fit(multiplier, {name: one for name, one in growth.items() if one.shape != one.twin})
+        return Fit(multiplier, {name: one for name, one in growth.items() if one.shape != one.base_shape})
 
     def _check(self, model: nn.Module, base: nn.Module, known: set[str]) -> None:
         """Refuse a matrix that grows and that no linear layer holds: nothing here sets how it starts."""
         tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-        twins = dict(base.named_parameters())
+        base_parameters = dict(base.named_parameters())
         for name, parameter in model.named_parameters():
-            grows = parameter.ndim >= 2 and sides(parameter) != sides(twins[name])
+            grows = parameter.ndim >= 2 and sides(parameter) != sides(base_parameters[name])
             if grows and name not in known | tables and not name.endswith(".bias"):
                 raise ValueError(f"base_width={self.base_width}: {name} grows, and no Linear of tinyllm holds it")
 

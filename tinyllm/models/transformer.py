@@ -224,7 +224,7 @@ class Transformer(nn.Module):
         logits: Tensor = F.linear(hidden, self.head_weight) if self.head is None else self.head(hidden)
         return logits
 
-    def for_reading(self, dtype: torch.dtype) -> None:
+    def for_inference(self, dtype: torch.dtype) -> None:
         """Change every weight, for good, into the form in which a model that computes in ``dtype`` reads it fastest.
 
         The outputs stay those of autocast to that format (of none, if it is the weights' own). The model can be called
@@ -235,14 +235,14 @@ class Transformer(nn.Module):
         for module in list(self.modules()):
             for name, child in module.named_children():
                 if isinstance(child, Linear | GroupedLinear):
-                    setattr(module, name, child.for_reading(dtype))
+                    setattr(module, name, child.for_inference(dtype))
         if tied and dtype == table.dtype:
             reorder_(table)
         elif tied:
             with torch.device("meta"):
                 head = Linear(d_in=self.d_model, d_out=self.vocab_size, bias=False)
             head.weight = table
-            self.head = head.for_reading(dtype)
+            self.head = head.for_inference(dtype)
 
     def make_cache(
         self,

@@ -97,8 +97,8 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def for_reading(self, dtype: torch.dtype) -> nn.Module:
-        """Itself, with its weights in ``dtype`` for good, see ``Linear.for_reading``."""
+    def for_inference(self, dtype: torch.dtype) -> nn.Module:
+        """Itself, with its weights in ``dtype`` for good, see ``Linear.for_inference``."""
         self.weight.data = self.weight.data.to(dtype)
         reorder_(self.weight)
         return self

@@ -31,7 +31,7 @@ class Linear(nn.Linear):
         """Floating-point operations for one input vector: a multiplication and an addition per weight."""
         return 2 * self.weight.numel()
 
-    def for_reading(self, dtype: torch.dtype) -> nn.Module:
+    def for_inference(self, dtype: torch.dtype) -> nn.Module:
         """What takes this layer's place in a model that is never trained again and computes in ``dtype``."""
         if dtype == self.weight.dtype:
             reorder_(self.weight)
@@ -44,14 +44,14 @@ class Linear(nn.Linear):
 class OpenLinear(Linear):
     """A linear layer whose weight others read too, so that it stays a matrix in every form."""
 
-    def for_reading(self, dtype: torch.dtype) -> nn.Module:
+    def for_inference(self, dtype: torch.dtype) -> nn.Module:
         if dtype == self.weight.dtype:
-            return super().for_reading(dtype)
+            return super().for_inference(dtype)
         return RoundedLinear(self.weight, self.bias, dtype=dtype)
 
 
 class ExactLinear(Linear):
     """A linear layer that computes with its weight as it is, at any precision."""
 
-    def for_reading(self, dtype: torch.dtype) -> nn.Module:
-        return super().for_reading(self.weight.dtype)
+    def for_inference(self, dtype: torch.dtype) -> nn.Module:
+        return super().for_inference(self.weight.dtype)

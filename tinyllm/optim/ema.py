@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyllm.optim.sharded import local, part_of
+from tinyllm.optim.sharded import local_tensor, part_of
 
 
 class Average:
@@ -70,7 +70,7 @@ class EMA(Average):
     def _exchange(self) -> None:
         """In place: whoever wraps the model, or compiled it, holds on to the memory of its weights."""
         for name, shadow in self.shadow.items():
-            here, there = local(shadow), local(self.parameters[name].detach())
+            here, there = local_tensor(shadow), local_tensor(self.parameters[name].detach())
             kept = there.clone()
             there.copy_(here)
             here.copy_(kept)
@@ -85,4 +85,4 @@ class EMA(Average):
         saved = state.get("shadow", {})
         for name in [one for one in self.parameters if one in saved]:  # in this order: several ranks saved in another
             self.shadow[name] = self.parameters[name].detach().clone()
-            local(self.shadow[name]).copy_(part_of(saved[name], self.shadow[name]))
+            local_tensor(self.shadow[name]).copy_(part_of(saved[name], self.shadow[name]))

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from tinyllm.optim.checks import decay_rates, not_negative
 from tinyllm.optim.memory import keeps, one_moment
-from tinyllm.optim.sharded import local
+from tinyllm.optim.sharded import local_tensor
 from tinyllm.optim.state_shapes import Shapes
 
 
@@ -41,9 +41,9 @@ class Lion(Optimizer):
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
-            gradients = [local(p.grad) for p in weights]
-            momenta = [local(self._momentum(p)) for p in weights]
-            weights = [local(p) for p in weights]
+            gradients = [local_tensor(p.grad) for p in weights]
+            momenta = [local_tensor(self._momentum(p)) for p in weights]
+            weights = [local_tensor(p) for p in weights]
             (beta1, beta2), lr = group["betas"], group["lr"]
             signs = torch._foreach_lerp(momenta, gradients, 1 - beta1)
             torch._foreach_sign_(signs)

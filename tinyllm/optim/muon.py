@@ -12,7 +12,7 @@ from tinyllm.optim.adamw import adamw
 from tinyllm.optim.checks import not_negative
 from tinyllm.optim.groups import DECAYED, MATRIX
 from tinyllm.optim.memory import Groups, keeps, one_moment, two_moments
-from tinyllm.optim.sharded import local, part_of, whole
+from tinyllm.optim.sharded import full_tensor, local_tensor, part_of
 from tinyllm.optim.state_shapes import Shapes, adamw_shapes
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -113,12 +113,12 @@ class Muon(Optimizer):
                 self.state[weight]["m"] = torch.zeros_like(weight)
         momenta = [self.state[weight]["m"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-        updates = torch.stack([whole(one) for one in torch._foreach_lerp(gradients, momenta, self.momentum)])
+        updates = torch.stack([full_tensor(one) for one in torch._foreach_lerp(gradients, momenta, self.momentum)])
         size = self.update_norm(*updates.shape[-2:])
         orthogonal = orthogonalise(updates.flatten(0, -3)).view(updates.shape)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         steps = [part_of(step, weight) for step, weight in zip(orthogonal.to(weights[0].dtype), weights, strict=True)]
-        torch._foreach_add_([local(weight) for weight in weights], steps, alpha=-lr * size)
+        torch._foreach_add_([local_tensor(weight) for weight in weights], steps, alpha=-lr * size)
 
     def update_norm(self, rows: int, columns: int) -> float:
         """s: the singular values of a matrix's step at learning rate 1."""

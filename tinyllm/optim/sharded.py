@@ -10,14 +10,14 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor; every rank has to call it."""
     sharded: Any = tensor
     full: Tensor = sharded.full_tensor() if is_sharded(tensor) else tensor
     return full
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The part that is here; writing into it changes the tensor."""
     sharded: Any = tensor
     here: Tensor = sharded.to_local() if is_sharded(tensor) else tensor
@@ -31,4 +31,6 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     placed: Any = like
-    return local(distribute_tensor(full.to(placed.device), placed.device_mesh, placed.placements, src_data_rank=None))
+    return local_tensor(
+        distribute_tensor(full.to(placed.device), placed.device_mesh, placed.placements, src_data_rank=None)
+    )

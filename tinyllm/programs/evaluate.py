@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tinyllm.config.allowed import Option
     from tinyllm.config.cli.main import Invocation
     from tinyllm.data.token_data import TokenData
-    from tinyllm.programs.load_model import Saved
+    from tinyllm.programs.load_model import SavedModel
 
 
 def main() -> None:
@@ -111,7 +111,7 @@ def evaluate_run(
     }
 
 
-def _open_data(saved: "Saved", allow: "frozenset[Option]", lines: bool) -> "TokenData":
+def _open_data(saved: "SavedModel", allow: "frozenset[Option]", lines: bool) -> "TokenData":
     """The data that a run was trained on, found where its own settings say."""
     from tinyllm.errors import UserError
     from tinyllm.programs.builders import open_corpus, open_data
@@ -123,7 +123,7 @@ def _open_data(saved: "Saved", allow: "frozenset[Option]", lines: bool) -> "Toke
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
-def _open_other(cfg: "DictConfig", saved: "Saved", allow: "frozenset[Option]", lines: bool) -> "TokenData":
+def _open_other(cfg: "DictConfig", saved: "SavedModel", allow: "frozenset[Option]", lines: bool) -> "TokenData":
     """The data set that the command line names, in the tokens of the run."""
     from tinyllm.config.build import build
     from tinyllm.errors import UserError
@@ -139,7 +139,7 @@ def _open_other(cfg: "DictConfig", saved: "Saved", allow: "frozenset[Option]", l
     return data
 
 
-def _check_own(saved: "Saved", run: str) -> None:
+def _check_own(saved: "SavedModel", run: str) -> None:
     """Refuse to look for the data of a model that was not trained here."""
     from tinyllm.errors import UserError
 

@@ -100,7 +100,7 @@ class Session:
         if longest > self.model.max_seq_len:
             room = self.model.max_seq_len
             say_aside(f"a prompt of {longest:,} tokens is longer than the context: its last {room:,} are read")
-        self.model.for_reading(AUTOCAST.get(precision, torch.float32))
+        self.model.for_inference(AUTOCAST.get(precision, torch.float32))
         self.settings: dict[str, Any] = {
             "max_new_tokens": cfg.max_new_tokens,
             "sampling": sampling,

@@ -32,7 +32,7 @@ from tinyllm.utils.memory import memory_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class SavedModel:
     """A model on the disk: a checkpoint of ours, or a directory of Hugging Face.
 
     Attributes:
@@ -85,7 +85,11 @@ def load(
 
 
 def model_of(
-    saved: Saved, *, weights: str = "auto", device: str | torch.device = "cpu", allow: frozenset[Option] = frozenset()
+    saved: SavedModel,
+    *,
+    weights: str = "auto",
+    device: str | torch.device = "cpu",
+    allow: frozenset[Option] = frozenset(),
 ) -> Any:
     """A saved model with its weights, in evaluation mode; see :func:`load`."""
     model: nn.Module = sketch(saved, device=torch.device(device), allow=allow)
@@ -95,7 +99,7 @@ def model_of(
 
 
 def sketch(
-    saved: Saved,
+    saved: SavedModel,
     *,
     device: torch.device = torch.device("meta"),  # noqa: B008 - a constant
     allow: frozenset[Option] = frozenset(),
@@ -114,7 +118,7 @@ def open_saved(
     checkpoint: str = "best",
     allow: frozenset[Option] = frozenset(),
     tell: Callable[[str], None] = warnings.warn,
-) -> Saved:
+) -> SavedModel:
     """The model that a person means by a directory; its weights are not read yet; see :func:`load`.
 
     Raises:
@@ -133,7 +137,7 @@ def open_saved(
     if special:
         adds = imported.get("adds_bos", adds_bos(tokenizer, special.get("bos_token_id")))  # earlier imports do not say
         tokenizer = used_by(tokenizer, special, adds_bos=adds)
-    return Saved(
+    return SavedModel(
         path=found.path,
         cfg=cfg,
         settings=[],
@@ -157,7 +161,7 @@ def _weights(found: Checkpoint, cfg: DictConfig, which: str) -> dict[str, Tensor
 
 def open_hugging_face(
     path: str | Path, *, tokenizer_file: Path | None = None, tell: Callable[[str], None] = warnings.warn
-) -> Saved:
+) -> SavedModel:
     """The model in a directory of Hugging Face; its weights are not read yet.
 
     Args:
@@ -191,7 +195,7 @@ def open_hugging_face(
             raise UserError("no averaged weights there", key="weights", value=which, hint=hint)
         return directory.weights(meta.state_dict())
 
-    return Saved(
+    return SavedModel(
         path=directory.path,
         cfg=cfg,
         settings=settings,
@@ -215,7 +219,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor], *, file: Path) -> None:
 
 
 def used_by(tokenizer: Tokenizer, special: dict[str, Any], *, adds_bos: bool) -> Tokenizer:
-    """The tokenizer with what begins and ends a text in the eyes of a model from elsewhere; see :class:`Saved`."""
+    """The tokenizer with what begins and ends a text in the eyes of a model from elsewhere; see :class:`SavedModel`."""
     bos, eos = (
         [i for i in _listed(special.get(name)) if type(i) is int and 0 <= i < tokenizer.vocab_size]
         for name in ("bos_token_id", "eos_token_id")

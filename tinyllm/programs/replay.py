@@ -92,11 +92,11 @@ def train_again(settings: list[str], out: Path, *, threads: int) -> None:
     Raises:
         TrainingFailed: it ended otherwise than well.
     """
-    from tinyllm.programs.training_process import Watched
+    from tinyllm.programs.training_process import TrainingProcess
     from tinyllm.programs.verify_resume import ended
 
     environ = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    watched = Watched(settings, run_dir=out / "run", log=out / "run.log", environ=environ)
+    watched = TrainingProcess(settings, run_dir=out / "run", log=out / "run.log", environ=environ)
     ended(watched, watched.follow())
 
 

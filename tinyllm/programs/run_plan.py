@@ -54,7 +54,7 @@ BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class RunPlan:
     """What is known once the data is open, and nothing is written yet."""
 
     cfg: DictConfig
@@ -99,7 +99,7 @@ class Planned:
         return read_checked(self.resumption.checkpoint).get("owed") is None
 
 
-def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> Planned:
+def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> RunPlan:
     """Check what the configuration asks for, open its data, and do the arithmetic.
 
     Raises:
@@ -180,7 +180,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
             before = curriculum.lengths(was["max_steps"] - shift, shift=shift).at(step)
             if now != before:
                 notes.append(f"its sequences have {now} tokens instead of {before}: curriculum.steps is half of it")
-    return Planned(
+    return RunPlan(
         cfg=cfg,
         invocation=invocation,
         resumption=resumption,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tinyllm.programs.builders import build_model, optimizer_bytes, plain
-from tinyllm.programs.run_plan import Planned
+from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
 from tinyllm.training.memory_estimate import activation_bytes, trained_bytes
 from tinyllm.training.objectives.next_token import AUTOCAST
@@ -14,7 +14,7 @@ from tinyllm.utils.device import describe_device
 
 
 def run_info(
-    planned: Planned,
+    planned: RunPlan,
     model: Any,
     groups: list[OptimizerGroup],
     peak: float | None,

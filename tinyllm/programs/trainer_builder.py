@@ -22,7 +22,7 @@ from tinyllm.nn.finite import first_not_finite
 from tinyllm.optim.ema import EMA, Average
 from tinyllm.programs.builders import build_model, build_optimizer, plain
 from tinyllm.programs.resume import to_save
-from tinyllm.programs.run_plan import Planned, data_facts
+from tinyllm.programs.run_plan import RunPlan, data_facts
 from tinyllm.programs.run_summary import run_info
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs import layout as names
@@ -33,7 +33,7 @@ from tinyllm.runs.lineage import follow
 from tinyllm.runs.metrics_log import Log, MetricsLog, read_metrics
 from tinyllm.runs.provenance import provenance
 from tinyllm.runs.state_schema import read_checked
-from tinyllm.training.callbacks import Broadcast, Callback, OptimizerGroup
+from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, untouched
 from tinyllm.training.objectives.next_token import AUTOCAST, Objective, autocast
@@ -47,11 +47,11 @@ from tinyllm.utils.seeds import seed_globals, stream
 from tinyllm.utils.stop_signal import StopRequest
 
 
-def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
+def make_trainer(planned: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
     """Everything that trains, in its place; what has to be closed in the end goes onto ``stack``."""
     cfg, device, batch, strategy = planned.cfg, planned.device, planned.batch, planned.strategy
     state, groups, of_loggers = make_state(planned)
-    state.best_loss, state.best_step = strategy.first(
+    state.best_loss, state.best_step = strategy.on_rank_zero(
         lambda: follow(
             run_dir.checkpoints,
             read_metrics(run_dir.metrics),
@@ -95,7 +95,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
         run_dir.checkpoints,
         rank=strategy.rank,
         writers=strategy.writers,
-        token=strategy.first(lambda: secrets.token_hex(4)),
+        token=strategy.on_rank_zero(lambda: secrets.token_hex(4)),
         texts=texts,
         facts={**facts, "world_size": batch.world_size, **made_by},
         keep=cfg.checkpoint.keep,
@@ -177,7 +177,7 @@ def make_trainer(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopR
     )
 
 
-def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
+def make_state(planned: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
     """Model, optimizer and what else changes in training, as at the first step or as a checkpoint has it.
 
     Returns:
@@ -199,14 +199,14 @@ def make_state(planned: Planned) -> tuple[TrainState, list[OptimizerGroup], dict
     state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy)
     source = planned.resumption.checkpoint if planned.resumption else planned.source
     if source is not None:
-        checkpoints.load_weights(source, model, rows=strategy.rows, local=strategy.local)
+        checkpoints.load_weights(source, model, rows=strategy.rows, local=strategy.local_tensor)
     saved = read_checked(planned.resumption.checkpoint) if planned.resumption else {}
     if planned.resumption:
         state.load_state_dict(saved, file=planned.resumption.checkpoint.path / STATE)
     return state, groups, saved.get("loggers", {})
 
 
-def make_compiler(planned: Planned, model: Any, stop: StopRequest) -> Eager:
+def make_compiler(planned: RunPlan, model: Any, stop: StopRequest) -> Eager:
     """What compiles the model's blocks, if that is asked for."""
     settings, strategy = plain(planned.cfg.trainer.compile), planned.strategy
     if not settings.pop("enabled"):
@@ -222,7 +222,7 @@ def make_compiler(planned: Planned, model: Any, stop: StopRequest) -> Eager:
     )
 
 
-def make_profiler(planned: Planned, run_dir: Path, *, report: Callable[[str], None]) -> NoProfiler:
+def make_profiler(planned: RunPlan, run_dir: Path, *, report: Callable[[str], None]) -> NoProfiler:
     """What records some steps of this rank, if that is asked for."""
     settings, strategy = plain(planned.cfg.trainer.profile), planned.strategy
     if not settings["steps"]:
@@ -232,7 +232,7 @@ def make_profiler(planned: Planned, run_dir: Path, *, report: Callable[[str], No
 
 
 def readers(
-    planned: Planned, state: TrainState, in_autocast: Autocast, compiler: Eager
+    planned: RunPlan, state: TrainState, in_autocast: Autocast, compiler: Eager
 ) -> tuple[Callable[[Stopping], dict[str, float]], Callable[[int, Stopping], str]]:
     """The evaluation and the sample of a step, both with the averaged weights where there are any."""
     cfg, strategy, average = planned.cfg, planned.strategy, state.average
@@ -279,14 +279,14 @@ def readers(
     return evaluate_both, sample
 
 
-def listeners(planned: Planned, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
+def listeners(planned: RunPlan, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
     """What takes the metrics and events of a run; on ranks above 0 nothing does."""
     if planned.strategy.rank > 0:
         return Log(), Callback()
     config_dir = planned.invocation.config_dir
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     # The console comes last, so that the last thing it shows is how the run ended.
-    events = Broadcast([Curves(report=console.on_message), planned.logger, console])
+    events = CallbackList([Curves(report=console.on_message), planned.logger, console])
     return MetricsLog(run_dir.metrics, step=start_step, tell=console.on_message), events
 
 

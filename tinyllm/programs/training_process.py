@@ -34,7 +34,7 @@ class Moment:
     """The step whose record ends the delay."""
 
 
-class Watched:
+class TrainingProcess:
     """``python -m tinyllm.train``, started now.
 
     Args:

@@ -13,7 +13,7 @@ import tinyllm
 from tinyllm.config.cli.main import Invocation
 from tinyllm.errors import UserError
 from tinyllm.programs.resume import Resumption
-from tinyllm.programs.run_plan import Planned, data_facts, plan
+from tinyllm.programs.run_plan import RunPlan, data_facts, plan
 from tinyllm.programs.trainer_builder import make_trainer
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import FollowedRunDir, RunDir
@@ -53,7 +53,7 @@ def train(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None
         return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0
 
 
-def agree(planned: Planned) -> None:
+def agree(planned: RunPlan) -> None:
     """Refuse to train on ranks that were started differently, or find other data.
 
     Raises:
@@ -76,7 +76,7 @@ def agree(planned: Planned) -> None:
                 raise UserError(f"{name} of rank {rank} is another one", file=f"rank {rank}: {value}", hint=hint)
 
 
-def open_run_dir(planned: Planned) -> RunDir | FollowedRunDir:
+def open_run_dir(planned: RunPlan) -> RunDir | FollowedRunDir:
     """The run's directory: rank 0 makes it, the others are told where it is."""
     made: list[RunDir] = []
 
@@ -85,11 +85,11 @@ def open_run_dir(planned: Planned) -> RunDir | FollowedRunDir:
         checkpoints.clean(made[0].checkpoints)
         return str(made[0].path)
 
-    path = planned.strategy.first(make)
+    path = planned.strategy.on_rank_zero(make)
     return made[0] if made else FollowedRunDir(Path(path))
 
 
-def execute(planned: Planned, run_dir: RunDir | FollowedRunDir, stop: StopRequest) -> Outcome:
+def execute(planned: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest) -> Outcome:
     """Build what the plan needs, train, and tell how it ended.
 
     Raises:

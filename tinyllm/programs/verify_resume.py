@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from tinyllm.config.cli.main import Invocation
-    from tinyllm.programs.training_process import Moment, Watched
+    from tinyllm.programs.training_process import Moment, TrainingProcess
     from tinyllm.runs.state_diff import Comparison
 
 OWN = ("kills", "kill_seed", "out")
@@ -151,9 +151,9 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, say: "
     import random
     import shutil
 
-    from tinyllm.programs.training_process import Watched
+    from tinyllm.programs.training_process import TrainingProcess
 
-    whole = Watched([*settings, f"run.dir={out / 'whole'}"], run_dir=out / "whole", log=out / "whole.log")
+    whole = TrainingProcess([*settings, f"run.dir={out / 'whole'}"], run_dir=out / "whole", log=out / "whole.log")
     ended(whole, whole.follow())
     say(f"uninterrupted: {max(whole.arrivals, default=0)} steps")
     draw = random.Random(seed)
@@ -175,12 +175,14 @@ def train_with_kills(
     Raises:
         TrainingFailed: a training ended with an error of its own.
     """
-    from tinyllm.programs.training_process import Watched
+    from tinyllm.programs.training_process import TrainingProcess
 
     run = out / "killed"
     hits = []
     for number, moment in enumerate([*planned, None], 1):
-        watched = Watched([*settings, f"run.dir={run}", "resume=auto"], run_dir=run, log=out / f"killed-{number}.log")
+        watched = TrainingProcess(
+            [*settings, f"run.dir={run}", "resume=auto"], run_dir=run, log=out / f"killed-{number}.log"
+        )
         code = watched.follow(moment)
         if code is None:
             hits.append(interrupted(run))
@@ -190,7 +192,7 @@ def train_with_kills(
     return hits
 
 
-def ended(watched: "Watched", code: int | None) -> None:
+def ended(watched: "TrainingProcess", code: int | None) -> None:
     """Check that a training ended well.
 
     Raises:

@@ -89,7 +89,7 @@ class Callback:
     """Hooks of a run; each does nothing unless overridden. They see the run, they never change it."""
 
     report: Callable[[str], None] = staticmethod(lambda text: None)
-    """Takes a sentence for the person; a :class:`Broadcast` connects it with its ``on_message``."""
+    """Takes a sentence for the person; a :class:`CallbackList` connects it with its ``on_message``."""
 
     def on_start(self, info: RunInfo) -> None:
         """Before the first step."""
@@ -123,7 +123,7 @@ class Callback:
         """Take what :meth:`state_dict` gave, before ``on_start``; other loggers' values are in it too."""
 
 
-class Broadcast(Callback):
+class CallbackList(Callback):
     """Passes every event on to several callbacks, in their order.
 
     A callback that raises is told of once and does not end the run: training does not depend on who looks at it. What

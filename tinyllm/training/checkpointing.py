@@ -135,7 +135,7 @@ class Checkpointing(NoCheckpoints):
                 raise failure
             return self.saver.commit()
 
-        self.events.on_checkpoint(step, self.strategy.first(commit), why)
+        self.events.on_checkpoint(step, self.strategy.on_rank_zero(commit), why)
 
     def exist(self) -> bool:
         return bool(steps_in(self.directory))

@@ -158,7 +158,9 @@ class Compiled(Eager):
         for block in self._blocks:
             if block.ffn.reads_sizes(self.device):
                 yield block.ffn
-            if len(lengths) > 1 and any(block.attn.unrolled(self.device.type, self.dtype, one) for one in lengths):
+            if len(lengths) > 1 and any(
+                block.attn.recompiles_per_length(self.device.type, self.dtype, one) for one in lengths
+            ):
                 yield block.attn
 
     def _trials(self) -> list[int]:

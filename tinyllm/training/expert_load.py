@@ -11,7 +11,7 @@ from tinyllm.nn.feedforward import FeedForward
 from tinyllm.training.objectives.next_token import Losses
 
 
-class StepRouting:
+class ExpertLoad:
     """Balance loss and loads of one optimizer step, over its micro-batches and then over the ranks."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, 
     blocks = model.layers()
     per_token = {kind: kept_values(blocks[kind], model.d_model) for kind in dict.fromkeys(model.kinds)}
     whole = [
-        seq_len * per_token[kind] + block.attn.kept_weights(device, dtype, seq_len)
+        seq_len * per_token[kind] + block.attn.saved_activations(device, dtype, seq_len)
         for kind, block in zip(model.kinds, blocks, strict=True)
     ]
     again = [values for i, values in enumerate(whole) if model.recomputes(i)]

@@ -106,7 +106,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dic
     found = {}
     for parameter, values in optimizer.state.items():
         name = names[id(parameter)]
-        whole = {key: strategy.whole(one) if isinstance(one, Tensor) else one for key, one in values.items()}
+        whole = {key: strategy.full_tensor(one) if isinstance(one, Tensor) else one for key, one in values.items()}
         if strategy.owns(name):
             found[name] = whole
     return found

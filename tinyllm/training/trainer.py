@@ -12,14 +12,14 @@ from torch import Tensor
 
 from tinyllm.errors import UserError
 from tinyllm.nn.feedforward import FeedForward
-from tinyllm.optim.sharded import whole
+from tinyllm.optim.sharded import full_tensor
 from tinyllm.runs.metrics_log import Log
 from tinyllm.training.batch_plan import Batch
 from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.distributed.strategy import Strategy
-from tinyllm.training.expert_load import StepRouting
+from tinyllm.training.expert_load import ExpertLoad
 from tinyllm.training.objectives.next_token import Losses, Objective
 from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
@@ -96,7 +96,7 @@ class Trainer:
         """Where the last record stood."""
         self.began_at = self.state.step
         self.last_metrics: dict[str, float] = {}
-        self.word = Word()
+        self.rank_status = RankStatus()
 
     def fit(self) -> Outcome:
         """Train to the horizon, or until something asks to stop; the last step is evaluated and saved."""
@@ -121,7 +121,7 @@ class Trainer:
                 step_metrics = self.train_step(batches)
             reason = self.reason_to_stop(watch)
             record: dict[str, float] = {}
-            if due(every.log_every, state.step) or state.step == every.max_steps:
+            if is_due(every.log_every, state.step) or state.step == every.max_steps:
                 record |= self.summarise(step_metrics, watch)
                 self.events.on_log(state.step, dict(record))
             with watch.paused():
@@ -145,7 +145,7 @@ class Trainer:
         """
         state, every = self.state, self.settings
         ends, best, state.owed = state.step == every.max_steps, False, None
-        if due(every.eval_every, state.step) or (every.eval_every and ends):
+        if is_due(every.eval_every, state.step) or (every.eval_every and ends):
             try:
                 with memory_for(f"the evaluation after step {state.step}", hint="lower trainer.batch_size"):
                     evaluated = self.evaluate(self.told_to_stop)
@@ -153,31 +153,31 @@ class Trainer:
                 best = self.is_best(evaluated["val/loss"])
                 self.events.on_evaluate(state.step, evaluated, best)
             except Interrupted:
-                state.owed, reason = dict(record), Signals(self.word.signal).name
-        if due(every.sample_every, state.step) and state.owed is None:
+                state.owed, reason = dict(record), Signals(self.rank_status.signal).name
+        if is_due(every.sample_every, state.step) and state.owed is None:
             try:
                 with memory_for(f"the sample after step {state.step}", hint="lower trainer.sample_tokens"):
                     text = self.sample(state.step, self.told_to_stop)
                 self.events.on_sample(state.step, text)
             except Interrupted:
-                reason = reason or Signals(self.word.signal).name
+                reason = reason or Signals(self.rank_status.signal).name
         state.seconds = watch.seconds
         if record:
             self.last_metrics |= record
             self.log.write(line := self.axes() | record)
             self.events.on_record(line)
         why = "best" if best else "last" if ends and state.owed is None else reason
-        if why or due(every.checkpoint_every, state.step) or self.checkpoints.overdue:
+        if why or is_due(every.checkpoint_every, state.step) or self.checkpoints.overdue:
             self.checkpoints.save(best=best, why=why or "periodic", leaving=bool(reason))
         else:
-            self.checkpoints.finish_if_written(all_written=self.word.all_written)
+            self.checkpoints.finish_if_written(all_written=self.rank_status.all_written)
         return reason
 
     def told_to_stop(self) -> bool:
         """Whether a signal has asked a rank to stop; every rank has to call it."""
         signals = [int(row[0]) for row in self.strategy.gather([float(self.stop.signal or 0)])]
-        self.word = replace(self.word, signal=next(filter(None, signals), 0))
-        return bool(self.word.signal)
+        self.rank_status = replace(self.rank_status, signal=next(filter(None, signals), 0))
+        return bool(self.rank_status.signal)
 
     def train_step(self, batches: Iterator[MicroBatch]) -> dict[str, float]:
         """One optimizer step over all micro-batches; returns its lr, gradient norm and routing."""
@@ -191,7 +191,7 @@ class Trainer:
         micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
         mine = float(sum(int((targets != -100).sum()) for _, targets in micro_batches))
         n_tokens = int(sum(values[0] for values in self.strategy.gather([mine])))
-        head, routing = torch.zeros(3, device=self.device), StepRouting()
+        head, routing = torch.zeros(3, device=self.device), ExpertLoad()
         for micro, (inputs, targets) in enumerate(micro_batches):
             kept = self.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
             share = len(inputs) / self.batch.sequences
@@ -208,7 +208,7 @@ class Trainer:
         norm = clip(parameters, self.settings.grad_clip)
         figures = {"train/grad_norm": norm, **self.objective.named(head), **routing.figures()}
         values = dict(zip(figures, read(list(figures.values())), strict=True))  # the step's one synchronisation
-        values |= self.consult({name: values[name] for name in self.objective.names()})
+        values |= self.exchange_status({name: values[name] for name in self.objective.names()})
         loss = values.pop("train/loss")
         if all(map(math.isfinite, [loss, *values.values()])):
             state.scaler.step(optimizer)
@@ -217,7 +217,7 @@ class Trainer:
             routing.balance(self.feed_forwards)
             state.skipped = 0
         else:
-            self.refuse(loss, values["train/grad_norm"])
+            self.skip_or_stop(loss, values["train/grad_norm"])
         optimizer.zero_grad(set_to_none=True)
         length = self.lengths.at(state.step)
         state.step += 1
@@ -229,18 +229,18 @@ class Trainer:
             state.window["steps"] += 1
         return {"train/lr": lr, **values}
 
-    def consult(self, parts: dict[str, float]) -> dict[str, float]:
+    def exchange_status(self, parts: dict[str, float]) -> dict[str, float]:
         """Sum what each rank has of the loss, and hear whether one was told to stop or still writes a checkpoint."""
         signal, written = float(self.stop.signal or 0), float(self.checkpoints.written())
         rows = self.strategy.gather([*parts.values(), signal, written])
-        self.word = Word(
+        self.rank_status = RankStatus(
             signal=next((int(row[-2]) for row in rows if row[-2]), 0),
             all_written=all(row[-1] for row in rows),
             not_finite=[rank for rank, row in enumerate(rows) if not all(map(math.isfinite, row))],
         )
         return {name: sum(row[i] for row in rows) for i, name in enumerate(parts)}
 
-    def refuse(self, loss: float, norm: float) -> None:
+    def skip_or_stop(self, loss: float, norm: float) -> None:
         """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
 
         Raises:
@@ -251,7 +251,7 @@ class Trainer:
         # fp16 finds its loss scale by gradients that overflow: no fault, unless the loss is none or no scale helps
         overflow = math.isfinite(loss) and 1 < scale != state.scaler.get_scale()
         state.skipped += 0 if overflow else 1
-        who = ", ".join(f"rank {rank}" for rank in self.word.not_finite if self.strategy.world_size > 1)
+        who = ", ".join(f"rank {rank}" for rank in self.rank_status.not_finite if self.strategy.world_size > 1)
         sequences = f"sequences {state.sequences} to {state.sequences + self.batch.sequences - 1}"
         what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({who and who + ', '}{sequences})"
         scaled = f", loss scale {scale:g} → {state.scaler.get_scale():g}" if state.scaler.is_enabled() else ""
@@ -303,8 +303,8 @@ class Trainer:
             return "horizon"
         if self.strategy.world_size == 1 and self.stop.signal is not None:
             return self.stop.signal.name
-        if self.word.signal:
-            return Signals(self.word.signal).name
+        if self.rank_status.signal:
+            return Signals(self.rank_status.signal).name
         if settings.stop_after_steps is not None and state.step >= settings.stop_after_steps:
             return "stop_after_steps"
         if settings.max_minutes is not None and state.step > self.began_at:  # every start takes a step at least
@@ -340,7 +340,7 @@ class Trainer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Word:
+class RankStatus:
     """What the ranks told each other at the end of a step."""
 
     signal: int = 0
@@ -350,7 +350,7 @@ class Word:
     """Ranks whose part of the loss is no finite number."""
 
 
-def due(every: int, step: int) -> bool:
+def is_due(every: int, step: int) -> bool:
     """Whether something that happens every so many steps happens after this one; 0 is never."""
     return bool(every) and step % every == 0
 
@@ -364,7 +364,7 @@ def read(scalars: list[Tensor]) -> list[float]:
 def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
     """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

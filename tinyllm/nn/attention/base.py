@@ -56,10 +56,10 @@ class Attention(nn.Module, ABC):
         """The kernel that trains on sequences of this length, in words."""
         return type(self).__name__
 
-    def unrolled(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
         """Whether that kernel is another sequence of operations for each length, so that none serves all."""
         return False
 
-    def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
         """Values, for each sequence, that this kernel keeps for the backward pass beside its inputs and outputs."""
         return 0

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.kernels import attend, chosen_kernel, kept_weights, unrolled
-from tinyllm.nn.attention.masking import Rule
+from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import LEAST_EPS, RMSNorm
@@ -20,7 +20,7 @@ class HeadsAttention(Attention):
         qk_norm: RMSNorm with a weight on queries and keys, before the rotation.
         norm_eps: the eps of the model's norms.
         qk_norm_eps: that of the norms of queries and keys; None: ``norm_eps``.
-        window, sinks, softcap: see ``Rule``.
+        window, sinks, softcap: see ``AttentionMask``.
         qkv_bias: biases of queries, keys and values; None: as ``bias``, which the output projection has.
         nope: queries and keys stay unturned under rotary positions (NoPE, Kazemnejad et al. 2023).
 
@@ -56,7 +56,7 @@ class HeadsAttention(Attention):
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
         self.scale = self.head_dim**-0.5
-        self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
+        self.rule = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         if nope and not pos.rotates:
             raise ValueError("nope=true takes rotary positions from a layer, and there are none: leave it false")
@@ -120,11 +120,11 @@ class HeadsAttention(Attention):
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
         return chosen_kernel(device, dtype, seq_len, self.rule)
 
-    def unrolled(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        return unrolled(device, dtype, seq_len, self.rule)
+    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        return recompiles_per_length(device, dtype, seq_len, self.rule)
 
-    def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        return self.n_heads * kept_weights(device, dtype, seq_len, self.rule, dropout_p=self.attn_dropout)
+    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        return self.n_heads * saved_activations(device, dtype, seq_len, self.rule, dropout_p=self.attn_dropout)
 
 
 def size_of_head(head_dim: int | None, *, d_model: int, n_heads: int) -> int:

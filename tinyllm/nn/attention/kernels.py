@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyllm.nn.attention.block_kernel import Shape, block_attention, kept_scores
-from tinyllm.nn.attention.masking import Rule
+from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
 LONGEST_BLOCKED = 1024
 """Blocks keep the attention weights of their keys for the backward pass; with more keys that is too much memory."""
 
-PLAIN = Rule()
+PLAIN = AttentionMask()
 
 
 def attend(
@@ -23,7 +23,7 @@ def attend(
     k_BGSD: Tensor,
     v_BGSE: Tensor,
     *,
-    rule: Rule = PLAIN,
+    rule: AttentionMask = PLAIN,
     scale: float | None = None,
     mask: Tensor | None = None,
     dropout_p: float,
@@ -125,7 +125,9 @@ def block_size(
     return -(-seq_len // n_blocks) if trains else 0
 
 
-def chosen_kernel(device: str, dtype: torch.dtype, seq_len: int, rule: Rule = PLAIN, *, alike: bool = True) -> str:
+def chosen_kernel(
+    device: str, dtype: torch.dtype, seq_len: int, rule: AttentionMask = PLAIN, *, alike: bool = True
+) -> str:
     """The kernel that trains on sequences of this length, in words."""
     window = rule.window_within(seq_len)
     block = block_size(device, dtype, seq_len, window=window, softcap=rule.softcap, alike=alike)
@@ -135,17 +137,19 @@ def chosen_kernel(device: str, dtype: torch.dtype, seq_len: int, rule: Rule = PL
     return "scaled_dot_product_attention" + (f" (blocks{suffix})" if window else "")
 
 
-def unrolled(device: str, dtype: torch.dtype, seq_len: int, rule: Rule = PLAIN, *, alike: bool = True) -> bool:
+def recompiles_per_length(
+    device: str, dtype: torch.dtype, seq_len: int, rule: AttentionMask = PLAIN, *, alike: bool = True
+) -> bool:
     """Whether this kernel is another sequence of operations for each length."""
     window = rule.window_within(seq_len)
     return bool(window or block_size(device, dtype, seq_len, window=window, softcap=rule.softcap, alike=alike))
 
 
-def kept_weights(
+def saved_activations(
     device: str,
     dtype: torch.dtype,
     seq_len: int,
-    rule: Rule = PLAIN,
+    rule: AttentionMask = PLAIN,
     *,
     alike: bool = True,
     dropout_p: float = 0.0,

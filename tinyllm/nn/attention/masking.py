@@ -7,7 +7,7 @@ LEAST_SOFTCAP = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class AttentionMask:
     """What a layer's attention does beside being causal.
 
     Attributes:

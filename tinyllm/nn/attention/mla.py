@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.attention.heads import size_of_head
-from tinyllm.nn.attention.kernels import attend, chosen_kernel, kept_weights, unrolled
-from tinyllm.nn.attention.masking import Rule
+from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear, OpenLinear
 from tinyllm.nn.norm import RMSNorm
@@ -33,7 +33,7 @@ class MLA(Attention):
         nope_head_dim: size of the other part of queries and keys; None: d_model/n_heads.
         v_head_dim: size of the values; None: d_model/n_heads.
         latent_norm_eps: eps of the norms of the latents.
-        window, sinks, softcap: see ``Rule``.
+        window, sinks, softcap: see ``AttentionMask``.
 
     Raises:
         ValueError: a number out of range, or a rotated part without rotary positions.
@@ -70,7 +70,7 @@ class MLA(Attention):
         self.v_dim = usual if v_head_dim is None else v_head_dim
         self.latent_dim = 4 * usual if kv_latent_dim is None else kv_latent_dim
         self.rotary, self.rope_dim = _rotary(rope_head_dim, usual, pos)
-        self.rule = Rule(window=window, sinks=sinks, softcap=softcap)
+        self.rule = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         self.scale = (self.nope_dim + self.rope_dim) ** -0.5 * pos.score_factor
         d_query = n_heads * (self.nope_dim + self.rope_dim)
@@ -163,11 +163,11 @@ class MLA(Attention):
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
         return chosen_kernel(device, dtype, seq_len, self.rule, alike=self._alike)
 
-    def unrolled(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        return unrolled(device, dtype, seq_len, self.rule, alike=self._alike)
+    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        return recompiles_per_length(device, dtype, seq_len, self.rule, alike=self._alike)
 
-    def kept_weights(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        per_head = kept_weights(device, dtype, seq_len, self.rule, alike=self._alike, dropout_p=self.attn_dropout)
+    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        per_head = saved_activations(device, dtype, seq_len, self.rule, alike=self._alike, dropout_p=self.attn_dropout)
         return self.n_heads * per_head
 
     @property

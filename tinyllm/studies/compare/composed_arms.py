@@ -28,7 +28,7 @@ from tinyllm.training.curriculum import Curriculum
 
 
 @dataclass(kw_only=True)
-class Composed:
+class ComposedArm:
     """An arm with everything that is known of it before training."""
 
     choice: Choice
@@ -88,7 +88,7 @@ class Composed:
 
 def compose_arms(
     asked: Asked, *, own: Collection[str], defaults: Sequence[str], config_dir: str | None, allow: frozenset[Option]
-) -> list[Composed]:
+) -> list[ComposedArm]:
     """Compose every arm and open its data.
 
     Args:
@@ -114,7 +114,7 @@ def compose_arms(
 
 def _composed(
     choice: Choice, overrides: list[str], opened: dict[str, TokenData], config_dir: str | None, allow: frozenset[Option]
-) -> Composed:
+) -> ComposedArm:
     cfg = compose(*unquoted(overrides), config_dir=config_dir)
     if not cfg.trainer.eval_every:
         hint = "at least 1; the last step is then evaluated"
@@ -129,10 +129,10 @@ def _composed(
         world_size=cfg.strategy.get("nproc_per_node") or 1,
     )
     costs = account(cfg, vocab_size=cfg.model.vocab_size or data.tokenizer.vocab_size, allow=allow)
-    return Composed(choice=choice, cfg=cfg, overrides=overrides, data=data, account=costs, batch=batch)
+    return ComposedArm(choice=choice, cfg=cfg, overrides=overrides, data=data, account=costs, batch=batch)
 
 
-def reference_of(arms: Sequence[Composed], name: str | None) -> Composed:
+def reference_of(arms: Sequence[ComposedArm], name: str | None) -> ComposedArm:
     """The arm that the others are measured against.
 
     Raises:
@@ -148,8 +148,8 @@ def reference_of(arms: Sequence[Composed], name: str | None) -> Composed:
 
 
 def match_arms(
-    arms: Sequence[Composed],
-    reference: Composed,
+    arms: Sequence[ComposedArm],
+    reference: ComposedArm,
     *,
     match: str,
     match_by: Sequence[str] | None,
@@ -186,7 +186,7 @@ def match_arms(
 
 
 def give_horizon(
-    arms: Sequence[Composed], budget: Budget, amount: float, *, evaluations: int | None, config_dir: str | None
+    arms: Sequence[ComposedArm], budget: Budget, amount: float, *, evaluations: int | None, config_dir: str | None
 ) -> None:
     """Set each arm's horizon to what the amount pays for.
 
@@ -207,7 +207,7 @@ def give_horizon(
         recompose(arm, config_dir=config_dir)
 
 
-def same_metric(arms: Sequence[Composed]) -> str:
+def same_metric(arms: Sequence[ComposedArm]) -> str:
     """What the arms are compared by: bits per byte, or the loss where nobody knows the bytes.
 
     Raises:
@@ -221,7 +221,7 @@ def same_metric(arms: Sequence[Composed]) -> str:
     return "val/loss"
 
 
-def recompose(arm: Composed, *, config_dir: str | None) -> None:
+def recompose(arm: ComposedArm, *, config_dir: str | None) -> None:
     """Compose it anew with what was changed: from now on its configuration is what its runs will have.
 
     Raises:

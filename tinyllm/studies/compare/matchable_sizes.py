@@ -27,7 +27,7 @@ class Level:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knob:
+class MatchableSize:
     """A size that may be changed, under the keys that stand for it."""
 
     keys: tuple[str, ...]
@@ -74,18 +74,18 @@ def _sizes(key: str, step: int, least: int) -> Level:
 
 
 OWN_D_FF = "model.block.ffn.d_ff"
-KNOBS: dict[str, Knob] = {
-    "d_ff": Knob(keys=("model.d_ff", OWN_D_FF), levels=_d_ff),
-    "expert_d_ff": Knob(keys=("model.block.moe.expert_d_ff",), levels=_expert_d_ff),
-    "n_layers": Knob(keys=("model.n_layers",), levels=_n_layers),
-    "d_model": Knob(keys=("model.d_model",), levels=_d_model),
-    "kv_latent_dim": Knob(keys=("model.block.attn.kv_latent_dim",), levels=_kv_latent_dim),
-    "n_kv_heads": Knob(keys=("model.n_kv_heads",), levels=_n_kv_heads),
+KNOBS: dict[str, MatchableSize] = {
+    "d_ff": MatchableSize(keys=("model.d_ff", OWN_D_FF), levels=_d_ff),
+    "expert_d_ff": MatchableSize(keys=("model.block.moe.expert_d_ff",), levels=_expert_d_ff),
+    "n_layers": MatchableSize(keys=("model.n_layers",), levels=_n_layers),
+    "d_model": MatchableSize(keys=("model.d_model",), levels=_d_model),
+    "kv_latent_dim": MatchableSize(keys=("model.block.attn.kv_latent_dim",), levels=_kv_latent_dim),
+    "n_kv_heads": MatchableSize(keys=("model.n_kv_heads",), levels=_n_kv_heads),
 }
 """By the names that ``match_by`` takes."""
 
 
-def levels_of(knob: Knob, node: Node, fixed: Collection[str]) -> list[Level]:
+def levels_of(knob: MatchableSize, node: Node, fixed: Collection[str]) -> list[Level]:
     """What may be tried for a model; nothing where the model lacks the key or the arm itself says how large it is.
 
     Where layers differ, the keys of the block are left alone: each kind of layer has a block of its own.

@@ -11,12 +11,12 @@ from tinyllm.config.allowed import Option
 from tinyllm.errors import UserError
 from tinyllm.studies.compare import seed_planning as needed
 from tinyllm.studies.compare import timing as clock
-from tinyllm.studies.compare.composed_arms import Composed, recompose
+from tinyllm.studies.compare.composed_arms import ComposedArm, recompose
 from tinyllm.studies.compare.measurements import Measured, decode_speed
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Arm, Run
 from tinyllm.studies.compare.run_ledger import FAILED, FINISHED, MISSING, is_finished, last_value, result_of, speed_of
-from tinyllm.studies.compare.run_pool import Job, Places, reason, run_all
+from tinyllm.studies.compare.run_pool import DeviceSlots, Job, reason, run_all
 from tinyllm.studies.compare.tuning import Tuning, best_of, trials_of
 from tinyllm.studies.compare.verdicts import UNITS
 from tinyllm.utils.stop_signal import StopRequest
@@ -40,9 +40,9 @@ class Comparison:
     """
 
     directory: Path
-    arms: Sequence[Composed]
-    reference: Composed
-    where: Places
+    arms: Sequence[ComposedArm]
+    reference: ComposedArm
+    where: DeviceSlots
     stop: StopRequest
     metric: str
     flags: Sequence[str]
@@ -75,7 +75,7 @@ class Comparison:
                 jobs[name].append(Job(label=arm.name, path=path, settings=settings, flags=self.flags))
         if missing:
             self.say(f"measuring the speed of {len(missing)} arms, {clock.ROUNDS} times {seconds:.0f} s each, in turn")
-        self._run([job for turn in zip(*jobs.values(), strict=True) for job in turn], Places())
+        self._run([job for turn in zip(*jobs.values(), strict=True) for job in turn], DeviceSlots())
         for name, arm in names.items():
             if name in missing:
                 self.measured.put("tokens_per_s", name, statistics.median(self._speed(job) for job in jobs[name]))
@@ -117,12 +117,12 @@ class Comparison:
     def _tried(path: Path, tuning: Tuning) -> int:
         return sum(one["value"] is not None for one in trials_of(path, tuning.key))
 
-    def job(self, arm: Composed, seed: int) -> Job:
+    def job(self, arm: ComposedArm, seed: int) -> Job:
         """One run."""
         path = self.directory / RUNS / arm.run_name(seed)
         return Job(label=f"{arm.name}, seed {seed}", path=path, settings=arm.settings(seed), flags=self.flags)
 
-    def train(self, arms: Sequence[Composed], seeds: Sequence[int]) -> None:
+    def train(self, arms: Sequence[ComposedArm], seeds: Sequence[int]) -> None:
         """Train what is missing, seed by seed, so that what is there is always comparable.
 
         Raises:
@@ -134,7 +134,7 @@ class Comparison:
             self.say(f"{len(jobs) - len(missing)} of {len(jobs)} runs are there already")
         self._run(missing, self.where, numbered=True)
 
-    def runs(self, arms: Sequence[Composed], seeds: Sequence[int]) -> list[Run]:
+    def runs(self, arms: Sequence[ComposedArm], seeds: Sequence[int]) -> list[Run]:
         """What the runs have left."""
         found = []
         for arm in arms:
@@ -192,7 +192,7 @@ class Comparison:
                 speeds[arm.name] = speed
         return speeds
 
-    def _run(self, jobs: Sequence[Job], where: Places, *, numbered: bool = False) -> None:
+    def _run(self, jobs: Sequence[Job], where: DeviceSlots, *, numbered: bool = False) -> None:
         """Run jobs; those that failed are remembered."""
         done = 0
 
@@ -249,7 +249,7 @@ def arms_of(comparison: Comparison, speeds: Mapping[str, float], probes: Mapping
     ]
 
 
-def values_of(runs: Sequence[Run], arms: Sequence[Composed]) -> dict[str, dict[int, float]]:
+def values_of(runs: Sequence[Run], arms: Sequence[ComposedArm]) -> dict[str, dict[int, float]]:
     """The metric by arm and seed, of the runs that finished."""
     found: dict[str, dict[int, float]] = {arm.name: {} for arm in arms}
     for run in runs:
@@ -258,7 +258,7 @@ def values_of(runs: Sequence[Run], arms: Sequence[Composed]) -> dict[str, dict[i
     return found
 
 
-def notes_of(runs: Sequence[Run], arms: Sequence[Composed], tuning: Tuning | None) -> list[str]:
+def notes_of(runs: Sequence[Run], arms: Sequence[ComposedArm], tuning: Tuning | None) -> list[str]:
     """What a reader of the figures has to know."""
     notes = [f"{run.arm}, seed {run.seed}, failed and is left out: {run.error}" for run in runs if run.status == FAILED]
     notes += [f"{run.arm}, seed {run.seed}, is missing" for run in runs if run.status == MISSING]

@@ -65,7 +65,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class DeviceSlots:
     """Where runs go on at once: what differs in the environment of each."""
 
     environments: Sequence[Mapping[str, str]] = field(default_factory=lambda: [{}])
@@ -74,7 +74,7 @@ class Places:
         return len(self.environments)
 
 
-def places(parallel: int | str, *, per_run: int, on_gpu: bool) -> Places:
+def places(parallel: int | str, *, per_run: int, on_gpu: bool) -> DeviceSlots:
     """As many places as asked for, or as there are GPUs for.
 
     Args:
@@ -89,18 +89,18 @@ def places(parallel: int | str, *, per_run: int, on_gpu: bool) -> Places:
         number = 1 if parallel == "auto" else int(parallel)
         threads = max(1, usable_cpus() // number)
         shared = {} if number == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
-        return Places(environments=[shared] * number)
+        return DeviceSlots(environments=[shared] * number)
     parts = parts_of(gpus(), per_run)
     if parallel != "auto" and int(parallel) > len(parts):
         hint = f"{len(parts)} at most: this machine has {len(gpus())} GPUs, and a run takes {per_run}"
         raise UserError("more runs at once than there are GPUs for", key="parallel", value=parallel, hint=hint)
     number = len(parts) if parallel == "auto" else int(parallel)
-    return Places(environments=[{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts[:number]])
+    return DeviceSlots(environments=[{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts[:number]])
 
 
 def run_all(
     jobs: Sequence[Job],
-    where: Places,
+    where: DeviceSlots,
     stop: StopRequest,
     *,
     look: Callable[[Job], None],

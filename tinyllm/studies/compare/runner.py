@@ -19,7 +19,7 @@ from tinyllm.studies.compare import timing as clock
 from tinyllm.studies.compare.arms import Asked
 from tinyllm.studies.compare.budget import Budget
 from tinyllm.studies.compare.composed_arms import (
-    Composed,
+    ComposedArm,
     compose_arms,
     give_horizon,
     match_arms,
@@ -32,7 +32,7 @@ from tinyllm.studies.compare.pipeline import RUNS, TIMING, TUNE, Comparison, arm
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Run, Study
 from tinyllm.studies.compare.run_ledger import slug
-from tinyllm.studies.compare.run_pool import Places, places
+from tinyllm.studies.compare.run_pool import DeviceSlots, places
 from tinyllm.studies.compare.statistics import differences
 from tinyllm.studies.compare.tuning import Tuning
 from tinyllm.studies.compare.tuning import asked as asked_for
@@ -59,15 +59,15 @@ UNFINISHED = {".lock", RUNS, TUNE, TIMING, "probes", MEASURED}
 class Prepared:
     """What is known before anything is written."""
 
-    arms: list[Composed]
-    reference: Composed
+    arms: list[ComposedArm]
+    reference: ComposedArm
     budget: Budget
     amount: float
     """Of the budget, for one run."""
     evaluations: int | None
     """Of one run; None: as its configuration says."""
     tuning: Tuning | None
-    where: Places
+    where: DeviceSlots
 
 
 def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: Sequence[str]) -> Prepared:
@@ -277,7 +277,7 @@ def tell_arms(comparison: Comparison, *, match: str) -> None:
         )
 
 
-def evaluating(arm: Composed) -> str | None:
+def evaluating(arm: ComposedArm) -> str | None:
     """A warning if evaluating a run of this arm takes long beside training it."""
     asked = arm.cfg.trainer
     return clock.long_evaluation(
@@ -287,7 +287,7 @@ def evaluating(arm: Composed) -> str | None:
     )
 
 
-def question_of(arms: Sequence[Composed], metric: str) -> str:
+def question_of(arms: Sequence[ComposedArm], metric: str) -> str:
     """The question that nobody put into words."""
     names = [arm.name for arm in arms]
     return f"Which of {', '.join(names[:-1])} and {names[-1]} has the lowest {metric}?"

@@ -12,7 +12,7 @@ from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.arms import Asked, Choice
 from tinyllm.studies.compare.budget import Flops
-from tinyllm.studies.compare.composed_arms import Composed, compose_arms, give_horizon
+from tinyllm.studies.compare.composed_arms import ComposedArm, compose_arms, give_horizon
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,7 +42,7 @@ class Rung:
     """One size at one budget."""
 
     budget: float
-    arm: Composed
+    arm: ComposedArm
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -106,7 +106,7 @@ def ladder(cfg: "DictConfig", invocation: "Invocation") -> list[Rung]:
     return rungs
 
 
-def _at(arm: Composed, budget: float, config_dir: str | None) -> Composed:
+def _at(arm: ComposedArm, budget: float, config_dir: str | None) -> ComposedArm:
     """The arm with the horizon that the budget pays for, evaluated at its end."""
     choice = replace(arm.choice, name=f"{arm.name} {budget:g}")
     mine = replace(arm, choice=choice, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
@@ -137,14 +137,14 @@ def _proportional(cfg: "DictConfig") -> list[Choice]:
 
 def _composed(
     sizes: Sequence[Choice], invocation: "Invocation", cfg: "DictConfig", *, by_itself: bool
-) -> list[Composed]:
+) -> list[ComposedArm]:
     """The sizes from the smallest on; those that were tried of themselves and do not compose are left out.
 
     Raises:
         UserError: a size that was asked for does not compose, or none does; two are the same.
     """
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
-    arms: list[Composed] = []
+    arms: list[ComposedArm] = []
     refused: UserError | None = None
     most = max(map(float, cfg.scaling.budgets)) / cfg.scaling.tokens_per_parameter[0]
     for size in sizes:
@@ -166,7 +166,7 @@ def _composed(
     return sorted(arms, key=lambda arm: arm.account.active_parameters)
 
 
-def _allowed(arms: Sequence[Composed], budget: float, cfg: "DictConfig") -> list[Composed]:
+def _allowed(arms: Sequence[ComposedArm], budget: float, cfg: "DictConfig") -> list[ComposedArm]:
     """The sizes whose run has an allowed number of tokens for each parameter, spread evenly over their logarithms."""
     low, high = cfg.scaling.tokens_per_parameter
     fit = [arm for arm in arms if low <= budget / arm.account.flops_per_token / arm.account.active_parameters <= high]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tinyllm.errors import RankError
-from tinyllm.training.distributed.process_group import Ranks
+from tinyllm.training.distributed.process_group import ProcessGroup
 
 SYNC_BUFFERS = next(
     name  # torch 2.13 has another name for it
@@ -20,7 +20,7 @@ SYNC_BUFFERS = next(
 )
 
 
-class DDP(Ranks):
+class DDP(ProcessGroup):
     """torch's DistributedDataParallel (Li et al. 2020, https://arxiv.org/abs/2006.15704), gradients summed.
 
     The loss is the mean over the tokens of all ranks, so the gradient is the *sum* of what the ranks make of their

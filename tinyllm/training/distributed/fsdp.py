@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.errors import UserError
-from tinyllm.optim.sharded import is_sharded, local, whole
-from tinyllm.training.distributed.process_group import Ranks
+from tinyllm.optim.sharded import full_tensor, is_sharded, local_tensor
+from tinyllm.training.distributed.process_group import ProcessGroup
 
 
-class FSDP(Ranks):
+class FSDP(ProcessGroup):
     """torch's ``fully_shard`` (FSDP2; Zhao et al. 2023, https://arxiv.org/abs/2304.11277), gradients summed.
 
     Each block is gathered when it computes and let go afterwards; what is outside the blocks (tables, last norm, head)
@@ -71,8 +71,8 @@ class FSDP(Ranks):
         first = min(self.rank * per_rank, tensor.shape[0])
         return slice(first, min(first + per_rank, tensor.shape[0]))
 
-    def local(self, tensor: Tensor) -> Tensor:
-        return local(tensor)
+    def local_tensor(self, tensor: Tensor) -> Tensor:
+        return local_tensor(tensor)
 
     def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
         moved = whole.to(parameter.device, copy=True)
@@ -86,8 +86,8 @@ class FSDP(Ranks):
     def owns(self, name: str) -> bool:
         return self._owners.get(name, 0) == self.rank
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        return whole(tensor).cpu()
+    def full_tensor(self, tensor: Tensor) -> Tensor:
+        return full_tensor(tensor).cpu()
 
     @contextmanager
     def reading(self) -> Iterator[None]:

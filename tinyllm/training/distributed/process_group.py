@@ -21,7 +21,7 @@ OF_LAUNCHER = ("RANK", "LOCAL_RANK")
 """What torchrun sets beside ``WORLD_SIZE``."""
 
 
-class Ranks(Strategy):
+class ProcessGroup(Strategy):
     """What DDP and FSDP have in common: the process group, small messages between the ranks, and who is still there.
 
     Small messages pass between CPUs (gloo), gradients between devices.
@@ -120,7 +120,7 @@ class Ranks(Strategy):
         dist.all_gather_object(found, thing)
         return found
 
-    def first(self, action: Callable[[], T]) -> T:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
         """What rank 0's ``action`` returns, on every rank.
 
         Raises:

@@ -56,7 +56,7 @@ class Strategy:
         """One small thing of every rank: plain containers and tensors."""
         return [thing]
 
-    def first(self, action: Callable[[], T]) -> T:
+    def on_rank_zero(self, action: Callable[[], T]) -> T:
         """What rank 0's ``action`` returns, on every rank; its error ends them all."""
         return action()
 
@@ -78,7 +78,7 @@ class Strategy:
         """Which rows of one of the model's tensors this rank has; None: all."""
         return None
 
-    def local(self, tensor: Tensor) -> Tensor:
+    def local_tensor(self, tensor: Tensor) -> Tensor:
         """The memory that this rank has of a tensor."""
         return tensor
 
@@ -90,13 +90,13 @@ class Strategy:
         """Whether this rank writes what belongs to the model's tensor ``name`` into a checkpoint."""
         return self.rank == 0
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def full_tensor(self, tensor: Tensor) -> Tensor:
         """All of a tensor, for a checkpoint; every rank has to call it."""
         return tensor
 
     def part(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Those of the model's tensors that this rank owns, whole; every rank has to call it."""
-        return {name: full for name, tensor in named.items() for full in [self.whole(tensor)] if self.owns(name)}
+        return {name: full for name, tensor in named.items() for full in [self.full_tensor(tensor)] if self.owns(name)}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
