@@ -149,8 +149,8 @@ def test_learning_rates_of_optimizers_with_steps_of_one_size(
 def test_learning_rates_of_muon(orthogonal: str, scale: str, overrides: tuple[str, ...], own: dict[str, Any]) -> None:
     """A step's spectral norm is in proportion to √(rows/columns), and M times that of a head, whose logits are 1/M."""
     mup = small(*overrides, parametrization=MUP, tie_embeddings=False, **WIDE)
-    twin = small(*overrides, tie_embeddings=False, **WIDE | {"d_model": 32, "d_ff": 96})
-    shapes = {name: p.shape[-2:] for name, p in twin.named_parameters()}
+    base_shape = small(*overrides, tie_embeddings=False, **WIDE | {"d_model": 32, "d_ff": 96})
+    shapes = {name: p.shape[-2:] for name, p in base_shape.named_parameters()}
 
     def size(rows: int, columns: int) -> float:
         """Of the singular values of a step at rate 1, as ``Muon`` documents them."""
@@ -209,11 +209,11 @@ def test_the_number_of_key_value_heads_of_the_base() -> None:
         assert shape == {"d_model": 64, "n_heads": 4, "n_kv_heads": there, "d_ff": 256}
 
 
-def test_layers_that_differ_are_compared_with_their_own_twins() -> None:
+def test_layers_that_differ_are_compared_with_their_own_base_shapes() -> None:
     kinds = 'model.layers.kinds={a:"attn=mla",b:"moe=aux_loss"}'
     model = small("layers=pattern", "model.layers.pattern=[a,b]", kinds, parametrization=MUP, **WIDE)
-    assert model.growth["blocks.0.attn.kv_up.weight"].twin == (4 * (8 + 8), 32)
-    assert model.growth["blocks.1.ffn.router.weight"].twin[1] == 32
+    assert model.growth["blocks.0.attn.kv_up.weight"].base_shape == (4 * (8 + 8), 32)
+    assert model.growth["blocks.1.ffn.router.weight"].base_shape[1] == 32
 
 
 def test_refusals() -> None:
