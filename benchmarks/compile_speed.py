@@ -56,9 +56,9 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     from tinyllm.programs.builders import build_model, build_optimizer, plain
     from tinyllm.training.compilation import Compiled
     from tinyllm.training.curriculum import Lengths
-    from tinyllm.training.objectives.next_token import AUTOCAST, Objective, autocast
+    from tinyllm.training.objectives.next_token import Objective
     from tinyllm.training.trainer import clip
-    from tinyllm.utils.device import deterministic, keep_freed_memory, pick_device
+    from tinyllm.utils.device import autocast, compute_dtype, deterministic, keep_freed_memory, pick_device
 
     device = pick_device(options.device)
     cfg = tinyllm.compose(f"model={name}", "tokenizer=byte", "trainer.compile.enabled=true", *options.override)
@@ -91,7 +91,7 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     compiler = Compiled(
         model=model,
         device=device,
-        dtype=AUTOCAST.get(precision, torch.float32),
+        dtype=compute_dtype(precision),
         lengths=Lengths(seq_len=length),
         agree=bool,
         stopping=lambda: False,

@@ -103,7 +103,7 @@ def tinyllm_run(prompts: list[list[int]], precision: str, dtype: Any) -> Run:
     from tinyllm.inference.sampling import Sampling
     from tinyllm.programs.builders import build_model
     from tinyllm.tokenizers.ids import IdsTokenizer
-    from tinyllm.training.objectives.next_token import autocast
+    from tinyllm.utils.device import autocast
 
     cfg = tinyllm.compose("model=gpt2", *OURS)
     model = build_model(cfg, vocab_size=VOCAB, seed=0, device=torch.device("cpu"), allow=frozenset()).eval()

@@ -65,7 +65,7 @@ def step(part: Any, precision: str, inputs: Iterator[Any]) -> None:
     """One forward and backward pass; the gradients of the weights are made anew, as after ``zero_grad``."""
     import torch
 
-    from tinyllm.training.objectives.next_token import autocast
+    from tinyllm.utils.device import autocast
 
     part.zero_grad()
     x_BTC = next(inputs).requires_grad_()

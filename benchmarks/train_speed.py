@@ -148,9 +148,9 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
 
     import tinyllm
     from tinyllm.programs.builders import build_model, build_optimizer
-    from tinyllm.training.objectives.next_token import Objective, autocast
+    from tinyllm.training.objectives.next_token import Objective
     from tinyllm.training.trainer import clip
-    from tinyllm.utils.device import auto_precision, deterministic, keep_freed_memory
+    from tinyllm.utils.device import auto_precision, autocast, deterministic, keep_freed_memory
 
     shape, device = ROWS[row][1], torch.device("cpu")
     cfg = tinyllm.compose(f"model={SIZE[row]}", f"model.max_seq_len={shape['context']}", "tokenizer=byte")

@@ -115,8 +115,7 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
     from tinyllm.programs.cost import of_model, vocabulary
     from tinyllm.training.batch_plan import plan_batch
     from tinyllm.training.memory_estimate import FP32, activation_bytes
-    from tinyllm.training.objectives.next_token import AUTOCAST
-    from tinyllm.utils.device import auto_precision, pick_device
+    from tinyllm.utils.device import compute_dtype, pick_device, pick_precision
 
     vocab_size, notes = vocabulary(cfg, allow=allow)
     model: Any = build_model(cfg, vocab_size=vocab_size, seed=0, device=torch.device("meta"), allow=allow)
@@ -126,8 +125,8 @@ def account(cfg: "DictConfig", *, allow: "frozenset[Option]" = frozenset()) -> t
         world_size=1,
     )
     device = pick_device(cfg.trainer.device)
-    precision = auto_precision(device) if cfg.trainer.precision == "auto" else cfg.trainer.precision
-    dtype = AUTOCAST.get(precision, torch.float32)
+    precision = pick_precision(cfg.trainer.precision, device)
+    dtype = compute_dtype(precision)
     counts = model.parameter_counts()
     costs = of_model(model, seq_len=batch.seq_len)
     activations = activation_bytes(

@@ -61,13 +61,12 @@ def evaluate_run(
 
     from tinyllm.inference.evaluation import evaluate
     from tinyllm.programs.load_model import model_of, open_saved
-    from tinyllm.training.objectives.next_token import autocast
-    from tinyllm.utils.device import auto_precision, pick_device
+    from tinyllm.utils.device import autocast, pick_device, pick_precision
     from tinyllm.utils.memory import memory_for
     from tinyllm.utils.text import say_aside
 
     device = pick_device(cfg.device, key="device")
-    precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
+    precision = pick_precision(cfg.precision, device)
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
     trained = saved.cfg
     context = trained.model.max_seq_len

@@ -79,15 +79,12 @@ class Session:
         )
         stop = stop_strings(cfg.stop)
 
-        import torch
-
         import tinyllm
-        from tinyllm.training.objectives.next_token import AUTOCAST, autocast
-        from tinyllm.utils.device import auto_precision, pick_device
+        from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision
         from tinyllm.utils.text import say_aside
 
         device = pick_device(cfg.device, key="device")
-        precision = auto_precision(device) if cfg.precision == "auto" else cfg.precision
+        precision = pick_precision(cfg.precision, device)
         self.cfg, self.run_dir = cfg, run_dir
         self.model, self.tokenizer = tinyllm.load(
             run_dir, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=say_aside
@@ -100,7 +97,7 @@ class Session:
         if longest > self.model.max_seq_len:
             room = self.model.max_seq_len
             say_aside(f"a prompt of {longest:,} tokens is longer than the context: its last {room:,} are read")
-        self.model.for_inference(AUTOCAST.get(precision, torch.float32))
+        self.model.for_inference(compute_dtype(precision))
         self.settings: dict[str, Any] = {
             "max_new_tokens": cfg.max_new_tokens,
             "sampling": sampling,

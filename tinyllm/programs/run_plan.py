@@ -44,7 +44,7 @@ from tinyllm.training.callbacks import Callback
 from tinyllm.training.compilation import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.memory_estimate import trained_bytes
-from tinyllm.utils.device import auto_precision, device_memory, pick_device
+from tinyllm.utils.device import device_memory, pick_device, pick_precision
 from tinyllm.utils.files import in_home
 from tinyllm.utils.seeds import stream
 from tinyllm.utils.text import quantity, short
@@ -160,9 +160,7 @@ def plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None)
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
     end = count_steps(epoch_tokens=sampler.windows_per_epoch * batch.seq_len)
     schedule = build_schedule(cfg, n_steps=end.steps, allow=allow)
-    precision = cfg.trainer.precision
-    if precision == "auto":
-        precision = auto_precision(device)
+    precision = pick_precision(cfg.trainer.precision, device)
     if resumption:
         _check_same_data(resumption, data)
         was = resumption.checkpoint.manifest

@@ -9,8 +9,7 @@ from tinyllm.programs.builders import build_model, optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
 from tinyllm.training.memory_estimate import activation_bytes, trained_bytes
-from tinyllm.training.objectives.next_token import AUTOCAST
-from tinyllm.utils.device import describe_device
+from tinyllm.utils.device import compute_dtype, describe_device
 
 
 def run_info(
@@ -29,7 +28,7 @@ def run_info(
     """
     batch, cfg = planned.batch, planned.cfg
     counts = model.parameter_counts()
-    dtype = AUTOCAST.get(planned.precision, torch.float32)
+    dtype = compute_dtype(planned.precision)
     sketch = build_model(
         cfg, vocab_size=model.vocab_size, seed=0, device=torch.device("meta"), allow=planned.invocation.allow
     )

@@ -36,11 +36,11 @@ from tinyllm.runs.state_schema import read_checked
 from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, untouched
-from tinyllm.training.objectives.next_token import AUTOCAST, Objective, autocast
+from tinyllm.training.objectives.next_token import Objective
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import MicroBatch, Settings, Trainer
-from tinyllm.utils.device import peak_flops
+from tinyllm.utils.device import autocast, compute_dtype, peak_flops
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.interrupt import Stopping
 from tinyllm.utils.seeds import seed_globals, stream
@@ -191,7 +191,7 @@ def make_state(planned: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict
         seed=cfg.seed,
         device=device,
         allow=allow,
-        place=strategy.placer(device, AUTOCAST.get(planned.precision, torch.float32)),
+        place=strategy.placer(device, compute_dtype(planned.precision)),
     )
     optimizer, groups = build_optimizer(cfg, model, allow=allow)
     scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
@@ -214,7 +214,7 @@ def make_compiler(planned: RunPlan, model: Any, stop: StopRequest) -> Eager:
     return Compiled(
         model=model,
         device=planned.device,
-        dtype=AUTOCAST.get(planned.precision, torch.float32),
+        dtype=compute_dtype(planned.precision),
         lengths=planned.lengths,
         agree=lambda failed: any(row[0] for row in strategy.gather([float(failed)])),
         stopping=lambda: stop.signal is not None,

@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +28,26 @@ def auto_precision(device: torch.device | str) -> str:
         isa = torch.cpu.get_capabilities()
         return "bf16" if isa.get("amx_bf16") or isa.get("avx512_bf16") else "fp32"
     return "fp32"
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    """The precision of a setting ``fp32``, ``bf16``, ``fp16`` or ``auto`` on a device."""
+    return auto_precision(device) if precision == "auto" else precision
+
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """The dtype of matrix products at ``fp32``, ``bf16`` or ``fp16``; weights stay in fp32."""
+    return AUTOCAST.get(precision, torch.float32)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """The context of a forward pass at ``fp32``, ``bf16`` or ``fp16``."""
+    if precision not in AUTOCAST:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
 # Dense bf16 peaks in TFLOP/s, from the makers' data sheets (without sparsity).

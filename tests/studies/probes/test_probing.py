@@ -19,7 +19,7 @@ from tinyllm.studies.probes.probing import Trials, make_trainer, measure, settin
 from tinyllm.studies.probes.results import Probe, Score, Shelf, fingerprint, score
 from tinyllm.studies.probes.stream import batches_to_test, batches_to_train, right_answers
 from tinyllm.studies.probes.task import Task
-from tinyllm.training.objectives.next_token import autocast
+from tinyllm.utils.device import autocast
 
 CPU = torch.device("cpu")
 TINY = (

@@ -27,11 +27,11 @@ from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.distributed.strategy import SingleProcess
-from tinyllm.training.objectives.next_token import Objective, autocast
+from tinyllm.training.objectives.next_token import Objective
 from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import Settings, Trainer
-from tinyllm.utils.device import auto_precision, deterministic, keep_freed_memory, pick_device
+from tinyllm.utils.device import autocast, deterministic, keep_freed_memory, pick_device, pick_precision
 from tinyllm.utils.seeds import seed_globals
 from tinyllm.utils.stop_signal import StopRequest
 
@@ -145,17 +145,11 @@ def settings_of(cfg: DictConfig, name: str, seed: int) -> dict[str, Any]:
         **{part: whole[part] for part in ("model", "optimizer", "schedule", "loss", "ema", "examples")},
         "trainer": {key: whole["trainer"][key] for key in TRAINER},
         "device": device.type,
-        "precision": precision_of(cfg, device),
+        "precision": pick_precision(cfg.trainer.precision, device),
         "torch": torch.__version__,
         "task": whole["tasks"][name],
         "seed": seed,
     }
-
-
-def precision_of(cfg: DictConfig, device: torch.device) -> str:
-    """What is computed in."""
-    asked = str(cfg.trainer.precision)
-    return auto_precision(device) if asked == "auto" else asked
 
 
 def foreign_sources(settings: Mapping[str, Any], task: str, allow: frozenset[Option]) -> set[Path]:
@@ -175,7 +169,7 @@ def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozens
     """
     began = time.perf_counter()
     device = pick_device(cfg.trainer.device)
-    in_autocast = partial(autocast, device, precision_of(cfg, device))
+    in_autocast = partial(autocast, device, pick_precision(cfg.trainer.precision, device))
     keep_freed_memory()
     with deterministic(cfg.trainer.deterministic, device):
         trainer = make_trainer(cfg, task, seed=seed, device=device, allow=allow)
@@ -201,7 +195,7 @@ def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozens
 def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device, allow: frozenset[Option]) -> Trainer:
     """The trainer of every run, with drawn batches and without a directory."""
     strategy, asked = SingleProcess(), cfg.trainer
-    precision = precision_of(cfg, device)
+    precision = pick_precision(cfg.trainer.precision, device)
     batch = plan_batch(
         batch_size=asked.batch_size,
         grad_accum_steps=asked.grad_accum_steps,

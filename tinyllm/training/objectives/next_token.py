@@ -1,8 +1,7 @@
-"""The training loss, and with which numbers it is computed."""
+"""The loss of next-token prediction."""
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from tinyllm.nn.loss import HeadLoss, head_loss
 
 PARTS = ("train/loss", "loss/smoothing", "loss/z")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Losses(NamedTuple):
@@ -82,10 +80,3 @@ class Objective(nn.Module):
         mixed = {block: routing for block, routing in enumerate(routings) if routing is not None}
         balance = torch.stack([routing.loss for routing in mixed.values()]).mean() if mixed else None
         return Losses(head, balance, {block: routing.load_E for block, routing in mixed.items()})
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """The context in which a forward pass runs at ``fp32``, ``bf16`` or ``fp16``."""
-    if precision not in AUTOCAST:
-        return nullcontext()
-    return torch.autocast(device.type, dtype=AUTOCAST[precision])
