@@ -1,0 +1,31 @@
+"""Third-party libraries that only some users install."""
+
+import importlib
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+from tinyllm.errors import UserError
+
+
+def is_installed(name: str) -> bool:
+    """Whether a library can be imported here; it is not imported."""
+    return importlib.util.find_spec(name) is not None
+
+
+def library(name: str, *, hint: str, **where: Any) -> ModuleType:
+    """Import an optional library, such as ``wandb`` or ``optuna.samplers``.
+
+    For classes and functions that must be importable without the library. Never for tinyllm's own modules.
+
+    Args:
+        hint: how to install it.
+        where: ``key`` and ``value`` of the setting that needs it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{name} cannot be imported ({error})", hint=hint, **where) from error
