@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tests.support import fake_run
 from tinyllm.loggers.console import PlainConsole, TerminalConsole, console_for, sparkline
-from tinyllm.loggers.summary_rows import Speed
+from tinyllm.runs.metrics_log import Speed
 from tinyllm.training.callbacks import Callback, Outcome
 
 ROOT = Path(__file__).resolve().parents[2]

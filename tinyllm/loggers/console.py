@@ -16,7 +16,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from tinyllm.loggers.summary_rows import Rows, Speed, end_rows, next_commands, start_rows
+from tinyllm.loggers.summary_rows import Rows, end_rows, next_commands, start_rows
+from tinyllm.runs.metrics_log import Speed
 from tinyllm.training.callbacks import Callback, Outcome, RunInfo
 from tinyllm.utils.environment import shows
 from tinyllm.utils.text import duration, plain, quantity, shown_path

@@ -1,10 +1,6 @@
 """What is told at the start and the end of a run: rows of a label and a text, without their looks."""
 
-import math
-import statistics
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from tinyllm.training.callbacks import Outcome, RunInfo
 from tinyllm.utils.text import command, duration, quantity, short, shown_path
@@ -99,42 +95,3 @@ def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()
         ("evaluate", command("evaluate", *flags, f"run={run}")),
         ("train on", command("train", *flags, f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
     ]
-
-
-@dataclass
-class Speed:
-    """Tokens per second of training alone, from the trainer's own figures, which leave evaluation out."""
-
-    tokens: float = 0.0
-    seconds: float = 0.0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=20))
-    """Tokens per second of the latest intervals."""
-    trained: float = 0.0
-    """Tokens of the run so far."""
-    _intervals: int = 0
-
-    def start(self, tokens: float) -> None:
-        """Tokens that were trained before this process."""
-        self.trained = tokens
-
-    def add(self, metrics: dict[str, float]) -> None:
-        """Take the record of one interval."""
-        rate, total = metrics.get("speed/tokens_per_s"), metrics.get("train/tokens")
-        if not rate or total is None or not math.isfinite(rate) or total <= self.trained:
-            return
-        if self._intervals == 1:
-            self.recent.clear()  # the first interval warms up, and says little about the others
-        self._intervals += 1
-        self.recent.append(rate)
-        self.seconds += (total - self.trained) / rate
-        self.tokens += total - self.trained
-        self.trained = total
-
-    @property
-    def mean(self) -> float | None:
-        """Tokens per second over the whole run."""
-        return self.tokens / self.seconds if self.seconds else None
-
-    def remaining(self, tokens: float) -> float | None:
-        """Seconds that many more tokens will take at the median of the recent speeds: hiccups do not move it."""
-        return tokens / statistics.median(self.recent) if self.recent else None

@@ -4,7 +4,10 @@ import contextlib
 import json
 import math
 import os
+import statistics
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +139,42 @@ def finite(record: Mapping[str, Any]) -> Record:
 
 def _line(record: Record) -> str:
     return json.dumps(finite(record)) + "\n"
+
+
+@dataclass
+class Speed:
+    """Training speed in tokens per second, from the records of a run. Evaluation and saving do not count."""
+
+    tokens: float = 0.0
+    seconds: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    """Tokens per second of the latest intervals."""
+    trained: float = 0.0
+    """Tokens trained since the start of the run."""
+    _intervals: int = 0
+
+    def start(self, tokens: float) -> None:
+        """Set the number of tokens trained before this process."""
+        self.trained = tokens
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add the record of one interval; records without a speed are ignored."""
+        rate, total = metrics.get("speed/tokens_per_s"), metrics.get("train/tokens")
+        if not rate or total is None or not math.isfinite(rate) or total <= self.trained:
+            return
+        if self._intervals == 1:
+            self.recent.clear()  # the first interval includes warm-up and would skew the estimate
+        self._intervals += 1
+        self.recent.append(rate)
+        self.seconds += (total - self.trained) / rate
+        self.tokens += total - self.trained
+        self.trained = total
+
+    @property
+    def mean(self) -> float | None:
+        """Tokens per second over the whole run."""
+        return self.tokens / self.seconds if self.seconds else None
+
+    def remaining(self, tokens: float) -> float | None:
+        """Seconds left for this many tokens, at the median recent speed, which ignores hiccups."""
+        return tokens / statistics.median(self.recent) if self.recent else None

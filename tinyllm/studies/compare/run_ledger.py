@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from tinyllm.loggers.summary_rows import Speed
 from tinyllm.runs.layout import METRICS
-from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.runs.provenance import code_fingerprint
 from tinyllm.runs.seal import check_seal, read_run_json, sealed
 from tinyllm.studies.compare.results import Run

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from tinyllm.config.targets import annotations_of, type_problem
 from tinyllm.errors import UserError
-from tinyllm.loggers.summary_rows import Speed
 from tinyllm.runs.layout import RUN_JSON
-from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.platforms import signals
 
