@@ -1,30 +1,34 @@
-"""The named blocks of README.md, so that what is tested stands there: ``python tests/support/readme.py <name>``.
+"""Named code blocks of the documentation, so that tests run exactly what it shows.
 
-A block is named by a comment right above it: ``<!-- block: test -->``. Needs the standard library only.
+A comment above a block names it: ``<!-- block: test -->``. ``python tests/support/readme.py test`` prints the block;
+it needs the standard library only, because CI calls it before the environment exists.
 """
 
 import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+WITH_BLOCKS = (README, ROOT / "docs" / "extending.md")
 
 
 def block(name: str) -> str:
     """The text of a named code block.
 
     Raises:
-        LookupError: there is not exactly one of that name.
+        LookupError: no block has this name, or several do.
     """
     pattern = rf"<!-- block: {re.escape(name)} -->\n+```\w*\n(.*?)```"
-    found = re.findall(pattern, README.read_text(encoding="utf-8"), re.DOTALL)
-    if len(found) != 1:
-        raise LookupError(f"{README.name} has {len(found)} blocks named {name!r}")
-    return str(found[0])
+    text = "\n".join(path.read_text(encoding="utf-8") for path in WITH_BLOCKS)
+    blocks = re.findall(pattern, text, re.DOTALL)
+    if len(blocks) != 1:
+        raise LookupError(f"the documentation has {len(blocks)} blocks named {name!r}, expected one")
+    return str(blocks[0])
 
 
 def commands() -> list[str]:
-    """Every line of a bash block, continuation lines joined, without comments."""
+    """All command lines of the README's bash blocks, with continuation lines joined and comments removed."""
     text = "\n".join(re.findall(r"```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
     lines = (line.strip() for line in text.replace("\\\n", " ").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
