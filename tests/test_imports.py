@@ -187,4 +187,4 @@ def test_optional_libraries_are_loaded_only_when_used() -> None:
     shown = ", ".join(f"tinyllm.loggers.{name}" for name in ("console", "wandb", "tensorboard"))
     modules = "tinyllm.models.transformer, tinyllm.tokenizers, tinyllm.data, tinyllm.training.trainer"
     loaded = loaded_after(f"import {modules}, {shown}")
-    assert loaded & {"matplotlib", "transformers", "tokenizers", "tiktoken", "wandb", "tensorboard", "hydra"} == set()
+    assert loaded & {"matplotlib", "transformers", "tiktoken", "wandb", "tensorboard", "hydra"} == set()

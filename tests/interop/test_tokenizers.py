@@ -13,9 +13,9 @@ from tests.tokenizers.kinds import built
 from tinyllm.errors import UserError
 from tinyllm.interop.tokenizer import read, read_chat, special_ids, texts_of
 from tinyllm.tokenizers import Tokenizer, load
+from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
-from tinyllm.tokenizers.huggingface import train_bpe
 from tinyllm.tokenizers.ids import IdsTokenizer
 
 ODD = [
@@ -37,11 +37,8 @@ TOKENIZERS: dict[str, Tokenizer] = {
     "char with an end": CharTokenizer(ALPHABET, eot=True),
     "char with <unk>": CharTokenizer("".join(sorted("abcdefghij \n")), eot=True, unk=True),
     "byte": ByteTokenizer(),
-    "bpe": train_bpe(
-        ["the cat sat on the mat " * 20, "naïve 日本"],
-        vocab_size=300,
-        min_frequency=2,
-        special_tokens=["<|endoftext|>"],
+    "bpe": BPETrainer(vocab_size=300, min_frequency=2, special_tokens=["<|endoftext|>"], max_word=None).train(
+        ["the cat sat on the mat " * 20, "naïve 日本"]
     ),
 }
 

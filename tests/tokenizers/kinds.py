@@ -8,7 +8,7 @@ from typing import Any
 import tokenizers as library
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from tinyllm.tokenizers.cuts import RULES, bounded
+from tinyllm.tokenizers.splitting import RULES, bounded
 
 WORDS = (
     "the cat sat on the mat. It's a truth, universally acknowledged; that 12 men and 345 women don't say so!\n"

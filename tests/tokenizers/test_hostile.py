@@ -11,9 +11,9 @@ from tests.tokenizers.kinds import built
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import load
 from tinyllm.tokenizers.checks import repeats_within_repetition
-from tinyllm.tokenizers.cuts import RULES, bounded
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.pretrained import PretrainedTrainer
+from tinyllm.tokenizers.splitting import RULES, bounded
 
 
 def split(rule: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from tests.tokenizers.conftest import ENGLISH
 from tests.tokenizers.test_round_trip import TEXT
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, load
-from tinyllm.tokenizers.huggingface import BYTE_OF, HuggingFaceTokenizer
+from tinyllm.tokenizers.decoders import BYTE_OF
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.pretrained import PretrainedTrainer
 
 LLAMA_3 = (

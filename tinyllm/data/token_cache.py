@@ -25,7 +25,7 @@ from tinyllm.data.content_hashes import stamp
 from tinyllm.data.token_data import Split, TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
-from tinyllm.tokenizers.files import loads
+from tinyllm.tokenizers.pretrained import loads
 from tinyllm.utils.files import TEMPORARY, create, is_trusted, read_json, remove, replace, set_mode, sync
 from tinyllm.utils.locks import try_lock
 

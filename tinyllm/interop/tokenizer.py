@@ -9,10 +9,10 @@ from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, load
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
+from tinyllm.tokenizers.decoders import BYTE_OF
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.tokenizers.markers import END, UNKNOWN
-from tinyllm.tokenizers.spelling import BYTE_OF
 from tinyllm.utils.files import read_json, read_text
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"

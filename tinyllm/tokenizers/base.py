@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
+from tinyllm.errors import UserError
 from tinyllm.utils.files import write_text
 
 
@@ -102,8 +103,6 @@ class Tokenizer(ABC):
         """The same tokenizer, with special tokens matched in text or not."""
         if match_special == self.match_special:
             return self
-        from tinyllm.errors import UserError
-
         raise UserError(
             f"a {self.kind} tokenizer has no special tokens to match in text",
             key="tokenizer.match_special",

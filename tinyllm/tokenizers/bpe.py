@@ -1,14 +1,20 @@
 """Byte-pair encoding learnt from the training split."""
 
 import math
+import os
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
+
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer, cut_text
-from tinyllm.tokenizers.markers import require_special
-from tinyllm.tokenizers.words import learning_cut
+from tinyllm.tokenizers.cuts import plain_cuts
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
+from tinyllm.tokenizers.markers import Markers, require_special
+from tinyllm.tokenizers.splitting import BoundedWords, bounded
 
 # The library counts every distinct word in memory, so of a larger text an even share of this size is looked
 # at.
@@ -57,23 +63,39 @@ class BPETrainer(TokenizerTrainer):
         self._special_tokens = special
         self._match_special = match_special
         self._max_word = max_word
+        self._matched = Markers(dict.fromkeys(special if match_special else (), 0))
+        """Special tokens that are found in the text, and that nothing is learnt from."""
+        self._words = None if max_word is None else BoundedWords(max_word, self._matched)
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
-        from tinyllm.tokenizers.huggingface import train_bpe
-
-        every = max(1, math.ceil((size or 0) / LEARN_FROM_BYTES))
-        return train_bpe(
-            islice(texts, 0, None, every),
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        backend = Backend(models.BPE())
+        if self._max_word is None:
+            backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        else:
+            split = pre_tokenizers.Split(Regex(bounded(self._max_word)), "isolated")
+            spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([split, spelling])
+        backend.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
             vocab_size=self._vocab_size,
             min_frequency=self._min_frequency,
             special_tokens=self._special_tokens,
-            match_special=self._match_special,
-            max_word=self._max_word,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, so that nothing is ever unknown
+            show_progress=False,
         )
+        every = max(1, math.ceil((size or 0) / LEARN_FROM_BYTES))
+        backend.train_from_iterator(self._matched.plain(islice(texts, 0, None, every)), trainer)
+        return HuggingFaceTokenizer(backend, match_special=self._match_special)
 
     def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
-        matched = self._special_tokens if self._match_special else ()
-        return cut_text(chunks, LEARN_PIECE, learning_cut(max_word=self._max_word, special_tokens=matched))
+        return cut_text(chunks, LEARN_PIECE, self._last_cut)
+
+    def _last_cut(self, text: str) -> int:
+        """Where a text to learn from may be cut last: where the tokenizer that is learnt cuts; 0 if nowhere."""
+        rules = [plain_cuts().last] + ([self._words.last_cut] if self._words else [])
+        cuts = (rule(text) for rule in rules)
+        return next((cut for cut in cuts if cut and self._matched.may_cut(text, cut)), 0)
 
     def settings(self) -> dict[str, Any]:
         settings = {

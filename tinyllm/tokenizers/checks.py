@@ -7,9 +7,10 @@ bound, and Python can neither catch nor end that. So what leads there is refused
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from tinyllm.tokenizers.cuts import parts_of
+from tinyllm.errors import UserError
 from tinyllm.utils.files import parse_json
 
 MOST_IDS = 2**22
@@ -48,6 +49,15 @@ def require_harmless(text: str) -> None:
                 _check_part(kind, part)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"an entry is missing or of another kind ({type(error).__name__}: {error})") from None
+
+
+def parts_of(node: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
+    """The single parts of a normalizer, pre-tokenizer or decoder, every Sequence taken apart."""
+    if node is None:
+        return []
+    if node["type"] != "Sequence":
+        return [node]
+    return [part for inner in node[name] for part in parts_of(inner, name)]
 
 
 def _check_ids(state: Mapping[str, Any]) -> None:
@@ -150,3 +160,25 @@ def _elements(rule: str) -> Iterator[tuple[str, int]]:
             end = found.end() if found else len(rule)
             yield rule[place:end], end
         place = end
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """An error of the library, or a panic, as a line for people."""
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not is_panic(error) and not isinstance(error, Exception):
+            raise
+        hint = f"{first_line(error)}; use another tokenizer, or leave out what it fails on"
+        raise UserError("the tokenizer fails on this text", hint=hint) from None
+
+
+def is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"  # pyo3 gives no name to import
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

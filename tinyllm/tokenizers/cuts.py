@@ -23,7 +23,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from typing import Any
 
-from tinyllm.tokenizers.spelling import CHAR_OF
+from tinyllm.tokenizers.checks import parts_of
+from tinyllm.tokenizers.decoders import CHAR_OF
+from tinyllm.tokenizers.splitting import DIGITS, RULES, bound_of
 
 # Letters whose neighbours decide nothing: of these the rules below know class and normal forms.
 LETTERS = "".join(
@@ -34,30 +36,6 @@ LETTERS = "".join(
 EVERY = dict(zip(LETTERS, LETTERS, strict=True))
 BLANKS = " \t\r\n"
 MARKS = ".,;:!?、。，！？；："
-
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-RULES = (
-    GPT2,
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # the same, as tiktoken 0.5 has it
-    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",  # and later versions
-    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _MARKS,  # GPT-4 (cl100k), Llama 3
-    *(
-        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|{digits}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s++$"
-        r"|\s*[\r\n]|\s+(?!\S)|\s"
-        for digits in (r"\p{N}{1,3}+", r"(?>\p{N}{1,3})")  # cl100k in later versions of tiktoken, and as we write it
-    ),
-    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _MARKS,  # Qwen 2
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # GPT-4o (o200k)
-)
-"""Published splitting rules in which a word of letters or digits ends before a blank or mark: none of their matches
-goes on from one to the other, and none looks back. ``(?!\\S)`` and ``$`` look ahead from blanks only, and no piece ends
-in one."""
-DIGITS = (r"\p{N}", r"\p{N}{1,3}", r"\d", r"[0-9]", r"\p{Nd}", r"\d{1,3}")
-"""Rules that match digits only; what is between is left to the next part."""
 
 SPLIT, JOINED, UNSAFE = "split", "joined", "unsafe"
 
@@ -106,30 +84,6 @@ class Cuts:
 def plain_cuts() -> Cuts:
     """Those of a rule of ``RULES`` with nothing else in the chain."""
     return Cuts(dict.fromkeys(BLANKS + MARKS, LETTERS))
-
-
-def bounded(limit: int) -> str:
-    """GPT-2's rule with words of at most ``limit`` characters (and a blank): a text without blanks has words too."""
-    most = f"{{1,{limit}}}"
-    return (
-        rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}{most}| ?\p{{N}}{most}| ?[^\s\p{{L}}\p{{N}}]{most}"
-        rf"|\s{most}(?!\S)|\s{most}"
-    )
-
-
-def bound_of(rule: str) -> int | None:
-    """The limit if ``rule`` is ``bounded(limit)``."""
-    found = re.search(r"\{1,(\d{1,6})\}", rule)
-    return int(found[1]) if found and rule == bounded(int(found[1])) else None
-
-
-def parts_of(node: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    """The single parts of a normalizer, pre-tokenizer or decoder, every Sequence taken apart."""
-    if node is None:
-        return []
-    if node["type"] != "Sequence":
-        return [node]
-    return [part for inner in node[name] for part in parts_of(inner, name)]
 
 
 def find_cuts(state: Mapping[str, Any], normalize: Callable[[str], str]) -> Cuts:

@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from tokenizers import Regex
+from tokenizers import decoders as library
+
 from tinyllm.tokenizers.base import TextStream
 
 CLEANED = (
@@ -17,6 +20,29 @@ CLEANED = (
     *((" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
 """What ``cleanup`` of the WordPiece decoder replaces in every token, in this order."""
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to byte."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
+
+
+def spelled_bytes(token: str) -> bytes:
+    """The bytes of a token in GPT-2's spelling; one with a character that spells no byte stands for its own text."""
+    spelled = [BYTE_OF.get(char) for char in token]
+    return token.encode() if None in spelled else bytes(spelled)  # type: ignore[arg-type]
+
+
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -66,12 +92,11 @@ class ByteFallback(Stage):
 class BytesAsText(Stage):
     """GPT-2's spelling of bytes: a character appears with its last byte."""
 
-    def __init__(self, spelled: Callable[[str], bytes]) -> None:
-        self._spelled = spelled
+    def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: str) -> list[str]:
-        return [self._decoder.decode(self._spelled(token))]
+        return [self._decoder.decode(spelled_bytes(token))]
 
     def flush(self) -> list[str]:
         text = self._decoder.decode(b"", final=True)
@@ -164,14 +189,11 @@ class ChainStream(TextStream):
         return "".join(tokens)
 
 
-def stages(
-    parts: Iterable[Mapping[str, Any]] | None, *, spelled: Callable[[str], bytes], whole: Callable[[list[str]], str]
-) -> list[Stage]:
+def stages(parts: Iterable[Mapping[str, Any]] | None, *, whole: Callable[[list[str]], str]) -> list[Stage]:
     """The decoder of a tokenizer.json, taken apart.
 
     Args:
         parts: the decoders in order; None: there is none, and tokens are separated by blanks.
-        spelled: the bytes of a token in GPT-2's spelling.
         whole: the library's decoder, for all parts together.
     """
     if parts is None:
@@ -183,7 +205,7 @@ def stages(
         if kind == "Fuse":
             fused = True
             continue
-        stage = _stage(part, fused=fused, spelled=spelled)
+        stage = _stage(part, fused=fused)
         if stage is None:
             return [Whole(whole)]
         chain.append(stage)
@@ -191,7 +213,7 @@ def stages(
     return chain
 
 
-def _stage(part: Mapping[str, Any], *, fused: bool, spelled: Callable[[str], bytes]) -> Stage | None:
+def _stage(part: Mapping[str, Any], *, fused: bool) -> Stage | None:
     """None: it is not known how to do this piece by piece."""
     kind = part["type"]
     if kind == "Strip":
@@ -202,7 +224,7 @@ def _stage(part: Mapping[str, Any], *, fused: bool, spelled: Callable[[str], byt
     if fused:
         return None  # the others look at whole tokens, of which there is one now
     if kind == "ByteLevel":
-        return BytesAsText(spelled)
+        return BytesAsText()
     if kind == "ByteFallback":
         return ByteFallback()
     if kind == "BPEDecoder":
@@ -217,9 +239,7 @@ def _stage(part: Mapping[str, Any], *, fused: bool, spelled: Callable[[str], byt
         old, new = part["pattern"]["String"], part["content"]
         return Stage(lambda token, _: token.replace(old, new) if old else token)
     if kind == "Replace":
-        from tokenizers import Regex, decoders
-
-        replace = decoders.Replace(Regex(part["pattern"]["Regex"]), part["content"])
+        replace = library.Replace(Regex(part["pattern"]["Regex"]), part["content"])
         return Stage(lambda token, _: replace.decode([token]))
     return None
 

@@ -1,4 +1,4 @@
-"""The one file that runs the library ``tokenizers``: training byte-level BPE, and using any tokenizer.json."""
+"""Any tokenizer.json, run by the library ``tokenizers``."""
 
 import json
 import os
@@ -8,17 +8,16 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+from tokenizers import Tokenizer as Backend
 
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Encoded, TextStream, Tokenizer
 from tinyllm.tokenizers.char import code_points, utf8_lengths
-from tinyllm.tokenizers.checks import require_harmless
-from tinyllm.tokenizers.cuts import Cuts, bound_of, bounded, find_cuts, parts_of
-from tinyllm.tokenizers.decoders import BYTE, ChainStream, Stage, stages
+from tinyllm.tokenizers.checks import first_line, is_panic, parts_of, require_harmless, told
+from tinyllm.tokenizers.cuts import Cuts, find_cuts
+from tinyllm.tokenizers.decoders import BYTE, BYTE_OF, CHAR_OF, ChainStream, Stage, spelled_bytes, stages
 from tinyllm.tokenizers.markers import Markers
-from tinyllm.tokenizers.panics import first_line, is_panic, told
-from tinyllm.tokenizers.spelling import BYTE_OF, CHAR_OF, spelled_bytes
-from tinyllm.tokenizers.words import BoundedWords
+from tinyllm.tokenizers.splitting import BoundedWords, bound_of
 from tinyllm.utils.files import parse_json
 
 # What published models call "the document ends here", in the order in which the names are looked for.
@@ -97,8 +96,6 @@ class HuggingFaceTokenizer(Tokenizer):
     @classmethod
     def from_json(cls, text: str, *, match_special: bool = False) -> Self:
         """From the content of a tokenizer.json. Raises ValueError if it is not one, or asks for what harms."""
-        from tokenizers import Tokenizer as Backend
-
         require_harmless(text)
         try:
             return cls(Backend.from_str(text), match_special=match_special)
@@ -231,7 +228,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _stages(self) -> list[Stage]:
         decoder = self._backend.decoder
         parts = None if self._state["decoder"] is None else self._decoders
-        return stages(parts, spelled=spelled_bytes, whole=lambda tokens: _decoded(decoder, tokens))
+        return stages(parts, whole=lambda tokens: _decoded(decoder, tokens))
 
     def _lead(self, before: str) -> int:
         """How many ids the context of a piece has."""
@@ -316,47 +313,6 @@ class HuggingFaceTokenizer(Tokenizer):
         if len(lost):
             start, end = lost[0]
             raise UserError(f"the tokenizer has no token for {text[start:end]!r}", hint="leave it out")
-
-
-def train_bpe(
-    texts: Iterable[str],
-    *,
-    vocab_size: int,
-    min_frequency: int,
-    special_tokens: Sequence[str],
-    max_word: int | None = None,
-    match_special: bool = False,
-) -> HuggingFaceTokenizer:
-    """Byte-level BPE (GPT-2's splitting rule) over ``texts``; all 256 bytes are in it, so nothing is ever unknown.
-
-    Args:
-        max_word: words are at most this long; None: whatever their length, and of ones without end the time grows with
-            the square.
-        match_special: whether a special token in a text is one; then none is learnt from.
-    """
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    backend = Backend(models.BPE())
-    if max_word is None:
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        split = pre_tokenizers.Split(Regex(bounded(max_word)), "isolated")
-        spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        backend.pre_tokenizer = pre_tokenizers.Sequence([split, spelling])
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        special_tokens=list(special_tokens),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    if match_special:
-        texts = Markers(dict.fromkeys(special_tokens, 0)).plain(texts)
-    backend.train_from_iterator(texts, trainer)
-    return HuggingFaceTokenizer(backend, match_special=match_special)
 
 
 def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:

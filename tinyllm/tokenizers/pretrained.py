@@ -6,9 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
+from tinyllm.tokenizers import tiktoken
 from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
-from tinyllm.tokenizers.files import load, loads
-from tinyllm.utils.files import in_home
+from tinyllm.tokenizers.byte import ByteTokenizer
+from tinyllm.tokenizers.char import CharTokenizer
+from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
+from tinyllm.tokenizers.ids import IdsTokenizer
+from tinyllm.utils.files import in_home, parse_json, read_text
+
+LARGEST = 256 << 20
+"""Bytes of a tokenizer file; the largest published ones have 40 MB."""
+KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer, ByteTokenizer, IdsTokenizer)}
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer in the file ``path``: one of ours, or any ``tokenizer.json`` of Hugging Face.
+
+    Raises:
+        UserError: the file is missing, is not a tokenizer, or is damaged.
+    """
+    path = Path(path)
+    try:
+        return loads(read_text(path, largest=LARGEST))
+    except FileNotFoundError:
+        raise UserError("there is no tokenizer file", file=path) from None
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise UserError(
+            f"cannot read the tokenizer, the file is damaged or not a tokenizer: {error}", file=path
+        ) from None
+
+
+def loads(text: str) -> Tokenizer:
+    """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for anything else."""
+    state = parse_json(text)
+    if state.get("kind") in KINDS:
+        return KINDS[state["kind"]].from_dict(state)
+    if state.get("kind") == HuggingFaceTokenizer.kind:
+        return HuggingFaceTokenizer.from_dict(state)
+    return HuggingFaceTokenizer.from_json(text)
 
 
 class PretrainedTrainer(TokenizerTrainer):
@@ -55,17 +90,15 @@ class PretrainedTrainer(TokenizerTrainer):
         return self._tokenizer
 
     def _from_tiktoken(self) -> Tokenizer:
-        from tinyllm.tokenizers.tiktoken import names, tokenizer_json
-
         path = in_home(self._path)
         if path.is_dir():
             raise UserError("the directory has no tokenizer.json", key="tokenizer.path", value=self._path)
-        known = names()
+        known = tiktoken.names()
         if self._path not in known:
             hint = "give a tokenizer.json, a directory with one, or a tiktoken name"
             hint += f" ({', '.join(known)})" if known else "; for the latter install tiktoken"
             raise UserError("there is no such tokenizer", key="tokenizer.path", value=self._path, hint=hint)
-        return loads(tokenizer_json(self._path))
+        return loads(tiktoken.tokenizer_json(self._path))
 
 
 class FixedTrainer(TokenizerTrainer):

@@ -3,10 +3,12 @@
 import json
 import re
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.tokenizers.spelling import CHAR_OF
+from tinyllm.tokenizers.decoders import CHAR_OF
+from tinyllm.utils.optional import is_installed, library
 
 # tiktoken's expressions say ``{1,3}+`` for "and give nothing back"; in the library's dialect that is a repetition of a
 # repetition, and 12345 would be one word.
@@ -15,11 +17,7 @@ POSSESSIVE = re.compile(r"((?:\\p\{\w+\}|\\.|\[[^\]]*\]|[^\\()\[\]{}|])\{\d+,\d*
 
 def names() -> list[str]:
     """The encodings that the installed tiktoken knows; empty without tiktoken."""
-    try:
-        import tiktoken
-    except ImportError:
-        return []
-    return sorted(tiktoken.list_encoding_names())
+    return sorted(_tiktoken().list_encoding_names()) if is_installed("tiktoken") else []
 
 
 def tokenizer_json(name: str) -> str:
@@ -28,10 +26,8 @@ def tokenizer_json(name: str) -> str:
     Raises:
         UserError: its file is not on this machine and cannot be fetched.
     """
-    import tiktoken
-
     try:
-        return converted(tiktoken.get_encoding(name))
+        return converted(_tiktoken().get_encoding(name))
     except OSError as error:  # requests' ConnectionError is one
         raise UserError(
             "the vocabulary of this tiktoken encoding is not on this machine and cannot be fetched",
@@ -39,6 +35,10 @@ def tokenizer_json(name: str) -> str:
             value=name,
             hint=f"put it into TIKTOKEN_CACHE_DIR, or give a tokenizer.json ({type(error).__name__})",
         ) from None
+
+
+def _tiktoken() -> ModuleType:
+    return library("tiktoken", hint="pip install 'tinyllm[tiktoken]'")
 
 
 def converted(encoding: Any) -> str:

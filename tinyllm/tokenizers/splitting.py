@@ -1,0 +1,74 @@
+"""Rules by which tokenizers split text into words: those of published models, and ours with words of bounded length."""
+
+import re
+
+from tokenizers import Regex, pre_tokenizers
+
+from tinyllm.tokenizers.markers import Markers
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_MARKS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+RULES = (
+    GPT2,
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # the same, as tiktoken 0.5 has it
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",  # and later versions
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _MARKS,  # GPT-4 (cl100k), Llama 3
+    *(
+        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}++|{digits}| ?[^\s\p{{L}}\p{{N}}]++[\r\n]*+|\s++$"
+        r"|\s*[\r\n]|\s+(?!\S)|\s"
+        for digits in (r"\p{N}{1,3}+", r"(?>\p{N}{1,3})")  # cl100k in later versions of tiktoken, and as we write it
+    ),
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|" + _MARKS,  # Qwen 2
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # GPT-4o (o200k)
+)
+"""Published splitting rules in which a word of letters or digits ends before a blank or mark: none of their matches
+goes on from one to the other, and none looks back. ``(?!\\S)`` and ``$`` look ahead from blanks only, and no piece ends
+in one."""
+DIGITS = (r"\p{N}", r"\p{N}{1,3}", r"\d", r"[0-9]", r"\p{Nd}", r"\d{1,3}")
+"""Rules that match digits only; what is between is left to the next part."""
+
+
+def bounded(limit: int) -> str:
+    """GPT-2's rule with words of at most ``limit`` characters (and a blank): a text without blanks has words too."""
+    most = f"{{1,{limit}}}"
+    return (
+        rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}{most}| ?\p{{N}}{most}| ?[^\s\p{{L}}\p{{N}}]{most}"
+        rf"|\s{most}(?!\S)|\s{most}"
+    )
+
+
+def bound_of(rule: str) -> int | None:
+    """The limit if ``rule`` is ``bounded(limit)``."""
+    found = re.search(r"\{1,(\d{1,6})\}", rule)
+    return int(found[1]) if found and rule == bounded(int(found[1])) else None
+
+
+class BoundedWords:
+    """The places between the words of a rule whose words are of a bounded length.
+
+    A match looks at no more than ``limit`` and two characters, so what the rule does before the last ones of a text
+    does not depend on what follows.
+    """
+
+    def __init__(self, limit: int, markers: Markers) -> None:
+        self._split = pre_tokenizers.Split(Regex(bounded(limit)), "isolated")
+        self._reach = limit + 2
+        self._markers = markers
+
+    def last_cut(self, text: str) -> int:
+        """The last place where ``text``, which begins with a word, may be cut; 0 if there is none."""
+        start = self._markers.last_end(text)
+        certain = len(text) - self._reach
+        for _, (begin, _) in reversed(self._split.pre_tokenize_str(text[start:])):
+            place = start + begin
+            if 0 < place <= certain and self._markers.may_cut(text, place) and _same_at_end(text, place):
+                return place
+        return 0
+
+
+def _same_at_end(text: str, place: int) -> bool:
+    """Whether the rule ends a word at ``place`` too if the text ends there: behind blanks it looks at what follows."""
+    return not text[place - 1].isspace() or text[place - 1] == text[place]
