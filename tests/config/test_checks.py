@@ -16,7 +16,7 @@ from tinyllm.config import schema
 from tinyllm.config.checks import check
 from tinyllm.config.no_effect import RULES
 from tinyllm.config.paths import conf_dir
-from tinyllm.config.suggestions import leaves
+from tinyllm.config.suggestions import setting_keys
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError
 
@@ -136,8 +136,8 @@ def test_every_key_of_a_root_file_has_a_type(program: str) -> None:
     written.pop("defaults")
     written.pop("hydra")
     typed = {key for key, _ in fields_of(schema.SCHEMAS[program])}
-    assert set(leaves(written)) <= typed
-    groups = {key for key in typed if "." not in key} - set(leaves(written))
+    assert set(setting_keys(written)) <= typed
+    groups = {key for key in typed if "." not in key} - set(setting_keys(written))
     assert all((conf_dir() / group).is_dir() for group in groups)
 
 
@@ -167,7 +167,7 @@ def test_every_key_of_a_root_file_is_read_by_code(program: str) -> None:
     written.pop("hydra")
     dead = [
         key
-        for key in leaves(written)
+        for key in setting_keys(written)
         if key.rpartition(".")[2] not in NAMES_IN_CODE | PARAMETERS_IN_CODE | ONLY_HYDRAS_SIDE
     ]
     assert dead == []
@@ -176,7 +176,7 @@ def test_every_key_of_a_root_file_is_read_by_code(program: str) -> None:
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.by)
 def test_the_keys_of_a_rule_on_effects_exist(rule: Any) -> None:
     offered = [
-        set(leaves(OmegaConf.to_container(tinyllm.compose(*settings, program=program))))
+        set(setting_keys(OmegaConf.to_container(tinyllm.compose(*settings, program=program))))
         for program, settings in {
             "train": ("dataset=text", "dataset.path=x", "moe=aux_free", "optimizer=muon"),
             "generate": (),

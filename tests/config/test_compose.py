@@ -16,6 +16,7 @@ from tinyllm.config.paths import conf_dir
 from tinyllm.config.suggestions import groups
 from tinyllm.config.targets import parameters_of, resolve_target
 from tinyllm.errors import UserError
+from tinyllm.utils.nested import flatten
 from tinyllm.utils.yaml_files import read_yaml
 
 GROUPS = groups()
@@ -80,7 +81,7 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
     if package == "model" and written.get("d_ff", 0) is None:
         written["d_ff"] = 4 * written["d_model"]
     node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
-    other = [key for key, value in leaves(written) if value != "???" and OmegaConf.select(node, key) != value]
+    other = [key for key, value in flatten(written) if value != "???" and OmegaConf.select(node, key) != value]
     assert other == []
     # every part takes keyword-only parameters by name, so that an unknown key is found without building anything
     for path, described in walk_nodes(plain(chosen), ""):
@@ -94,12 +95,6 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
             node.no_such_key = 1
             check(chosen, schema.SCHEMAS[program])
         assert refused.value.key == f"{package}.no_such_key"
-
-
-def leaves(node: Any, path: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(node, dict):
-        return [(path, node)]
-    return [leaf for name, child in node.items() for leaf in leaves(child, f"{path}.{name}" if path else str(name))]
 
 
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])

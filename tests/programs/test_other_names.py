@@ -18,7 +18,7 @@ from tinyllm.errors import UserError
 @cache
 def keys() -> frozenset[str]:
     """Every key that there is with some choice of options."""
-    from tinyllm.config.suggestions import leaves
+    from tinyllm.config.suggestions import setting_keys
 
     found: set[str] = set()
     for chosen in (
@@ -33,7 +33,7 @@ def keys() -> frozenset[str]:
             node = OmegaConf.load(conf_dir() / "layers" / "jsonl.yaml")
             found |= {f"model.layers.{name}" for name in node}
             continue
-        found |= set(leaves(OmegaConf.to_container(cfg)))
+        found |= set(setting_keys(OmegaConf.to_container(cfg)))
     return frozenset(found)
 
 

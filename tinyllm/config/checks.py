@@ -13,12 +13,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.allowed import MARKS, Option, check_classes, walk_nodes
-from tinyllm.config.no_effect import check_effects, value_at
+from tinyllm.config.no_effect import check_effects
 from tinyllm.config.schema import fields_of
-from tinyllm.config.suggestions import leaves, near, unknown_key
+from tinyllm.config.suggestions import near, setting_keys, unknown_key
 from tinyllm.config.targets import annotations_of, parameters_of, resolve_target, type_problem
 from tinyllm.config.typed import conformed, kind_of
 from tinyllm.errors import UserError
+from tinyllm.utils.nested import value_at
 from tinyllm.utils.numbers import LARGEST, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
@@ -91,7 +92,7 @@ def _conform(
     types: list[tuple[dict[str, Any], str, str, Any]] = []
     for key, field in fields_of(schema):
         path, _, name = key.rpartition(".")
-        node = value_at(plain, path) if path else plain
+        node = value_at(plain, path)
         if isinstance(node, dict) and name in node:
             types += [(node, name, key, int)] * bool(field.metadata.get("whole"))
             types += [(node, name, key, bool)] * (True in field.metadata.get("choices", ()))
@@ -111,10 +112,10 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
     for name, value in node.items():
         where = f"{path}.{name}" if path else str(name)
         if name not in fields:
-            below = next(leaves(value), "")  # +norm.eps=1: the whole key is of use to suggest another
-            key, found = (f"{where}.{below}", value_at(value, below)) if below else (where, value)
+            key = next(setting_keys(value, where), where)  # of +norm.eps=1 the whole key is of use to suggest another
             owner = path or "the configuration"
-            raise unknown_key(key, found, fields, owner=owner, root=_without(root, where), unknown=where)
+            value = value_at(root, key)
+            raise unknown_key(key, value, fields, owner=owner, root=_without(root, where), unknown=where)
         field = fields[name]
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, dict):

@@ -1,8 +1,7 @@
 """Composition of a configuration from the shipped groups, in Python and for the entry points."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
 from hydra import compose as hydra_compose
 from omegaconf import DictConfig, open_dict
@@ -16,6 +15,7 @@ from tinyllm.config.layers import expand
 from tinyllm.config.overrides import Base, as_given, hydra_on_conf, key_of, words
 from tinyllm.config.quoting import quote_literals
 from tinyllm.config.sizes import fill_sizes
+from tinyllm.utils.nested import flatten
 from tinyllm.utils.yaml_files import read_yaml
 
 
@@ -132,13 +132,5 @@ def base_of(hydra_node: DictConfig, program: str) -> Base:
 def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
     """The keys that an experiment file sets."""
     files = [Path(source) / "experiment" / f"{experiment}.yaml" for source in sources]
-    return {key for file in files if file.is_file() for key in _leaves(read_yaml(file), "")}
-
-
-def _leaves(node: Any, path: str) -> Iterator[str]:
-    if not isinstance(node, dict):
-        yield path
-        return
-    for name, child in node.items():
-        if name != "defaults":
-            yield from _leaves(child, f"{path}.{name}" if path else str(name))
+    contents = [read_yaml(file, of=dict) for file in files if file.is_file()]
+    return {key for content in contents for key, _ in flatten(content) if key != "defaults"}

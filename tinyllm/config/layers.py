@@ -18,6 +18,7 @@ from tinyllm.config.layers_jsonl import at, read_layers
 from tinyllm.config.overrides import Base, key_of, words
 from tinyllm.config.targets import parameters_of, resolve_target
 from tinyllm.errors import UserError, setting
+from tinyllm.utils.nested import has_key
 
 GROUPS = ("attn", "ffn", "moe")
 """The groups of which each kind may choose another option: those that put their keys into the block."""
@@ -162,7 +163,7 @@ def _check_reach(
     for key in sorted(named):
         below = key.removeprefix("model.block.")
         if below != key:
-            reached = any(key not in keys and _holds(block, below) for keys, block in own)
+            reached = any(key not in keys and has_key(block, below) for keys, block in own)
         elif key in GROUPS or key.removeprefix("model.") in keys_of_block:
             reached = any(key not in keys for keys, _ in own)
         else:
@@ -171,11 +172,3 @@ def _check_reach(
             value = OmegaConf.select(cfg, key) if key not in GROUPS else None
             what = {"key": key, "value": value} if key not in GROUPS else {"file": key}
             raise UserError("the key has no effect here", **what, hint="every layer has its own; leave it out")
-
-
-def _holds(node: Any, path: str) -> bool:
-    for name in path.split("."):
-        if not isinstance(node, dict) or name not in node:
-            return False
-        node = node[name]
-    return True

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.compose import compose
+from tinyllm.utils.nested import has_key
 
 FIRST = (
     "model.layerdrop",
@@ -77,12 +78,12 @@ def upgraded(cfg: DictConfig) -> DictConfig:
     Today's come back as they are, and so does the model of a class of one's own.
     """
     then = as_it_was(partial(OmegaConf.select, cfg))
-    missing = [key for key in LATER if not _has(cfg, key)]
-    if missing or not all(_has(cfg, key) for key in MODEL):
+    missing = [key for key in LATER if not has_key(cfg, key)]
+    if missing or not all(has_key(cfg, key) for key in MODEL):
         today = compose()
         if cfg.model.get("_target_") == today.model._target_:
             missing += FIRST if "layers" not in cfg.model else ()
-            missing += [key for key in MODEL if not _has(cfg, key)]
+            missing += [key for key in MODEL if not has_key(cfg, key)]
     then |= dict(_of_parts(OmegaConf.to_container(cfg), ""))
     if not missing and not then:
         return cfg
@@ -122,9 +123,3 @@ def _of_parts(node: Any, path: str) -> Iterator[tuple[str, Any]]:
                 yield f"{before}{key}", value
         for key, child in node.items():
             yield from _of_parts(child, f"{before}{key}")
-
-
-def _has(cfg: DictConfig, key: str) -> bool:
-    node, _, name = key.rpartition(".")
-    parent = OmegaConf.select(cfg, node) if node else cfg
-    return parent is not None and name in parent

@@ -7,6 +7,7 @@ from typing import Any
 from tinyllm.config.allowed import Option, walk_nodes
 from tinyllm.config.targets import parameters_of, resolve_target
 from tinyllm.errors import UserError, setting
+from tinyllm.utils.nested import value_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,12 +143,3 @@ def _check_offered(plain: dict[str, Any], named: set[str], blocks: list[Any], al
 def _reads(part: Any, names: set[str]) -> bool:
     parameters = parameters_of(part)
     return parameters is None or not names.isdisjoint(parameters)
-
-
-def value_at(node: Any, path: str) -> Any:
-    """The value of a dotted key; None where there is none."""
-    for name in path.split("."):
-        if not isinstance(node, dict) or name not in node:
-            return None
-        node = node[name]
-    return node

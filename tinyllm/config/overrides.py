@@ -17,6 +17,7 @@ from tinyllm.config.grammar import parse_settings
 from tinyllm.config.hydra_errors import explain
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
+from tinyllm.utils.nested import has_key
 
 OWN_PLACE = {
     "run.dir": "each job has its own directory below hydra.sweep.dir; leave it out",
@@ -114,7 +115,7 @@ class Base:
         kept = [one for one in self.overrides if key_of(one) not in replaced]
         doubtful = [one for one in kept if below and key_of(one).startswith(below)]
         cfg = self._compose([one for one in kept if one not in doubtful] + more, keep_hydra)
-        fitting = [one for one in doubtful if _has(cfg, key_of(one))]
+        fitting = [one for one in doubtful if has_key(cfg, key_of(one))]
         if not fitting:
             return cfg
         return self._compose([one for one in kept if one not in doubtful or one in fitting] + more, keep_hydra)
@@ -141,9 +142,3 @@ def nodes_of(group: str) -> list[str]:
         for file in sorted((conf_dir() / group).glob("*.yaml"))[:1]
     )
     return [match[1] for match in found if match and match[1] != "_global_"]
-
-
-def _has(cfg: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, parent)
-    return isinstance(node, DictConfig) and name in node

@@ -19,11 +19,11 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.allowed import Option, check_classes
 from tinyllm.config.grammar import MOST, count_values, parse_settings
 from tinyllm.config.migrations import renamed, upgraded
-from tinyllm.config.no_effect import value_at
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.quoting import escaped, written
 from tinyllm.config.suggestions import is_option
 from tinyllm.errors import UserError
+from tinyllm.utils.nested import has_key, value_at
 from tinyllm.utils.yaml_files import read_yaml
 
 NOT_SAVED = ("resume", "init_from", "run", "debug")
@@ -97,16 +97,10 @@ def literal_settings(settings: Iterable[str], values: dict[str, Any]) -> list[st
     for one in settings:
         [override] = parse(one)
         key = override.key_or_group
-        if _is_open(one) and not key.startswith(EXPANDED) and _has(values, key):
+        if _is_open(one) and not key.startswith(EXPANDED) and has_key(values, key):
             one = f"{override.get_key_element()}={written(value_at(values, key))}"
         found.append(one)
     return found
-
-
-def _has(values: Any, key: str) -> bool:
-    node, _, name = key.rpartition(".")
-    above = value_at(values, node) if node else values
-    return isinstance(above, dict) and name in above
 
 
 def _is_open(one: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from tinyllm.config.elsewhere import COMMANDS, meant_by
 from tinyllm.config.paths import conf_dir
 from tinyllm.errors import UserError
+from tinyllm.utils.nested import flatten
 from tinyllm.utils.yaml_files import read_yaml
 
 CLOSE = 0.7
@@ -49,7 +50,7 @@ def unknown_key(
     elsewhere = "" if name != path else meant_by(name)  # no other tool writes its names with dots
     elsewhere = meant_by(name, str(value)) if elsewhere.endswith("…") else elsewhere
     here = {one.partition("=")[0].partition(".")[0] for one in elsewhere.split()}
-    same = [key for key in leaves(root) if key.rpartition(".")[2] == path.rpartition(".")[2]]
+    same = [key for key in setting_keys(root) if key.rpartition(".")[2] == path.rpartition(".")[2]]
     same = [key for key in same if key.endswith(f".{path}")] or same
     meant = same or [f"{prefix}.{one}" if prefix else one for one in near(name, known)]
     if elsewhere and (here <= root.keys() | set(groups()) or name in COMMANDS):
@@ -101,14 +102,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names) if len(names) <= SHOWN else f"{', '.join(names[:SHOWN])} … (--cfg job shows all)"
 
 
-def leaves(node: Any, path: str = "") -> Iterator[str]:
-    """The dotted paths of all keys that hold a value."""
-    if not isinstance(node, Mapping):
-        yield path
-        return
-    for name, child in node.items():
-        if not str(name).startswith("_"):
-            yield from leaves(child, f"{path}.{name}" if path else str(name))
+def setting_keys(node: Any, path: str = "") -> Iterator[str]:
+    """The dotted keys of all settings, without ``_target_`` and its like."""
+    for key, value in flatten(node, path):
+        if value != {} and "._" not in f".{key}":
+            yield key
 
 
 def is_option(group: str, name: Any, places: Iterable[Path]) -> bool:

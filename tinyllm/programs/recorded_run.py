@@ -14,9 +14,10 @@ from tinyllm.config.saved import saved_settings
 from tinyllm.errors import UserError, setting
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import RUNNING, check_free
-from tinyllm.runs.facts import differing, flat, of_run, read_config
+from tinyllm.runs.facts import differing, of_run, read_config
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.runs.seal import check_seal, read_run_json
+from tinyllm.utils.nested import flatten
 
 SHOWS = ("logger",)
 """Groups that only show the run: the other one is not to appear among somebody's runs twice."""
@@ -138,7 +139,7 @@ def pins(settings: Sequence[str], config: Mapping[str, Any], *, config_dir: str 
         settings: as one types them.
         config: the leaves of the run's configuration.
     """
-    today = dict(flat(_plain(compose(*settings, config_dir=config_dir))))
+    today = dict(flatten(_plain(compose(*settings, config_dir=config_dir))))
     named = {key_of(one) for one in settings}
     others = differing(of_run(config), of_run(today))
     wanted = [

@@ -1,6 +1,6 @@
 """Continuing a run: its saved settings with the new ones on top, and what may differ."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from tinyllm.errors import UserError
 from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
 from tinyllm.runs.directory import check_free
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
+from tinyllm.utils.nested import flatten
 from tinyllm.utils.yaml_files import read_yaml
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
@@ -166,7 +167,7 @@ def reconcile(
         notes.append(f"{LAYERS} as in the run (they are described otherwise now)")
     old = OmegaConf.to_container(saved, resolve=True)
     new = OmegaConf.to_container(cfg, resolve=True)
-    before, after = dict(_leaves(old, "")), dict(_leaves(new, ""))
+    before, after = dict(flatten(old)), dict(flatten(new))
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was == now or _below(key, OWN):
@@ -195,14 +196,6 @@ def place_of(name: str) -> str:
 
 def _below(key: str, places: Iterable[str]) -> bool:
     return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
-
-
-def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and node:
-        for name, child in node.items():
-            yield from _leaves(child, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, node
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors, weight_map
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.files import TEMPORARY, in_home, is_file_name, read_json, read_text, sha256, temporary, write_text
 from tinyllm.utils.files import remove as remove_files
+from tinyllm.utils.nested import value_at
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -70,10 +71,7 @@ class Checkpoint:
             UserError: one is missing.
         """
         for fact in facts:
-            found: Any = self.manifest
-            for name in fact.split("."):
-                found = found.get(name) if isinstance(found, dict) else None
-            if found is None:
+            if value_at(self.manifest, fact) is None:
                 raise UserError("not a whole checkpoint", file=self.path / MANIFEST, hint=f"{fact} is missing")
 
     def weights(self) -> dict[str, Tensor]:

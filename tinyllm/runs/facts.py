@@ -1,10 +1,11 @@
 """What a run directory says, read without torch and without running anything."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tinyllm.runs.layout import CONFIG
+from tinyllm.utils.nested import flatten
 from tinyllm.utils.yaml_files import read_yaml
 
 MADE_BY = ("code", "versions", "threads", "instructions", "machine")
@@ -14,22 +15,13 @@ OWN = ("resume", "run", "debug", "trainer.stop_after_steps", "trainer.max_minute
 """Keys of the configuration that no number of the run depends on, except where it was stopped."""
 
 
-def flat(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings with their paths, ``a.b``; a list is a leaf, and so is an empty mapping."""
-    if isinstance(node, Mapping) and node:
-        for name, child in node.items():
-            yield from flat(child, f"{path}.{name}" if path else str(name))
-    else:
-        yield path, node
-
-
 def read_config(run_dir: Path) -> dict[str, Any]:
     """The leaves of the resolved configuration of a run.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    return dict(flat(read_yaml(run_dir / CONFIG, of=dict, what="a damaged file")))
+    return dict(flatten(read_yaml(run_dir / CONFIG, of=dict, what="a damaged file")))
 
 
 def origins(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,7 +33,7 @@ def origins(facts: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: facts.get(name) for name in MADE_BY}
     found |= {f"data.{name}": digest for name, digest in (facts.get("facts") or {}).get("data", {}).items()}
     found |= {name: (facts.get("info") or {}).get(name) for name in OF_INFO}
-    return dict(flat(found))
+    return dict(flatten(found))
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.runs.facts import flat, origins, read_config
+from tinyllm.runs.facts import origins, read_config
 from tinyllm.runs.layout import CHECKPOINTS, LOCK, METRICS, RUN_JSON
 from tinyllm.runs.metrics_log import LONGEST_LINE, read_metrics, record_of
 from tinyllm.runs.seal import check_seal, read_run_json
 from tinyllm.utils.locks import is_held
+from tinyllm.utils.nested import flatten
 
 BLOCK = 1 << 16
 """Bytes that are read at once from the end of a file."""
@@ -82,7 +83,7 @@ class Listed:
         written = max(file.stat().st_mtime for file in (self.path / RUN_JSON, log) if file.is_file())
         shown = {name: value for name, value in info.items() if not isinstance(value, list | dict)}
         return {
-            **dict(flat(origins(facts))),
+            **dict(flatten(origins(facts))),
             **shown,
             **{name: value for name, value in newest.items() if name != "speed/tokens_per_s"},
             **choices,

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tinyllm
 from tests.support.options import distinct
-from tinyllm.config.no_effect import value_at
 from tinyllm.errors import UserError
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import build_model
@@ -19,6 +18,7 @@ from tinyllm.programs.cost import Account, account, of_node
 from tinyllm.studies.compare import matching
 from tinyllm.studies.compare.matchable_sizes import KNOBS
 from tinyllm.studies.compare.matching import MATCHES, Solution, solve
+from tinyllm.utils.nested import value_at
 
 VOCABULARY = 65
 SIZES = ("tiny", "medium")

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm.config.no_effect import RULES, value_at
+from tinyllm.config.no_effect import RULES
+from tinyllm.utils.nested import value_at
 
 LARGEST = 1 << 20
 """Of a hidden or latent size."""
