@@ -70,15 +70,21 @@ class Block(nn.Module):
         self.dropout, self.parallel_block = dropout, parallel_block
 
     def forward(
-        self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None
+        self,
+        x_BTC: Tensor,
+        *,
+        start: int | Tensor = 0,
+        cache: LayerCache | None = None,
+        doc_ids: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        """The residual stream behind this layer, and how its mixture of experts routed (in training, if it has one).
+        """The residual stream after this layer, and the routing of its mixture of experts (None: dense or evaluating).
 
         Args:
-            start: position of the first token; of each row (B,) where they differ.
-            cache: holds the positions before ``start``.
+            start, cache, doc_ids: see :meth:`Attention.forward`.
         """
-        attended = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache))
+        # Only where given: an attention class that knows no documents serves all other runs.
+        documents = {} if doc_ids is None else {"doc_ids": doc_ids}
+        attended = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache, **documents))
         if self.parallel_block:
             fed, routing = self.ffn(self.norm2(x_BTC))
             return x_BTC + attended + self._drop(fed), routing

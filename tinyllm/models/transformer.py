@@ -14,6 +14,7 @@ from tinyllm.models.block import Block
 from tinyllm.models.layerdrop import draw_kept, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard
+from tinyllm.nn.attention.masking import document_positions
 from tinyllm.nn.cache import Cache
 from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import Routing
@@ -153,32 +154,44 @@ class Transformer(nn.Module):
         if self.embedding.weight.device.type != "meta":
             self.init_weights()
 
-    def forward(self, ids_BT: Tensor, *, cache: Cache | None = None) -> Tensor:
+    def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) for the head; see :meth:`run`."""
-        return Transformer.run(self, ids_BT, cache=cache)[0]
+        return Transformer.run(self, ids_BT, cache=cache, doc_ids=doc_ids)[0]
 
     def run(
-        self, ids_BT: Tensor, *, cache: Cache | None = None, kept: Sequence[bool] | None = None
+        self,
+        ids_BT: Tensor,
+        *,
+        cache: Cache | None = None,
+        kept: Sequence[bool] | None = None,
+        doc_ids: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
-        """Hidden states (B, T, C) for the head, and per block how its mixture of experts routed.
+        """Hidden states (B, T, C) for the head, and the routing of each block's mixture of experts.
 
-        They are those after the final norm, times the output multiplier.
-
-        With a cache, the tokens continue those that it holds of each row, and the cache advances.
+        The hidden states are those after the final norm, times the output multiplier.
 
         Args:
+            cache: holds the tokens before these; it advances by T.
             kept: the blocks to pass through, from :meth:`draw_kept`; None: all.
+            doc_ids: (B, T) integers, the document of each token, where a row holds several documents. Tokens of a
+                document are contiguous; they attend to each other only, and their positions begin at 0.
 
         Raises:
-            ValueError: a position beyond ``max_seq_len`` or beyond the cache.
+            ValueError: a position beyond ``max_seq_len`` or beyond the cache; ``doc_ids`` of another shape, or with a
+                cache.
         """
+        if doc_ids is not None and (cache is not None or doc_ids.shape != ids_BT.shape):
+            reason = "a cache" if cache is not None else f"ids of shape {tuple(ids_BT.shape)}"
+            raise ValueError(f"doc_ids of shape {tuple(doc_ids.shape)} cannot be combined with {reason}")
         end = ids_BT.shape[1] + (0 if cache is None else cache.length)
         limit = self.max_seq_len if cache is None else min(self.max_seq_len, cache.max_len)
         if end > limit:
             raise ValueError(
                 f"{end} positions do not fit: the context ends at {limit} (max_seq_len={self.max_seq_len})"
             )
-        start = 0 if cache is None else cache.start
+        start: int | Tensor = 0 if cache is None else cache.start
+        if doc_ids is not None:
+            start = document_positions(doc_ids)
         x_BTC = self.pos.embed(self.embedding(ids_BT), start)
         if self.dropout:
             x_BTC = F.dropout(x_BTC, self.dropout, self.training)
@@ -187,9 +200,11 @@ class Transformer(nn.Module):
             if kept is None or kept[i]:
                 layer_cache = None if cache is None else cache.layers[i]
                 if self.training and self.recomputes(i):
-                    x_BTC, routing = checkpoint(block, x_BTC, start=start, cache=layer_cache, use_reentrant=False)
+                    x_BTC, routing = checkpoint(
+                        block, x_BTC, start=start, cache=layer_cache, doc_ids=doc_ids, use_reentrant=False
+                    )
                 else:
-                    x_BTC, routing = block(x_BTC, start=start, cache=layer_cache)
+                    x_BTC, routing = block(x_BTC, start=start, cache=layer_cache, doc_ids=doc_ids)
                 routings.append(routing)
             else:
                 x_BTC = skip(x_BTC, block.parameters())

@@ -30,7 +30,8 @@ class Position(nn.Module, ABC):
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
         """The embeddings of the tokens at positions start … start+T−1 with position information added.
 
-        ``start`` is a tensor (B,) where the rows do not begin at the same position; so it is in ``Rotary``.
+        ``start`` is a tensor (B,) where the rows begin at different positions, and (B, T) where every token is given
+        its position; likewise in ``Rotary``.
         """
         return x_BTC
 
@@ -224,9 +225,11 @@ def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
-    """Rows start … start+n−1 of a table (positions, size): (n, size), or (B, n, size) of a ``start`` (B,)."""
+    """Rows start … start+n−1 of a table (positions, size): (n, size), or (B, n, size) of a ``start`` (B,) or (B, n)."""
     if isinstance(start, int):
         return table[start : start + n]
+    if start.ndim == 2:
+        return table[start]
     return table[start.to(table.device)[:, None] + torch.arange(n, device=table.device)]
 
 

@@ -18,14 +18,25 @@ class Attention(nn.Module, ABC):
     scale: float
 
     @abstractmethod
-    def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
-        """Attend from positions start … start+T−1 to themselves and all before.
-
-        With a cache, the positions before ``start`` are read from it and these T are added to it; without one,
-        ``start`` is 0. The same shape comes back.
+    def forward(
+        self,
+        x_BTC: Tensor,
+        *,
+        start: int | Tensor = 0,
+        cache: LayerCache | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from each position to itself and all before it.
 
         Args:
-            start: position of the first token; of each row (B,) where they differ.
+            x_BTC: tokens at positions start … start+T−1.
+            start: position of the first token; (B,) where the rows differ; (B, T), the position of every token, with
+                ``doc_ids``. 0 without a cache.
+            cache: holds the positions before ``start``; the T new ones are added to it.
+            doc_ids: (B, T) document of each token; a token attends to its own document only. Not with a cache.
+
+        Returns:
+            (B, T, C)
         """
 
     @abstractmethod

@@ -71,7 +71,14 @@ class HeadsAttention(Attention):
         )
         self.out = Linear(d_in=n_heads * self.head_dim, d_out=d_model, bias=bias)
 
-    def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        *,
+        start: int | Tensor = 0,
+        cache: LayerCache | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
         heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
         q_BTHD, k_BTGD, v_BTGD = heads_BTnD.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
@@ -81,7 +88,7 @@ class HeadsAttention(Attention):
         else:
             q_BHTD, k_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2)
         v_BGSD = v_BTGD.transpose(1, 2)
-        mask_B1TS = None
+        mask_B1TS = None if doc_ids is None else self.rule.within_documents(doc_ids)
         if cache is not None:
             (k_BGSD, v_BGSD), mask_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0

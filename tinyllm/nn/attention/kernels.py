@@ -36,7 +36,7 @@ def attend(
         v_BGSE: values; E may differ from D.
         rule: window, sinks and softcap. Between the sinks and the others, keys that no query sees may be missing.
         scale: what q·k is multiplied with; None: 1/√D.
-        mask: which keys each query sees (B, 1, T, S), where it is not the last ``window`` and the sinks.
+        mask: (B, 1, T, S) bool, which keys each query sees; given where the rows differ. It replaces window and sinks.
         dropout_p: probability with which an attention weight is dropped.
 
     Returns:

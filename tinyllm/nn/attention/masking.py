@@ -1,6 +1,9 @@
-"""Which keys a query sees, and what becomes of its scores."""
+"""Which keys a query attends to."""
 
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 LEAST_SOFTCAP = 1e-6
 """Scores are divided by it; 0 divided by less would be no number in fp16."""
@@ -42,3 +45,30 @@ class AttentionMask:
     def window_within(self, context: int) -> int:
         """The window; 0 where it is without effect because every query sees all of so few positions."""
         return self.window if context > self.window + self.sinks else 0
+
+    def within_documents(self, doc_ids_BT: Tensor) -> Tensor:
+        """(B, 1, T, T): the keys that each query sees in rows that hold several documents.
+
+        Window and sinks count within a document, as if each stood alone.
+        """
+        T = doc_ids_BT.shape[1]
+        keys_T = torch.arange(T, device=doc_ids_BT.device)
+        queries_T1, first_BT1 = keys_T[:, None], document_starts(doc_ids_BT)[..., None]
+        # documents are contiguous, so a query's own is everything from its first token on
+        visible_BTS = (keys_T <= queries_T1) & (keys_T >= first_BT1)
+        if self.window:
+            visible_BTS &= (keys_T > queries_T1 - self.window) | (keys_T < first_BT1 + self.sinks)
+        return visible_BTS[:, None]
+
+
+def document_starts(doc_ids_BT: Tensor) -> Tensor:
+    """(B, T): the index at which the document of each token begins; a document is a run of equal ids."""
+    index_T = torch.arange(doc_ids_BT.shape[1], device=doc_ids_BT.device)
+    begins_BT = torch.ones_like(doc_ids_BT, dtype=torch.bool)
+    begins_BT[:, 1:] = doc_ids_BT[:, 1:] != doc_ids_BT[:, :-1]
+    return (index_T * begins_BT).cummax(1).values
+
+
+def document_positions(doc_ids_BT: Tensor) -> Tensor:
+    """(B, T): the position of each token in its document, from 0."""
+    return torch.arange(doc_ids_BT.shape[1], device=doc_ids_BT.device) - document_starts(doc_ids_BT)

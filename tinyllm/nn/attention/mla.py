@@ -87,7 +87,14 @@ class MLA(Attention):
         self.kv_up = OpenLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
         self.out = Linear(d_in=n_heads * self.v_dim, d_out=d_model, bias=bias)
 
-    def forward(self, x_BTC: Tensor, *, start: int | Tensor = 0, cache: LayerCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTC: Tensor,
+        *,
+        start: int | Tensor = 0,
+        cache: LayerCache | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
         q_BTC = self.q_up(self.q_norm(self.q_down(x_BTC))) if self.compresses_q else self.q(x_BTC)
         q_nope_BTHD, q_rope_BTHD = q_BTC.unflatten(-1, (self.n_heads, -1)).split((self.nope_dim, self.rope_dim), dim=-1)
         latent_BTL, k_rope_BTD = self.kv_down(x_BTC).split((self.latent_dim, self.rope_dim), dim=-1)
@@ -95,7 +102,7 @@ class MLA(Attention):
         q_nope, q_rope, k_rope = q_nope_BTHD.transpose(1, 2), q_rope_BTHD.transpose(1, 2), k_rope_BTD[:, None]
         if self.rotary is not None:
             q_rope, k_rope = self.rotary(q_rope_BTHD, start), self.rotary(k_rope_BTD[:, :, None], start)
-        seen, mask_B1TS = None, None
+        seen, mask_B1TS = None, None if doc_ids is None else self.rule.within_documents(doc_ids)
         if cache is not None:
             new_B1TL = torch.cat((latent_BTL[:, None], k_rope), dim=-1)
             (seen,), mask_B1TS = cache.update(new_B1TL, start=start)
@@ -105,7 +112,9 @@ class MLA(Attention):
             k_nope, v_BHTD = up_BTHD.transpose(1, 2).split((self.nope_dim, self.v_dim), dim=-1)
             k_BHTD = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
             q_BHTD = torch.cat((q_nope, q_rope), dim=-1)
-            y_BHTD = attend(q_BHTD, k_BHTD, v_BHTD, rule=self.rule, scale=self.scale, dropout_p=dropout_p)
+            y_BHTD = attend(
+                q_BHTD, k_BHTD, v_BHTD, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p
+            )
         else:
             w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
                 (self.nope_dim, self.v_dim), dim=1

@@ -1,0 +1,97 @@
+"""Rows that hold several documents give what each document gives by itself, for the options found on disk."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.options import CONTEXT, VOCABULARY, Choice, built, combinations_of_all, everyday, params, small
+from tinyllm.models.transformer import Transformer
+from tinyllm.nn.attention.masking import AttentionMask, document_positions
+from tinyllm.nn.loss import linear_cross_entropy
+
+ALL = combinations_of_all()
+EVERYDAY = sorted(everyday(ALL))[::4]
+DOC_IDS = torch.tensor([[7] * 5 + [2] * 6 + [9], [3] + [0] * 9 + [-1] * 2])
+"""Two rows of three documents; most are longer than the window, and ids are in no order."""
+IDS = torch.randint(VOCABULARY, DOC_IDS.shape, generator=torch.Generator().manual_seed(1))
+assert DOC_IDS.shape[1] == CONTEXT
+
+
+def loss_and_gradients(model: Transformer, *batches: tuple[Tensor, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The cross-entropy of predicting each token itself, summed over batches of ids and documents."""
+    losses = []
+    for ids_BT, doc_ids in batches:
+        hidden_BTC = model(ids_BT, doc_ids=doc_ids)
+        losses.append(linear_cross_entropy(hidden_BTC.flatten(0, 1), model.head_weight, ids_BT.flatten()))
+    loss = torch.stack(losses).sum()
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), gradients
+
+
+def alone(ids_BT: Tensor, doc_ids: Tensor) -> list[tuple[Tensor, None]]:
+    """Each document as a batch of its own."""
+    return [
+        (ids_BT[row, doc_ids[row] == doc][None], None) for row in range(len(ids_BT)) for doc in doc_ids[row].unique()
+    ]
+
+
+def assert_equal_to_each_alone(model: Transformer) -> None:
+    together, gradients = loss_and_gradients(model, (IDS, DOC_IDS))
+    expected, expected_gradients = loss_and_gradients(model, *alone(IDS, DOC_IDS))
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=0)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        assert error < 1e-5, name
+
+
+@pytest.mark.parametrize("choice", params(ALL, EVERYDAY))
+def test_loss_and_gradients_equal_those_of_each_document_alone(choice: Choice) -> None:
+    assert_equal_to_each_alone(built(choice))
+
+
+@pytest.mark.parametrize("attn", ["gqa", "mla"])
+@pytest.mark.parametrize("pos", ["rope", "learned"])
+def test_sinks_and_softcap_count_within_a_document(attn: str, pos: str) -> None:
+    keys = {"window": 2, "sinks": 1, "softcap": 2.0}
+    assert_equal_to_each_alone(
+        small(f"attn={attn}", f"pos={pos}", *(f"model.block.attn.{key}={value}" for key, value in keys.items()))
+    )
+
+
+def test_documents_are_computed_again_for_the_backward_pass() -> None:
+    model = small("attn=gqa", "model.block.attn.window=3")
+    expected = loss_and_gradients(model, (IDS, DOC_IDS))
+    model.recompute_every = 1
+    torch.testing.assert_close(loss_and_gradients(model, (IDS, DOC_IDS)), expected, rtol=0, atol=0)
+
+
+def test_one_document_per_row_equals_no_documents() -> None:
+    model = small("pos=learned")
+    torch.testing.assert_close(model(IDS, doc_ids=torch.zeros_like(IDS)), model(IDS), rtol=1e-5, atol=1e-5)
+
+
+def test_a_document_is_a_run_of_equal_ids() -> None:
+    assert document_positions(torch.tensor([[4, 4, 0, 0, 0, 4]])).tolist() == [[0, 1, 0, 1, 2, 0]]
+
+
+def test_window_and_sinks_in_a_mask() -> None:
+    visible_TS = AttentionMask(window=2, sinks=1).within_documents(torch.tensor([[0, 0, 0, 0, 1, 1]]))[0, 0]
+    assert visible_TS.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 0, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_doc_ids_of_another_shape_or_with_a_cache_are_refused() -> None:
+    model = small()
+    with pytest.raises(ValueError, match=r"doc_ids of shape \(2, 11\) cannot be combined with ids of shape \(2, 12\)"):
+        model(IDS, doc_ids=DOC_IDS[:, 1:])
+    with pytest.raises(ValueError, match="cannot be combined with a cache"):
+        model(IDS, cache=model.make_cache(2, CONTEXT), doc_ids=DOC_IDS)
