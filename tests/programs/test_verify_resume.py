@@ -122,9 +122,9 @@ def test_processes_in_sessions_of_their_own_are_killed_too(tmp_path: Path) -> No
     while len(descendants(process.pid)) < 2:
         time.sleep(0.01)
     pids = descendants(process.pid)
-    watched = object.__new__(TrainingProcess)
-    watched.process, watched.run_dir = process, tmp_path / "none"
-    watched.kill()
+    training = object.__new__(TrainingProcess)
+    training.process, training.run_dir = process, tmp_path / "none"
+    training.kill()
     end = time.monotonic() + 10
     while any(alive(pid) for pid in pids):
         assert time.monotonic() < end
@@ -208,20 +208,20 @@ def test_an_error_of_the_training_is_passed_on(corpus: str, call: Call) -> None:
     assert answer.made == []
 
 
-def test_a_moment_is_waited_for(tmp_path: Path) -> None:
-    """The file of the process before is not looked at; records that come in a bunch have come when they were seen."""
+def test_a_run_is_killed_only_when_its_moment_has_come(tmp_path: Path) -> None:
+    """The metrics of the process before do not count; records that appear together arrive when they are seen."""
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 9}\n')
-    watched = object.__new__(TrainingProcess)
-    watched.run_dir, watched.arrivals, watched._old = tmp_path, {}, metrics.stat().st_ino
-    assert watched.newest_step() == 0
+    training = object.__new__(TrainingProcess)
+    training.run_dir, training.arrivals, training._old_metrics = tmp_path, {}, metrics.stat().st_ino
+    assert training.newest_step() == 0
     (tmp_path / "new").write_text('{"step": 3}\n{"step": 4}\n{"st')
     os.replace(tmp_path / "new", metrics)
-    assert watched.newest_step() == 4
-    watched.arrivals = {3: 5.0, 6: 8.0}
+    assert training.newest_step() == 4
+    training.arrivals = {3: 5.0, 6: 8.0}
     moment = Moment(step=4, delay=1.0, latest=9)
-    assert not watched._has_come(moment, step=3, now=99.0) and not watched._has_come(moment, step=8, now=8.9)
-    assert watched._has_come(moment, step=8, now=9.0) and watched._has_come(moment, step=9, now=8.0)
+    assert not training._has_come(moment, step=3, now=99.0) and not training._has_come(moment, step=8, now=8.9)
+    assert training._has_come(moment, step=8, now=9.0) and training._has_come(moment, step=9, now=8.0)
 
 
 @pytest.mark.parametrize("ended_early", [1, 2, 99])
@@ -239,16 +239,25 @@ def test_a_run_that_ends_before_the_kill_is_killed_anew(
             assert (run_dir / "mark").exists() == ((run_dir.name, log.stem) == ("killed", "killed-2"))
             (run_dir / "mark").touch()
 
-        def follow(self, until: Moment | None = None) -> int | None:
-            if until is None:
+        def __enter__(self) -> "Quick":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def follow(self, kill_at: Moment | None = None) -> int | None:
+            if kill_at is None:
                 return 0
-            killed.append(until)
+            killed.append(kill_at)
             return 0 if len(killed) <= ended_early else None
 
-    monkeypatch.setattr("tinyllm.programs.training_process.TrainingProcess", Quick)
-    monkeypatch.setattr("tinyllm.programs.verify_resume.interrupted", lambda run: KILL)
+        def check(self, code: int | None) -> None:
+            assert not code
+
+    monkeypatch.setattr("tinyllm.programs.verify_resume.TrainingProcess", Quick)
+    monkeypatch.setattr("tinyllm.programs.verify_resume.traces_of_kill", lambda run: KILL)
     said: list[str] = []
-    hits = train_twice([], tmp_path, kills=1, seed=0, say=said.append)
+    hits = train_twice([], tmp_path, kills=1, seed=0, report=said.append)
     assert len(hits) == (1 if ended_early < ATTEMPTS else 0)
     assert len(killed) == min(ended_early + 1, ATTEMPTS) == len(set(killed))
-    assert sum("from the start, with other moments" in line for line in said) == len(killed) - 1
+    assert sum("starting over with other moments" in line for line in said) == len(killed) - 1

@@ -90,7 +90,7 @@ def _csv(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def _table(runs: "Sequence[Listed]", columns: Sequence[str], *, chosen_by_hand: bool) -> None:
-    from tinyllm.utils.tables import Column, show_table
+    from tinyllm.utils.tables import Column, Table
     from tinyllm.utils.text import plain
 
     if not runs:
@@ -104,7 +104,7 @@ def _table(runs: "Sequence[Listed]", columns: Sequence[str], *, chosen_by_hand: 
         columns = [key for key in columns if key not in common]
     numbers = {key for key in columns if any(isinstance(run.get(key), int | float) for run in runs)}
     shown = [Column(name=key, right=key in numbers, styles=STYLES if key == "status" else {}) for key in columns]
-    show_table(shown, [[cell(run, key) for key in columns] for run in runs])
+    Table(columns=shown, rows=[[cell(run, key) for key in columns] for run in runs]).show()
     if common:
         print(plain("all: " + ", ".join(f"{key}={value}" for key, value in common.items())))
 
@@ -163,7 +163,7 @@ def differences(one: "Listed", other: "Listed") -> dict[str, dict[str, tuple[Any
 
 
 def _show(sections: Mapping[str, Mapping[str, tuple[Any, Any]]], paths: Sequence[Path]) -> None:
-    from tinyllm.utils.tables import Column, show_table
+    from tinyllm.utils.tables import Column, Table
     from tinyllm.utils.text import shown_path
 
     names = [shown_path(path) for path in paths]
@@ -177,7 +177,7 @@ def _show(sections: Mapping[str, Mapping[str, tuple[Any, Any]]], paths: Sequence
         if numbers:
             columns.append(Column(name="difference", right=True))
             lines = [[*line, _change(*both)] for line, both in zip(lines, rows.values(), strict=True)]
-        show_table(columns, lines)
+        Table(columns=columns, rows=lines).show()
         print()
 
 

@@ -1,143 +1,232 @@
-"""A training as processes of its own, watched by what it writes and killed from outside."""
+"""``python -m tinyllm.train`` as a child process: started, watched through its metrics, stopped or killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
+from tinyllm.config.cli.main import ERROR_FILE, SIGNALLED
 from tinyllm.errors import UserError
-from tinyllm.runs.directory import LOCK, METRICS
-from tinyllm.runs.metrics_log import record_of
+from tinyllm.runs.layout import LOCK, METRICS
+from tinyllm.runs.metrics_log import last_record
 from tinyllm.utils.environment import for_several
-from tinyllm.utils.files import renewed
+from tinyllm.utils.files import open_append, renewed
 from tinyllm.utils.locks import try_lock
+from tinyllm.utils.parent import PARENT
 from tinyllm.utils.platforms import end_now
 
-LOOK_EVERY = 0.002
-"""Seconds between looks at the metrics."""
-GONE_WITHIN = 20.0
-"""Seconds after a SIGKILL in which the processes of a run have let go of its directory."""
+POLL_S = 0.002
+"""Seconds between two looks at the metrics of a run that is to be killed at a given moment."""
+LOCK_RELEASE_S = 20.0
+"""Seconds in which the processes of a killed run release its directory."""
+
+
+class TrainingFailed(Exception):
+    """A training process exited with an error.
+
+    Args:
+        code: its exit code.
+        reason: its error in one line.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A moment of a run."""
+    """When to kill a run: ``delay`` seconds after the record of ``step``, at the latest with that of ``latest``."""
 
     step: int
-    """The last record in the metrics is of this step or a later one."""
     delay: float
-    """Seconds since that record was seen."""
     latest: int
-    """The step whose record ends the delay."""
 
 
 class TrainingProcess:
-    """``python -m tinyllm.train``, started now.
+    """A child process that runs ``python -m tinyllm.train <arguments>``. Leaving its ``with`` block kills it.
+
+    It leads a session of its own, so Ctrl-C in the terminal reaches the parent alone, and it stops by itself when the
+    parent ends.
 
     Args:
-        settings: the command line.
-        run_dir: where the run writes; its metrics tell how far it is.
-        log: gets standard output, and standard error under the same name with ``.err``.
-        environ: what differs in the environment.
+        arguments: flags and settings as typed in a shell.
+        run_dir: the directory of the run, for :meth:`follow` and :meth:`kill`.
+        log: file for standard output and standard error. None: the child is this process's own run in several ranks;
+            it inherits output, standard input and the whole environment.
+        append: add to ``log`` instead of replacing it.
+        error_file: file for the first error line; default: ``log`` with the ending ``.error``.
+        nproc: number of ranks to start; None: the child trains itself.
+        environ: variables added to the environment.
     """
 
     def __init__(
-        self, settings: Sequence[str], *, run_dir: Path, log: Path, environ: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        *,
+        run_dir: Path | None = None,
+        log: Path | None = None,
+        append: bool = False,
+        error_file: Path | None = None,
+        nproc: int | None = None,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
-        self.run_dir = run_dir
+        self.run_dir, self.log = run_dir, log
         self.arrivals: dict[int, float] = {}
-        """When the record of each step was seen, by the clock of :func:`time.perf_counter`."""
-        self._errors = log.with_suffix(".err")
-        self._old = _identity(self._metrics)
-        inherited = {name: value for name, value in for_several(os.environ).items() if name != "HYDRA_FULL_ERROR"}
-        with renewed(log) as out, renewed(self._errors) as err:
-            command = [sys.executable, "-m", "tinyllm.train", *settings]
+        """When :meth:`follow` saw the record of each step, by :func:`time.perf_counter`."""
+        self._old_metrics = self._metrics_id()
+        module = ["tinyllm.train"] if nproc is None else ["tinyllm.programs.launch", str(nproc)]
+        command = [sys.executable, "-m", *module, *arguments]
+        if log is None:
+            self.process = subprocess.Popen(command, env={**os.environ, **(environ or {})}, start_new_session=True)
+            return
+        self.error_file = error_file or log.with_suffix(".error")
+        self.error_file.unlink(missing_ok=True)
+        environment = {**for_several(os.environ), ERROR_FILE: str(self.error_file), **(environ or {})}
+        if nproc is None:  # the launcher watches its parent in any case, and would hand the variable down to the ranks
+            environment[PARENT] = str(os.getpid())
+        with open_append(log) if append else renewed(log) as stream:
             self.process = subprocess.Popen(
-                command, stdout=out, stderr=err, env=inherited | dict(environ or {}), start_new_session=True
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
-    @property
-    def _metrics(self) -> Path:
-        return self.run_dir / METRICS
+    def __enter__(self) -> "TrainingProcess":
+        return self
 
-    @property
-    def error(self) -> str:
-        """The first line that says what went wrong, if any does; else the last line of standard error."""
-        lines = self._errors.read_text(encoding="utf-8", errors="replace").splitlines()
-        return next((line for line in lines if line.startswith("error:")), lines[-1] if lines else "no message")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.poll() is None:
+            self.kill()
 
-    def follow(self, until: Moment | None = None) -> int | None:
-        """Wait for the end, or kill every process of the run at ``until``; the exit code, None after a kill."""
-        try:
-            while (code := self.process.poll()) is None:
-                now = time.perf_counter()
-                step = self.newest_step()
-                if step:
-                    self.arrivals.setdefault(step, now)
-                if until is not None and self._has_come(until, step, now):
-                    self.kill()
-                    return None
-                time.sleep(LOOK_EVERY)
-            return code
-        finally:
-            if self.process.poll() is None:
+    def poll(self) -> int | None:
+        """The exit code as in :meth:`wait`; None while the process runs."""
+        code = self.process.poll()
+        return None if code is None else shell_code(code)
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code, 128 + the signal's number if a signal ended it."""
+        return shell_code(self.process.wait())
+
+    def stop(self, *, grace_s: float | None = None) -> int:
+        """Send SIGTERM, so that the run saves and ends, and wait; after ``grace_s`` seconds kill it."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(grace_s)
+            except subprocess.TimeoutExpired:
                 self.kill()
-
-    def _has_come(self, moment: Moment, step: int, now: float) -> bool:
-        return step >= moment.latest or (step >= moment.step and now >= self._since(moment.step) + moment.delay)
-
-    def _since(self, step: int) -> float:
-        return min(seen for arrived, seen in self.arrivals.items() if arrived >= step)
-
-    def newest_step(self) -> int:
-        """The step of the last record that this process, or the run before it, has written whole; 0: none yet."""
-        if _identity(self._metrics) in (None, self._old):
-            return 0  # not yet there, or still that of the process before: a resume begins with a new file
-        with self._metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().split(b"\n")[:-1]
-        found = [record["step"] for record in map(record_of, lines[-1:]) if record is not None]
-        return int(found[0]) if found else 0
+        return self.wait()
 
     def kill(self) -> None:
-        """SIGKILL to every process of the run, and wait until they have let go of its directory.
+        """SIGKILL every process of the run, and wait until its directory is unlocked.
 
         Raises:
-            UserError: one of them still holds it.
+            UserError: a process still holds the directory.
         """
         for pid in [*descendants(self.process.pid), self.process.pid]:
             end_now(pid)
         self.process.wait()
-        end = time.perf_counter() + GONE_WITHIN
-        while self.run_dir.is_dir():
-            handle = try_lock(self.run_dir / LOCK)
-            if handle is not None:
-                os.close(handle)
+        deadline = time.perf_counter() + LOCK_RELEASE_S
+        while self.run_dir is not None and self.run_dir.is_dir():
+            descriptor = try_lock(self.run_dir / LOCK)
+            if descriptor is not None:
+                os.close(descriptor)
                 return
-            if time.perf_counter() > end:
+            if time.perf_counter() > deadline:
                 raise UserError("a killed run still holds its directory", file=self.run_dir)
-            time.sleep(LOOK_EVERY)
+            time.sleep(POLL_S)
+
+    def reason(self, code: int) -> str:
+        """Why the process failed with ``code``, in one line; see :func:`failure_reason`."""
+        assert self.log is not None
+        return failure_reason(code, log=self.log, error_file=self.error_file)
+
+    def check(self, code: int | None) -> None:
+        """Turn an exit code other than 0 into an exception; None, the outcome of a kill, passes.
+
+        Raises:
+            TrainingFailed: the process exited with an error.
+        """
+        if code:
+            raise TrainingFailed(code, self.reason(code))
+
+    def follow(self, kill_at: Moment | None = None) -> int | None:
+        """Note in :attr:`arrivals` when records appear, until the process ends or is killed at ``kill_at``.
+
+        Returns:
+            The exit code; None after the kill.
+        """
+        while (code := self.poll()) is None:
+            now = time.perf_counter()
+            step = self.newest_step()
+            if step:
+                self.arrivals.setdefault(step, now)
+            if kill_at is not None and self._has_come(kill_at, step, now):
+                self.kill()
+                return None
+            time.sleep(POLL_S)
+        return code
+
+    def newest_step(self) -> int:
+        """The step of the last record in the metrics; 0 until this process has written them."""
+        identity = self._metrics_id()
+        if identity is None or identity == self._old_metrics:  # a resume replaces the file when it begins
+            return 0
+        assert self.run_dir is not None
+        record = last_record(self.run_dir / METRICS)
+        return 0 if record is None else int(record["step"])
+
+    def _has_come(self, moment: Moment, step: int, now: float) -> bool:
+        if step < moment.step:
+            return False
+        seen = min(arrival for arrived, arrival in self.arrivals.items() if arrived >= moment.step)
+        return step >= moment.latest or now >= seen + moment.delay
+
+    def _metrics_id(self) -> int | None:
+        """The inode of the metrics file, which tells a replaced file from the old one; None: there is no file."""
+        try:
+            return None if self.run_dir is None else (self.run_dir / METRICS).stat().st_ino
+        except FileNotFoundError:
+            return None
 
 
-def _identity(path: Path) -> int | None:
-    """Which file stands there: a replaced one is another."""
-    try:
-        return path.stat().st_ino
-    except FileNotFoundError:
-        return None
+def shell_code(returned: int) -> int:
+    """A return code of ``Popen`` as a shell reports it: 128 + the number of the signal that ended the process."""
+    return returned if returned >= 0 else SIGNALLED - returned
+
+
+def failure_reason(code: int, *, log: Path, error_file: Path) -> str:
+    """Why a training failed: its first error line, the signal that ended it, or the last line of its log."""
+    if error_file.is_file():
+        return error_file.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: ")
+    if code - SIGNALLED in signal.valid_signals():
+        return f"{signal.Signals(code - SIGNALLED).name} ended it"
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    return lines[-1] if lines else f"exit code {code}"
 
 
 def descendants(pid: int) -> list[int]:
-    """The living children of a process, theirs, and so on; torchrun's workers are no part of its process group."""
-    shown = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    """The living child processes of a process, their children, and so on.
+
+    Its process group is not enough: torchrun starts each worker in a group of its own.
+    """
+    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     children: dict[int, list[int]] = {}
-    for line in shown.splitlines():
+    for line in listing.splitlines():
         child, parent = map(int, line.split())
         children.setdefault(parent, []).append(child)
-    found = [pid]
-    for one in found:
-        found += children.get(one, [])
-    return found[1:]
+    family = [pid]
+    for member in family:
+        family += children.get(member, [])
+    return family[1:]

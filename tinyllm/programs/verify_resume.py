@@ -1,18 +1,27 @@
 """``python -m tinyllm.verify_resume optimizer=muon kills=3``: is a run that was killed and resumed the same run?"""
 
+import json
+import shutil
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from random import Random
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from random import Random
+from omegaconf import DictConfig
 
-    from omegaconf import DictConfig
-
-    from tinyllm.config.cli.main import Invocation
-    from tinyllm.programs.training_process import Moment, TrainingProcess
-    from tinyllm.runs.state_diff import Comparison
+from tinyllm.config.cli.main import Invocation
+from tinyllm.config.overrides import key_of
+from tinyllm.config.quoting import unquoted
+from tinyllm.errors import UserError, setting
+from tinyllm.programs.training_process import Moment, TrainingFailed, TrainingProcess
+from tinyllm.runs.checkpoint import find, read_hint, steps_in
+from tinyllm.runs.directory import make_output_dir
+from tinyllm.runs.layout import CHECKPOINTS, METRICS
+from tinyllm.runs.metrics_log import last_record
+from tinyllm.runs.state_diff import StateDiff, comparable_records, compare, compare_records, contents, table
+from tinyllm.utils.files import TEMPORARY
+from tinyllm.utils.text import say, silent
 
 OWN = ("kills", "kill_seed", "out")
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
@@ -26,84 +35,55 @@ NOT_HERE = {
 }
 ATTEMPTS = 5
 """Runs that are killed at most, until every kill has come before the end of one."""
-SHOWN = 5
-"""Differences that are printed of each section."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """A kill that hit."""
+    """What a kill left behind."""
 
     step: int
     """The last step in the metrics."""
     checkpoint: int
-    """The step that the run goes on from; 0: from the start."""
+    """The step of the newest checkpoint, where the run resumes; 0: it starts over."""
     again: int
-    """Recorded steps that are done again."""
+    """Recorded steps that are trained again."""
     saving: bool
     """Whether a checkpoint was being written."""
 
 
-class TrainingFailed(Exception):
-    """A training ended with an error of its own.
-
-    Args:
-        code: its exit code.
-        line: what it said.
-    """
-
-    def __init__(self, code: int, line: str) -> None:
-        super().__init__(line)
-        self.code = code
-
-
-def main() -> None:
-    """Entry point of ``tinyllm-verify-resume``."""
-    from tinyllm.config.cli.main import run
-
-    run("verify_resume", _task)
-
-
-def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
-    import json
-    import shutil
-    import sys
-
-    say: Callable[[str], None] = _silent if invocation.json else _say
+def verify_resume(cfg: DictConfig, invocation: Invocation) -> int:
+    """Train once without and once with kills, compare the two runs, and print the verdict; returns the exit code."""
+    report = silent if invocation.json else say
     settings = training_settings(cfg, invocation)
-    out = place(cfg.out)
+    out = make_output_dir(cfg.out)
     equal = False
     try:
-        kills = train_twice(settings, out, kills=cfg.kills, seed=cfg.kill_seed, say=say)
+        kills = train_twice(settings, out, kills=cfg.kills, seed=cfg.kill_seed, report=report)
         sections = compare_runs(out / "whole", out / "killed")
         equal = all(section.equal for section in sections)
         if invocation.json:
             facts = {"equal": equal, "kills": [asdict(kill) for kill in kills]}
             print(json.dumps(facts | {"sections": [asdict(section) for section in sections]}))
-        show(sections, say)
         missed = cfg.kills - len(kills)
-        say(verdict(equal, len(kills), missed))
+        for line in [*table(sections), verdict(equal, len(kills), missed)]:
+            report(line)
         return 0 if equal and not missed else 1
     except TrainingFailed as failed:
-        print(failed, file=sys.stderr)
+        print(f"error: {failed}", file=sys.stderr)
         return failed.code
     finally:
         if cfg.out is not None or ((out / "whole").exists() and not equal):
-            say(f"both runs: {out}")
+            report(f"both runs: {out}")
         else:
             shutil.rmtree(out)
 
 
-def training_settings(cfg: "DictConfig", invocation: "Invocation") -> list[str]:
-    """The command line of the training: what was given here, and the short horizon unless one was.
+def training_settings(cfg: DictConfig, invocation: Invocation) -> list[str]:
+    """The arguments of the training: the settings given here, and the short horizon unless one is given.
 
     Raises:
         UserError: a setting that the two runs cannot share.
     """
-    from tinyllm.config.overrides import key_of
-    from tinyllm.config.quoting import unquoted
-    from tinyllm.errors import UserError, setting
-
     for key, hint in NOT_HERE.items():
         if key in invocation.typed:
             raise UserError("not a setting of this program", file=key, hint=hint)
@@ -112,163 +92,107 @@ def training_settings(cfg: "DictConfig", invocation: "Invocation") -> list[str]:
         raise UserError("nothing to resume from", key="checkpoint.enabled", value=False, hint=hint)
     if not (cfg.trainer.log_every or cfg.trainer.checkpoint_every):
         raise UserError("nothing tells how far a run is", key="trainer.log_every", value=0, hint="at least 1")
-    given = [one for one in invocation.overrides if key_of(one) not in OWN]
-    chosen = {f"trainer.{name}": cfg.trainer[name] for name in CHOSEN_HERE}
+    given = [override for override in invocation.overrides if key_of(override) not in OWN]
+    defaults = {f"trainer.{name}": cfg.trainer[name] for name in CHOSEN_HERE}
     if invocation.typed.isdisjoint(HORIZON):
-        chosen |= {HORIZON[0]: cfg.trainer.max_steps} | dict.fromkeys(HORIZON[1:])
+        defaults |= {HORIZON[0]: cfg.trainer.max_steps} | dict.fromkeys(HORIZON[1:])
     flags = [] if invocation.config_dir is None else ["--config-dir", invocation.config_dir]
-    mine = [setting(key, value) for key, value in chosen.items() if key not in invocation.typed]
-    return [*flags, *unquoted(given), *mine]
+    added = [setting(key, value) for key, value in defaults.items() if key not in invocation.typed]
+    return [*flags, *unquoted(given), *added]
 
 
-def place(out: str | None) -> Path:
-    """The directory for both runs, made now.
+def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, report: Callable[[str], None]) -> list[Kill]:
+    """Train into ``out/whole`` without interruption and into ``out/killed`` with kills.
 
-    Raises:
-        UserError: it exists or cannot be made.
-    """
-    import tempfile
-
-    from tinyllm.errors import UserError
-
-    if out is None:
-        return Path(tempfile.mkdtemp(prefix="tinyllm-verify-"))
-    try:
-        Path(out).mkdir(parents=True)
-    except FileExistsError as error:
-        raise UserError("the directory exists", key="out", value=out, hint="choose another") from error
-    except OSError as error:
-        raise UserError("the directory cannot be made", key="out", value=out, hint=str(error.strerror)) from error
-    return Path(out)
-
-
-def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, say: "Callable[[str], None]") -> list[Kill]:
-    """Train into ``out/whole`` without and into ``out/killed`` with interruptions; the kills that hit.
+    Returns:
+        The kills that came before the end of their run.
 
     Raises:
-        TrainingFailed: a training ended otherwise than well.
+        TrainingFailed: a training exited with an error.
     """
-    import random
-    import shutil
-
-    from tinyllm.programs.training_process import TrainingProcess
-
-    whole = TrainingProcess([*settings, f"run.dir={out / 'whole'}"], run_dir=out / "whole", log=out / "whole.log")
-    ended(whole, whole.follow())
-    say(f"uninterrupted: {max(whole.arrivals, default=0)} steps")
-    draw = random.Random(seed)
-    for again in range(ATTEMPTS):
-        if again:
-            say("the run ended before the last of them: from the start, with other moments")
+    run = out / "whole"
+    with TrainingProcess([*settings, f"run.dir={run}"], run_dir=run, log=out / "whole.log") as whole:
+        whole.check(whole.follow())
+    report(f"uninterrupted: {max(whole.arrivals, default=0)} steps")
+    draw = Random(seed)
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            report("the run ended before the last kill; starting over with other moments")
             shutil.rmtree(out / "killed")
-        hits = train_with_kills(settings, out, moments(whole.arrivals, kills, draw), say=say)
+        hits = train_with_kills(settings, out, moments(whole.arrivals, kills, draw), report=report)
         if len(hits) == kills or len(whole.arrivals) < 2:
             break
     return hits
 
 
 def train_with_kills(
-    settings: list[str], out: Path, planned: "list[Moment]", *, say: "Callable[[str], None]"
+    settings: list[str], out: Path, planned: list[Moment], *, report: Callable[[str], None]
 ) -> list[Kill]:
-    """Train into ``out/killed``, killed at the planned moments; the kills that hit.
+    """Train into ``out/killed``, killing the run at the planned moments; returns the kills that hit.
 
     Raises:
-        TrainingFailed: a training ended with an error of its own.
+        TrainingFailed: a training exited with an error.
     """
-    from tinyllm.programs.training_process import TrainingProcess
-
     run = out / "killed"
     hits = []
     for number, moment in enumerate([*planned, None], 1):
-        watched = TrainingProcess(
-            [*settings, f"run.dir={run}", "resume=auto"], run_dir=run, log=out / f"killed-{number}.log"
-        )
-        code = watched.follow(moment)
+        arguments = [*settings, f"run.dir={run}", "resume=auto"]
+        with TrainingProcess(arguments, run_dir=run, log=out / f"killed-{number}.log") as training:
+            code = training.follow(kill_at=moment)
         if code is None:
-            hits.append(interrupted(run))
-            say(f"kill {number} of {len(planned)}: {told(hits[-1])}")
+            hits.append(traces_of_kill(run))
+            report(f"kill {number} of {len(planned)}: {described(hits[-1])}")
         else:
-            ended(watched, code)
+            training.check(code)
     return hits
 
 
-def ended(watched: "TrainingProcess", code: int | None) -> None:
-    """Check that a training ended well.
+def moments(arrivals: dict[int, float], kills: int, draw: Random) -> list[Moment]:
+    """Random moments between the first step and the last but one, uniform in time and sorted.
 
-    Raises:
-        TrainingFailed: it did not.
+    The time spent on saving counts, so the more often a run saves, the more kills hit a save. A run that is faster
+    than ``arrivals`` is killed at its last step but one at the latest.
     """
-    if code:
-        raise TrainingFailed(code if code > 0 else 1, watched.error)
-
-
-def moments(arrivals: dict[int, float], kills: int, draw: "Random") -> "list[Moment]":
-    """Random moments between the first step and the last but one, spread evenly over the time and in its order.
-
-    The time that a checkpoint takes is part of it, so the more a run saves the more kills fall into saving. A run
-    that is faster than ``arrivals`` is killed at its last step but one at the latest.
-    """
-    from tinyllm.programs.training_process import Moment
-
     steps = sorted(arrivals)
     if len(steps) < 2:
         return []
     first, last = arrivals[steps[0]], arrivals[steps[-2]]
     chosen = []
     for time in sorted(draw.uniform(first, last) for _ in range(kills)):
-        step = max(one for one in steps if arrivals[one] <= time)
+        step = max(candidate for candidate in steps if arrivals[candidate] <= time)
         chosen.append(Moment(step=step, delay=time - arrivals[step], latest=steps[-2]))
     return chosen
 
 
-def interrupted(run: Path) -> Kill:
-    """What a kill left."""
-    from tinyllm.runs.checkpoint import steps_in
-    from tinyllm.runs.directory import CHECKPOINTS, METRICS
-    from tinyllm.runs.metrics_log import read_metrics
-
-    records = read_metrics(run / METRICS)
-    step = int(records[-1]["step"]) if records else 0
+def traces_of_kill(run: Path) -> Kill:
+    """What the run directory shows after a kill."""
+    record = last_record(run / METRICS)
+    step = 0 if record is None else int(record["step"])
     checkpoint = max(steps_in(run / CHECKPOINTS), default=0)
-    saving = any((run / CHECKPOINTS).glob(".tmp-*"))
+    saving = any((run / CHECKPOINTS).glob(f"{TEMPORARY}*"))
     return Kill(step=step, checkpoint=checkpoint, again=max(0, step - checkpoint), saving=saving)
 
 
-def told(kill: Kill) -> str:
+def described(kill: Kill) -> str:
     """One kill as a sentence."""
     where = f"after step {kill.step}{', while saving' if kill.saving else ''}"
-    return f"{where}; goes on from step {kill.checkpoint}, {kill.again} again"
+    return f"{where}; resumes from step {kill.checkpoint}, {kill.again} again"
 
 
-def compare_runs(one: Path, other: Path) -> "list[Comparison]":
-    """Every tensor and counter of the newest checkpoints, every record, and which checkpoints there are."""
-    from tinyllm.runs.checkpoint import find, read_hint, steps_in
-    from tinyllm.runs.directory import CHECKPOINTS, METRICS
-    from tinyllm.runs.state_diff import Comparison, compare, compare_records, contents, records
-
-    sections = compare(contents(find(one)), contents(find(other)))
-    sections.append(compare_records(records(one / METRICS), records(other / METRICS)))
+def compare_runs(whole: Path, killed: Path) -> list[StateDiff]:
+    """Compare every tensor and counter of the newest checkpoints, every record, and the list of checkpoints."""
+    sections = compare(contents(find(whole)), contents(find(killed)))
+    sections.append(compare_records(*(comparable_records(run / METRICS) for run in (whole, killed))))
     names = []
-    for run in (one, other):
+    for run in (whole, killed):
         hints = [read_hint(run / CHECKPOINTS, hint) for hint in ("last", "best")]
         names.append([*steps_in(run / CHECKPOINTS), *(hint.name if hint else None for hint in hints)])
     differences = [] if names[0] == names[1] else [f"steps, last and best: {names[0]} and {names[1]}"]
-    return [*sections, Comparison(name="checkpoints", values=len(names[0]) - 2, differences=differences)]
-
-
-def show(sections: "list[Comparison]", say: "Callable[[str], None]") -> None:
-    """The table of what was compared."""
-    width = max(len(section.name) for section in sections)
-    for section in sections:
-        count = f"{section.values} compared"
-        different = f"{len(section.differences)} different"
-        say(f"{section.name:<{width}}  {count:>14}  {'bitwise equal' if section.equal else different}")
-        for sentence in section.differences[:SHOWN]:
-            say(f"{'':<{width}}  {sentence}")
+    return [*sections, StateDiff(name="checkpoints", values=len(names[0]) - 2, differences=differences)]
 
 
 def verdict(equal: bool, hits: int, missed: int) -> str:
-    """The last line."""
+    """The last line of the report."""
     kills = f"{hits} kill{'' if hits == 1 else 's'}"
     if missed:
         return f"verdict: open: {missed} of the kills missed, the run had ended; more steps give them time"
@@ -276,11 +200,3 @@ def verdict(equal: bool, hits: int, missed: int) -> str:
         return f"verdict: bitwise equal after {kills}"
     advice = "kills=0 tells whether training repeats itself at all" if hits else "training does not repeat itself"
     return f"verdict: not equal after {kills}; {advice}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _silent(text: str) -> None:
-    """For output that is JSON."""

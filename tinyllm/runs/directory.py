@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -63,6 +64,23 @@ def check_new(path: Path) -> None:
             value=path,
             hint=f"{parent}: {error.strerror}; choose another place",
         ) from error
+
+
+def make_output_dir(out: str | Path | None) -> Path:
+    """Make the directory that ``out`` names, or a temporary one for None.
+
+    Raises:
+        UserError: it exists or cannot be made.
+    """
+    if out is None:
+        return Path(tempfile.mkdtemp(prefix="tinyllm-"))
+    try:
+        Path(out).mkdir(parents=True)
+    except FileExistsError as error:
+        raise UserError("the directory exists", key="out", value=out, hint="choose another") from error
+    except OSError as error:
+        raise UserError("the directory cannot be made", key="out", value=out, hint=str(error.strerror)) from error
+    return Path(out)
 
 
 def check_free(path: Path) -> None:

@@ -10,13 +10,11 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.runs.facts import origins, read_config
 from tinyllm.runs.layout import CHECKPOINTS, LOCK, METRICS, RUN_JSON
-from tinyllm.runs.metrics_log import LONGEST_LINE, read_metrics, record_of
+from tinyllm.runs.metrics_log import read_backwards, read_metrics
 from tinyllm.runs.seal import check_seal, read_run_json
 from tinyllm.utils.locks import is_held
 from tinyllm.utils.nested import flatten
 
-BLOCK = 1 << 16
-"""Bytes that are read at once from the end of a file."""
 RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 DAMAGED, CHANGED = "damaged", "changed"
 ENDED = (FINISHED, INTERRUPTED, FAILED)
@@ -75,7 +73,7 @@ class Listed:
         if status == RUNNING:
             status = RUNNING if is_held(self.path / LOCK) else INTERRUPTED
             result = {}  # of an end before this start
-        newest = last_values(log) if log.is_file() else {}
+        newest = last_values(log)
         best = result.get("best_val_loss")
         if best is None and EVALUATED in newest:
             best = min((one[EVALUATED] for one in read_metrics(log) if one.get(EVALUATED) is not None), default=None)
@@ -131,33 +129,10 @@ def run_dirs(place: Path) -> Iterator[Path]:
 
 
 def last_values(log: Path) -> dict[str, Any]:
-    """The newest value of each metric, read from the end of the file back to the newest evaluation."""
-    found: dict[str, Any] = {}
-    for line in lines_backwards(log):
-        if (record := record_of(line)) is not None:
-            found = record | found
-            if record.get(EVALUATED) is not None:
-                break
-    return found
-
-
-def lines_backwards(file: Path) -> Iterator[bytes]:
-    """The lines of a file that are not empty, the last one first, without reading more than is asked for.
-
-    A line longer than any record is left out: it may be as long as the file.
-    """
-    with file.open("rb") as stream:
-        position, rest, too_long = stream.seek(0, os.SEEK_END), b"", False
-        while position:
-            size = min(BLOCK, position)
-            position -= size
-            stream.seek(position)
-            rest, *lines = (stream.read(size) + rest).split(b"\n")
-            if lines and too_long:  # its beginning
-                lines.pop()
-                too_long = False
-            yield from filter(None, reversed(lines))
-            too_long = too_long or len(rest) > LONGEST_LINE
-            rest = b"" if too_long else rest
-    if rest:
-        yield rest
+    """The newest value of each metric, back to the newest evaluation."""
+    values: dict[str, Any] = {}
+    for record in read_backwards(log):
+        values = record | values
+        if record.get(EVALUATED) is not None:
+            break
+    return values

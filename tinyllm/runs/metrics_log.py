@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from tinyllm.utils.files import open_append, parse_json, sync_open, translated, 
 
 Record = dict[str, Any]
 LONGEST_LINE = 1 << 20
-"""Bytes of a line; a record has some hundred."""
+"""Bytes in a line; a record has a few hundred."""
+BLOCK = 1 << 16
+"""Bytes read at once from the end of a file."""
 
 
 class Log:
@@ -76,15 +78,26 @@ class MetricsLog(Log):
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The whole records of a ``metrics.jsonl``; [] when there is none."""
+    """Every record of a ``metrics.jsonl``, in file order; [] when there is no file."""
     return scan(path)[0]
 
 
-def scan(path: Path) -> tuple[list[Record], int]:
-    """The whole records of a file, and how many lines are none.
+def read_backwards(path: Path) -> Iterator[Record]:
+    """The records of a ``metrics.jsonl``, newest first, reading only as far back as the caller asks for."""
+    if path.is_file():
+        yield from filter(None, map(record_of, _lines_backwards(path)))
 
-    A last line without an end is what a process was writing when it was killed, and does not count. After a power cut
-    a file may have zeros in its middle, and other records behind them.
+
+def last_record(path: Path) -> Record | None:
+    """The newest record; None when there is none."""
+    return next(read_backwards(path), None)
+
+
+def scan(path: Path) -> tuple[list[Record], int]:
+    """Every record of a file, and the number of damaged lines.
+
+    A torn last line is what a killed process was writing; it does not count as damaged. After a power cut a file may
+    have a block of zeros with records behind it.
     """
     if not path.is_file():
         return [], 0
@@ -104,16 +117,38 @@ def scan(path: Path) -> tuple[list[Record], int]:
 
 
 def record_of(line: bytes) -> Record | None:
-    """The record in a line: numbers by name, ``step`` among them, what is not finite as None; None: it holds none."""
+    """The record in a line: numbers by name, ``step`` among them, NaN and infinity as None.
+
+    None for a line that holds no record. A torn line never does: its closing brace is missing.
+    """
     try:
-        found = parse_json(line, finite=False)
+        record = parse_json(line, finite=False)
     except ValueError:
         return None
-    if not isinstance(found, dict) or type(found.get("step")) is not int:
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
         return None
-    if not all(value is None or isinstance(value, int | float) for value in found.values()):
+    if not all(value is None or isinstance(value, int | float) for value in record.values()):
         return None
-    return {name: _finite(value) for name, value in found.items()}
+    return finite(record)
+
+
+def _lines_backwards(file: Path) -> Iterator[bytes]:
+    """The non-empty lines of a file, last one first; lines longer than any record are skipped."""
+    with file.open("rb") as stream:
+        position, rest, too_long = stream.seek(0, os.SEEK_END), b"", False
+        while position:
+            size = min(BLOCK, position)
+            position -= size
+            stream.seek(position)
+            rest, *lines = (stream.read(size) + rest).split(b"\n")
+            if lines and too_long:  # the beginning of the long line
+                lines.pop()
+                too_long = False
+            yield from filter(None, reversed(lines))
+            too_long = too_long or len(rest) > LONGEST_LINE
+            rest = b"" if too_long else rest
+    if rest:
+        yield rest
 
 
 def _finite(value: Any) -> Any:

@@ -20,12 +20,14 @@ CLOCK = ("speed/", "memory/", "seconds")
 OF_ONE_RUN = (*CLOCK, "loggers")
 """And of the parts of a checkpoint: a logger keeps the name under which it knows the run."""
 COUNTERS = "counters"
+SHOWN = 5
+"""Differences printed for each section."""
 Contents = dict[str, Any]
 """Tensors and plain values by path, e.g. ``optimizer/head.weight/exp_avg``."""
 
 
 @dataclass(kw_only=True)
-class Comparison:
+class StateDiff:
     """One section of the comparison of two runs."""
 
     name: str
@@ -77,12 +79,12 @@ def raw(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
-def compare(one: Contents, other: Contents) -> list[Comparison]:
+def compare(one: Contents, other: Contents) -> list[StateDiff]:
     """Section by section, in the order in which they come; a section is the first part of a path."""
-    sections: dict[str, Comparison] = {}
+    sections: dict[str, StateDiff] = {}
     for path in dict.fromkeys([*one, *other]):
         name = path.partition("/")[0]
-        section = sections.setdefault(name, Comparison(name=name))
+        section = sections.setdefault(name, StateDiff(name=name))
         section.values += 1
         if path not in one or path not in other:
             section.differences.append(f"{path}: only in the {'first' if path in one else 'second'} run")
@@ -104,14 +106,14 @@ def difference(one: Any, other: Any) -> str:
     return f"{int((apart != 0).sum())} of {apart.numel()} values differ, by at most {float(apart.max()):.3g}"
 
 
-def records(metrics: Path) -> list[dict[str, Any]]:
+def comparable_records(metrics: Path) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl`` without what depends on the clock."""
     return [{k: v for k, v in record.items() if not k.startswith(CLOCK)} for record in read_metrics(metrics)]
 
 
-def compare_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> Comparison:
+def compare_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> StateDiff:
     """The records of two runs in their order; a step that is missing, there twice or different is named."""
-    section = Comparison(name="metrics", values=max(len(one), len(other)))
+    section = StateDiff(name="metrics", values=max(len(one), len(other)))
     steps = [[record["step"] for record in run] for run in (one, other)]
     if steps[0] != steps[1]:
         section.differences.append(f"steps: {_short(steps[0])} and {_short(steps[1])}")
@@ -126,3 +128,15 @@ def compare_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> C
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def table(sections: list[StateDiff]) -> list[str]:
+    """Lines of text: what was compared, and the first differences of each section."""
+    width = max(len(section.name) for section in sections)
+    lines = []
+    for section in sections:
+        count = f"{section.values} compared"
+        outcome = "bitwise equal" if section.equal else f"{len(section.differences)} different"
+        lines.append(f"{section.name:<{width}}  {count:>14}  {outcome}")
+        lines += [f"{'':<{width}}  {difference}" for difference in section.differences[:SHOWN]]
+    return lines

@@ -1,11 +1,16 @@
-"""Tables: drawn in a terminal, columns of text of their full width elsewhere, and CSV for other programs."""
+"""Tables: drawn in a terminal, columns of plain text elsewhere, and CSV for other programs."""
 
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
+
+from rich.box import ROUNDED
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from tinyllm.utils.text import plain
 
@@ -16,49 +21,82 @@ class Column:
 
     name: str
     right: bool = False
-    """Aligned to the right, as numbers are."""
+    """Align to the right, as numbers are."""
     styles: Mapping[str, str] = field(default_factory=dict)
-    """rich's style of a cell by its text."""
+    """The rich style of a cell by its text."""
 
 
-def show_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, stream: TextIO | None = None) -> None:
-    """Print the table to ``stream``; None: standard output. Control characters in cells are spelled out."""
-    stream = stream or sys.stdout
-    rows = [[plain(cell) for cell in cells] for cells in rows]
-    if stream.isatty():
-        _draw(columns, rows, stream)
-        return
-    lines = [[column.name for column in columns], *rows]
-    widths = [max(len(cells[index]) for cells in lines) for index in range(len(columns))]
-    for cells in lines:
-        sized = [
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for cell, width, column in zip(cells, widths, columns, strict=True)
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns, rows of cells, and how they are set apart; control characters in cells are shown escaped.
+
+    Args:
+        bold: indices of rows to emphasise.
+        sections: indices of rows above which a line is drawn.
+        header: show the names of the columns.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[str]]
+    title: str = ""
+    bold: Collection[int] = ()
+    sections: Collection[int] = ()
+    header: bool = True
+
+    def show(self, stream: TextIO | None = None) -> None:
+        """Print to ``stream`` (default: standard output): drawn in a terminal, else as columns of plain text."""
+        stream = stream or sys.stdout
+        if stream.isatty():
+            Console(file=stream, highlight=False).print(self._drawn())
+        else:
+            print("\n".join(self.lines()), file=stream)
+
+    def lines(self) -> list[str]:
+        """Plain text of full width: columns padded with blanks, two blanks apart, the title above."""
+        cells = [[column.name for column in self.columns]] * self.header + [
+            [plain(one) for one in row] for row in self.rows
         ]
-        print("  ".join(sized).rstrip(), file=stream)
+        widths = [max((len(row[index]) for row in cells), default=0) for index in range(len(self.columns))]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if column.right else cell.ljust(width)
+                for cell, width, column in zip(row, widths, self.columns, strict=True)
+            ).rstrip()
+            for row in cells
+        ]
+        return [self.title] * bool(self.title) + lines
 
+    @property
+    def drawn_width(self) -> int:
+        """Characters in a line of the drawn table when no cell is wrapped."""
+        console = Console(width=_UNLIMITED)
+        return console.measure(self._drawn()).maximum
 
-def _draw(columns: Sequence[Column], rows: Sequence[Sequence[str]], stream: TextIO) -> None:
-    from rich.box import ROUNDED
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=ROUNDED, header_style="bold")
-    for column in columns:
-        table.add_column(Text(column.name), justify="right" if column.right else "left", overflow="fold")
-    for cells in rows:
-        table.add_row(
-            *(Text(cell, style=column.styles.get(cell, "")) for cell, column in zip(cells, columns, strict=True))
+    def _drawn(self) -> RichTable:
+        table = RichTable(
+            box=ROUNDED, title=self.title or None, title_justify="left", header_style="bold", show_header=self.header
         )
-    Console(file=stream, highlight=False).print(table)
+        for column in self.columns:
+            table.add_column(Text(column.name), justify="right" if column.right else "left", overflow="fold")
+        for index, row in enumerate(self.rows):
+            if index in self.sections:
+                table.add_section()
+            texts = [
+                Text(plain(cell), style=column.styles.get(cell, ""))
+                for cell, column in zip(row, self.columns, strict=True)
+            ]
+            table.add_row(*texts, style="bold" if index in self.bold else None)
+        return table
+
+
+_UNLIMITED = 100_000
 
 
 def csv_text(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Rows as CSV under a line of names; None is an empty field.
+    """Rows as CSV under a header line; None is an empty field.
 
-    Text that a spreadsheet would take for a formula is given a ``'`` in front, which spreadsheets read as "what follows
-    is text" (OWASP, CSV Injection). Numbers are left alone, negative ones too.
+    Text that a spreadsheet would read as a formula is prefixed with ``'``, which marks it as text (OWASP, CSV
+    Injection). Numbers, negative ones included, stay as they are.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -74,7 +112,7 @@ def _not_a_formula(cell: Any) -> Any:
 
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""What a formula begins with; spreadsheets take the full-width forms for the same, and skip blanks before them."""
+"""First characters of a formula. Spreadsheets accept the full-width forms too, and skip blanks before them."""
 
 
 def _is_number(text: str) -> bool:

@@ -51,6 +51,15 @@ def plain(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def say(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def silent(text: str) -> None:
+    """In place of :func:`say` where standard output holds JSON."""
+
+
 def say_aside(text: str) -> None:
     """Print a sentence for the person to standard error, so that standard output holds what was asked for alone."""
     print(plain(text), file=sys.stderr, flush=True)

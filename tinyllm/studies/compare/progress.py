@@ -1,6 +1,5 @@
 """What a comparison shows while it runs: lines, and in a terminal how far the runs are that go on."""
 
-import os
 import threading
 from pathlib import Path
 
@@ -8,11 +7,8 @@ from rich.console import Console
 from rich.status import Status
 
 from tinyllm.runs.layout import METRICS
-from tinyllm.runs.metrics_log import record_of
+from tinyllm.runs.metrics_log import last_record
 from tinyllm.utils.environment import shows
-
-TAIL = 4096
-"""Bytes at the end of a file of metrics in which its last record lies."""
 
 
 class Screen:
@@ -78,17 +74,3 @@ def progress_of(path: Path) -> str:
     if record.get("speed/tokens_per_s"):
         parts.append(f"{record['speed/tokens_per_s']:,.0f} tokens/s")
     return ", ".join(parts)
-
-
-def last_record(file: Path) -> dict[str, float] | None:
-    """The last whole record of a file of metrics; None where there is none yet."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, os.fstat(stream.fileno()).st_size - TAIL))
-            lines = stream.read().splitlines()
-    except OSError:
-        return None
-    for line in reversed(lines):
-        if (record := record_of(line)) is not None:
-            return record
-    return None
