@@ -5,16 +5,15 @@ def main() -> None:
     """Entry point of ``tinyllm-replay``."""
     from tinyllm.config.cli.flags import answer
 
-    answer(_replay)
+    def work() -> int:
+        from tinyllm.programs.replay_flags import parse_flags
 
+        flags = parse_flags()
+        from tinyllm.programs.replay import replay
 
-def _replay() -> int:
-    from tinyllm.programs.replay_flags import parse_flags
+        return replay(flags)
 
-    flags = parse_flags()
-    from tinyllm.programs.replay import replay
-
-    return replay(flags)
+    answer(work)
 
 
 if __name__ == "__main__":
