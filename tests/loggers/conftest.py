@@ -7,8 +7,8 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def nobodys_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No variables, keys or settings of the person who runs the tests."""
+def clean_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Hide the developer's own wandb environment variables, API keys and settings."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))

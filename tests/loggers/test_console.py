@@ -1,4 +1,4 @@
-"""What a run looks like in a terminal and in a file."""
+"""Console output of a run in a terminal and in a file."""
 
 import io
 import os
@@ -39,7 +39,7 @@ class Terminal(io.TextIOWrapper):
         return True
 
 
-def test_the_stream_decides_what_is_shown() -> None:
+def test_stream_and_environment_choose_the_display() -> None:
     person = {"TERM": "xterm-256color"}
     assert isinstance(console_for(Terminal(), environ=person), TerminalConsole)
     for stream, environ in [
@@ -53,13 +53,13 @@ def test_the_stream_decides_what_is_shown() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_file_gets_lines_without_control_characters(tmp_path: Path, encoding: str) -> None:
+def test_file_output_has_no_control_characters(tmp_path: Path, encoding: str) -> None:
     *lines, last = plain_lines(tmp_path, encoding=encoding)
     assert last == ""
     assert [line for line in lines if not line.isprintable()] == []
 
 
-def test_every_event_can_be_found_with_grep(tmp_path: Path) -> None:
+def test_every_event_is_one_greppable_line(tmp_path: Path) -> None:
     lines = plain_lines(tmp_path)
     logs = [line for line in lines if re.match(r"step \d+/400 \| loss \d", line)]
     assert len(logs) == 40
@@ -77,7 +77,7 @@ def test_every_event_can_be_found_with_grep(tmp_path: Path) -> None:
     assert any(line.startswith("best val loss: 1.5277, perplexity 4.607, 2.2040 bits") for line in lines)
 
 
-def test_the_commands_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_dir = Path("outputs/it's mine")
     assert not any("-m tinyllm" in line for line in plain_lines(run_dir)), "without a checkpoint"
@@ -95,7 +95,7 @@ def test_the_commands_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert ends == [f"tinyllm.generate {quoted}", f"tinyllm.train {quoted.replace('run=', 'resume=')}"]
 
 
-def test_the_commands_need_the_flags_the_run_needed(tmp_path: Path) -> None:
+def test_commands_repeat_the_flags_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     stream = io.StringIO()
     fake_run.tell(PlainConsole(stream, flags=("--config-dir", "my conf")), tmp_path)
@@ -113,7 +113,7 @@ def terminal_text(run_dir: Path, *, width: int = 100, **how: object) -> str:
 
 
 @pytest.mark.parametrize("width", [40, 80, 100, 200])
-def test_a_terminal_shows_the_same_facts(tmp_path: Path, width: int) -> None:
+def test_terminal_shows_the_same_facts(tmp_path: Path, width: int) -> None:
     text = terminal_text(tmp_path, width=width)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     for fact in (
@@ -125,21 +125,21 @@ def test_a_terminal_shows_the_same_facts(tmp_path: Path, width: int) -> None:
         "a step was skipped",
     ):
         assert fact in shown
-    # The text of the model is shown and never obeyed: neither as an escape sequence nor as markup.
+    # Sampled text is shown literally: neither escape sequences nor rich markup take effect.
     assert "\x1b[31mthat" not in text and "\x07" not in text
     assert re.sub(r"\s+", " ", shown).count(SHOWN[2:]) == 4
 
 
-def test_the_cursor_and_the_streams_come_back(tmp_path: Path) -> None:
+def test_cursor_and_streams_are_restored(tmp_path: Path) -> None:
     streams = sys.stdout, sys.stderr
     text = terminal_text(tmp_path, until=50, status="interrupted")
     assert (sys.stdout, sys.stderr) == streams
     hidden = [match.group() for match in re.finditer(r"\x1b\[\?25[lh]", text)]
-    # Shown again at once: a process that is killed leaves no terminal without a cursor.
+    # Shown again at once, so that a killed process does not leave the terminal without a cursor.
     assert hidden[:2] == ["\x1b[?25l", "\x1b[?25h"] and hidden[-1] == "\x1b[?25h"
 
 
-def test_in_a_pseudo_terminal_for_real() -> None:
+def test_live_display_in_a_pseudo_terminal() -> None:
     master, slave = pty.openpty()
     environ = {key: value for key, value in os.environ.items() if key != "CI"} | {"TERM": "xterm-256color"}
     code = (
@@ -159,7 +159,7 @@ def test_in_a_pseudo_terminal_for_real() -> None:
     while True:
         try:
             chunk = os.read(master, 65536)
-        except OSError:  # the other side is closed
+        except OSError:  # the child closed its end
             break
         if not chunk:
             break
@@ -170,7 +170,7 @@ def test_in_a_pseudo_terminal_for_real() -> None:
 
 
 @pytest.mark.slow
-def test_a_reader_that_leaves_does_not_end_the_run() -> None:
+def test_closed_pipe_does_not_end_the_run() -> None:
     code = (
         "import sys; from pathlib import Path; from tests.support import fake_run;"
         "from tinyllm.loggers.console import console_for; fake_run.tell(console_for(), Path('outputs/a'));"
@@ -185,17 +185,17 @@ def test_a_reader_that_leaves_does_not_end_the_run() -> None:
     assert (child.returncode, errors) == (0, "end of the run\n")
 
 
-def test_the_estimate_of_the_remaining_time_leaves_evaluation_out() -> None:
+def test_remaining_time_excludes_evaluation() -> None:
     speed = Speed()
     speed.start(0)
     for step in range(1, 21):
-        # The trainer's figure excludes evaluation; a display that looked at the clock would see half of it.
+        # The trainer's figure excludes evaluation; measured by the wall clock, the speed would be half of it.
         speed.add({"train/tokens": step * 1000.0, "speed/tokens_per_s": 500.0})
     assert speed.remaining(5000) == pytest.approx(10.0)
     assert speed.mean == pytest.approx(500.0)
 
 
-def test_neither_the_warm_up_nor_a_hiccup_moves_the_estimate() -> None:
+def test_remaining_time_ignores_warm_up_and_outliers() -> None:
     speed = Speed()
     speed.start(0)
     assert speed.remaining(100) is None
@@ -207,7 +207,7 @@ def test_neither_the_warm_up_nor_a_hiccup_moves_the_estimate() -> None:
     assert speed.remaining(1000) == pytest.approx(20.0)
 
 
-def test_the_mean_speed_is_tokens_over_seconds() -> None:
+def test_mean_speed_is_tokens_over_seconds() -> None:
     speed = Speed()
     speed.start(1000)  # trained before the resume
     speed.add({"train/tokens": 2000.0, "speed/tokens_per_s": 100.0})
@@ -218,13 +218,13 @@ def test_the_mean_speed_is_tokens_over_seconds() -> None:
     assert speed.mean == pytest.approx(4000 / 20)
 
 
-def test_a_sparkline() -> None:
+def test_sparkline() -> None:
     assert sparkline([]) == ""
     assert sparkline([3.0, 3.0]) == "▁▁"
     assert sparkline([0.0, 1.0, float("nan"), 7.0, float("inf")]) == "▁▂█"
 
 
-def test_a_record_without_figures_is_shown_all_the_same(tmp_path: Path) -> None:
+def test_records_without_metrics_are_shown(tmp_path: Path) -> None:
     stream = Terminal()
     displays: list[Callback] = [
         PlainConsole(stream),

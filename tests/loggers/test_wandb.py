@@ -1,4 +1,4 @@
-"""A run of wandb, recorded offline by wandb itself and read back from its file."""
+"""A run recorded offline by wandb itself and read back from its file."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from tinyllm.runs.metrics_log import read_metrics
 
 
 def recorded(directory: Path) -> list[WandbRun]:
-    """Every start's record below a directory, oldest first."""
+    """The offline runs below a directory, one for each start, oldest first."""
     return [WandbRun(path) for path in sorted((directory / "wandb").glob("offline-run-*"))]
 
 
-def test_an_offline_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed at 9, continued from the checkpoint of 6: the same run, and nothing of the second time is missing."""
-    monkeypatch.setattr("tinyllm.loggers.wandb.HASTE", 300.0)  # however busy the machine is
+def test_offline_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at step 9 and resumed from step 6: the same wandb run, with every record of the second start."""
+    monkeypatch.setattr("tinyllm.loggers.wandb.STOP_TIMEOUT", 300.0)  # even on a busy machine
     keys: dict[str, Any] = {"project": "mine", "name": "small", "group": "sweep 1"}
     keys |= {"tags": ["a", "b"], "notes": "a note", "finish_timeout": 300.0}
     saved, messages = play(logger(**keys), tmp_path, until=9, status="failed")

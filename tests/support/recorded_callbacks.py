@@ -1,4 +1,4 @@
-"""A run that never happened, as far as its records go: into metrics.jsonl and into a logger, like the trainer does."""
+"""A simulated run: its records go to metrics.jsonl and to a logger, as in the trainer."""
 
 import math
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from tinyllm.training.callbacks import Callback, CallbackList, Outcome
 CONFIG = {"seed": 7, "optimizer": {"lr": 1e-3, "betas": [0.9, 0.95]}, "resume": None}
 
 
-class Heard(Callback):
-    """Remembers what a person would be told."""
+class Messages(Callback):
+    """Collects the messages for the user."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -24,7 +24,7 @@ class Heard(Callback):
 
 
 def record(step: int) -> dict[str, float]:
-    """A line of metrics.jsonl; every fifth has an evaluation."""
+    """A record of metrics.jsonl; every fifth step has an evaluation."""
     axes = {"step": step, "tokens": step * 8192, "flops": step * 8192 * 5_020_000, "seconds": round(step * 0.123, 3)}
     metrics = {"train/loss": 1.5 + 3 * math.exp(-step / 80), "train/lr": 1e-3 / step, "speed/tokens_per_s": 6e4 / 7}
     return axes | metrics | ({"val/loss": 1.6 + 3 * math.exp(-step / 80)} if step % 5 == 0 else {})
@@ -39,9 +39,9 @@ def play(
     state: Mapping[str, Any] | None = None,
     status: str = "finished",
 ) -> tuple[dict[str, Any], list[str]]:
-    """Train from ``start`` to ``until``; returns what a checkpoint at the end holds, and what was said."""
-    heard = Heard()
-    events = CallbackList([heard, logger])
+    """Simulate training from ``start`` to ``until``; returns the logger state to save, and the messages."""
+    messages = Messages()
+    events = CallbackList([messages, logger])
     run_dir.mkdir(exist_ok=True)
     log = MetricsLog(run_dir / "metrics.jsonl", step=start)
     events.load_state_dict(state or {})
@@ -54,7 +54,7 @@ def play(
     saved = events.state_dict()
     events.on_end(ended(run_dir, until, status))
     log.close()
-    return saved, heard.messages
+    return saved, messages.messages
 
 
 def ended(run_dir: Path, step: int, status: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""Stands in for wandb in its process: writes what it is asked to ``STUB_LOG``, and fails as ``STUB_FAULT`` says."""
+"""Stub of wandb for its process: logs calls to ``STUB_LOG`` and fails as ``STUB_FAULT`` says."""
 
 import json
 import os
@@ -16,7 +16,7 @@ class CommError(Exception):
 
 
 def note(call: str, **content: Any) -> int:
-    """Write a call down; returns how many there were of it."""
+    """Log a call; returns how often it has been made."""
     calls[call] = calls.get(call, 0) + 1
     with open(os.environ["STUB_LOG"], "a", encoding="utf-8") as file:
         file.write(json.dumps({"call": call, **content}, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on stdout: a live display in a terminal, plain lines everywhere else."""
+"""Console output of a run: a live display in a terminal, plain lines everywhere else."""
 
 import os
 import sys
@@ -24,23 +24,23 @@ from tinyllm.utils.text import duration, plain, quantity, shown_path
 
 _STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
 _EXPECTED = ("periodic", "best", "last")
-"""Reasons for a checkpoint that a person at the terminal need not hear of."""
+"""Checkpoint reasons that the live display does not report."""
 _SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def console_for(
     stream: TextIO | None = None, *, flags: Sequence[str] = (), environ: Mapping[str, str] = os.environ
 ) -> Callback:
-    """The display that suits the stream (None: stdout): live for a person, lines for a file, pipe or CI.
+    """Pick a display for the stream (None: stdout): live in a terminal, plain lines in a file, pipe or CI.
 
     Args:
-        flags: what the commands shown at the end need besides the run, such as ``--config-dir my_conf``.
+        flags: flags to repeat in the commands shown at the end, such as ``--config-dir my_conf``.
     """
     stream = stream or sys.stdout
     if not shows("INFO"):
         return NotesOnly(stream, flags=flags) if shows("WARNING") else Callback()
     is_terminal = stream.isatty() and environ.get("TERM", "") not in ("", "dumb")
-    # Lines and bars, and whatever a model writes, have to be sayable in the terminal's encoding.
+    # Box characters and sampled text may be anything, so the live display needs a UTF-8 terminal.
     is_terminal = is_terminal and (stream.encoding or "").lower().replace("-", "") == "utf8"
     if is_terminal and environ.get("CI", "").lower() in ("", "0", "false"):
         return TerminalConsole(Console(file=stream, highlight=False), flags=flags)
@@ -48,7 +48,7 @@ def console_for(
 
 
 class PlainConsole(Callback):
-    """A line per event, no control characters, flushed at once; a stream that breaks does not end the run."""
+    """Prints one line per event, flushed and free of control characters. A broken stream does not end the run."""
 
     def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
         self._stream, self._flags = stream, flags
@@ -65,7 +65,7 @@ class PlainConsole(Callback):
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         self._speed.add(metrics)
-        parts = [f"step {step}/{self._max_steps}", *_figures(metrics)]
+        parts = [f"step {step}/{self._max_steps}", *_metric_texts(metrics)]
         left = self._speed.remaining(self._planned_tokens - self._speed.trained)
         if left is not None:
             parts.append(f"ETA {duration(left)}")
@@ -98,21 +98,21 @@ class PlainConsole(Callback):
             self._line(f"{label}: {text}")
 
     def _line(self, text: str) -> None:
-        """Write one line, whatever the text holds and whatever the encoding of the stream."""
+        """Write one line: control characters spelled out, characters outside the stream's encoding replaced."""
         encoding = self._stream.encoding or "utf-8"
         line = plain(text).replace("\n", "\\n").replace("\t", "\\t").encode(encoding, "replace").decode(encoding)
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
         except BrokenPipeError:
-            # The reader is gone (`… | head`) and the run goes on. Python would fail when it flushes at exit.
+            # The reader is gone (`… | head`), but the run continues. Without this, Python's flush at exit would fail.
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
         except OSError:
-            pass  # a full disk loses a line of the display, never the run
+            pass  # a full disk costs a line of output, never the run
 
 
 class NotesOnly(Callback):
-    """What a person should know beside the figures (``LOG_LEVEL=WARNING``)."""
+    """Prints notes only, no metrics (``LOG_LEVEL=WARNING``)."""
 
     def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
         self._plain = PlainConsole(stream, flags=flags)
@@ -122,7 +122,7 @@ class NotesOnly(Callback):
 
 
 class TerminalConsole(Callback):
-    """A summary, then a bar and figures that stay at the bottom while evaluations and samples scroll by."""
+    """Live display: a summary, then a progress bar and metrics pinned below the scrolling evaluations and samples."""
 
     def __init__(self, console: Console, *, flags: Sequence[str] = ()) -> None:
         self._console, self._flags = console, flags
@@ -148,7 +148,7 @@ class TerminalConsole(Callback):
             redirect_stderr=sys.stderr.isatty(),
         )
         self._live.start()
-        self._console.show_cursor(True)  # a process that is killed must not leave a terminal without a cursor
+        self._console.show_cursor(True)  # a killed process must not leave the terminal without a cursor
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         self._speed.add(metrics)
@@ -182,11 +182,11 @@ class TerminalConsole(Callback):
         rows = end_rows(outcome, max_steps=max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb)
         self._console.print(_panel(outcome.status, rows, style=_STYLES.get(outcome.status, "cyan")))
         for name, command in next_commands(outcome, max_steps=max_steps, flags=self._flags):
-            # Outside the frame and never wrapped by us, so that the mouse copies exactly the command.
+            # Outside the panel and unwrapped, so that selecting it with the mouse copies exactly the command.
             self._console.print(Text(f"{name + ':':<10} ", "bold"), Text(command), sep="", soft_wrap=True)
 
     def _show(self, step: int, metrics: dict[str, float]) -> None:
-        """Take over the figures and redraw, at most four times a second."""
+        """Update the metrics and redraw, at most four times a second."""
         self._step = step
         self._metrics |= metrics
         if self._live and time.monotonic() - self._drawn > 0.25:
@@ -194,7 +194,7 @@ class TerminalConsole(Callback):
             self._live.refresh()
 
     def _progress(self) -> RenderableType:
-        """The two lines at the bottom."""
+        """The two pinned lines: progress bar and metrics."""
         if self._info is None:
             return ""
         total = self._info.max_steps
@@ -206,13 +206,13 @@ class TerminalConsole(Callback):
             ProgressBar(total=total, completed=self._step, complete_style="cyan", finished_style="green"),
             f"{self._step:,}/{total:,}  {self._step / total:4.0%}  ETA {'-' if left is None else duration(left)}",
         )
-        figures = _figures(self._metrics, best=self._best)
-        figures[1:1] = [sparkline(list(self._losses))] * bool(self._losses)
-        return Group("", bar, Text("   ".join(figures), no_wrap=True, overflow="ellipsis"))
+        texts = _metric_texts(self._metrics, best=self._best)
+        texts[1:1] = [sparkline(list(self._losses))] * bool(self._losses)
+        return Group("", bar, Text("   ".join(texts), no_wrap=True, overflow="ellipsis"))
 
 
 def sparkline(values: list[float]) -> str:
-    """The finite values as a row of blocks, from the lowest to the highest."""
+    """Sparkline of the finite values, scaled from the lowest to the highest."""
     finite = [value for value in values if abs(value) < float("inf")]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
     scale = (len(_SPARKS) - 1) / (high - low) if high > low else 0.0
@@ -228,8 +228,8 @@ def _panel(title: str, rows: Rows, *, style: str) -> Panel:
     return Panel(table, title=title, title_align="left", border_style=style, expand=False)
 
 
-def _figures(metrics: dict[str, float], *, best: float | None = None) -> list[str]:
-    """The figures of one record that are there, the most wanted first."""
+def _metric_texts(metrics: dict[str, float], *, best: float | None = None) -> list[str]:
+    """Text of the metrics a record has, the most important first."""
     parts = []
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.4f}")
@@ -250,6 +250,6 @@ def _figures(metrics: dict[str, float], *, best: float | None = None) -> list[st
 
 
 def _scores(metrics: dict[str, float]) -> list[str]:
-    """The figures of one evaluation."""
+    """Text of the metrics of one evaluation."""
     parts = [f"val loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/ppl']:.4g}"]
     return parts + ([f"{metrics['val/bpb']:.4f} bits per byte"] if "val/bpb" in metrics else [])

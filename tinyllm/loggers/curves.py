@@ -1,9 +1,13 @@
-"""The picture of a run: ``curves.png``, drawn from ``metrics.jsonl`` alone, so at any time again."""
+"""``curves.png``: loss and learning rate of a run, drawn from ``metrics.jsonl`` alone."""
 
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Figure instead of pyplot: no global state and no display backend.
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from tinyllm.errors import UserError
 from tinyllm.runs.metrics_log import read_metrics
@@ -16,10 +20,10 @@ Series = tuple[list[float], list[float]]
 
 
 class Curves(Callback):
-    """Draws ``curves.png`` into the run directory when the run ends, however it ends.
+    """Draws ``curves.png`` when the run ends, whether it finished, was interrupted or failed.
 
     Args:
-        report: takes a sentence when the picture cannot be drawn; it never costs the run its exit code.
+        report: receives a sentence when the picture cannot be drawn; the run's exit code does not change.
     """
 
     def __init__(self, *, report: Callable[[str], None]) -> None:
@@ -34,32 +38,23 @@ class Curves(Callback):
 
 
 def draw_curves(run_dir: Path) -> Path | None:
-    """Draw train and validation loss over the tokens, the learning rate below.
+    """Draw training and validation loss over tokens, with the learning rate below.
 
-    Returns the path of the picture, or None when there is nothing to draw yet.
+    Returns:
+        The path of the picture; None if there is nothing to draw yet.
     """
     records = by_step(run_dir / "metrics.jsonl")
     train, val, lr = (series(records, key) for key in ("train/loss", "val/loss", "train/lr"))
     if not train[0] and not val[0]:
         return None
-    # Figure without pyplot: no global state, no display, and matplotlib is loaded only here.
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
-
     figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
     loss_axes, lr_axes = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     loss_axes.plot(*train, color=_TRAIN, linewidth=1.2, label="training")
     loss_axes.plot(*val, color=_VAL, linewidth=1.8, marker="o", markersize=4, label="validation")
     if val[0]:
-        at = min(range(len(val[1])), key=val[1].__getitem__)
-        loss_axes.annotate(
-            f"best {val[1][at]:.4f}",
-            (val[0][at], val[1][at]),
-            xytext=(0, 10),
-            textcoords="offset points",
-            ha="right",
-            color=_VAL,
-        )
+        tokens, loss = min(zip(*val, strict=True), key=lambda point: point[1])
+        at = {"xytext": (0, 10), "textcoords": "offset points", "ha": "right"}
+        loss_axes.annotate(f"best {loss:.4f}", (tokens, loss), color=_VAL, **at)
     loss_axes.set_ylabel("loss (nats per token)")
     loss_axes.set_title(run_dir.resolve().name, loc="left", fontsize=10, color="#444444", parse_math=False)
     loss_axes.legend(frameon=False)
@@ -79,7 +74,7 @@ def draw_curves(run_dir: Path) -> Path | None:
 
 
 def by_step(path: Path) -> list[dict[str, Any]]:
-    """The records in order of step, those of one step merged."""
+    """Records of a metrics file in step order, one per step; later records of a step update earlier ones."""
     records: dict[int, dict[str, Any]] = {}
     for record in read_metrics(path):
         records[record["step"]] = records.get(record["step"], {}) | record
@@ -87,7 +82,7 @@ def by_step(path: Path) -> list[dict[str, Any]]:
 
 
 def series(records: list[dict[str, Any]], key: str) -> Series:
-    """Tokens and finite values of ``key``; a record without tokens stands where the one before it stood."""
+    """Token counts and finite values of a metric. A record without a token count inherits that of the previous one."""
     xs: list[float] = []
     ys: list[float] = []
     tokens = 0.0

@@ -1,4 +1,4 @@
-"""What is told at the start and the end of a run: rows of a label and a text, without their looks."""
+"""Summary of a run at its start and end, as rows of label and text; the displays decide how they look."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ Rows = list[tuple[str, str]]
 
 
 def start_rows(info: RunInfo) -> Rows:
-    """The composed run at a glance."""
+    """Model, data, batch, horizon and memory of a run that is about to start."""
     ranks = f", {info.world_size} ranks" if info.world_size > 1 else ""
     size = f"{short(info.parameters)} parameters ({info.parameters:,})"
     if info.active_parameters != info.parameters:
@@ -20,16 +20,16 @@ def start_rows(info: RunInfo) -> Rows:
     rows = [
         ("device", f"{info.device}{ranks}, {info.precision}, attention kernel {info.attention_kernel}"),
         ("model", f"{size}, {short(info.embedding_parameters)} of them embedding, {tying}"),
-        ("compute", f"{quantity(info.flops_per_token, 'FLOP')} a token, forward and backward"),
+        ("compute", f"{quantity(info.flops_per_token, 'FLOP')} per token, forward and backward"),
         (
             "data",
-            f"{info.dataset}: {info.train_tokens:,} tokens to train on, {info.val_tokens:,} to validate",
+            f"{info.dataset}: {info.train_tokens:,} training tokens, {info.val_tokens:,} validation tokens",
         ),
         ("tokenizer", f"{info.tokenizer}, {info.vocab_size:,} entries"),
         (
             "batch",
             f"{info.batch_size} × {info.seq_len} tokens{accumulation}{parallel}"
-            f" = {info.tokens_per_step:,} tokens a step",
+            f" = {info.tokens_per_step:,} tokens per step",
         ),
         (
             "horizon",
@@ -53,7 +53,11 @@ def start_rows(info: RunInfo) -> Rows:
 
 
 def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, best_bpb: float | None) -> Rows:
-    """What the run reached. ``best_bpb``: bits per byte at the best evaluation, where it was seen."""
+    """Steps, tokens, time and best validation loss of a run that has ended.
+
+    Args:
+        best_bpb: bits per byte of the best evaluation, if this process saw it.
+    """
     rows = [
         ("steps", f"{outcome.step:,} of {max_steps:,}"),
         ("tokens", f"{outcome.tokens:,}"),
@@ -79,10 +83,10 @@ def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, be
 
 
 def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()) -> Rows:
-    """What one does next, as commands for the shell. Without a checkpoint there is nothing to do.
+    """Shell commands to generate from, evaluate or continue the run; empty without a checkpoint.
 
     Args:
-        flags: what every program needs to understand this run, such as ``--config-dir my_conf``.
+        flags: flags that every program needs for this run, such as ``--config-dir my_conf``.
     """
     if not (outcome.has_checkpoint and (outcome.run_dir / "checkpoints").is_dir()):
         return []

@@ -1,4 +1,4 @@
-"""Weights & Biases, in a process of its own: whatever happens to it or to the network, training goes on."""
+"""Weights & Biases. It runs in its own process, so that no failure of it or of the network can stop training."""
 
 import os
 import secrets
@@ -7,36 +7,38 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyllm.loggers.wandb_client import PROJECT, Background, Mode, asked_mode, is_installed, sentences, start
+from tinyllm.loggers.wandb_client import PROJECT, Background, Mode, messages, resolve_mode, start
 from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import read_metrics
 from tinyllm.runs.provenance import provenance
 from tinyllm.training.callbacks import Axis, Callback, Outcome, RunInfo
+from tinyllm.utils.optional import is_installed
 
-HASTE = 10.0
-"""Seconds to finish after a signal or an error, where whoever stopped the run may not wait long."""
-ABSENT = "wandb is not installed, so the run goes on without it: pip install 'tinyllm[wandb]'"
-KEPT = f"{METRICS} has every record"
+STOP_TIMEOUT = 10.0
+"""Seconds that wandb gets to finish after a signal or an error: a scheduler may kill the run soon."""
+NOT_INSTALLED = "wandb is not installed, so the run continues without it: pip install 'tinyllm[wandb]'"
+BACKUP = f"{METRICS} has every record"
+"""Ends every message about records that wandb lost."""
 
 
 class Wandb(Callback):
-    """Records what stands in ``metrics.jsonl``, the samples and the outcome as a run of wandb.
+    """Logs the records of ``metrics.jsonl``, the samples and the outcome as a wandb run.
 
     Args:
-        project: None: ``WANDB_PROJECT``, else ``tinyllm``.
-        entity: user or team; None: wandb's own choice.
-        name: None: the run directory's name.
-        group: runs of one group are shown together.
-        tags: words to find the run by.
-        notes: a remark.
+        project: wandb project; None: ``WANDB_PROJECT``, else ``tinyllm``.
+        entity: user or team; None: wandb's default.
+        name: display name; None: the run directory's name.
+        group: wandb shows runs of one group together.
+        tags: labels to filter runs by.
+        notes: free text.
         mode: auto: ``WANDB_MODE``, else online if an API key is configured, else offline.
-        x_axis: what the curves are drawn over.
-        dir: where wandb's files go, below ``wandb``; None: the run directory.
-        init_timeout: seconds the server has to answer before the run is recorded offline.
-        finish_timeout: seconds to wait at the end for what is not written or uploaded yet.
+        x_axis: x axis of the curves.
+        dir: directory in which wandb creates its ``wandb`` folder; None: the run directory.
+        init_timeout: seconds to wait for the server before the run is recorded offline.
+        finish_timeout: seconds to wait at the end for records that are not written or uploaded yet.
 
     Raises:
-        ValueError: a time is not above 0.
+        ValueError: a timeout is not above 0.
     """
 
     def __init__(
@@ -58,39 +60,39 @@ class Wandb(Callback):
             if seconds <= 0:
                 raise ValueError(f"{key}={seconds} must be above 0")
         self._project, self._dir, self._mode, self._x_axis = project, dir, mode, x_axis
-        self._facts = {"entity": entity, "name": name, "group": group, "tags": list(tags) or None, "notes": notes}
+        self._labels = {"entity": entity, "name": name, "group": group, "tags": list(tags) or None, "notes": notes}
         self._timeouts = {"init_timeout": init_timeout, "finish_timeout": finish_timeout}
         self._saved: dict[str, Any] = {}
         self._process: Background | None = None
         self._samples: list[tuple[int, str]] = []
 
     def on_start(self, info: RunInfo) -> None:
-        mode = asked_mode(self._mode)
+        mode = resolve_mode(self._mode)
         if mode == "disabled":
             return
-        if not is_installed():
-            self.report(ABSENT)
+        if not is_installed("wandb"):
+            self.report(NOT_INSTALLED)
             return
         if info.start_step and not read_metrics(info.run_dir / METRICS):
-            self._saved = {}  # continued in another directory: a run of its own
+            self._saved = {}  # resumed into another directory: that is a new wandb run
         self._saved = {
             "id": self._saved.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
             "project": self._project or self._saved.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT,
         }
-        name = self._facts["name"] or os.environ.get("WANDB_NAME") or info.run_dir.resolve().name
+        name = self._labels["name"] or os.environ.get("WANDB_NAME") or info.run_dir.resolve().name
         directory = (Path(self._dir) if self._dir else info.run_dir).absolute()
-        facts = {key: value for key, value in asdict(info).items() if key != "config"}
+        summary = {key: value for key, value in asdict(info).items() if key != "config"}
         try:
             directory.mkdir(parents=True, exist_ok=True)
             self._process = start()
         except OSError as error:
-            self.report(f"wandb cannot be started, so the run goes on without it: {error}")
+            self.report(f"wandb cannot be started, so the run continues without it: {error}")
             return
         self._process.send(
             {
                 "mode": mode,
-                "init": self._saved | self._facts | {"name": name, "dir": str(directory)},
-                "config": {**info.config, "info": facts, "provenance": provenance()},
+                "init": self._saved | self._labels | {"name": name, "dir": str(directory)},
+                "config": {**info.config, "info": summary, "provenance": provenance()},
                 "x_axis": self._x_axis,
                 "pid": os.getpid(),
                 **self._timeouts,
@@ -106,9 +108,9 @@ class Wandb(Callback):
         self._process.send({"record": record, "samples": self._samples})
         self._samples = []
         if self._process.ended() is None:
-            self._show(self._process)
+            self._report_messages(self._process)
         else:
-            self._finish(self._process, patience=1.0)
+            self._finish(self._process, timeout=1.0)
 
     def on_end(self, outcome: Outcome) -> None:
         if self._process is None:
@@ -116,8 +118,10 @@ class Wandb(Callback):
         names = ("status", "reason", "step", "tokens", "seconds", "best_step", "best_val_loss")
         summary = {name: getattr(outcome, name) for name in names}
         self._process.send({"end": summary, "samples": self._samples})
-        patience = self._timeouts["finish_timeout"]
-        self._finish(self._process, patience=patience if outcome.status == "finished" else min(HASTE, patience))
+        timeout = self._timeouts["finish_timeout"]
+        if outcome.status != "finished":
+            timeout = min(STOP_TIMEOUT, timeout)
+        self._finish(self._process, timeout=timeout)
 
     def state_dict(self) -> dict[str, Any]:
         return {"wandb": self._saved} if self._saved else {}
@@ -125,18 +129,18 @@ class Wandb(Callback):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._saved = dict(state.get("wandb", {}))
 
-    def _finish(self, process: Background, *, patience: float) -> None:
-        """Let the process end, show what it said, and say what became of the records."""
+    def _finish(self, process: Background, *, timeout: float) -> None:
+        """End the wandb process and report its messages and any lost records."""
         self._process = None
-        in_time = process.finish(patience)
-        self._show(process)
+        in_time = process.finish(timeout)
+        self._report_messages(process)
         if not in_time:
-            self.report(f"wandb was not done after {patience:g} s and was stopped; wandb sync uploads what it wrote")
+            self.report(f"wandb was still busy after {timeout:g} s and was stopped; wandb sync uploads what it wrote")
         elif process.ended():
-            self.report(f"wandb has died (exit code {process.ended()}); {METRICS} has every record")
+            self.report(f"wandb died (exit code {process.ended()}); {BACKUP}")
         if process.dropped:
-            self.report(f"wandb did not take {process.dropped} records; {METRICS} has them")
+            self.report(f"wandb fell behind and missed {process.dropped} records; {METRICS} has them")
 
-    def _show(self, process: Background) -> None:
-        for text in sentences(process, kept=KEPT):
+    def _report_messages(self, process: Background) -> None:
+        for text in messages(process, backup=BACKUP):
             self.report(text)

@@ -1,7 +1,6 @@
-"""A process that is fed and never waited for: whatever happens in it cannot hold up whoever feeds it."""
+"""The training side of the wandb process: it sends messages without ever blocking on wandb."""
 
 import contextlib
-import importlib.util
 import json
 import os
 import queue
@@ -20,15 +19,15 @@ from tinyllm.utils.text import shown_path
 
 
 class Background:
-    """Runs a Python file in a process of its own and exchanges JSON lines with it.
+    """A Python script in its own process that exchanges JSON lines with this one.
 
-    The process has its own session, so Ctrl-C in the terminal does not reach it. When the process that feeds it
-    dies, its input ends.
+    Messages go through a bounded queue and a thread, so :meth:`send` never blocks. The process has its own session:
+    Ctrl-C in the terminal does not reach it. When this process dies, the script sees the end of its input.
 
     Args:
-        script: the file, which imports nothing of its own directory.
-        environ: the environment it gets.
-        capacity: lines that may wait for it; further ones are dropped and counted.
+        script: the Python file; its directory is not on its import path.
+        environ: environment of the process.
+        capacity: messages that may queue up; further ones are dropped and counted.
 
     Raises:
         OSError: the process cannot be started.
@@ -36,8 +35,8 @@ class Background:
 
     def __init__(self, script: Path, *, environ: Mapping[str, str], capacity: int = 10_000) -> None:
         self.dropped = 0
-        self._lines: queue.Queue[bytes | None] = queue.Queue(capacity)
-        self._heard: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._outbox: queue.Queue[bytes | None] = queue.Queue(capacity)
+        self._inbox: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
@@ -51,29 +50,29 @@ class Background:
             thread.start()
 
     def send(self, message: Mapping[str, Any]) -> None:
-        """Let the process have a message when it gets to it; returns at once."""
+        """Queue a message for the process; returns at once."""
         try:
-            self._lines.put_nowait(json.dumps(message, default=str).encode() + b"\n")
+            self._outbox.put_nowait(json.dumps(message, default=str).encode() + b"\n")
         except queue.Full:
             self.dropped += 1
 
-    def heard(self) -> list[dict[str, Any]]:
-        """What the process has said since the last call."""
-        messages = []
+    def received(self) -> list[dict[str, Any]]:
+        """Messages from the process since the last call."""
+        received = []
         with contextlib.suppress(queue.Empty):
             while True:
-                messages.append(self._heard.get_nowait())
-        return messages
+                received.append(self._inbox.get_nowait())
+        return received
 
     def ended(self) -> int | None:
-        """The exit code of a process that has ended (negative: a signal's number); None while it runs."""
+        """Exit code of the process, negative if a signal killed it; None while it runs."""
         return self._process.poll()
 
     def finish(self, timeout: float) -> bool:
-        """Let the process end, at most ``timeout`` seconds; then it is killed. Returns whether it ended by itself."""
+        """Wait up to ``timeout`` seconds for the process to end, then kill it. Returns whether it ended by itself."""
         until = time.monotonic() + timeout
         try:
-            self._lines.put(None, timeout=timeout)
+            self._outbox.put(None, timeout=timeout)
             self._process.wait(max(0.0, until - time.monotonic()))
             by_itself = True
         except (queue.Full, subprocess.TimeoutExpired):
@@ -85,62 +84,56 @@ class Background:
         return by_itself
 
     def _feed(self) -> None:
-        """Write the lines as they come, until there are no more or nobody reads them."""
+        """Thread: write queued messages to the process until the end marker or a broken pipe."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError), self._process.stdin as stdin:
-            for line in iter(self._lines.get, None):
+            for line in iter(self._outbox.get, None):
                 stdin.write(line)
                 stdin.flush()
 
     def _listen(self) -> None:
-        """Collect what the process says, until it ends."""
+        """Thread: collect messages from the process until it ends; lines that are not JSON are ignored."""
         assert self._process.stdout is not None
         with self._process.stdout as stdout:
             for line in stdout:
                 with contextlib.suppress(ValueError):
-                    self._heard.put(parse_json(line))
+                    self._inbox.put(parse_json(line))
 
 
 PROJECT = "tinyllm"
-"""Where runs go if neither the configuration nor ``WANDB_PROJECT`` says so."""
+"""Default project, where neither the configuration nor ``WANDB_PROJECT`` sets one."""
 Mode = Literal["auto", "online", "offline", "disabled"]
 
 
-def asked_mode(mode: Mode) -> str:
-    """The mode, with ``auto`` as ``WANDB_MODE`` has it; still auto: online if there is an API key, else offline."""
-    asked = os.environ.get("WANDB_MODE") if mode == "auto" else None
-    return {"dryrun": "offline", "run": "online"}.get(asked or "", asked) or mode
-
-
-def is_installed() -> bool:
-    """Whether the package is there; a folder of that name, such as wandb leaves, is no package."""
-    spec = importlib.util.find_spec("wandb")
-    return spec is not None and spec.origin is not None
+def resolve_mode(mode: Mode) -> str:
+    """Resolve ``auto`` by ``WANDB_MODE``; if that is not set, wandb goes online if it finds an API key."""
+    variable = os.environ.get("WANDB_MODE") if mode == "auto" else None
+    return {"dryrun": "offline", "run": "online"}.get(variable or "", variable) or mode
 
 
 def start() -> Background:
-    """Start wandb's process.
+    """Start the wandb process.
 
     Raises:
         OSError: it cannot be started.
     """
-    quiet = {"WANDB_ERROR_REPORTING": "false"} | os.environ | {"WANDB_SILENT": "true"}
-    return Background(Path(__file__).with_name("wandb_process.py"), environ=quiet)
+    environ = {"WANDB_ERROR_REPORTING": "false"} | os.environ | {"WANDB_SILENT": "true"}
+    return Background(Path(__file__).with_name("wandb_process.py"), environ=environ)
 
 
-def sentences(process: Background, *, kept: str) -> Iterator[str]:
-    """What the process has said since the last call, for a person.
+def messages(process: Background, *, backup: str) -> Iterator[str]:
+    """Messages of the process since the last call, as sentences.
 
     Args:
-        kept: where what wandb loses is to be found: ``metrics.jsonl has every record``.
+        backup: where data that wandb loses can be found: ``metrics.jsonl has every record``.
     """
-    for said in process.heard():
-        match said:
+    for message in process.received():
+        match message:
             case {"url": str(url)}:
                 yield f"wandb: {url}"
             case {"offline": str(directory), "reason": reason}:
                 path = shown_path(Path(directory))
-                why = f"wandb is offline ({one_line(reason)})" if reason else "wandb is offline"
-                yield f"{why}; its files: {path} (wandb leet shows them, wandb sync uploads them)"
+                state = f"wandb is offline ({one_line(reason)})" if reason else "wandb is offline"
+                yield f"{state}; its files: {path} (wandb leet shows them, wandb sync uploads them)"
             case {"problem": str(text)}:
-                yield f"wandb: {one_line(text)}; {kept}"
+                yield f"wandb: {one_line(text)}; {backup}"

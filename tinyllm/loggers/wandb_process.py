@@ -1,7 +1,8 @@
-"""The process that talks to Weights & Biases. :mod:`tinyllm.loggers.wandb` runs this file and feeds it JSON lines.
+"""The process that talks to Weights & Biases. :mod:`tinyllm.loggers.wandb` runs this file and sends it JSON lines.
 
-The first line says what run to open; then come records; the last line tells how the run ended. Without that last
-line the program was killed. Nothing of tinyllm is imported here, so that it starts as fast as wandb itself.
+The first line describes the run to open, then come its records, and the last line says how the run ended. If that last
+line is missing, the training program was killed. This file imports nothing from tinyllm, so that it starts as fast as
+wandb itself.
 """
 
 import contextlib
@@ -13,46 +14,57 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-Order = dict[str, Any]
+# Importing may fail in any way and may print; the failure is reported through the channel that main() opens.
+wandb: Any
+try:
+    import wandb
+
+    IMPORT_ERROR: Exception | None = None
+except Exception as error:
+    IMPORT_ERROR = error
+
+Message = dict[str, Any]
 Tell = Callable[..., None]
 FLUSH_S = 1.0
-"""Seconds that a record may stay in memory before it is in wandb's file."""
-SPARE = 2**16
-"""Bytes free on a disk below which wandb loses records, which it does not say."""
+"""Seconds until wandb writes a record from memory to its file."""
+MIN_FREE_BYTES = 2**16
+"""Below this much free disk space, wandb silently loses records."""
 
 
 def main() -> None:
-    """Open the run, log what comes, close the run."""
-    orders, tell = channels()
+    """Open the run, log its records, close it."""
+    incoming, tell = channels()
     try:
-        recorder = Recorder(next(orders), tell)
-        for order in orders:
-            if "end" in order:
-                recorder.finish(order["end"], order["samples"])
+        if IMPORT_ERROR is not None:
+            raise IMPORT_ERROR
+        recorder = Recorder(next(incoming), tell)
+        for message in incoming:
+            if "end" in message:
+                recorder.finish(message["end"], message["samples"])
                 return
-            if "tables" in order:
-                recorder.show(order["tables"], order["page"])
+            if "tables" in message:
+                recorder.log_report(message["tables"], message["page"])
             else:
-                recorder.log(order["record"], order["samples"])
+                recorder.log(message["record"], message["samples"])
         recorder.finish({"status": "killed"}, [])
     except Exception as error:
         tell(problem=f"{type(error).__name__}: {error}")
 
 
 class Recorder:
-    """One run of wandb, which goes on offline when the server or wandb's own service fails.
+    """One wandb run. It continues offline when the server or wandb's own service process fails.
 
     Args:
-        order: what run to open.
-        tell: takes what the person should know.
+        order: the run to open, as :class:`tinyllm.loggers.wandb.Wandb` describes it.
+        tell: sends a message to the training process.
 
     Raises:
         Exception: not even an offline run can be opened.
     """
 
-    def __init__(self, order: Order, tell: Tell) -> None:
+    def __init__(self, order: Message, tell: Tell) -> None:
         self._order, self._tell = order, tell
-        self._full = False
+        self._disk_is_full = False
         try:
             self._open(order["mode"])
         except Exception as error:
@@ -61,10 +73,10 @@ class Recorder:
             self._fall_back(error)
 
     def log(self, record: dict[str, float], samples: list[tuple[int, str]]) -> None:
-        """Log a record with the samples drawn since the last one."""
+        """Log a record and the samples drawn since the previous one."""
         directory = self._order["init"]["dir"]
-        if not self._full and shutil.disk_usage(directory).free < SPARE:
-            self._full = True
+        if not self._disk_is_full and shutil.disk_usage(directory).free < MIN_FREE_BYTES:
+            self._disk_is_full = True
             self._tell(problem=f"no space is left in {directory}")
         try:
             self._log(record, samples)
@@ -72,17 +84,15 @@ class Recorder:
             self._fall_back(error)
             self._log(record, samples)
 
-    def show(self, tables: dict[str, dict[str, Any]], page: str) -> None:
-        """Log tables (``columns`` and ``data``) by name, and a page of HTML that lies at a path."""
-        import wandb
-
-        shown: dict[str, Any] = {name: wandb.Table(allow_mixed_types=True, **one) for name, one in tables.items()}
+    def log_report(self, tables: dict[str, dict[str, Any]], page: str) -> None:
+        """Log tables (``columns`` and ``data``) by name, and the HTML file at path ``page`` as ``report``."""
+        shown: dict[str, Any] = {name: wandb.Table(allow_mixed_types=True, **table) for name, table in tables.items()}
         with open(page, encoding="utf-8") as file:
             shown["report"] = wandb.Html(file, inject=False)
         self._run.log(shown)
 
     def finish(self, summary: dict[str, Any], samples: list[tuple[int, str]]) -> None:
-        """Write the summary and wait until wandb has written and uploaded everything, or the time is over."""
+        """Write the summary and wait for wandb to write and upload everything, up to ``finish_timeout`` seconds."""
         deadline = threading.Timer(self._order["finish_timeout"], os._exit, [1])
         deadline.daemon = True
         deadline.start()
@@ -92,8 +102,6 @@ class Recorder:
         self._run.finish(exit_code=0 if summary["status"] in ("finished", "interrupted") else 1)
 
     def _open(self, mode: str, reason: str = "") -> None:
-        import wandb
-
         settings = wandb.Settings()
         wanted = {
             "init_timeout": self._order["init_timeout"],
@@ -104,7 +112,7 @@ class Recorder:
             "x_transaction_log_flush_interval": FLUSH_S,
         }
         for name, value in wanted.items():
-            if hasattr(settings, name):  # they are wandb's own affair and come and go
+            if hasattr(settings, name):  # private settings of wandb come and go between versions
                 setattr(settings, name, value)
         self._run = wandb.init(
             **self._order["init"],
@@ -113,7 +121,7 @@ class Recorder:
             resume="allow",
             settings=settings,
         )
-        # Against an axis of its own a record counts even when a rewound run gets to the same step a second time.
+        # wandb drops records whose internal step goes back. With a custom x axis, a resumed run may repeat steps.
         axis = self._order["x_axis"]
         self._run.define_metric(axis)
         self._run.define_metric("*", step_metric=axis)
@@ -129,10 +137,8 @@ class Recorder:
         self._run.log(record | ({"samples": self._table} if samples else {}))
 
     def _fall_back(self, error: Exception) -> None:
-        """Open the run offline, with a service of its own in the place of the one that failed."""
-        import wandb
-
-        for _ in range(2):  # of a service that is dead the first time only finds that out
+        """Reopen the run offline, with a new wandb service in place of the failed one."""
+        for _ in range(2):  # with a dead service, the first teardown raises and only then forgets it
             try:
                 wandb.teardown()
                 break
@@ -141,8 +147,8 @@ class Recorder:
         self._open("offline", reason=str(error).split("\n")[0].rstrip("."))
 
 
-def channels() -> tuple[Iterator[Order], Tell]:
-    """What comes in and how to answer; whatever else this process or its children print goes nowhere."""
+def channels() -> tuple[Iterator[Message], Tell]:
+    """Take over stdin and stdout for JSON lines; anything else this process or its children print is discarded."""
     incoming, outgoing = os.dup(0), os.dup(1)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
@@ -150,7 +156,7 @@ def channels() -> tuple[Iterator[Order], Tell]:
     answers = os.fdopen(outgoing, "w", encoding="utf-8")
 
     def tell(**message: Any) -> None:
-        with contextlib.suppress(OSError):  # whoever asked may be gone
+        with contextlib.suppress(OSError):  # the training process may be gone
             print(json.dumps(message), file=answers, flush=True)
 
     return map(json.loads, os.fdopen(incoming, encoding="utf-8")), tell

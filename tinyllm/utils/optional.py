@@ -10,7 +10,8 @@ from tinyllm.errors import UserError
 
 def is_installed(name: str) -> bool:
     """Whether a library can be imported here; it is not imported."""
-    return importlib.util.find_spec(name) is not None
+    spec = importlib.util.find_spec(name)
+    return spec is not None and spec.origin is not None  # a mere folder, such as wandb's ./wandb, has no origin
 
 
 def library(name: str, *, hint: str, **where: Any) -> ModuleType:

@@ -1,5 +1,5 @@
 """Fixtures of the report's tests."""
 
-from tests.loggers.conftest import nobodys_wandb
+from tests.loggers.conftest import clean_wandb
 
-__all__ = ["nobodys_wandb"]
+__all__ = ["clean_wandb"]

@@ -70,4 +70,4 @@ def test_an_offline_run_holds_the_tables_and_the_page(tmp_path: Path) -> None:
 def test_a_page_that_is_not_there_does_not_fail_the_study(tmp_path: Path) -> None:
     said: list[str] = []
     send(made.study(arms=2), tmp_path, LOGGER | {"finish_timeout": 120.0}, say=said.append)
-    assert any("FileNotFoundError" in text and text.endswith(sending.KEPT) for text in said)
+    assert any("FileNotFoundError" in text and text.endswith(sending.BACKUP) for text in said)
