@@ -1,13 +1,14 @@
-"""The kernels of causal attention, forward and backward, on the shapes that the thresholds are set from.
+"""Causal attention kernels, forward and backward, on the shapes that set the dispatch thresholds.
 
     python benchmarks/attention_kernels.py [--isa AVX512_CORE_BF16] [--threads 1] [--windows | --unlike | --head]
 
-Milliseconds of CPU time of one thread (wall time with more threads), the median of interleaved runs; * marks what
-``tinyllm.nn.attention.kernels`` chooses: torch's fused kernel, or blocks of so many queries. ``--windows`` measures
-sliding windows, where the fused kernel works on blocks folded into the batch, beside the fused kernel without a window;
-``--unlike`` values of another size than keys, as latent attention has them (the fused kernel gets them filled up);
-``--head`` head and loss: chunk sizes, and vocabularies that are and are not a multiple of 32. ``--isa`` limits oneDNN
-to an older instruction set, to see how a machine without AMX or without bf16 would choose.
+Reports median milliseconds of CPU time on one thread (wall time on several), with the kernels interleaved. * marks the
+choice of ``tinyllm.nn.attention.kernels``: torch's fused kernel, or our kernel with this many queries per block.
+
+``--windows`` measures sliding windows, folded into the batch for the fused kernel, against the fused kernel without a
+window. ``--unlike`` uses values of another size than keys, as latent attention has them; the fused kernel pads them.
+``--head`` measures head and loss: chunk sizes, and vocabularies that are or are not a multiple of 32. ``--isa`` limits
+oneDNN to an older instruction set, to see what a machine without AMX or bf16 would choose.
 """
 
 import argparse
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], float], repeats: int) -> None:
-    """One line a case: batch, heads, length, size of keys and of values; and the window (0: none)."""
+    """Print one line for the case (batch, heads, length, key size, value size) and window (0: none)."""
     import torch
 
     from tinyllm.nn.attention.block_kernel import Shape, block_attention
@@ -95,7 +96,7 @@ def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], f
 
 
 def fused(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor", *, window: int) -> "torch.Tensor":
-    """What ``attend`` does with torch's kernel."""
+    """Attention with torch's fused kernel, as ``attend`` calls it."""
     import torch.nn.functional as F
 
     from tinyllm.nn.attention.window_kernel import folded_attention
@@ -129,7 +130,7 @@ def heads_and_losses(clock: Callable[[], float], repeats: int) -> None:
 
 
 def interleaved(calls: Sequence[Callable[[], None]], clock: Callable[[], float], repeats: int) -> list[float]:
-    """Median milliseconds of each call, A B C A B C, the first round not counted."""
+    """Median milliseconds of each call, interleaved (A B C A B C), without the first round."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 1):
         for call, kept in zip(calls, times, strict=True):

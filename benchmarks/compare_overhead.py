@@ -1,10 +1,9 @@
-"""What a comparison takes beyond its bare runs: composing, matching, measuring generation, the report.
+"""Overhead of ``compare`` over its bare runs: composing, matching, measuring generation, writing the report.
 
     python benchmarks/compare_overhead.py [--arms attn=mha,gqa] [--seeds 2] [--json results.json] [setting …]
 
-One comparison is carried out and timed; then each of its runs is started once more by the command that stands in its
-report, into another directory, and timed. The figure is the time of the comparison over that of the bare runs, less 1.
-Needs a machine that does nothing else.
+Times one comparison. Then starts each of its runs again with the command from its report, in another directory, and
+times those. The result is the ratio of the two times, minus 1. Needs an otherwise idle machine.
 """
 
 import argparse
@@ -43,7 +42,7 @@ def main() -> None:
 
 
 def timed(command: list[str]) -> float:
-    """Seconds that a program takes."""
+    """Run a program and return its seconds."""
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - begin

@@ -1,11 +1,11 @@
-"""What ``trainer.compile`` brings: tokens/s of training steps with and without, and how long compiling takes.
+"""Gain of ``trainer.compile``: tokens/s of training steps compiled and eager, and the compile time.
 
     python benchmarks/compile_speed.py [nano baby …] [--precision fp32 bf16] [--override key=value …]
 
-One process per row. In it the same model trains compiled and uncompiled by turns, a few steps each, so that what else
-the machine does falls on both; a figure is the median step. Forward, loss, backward, clip and AdamW, on random tokens,
+Each row runs in its own process, which trains the same model compiled and eager in turns of a few steps, so that other
+load on the machine affects both. Reports the median step: forward, loss, backward, clipping and AdamW on random tokens,
 with the default settings of the model and of ``trainer.deterministic``. "Pays after" is the training time after which
-the time of compiling is made up for.
+the gain exceeds the compile time.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def measure(name: str, precision: str, options: Any) -> dict[str, float]:
-    """Train by turns in this process."""
+    """Train compiled and eager in turns, in this process."""
     import torch
 
     import tinyllm
@@ -100,7 +100,7 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     durations: dict[str, list[float]] = {"eager": [], "compiled": []}
 
     def turn(way: str) -> None:
-        step()  # not counted: caches are those of the other way
+        step()  # not timed: the caches hold data of the other variant
         until = time.perf_counter() + options.seconds
         while time.perf_counter() < until:
             durations[way].append(step())

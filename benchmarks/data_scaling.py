@@ -1,15 +1,13 @@
-"""That data preparation takes time and memory in proportion: ``python benchmarks/data_scaling.py``.
+"""Scaling of data preparation in time and memory: ``python benchmarks/data_scaling.py``.
 
-Three questions, each answered in processes of their own:
+Three questions, each measured in separate processes:
 
-- many files: how long the data of a run take to start from the cache where they are 100,000 files, and how many
-  files are opened for it;
-- large documents: seconds and resident memory of preparing one document of 1 to 50 MB, as a text file and as a line
-  of JSON, for each kind of tokenizer;
-- JSON lines: the same lines in ASCII and with one other character each.
+- Many files: how long does a run need to load 100,000 files from the cache, and how many files does it open?
+- Large documents: how much time and memory does it take to prepare one document of 1 to 50 MB, as a text file and as a
+  JSON line, for each kind of tokenizer?
+- JSON lines: how much do non-ASCII characters slow reading down?
 
-Linux only. Seconds are those of the processor, which other programs do not lengthen much. The text is made of common
-words.
+Linux only. Reports CPU seconds, which other programs barely affect. The text consists of common words.
 """
 
 import json
@@ -34,7 +32,7 @@ from tinyllm.tokenizers.char import CharTrainer
 MB = 10**6
 N_FILES = 100_000
 SIZES = (1, 5, 10, 20, 50)
-"""Megabytes of a document."""
+"""Document sizes in megabytes."""
 WORDS = (
     "the",
     "of",
@@ -58,31 +56,31 @@ TOKENIZERS: dict[str, Callable[[], TokenizerTrainer]] = {"byte": ByteTrainer, "c
 
 
 def corpus(path: Path) -> FileCorpus:
-    """The data set for a file, by its ending, or for a folder of texts."""
+    """The corpus for a file, chosen by its suffix, or for a folder of texts."""
     settings: dict[str, Any] = {"path": str(path), "val_path": None, "val_fraction": 0.1, "errors": "strict"}
     return JsonlCorpus(field="text", **settings) if path.suffix == ".jsonl" else TextCorpus(**settings)
 
 
 def words(size: int, seed: int = 0) -> str:
-    """Common words in random order, ``size`` characters."""
+    """``size`` characters of common words in random order."""
     text = " ".join(random.Random(seed).choices(WORDS, k=200_000))
     return (text * (size // len(text) + 1))[:size]
 
 
 def most_resident() -> float:
-    """Megabytes of memory that this process had at most; getrusage would count what its parent had before it."""
+    """Peak resident memory of this process in megabytes; getrusage would include that of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1000
 
 
 def in_process(tokenizer: str, path: Path, cache: Path) -> dict[str, float]:
-    """Prepares a data set in a process of its own: its seconds, megabytes and how many texts it opened."""
+    """Prepare a corpus in its own process; returns CPU seconds, megabytes and the number of files opened."""
     argv = [sys.executable, __file__, tokenizer, str(path), str(cache)]
     return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
 
 
 def measure(tokenizer: str, path: Path, cache: Path) -> None:
-    """What ``in_process`` starts."""
+    """Entry point of the process that ``in_process`` starts."""
     opened = 0
 
     def counting(file: Any, *args: Any, **kwargs: Any) -> Any:
@@ -106,13 +104,13 @@ def measure(tokenizer: str, path: Path, cache: Path) -> None:
 
 
 def many_files(folder: Path) -> None:
-    """Prepares a folder of many files, then starts from the cache twice."""
+    """Prepare a folder of many files, then load it from the cache twice."""
     texts = folder / "many"
     for i in range(N_FILES):
         if i % 1000 == 0:
             (texts / f"{i // 1000:03}").mkdir(parents=True)
         (texts / f"{i // 1000:03}" / f"{i:06}.txt").write_text(f"file {i} with a few words in it\n")
-    time.sleep(2.1)  # a file that has just changed is hashed again at the next start
+    time.sleep(2.1)  # a file changed within the last 2 s is hashed again at the next start
     for label in ("prepared", "from the cache", "again"):
         figures = in_process("char", texts, folder / "cache")
         print(
@@ -122,7 +120,7 @@ def many_files(folder: Path) -> None:
 
 
 def large_documents(folder: Path) -> None:
-    """Prepares single documents of growing size."""
+    """Prepare single documents of growing size."""
     for tokenizer in TOKENIZERS:
         for ending in ("txt", "jsonl"):
             for size in SIZES:
@@ -138,7 +136,7 @@ def large_documents(folder: Path) -> None:
 
 
 def json_lines(folder: Path) -> None:
-    """Prepares 50 MB of JSON lines in ASCII, and with one more character per line."""
+    """Prepare 50 MB of JSON lines, in ASCII and with one non-ASCII character per line."""
     text = words(MB)
     for label, extra in (("ASCII", "e"), ("one é a line", "é"), ("one 😀 a line", "😀")):
         file = folder / "lines.jsonl"

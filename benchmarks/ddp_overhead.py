@@ -1,11 +1,11 @@
-"""What data parallelism costs: two ranks of one thread each against one process of two threads, the same batch.
+"""Overhead of data parallelism: two ranks of one thread against one process of two threads, same batch.
 
     python benchmarks/ddp_overhead.py [--models nano baby] [--rounds 3] [--steps 25] [setting …] [--json results.json]
 
-By turns a run of tinyllm.train under torchrun with ``strategy=<--strategy>`` and one by itself, both with the defaults
-but for evaluations, samples and checkpoints, which are off. A run's speed is the median of ``speed/tokens_per_s`` over
-its records but the first; the figure is the median over the rounds of the ratio of the speeds, so that both meet the
-same machine at about the same moment. Needs a machine of two cores that does nothing else.
+Alternates runs of tinyllm.train under torchrun (``strategy=<--strategy>``) with runs in one process, using the defaults
+but no evaluations, samples or checkpoints. The speed of a run is the median ``speed/tokens_per_s`` of its records after
+the first. The result is the median over the rounds of the ratio of the speeds, so that both meet the machine in the
+same state. Needs two otherwise idle cores.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def speed(settings: list[str], processes: int) -> float:
-    """Tokens a second of a training on all cores."""
+    """Tokens per second of a training run on all cores."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     with tempfile.TemporaryDirectory() as place:
         run = Path(place) / "run"

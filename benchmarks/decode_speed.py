@@ -1,15 +1,15 @@
-"""Decoding speed beside transformers' ``generate``, as a share of what reading the weights takes, and cache memory.
+"""Decoding speed against transformers' ``generate`` and the memory bandwidth, and cache memory.
 
     python benchmarks/decode_speed.py [--rounds 5] [--new 128] [--prompt 32] [--rows one batch cache] [--products]
 
-The gpt2 shape (12 layers, width 768, 12 heads, 50257 words, learned positions, LayerNorm, biases, GELU, tied), random
-weights, greedy choice, in one process; variants take turns, A B C A B C, and a figure is the median over the rounds
-with the range behind it. A token's time is that of a whole ``generate`` less that of one with a single new token,
-divided by the other new tokens, on both sides, so it holds detokenising, stopping and choice. transformers runs with
-its dynamic and its static cache; "best" is the faster one. The bandwidth is the best of a sum, a copy (read and written
-bytes) and a matrix-vector product over 1 GiB, measured in every round; "of bandwidth" is the bytes of the weights that
-a token reads, divided by it and by the token's time. ``--products`` times the forms of the linear layers alone.
-Needs transformers, and a machine that does nothing else; ``cpu`` says how many of its cores the variant had.
+The gpt2 shape (12 layers, width 768, 12 heads, vocabulary 50257, learned positions, LayerNorm, biases, GELU, tied) with
+random weights, greedy decoding, in one process. Variants alternate (A B C A B C); figures are medians over the rounds,
+followed by the range. The time per token is the time of a ``generate`` call minus that of a call with one new token,
+divided by the remaining tokens. It includes detokenizing, stopping and sampling on both sides. transformers runs with
+its dynamic and its static cache; "best" is the faster one. The bandwidth is the best of a sum, a copy (bytes read plus
+written) and a matrix-vector product over 1 GiB, measured in every round. "Of bandwidth" is the bytes of weights read
+per token, divided by the bandwidth and by the time per token. ``--products`` times the linear layers alone, in each
+storage format. Needs transformers and an otherwise idle machine; ``cpu`` shows how many cores a variant used.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from typing import Any
 
 VOCAB, WIDTH, LAYERS = 50257, 768, 12
 SHAPES = [(3 * WIDTH, WIDTH), (WIDTH, WIDTH), (4 * WIDTH, WIDTH), (WIDTH, 4 * WIDTH)] * LAYERS + [(VOCAB, WIDTH)]
-"""Of the matrices that a token passes."""
+"""Shapes of the matrices that a token passes through."""
 OURS = ("attn=mha", "pos=learned", "norm=layernorm", "model.bias=true", "ffn=gelu", "tokenizer=byte")
 Run = Callable[[int], Any]
-"""Generates so many tokens."""
+"""Generates this many tokens."""
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def compare(row: str, lengths: list[int], precision: str, *, rounds: int, new: int) -> None:
-    """Print the table of prompts of these lengths at one precision."""
+    """Print the table for prompts of these lengths at one precision."""
     import torch
 
     numbers = torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ def compare(row: str, lengths: list[int], precision: str, *, rounds: int, new: i
 
 
 def timed(run: Run, n: int) -> tuple[float, float]:
-    """Seconds, and seconds of CPU."""
+    """Wall-clock and CPU seconds of a call."""
     wall, cpu = time.perf_counter(), time.process_time()
     run(n)
     return time.perf_counter() - wall, time.process_time() - cpu
@@ -143,7 +143,7 @@ def transformers_run(prompts: list[list[int]], dtype: Any, cache: str) -> Run:
 
 
 def bandwidth_run() -> Callable[[], float]:
-    """A function that measures the bytes per second that the CPU reads."""
+    """Return a function that measures the read bandwidth of the CPU in bytes per second."""
     import torch
 
     source, target = torch.ones(2**28), torch.empty(2**27)
@@ -166,7 +166,7 @@ def bandwidth_run() -> Callable[[], float]:
 
 
 def products(rounds: int) -> None:
-    """Print what all linear layers of one token take, in each form, for 1 and 8 rows."""
+    """Print the time of all linear layers for 1 and 8 rows, in each storage format."""
     import torch
     import torch.nn.functional as F
 
@@ -198,7 +198,7 @@ def products(rounds: int) -> None:
 
 
 def caches() -> None:
-    """Print the bytes that live caches hold of a token."""
+    """Print the cache bytes per token, measured on live caches."""
     import torch
 
     import tinyllm

@@ -1,11 +1,10 @@
-"""How fast text becomes ids, and how much memory that takes: ``python benchmarks/encode_speed.py``.
+"""Tokenization throughput and memory: ``python benchmarks/encode_speed.py``.
 
-BPE with 8,000 entries on 20 MB, with one thread and with all, each in processes of their own, interleaved;
-char and byte on 100 MB; everything through the same stream that fills the token cache. Then the whole of
-``prepare`` for char on 20 MB and 200 MB with the largest resident memory of the process, which must not grow
-with the text.
+Encodes 20 MB with a BPE of 8,000 entries, on one thread and on all, in interleaved processes, and 100 MB with char and
+byte; all through the stream that fills the token cache. Then runs the whole of ``prepare`` with char on 20 MB and
+200 MB and reports the peak resident memory, which must not grow with the text.
 
-The text is the embedded corpus ``pydocs``, repeated. Figures of one run are the medians of what is listed.
+The text is the embedded corpus ``pydocs``, repeated. Figures are medians over the runs.
 """
 
 import json
@@ -33,12 +32,12 @@ REPEATS = 5
 
 
 def corpus(path: Path) -> TextCorpus:
-    """The file ``path`` as one document."""
+    """The file at ``path`` as one document."""
     return TextCorpus(path=str(path), val_path=None, val_fraction=0.1, errors="strict")
 
 
 def encode_seconds(text: Path, tokenizer: Tokenizer) -> float:
-    """Seconds to read and encode the file, without writing."""
+    """Seconds to read and encode the file, without writing the cache."""
     with tempfile.TemporaryDirectory() as folder:
         source = corpus(text).open(ContentHashes(Path(folder)))
         start = time.perf_counter()
@@ -48,14 +47,14 @@ def encode_seconds(text: Path, tokenizer: Tokenizer) -> float:
 
 
 def in_process(task: str, text: Path, other: Path, **environment: str) -> dict[str, float]:
-    """Runs one of the tasks below in a process of its own."""
+    """Run one of the tasks below in its own process."""
     argv = [sys.executable, __file__, task, str(text), str(other)]
     out = subprocess.run(argv, check=True, capture_output=True, text=True, env=os.environ | environment).stdout
     return json.loads(out)
 
 
 def run_task(task: str, text: Path, other: Path) -> None:
-    """What ``in_process`` starts: prints its figures as JSON."""
+    """Entry point of the process that ``in_process`` starts; prints the figures as JSON."""
     start = time.perf_counter()
     if task == "encode":
         tokenizer = load(other)

@@ -1,10 +1,9 @@
-"""How long a logger holds up a run: until its first step, until its last, and until the program has ended.
+"""Delay that a logger adds to a run: to its first step, its last step and its end.
 
     python benchmarks/logger_delay.py [--loggers wandb tensorboard] [--rounds 5] [--steps 200] [--json results.json]
 
-Every run is a program of its own, with logger=none and with each logger by turns; wandb runs offline. The figures are
-seconds since the program was started, medians over the rounds, and what they are more than without a logger. Needs a
-machine that does nothing else.
+Alternates programs with logger=none and with each logger; wandb runs offline. Reports seconds since the start of the
+program (medians over the rounds) and the difference to logger=none. Needs an otherwise idle machine.
 """
 
 import argparse

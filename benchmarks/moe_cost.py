@@ -1,12 +1,12 @@
-"""What a mixture of experts costs beside a dense block of the same active size.
+"""Cost of a mixture of experts against a dense block of the same active size.
 
     python benchmarks/moe_cost.py [--threads 1] [--repeats 15]
 
-One forward and backward pass of one block, 4096 tokens (8 sequences of 512), d_model 256, d_ff 1024; the mixture has 16
-routed experts of which each token passes 2, each half as wide as the dense layer. Every pass has other tokens, as in
-training, because what is fast for sizes of groups seen before need not be for new ones. Milliseconds of CPU time of
-one thread (wall time with more threads), the median of interleaved runs, and the ratio to dense: of the whole block,
-then of the feed-forward layers alone.
+One forward and backward pass of one block with 4096 tokens (8 sequences of 512), d_model 256, d_ff 1024. The mixture
+routes each token to 2 of 16 experts, each half as wide as the dense layer. Every pass gets different tokens, as in
+training, because kernels for group sizes seen before can be faster than for new ones. Reports median milliseconds of
+CPU time on one thread (wall time on several), interleaved, and the ratio to dense for the whole block and for the
+feed-forward layers alone.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def block(*overrides: str) -> Any:
-    """The one block of a model."""
+    """A model with a single block."""
     import torch
 
     import tinyllm
@@ -62,7 +62,7 @@ def block(*overrides: str) -> Any:
 
 
 def step(part: Any, precision: str, inputs: Iterator[Any]) -> None:
-    """One forward and backward pass; the gradients of the weights are made anew, as after ``zero_grad``."""
+    """One forward and backward pass with freshly allocated weight gradients, as after ``zero_grad``."""
     import torch
 
     from tinyllm.utils.device import autocast
@@ -76,7 +76,7 @@ def step(part: Any, precision: str, inputs: Iterator[Any]) -> None:
 
 
 def interleaved(calls: list[Callable[[], None]], clock: Callable[[], float], repeats: int) -> list[float]:
-    """Median milliseconds of each call, A B C A B C, the first rounds not counted."""
+    """Median milliseconds of each call, interleaved (A B C A B C), without the first rounds."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(WARM_UP + repeats):
         for call, kept in zip(calls, times, strict=True):

@@ -1,13 +1,12 @@
-"""How long a checkpoint holds up training: written at once, and in the background from a snapshot.
+"""Time that a checkpoint blocks training, saved synchronously and in the background from a snapshot.
 
     python benchmarks/save_stall.py [--megabytes 100 400] [--saves 5] [--directory .] [--json results.json]
 
-A state is fp32 weights and two moments for each: a third of the megabytes each. "at once" is the time of a synchronous
-save, which training waits for. "held up" is what the calls of an asynchronous one take out of the loop: the snapshot
-and the commit; "first" is that of the first save, which has to get the memory for the snapshot. "written after" is how
-long the thread needs meanwhile, and "steps meanwhile" the speed of a loop of matrix products next to it, relative to
-the same loop alone: with as many threads of training as cores the two share them. Medians over the saves. Needs a
-machine that does nothing else, and a disk like the one of real runs.
+The state is fp32 weights plus two moments, a third of the megabytes each. "at once" is the time of a synchronous save.
+"held up" is the time that an asynchronous save takes from the loop (snapshot and commit), and "first" that of the first
+one, which also allocates the snapshot. "written after" is how long the background thread writes, and "steps meanwhile"
+the speed of a loop of matrix products during that time relative to the loop alone; if training uses all cores, the
+writer competes with it. Medians over the saves. Needs an otherwise idle machine and a disk like that of real runs.
 """
 
 import argparse
@@ -48,7 +47,7 @@ def main() -> None:
 
 
 def measure(place: Path, megabytes: int, saves: int) -> dict[str, float]:
-    """Seconds, but for "steps meanwhile"."""
+    """All figures are seconds except "steps meanwhile", a ratio."""
     rows = max(1, round(megabytes * 1e6 / 3 / 4 / WIDTH / 8))
     weights = {f"w{index}": torch.randn(rows, WIDTH) for index in range(8)}
     moments = {name: {"m": torch.randn_like(one), "v": torch.rand_like(one)} for name, one in weights.items()}
@@ -57,7 +56,7 @@ def measure(place: Path, megabytes: int, saves: int) -> dict[str, float]:
     synchronous, background = (saver(place / str(kind), asynchronous=kind) for kind in (False, True))
     product = torch.randn(512, 512)
     alone = steps_until(product, lambda seconds: seconds > 2)
-    for step in range(1, saves + 1):  # in turns, so that what else the machine does meets both
+    for step in range(1, saves + 1):  # interleaved, so that other load affects both
         start = time.perf_counter()
         synchronous.begin(step=step, weights=weights, state=state, best=False)
         synchronous.commit()
@@ -85,7 +84,7 @@ def saver(directory: Path, *, asynchronous: bool) -> Saver:
 
 
 def steps_until(product: Tensor, done: Callable[[float], bool]) -> float:
-    """Matrix products a second until ``done`` says so of the seconds passed."""
+    """Matrix products per second, until ``done(seconds_passed)`` is true."""
     start, steps = time.perf_counter(), 0
     while not done(time.perf_counter() - start):
         product @ product

@@ -1,12 +1,11 @@
-"""What EMA, clipping, metrics and logging cost together, as a share of a step.
+"""Cost of EMA, clipping, metrics and logging, as a share of a training step.
 
     python benchmarks/step_overhead.py [--model baby] [--logger wandb] [--steps 60] [setting …] [--json results.json]
 
-One run of tinyllm.train, and before each of its steps a bare one on the same model: forward, loss, backward and
-optimizer, with batches of its own, and nothing else. So both meet the same machine at the same moment. A block is
-the steps of one record (trainer.log_every); the figure is the median over the blocks of their share, the spread its
-quartiles. The first block is left out. Evaluation, samples and checkpoints are off. Needs a machine that does nothing
-else.
+In one run of tinyllm.train, precedes each step with a bare one on the same model: forward, loss, backward and optimizer
+with separate batches, so that both meet the machine in the same state. The steps of one record (trainer.log_every) form
+a block. Reports the median share over the blocks and its quartiles, without the first block. Evaluation, samples and
+checkpoints are off. Needs an otherwise idle machine.
 """
 
 import argparse
@@ -64,12 +63,12 @@ def main() -> None:
 
 
 def blocks(steps: int) -> range:
-    """Where the blocks begin, without the first and without one that is not whole."""
+    """Start of each block, without the first and without an incomplete last one."""
     return range(LOG_EVERY, steps - LOG_EVERY + 1, LOG_EVERY)
 
 
 def measure(settings: list[str]) -> tuple[list[float], list[float]]:
-    """Seconds of every bare step and of every whole one, by turns."""
+    """Seconds of every bare and every full step, which alternate."""
     bare: list[float] = []
     whole: list[float] = []
     marks: list[float] = []
@@ -80,7 +79,7 @@ def measure(settings: list[str]) -> tuple[list[float], list[float]]:
         if not own_batches:
             own_batches.append(trainer.batches(trainer.state))
         began = time.perf_counter()
-        whole.extend(began - mark for mark in marks)  # of the step before, with all that came after it
+        whole.extend(began - mark for mark in marks)  # the previous full step, with everything that followed it
         bare_step(trainer, own_batches[0])
         marks[:] = [time.perf_counter()]
         bare.append(marks[0] - began)
@@ -96,7 +95,7 @@ def measure(settings: list[str]) -> tuple[list[float], list[float]]:
 
 
 def bare_step(trainer: Trainer, batches: Iterator[Any]) -> None:
-    """What no training can do without."""
+    """A bare training step: forward, loss, backward, optimizer."""
     inputs, targets = next(batches)
     with trainer.autocast():
         losses = trainer.forward(inputs, targets, None)

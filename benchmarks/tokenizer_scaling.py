@@ -1,15 +1,14 @@
-"""How time and memory of tokenizers grow with the text: ``python benchmarks/tokenizer_scaling.py``.
+"""Scaling of tokenizers with the text: ``python benchmarks/tokenizer_scaling.py``.
 
-- Learning byte-level BPE on 2 MB of words with 0 to 4 MB of letters without a blank among them, with the limit on words
-  (``tokenizer.max_word``) and, where it ends within a minute, without.
-- Text id by id, as generation shows it, for streams of 500 to 8,000 tokens of tokenizers whose text of a token depends
-  on its neighbours.
-- Prompts of 40,000 to 160,000 characters, encoded as a whole.
-- Documents of 1 to 12 MB through the stream that fills the token cache, for kinds of tokenizers (arguments choose
-  some), each in a process of its own: seconds, and the largest resident memory.
+- Learns byte-level BPE on 2 MB of words plus 0 to 4 MB of letters without a space, with the limit on word length
+  (``tokenizer.max_word``) and, if that takes less than a minute, without.
+- Streams 500 to 8,000 tokens as text, as generation shows them, with tokenizers whose text depends on neighbours.
+- Encodes prompts of 40,000 to 160,000 characters in one piece.
+- Encodes documents of 1 to 12 MB through the stream that fills the token cache, each in its own process, and reports
+  seconds and peak resident memory. Arguments select the kinds of tokenizers.
 
-The tokenizers are those of ``tests/tokenizers/kinds.py``, with vocabularies so small that nearly every character is a
-token: memory and time per MB are larger than with those people use. The text is the embedded corpus ``pydocs``.
+The tokenizers come from ``tests/tokenizers/kinds.py``. Their vocabularies are so small that nearly every character is a
+token, so time and memory per MB are higher than for real ones. The text is the embedded corpus ``pydocs``.
 """
 
 import json
@@ -44,7 +43,7 @@ DOCUMENTS = ("gpt2", "qwen2", "llama", "metaspace always", "unigram", "word piec
 
 @cache
 def corpus() -> str:
-    """The documentation of the standard library; to collect it takes longer than most of what is measured here."""
+    """The text of ``pydocs``, collected once because that takes longer than most measurements here."""
     with tempfile.TemporaryDirectory() as folder:
         documents = PydocsCorpus(val_fraction=0.1).open(ContentHashes(Path(folder))).documents()
         return "".join(chunk for document in documents for chunk in document.chunks())
@@ -67,7 +66,7 @@ def learn_seconds(run: int, limit: int | None) -> float:
 
 
 def stream_seconds(kind: str, n: int) -> float:
-    """Seconds to show ``n`` tokens one by one."""
+    """Seconds to stream ``n`` tokens as text."""
     tokenizer = HuggingFaceTokenizer.from_json(built(kind))
     ids = tokenizer.encode(prose(20 * n))[:n].tolist()
     start = time.process_time()
@@ -79,16 +78,16 @@ def stream_seconds(kind: str, n: int) -> float:
 
 
 def prompt_seconds(kind: str, size: int) -> float:
-    """Seconds to encode a prompt of ``size`` characters, and refuse what it cannot express."""
+    """Seconds to encode a prompt of ``size`` characters, including the check for unknown characters."""
     tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(size)
     start = time.process_time()
-    with suppress(UserError):  # of a token for a character that its small vocabulary lacks
+    with suppress(UserError):  # its small vocabulary lacks a token for some character
         tokenizer.encode(text, strict=True)
     return time.process_time() - start
 
 
 def encode_task(kind: str, size: int) -> None:
-    """One document of ``size`` MB in this process; prints seconds and the largest resident memory in kB."""
+    """Encode one document of ``size`` MB in this process; prints seconds and peak resident memory in kB."""
     tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(MB)
     start = time.process_time()
     document = Document(digest=b"", text_digest=b"", size=size * MB, chunks=lambda: (text for _ in range(size)))
@@ -99,7 +98,7 @@ def encode_task(kind: str, size: int) -> None:
 
 
 def in_process(*arguments: object, limit: float | None = None) -> dict[str, float] | None:
-    """What the task printed; None if it took longer than ``limit`` seconds."""
+    """Output of the task; None if it took longer than ``limit`` seconds."""
     argv = [sys.executable, __file__, *map(str, arguments)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     try:

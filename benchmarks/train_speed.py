@@ -1,12 +1,12 @@
-"""Training speed and memory beside litgpt's GPT: forward, loss, backward, clip 1.0, AdamW; start-up apart.
+"""Training speed and memory against litgpt's GPT: forward, loss, backward, clipping at 1.0, AdamW; without start-up.
 
     python benchmarks/train_speed.py [a b c …] [--rounds 3] [--seconds 8] [--json results.json]
 
-Every variant runs in a process of its own, one after the other, A B C A B C, on random tokens. A figure is the median
-over the rounds of a process's median step; the spread is the range over the rounds. Memory is the maximum resident set
-of the whole process. The same depth, heads, width, vocabulary and tying on both sides; litgpt's loss is torch's
-cross-entropy on all logits, its plain loop is fp32 with AdamW as torch makes it, its fast one bf16 autocast with fused
-AdamW. tinyllm runs with its default settings. Needs litgpt, and a machine that does nothing else.
+Every variant runs in its own process on random tokens, in turns (A B C A B C). A figure is the median over the rounds
+of the median step; the spread is the range over the rounds. Memory is the peak resident set of the whole process.
+Depth, heads, width, vocabulary and tying are equal on both sides. litgpt uses torch's cross-entropy on all logits;
+its plain loop is fp32 with torch's default AdamW, its fast loop bf16 autocast with fused AdamW. tinyllm uses its
+defaults. Needs litgpt and an otherwise idle machine.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def report(row: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Print the table of a row; the figures come back."""
+    """Print the table for one row and return its figures."""
     figures = {
         variant: {
             "tokens_per_s": statistics.median(run["tokens_per_s"] for run in of_variant),
@@ -81,7 +81,7 @@ def report(row: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[
 
 
 def measure(variant: str, row: str, *, seconds: float) -> dict[str, float]:
-    """Train for a while in this process."""
+    """Train in this process for a given time."""
     import torch
 
     shape = ROWS[row][1]
@@ -125,7 +125,8 @@ def litgpt_step(variant: str, row: str) -> tuple[int, Step]:
     model = GPT(config)
     model.lm_head.weight = model.transformer.wte.weight
     for parameter in model.parameters():
-        if parameter.ndim > 1:  # as ours; a tied table of litgpt's N(0, 1) would give softmax denormals to work on
+        # The same initialization as ours: with litgpt's N(0, 1) and tied embeddings, softmax would hit slow denormals.
+        if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.02)
     fast = variant.endswith("bf16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=fast or None)
