@@ -136,9 +136,10 @@ def test_the_top_holds_commands_and_nothing_else() -> None:
     commands = {script.removeprefix("tinyllm-").replace("-", "_") for script in SCRIPTS} | {"reference"}
     assert {path.parent.name if path.stem == "__main__" else path.stem for path in files} == commands
     for path in files:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 20, path
-        rooms = {one.module.split(".")[1] for one in sources.imports(sources.tree(path)) if "." in one.module}
-        assert rooms <= {"programs", "studies", "config"}, "no command imports a command"
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 24, path
+        imported = [one.module for one in sources.imports(sources.tree(path)) if one.module.startswith("tinyllm.")]
+        rooms = {module.split(".")[1] for module in imported}
+        assert rooms <= {"programs", "studies", "config", "runs"}, "no command imports a command"
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

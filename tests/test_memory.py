@@ -102,13 +102,13 @@ def test_each_part_of_a_run_says_what_needed_memory(
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: not enough memory ({what}): 5.00 GB more were asked for; ")
     cfg = tinyllm.compose(f"run={tiny_run}", program="evaluate")
-    monkeypatch.setattr("tinyllm.inference.evaluation.evaluate", fail)
+    monkeypatch.setattr("tinyllm.programs.evaluate.evaluate", fail)
     with pytest.raises(UserError, match=r"not enough memory \(the evaluation\): 5.00 GB more"):
         evaluate.evaluate_run(cfg, cfg.run)
-    monkeypatch.setattr("tinyllm.inference.generator.generate_batch", fail)
+    monkeypatch.setattr("tinyllm.inference.session.generate_batch", fail)
     cfg = tinyllm.compose(f"run={tiny_run}", program="generate")
     with pytest.raises(UserError, match=r"not enough memory \(generation\): 5.00 GB more"):
-        generate.Session(cfg, cfg.run, ["a"]).samples(["a"], seed=1)
+        generate.open_session(cfg, cfg.run, ["a"]).texts(["a"], seed=1)
     monkeypatch.setattr(loading, "fill", fail)
     with pytest.raises(UserError, match=r"not enough memory \(the weights of .*\): 5.00 GB more"):
         tinyllm.load(tiny_run)

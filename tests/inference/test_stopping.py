@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm.inference.stopping import StopFilter
+from tinyllm.inference.generator import StopFilter
 
 LETTERS = st.text(alphabet="ab\n", max_size=30)
 

@@ -9,7 +9,7 @@ from tests.support import hub
 from tests.support.options import small
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.compose import compose
-from tinyllm.interop.folding import folded
+from tinyllm.interop.convert import folded
 from tinyllm.models.parametrization import MuP
 from tinyllm.programs.export import export
 from tinyllm.programs.load_model import load

@@ -1,26 +1,27 @@
-"""``python -m tinyllm.export run=<run directory> out=<new directory>``: a trained model for transformers."""
+"""``python -m tinyllm.export``: write a trained model as Hugging Face transformers stores it."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from omegaconf import DictConfig
 
-    from tinyllm.config.allowed import Option
-    from tinyllm.config.cli.main import Invocation
-
-
-def main() -> None:
-    """The console script ``tinyllm-export``."""
-    from tinyllm.config.cli.main import run
-
-    run("export", _task)
+from tinyllm.config.allowed import Option
+from tinyllm.config.cli.main import Invocation
+from tinyllm.interop.convert import converted
+from tinyllm.interop.directory import check_out, write
+from tinyllm.interop.tokenizer import special_ids, texts_of
+from tinyllm.programs.load_model import open_saved, sketch
+from tinyllm.utils.text import say_aside
 
 
-def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
-    from tinyllm.inference.runs import required_run
+def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
+    """Export a run and print what was written. Returns the exit code.
 
-    facts = export(cfg, required_run(cfg.run, program="export"), allow=invocation.allow)
+    Args:
+        cfg: the settings of ``conf/export.yaml``.
+        run: a run directory, one of its checkpoints, or a Hugging Face directory.
+    """
+    facts = export(cfg, run, allow=invocation.allow)
     if invocation.json:
         print(json.dumps(facts))
     else:
@@ -28,23 +29,20 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     return 0
 
 
-def export(cfg: "DictConfig", run: str, *, allow: "frozenset[Option]" = frozenset()) -> dict[str, Any]:
-    """Write a run's model as transformers stores it; what was written.
+def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset()) -> dict[str, Any]:
+    """Write a run's model to a new directory that transformers reads.
 
     Args:
-        cfg: of ``conf/export.yaml``.
-        run: a run directory, one of its checkpoints, or a directory of Hugging Face.
-        allow: classes beside tinyllm's own that the run's configuration may name.
+        cfg: the settings of ``conf/export.yaml``.
+        run: a run directory, one of its checkpoints, or a Hugging Face directory.
+        allow: classes beyond tinyllm's own that the run's configuration may name.
+
+    Returns:
+        What was written: directory, family, parameters, dtype, checkpoint and its step.
 
     Raises:
         UserError: the run cannot be loaded, ``out`` exists, or no family expresses the composition.
     """
-    from tinyllm.interop.convert import converted
-    from tinyllm.interop.directory import check_out, write
-    from tinyllm.interop.tokenizer import special_ids, texts_of
-    from tinyllm.programs.load_model import open_saved, sketch
-    from tinyllm.utils.text import say_aside
-
     out = check_out(cfg.out, command=f"python -m tinyllm.export run={run}")
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
     model = sketch(saved, allow=allow)

@@ -1,26 +1,20 @@
-"""``python -m tinyllm.prepare dataset=… tokenizer=…``: tokenize once into the shared cache."""
+"""``python -m tinyllm.prepare``: tokenize a corpus once, into the cache that all runs share."""
 
-from typing import TYPE_CHECKING
+import json
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from omegaconf import DictConfig
 
-    from tinyllm.config.cli.main import Invocation
-
-
-def main() -> None:
-    """Entry point of ``tinyllm-prepare``."""
-    from tinyllm.config.cli.main import run
-
-    run("prepare", _task)
+from tinyllm.config.cli.main import Invocation
+from tinyllm.data.prepare import cache_root
+from tinyllm.programs.builders import open_corpus, open_data
 
 
-def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
-    import json
+def command(cfg: DictConfig, invocation: Invocation) -> int:
+    """Tokenize the corpus, unless the cache has it, and print what came out. Returns the exit code.
 
-    from tinyllm.data.prepare import cache_root
-    from tinyllm.programs.builders import open_corpus, open_data
-
+    Args:
+        cfg: the settings of ``conf/prepare.yaml``.
+    """
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     facts = {
         "train tokens": data.train.n_tokens,
