@@ -5,15 +5,16 @@ def main() -> None:
     """Entry point of ``tinyllm-replay``."""
     from tinyllm.config.cli.flags import answer
 
-    def work() -> int:
-        from tinyllm.programs.replay_flags import parse_flags
+    answer(_run)
 
-        flags = parse_flags()
-        from tinyllm.programs.replay import replay
 
-        return replay(flags)
+def _run() -> int:
+    from tinyllm.programs.replay_flags import parse_flags
 
-    answer(work)
+    flags = parse_flags()  # before torch is loaded
+    from tinyllm.programs.replay import replay
+
+    return replay(flags)
 
 
 if __name__ == "__main__":

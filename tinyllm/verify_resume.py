@@ -7,10 +7,10 @@ def main() -> None:
     """Entry point of ``tinyllm-verify-resume``."""
     from tinyllm.config.cli.main import run
 
-    run("verify_resume", _task)
+    run("verify_resume", _run)
 
 
-def _task(cfg: Any, invocation: Any) -> int:
+def _run(cfg: Any, invocation: Any) -> int:
     from tinyllm.programs.verify_resume import verify_resume
 
     return verify_resume(cfg, invocation)

@@ -21,13 +21,12 @@ from tinyllm.config.grammar import MOST, count_values, parse_settings
 from tinyllm.config.migrations import renamed, upgraded
 from tinyllm.config.paths import conf_dir
 from tinyllm.config.quoting import escaped, written
+from tinyllm.config.start_keys import NOT_SAVED
 from tinyllm.config.suggestions import is_option
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import has_key, value_at
 from tinyllm.utils.yaml_files import read_yaml
 
-NOT_SAVED = ("resume", "init_from", "run", "debug")
-"""What no run saves: it belongs to one start of the program."""
 EXPANDED = "model.layers"
 """Descriptions of layers, in whose place a configuration has the blocks they stand for."""
 REFERENCE = re.compile(r"\$\{[A-Za-z_][\w.]*\}")

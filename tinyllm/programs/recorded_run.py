@@ -11,16 +11,14 @@ from tinyllm.config.migrations import as_it_was
 from tinyllm.config.overrides import key_of
 from tinyllm.config.quoting import LITERAL_KEYS, quote, unquoted
 from tinyllm.config.saved import saved_settings
+from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.errors import UserError, setting
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import RUNNING, check_free
 from tinyllm.runs.facts import differing, of_run, read_config
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.runs.seal import check_seal, read_run_json
-from tinyllm.utils.nested import flatten
-
-SHOWS = ("logger",)
-"""Groups that only show the run: the other one is not to appear among somebody's runs twice."""
+from tinyllm.utils.nested import flatten, is_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +117,7 @@ def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str
         UserError: the settings are not those of a run, or do not compose.
     """
     saved = saved_settings(run / OVERRIDES, config=run / CONFIG, config_dir=config_dir)
-    saved = [one for one in saved if key_of(one).partition(".")[0] not in SHOWS]
+    saved = [one for one in saved if not is_within(key_of(one), NOT_COMPARED)]
     config = read_config(run)
     config |= as_it_was(config.get)
     if config.get("init_from") is not None:

@@ -17,19 +17,18 @@ from tinyllm.config.overrides import key_of, nodes_of
 from tinyllm.config.quoting import escaped, text_of
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.sizes import D_FF
+from tinyllm.config.start_keys import NOT_SAVED
 from tinyllm.errors import UserError
 from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
 from tinyllm.runs.directory import check_free
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
-from tinyllm.utils.nested import flatten
+from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
 """What a resumed run cannot change."""
 PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
 """Of those, what may lie elsewhere now: the fingerprints of tokens and tokenizer tell whether it is the same."""
-OWN = ("resume", "init_from", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes")
-"""What belongs to this start of the program, not to the run."""
 ALTERNATIVES = (
     ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"),
     ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
@@ -98,7 +97,7 @@ def look_up(line: CommandLine) -> Resumption | None:
     )
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
     replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
-    before = [one for one in saved if not _below(key_of(one), replaced)]
+    before = [one for one in saved if not is_within(key_of(one), replaced)]
     return Resumption(
         checkpoint=checkpoint,
         arguments=[*before, *(f"{key}=null" for key in sorted(displaced)), *line.settings],
@@ -135,7 +134,7 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
 
 def to_save(overrides: Iterable[str]) -> list[str]:
     """The settings that belong to the run and not to one start of the program."""
-    return [one for one in overrides if not _below(key_of(one), OWN)]
+    return [one for one in overrides if not is_within(key_of(one), NOT_SAVED)]
 
 
 def reconcile(
@@ -161,7 +160,7 @@ def reconcile(
     places = {place_of(name) for name in named}
     notes = []
     layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
-    if layers != layers_now and "experiment" not in places and not any(_below(place, [LAYERS]) for place in places):
+    if layers != layers_now and "experiment" not in places and not any(is_within(place, [LAYERS]) for place in places):
         with open_dict(cfg):
             OmegaConf.update(cfg, LAYERS, layers, merge=False)
         notes.append(f"{LAYERS} as in the run (they are described otherwise now)")
@@ -170,14 +169,14 @@ def reconcile(
     before, after = dict(flatten(old)), dict(flatten(new))
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now or _below(key, OWN):
+        if was == now or is_within(key, NOT_SAVED):
             continue
-        chosen = "experiment" in places or any(_below(key, [place]) for place in places)
+        chosen = "experiment" in places or any(is_within(key, [place]) for place in places)
         if key in unnamed or not chosen:
             with open_dict(cfg):
                 OmegaConf.update(cfg, key, escaped(was), force_add=True)
             notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
-        elif _below(key, FIXED) and key not in PROVEN:
+        elif is_within(key, FIXED) and key not in PROVEN:
             raise UserError(
                 f"a resumed run cannot change {key}",
                 key=key,
@@ -192,10 +191,6 @@ def reconcile(
 def place_of(name: str) -> str:
     """Where a group's options put their keys; any other name is a place itself."""
     return next(iter(nodes_of(name)), name)
-
-
-def _below(key: str, places: Iterable[str]) -> bool:
-    return any(key == place or key.startswith((f"{place}.", f"{place}[")) for place in places)
 
 
 def _text(value: Any) -> str:

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.runs.layout import CONFIG
-from tinyllm.utils.nested import flatten
+from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
 MADE_BY = ("code", "versions", "threads", "instructions", "machine")
 """Entries of ``run.json`` that a run's numbers may depend on, besides its configuration and its data."""
 OF_INFO = ("device", "precision", "world_size")
-OWN = ("resume", "run", "debug", "trainer.stop_after_steps", "trainer.max_minutes", "logger")
-"""Keys of the configuration that no number of the run depends on, except where it was stopped."""
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -44,4 +43,4 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tup
 
 def of_run(config: Mapping[str, Any]) -> dict[str, Any]:
     """The leaves that describe the run, without those that belong to one start of the program."""
-    return {key: value for key, value in config.items() if not any(f"{key}.".startswith(f"{own}.") for own in OWN)}
+    return {key: value for key, value in config.items() if not is_within(key, NOT_COMPARED)}

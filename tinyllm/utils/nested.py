@@ -1,6 +1,6 @@
 """Nested mappings addressed by dotted keys: ``a.b`` is the entry ``b`` of the mapping ``a``."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 
@@ -27,3 +27,8 @@ def has_key(node: Any, path: str) -> bool:
     parent_path, _, name = path.rpartition(".")
     parent = value_at(node, parent_path)
     return isinstance(parent, Mapping) and name in parent
+
+
+def is_within(key: str, nodes: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``nodes`` or lies below one; an index ``layers[0]`` lies below ``layers``."""
+    return any(key == node or key.startswith((f"{node}.", f"{node}[")) for node in nodes)

@@ -17,6 +17,7 @@ from tinyllm.config.suggestions import groups
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.grid import expand
 from tinyllm.studies.sweep.job_record import shortened
+from tinyllm.utils.nested import is_within
 from tinyllm.utils.yaml_files import read_yaml
 
 FILE_KEYS = ("question", "reference", "settings", "arms")
@@ -59,12 +60,7 @@ class Asked:
         """
         mine = {key_of(one) for one in arm.settings}
         shared = [one for one in self.shared if key_of(one) not in mine]
-        return [one for one in (*shared, *arm.settings) if not within(key_of(one), without)]
-
-
-def within(key: str, keys: Iterable[str]) -> bool:
-    """Whether a key is one of the keys, or lies below one."""
-    return any(key == one or key.startswith(f"{one}.") for one in keys)
+        return [one for one in (*shared, *arm.settings) if not is_within(key_of(one), without)]
 
 
 def take_apart(settings: Sequence[str], *, own: Collection[str], config_dir: str | None = None) -> Asked:
@@ -118,11 +114,11 @@ def check_keys(parsed: Iterable[Override], own: Collection[str]) -> None:
             raise UserError("not a setting of a comparison", key=key, value=typed, hint=NOT_ARMS[key])
         if not one.is_sweep_override():
             continue
-        if within(key, own):
+        if is_within(key, own):
             hint = "one value; it holds for the whole comparison"
             raise UserError("it cannot differ between arms", key=key, value=typed, hint=hint)
         for name, hint in NOT_ARMS.items():
-            if within(key, [name]):
+            if is_within(key, [name]):
                 raise UserError("it cannot differ between arms", key=key, value=typed, hint=hint)
 
 

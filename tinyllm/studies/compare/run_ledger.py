@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.runs.provenance import code_fingerprint
@@ -18,8 +19,6 @@ from tinyllm.runs.seal import check_seal, read_run_json, sealed
 from tinyllm.studies.compare.results import Run
 from tinyllm.studies.compare.run_pool import Job, has_begun, reason
 
-NOT_THE_RUN = ("run", "resume", "logger", "debug")
-"""Parts of the configuration that change nothing of what a run computes."""
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 LONGEST_NAME = 60
 
@@ -31,7 +30,7 @@ def run_name(arm: str, seed: int, config: Mapping[str, Any], data: Mapping[str, 
         config: the resolved configuration as plain containers.
         data: fingerprints of the tokens and of the tokenizer.
     """
-    kept = {name: node for name, node in config.items() if name not in NOT_THE_RUN}
+    kept = {name: node for name, node in config.items() if name not in NOT_COMPARED}
     whole = {"config": kept, "data": dict(data), "code": code_fingerprint(), "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
     return f"{slug(arm)}_s{seed}_{digest[:10]}"

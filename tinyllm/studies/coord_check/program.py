@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from tinyllm.utils.nested import is_within
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -80,10 +82,9 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
 
 def _check_keys(cfg: "DictConfig", invocation: "Invocation") -> None:
     from tinyllm.errors import UserError
-    from tinyllm.studies.compare.arms import within
 
     for key in sorted(invocation.typed):
-        if not within(key, READ):
+        if not is_within(key, READ):
             hint = "a few steps at a constant learning rate, in one process, of which no run is kept; leave it out"
             raise UserError("the key has no effect here", file=key, hint=hint)
     widths = list(cfg.widths)

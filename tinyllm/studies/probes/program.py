@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from tinyllm.utils.nested import is_within
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
@@ -65,16 +67,16 @@ def arms_of(settings: "Sequence[str]") -> "Asked":
     from tinyllm.config.overrides import key_of
     from tinyllm.config.quoting import unquoted
     from tinyllm.errors import UserError
-    from tinyllm.studies.compare.arms import Asked, Choice, name_of, parse, within
+    from tinyllm.studies.compare.arms import Asked, Choice, name_of, parse
     from tinyllm.studies.sweep.grid import expand
 
     parsed = parse(settings)
     for one in parsed:
         key, typed = one.key_or_group, unquoted([str(one.input_line)])[0].partition("=")[2]
-        if not within(key, READ) or within(key, BY_TASK):
+        if not is_within(key, READ) or is_within(key, BY_TASK):
             hint = "a task makes its own ids, and no run is kept; leave it out"
             raise UserError("the key has no effect here", key=key, value=typed, hint=hint)
-        if one.is_sweep_override() and within(key, (*OWN, "seed")):
+        if one.is_sweep_override() and is_within(key, (*OWN, "seed")):
             hint = "one value, which holds for all arms; seeds=<number> repeats every arm"
             raise UserError("it cannot differ between arms", key=key, value=typed, hint=hint)
     jobs = expand({one.get_key_element(): one for one in parsed}.values())
@@ -187,13 +189,12 @@ def trials_of(
 def parts_of(settings: "Iterable[str]", *, sizes: "Collection[str]" = SIZES) -> list[str]:
     """Those settings of a training that say of what parts a model is made and how it learns, not how large it is."""
     from tinyllm.config.overrides import key_of
-    from tinyllm.studies.compare.arms import within
 
     keys = {one: key_of(one) for one in settings}
     return [
         one
         for one, key in keys.items()
-        if within(key, (*PARTS, *ANY_SIZE)) or (key.startswith("model.") and not within(key, sizes))
+        if is_within(key, (*PARTS, *ANY_SIZE)) or (key.startswith("model.") and not is_within(key, sizes))
     ]
 
 

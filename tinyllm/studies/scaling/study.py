@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinyllm.config.overrides import key_of
-from tinyllm.studies.compare.arms import within
 from tinyllm.studies.compare.composed_arms import needs_gpu
 from tinyllm.studies.compare.pipeline import Comparison
 from tinyllm.studies.compare.progress import Screen
@@ -21,6 +20,7 @@ from tinyllm.studies.scaling import law as scaling_law
 from tinyllm.studies.scaling.ladder import OWN, Rung
 from tinyllm.studies.scaling.law import Law, Optimum, Point, Price, Valley
 from tinyllm.utils.files import write_json
+from tinyllm.utils.nested import is_within
 from tinyllm.utils.stop_signal import StopRequest
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def place(cfg: "DictConfig", invocation: "Invocation") -> Path:
     """The study's directory: as asked for, else the same one for the same settings of training."""
     if cfg.scaling.out is not None:
         return Path(cfg.scaling.out)
-    shared = sorted(one for one in invocation.overrides if not within(key_of(one), OWN))
+    shared = sorted(one for one in invocation.overrides if not is_within(key_of(one), OWN))
     digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
     return Path("outputs") / "scaling" / f"{invocation.choices['model']}_{digest}"
 

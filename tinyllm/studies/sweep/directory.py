@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tinyllm.config.overrides import key_of
+from tinyllm.config.start_keys import START_KEYS
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.job_record import (
     INTERRUPTED,
@@ -20,14 +21,13 @@ from tinyllm.studies.sweep.job_record import (
 )
 from tinyllm.utils.files import renewed, write_text
 from tinyllm.utils.locks import try_lock
+from tinyllm.utils.nested import is_within
 from tinyllm.utils.tables import csv_text
 
 CSV = "sweep.csv"
 RECORDS = "jobs"
 LOCK = ".lock"
 STOP = "stop"
-OF_A_START = ("debug", "trainer.stop_after_steps", "trainer.max_minutes")
-"""Keys that may change when a sweep is started again. What a run starts from (``init_from``) is not among them."""
 LONGEST_NAME = 80
 """Characters of a run directory's name that tell what the job is."""
 FIGURES = ("val_loss", "val_bpb", "tokens_per_s", "step", "seconds")
@@ -188,7 +188,7 @@ class SweepDir:
 def identity(job: Job | Record) -> frozenset[str]:
     """What makes two jobs the same: their settings in any order.
 
-    A key that belongs to one start of the program (``OF_A_START``) counts only where it is swept: a time limit given
+    A key that belongs to one start of the program (``START_KEYS``) counts only where it is swept: a time limit given
     once may change from start to start, two of them on one command line are two jobs.
     """
     return fixed_identity(job.overrides) | frozenset(job.swept)
@@ -196,7 +196,7 @@ def identity(job: Job | Record) -> frozenset[str]:
 
 def fixed_identity(overrides: Iterable[str]) -> frozenset[str]:
     """Settings in any order, without those of one start of the program."""
-    return frozenset(one for one in overrides if key_of(one) not in OF_A_START)
+    return frozenset(one for one in overrides if not is_within(key_of(one), START_KEYS))
 
 
 def short_name(swept: Iterable[str]) -> str:
