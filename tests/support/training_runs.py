@@ -77,7 +77,7 @@ def digest(run: Path, *, prefer: str = "last") -> str:
 
 def metrics(run: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
-    return compare_states.records(run / "metrics.jsonl")
+    return compare_states.comparable_records(run / "metrics.jsonl")
 
 
 def logged(run: Path, key: str) -> list[Any]:
