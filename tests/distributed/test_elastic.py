@@ -113,7 +113,7 @@ def test_programs_of_one_process_read_what_two_wrote(in_parts: Path, call: Call)
 @pytest.mark.slow
 def test_what_is_said_about_dropout_and_a_batch_that_is_named(in_parts: Path) -> None:
     notes = go_on(4, in_parts, "trainer.max_steps=11")
-    assert "note: dropout draws from other streams than with the other number of ranks" in notes
+    assert "note: dropout draws from other random streams than with the former number of ranks" in notes
     assert go_on(2, in_parts, "trainer.batch_size=3", "trainer.max_steps=12") == []
     assert [record["tokens"] for record in metrics(in_parts)[-2:]] == [11 * 8 * 16, (11 * 8 + 6) * 16]
 

@@ -171,7 +171,7 @@ def test_ranks_that_were_started_differently(corpus: str, tmp_path: Path) -> Non
     answers = train_ranks(2, *options, last_rank=("optimizer.lr=1e-5",))
     assert [answer.code for answer in answers] == [2, 2]
     for line in errors(answers):
-        assert line.startswith("error: the configuration of rank 1 is another one (rank 1: ")
+        assert line.startswith("error: rank 1 differs from rank 0 in the configuration (rank 1: ")
         assert "start all ranks with the same command, code and files" in line
     assert not (tmp_path / "run").exists()
 
@@ -185,7 +185,7 @@ def test_ranks_that_find_other_data(tmp_path: Path) -> None:
         write_corpus(folder / "words.txt", seed=int(os.environ["RANK"]))
 
     answers = train_ranks(2, *SHARED, "dataset.path=words.txt", f"run.dir={tmp_path / 'run'}", first=first)
-    assert all(line.startswith("error: the train data of rank 1 is another one") for line in errors(answers))
+    assert all(line.startswith("error: rank 1 differs from rank 0 in the train data") for line in errors(answers))
     assert not (tmp_path / "run").exists()
 
 

@@ -171,7 +171,7 @@ TABLE = {
     ),
     "resume with another attention": bad("resume=IN/run attn=mqa", "model.block.attn", "MHA", base=False),
     "resume with another text": bad(
-        "resume=IN/run dataset.path=IN/other.txt", "dataset=", "bring the old data back", base=False
+        "resume=IN/run dataset.path=IN/other.txt", "dataset=", "restore the old data", base=False
     ),
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
     "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"),

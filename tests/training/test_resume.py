@@ -262,7 +262,7 @@ def test_init_from_takes_the_weights_alone(
     old = stopped_run / "checkpoints" / "step-000002" / weights
     assert (tmp_path / "same" / "checkpoints" / "step-000001" / weights).read_bytes() == old.read_bytes()
     assert train(*shared, f"run.dir={tmp_path / 'other'}", "tokenizer=byte") == 2
-    assert "tokenizer is not that of the other run" in capsys.readouterr().err
+    assert "the other run has another tokenizer" in capsys.readouterr().err
     assert train(*shared, f"run.dir={tmp_path / 'other'}", "parametrization=mup") == 2
     assert "other multipliers" in (line := capsys.readouterr().err) and "Standard(), this one MuP(base_width=" in line
     as_base = ("parametrization=mup", "model.parametrization.base_width=32")

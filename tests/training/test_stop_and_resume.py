@@ -72,7 +72,10 @@ def test_the_best_is_one_of_the_line_that_the_run_is_on(
     back = f"resume={run / 'checkpoints/step-000004'}"
     assert train(back, "optimizer.lr=1e-5") == 0
     said = capsys.readouterr().out
-    assert "back to step 4: the records of later steps go now, step-000006 with the next checkpoint" in said
+    assert (
+        "back to step 4: the metrics of later steps are removed now, step-000006 when the next checkpoint is saved"
+        in said
+    )
     assert best() == run / "checkpoints/step-000004"
     assert "best val loss: 2.5000" in said and "(step 4)" in said
     # the best that the state knows was removed meanwhile: the best of those that are there takes its place

@@ -87,3 +87,11 @@ class TokenData:
     path: Path
     fingerprint: str
     rules: int
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of both splits and of the tokenizer, as a checkpoint's manifest has them."""
+        return {
+            "train": self.train.fingerprint,
+            "val": self.val.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint(),
+        }

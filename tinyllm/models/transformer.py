@@ -1,7 +1,7 @@
 """The decoder-only transformer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, cast
 
@@ -153,6 +153,19 @@ class Transformer(nn.Module):
         )
         if self.embedding.weight.device.type != "meta":
             self.init_weights()
+
+    def resize_vocabulary(self, vocab_size: int) -> None:
+        """Replace the token table and the head of a model on ``meta``, where they hold no weights, by another size."""
+        assert self.embedding.weight.is_meta
+        self.vocab_size = vocab_size
+        with torch.device("meta"):
+            self.embedding = nn.Embedding(vocab_size, self.d_model, _weight=torch.empty(vocab_size, self.d_model))
+            if self.head is not None:
+                self.head = Linear(d_in=self.d_model, d_out=vocab_size, bias=False)
+        growth = self.growth.get("head.weight")
+        if growth is not None:  # the head has the same rows, one per token, in the base model
+            here, base = (vocab_size, growth.shape[1]), (vocab_size, growth.base_shape[1])
+            self.growth["head.weight"] = replace(growth, shape=here, base_shape=base)
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) for the head; see :meth:`run`."""

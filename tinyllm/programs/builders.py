@@ -14,13 +14,17 @@ from tinyllm.errors import UserError
 from tinyllm.optim.groups import follow_width, parameter_groups
 from tinyllm.optim.memory import state_bytes
 from tinyllm.optim.schedules import Schedule
+from tinyllm.training.batch_plan import Batch, plan_batch
 from tinyllm.training.callbacks import OptimizerGroup
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.progress import PreparationProgress
 from tinyllm.utils.seeds import stream
 
+HORIZON = ("max_steps", "max_tokens", "max_epochs")
+BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
 PLACEHOLDER_VOCAB = 256
-"""Vocabulary size to build a model with before the tokenizer is known."""
+"""Vocabulary size of a model on ``meta`` while the tokenizer is unknown."""
+META = torch.device("meta")
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -49,22 +53,45 @@ def build_model(
     Raises:
         UserError: sizes that do not fit together, or ``model.vocab_size`` below the tokenizer's.
     """
-    asked = cfg.model.vocab_size
-    if asked is not None and asked < vocab_size:
-        raise UserError(
-            "vocabulary smaller than the tokenizer's",
-            key="model.vocab_size",
-            value=asked,
-            hint=f"at least {vocab_size}; null takes the tokenizer's",
-        )
+    vocab_size = vocabulary_of(cfg, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
         with memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
-                model = build(cfg.model, path="model", allow=allow, vocab_size=asked or vocab_size)
+                model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)
             model = place(model) if place else model.to(device)  # outside: what it fills is no tensor on meta
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
+
+
+def vocabulary_of(cfg: DictConfig, vocab_size: int) -> int:
+    """The vocabulary size of the model: ``model.vocab_size``, or the tokenizer's ``vocab_size`` if that is null.
+
+    Raises:
+        UserError: ``model.vocab_size`` is smaller than the tokenizer's.
+    """
+    setting = cfg.model.vocab_size
+    if setting is not None and setting < vocab_size:
+        hint = f"at least {vocab_size}; null takes the tokenizer's"
+        raise UserError("vocabulary smaller than the tokenizer's", key="model.vocab_size", value=setting, hint=hint)
+    return int(setting or vocab_size)
+
+
+def fit_vocabulary(cfg: DictConfig, meta_model: Any, *, vocab_size: int) -> None:
+    """Resize a model on ``meta`` to the vocabulary of the tokenizer, which is known only once the data is open.
+
+    Raises:
+        UserError: ``model.vocab_size`` is smaller than the tokenizer's.
+    """
+    vocab_size = vocabulary_of(cfg, vocab_size)
+    if meta_model.vocab_size != vocab_size:
+        meta_model.resize_vocabulary(vocab_size)
+
+
+def planned_batch(cfg: DictConfig, *, world_size: int = 1) -> Batch:
+    """The batch that ``trainer.*`` describes; see :func:`plan_batch`."""
+    settings = {name: cfg.trainer[name] for name in BATCH}
+    return plan_batch(**settings, max_seq_len=cfg.model.max_seq_len, world_size=world_size)
 
 
 def build_optimizer(

@@ -1,6 +1,7 @@
 """Continuing a run: its saved settings with the new ones on top, and what may differ."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,10 +19,15 @@ from tinyllm.config.quoting import escaped, text_of
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.sizes import D_FF
 from tinyllm.config.start_keys import NOT_SAVED
+from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
+from tinyllm.programs.builders import BATCH, planned_batch
 from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
 from tinyllm.runs.directory import check_free
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
+from tinyllm.runs.lineage import later_than
+from tinyllm.runs.state_schema import read_checked
+from tinyllm.training.batch_plan import Standing, regroup
 from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
@@ -186,6 +192,80 @@ def reconcile(
         else:
             notes.append(f"{key}={_text(now)} from now on (was {_text(was)})")
     return notes
+
+
+def standing_of(checkpoint: Checkpoint) -> Standing:
+    """Steps, tokens and sequences that a checkpoint has consumed."""
+    state = read_checked(checkpoint)
+    return Standing(step=state["step"], tokens=state["tokens"], sequences=state["sequences"])
+
+
+@contextmanager
+def naming_saved_setting(resumption: Resumption | None) -> Iterator[None]:
+    """When a resumed run does not find its data, say that the path is a saved setting and how to override it."""
+    try:
+        yield
+    except UserError as error:
+        if resumption is None or error.key not in PROVEN or error.key in resumption.named:
+            raise
+        saved = "the run's saved setting; a relative path counts from the current directory;"
+        hint = f"{error.hint + '; ' if error.hint else ''}{saved} {error.key}=… says where the same data are now"
+        raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
+
+
+def keep_batch(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[str]:
+    """Keep the batch of a resumed run on another number of ranks, unless the command line sets the batch.
+
+    Returns:
+        Notes on what changes.
+
+    Raises:
+        UserError: the number of ranks does not divide the batch.
+    """
+    old_world_size = resumption.checkpoint.manifest.get("world_size", 1)
+    if old_world_size == world_size or any(f"trainer.{name}" in resumption.named for name in BATCH):
+        return []
+    size, steps = regroup(planned_batch(cfg, world_size=old_world_size), world_size)
+    cfg.trainer.batch_size, cfg.trainer.grad_accum_steps, cfg.trainer.total_batch_tokens = size, steps, None
+    notes = [
+        f"{world_size} rank(s) instead of {old_world_size}: {size} sequences each in {steps} micro-step(s),"
+        " the same batch"
+    ]
+    if cfg.model.dropout or cfg.model.attn_dropout or cfg.model.layerdrop:
+        notes.append("dropout draws from other random streams than with the former number of ranks")
+    return notes
+
+
+def abandoned_steps(resumption: Resumption, path: Path) -> list[str]:
+    """A note on what is lost when a run is resumed from one of its older checkpoints."""
+    directory, step = resumption.checkpoint.path.parent, resumption.checkpoint.step
+    later = later_than(directory, step)
+    if not later or path.absolute() != resumption.checkpoint.run_dir.absolute():
+        return []
+    return [
+        f"back to step {step}: the metrics of later steps are removed now,"
+        f" {', '.join(later)} when the next checkpoint is saved"
+    ]
+
+
+def check_same_data(resumption: Resumption, data: TokenData) -> None:
+    """Refuse to resume on other tokens than the run was trained on.
+
+    Raises:
+        UserError: the fingerprint of a split or of the tokenizer differs.
+    """
+    saved, current = resumption.checkpoint.manifest["data"], data.fingerprints()
+    for name, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
+        if saved[name] != current[name]:
+            # runs made before the split had versioned rules did not follow links to folders
+            links = "" if "rules" in saved else " (links to folders were not followed when the run was made)"
+            hint = (
+                f"the checkpoint has {saved[name][:12]}; restore the old data{links},"
+                f" or use init_from={resumption.checkpoint.run_dir}"
+            )
+            raise UserError(
+                f"the {name} data is not what the run was trained on", key=key, value=current[name][:12], hint=hint
+            )
 
 
 def place_of(name: str) -> str:

@@ -1,9 +1,9 @@
-"""From a plan to what trains it: every part of a run in its place."""
+"""Builds the trainer of a planned run: state, objective, compiler, checkpoints, loggers."""
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tinyllm.config.allowed import Option
 from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.data.loader import train_batches
-from tinyllm.inference.decoding import Autocast
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
@@ -22,7 +22,7 @@ from tinyllm.nn.finite import first_not_finite
 from tinyllm.optim.ema import EMA, Average
 from tinyllm.programs.builders import build_model, build_optimizer, plain
 from tinyllm.programs.resume import to_save
-from tinyllm.programs.run_plan import RunPlan, data_facts
+from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs import layout as names
@@ -33,9 +33,10 @@ from tinyllm.runs.lineage import follow
 from tinyllm.runs.metrics_log import Log, MetricsLog, read_metrics
 from tinyllm.runs.provenance import provenance
 from tinyllm.runs.state_schema import read_checked
-from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup
+from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup, RunInfo
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, untouched
+from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.objectives.next_token import Objective
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState
@@ -47,264 +48,353 @@ from tinyllm.utils.seeds import seed_globals, stream
 from tinyllm.utils.stop_signal import StopRequest
 
 
-def make_trainer(planned: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
-    """Everything that trains, in its place; what has to be closed in the end goes onto ``stack``."""
-    cfg, device, batch, strategy = planned.cfg, planned.device, planned.batch, planned.strategy
-    state, groups, of_loggers = make_state(planned)
-    state.best_loss, state.best_step = strategy.on_rank_zero(
-        lambda: follow(
-            run_dir.checkpoints,
-            read_metrics(run_dir.metrics),
-            step=state.step,
-            best=(state.best_loss, state.best_step),
-        )
-    )
-    model: Any = state.model
-    objective = Objective(
-        model,
-        chunk_tokens=None if cfg.loss.chunk_tokens == "auto" else cfg.loss.chunk_tokens,
-        label_smoothing=cfg.loss.label_smoothing,
-        z_loss=cfg.loss.z_loss,
-    )
+def make_trainer(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
+    """The trainer of a planned run; describes the run in its directory and shows its start.
+
+    Args:
+        stack: closes log, checkpoint writer and compiler at the end of the run.
+    """
+    cfg, strategy = plan.cfg, plan.strategy
+    state, groups, logger_states = make_state(plan)
+    # Checkpoints may have been removed since the state was saved: then the best of those that are left counts.
+    state.best_loss, state.best_step = strategy.on_rank_zero(partial(best_kept, run_dir, state))
+    objective = make_objective(cfg, state.model)
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
-    compiler = make_compiler(planned, model, stop)
+    compiler = make_compiler(plan, state.model, stop)
     stack.callback(compiler.close)
-    peak = peak_flops(device, planned.precision)
-    peak = peak * batch.world_size if peak else None
-    info = run_info(planned, model, groups, peak, run_dir.path, tokens=state.tokens)
-    data = data_facts(planned.data) | {"rules": str(planned.data.rules)}
-    facts = {"precision": planned.precision, "max_steps": planned.max_steps, "data": data}
-    facts |= {"shift": planned.horizon.shift} if planned.horizon.shift else {}
-    settings = literal_settings(to_save(planned.invocation.overrides), plain(cfg))
-    texts = {
-        names.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
-        names.OVERRIDES: settings_text(settings),
-        names.TOKENIZER: planned.data.tokenizer.to_json(),
-    }
-    run_dir.write(texts)
-    shown = {name: value for name, value in asdict(info).items() if name != "config"}
-    made_by = provenance()
-    begun = {"step": state.step, "world_size": batch.world_size, "settings": settings}
-    choices = planned.invocation.choices
-    run_dir.write_start(begun | made_by, choices=choices, info=shown, facts=facts, **made_by)
-    # the record of a step whose evaluation is owed is written again, whole
-    log, events = listeners(planned, run_dir, start_step=state.step - (state.owed is not None))
-    events.load_state_dict(of_loggers)
+    peak = peak_flops(plan.device, plan.precision)
+    peak = peak * strategy.world_size if peak else None
+    info = run_info(plan, groups, peak, run_dir.path, tokens=state.tokens)
+    files = write_run_files(plan, run_dir, info, state)
+    # A step whose evaluation is owed has a record without it: it is dropped here and written again, complete.
+    log, events = listeners(plan, run_dir, start_step=state.step - (state.owed is not None))
+    events.load_state_dict(logger_states)
     stack.callback(log.close)
-    saver = Saver(
-        run_dir.checkpoints,
-        rank=strategy.rank,
-        writers=strategy.writers,
-        token=strategy.on_rank_zero(lambda: secrets.token_hex(4)),
-        texts=texts,
-        facts={**facts, "world_size": batch.world_size, **made_by},
-        keep=cfg.checkpoint.keep,
-        asynchronous=strategy.writers > 1 if cfg.checkpoint.asynchronous == "auto" else cfg.checkpoint.asynchronous,
-    )
+    trial = TrialPass(plan=plan, objective=objective)
+    saver = make_saver(plan, run_dir, files)
     stack.callback(saver.close)
-    in_autocast = partial(autocast, device, planned.precision)
-
-    def try_out(length: int) -> None:
-        ids = torch.zeros(batch.batch_size, length, dtype=torch.int64, device=device)
-        with strategy.micro_step(last=True):
-            with in_autocast():
-                losses = objective(ids, ids)
-            losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
-
-    def usable() -> bool:
-        with untouched(model):
-            try_out(batch.seq_len)
-            gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
-            found = first_not_finite(gradients)
-        return not any(row[0] for row in strategy.gather([float(found is not None)]))
-
-    def prepare() -> None:
-        if compiled := compiler.warm_up(try_out, tell=events.on_message):
-            run_dir.write_status("running", compile=compiled)
-
-    def batches(state: TrainState) -> Iterator[MicroBatch]:
-        return train_batches(
-            planned.sampler,
-            start_step=state.step,
-            end_step=planned.max_steps,
-            batch_size=batch.batch_size,
-            grad_accum_steps=batch.grad_accum_steps,
-            rank=strategy.rank,
-            world_size=batch.world_size,
-            shift=state.sequences - state.step * batch.sequences,
-            length_at=planned.lengths.at,
-            **plain(cfg.dataloader) | {"pin_memory": planned.pin_memory},
-        )
-
-    evaluate, sample = readers(planned, state, in_autocast, compiler)
-    checkpoints_of_run = NoCheckpoints()
+    checkpointing = NoCheckpoints()
     if cfg.checkpoint.enabled:
-        checkpoints_of_run = Checkpointing(
+        checkpointing = Checkpointing(
             state=state,
             strategy=strategy,
             saver=saver,
             log=log,
             events=events,
-            usable=usable,
+            usable=trial.gives_finite_gradients,
             directory=run_dir.checkpoints,
         )
+    evaluator = Evaluator(plan=plan, state=state, compiler=compiler)
     events.on_start(info)
-    return Trainer(
-        state=state,
-        objective=objective,
+    return assemble(
+        state,
+        objective,
+        device=plan.device,
+        precision=plan.precision,
         forward=compiler.calls(forward),
-        strategy=strategy,
-        schedule=planned.lr,
-        settings=_settings(cfg, planned.max_steps),
-        batch=batch,
-        lengths=planned.lengths,
-        device=device,
-        autocast=in_autocast,
-        draw_kept=model.draw_kept,
-        feed_forwards=[block.ffn for block in model.layers()],
-        batches=batches,
-        evaluate=evaluate,
-        sample=sample,
-        checkpoints=checkpoints_of_run,
+        schedule=plan.lr,
+        settings=loop_settings(cfg, plan.max_steps),
+        batch=plan.batch,
+        lengths=plan.lengths,
+        batches=partial(remaining_batches, plan),
+        evaluate=evaluator.evaluate,
+        sample=evaluator.sample,
+        checkpoints=checkpointing,
         log=log,
         events=events,
         stop=stop,
-        prepare=prepare,
-        profiler=make_profiler(planned, run_dir.path, report=events.on_message),
-        flops_per_token=cache(lambda length: 3 * model.flops_per_token(length)),
+        prepare=partial(warm_up, compiler, trial, events, run_dir),
+        profiler=make_profiler(plan, run_dir.path, report=events.on_message),
         peak_flops=peak,
         run_dir=run_dir.path,
     )
 
 
-def make_state(planned: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
-    """Model, optimizer and what else changes in training, as at the first step or as a checkpoint has it.
+def assemble(state: TrainState, objective: Objective, *, device: torch.device, precision: str, **parts: Any) -> Trainer:
+    """A trainer; what follows from its model, device and precision is filled in, ``parts`` are its other fields."""
+    model: Any = state.model
+    return Trainer(
+        state=state,
+        objective=objective,
+        strategy=state.strategy,
+        device=device,
+        autocast=partial(autocast, device, precision),
+        draw_kept=model.draw_kept,
+        feed_forwards=[block.ffn for block in model.layers()],
+        flops_per_token=cache(partial(training_flops, model)),
+        **parts,
+    )
+
+
+def training_flops(model: Any, length: int) -> int:
+    """FLOPs of one token in training: the backward pass takes twice those of the forward pass."""
+    return 3 * int(model.flops_per_token(length))
+
+
+def make_state(plan: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
+    """The training state at the first step, or as the checkpoint to resume has it.
 
     Returns:
-        The state, the groups of its optimizer, and what loggers had saved.
+        The state, the groups of its optimizer, and the saved states of the loggers.
     """
-    cfg, device, strategy, allow = planned.cfg, planned.device, planned.strategy, planned.invocation.allow
+    cfg, strategy, allow = plan.cfg, plan.strategy, plan.invocation.allow
     seed_globals(cfg.seed, strategy.rank)
     model = build_model(
         cfg,
-        vocab_size=planned.data.tokenizer.vocab_size,
+        vocab_size=plan.data.tokenizer.vocab_size,
         seed=cfg.seed,
-        device=device,
+        device=plan.device,
         allow=allow,
-        place=strategy.placer(device, compute_dtype(planned.precision)),
+        place=strategy.placer(plan.device, compute_dtype(plan.precision)),
     )
-    optimizer, groups = build_optimizer(cfg, model, allow=allow)
-    scaler = torch.amp.GradScaler(device.type, enabled=planned.precision == "fp16")
-    average = EMA(model, **settings) if (settings := plain(cfg.ema)).pop("enabled") else Average()
-    state = TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy)
-    source = planned.resumption.checkpoint if planned.resumption else planned.source
-    if source is not None:
-        checkpoints.load_weights(source, model, rows=strategy.rows, local=strategy.local_tensor)
-    saved = read_checked(planned.resumption.checkpoint) if planned.resumption else {}
-    if planned.resumption:
-        state.load_state_dict(saved, file=planned.resumption.checkpoint.path / STATE)
+    state, groups = new_state(cfg, model, strategy, device=plan.device, precision=plan.precision, allow=allow)
+    checkpoint = plan.resumption.checkpoint if plan.resumption else plan.init_from
+    if checkpoint is not None:
+        checkpoints.load_weights(checkpoint, model, rows=strategy.rows, local=strategy.local_tensor)
+    if plan.resumption is None:
+        return state, groups, {}
+    saved = read_checked(plan.resumption.checkpoint)
+    state.load_state_dict(saved, file=plan.resumption.checkpoint.path / STATE)
     return state, groups, saved.get("loggers", {})
 
 
-def make_compiler(planned: RunPlan, model: Any, stop: StopRequest) -> Eager:
-    """What compiles the model's blocks, if that is asked for."""
-    settings, strategy = plain(planned.cfg.trainer.compile), planned.strategy
+def new_state(
+    cfg: DictConfig, model: Any, strategy: Strategy, *, device: torch.device, precision: str, allow: frozenset[Option]
+) -> tuple[TrainState, list[OptimizerGroup]]:
+    """The training state of a new model, and the groups of its optimizer."""
+    optimizer, groups = build_optimizer(cfg, model, allow=allow)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    ema = plain(cfg.ema)
+    average = EMA(model, **ema) if ema.pop("enabled") else Average()
+    return TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy), groups
+
+
+def make_objective(cfg: DictConfig, model: Any) -> Objective:
+    """The training loss that ``loss.*`` describes."""
+    chunk_tokens = cfg.loss.chunk_tokens
+    return Objective(
+        model,
+        chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
+        label_smoothing=cfg.loss.label_smoothing,
+        z_loss=cfg.loss.z_loss,
+    )
+
+
+def best_kept(run_dir: RunDir | FollowedRunDir, state: TrainState) -> tuple[float | None, int | None]:
+    """Loss and step of the best checkpoint that the run still has, as of the state's step."""
+    metrics = read_metrics(run_dir.metrics)
+    return follow(run_dir.checkpoints, metrics, step=state.step, best=(state.best_loss, state.best_step))
+
+
+def make_compiler(plan: RunPlan, model: Any, stop: StopRequest) -> Eager:
+    """Compiles the blocks of the model if ``trainer.compile.enabled``."""
+    settings = plain(plan.cfg.trainer.compile)
     if not settings.pop("enabled"):
         return Eager()
     return Compiled(
         model=model,
-        device=planned.device,
-        dtype=compute_dtype(planned.precision),
-        lengths=planned.lengths,
-        agree=lambda failed: any(row[0] for row in strategy.gather([float(failed)])),
+        device=plan.device,
+        dtype=compute_dtype(plan.precision),
+        lengths=plan.lengths,
+        agree=partial(on_any_rank, plan.strategy),
         stopping=lambda: stop.signal is not None,
         **settings,
     )
 
 
-def make_profiler(planned: RunPlan, run_dir: Path, *, report: Callable[[str], None]) -> NoProfiler:
-    """What records some steps of this rank, if that is asked for."""
-    settings, strategy = plain(planned.cfg.trainer.profile), planned.strategy
+def on_any_rank(strategy: Strategy, fact: bool) -> bool:
+    """Whether something holds on at least one rank; every rank has to call it."""
+    return any(row[0] for row in strategy.gather([float(fact)]))
+
+
+def make_profiler(plan: RunPlan, run_dir: Path, *, report: Callable[[str], None]) -> NoProfiler:
+    """Records the steps in ``trainer.profile.steps`` on this rank, if there are any."""
+    settings, strategy = plain(plan.cfg.trainer.profile), plan.strategy
     if not settings["steps"]:
         return NoProfiler()
     prefix = f"rank{strategy.rank}-" if strategy.world_size > 1 else ""
-    return Profiler(run_dir / "profile", **settings, device=planned.device, report=report, prefix=prefix)
+    return Profiler(run_dir / "profile", **settings, device=plan.device, report=report, prefix=prefix)
 
 
-def readers(
-    planned: RunPlan, state: TrainState, in_autocast: Autocast, compiler: Eager
-) -> tuple[Callable[[Stopping], dict[str, float]], Callable[[int, Stopping], str]]:
-    """The evaluation and the sample of a step, both with the averaged weights where there are any."""
-    cfg, strategy, average = planned.cfg, planned.strategy, state.average
-    model: Any = state.model
-    read = partial(
-        evaluate,
-        model,
-        seq_len=planned.batch.seq_len,
-        batch_size=planned.batch.batch_size,
-        device=planned.device,
-        autocast=in_autocast,
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """What every checkpoint of a run repeats, so that it can be used without the run directory."""
+
+    texts: dict[str, str]
+    """Configuration, overrides and tokenizer, by file name."""
+    facts: dict[str, Any]
+    """Entries of the manifest."""
+
+
+def write_run_files(plan: RunPlan, run_dir: RunDir | FollowedRunDir, info: RunInfo, state: TrainState) -> RunFiles:
+    """Write configuration, overrides and tokenizer into the run directory, and this start into ``run.json``."""
+    cfg, invocation, world_size = plan.cfg, plan.invocation, plan.batch.world_size
+    settings = literal_settings(to_save(invocation.overrides), plain(cfg))
+    texts = {
+        names.CONFIG: OmegaConf.to_yaml(cfg, resolve=True),
+        names.OVERRIDES: settings_text(settings),
+        names.TOKENIZER: plan.data.tokenizer.to_json(),
+    }
+    run_dir.write(texts)
+    data = plan.data.fingerprints() | {"rules": str(plan.data.rules)}
+    facts: dict[str, Any] = {"precision": plan.precision, "max_steps": plan.max_steps, "data": data}
+    facts |= {"shift": plan.horizon.shift} if plan.horizon.shift else {}
+    shown = {name: value for name, value in asdict(info).items() if name != "config"}
+    made_by = provenance()
+    start = {"step": state.step, "world_size": world_size, "settings": settings} | made_by
+    run_dir.write_start(start, choices=invocation.choices, info=shown, facts=facts, **made_by)
+    return RunFiles(texts=texts, facts={**facts, "world_size": world_size, **made_by})
+
+
+def make_saver(plan: RunPlan, run_dir: RunDir | FollowedRunDir, files: RunFiles) -> Saver:
+    """The writer of this rank's part of the checkpoints."""
+    settings, strategy = plan.cfg.checkpoint, plan.strategy
+    return Saver(
+        run_dir.checkpoints,
         rank=strategy.rank,
-        world_size=strategy.world_size,
-        gather=strategy.gather,
+        writers=strategy.writers,
+        token=strategy.on_rank_zero(partial(secrets.token_hex, 4)),
+        texts=files.texts,
+        facts=files.facts,
+        keep=settings.keep,
+        asynchronous=strategy.writers > 1 if settings.asynchronous == "auto" else settings.asynchronous,
     )
 
-    @average.applied()
-    @strategy.reading()
-    @compiler.reading()
-    def evaluate_both(stopping: Stopping) -> dict[str, float]:
-        fault("evaluate")
-        metrics = read(planned.data.val, max_tokens=cfg.trainer.eval_tokens, stopping=stopping)
-        if cfg.trainer.eval_train_tokens:
-            train_tokens = cfg.trainer.eval_train_tokens
-            fixed = read(planned.data.train, max_tokens=train_tokens, name="train_fixed", stopping=stopping)
-            metrics["train/eval_loss"] = fixed["train_fixed/loss"]
+
+@dataclass(frozen=True, kw_only=True)
+class TrialPass:
+    """Forward and backward passes that are no part of training; every rank has to take them."""
+
+    plan: RunPlan
+    objective: Objective
+
+    def run(self, length: int) -> None:
+        """One pass over a micro-batch of sequences of ``length`` tokens."""
+        plan = self.plan
+        ids = torch.zeros(plan.batch.batch_size, length, dtype=torch.int64, device=plan.device)
+        with plan.strategy.micro_step(last=True):
+            with autocast(plan.device, plan.precision):
+                losses = self.objective(ids, ids)
+            losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
+
+    def gives_finite_gradients(self) -> bool:
+        """Whether the weights, as they are, give finite gradients on all ranks."""
+        model = self.objective.model
+        with untouched(model):
+            self.run(self.plan.batch.seq_len)
+            gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
+            bad = first_not_finite(gradients)
+        return not on_any_rank(self.plan.strategy, bad is not None)
+
+
+def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir | FollowedRunDir) -> None:
+    """Compile what the first step needs, and record it in ``run.json``."""
+    if compiled := compiler.warm_up(trial.run, tell=events.on_message):
+        run_dir.write_status("running", compile=compiled)
+
+
+def remaining_batches(plan: RunPlan, state: TrainState) -> Iterator[MicroBatch]:
+    """This rank's micro-batches from the state's step to the horizon."""
+    batch = plan.batch
+    return train_batches(
+        plan.sampler,
+        start_step=state.step,
+        end_step=plan.max_steps,
+        batch_size=batch.batch_size,
+        grad_accum_steps=batch.grad_accum_steps,
+        rank=plan.strategy.rank,
+        world_size=batch.world_size,
+        shift=state.sequences - state.step * batch.sequences,
+        length_at=plan.lengths.at,
+        **plain(plan.cfg.dataloader) | {"pin_memory": plan.pin_memory},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Evaluations and samples during training, with the averaged weights if the run keeps an average."""
+
+    plan: RunPlan
+    state: TrainState
+    compiler: Eager
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Averaged weights, the strategy's and the compiler's context for inference."""
+        with self.state.average.applied(), self.plan.strategy.reading(), self.compiler.reading():
+            yield
+
+    def evaluate(self, stopping: Stopping) -> dict[str, float]:
+        """Metrics of the validation split and, with ``trainer.eval_train_tokens``, the loss of fixed training data."""
+        plan, trainer = self.plan, self.plan.cfg.trainer
+        with self.inference():
+            fault("evaluate")
+            metrics = self.metrics_of(plan.data.val, trainer.eval_tokens, stopping)
+            if trainer.eval_train_tokens:
+                fixed = self.metrics_of(plan.data.train, trainer.eval_train_tokens, stopping, name="train_fixed")
+                metrics["train/eval_loss"] = fixed["train_fixed/loss"]
         return metrics
 
-    @average.applied()
-    @strategy.reading()
-    @compiler.reading()
-    def sample(step: int, stopping: Stopping) -> str:
-        return generate_text(
+    def metrics_of(self, split: Any, max_tokens: int | None, stopping: Stopping, name: str = "val") -> dict[str, float]:
+        """Metrics of at most ``max_tokens`` tokens of a split, divided among the ranks."""
+        plan, strategy = self.plan, self.plan.strategy
+        model: Any = self.state.model
+        return evaluate(
             model,
-            planned.data.tokenizer,
-            cfg.trainer.sample_prompt,
-            max_new_tokens=cfg.trainer.sample_tokens,
-            seed=stream(cfg.seed, "sample", step),
-            **plain(cfg.trainer.sample),
-            autocast=in_autocast,
+            split,
+            seq_len=plan.batch.seq_len,
+            batch_size=plan.batch.batch_size,
+            device=plan.device,
+            autocast=partial(autocast, plan.device, plan.precision),
+            rank=strategy.rank,
+            world_size=strategy.world_size,
+            gather=strategy.gather,
+            max_tokens=max_tokens,
             stopping=stopping,
+            name=name,
         )
 
-    return evaluate_both, sample
+    def sample(self, step: int, stopping: Stopping) -> str:
+        """A text generated after a step."""
+        plan, cfg = self.plan, self.plan.cfg
+        model: Any = self.state.model
+        with self.inference():
+            return generate_text(
+                model,
+                plan.data.tokenizer,
+                cfg.trainer.sample_prompt,
+                max_new_tokens=cfg.trainer.sample_tokens,
+                seed=stream(cfg.seed, "sample", step),
+                **plain(cfg.trainer.sample),
+                autocast=partial(autocast, plan.device, plan.precision),
+                stopping=stopping,
+            )
 
 
-def listeners(planned: RunPlan, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
-    """What takes the metrics and events of a run; on ranks above 0 nothing does."""
-    if planned.strategy.rank > 0:
+def listeners(plan: RunPlan, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
+    """The metrics log and the callbacks of a run; rank 0 alone logs and shows."""
+    if plan.strategy.rank > 0:
         return Log(), Callback()
-    config_dir = planned.invocation.config_dir
+    config_dir = plan.invocation.config_dir
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     # The console comes last, so that the last thing it shows is how the run ended.
-    events = CallbackList([Curves(report=console.on_message), planned.logger, console])
+    events = CallbackList([Curves(report=console.on_message), plan.logger, console])
     return MetricsLog(run_dir.metrics, step=start_step, tell=console.on_message), events
 
 
-def _settings(cfg: DictConfig, max_steps: int) -> Settings:
+def loop_settings(cfg: DictConfig, max_steps: int) -> Settings:
+    """The settings of the training loop."""
     trainer = cfg.trainer
-    same = (
-        "max_minutes",
-        "stop_after_steps",
-        "grad_clip",
-        "log_every",
-        "eval_every",
-        "sample_every",
-        "checkpoint_every",
-    )
     return Settings(
         seed=cfg.seed,
         max_steps=max_steps,
+        max_minutes=trainer.max_minutes,
+        stop_after_steps=trainer.stop_after_steps,
+        grad_clip=trainer.grad_clip,
+        log_every=trainer.log_every,
+        eval_every=trainer.eval_every,
+        sample_every=trainer.sample_every,
+        checkpoint_every=trainer.checkpoint_every,
         nonfinite_action=trainer.nonfinite.action,
         nonfinite_patience=trainer.nonfinite.patience,
-        **{name: trainer[name] for name in same},
     )

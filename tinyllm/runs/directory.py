@@ -155,6 +155,9 @@ class RunDir(Places):
         write_holder(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}")
         self.checkpoints.mkdir(exist_ok=True)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FollowedRunDir, (self.path,)  # rank 0 sends it to the other ranks, and a lock cannot be sent
+
     def write(self, texts: Mapping[str, str]) -> None:
         """Put further files into the directory."""
         for name, text in texts.items():

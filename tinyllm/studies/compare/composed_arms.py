@@ -16,14 +16,13 @@ from tinyllm.config.quoting import unquoted
 from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError, setting
-from tinyllm.programs.builders import open_corpus, open_data, plain
+from tinyllm.programs.builders import HORIZON, open_corpus, open_data, plain, planned_batch
 from tinyllm.programs.cost import Account, account
-from tinyllm.programs.run_plan import BATCH, HORIZON, data_facts
 from tinyllm.studies.compare.arms import Asked, Choice
 from tinyllm.studies.compare.budget import Budget, Cost
 from tinyllm.studies.compare.matching import solve
 from tinyllm.studies.compare.run_ledger import run_name
-from tinyllm.training.batch_plan import Batch, plan_batch, plan_steps
+from tinyllm.training.batch_plan import Batch, plan_steps
 from tinyllm.training.curriculum import Curriculum
 
 
@@ -83,7 +82,7 @@ class ComposedArm:
         """Of one run's directory."""
         cfg = copy.deepcopy(self.cfg)
         cfg.seed = seed
-        return run_name(self.name, seed, plain(cfg), data_facts(self.data))
+        return run_name(self.name, seed, plain(cfg), self.data.fingerprints())
 
 
 def compose_arms(
@@ -123,11 +122,7 @@ def _composed(
     if source not in opened:
         opened[source] = open_data(*open_corpus(cfg, allow=allow))
     data = opened[source]
-    batch = plan_batch(
-        **{name: cfg.trainer[name] for name in BATCH},
-        max_seq_len=cfg.model.max_seq_len,
-        world_size=cfg.strategy.get("nproc_per_node") or 1,
-    )
+    batch = planned_batch(cfg, world_size=cfg.strategy.get("nproc_per_node") or 1)
     costs = account(cfg, vocab_size=cfg.model.vocab_size or data.tokenizer.vocab_size, allow=allow)
     return ComposedArm(choice=choice, cfg=cfg, overrides=overrides, data=data, account=costs, batch=batch)
 
