@@ -11,7 +11,7 @@ from tinyllm.config import schema
 from tinyllm.config.quoting import LITERAL_KEYS, PATH_KEYS, quote_literals, unquoted
 from tinyllm.config.typed import conformed, kind_of, split
 from tinyllm.errors import UserError
-from tinyllm.utils.numbers import whole_number
+from tinyllm.utils.text import whole_number
 
 TEXTS = (
     *("2024_01", "1e3", "010", "0x10", "1.0", "yes", "true", "nul", "~", "2024-01-01", "12:30:45", " a ", "a, b"),

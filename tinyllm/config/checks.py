@@ -20,7 +20,7 @@ from tinyllm.config.targets import annotations_of, parameters_of, resolve_target
 from tinyllm.config.typed import conformed, kind_of
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import value_at
-from tinyllm.utils.numbers import LARGEST, whole_number
+from tinyllm.utils.text import LARGEST_INTEGER, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments whose null means that the program fills them in."""
@@ -62,8 +62,8 @@ def check(
     for path, number in _numbers(plain, ""):
         if not math.isfinite(number):
             raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
-        if isinstance(number, int) and abs(number) > LARGEST:
-            raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST}")
+        if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
+            raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST_INTEGER}")
     check_effects(plain, named=named, filled=filled, allow=allow)
 
 

@@ -21,7 +21,7 @@ from tinyllm.config.paths import conf_dir
 from tinyllm.config.suggestions import package_of
 from tinyllm.config.targets import annotations_of, resolve_target
 from tinyllm.errors import UserError
-from tinyllm.utils.numbers import whole_number
+from tinyllm.utils.text import whole_number
 from tinyllm.utils.yaml_files import read_yaml
 
 Kind = Literal["text", "text or null", "texts", "whole", "wholes", ""]

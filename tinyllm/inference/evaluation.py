@@ -13,7 +13,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
 from tinyllm.nn.finite import first_not_finite
 from tinyllm.nn.loss import linear_cross_entropy, perplexity
-from tinyllm.utils.interrupt import Interrupted, Stopping
+from tinyllm.utils.stop_signal import Interrupted, Stopping
 
 
 def evaluate(

@@ -9,7 +9,7 @@ import torch
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, Decoder, LanguageModel, decode
 from tinyllm.inference.sampling import Sampling, TokenChooser
-from tinyllm.utils.interrupt import Interrupted, Stopping
+from tinyllm.utils.stop_signal import Interrupted, Stopping
 
 
 class Piece(NamedTuple):

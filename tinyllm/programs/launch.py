@@ -129,7 +129,7 @@ def _forwarding() -> Iterator[list["subprocess.Popen[bytes]"]]:
 def main() -> None:
     """Be torchrun."""
     nproc, *arguments = sys.argv[1:]
-    from tinyllm.utils.parent import end_with_parent
+    from tinyllm.utils.stop_signal import end_with_parent
 
     end_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(nproc))))

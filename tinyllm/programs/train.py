@@ -17,7 +17,7 @@ def main(jobs: "Jobs") -> None:
         jobs: how the jobs of a multirun are run.
     """
     from tinyllm.config.cli.main import run
-    from tinyllm.utils.parent import end_with_caller
+    from tinyllm.utils.stop_signal import end_with_caller
 
     end_with_caller()
 

@@ -43,9 +43,8 @@ from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import MicroBatch, Settings, Trainer
 from tinyllm.utils.device import autocast, compute_dtype, peak_flops
 from tinyllm.utils.fault_injection import fault
-from tinyllm.utils.interrupt import Stopping
 from tinyllm.utils.seeds import seed_globals, stream
-from tinyllm.utils.stop_signal import StopRequest
+from tinyllm.utils.stop_signal import Stopping, StopRequest
 
 
 def make_trainer(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:

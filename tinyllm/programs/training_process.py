@@ -17,8 +17,8 @@ from tinyllm.runs.metrics_log import last_record
 from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import open_append, renewed
 from tinyllm.utils.locks import try_lock
-from tinyllm.utils.parent import PARENT
 from tinyllm.utils.platforms import end_now
+from tinyllm.utils.stop_signal import PARENT
 
 POLL_S = 0.002
 """Seconds between two looks at the metrics of a run that is to be killed at a given moment."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.training.curriculum import Curriculum
-from tinyllm.utils.numbers import whole_number
+from tinyllm.utils.text import whole_number
 
 DEFAULT_STEPS = 2000
 MOST_MICRO_STEPS = 2**20

@@ -26,10 +26,9 @@ from tinyllm.training.state import TrainState
 from tinyllm.training.stopwatch import Stopwatch
 from tinyllm.utils.device import peak_memory
 from tinyllm.utils.fault_injection import fault, spoilt
-from tinyllm.utils.interrupt import Interrupted, Stopping
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.seeds import stream
-from tinyllm.utils.stop_signal import StopRequest
+from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
 
 MicroBatch = tuple[Tensor, Tensor]
 LESS_MEMORY = (

@@ -4,6 +4,7 @@ On Windows there are no ``fcntl``, ``resource``, ``fork``, affinity, SIGUSR1 and
 them is asked for here (and, for locks, in ``tinyllm.utils.locks``), so that nothing else has to know.
 """
 
+import ctypes
 import importlib
 import math
 import os
@@ -116,22 +117,21 @@ def peak_resident_bytes() -> int:
     return _peak_on_windows() if sys.platform == "win32" else 0
 
 
+class _ProcessMemory(ctypes.Structure):
+    """PROCESS_MEMORY_COUNTERS of the Windows API."""
+
+    _fields_ = (
+        ("cb", ctypes.c_uint32),
+        ("PageFaultCount", ctypes.c_uint32),
+        ("PeakWorkingSetSize", ctypes.c_size_t),
+        ("unused", ctypes.c_size_t * 7),
+    )
+
+
 def _peak_on_windows() -> int:
-    import ctypes
-
-    class Memory(ctypes.Structure):
-        """PROCESS_MEMORY_COUNTERS of the Windows API."""
-
-        _fields_ = (
-            ("cb", ctypes.c_uint32),
-            ("PageFaultCount", ctypes.c_uint32),
-            ("PeakWorkingSetSize", ctypes.c_size_t),
-            ("others", ctypes.c_size_t * 7),
-        )
-
-    api: Any = getattr(ctypes, "windll").kernel32  # noqa: B009  (the attribute is there on Windows alone)
-    memory = Memory(cb=ctypes.sizeof(Memory))
+    api: Any = getattr(ctypes, "windll").kernel32  # noqa: B009  (mypy knows the attribute on Windows only)
+    memory = _ProcessMemory(cb=ctypes.sizeof(_ProcessMemory))
     api.GetCurrentProcess.restype = ctypes.c_void_p
     api.K32GetProcessMemoryInfo.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32)
-    found = api.K32GetProcessMemoryInfo(api.GetCurrentProcess(), ctypes.byref(memory), memory.cb)
-    return int(memory.PeakWorkingSetSize) if found else 0
+    succeeded = api.K32GetProcessMemoryInfo(api.GetCurrentProcess(), ctypes.byref(memory), memory.cb)
+    return int(memory.PeakWorkingSetSize) if succeeded else 0

@@ -1,45 +1,60 @@
-"""SIGINT, SIGTERM, SIGUSR1 and SIGHUP as a wish to stop after the step, with a checkpoint."""
+"""Requests to stop: by SIGINT, SIGTERM, SIGUSR1 or SIGHUP, or because the parent process has ended.
+
+The training loop stops after the current step and saves a checkpoint; a second signal exits at once.
+"""
 
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from tinyllm.utils.platforms import signals
 
 HANDLED = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+PARENT = "TINYLLM_PARENT"
+"""Environment variable: id of the process that started this training and must not be outlived by it."""
+POLL_S = 0.5
+"""Seconds between two looks at the parent process."""
+
+Stopping = Callable[[], bool]
+"""Asked between batches or tokens whether to stop. With several ranks it is a collective: every rank must call it."""
+
+
+class Interrupted(Exception):
+    """An evaluation or a sample was abandoned because the run stops; it has no result."""
 
 
 class StopRequest:
-    """The signal that asked the run to stop, if any came."""
+    """Holds the signal that asked the run to stop, if one came."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number (130, 143, 138, 129), or 0."""
+        """128 + the signal's number (130, 143, 138, 129); 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler: notes the first signal; the second one leaves at once."""
+        """The signal handler: notes the first signal, exits at the second."""
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
 
 
 def unless_nohup(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
-    """The signals to handle: SIGHUP is left out where it is ignored, for that is what ``nohup`` asks for."""
+    """The signals to handle: without SIGHUP if it is ignored, as ``nohup`` arranges."""
     ignored = {number for number in signals("SIGHUP") if signal.getsignal(number) is signal.SIG_IGN}
     return [number for number in numbers if number not in ignored]
 
 
 class EarlyInterrupt:
-    """Handler of a Ctrl-C that comes before anything listens: ``KeyboardInterrupt`` as usual, and it is remembered.
+    """SIGINT handler for the time before :func:`listening`: raises ``KeyboardInterrupt`` and remembers it.
 
-    A library that catches everything while it is imported would swallow the exception, and the run would train on.
+    Some libraries catch every exception during their import. Without this note the run would then train on.
     """
 
     def __init__(self) -> None:
@@ -52,7 +67,7 @@ class EarlyInterrupt:
 
 @contextmanager
 def remembering_interrupts() -> Iterator[None]:
-    """Let :func:`listening` know of a Ctrl-C that came before it inside the block; another handler is left alone."""
+    """Remember a Ctrl-C inside the block for a later :func:`listening`; leaves handlers of other code alone."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -66,7 +81,7 @@ def remembering_interrupts() -> Iterator[None]:
 
 @contextmanager
 def listening() -> Iterator[StopRequest]:
-    """Handle the signals inside the block, and as before after it."""
+    """Turn signals into a :class:`StopRequest` inside the block; restores the handlers after it."""
     request = StopRequest()
     before = {number: signal.signal(number, request.receive) for number in unless_nohup(HANDLED)}
     early = before.get(signal.SIGINT)
@@ -77,3 +92,32 @@ def listening() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Send this process one SIGTERM when its parent ends, for whatever reason.
+
+    Linux could do so itself (``PR_SET_PDEATHSIG``), but sends a signal for each thread of the parent that ends, and
+    the second one would exit without a checkpoint.
+    """
+    _watch(os.getppid())
+
+
+def end_with_caller() -> None:
+    """:func:`end_with_parent`, if the parent asked for it by :data:`PARENT`.
+
+    Removes the variable from the environment: for the children of this process the parent is this process.
+    """
+    caller = os.environ.pop(PARENT, "")
+    if caller.isdecimal():
+        _watch(int(caller))
+
+
+def _watch(parent: int) -> None:
+    threading.Thread(target=_terminate_after, args=(parent,), name="parent", daemon=True).start()
+
+
+def _terminate_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,6 +1,7 @@
 """Numbers, durations and text as a person reads them; shared by everything that shows a run."""
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -13,6 +14,33 @@ _DIRECTION = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x2
 _NOT_TEXT = (*range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)
 """Halves of surrogate pairs, which no encoding takes, and code points that XML does not allow."""
 _CONTROL |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, 0xFEFF, *_DIRECTION, *_NOT_TEXT)}
+
+
+LARGEST_INTEGER = 2**63 - 1
+"""torch has no larger integers, and no counter gets there."""
+_WHOLE = re.compile(r"([+-]?)([0-9]+(?:_[0-9]+)*)(?:\.([0-9]*))?(?:[eE]\+?([0-9]{1,2}))?")
+_POWER = re.compile(r"([0-9]{1,19})\s*\*\*\s*([0-9]{1,2})")
+
+
+def whole_number(text: str) -> int | None:
+    """Parse a whole number as people write it: ``1000``, ``1_000``, ``1e3``, ``2.5e6`` or ``2**19``.
+
+    Nothing is evaluated. None for any other text, and for numbers beyond 64 bits.
+    """
+    text = text.strip()
+    if power := _POWER.fullmatch(text):
+        base, exponent = int(power[1]), int(power[2])
+        if base > 1 and exponent > 63:
+            return None
+        number = int(base**exponent)
+    elif match := _WHOLE.fullmatch(text):
+        sign, digits, decimals, shift = match[1], match[2], (match[3] or "").rstrip("0"), int(match[4] or 0)
+        if len(decimals) > shift or len(digits) + shift > 40:
+            return None
+        number = int(f"{sign}{digits}{decimals}") * int(10 ** (shift - len(decimals)))
+    else:
+        return None
+    return number if abs(number) <= LARGEST_INTEGER else None
 
 
 def short(number: float) -> str:

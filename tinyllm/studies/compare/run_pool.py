@@ -21,9 +21,8 @@ from tinyllm.studies.sweep.gpu_slots import gpus, parts_of
 from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import renewed
 from tinyllm.utils.locks import is_held
-from tinyllm.utils.parent import PARENT
 from tinyllm.utils.platforms import usable_cpus
-from tinyllm.utils.stop_signal import StopRequest
+from tinyllm.utils.stop_signal import PARENT, StopRequest
 
 LOOK_EVERY_S = 0.2
 GRACE_S = 60.0

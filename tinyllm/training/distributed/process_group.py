@@ -14,7 +14,7 @@ from tinyllm.errors import RankError, UserError, one_line
 from tinyllm.training.distributed.heartbeat import Heartbeat
 from tinyllm.training.distributed.strategy import Strategy, Values
 from tinyllm.utils.environment import rank, started_processes
-from tinyllm.utils.parent import end_with_parent
+from tinyllm.utils.stop_signal import end_with_parent
 
 T = TypeVar("T")
 OF_LAUNCHER = ("RANK", "LOCAL_RANK")
