@@ -109,7 +109,7 @@ def test_odd_heads_are_for_other_positions(pos: str) -> None:
 
 
 CLASS = """
-from tinyllm.nn.attention.gqa import GQA
+from tinyllm.nn.attention.mha import GQA
 
 
 class Slow(GQA):

@@ -11,10 +11,8 @@ from tinyllm.config.build import build
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.gqa import GQA
-from tinyllm.nn.attention.mha import MHA
+from tinyllm.nn.attention.mha import GQA, MHA, MQA
 from tinyllm.nn.attention.mla import MLA
-from tinyllm.nn.attention.mqa import MQA
 from tinyllm.nn.position import Rope, Rotary
 
 RULES: list[dict[str, Any]] = [

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.gqa import GQA
+from tinyllm.nn.attention.mha import GQA
 from tinyllm.nn.attention.mla import MLA
 from tinyllm.nn.cache import Cache, LayerCache
 from tinyllm.nn.position import NoPosition, Rope

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm.nn.activations import ACTIVATIONS, GATES
-from tinyllm.nn.attention.gqa import GQA
+from tinyllm.nn.attention.mha import GQA
 from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import GLU, MLP
 from tinyllm.nn.position import Learned, NoPosition, Position, Rope, Sinusoidal

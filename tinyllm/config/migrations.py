@@ -41,8 +41,8 @@ HEADS: dict[str, Any] = {"qk_norm_eps": None, "qkv_bias": None, "nope": False}
 ROUTED: dict[str, Any] = {"normalize": None, "n_groups": 1, "n_active_groups": None}
 PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MHA": HEADS,
-    "tinyllm.nn.attention.gqa.GQA": HEADS,
-    "tinyllm.nn.attention.mqa.MQA": HEADS,
+    "tinyllm.nn.attention.mha.GQA": HEADS,
+    "tinyllm.nn.attention.mha.MQA": HEADS,
     "tinyllm.nn.moe.AuxLoss": ROUTED,
     "tinyllm.nn.moe.AuxFree": ROUTED,
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
@@ -58,6 +58,8 @@ MOVED = {
     "tinyllm.training.distributed.auto": "tinyllm.training.distributed.strategy.auto",
     "tinyllm.training.ddp.DDP": "tinyllm.training.distributed.ddp.DDP",
     "tinyllm.training.fsdp.FSDP": "tinyllm.training.distributed.fsdp.FSDP",
+    "tinyllm.nn.attention.gqa.GQA": "tinyllm.nn.attention.mha.GQA",
+    "tinyllm.nn.attention.mqa.MQA": "tinyllm.nn.attention.mha.MQA",
 }
 """Where the classes lie today that earlier versions named in the ``config.yaml`` of a run."""
 

@@ -11,11 +11,8 @@ from tinyllm.errors import UserError
 from tinyllm.models.block import Block
 from tinyllm.models.transformer import Transformer
 from tinyllm.nn.activations import ACTIVATIONS, GATES
-from tinyllm.nn.attention.gqa import GQA
-from tinyllm.nn.attention.heads import HeadsAttention
-from tinyllm.nn.attention.mha import MHA
+from tinyllm.nn.attention.mha import GQA, MHA, MQA
 from tinyllm.nn.attention.mla import MLA
-from tinyllm.nn.attention.mqa import MQA
 from tinyllm.nn.feedforward import GLU, MLP, FeedForward
 from tinyllm.nn.moe import SCORES, AuxFree, AuxLoss, Mixture
 from tinyllm.nn.norm import LayerNorm, RMSNorm
@@ -118,7 +115,7 @@ def architecture_of(model: Transformer) -> Architecture:
     if isinstance(pos, Rope):
         whole |= {f"model.pos.{key}": getattr(pos, key) for key in ("base", *POSITION_KEYS[type(pos)])}
     for block in model.layers():
-        q_norm = getattr(block.attn, "q_norm", None) if isinstance(block.attn, HeadsAttention) else None
+        q_norm = getattr(block.attn, "q_norm", None) if isinstance(block.attn, MHA) else None
         if q_norm is not None and q_norm.eps != norm.eps:
             hint = f"transformers has one eps for all norms, here {norm.eps}"
             key = f"{ATTN}.qk_norm_eps"
@@ -142,7 +139,7 @@ def _attention(attn: nn.Module) -> dict[str, Any]:
         }
         kind, bias = "mla", attn.out.bias is not None
     elif type(attn) in HEADS:
-        assert isinstance(attn, HeadsAttention)
+        assert isinstance(attn, MHA)
         own = {f"{ATTN}.head_dim": attn.head_dim, f"{ATTN}.qk_norm": attn.q_norm is not None}
         own |= {"model.n_kv_heads": attn.n_kv_heads, f"{ATTN}.nope": attn.nope}
         own[f"{ATTN}.qkv_bias"] = attn.qkv.bias is not None

@@ -8,7 +8,7 @@ from torch import Tensor
 from tinyllm.interop.architecture import architecture_of
 from tinyllm.interop.families import fitting
 from tinyllm.models.transformer import Transformer
-from tinyllm.nn.attention.heads import HeadsAttention
+from tinyllm.nn.attention.mha import MHA
 from tinyllm.nn.attention.mla import MLA
 
 
@@ -63,7 +63,7 @@ def _queries(attn: object) -> tuple[list[str], slice, int]:
     if isinstance(attn, MLA):
         last = "q_up" if attn.compresses_q else "q"
         return [f"{last}.weight", f"{last}.bias"], slice(None), attn.nope_dim + attn.rope_dim
-    assert isinstance(attn, HeadsAttention)
+    assert isinstance(attn, MHA)
     if attn.q_norm is not None:
         return ["q_norm.weight"], slice(None), attn.head_dim
     return ["qkv.weight", "qkv.bias"], slice(attn.n_heads * attn.head_dim), attn.head_dim

@@ -1,11 +1,35 @@
-"""Multi-head attention (Vaswani et al. 2017)."""
+"""Attention over heads: multi-head (MHA), grouped-query (GQA) and multi-query (MQA)."""
 
-from tinyllm.nn.attention.heads import HeadsAttention
+import torch
+from torch import Tensor
+
+from tinyllm.nn.attention.base import Attention
+from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.masking import AttentionMask
+from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.linear import Linear
+from tinyllm.nn.norm import LEAST_EPS, RMSNorm
 from tinyllm.nn.position import Position
 
 
-class MHA(HeadsAttention):
-    """Every query head has keys and values of its own."""
+class MHA(Attention):
+    """Multi-head attention (Vaswani et al. 2017): every query head has its own keys and values.
+
+    ``MQA`` and ``GQA`` differ only in the number of key-value heads, each shared by n_heads / n_kv_heads query heads.
+
+    Args:
+        bias: bias of the output projection, and of queries, keys and values unless ``qkv_bias`` says otherwise.
+        head_dim: size of a head; None: d_model / n_heads.
+        qk_norm: RMSNorm with a weight on queries and keys, before the rotation.
+        norm_eps: eps of the model's norms.
+        qk_norm_eps: eps of the norms of queries and keys; None: ``norm_eps``.
+        window, sinks, softcap: see ``AttentionMask``.
+        qkv_bias: bias of queries, keys and values; None: ``bias``.
+        nope: no rotary positions in this layer (NoPE, Kazemnejad et al. 2023).
+
+    Raises:
+        ValueError: a number out of range, a size that does not divide, or ``nope`` without rotary positions.
+    """
 
     def __init__(
         self,
@@ -25,10 +49,130 @@ class MHA(HeadsAttention):
         qkv_bias: bool | None = None,
         nope: bool = False,
     ) -> None:
+        super().__init__()
+        if qk_norm_eps is not None and not qk_norm_eps >= LEAST_EPS:
+            raise ValueError(f"qk_norm_eps={qk_norm_eps} must be positive, at least {LEAST_EPS:g}")
+        eps = norm_eps if qk_norm_eps is None else qk_norm_eps
+        n_kv_heads = self._kv_heads(n_heads)
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
+        self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
+        self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
+        self.scale = self.head_dim**-0.5
+        self.rule = AttentionMask(window=window, sinks=sinks, softcap=softcap)
+        self.attn_dropout = attn_dropout
+        if nope and not pos.rotates:
+            raise ValueError("nope=true takes rotary positions from a layer, and there are none: leave it false")
+        self.nope = nope
+        self.rotary = None if nope else pos.rotary(self.head_dim)
+        self.q_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
+        self.k_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
+        self.qkv = Linear(
+            d_in=d_model,
+            d_out=(n_heads + 2 * n_kv_heads) * self.head_dim,
+            bias=bias if qkv_bias is None else qkv_bias,
+        )
+        self.out = Linear(d_in=n_heads * self.head_dim, d_out=d_model, bias=bias)
+
+    def _kv_heads(self, n_heads: int) -> int:
+        return n_heads
+
+    def forward(
+        self,
+        x_BTC: Tensor,
+        *,
+        start: int | Tensor = 0,
+        cache: LayerCache | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
+        heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
+        q_BTHD, k_BTGD, v_BTGD = heads_BTnD.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
+        if self.rotary is not None:
+            q_BHTD, k_BGSD = self.rotary(q_BTHD, start), self.rotary(k_BTGD, start)
+        else:
+            q_BHTD, k_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2)
+        v_BGSD = v_BTGD.transpose(1, 2)
+        mask_B1TS = None if doc_ids is None else self.rule.within_documents(doc_ids)
+        if cache is not None:
+            (k_BGSD, v_BGSD), mask_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
+        dropout_p = self.attn_dropout if self.training else 0.0
+        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p)
+        return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        shapes = [(self.n_kv_heads, self.head_dim)] * 2
+        return LayerCache(
+            shapes,
+            batch_size=batch_size,
+            max_len=max_len,
+            window=self.rule.window,
+            sinks=self.rule.sinks,
+            device=device,
+            dtype=dtype,
+        )
+
+    def init_weights(self, *, std: float, residual_std: float) -> None:
+        self.qkv.init_weights(std)
+        self.out.init_weights(residual_std)
+        for norm in (self.q_norm, self.k_norm):
+            if norm is not None:
+                norm.init_weights()
+
+    def flops_per_token(self, context: int) -> int:
+        scores_and_values = 2 * 2 * self.n_heads * self.head_dim * self.rule.keys_seen(context)
+        return self.qkv.flops() + self.out.flops() + scores_and_values
+
+    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+        return 2 * self.n_kv_heads * self.head_dim * dtype.itemsize
+
+    def cache_slots(self, max_len: int) -> int:
+        return self.rule.keys_seen(max_len)
+
+    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
+        return chosen_kernel(device, dtype, seq_len, self.rule)
+
+    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        return recompiles_per_length(device, dtype, seq_len, self.rule)
+
+    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        return self.n_heads * saved_activations(device, dtype, seq_len, self.rule, dropout_p=self.attn_dropout)
+
+
+class MQA(MHA):
+    """Multi-query attention (Shazeer 2019): all query heads share one head of keys and values."""
+
+    def _kv_heads(self, n_heads: int) -> int:
+        return 1
+
+
+class GQA(MHA):
+    """Grouped-query attention (Ainslie et al. 2023): each key-value head serves n_heads / n_kv_heads query heads."""
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        n_heads: int,
+        n_kv_heads: int,
+        bias: bool,
+        attn_dropout: float,
+        head_dim: int | None,
+        qk_norm: bool,
+        window: int,
+        sinks: int,
+        softcap: float,
+        norm_eps: float,
+        pos: Position,
+        qk_norm_eps: float | None = None,
+        qkv_bias: bool | None = None,
+        nope: bool = False,
+    ) -> None:
+        self.n_kv_heads = n_kv_heads
         super().__init__(
             d_model=d_model,
             n_heads=n_heads,
-            n_kv_heads=n_heads,
             bias=bias,
             attn_dropout=attn_dropout,
             head_dim=head_dim,
@@ -42,3 +186,21 @@ class MHA(HeadsAttention):
             qkv_bias=qkv_bias,
             nope=nope,
         )
+
+    def _kv_heads(self, n_heads: int) -> int:
+        return self.n_kv_heads
+
+
+def size_of_head(head_dim: int | None, *, d_model: int, n_heads: int) -> int:
+    """``head_dim``, or d_model / n_heads.
+
+    Raises:
+        ValueError: that is no whole number, or less than 1.
+    """
+    if head_dim is None:
+        if d_model % n_heads:
+            raise ValueError(f"d_model={d_model} is not divisible by n_heads={n_heads}")
+        return d_model // n_heads
+    if head_dim < 1:
+        raise ValueError(f"head_dim={head_dim} must be at least 1")
+    return head_dim

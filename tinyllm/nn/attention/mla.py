@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.heads import size_of_head
 from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
 from tinyllm.nn.attention.masking import AttentionMask
+from tinyllm.nn.attention.mha import size_of_head
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear, OpenLinear
 from tinyllm.nn.norm import RMSNorm
