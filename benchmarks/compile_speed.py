@@ -53,10 +53,11 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     import torch
 
     import tinyllm
+    from tinyllm.data.batch import Batch
     from tinyllm.programs.builders import build_model, build_optimizer, plain
     from tinyllm.training.compilation import Compiled
     from tinyllm.training.curriculum import Lengths
-    from tinyllm.training.objectives.next_token import Objective
+    from tinyllm.training.objectives.next_token import NextToken
     from tinyllm.training.trainer import clip
     from tinyllm.utils.device import autocast, compute_dtype, deterministic, keep_freed_memory, pick_device
 
@@ -66,15 +67,15 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     model = build_model(cfg, vocab_size=options.vocabulary, seed=0, device=device, allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
     parameters = list(model.parameters())
-    objective = Objective(model, chunk_tokens=None).train()
+    objective = NextToken(model, chunk_tokens=None).train()
     in_autocast = partial(autocast, device, precision)
     length = cfg.model.max_seq_len
 
     def passes(length: int) -> None:
         ids = torch.randint(options.vocabulary, (options.batch_size, length), device=device)
         with in_autocast():
-            losses = objective(ids, ids)
-        losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
+            loss = objective(Batch(inputs=ids, targets=ids))
+        loss.share_of_step(weight=ids.numel(), sequences=1.0).backward()
 
     def step() -> float:
         started = time.perf_counter()

@@ -77,7 +77,7 @@ def measure(settings: list[str]) -> tuple[list[float], list[float]]:
 
     def both(trainer: Trainer, batches: Iterator[Any]) -> dict[str, float]:
         if not own_batches:
-            own_batches.append(trainer.batches(trainer.state))
+            own_batches.append(trainer.batches())
         began = time.perf_counter()
         whole.extend(began - mark for mark in marks)  # the previous full step, with everything that followed it
         bare_step(trainer, own_batches[0])
@@ -96,10 +96,10 @@ def measure(settings: list[str]) -> tuple[list[float], list[float]]:
 
 def bare_step(trainer: Trainer, batches: Iterator[Any]) -> None:
     """A bare training step: forward, loss, backward, optimizer."""
-    inputs, targets = next(batches)
+    batch = next(batches)
     with trainer.autocast():
-        losses = trainer.forward(inputs, targets, None)
-    losses.to_minimise(n_tokens=targets.numel(), share=1.0).backward()
+        loss = trainer.forward(batch)
+    loss.share_of_step(weight=batch.targets.numel(), sequences=1.0).backward()
     trainer.state.optimizer.step()
     trainer.state.optimizer.zero_grad(set_to_none=True)
 

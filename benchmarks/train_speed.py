@@ -148,8 +148,9 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     import torch
 
     import tinyllm
+    from tinyllm.data.batch import Batch
     from tinyllm.programs.builders import build_model, build_optimizer
-    from tinyllm.training.objectives.next_token import Objective
+    from tinyllm.training.objectives.next_token import NextToken
     from tinyllm.training.trainer import clip
     from tinyllm.utils.device import auto_precision, autocast, deterministic, keep_freed_memory
 
@@ -159,13 +160,13 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     model = build_model(cfg, vocab_size=shape["vocab"], seed=0, device=device, allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
     parameters = list(model.parameters())
-    objective = Objective(model, chunk_tokens=None)
+    objective = NextToken(model, chunk_tokens=None)
     in_autocast = partial(autocast, device, auto_precision(device))
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
         with deterministic(cfg.trainer.deterministic, device):
             with in_autocast():
-                loss = objective(inputs, targets).head.total / targets.numel()
+                loss = objective(Batch(inputs=inputs, targets=targets)).total / targets.numel()
             loss.backward()
             clip(parameters, cfg.trainer.grad_clip)
             optimizer.step()

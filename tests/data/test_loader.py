@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.conftest import make_split
-from tinyllm.data.loader import IGNORED, eval_batches, eval_bytes, eval_tokens, train_batches
+from tinyllm.data.batch import Batch
+from tinyllm.data.loader import eval_batches, eval_bytes, eval_tokens, train_batches
 from tinyllm.data.sampler import Sampler
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
+from tinyllm.nn.loss import IGNORE
 
 MANY = settings(max_examples=30, deadline=None)
 
@@ -25,6 +27,10 @@ MANY = settings(max_examples=30, deadline=None)
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return make_split(tmp_path_factory.mktemp("splits"), np.random.default_rng(0).integers(0, 1000, 3000))
+
+
+def tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch.inputs, batch.targets
 
 
 def steps_of(split: Split, steps: range, batch: int, accum: int = 1, world: int = 1, **how) -> list[np.ndarray]:
@@ -41,7 +47,7 @@ def steps_of(split: Split, steps: range, batch: int, accum: int = 1, world: int 
     ]  # fmt: skip
     out = []
     for step in range(len(steps)):
-        micro = [ranks[r][step * accum + m] for m in range(accum) for r in range(world)]
+        micro = [tensors(ranks[r][step * accum + m]) for m in range(accum) for r in range(world)]
         out.append(np.concatenate([np.concatenate([x.numpy(), y.numpy()[:, -1:]], axis=1) for x, y in micro]))
     return out
 
@@ -55,7 +61,8 @@ def test_global_batch_does_not_depend_on_its_division(split: Split, how: tuple[i
 
 
 def test_targets_are_the_next_tokens(split: Split) -> None:
-    [(inputs, targets)] = train_batches(Sampler(split, seq_len=10, seed=5), start_step=7, end_step=8, batch_size=4)
+    [batch] = train_batches(Sampler(split, seq_len=10, seed=5), start_step=7, end_step=8, batch_size=4)
+    inputs, targets = tensors(batch)
     windows = Sampler(split, seq_len=10, seed=5).windows(np.arange(28, 32))
     assert inputs.dtype == targets.dtype == torch.int64
     assert inputs.is_contiguous() and targets.is_contiguous()
@@ -110,6 +117,7 @@ def test_uncaught_error_ends_the_program_with_its_workers(tmp_path: Path) -> Non
 import numpy as np
 from pathlib import Path
 from tests.data.conftest import make_split
+from tinyllm.data.batch import Batch
 from tinyllm.data.loader import train_batches
 from tinyllm.data.sampler import Sampler
 split = make_split(Path({str(tmp_path)!r}), np.arange(1000))
@@ -150,12 +158,11 @@ def test_every_token_but_the_first_is_predicted_once(
     split = make_split(tmp_path_factory.getbasetemp(), np.arange(length), row_length=rows)
     predicted: list[int] = []
     context: list[int] = []
-    for inputs, targets in eval_batches(
-        split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride
-    ):
+    for batch in eval_batches(split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride):
+        inputs, targets = tensors(batch)
         assert inputs.shape == targets.shape
         assert inputs.shape[0] <= batch_size and inputs.shape[1] == seq_len
-        here = targets != IGNORED
+        here = targets != IGNORE
         assert (targets[here] == inputs[here] + 1).all()  # ids are positions, so the target is the next token
         predicted += targets[here].tolist()
         context += (inputs - inputs[:, :1])[here].tolist()
@@ -168,7 +175,7 @@ def test_every_token_but_the_first_is_predicted_once(
 
 
 def test_windows_lie_side_by_side(split: Split) -> None:
-    inputs = torch.cat([x for x, _ in eval_batches(split, seq_len=64, batch_size=7)])
+    inputs = torch.cat([batch.inputs for batch in eval_batches(split, seq_len=64, batch_size=7)])
     assert inputs.shape == (-(-2999 // 64), 64)
     assert inputs.flatten()[:2999].tolist() == split.read(0, 2999).tolist()
 

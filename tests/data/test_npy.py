@@ -44,7 +44,7 @@ def test_rows_are_windows(tmp_path: Path, dtype: type) -> None:
     sampler = Sampler(data.train, seq_len=8, seed=0)
     windows = sampler.windows(np.arange(sampler.windows_per_epoch))
     assert Counter(map(tuple, windows)) == Counter(map(tuple, train))
-    targets = [t[t >= 0].tolist() for _, t in eval_batches(data.val, seq_len=8, batch_size=1)]
+    targets = [t[t >= 0].tolist() for t in (batch.targets for batch in eval_batches(data.val, seq_len=8, batch_size=1))]
     assert targets == val[:, 1:].tolist()
     assert eval_bytes(data.val) is None
 

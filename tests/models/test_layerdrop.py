@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from tests.support.options import Choice, built, small
+from tinyllm.data.batch import Batch
 from tinyllm.models.layerdrop import draw_kept
 from tinyllm.models.transformer import Transformer
-from tinyllm.training.objectives.next_token import Objective
+from tinyllm.training.objectives.next_token import NextToken
 
 IDS = torch.arange(24).view(2, 12) % 31
 
@@ -88,12 +89,12 @@ def test_a_dropped_mixture_neither_routes_nor_balances() -> None:
     model = built(choice, layerdrop=0.5)
     _, routings = model.run(IDS, kept=[True, False])
     assert routings[0] is not None and routings[1] is None
-    objective = Objective(model, chunk_tokens=None)
-    losses = objective(IDS, IDS, kept=[True, False])
-    assert losses.balance is not None
-    torch.testing.assert_close(losses.balance, routings[0].loss)
-    assert list(losses.loads) == [0]
-    losses.to_minimise(n_tokens=24, share=1.0).backward()
+    objective, batch = NextToken(model, chunk_tokens=None), Batch(inputs=IDS, targets=IDS)
+    loss = objective(batch, kept=[True, False])
+    assert loss.expert_load is not None
+    torch.testing.assert_close(loss.expert_load.balance_loss, routings[0].loss)
+    assert list(loss.expert_load.loads) == [0]
+    loss.share_of_step(weight=24, sequences=1.0).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not any(p.grad.any() for p in model.blocks[1].parameters() if p.grad is not None)
-    assert objective(IDS, IDS, kept=[False, False]).balance is None
+    assert objective(batch, kept=[False, False]).expert_load is None

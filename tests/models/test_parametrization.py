@@ -10,11 +10,12 @@ from omegaconf import DictConfig
 
 import tinyllm
 from tests.support.options import CONTEXT, Choice, built, combinations_of_all, everyday, options, params, small
+from tinyllm.data.batch import Batch
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Decoder
 from tinyllm.models.parametrization import MuP
 from tinyllm.programs.builders import build_optimizer
-from tinyllm.training.objectives.next_token import Objective
+from tinyllm.training.objectives.next_token import NextToken
 
 M = 4
 """How many times as wide the model is as its base."""
@@ -48,10 +49,10 @@ def test_at_the_base_width_it_is_the_standard_one_bit_by_bit(optimizer: str) -> 
     for own in ({}, {"parametrization": MUP}):
         model = small("attn=mla", "moe=aux_free", tie_embeddings=False, **own)
         trained, _ = build_optimizer(optimizer_of(f"optimizer={optimizer}"), model, allow=frozenset())
-        objective = Objective(model, chunk_tokens=None)
+        objective = NextToken(model, chunk_tokens=None)
         for _ in range(3):
-            losses = objective(ids(4, 12), ids(4, 12))
-            losses.to_minimise(n_tokens=48, share=1.0).backward()
+            loss = objective(Batch(inputs=ids(4, 12), targets=ids(4, 12)))
+            loss.share_of_step(weight=48, sequences=1.0).backward()
             trained.step()
             trained.zero_grad()
         weights.append([*(group["names"] for group in trained.param_groups), dict(model.state_dict())])
@@ -189,7 +190,7 @@ def test_logits_are_divided_by_the_width_wherever_they_come_from(tied: bool) -> 
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
         found = model.logits(model(ids(2, 9)))
-        loss = Objective(model, chunk_tokens=None)(ids(2, 9), ids(2, 9)).head.total
+        loss = NextToken(model, chunk_tokens=None)(Batch(inputs=ids(2, 9), targets=ids(2, 9))).total
         decoder = Decoder(model, ids(2, 9).tolist(), n_samples=1, max_new_tokens=1, kv_cache=True)
         following = decoder.logits()
         assert model.output_multiplier == 1 / M

@@ -6,11 +6,11 @@ import torch
 from tests.nn.test_moe import aux_free, aux_loss
 from tinyllm.nn.activations import ACTIVATIONS
 from tinyllm.nn.attention.masking import AttentionMask
-from tinyllm.nn.loss import HeadLoss, head_loss
+from tinyllm.nn.loss import head_loss
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Rope
 from tinyllm.optim.schedules import SHAPES, WSD, Cosine, Linear
-from tinyllm.training.objectives.next_token import Losses
+from tinyllm.training.objectives.base import Loss
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -130,5 +130,4 @@ def test_a_cap_that_is_next_to_none_is_refused() -> None:
 
 def test_a_step_without_targets_has_no_loss() -> None:
     nothing = torch.zeros((), requires_grad=True)
-    losses = Losses(HeadLoss(nothing, nothing, nothing, nothing), None, {})
-    assert losses.to_minimise(n_tokens=0, share=1.0) == 0
+    assert Loss(nothing, {"train/loss": nothing}).share_of_step(weight=0, sequences=1.0) == 0

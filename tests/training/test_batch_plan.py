@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinyllm.errors import UserError
-from tinyllm.training.batch_plan import Batch, parse_tokens, plan_batch, plan_steps
+from tinyllm.training.batch_plan import BatchPlan, parse_tokens, plan_batch, plan_steps
 from tinyllm.training.curriculum import Curriculum
 
 SIZES = st.integers(1, 64)
@@ -49,7 +49,7 @@ def test_defaults_of_the_batch() -> None:
         max_seq_len=32,
         world_size=2,
     )
-    assert batch == Batch(batch_size=8, grad_accum_steps=1, seq_len=32, world_size=2)
+    assert batch == BatchPlan(batch_size=8, grad_accum_steps=1, seq_len=32, world_size=2)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_is_no_number_of_tokens(text: object) -> None:
     assert "2**19" in refused.value.hint
 
 
-BATCH = Batch(batch_size=4, grad_accum_steps=2, seq_len=16, world_size=1)
+BATCH = BatchPlan(batch_size=4, grad_accum_steps=2, seq_len=16, world_size=1)
 NONE = {"max_steps": None, "max_tokens": None, "max_epochs": None}
 OFF = Curriculum(enabled=False, start_seq_len=None, steps=None, seq_len=16)
 

@@ -15,7 +15,7 @@ from tests.support.training_runs import SMALL, logged, metrics, train
 from tests.training.test_trainer import small_model
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
-from tinyllm.training.batch_plan import Batch, plan_steps
+from tinyllm.training.batch_plan import BatchPlan, plan_steps
 from tinyllm.training.curriculum import Curriculum, Lengths
 
 RAMP = ("model.max_seq_len=40", "curriculum.enabled=true")
@@ -52,7 +52,7 @@ def test_lengths_and_their_sum(lengths: Lengths, n: int, step: int) -> None:
     tokens=st.integers(30_000, 200_000),
 )
 def test_a_horizon_in_tokens_is_of_true_tokens(seq_len: int, start: int | None, steps: int | None, tokens: int) -> None:
-    batch = Batch(batch_size=3, grad_accum_steps=2, seq_len=seq_len, world_size=1)
+    batch = BatchPlan(batch_size=3, grad_accum_steps=2, seq_len=seq_len, world_size=1)
     curriculum = Curriculum(enabled=True, start_seq_len=start, steps=steps, seq_len=seq_len)
     horizon = {"max_steps": None, "max_tokens": tokens, "max_epochs": None}
     n = plan_steps(batch, **horizon, epoch_tokens=0, curriculum=curriculum)

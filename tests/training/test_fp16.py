@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
-from tinyllm.nn.loss import HeadLoss
 from tinyllm.runs.checkpoint import find
-from tinyllm.training.objectives.next_token import Losses, Objective
+from tinyllm.training.objectives.next_token import NextToken
 
 FP16 = ("dataset=text", *SMALL, "trainer.precision=fp16", "optimizer.lr=1e-3")
 MIXED = ("moe=aux_free", "ema.enabled=true", "ema.decay=0.5", "trainer.grad_accum_steps=2")
@@ -94,13 +93,8 @@ def flat(node: Any) -> list[Any]:
 def test_a_loss_that_is_no_number_is_a_fault_and_not_an_overflow(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    original = Objective.forward
-
-    def forward(self: Objective, *arguments: Any) -> Losses:
-        losses = original(self, *arguments)
-        return losses._replace(head=HeadLoss(*(part * math.nan for part in losses.head)))
-
-    monkeypatch.setattr(Objective, "forward", forward)
+    original = NextToken.forward
+    monkeypatch.setattr(NextToken, "forward", lambda *arguments: original(*arguments).spoilt())
     assert train(corpus, *FP16, "trainer.max_steps=9", "trainer.nonfinite.patience=3", f"run.dir={tmp_path / 'a'}") == 2
     assert "not finite for 3 steps in a row" in capsys.readouterr().err
     assert train(corpus, *FP16, "trainer.nonfinite.action=stop", f"run.dir={tmp_path / 'b'}") == 2

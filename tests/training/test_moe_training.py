@@ -17,10 +17,12 @@ from torch.utils.checkpoint import checkpoint
 import tinyllm
 from tests.support.sources import ROOT
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
+from tinyllm.data.batch import Batch
 from tinyllm.programs.builders import build_model
 from tinyllm.runs.checkpoint import find
-from tinyllm.training.expert_load import ExpertLoad
-from tinyllm.training.objectives.next_token import Losses, Objective
+from tinyllm.training.expert_load import ExpertLoad, StepLoad
+from tinyllm.training.objectives.base import Loss
+from tinyllm.training.objectives.next_token import NextToken
 
 FREE = ("moe=aux_free", "model.block.moe.n_experts=6", "model.block.moe.gamma=0.01")
 LOSS = ("moe=aux_loss", "model.block.moe.n_experts=6", "model.block.moe.coeff=0.1")
@@ -36,15 +38,19 @@ def tokens(n: int = 12) -> torch.Tensor:
     return torch.randint(20, (n, 16), generator=torch.Generator().manual_seed(0))
 
 
-def one_step(model: Any, micro_batches: list[torch.Tensor], *, n_sequences: int = 12) -> ExpertLoad:
+def batch_of(ids: torch.Tensor) -> Batch:
+    return Batch(inputs=ids, targets=ids)
+
+
+def one_step(model: Any, micro_batches: list[torch.Tensor], *, n_sequences: int = 12) -> StepLoad:
     """What the loop does with the routing of one step, up to moving the biases."""
-    objective, routing = Objective(model, chunk_tokens=0), ExpertLoad()
+    objective, step_load = NextToken(model, chunk_tokens=0), StepLoad()
     for ids in micro_batches:
-        losses = objective(ids, ids)
-        share = len(ids) / n_sequences
-        losses.to_minimise(n_tokens=n_sequences * 16, share=share).backward()
-        routing.add(losses, share=share)
-    return routing
+        loss = objective(batch_of(ids))
+        sequences = len(ids) / n_sequences
+        loss.share_of_step(weight=n_sequences * 16, sequences=sequences).backward()
+        step_load.add(loss.expert_load, sequences=sequences)
+    return step_load
 
 
 def feed_forwards(model: Any) -> list[Any]:
@@ -62,7 +68,7 @@ def test_bias_and_gradient_of_micro_batches_are_those_of_one_batch() -> None:
     figures = []
     for model, sizes in ((whole, [12]), (parts, [2, 6, 4])):
         routing = one_step(model, list(tokens().split(sizes)))
-        figures.append({name: float(value) for name, value in routing.figures().items()})
+        figures.append({name: float(value) for name, value in routing.metrics().items()})
         routing.balance(feed_forwards(model))
     assert biases(whole).any() and torch.equal(biases(whole), biases(parts))
     assert figures[0] == pytest.approx(figures[1], rel=1e-5)
@@ -79,7 +85,7 @@ def as_rank(rank: int, directory: Path) -> dict[str, Any]:
     model = small_model(*FREE)
     mine = list(tokens().split([2, 4, 6]))[rank::2]
     routing = one_step(model, mine, n_sequences=sum(map(len, mine)))
-    figures = {name: float(value) for name, value in routing.figures().items()}
+    figures = {name: float(value) for name, value in routing.metrics().items()}
     routing.balance(feed_forwards(model))
     dist.destroy_process_group()
     return {"bias": biases(model), "figures": figures}
@@ -94,7 +100,7 @@ def test_bias_of_two_ranks_is_that_of_one_process(tmp_path: Path) -> None:
     ranks.append(torch.load(tmp_path / "one.pt", weights_only=True))
     whole = small_model(*FREE)
     routing = one_step(whole, [tokens()])
-    expected = {name: float(value) for name, value in routing.figures().items()}
+    expected = {name: float(value) for name, value in routing.metrics().items()}
     routing.balance(feed_forwards(whole))
     assert ranks[0]["figures"] == ranks[1]["figures"]
     for one in ranks:
@@ -120,25 +126,22 @@ def test_the_balance_loss_is_averaged_over_mixtures_not_over_blocks() -> None:
     dense = small_model("model.n_layers=4")
     for depth in (0, 2):
         model.blocks[depth] = dense.blocks[depth]
-    losses = Objective(model, chunk_tokens=0)(tokens(), tokens())
+    every = NextToken(model, chunk_tokens=0)(batch_of(tokens())).expert_load
     mixed = [routing.loss for routing in model.run(tokens())[1] if routing is not None]
-    assert list(losses.loads) == [1, 3] and len(mixed) == 2
-    torch.testing.assert_close(losses.balance, (mixed[0] + mixed[1]) / 2)
-    kept = Objective(model, chunk_tokens=0)(tokens(), tokens(), [True, True, True, False])
+    assert list(every.loads) == [1, 3] and len(mixed) == 2
+    torch.testing.assert_close(every.balance_loss, (mixed[0] + mixed[1]) / 2)
+    kept = NextToken(model, chunk_tokens=0)(batch_of(tokens()), [True, True, True, False]).expert_load
     assert list(kept.loads) == [1]
-    torch.testing.assert_close(kept.balance, mixed[0])
-    nothing = Objective(dense, chunk_tokens=0)(tokens(), tokens())
-    assert nothing.balance is None and nothing.loads == {} and ExpertLoad().figures() == {}
+    torch.testing.assert_close(kept.balance_loss, mixed[0])
+    assert NextToken(dense, chunk_tokens=0)(batch_of(tokens())).expert_load is None and StepLoad().metrics() == {}
 
 
 def test_figures_by_hand() -> None:
-    routing = ExpertLoad()
-    nats = torch.zeros(())
+    routing = StepLoad()
     load = torch.tensor([4.0, 0.0, 4.0, 0.0])
-    for share in (0.25, 0.75):
-        losses: Any = Losses(nats, torch.tensor(2.0), {1: load, 3: torch.ones(4)})  # type: ignore[arg-type]
-        routing.add(losses, share=share)
-    figures = {name: float(value) for name, value in routing.figures().items()}
+    for sequences in (0.25, 0.75):
+        routing.add(ExpertLoad(torch.tensor(2.0), {1: load, 3: torch.ones(4)}), sequences=sequences)
+    figures = {name: float(value) for name, value in routing.metrics().items()}
     assert figures == pytest.approx({"loss/balance": 2.0, "moe/max_load": (2 + 1) / 2, "moe/load_entropy": 0.75})
 
 
@@ -187,15 +190,15 @@ def test_a_skipped_step_leaves_the_bias(corpus: str, tmp_path: Path, monkeypatch
     moved = bias_of(before)
     assert moved and all(tensor.any() for tensor in moved.values())
     # of the next step alone: weights that no batch has a finite gradient for would not be saved
-    monkeypatch.setattr(Losses, "to_minimise", _not_finite(Losses.to_minimise, times=2))
+    monkeypatch.setattr(Loss, "share_of_step", _not_finite(Loss.share_of_step, times=2))
     assert train(f"resume={before}", "trainer.stop_after_steps=3") == 0
     assert find(before).step == 3 and find(before).state()["skipped"] == 1
     assert all(torch.equal(tensor, moved[name]) for name, tensor in bias_of(before).items())
 
 
-def _not_finite(to_minimise: Callable[..., torch.Tensor], *, times: int) -> Callable[..., torch.Tensor]:
+def _not_finite(share_of_step: Callable[..., torch.Tensor], *, times: int) -> Callable[..., torch.Tensor]:
     factors = chain([float("nan")] * times, repeat(1.0))
-    return lambda self, **keywords: to_minimise(self, **keywords) * next(factors)
+    return lambda self, **keywords: share_of_step(self, **keywords) * next(factors)
 
 
 @pytest.mark.slow

@@ -10,13 +10,14 @@ import torch
 
 import tinyllm
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
+from tinyllm.data.batch import Batch
 from tinyllm.errors import UserError
-from tinyllm.nn.loss import HeadLoss
 from tinyllm.programs.builders import build_model, build_optimizer
 from tinyllm.programs.evaluate import evaluate_run
 from tinyllm.runs.checkpoint import find
 from tinyllm.training.memory_estimate import activation_bytes
-from tinyllm.training.objectives.next_token import Losses, Objective
+from tinyllm.training.objectives.base import Loss
+from tinyllm.training.objectives.next_token import NextToken
 from tinyllm.training.trainer import clip
 
 
@@ -44,22 +45,24 @@ def test_accumulation_is_the_mean_over_tokens_whatever_the_micro_batches(corpus:
 def test_ragged_targets_weigh_every_token_the_same() -> None:
     """Micro-batches with different numbers of targets give the gradient of the whole batch, not a mean of means."""
     torch.manual_seed(0)
-    objective = Objective(small_model(), chunk_tokens=0)
+    objective = NextToken(small_model(), chunk_tokens=0)
     inputs, targets = torch.randint(20, (4, 16)), torch.randint(20, (4, 16))
     targets[0, 3:] = targets[2, 10:] = -100
-    count = int((targets != -100).sum())
-    (objective(inputs, targets).head.total / count).backward()
+    batch = Batch(inputs=inputs, targets=targets)
+    count = batch.counted
+    assert count == int((targets != -100).sum()) == objective.weight(batch)
+    (objective(batch).total / count).backward()
     whole = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad()
     for row in range(4):
-        (objective(inputs[row : row + 1], targets[row : row + 1]).head.total / count).backward()
+        part = Batch(inputs=inputs[row : row + 1], targets=targets[row : row + 1])
+        (objective(part).total / count).backward()
     for name, p in objective.named_parameters():
         torch.testing.assert_close(p.grad, whole[name], rtol=1e-5, atol=1e-7)
     logits = objective.model.logits(objective.model(inputs))
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100)
-    assert float(objective(inputs, targets).head.nats.detach() / count) == pytest.approx(
-        float(expected.detach()), rel=1e-6
-    )
+    found = objective(batch).metrics["train/loss"] / count
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 
 @pytest.mark.parametrize("max_norm", [0.0, 0.5, 1e6])
@@ -86,14 +89,13 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     """Forward passes (counted from 0) whose loss becomes NaN; fill the set."""
     steps: set[int] = set()
     count = iter(range(10**6))
-    original = Objective.forward
+    original = NextToken.forward
 
-    def forward(self: Objective, *arguments: Any) -> Losses:
-        losses = original(self, *arguments)
-        factor = math.nan if next(count) in steps else 1.0
-        return losses._replace(head=HeadLoss(*(part * factor for part in losses.head)))
+    def forward(self: NextToken, *arguments: Any) -> Loss:
+        loss = original(self, *arguments)
+        return loss.spoilt() if next(count) in steps else loss
 
-    monkeypatch.setattr(Objective, "forward", forward)
+    monkeypatch.setattr(NextToken, "forward", forward)
     yield steps
 
 

@@ -9,21 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from tinyllm.data.sampler import Sampler
+from tinyllm.data.batch import Batch, WindowSource
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
+from tinyllm.nn.loss import IGNORE
 from tinyllm.utils.platforms import held_back, ignore, signals
 
-IGNORED = -100  # target of a position at which nothing is predicted
 ENDING = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # what training answers by finishing its step
-Batch = tuple[Tensor, Tensor]
 
 
 def train_batches(
-    sampler: Sampler,
+    source: WindowSource,
     *,
     start_step: int,
     end_step: int,
@@ -38,7 +36,7 @@ def train_batches(
     persistent_workers: bool = True,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
-    """Micro-batches (inputs_BT, targets_BT), int64, of steps start_step … end_step−1, in order.
+    """Micro-batches of steps start_step … end_step−1, in order.
 
     Micro-batch m of rank r at step s holds the samples s·G + (m·world_size + r)·batch_size + 0 … batch_size−1
     with G = batch_size·grad_accum_steps·world_size, so the batches of a step do not depend on how it is
@@ -47,19 +45,19 @@ def train_batches(
     Args:
         shift: added to every sample number; where earlier steps had batches of another size, their samples
             less those that this size would have taken, so that the order goes on where it was.
-        length_at: of a step: how many tokens of each window it reads, the first ones; None: all. Which windows they
-            are does not depend on it.
+        length_at: the number of tokens that a step reads of each window, the first ones; None: all. Which windows a
+            step reads does not depend on it.
         workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
         prefetch_factor: batches each worker prepares ahead.
         persistent_workers: keep the workers from epoch to epoch instead of starting new ones.
         pin_memory: return page-locked tensors, for a quick copy to a GPU.
     """
-    micro_batches = _MicroBatches(sampler, batch_size, grad_accum_steps, rank, world_size, shift, length_at)
+    micro_batches = _MicroBatches(source, batch_size, grad_accum_steps, rank, world_size, shift, length_at)
     numbers = range(start_step * grad_accum_steps, end_step * grad_accum_steps)
     if workers == 0:
         for number in numbers:
-            inputs, targets = micro_batches[number]
-            yield (inputs.pin_memory(), targets.pin_memory()) if pin_memory else (inputs, targets)
+            batch = micro_batches[number]
+            yield batch.pin_memory() if pin_memory else batch
         return
     for stretch in [numbers] if persistent_workers else micro_batches.by_epoch(numbers):
         loader = DataLoader(
@@ -80,7 +78,7 @@ class _MicroBatches(Dataset[Batch]):
 
     def __init__(
         self,
-        sampler: Sampler,
+        source: WindowSource,
         batch_size: int,
         grad_accum_steps: int,
         rank: int,
@@ -88,7 +86,7 @@ class _MicroBatches(Dataset[Batch]):
         shift: int,
         length_at: Callable[[int], int] | None,
     ) -> None:
-        self._sampler = sampler
+        self._source = source
         self._batch_size = batch_size
         self._grad_accum_steps = grad_accum_steps
         self._rank = rank
@@ -98,18 +96,18 @@ class _MicroBatches(Dataset[Batch]):
 
     def __getitem__(self, number: int) -> Batch:
         first = self._first_sample(number)
-        windows = torch.from_numpy(self._sampler.windows(np.arange(first, first + self._batch_size)))
-        if self._length_at is not None:
-            windows = windows[:, : self._length_at(number // self._grad_accum_steps) + 1]
-        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+        batch = self._source.batch(np.arange(first, first + self._batch_size))
+        if self._length_at is None:
+            return batch
+        return batch.shortened(self._length_at(number // self._grad_accum_steps))
 
     def by_epoch(self, numbers: range) -> Iterator[range]:
         """``numbers`` in stretches that start in different epochs."""
         start = numbers.start
         while start < numbers.stop:
-            epoch = self._first_sample(start) // self._sampler.windows_per_epoch
+            epoch = self._first_sample(start) // self._source.windows_per_epoch
             stop = start + 1
-            while stop < numbers.stop and self._first_sample(stop) // self._sampler.windows_per_epoch == epoch:
+            while stop < numbers.stop and self._first_sample(stop) // self._source.windows_per_epoch == epoch:
                 stop += 1
             yield range(start, stop)
             start = stop
@@ -174,9 +172,9 @@ def _ignore_signals(worker: int) -> None:
 def eval_batches(
     split: Split, *, seq_len: int, batch_size: int, max_tokens: int | None = None, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Fixed windows over the whole split, (inputs_BT, targets_BT) int64; every token but the first is predicted once.
+    """Fixed windows over the whole split; every token but the first is predicted once.
 
-    Windows lie side by side; the last is shorter, filled up with inputs 0 and targets −100. The first token
+    Windows lie side by side; the last is shorter, filled up with inputs 0 and targets ``IGNORE``. The first token
     of the split, and of each row where there are rows, is never predicted. The last batch may have fewer
     rows.
 
@@ -197,15 +195,19 @@ def eval_batches(
             ids = split.read(first, stop + 1)
             window = np.zeros(seq_len, dtype=np.int64)
             window[: stop - first] = ids[:-1]
-            target = np.full(seq_len, IGNORED, dtype=np.int64)
+            target = np.full(seq_len, IGNORE, dtype=np.int64)
             target[predicted - first : stop - first] = ids[1 + predicted - first :]
             inputs.append(window)
             targets.append(target)
             if len(inputs) == batch_size:
-                yield torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+                yield _stacked(inputs, targets)
                 inputs, targets = [], []
     if inputs:
-        yield torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))
+        yield _stacked(inputs, targets)
+
+
+def _stacked(inputs: list[np.ndarray], targets: list[np.ndarray]) -> Batch:
+    return Batch(inputs=torch.from_numpy(np.stack(inputs)), targets=torch.from_numpy(np.stack(targets)))
 
 
 def eval_bytes(split: Split, *, max_tokens: int | None = None) -> int | None:

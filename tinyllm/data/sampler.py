@@ -1,7 +1,9 @@
 """The order of training: which window of the data is sample number i, for every i, without any state."""
 
 import numpy as np
+import torch
 
+from tinyllm.data.batch import Batch
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
@@ -68,6 +70,11 @@ class Sampler:
         for row, start in zip(out, self.starts(samples), strict=True):
             row[:] = ids[start : start + length]
         return out
+
+    def batch(self, samples: np.ndarray) -> Batch:
+        """The windows of ``samples`` as inputs and, one token later, targets."""
+        windows = torch.from_numpy(self.windows(samples))
+        return Batch(inputs=windows[:, :-1].contiguous(), targets=windows[:, 1:].contiguous())
 
     def window(self, sample: int) -> np.ndarray:
         """The ids of one window, int64 of shape (seq_len+1,)."""

@@ -7,7 +7,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from tinyllm.data.loader import IGNORED, eval_batches, eval_bytes
+from tinyllm.data.batch import Batch
+from tinyllm.data.loader import eval_batches, eval_bytes
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
@@ -66,18 +67,18 @@ def evaluate(
     nats: list[Tensor | float] = []
     tokens = number = 0
     try:
-        for number, (inputs_BT, targets_BT) in enumerate(
+        for number, batch in enumerate(
             eval_batches(split, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens, stride=stride), start=1
         ):
             if (number - 1) % world_size == 0 and stopping():
                 raise Interrupted
-            tokens += int((targets_BT != IGNORED).sum())
+            tokens += batch.counted
             if (number - 1) % world_size == rank:
-                nats.append(_kept(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast)))
+                nats.append(_kept(_nats(model, batch.to(device), autocast)))
             if progress is not None:
                 progress(tokens)
         if len(nats) * world_size < number:  # a model in parts needs all ranks in every pass
-            nats.append(_kept(_nats(model, inputs_BT.to(device), targets_BT.to(device), autocast)))
+            nats.append(_kept(_nats(model, batch.to(device), autocast)))
     finally:
         model.train(was_training)
     if not tokens:
@@ -120,10 +121,8 @@ def _kept(sum_of_batch: Tensor) -> Tensor | float:
 
 
 @torch.no_grad()  # not inference_mode: sharded weights that are first gathered in it could not be trained any more
-def _nats(model: LanguageModel, inputs_BT: Tensor, targets_BT: Tensor, autocast: Autocast) -> Tensor:
-    """Sum over the batch's targets, a scalar on its device."""
+def _nats(model: LanguageModel, batch: Batch, autocast: Autocast) -> Tensor:
+    """Cross-entropy summed over the batch's targets, a scalar on its device."""
     with autocast():
-        hidden_BTD = model(inputs_BT)
-        return linear_cross_entropy(
-            hidden_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), chunk_tokens=None
-        )
+        hidden_ND = model(batch.inputs).flatten(0, 1)
+        return linear_cross_entropy(hidden_ND, model.head_weight, batch.targets.flatten(), chunk_tokens=None)

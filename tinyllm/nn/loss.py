@@ -39,10 +39,6 @@ class HeadLoss(NamedTuple):
     smoothing: Tensor
     z: Tensor
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All but the total."""
-        return self.nats, self.smoothing, self.z
-
 
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int | None = None

@@ -14,7 +14,7 @@ from tinyllm.errors import UserError
 from tinyllm.optim.groups import follow_width, parameter_groups
 from tinyllm.optim.memory import state_bytes
 from tinyllm.optim.schedules import Schedule
-from tinyllm.training.batch_plan import Batch, plan_batch
+from tinyllm.training.batch_plan import BatchPlan, plan_batch
 from tinyllm.training.callbacks import OptimizerGroup
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.progress import PreparationProgress
@@ -88,7 +88,7 @@ def fit_vocabulary(cfg: DictConfig, meta_model: Any, *, vocab_size: int) -> None
         meta_model.resize_vocabulary(vocab_size)
 
 
-def planned_batch(cfg: DictConfig, *, world_size: int = 1) -> Batch:
+def planned_batch(cfg: DictConfig, *, world_size: int = 1) -> BatchPlan:
     """The batch that ``trainer.*`` describes; see :func:`plan_batch`."""
     settings = {name: cfg.trainer[name] for name in BATCH}
     return plan_batch(**settings, max_seq_len=cfg.model.max_seq_len, world_size=world_size)

@@ -50,7 +50,7 @@ from tinyllm.runs.directory import LONGEST_NAME, auto_path, check_new
 from tinyllm.runs.layout import CHECKPOINTS, TOKENIZER
 from tinyllm.runs.state_schema import read_checked
 from tinyllm.tokenizers import Tokenizer
-from tinyllm.training.batch_plan import Batch, Horizon, Standing, check_horizon, plan_horizon
+from tinyllm.training.batch_plan import BatchPlan, Horizon, Standing, check_horizon, plan_horizon
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.compilation import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
@@ -74,7 +74,7 @@ class CheckedSettings:
     precision: str
     pin_memory: bool
     init_from: checkpoints.Checkpoint | None
-    batch: Batch
+    batch: BatchPlan
     curriculum: Curriculum
     standing: Standing | None
     """Progress of a resumed run whose horizon is in tokens or epochs."""
@@ -252,7 +252,7 @@ def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
 
 
 def horizon_of(
-    cfg: DictConfig, batch: Batch, curriculum: Curriculum, standing: Standing | None, *, epoch_tokens: int
+    cfg: DictConfig, batch: BatchPlan, curriculum: Curriculum, standing: Standing | None, *, epoch_tokens: int
 ) -> Horizon:
     """The end of the run that ``trainer.max_*`` asks for; see :func:`plan_horizon`."""
     horizon = {name: cfg.trainer[name] for name in HORIZON}

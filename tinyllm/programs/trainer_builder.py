@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.allowed import Option
 from tinyllm.config.saved import literal_settings, settings_text
+from tinyllm.data.batch import Batch
 from tinyllm.data.loader import train_batches
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
@@ -37,10 +38,11 @@ from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup, R
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, untouched
 from tinyllm.training.distributed.strategy import Strategy
-from tinyllm.training.objectives.next_token import Objective
+from tinyllm.training.objectives.base import Objective
+from tinyllm.training.objectives.next_token import NextToken
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState
-from tinyllm.training.trainer import MicroBatch, Settings, Trainer
+from tinyllm.training.trainer import Settings, Trainer
 from tinyllm.utils.device import autocast, compute_dtype, peak_flops
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.seeds import seed_globals, stream
@@ -55,9 +57,9 @@ def make_trainer(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequ
     """
     cfg, strategy = plan.cfg, plan.strategy
     state, groups, logger_states = make_state(plan)
-    # Checkpoints may have been removed since the state was saved: then the best of those that are left counts.
-    state.best_loss, state.best_step = strategy.on_rank_zero(partial(best_kept, run_dir, state))
     objective = make_objective(cfg, state.model)
+    # Checkpoints may have been removed since the state was saved: then the best of those that are left counts.
+    state.best_loss, state.best_step = strategy.on_rank_zero(partial(best_kept, run_dir, state, objective))
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
     compiler = make_compiler(plan, state.model, stop)
     stack.callback(compiler.close)
@@ -85,17 +87,16 @@ def make_trainer(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequ
         )
     evaluator = Evaluator(plan=plan, state=state, compiler=compiler)
     events.on_start(info)
-    return assemble(
-        state,
-        objective,
-        device=plan.device,
-        precision=plan.precision,
+    return Trainer(
+        state=state,
+        objective=objective,
         forward=compiler.calls(forward),
         schedule=plan.lr,
         settings=loop_settings(cfg, plan.max_steps),
-        batch=plan.batch,
+        batch_plan=plan.batch,
         lengths=plan.lengths,
-        batches=partial(remaining_batches, plan),
+        autocast=partial(autocast, plan.device, plan.precision),
+        batches=partial(remaining_batches, plan, state),
         evaluate=evaluator.evaluate,
         sample=evaluator.sample,
         checkpoints=checkpointing,
@@ -107,27 +108,6 @@ def make_trainer(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequ
         peak_flops=peak,
         run_dir=run_dir.path,
     )
-
-
-def assemble(state: TrainState, objective: Objective, *, device: torch.device, precision: str, **parts: Any) -> Trainer:
-    """A trainer; what follows from its model, device and precision is filled in, ``parts`` are its other fields."""
-    model: Any = state.model
-    return Trainer(
-        state=state,
-        objective=objective,
-        strategy=state.strategy,
-        device=device,
-        autocast=partial(autocast, device, precision),
-        draw_kept=model.draw_kept,
-        feed_forwards=[block.ffn for block in model.layers()],
-        flops_per_token=cache(partial(training_flops, model)),
-        **parts,
-    )
-
-
-def training_flops(model: Any, length: int) -> int:
-    """FLOPs of one token in training: the backward pass takes twice those of the forward pass."""
-    return 3 * int(model.flops_per_token(length))
 
 
 def make_state(plan: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
@@ -168,10 +148,10 @@ def new_state(
     return TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy), groups
 
 
-def make_objective(cfg: DictConfig, model: Any) -> Objective:
+def make_objective(cfg: DictConfig, model: Any) -> NextToken:
     """The training loss that ``loss.*`` describes."""
     chunk_tokens = cfg.loss.chunk_tokens
-    return Objective(
+    return NextToken(
         model,
         chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
         label_smoothing=cfg.loss.label_smoothing,
@@ -179,10 +159,18 @@ def make_objective(cfg: DictConfig, model: Any) -> Objective:
     )
 
 
-def best_kept(run_dir: RunDir | FollowedRunDir, state: TrainState) -> tuple[float | None, int | None]:
-    """Loss and step of the best checkpoint that the run still has, as of the state's step."""
-    metrics = read_metrics(run_dir.metrics)
-    return follow(run_dir.checkpoints, metrics, step=state.step, best=(state.best_loss, state.best_step))
+def best_kept(
+    run_dir: RunDir | FollowedRunDir, state: TrainState, objective: Objective
+) -> tuple[float | None, int | None]:
+    """Value and step of the best checkpoint that the run still has, as of the state's step."""
+    return follow(
+        run_dir.checkpoints,
+        read_metrics(run_dir.metrics),
+        step=state.step,
+        best=(state.best_loss, state.best_step),
+        metric=objective.selects,
+        lower=objective.lower_is_better,
+    )
 
 
 def make_compiler(plan: RunPlan, model: Any, stop: StopRequest) -> Eager:
@@ -270,11 +258,11 @@ class TrialPass:
     def run(self, length: int) -> None:
         """One pass over a micro-batch of sequences of ``length`` tokens."""
         plan = self.plan
-        ids = torch.zeros(plan.batch.batch_size, length, dtype=torch.int64, device=plan.device)
+        example = self.objective.example(sequences=plan.batch.batch_size, length=length)
         with plan.strategy.micro_step(last=True):
             with autocast(plan.device, plan.precision):
-                losses = self.objective(ids, ids)
-            losses.to_minimise(n_tokens=ids.numel(), share=1.0).backward()
+                loss = self.objective(example)
+            loss.share_of_step(weight=self.objective.weight(example), sequences=1.0).backward()
 
     def gives_finite_gradients(self) -> bool:
         """Whether the weights, as they are, give finite gradients on all ranks."""
@@ -292,7 +280,7 @@ def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir
         run_dir.write_status("running", compile=compiled)
 
 
-def remaining_batches(plan: RunPlan, state: TrainState) -> Iterator[MicroBatch]:
+def remaining_batches(plan: RunPlan, state: TrainState) -> Iterator[Batch]:
     """This rank's micro-batches from the state's step to the horizon."""
     batch = plan.batch
     return train_batches(

@@ -47,7 +47,7 @@ class Horizon:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batch:
+class BatchPlan:
     """One optimizer step's worth of data."""
 
     batch_size: int
@@ -75,7 +75,7 @@ def plan_batch(
     seq_len: int | None,
     max_seq_len: int,
     world_size: int,
-) -> Batch:
+) -> BatchPlan:
     """The batch that ``trainer.*`` asks for.
 
     Raises:
@@ -90,7 +90,7 @@ def plan_batch(
         )
     seq_len = seq_len or max_seq_len
     if total_batch_tokens is None:
-        return Batch(
+        return BatchPlan(
             batch_size=batch_size, grad_accum_steps=grad_accum_steps or 1, seq_len=seq_len, world_size=world_size
         )
     tokens = parse_tokens(total_batch_tokens)
@@ -119,10 +119,10 @@ def plan_batch(
             value=total_batch_tokens,
             hint=f"{tokens // micro} of {micro} tokens; at most {MOST_MICRO_STEPS}, so raise trainer.batch_size",
         )
-    return Batch(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
+    return BatchPlan(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
 
 
-def regroup(batch: Batch, world_size: int) -> tuple[int, int]:
+def regroup(batch: BatchPlan, world_size: int) -> tuple[int, int]:
     """Sequences per rank and micro-step, and micro-steps, that make the same batch on another number of ranks.
 
     Raises:
@@ -159,7 +159,7 @@ def parse_tokens(value: int | str) -> int:
 
 
 def plan_horizon(
-    batch: Batch,
+    batch: BatchPlan,
     *,
     max_steps: int | None,
     max_tokens: int | None,
@@ -197,13 +197,13 @@ def plan_horizon(
     return horizon
 
 
-def plan_steps(batch: Batch, **asked: Any) -> int:
+def plan_steps(batch: BatchPlan, **asked: Any) -> int:
     """The horizon of a run from its start, in optimizer steps; the arguments are those of :func:`plan_horizon`."""
     return plan_horizon(batch, **asked).max_steps
 
 
 def _steps_within(
-    batch: Batch,
+    batch: BatchPlan,
     *,
     max_tokens: int | None,
     max_epochs: float | None,

@@ -4,23 +4,24 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from signal import Signals
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tinyllm.data.batch import Batch
 from tinyllm.errors import UserError
-from tinyllm.nn.feedforward import FeedForward
 from tinyllm.optim.sharded import full_tensor
 from tinyllm.runs.metrics_log import Log
-from tinyllm.training.batch_plan import Batch
+from tinyllm.training.batch_plan import BatchPlan
 from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
-from tinyllm.training.distributed.strategy import Strategy
-from tinyllm.training.expert_load import ExpertLoad
-from tinyllm.training.objectives.next_token import Losses, Objective
+from tinyllm.training.expert_load import StepLoad
+from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.stopwatch import Stopwatch
@@ -30,7 +31,6 @@ from tinyllm.utils.memory import memory_for
 from tinyllm.utils.seeds import stream
 from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
 
-MicroBatch = tuple[Tensor, Tensor]
 LESS_MEMORY = (
     "lower trainer.batch_size and raise trainer.grad_accum_steps, or set trainer.activation_checkpointing=true"
 )
@@ -55,27 +55,21 @@ class Settings:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Trains a state to its horizon; what to read, evaluate, sample and save comes in as functions."""
+    """Trains a state to its horizon; evaluation, samples and checkpoints are passed in."""
 
     state: TrainState
     objective: Objective
-    forward: Callable[..., Losses]
-    """The objective as the strategy has it called."""
-    strategy: Strategy
+    forward: Callable[..., Loss]
+    """The objective, wrapped by the strategy (DDP) and by the compiler's error messages."""
     schedule: Callable[[int], float]
-    """The learning rate of each step."""
+    """Learning rate of a step."""
     settings: Settings
-    batch: Batch
+    batch_plan: BatchPlan
     lengths: Lengths
-    """Of the sequences of each step."""
-    device: torch.device
+    """Sequence length of every step."""
     autocast: Callable[[], AbstractContextManager[object]]
-    draw_kept: Callable[[int], Sequence[bool] | None]
-    """Of a seed: the blocks that a micro-batch passes through; None: all."""
-    feed_forwards: Sequence[FeedForward]
-    """Of each block; those that balance their experts are told the loads of every step that was taken."""
-    batches: Callable[[TrainState], Iterator[MicroBatch]]
-    """Micro-batches from where the state stands, without end before the horizon."""
+    batches: Callable[[], Iterator[Batch]]
+    """Starts the stream of micro-batches at the state's step; it ends with the horizon."""
     evaluate: Callable[[Stopping], dict[str, float]]
     sample: Callable[[int, Stopping], str]
     checkpoints: NoCheckpoints
@@ -83,16 +77,19 @@ class Trainer:
     events: Callback
     stop: StopRequest
     prepare: Callable[[], None]
-    """What has to be done before the first step and is no part of its time."""
+    """Runs before the first step, outside of its time: compiling."""
     profiler: NoProfiler
-    flops_per_token: Callable[[int], int]
-    """Training FLOPs of one token of sequences of a length."""
     peak_flops: float | None
+    """Peak FLOP/s of all ranks together, for MFU; None: not known."""
     run_dir: Path
 
     def __post_init__(self) -> None:
+        self.strategy = self.state.strategy
+        self.model: Any = self.objective.model
+        self.device: torch.device = self.model.device
+        self.flops_per_token = cache(self.model.flops_per_token)
         self.logged = self.state.tokens, self.state.flops
-        """Where the last record stood."""
+        """Tokens and FLOPs at the last log line."""
         self.began_at = self.state.step
         self.last_metrics: dict[str, float] = {}
         self.rank_status = RankStatus()
@@ -101,7 +98,7 @@ class Trainer:
         """Train to the horizon, or until something asks to stop; the last step is evaluated and saved."""
         state, every = self.state, self.settings
         watch = Stopwatch(before=state.seconds)
-        batches = self.batches(state)
+        batches = self.batches()
         self.objective.train()
         if not state.step:
             state.average.after_step(0)
@@ -110,10 +107,10 @@ class Trainer:
         reason = self.reason_to_stop(watch)
         if state.owed is not None:
             with watch.paused():
-                reason = self.close_step(dict(state.owed), watch, reason)
+                reason = self.after_step(dict(state.owed), watch, reason)
         while not reason:
             with memory_for(
-                f"step {state.step + 1}: {self.batch.batch_size} sequences of"
+                f"step {state.step + 1}: {self.batch_plan.batch_size} sequences of"
                 f" {self.lengths.at(state.step)} tokens at a time",
                 hint=LESS_MEMORY,
             ):
@@ -124,12 +121,12 @@ class Trainer:
                 record |= self.summarise(step_metrics, watch)
                 self.events.on_log(state.step, dict(record))
             with watch.paused():
-                reason = self.close_step(record, watch, reason)
+                reason = self.after_step(record, watch, reason)
                 self.profiler.step()
         finished = state.step >= every.max_steps and state.owed is None
         return self.outcome("finished" if finished else "interrupted", self.last_metrics, "" if finished else reason)
 
-    def close_step(self, record: dict[str, float], watch: Stopwatch, reason: str) -> str:
+    def after_step(self, record: dict[str, float], watch: Stopwatch, reason: str) -> str:
         """Evaluate, sample, record and save what is due after a step.
 
         A signal breaks an evaluation or a sample off, and the step is saved at once. An evaluation is owed then: the
@@ -147,16 +144,16 @@ class Trainer:
         if is_due(every.eval_every, state.step) or (every.eval_every and ends):
             try:
                 with memory_for(f"the evaluation after step {state.step}", hint="lower trainer.batch_size"):
-                    evaluated = self.evaluate(self.told_to_stop)
+                    evaluated = self.evaluate(self.stop_requested)
                 record |= evaluated
-                best = self.is_best(evaluated["val/loss"])
+                best = self.is_best(evaluated[self.objective.selects])
                 self.events.on_evaluate(state.step, evaluated, best)
             except Interrupted:
                 state.owed, reason = dict(record), Signals(self.rank_status.signal).name
         if is_due(every.sample_every, state.step) and state.owed is None:
             try:
                 with memory_for(f"the sample after step {state.step}", hint="lower trainer.sample_tokens"):
-                    text = self.sample(state.step, self.told_to_stop)
+                    text = self.sample(state.step, self.stop_requested)
                 self.events.on_sample(state.step, text)
             except Interrupted:
                 reason = reason or Signals(self.rank_status.signal).name
@@ -172,72 +169,82 @@ class Trainer:
             self.checkpoints.finish_if_written(all_written=self.rank_status.all_written)
         return reason
 
-    def told_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether a signal has asked a rank to stop; every rank has to call it."""
         signals = [int(row[0]) for row in self.strategy.gather([float(self.stop.signal or 0)])]
         self.rank_status = replace(self.rank_status, signal=next(filter(None, signals), 0))
         return bool(self.rank_status.signal)
 
-    def train_step(self, batches: Iterator[MicroBatch]) -> dict[str, float]:
-        """One optimizer step over all micro-batches; returns its lr, gradient norm and routing."""
+    def train_step(self, batches: Iterator[Batch]) -> dict[str, float]:
+        """Take one optimizer step over all its micro-batches.
+
+        Returns:
+            The metrics of the step: learning rate, gradient norm, and those of the objective but for ``train/loss``,
+            which is averaged over the steps between two log lines.
+        """
         state, optimizer = self.state, self.state.optimizer
         lr = self.schedule(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        self.strategy.at_step(state.step)
+        self.strategy.report_step(state.step)
         fault("step", step=state.step)
+        # Dropout depends on seed, step and rank alone, so that a resumed run draws what the whole one would have.
         torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.strategy.rank))
-        micro_batches = [next(batches) for _ in range(self.batch.grad_accum_steps)]
-        mine = float(sum(int((targets != -100).sum()) for _, targets in micro_batches))
-        n_tokens = int(sum(values[0] for values in self.strategy.gather([mine])))
-        head, routing = torch.zeros(3, device=self.device), ExpertLoad()
-        for micro, (inputs, targets) in enumerate(micro_batches):
-            kept = self.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
-            share = len(inputs) / self.batch.sequences
+        micro_batches = [next(batches) for _ in range(self.batch_plan.grad_accum_steps)]
+        # Divide by the targets of the whole step, not per micro-batch or rank: every token weighs the same.
+        own_weight = float(sum(self.objective.weight(batch) for batch in micro_batches))
+        weight = int(sum(values[0] for values in self.strategy.gather([own_weight])))
+        names: list[str] = []
+        means, step_load = torch.zeros((), device=self.device), StepLoad()
+        for micro, batch in enumerate(micro_batches):
+            kept = self.model.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
+            sequences = batch.sequences / self.batch_plan.sequences
             with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
                 with self.autocast():
-                    losses = self.forward(self.to_device(inputs), self.to_device(targets), kept)
+                    loss = self.forward(batch.to(self.device), kept)
                 if spoilt(step=state.step):
-                    losses = losses.spoilt()
-                state.scaler.scale(losses.to_minimise(n_tokens=n_tokens, share=share)).backward()
-            head += torch.stack(losses.head.parts()) / n_tokens
-            routing.add(losses, share=share)
+                    loss = loss.spoilt()
+                state.scaler.scale(loss.share_of_step(weight=weight, sequences=sequences)).backward()
+            names = list(loss.metrics)
+            means = means + torch.stack(list(loss.metrics.values())).detach() / weight
+            step_load.add(loss.expert_load, sequences=sequences)
         state.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)
-        figures = {"train/grad_norm": norm, **self.objective.named(head), **routing.figures()}
-        values = dict(zip(figures, read(list(figures.values())), strict=True))  # the step's one synchronisation
-        values |= self.exchange_status({name: values[name] for name in self.objective.names()})
-        loss = values.pop("train/loss")
-        if all(map(math.isfinite, [loss, *values.values()])):
+        scalars = {"train/grad_norm": norm, **dict(zip(names, means, strict=True)), **step_load.metrics()}
+        metrics = dict(zip(scalars, read(list(scalars.values())), strict=True))  # the step's one synchronisation
+        metrics |= self.exchange_status({name: metrics[name] for name in names})
+        train_loss = metrics.pop(TRAIN_LOSS)
+        if all(map(math.isfinite, [train_loss, *metrics.values()])):
             state.scaler.step(optimizer)
             state.scaler.update()
             state.average.after_step(state.step + 1)
-            routing.balance(self.feed_forwards)
+            step_load.balance([block.ffn for block in self.model.layers()])
             state.skipped = 0
         else:
-            self.skip_or_stop(loss, values["train/grad_norm"])
+            self.skip_or_stop(train_loss, metrics["train/grad_norm"])
         optimizer.zero_grad(set_to_none=True)
         length = self.lengths.at(state.step)
+        tokens = self.batch_plan.sequences * length
         state.step += 1
-        state.sequences += self.batch.sequences
-        state.tokens += self.batch.sequences * length
-        state.flops += self.batch.sequences * length * self.flops_per_token(length)
-        if math.isfinite(loss):
-            state.window["loss"] += loss
+        state.sequences += self.batch_plan.sequences
+        state.tokens += tokens
+        state.flops += tokens * 3 * self.flops_per_token(length)  # the backward pass takes twice the forward pass
+        if math.isfinite(train_loss):
+            state.window["loss"] += train_loss
             state.window["steps"] += 1
-        return {"train/lr": lr, **values}
+        return {"train/lr": lr, **metrics}
 
-    def exchange_status(self, parts: dict[str, float]) -> dict[str, float]:
-        """Sum what each rank has of the loss, and hear whether one was told to stop or still writes a checkpoint."""
+    def exchange_status(self, metrics: dict[str, float]) -> dict[str, float]:
+        """All-reduce the objective's metrics; exchange stop signals and checkpoint status."""
         signal, written = float(self.stop.signal or 0), float(self.checkpoints.written())
-        rows = self.strategy.gather([*parts.values(), signal, written])
+        rows = self.strategy.gather([*metrics.values(), signal, written])
         self.rank_status = RankStatus(
             signal=next((int(row[-2]) for row in rows if row[-2]), 0),
             all_written=all(row[-1] for row in rows),
             not_finite=[rank for rank, row in enumerate(rows) if not all(map(math.isfinite, row))],
         )
-        return {name: sum(row[i] for row in rows) for i, name in enumerate(parts)}
+        return {name: sum(row[i] for row in rows) for i, name in enumerate(metrics)}
 
     def skip_or_stop(self, loss: float, norm: float) -> None:
         """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
@@ -251,7 +258,7 @@ class Trainer:
         overflow = math.isfinite(loss) and 1 < scale != state.scaler.get_scale()
         state.skipped += 0 if overflow else 1
         who = ", ".join(f"rank {rank}" for rank in self.rank_status.not_finite if self.strategy.world_size > 1)
-        sequences = f"sequences {state.sequences} to {state.sequences + self.batch.sequences - 1}"
+        sequences = f"sequences {state.sequences} to {state.sequences + self.batch_plan.sequences - 1}"
         what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({who and who + ', '}{sequences})"
         scaled = f", loss scale {scale:g} → {state.scaler.get_scale():g}" if state.scaler.is_enabled() else ""
         self.events.on_message(f"{what}: step skipped, weights untouched{scaled}")
@@ -287,12 +294,12 @@ class Trainer:
         self.logged = state.tokens, state.flops
         return metrics
 
-    def is_best(self, loss: float) -> bool:
-        """Whether ``val/loss`` is the lowest so far; a value that is not finite never is."""
-        state = self.state
-        if not math.isfinite(loss) or (state.best_loss is not None and loss >= state.best_loss):
+    def is_best(self, value: float) -> bool:
+        """Whether the metric that the objective selects by is the best so far; NaN and infinity never are."""
+        state, sign = self.state, 1 if self.objective.lower_is_better else -1
+        if not math.isfinite(value) or (state.best_loss is not None and sign * value >= sign * state.best_loss):
             return False
-        state.best_loss, state.best_step = loss, state.step
+        state.best_loss, state.best_step = value, state.step
         return True
 
     def reason_to_stop(self, watch: Stopwatch) -> str:
@@ -332,10 +339,6 @@ class Trainer:
             reason=reason,
             has_checkpoint=self.checkpoints.exist(),
         )
-
-    def to_device(self, tensor: Tensor) -> Tensor:
-        """The tensor on the training device."""
-        return tensor.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)

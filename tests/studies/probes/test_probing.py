@@ -118,10 +118,10 @@ def test_the_loss_is_the_mean_over_the_questions_alone(accumulated: int) -> None
     trainer = make_trainer(cfg, task, seed=5, device=CPU, allow=frozenset())
     model = build_model(cfg, vocab_size=task.vocab_size, seed=5, device=CPU, allow=frozenset())
     batches = batches_to_train(task, seed=5, start_step=0, batch_size=6, grad_accum_steps=1)
-    inputs, targets = next(batches)
-    logits = model.logits(model(inputs))
-    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
-    trainer.train_step(trainer.batches(trainer.state))
+    batch = next(batches)
+    logits = model.logits(model(batch.inputs))
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
+    trainer.train_step(trainer.batches())
     assert trainer.state.window["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 

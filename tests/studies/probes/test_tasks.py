@@ -149,7 +149,7 @@ def test_length_is_trained_at_one_length_and_tested_at_its_multiples() -> None:
 def test_batches_follow_from_the_seed_and_not_from_how_a_step_is_divided() -> None:
     def first(n: int, **more: int) -> np.ndarray:
         batches = batches_to_train(RECALL, **{"seed": 1, "start_step": 0} | more)  # type: ignore[arg-type]
-        return np.concatenate([next(batches)[0].numpy() for _ in range(n)])
+        return np.concatenate([next(batches).inputs.numpy() for _ in range(n)])
 
     whole = first(2, batch_size=4, grad_accum_steps=1)
     assert (whole == first(4, batch_size=2, grad_accum_steps=2)).all()
@@ -161,7 +161,7 @@ def test_batches_follow_from_the_seed_and_not_from_how_a_step_is_divided() -> No
 def test_a_test_has_the_sequences_that_are_asked_for_whatever_the_batch() -> None:
     def all_of(batch_size: int) -> np.ndarray:
         batches = batches_to_test(RECALL, seed=1, examples=10, batch_size=batch_size)
-        return np.concatenate([inputs.numpy() for inputs, _ in batches])
+        return np.concatenate([batch.inputs.numpy() for batch in batches])
 
     assert all_of(3).shape == (10, 20)
     assert (all_of(3) == all_of(16)).all()
@@ -175,11 +175,11 @@ def test_training_and_test_draw_from_streams_of_their_own() -> None:
 def test_the_default_tasks_share_no_sequence_between_training_and_test() -> None:
     for name, task in tasks_of(composed()).items():
         batches = batches_to_train(task, seed=0, start_step=0, batch_size=50, grad_accum_steps=1)
-        trained = {tuple(row) for _ in range(20) for row in next(batches)[0].tolist()}
+        trained = {tuple(row) for _ in range(20) for row in next(batches).inputs.tolist()}
         tested = {
             tuple(row)
-            for inputs, _ in batches_to_test(task, seed=0, examples=200, batch_size=50)
-            for row in inputs.tolist()
+            for batch in batches_to_test(task, seed=0, examples=200, batch_size=50)
+            for row in batch.inputs.tolist()
         }
         assert len(trained) == 1000 and len(tested) == 200, name
         assert not trained & tested, name

@@ -22,7 +22,7 @@ from tinyllm.studies.compare.arms import Asked, Choice
 from tinyllm.studies.compare.budget import Budget, Cost
 from tinyllm.studies.compare.matching import solve
 from tinyllm.studies.compare.run_ledger import run_name
-from tinyllm.training.batch_plan import Batch, plan_steps
+from tinyllm.training.batch_plan import BatchPlan, plan_steps
 from tinyllm.training.curriculum import Curriculum
 
 
@@ -37,7 +37,7 @@ class ComposedArm:
     """What composes it, in Hydra's grammar, literal values quoted."""
     data: TokenData
     account: Account
-    batch: Batch
+    batch: BatchPlan
     solved: dict[str, int] = field(default_factory=dict)
     mismatch: float | None = None
     tokens_per_s: float | None = None

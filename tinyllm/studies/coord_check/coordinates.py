@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tinyllm.training.objectives.next_token import Objective
+from tinyllm.data.batch import Batch
+from tinyllm.training.objectives.next_token import NextToken
 from tinyllm.training.trainer import clip
 from tinyllm.utils.files import write_text
 from tinyllm.utils.tables import csv_text
@@ -51,7 +52,7 @@ class Place(NamedTuple):
 def train_and_measure(
     model: Any,
     optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     probe_BT: Tensor,
     *,
     lr: float,
@@ -62,21 +63,19 @@ def train_and_measure(
     """Take a step on each batch at a constant learning rate; the coordinates before the first and after each.
 
     Args:
-        batches: inputs and targets (B, T).
         probe_BT: tokens that the coordinates are taken on.
         lr: of groups without a factor of their own.
         grad_clip: largest norm of the gradient; 0: any.
     """
-    objective = Objective(model, chunk_tokens=None)
+    objective = NextToken(model, chunk_tokens=None)
     before = activations(model, probe_BT)
     found = _coordinates(before, before, width=width, seed=seed, step=0)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for step, (inputs_BT, targets_BT) in enumerate(batches, start=1):
+    for step, batch in enumerate(batches, start=1):
         model.train()
-        losses = objective(inputs_BT, targets_BT)
-        losses.to_minimise(n_tokens=targets_BT.numel(), share=1.0).backward()
+        objective(batch).share_of_step(weight=batch.targets.numel(), sequences=1.0).backward()
         clip(parameters, grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -177,7 +176,7 @@ def means(found: Iterable[Coordinate], figure: str) -> dict[tuple[int, int], flo
 
 def check(
     make: Callable[[int, int], tuple[Any, torch.optim.Optimizer]],
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[Batch],
     probe_BT: Tensor,
     *,
     widths: Sequence[int],

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
     import torch
     from omegaconf import DictConfig
-    from torch import Tensor
 
     from tinyllm.config.cli.main import Invocation
+    from tinyllm.data.batch import Batch
     from tinyllm.studies.coord_check.coordinates import Slope
 
 OWN = ("widths", "more_heads", "steps", "seeds", "growth", "shrinkage", "out")
@@ -60,7 +60,7 @@ def _task(cfg: "DictConfig", invocation: "Invocation") -> int:
     found = check(
         make,
         batches[:-1],
-        batches[-1][0],
+        batches[-1].inputs,
         widths=cfg.widths,
         seeds=range(cfg.seed, cfg.seed + cfg.seeds),
         lr=cfg.optimizer.lr,
@@ -136,9 +136,7 @@ def _place(out: str | None) -> "Path":
     return path
 
 
-def _batches(
-    cfg: "DictConfig", invocation: "Invocation", *, device: "torch.device"
-) -> "tuple[int, list[tuple[Tensor, Tensor]]]":
+def _batches(cfg: "DictConfig", invocation: "Invocation", *, device: "torch.device") -> "tuple[int, list[Batch]]":
     """The tokenizer's vocabulary, and batches from the beginning of the training split: one for each step and one more.
 
     Raises:
@@ -162,8 +160,8 @@ def _batches(
     )
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     stream = eval_batches(data.train, seq_len=shape.seq_len, batch_size=shape.batch_size)
-    batches = [(inputs.to(device), targets.to(device)) for inputs, targets in islice(stream, cfg.steps + 1)]
-    if len(batches) <= cfg.steps or len(batches[-1][0]) < shape.batch_size:
+    batches = [batch.to(device) for batch in islice(stream, cfg.steps + 1)]
+    if len(batches) <= cfg.steps or batches[-1].sequences < shape.batch_size:
         needed = (cfg.steps + 1) * shape.batch_size * shape.seq_len
         raise UserError(
             "too few tokens", key="steps", value=cfg.steps, hint=f"the training split has less than {needed}"

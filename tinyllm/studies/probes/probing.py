@@ -5,7 +5,7 @@ import inspect
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tinyllm.training.callbacks import Callback
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.distributed.strategy import SingleProcess
-from tinyllm.training.objectives.next_token import Objective
+from tinyllm.training.objectives.next_token import NextToken
 from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import Settings, Trainer
@@ -194,7 +194,7 @@ def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozens
 
 def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device, allow: frozenset[Option]) -> Trainer:
     """The trainer of every run, with drawn batches and without a directory."""
-    strategy, asked = SingleProcess(), cfg.trainer
+    asked = cfg.trainer
     precision = pick_precision(cfg.trainer.precision, device)
     batch = plan_batch(
         batch_size=asked.batch_size,
@@ -208,33 +208,22 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
     model = build_model(cfg, vocab_size=task.vocab_size, seed=seed, device=device, allow=allow)
     optimizer, _ = build_optimizer(cfg, model, allow=allow)
     averaging = plain(cfg.ema)
-    objective = Objective(
+    objective = NextToken(
         model,
         chunk_tokens=None if cfg.loss.chunk_tokens == "auto" else cfg.loss.chunk_tokens,
         label_smoothing=cfg.loss.label_smoothing,
         z_loss=cfg.loss.z_loss,
     )
-
-    def batches(state: TrainState) -> Any:
-        return batches_to_train(
-            task,
-            seed=seed,
-            start_step=state.step,
-            batch_size=batch.batch_size,
-            grad_accum_steps=batch.grad_accum_steps,
-        )
-
     return Trainer(
         state=TrainState(
             model=model,
             optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=precision == "fp16"),
             average=EMA(model, **averaging) if averaging.pop("enabled") else Average(),
-            strategy=strategy,
+            strategy=SingleProcess(),
         ),
         objective=objective,
         forward=objective,
-        strategy=strategy,
         schedule=build_schedule(cfg, n_steps=asked.max_steps, allow=allow),
         settings=Settings(
             seed=seed,
@@ -249,13 +238,17 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
             nonfinite_action=asked.nonfinite.action,
             nonfinite_patience=asked.nonfinite.patience,
         ),
-        batch=batch,
+        batch_plan=batch,
         lengths=Lengths(seq_len=task.seq_len),
-        device=device,
         autocast=partial(autocast, device, precision),
-        draw_kept=model.draw_kept,
-        feed_forwards=[block.ffn for block in model.layers()],
-        batches=batches,
+        batches=partial(
+            batches_to_train,
+            task,
+            seed=seed,
+            start_step=0,
+            batch_size=batch.batch_size,
+            grad_accum_steps=batch.grad_accum_steps,
+        ),
         evaluate=lambda stopping: {},
         sample=lambda step, stopping: "",
         checkpoints=NoCheckpoints(),
@@ -264,7 +257,6 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
         stop=StopRequest(),
         prepare=lambda: None,
         profiler=NoProfiler(),
-        flops_per_token=cache(lambda length: 3 * model.flops_per_token(length)),
         peak_flops=None,
         run_dir=Path(),
     )

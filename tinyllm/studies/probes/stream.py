@@ -6,33 +6,32 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from tinyllm.data.batch import Batch
 from tinyllm.nn.loss import IGNORE
 from tinyllm.studies.probes.task import Task
 from tinyllm.utils.seeds import stream
-
-Batch = tuple[Tensor, Tensor]
 
 
 def batches_to_train(
     task: Task, *, seed: int, start_step: int, batch_size: int, grad_accum_steps: int
 ) -> Iterator[Batch]:
-    """Micro-batches (inputs_BT, targets_BT), int64, from a step on and without end; a step's do not depend on how it is
-    divided."""
+    """Micro-batches from a step on and without end; those of a step do not depend on how it is divided."""
     step = start_step
     while True:
-        drawn = task.draw(batch_size * grad_accum_steps, generator(seed, "train", step))
-        inputs, targets = (torch.from_numpy(one).split(batch_size) for one in drawn)
-        yield from zip(inputs, targets, strict=True)
+        yield from _split(task.draw(batch_size * grad_accum_steps, generator(seed, "train", step)), batch_size)
         step += 1
 
 
 def batches_to_test(task: Task, *, seed: int, examples: int, batch_size: int) -> Iterator[Batch]:
     """``examples`` sequences, always the same of a seed."""
-    drawn = task.draw(examples, generator(seed, "test", task.seq_len))
-    inputs, targets = (torch.from_numpy(one).split(batch_size) for one in drawn)
-    yield from zip(inputs, targets, strict=True)
+    yield from _split(task.draw(examples, generator(seed, "test", task.seq_len)), batch_size)
+
+
+def _split(drawn: tuple[np.ndarray, np.ndarray], batch_size: int) -> Iterator[Batch]:
+    inputs, targets = (torch.from_numpy(ids).split(batch_size) for ids in drawn)
+    for inputs_BT, targets_BT in zip(inputs, targets, strict=True):
+        yield Batch(inputs=inputs_BT, targets=targets_BT)
 
 
 def generator(seed: int, use: str, number: int) -> np.random.Generator:
@@ -56,10 +55,11 @@ def right_answers(
     model.train(False)
     shares: list[float] = []
     try:
-        for inputs_BT, targets_BT in batches:
-            targets_BT = targets_BT.to(device)
+        for batch in batches:
+            batch = batch.to(device)
+            targets_BT = batch.targets
             with autocast():
-                hidden_BTC = model(inputs_BT.to(device))
+                hidden_BTC = model(batch.inputs)
                 asked_BT = targets_BT != IGNORE
                 answers_N = model.logits(hidden_BTC[asked_BT]).argmax(-1)
             right_BT = torch.zeros_like(targets_BT, dtype=torch.float64)

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tinyllm.errors import RankError
 from tinyllm.training.distributed.process_group import ProcessGroup
+from tinyllm.training.objectives.base import Objective
 
 SYNC_BUFFERS = next(
     name  # torch 2.13 has another name for it
@@ -29,7 +30,7 @@ class DDP(ProcessGroup):
 
     _wrapped: DistributedDataParallel
 
-    def wrap(self, objective: nn.Module, *, find_unused: str | bool) -> Callable[..., Any]:
+    def wrap(self, objective: Objective, *, find_unused: str | bool) -> Callable[..., Any]:
         unused = misses_gradients(objective) if find_unused == "auto" else bool(find_unused)
         device = next(objective.parameters()).device
         unsynced: Any = {SYNC_BUFFERS: False}  # they are tables, or follow from what all ranks see
@@ -64,12 +65,11 @@ def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]
     return future
 
 
-def misses_gradients(objective: nn.Module) -> bool:
-    """Whether a backward pass over two tokens leaves a parameter without a gradient; nothing is changed by it."""
+def misses_gradients(objective: Objective) -> bool:
+    """Whether a backward pass over two tokens leaves a parameter without a gradient; changes nothing."""
     parameters = [p for p in objective.parameters() if p.requires_grad]
     device = parameters[0].device
-    ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        losses = objective(ids, ids)
-        found = torch.autograd.grad(losses.to_minimise(n_tokens=2, share=1.0), parameters, allow_unused=True)
-    return any(one is None for one in found)
+        loss = objective(objective.example(sequences=1, length=2)).share_of_step(weight=2, sequences=1.0)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return any(gradient is None for gradient in gradients)

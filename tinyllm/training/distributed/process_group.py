@@ -141,7 +141,7 @@ class ProcessGroup(Strategy):
         result: T = told[1]
         return result
 
-    def at_step(self, step: int) -> None:
+    def report_step(self, step: int) -> None:
         if self._heartbeat is not None:
             self._heartbeat.step = step
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.errors import UserError
+from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.environment import started_processes
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ class Strategy:
         """
         return None
 
-    def wrap(self, objective: nn.Module, *, find_unused: str | bool) -> Callable[..., Any]:
+    def wrap(self, objective: Objective, *, find_unused: str | bool) -> Callable[..., Any]:
         """The objective as it is called in training."""
         return objective
 
@@ -60,8 +61,8 @@ class Strategy:
         """What rank 0's ``action`` returns, on every rank; its error ends them all."""
         return action()
 
-    def at_step(self, step: int) -> None:
-        """Tell whoever watches the ranks that this one begins a step."""
+    def report_step(self, step: int) -> None:
+        """Record that this rank begins a step, for the heartbeat."""
 
     def explained(self, error: Exception, step: int) -> Exception:
         """The error as it is shown: with several ranks, which one it is about."""

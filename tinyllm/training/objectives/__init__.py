@@ -1,1 +1,1 @@
-"""Objectives: what a batch is asked for, and the loss of it."""
+"""Objectives: what training minimises."""

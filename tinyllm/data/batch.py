@@ -1,0 +1,81 @@
+"""A batch: the tensors that one forward pass reads."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tinyllm.nn.loss import IGNORE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Token ids and their targets, B sequences of T tokens.
+
+    Attributes:
+        inputs: (B, T) int64.
+        targets: (B, T) int64; ``IGNORE`` where nothing is predicted.
+        doc_ids: (B, T), the document of each token, so that attention can stay within documents; None: one document
+            per sequence.
+        extra: further tensors by name, for objectives that need them (rewards, reference log-probabilities, …). Those
+            of shape (B, T, …) are per token and are shortened with the sequences.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    doc_ids: Tensor | None = None
+    extra: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def sequences(self) -> int:
+        """B."""
+        return len(self.inputs)
+
+    @property
+    def counted(self) -> int:
+        """Number of targets that count; waits for the device that holds them."""
+        return int((self.targets != IGNORE).sum())
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on a device; the copy of pinned memory to a GPU does not block."""
+        return self._map(partial(Tensor.to, device=device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The batch in page-locked memory; a ``DataLoader`` with ``pin_memory=True`` calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def shortened(self, length: int) -> "Batch":
+        """The first ``length`` tokens of every sequence."""
+        shape = self.inputs.shape
+        if length >= shape[1]:
+            return self
+        return self._map(lambda tensor: tensor[:, :length].contiguous() if tensor.shape[:2] == shape else tensor)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            inputs=change(self.inputs),
+            targets=change(self.targets),
+            doc_ids=None if self.doc_ids is None else change(self.doc_ids),
+            extra={name: change(tensor) for name, tensor in self.extra.items()},
+        )
+
+
+class WindowSource(Protocol):
+    """Numbered training samples, in the order in which training reads them.
+
+    The loader deals the numbers out to ranks, micro-batches and workers and keeps no other position, so a resumed run
+    continues with the next number. A source must therefore have no state: equal numbers give equal batches, in every
+    process.
+    """
+
+    @property
+    def windows_per_epoch(self) -> int:
+        """Number of samples in one pass over the data."""
+
+    def batch(self, samples: np.ndarray) -> Batch:
+        """The samples of these numbers (int64, from 0 without end), one sequence each, on the CPU."""

@@ -1,0 +1,88 @@
+"""Objective: what training minimises, given a model and a batch."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tinyllm.data.batch import Batch
+from tinyllm.training.expert_load import ExpertLoad
+
+TRAIN_LOSS = "train/loss"
+"""The metric that every objective reports: averaged between log lines, and checked for NaN and infinity."""
+
+
+class Loss(NamedTuple):
+    """The loss of one micro-batch, in sums that the loop adds up over micro-batches and ranks.
+
+    A ``NamedTuple``, because DDP looks for tensors in the output of the forward pass and knows it as a container.
+    """
+
+    total: Tensor
+    """What to minimise, summed over what counts (see :meth:`Objective.weight`); a scalar with a gradient."""
+    metrics: dict[str, Tensor]
+    """Sums to log beside it, scalars without a gradient; each is logged divided by the weight of the step. The names
+    are the same for every batch, and ``train/loss`` is one of them."""
+    expert_load: ExpertLoad | None = None
+    """How the mixtures of experts spread the tokens; None: the forward pass went through none."""
+
+    def share_of_step(self, *, weight: int, sequences: float) -> Tensor:
+        """What the micro-batch contributes to the loss of the optimizer step; the scalar to call ``backward`` on.
+
+        Args:
+            weight: weight of the whole step, over all micro-batches and ranks.
+            sequences: the micro-batch's fraction of the step's sequences. A balance loss is a mean over sequences.
+        """
+        loss = self.total / max(weight, 1)  # 0 and not 0/0 if no target counts
+        return loss if self.expert_load is None else loss + self.expert_load.balance_loss * sequences
+
+    def spoilt(self) -> "Loss":
+        """The loss as NaN, for ``tinyllm.utils.fault_injection``."""
+        metrics = {name: value * math.nan for name, value in self.metrics.items()}
+        return self._replace(total=self.total * math.nan, metrics=metrics)
+
+
+class Objective(nn.Module, ABC):
+    """A model together with its loss.
+
+    They are one module, so that a wrapper (DDP, a compiler) sees a single forward pass. The training loop knows nothing
+    else of what is trained: which numbers are logged and which checkpoint is the best follow from the objective.
+
+    Args:
+        model: a :class:`tinyllm.models.transformer.Transformer`.
+
+    Attributes:
+        selects: the metric of the evaluation that decides which checkpoint is the best.
+        lower_is_better: whether a smaller value of it is the better one.
+    """
+
+    selects = "val/loss"
+    lower_is_better = True
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    @abstractmethod
+    def forward(self, batch: Batch, kept: Sequence[bool] | None = None) -> Loss:
+        """The loss of a batch on the model's device.
+
+        Args:
+            kept: LayerDrop: whether each block runs; None: all do.
+        """
+
+    def weight(self, batch: Batch) -> int:
+        """What the loss of a batch is a sum over: by default the targets that count.
+
+        It is taken from the batch, because the weight of the whole step must be known before the first backward pass:
+        gradients are accumulated already divided.
+        """
+        return batch.counted
+
+    def example(self, *, sequences: int, length: int) -> Batch:
+        """A batch of this shape on the model's device, to try a forward and a backward pass with."""
+        ids = torch.zeros(sequences, length, dtype=torch.int64, device=next(self.parameters()).device)
+        return Batch(inputs=ids, targets=ids)
