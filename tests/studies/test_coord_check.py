@@ -17,6 +17,7 @@ import torch
 from tests.support.options import CONTEXT, distinct, options, small
 from tests.support.training_runs import write_corpus
 from tinyllm.config.compose import compose
+from tinyllm.data.batch import Batch
 from tinyllm.models.parametrization import Growth
 from tinyllm.programs.builders import build_model, build_optimizer
 from tinyllm.studies.coord_check import program as coord_check
@@ -100,7 +101,7 @@ def failing(*overrides: str, spoil: Callable[[Any, torch.optim.Optimizer], None]
         return model, optimizer
 
     ids = torch.randint(VOCABULARY, (5, 8, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
-    batches = [(one[:, :-1], one[:, 1:]) for one in ids[:-1]]
+    batches = [Batch(inputs=one[:, :-1], targets=one[:, 1:]) for one in ids[:-1]]
     lr, probe = cfg.optimizer.lr, ids[-1][:, :-1]
     found = check(make, batches, probe, widths=WIDTHS, seeds=(0,), lr=lr, grad_clip=cfg.trainer.grad_clip)
     return [f"{one.kind} {one.figure} {one.slope:.2f}" for one in slopes(found, **LIMITS) if not one.passes]
