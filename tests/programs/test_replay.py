@@ -54,7 +54,7 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         ("run", lambda run: edit(run, lambda facts: facts.update(status="running")), "the run did not end"),
         ("run", lambda run: edit(run, lambda facts: facts.update(status="failed", reason="E: x")), "the run is failed"),
         ("run", lambda run: edit(run, lambda facts: facts.update(status="imported")), "the run is imported"),
-        ("run", lambda run: edit(run, lambda facts: facts.pop("sha256")), "nothing tells whether"),
+        ("run", lambda run: edit(run, lambda facts: facts.pop("sha256")), "no seal tells whether"),
         ("run", lambda run: edit(run, lambda facts: facts.pop("starts")), "beginning is not recorded"),
         ("early", lambda run: None, "the run was interrupted at step 3"),
         (

@@ -15,10 +15,10 @@ from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tests.test_imports import loaded_after
 from tinyllm.errors import UserError
-from tinyllm.runs.listing import Listed, find_runs, last_values
+from tinyllm.runs.listing import ListedRun, find_runs, last_values
 from tinyllm.runs.metrics_log import BLOCK, read_metrics
 from tinyllm.runs.metrics_log import _lines_backwards as lines_backwards
-from tinyllm.runs.query import condition, ordered
+from tinyllm.runs.query import in_order, parse_condition
 from tinyllm.utils.locks import try_lock
 
 
@@ -102,13 +102,13 @@ def test_conditions(made: Path, conditions: list[str], found: set[str], call: Ca
     [
         (("--where", "attn"), "not a condition (--where=attn)"),
         (("--where", "step<x"), "no number to compare with (--where=step<x)"),
-        (("--sort", "optimizer.lrr"), "no run has this (--sort=optimizer.lrr): did you mean optimizer.lr"),
-        (("--where", "atn=mha"), "no run has this (--where=atn): did you mean attn"),
-        (("--columns", "run,nothing_like_it"), "no run has this (--columns=nothing_like_it)"),
+        (("--sort", "optimizer.lrr"), "no run has this key (--sort=optimizer.lrr): did you mean optimizer.lr"),
+        (("--where", "atn=mha"), "no run has this key (--where=atn): did you mean attn"),
+        (("--columns", "run,nothing_like_it"), "no run has this key (--columns=nothing_like_it)"),
         (("--limit", "0"), "nothing would be shown (--limit=0)"),
         (("--csv", "--json"), "argument --json: not allowed with argument --csv"),
         (("--diff", "here"), "argument --diff: expected 2 arguments"),
-        (("--diff", "here", "there"), "no run that can be compared (here): not a run directory"),
+        (("--diff", "here", "there"), "the run cannot be compared (here): not a run directory"),
     ],
 )
 def test_mistakes(made: Path, flags: tuple[str, ...], said: str, call: Call) -> None:
@@ -118,20 +118,20 @@ def test_mistakes(made: Path, flags: tuple[str, ...], said: str, call: Call) -> 
 
 def test_nothing_there(made: Path, tmp_path: Path, call: Call) -> None:
     assert call("runs", str(tmp_path)).out == "no runs\n"
-    assert call("runs", str(made), "--where", "step<0").out == "2 runs, none of them so\n"
+    assert call("runs", str(made), "--where", "step<0").out == "none of 2 runs matches\n"
     assert call("runs", str(tmp_path), "--json").out == "[]\n"
     assert "no such directory (outputs)" in call("runs").err
 
 
 def test_orders(made: Path) -> None:
     runs = find_runs([made])
-    assert [run.get("step") for run in ordered(runs, "step")] == [4, 6]
-    assert [run.get("step") for run in ordered(runs, "step", reverse=True)] == [6, 4]
+    assert [run.get("step") for run in in_order(runs, "step")] == [4, 6]
+    assert [run.get("step") for run in in_order(runs, "step", reverse=True)] == [6, 4]
     runs[0].values["x"], runs[1].values["x"] = "text", None
     for reverse in (False, True):
-        assert [run.get("x") for run in ordered(runs, "x", reverse=reverse)] == ["text", None]
+        assert [run.get("x") for run in in_order(runs, "x", reverse=reverse)] == ["text", None]
     runs[1].values["x"] = 3
-    assert [run.get("x") for run in ordered(runs, "x")] == [3, "text"]
+    assert [run.get("x") for run in in_order(runs, "x")] == [3, "text"]
 
 
 def test_csv_has_all_digits(made: Path, call: Call) -> None:
@@ -170,12 +170,12 @@ def test_a_run_that_goes_on_and_one_that_was_killed(place: Path) -> None:
     change(run, lambda facts: facts.update(status="running"))
     log = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(log[:3]) + log[3][:20], encoding="utf-8")
-    killed = Listed(run)
+    killed = ListedRun(run)
     assert killed.get("status") == "interrupted" and killed.get("step") == 3
     assert killed.get("best_val_loss") == killed.get("val/loss") == json.loads(log[1])["val/loss"]
     handle = try_lock(run / ".lock")
     assert handle is not None
-    assert Listed(run).get("status") == "running"
+    assert ListedRun(run).get("status") == "running"
     os.close(handle)
 
 
@@ -272,11 +272,11 @@ def test_files_are_read_from_their_end(tmp_path: Path) -> None:
 
 
 def test_conditions_are_read_as_typed() -> None:
-    assert condition("a.b<=-1e-3") == condition("a.b <= -0.001")
-    assert condition("run~a=b").value == "a=b"
-    assert condition("x=").value == ""
+    assert parse_condition("a.b<=-1e-3") == parse_condition("a.b <= -0.001")
+    assert parse_condition("run~a=b").value == "a=b"
+    assert parse_condition("x=").value == ""
     with pytest.raises(UserError):
-        condition("=3")
+        parse_condition("=3")
 
 
 def test_listing_loads_nothing_heavy(made: Path) -> None:

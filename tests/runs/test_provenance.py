@@ -9,8 +9,9 @@ import pytest
 from tests.support import sources
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
+from tinyllm.runs.facts import read_run_json
 from tinyllm.runs.provenance import PACKAGE, TRAINING_CODE, code_fingerprint, fingerprint_of, training_files
-from tinyllm.runs.seal import SEALED, check_seal, read_run_json
+from tinyllm.runs.seal import SEALED, check_seal
 
 NOT_TRAINING = {"config", "loggers", "interop", "errors.py", "__init__.py"}
 NOT_TRAINING |= {f"programs/{name}.py" for name in ("__init__", "run_summary", "load_model")}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tinyllm.errors import UserError
-from tinyllm.runs.directory import METRICS
+from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import read_metrics
 from tinyllm.training.callbacks import Axis, Callback, Outcome, RunInfo
 from tinyllm.utils.optional import library

@@ -14,10 +14,10 @@ from tinyllm.config.saved import saved_settings
 from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.errors import UserError, setting
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
-from tinyllm.runs.directory import RUNNING, check_free
-from tinyllm.runs.facts import differing, of_run, read_config
-from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
-from tinyllm.runs.seal import check_seal, read_run_json
+from tinyllm.runs.directory import check_free
+from tinyllm.runs.facts import compared_settings, differing, read_config, read_run_json
+from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES, RUNNING
+from tinyllm.runs.seal import check_seal
 from tinyllm.utils.nested import flatten, is_within
 
 
@@ -139,7 +139,7 @@ def pins(settings: Sequence[str], config: Mapping[str, Any], *, config_dir: str 
     """
     today = dict(flatten(_plain(compose(*settings, config_dir=config_dir))))
     named = {key_of(one) for one in settings}
-    others = differing(of_run(config), of_run(today))
+    others = differing(compared_settings(config), compared_settings(today))
     wanted = [
         _typed(key, then) for key, (then, _) in others.items() if key in config and key in today and key not in named
     ]

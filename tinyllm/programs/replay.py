@@ -13,9 +13,8 @@ from tinyllm.programs.recorded_run import recorded
 from tinyllm.programs.training_process import TrainingFailed, TrainingProcess
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import make_output_dir
-from tinyllm.runs.facts import differing, of_run, origins, read_config
+from tinyllm.runs.facts import compared_settings, differing, origins, read_config, read_run_json
 from tinyllm.runs.layout import CHECKPOINTS, METRICS
-from tinyllm.runs.seal import read_run_json
 from tinyllm.runs.state_diff import StateDiff, comparable_records, compare, compare_records, contents, table
 from tinyllm.utils.text import plain
 
@@ -89,7 +88,7 @@ def compared(run: Path, again: Path, *, steps: int, checkpoint: Checkpoint | Non
         agree=all(section.equal for section in sections),
         sections=sections,
         made_by=differing(*(origins(read_run_json(path)) for path in (run, again))),
-        config=differing(*(of_run(read_config(path)) for path in (run, again))),
+        config=differing(*(compared_settings(read_config(path)) for path in (run, again))),
     )
 
 

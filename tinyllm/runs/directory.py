@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.runs.layout import CHECKPOINTS, LOCK, METRICS, RUN_JSON
-from tinyllm.runs.seal import SEAL, read_run_json, sealed
+from tinyllm.runs.facts import read_run_json
+from tinyllm.runs.layout import CHECKPOINTS, LOCK, METRICS, RUN_JSON, RUNNING, SEAL
+from tinyllm.runs.seal import sealed
 from tinyllm.utils.environment import is_follower
 from tinyllm.utils.files import check_utf8, write_json, write_text
 from tinyllm.utils.locks import is_held, try_lock, write_holder
 
 LONGEST_NAME = 255
 """Bytes of a file's name, on all common file systems."""
-RUNNING = "running"
-"""The status of a run that has not ended, or could not say so."""
 
 
 def auto_path(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The run directories below some folders, and what can be said of each without opening a checkpoint."""
+"""Finds run directories, and summarises each without opening a checkpoint or loading torch."""
 
 import os
 import time
@@ -8,28 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.runs.facts import origins, read_config
-from tinyllm.runs.layout import CHECKPOINTS, LOCK, METRICS, RUN_JSON
+from tinyllm.runs.facts import origins, read_config, read_run_json
+from tinyllm.runs.layout import CHECKPOINTS, FAILED, FINISHED, INTERRUPTED, LOCK, METRICS, RUN_JSON, RUNNING
 from tinyllm.runs.metrics_log import read_backwards, read_metrics
-from tinyllm.runs.seal import check_seal, read_run_json
+from tinyllm.runs.seal import check_seal
 from tinyllm.utils.locks import is_held
 from tinyllm.utils.nested import flatten
 
-RUNNING, FINISHED, INTERRUPTED, FAILED = "running", "finished", "interrupted", "failed"
 DAMAGED, CHANGED = "damaged", "changed"
-ENDED = (FINISHED, INTERRUPTED, FAILED)
+"""Statuses of runs whose files cannot be read, or were edited after the end."""
 EVALUATED = "val/loss"
 
 
-class Listed:
-    """One run directory.
+class ListedRun:
+    """A run directory as the ``runs`` command shows it.
 
-    ``values`` has what ``run.json`` and ``metrics.jsonl`` say: options by group, facts of the model, the last value of
-    each metric. The configuration is read when one of its keys is asked for.
+    ``values`` holds what ``run.json`` and ``metrics.jsonl`` say: options by group, facts about the model, the last
+    value of each metric. The configuration is read when one of its keys is looked up.
 
     Args:
         path: the directory.
-        check: compare its files with their seal.
+        check: compare the files with their seal.
     """
 
     def __init__(self, path: Path, *, check: bool = False) -> None:
@@ -39,27 +38,27 @@ class Listed:
         try:
             self.facts = read_run_json(path)
             self.values |= self._read()
-            if check and self.values["status"] in ENDED:
+            if check and self.values["status"] in (FINISHED, INTERRUPTED, FAILED):
                 check_seal(path)
         except UserError as error:
             self.values["status"] = CHANGED if check and self.values["status"] != DAMAGED else DAMAGED
             self.values["note"] = f"{error.what}: {error.hint}" if error.hint else error.what
         except OSError as error:
             self.values["note"] = str(error)
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # JSON, but not what a run writes
+        except (TypeError, ValueError, KeyError, AttributeError) as error:  # valid JSON that no run has written
             self.values["note"] = f"a damaged file: {type(error).__name__}: {error}"
 
     def get(self, key: str) -> Any:
-        """The value under a name, or of a key of the configuration; None: there is none."""
+        """The value of a name or a configuration key; None if there is no value."""
         return self.values[key] if key in self.values else self.config.get(key)
 
     def everything(self) -> dict[str, Any]:
-        """All that there is to ask for."""
+        """Every value by name, the configuration included."""
         return self.config | self.values
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The leaves of the configuration; none where it cannot be read."""
+        """The configuration by dotted key; empty if it cannot be read."""
         try:
             return read_config(self.path)
         except UserError as error:
@@ -72,17 +71,17 @@ class Listed:
         status = str(facts.get("status"))
         if status == RUNNING:
             status = RUNNING if is_held(self.path / LOCK) else INTERRUPTED
-            result = {}  # of an end before this start
+            result = {}  # left over from before the run was resumed
         newest = last_values(log)
         best = result.get("best_val_loss")
         if best is None and EVALUATED in newest:
-            best = min((one[EVALUATED] for one in read_metrics(log) if one.get(EVALUATED) is not None), default=None)
+            losses = (record.get(EVALUATED) for record in read_metrics(log))
+            best = min((loss for loss in losses if loss is not None), default=None)
         choices = {name: option for name, option in _mapping(facts.get("choices")).items() if option != "None"}
         written = max(file.stat().st_mtime for file in (self.path / RUN_JSON, log) if file.is_file())
-        shown = {name: value for name, value in info.items() if not isinstance(value, list | dict)}
         return {
             **dict(flatten(origins(facts))),
-            **shown,
+            **{name: value for name, value in info.items() if not isinstance(value, list | dict)},
             **{name: value for name, value in newest.items() if name != "speed/tokens_per_s"},
             **choices,
             "run": str(self.path),
@@ -101,25 +100,25 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return {} if value is None else dict(value)
 
 
-def find_runs(places: Iterable[Path], *, check: bool = False) -> list[Listed]:
-    """Every run directory in and below the folders, in the order of their names, each once.
+def find_runs(folders: Iterable[Path], *, check: bool = False) -> list[ListedRun]:
+    """Every run directory in and below the folders, sorted by name within each folder, without duplicates.
 
     Raises:
         UserError: a folder does not exist.
     """
-    found: dict[Path, Listed] = {}
-    for place in places:
-        if not place.is_dir():
-            raise UserError("no such directory", file=place)
-        for path in run_dirs(place):
-            if path.resolve() not in found:
-                found[path.resolve()] = Listed(path, check=check)
-    return list(found.values())
+    runs: dict[Path, ListedRun] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError("no such directory", file=folder)
+        for path in run_dirs(folder):
+            if path.resolve() not in runs:
+                runs[path.resolve()] = ListedRun(path, check=check)
+    return list(runs.values())
 
 
-def run_dirs(place: Path) -> Iterator[Path]:
-    """The directories that hold a run, or what is left of one; what lies inside a run is not looked at."""
-    for folder, folders, files in os.walk(place):
+def run_dirs(root: Path) -> Iterator[Path]:
+    """The directories that hold a run or its remains. Does not look inside runs or hidden folders."""
+    for folder, folders, files in os.walk(root):
         folders.sort()
         if RUN_JSON in files or METRICS in files:
             folders.clear()
@@ -129,7 +128,7 @@ def run_dirs(place: Path) -> Iterator[Path]:
 
 
 def last_values(log: Path) -> dict[str, Any]:
-    """The newest value of each metric, back to the newest evaluation."""
+    """The newest value of each metric, reading back to the newest evaluation."""
     values: dict[str, Any] = {}
     for record in read_backwards(log):
         values = record | values
@@ -139,11 +138,10 @@ def last_values(log: Path) -> dict[str, Any]:
 
 
 def required_run(run: str | None, *, program: str) -> str:
-    """The value of ``run``; ``latest`` is the newest run below ``outputs/``.
+    """The value of the setting ``run``, where ``latest`` stands for the newest run below ``outputs/``.
 
     Raises:
-        UserError: it was not given; the line says how to give it, with the newest run below ``outputs/`` if
-            any.
+        UserError: no value; the hint has a complete command, with the newest run if there is one.
     """
     if run and (run != "latest" or Path(run).exists()):
         return run
@@ -158,8 +156,8 @@ def required_run(run: str | None, *, program: str) -> str:
 
 
 def newest_run(outputs: Path) -> Path | None:
-    """The run below ``outputs`` whose checkpoints changed last."""
-    found = {
-        path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/checkpoints") if any(path.glob("step-*"))
+    """The run one or two levels below ``outputs`` whose checkpoints changed last."""
+    folders = {
+        path for depth in ("*", "*/*") for path in outputs.glob(f"{depth}/{CHECKPOINTS}") if any(path.glob("step-*"))
     }
-    return max(found, key=lambda path: (path.stat().st_mtime, path)).parent if found else None
+    return max(folders, key=lambda path: (path.stat().st_mtime, path)).parent if folders else None

@@ -1,4 +1,4 @@
-"""Choosing among runs: conditions, orders, and what is left of a key that was mistyped."""
+"""Filters and sorts runs; a mistyped key is refused with the nearest names."""
 
 import difflib
 import operator
@@ -8,98 +8,96 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.runs.listing import DAMAGED, Listed
+from tinyllm.runs.listing import DAMAGED, ListedRun
 
 CONDITION = re.compile(r"([^<>=!~]+)(<=|>=|!=|=|<|>|~)(.*)", re.DOTALL)
-ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
     "<=": operator.le,
     ">=": operator.ge,
 }
-WORDS = {"null": None, "true": True, "false": False}
+CONSTANTS = {"null": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """``key=value`` and the like."""
+    """A filter such as ``key=value`` or ``key<value``."""
 
     key: str
     sign: str
     value: Any
 
-    def holds(self, run: Listed) -> bool:
-        """Whether a run meets it; a run without the key has null there."""
-        found = run.get(self.key)
-        if self.sign in ORDERS:
-            return _number(found) and ORDERS[self.sign](found, self.value)
+    def matches(self, run: ListedRun) -> bool:
+        """Whether a run meets the condition. A run without the key has null there."""
+        value = run.get(self.key)
+        if self.sign in COMPARISONS:
+            return _is_number(value) and COMPARISONS[self.sign](value, self.value)
         if self.sign == "~":
-            return str(self.value).lower() in str(found).lower()
-        return _same(found, self.value) == (self.sign == "=")
+            return str(self.value).lower() in str(value).lower()
+        return _equal(value, self.value) == (self.sign == "=")
 
 
-def condition(text: str) -> Condition:
-    """A condition as one types it.
+def parse_condition(text: str) -> Condition:
+    """Parse a condition of ``--where``.
 
     Raises:
-        UserError: it is none, or compares with what is no number.
+        UserError: not a condition, or ``<`` and its like with something other than a number.
     """
     match = CONDITION.fullmatch(text)
     if match is None:
         hint = "key=value, key!=value, key<value, key>=value, or key~part of a text; quote it for the shell"
         raise UserError("not a condition", key="--where", value=text, hint=hint)
-    key, sign, value = match[1].strip(), match[2], _value(match[3].strip())
-    if sign in ORDERS and not _number(value):
+    key, sign, value = match[1].strip(), match[2], _parse_value(match[3].strip())
+    if sign in COMPARISONS and not _is_number(value):
         raise UserError("no number to compare with", key="--where", value=text, hint=f"e.g. {key}{sign}3.5")
     return Condition(key=key, sign=sign, value=match[3].strip() if sign == "~" else value)
 
 
-def check_keys(keys: Iterable[str], runs: Sequence[Listed], *, flag: str) -> None:
-    """Refuse a name that no run has a value for; of one that is damaged nobody knows what it had.
+def check_keys(keys: Iterable[str], runs: Sequence[ListedRun], *, flag: str) -> None:
+    """Refuse a key that no run has. Damaged runs do not count, and where no other runs exist any key passes.
 
     Raises:
-        UserError: there is one; it says what it might have been.
+        UserError: no run has the key; the hint suggests near names.
     """
-    runs = [run for run in runs if run.values["status"] != DAMAGED]
+    runs = [run for run in runs if run.get("status") != DAMAGED]
     for key in keys:
         if runs and not any(key in run.values or key in run.config for run in runs):
             known = sorted({name for run in runs for name in run.everything()})
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or [one for one in known if key in one][:3]
-            hint = f"did you mean {', '.join(near)}?" if near else "--json shows all there is"
-            raise UserError("no run has this", key=flag, value=key, hint=hint)
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or [name for name in known if key in name][:3]
+            hint = f"did you mean {', '.join(near)}?" if near else "--json shows all keys"
+            raise UserError("no run has this key", key=flag, value=key, hint=hint)
 
 
-def ordered(runs: Iterable[Listed], key: str, *, reverse: bool = False) -> list[Listed]:
-    """The runs by a value, numbers before texts; those that have none come last in both directions."""
+def in_order(runs: Iterable[ListedRun], key: str, *, reverse: bool = False) -> list[ListedRun]:
+    """The runs sorted by a value, numbers before texts. Runs without it come last in both directions."""
     runs = list(runs)
     with_value = [run for run in runs if run.get(key) is not None]
-    with_value.sort(key=lambda run: _rank(run.get(key)), reverse=reverse)
+    with_value.sort(key=lambda run: _sort_key(run.get(key)), reverse=reverse)
     return with_value + [run for run in runs if run.get(key) is None]
 
 
-def _rank(value: Any) -> tuple[bool, Any]:
-    number = isinstance(value, int | float)
-    return not number, value if number else str(value)
+def _sort_key(value: Any) -> tuple[bool, Any]:
+    is_number = isinstance(value, int | float)
+    return not is_number, value if is_number else str(value)
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _same(found: Any, asked: Any) -> bool:
-    if found is None or asked is None or isinstance(found, bool) or isinstance(asked, bool):
-        return found is asked
-    return bool(found == asked) if _number(found) and _number(asked) else str(found) == str(asked)
+def _equal(value: Any, wanted: Any) -> bool:
+    if value is None or wanted is None or isinstance(value, bool) or isinstance(wanted, bool):
+        return value is wanted
+    return bool(value == wanted) if _is_number(value) and _is_number(wanted) else str(value) == str(wanted)
 
 
-def _value(text: str) -> Any:
-    if text in WORDS:
-        return WORDS[text]
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def _parse_value(text: str) -> Any:
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    for parse in (int, float):
+        try:
+            return parse(text)
+        except ValueError:
+            pass
+    return text

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from tinyllm.config.start_keys import NOT_COMPARED
+from tinyllm.runs.facts import read_run_json
 from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.runs.provenance import code_fingerprint
-from tinyllm.runs.seal import check_seal, read_run_json, sealed
+from tinyllm.runs.seal import check_seal, sealed
 from tinyllm.studies.compare.results import Run
 from tinyllm.studies.compare.run_pool import Job, has_begun, reason
 

@@ -15,8 +15,7 @@ from tinyllm.config.cli.main import ERROR_FILE
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
 from tinyllm.programs.launch import SIGNALLED, code_of
-from tinyllm.runs.directory import LOCK
-from tinyllm.runs.layout import RUN_JSON
+from tinyllm.runs.layout import LOCK, RUN_JSON
 from tinyllm.studies.sweep.gpu_slots import gpus, parts_of
 from tinyllm.utils.environment import for_several
 from tinyllm.utils.files import renewed

@@ -14,7 +14,7 @@ from tinyllm.config.build import build
 from tinyllm.config.overrides import key_of
 from tinyllm.data.loader import eval_tokens
 from tinyllm.errors import UserError
-from tinyllm.runs.seal import read_run_json
+from tinyllm.runs.facts import read_run_json
 from tinyllm.studies.compare import timing as clock
 from tinyllm.studies.compare.arms import Asked
 from tinyllm.studies.compare.budget import Budget

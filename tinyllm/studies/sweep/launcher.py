@@ -19,7 +19,7 @@ from tinyllm.config.hydra_errors import explained
 from tinyllm.config.overrides import key_of
 from tinyllm.config.quoting import quote
 from tinyllm.errors import UserError, one_line
-from tinyllm.runs.directory import LOCK
+from tinyllm.runs.layout import LOCK
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.gpu_slots import Slots
 from tinyllm.studies.sweep.job_record import FAILED, FINISHED, RUNNING, WAITING, Job, Record
