@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 import tinyllm
 from tests.support import sources
-from tinyllm.config.allowed import Option, check_class, check_classes, options_of, shipped
 from tinyllm.config.build import build
+from tinyllm.config.targets import Option, check_class, check_classes, options_of, shipped
 from tinyllm.errors import UserError
 
 MIXED = (

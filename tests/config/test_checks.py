@@ -15,7 +15,7 @@ from tests.support import sources
 from tinyllm.config import schema
 from tinyllm.config.checks import check
 from tinyllm.config.no_effect import RULES
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
 from tinyllm.config.suggestions import setting_keys
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError

@@ -9,12 +9,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.allowed import walk_nodes
 from tinyllm.config.checks import check
 from tinyllm.config.option_docs import programs, read_program
-from tinyllm.config.paths import conf_dir
-from tinyllm.config.suggestions import groups
-from tinyllm.config.targets import parameters_of, resolve_target
+from tinyllm.config.option_files import conf_dir, groups
+from tinyllm.config.targets import parameters_of, resolve_target, walk_nodes
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import flatten
 from tinyllm.utils.yaml_files import read_yaml

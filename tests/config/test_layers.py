@@ -9,8 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 import tinyllm
+from tinyllm.config.compose import Composition
+from tinyllm.config.grammar import words
 from tinyllm.config.layers_jsonl import read_layers
-from tinyllm.config.overrides import Base, words
 from tinyllm.errors import UserError
 from tinyllm.models.block import Block
 from tinyllm.models.layers import pattern
@@ -120,13 +121,13 @@ def test_a_file_a_text_and_an_array_are_the_same(tmp_path: Path) -> None:
 
 def test_equal_lines_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    whole = Base.with_
+    whole = Composition.with_overrides
 
-    def counting(self: Base, more: Any, /, **keywords: Any) -> Any:
+    def counting(self: Composition, more: Any, /, **keywords: Any) -> Any:
         calls.append(list(more))
         return whole(self, more, **keywords)
 
-    monkeypatch.setattr(Base, "with_", counting)
+    monkeypatch.setattr(Composition, "with_overrides", counting)
     tinyllm.compose("layers=jsonl", "model.n_layers=8", "model.layers.json=" + "\n".join([line()] * 8))
     assert len(calls) == 2  # the attention for what it takes, and the line
 

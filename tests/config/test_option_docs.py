@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tinyllm.config import reference, schema
 from tinyllm.config.cli.help import first_sentence, help_text
 from tinyllm.config.option_docs import Key, programs, read_file, read_program
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
 
 OPTION_FILES = sorted(conf_dir().rglob("*.yaml"))
 

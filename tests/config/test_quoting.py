@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 import tinyllm
-from tinyllm.config.quoting import quote, quote_literals
+from tinyllm.config.grammar import quote
+from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
 
 AWKWARD = [

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.quoting import LITERAL_KEYS, PATH_KEYS, quote_literals, unquoted
-from tinyllm.config.typed import conformed, kind_of, split
+from tinyllm.config.grammar import split
+from tinyllm.config.quoting import LITERAL_KEYS, PATH_KEYS, conformed, kind_of, quote_literals, unquoted
 from tinyllm.errors import UserError
 from tinyllm.utils.text import whole_number
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.copies import run
 from tests.support.training_runs import SMALL, digest, metrics, train
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
 
 N, STOP = 6, 3
 

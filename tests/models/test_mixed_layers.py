@@ -149,7 +149,7 @@ def test_the_saved_configuration_stands_for_itself(run: tuple[Path, list[str]]) 
     assert saved["kinds"]["far"]["attn"]["_target_"].endswith("MLA")
     with (
         mock.patch("hydra.compose", side_effect=AssertionError),
-        mock.patch("tinyllm.config.overrides.hydra_compose", side_effect=AssertionError),
+        mock.patch("tinyllm.config.compose.hydra_compose", side_effect=AssertionError),
     ):
         model, _ = tinyllm.load(run[0])
     assert [type(block.attn).__name__ for block in model.layers()] == ["GQA", "MLA", "GQA", "MHA"]

@@ -8,8 +8,8 @@ import pytest
 import tinyllm
 from tinyllm.config.cli.arguments import read
 from tinyllm.config.compose import compose
+from tinyllm.config.option_files import groups
 from tinyllm.config.schema import SCHEMAS, fields_of
-from tinyllm.config.suggestions import groups
 from tinyllm.errors import UserError
 
 VALUES = (

@@ -9,9 +9,8 @@ from omegaconf import OmegaConf
 import tinyllm
 from tests.support.fixtures import Call
 from tinyllm.config.cli.arguments import read
-from tinyllm.config.elsewhere import NAMES, VALUES, meant_by, option_meant
-from tinyllm.config.paths import conf_dir
-from tinyllm.config.suggestions import groups
+from tinyllm.config.option_files import conf_dir, groups
+from tinyllm.config.suggestions import NAMES, VALUES, meant_by, option_meant
 from tinyllm.errors import UserError
 
 

@@ -39,7 +39,7 @@ def test_what_training_is_asked_for(tmp_path: Path) -> None:
     """The short horizon unless one is given, what was typed as it was typed, nothing of this program's own."""
     import tinyllm
     from tinyllm.config.cli.main import Invocation
-    from tinyllm.config.overrides import key_of
+    from tinyllm.config.grammar import key_of
 
     def asked(*typed: str) -> list[str]:
         cfg = tinyllm.compose(*typed, program="verify_resume")

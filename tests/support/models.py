@@ -8,7 +8,7 @@ import torch
 import tinyllm
 from tests.support.options import SAME_ROTATION
 from tinyllm.config.build import build
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import plain
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 import tinyllm
-from tinyllm.config.allowed import options_of
 from tinyllm.config.build import build
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
+from tinyllm.config.targets import options_of
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import plain
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from tinyllm.config.allowed import MARKS, Option, below, check_classes
-from tinyllm.config.targets import annotations_of, converted, resolve_target
+from tinyllm.config.targets import MARKS, Option, annotations_of, below, check_classes, converted, resolve_target
 from tinyllm.errors import UserError, one_line
 from tinyllm.utils.memory import is_out_of_memory
 
@@ -27,7 +26,7 @@ def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = froz
         args, runtime: values only known now, such as ``vocab_size``; they win over the node's. A whole number in the
             node becomes a float where the signature says so.
         path: where the node stands in the configuration: it decides which classes may stand there.
-        allow: options besides those of ``conf/``, from :func:`tinyllm.config.allowed.options_of`.
+        allow: options besides those of ``conf/``, from :func:`tinyllm.config.targets.options_of`.
 
     Raises:
         UserError: a target is not allowed or does not exist, or a constructor refused a value.

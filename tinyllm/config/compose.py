@@ -1,46 +1,152 @@
-"""Composition of a configuration from the shipped groups, in Python and for the entry points."""
+"""Compose a configuration from the shipped groups and a list of overrides, and check it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import compose as hydra_compose
-from omegaconf import DictConfig, open_dict
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config import schema
-from tinyllm.config.allowed import Option, options_of
 from tinyllm.config.checks import check
 from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.grammar import as_given, key_of, words
 from tinyllm.config.hydra_errors import explain
 from tinyllm.config.layers import expand
-from tinyllm.config.overrides import Base, as_given, hydra_on_conf, key_of, words
-from tinyllm.config.quoting import quote_literals
-from tinyllm.config.sizes import fill_sizes
-from tinyllm.utils.nested import flatten
+from tinyllm.config.option_files import conf_dir, nodes_of
+from tinyllm.config.quoting import conformed, quote_literals
+from tinyllm.config.targets import Option, annotations_of, options_of, resolve_target, type_problem
+from tinyllm.errors import UserError
+from tinyllm.utils.nested import flatten, has_key
 from tinyllm.utils.yaml_files import read_yaml
+
+D_FF, D_FF_PER_D_MODEL = "model.d_ff", 4
+"""Hidden size of a feed-forward layer as a multiple of the width (Vaswani et al. 2017, §3.3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """A root file and the overrides on it."""
+
+    program: str
+    overrides: Sequence[str]
+    """In Hydra's grammar, literal values quoted."""
+    hydra: Sequence[str] = ()
+    """Overrides of Hydra's own settings, e.g. its search path."""
+    directories: Sequence[str] = ()
+    """Directories of option files besides ``conf/``."""
+
+    @classmethod
+    def of(cls, hydra_node: DictConfig, program: str) -> "Composition":
+        """The composition that a ``hydra`` node records."""
+        return cls(
+            program=program,
+            overrides=as_given(hydra_node.overrides.task),
+            hydra=[one for one in as_given(hydra_node.overrides.hydra) if key_of(one) == "hydra.searchpath"],
+            directories=[source.path for source in hydra_node.runtime.config_sources if source.schema == "file"],
+        )
+
+    def with_overrides(self, more: Iterable[str], /, *, keep_hydra: bool = False) -> DictConfig:
+        """Compose with ``more`` on top.
+
+        If ``more`` chooses another option of a group, earlier overrides of that group's keys are kept where the new
+        option has the key, and dropped otherwise.
+
+        Args:
+            more: in Hydra's grammar, literal values quoted.
+            keep_hydra: leave the ``hydra`` node in.
+
+        Raises:
+            UserError: ``more`` does not compose.
+        """
+        more = list(more)
+        check_settings(more, directories=self.directories)
+        replaced = {key_of(override) for override in more}
+        replaced_nodes = tuple(f"{node}." for group in replaced for node in nodes_of(group))
+        kept = [override for override in self.overrides if key_of(override) not in replaced]
+        doubtful = [override for override in kept if key_of(override).startswith(replaced_nodes)]
+        cfg = self.compose([override for override in kept if override not in doubtful] + more, keep_hydra)
+        fitting = [override for override in doubtful if has_key(cfg, key_of(override))]
+        if not fitting:
+            return cfg
+        kept = [override for override in kept if override not in doubtful or override in fitting]
+        return self.compose(kept + more, keep_hydra)
+
+    def compose(self, overrides: Sequence[str], keep_hydra: bool) -> DictConfig:
+        """Compose the root file with exactly these overrides.
+
+        Raises:
+            UserError: Hydra refused them.
+        """
+        with hydra_on_conf(), explain(overrides):
+            return hydra_compose(self.program, [*overrides, *self.hydra], return_hydra_config=keep_hydra)
 
 
 def compose(*overrides: str, program: str = "train", config_dir: str | Path | None = None) -> DictConfig:
-    """The configuration that ``python -m tinyllm.<program> <overrides>`` would run with, checked.
+    """The checked configuration that ``python -m tinyllm.<program> <overrides>`` would run with.
 
     Args:
-        overrides: as on the command line, in Hydra's grammar: ``"model=large"``, ``"attn=gqa"``.
+        overrides: as on the command line: ``"model=large"``, ``"attn=gqa"``.
         program: the root file, e.g. ``"train"`` or ``"generate"``.
-        config_dir: a further directory of option files, as ``--config-dir``.
+        config_dir: a directory of additional option files, like ``--config-dir``.
 
     Raises:
-        UserError: the composition or the check failed.
+        UserError: the overrides do not compose, or the configuration does not pass the checks.
     """
     schema.register()
     quoted = quote_literals(overrides)
     check_settings(quoted, directories=[config_dir] if config_dir else [])
-    allow = options_of(Path(config_dir)) if config_dir else frozenset()
-    with hydra_on_conf(), explain(quoted):
-        cfg = hydra_compose(program, [*quoted, *_search_path(config_dir)], return_hydra_config=True)
+    composition = Composition(program=program, overrides=quoted, hydra=_search_path(config_dir))
+    cfg = composition.compose(quoted, keep_hydra=True)
+    return _checked_without_hydra(cfg, program, quoted, config_dir=config_dir)
+
+
+def compose_on_top(
+    text: str, overrides: Iterable[str], *, program: str, config_dir: str | Path | None = None
+) -> DictConfig:
+    """The checked configuration of ``overrides`` with those in ``text`` on top; only the latter must take effect.
+
+    Args:
+        text: overrides separated by spaces.
+        overrides: in Hydra's grammar, literal values quoted.
+        program: the root file.
+        config_dir: a directory of additional option files.
+
+    Raises:
+        UserError: the overrides do not compose, or the configuration does not pass the checks.
+    """
+    more = [one if one.partition("=")[2][:1] in ("'", '"') else quote_literals([one])[0] for one in words(text)]
+    directories = [str(config_dir)] if config_dir else []
+    base = Composition(
+        program=program, overrides=list(overrides), hydra=_search_path(config_dir), directories=directories
+    )
+    cfg = base.with_overrides(more, keep_hydra=True)
+    typed = frozenset(map(key_of, more))
+    return _checked_without_hydra(cfg, program, more, config_dir=config_dir, typed=typed)
+
+
+def _search_path(config_dir: str | Path | None) -> list[str]:
+    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+
+
+def _checked_without_hydra(
+    cfg: DictConfig,
+    program: str,
+    overrides: Iterable[str],
+    *,
+    config_dir: str | Path | None,
+    typed: frozenset[str] | None = None,
+) -> DictConfig:
+    """Take the ``hydra`` node out of a composed configuration and check the rest."""
     hydra_node = cfg.hydra
     with open_dict(cfg):
         del cfg["hydra"]
-    with explain(quoted):
-        return checked(cfg, hydra_node, program, allow=allow)
+    allow = options_of(Path(config_dir)) if config_dir else frozenset()
+    with explain(overrides):
+        return checked(cfg, hydra_node, program, allow=allow, typed=typed)
 
 
 def checked(
@@ -52,15 +158,15 @@ def checked(
     typed: frozenset[str] | None = None,
     filled: Collection[str] = (),
 ) -> DictConfig:
-    """``cfg`` with the blocks of layers that differ, after the preflight.
+    """Expand the layer descriptions of ``cfg`` into blocks, then check every key.
 
     Args:
         cfg: a composed configuration without its ``hydra`` node.
-        hydra_node: that node, for what was named on the command line and where the files came from.
+        hydra_node: that node; it records the overrides and where the files came from.
         program: the root file's name.
         allow: options besides those of ``conf/``.
-        typed: the keys of the command line itself, where the overrides hold more; None: all overrides.
-        filled: keys that the program itself has set; what they turn off was not the user's mistake.
+        typed: keys of the command line itself, if the overrides hold more than that; None: all overrides.
+        filled: keys that the program itself has set; the user is not blamed for the keys that they turn off.
 
     Raises:
         UserError: see :func:`tinyllm.config.checks.check` and :func:`tinyllm.config.layers.expand`.
@@ -68,65 +174,20 @@ def checked(
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
     sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
     overrides = [one for one in as_given(hydra_node.overrides.task) if typed is None or key_of(one) in typed]
-    chosen = "experiment" in map(key_of, overrides)
-    named = {key_of(one) for one in overrides}
-    if chosen:
+    named = {key_of(override) for override in overrides}
+    if "experiment" in named:
         named |= experiment_keys(choices["experiment"], sources)
-
-    given = {key_of(one): one.partition("=")[2] for one in hydra_node.overrides.task}
+    values = {key_of(override): override.partition("=")[2] for override in hydra_node.overrides.task}
 
     def check_named(composed: DictConfig, named: set[str]) -> None:
         fill_sizes(composed, allow)
-        check(composed, schema.SCHEMAS[program], named=named, filled=filled, typed=given, allow=allow)
+        check(composed, schema.SCHEMAS[program], named=named, filled=filled, typed=values, allow=allow)
 
     fill_sizes(cfg, allow)
-    expand(cfg, base=base_of(hydra_node, program), check=check_named, named=named, allow=allow)
+    recompose = Composition.of(hydra_node, program).with_overrides
+    expand(cfg, recompose=recompose, check=check_named, named=named, allow=allow)
     check_named(cfg, named)
     return cfg
-
-
-def compose_on_top(
-    text: str, overrides: Iterable[str], *, program: str, config_dir: str | Path | None = None
-) -> DictConfig:
-    """The configuration of ``overrides`` with those in ``text`` on top, checked; only the latter must take effect.
-
-    Args:
-        text: overrides between spaces.
-        overrides: in Hydra's grammar, literal values quoted.
-        program: the root file.
-        config_dir: a further directory of option files.
-
-    Raises:
-        UserError: the composition or the check failed.
-    """
-    more = [one if one.partition("=")[2][:1] in ("'", '"') else quote_literals([one])[0] for one in words(text)]
-    base = Base(
-        program=program,
-        overrides=list(overrides),
-        hydra=_search_path(config_dir),
-        directories=[str(config_dir)] if config_dir else [],
-    )
-    cfg = base.with_(more, keep_hydra=True)
-    hydra_node = cfg.hydra
-    with open_dict(cfg):
-        del cfg["hydra"]
-    allow = options_of(Path(config_dir)) if config_dir else frozenset()
-    with explain(more):
-        return checked(cfg, hydra_node, program, allow=allow, typed=frozenset(map(key_of, more)))
-
-
-def _search_path(config_dir: str | Path | None) -> list[str]:
-    return [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-
-
-def base_of(hydra_node: DictConfig, program: str) -> Base:
-    """How a configuration was composed, from its ``hydra`` node."""
-    return Base(
-        program=program,
-        overrides=as_given(hydra_node.overrides.task),
-        hydra=[one for one in as_given(hydra_node.overrides.hydra) if key_of(one) == "hydra.searchpath"],
-        directories=[source.path for source in hydra_node.runtime.config_sources if source.schema == "file"],
-    )
 
 
 def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
@@ -134,3 +195,37 @@ def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
     files = [Path(source) / "experiment" / f"{experiment}.yaml" for source in sources]
     contents = [read_yaml(file, of=dict) for file in files if file.is_file()]
     return {key for content in contents for key, _ in flatten(content) if key != "defaults"}
+
+
+@contextmanager
+def hydra_on_conf() -> Iterator[None]:
+    """Initialise Hydra on ``conf/``, unless ``hydra.main`` already has."""
+    if GlobalHydra.instance().is_initialized():
+        yield
+    else:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            yield
+
+
+def fill_sizes(cfg: DictConfig, allow: frozenset[Option]) -> None:
+    """Replace ``model.d_ff=null`` by 4 · ``model.d_model``, so that saved configurations hold the number.
+
+    A user's own model class whose constructor accepts ``d_ff=None`` keeps the null.
+
+    Args:
+        cfg: a composed configuration, changed in place.
+        allow: options besides those of ``conf/``.
+    """
+    model = None if "model" not in cfg or OmegaConf.is_missing(cfg, "model") else cfg.model
+    if not isinstance(model, DictConfig) or model.get("d_ff", 0) is not None:
+        return
+    width = conformed(model.get("d_model"), int)
+    if not isinstance(width, int) or isinstance(width, bool):
+        return
+    try:
+        annotation = annotations_of(resolve_target(model, path="model", extra=allow)).get("d_ff")
+    except UserError:  # check() reports it with its place
+        return
+    if type_problem(None, annotation) is not None:
+        with open_dict(cfg):
+            model.d_ff = D_FF_PER_D_MODEL * width

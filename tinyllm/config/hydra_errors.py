@@ -21,10 +21,10 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from tinyllm.config.elsewhere import option_meant
+from tinyllm.config.grammar import parsed
+from tinyllm.config.option_files import groups
 from tinyllm.config.schema import SCHEMAS, fields_of
-from tinyllm.config.suggestions import groups, listed, near, unknown_key
-from tinyllm.config.typed import parsed
+from tinyllm.config.suggestions import listed, near, option_meant, unknown_key
 from tinyllm.errors import UserError, one_line
 
 KINDS = {

@@ -13,10 +13,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tinyllm.config.allowed import Option
+from tinyllm.config.grammar import key_of, words
 from tinyllm.config.layers_jsonl import at, read_layers
-from tinyllm.config.overrides import Base, key_of, words
-from tinyllm.config.targets import parameters_of, resolve_target
+from tinyllm.config.targets import Option, parameters_of, resolve_target
 from tinyllm.errors import UserError, setting
 from tinyllm.utils.nested import has_key
 
@@ -25,6 +24,8 @@ GROUPS = ("attn", "ffn", "moe")
 SHARED = ("d_model", "max_seq_len")
 """What a block is told of the model's shape and all layers have in common."""
 UNIFORM = {"_target_": "tinyllm.models.layers.uniform", "_partial_": True}
+Recompose = Callable[[Iterable[str]], DictConfig]
+"""Composes again with more overrides on top: :meth:`tinyllm.config.compose.Composition.with_overrides`."""
 Check = Callable[[DictConfig, set[str]], None]
 """The preflight of a composition, with the keys that were named."""
 
@@ -38,12 +39,14 @@ class Kind:
     """Adds to an error where the description stands."""
 
 
-def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], allow: frozenset[Option]) -> None:
+def expand(
+    cfg: DictConfig, *, recompose: Recompose, check: Check, named: Iterable[str], allow: frozenset[Option]
+) -> None:
     """Replace the descriptions in ``model.layers`` by the blocks they stand for; uniform layers have none.
 
     Args:
         cfg: a composed configuration, changed in place.
-        base: how it was composed.
+        recompose: composes it again with the overrides of a kind on top.
         check: applied to what each kind composes to.
         named: keys and groups that the user named; one that concerns blocks must reach a layer.
         allow: options besides those of ``conf/``.
@@ -54,7 +57,7 @@ def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], a
     node = None if OmegaConf.is_missing(cfg, "model") else OmegaConf.select(cfg, "model.layers")
     plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else {}
     if "json" in plain:
-        kinds, pattern = _from_lines(plain, cfg, base, allow)
+        kinds, pattern = _from_lines(plain, cfg, recompose, allow)
     elif plain.get("kinds", "???") != "???":
         kinds, pattern = _from_texts(plain["kinds"]), plain["pattern"]
     else:
@@ -65,7 +68,7 @@ def expand(cfg: DictConfig, *, base: Base, check: Check, named: Iterable[str], a
         keys = {key_of(one) for one in kind.overrides}
         try:
             _check_keys(kind.overrides, keys_of_block)
-            composed = base.with_(kind.overrides) if kind.overrides else cfg
+            composed = recompose(kind.overrides) if kind.overrides else cfg
             if kind.overrides:
                 with open_dict(composed):
                     composed.model.layers = UNIFORM
@@ -110,12 +113,14 @@ def _from_texts(texts: Any) -> dict[str, Kind]:
     return kinds
 
 
-def _from_lines(plain: dict[str, Any], cfg: DictConfig, base: Base, allow: frozenset[Option]) -> tuple[Any, list[str]]:
+def _from_lines(
+    plain: dict[str, Any], cfg: DictConfig, recompose: Recompose, allow: frozenset[Option]
+) -> tuple[Any, list[str]]:
     """The kinds of layers that are written out, each named after the first layer of it; and the name of each layer."""
 
     @cache
     def parameters(attn: str) -> set[str]:
-        node = base.with_([f"attn={attn}"]).model.block.attn
+        node = recompose([f"attn={attn}"]).model.block.attn
         return set(parameters_of(resolve_target(node, path="model.block.attn", extra=allow)) or ())
 
     text, source = _text(plain["path"], plain["json"])

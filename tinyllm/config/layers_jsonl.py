@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm.config.quoting import quote
+from tinyllm.config.grammar import quote
 from tinyllm.config.suggestions import near
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError, setting

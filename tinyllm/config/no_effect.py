@@ -4,8 +4,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm.config.allowed import Option, walk_nodes
-from tinyllm.config.targets import parameters_of, resolve_target
+from tinyllm.config.targets import Option, parameters_of, resolve_target, walk_nodes
 from tinyllm.errors import UserError, setting
 from tinyllm.utils.nested import value_at
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
 from tinyllm.utils.files import read_text
 from tinyllm.utils.yaml_files import compose_yaml
 

@@ -16,13 +16,11 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.allowed import Option, check_classes
-from tinyllm.config.grammar import MOST, count_values, parse_settings
+from tinyllm.config.grammar import MOST, count_values, escaped, parse_settings, written
 from tinyllm.config.migrations import renamed, upgraded
-from tinyllm.config.paths import conf_dir
-from tinyllm.config.quoting import escaped, written
+from tinyllm.config.option_files import conf_dir, is_option
 from tinyllm.config.start_keys import NOT_SAVED
-from tinyllm.config.suggestions import is_option
+from tinyllm.config.targets import Option, check_classes
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import has_key, value_at
 from tinyllm.utils.yaml_files import read_yaml

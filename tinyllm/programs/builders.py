@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.build import build, call
+from tinyllm.config.targets import Option
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinyllm.config.allowed import Option
+from tinyllm.config.targets import Option
 
 
 @dataclass(frozen=True, kw_only=True)

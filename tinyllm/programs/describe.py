@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from tinyllm.config.allowed import Option
     from tinyllm.config.cli.main import Invocation
+    from tinyllm.config.targets import Option
 
 Facts = dict[str, dict[str, Any]]
 """Figures by section and name."""

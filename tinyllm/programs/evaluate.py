@@ -15,9 +15,9 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import Option
 from tinyllm.data.token_data import Split, TokenData
 from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate

@@ -5,8 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import Option
 from tinyllm.interop.convert import converted
 from tinyllm.interop.directory import check_out, write
 from tinyllm.interop.tokenizer import special_ids, texts_of

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import echo, stop_strings
 from tinyllm.inference.printer import Printer

@@ -10,10 +10,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.compose import compose
-from tinyllm.config.quoting import quote
+from tinyllm.config.grammar import quote
 from tinyllm.config.saved import saved_config
+from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import CONFIG as HF_CONFIG
@@ -73,7 +73,7 @@ def load(
         checkpoint: ``best`` (the newest where none was evaluated), ``last``, or a checkpoint directory.
         weights: ``raw``: as the optimizer left them; ``ema``: their moving average; ``auto``: that, if the run has one.
         allow: option files of one's own, whose classes the run's configuration may name in their places:
-            ``tinyllm.config.allowed.options_of(Path("my_conf"))``.
+            ``tinyllm.config.targets.options_of(Path("my_conf"))``.
         tell: called with a sentence when a damaged checkpoint is passed over.
 
     Raises:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.config.compose import compose
+from tinyllm.config.grammar import key_of, quote
 from tinyllm.config.migrations import as_it_was
-from tinyllm.config.overrides import key_of
-from tinyllm.config.quoting import LITERAL_KEYS, quote, unquoted
+from tinyllm.config.quoting import LITERAL_KEYS, unquoted
 from tinyllm.config.saved import saved_settings
 from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.errors import UserError, setting

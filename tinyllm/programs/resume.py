@@ -9,16 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.cli.arguments import CommandLine
 from tinyllm.config.cli.main import Invocation
-from tinyllm.config.grammar import parse_settings
+from tinyllm.config.compose import D_FF
+from tinyllm.config.grammar import escaped, key_of, parse_settings, text_of
 from tinyllm.config.migrations import as_it_was, upgraded
-from tinyllm.config.overrides import key_of, nodes_of
-from tinyllm.config.quoting import escaped, text_of
+from tinyllm.config.option_files import nodes_of
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
-from tinyllm.config.sizes import D_FF
 from tinyllm.config.start_keys import NOT_SAVED
+from tinyllm.config.targets import Option
 from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import BATCH, planned_batch

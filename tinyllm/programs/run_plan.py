@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import Option
 from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError

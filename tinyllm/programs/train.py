@@ -26,9 +26,9 @@ def main(jobs: "Jobs") -> None:
     def with_saved_settings(line: "CommandLine") -> list[str]:
         if not any(setting.startswith("resume=") for setting in line.settings):
             if line.multirun:
-                from tinyllm.config.overrides import parse
+                from tinyllm.config.cli.arguments import sweep_overrides
 
-                parse(line.settings)  # no sweeper, third-party ones included, takes keys that each job is given
+                sweep_overrides(line.settings)  # refuses keys that each job is given, for every sweeper
             return line.settings
         from tinyllm.programs.resume import look_up
 

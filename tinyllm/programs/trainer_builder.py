@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.saved import literal_settings, settings_text
+from tinyllm.config.targets import Option
 from tinyllm.data.batch import Batch
 from tinyllm.data.loader import train_batches
 from tinyllm.inference.evaluation import evaluate

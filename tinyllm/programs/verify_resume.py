@@ -11,7 +11,7 @@ from random import Random
 from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
-from tinyllm.config.overrides import key_of
+from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.training_process import Moment, TrainingFailed, TrainingProcess

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tests.support.sources import ROOT
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.search import _check_same, open_study

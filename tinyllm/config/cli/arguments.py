@@ -13,13 +13,11 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 
-from tinyllm.config.elsewhere import meant_by, option_meant
 from tinyllm.config.grammar import parse_settings
 from tinyllm.config.hydra_errors import TAKES_PATH, explain
-from tinyllm.config.own_files import check_file
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import check_file, conf_dir, is_option, side_by_side
 from tinyllm.config.quoting import quote_literals
-from tinyllm.config.suggestions import is_option, near, side_by_side
+from tinyllm.config.suggestions import meant_by, near, option_meant
 from tinyllm.errors import UserError
 
 CLOSED = ("config_path", "config_name", "experimental_rerun")
@@ -39,6 +37,12 @@ OTHERWISE = {
     "hydra.verbose": "the environment variable LOG_LEVEL=DEBUG shows more",
 }
 """What to use instead of some that do nothing."""
+OWN_PLACE = {
+    "run.dir": "each job has its own directory below hydra.sweep.dir; leave it out",
+    "run.name": "each job's directory is named by its number and what varies; leave it out",
+    "resume": "start the same command again with hydra.sweep.dir=<the sweep's directory>",
+}
+"""Keys that the sweep sets for each job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,3 +245,20 @@ def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
             meant = near(name, options)
             hint = (f"did you mean {meant[0]}? " if meant else "") + f"some of {', '.join(options)}"
             raise UserError("no such option", key=group, value=name, hint=hint)
+
+
+def sweep_overrides(arguments: Iterable[str]) -> list[Override]:
+    """The settings as Hydra reads them, the last one of each key.
+
+    Raises:
+        UserError: a key that the sweep itself sets.
+    """
+    arguments = list(arguments)
+    with explain(arguments):
+        parsed = parse_settings(arguments)
+    for override in parsed:
+        hint = OWN_PLACE.get(override.key_or_group)
+        if hint:
+            typed = str(override.input_line).partition("=")[2]
+            raise UserError("a multirun has no use for it", key=override.key_or_group, value=typed, hint=hint)
+    return list({override.get_key_element(): override for override in parsed}.values())

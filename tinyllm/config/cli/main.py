@@ -21,12 +21,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.allowed import Option, options_of
 from tinyllm.config.cli.arguments import CommandLine, check_settings, read
 from tinyllm.config.compose import checked
+from tinyllm.config.grammar import as_given, key_of
 from tinyllm.config.hydra_errors import explained
-from tinyllm.config.overrides import as_given, key_of
-from tinyllm.config.paths import conf_dir
+from tinyllm.config.option_files import conf_dir
+from tinyllm.config.targets import Option, options_of
 from tinyllm.errors import RankError, UserError, about_path, one_line
 from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create

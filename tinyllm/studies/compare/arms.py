@@ -8,12 +8,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from tinyllm.config.grammar import parse_settings
+from tinyllm.config.grammar import key_of, parse_settings
 from tinyllm.config.hydra_errors import explain
-from tinyllm.config.overrides import key_of
+from tinyllm.config.option_files import groups
 from tinyllm.config.quoting import quote_literals
 from tinyllm.config.saved import check_saved
-from tinyllm.config.suggestions import groups
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.grid import expand
 from tinyllm.studies.sweep.job_record import shortened

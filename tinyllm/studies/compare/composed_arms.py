@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.allowed import Option
 from tinyllm.config.compose import compose
-from tinyllm.config.overrides import key_of
+from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
+from tinyllm.config.targets import Option
 from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError, setting

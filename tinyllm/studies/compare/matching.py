@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tinyllm.config.compose import D_FF
 from tinyllm.config.no_effect import RULES
-from tinyllm.config.sizes import D_FF
 from tinyllm.errors import UserError
 from tinyllm.programs.cost import Account, Allow, of_node
 from tinyllm.studies.compare.matchable_sizes import KNOBS, Level, Node, levels_of, replaced_by, value_of

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config.allowed import Option
+from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.utils.files import read_json, write_json
 

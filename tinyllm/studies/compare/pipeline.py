@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config.allowed import Option
+from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.studies.compare import seed_planning as needed
 from tinyllm.studies.compare import timing as clock

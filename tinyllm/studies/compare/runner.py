@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyllm.config.build import build
-from tinyllm.config.overrides import key_of
+from tinyllm.config.grammar import key_of
 from tinyllm.data.loader import eval_tokens
 from tinyllm.errors import UserError
 from tinyllm.runs.facts import read_run_json

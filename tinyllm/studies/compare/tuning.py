@@ -9,7 +9,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.overrides import key_of
+from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.arms import parse

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from tinyllm.config.allowed import Option, walk_nodes
 from tinyllm.config.build import build
-from tinyllm.config.targets import resolve_target
+from tinyllm.config.targets import Option, resolve_target, walk_nodes
 from tinyllm.errors import UserError
 from tinyllm.optim.ema import EMA, Average
 from tinyllm.programs.builders import build_model, build_optimizer, build_schedule, plain

@@ -64,7 +64,7 @@ def arms_of(settings: "Sequence[str]") -> "Asked":
     Raises:
         UserError: a key without effect, or one that cannot differ between arms.
     """
-    from tinyllm.config.overrides import key_of
+    from tinyllm.config.grammar import key_of
     from tinyllm.config.quoting import unquoted
     from tinyllm.errors import UserError
     from tinyllm.studies.compare.arms import Asked, Choice, name_of, parse
@@ -175,9 +175,9 @@ def trials_of(
     """
     from pathlib import Path
 
-    from tinyllm.config.allowed import options_of
     from tinyllm.config.compose import compose
     from tinyllm.config.quoting import unquoted
+    from tinyllm.config.targets import options_of
     from tinyllm.studies.probes.probing import Trials
 
     own = (*parts_of(settings), f"tasks=[{','.join(tasks)}]", *more)
@@ -188,7 +188,7 @@ def trials_of(
 
 def parts_of(settings: "Iterable[str]", *, sizes: "Collection[str]" = SIZES) -> list[str]:
     """Those settings of a training that say of what parts a model is made and how it learns, not how large it is."""
-    from tinyllm.config.overrides import key_of
+    from tinyllm.config.grammar import key_of
 
     keys = {one: key_of(one) for one in settings}
     return [

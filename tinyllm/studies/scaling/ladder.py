@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyllm.config.overrides import words
+from tinyllm.config.grammar import words
 from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.arms import Asked, Choice

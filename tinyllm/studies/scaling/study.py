@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinyllm.config.overrides import key_of
+from tinyllm.config.grammar import key_of
 from tinyllm.studies.compare.composed_arms import needs_gpu
 from tinyllm.studies.compare.pipeline import Comparison
 from tinyllm.studies.compare.progress import Screen

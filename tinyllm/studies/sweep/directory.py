@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinyllm.config.overrides import key_of
+from tinyllm.config.grammar import key_of
 from tinyllm.config.start_keys import START_KEYS
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.job_record import (

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from hydra.core.override_parser.types import Override
 
-from tinyllm.config.overrides import parse
+from tinyllm.config.cli.arguments import sweep_overrides
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.gpu_slots import slots_for
 from tinyllm.studies.sweep.job_record import FINISHED, Job
@@ -25,7 +25,7 @@ def sweep(launching: Launching, arguments: Iterable[str], *, batch: int | None, 
     """
     if batch is not None and batch < 1:
         raise UserError("value out of range", key="hydra.sweeper.max_batch_size", value=batch, hint="at least 1")
-    jobs = expand(parse([*(f"{key}={value}" for key, value in params.items()), *arguments]))
+    jobs = expand(sweep_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments]))
     directory = launching.place()
     problems: dict[int, UserError] = {}
     slots = None

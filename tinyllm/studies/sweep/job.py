@@ -14,7 +14,7 @@ from types import FrameType
 from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import ERROR_FILE
-from tinyllm.config.overrides import as_given
+from tinyllm.config.grammar import as_given
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.job_record import FINISHED, STOPPED, Job, Record, take_results

@@ -15,9 +15,8 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.grammar import key_of, quote
 from tinyllm.config.hydra_errors import explained
-from tinyllm.config.overrides import key_of
-from tinyllm.config.quoting import quote
 from tinyllm.errors import UserError, one_line
 from tinyllm.runs.layout import LOCK
 from tinyllm.studies.sweep.directory import SweepDir

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.override_parser.types import Override
 
-from tinyllm.config.overrides import parse
+from tinyllm.config.cli.arguments import sweep_overrides
 from tinyllm.errors import UserError, one_line
 from tinyllm.studies.sweep.directory import SweepDir, fixed_identity
 from tinyllm.studies.sweep.gpu_slots import slots_for
@@ -54,7 +54,7 @@ def search(
     _check(n_trials=n_trials, n_jobs=n_jobs, sampler=sampler, seed=seed, direction=direction)
     if not _has_optuna():
         raise UserError("optuna is not installed", file="hydra/sweeper=search", hint="pip install 'tinyllm[sweep]'")
-    overrides = parse([*(f"{key}={value}" for key, value in params.items()), *arguments])
+    overrides = sweep_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
     space = space_of(overrides)
     cfg = launching.compose(job_of(overrides, {key: _example(one) for key, one in space.items()}))
     if not cfg.trainer.eval_every:

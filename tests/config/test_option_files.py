@@ -62,7 +62,7 @@ def test_a_run_with_a_part_of_ones_own_goes_on_with_the_same_directory(
     assert train(*own, "resume=run", "trainer.max_steps=2") == 0
     with pytest.raises(UserError, match=r"class not allowed \(model.block.attn._target_=mine.Mine"):
         tinyllm.load("run")
-    from tinyllm.config.allowed import options_of
+    from tinyllm.config.targets import options_of
 
     assert type(next(iter(tinyllm.load("run", allow=options_of(place / "conf"))[0].layers())).attn).__name__ == "Mine"
 
