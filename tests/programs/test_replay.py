@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
-from tinyllm.programs.recorded_run import pins, recorded
+from tinyllm.programs.recorded_run import changed_defaults, recorded_run
 from tinyllm.programs.replay import Replay, report
 from tinyllm.runs.facts import read_config
 from tinyllm.runs.state_diff import StateDiff
@@ -55,7 +55,7 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         ("run", lambda run: edit(run, lambda facts: facts.update(status="failed", reason="E: x")), "the run is failed"),
         ("run", lambda run: edit(run, lambda facts: facts.update(status="imported")), "the run is imported"),
         ("run", lambda run: edit(run, lambda facts: facts.pop("sha256")), "no seal tells whether"),
-        ("run", lambda run: edit(run, lambda facts: facts.pop("starts")), "beginning is not recorded"),
+        ("run", lambda run: edit(run, lambda facts: facts.pop("starts")), "does not record how the run began"),
         ("early", lambda run: None, "the run was interrupted at step 3"),
         (
             "run",
@@ -95,7 +95,7 @@ def test_what_cannot_be_told_is_one_line(
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--steps", "7"), "the run has not so many steps (--steps=7): between 1 and 6"),
+        (("--steps", "7"), "the run has fewer steps (--steps=7): between 1 and 6"),
         (("--steps", "0"), "between 1 and 6"),
         (("--steps", "x"), "argument --steps: invalid int value: 'x'"),
         (("--step", "1"), "unrecognized arguments: --step 1"),
@@ -119,28 +119,28 @@ def test_saved_settings_cannot_smuggle_a_flag(made: Path, tmp_path: Path) -> Non
         (run / "overrides.yaml").write_text(f"- {setting}\n", encoding="utf-8")
         edit(run, lambda facts: facts.update(sha256=sealed(run)))
         with pytest.raises(Exception, match="not the settings of a run"):
-            recorded(run)
+            recorded_run(run)
 
 
 def test_what_it_is_started_with(made: Path) -> None:
-    was = recorded(made / "run", steps=3)
+    was = recorded_run(made / "run", steps=3)
     assert "attn=gqa" in was.settings and f"dataset.path={made / 'words, and more.txt'}" in was.settings
     assert was.command(Path("x"))[-2:] == ["run.dir=x", "trainer.stop_after_steps=3"]
     assert was.steps == 3 and was.checkpoint is not None and was.checkpoint.step == 3
-    assert recorded(made / "early", steps=2).checkpoint is None
+    assert recorded_run(made / "early", steps=2).checkpoint is None
 
 
 def test_defaults_that_have_changed_are_held_to_what_they_were(made: Path) -> None:
-    was, config = recorded(made / "run").settings, read_config(made / "run")
+    was, config = recorded_run(made / "run").settings, read_config(made / "run")
     then = {"trainer.grad_clip": 0.7, "optimizer.betas": [0.8, 0.9], "dataset.val_path": "a, b", "trainer.gone": 1}
-    assert pins(was, config, config_dir=None) == []
-    assert pins(was, config | then, config_dir=None) == [
+    assert changed_defaults(was, config, config_dir=None) == []
+    assert changed_defaults(was, config | then, config_dir=None) == [
         "trainer.grad_clip=0.7",
         "dataset.val_path=a, b",
         "optimizer.betas=[0.8, 0.9]",
     ]
     without_effect = {"trainer.grad_clip": -1, "trainer.sample_prompt": "there are no samples"}
-    assert pins(was, config | without_effect, config_dir=None) == []
+    assert changed_defaults(was, config | without_effect, config_dir=None) == []
 
 
 def test_the_report_names_what_differs() -> None:

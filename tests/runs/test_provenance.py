@@ -94,7 +94,7 @@ def test_a_run_without_an_end_has_no_seal(ended: Path, tmp_path: Path) -> None:
     facts = read_run_json(run)
     del facts["sha256"]
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    with pytest.raises(UserError, match="nothing tells"):
+    with pytest.raises(UserError, match="no seal tells"):
         check_seal(run)
     (run / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"a damaged file \(.*run.json\)"):

@@ -1,4 +1,4 @@
-"""A run directory as something that can be done again: what it was started with, and what to compare with."""
+"""A finished run as something to repeat: the command that made it, and the checkpoint to compare with."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -13,149 +13,133 @@ from tinyllm.config.quoting import LITERAL_KEYS, unquoted
 from tinyllm.config.saved import saved_settings
 from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.errors import UserError, setting
+from tinyllm.programs.builders import plain
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import check_free
 from tinyllm.runs.facts import compared_settings, differing, read_config, read_run_json
-from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES, RUNNING
+from tinyllm.runs.layout import CHECKPOINTS, CONFIG, FINISHED, INTERRUPTED, OVERRIDES, RUNNING
 from tinyllm.runs.seal import check_seal
 from tinyllm.utils.nested import flatten, is_within
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
-    """A run that can be done again."""
+class RecordedRun:
+    """A run that can be repeated."""
 
     path: Path
     settings: list[str]
-    """The command line that made it, as one types it, without its directory."""
+    """The settings of its command line as typed in a shell, without ``run.dir``."""
     flags: list[str]
     steps: int
-    """How many of its steps are done and compared."""
+    """The number of steps to repeat and compare."""
     threads: int
     checkpoint: Checkpoint | None
-    """Of that step, if it is still there."""
+    """Its checkpoint of step ``steps``; None if that was removed."""
 
     def command(self, run_dir: Path) -> list[str]:
-        """The command line that does it again in ``run_dir``."""
+        """The arguments of a training that repeats the run in ``run_dir``."""
         return [*self.flags, *self.settings, f"run.dir={run_dir}", f"trainer.stop_after_steps={self.steps}"]
 
 
-def recorded(run: Path, *, steps: int | None = None, config_dir: str | None = None) -> Recorded:
-    """What a run directory holds, checked.
+def recorded_run(run: Path, *, steps: int | None = None, config_dir: str | None = None) -> RecordedRun:
+    """Read a run directory and check that the run can be repeated.
 
     Args:
         run: the directory.
-        steps: so many of the first steps; None: all, which a finished run has.
-        config_dir: where its own option files lie.
+        steps: repeat the first ``steps`` steps only; None: all steps of a finished run.
+        config_dir: directory of the user's own option files.
 
     Raises:
-        UserError: no run, one that goes on, has not ended well or was resumed otherwise; files changed or gone.
+        UserError: not a run; still running; failed; resumed with other settings; or its files were changed.
     """
-    facts = read_run_json(run)
+    run_json = read_run_json(run)
     check_free(run)
-    done = _steps_done(run, facts, steps)
+    n_steps = _steps_to_repeat(run, run_json, steps)
     check_seal(run)
-    starts = facts.get("starts") or []
+    starts = run_json.get("starts") or []
     _check_one_command(run, starts)
-    flags = [] if config_dir is None else ["--config-dir", config_dir]
-    return Recorded(
+    checkpoint = steps_in(run / CHECKPOINTS).get(n_steps)
+    return RecordedRun(
         path=run,
         settings=_settings(run, world_size=starts[-1]["world_size"], config_dir=config_dir),
-        flags=flags,
-        steps=done,
+        flags=[] if config_dir is None else ["--config-dir", config_dir],
+        steps=n_steps,
         threads=int(starts[-1]["threads"]),
-        checkpoint=verify(found) if (found := steps_in(run / CHECKPOINTS).get(done)) else None,
+        checkpoint=None if checkpoint is None else verify(checkpoint),
     )
 
 
-def _steps_done(run: Path, facts: Mapping[str, Any], asked: int | None) -> int:
-    """How many steps to do.
-
-    Raises:
-        UserError: the run has not so many, or none of its own.
-    """
-    status = facts.get("status")
+def _steps_to_repeat(run: Path, run_json: Mapping[str, Any], steps: int | None) -> int:
+    status = run_json.get("status")
     if status == RUNNING:
-        hint = f"it was killed; end it with resume={run}"
+        hint = f"it was killed; finish it with resume={run}"
         raise UserError("the run did not end", file=run, hint=hint)
-    if status not in ("finished", "interrupted"):
-        raise UserError(f"nothing to do again: the run is {status}", file=run, hint=str(facts.get("reason", "")))
-    step = int(facts["result"]["step"])
-    if asked is None and status != "finished":
-        hint = f"--steps {step} compares what it has, resume={run} ends it"
-        raise UserError(f"the run was interrupted at step {step}", file=run, hint=hint)
-    if asked is not None and not 1 <= asked <= step:
-        raise UserError("the run has not so many steps", key="--steps", value=asked, hint=f"between 1 and {step}")
-    return step if asked is None else asked
+    if status not in (FINISHED, INTERRUPTED):
+        raise UserError(f"nothing to repeat: the run is {status}", file=run, hint=str(run_json.get("reason", "")))
+    last = int(run_json["result"]["step"])
+    if steps is None and status != FINISHED:
+        hint = f"--steps {last} compares the steps it has, resume={run} finishes it"
+        raise UserError(f"the run was interrupted at step {last}", file=run, hint=hint)
+    if steps is not None and not 1 <= steps <= last:
+        raise UserError("the run has fewer steps", key="--steps", value=steps, hint=f"between 1 and {last}")
+    return last if steps is None else steps
 
 
 def _check_one_command(run: Path, starts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a run that no single command makes.
-
-    Raises:
-        UserError: it was resumed with other settings or on another number of ranks, or its start is not known.
-    """
+    """Refuse a run that a single command cannot repeat: resumed with other settings or on other ranks."""
     if not starts or starts[0]["step"] != 0:
-        raise UserError("the run's beginning is not recorded", file=run, hint="it was made before there were records")
+        raise UserError("run.json does not record how the run began", file=run, hint="an older version made it")
     first = starts[0]
-    for one in starts[1:]:
-        where = f"the run was resumed at step {one['step']}"
-        if one["world_size"] != first["world_size"]:
-            hint = f"{one['world_size']} instead of {first['world_size']}; no single command makes such a run"
+    for start in starts[1:]:
+        where = f"the run was resumed at step {start['step']}"
+        if start["world_size"] != first["world_size"]:
+            hint = f"{start['world_size']} instead of {first['world_size']}; no single command repeats such a run"
             raise UserError(f"{where} on another number of ranks", file=run, hint=hint)
-        before, after = set(first["settings"]), set(one["settings"])
+        before, after = set(first["settings"]), set(start["settings"])
         if before != after:
             changed = " ".join(sorted(after - before)) or f"without {' '.join(sorted(before - after))}"
-            hint = f"{changed}; no single command makes such a run"
+            hint = f"{changed}; no single command repeats such a run"
             raise UserError(f"{where} with other settings", file=run, hint=hint)
 
 
 def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str]:
-    """The command line of a run: what was typed, and what the configuration has by now other defaults for.
+    """The settings that were typed, and those whose defaults have changed since.
 
     Raises:
-        UserError: the settings are not those of a run, or do not compose.
+        UserError: the files hold no settings of a run, or these do not compose.
     """
     saved = saved_settings(run / OVERRIDES, config=run / CONFIG, config_dir=config_dir)
-    saved = [one for one in saved if not is_within(key_of(one), NOT_COMPARED)]
+    saved = [override for override in saved if not is_within(key_of(override), NOT_COMPARED)]
     config = read_config(run)
     config |= as_it_was(config.get)
     if config.get("init_from") is not None:
         saved.append(f"init_from={quote(config['init_from'])}")
-    if world_size > 1 and config.get("strategy.nproc_per_node", 0) is None:  # torchrun had started it
+    if world_size > 1 and config.get("strategy.nproc_per_node", 0) is None:  # it was started by torchrun
         saved.append(f"strategy.nproc_per_node={world_size}")
     typed = unquoted(saved)
-    return [*typed, *pins(typed, config, config_dir=config_dir)]
+    return [*typed, *changed_defaults(typed, config, config_dir=config_dir)]
 
 
-def pins(settings: Sequence[str], config: Mapping[str, Any], *, config_dir: str | None) -> list[str]:
-    """Settings that hold a run to its values where today's configuration has others.
+def changed_defaults(settings: Sequence[str], config: Mapping[str, Any], *, config_dir: str | None) -> list[str]:
+    """Settings that give a run the values it had, where today's defaults differ.
 
-    A value that today's check refuses, or that has no effect, is left out.
+    A value that is refused today, or has no effect, is left out.
 
     Args:
-        settings: as one types them.
-        config: the leaves of the run's configuration.
+        settings: the run's settings as typed.
+        config: the run's configuration by dotted key.
     """
-    today = dict(flatten(_plain(compose(*settings, config_dir=config_dir))))
-    named = {key_of(one) for one in settings}
-    others = differing(compared_settings(config), compared_settings(today))
+    today = dict(flatten(plain(compose(*settings, config_dir=config_dir))))
+    typed = {key_of(one) for one in settings}
+    different = differing(compared_settings(config), compared_settings(today))
     wanted = [
-        _typed(key, then) for key, (then, _) in others.items() if key in config and key in today and key not in named
+        setting(key, quote(then) if isinstance(then, str) and key not in LITERAL_KEYS else then)
+        for key, (then, _) in different.items()
+        if key in config and key in today and key not in typed
     ]
-    held: list[str] = []
-    for one in wanted:
+    accepted: list[str] = []
+    for override in wanted:
         with contextlib.suppress(UserError):
-            compose(*settings, *held, one, config_dir=config_dir)
-            held.append(one)
-    return held
-
-
-def _typed(key: str, value: Any) -> str:
-    return setting(key, quote(value) if isinstance(value, str) and key not in LITERAL_KEYS else value)
-
-
-def _plain(cfg: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(cfg, resolve=True)
+            compose(*settings, *accepted, override, config_dir=config_dir)
+            accepted.append(override)
+    return accepted

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.config.cli.flags import USER_ERROR
-from tinyllm.programs.recorded_run import recorded
+from tinyllm.programs.recorded_run import recorded_run
 from tinyllm.programs.training_process import TrainingFailed, TrainingProcess
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import make_output_dir
@@ -39,7 +39,7 @@ class Replay:
 
 def replay(flags: argparse.Namespace) -> int:
     """Train the run again, compare, print the result; returns the exit code."""
-    run = recorded(flags.run, steps=flags.steps, config_dir=flags.config_dir)
+    run = recorded_run(flags.run, steps=flags.steps, config_dir=flags.config_dir)
     if not flags.json:
         print(plain(f"replaying {run.steps} steps of {run.path}"), flush=True)
     out = make_output_dir(flags.out)
