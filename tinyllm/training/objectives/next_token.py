@@ -11,7 +11,7 @@ from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 
 
 class NextToken(Objective):
-    """Cross-entropy of the targets, with label smoothing and z-loss if asked for.
+    """Cross-entropy of the targets, with label smoothing and z-loss if asked for; attention stays within documents.
 
     ``train/loss`` is the plain cross-entropy; what regularises it is logged apart.
 
@@ -29,7 +29,7 @@ class NextToken(Objective):
         self.chunk_tokens, self.label_smoothing, self.z_loss = chunk_tokens, label_smoothing, z_loss
 
     def forward(self, batch: Batch, kept: Sequence[bool] | None = None) -> Loss:
-        hidden_BTC, routings = self.model.run(batch.inputs, kept=kept)
+        hidden_BTC, routings = self.model.run(batch.inputs, kept=kept, doc_ids=batch.doc_ids)
         hidden_ND = hidden_BTC.flatten(0, 1)
         head = head_loss(
             hidden_ND,
