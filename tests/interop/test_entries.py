@@ -17,7 +17,7 @@ CLOSE = 1e-4
 REMOVED = object()
 VALUES = (None, 0, -1, "x", [], {}, True, False, 1.5, 10**9, 10**25, 2.0**70, "${oc.env:HOME}", REMOVED)
 NEW = ("foo", "rope_scaling", "rope_theta", "layer_types", "sliding_window", "attn_logit_softcapping", "is_causal")
-BENIGN = ("pad_token_id",)
+BENIGN = ("pad_token_id", "initializer_range")
 """Entries that transformers has further conditions for, which change no logits."""
 
 

@@ -7,8 +7,8 @@ from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
 from tinyllm.interop.family import Config, Entry, Fact, Mismatch, Only, entry, refused, replaced
 from tinyllm.interop.kinds import ANY, EXPERTS, FLAG, FLOAT, HEADS, TEXT, WIDTH, Kind, nullable, whole
 from tinyllm.interop.layouts import Interleaved, Layout, Same, Weight
+from tinyllm.interop.llama_like import RopeFamily, glu, parts
 from tinyllm.interop.mixtures import ACTIVE, PROJECTIONS, check_active, mixture
-from tinyllm.interop.rope import RopeFamily, glu, parts
 
 DENSE = "first_k_dense_replace"
 
@@ -177,6 +177,7 @@ class DeepseekV2(Deepseek):
     title = "DeepSeek-V2"
     model_type = "deepseek_v2"
     architecture = "DeepseekV2ForCausalLM"
+    even_heads = True
     moe = "aux_loss"
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = Deepseek.allowed | {
         "moe": ("aux_loss", "none"),
@@ -187,30 +188,16 @@ class DeepseekV2(Deepseek):
     only: ClassVar[tuple[Only, ...]] = (*Deepseek.only, Only("scoring_func", "softmax"), Only("norm_topk_prob", False))
     varying: ClassVar[dict[str, Any]] = {"moe": "aux_loss"}
 
-    def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        d_model, n_heads = arch.value("model.d_model"), arch.value("model.n_heads")
-        uneven = [Mismatch("model.d_model", d_model, (f"a multiple of {n_heads} heads",))] if d_model % n_heads else []
-        return super().mismatches(arch) + uneven
-
     def write(self, arch: Architecture) -> dict[str, Any]:
         config = super().write(arch)
         grouped = config.get("topk_group") != config.get("n_group")
         return config | {"topk_method": "group_limited_greedy" if grouped else "greedy"}
-
-    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
-        if values["model.d_model"] % values["model.n_heads"]:
-            raise refused("hidden_size", values["model.d_model"], "a multiple of num_attention_heads")
-        return super().arrange(entries, values)
 
     def groups(self, entries: Config) -> dict[str, Any]:
         methods = ("greedy", "group_limited_greedy")
         if entries["topk_method"] not in methods:
             raise refused("topk_method", entries["topk_method"], " or ".join(methods))
         return {} if entries["topk_method"] == "greedy" else super().groups(entries)
-
-
-DEFAULTS = ("num_key_value_heads", "n_group", "topk_group", "n_shared_experts", "n_routed_experts", ACTIVE, DENSE)
-"""Facts for which the two have defaults of their own."""
 
 
 class DeepseekV3(Deepseek):
@@ -232,8 +219,8 @@ class DeepseekV3(Deepseek):
         entry("routed_scaling_factor", f"{MOE}.routed_scale", 2.5, kind=FLOAT),
         entry("norm_topk_prob", f"{MOE}.normalize", True, kind=FLAG),
     )
-    facts: ClassVar[tuple[Fact, ...]] = (
-        *(one for one in Deepseek.facts if one.theirs not in DEFAULTS),
+    facts: ClassVar[tuple[Fact, ...]] = replaced(
+        Deepseek.facts,
         Fact("num_key_value_heads", nullable(HEADS), 128),
         Fact("n_group", nullable(EXPERTS), 8),
         Fact("topk_group", nullable(EXPERTS), 4),

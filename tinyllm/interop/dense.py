@@ -33,7 +33,7 @@ from tinyllm.interop.kinds import (
     whole,
 )
 from tinyllm.interop.layouts import Transposed, Weight
-from tinyllm.interop.rope import HeadsFamily, WindowedFamily, parts
+from tinyllm.interop.llama_like import HeadsFamily, WindowedFamily, parts
 
 
 class GPT2(Family):
@@ -132,6 +132,7 @@ class Llama(HeadsFamily):
     title = "Llama"
     model_type = "llama"
     architecture = "LlamaForCausalLM"
+    even_heads = True
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {
         f"{ATTN}.qk_norm": (False,),
         f"{ATTN}.window": (0,),
@@ -144,16 +145,6 @@ class Llama(HeadsFamily):
         entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
         entry("mlp_bias", f"{FFN}.bias", False, kind=FLAG),
     )
-
-    def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        d_model, n_heads = arch.value("model.d_model"), arch.value("model.n_heads")
-        uneven = [Mismatch("model.d_model", d_model, (f"a multiple of {n_heads} heads",))] if d_model % n_heads else []
-        return super().mismatches(arch) + uneven
-
-    def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
-        if values["model.d_model"] % values["model.n_heads"]:
-            raise refused("hidden_size", values["model.d_model"], "a multiple of num_attention_heads")
-        return super().arrange(entries, values)
 
 
 WINDOW_LAYERS = Fact("max_window_layers", whole(0), 28)

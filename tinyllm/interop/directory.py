@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,6 @@ from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors
 from tinyllm.utils.files import check_utf8, create, read_json, remove, set_mode, sync, temporary, translated
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-"""Dtypes of weights, as config.json names them."""
 READABLE = {"F32", "BF16", "F16"}
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 HEAD = "lm_head.weight"
@@ -168,38 +167,34 @@ def check_out(out: str | Path | None, *, command: str) -> Path:
     return path
 
 
-class building:
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
     """A new directory under a temporary name, which gets its own name when the block ends well.
 
     Raises:
         UserError: the disk is full or cannot be written; nothing is left.
     """
+    folder = temporary(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    try:
+        with translated(out):
+            yield folder
+            mode = 0o666 & ~_umask()
+            for file in folder.rglob("*"):
+                if file.is_file():
+                    set_mode(file, mode)  # safetensors writes for the owner alone
+                    sync(file)
+            os.rename(folder, out)
+            sync(out.parent)
+    finally:
+        remove(folder)
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.temporary = temporary(out)
-        self._guard = translated(out)
 
-    def __enter__(self) -> Path:
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary.mkdir()
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        try:
-            if error is None:
-                with self._guard:
-                    usual = 0o666 & ~_umask()
-                    for file in self.temporary.rglob("*"):
-                        if file.is_file():
-                            set_mode(file, usual)  # safetensors writes for the owner alone
-                            sync(file)
-                    os.rename(self.temporary, self.out)
-                    sync(self.out.parent)
-            else:
-                self._guard.__exit__(kind, error, trace)
-        finally:
-            remove(self.temporary)
+def main_dtype(weights: Mapping[str, Tensor]) -> str:
+    """The dtype of most of the tensors, as config.json names it."""
+    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
+    return max(dtypes, key=dtypes.count)
 
 
 def write(
@@ -217,8 +212,7 @@ def write(
         weights: tensors by transformers' names.
         texts: further files by name.
     """
-    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
-    dtype = max(dtypes, key=dtypes.count)
+    dtype = main_dtype(weights)
     contents = dict(config) | dict(special) | {"dtype": dtype, "use_cache": True}
     with building(out) as folder:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / MODEL, {"format": "pt"})

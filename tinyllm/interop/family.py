@@ -1,8 +1,9 @@
 """A family of models of transformers: its config.json and its weights, each as one table that is read both ways."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from tinyllm.errors import UserError, setting
 from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
@@ -112,9 +113,12 @@ def entry(theirs: str, ours: str, default: Any = REQUIRED, *, kind: Kind = WIDTH
     return Entry(theirs, kind, default, ours=ours, **more)
 
 
-def replaced(entries: tuple[Entry, ...], *others: Entry) -> tuple[Entry, ...]:
-    """A family's entries with others of the same names in their places, and new ones behind them."""
-    by_name = {one.theirs: one for one in entries} | {one.theirs: one for one in others}
+AnyFact = TypeVar("AnyFact", bound=Fact)
+
+
+def replaced(facts: tuple[AnyFact, ...], *others: AnyFact) -> tuple[AnyFact, ...]:
+    """A family's facts or entries with others of the same names in their places, and new ones behind them."""
+    by_name = {one.theirs: one for one in (*facts, *others)}
     return tuple(by_name.values())
 
 
@@ -150,7 +154,7 @@ def same(value: Any, other: Any) -> bool:
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
-class Family:
+class Family(ABC):
     """One ``model_type`` of transformers.
 
     Attributes:
@@ -259,9 +263,9 @@ class Family:
         """What is special of each layer."""
         return [{} for _ in range(values["model.n_layers"])]
 
+    @abstractmethod
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
         """Every tensor of the model and where it is in theirs."""
-        raise TypeError(f"{type(self).__name__} is no family by itself")
 
     def ignored(self, name: str, config: Config) -> bool:
         """Whether a tensor of theirs is no weight of the model: tables that older files hold."""

@@ -6,7 +6,7 @@ from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
 from tinyllm.interop.family import Config, Entry, Fact, entry, refused, replaced
 from tinyllm.interop.kinds import EXPERTS, FLAG, FLOAT, HEADS, SHARE, Kind, listed, nullable, whole
 from tinyllm.interop.layouts import Experts, Rows, Same, Weight
-from tinyllm.interop.rope import HeadsFamily, alike
+from tinyllm.interop.llama_like import HeadsFamily, alike
 
 SOFTMAX_MIXTURE: dict[str, tuple[Any, ...]] = {
     "moe": ("aux_loss",),

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.saved import settings_text
 from tinyllm.errors import UserError
-from tinyllm.interop.directory import Directory, building, check_out
+from tinyllm.interop.directory import Directory, building, check_out, main_dtype
 from tinyllm.programs.load_model import open_hugging_face, sketch
 from tinyllm.runs import layout
 from tinyllm.runs.checkpoint_writer import Saver
@@ -54,12 +54,11 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     final = target.absolute() / layout.TOKENIZER
     saved = open_hugging_face(path, tokenizer_file=final, tell=say_aside)
     weights = saved.weights("raw")
-    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()]
     facts = {
         "out": str(target),
         "family": Directory(path).family.title,
         "parameters": sketch(saved).parameter_counts().total,
-        "dtype": max(dtypes, key=dtypes.count),
+        "dtype": main_dtype(weights),
     }
     texts = {
         layout.CONFIG: OmegaConf.to_yaml(saved.cfg, resolve=True),

@@ -1,5 +1,6 @@
 """What Llama and the families that came of it share."""
 
+from abc import abstractmethod
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, Architecture, heads_option
@@ -19,7 +20,7 @@ from tinyllm.interop.kinds import (
     whole,
 )
 from tinyllm.interop.layouts import Rows, Weight
-from tinyllm.interop.rotary import FACTS, ROPES, WHOLE, positions, stretched, written
+from tinyllm.interop.rope_parameters import FACTS, ROPES, WHOLE, positions, stretched, written
 
 
 class RopeFamily(Family):
@@ -27,10 +28,11 @@ class RopeFamily(Family):
 
     Attributes:
         theta: the base where config.json has none.
+        even_heads: whether transformers insists that num_attention_heads divides hidden_size.
     """
 
     theta: ClassVar[float] = 10000.0
-
+    even_heads: ClassVar[bool] = False
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = COMMON | {
         "pos": ROPES,
         "norm": ("rmsnorm",),
@@ -59,12 +61,18 @@ class RopeFamily(Family):
     harmless: ClassVar[dict[str, Kind]] = {"pretraining_tp": nullable(whole())}
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        return super().mismatches(arch) + stretched(arch)
+        found = super().mismatches(arch) + stretched(arch)
+        d_model, n_heads = arch.value("model.d_model"), arch.value("model.n_heads")
+        if self.even_heads and d_model % n_heads:
+            found.append(Mismatch("model.d_model", d_model, (f"a multiple of {n_heads} heads",)))
+        return found
 
     def write(self, arch: Architecture) -> dict[str, Any]:
         return super().write(arch) | written(arch)
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
+        if self.even_heads and values["model.d_model"] % values["model.n_heads"]:
+            raise refused("hidden_size", values["model.d_model"], "a multiple of num_attention_heads")
         found = positions(entries, theta=self.theta, context=values["model.max_seq_len"])
         return super().arrange(entries, values | found)
 
@@ -87,9 +95,9 @@ class RopeFamily(Family):
             found += self.feed_forward(layer, f"{ours}.ffn", theirs)
         return found
 
+    @abstractmethod
     def attention(self, layer: dict[str, Any], ours: str, theirs: str, config: Config) -> list[Weight]:
         """The weights of one attention layer."""
-        raise TypeError(f"{type(self).__name__} is no family by itself")
 
     def feed_forward(self, layer: dict[str, Any], ours: str, theirs: str) -> list[Weight]:
         """The weights of one feed-forward layer; ``theirs`` is the name of the whole layer."""
@@ -199,9 +207,9 @@ class WindowedFamily(HeadsFamily):
             raise refused("layer_types", types, f"{FULL} without a window: use_sliding_window and sliding_window")
         return [{f"{ATTN}.window": window if one == SLIDING else 0} for one in types]
 
+    @abstractmethod
     def slides(self, entries: Config, layer: int) -> bool:
         """Whether a layer has the window if ``layer_types`` are not there."""
-        raise TypeError(f"{type(self).__name__} is no family by itself")
 
 
 def glu(ours: str, theirs: str, d_ff: int, *, bias: bool = False) -> list[Weight]:
