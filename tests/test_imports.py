@@ -136,10 +136,10 @@ def test_the_top_holds_commands_and_nothing_else() -> None:
     commands = {script.removeprefix("tinyllm-").replace("-", "_") for script in SCRIPTS} | {"reference"}
     assert {path.parent.name if path.stem == "__main__" else path.stem for path in files} == commands
     for path in files:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 24, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 36, path
         imported = [one.module for one in sources.imports(sources.tree(path)) if one.module.startswith("tinyllm.")]
         rooms = {module.split(".")[1] for module in imported}
-        assert rooms <= {"programs", "studies", "config", "runs"}, "no command imports a command"
+        assert rooms <= {"programs", "studies", "config", "runs", "utils"}, "no command imports a command"
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

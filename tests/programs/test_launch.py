@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from tests.support.training_runs import SMALL, digest, logged, train, write_corpus
 from tinyllm.config.cli.main import ERROR_FILE, Invocation
 from tinyllm.errors import UserError
-from tinyllm.programs import launch
+from tinyllm.programs import launch, torchrun
 
 RANKS = ("strategy=ddp", "strategy.nproc_per_node=2")
 
@@ -83,9 +83,9 @@ def test_the_exit_code_is_that_of_the_rank_and_a_killed_one_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error"))
-    assert launch._explained(0, Refused()) == 2
+    assert torchrun.exit_code(0, Refused()) == 2
     assert capsys.readouterr().err == ""
-    assert launch._explained(1, Killed()) == 1
+    assert torchrun.exit_code(1, Killed()) == 1
     line = "error: a rank was lost (rank 1): SIGKILL ended it; the last checkpoint is whole, resume from it\n"
     assert capsys.readouterr().err == line
     assert (tmp_path / "error").read_text() == line

@@ -12,7 +12,7 @@ import tinyllm
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL
 
-HEAVY = ("torch", "numpy", "transformers", "wandb", "matplotlib", "tokenizers", "tinyllm.programs.training_run")
+HEAVY = ("torch", "numpy", "transformers", "wandb", "matplotlib", "tokenizers", "tinyllm.programs.train")
 WITHOUT_RUNNING = """
 import sys
 from tinyllm.{program} import main
@@ -78,7 +78,7 @@ def test_what_nobody_foresaw_is_one_line_with_its_place(call: Call, monkeypatch:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("on\ntwo lines")
 
-    monkeypatch.setattr("tinyllm.programs.training_run.make_plan", broken)
+    monkeypatch.setattr("tinyllm.programs.train.make_plan", broken)
     answer = call("train")
     assert answer.code == 1
     [line] = answer.err.splitlines()

@@ -23,7 +23,7 @@ Of load_model it has one check, and interop comes with that.
 
 def test_all_that_training_imports_is_in_the_fingerprint_or_decides_nothing() -> None:
     counted = set(training_files(PACKAGE))
-    seen, left = set(), [PACKAGE / "programs" / "training_run.py"]
+    seen, left = set(), [PACKAGE / "programs" / "train.py"]
     while left:
         path = left.pop()
         if path in seen:

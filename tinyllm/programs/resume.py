@@ -1,4 +1,4 @@
-"""Continuing a run: its saved settings with the new ones on top, and what may differ."""
+"""Resume a run: its saved settings under the new ones, and what may differ between them."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -31,165 +31,155 @@ from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
-"""What a resumed run cannot change."""
+"""Keys that a resumed run cannot change."""
 PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
-"""Of those, what may lie elsewhere now: the fingerprints of tokens and tokenizer tell whether it is the same."""
+"""Paths among them that may change: fingerprints of tokens and tokenizer show whether the data are the same."""
 ALTERNATIVES = (
     ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"),
     ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
 )
-"""Keys of which a run may have one: a new one takes the place of the saved one."""
-
+"""Keys that exclude each other: one on the command line replaces a saved one of the same group."""
 FACTS = ("max_steps", "precision", "data.train", "data.val", "data.tokenizer")
-"""What the manifest must say for a resume to be the same run."""
+"""Entries of the manifest without which a run cannot be resumed."""
 LAYERS = "model.layers"
-"""What stands here is made of texts and files, so the blocks in it may be others than before, and more or fewer."""
+"""Composed from texts and files, so its blocks may have changed in content and number since the run was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """What ``resume=`` on a command line means."""
+    """A run to resume."""
 
     checkpoint: Checkpoint
-    arguments: list[str]
-    """The command line with the run's saved settings before it."""
     named: frozenset[str]
-    """Keys and groups that this command line itself names."""
+    """Keys and groups on this command line."""
     notes: list[str]
-    """Damaged checkpoints that were passed over."""
+    """Damaged checkpoints that were skipped."""
 
 
-def look_up(line: CommandLine) -> Resumption | None:
-    """The checkpoint that a command line continues; None when ``resume=auto`` finds none and a run starts.
+def look_up(line: CommandLine) -> tuple[list[str], Resumption | None]:
+    """The settings of a command line with ``resume=…``, preceded by those of the saved run, and the run to resume.
+
+    ``resume=auto`` without a checkpoint starts a run: the settings are the line's alone and the run is None.
 
     Raises:
-        UserError: no checkpoint, none that is whole, ``resume=auto`` without ``run.dir``, or a multirun.
+        UserError: no checkpoint, no undamaged one, ``resume=auto`` without ``run.dir``, or a multirun.
     """
     parsed = parse_settings(line.settings)
     if line.multirun:
-        typed = next(str(one.input_line) for one in parsed if one.key_or_group == "resume")
+        typed = next(str(override.input_line) for override in parsed if override.key_or_group == "resume")
         hint = (
             "leave out -m, or use init_from to start from its weights;"
-            " a sweep continues when it is started again with its hydra.sweep.dir"
+            " to continue a sweep start it again with its hydra.sweep.dir"
         )
         raise UserError("a multirun cannot continue a run", file=typed, hint=hint)
-    values = {one.key_or_group: one.value() for one in parsed}
+    values = {override.key_or_group: override.value() for override in parsed}
     source = text_of(values["resume"])
     if not source:
         hint = "a run directory or one of its checkpoints"
         raise UserError("no directory is given", key="resume", value=source, hint=hint)
     if source == "auto":
         if not values.get("run.dir"):
-            hint = "give run.dir=…, the directory to continue or start"
-            raise UserError("nothing to look into", key="resume", value="auto", hint=hint)
+            hint = "set run.dir=…, the directory to resume or to start in"
+            raise UserError("no directory to look into", key="resume", value="auto", hint=hint)
         source = text_of(values["run.dir"])
         if not steps_in(Path(source) / CHECKPOINTS):
-            return None
+            return line.settings, None
     run = run_of(Path(source))
     if run is not None:
         check_free(run)
     notes: list[str] = []
     checkpoint = find(source, prefer="last", tell=notes.append, key="resume")
     if "imported" in checkpoint.manifest:
-        hint = f"it was imported and has weights alone; train it further with init_from={source}"
+        hint = f"it was imported and has only weights; train it further with init_from={source}"
         raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
     if run is None and not values.get("run.dir"):
-        hint = "it lies in no checkpoints/ beside a run.json; give run.dir=…, a new directory to go on in"
+        hint = "it is not in checkpoints/ beside a run.json; set run.dir=…, a new directory to continue in"
         raise UserError("the checkpoint is of no run", key="resume", value=source, hint=hint)
     checkpoint.require(*FACTS)
-    saved = to_save(
-        saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)
-    )
+    saved = saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
-    replaced = [*values, *displaced, *(place_of(name) for name in values if "." not in name)]
-    before = [one for one in saved if not is_within(key_of(one), replaced)]
-    return Resumption(
-        checkpoint=checkpoint,
-        arguments=[*before, *(f"{key}=null" for key in sorted(displaced)), *line.settings],
-        named=frozenset(values) | displaced,
-        notes=notes,
-    )
+    replaced = [*values, *displaced, *(node_of(name) for name in values if "." not in name)]
+    settings = [override for override in to_save(saved) if not is_within(key_of(override), replaced)]
+    settings += [*(f"{key}=null" for key in sorted(displaced)), *line.settings]
+    return settings, Resumption(checkpoint=checkpoint, named=frozenset(values) | displaced, notes=notes)
 
 
 def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
-    """The checkpoint from which a job of a sweep goes on in its directory; None: it starts.
+    """The run that a job of a sweep resumes in its directory; None: the job starts one.
 
     Raises:
-        UserError: the run there was made with other settings, or no checkpoint of it is whole.
+        UserError: the run there has other settings, or no undamaged checkpoint.
     """
     directory = Path(cfg.run.dir)
-    if not steps_in(directory / "checkpoints"):
+    if not steps_in(directory / CHECKPOINTS):
         return None
     check_free(directory)
     notes: list[str] = []
     checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
     checkpoint.require(*FACTS)
-    saved = read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")
+    saved = set(map(str, read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")))
     values: Any = OmegaConf.to_container(cfg, resolve=True)
-    asked = literal_settings(to_save(invocation.overrides), values)
-    before, now = set(map(str, saved)), set(asked)
-    if before != now:
-        there, here = " ".join(sorted(before - now)), " ".join(sorted(now - before))
-        differences = [f"it has {there}"] * bool(there) + [f"asked for is {here}"] * bool(here)
-        hint = f"{', '.join(differences)}; take the directory away, or sweep in another one"
+    current = set(literal_settings(to_save(invocation.overrides), values))
+    if saved != current:
+        only_saved, only_current = " ".join(sorted(saved - current)), " ".join(sorted(current - saved))
+        hint = (
+            f"the run has {only_saved or 'nothing else'}, the job has {only_current or 'nothing else'};"
+            " remove the directory, or sweep in another one"
+        )
         raise UserError("the job's run was made with other settings", file=directory, hint=hint)
-    named = frozenset(key_of(one) for one in invocation.overrides)
-    return Resumption(checkpoint=checkpoint, arguments=[], named=named, notes=notes)
+    return Resumption(checkpoint=checkpoint, named=frozenset(map(key_of, invocation.overrides)), notes=notes)
 
 
 def to_save(overrides: Iterable[str]) -> list[str]:
-    """The settings that belong to the run and not to one start of the program."""
-    return [one for one in overrides if not is_within(key_of(one), NOT_SAVED)]
+    """The settings that a run saves, without those that belong to one start of the program."""
+    return [override for override in overrides if not is_within(key_of(override), NOT_SAVED)]
 
 
 def reconcile(
     cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str], allow: frozenset[Option] = frozenset()
 ) -> list[str]:
-    """Bring a recomposed configuration in line with the run's: only what is named now may differ.
+    """Bring a recomposed configuration in line with the saved one: only what the command line names may differ.
+
+    They may differ in more, because ``conf/`` or a ``--config-dir`` has changed since the run was made.
 
     Args:
         cfg: changed in place where a difference did not come from this command line.
-        named: the keys and groups of this command line.
+        named: keys and groups on this command line.
         allow: options besides those of ``conf/``.
 
     Returns:
-        A sentence for each difference.
+        A note for each difference.
 
     Raises:
-        UserError: a change of architecture, tokenizer, data or optimizer kind.
+        UserError: a change of architecture, tokenizer, data or kind of optimizer.
     """
     content = saved_content(checkpoint.path / CONFIG, allow=allow)
-    # that run could not say it, or it followed from others: no group that is named says otherwise
+    # Keys that the run did not have yet, and a size that follows from others: naming their group does not change them.
     unnamed = {*as_it_was(partial(OmegaConf.select, content)), D_FF} - set(named)
     saved = upgraded(content)
-    places = {place_of(name) for name in named}
+    nodes = {node_of(name) for name in named}
     notes = []
-    layers, layers_now = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
-    if layers != layers_now and "experiment" not in places and not any(is_within(place, [LAYERS]) for place in places):
+    layers, new_layers = OmegaConf.select(saved, LAYERS), OmegaConf.select(cfg, LAYERS)
+    if layers != new_layers and "experiment" not in nodes and not any(is_within(node, [LAYERS]) for node in nodes):
         with open_dict(cfg):
             OmegaConf.update(cfg, LAYERS, layers, merge=False)
-        notes.append(f"{LAYERS} as in the run (they are described otherwise now)")
-    old = OmegaConf.to_container(saved, resolve=True)
-    new = OmegaConf.to_container(cfg, resolve=True)
-    before, after = dict(flatten(old)), dict(flatten(new))
+        notes.append(f"{LAYERS} as in the run (its description has changed since)")
+    before = dict(flatten(OmegaConf.to_container(saved, resolve=True)))
+    after = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
     for key in sorted(before.keys() | after.keys()):
-        was, now = before.get(key), after.get(key)
-        if was == now or is_within(key, NOT_SAVED):
+        old, new = before.get(key), after.get(key)
+        if old == new or is_within(key, NOT_SAVED):
             continue
-        chosen = "experiment" in places or any(is_within(key, [place]) for place in places)
-        if key in unnamed or not chosen:
+        is_named = "experiment" in nodes or any(is_within(key, [node]) for node in nodes)
+        if key in unnamed or not is_named:
             with open_dict(cfg):
-                OmegaConf.update(cfg, key, escaped(was), force_add=True)
-            notes.append(f"{key}={_text(was)} as in the run (the configuration says {_text(now)} now)")
+                OmegaConf.update(cfg, key, escaped(old), force_add=True)
+            notes.append(f"{key}={_text(old)} as in the run (the configuration has {_text(new)} now)")
         elif is_within(key, FIXED) and key not in PROVEN:
-            raise UserError(
-                f"a resumed run cannot change {key}",
-                key=key,
-                value=_text(now),
-                hint=f"the run has {_text(was)}; to start from its weights alone use init_from={checkpoint.run_dir}",
-            )
+            hint = f"the run has {_text(old)}; to start from its weights alone use init_from={checkpoint.run_dir}"
+            raise UserError(f"a resumed run cannot change {key}", key=key, value=_text(new), hint=hint)
         else:
-            notes.append(f"{key}={_text(now)} from now on (was {_text(was)})")
+            notes.append(f"{key}={_text(new)} from now on (was {_text(old)})")
     return notes
 
 
@@ -267,8 +257,8 @@ def check_same_data(resumption: Resumption, data: TokenData) -> None:
             )
 
 
-def place_of(name: str) -> str:
-    """Where a group's options put their keys; any other name is a place itself."""
+def node_of(name: str) -> str:
+    """The node that a group's options fill in; any other name is a key itself."""
     return next(iter(nodes_of(name)), name)
 
 

@@ -1,51 +1,117 @@
-"""``python -m tinyllm.train``: train a model, or continue one."""
+"""One training run, from a checked configuration to its exit code."""
 
-from typing import TYPE_CHECKING
+import hashlib
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from functools import partial
+from signal import Signals
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 
-    from tinyllm.config.cli.arguments import CommandLine
-    from tinyllm.config.cli.main import Invocation, Jobs
-    from tinyllm.programs.resume import Resumption
+import tinyllm
+from tinyllm.config.cli.main import Invocation
+from tinyllm.errors import UserError
+from tinyllm.programs.resume import continue_job
+from tinyllm.programs.run_plan import RunPlan, make_plan
+from tinyllm.programs.trainer_builder import make_trainer
+from tinyllm.runs import checkpoint as checkpoints
+from tinyllm.runs.directory import FollowedRunDir, RunDir
+from tinyllm.runs.metrics_log import finite
+from tinyllm.training.callbacks import Outcome
+from tinyllm.utils.device import deterministic, keep_freed_memory
+from tinyllm.utils.stop_signal import StopRequest, listening
 
 
-def main(jobs: "Jobs") -> None:
-    """Train as the command line says.
+def train(cfg: DictConfig, invocation: Invocation) -> int:
+    """Train as the configuration says; returns the exit code.
 
-    Args:
-        jobs: how the jobs of a multirun are run.
+    Raises:
+        UserError: something does not fit together; raised before anything is written wherever that is possible.
     """
-    from tinyllm.config.cli.main import run
-    from tinyllm.utils.stop_signal import end_with_caller
+    resumption = continue_job(cfg, invocation) if invocation.is_job else invocation.prepared
+    plan = make_plan(cfg, invocation, resumption)
+    if plan.is_complete:
+        print(f"nothing to do: {plan.path} is complete at step {plan.start_step} of {plan.max_steps}")
+        return 0
+    distributed = cfg.distributed
+    with ExitStack() as stack:
+        stop = stack.enter_context(listening())
+        stack.enter_context(
+            plan.strategy.running(plan.device, backend=distributed.backend, timeout_s=distributed.timeout_s)
+        )
+        check_ranks_agree(plan)
+        run_dir = open_run_dir(plan)
+        stack.callback(run_dir.close)
+        stack.enter_context(deterministic(cfg.trainer.deterministic, plan.device))
+        keep_freed_memory()
+        try:
+            outcome = execute(plan, run_dir, stop)
+        except BaseException as error:
+            with suppress(Exception):  # writing may fail for the same reason, a full disk say: report the first error
+                run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        run_dir.write_status(outcome.status, result=asdict(replace(outcome, metrics=finite(outcome.metrics))))
+        return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0
 
-    end_with_caller()
 
-    found: list[Resumption] = []
+def check_ranks_agree(plan: RunPlan) -> None:
+    """Refuse to train on ranks with different settings, code or data.
 
-    def with_saved_settings(line: "CommandLine") -> list[str]:
-        if not any(setting.startswith("resume=") for setting in line.settings):
-            if line.multirun:
-                from tinyllm.config.cli.arguments import sweep_overrides
+    Raises:
+        UserError: a rank differs from rank 0; all ranks raise it.
+    """
+    settings = OmegaConf.to_yaml(plan.cfg, resolve=True)
+    facts = {
+        "the configuration": hashlib.sha256(settings.encode()).hexdigest(),
+        "the checkpoint": plan.resumption.checkpoint.path.name if plan.resumption else None,
+        "torch": torch.__version__,
+        "tinyllm": tinyllm.__version__,
+        **{f"the {name} data": digest for name, digest in plan.data.fingerprints().items()},
+    }
+    first, *others = plan.strategy.gather_objects(facts)
+    for rank, other in enumerate(others, start=1):
+        for name, value in other.items():
+            if value != first[name]:
+                hint = f"rank 0 has {first[name]}; start all ranks with the same command, code and files"
+                raise UserError(f"rank {rank} differs from rank 0 in {name}", file=f"rank {rank}: {value}", hint=hint)
 
-                sweep_overrides(line.settings)  # refuses keys that each job is given, for every sweeper
-            return line.settings
-        from tinyllm.programs.resume import look_up
 
-        resumption = look_up(line)
-        found.extend([resumption] if resumption else [])
-        return resumption.arguments if resumption else line.settings
+def open_run_dir(plan: RunPlan) -> RunDir | FollowedRunDir:
+    """The run directory: rank 0 creates and locks it, the other ranks learn its path."""
+    opened: RunDir | FollowedRunDir = plan.strategy.on_rank_zero(partial(create_run_dir, plan))
+    return opened
 
-    def task(cfg: "DictConfig", invocation: "Invocation") -> int:
-        from tinyllm.programs.launch import launched
 
-        code = launched(cfg, invocation)
-        if code is not None:
-            return code
-        from tinyllm.programs.resume import continue_job
-        from tinyllm.programs.training_run import train
+def create_run_dir(plan: RunPlan) -> RunDir:
+    """The run directory, locked by this process, without what a killed process left among its checkpoints."""
+    run_dir = RunDir(plan.path, new=plan.is_new)
+    checkpoints.clean(run_dir.checkpoints)
+    return run_dir
 
-        resumption = continue_job(cfg, invocation) if invocation.is_job else None
-        return train(cfg, invocation, found[0] if found else resumption)
 
-    run("train", task, prepare=with_saved_settings, jobs=jobs)
+def execute(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest) -> Outcome:
+    """Build the trainer, train, and report the outcome to its callbacks.
+
+    Raises:
+        RankError: with several ranks, the error that ended this rank.
+    """
+    with ExitStack() as stack:
+        trainer = None
+        try:
+            trainer = make_trainer(plan, run_dir, stop, stack)
+            with trainer.profiler:
+                outcome = trainer.fit()
+        except Exception as error:
+            shown = plan.strategy.explained(error, trainer.state.step if trainer else plan.start_step)
+            if trainer:
+                trainer.events.on_end(trainer.outcome("failed", {}, f"{type(error).__name__}: {shown}"))
+            if shown is error:
+                raise
+            raise shown from error
+        except BaseException as error:
+            if trainer:
+                trainer.events.on_end(trainer.outcome("failed", {}, type(error).__name__))
+            raise
+        trainer.events.on_end(outcome)
+    return outcome

@@ -80,7 +80,7 @@ class TrainingProcess:
         self.arrivals: dict[int, float] = {}
         """When :meth:`follow` saw the record of each step, by :func:`time.perf_counter`."""
         self._old_metrics = self._metrics_id()
-        module = ["tinyllm.train"] if nproc is None else ["tinyllm.programs.launch", str(nproc)]
+        module = ["tinyllm.train"] if nproc is None else ["tinyllm.programs.torchrun", str(nproc)]
         command = [sys.executable, "-m", *module, *arguments]
         if log is None:
             self.process = subprocess.Popen(command, env={**os.environ, **(environ or {})}, start_new_session=True)

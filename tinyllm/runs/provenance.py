@@ -17,7 +17,7 @@ import tinyllm
 PACKAGE = Path(tinyllm.__file__).resolve().parent
 TRAINING_CODE = (
     *("nn", "models", "optim", "tokenizers", "data", "inference", "training", "runs", "utils"),
-    *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "trainer_builder", "training_run")),
+    *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "trainer_builder", "train")),
     "config/build.py",
 )
 """Folders and files of the package that decide what training computes from a resolved configuration and its data.

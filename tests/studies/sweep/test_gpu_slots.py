@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -78,7 +79,7 @@ def test_no_job_starts_once_the_sweep_is_to_end(tmp_path: Path) -> None:
 def test_a_job_is_started_with_its_gpus_directory_and_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started: list[tuple[list[str], int, dict[str, str], Path]] = []
+    started: list[tuple[list[str], dict[str, Any]]] = []
 
     class Ended:
         def poll(self) -> int:
@@ -87,11 +88,11 @@ def test_a_job_is_started_with_its_gpus_directory_and_checkpoint(
         def wait(self) -> int:
             return 0
 
-    def start(arguments: Sequence[str], *, nproc: int, environ: dict[str, str], output: Path) -> Ended:
-        started.append((list(arguments), nproc, environ, output))
+    def start(arguments: Sequence[str], **settings: Any) -> Ended:
+        started.append((list(arguments), settings))
         return Ended()
 
-    monkeypatch.setattr(slots, "start", start)
+    monkeypatch.setattr(slots, "TrainingProcess", start)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     cfg = OmegaConf.create({"strategy": {"gpus_per_job": 2, "nproc_per_node": None}})
     found = slots_for(cfg, ["--config-dir", "mine"])
@@ -99,11 +100,11 @@ def test_a_job_is_started_with_its_gpus_directory_and_checkpoint(
     directory = SweepDir(tmp_path)
     [record] = enlisted(directory, 1)
     found.run(directory, [record])
-    [(arguments, nproc, environ, output)] = started
+    [(arguments, settings)] = started
     assert arguments == ["--config-dir", "mine", "seed=0", f"run.dir={tmp_path}/000_seed-0", "resume=auto"]
-    assert nproc == 2
-    assert environ["CUDA_VISIBLE_DEVICES"] in ("4,5", "6,7")
-    assert output == tmp_path / "jobs" / "000_seed-0.log"
+    assert settings["nproc"] == 2
+    assert settings["environ"]["CUDA_VISIBLE_DEVICES"] in ("4,5", "6,7")
+    assert settings["log"] == tmp_path / "jobs" / "000_seed-0.log" and settings["append"]
 
 
 def test_a_running_job_is_asked_to_stop_with_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,19 +112,14 @@ def test_a_running_job_is_asked_to_stop_with_the_sweep(tmp_path: Path, monkeypat
     [record] = enlisted(directory, 1)
 
     class Running:
-        stopped = False
-
         def poll(self) -> int | None:
             directory.stop()
             return None
 
-        def terminate(self) -> None:
-            self.stopped = True
+        def stop(self) -> int:
+            return 143
 
-        def wait(self) -> int:
-            return 143 if self.stopped else 0
-
-    monkeypatch.setattr(slots, "start", lambda *arguments, **keywords: Running())
+    monkeypatch.setattr(slots, "TrainingProcess", lambda *arguments, **keywords: Running())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     found = slots_for(OmegaConf.create({"strategy": {"gpus_per_job": 1, "nproc_per_node": 1}}), [])
     assert found is not None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.cli.arguments import CommandLine, check_settings, read
+from tinyllm.config.cli.arguments import CommandLine, check_settings, read, sweep_overrides
 from tinyllm.config.compose import checked
 from tinyllm.config.grammar import as_given, key_of
 from tinyllm.config.hydra_errors import explained
@@ -69,6 +69,8 @@ class Invocation:
     """The command line as it was typed."""
     is_job: bool = False
     """One job of a multirun."""
+    prepared: Any = None
+    """What ``prepare`` found out about the command line; see :func:`run`."""
 
 
 Task = Callable[[DictConfig, Invocation], int]
@@ -90,7 +92,7 @@ def run(
     program: str,
     task: Task,
     *,
-    prepare: Callable[[CommandLine], list[str]] | None = None,
+    prepare: Callable[[CommandLine], tuple[list[str], Any]] | None = None,
     jobs: Jobs | None = None,
     several: bool = False,
     ends_with_reader: bool = False,
@@ -104,7 +106,8 @@ def run(
     Args:
         program: name of the root file.
         task: called once, in a multirun once per job.
-        prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's.
+        prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's, and what the
+            task gets as ``Invocation.prepared``.
         jobs: what the jobs of a multirun are given; None: they run like any other, and their errors are counted.
         several: a key may have several values without a multirun; ``prepare`` makes one of them.
         ends_with_reader: the program is of no use once nobody reads its standard output.
@@ -131,7 +134,9 @@ def run(
         if line.multirun and started_processes() > 1:
             hint = "start the multirun itself, without torchrun, or one job"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
-        settings = prepare(line) if prepare else line.settings
+        settings, prepared = prepare(line) if prepare else (line.settings, None)
+        if line.multirun and jobs is not None:
+            sweep_overrides(settings)  # refuses the keys that each job is given
         if line.multirun:
             for name in OF_ONE_RUN:
                 os.environ.pop(name, None)  # each job is a run of its own
@@ -146,6 +151,7 @@ def run(
             config_dir=line.config_dir,
             typed=frozenset(map(key_of, line.settings)),
             arguments=arguments,
+            prepared=prepared,
         )
 
         def job(cfg: DictConfig) -> float | None:

@@ -24,16 +24,14 @@ def main() -> None:
     """Entry point of ``tinyllm-compare``."""
     from tinyllm.config.cli.main import run
 
-    found: list[Asked] = []
-
-    def reference_settings(line: "CommandLine") -> list[str]:
+    def reference_settings(line: "CommandLine") -> "tuple[list[str], Asked]":
         from tinyllm.studies.compare.arms import take_apart
 
-        found.append(take_apart(line.settings, own=OWN, config_dir=line.config_dir))
-        return found[0].of(found[0].arms[0])
+        asked = take_apart(line.settings, own=OWN, config_dir=line.config_dir)
+        return asked.of(asked.arms[0]), asked
 
     def task(cfg: "DictConfig", invocation: "Invocation") -> int:
-        return compare(cfg, invocation, found[0])
+        return compare(cfg, invocation, invocation.prepared)
 
     run("compare", task, prepare=reference_settings, several=True)
 

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyllm.config.cli.main import ERROR_FILE
+from tinyllm.config.cli.main import ERROR_FILE, SIGNALLED
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
-from tinyllm.programs.launch import SIGNALLED, code_of
+from tinyllm.programs.training_process import shell_code
 from tinyllm.runs.layout import LOCK, RUN_JSON
 from tinyllm.studies.sweep.gpu_slots import gpus, parts_of
 from tinyllm.utils.environment import for_several
@@ -150,7 +150,7 @@ def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Calla
         while process.poll() is None and stop.signal is None:
             look(job)
             time.sleep(LOOK_EVERY_S)
-        return code_of(_ended(process))
+        return shell_code(_ended(process))
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> int:

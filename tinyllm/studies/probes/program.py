@@ -46,14 +46,12 @@ def main() -> None:
     """Entry point of ``tinyllm-probe``."""
     from tinyllm.config.cli.main import run
 
-    found: list[Asked] = []
-
-    def take_apart(line: "CommandLine") -> list[str]:
-        found.append(arms_of(line.settings))
-        return found[0].of(found[0].arms[0])
+    def take_apart(line: "CommandLine") -> "tuple[list[str], Asked]":
+        asked = arms_of(line.settings)
+        return asked.of(asked.arms[0]), asked
 
     def task(cfg: "DictConfig", invocation: "Invocation") -> int:
-        return probe_arms(cfg, invocation, found[0])
+        return probe_arms(cfg, invocation, invocation.prepared)
 
     run("probe", task, prepare=take_apart, several=True)
 

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tinyllm.config.cli.main import ERROR_FILE
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
-from tinyllm.programs.launch import code_of, start
+from tinyllm.programs.training_process import TrainingProcess
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.job import carry_out
 from tinyllm.studies.sweep.job_record import Record
@@ -74,14 +73,19 @@ def slots_for(cfg: DictConfig, flags: Sequence[str]) -> Slots | None:
 
     def run_on(directory: SweepDir, record: Record, part: Sequence[str], error_file: Path) -> int:
         settings = [*unquoted(record.overrides), f"run.dir={directory.run_dir(record)}", "resume=auto"]
-        environ = {"CUDA_VISIBLE_DEVICES": ",".join(part), ERROR_FILE: str(error_file)}
-        running = start([*flags, *settings], nproc=nproc, environ=environ, output=directory.log(record))
-        while running.poll() is None:
+        child = TrainingProcess(
+            [*flags, *settings],
+            log=directory.log(record),
+            append=True,
+            error_file=error_file,
+            nproc=nproc,
+            environ={"CUDA_VISIBLE_DEVICES": ",".join(part)},
+        )
+        while child.poll() is None:
             if directory.stopping:
-                running.terminate()
-                break
+                return child.stop()
             time.sleep(LOOK_EVERY_S)
-        return code_of(running.wait())
+        return child.wait()
 
     return Slots(parts=parts_of(gpus(), per_job), start=run_on)
 
