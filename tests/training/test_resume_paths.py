@@ -77,7 +77,7 @@ def test_a_copy_of_a_checkpoint_is_of_no_run(
         capsys.readouterr()
         assert train(f"resume={named}", "trainer.max_steps=3") == 2
         assert "error: the checkpoint is of no run (resume=" in (error := capsys.readouterr().err)
-        assert "give run.dir=" in error
+        assert "set run.dir=" in error
         assert sorted(tmp_path.rglob("*")) == before
 
 
