@@ -12,9 +12,10 @@ from tinyllm.config import schema
 from tinyllm.config.checks import check
 from tinyllm.config.option_docs import programs, read_program
 from tinyllm.config.option_files import conf_dir, groups
-from tinyllm.config.targets import parameters_of, resolve_target, walk_nodes
+from tinyllm.config.targets import resolve_target, walk_nodes
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import flatten
+from tinyllm.utils.signatures import parameters_of
 from tinyllm.utils.yaml_files import read_yaml
 
 GROUPS = groups()

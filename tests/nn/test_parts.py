@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.mha import GQA
-from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import GLU, MLP
 from tinyllm.nn.position import Learned, NoPosition, Position, Rope, Sinusoidal
+from tinyllm.utils.signatures import make
 
 TORCH_MODULES = {
     "gelu": torch.nn.GELU(),

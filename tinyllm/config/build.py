@@ -7,9 +7,10 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from tinyllm.config.targets import MARKS, Option, annotations_of, below, check_classes, converted, resolve_target
+from tinyllm.config.targets import MARKS, Option, below, check_classes, converted, resolve_target
 from tinyllm.errors import UserError, one_line
 from tinyllm.utils.memory import is_out_of_memory
+from tinyllm.utils.signatures import annotations_of
 
 DERIVED = {"head_dim": "d_model"}
 """Sizes that a constructor may refuse and that are no keys, with the key they follow from."""

@@ -16,18 +16,10 @@ from tinyllm.config.no_effect import check_effects
 from tinyllm.config.quoting import conformed, kind_of
 from tinyllm.config.schema import fields_of
 from tinyllm.config.suggestions import near, setting_keys, unknown_key
-from tinyllm.config.targets import (
-    MARKS,
-    Option,
-    annotations_of,
-    check_classes,
-    parameters_of,
-    resolve_target,
-    type_problem,
-    walk_nodes,
-)
+from tinyllm.config.targets import MARKS, Option, check_classes, resolve_target, type_problem, walk_nodes
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import value_at
+from tinyllm.utils.signatures import annotations_of, parameters_of
 from tinyllm.utils.text import LARGEST_INTEGER, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})

@@ -18,9 +18,10 @@ from tinyllm.config.hydra_errors import explain
 from tinyllm.config.layers import expand
 from tinyllm.config.option_files import conf_dir, nodes_of
 from tinyllm.config.quoting import conformed, quote_literals
-from tinyllm.config.targets import Option, annotations_of, options_of, resolve_target, type_problem
+from tinyllm.config.targets import Option, options_of, resolve_target, type_problem
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import flatten, has_key
+from tinyllm.utils.signatures import annotations_of
 from tinyllm.utils.yaml_files import read_yaml
 
 D_FF, D_FF_PER_D_MODEL = "model.d_ff", 4

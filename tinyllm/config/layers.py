@@ -15,9 +15,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.grammar import key_of, words
 from tinyllm.config.layers_jsonl import at, read_layers
-from tinyllm.config.targets import Option, parameters_of, resolve_target
+from tinyllm.config.targets import Option, resolve_target
 from tinyllm.errors import UserError, setting
 from tinyllm.utils.nested import has_key
+from tinyllm.utils.signatures import parameters_of
 
 GROUPS = ("attn", "ffn", "moe")
 """The groups of which each kind may choose another option: those that put their keys into the block."""

@@ -4,9 +4,10 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tinyllm.config.targets import Option, parameters_of, resolve_target, walk_nodes
+from tinyllm.config.targets import Option, resolve_target, walk_nodes
 from tinyllm.errors import UserError, setting
 from tinyllm.utils.nested import value_at
+from tinyllm.utils.signatures import parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from tinyllm.config import schema
 from tinyllm.config.grammar import parse_settings, parsed, quote, split, text_of
 from tinyllm.config.option_files import conf_dir, package_of
-from tinyllm.config.targets import annotations_of, resolve_target, walk_nodes
+from tinyllm.config.targets import resolve_target, walk_nodes
 from tinyllm.errors import UserError
+from tinyllm.utils.signatures import annotations_of
 from tinyllm.utils.text import whole_number
 from tinyllm.utils.yaml_files import read_yaml
 

@@ -170,27 +170,6 @@ def _is_optimizer(found: Any) -> bool:
     return inspect.isclass(found) and issubclass(found, importlib.import_module("torch.optim").Optimizer)
 
 
-def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
-    """The named parameters of a class or function; None when it takes any (``**kwargs``)."""
-    if inspect.isclass(target):
-        owner = next(base for base in target.__mro__ if "__init__" in vars(base))
-        if owner.__module__.startswith("torch.nn."):  # its **kwargs are for subclasses to refuse
-            return {}
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return {name: p for name, p in parameters.items() if p.kind is not p.VAR_POSITIONAL}
-
-
-def annotations_of(target: Any) -> dict[str, Any]:
-    """The resolved annotations of a target's parameters."""
-    function = target.__init__ if inspect.isclass(target) else target
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):
-        return {}
-
-
 def type_problem(value: Any, annotation: Any) -> str | None:
     """What is allowed, when ``value`` is not of the annotated type; None when it fits or nothing is known."""
     if _fits(value, annotation):

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.position import Position
+from tinyllm.utils.signatures import make
 
 
 class Block(nn.Module):

@@ -16,13 +16,13 @@ from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard
 from tinyllm.nn.attention.masking import document_positions
 from tinyllm.nn.cache import Cache
-from tinyllm.nn.factory import make
 from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.inference_linear import reorder_
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.position import Position
 from tinyllm.nn.precision import compute_dtype
+from tinyllm.utils.signatures import make
 
 ParameterKind = Literal["matrix", "head", "embedding", "vector"]
 
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
         attn_dropout: on the attention weights.
         layerdrop: probability with which the deepest block is left out in training, see ``models.layerdrop``.
         block, norm, pos: factories of the layers, the norms and the position object; each gets the arguments that its
-            constructor names (``tinyllm.nn.factory.make``).
+            constructor names (``tinyllm.utils.signatures.make``).
         layers: makes the list of the layers' factories, of what it names of ``block`` and ``n_layers``.
         parametrization: how initial weights, learning rates and multipliers follow the width.
 

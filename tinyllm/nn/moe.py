@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +10,11 @@ from torch import Tensor
 
 from tinyllm.nn.activations import lookup
 from tinyllm.nn.expert_dispatch import Dispatch
-from tinyllm.nn.factory import make, names_of
 from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.grouped_linear import GroupedLinear, Groups, block_of
 from tinyllm.nn.linear import ExactLinear
 from tinyllm.nn.precision import compute_dtype
+from tinyllm.utils.signatures import make, names_of
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
 """How logits of the router become scores, by the names that ``router`` accepts."""
@@ -50,15 +51,21 @@ class Mixture(FeedForward):
         expert_d_ff: hidden size of one; None: ``n_active`` of them are as wide as the dense layer would be.
         router: a name of ``SCORES``.
         routed_scale: factor on what the routed experts add.
-        balance_coeff: factor on the balance loss.
         normalize: the gates of a token's routed experts are divided by their sum; None: if there are several.
         n_groups: the routed experts form so many groups of neighbours.
         n_active_groups: those of the groups with the best experts from which a token's are chosen; None: all.
         d_model, model_d_ff, bias: the model's shape.
 
+    Attributes:
+        best_of_group: a group of experts ranks by the sum of so many of its best scores.
+        balance_coeff: factor on the balance loss.
+
     Raises:
         ValueError: numbers that do not go together, or a feed-forward layer that cannot be stacked.
     """
+
+    best_of_group = 1
+    balance_coeff = 0.0
 
     def __init__(
         self,
@@ -70,7 +77,6 @@ class Mixture(FeedForward):
         expert_d_ff: int | None,
         router: str,
         routed_scale: float,
-        balance_coeff: float,
         d_model: int,
         model_d_ff: int,
         bias: bool,
@@ -94,7 +100,7 @@ class Mixture(FeedForward):
             raise ValueError(f"ffn={ffn} cannot be an expert: its constructor takes no {' and no '.join(missing)}")
         self.score = lookup(SCORES, router, parameter="router")
         self.n_routed, self.n_chosen = n_experts - n_shared, n_active - n_shared
-        self.routed_scale, self.balance_coeff = routed_scale, balance_coeff
+        self.routed_scale = routed_scale
         self.normalize = self.n_chosen > 1 if normalize is None else normalize
         self.n_groups = n_groups
         self.n_active_groups = n_groups if n_active_groups is None else n_active_groups
@@ -124,9 +130,6 @@ class Mixture(FeedForward):
             )
         if n_active_groups < n_groups and size < self.best_of_group:
             raise ValueError(f"n_groups={n_groups} have {size} experts each, and the best {self.best_of_group} count")
-
-    best_of_group = 1
-    """How many of a group's experts, the best, decide about the group."""
 
     def choose(self, score_NE: Tensor) -> Tensor:
         """The experts (N, K) of each token: those with the highest scores, within the best groups."""
@@ -207,99 +210,32 @@ class AuxLoss(Mixture):
     """A mixture that an auxiliary loss keeps balanced: the experts with the highest scores are chosen.
 
     Args:
-        coeff: factor on the balance loss; the other arguments are those of :class:`Mixture`.
+        coeff: factor on the balance loss.
+        shared: see :class:`Mixture`.
     """
 
-    def __init__(
-        self,
-        *,
-        ffn: Callable[..., FeedForward],
-        n_experts: int,
-        n_shared: int,
-        n_active: int,
-        expert_d_ff: int | None,
-        router: str,
-        routed_scale: float,
-        coeff: float,
-        d_model: int,
-        model_d_ff: int,
-        bias: bool,
-        normalize: bool | None = None,
-        n_groups: int = 1,
-        n_active_groups: int | None = None,
-    ) -> None:
-        if coeff < 0:
-            raise ValueError(f"coeff={coeff} must be at least 0")
-        super().__init__(
-            ffn=ffn,
-            n_experts=n_experts,
-            n_shared=n_shared,
-            n_active=n_active,
-            expert_d_ff=expert_d_ff,
-            router=router,
-            routed_scale=routed_scale,
-            balance_coeff=coeff,
-            d_model=d_model,
-            model_d_ff=model_d_ff,
-            bias=bias,
-            normalize=normalize,
-            n_groups=n_groups,
-            n_active_groups=n_active_groups,
-        )
+    def __init__(self, *, coeff: float, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.balance_coeff = _not_negative("coeff", coeff)
 
 
 class AuxFree(Mixture):
-    """A mixture that a bias keeps balanced (DeepSeek-V3): experts are chosen by score + bias and weighed by score.
+    """A mixture that a bias keeps balanced (DeepSeek-V3): experts are chosen by score + bias and weighted by score.
 
-    The bias is a buffer that no forward pass changes: :meth:`balance` does, once per optimizer step.
+    No forward pass changes the bias; :meth:`balance` does, once per optimizer step.
 
     Args:
-        gamma: what the bias of an expert moves in one step.
-        alpha: factor on the balance loss of each sequence; the other arguments are those of :class:`Mixture`.
+        gamma: how far the bias of an expert moves in one step.
+        alpha: factor on the balance loss of each sequence.
+        shared: see :class:`Mixture`.
     """
 
     bias_E: Tensor
     best_of_group = 2
 
-    def __init__(
-        self,
-        *,
-        ffn: Callable[..., FeedForward],
-        n_experts: int,
-        n_shared: int,
-        n_active: int,
-        expert_d_ff: int | None,
-        router: str,
-        routed_scale: float,
-        gamma: float,
-        alpha: float,
-        d_model: int,
-        model_d_ff: int,
-        bias: bool,
-        normalize: bool | None = None,
-        n_groups: int = 1,
-        n_active_groups: int | None = None,
-    ) -> None:
-        for name, value in {"gamma": gamma, "alpha": alpha}.items():
-            if value < 0:
-                raise ValueError(f"{name}={value} must be at least 0")
-        super().__init__(
-            ffn=ffn,
-            n_experts=n_experts,
-            n_shared=n_shared,
-            n_active=n_active,
-            expert_d_ff=expert_d_ff,
-            router=router,
-            routed_scale=routed_scale,
-            balance_coeff=alpha,
-            d_model=d_model,
-            model_d_ff=model_d_ff,
-            bias=bias,
-            normalize=normalize,
-            n_groups=n_groups,
-            n_active_groups=n_active_groups,
-        )
-        self.gamma = gamma
+    def __init__(self, *, gamma: float, alpha: float, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.gamma, self.balance_coeff = _not_negative("gamma", gamma), _not_negative("alpha", alpha)
         self.register_buffer("bias_E", torch.zeros(self.n_routed))
 
     def choose(self, score_NE: Tensor) -> Tensor:
@@ -311,3 +247,9 @@ class AuxFree(Mixture):
     def init_weights(self, *, std: float, residual_std: float) -> None:
         super().init_weights(std=std, residual_std=residual_std)
         self.bias_E.zero_()
+
+
+def _not_negative(name: str, value: float) -> float:
+    if value < 0:
+        raise ValueError(f"{name}={value} must be at least 0")
+    return value

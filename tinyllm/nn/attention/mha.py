@@ -1,5 +1,7 @@
 """Attention over heads: multi-head (MHA), grouped-query (GQA) and multi-query (MQA)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -150,42 +152,9 @@ class MQA(MHA):
 class GQA(MHA):
     """Grouped-query attention (Ainslie et al. 2023): each key-value head serves n_heads / n_kv_heads query heads."""
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        n_heads: int,
-        n_kv_heads: int,
-        bias: bool,
-        attn_dropout: float,
-        head_dim: int | None,
-        qk_norm: bool,
-        window: int,
-        sinks: int,
-        softcap: float,
-        norm_eps: float,
-        pos: Position,
-        qk_norm_eps: float | None = None,
-        qkv_bias: bool | None = None,
-        nope: bool = False,
-    ) -> None:
+    def __init__(self, *, n_kv_heads: int, **shared: Any) -> None:
         self.n_kv_heads = n_kv_heads
-        super().__init__(
-            d_model=d_model,
-            n_heads=n_heads,
-            bias=bias,
-            attn_dropout=attn_dropout,
-            head_dim=head_dim,
-            qk_norm=qk_norm,
-            window=window,
-            sinks=sinks,
-            softcap=softcap,
-            norm_eps=norm_eps,
-            pos=pos,
-            qk_norm_eps=qk_norm_eps,
-            qkv_bias=qkv_bias,
-            nope=nope,
-        )
+        super().__init__(**shared)
 
     def _kv_heads(self, n_heads: int) -> int:
         return self.n_kv_heads

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tinyllm.config.targets import annotations_of, type_problem
+from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import RUN_JSON
 from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.platforms import signals
+from tinyllm.utils.signatures import annotations_of
 
 WAITING, RUNNING = "waiting", "running"
 FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "skipped"
