@@ -55,7 +55,8 @@ PARTS: dict[str, dict[str, Any]] = {
 
 MOVED = {
     "tinyllm.training.distributed.SingleProcess": "tinyllm.training.distributed.strategy.SingleProcess",
-    "tinyllm.training.distributed.auto": "tinyllm.training.distributed.strategy.auto",
+    "tinyllm.training.distributed.auto": "tinyllm.training.distributed.auto.auto",
+    "tinyllm.training.distributed.strategy.auto": "tinyllm.training.distributed.auto.auto",
     "tinyllm.training.ddp.DDP": "tinyllm.training.distributed.ddp.DDP",
     "tinyllm.training.fsdp.FSDP": "tinyllm.training.distributed.fsdp.FSDP",
     "tinyllm.nn.attention.gqa.GQA": "tinyllm.nn.attention.mha.GQA",

@@ -5,9 +5,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
+import torch.compiler.config
 from torch import nn
 
 from tinyllm.errors import UserError
@@ -80,8 +82,6 @@ class Compiled(Eager):
     fallback: bool
 
     def __post_init__(self) -> None:
-        import torch.compiler.config
-
         config: Any = torch.compiler.config  # what it has is put there at run time
         self._blocks = self.model.layers()
         self._stack = ExitStack()
@@ -103,16 +103,15 @@ class Compiled(Eager):
                 block.compile(backend=self.backend, mode=mode, fullgraph=self.fullgraph, dynamic=self.dynamic)
 
     def calls(self, forward: F) -> F:
-        from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+        call: Any = partial(self._call, forward)
+        return call
 
-        def call(*inputs: Any) -> Any:
-            try:
-                return forward(*inputs)
-            except (FailOnRecompileLimitHit, TorchDynamoException) as error:
-                raise self._refused(error) from error
-
-        compiled: Any = call
-        return compiled
+    def _call(self, forward: Callable[..., Any], *inputs: Any) -> Any:
+        errors = torch._dynamo.exc  # an attribute that torch imports when it is first used, which takes seconds
+        try:
+            return forward(*inputs)
+        except (errors.FailOnRecompileLimitHit, errors.TorchDynamoException) as error:
+            raise self._refused(error) from error
 
     def warm_up(self, run: Callable[[int], None], *, tell: Callable[[str], None]) -> dict[str, Any] | None:
         """Compile before the first step, so that it is in no speed and a failure is known at once.
@@ -187,9 +186,7 @@ def check_backend(name: str) -> None:
 
 def programs_made() -> int:
     """Graphs that torch's compiler has made in this process."""
-    from torch._dynamo.utils import counters
-
-    return int(counters["stats"]["unique_graphs"])
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @contextmanager

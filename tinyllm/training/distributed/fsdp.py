@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import distribute_tensor
 
 from tinyllm.errors import UserError
 from tinyllm.optim.sharded import full_tensor, is_sharded, local_tensor
@@ -33,32 +37,34 @@ class FSDP(ProcessGroup):
         self._owners: dict[str, int] = {}
 
     def placer(self, device: torch.device, dtype: torch.dtype) -> Callable[[Any], Any]:
-        def place(model: Any) -> Any:
-            """Give a model on meta its first weights, in the order and from the stream of a whole one."""
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+        return partial(self._place, device=device, dtype=dtype)
 
-            mesh = init_device_mesh(device.type, (self.world_size,))
-            policy = MixedPrecisionPolicy()
-            if dtype != torch.float32:
-                policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-            blocks = {id(block) for block in model.layers()}
-            for part, fill in model.parts():
-                part._apply(_given_memory)
-                fill()
-                part.to(device)
-                if id(part) in blocks:
-                    again = self.reshard_after_forward
-                    fully_shard(part, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
-            fully_shard(model, mesh=mesh, reshard_after_forward=False)
-            register_fsdp_forward_method(model, "run")
-            for part in [model, *model.layers()]:
-                part.set_gradient_divide_factor(1.0)
-                part.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-            self._model, self._owners = model, owners(model, self.world_size)
-            return model
+    def _place(self, model: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """Initialize and shard a model that was built on meta.
 
-        return place
+        Its parts are drawn in the same order and from the same random stream as those of an unsharded model, so both
+        start from the same weights.
+        """
+        mesh = init_device_mesh(device.type, (self.world_size,))
+        policy = MixedPrecisionPolicy()
+        if dtype != torch.float32:
+            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        blocks = {id(block) for block in model.layers()}
+        for part, fill in model.parts():
+            part._apply(_given_memory)
+            fill()
+            part.to(device)
+            if id(part) in blocks:
+                reshard = self.reshard_after_forward
+                fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
+        # Embedding, norm and head are needed at both ends of a pass: gathering them again would be pure cost.
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)
+        register_fsdp_forward_method(model, "run")
+        for part in [model, *model.layers()]:
+            part.set_gradient_divide_factor(1.0)  # sum and not mean: the loss is divided by the tokens of all ranks
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
+        self._model, self._owners = model, owners(model, self.world_size)
+        return model
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
         self._model.set_requires_gradient_sync(last)
@@ -78,8 +84,6 @@ class FSDP(ProcessGroup):
         moved = whole.to(parameter.device, copy=True)
         if not is_sharded(parameter):
             return moved
-        from torch.distributed.tensor import distribute_tensor
-
         placed: Any = parameter
         return distribute_tensor(moved, placed.device_mesh, placed.placements, src_data_rank=None)
 

@@ -123,12 +123,3 @@ class SingleProcess(Strategy):
         if (size := started_processes()) > 1:
             hint = "leave strategy out, or start it without torchrun"
             raise UserError(f"torchrun started {size} processes", key="strategy", value="single", hint=hint)
-
-
-def auto() -> Strategy:
-    """What the launcher asks for: one process, or data-parallel ones."""
-    if started_processes() > 1:
-        from tinyllm.training.distributed.ddp import DDP
-
-        return DDP(nproc_per_node=None, gpus_per_job=None)
-    return SingleProcess()
