@@ -137,7 +137,7 @@ def test_a_manifest_that_lists_files_elsewhere(name: str, run: Path, capsys: pyt
     manifest["files"][name] = {"bytes": 0, "sha256": "0"}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     assert train(f"resume={run}", "trainer.max_steps=3") == 2
-    assert "no whole checkpoint" in capsys.readouterr().err
+    assert "no complete checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": "../../../etc/passwd"}', '{"kind": "os.system"}'])

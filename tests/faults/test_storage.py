@@ -75,7 +75,7 @@ def test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged(
     before = tree(run)
     assert train("dataset=text", corpus, *SMALL, "resume=auto", f"run.dir={run}") == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: no whole checkpoint") and len(error.splitlines()) == 1
+    assert error.startswith("error: no complete checkpoint") and len(error.splitlines()) == 1
     assert "step-000006" in error and "step-000004" in error and "sha256" in error
     assert tree(run) == before
 

@@ -102,7 +102,7 @@ def count(place: Path) -> int:
         ("export", ["run={place}/run", "out={place}/model"], "error: it exists already (out={place}/model): "),
         ("export", ["run={place}/run", "out=x", "format=gguf"], "error: value not allowed (format=gguf): one of hf"),
         ("export", ["run={place}/run", "out=x", "weights=ema"], "error: the run has no averaged weights (weights=ema)"),
-        ("export", ["run={place}", "out=x"], "error: no checkpoint there (run={place})"),
+        ("export", ["run={place}", "out=x"], "error: no checkpoint found (run={place})"),
         ("import_hf", ["out=x"], "error: which model? (path=null): "),
         ("import_hf", ["path={place}/nothing", "out=x"], "error: no such directory (path={place}/nothing)"),
         ("import_hf", ["path={place}/run", "out=x"], "error: cannot be read ({place}/run/config.json)"),

@@ -57,7 +57,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used(
 def test_when_none_is_whole_each_is_listed_with_its_reason(tmp_path: Path) -> None:
     for step in (1, 2):
         flip(save(tmp_path / "checkpoints", step) / "state.pt")
-    with pytest.raises(UserError, match=r"no whole checkpoint.*step-000002.*step-000001"):
+    with pytest.raises(UserError, match=r"no complete checkpoint.*step-000002.*step-000001"):
         checkpoints.find(tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_hints_may_be_missing_or_wrong(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     assert checkpoints.find(directory / "best").step == 1 and checkpoints.run_of(directory / "best") == tmp_path
     (directory / "best").write_text("step-000009")
-    with pytest.raises(UserError, match="no checkpoint there"):
+    with pytest.raises(UserError, match="no checkpoint found"):
         checkpoints.find(directory / "best")
 
 

@@ -32,7 +32,7 @@ ROWS = (
         number="R30",
         fault="all checkpoints are damaged; the pointer to the newest is missing, wrong or leads nowhere",
         outcome="an error that lists each with its reason, and no new run; without the pointer the newest is found",
-        message="no whole checkpoint",
+        message="no complete checkpoint",
         tests=(
             "faults/test_storage.py::test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged",
             "faults/test_storage.py::test_the_pointer_to_the_newest_is_only_a_hint",

@@ -210,7 +210,7 @@ def test_a_run_that_saves_nothing(corpus: str, tmp_path: Path, capsys: pytest.Ca
         assert f"({key})" in capsys.readouterr().err
     assert train(f"resume={saving}", "checkpoint.enabled=false", "trainer.max_steps=4") == 2
     assert train(f"resume={run}") == 2
-    assert "no checkpoint there" in capsys.readouterr().err
+    assert "no checkpoint found" in capsys.readouterr().err
     cfg = tinyllm.compose("checkpoint.enabled=false", program="verify_resume")
     with pytest.raises(UserError, match=r"nothing to resume from \(checkpoint.enabled=false\)"):
         training_settings(cfg, Invocation())

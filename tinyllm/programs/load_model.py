@@ -77,7 +77,7 @@ def load(
         tell: called with a sentence when a damaged checkpoint is passed over.
 
     Raises:
-        UserError: no whole checkpoint, a class that is not allowed, weights that do not fit or are not there, a
+        UserError: no complete checkpoint, a class that is not allowed, weights that do not fit or are not there, a
         directory of Hugging Face that tinyllm cannot express.
     """
     saved = open_saved(run, checkpoint=checkpoint, allow=allow, tell=tell)
@@ -122,7 +122,7 @@ def open_saved(
     """The model that a person means by a directory; its weights are not read yet; see :func:`load`.
 
     Raises:
-        UserError: no whole checkpoint, or a directory of Hugging Face that tinyllm cannot express.
+        UserError: no complete checkpoint, or a directory of Hugging Face that tinyllm cannot express.
     """
     if is_model(run):
         if checkpoint not in ("best", "last"):

@@ -1,12 +1,11 @@
-"""Checkpoints: directories that are whole or not there.
+"""Finds, verifies and reads checkpoints; :mod:`tinyllm.runs.checkpoint_writer` writes them.
 
-A checkpoint is built under a temporary name, every file flushed, ``manifest.json`` with the sha256 of each file
-written last, and the directory renamed once. ``best`` and ``last`` beside the checkpoints are hints that name one.
+A checkpoint is a directory that exists completely or not at all: it is built under a temporary name, every file is
+flushed, ``manifest.json`` with the sha256 of each file is written last, and the directory is renamed once. The files
+``best`` and ``last`` beside the checkpoints each hold the name of one; they are hints and may be stale.
 
-Here they are found, verified and read; :mod:`tinyllm.runs.checkpoint_writer` writes them. A checkpoint of several
-writers has a numbered file of weights and one of state from each, and Hugging Face's index of the weights. Every tensor
-is whole in
-one of the files, so the number of processes that read them is free.
+With several writers, each writes one numbered file of weights and one of state, and rank 0 adds Hugging Face's index of
+the weights. No tensor is split over files, so any number of processes can read the checkpoint.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ from tinyllm.utils.nested import value_at
 FORMAT = 1
 MANIFEST = "manifest.json"
 LONGEST_HINT = 100
-"""Bytes of a file that names a checkpoint."""
+"""Bytes in a file that names a checkpoint."""
 HINTS = ("best", "last")
 """Files beside the checkpoints that hold the name of one."""
 _NAME = re.compile(r"step-(\d+)")
@@ -40,7 +39,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A whole checkpoint on the disk, its manifest verified."""
+    """A complete checkpoint on disk, verified against its manifest."""
 
     path: Path
     step: int
@@ -48,16 +47,16 @@ class Checkpoint:
 
     @property
     def run_dir(self) -> Path:
-        """The run it belongs to."""
+        """The directory of its run."""
         return self.path.parent.parent
 
     @property
     def writers(self) -> int:
-        """How many processes wrote weights and state."""
+        """The number of processes that wrote weights and state."""
         return int(self.manifest.get("writers", 1))
 
     def tensors(self) -> Tensors:
-        """The model's tensors by clean name, none of them read yet.
+        """The model's tensors by name, read lazily.
 
         Raises:
             UserError: a file cannot be read.
@@ -65,17 +64,17 @@ class Checkpoint:
         return Tensors(self.path)
 
     def require(self, *facts: str) -> None:
-        """Refuse a manifest that lacks facts, ``a.b`` being one in a mapping; verifying asks for the files alone.
+        """Check that the manifest has these entries, given as dotted keys; :func:`verify` checks only the files.
 
         Raises:
-            UserError: one is missing.
+            UserError: an entry is missing.
         """
         for fact in facts:
             if value_at(self.manifest, fact) is None:
-                raise UserError("not a whole checkpoint", file=self.path / MANIFEST, hint=f"{fact} is missing")
+                raise UserError("incomplete checkpoint", file=self.path / MANIFEST, hint=f"{fact} is missing")
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's tensors by clean name, on the CPU.
+        """The model's tensors by name, on the CPU.
 
         Raises:
             UserError: a file cannot be read.
@@ -84,36 +83,36 @@ class Checkpoint:
         return {name: tensors.read(name) for name in tensors.names()}
 
     def state(self) -> dict[str, Any]:
-        """Everything besides the weights that a resume needs: plain containers and tensors, on the CPU.
+        """What a resumed run needs besides the weights: plain containers and tensors, on the CPU.
 
-        With several writers the tensors are read from the files when they are used: keep copies, not them.
+        With several writers the tensors are memory-mapped: copy them, do not keep them.
 
         Raises:
-            UserError: a file holds anything else; nothing of it was executed.
+            UserError: a file holds other objects; none of their code was executed.
         """
         return read_state(self.path, writers=self.writers)
 
 
 def name_of(step: int) -> str:
-    """Directory name of a step's checkpoint."""
+    """The directory name of a step's checkpoint."""
     return f"step-{step:06d}"
 
 
 def steps_in(directory: Path) -> dict[int, Path]:
-    """Checkpoint directories by step, ascending; temporary ones are not among them."""
+    """The checkpoint directories by step, ascending, without unfinished ones."""
     if not directory.is_dir():
         return {}
-    found = {int(m[1]): path for path in directory.iterdir() if (m := _NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    paths = {int(match[1]): path for path in directory.iterdir() if (match := _NAME.fullmatch(path.name))}
+    return dict(sorted(paths.items()))
 
 
 def set_hint(directory: Path, hint: str, step: int) -> None:
-    """Let ``best`` or ``last`` name the checkpoint of ``step``."""
+    """Make ``best`` or ``last`` name the checkpoint of ``step``."""
     write_text(directory / hint, name_of(step) + "\n")
 
 
 def read_hint(directory: Path, hint: str) -> Path | None:
-    """The checkpoint a hint names; None when the hint is missing or names none."""
+    """The checkpoint that ``best`` or ``last`` names; None if the file is missing or names no checkpoint."""
     try:
         name = read_text(directory / hint, largest=LONGEST_HINT).strip()
     except UserError:
@@ -122,26 +121,26 @@ def read_hint(directory: Path, hint: str) -> Path | None:
 
 
 def clean(directory: Path) -> None:
-    """Remove what killed writers left; only for the process that holds the run's lock."""
+    """Remove the unfinished files of killed writers. Only for the process that holds the run's lock."""
     for path in directory.glob(f"{TEMPORARY}*"):
         remove_files(path)
 
 
 def prune(directory: Path, *, keep: int, current: int) -> None:
-    """Remove old checkpoints: the newest ``keep`` up to ``current`` and the best stay; those beyond ``current`` go.
+    """Remove old checkpoints; the newest ``keep`` up to step ``current`` and the best one stay.
 
-    Checkpoints of later steps are left over from a future that a resume from an older checkpoint has abandoned.
+    Checkpoints of later steps go too: the run was resumed from an older one, so they belong to an abandoned branch.
     """
     best = read_hint(directory, "best")
     steps = steps_in(directory)
-    kept = {directory / name_of(step) for step in [one for one in steps if one <= current][-keep:]}
-    for path in steps.values():
-        if path not in kept and path != best:
+    newest = [step for step in steps if step <= current][-keep:]
+    for step, path in steps.items():
+        if step not in newest and path != best:
             remove(path)
 
 
 def remove(path: Path) -> None:
-    """Take a checkpoint's name away, then its files, so that none is ever there in part."""
+    """Rename a checkpoint to a temporary name, then delete it, so that a partly deleted one is never seen."""
     doomed = temporary(path)
     with contextlib.suppress(OSError):
         os.replace(path, doomed)
@@ -150,31 +149,29 @@ def remove(path: Path) -> None:
 
 
 def verify(path: Path) -> Checkpoint:
-    """The checkpoint at ``path``, after its manifest was compared with its files.
+    """The checkpoint at ``path``, with every file compared with the manifest.
 
     Raises:
-        UserError: a file is missing, damaged or not of this format; the reason names it.
+        UserError: a file is missing or damaged, or the format is unknown; the message names the file.
     """
     file = path / MANIFEST
     try:
-        manifest = read_json(file, what="not a whole checkpoint")
+        manifest = read_json(file, what="incomplete checkpoint")
         listed = dict(manifest["files"])
         step, writers = int(manifest["step"]), int(manifest.get("writers", 1))
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            "not a whole checkpoint", file=file, hint=f"a damaged manifest ({type(error).__name__}: {error})"
-        ) from error
+        hint = f"damaged manifest ({type(error).__name__}: {error})"
+        raise UserError("incomplete checkpoint", file=file, hint=hint) from error
     _check_facts(manifest, file)
     if (named := _NAME.fullmatch(path.name)) and int(named[1]) != step:
-        hint = f"its manifest says step {step}; give the directory back its name"
-        raise UserError("not the checkpoint of that step", file=path, hint=hint)
+        hint = f"its manifest says step {step}; rename the directory back"
+        raise UserError("the checkpoint is of another step", file=path, hint=hint)
     if manifest.get("format") != FORMAT:
-        raise UserError(
-            "unknown checkpoint format", file=file, hint=f"format {manifest.get('format')}; this version reads {FORMAT}"
-        )
+        hint = f"format {manifest.get('format')}; this version reads {FORMAT}"
+        raise UserError("unknown checkpoint format", file=file, hint=hint)
     for name in _required(writers):
         if name not in listed:
-            raise UserError("not a whole checkpoint", file=path / name, hint="the manifest does not list it")
+            raise UserError("incomplete checkpoint", file=path / name, hint="the manifest does not list it")
     for name, facts in listed.items():
         member = path / name
         if member.parent != path or not member.is_file():
@@ -184,19 +181,19 @@ def verify(path: Path) -> Checkpoint:
             raise UserError("checkpoint damaged", file=member, hint=hint)
         if sha256(member) != facts["sha256"]:
             raise UserError("checkpoint damaged", file=member, hint="its content does not match the manifest's sha256")
-    if writers > 1 and (strange := set(weight_map(path / INDEX).values()) - listed.keys()):
-        raise UserError("damaged index", file=path / INDEX, hint=f"the manifest does not list {min(strange)}")
+    if writers > 1 and (unlisted := set(weight_map(path / INDEX).values()) - listed.keys()):
+        raise UserError("damaged index", file=path / INDEX, hint=f"the manifest does not list {min(unlisted)}")
     return Checkpoint(path=path, step=step, manifest=manifest)
 
 
 def _check_facts(manifest: dict[str, Any], file: Path) -> None:
-    """Refuse a manifest whose facts are not of the kind that a resume reckons with."""
+    """Check the types and ranges of the manifest's entries."""
     data, files = manifest.get("data", {}), manifest["files"]
     counts = {name: manifest.get(name, 1) for name in ("writers", "world_size", "max_steps")}
     wrong = [name for name, value in counts.items() if type(value) is not int or value < 1]
     if type(manifest["step"]) is not int or manifest["step"] < 0:
         wrong.append("step")
-    if not isinstance(data, dict) or not all(isinstance(one, str) for one in data.values()):
+    if not isinstance(data, dict) or not all(isinstance(digest, str) for digest in data.values()):
         wrong.append("data")
     if not isinstance(manifest.get("precision", ""), str):
         wrong.append("precision")
@@ -205,11 +202,11 @@ def _check_facts(manifest: dict[str, Any], file: Path) -> None:
         if not sound or not is_file_name(name):
             wrong.append(f"files: {name[:40]}")
     if wrong:
-        raise UserError("not a whole checkpoint", file=file, hint=f"a damaged manifest: {wrong[0]}")
+        raise UserError("incomplete checkpoint", file=file, hint=f"damaged manifest: {wrong[0]}")
 
 
 def _required(writers: int) -> Iterator[str]:
-    """The files without which a checkpoint is of no use."""
+    """The files that every checkpoint must have."""
     for writer in range(writers):
         yield numbered(MODEL, writer, writers)
         yield numbered(STATE, writer, writers)
@@ -219,109 +216,108 @@ def _required(writers: int) -> Iterator[str]:
 
 
 def located(where: str | Path) -> Path:
-    """The directory that a person means, under a name that shows what it lies in.
+    """The path of a run or checkpoint with the parent directories that tell which run a checkpoint belongs to.
 
-    A path stays as it was typed, unless it leads up (``..``), is ``.``, or is that of a checkpoint by its bare name or
-    by a link: the run of a checkpoint is the directory two levels above it. ``checkpoints/best`` and ``last`` are the
-    checkpoints that these files name.
+    A path stays as typed unless it contains ``..``, is ``.``, or names a checkpoint from inside ``checkpoints/`` or
+    through a link. ``checkpoints/best`` and ``last`` become the checkpoint that the file names.
 
     Raises:
-        UserError: it begins with ``~`` and there is no home directory.
+        UserError: the path begins with ``~`` and there is no home directory.
     """
     path = in_home(where)
     if path.name in HINTS and path.is_file():
         path = read_hint(path.parent, path.name) or path
     if ".." in path.parts or not path.name:
         path = path.resolve()
-    if _is_one(path) and path.parent.name != CHECKPOINTS:
+    if _is_checkpoint(path) and path.parent.name != CHECKPOINTS:
         path = path.resolve()
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent if path.name == CHECKPOINTS else path
     return path if run.name else path.absolute()
 
 
-def _is_one(path: Path) -> bool:
+def _is_checkpoint(path: Path) -> bool:
     return (path / MANIFEST).exists() and not (path / CHECKPOINTS).is_dir()
 
 
 def run_of(path: Path) -> Path | None:
-    """The run that a directory is, is the ``checkpoints`` of, or is a checkpoint of; None: it lies in none."""
-    place = located(path)
-    if _is_one(place):
-        place = place.parent
-        if place.name != CHECKPOINTS:
+    """The run directory of a path to a run, its ``checkpoints`` folder or a checkpoint; None if it has no run."""
+    directory = located(path)
+    if _is_checkpoint(directory):
+        directory = directory.parent
+        if directory.name != CHECKPOINTS:
             return None
-    run = place.parent if place.name == CHECKPOINTS else place
+    run = directory.parent if directory.name == CHECKPOINTS else directory
     return run if (run / RUN_JSON).is_file() else None
 
 
 def find(
     where: str | Path, *, prefer: str = "last", tell: Callable[[str], None] = lambda text: None, key: str = "run"
 ) -> Checkpoint:
-    """The checkpoint that a person means by a run or checkpoint directory.
+    """The verified checkpoint of a run, or at a path.
 
     Args:
-        where: a run directory, its ``checkpoints`` directory, one checkpoint, or the file beside it that names it
-            (``checkpoints/best``, ``checkpoints/last``).
-        prefer: ``last`` (the newest), ``best``, or the name or path of one checkpoint.
-        tell: called with a sentence when a damaged checkpoint is passed over.
-        key: the setting that named ``where``, for messages.
+        where: a run directory, its ``checkpoints`` folder, a checkpoint, or the file ``checkpoints/best`` or ``last``.
+        prefer: ``last`` (the newest), ``best``, or the name or path of a checkpoint.
+        tell: called with a sentence when a damaged checkpoint is skipped.
+        key: the setting that gave ``where``, for messages.
 
     Raises:
-        UserError: there is none, or none that is whole; then each is listed with its reason.
+        UserError: no checkpoint, or no complete one; then the message lists each with its reason.
     """
     path = located(where)
     if not path.exists():
         raise UserError("no such directory", key=key, value=where, hint="a run directory or one of its checkpoints")
-    if _is_one(path):
+    if _is_checkpoint(path):
         return verify(path)
     directory = path if path.name == CHECKPOINTS else path / CHECKPOINTS
     steps = steps_in(directory)
     if not steps:
-        raise UserError("no checkpoint there", key=key, value=where, hint="a run directory holds checkpoints/step-…")
+        raise UserError("no checkpoint found", key=key, value=where, hint="a run directory has checkpoints/step-…")
     if prefer not in ("last", "best"):
-        chosen = next((one for one in (located(prefer), directory / prefer) if (one / MANIFEST).exists()), None)
+        candidates = (located(prefer), directory / prefer)
+        chosen = next((path for path in candidates if (path / MANIFEST).exists()), None)
         if chosen is None:
-            names = ", ".join(one.name for one in steps.values())
+            names = ", ".join(path.name for path in steps.values())
             raise UserError("no such checkpoint", key="checkpoint", value=prefer, hint=f"best, last or one of {names}")
         return verify(chosen)
     order = [steps[step] for step in reversed(steps)]
     best = read_hint(directory, "best") if prefer == "best" else None
     if best is not None:
-        order = [best, *(one for one in order if one != best)]
+        order = [best, *(path for path in order if path != best)]
     reasons = []
     for candidate in order:
         try:
-            found = verify(candidate)
+            checkpoint = verify(candidate)
         except UserError as error:
             reasons.append(str(error))
             continue
         for reason in reasons:
-            tell(f"{reason}; using {found.path.name} instead")
-        return found
-    raise UserError("no whole checkpoint", key=key, value=where, hint="; ".join(reasons))
+            tell(f"{reason}; using {checkpoint.path.name} instead")
+        return checkpoint
+    raise UserError("no complete checkpoint", key=key, value=where, hint="; ".join(reasons))
 
 
 def check_fits(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Compare the names and shapes of a checkpoint's weights with the model's, without reading the weights.
+    """Check that names and shapes of a checkpoint's weights are those of ``model``, without reading the weights.
 
     Raises:
-        UserError: they differ; the line names the first that does.
+        UserError: they differ; the message names the first tensor that does.
     """
     tensors = checkpoint.tensors()
     check_shapes({name: tensors.shape(name) for name in tensors.names()}, model, file=checkpoint.path / MODEL)
 
 
 def check_shapes(saved: Mapping[str, tuple[int, ...]], model: nn.Module, *, file: Path) -> None:
-    """Compare names and shapes of tensors with those of a model.
+    """Check that names and shapes of tensors are those of ``model``.
 
     Raises:
-        UserError: they differ; the line names the first that does.
+        UserError: they differ; the message names the first tensor that does.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in [*wanted, *saved]:
         if saved.get(name) != wanted.get(name):
-            hint = f"{name} is {saved.get(name, 'missing')} there and {wanted.get(name, 'missing')} in this model"
-            raise UserError("the weights are not of this architecture", file=file, hint=hint)
+            hint = f"{name} is {saved.get(name, 'missing')} in the file and {wanted.get(name, 'missing')} in the model"
+            raise UserError("the weights do not fit this model", file=file, hint=hint)
 
 
 @torch.no_grad()
@@ -332,11 +328,11 @@ def load_weights(
     rows: Callable[[str, Tensor], slice | None] = lambda name, tensor: None,
     local: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Load a checkpoint's weights into ``model``, every tensor of both.
+    """Load all of a checkpoint's weights into ``model``; both must have the same tensors.
 
     Args:
-        rows: of a tensor's name and the model's tensor: which rows this process has; None: all.
-        local: of the model's tensor: where those rows are.
+        rows: maps a tensor's name and the model's tensor to the rows that this process holds; None: all rows.
+        local: maps the model's tensor to the part that holds those rows.
 
     Raises:
         UserError: names or shapes differ, or a file cannot be read.

@@ -1,6 +1,6 @@
-"""Whether two runs are the same run: every tensor, counter and record of theirs, bit by bit, and what differs.
+"""Compares two runs bit by bit: every tensor, counter and metrics record, and names what differs.
 
-What the clock decides is left out: seconds, speeds, sizes of memory.
+Values that depend on the clock (seconds, speeds, memory) are left out.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from tinyllm.runs.checkpoint import Checkpoint
 from tinyllm.runs.metrics_log import read_metrics
 
 CLOCK = ("speed/", "memory/", "seconds")
-"""How the names of values begin that no two runs share."""
-OF_ONE_RUN = (*CLOCK, "loggers")
-"""And of the parts of a checkpoint: a logger keeps the name under which it knows the run."""
+"""Prefixes of the names of values that depend on the clock."""
+NOT_COMPARED = (*CLOCK, "loggers")
+"""Prefixes of the parts of a checkpoint that differ between equal runs; loggers keep the name of their run."""
 COUNTERS = "counters"
 SHOWN = 5
 """Differences printed for each section."""
@@ -32,9 +32,9 @@ class StateDiff:
 
     name: str
     values: int = 0
-    """How many were compared: tensors, counters or records."""
+    """How many tensors, counters or records were compared."""
     differences: list[str] = field(default_factory=list)
-    """A sentence for each that is not the same, beginning with its name."""
+    """One sentence for each difference, beginning with the name of the value."""
 
     @property
     def equal(self) -> bool:
@@ -43,31 +43,31 @@ class StateDiff:
 
 
 def contents(checkpoint: Checkpoint) -> Contents:
-    """Everything of a checkpoint that a resume depends on, by path; single numbers stand below ``counters``."""
-    found = dict(leaves(checkpoint.weights(), "weights"))
+    """Everything in a checkpoint that a resumed run depends on, by path; single numbers under ``counters``."""
+    values = dict(leaves(checkpoint.weights(), "weights"))
     for name, value in checkpoint.state().items():
-        if not name.startswith(OF_ONE_RUN):
-            found |= leaves(value, name if isinstance(value, dict | list) else f"{COUNTERS}/{name}")
-    return found
+        if not name.startswith(NOT_COMPARED):
+            values |= leaves(value, name if isinstance(value, dict | list) else f"{COUNTERS}/{name}")
+    return values
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The tensors and plain values inside nested containers, with their paths."""
+    """The tensors and plain values in nested containers, with their paths. A list of numbers is one value."""
     if isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield from leaves(value[key], f"{path}/{key}")
-    elif isinstance(value, list | tuple) and any(isinstance(one, Tensor | Mapping | list | tuple) for one in value):
-        for index, one in enumerate(value):
-            yield from leaves(one, f"{path}/{index}")
+    elif isinstance(value, list | tuple) and any(isinstance(item, Tensor | Mapping | list | tuple) for item in value):
+        for index, item in enumerate(value):
+            yield from leaves(item, f"{path}/{index}")
     else:
         yield path, value
 
 
-def digest(found: Contents) -> str:
-    """sha256 over names, types, shapes and bytes."""
+def digest(values: Contents) -> str:
+    """sha256 over names, dtypes, shapes and bytes."""
     total = hashlib.sha256()
-    for path in sorted(found):
-        value = found[path]
+    for path in sorted(values):
+        value = values[path]
         total.update(path.encode())
         total.update(f"{value.dtype}{tuple(value.shape)}".encode() if isinstance(value, Tensor) else b"")
         total.update(raw(value).numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
@@ -75,59 +75,56 @@ def digest(found: Contents) -> str:
 
 
 def raw(tensor: Tensor) -> Tensor:
-    """The tensor's bytes."""
+    """The bytes of a tensor, (n_bytes,) in uint8. Comparing them tells 0.0 from -0.0, and equal NaNs are equal."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
-def compare(one: Contents, other: Contents) -> list[StateDiff]:
-    """Section by section, in the order in which they come; a section is the first part of a path."""
+def compare(first: Contents, second: Contents) -> list[StateDiff]:
+    """Compare two checkpoints by section; a section is the first part of a path."""
     sections: dict[str, StateDiff] = {}
-    for path in dict.fromkeys([*one, *other]):
+    for path in dict.fromkeys([*first, *second]):
         name = path.partition("/")[0]
         section = sections.setdefault(name, StateDiff(name=name))
         section.values += 1
-        if path not in one or path not in other:
-            section.differences.append(f"{path}: only in the {'first' if path in one else 'second'} run")
-        elif sentence := difference(one[path], other[path]):
+        if path not in first or path not in second:
+            section.differences.append(f"{path}: only in the {'first' if path in first else 'second'} run")
+        elif sentence := difference(first[path], second[path]):
             section.differences.append(f"{path}: {sentence}")
     return list(sections.values())
 
 
-def difference(one: Any, other: Any) -> str:
-    """In what two values differ; "" when they have the same bits."""
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return "" if type(one) is type(other) and repr(one) == repr(other) else f"{_short(one)} and {_short(other)}"
-    kinds = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (one, other)]
+def difference(first: Any, second: Any) -> str:
+    """How two values differ; "" if they have the same bits."""
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+        if type(first) is type(second) and repr(first) == repr(second):
+            return ""
+        return f"{_short(first)} and {_short(second)}"
+    kinds = [f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (first, second)]
     if kinds[0] != kinds[1]:
         return " and ".join(kinds)
-    if torch.equal(raw(one), raw(other)):
+    if torch.equal(raw(first), raw(second)):
         return ""
-    apart = (one.double() - other.double()).abs()
-    return f"{int((apart != 0).sum())} of {apart.numel()} values differ, by at most {float(apart.max()):.3g}"
+    gaps = (first.double() - second.double()).abs()
+    return f"{int((gaps != 0).sum())} of {gaps.numel()} values differ, by at most {float(gaps.max()):.3g}"
 
 
 def comparable_records(metrics: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl`` without what depends on the clock."""
+    """The records of a ``metrics.jsonl`` without the values that depend on the clock."""
     return [{k: v for k, v in record.items() if not k.startswith(CLOCK)} for record in read_metrics(metrics)]
 
 
-def compare_records(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> StateDiff:
-    """The records of two runs in their order; a step that is missing, there twice or different is named."""
-    section = StateDiff(name="metrics", values=max(len(one), len(other)))
-    steps = [[record["step"] for record in run] for run in (one, other)]
+def compare_records(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> StateDiff:
+    """Compare the records of two runs in order. If the steps differ, only those are reported."""
+    section = StateDiff(name="metrics", values=max(len(first), len(second)))
+    steps = [[record["step"] for record in run] for run in (first, second)]
     if steps[0] != steps[1]:
         section.differences.append(f"steps: {_short(steps[0])} and {_short(steps[1])}")
         return section
-    for first, second in zip(one, other, strict=True):
-        for key in dict.fromkeys([*first, *second]):
-            if sentence := difference(first.get(key), second.get(key)):
-                section.differences.append(f"{key} of step {first['step']}: {sentence}")
+    for one, other in zip(first, second, strict=True):
+        for key in dict.fromkeys([*one, *other]):
+            if sentence := difference(one.get(key), other.get(key)):
+                section.differences.append(f"{key} of step {one['step']}: {sentence}")
     return section
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def table(sections: list[StateDiff]) -> list[str]:
@@ -140,3 +137,8 @@ def table(sections: list[StateDiff]) -> list[str]:
         lines.append(f"{section.name:<{width}}  {count:>14}  {outcome}")
         lines += [f"{'':<{width}}  {difference}" for difference in section.differences[:SHOWN]]
     return lines
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
