@@ -1,4 +1,4 @@
-"""``--help``: what a program is for, how settings are written, and every choice with what it means."""
+"""``--help``: what a program does, how to write settings, its most used keys, and every option of every group."""
 
 import re
 import shutil
@@ -8,68 +8,71 @@ from tinyllm.config.option_docs import File, Group, Key, Program, read_program
 
 _EXAMPLES = {
     "train": [
-        ("the default model on the embedded corpus", ""),
+        ("the default model on the built-in corpus", ""),
         ("your own text: a file, a folder or a glob", "dataset=text dataset.path=my.txt"),
         ("another architecture", "attn=gqa ffn=swiglu norm=layernorm pos=learned"),
         ("a larger model, for longer", "model=tiny trainer.max_steps=5000"),
-        ("go on with a run that was stopped", "resume=outputs/2026-01-31/12-00-00_nano_a1b2"),
-        ("three runs, one after the other", "-m seed=1,2,3"),
+        ("resume a run that was stopped", "resume=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("three runs, one after another", "-m seed=1,2,3"),
     ],
     "generate": [
-        ("text from a trained run", "run=outputs/2026-01-31/12-00-00_nano_a1b2 prompt='The '"),
-        ("less daring", "run=outputs/2026-01-31/12-00-00_nano_a1b2 temperature=0.5 top_k=20"),
-        ("prompt after prompt", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
+        ("sample from a trained model", "run=outputs/2026-01-31/12-00-00_nano_a1b2 prompt='The '"),
+        ("more predictable text", "run=outputs/2026-01-31/12-00-00_nano_a1b2 temperature=0.5 top_k=20"),
+        ("ask for one prompt after another", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
     ],
     "evaluate": [
         ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
-        ("a model of Hugging Face on your text", "run=gpt2 dataset=text dataset.path=my.txt"),
+        ("a Hugging Face model on your own text", "run=gpt2 dataset=text dataset.path=my.txt"),
     ],
     "export": [
-        ("for transformers, vLLM and others", "run=outputs/2026-01-31/12-00-00_nano_a1b2 out=my_model"),
+        ("for transformers, vLLM and other libraries", "run=outputs/2026-01-31/12-00-00_nano_a1b2 out=my_model"),
     ],
     "import_hf": [
-        ("a run directory of a downloaded model", "path=gpt2 out=outputs/gpt2"),
+        ("a run directory from a downloaded model", "path=gpt2 out=outputs/gpt2"),
     ],
     "prepare": [
-        ("the embedded corpus, in characters", "dataset=pydocs tokenizer=char"),
+        ("the built-in corpus, in characters", "dataset=pydocs tokenizer=char"),
         (
-            "your own text, in sub-words",
+            "your own text, in subwords",
             "dataset=text dataset.path=my.txt tokenizer=bpe tokenizer.vocab_size=8000",
         ),
     ],
     "verify_resume": [
         ("the default model, killed once", ""),
-        ("five times, two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
-        ("your composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
+        ("killed five times, in two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
+        ("another composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
     ],
     "probe": [
         ("the default composition on every task", ""),
-        ("which attention recalls?", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
-        ("what a window cannot see", "model.block.attn.window=0,8 tasks=[recall]"),
+        ("which attention recalls best?", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
+        ("what a sliding window cannot see", "model.block.attn.window=0,8 tasks=[recall]"),
     ],
     "coord_check": [
         ("muP with AdamW at four widths", ""),
-        ("your composition", "optimizer=muon attn=mla moe=aux_free ffn=swiglu"),
-        ("what muP is for: this fails", "parametrization=standard"),
+        ("another composition", "optimizer=muon attn=mla moe=aux_free ffn=swiglu"),
+        ("without muP: the check fails", "parametrization=standard"),
     ],
     "compare": [
-        ("which attention, at equal parameters and tokens", "attn=mha,gqa,mla seeds=3"),
-        ("products, at equal FLOPs", "attn=mha,mla ffn=gelu,swiglu match=flops budget=flops budget.amount=1e13"),
-        ("optimizers, each with a learning rate of its own", "optimizer=adamw,lion,muon tune=optimizer.lr seeds=3"),
-        ("as many seeds as a pilot shows to be needed", "attn=mha,mqa seeds=auto effect=0.01 max_minutes=60"),
+        ("which attention is best, at equal parameters and tokens", "attn=mha,gqa,mla seeds=3"),
+        (
+            "every combination of two choices, at equal FLOPs",
+            "attn=mha,mla ffn=gelu,swiglu match=flops budget=flops budget.amount=1e13",
+        ),
+        ("optimizers, each with its learning rate tuned", "optimizer=adamw,lion,muon tune=optimizer.lr seeds=3"),
+        ("as many seeds as a pilot shows are needed", "attn=mha,mqa seeds=auto effect=0.01 max_minutes=60"),
     ],
     "scaling": [
-        ("three budgets, sizes of itself", "scaling.budgets=[1e12,3e12,1e13]"),
-        ("what a larger budget would be best spent on", "scaling.targets=[1e14]"),
-        ("a learning rate that suits all sizes", "parametrization=mup optimizer.lr=0.003"),
+        ("three budgets, sizes chosen automatically", "scaling.budgets=[1e12,3e12,1e13]"),
+        ("predict the best size for a larger budget", "scaling.targets=[1e14]"),
+        ("one learning rate for all sizes", "parametrization=mup optimizer.lr=0.003"),
     ],
     "describe": [
         ("the default model", ""),
-        ("a model that does not fit here", "model=xlarge attn=gqa"),
-        ("for a program to read", "model=large --json"),
+        ("a model too large for this machine", "model=xlarge attn=gqa"),
+        ("machine-readable", "model=large --json"),
     ],
 }
-"""Per program: what for, and the arguments."""
+"""By program: the purpose of each example, and its arguments."""
 
 _MOST_USED = {
     "train": (
@@ -84,6 +87,36 @@ _MOST_USED = {
         "seed",
         "run.dir",
         "resume",
+    ),
+    "describe": (
+        "vs",
+        "model.d_model",
+        "model.n_layers",
+        "model.n_heads",
+        "model.max_seq_len",
+        "trainer.batch_size",
+        "trainer.seq_len",
+        "trainer.precision",
+        "trainer.activation_checkpointing",
+    ),
+    "verify_resume": (
+        "kills",
+        "kill_seed",
+        "out",
+        "trainer.max_steps",
+        "trainer.checkpoint_every",
+        "trainer.batch_size",
+        "trainer.seq_len",
+        "seed",
+    ),
+    "probe": (
+        "seeds",
+        "examples",
+        "out",
+        "trainer.max_steps",
+        "trainer.batch_size",
+        "optimizer.lr",
+        "seed",
     ),
     "scaling": (
         "scaling.budgets",
@@ -130,7 +163,7 @@ _MOST_USED = {
         "optimizer.lr",
     ),
 }
-"""Keys shown first. A program that is not here has few keys, and all are shown."""
+"""Keys that the help shows. Programs that are not listed have few keys and show all of them."""
 
 
 def help_text(program: str, *, width: int | None = None) -> str:
@@ -138,7 +171,7 @@ def help_text(program: str, *, width: int | None = None) -> str:
 
     Args:
         program: name of a root file in ``conf/``.
-        width: columns; None takes the terminal's, at most 110.
+        width: columns; None: those of the terminal, at most 110.
     """
     columns = width or min(110, shutil.get_terminal_size((100, 24)).columns)
     known = read_program(program)
@@ -149,8 +182,8 @@ def help_text(program: str, *, width: int | None = None) -> str:
         parts.append("Examples" + "".join(examples))
     parts.append(
         textwrap.fill(
-            "A setting is written key=value, a choice group=option, both without dashes. Quote for the shell"
-            " what the shell would touch: prompt='Once upon a time', 'betas=[0.9,0.99]'.",
+            "Write a setting as key=value and a choice as group=option, both without dashes. Quote what the shell"
+            " would interpret: prompt='Once upon a time', 'optimizer.betas=[0.9,0.99]'.",
             columns,
         )
     )
@@ -158,21 +191,21 @@ def help_text(program: str, *, width: int | None = None) -> str:
     keys = [key for key in _all_keys(known) if wanted is None or key.path in wanted]
     if wanted:
         keys.sort(key=lambda key: wanted.index(key.path))
-    title = "Settings used most (key=default)" if wanted else "Settings (key=default)"
+    title = "Most used settings (key=default)" if wanted else "Settings (key=default)"
     if keys:
         parts.append(title + "".join("\n" + _key_row(key, columns) for key in keys))
     parts += [_group_rows(group, columns) for group in known.groups if group.options]
     more = [
-        ("the composed configuration with every key; nothing is run", f"{command} --cfg job --resolve"),
-        *[("with option files of your own", f"{command} --config-dir my_conf")] * bool(known.groups),
-        ("every program, group and key with its meaning", "python -m tinyllm.reference"),
+        ("print the composed configuration with every key, and run nothing", f"{command} --cfg job --resolve"),
+        *[("add your own option files", f"{command} --config-dir my_conf")] * bool(known.groups),
+        ("every program, group and key, explained", "python -m tinyllm.reference"),
     ]
     parts.append("More" + "".join(f"\n  # {what}\n  {line}" for what, line in more))
     return "\n\n".join(parts)
 
 
 def _all_keys(program: Program) -> list[Key]:
-    """The keys of the root, which has the last word, then those of the default options with their full path."""
+    """The keys of the root file, which take precedence, then those of the default options, with full paths."""
     keys = list(program.keys.values())
     for group in program.groups:
         for option in group.chosen:
@@ -190,7 +223,7 @@ def _key_row(key: Key, columns: int) -> str:
 
 
 def _group_rows(group: Group, columns: int) -> str:
-    """A group and its options, the default one marked."""
+    """A group and its options; the default is marked with a star."""
     where = f"   sets {group.package}.*" if group.package else ""
     rows = [f"{group.name}={group.default or '…'}{where}"]
     rows += [_option_row(option, columns, chosen=option in group.chosen) for option in group.options]
@@ -214,5 +247,5 @@ def _row(label: str, text: str, columns: int, *, indent: int, column: int) -> st
 
 
 def first_sentence(text: str) -> str:
-    """The text up to the first full stop that ends a sentence."""
+    """The text up to the end of its first sentence."""
     return re.split(r"(?<=[^A-Z.]\.) (?=[A-Z])", text, maxsplit=1)[0]
