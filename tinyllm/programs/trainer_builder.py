@@ -30,7 +30,7 @@ from tinyllm.runs import layout as names
 from tinyllm.runs.checkpoint_parts import STATE
 from tinyllm.runs.checkpoint_writer import Saver
 from tinyllm.runs.directory import FollowedRunDir, RunDir
-from tinyllm.runs.lineage import follow
+from tinyllm.runs.lineage import repair_hints
 from tinyllm.runs.metrics_log import Log, MetricsLog, read_metrics
 from tinyllm.runs.provenance import provenance
 from tinyllm.runs.state_schema import read_checked
@@ -163,7 +163,7 @@ def best_kept(
     run_dir: RunDir | FollowedRunDir, state: TrainState, objective: Objective
 ) -> tuple[float | None, int | None]:
     """Value and step of the best checkpoint that the run still has, as of the state's step."""
-    return follow(
+    return repair_hints(
         run_dir.checkpoints,
         read_metrics(run_dir.metrics),
         step=state.step,

@@ -1,4 +1,4 @@
-"""The files of a checkpoint on their way to the disk: the part of each writer, then what makes them one checkpoint."""
+"""Writes the files of a checkpoint: first the part of each writer, then the index and manifest that complete it."""
 
 import contextlib
 import os
@@ -18,17 +18,17 @@ from tinyllm.runs.tensor_files import INDEX, MODEL
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.files import create, read_json, remove, set_mode, sha256, sync, temporary, translated, write_json
 
-KEPT = "the checkpoints before it are whole"
+KEPT = "the checkpoints before it are complete"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one writer has put on the disk.
+    """The files that one writer has written.
 
     Attributes:
-        files: bytes and sha256 by file name.
-        tensors: names of its weights.
-        total_size: bytes of its weights.
+        files: size in bytes and sha256 by file name.
+        tensors: names of the weights.
+        total_size: bytes of the weights.
     """
 
     files: dict[str, dict[str, Any]]
@@ -45,17 +45,17 @@ def write_part(
     state: Mapping[str, Any],
     texts: Mapping[str, str],
 ) -> Part:
-    """Write weights, state and texts of one writer; when this returns they are durable."""
+    """Write one writer's weights, state and texts, and flush them to disk. After an error none of them is left."""
     model, rest = folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)
     files = [model, rest, *(folder / name for name in texts)]
     try:
         fault("save:before_write")
         folder.mkdir(exist_ok=True)
-        save_file({name: one.detach().contiguous() for name, one in weights.items()}, model, {"format": "pt"})
+        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, model, {"format": "pt"})
         fault("save:mid_write")
         with create(rest) as stream:
             torch.save(dict(state), stream)
-        set_mode(model, rest.stat().st_mode)  # safetensors writes for the owner alone
+        set_mode(model, rest.stat().st_mode)  # safetensors ignores the umask: only the owner could read the file
         for name, text in texts.items():
             with create(folder / name) as stream:
                 stream.write(text.encode())
@@ -64,7 +64,7 @@ def write_part(
         part = Part(
             files={file.name: entry(file) for file in files},
             tensors=list(weights),
-            total_size=sum(one.numel() * one.element_size() for one in weights.values()),
+            total_size=sum(tensor.numel() * tensor.element_size() for tensor in weights.values()),
         )
     except BaseException:
         for file in files:
@@ -74,23 +74,23 @@ def write_part(
 
 
 def entry(file: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """The manifest's entry for a file."""
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def tell_rank_0(folder: Path, writer: int, outcome: Part | Exception) -> None:
-    """Leave for rank 0 what a writer has written, or why it has not."""
+def write_note(folder: Path, writer: int, outcome: Part | Exception) -> None:
+    """Leave a file that tells rank 0 what a writer has written, or why it failed."""
     if isinstance(outcome, Part):
         write_json(_note(folder, writer), asdict(outcome))
         return
     known = isinstance(outcome, UserError)
     error = {name: str(getattr(outcome, name)) for name in ("what", "file", "hint")} if known else repr(outcome)
-    with contextlib.suppress(OSError, UserError):  # the disk may be full
+    with contextlib.suppress(OSError, UserError):  # a full disk may be the reason
         write_json(_note(folder, writer), {"error": error})
 
 
 def withdraw(folder: Path, writer: int, writers: int) -> None:
-    """Remove what a writer has put into ``folder``, and that too if it is empty then."""
+    """Remove a writer's files from ``folder``, and the folder if it is empty."""
     for file in (folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)):
         remove(file)
     remove(_note(folder, writer))
@@ -98,17 +98,17 @@ def withdraw(folder: Path, writer: int, writers: int) -> None:
         folder.rmdir()
 
 
-def part_of(folder: Path, writer: int) -> Part:
-    """What another writer has written.
+def read_note(folder: Path, writer: int) -> Part:
+    """The part of another writer, from its note.
 
     Raises:
-        UserError: it has not, with its reason if it could leave one.
+        UserError: it failed, with its reason; or it left no note.
     """
     what = f"rank {writer} did not write its part of the checkpoint"
     try:
         content = read_json(_note(folder, writer))
     except UserError as error:
-        hint = "that rank told why; or the run directory is not one that all hosts share"
+        hint = "see the error of that rank; or the hosts do not share the run directory"
         raise UserError(what, file=folder, hint=hint) from error
     reason = content.get("error")
     if isinstance(reason, dict):
@@ -132,14 +132,16 @@ def publish(
     best: bool,
     keep: int,
 ) -> None:
-    """Make the parts in ``folder`` the checkpoint ``target``: index, manifest, one rename, hints; then remove old ones.
+    """Turn the parts in ``folder`` into the checkpoint ``target``, then remove old checkpoints.
+
+    The order makes a crash at any point harmless: index, manifest, one rename, hints, pruning.
 
     Raises:
         UserError: the disk is full or cannot be written.
     """
     directory, writers = target.parent, len(parts)
     with translated(target, kept=KEPT):
-        files = {name: one for part in parts for name, one in part.files.items()}
+        files = {name: listed for part in parts for name, listed in part.files.items()}
         if writers > 1:
             _write_index(folder / INDEX, parts)
             files[INDEX] = entry(folder / INDEX)
@@ -149,7 +151,7 @@ def publish(
         write_json(folder / MANIFEST, {"format": FORMAT, "step": step, "writers": writers, **facts, "files": listed})
         fault("save:after_sync")
         doomed = temporary(target)
-        if target.exists():  # the same step again, after a resume from an older one
+        if target.exists():  # a run resumed from an older checkpoint reaches the step again
             os.replace(target, doomed)
         os.replace(folder, target)
         fault("save:after_rename")
@@ -163,9 +165,11 @@ def publish(
 
 
 def _write_index(index: Path, parts: Sequence[Part]) -> None:
-    """Hugging Face's index: the file of each tensor."""
-    where = {name: numbered(MODEL, writer, len(parts)) for writer, part in enumerate(parts) for name in part.tensors}
-    if len(where) != sum(len(part.tensors) for part in parts):
-        raise RuntimeError("a tensor was handed over by two ranks")
+    """Write Hugging Face's index, the file name of each tensor."""
+    weight_map = {
+        name: numbered(MODEL, writer, len(parts)) for writer, part in enumerate(parts) for name in part.tensors
+    }
+    if len(weight_map) != sum(len(part.tensors) for part in parts):
+        raise RuntimeError("two ranks wrote the same tensor")
     total_size = sum(part.total_size for part in parts)
-    write_json(index, {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(where.items()))})
+    write_json(index, {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))})
