@@ -17,7 +17,7 @@ from tinyllm.programs import evaluate, generate
 from tinyllm.programs import load_model as loading
 from tinyllm.programs import run_plan as planning
 from tinyllm.programs.builders import build_model, build_optimizer, optimizer_bytes
-from tinyllm.programs.describe import account
+from tinyllm.programs.describe import figures_of
 from tinyllm.training.trainer import Trainer
 from tinyllm.utils import memory
 
@@ -46,7 +46,7 @@ def test_describe_asks_the_optimizer_and_divides_among_the_ranks_that_share() ->
     sizes = [one for one in SMALL if one.startswith("model.")]
     figures = {}
     for options in ((), ("optimizer=lion",), ("strategy=fsdp", "strategy.nproc_per_node=4"), ("ema.enabled=true",)):
-        facts, notes = account(tinyllm.compose(*sizes, *options, program="describe"))
+        facts, notes = figures_of(tinyllm.compose(*sizes, *options, program="describe"))
         figures[options[:1]] = facts["memory"]
         assert facts["memory"]["together"] == sum(facts["memory"].values()) - facts["memory"]["together"]
         assert any("each of 4 ranks" in note for note in notes) == ("strategy=fsdp" in options)

@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 import tinyllm
 from tinyllm.errors import UserError
-from tinyllm.programs.cost import of_node
-from tinyllm.programs.describe import account
+from tinyllm.programs.cost import account_of_node
+from tinyllm.programs.describe import figures_of
 from tinyllm.programs.resume import reconcile
 from tinyllm.runs.layout import CONFIG
 from tinyllm.studies.compare.matching import solve
@@ -37,7 +37,7 @@ def test_each_kind_of_layer_may_have_its_own() -> None:
     kinds = 'model.layers.kinds={a:"model.d_ff=64",b:"attn=gqa",c:"model.d_ff=null"}'
     pattern = ("layers=pattern", kinds, "model.layers.pattern=[a,b,c]", "model.n_layers=3")
     cfg = tinyllm.compose(*pattern, "model.d_ff=100", "tokenizer=byte")
-    assert account(cfg)[0]["model"]["hidden size"] == "64, 100, 512"
+    assert figures_of(cfg)[0]["model"]["hidden size"] == "64, 100, 512"
 
 
 def test_a_model_of_ones_own_may_take_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,9 +64,9 @@ def test_a_run_from_before_keeps_what_it_had(tmp_path: Path) -> None:
 def test_matching_by_the_width_names_the_hidden_size_it_counted_with(settings: tuple[str, ...], held: bool) -> None:
     cfg = tinyllm.compose(*settings, "model.vocab_size=300")
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    target = of_node(node | {"d_model": 192}, vocab_size=300, seq_len=None, allow=frozenset())
+    target = account_of_node(node | {"d_model": 192}, vocab_size=300, seq_len=None, allow=frozenset())
     found = solve(cfg, target=target, match="params", match_by=["d_model"], fixed=(), tolerance=0.01, vocab_size=300)
     assert found.values == {"model.d_model": 192} | ({"model.d_ff": 512} if held else {})
     again = tinyllm.compose(*settings, *(f"{key}={value}" for key, value in found.values.items()))
     plain: Any = OmegaConf.to_container(again.model, resolve=True)
-    assert of_node(plain, vocab_size=300, seq_len=None, allow=frozenset()) == found.account
+    assert account_of_node(plain, vocab_size=300, seq_len=None, allow=frozenset()) == found.account

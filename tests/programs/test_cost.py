@@ -42,7 +42,7 @@ def test_the_training_context_counts_for_training_alone() -> None:
 @pytest.mark.parametrize("choices", [("attn=mla", "moe=aux_loss"), ("attn=gqa", "ffn=swiglu", "trainer.seq_len=32")])
 def test_describe_says_the_same(choices: tuple[str, ...]) -> None:
     cfg = tinyllm.compose("model=tiny", "model.vocab_size=300", "tokenizer=char", *choices)
-    facts, _ = describe.account(cfg)
+    facts, _ = describe.figures_of(cfg)
     found = account(cfg, vocab_size=VOCABULARY)
     assert facts["parameters"]["total"] == found.parameters
     assert facts["parameters"]["active per token"] == found.active_parameters

@@ -1,69 +1,66 @@
-"""What a composition costs, by its modules' own accounting; nothing takes memory."""
+"""The cost of a composition, counted by the modules of its model on ``meta``, which takes no memory."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from omegaconf import DictConfig
+
+from tinyllm.config.build import build
 from tinyllm.config.targets import Option
-
-
-@dataclass(frozen=True, kw_only=True)
-class Account:
-    """What a composition costs, by its modules' own accounting."""
-
-    parameters: int
-    active_parameters: int
-    """Those that one token passes through."""
-    flops_per_token: int
-    """Of training at the training context: three times the forward pass."""
-    decode_flops_per_token: int
-    """Of the last token of a full context."""
-    kv_bytes_per_token: int
-    """Of the cache in bf16, for one position of one sequence."""
-
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from tinyllm.data.prepare import cached
+from tinyllm.errors import UserError
+from tinyllm.programs.builders import META, PLACEHOLDER_VOCAB, open_corpus, plain
 
 Allow = frozenset[Option]
 
 
-def account(cfg: "DictConfig", *, vocab_size: int, allow: Allow = frozenset()) -> Account:
-    """The account of a composed configuration of training.
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """The cost of a model: parameters, FLOPs and cache."""
+
+    parameters: int
+    active_parameters: int
+    """Parameters that one token passes through."""
+    flops_per_token: int
+    """Training FLOPs of a token at the training context: three times those of the forward pass."""
+    decode_flops_per_token: int
+    """FLOPs of the last token of a full context, with a cache."""
+    kv_bytes_per_token: int
+    """Cache bytes of one position of one sequence, in bf16."""
+
+
+def account(cfg: DictConfig, *, vocab_size: int, allow: Allow = frozenset()) -> Account:
+    """The cost of a composed training configuration.
 
     Args:
-        vocab_size: of the tokenizer; ``model.vocab_size`` wins where it is given.
+        vocab_size: the tokenizer's; ``model.vocab_size`` wins where it is set.
         allow: options besides those of ``conf/``.
 
     Raises:
-        UserError: sizes that do not go together.
+        UserError: sizes that do not fit together.
     """
-    from tinyllm.programs.builders import plain
-
-    return of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+    return account_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
 
 
-def of_node(node: dict[str, Any], *, vocab_size: int, seq_len: int | None, allow: Allow = frozenset()) -> Account:
-    """The account of the node ``model`` of a configuration, as plain containers.
+def account_of_node(
+    node: dict[str, Any], *, vocab_size: int, seq_len: int | None, allow: Allow = frozenset()
+) -> Account:
+    """The cost of the node ``model`` of a configuration, given as plain containers.
 
     Args:
         seq_len: the training context; None: the model's.
 
     Raises:
-        UserError: sizes that do not go together.
+        UserError: sizes that do not fit together.
     """
-    import torch
-
-    from tinyllm.config.build import build
-
-    with torch.device("meta"):
+    with META:
         model = build(node, path="model", allow=allow, vocab_size=node["vocab_size"] or vocab_size)
-    return of_model(model, seq_len=seq_len or model.max_seq_len)
+    return account_of_model(model, seq_len=seq_len or model.max_seq_len)
 
 
-def of_model(model: Any, *, seq_len: int) -> Account:
-    """The account of a model that is trained on contexts of ``seq_len`` tokens."""
-    import torch
-
+def account_of_model(model: Any, *, seq_len: int) -> Account:
+    """The cost of a model trained on contexts of ``seq_len`` tokens."""
     counts = model.parameter_counts()
     return Account(
         parameters=counts.total,
@@ -74,12 +71,8 @@ def of_model(model: Any, *, seq_len: int) -> Account:
     )
 
 
-def vocabulary(cfg: "DictConfig", *, allow: Allow = frozenset()) -> tuple[int, list[str]]:
-    """The size of the vocabulary as far as it is known without reading data, and a sentence if it is assumed."""
-    from tinyllm.data.prepare import cached
-    from tinyllm.errors import UserError
-    from tinyllm.programs.builders import PLACEHOLDER_VOCAB, open_corpus
-
+def vocabulary(cfg: DictConfig, *, allow: Allow = frozenset()) -> tuple[int, list[str]]:
+    """The vocabulary size as known without preparing data, and a note if it is a placeholder."""
     known = cfg.model.vocab_size or cfg.tokenizer.get("vocab_size")
     if known is not None:
         return int(known), []
@@ -89,5 +82,7 @@ def vocabulary(cfg: "DictConfig", *, allow: Allow = frozenset()) -> tuple[int, l
         data = None
     if data is not None:
         return data.tokenizer.vocab_size, []
-    note = f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the cache, prepare puts it there"
+    note = (
+        f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data are not in the token cache (prepare adds them)"
+    )
     return PLACEHOLDER_VOCAB, [note]

@@ -14,7 +14,7 @@ from tests.support.options import distinct
 from tinyllm.errors import UserError
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import build_model
-from tinyllm.programs.cost import Account, account, of_node
+from tinyllm.programs.cost import Account, account, account_of_node
 from tinyllm.studies.compare import matching
 from tinyllm.studies.compare.matchable_sizes import KNOBS
 from tinyllm.studies.compare.matching import MATCHES, Solution, solve
@@ -276,9 +276,9 @@ def test_few_models_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     def counted(*args: Any, **kwargs: Any) -> Account:
         nonlocal built
         built += 1
-        return of_node(*args, **kwargs)
+        return account_of_node(*args, **kwargs)
 
-    monkeypatch.setattr(matching, "of_node", counted)
+    monkeypatch.setattr(matching, "account_of_node", counted)
     matched(("attn=gqa",), costs("model=nano"))
     assert built <= 7
 

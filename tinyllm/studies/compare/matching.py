@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tinyllm.config.compose import D_FF
 from tinyllm.config.no_effect import RULES
 from tinyllm.errors import UserError
-from tinyllm.programs.cost import Account, Allow, of_node
+from tinyllm.programs.cost import Account, Allow, account_of_node
 from tinyllm.studies.compare.matchable_sizes import KNOBS, Level, Node, levels_of, replaced_by, value_of
 from tinyllm.studies.compare.size_search import Search
 
@@ -87,13 +87,13 @@ def solve(
 
     node = plain(cfg.model)
     if match == NOTHING:
-        account = of_node(node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+        account = account_of_node(node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
         return Solution(values={}, account=account, mismatch=None)
     wanted = MATCHES[check_name("match", match, (*MATCHES, NOTHING))]
     names = wanted.by if match_by is None else [check_name("match_by", name, KNOBS) for name in match_by]
 
     def cost(changed: Node) -> Account:
-        return of_node(changed, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+        return account_of_node(changed, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
 
     search = Search(node=node, figure=wanted.field, target=getattr(target, wanted.field), cost=cost)
     knobs = {name: levels_of(KNOBS[name], node, fixed) for name in names}
