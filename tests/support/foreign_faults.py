@@ -93,7 +93,7 @@ ROWS = (
         number="R65",
         fault="data moved, a clock that stands still or goes back, a name too long, a cache or record of somebody else",
         outcome="the run goes on, or one line before anything is prepared",
-        message="too long for the name of a directory",
+        message="directory name too long",
         tests=(
             f"{AROUND}::test_data_that_moved_are_the_same_data",
             f"{AROUND}::test_a_clock_that_does_not_go",

@@ -16,7 +16,7 @@ from tinyllm.programs.resume import continue_job
 from tinyllm.programs.run_plan import RunPlan, make_plan
 from tinyllm.programs.trainer_builder import make_trainer
 from tinyllm.runs import checkpoint as checkpoints
-from tinyllm.runs.directory import FollowedRunDir, RunDir
+from tinyllm.runs.directory import LockedRunDir, RunDir
 from tinyllm.runs.metrics_log import finite
 from tinyllm.training.callbacks import Outcome
 from tinyllm.utils.device import deterministic, keep_freed_memory
@@ -77,20 +77,20 @@ def check_ranks_agree(plan: RunPlan) -> None:
                 raise UserError(f"rank {rank} differs from rank 0 in {name}", file=f"rank {rank}: {value}", hint=hint)
 
 
-def open_run_dir(plan: RunPlan) -> RunDir | FollowedRunDir:
+def open_run_dir(plan: RunPlan) -> RunDir:
     """The run directory: rank 0 creates and locks it, the other ranks learn its path."""
-    opened: RunDir | FollowedRunDir = plan.strategy.on_rank_zero(partial(create_run_dir, plan))
+    opened: RunDir = plan.strategy.on_rank_zero(partial(create_run_dir, plan))
     return opened
 
 
 def create_run_dir(plan: RunPlan) -> RunDir:
     """The run directory, locked by this process, without what a killed process left among its checkpoints."""
-    run_dir = RunDir(plan.path, new=plan.is_new)
+    run_dir = LockedRunDir(plan.path, new=plan.is_new)
     checkpoints.clean(run_dir.checkpoints)
     return run_dir
 
 
-def execute(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest) -> Outcome:
+def execute(plan: RunPlan, run_dir: RunDir, stop: StopRequest) -> Outcome:
     """Build the trainer, train, and report the outcome to its callbacks.
 
     Raises:

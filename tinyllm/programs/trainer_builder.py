@@ -29,7 +29,7 @@ from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs import layout as names
 from tinyllm.runs.checkpoint_parts import STATE
 from tinyllm.runs.checkpoint_writer import Saver
-from tinyllm.runs.directory import FollowedRunDir, RunDir
+from tinyllm.runs.directory import RunDir
 from tinyllm.runs.lineage import repair_hints
 from tinyllm.runs.metrics_log import Log, MetricsLog, read_metrics
 from tinyllm.runs.provenance import provenance
@@ -49,7 +49,7 @@ from tinyllm.utils.seeds import seed_globals, stream
 from tinyllm.utils.stop_signal import Stopping, StopRequest
 
 
-def make_trainer(plan: RunPlan, run_dir: RunDir | FollowedRunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
+def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
     """The trainer of a planned run; describes the run in its directory and shows its start.
 
     Args:
@@ -159,9 +159,7 @@ def make_objective(cfg: DictConfig, model: Any) -> NextToken:
     )
 
 
-def best_kept(
-    run_dir: RunDir | FollowedRunDir, state: TrainState, objective: Objective
-) -> tuple[float | None, int | None]:
+def best_kept(run_dir: RunDir, state: TrainState, objective: Objective) -> tuple[float | None, int | None]:
     """Value and step of the best checkpoint that the run still has, as of the state's step."""
     return repair_hints(
         run_dir.checkpoints,
@@ -213,7 +211,7 @@ class RunFiles:
     """Entries of the manifest."""
 
 
-def write_run_files(plan: RunPlan, run_dir: RunDir | FollowedRunDir, info: RunInfo, state: TrainState) -> RunFiles:
+def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainState) -> RunFiles:
     """Write configuration, overrides and tokenizer into the run directory, and this start into ``run.json``."""
     cfg, invocation, world_size = plan.cfg, plan.invocation, plan.batch.world_size
     settings = literal_settings(to_save(invocation.overrides), plain(cfg))
@@ -233,7 +231,7 @@ def write_run_files(plan: RunPlan, run_dir: RunDir | FollowedRunDir, info: RunIn
     return RunFiles(texts=texts, facts={**facts, "world_size": world_size, **made_by})
 
 
-def make_saver(plan: RunPlan, run_dir: RunDir | FollowedRunDir, files: RunFiles) -> Saver:
+def make_saver(plan: RunPlan, run_dir: RunDir, files: RunFiles) -> Saver:
     """The writer of this rank's part of the checkpoints."""
     settings, strategy = plan.cfg.checkpoint, plan.strategy
     return Saver(
@@ -274,7 +272,7 @@ class TrialPass:
         return not on_any_rank(self.plan.strategy, bad is not None)
 
 
-def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir | FollowedRunDir) -> None:
+def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir) -> None:
     """Compile what the first step needs, and record it in ``run.json``."""
     if compiled := compiler.warm_up(trial.run, tell=events.on_message):
         run_dir.write_status("running", compile=compiled)
@@ -358,7 +356,7 @@ class Evaluator:
             )
 
 
-def listeners(plan: RunPlan, run_dir: RunDir | FollowedRunDir, *, start_step: int) -> tuple[Log, Callback]:
+def listeners(plan: RunPlan, run_dir: RunDir, *, start_step: int) -> tuple[Log, Callback]:
     """The metrics log and the callbacks of a run; rank 0 alone logs and shows."""
     if plan.strategy.rank > 0:
         return Log(), Callback()

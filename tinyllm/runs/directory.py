@@ -1,4 +1,4 @@
-"""The directory of a run: created exclusively, locked while the run lives, never shared."""
+"""The directory of a run: created exclusively, and locked while a process trains in it."""
 
 import datetime
 import os
@@ -20,56 +20,48 @@ from tinyllm.utils.files import check_utf8, write_json, write_text
 from tinyllm.utils.locks import is_held, try_lock, write_holder
 
 LONGEST_NAME = 255
-"""Bytes of a file's name, on all common file systems."""
+"""Bytes in a file name, the limit of all common file systems."""
 
 
 def auto_path(name: str) -> Path:
-    """``outputs/<date>/<time>_<name>_<id>``; the id keeps runs of the same second apart."""
+    """``outputs/<date>/<time>_<name>_<id>``; the random id separates runs started in the same second."""
     now = datetime.datetime.now()
     safe = re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "run"
     return Path("outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S}_{safe}_{secrets.token_hex(2)}"
 
 
 def check_new(path: Path) -> None:
-    """Refuse a run directory that exists or cannot be made, without creating anything.
+    """Check that a run directory does not exist and can be created. Leaves nothing behind.
 
     Raises:
-        UserError: it exists, something is in the way, or its place cannot be written.
+        UserError: it exists, a file is in the way, or the parent directory is not writable.
     """
     check_utf8(path, key="run.dir")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
-        hint = f"a part of a path has at most {LONGEST_NAME} bytes"
-        raise UserError("too long for the name of a directory", key="run.dir", value=f"{str(path)[:40]}…", hint=hint)
-    if os.path.exists(path):  # unlike Path's, it says no where a folder may not be entered
-        raise UserError(
-            "the run directory exists",
-            key="run.dir",
-            value=path,
-            hint=f"choose another, or continue that run with resume={path}",
-        )
-    parent = next(one for one in path.absolute().parents if os.path.exists(one))
+        hint = f"each part of a path has at most {LONGEST_NAME} bytes"
+        raise UserError("directory name too long", key="run.dir", value=f"{str(path)[:40]}…", hint=hint)
+    if os.path.exists(path):  # Path.exists raises where a parent directory may not be entered
+        hint = f"choose another, or continue that run with resume={path}"
+        raise UserError("the run directory exists", key="run.dir", value=path, hint=hint)
+    parent = next(folder for folder in path.absolute().parents if os.path.exists(folder))
     if not parent.is_dir():
-        raise UserError(
-            "a file is in the way of the run directory", key="run.dir", value=path, hint=f"{parent} is not a directory"
-        )
+        hint = f"{parent} is not a directory"
+        raise UserError("a file is in the way of the run directory", key="run.dir", value=path, hint=hint)
+    # Permissions, quotas and read-only mounts are only known by trying.
     probe = parent / f".tinyllm-probe-{os.getpid()}-{secrets.token_hex(2)}"
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        raise UserError(
-            "the run directory cannot be made",
-            key="run.dir",
-            value=path,
-            hint=f"{parent}: {error.strerror}; choose another place",
-        ) from error
+        hint = f"{parent}: {error.strerror}; choose another place"
+        raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=hint) from error
 
 
 def make_output_dir(out: str | Path | None) -> Path:
-    """Make the directory that ``out`` names, or a temporary one for None.
+    """Create the directory ``out``, or a temporary one for None.
 
     Raises:
-        UserError: it exists or cannot be made.
+        UserError: it exists or cannot be created.
     """
     if out is None:
         return Path(tempfile.mkdtemp(prefix="tinyllm-"))
@@ -83,59 +75,65 @@ def make_output_dir(out: str | Path | None) -> Path:
 
 
 def check_free(path: Path) -> None:
-    """Refuse a run directory that another living process holds; a directory without a lock is free.
+    """Check that no other process has locked a run directory.
 
     Raises:
-        UserError: it is held.
+        UserError: a process has.
     """
-    if is_held(path / LOCK) and not is_follower():  # rank 0 may be the one that holds it
+    if is_held(path / LOCK) and not is_follower():  # on other ranks, rank 0 may hold it already
         raise _in_use(path)
 
 
-def _acquire(path: Path) -> int:
-    """An open file that holds the directory's lock until it is closed or the process ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
+def _lock(path: Path) -> int:
+    """Lock a run directory; the lock lasts until the returned descriptor is closed or the process ends."""
     try:
-        handle = try_lock(path / LOCK)
+        descriptor = try_lock(path / LOCK)
     except OSError as error:
-        hint = f"{error.strerror}; run.dir=… goes on in another directory"
+        hint = f"{error.strerror}; run.dir=… continues in another directory"
         raise UserError("the run directory cannot be written", key="run.dir", value=path, hint=hint) from error
-    if handle is None:
+    if descriptor is None:
         raise _in_use(path)
-    return handle
+    return descriptor
 
 
 def _in_use(path: Path) -> UserError:
     holder = (path / LOCK).read_text(encoding="utf-8", errors="replace").strip() or "another process"
-    hint = f"by {holder}; wait or stop it"
-    return UserError("the run directory is in use", key="run.dir", value=path, hint=hint)
+    return UserError(
+        "the run directory is in use", key="run.dir", value=path, hint=f"by {holder}; wait for it or stop it"
+    )
 
 
-class Places:
-    """What lies where in a run's directory."""
+class RunDir:
+    """The directory of a run. On ranks other than 0 it is this class, whose writes do nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = path / CHECKPOINTS
+        self.metrics = path / METRICS
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
-        return self.path / CHECKPOINTS
+    def write(self, texts: Mapping[str, str]) -> None:
+        """Write files, given as text by name."""
 
-    @property
-    def metrics(self) -> Path:
-        """The log of metrics."""
-        return self.path / METRICS
+    def write_status(self, status: str, **facts: Any) -> None:
+        """Update ``run.json`` with ``status`` and ``facts``; any status but "running" also seals the directory."""
+
+    def write_start(self, start: Mapping[str, Any], **facts: Any) -> None:
+        """Append to the starts in ``run.json``, dropping those of steps that are trained again.
+
+        Args:
+            start: ``step``, where training begins, and the settings and machine of this process.
+            facts: facts about the run.
+        """
+
+    def close(self) -> None:
+        """Unlock the directory."""
 
 
-class RunDir(Places):
-    """A run's directory, held by this process until :meth:`close`.
+class LockedRunDir(RunDir):
+    """The directory of a run, locked by this process until :meth:`close`. Pickled for other ranks as a ``RunDir``.
 
     Raises:
-        UserError: it exists (``new=True``), is missing (``new=False``), or another living process holds it.
+        UserError: it exists (``new=True``), is missing (``new=False``), or another process has locked it.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -146,73 +144,51 @@ class RunDir(Places):
             except FileExistsError as error:
                 raise UserError("the run directory exists", key="run.dir", value=path, hint="choose another") from error
             except OSError as error:
-                raise UserError(
-                    "the run directory cannot be made", key="run.dir", value=path, hint=str(error.strerror)
-                ) from error
-        self._lock = _acquire(path)
-        _HELD.add(self)
-        write_holder(self._lock, f"pid {os.getpid()} on host {socket.gethostname()}")
+                hint = str(error.strerror)
+                raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=hint) from error
+        self._descriptor = _lock(path)
+        _LOCKED.add(self)
+        write_holder(self._descriptor, f"pid {os.getpid()} on host {socket.gethostname()}")
         self.checkpoints.mkdir(exist_ok=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FollowedRunDir, (self.path,)  # rank 0 sends it to the other ranks, and a lock cannot be sent
+        return RunDir, (self.path,)
 
     def write(self, texts: Mapping[str, str]) -> None:
-        """Put further files into the directory."""
+        """Write files, given as text by name."""
         for name, text in texts.items():
             write_text(self.path / name, text)
 
     def write_status(self, status: str, **facts: Any) -> None:
-        """Put ``status`` and further facts into ``run.json``, keeping what stands there; an end is sealed."""
-        known = self._known()
-        known.pop(SEAL, None)
+        """Update ``run.json`` with ``status`` and ``facts``; any status but "running" also seals the directory."""
+        content = self._run_json()
+        content.pop(SEAL, None)
         seal = {} if status == RUNNING else {SEAL: sealed(self.path)}
-        write_json(self.path / RUN_JSON, known | facts | seal | {"status": status})
+        write_json(self.path / RUN_JSON, content | facts | seal | {"status": status})
 
     def write_start(self, start: Mapping[str, Any], **facts: Any) -> None:
-        """Put into ``run.json`` that a process trains from here on, after those whose steps it goes on from.
-
-        Args:
-            start: ``step``, at which it begins, and what this process and its settings are.
-            facts: of the run.
-        """
-        before = [one for one in self._known().get("starts") or [] if one["step"] < start["step"]]
+        """Append to the starts in ``run.json``; see :meth:`RunDir.write_start`."""
+        before = [old for old in self._run_json().get("starts") or [] if old["step"] < start["step"]]
         self.write_status(RUNNING, **facts, starts=[*before, dict(start)])
 
-    def _known(self) -> dict[str, Any]:
+    def _run_json(self) -> dict[str, Any]:
         return read_run_json(self.path) if (self.path / RUN_JSON).is_file() else {}
 
     def close(self) -> None:
-        """Let go of the directory."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Unlock the directory."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
 
-_HELD: weakref.WeakSet[RunDir] = weakref.WeakSet()
+_LOCKED: weakref.WeakSet[LockedRunDir] = weakref.WeakSet()
 
 
-def _leave_to_the_parent() -> None:
-    """In a process that was forked, e.g. to read batches: the directory is to be free when its parent is gone."""
-    for one in list(_HELD):
-        one.close()
+def _unlock_in_child() -> None:
+    """Close inherited locks in a forked process, such as a data worker, so that the lock ends with its parent."""
+    for run_dir in list(_LOCKED):
+        run_dir.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_the_parent)
-
-
-class FollowedRunDir(Places):
-    """The same directory on the ranks that leave the writing to rank 0."""
-
-    def write(self, texts: Mapping[str, str]) -> None:
-        """Nothing: rank 0 does."""
-
-    def write_status(self, status: str, **facts: Any) -> None:
-        """Nothing: rank 0 does."""
-
-    def write_start(self, start: Mapping[str, Any], **facts: Any) -> None:
-        """Nothing: rank 0 does."""
-
-    def close(self) -> None:
-        """Nothing is held."""
+    os.register_at_fork(after_in_child=_unlock_in_child)
