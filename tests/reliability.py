@@ -180,7 +180,7 @@ ROWS = (
         fault="weights that a step has ruined: not finite, or such that no step can be taken from them",
         outcome="never saved; while steps are skipped no checkpoint is published or removed; the line names the one to"
         " go back to",
-        message="…the last checkpoint, may have weights that are ruined already; resume=…",
+        message="…the last checkpoint, may already have ruined weights; resume=…",
         tests=(
             "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_way_back_is_told",
             "faults/test_numbers.py::test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart",
@@ -203,7 +203,7 @@ ROWS = (
         number="R56",
         fault="a logger or display that raises",
         outcome="told of once; the run goes on and ends as it would have",
-        message="…failed in …; training goes on",
+        message="…failed in …; training continues",
         tests=("training/test_stop_and_resume.py::test_a_listener_that_raises_is_told_of_and_costs_nothing",),
     ),
     Row(

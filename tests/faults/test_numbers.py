@@ -75,5 +75,5 @@ def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart(
     assert train(f"resume={run}", "trainer.max_steps=20", "optimizer.lr=1e30") == 2
     said = capsys.readouterr().err
     good = run / "checkpoints/step-000004"
-    assert f"step-000005, the last checkpoint, may have weights that are ruined already; resume={good}" in said
+    assert f"step-000005, the last checkpoint, may already have ruined weights; resume={good}" in said
     assert train(f"resume={good}", "optimizer.lr=1e-4", "trainer.max_steps=6") == 0

@@ -101,7 +101,7 @@ class Records(Log):
 class Saved(NoCheckpoints):
     best: list[bool] = field(default_factory=list)
 
-    def save(self, *, best: bool, why: str, leaving: bool) -> None:
+    def save(self, *, best: bool, cause: str, is_final: bool) -> None:
         self.best.append(best)
 
 

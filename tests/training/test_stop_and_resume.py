@@ -168,7 +168,7 @@ def test_a_listener_that_raises_is_told_of_and_costs_nothing(
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.eval_every=1", f"run.dir={run}"]
     assert train(*shared) == 0
     said = capsys.readouterr().out
-    assert said.count("Curves failed in on_log (ZeroDivisionError: on purpose); training goes on") == 1
+    assert said.count("Curves failed in on_log (ZeroDivisionError: on purpose); training continues") == 1
     assert "finished at step 2" in said
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 

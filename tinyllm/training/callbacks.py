@@ -1,4 +1,4 @@
-"""What a run tells whoever shows or records it."""
+"""Callbacks: the events of a run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tinyllm.nn.loss import perplexity
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerGroup:
-    """One group of parameters as the optimizer treats it."""
+    """A parameter group of the optimizer, for display."""
 
     name: str
     tensors: int
@@ -21,7 +21,7 @@ class OptimizerGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """Everything a person wants to know before the first step; also the body of ``run.json``."""
+    """Facts about a run, known before its first step; the body of ``run.json``."""
 
     run_dir: Path
     device: str
@@ -41,24 +41,24 @@ class RunInfo:
     grad_accum_steps: int
     seq_len: int
     tokens_per_step: int
-    """Of sequences of full length."""
+    """With sequences of full length."""
     max_steps: int
     start_step: int
     start_tokens: int
-    """What it was trained on before ``start_step``."""
+    """Tokens trained on before ``start_step``."""
     planned_tokens: int
-    """Training tokens of the whole horizon."""
+    """Training tokens until the end of the run."""
     epochs: float
     flops_per_token: int
-    """Training FLOPs of one token of a sequence of full length: three times the forward pass."""
+    """Training FLOPs per token of a sequence of full length: three times those of the forward pass."""
     peak_flops: float | None
-    """Dense peak of the device in FLOP/s at this precision; None where it is not known, then MFU is not shown."""
+    """Dense peak FLOP/s of all devices at this precision; None: not known, and MFU is not shown."""
     memory_bytes: int
-    """Estimate of what a rank needs: weights, gradients, optimizer state and activations."""
+    """Estimated memory of a rank: weights, gradients, optimizer state and activations."""
     optimizer_groups: list[OptimizerGroup] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    """The resolved configuration as plain containers; it stands in ``config.yaml`` and not in ``run.json``."""
+    """The resolved configuration as plain containers; stored in ``config.yaml``, not in ``run.json``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,120 +77,120 @@ class Outcome:
     best_val_loss: float | None
     reason: str = ""
     has_checkpoint: bool = True
-    """Whether there is something to resume from or to load."""
+    """Whether the run can be resumed and its model loaded."""
 
     @property
     def best_val_perplexity(self) -> float | None:
-        """Of ``best_val_loss``."""
+        """exp(``best_val_loss``)."""
         return None if self.best_val_loss is None else perplexity(self.best_val_loss)
 
 
 class Callback:
-    """Hooks of a run; each does nothing unless overridden. They see the run, they never change it."""
+    """Hooks of a run, which observe it and never change it. By default each does nothing."""
 
     report: Callable[[str], None] = staticmethod(lambda text: None)
-    """Takes a sentence for the person; a :class:`CallbackList` connects it with its ``on_message``."""
+    """Shows a sentence to the user; set by :class:`CallbackList` to its ``on_message``."""
 
     def on_start(self, info: RunInfo) -> None:
         """Before the first step."""
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
-        """Every ``trainer.log_every`` steps, and at the last one; also what the bar shows."""
+        """Every ``trainer.log_every`` steps and after the last one, before evaluation."""
 
     def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
-        """After an evaluation; ``metrics`` holds val/loss, val/ppl and, where bytes are known, val/bpb."""
+        """After an evaluation; ``metrics`` holds val/loss, val/ppl and, if the data are text, val/bpb."""
 
     def on_sample(self, step: int, text: str) -> None:
-        """After a sample was drawn."""
+        """After a sample was generated."""
 
     def on_record(self, record: dict[str, float]) -> None:
-        """After a line of ``metrics.jsonl`` was written: step, tokens, flops, seconds and the metrics of the step."""
+        """After a record was written to ``metrics.jsonl``: step, tokens, flops, seconds and the step's metrics."""
 
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
-        """After a checkpoint is durable; ``reason`` is periodic, best, last or the name of a signal."""
+        """Once a checkpoint is durable on disk; ``reason`` is periodic, best, last or the name of a signal."""
 
     def on_message(self, text: str) -> None:
-        """A sentence for the person: a skipped step, a damaged checkpoint passed over."""
+        """A sentence for the user, such as a skipped step or a damaged checkpoint passed over."""
 
     def on_end(self, outcome: Outcome) -> None:
-        """After the last step, the last checkpoint and the last evaluation, also after an interruption or error."""
+        """At the end of the run, after its last checkpoint; also after an interruption or an error."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a later start needs to go on here: plain values under a name of its own, saved in checkpoints."""
+        """State to save in checkpoints, such as the id of an external run: plain values under a unique key."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take what :meth:`state_dict` gave, before ``on_start``; other loggers' values are in it too."""
+        """Restore from a checkpoint, before ``on_start``; ``state`` also holds the values of other callbacks."""
 
 
 class CallbackList(Callback):
-    """Passes every event on to several callbacks, in their order.
+    """Passes every event on to several callbacks, in order.
 
-    A callback that raises is told of once and does not end the run: training does not depend on who looks at it. What
-    a person can mend (:class:`UserError`) ends it while nothing is trained yet, in :meth:`on_start`.
+    An exception in a callback is reported once and does not end the run: training must not depend on its display. The
+    exception is a :class:`UserError` in :meth:`on_start`, when nothing is trained yet and the user can correct it.
     """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = tuple(callbacks)
         self._failed: set[int] = set()
-        for one in self.callbacks:
-            one.report = self.on_message
+        for callback in self.callbacks:
+            callback.report = self.on_message
 
     def on_start(self, info: RunInfo) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_start", info, passed_on=UserError)
+        for callback in self.callbacks:
+            self._call(callback, "on_start", info, reraise=UserError)
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_log", step, metrics)
+        for callback in self.callbacks:
+            self._call(callback, "on_log", step, metrics)
 
     def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_evaluate", step, metrics, is_best)
+        for callback in self.callbacks:
+            self._call(callback, "on_evaluate", step, metrics, is_best)
 
     def on_sample(self, step: int, text: str) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_sample", step, text)
+        for callback in self.callbacks:
+            self._call(callback, "on_sample", step, text)
 
     def on_record(self, record: dict[str, float]) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_record", dict(record))
+        for callback in self.callbacks:
+            self._call(callback, "on_record", dict(record))
 
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_checkpoint", step, path, reason)
+        for callback in self.callbacks:
+            self._call(callback, "on_checkpoint", step, path, reason)
 
     def on_message(self, text: str) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_message", text)
+        for callback in self.callbacks:
+            self._call(callback, "on_message", text)
 
     def on_end(self, outcome: Outcome) -> None:
-        for one in self.callbacks:
-            self._call(one, "on_end", outcome)
+        for callback in self.callbacks:
+            self._call(callback, "on_end", outcome)
 
     def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for one in self.callbacks:
-            found |= self._call(one, "state_dict") or {}
-        return found
+        states: dict[str, Any] = {}
+        for callback in self.callbacks:
+            states |= self._call(callback, "state_dict") or {}
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for one in self.callbacks:
-            self._call(one, "load_state_dict", state)
+        for callback in self.callbacks:
+            self._call(callback, "load_state_dict", state)
 
-    def _call(self, one: Callback, event: str, *arguments: Any, passed_on: type[Exception] | tuple[()] = ()) -> Any:
-        """What the callback's method returns; None if it raised."""
+    def _call(self, callback: Callback, event: str, *arguments: Any, reraise: type[Exception] | tuple[()] = ()) -> Any:
+        """The result of a callback's method; None if it raised."""
         try:
-            return getattr(one, event)(*arguments)
-        except passed_on:
+            return getattr(callback, event)(*arguments)
+        except reraise:
             raise
         except Exception as error:
-            if id(one) not in self._failed:
-                self._failed.add(id(one))
+            if id(callback) not in self._failed:
+                self._failed.add(id(callback))
                 what = one_line(f"{type(error).__name__}: {error}")
-                self.on_message(f"{type(one).__name__} failed in {event} ({what}); training goes on")
+                self.on_message(f"{type(callback).__name__} failed in {event} ({what}); training continues")
             return None
 
 
 Axis = Literal["step", "tokens", "flops", "seconds"]
-"""One of the four that every record carries."""
+"""The possible x-axes of a curve; every record has all four."""

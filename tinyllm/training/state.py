@@ -1,4 +1,4 @@
-"""Everything about a run that changes while it trains, in one place, and how it goes to disk and back."""
+"""The training state: everything that changes while a run trains, and its form in checkpoints."""
 
 import random
 from dataclasses import dataclass, field
@@ -17,39 +17,44 @@ from tinyllm.training.distributed.strategy import Strategy
 
 @dataclass(kw_only=True)
 class TrainState:
-    """The mutable state of a run."""
+    """The mutable state of a run.
+
+    A checkpoint is this state, so that a resumed run continues bit for bit: whatever a step reads and changes belongs
+    here or follows from seed and step.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     average: Average = field(default_factory=Average)
-    """Of the weights, for evaluation and samples."""
+    """Averaged weights (EMA), for evaluation and samples."""
     strategy: Strategy = field(default_factory=Strategy)
-    """What this process has of it all."""
+    """Which part of the state this process holds and writes."""
     step: int = 0
-    """Finished optimizer steps."""
+    """Finished optimizer steps, skipped ones included."""
     tokens: int = 0
     sequences: int = 0
-    """Training sequences consumed: where the sampler stands."""
+    """Training sequences consumed: the position in the sampler's order."""
     flops: int = 0
     seconds: float = 0.0
     best_loss: float | None = None
+    """Best value of the metric that the objective selects by; ``val/loss`` for next-token prediction."""
     best_step: int | None = None
     skipped: int = 0
-    """Steps skipped in a row for a value that was not finite."""
+    """Latest steps in a row that were skipped because of NaN or infinity."""
     window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0.0})
-    """Sum of the losses since the last record, so that a resume in between changes no record."""
+    """Sum of the training loss since the last log record. Saved, so that a resume in between changes no record."""
     owed: dict[str, float] | None = None
-    """The record of the step as far as it goes, when a signal broke its evaluation off; None: nothing is owed."""
+    """Metrics of the step so far, if a signal interrupted its evaluation, which a resumed run then makes up for."""
 
     COUNTERS = ("step", "tokens", "sequences", "flops", "seconds", "best_loss", "best_step", "skipped")
 
     def weights(self) -> dict[str, Tensor]:
-        """Those of the model's tensors that this rank writes, whole; every rank has to call it."""
+        """The full tensors of the model that this rank writes; all ranks must call it."""
         return self.strategy.part(self.model.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and whole tensors that this rank writes beside the weights; every rank has to call it."""
+        """What this rank writes besides the weights: plain containers and full tensors; all ranks must call it."""
         average = self.average.state_dict()
         shadow = {"shadow": self.strategy.part(average["shadow"])} if "shadow" in average else {}
         return {
@@ -66,13 +71,14 @@ class TrainState:
         """Continue from :meth:`state_dict`.
 
         Args:
-            state: its fields are as :mod:`tinyllm.runs.state_schema` has them.
-            file: where it comes from, for messages.
+            state: has passed the checks of :mod:`tinyllm.runs.state_schema`.
+            file: its origin, for error messages.
 
         Raises:
-            UserError: the optimizer's state or the average is of other parameters.
+            UserError: optimizer state or average do not fit the parameters.
         """
-        # A step that fp16's scaler skips is not counted in ``skipped``, and leaves the optimizer as it was too.
+        # An optimizer without state is normal if every step was skipped. Steps that fp16's scaler skips are not counted
+        # in ``skipped``, hence the exception for runs with a scaler.
         if not state["optimizer"] and state["skipped"] < state["step"] and not state["scaler"]:
             raise damaged(file, "optimizer is {}", f"that of {state['step']} steps")
         self._check_average(state.get("average", {}), file)
@@ -81,82 +87,90 @@ class TrainState:
         self.window = dict(state["window"])
         self.owed = state.get("owed")
         load_optimizer_state(self.optimizer, state["optimizer"], self.strategy, file=file)
-        if state["scaler"]:  # else the run had another precision until now
+        if state["scaler"]:  # empty if the run was not in fp16 until now
             self.scaler.load_state_dict(state["scaler"])
         self.average.load_state_dict(state.get("average", {}))
-        saved = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]  # once there was rank 0 only
-        if self.strategy.rank < len(saved):  # a rank more than there were keeps its own: each step seeds anew
+        # Early checkpoints hold the state of rank 0 alone. Ranks beyond those of the checkpoint keep their own state,
+        # which changes nothing: every step seeds the generators.
+        saved = state["rng"] if isinstance(state["rng"], list) else [state["rng"]]
+        if self.strategy.rank < len(saved):
             set_rng_state(saved[self.strategy.rank])
 
     def _check_average(self, average: dict[str, Any], file: object) -> None:
-        """Refuse averaged weights that are not those of the model's parameters."""
-        shadow = average.get("shadow", {})
-        wanted = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
-        found = {name: tuple(one.shape) for name, one in shadow.items()}
-        if found and found != wanted:
-            name = next(one for one in [*wanted, *found] if wanted.get(one) != found.get(one))
-            raise damaged(file, f"average of {name} is {found.get(name, 'missing')}", f"{wanted.get(name, 'absent')}")
+        """Refuse averaged weights whose names or shapes are not those of the parameters."""
+        expected = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        saved = {name: tuple(tensor.shape) for name, tensor in average.get("shadow", {}).items()}
+        if saved and saved != expected:
+            name = next(name for name in [*expected, *saved] if expected.get(name) != saved.get(name))
+            raise damaged(file, f"average of {name} is {saved.get(name, 'missing')}", f"{expected.get(name, 'absent')}")
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dict[str, dict[str, Any]]:
-    """The optimizer's state by parameter name, of those that this rank writes; hyper-parameters are configuration."""
+    """Optimizer state by parameter name, of the parameters that this rank writes.
+
+    Hyper-parameters are left out: they are configuration.
+    """
     names = {
         id(p): name for group in optimizer.param_groups for name, p in zip(group["names"], group["params"], strict=True)
     }
-    found = {}
+    states = {}
     for parameter, values in optimizer.state.items():
         name = names[id(parameter)]
-        whole = {key: strategy.full_tensor(one) if isinstance(one, Tensor) else one for key, one in values.items()}
+        full = {
+            key: strategy.full_tensor(value) if isinstance(value, Tensor) else value for key, value in values.items()
+        }
         if strategy.owns(name):
-            found[name] = whole
-    return found
+            states[name] = full
+    return states
 
 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, saved: dict[str, dict[str, Any]], strategy: Strategy, *, file: object = None
 ) -> None:
-    """Give each parameter the state that was saved under its name, or its part of it; ``saved`` is used up.
+    """Give each parameter this rank's part of the state saved under its name; empties ``saved``.
 
     Raises:
         UserError: a name or shape does not match.
     """
-    known = {
+    parameters = {
         name: (group, p)
         for group in optimizer.param_groups
         for name, p in zip(group["names"], group["params"], strict=True)
     }
-    strange = sorted(set(saved) ^ set(known)) if saved else []
-    if strange:
-        hint = f"{strange[0]}; init_from starts from the weights alone"
+    mismatched = sorted(set(saved) ^ set(parameters)) if saved else []
+    if mismatched:
+        hint = f"{mismatched[0]}; init_from starts from the weights alone"
         raise UserError("optimizer state of other parameters", file=file, hint=hint)
     for name in list(saved):
-        (group, parameter), values = known[name], saved.pop(name)  # one by one, so that nothing is there twice
+        (group, parameter), values = parameters[name], saved.pop(name)  # popped, so that no state is in memory twice
         check_entries(name, values, state_shapes(optimizer, group, parameter, values), parameter, file=file)
-        moved = {}
-        for key, value in values.items():
-            moved[key] = strategy.like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
-        optimizer.state[parameter] = moved
+        optimizer.state[parameter] = {
+            key: strategy.like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
+            for key, value in values.items()
+        }
 
 
-def check_entries(name: str, values: dict[str, Any], wanted: Shapes | None, parameter: Tensor, *, file: object) -> None:
-    """Refuse what is no state of a parameter.
+def check_entries(
+    name: str, values: dict[str, Any], expected: Shapes | None, parameter: Tensor, *, file: object
+) -> None:
+    """Refuse values that cannot be the optimizer state of a parameter.
 
     Args:
-        wanted: the shape of each entry; None: unknown, then only tensors of the wrong shape are refused.
+        expected: shape of each entry; None for an optimizer we do not know, of which only matrices are checked.
 
     Raises:
-        UserError: an entry is missing, too many, or of another shape.
+        UserError: an entry is missing, unexpected, or of another shape.
     """
-    found = {key: tuple(value.shape) if isinstance(value, Tensor) else () for key, value in values.items()}
-    if wanted is None:  # moments have the parameter's shape, and vectors of another length may stand beside them
+    shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else () for key, value in values.items()}
+    if expected is None:  # moments have the parameter's shape; scalars and vectors may have any
         shape = tuple(parameter.shape)
-        wanted = {key: shape if len(one) > 1 else one for key, one in found.items()}
-    for key in [*wanted, *found]:
-        if found.get(key) != wanted.get(key):
-            what = f"{key} of {name} is {found.get(key, 'missing')}"
-            raise damaged(file, what, f"{wanted.get(key, 'absent')}")
+        expected = {key: shape if len(saved) > 1 else saved for key, saved in shapes.items()}
+    for key in [*expected, *shapes]:
+        if shapes.get(key) != expected.get(key):
+            what = f"{key} of {name} is {shapes.get(key, 'missing')}"
+            raise damaged(file, what, f"{expected.get(key, 'absent')}")
     steps = values.get("step")
-    if "step" in wanted and (steps is None or not 0 < float(steps) < float("inf")):
+    if "step" in expected and (steps is None or not 0 < float(steps) < float("inf")):
         raise damaged(file, f"step of {name} is {steps}", "above 0")
 
 
@@ -179,7 +193,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Put every global random generator where :func:`rng_state` found it."""
+    """Restore every global random generator from :func:`rng_state`."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""Training time without its pauses."""
+"""Stopwatch: training time with and without pauses."""
 
 import time
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Seconds of training, with evaluation, sampling and saving taken out for the speed.
+    """Measures a run's wall time, and its training time without evaluation, sampling and saving.
 
     Args:
-        before: seconds the run had taken before this process.
+        before: seconds that the run took before this start.
     """
 
     def __init__(self, before: float) -> None:
@@ -19,17 +19,17 @@ class Stopwatch:
 
     @property
     def seconds(self) -> float:
-        """Wall seconds of the run so far, everything included."""
-        return self._before + self.of_this_start
+        """Wall time of the run so far, pauses included."""
+        return self._before + self.since_start
 
     @property
-    def of_this_start(self) -> float:
-        """Wall seconds since this process began to train."""
+    def since_start(self) -> float:
+        """Wall time of this start so far, pauses included."""
         return max(0.0, time.perf_counter() - self._start)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Take the block out of the speed."""
+        """Exclude the block from the laps."""
         begin = time.perf_counter()
         try:
             yield
@@ -37,7 +37,7 @@ class Stopwatch:
             self._paused += time.perf_counter() - begin
 
     def lap(self) -> float:
-        """Seconds of training since the last lap, pauses excluded; not above 0 when the clock stood still."""
+        """Seconds since the last lap, pauses excluded; may be 0 if the clock did not advance."""
         now = time.perf_counter()
         lap = now - self._mark - self._paused
         self._mark, self._paused = now, 0.0

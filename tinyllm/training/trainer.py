@@ -38,7 +38,7 @@ LESS_MEMORY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the loop needs to know; the names are those of ``trainer.*``."""
+    """Settings of the loop, named as in ``trainer.*``; ``nonfinite_*`` are those of ``trainer.nonfinite``."""
 
     seed: int
     max_steps: int
@@ -90,13 +90,13 @@ class Trainer:
         self.flops_per_token = cache(self.model.flops_per_token)
         self.logged = self.state.tokens, self.state.flops
         """Tokens and FLOPs at the last log line."""
-        self.began_at = self.state.step
+        self.start_step = self.state.step
         self.last_metrics: dict[str, float] = {}
         self.rank_status = RankStatus()
 
     def fit(self) -> Outcome:
-        """Train to the horizon, or until something asks to stop; the last step is evaluated and saved."""
-        state, every = self.state, self.settings
+        """Train to the horizon or until a limit or a signal stops the run; evaluate and save the last step."""
+        state, settings = self.state, self.settings
         watch = Stopwatch(before=state.seconds)
         batches = self.batches()
         self.objective.train()
@@ -105,7 +105,7 @@ class Trainer:
         with watch.paused():
             self.prepare()
         reason = self.reason_to_stop(watch)
-        if state.owed is not None:
+        if state.owed is not None:  # the run was interrupted in the evaluation of its last step
             with watch.paused():
                 reason = self.after_step(dict(state.owed), watch, reason)
         while not reason:
@@ -117,40 +117,40 @@ class Trainer:
                 step_metrics = self.train_step(batches)
             reason = self.reason_to_stop(watch)
             record: dict[str, float] = {}
-            if is_due(every.log_every, state.step) or state.step == every.max_steps:
+            if is_due(settings.log_every, state.step) or state.step == settings.max_steps:
                 record |= self.summarise(step_metrics, watch)
                 self.events.on_log(state.step, dict(record))
             with watch.paused():
                 reason = self.after_step(record, watch, reason)
                 self.profiler.step()
-        finished = state.step >= every.max_steps and state.owed is None
+        finished = state.step >= settings.max_steps and state.owed is None
         return self.outcome("finished" if finished else "interrupted", self.last_metrics, "" if finished else reason)
 
     def after_step(self, record: dict[str, float], watch: Stopwatch, reason: str) -> str:
-        """Evaluate, sample, record and save what is due after a step.
+        """Evaluate, sample, log and save as far as each is due after a step.
 
-        A signal breaks an evaluation or a sample off, and the step is saved at once. An evaluation is owed then: the
-        resumed run begins with it, so that nothing differs from a run that was not interrupted.
+        A signal interrupts an evaluation or a sample, and the step is saved at once. A resumed run then starts with
+        the interrupted evaluation (``state.owed``), so that its metrics are those of an uninterrupted run.
 
         Args:
-            record: what is known of the step so far.
-            reason: why to stop after it; "" to go on.
+            record: the metrics of the step so far.
+            reason: why to stop after this step; "" to continue.
 
         Returns:
-            The reason to stop now.
+            Why to stop now; "" to continue.
         """
-        state, every = self.state, self.settings
-        ends, best, state.owed = state.step == every.max_steps, False, None
-        if is_due(every.eval_every, state.step) or (every.eval_every and ends):
+        state, settings = self.state, self.settings
+        is_last, best, state.owed = state.step == settings.max_steps, False, None
+        if is_due(settings.eval_every, state.step) or (settings.eval_every and is_last):
             try:
                 with memory_for(f"the evaluation after step {state.step}", hint="lower trainer.batch_size"):
                     evaluated = self.evaluate(self.stop_requested)
                 record |= evaluated
-                best = self.is_best(evaluated[self.objective.selects])
+                best = self.update_best(evaluated[self.objective.selects])
                 self.events.on_evaluate(state.step, evaluated, best)
             except Interrupted:
                 state.owed, reason = dict(record), Signals(self.rank_status.signal).name
-        if is_due(every.sample_every, state.step) and state.owed is None:
+        if is_due(settings.sample_every, state.step) and state.owed is None:
             try:
                 with memory_for(f"the sample after step {state.step}", hint="lower trainer.sample_tokens"):
                     text = self.sample(state.step, self.stop_requested)
@@ -162,15 +162,15 @@ class Trainer:
             self.last_metrics |= record
             self.log.write(line := self.axes() | record)
             self.events.on_record(line)
-        why = "best" if best else "last" if ends and state.owed is None else reason
-        if why or is_due(every.checkpoint_every, state.step) or self.checkpoints.overdue:
-            self.checkpoints.save(best=best, why=why or "periodic", leaving=bool(reason))
+        cause = "best" if best else "last" if is_last and state.owed is None else reason
+        if cause or is_due(settings.checkpoint_every, state.step) or self.checkpoints.overdue:
+            self.checkpoints.save(best=best, cause=cause or "periodic", is_final=bool(reason))
         else:
             self.checkpoints.finish_if_written(all_written=self.rank_status.all_written)
         return reason
 
     def stop_requested(self) -> bool:
-        """Whether a signal has asked a rank to stop; every rank has to call it."""
+        """Whether any rank has received a signal to stop; all ranks must call it."""
         signals = [int(row[0]) for row in self.strategy.gather([float(self.stop.signal or 0)])]
         self.rank_status = replace(self.rank_status, signal=next(filter(None, signals), 0))
         return bool(self.rank_status.signal)
@@ -212,7 +212,7 @@ class Trainer:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)
         scalars = {"train/grad_norm": norm, **dict(zip(names, means, strict=True)), **step_load.metrics()}
-        metrics = dict(zip(scalars, read(list(scalars.values())), strict=True))  # the step's one synchronisation
+        metrics = dict(zip(scalars, to_floats(list(scalars.values())), strict=True))  # the step's one synchronisation
         metrics |= self.exchange_status({name: metrics[name] for name in names})
         train_loss = metrics.pop(TRAIN_LOSS)
         if all(map(math.isfinite, [train_loss, *metrics.values()])):
@@ -247,26 +247,27 @@ class Trainer:
         return {name: sum(row[i] for row in rows) for i, name in enumerate(metrics)}
 
     def skip_or_stop(self, loss: float, norm: float) -> None:
-        """A loss or gradient that is not finite: leave weights and optimizer as they are, or stop.
+        """Handle a NaN or infinite loss or gradient: skip the step, which leaves weights and optimizer alone, or stop.
 
         Raises:
-            UserError: ``nonfinite.action=stop``, or too many in a row.
+            UserError: ``nonfinite.action=stop``, or as many skipped steps in a row as ``nonfinite.patience``.
         """
         state, scale = self.state, self.state.scaler.get_scale()
         state.scaler.update()
-        # fp16 finds its loss scale by gradients that overflow: no fault, unless the loss is none or no scale helps
+        # Overflowing gradients are how fp16 finds its loss scale. They count as a fault only if the loss itself is not
+        # finite, or if the scale cannot go any lower.
         overflow = math.isfinite(loss) and 1 < scale != state.scaler.get_scale()
         state.skipped += 0 if overflow else 1
-        who = ", ".join(f"rank {rank}" for rank in self.rank_status.not_finite if self.strategy.world_size > 1)
+        ranks = ", ".join(f"rank {rank}" for rank in self.rank_status.not_finite if self.strategy.world_size > 1)
         sequences = f"sequences {state.sequences} to {state.sequences + self.batch_plan.sequences - 1}"
-        what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({who and who + ', '}{sequences})"
+        what = f"step {state.step + 1}: loss {loss:g}, gradient norm {norm:g} ({ranks and ranks + ', '}{sequences})"
         scaled = f", loss scale {scale:g} → {state.scaler.get_scale():g}" if state.scaler.is_enabled() else ""
         self.events.on_message(f"{what}: step skipped, weights untouched{scaled}")
         stop = self.settings.nonfinite_action == "stop"
         if overflow or not (stop or state.skipped >= self.settings.nonfinite_patience):
             return
         taken = state.step + 1 - state.skipped
-        self.checkpoints.give_up(taken=taken)
+        self.checkpoints.finish_trusted(taken=taken)
         raise UserError(
             f"not finite at {what}" if stop else f"not finite for {state.skipped} steps in a row, last at {what}",
             key=f"trainer.nonfinite.{'action' if stop else 'patience'}",
@@ -275,7 +276,7 @@ class Trainer:
         )
 
     def summarise(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
-        """The record of the steps since the last one."""
+        """The log record of the steps since the last one."""
         state, window = self.state, self.state.window
         tokens, flops = state.tokens - self.logged[0], state.flops - self.logged[1]
         seconds = watch.lap()
@@ -294,8 +295,11 @@ class Trainer:
         self.logged = state.tokens, state.flops
         return metrics
 
-    def is_best(self, value: float) -> bool:
-        """Whether the metric that the objective selects by is the best so far; NaN and infinity never are."""
+    def update_best(self, value: float) -> bool:
+        """Whether ``value`` of the selecting metric is the best so far, in which case it is noted with its step.
+
+        NaN and infinity never are.
+        """
         state, sign = self.state, 1 if self.objective.lower_is_better else -1
         if not math.isfinite(value) or (state.best_loss is not None and sign * value >= sign * state.best_loss):
             return False
@@ -303,7 +307,7 @@ class Trainer:
         return True
 
     def reason_to_stop(self, watch: Stopwatch) -> str:
-        """Why to leave the loop after this step; "" to go on."""
+        """Why to stop after this step; "" to continue."""
         state, settings = self.state, self.settings
         if state.step >= settings.max_steps:
             return "horizon"
@@ -313,19 +317,19 @@ class Trainer:
             return Signals(self.rank_status.signal).name
         if settings.stop_after_steps is not None and state.step >= settings.stop_after_steps:
             return "stop_after_steps"
-        if settings.max_minutes is not None and state.step > self.began_at:  # every start takes a step at least
-            over = [float(watch.of_this_start >= 60 * settings.max_minutes)]
-            if self.strategy.gather(over)[0][0]:  # clocks differ: rank 0's decides
+        if settings.max_minutes is not None and state.step > self.start_step:  # at least one step per start
+            over = [float(watch.since_start >= 60 * settings.max_minutes)]
+            if self.strategy.gather(over)[0][0]:  # clocks differ, so that of rank 0 decides
                 return "max_minutes"
         return ""
 
     def axes(self) -> dict[str, float]:
-        """The x-axes that every record carries."""
+        """The possible x-axes of a curve, part of every record."""
         state = self.state
         return {"step": state.step, "tokens": state.tokens, "flops": state.flops, "seconds": round(state.seconds, 3)}
 
     def outcome(self, status: str, metrics: dict[str, float], reason: str) -> Outcome:
-        """How the run ended."""
+        """The outcome of the run."""
         state = self.state
         return Outcome(
             status=status,
@@ -337,34 +341,35 @@ class Trainer:
             best_step=state.best_step,
             best_val_loss=state.best_loss,
             reason=reason,
-            has_checkpoint=self.checkpoints.exist(),
+            has_checkpoint=self.checkpoints.any_saved(),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankStatus:
-    """What the ranks told each other at the end of a step."""
+    """Status of all ranks at the end of a step."""
 
     signal: int = 0
-    """Of the first rank that was told to stop; 0: none was."""
+    """Signal number that the first signalled rank received; 0: none."""
     all_written: bool = True
+    """No rank is still writing its part of a checkpoint."""
     not_finite: Sequence[int] = ()
-    """Ranks whose part of the loss is no finite number."""
+    """Ranks whose part of the loss is NaN or infinite."""
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether something that happens every so many steps happens after this one; 0 is never."""
+    """Whether something done every ``every`` steps is due after this one; 0: never."""
     return bool(every) and step % every == 0
 
 
-def read(scalars: list[Tensor]) -> list[float]:
-    """The values of scalars on one device, which is waited for once."""
+def to_floats(scalars: list[Tensor]) -> list[float]:
+    """The values of scalars on one device, in one transfer."""
     values: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
     return values
 
 
 def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Scale the gradients to a global norm of at most ``max_norm`` (0: leave them); returns the norm before."""
+    """Clip the gradients to a global norm of at most ``max_norm`` (0: no clipping); returns the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if max_norm > 0:
