@@ -1,4 +1,4 @@
-"""The life of an entry point: arguments in, a checked configuration to the task, an exit code out."""
+"""Run a program: read the command line, compose and check its configuration, end with an exit code."""
 
 import contextlib
 import os
@@ -15,16 +15,15 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import tinyllm
 from tinyllm.config import schema
 from tinyllm.config.cli.arguments import CommandLine, check_settings, read, sweep_overrides
+from tinyllm.config.cli.help import help_text
 from tinyllm.config.compose import checked
 from tinyllm.config.grammar import as_given, key_of
-from tinyllm.config.hydra_errors import explained
+from tinyllm.config.hydra_errors import explain
 from tinyllm.config.option_files import conf_dir
 from tinyllm.config.targets import Option, options_of
 from tinyllm.errors import RankError, UserError, about_path, one_line
@@ -36,55 +35,56 @@ from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import plain
 
 SIGNALLED = 128
-"""Exit codes above it say which signal ended a job."""
-OTHERS_WAIT_S = 15.0
-"""What is wrong with a command line, all ranks find; rank 0 tells it and the launcher then ends the others."""
-ERROR_FILE = "TINYLLM_ERROR_FILE"
-"""Environment variable: the file that gets the first line of what goes wrong, for whoever started this process."""
-ONE_LINE = "TINYLLM_ONE_LINE_ERRORS"
-"""Environment variable: it was not a person who set HYDRA_FULL_ERROR, but the program that started this one."""
-FILLED_IN = ("run.dir", "resume")
-"""Keys that a sweep gives to each of its jobs."""
+"""Exit codes above this are 128 plus the number of the signal that ended the process."""
 USER_ERROR = 2
-"""Exit code of a mistake in what was asked for; a crash exits with 1."""
+"""Exit code of a user's mistake; a crash exits with 1."""
+OTHERS_WAIT_S = 15.0
+"""All ranks find the same mistake. Rank 0 reports it; the others wait this long for the launcher to end them."""
+ERROR_FILE = "TINYLLM_ERROR_FILE"
+"""Environment variable: a file that receives the first error line, for the process that started this one."""
+ONE_LINE = "TINYLLM_ONE_LINE_ERRORS"
+"""Environment variable: HYDRA_FULL_ERROR was set by this program in a parent process, not by the user."""
+LESS_MEMORY = "use a smaller model, batch or context, or a machine with more"
+FILLED_IN = ("run.dir", "resume")
+"""Keys that a sweep sets for each of its jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """What a task gets besides its configuration."""
+    """How the program was called: what a task gets besides its configuration."""
 
     overrides: list[str] = field(default_factory=list)
-    """The settings as Hydra read them."""
+    """The settings, in Hydra's grammar."""
     allow: frozenset[Option] = frozenset()
-    """The options of ``--config-dir``, whose classes a configuration may name in their places."""
+    """The options of ``--config-dir``, whose classes the configuration may name."""
     json: bool = False
-    """``--json`` was given: standard output holds JSON only."""
+    """``--json`` was given: standard output holds nothing but JSON."""
     choices: dict[str, str] = field(default_factory=dict)
-    """The option chosen in each group."""
+    """The chosen option of each group."""
     config_dir: str | None = None
-    """The directory of ``--config-dir``, as given."""
+    """The directory of ``--config-dir``, as typed."""
     typed: frozenset[str] = frozenset()
-    """Keys and groups that this command line itself names, unlike those that a resumed run saved."""
+    """Keys and groups on this command line, without those that a resumed run saved."""
     arguments: list[str] = field(default_factory=list)
-    """The command line as it was typed."""
+    """The command line as typed, without ``--json``."""
     is_job: bool = False
-    """One job of a multirun."""
+    """This is one job of a multirun."""
     prepared: Any = None
     """What ``prepare`` found out about the command line; see :func:`run`."""
 
 
 Task = Callable[[DictConfig, Invocation], int]
-"""Does the program's work; its result is the exit code."""
+"""The work of a program; returns the exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Jobs:
-    """What a program does around the jobs of a multirun."""
+    """How a program runs the jobs of a multirun."""
 
     run: Callable[[DictConfig, DictConfig, Callable[[], int]], float | None]
-    """Runs one: gets its configuration, Hydra's, and the work; returns what a search makes small."""
+    """Runs one job, given its configuration, Hydra's node and the work; returns the value that a search minimizes."""
     exit_code: Callable[[], int]
-    """Of the multirun that ended in this process."""
+    """The exit code of the multirun, once it has ended in this process."""
 
 
 @remembering_interrupts()
@@ -97,175 +97,190 @@ def run(
     several: bool = False,
     ends_with_reader: bool = False,
 ) -> None:
-    """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line; ends the process.
+    """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line, then exit.
 
-    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). Errors that a person
-    can mend are one line on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` adds
-    the traceback.
+    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). A user's mistake is one line
+    on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` adds the traceback.
 
     Args:
         program: name of the root file.
-        task: called once, in a multirun once per job.
-        prepare: gives the settings for Hydra, e.g. those of a run to resume before the command line's, and what the
-            task gets as ``Invocation.prepared``.
-        jobs: what the jobs of a multirun are given; None: they run like any other, and their errors are counted.
-        several: a key may have several values without a multirun; ``prepare`` makes one of them.
-        ends_with_reader: the program is of no use once nobody reads its standard output.
+        task: called once; in a multirun, once per job.
+        prepare: returns the settings for Hydra, e.g. those of a run to resume before those of the command line, and
+            a value that the task gets as ``Invocation.prepared``.
+        jobs: how to run the jobs of a multirun; None: like a single run, and failures are counted.
+        several: a key may have several values without ``-m``; ``prepare`` has to turn them into one.
+        ends_with_reader: end when the reader of standard output leaves.
     """
     prepare_streams(ends_with_reader=ends_with_reader)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):
-        from tinyllm.config.cli.help import help_text
-
         print(help_text(program), flush=True)
         sys.exit(0)
     if "--version" in arguments:
         print(f"tinyllm {tinyllm.__version__}")
         sys.exit(0)
     debug = _wants_tracebacks(arguments)
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves the reporting of errors to us
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     if not debug:
         os.environ[ONE_LINE] = "1"
-    results: list[int] = []
-    try:
-        debug = debug or log_level() == "DEBUG"
-        arguments, as_json = _without(arguments, "--json")
+    start = _Start(program=program, task=task, jobs=jobs, debug=debug)
+    code = _guarded(partial(start.run, arguments, prepare, several), debug)
+    if len(start.codes) > 1:
+        failed = [str(index) for index, job_code in enumerate(start.codes) if job_code]
+        print(f"{len(start.codes)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    sys.stdout.flush()
+    sys.exit(next(filter(None, [*start.codes, code]), 0))
+
+
+@dataclass(kw_only=True)
+class _Start:
+    """One start of a program. Hydra calls :meth:`job` once, or once per job of a multirun, and keeps no result."""
+
+    program: str
+    task: Task
+    jobs: Jobs | None
+    debug: bool
+    settings: list[str] = field(default_factory=list)
+    invocation: Invocation = field(default_factory=Invocation)
+    codes: list[int] = field(default_factory=list)
+    """Exit codes of the jobs that ran in this process without ``jobs``."""
+
+    def run(
+        self,
+        arguments: list[str],
+        prepare: Callable[[CommandLine], tuple[list[str], Any]] | None,
+        several: bool,
+    ) -> int:
+        """Read the command line and let Hydra run the job or jobs.
+
+        Raises:
+            UserError: the command line or a configuration is wrong.
+        """
+        log_level()  # a wrong LOG_LEVEL is reported before anything else
+        as_json = "--json" in arguments
+        arguments = [argument for argument in arguments if argument != "--json"]
         line = read(arguments, several=several)
         if line.multirun and started_processes() > 1:
-            hint = "start the multirun itself, without torchrun, or one job"
+            hint = "start the multirun without torchrun, or a single job with it"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
         settings, prepared = prepare(line) if prepare else (line.settings, None)
-        if line.multirun and jobs is not None:
+        if line.multirun and self.jobs is not None:
             sweep_overrides(settings)  # refuses the keys that each job is given
         if line.multirun:
             for name in OF_ONE_RUN:
                 os.environ.pop(name, None)  # each job is a run of its own
         _refuse_untyped(settings, line.settings)
         check_settings(settings, several=line.multirun, directories=filter(None, [line.config_dir]))
-        if line.multirun and jobs is None:  # what trains has sweepers of its own, which other programs inherit
+        if line.multirun and self.jobs is None:
+            # conf/train.yaml chooses a sweeper that trains; programs whose root file includes it do not want that one
             settings = [*settings, "hydra/sweeper=basic"]
-        sys.argv = [sys.argv[0], *line.flags, *settings]
-        known = Invocation(
-            allow=_allowed(line.config_dir),
+        self.settings = settings
+        self.invocation = Invocation(
+            allow=_options_in(line.config_dir),
             json=as_json,
             config_dir=line.config_dir,
             typed=frozenset(map(key_of, line.settings)),
             arguments=arguments,
             prepared=prepared,
         )
-
-        def job(cfg: DictConfig) -> float | None:
-            if jobs is not None and _is_job():
-                return jobs.run(cfg, _hydra(), lambda: _guarded(lambda: _job(cfg, program, task, known), debug))
-            if results and results[-1] > SIGNALLED:  # whoever stops a job means the sweep
-                results.append(results[-1])
-                return None
-            code = _guarded(lambda: _job(cfg, program, task, known), debug)
-            results.append(code)
-            if code and line.multirun:
-                print(
-                    f"in job {len(results) - 1}: {' '.join(as_given(HydraConfig.get().overrides.task))}",
-                    file=sys.stderr,
-                )
-            return None
-
-        def compose_and_run() -> int:
-            hydra.main(config_path=str(conf_dir()), config_name=program, version_base="1.3")(job)()
-            return jobs.exit_code() if jobs is not None and line.multirun else 0
-
         schema.register()
-        results.append(_guarded(compose_and_run, debug))
-    except Exception as error:
-        results.append(_guarded(partial(_raise, error), debug))
-    codes = results[:-1]
-    if len(codes) > 1:
-        failed = [str(index) for index, code in enumerate(codes) if code]
-        print(f"{len(codes)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
-    sys.stdout.flush()
-    sys.exit(next((code for code in results if code), 0))
+        sys.argv = [sys.argv[0], *line.flags, *settings]  # hydra.main has no other way in
+        with explain(settings):
+            hydra.main(config_path=str(conf_dir()), config_name=self.program, version_base="1.3")(self.job)()
+        return self.jobs.exit_code() if self.jobs is not None and line.multirun else 0
+
+    def job(self, cfg: DictConfig) -> float | None:
+        """Hydra's task function."""
+        if self.jobs is not None and _is_job():
+            return self.jobs.run(cfg, _hydra_node(), partial(_guarded, partial(self._work, cfg), self.debug))
+        if self.codes and self.codes[-1] > SIGNALLED:  # a signal to one job is meant for all of them
+            self.codes.append(self.codes[-1])
+            return None
+        code = _guarded(partial(self._work, cfg), self.debug)
+        self.codes.append(code)
+        if code and _is_job():
+            print(f"in job {len(self.codes) - 1}: {' '.join(as_given(_hydra_node().overrides.task))}", file=sys.stderr)
+        return None
+
+    def _work(self, cfg: DictConfig) -> int:
+        """Check the configuration, then run the task."""
+        hydra_node, is_job = _hydra_node(), _is_job()
+        choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
+        overrides = as_given(hydra_node.overrides.task)
+        invocation = replace(self.invocation, overrides=overrides, choices=choices, is_job=is_job)
+        filled = FILLED_IN if is_job else ()
+        with explain(self.settings):
+            cfg = checked(cfg, hydra_node, self.program, allow=invocation.allow, typed=invocation.typed, filled=filled)
+            return self.task(cfg, invocation)
 
 
 def _wants_tracebacks(arguments: list[str]) -> bool:
-    """Whether errors are shown with their traceback."""
-    typed = [is_on(value) for key, _, value in (one.partition("=") for one in arguments) if key == "debug"]
-    asked = is_on(os.environ.get("HYDRA_FULL_ERROR")) and ONE_LINE not in os.environ
-    return asked or any(typed[-1:])
+    """Whether the user asked for tracebacks: ``debug=true``, ``HYDRA_FULL_ERROR=1`` or ``LOG_LEVEL=DEBUG``."""
+    debug_values = [value for key, _, value in (argument.partition("=") for argument in arguments) if key == "debug"]
+    from_hydra = is_on(os.environ.get("HYDRA_FULL_ERROR")) and ONE_LINE not in os.environ
+    from_level = False
+    with contextlib.suppress(UserError):
+        from_level = log_level() == "DEBUG"
+    return from_hydra or from_level or any(map(is_on, debug_values[-1:]))
 
 
-def _job(cfg: DictConfig, program: str, task: Task, known: Invocation) -> int:
-    """One job: the check, then the task."""
-    hydra_node = _hydra()
-    filled = FILLED_IN if _is_job() else ()
-    cfg = checked(cfg, hydra_node, program, allow=known.allow, typed=known.typed, filled=filled)
-    choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
-    overrides = as_given(hydra_node.overrides.task)
-    return task(cfg, replace(known, overrides=overrides, choices=choices, is_job=_is_job()))
-
-
-def _hydra() -> DictConfig:
+def _hydra_node() -> DictConfig:
     return cast(DictConfig, HydraConfig.get())
 
 
 def _is_job() -> bool:
-    """Whether Hydra runs a job of a multirun: only those have a number."""
-    return not OmegaConf.is_missing(_hydra().job, "num")
+    """Whether this is a job of a multirun; only those have a number."""
+    return not OmegaConf.is_missing(_hydra_node().job, "num")
 
 
 def _refuse_untyped(settings: Iterable[str], typed: Iterable[str]) -> None:
-    """Of Hydra itself nothing is set but what this command line says: Hydra builds what such a setting names.
+    """Hydra's own settings come from this command line only, since Hydra builds the classes that they name.
 
     Raises:
-        UserError: a setting came from elsewhere.
+        UserError: a file holds one.
     """
     known = set(map(key_of, typed))
-    for one in settings:
-        key = key_of(one)
+    for setting in settings:
+        key = key_of(setting)
         if "hydra" in re.split(r"[./@:]", key) and key not in known:
-            raise UserError("a setting of Hydra out of a file", file=one, hint="such a setting is typed")
+            raise UserError("a file must not change Hydra's own settings", file=setting, hint="type it if you want it")
 
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:
-    """The exit code of ``action``; its errors are reported, never passed on, so that a sweep goes on."""
+    """The exit code of ``action``. Its errors are reported instead of raised, so that a sweep continues."""
     try:
         return action()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
-        return _report(error, debug)
+    except UserError as error:
+        return _report(error, error, debug)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return SIGNALLED + signal.SIGINT
     except Exception as error:
         if is_out_of_memory(error):
-            return _report(
-                UserError("not enough memory", hint=f"{asked_for(error)}; use less, or more is needed"), debug
-            )
-        if refused := about_path(error):
-            return _report(refused, debug)
+            return _report(UserError("not enough memory", hint=f"{asked_for(error)}; {LESS_MEMORY}"), error, debug)
+        if path_error := about_path(error):
+            return _report(path_error, error, debug)
         if debug:
             traceback.print_exc()
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = one_line(f"{type(error).__name__}: {error}")
         where = f"{Path(place.filename).name}:{place.lineno}"
-        tell(f"error: {what} ({where}): not foreseen; HYDRA_FULL_ERROR=1 shows where it comes from")
+        tell(f"error: {what} ({where}): unexpected error; HYDRA_FULL_ERROR=1 prints the traceback")
         return 1
 
 
-def _raise(error: Exception) -> int:
-    raise error
-
-
-def _report(error: Exception, debug: bool) -> int:
-    """Print the line for a person; returns the exit code."""
+def _report(shown: UserError, error: Exception, debug: bool) -> int:
+    """Print the error line, after the traceback if that is wanted; returns the exit code."""
     if debug:
         traceback.print_exception(error)
-    shown = error if isinstance(error, UserError) else explained(error, sys.argv[1:])
-    if is_follower() and not isinstance(error, RankError):
+    if is_follower() and not isinstance(shown, RankError):
         time.sleep(OTHERS_WAIT_S)
     tell(f"error: {shown}")
     return USER_ERROR
 
 
 def tell(line: str) -> None:
-    """Print what went wrong; the first such line also goes to whoever started this process, if it wants it."""
+    """Print an error line; the first one also goes to the file that the parent process asked for."""
     line = plain(line)
     print(line, file=sys.stderr, flush=True)
     if file := os.environ.get(ERROR_FILE):
@@ -273,15 +288,10 @@ def tell(line: str) -> None:
             stream.write((line + "\n").encode("utf-8", "surrogateescape"))
 
 
-def _without(arguments: list[str], flag: str) -> tuple[list[str], bool]:
-    """The arguments without ``flag``, and whether it was there."""
-    return [one for one in arguments if one != flag], flag in arguments
-
-
-def _allowed(config_dir: str | None) -> frozenset[Option]:
-    """The options of a ``--config-dir``; their classes may lie in the current directory."""
+def _options_in(config_dir: str | None) -> frozenset[Option]:
+    """The options of ``--config-dir``; their classes may be modules in the current directory."""
     if config_dir is None:
         return frozenset()
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not look where it is called from
+        sys.path.insert(0, os.getcwd())  # a console script does not have it, unlike python -m
     return options_of(Path(config_dir))
