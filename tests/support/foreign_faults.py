@@ -120,8 +120,8 @@ ROWS = (
         " and files of a run or study",
         outcome="spelled out in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
         tests=(
-            "studies/report/test_foreign.py::test_control_characters_reach_no_medium",
-            "studies/report/test_foreign.py::test_no_cell_of_a_table_is_a_formula",
+            "studies/report/test_foreign.py::test_control_characters_are_spelled_out_everywhere",
+            "studies/report/test_foreign.py::test_no_csv_cell_is_a_formula",
             "programs/test_runs.py::test_nothing_of_a_run_commands_the_terminal",
         ),
     ),
@@ -133,8 +133,8 @@ ROWS = (
         tests=(
             "studies/compare/test_compare.py::test_a_directory_of_other_things_is_refused",
             "studies/report/test_foreign.py::test_files_that_no_report_wrote_are_left_alone",
-            "studies/report/test_foreign.py::test_a_list_of_somebody_else_removes_nothing_outside",
-            "studies/report/test_foreign.py::test_pictures_follow_no_link",
+            "studies/report/test_foreign.py::test_forged_listing_removes_no_other_files",
+            "studies/report/test_foreign.py::test_pictures_are_not_written_through_a_link",
         ),
     ),
     Row(

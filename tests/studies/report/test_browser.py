@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing is asked of a network, nothing is complained about, and what moves works."""
+"""The page in a real browser: no network requests, no console messages, working interaction."""
 
 import json
 import re
@@ -64,9 +64,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def opened(browser: str, page: Path, place: Path) -> tuple[str, list[str], list[str]]:
-    """The document when it is loaded, what the console says, and the addresses that the page asked for.
+    """The loaded document, the console messages, and the addresses that the page requested.
 
-    A browser asks for things of its own, too; their log entries name no origin.
+    The browser also makes requests of its own; their log entries name no origin.
     """
     log = place / f"{page.stem}.net.json"
     own = [f"--user-data-dir={place / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr", "--v=0"]
@@ -83,13 +83,13 @@ def opened(browser: str, page: Path, place: Path) -> tuple[str, list[str], list[
     return done.stdout, said, [event["url"] for event in asked]
 
 
-def test_the_page_opens_without_a_word_and_without_a_request(browser: str, page: Path, tmp_path: Path) -> None:
+def test_page_opens_without_messages_and_requests(browser: str, page: Path, tmp_path: Path) -> None:
     document, said, addresses = opened(browser, page, tmp_path)
     assert "</html>" in document and said == []
     assert addresses == []
 
 
-def test_a_page_that_errs_and_asks_is_found_out(browser: str, tmp_path: Path) -> None:
+def test_errors_and_requests_of_a_page_are_detected(browser: str, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<img src='http://127.0.0.1:9/x.png'><script>undefined.x</script>", encoding="utf-8")
     _, said, addresses = opened(browser, page, tmp_path)
@@ -97,8 +97,8 @@ def test_a_page_that_errs_and_asks_is_found_out(browser: str, tmp_path: Path) ->
     assert "http://127.0.0.1:9/x.png" in addresses
 
 
-def test_what_moves(browser: str, page: Path, tmp_path: Path) -> None:
-    """Readout, sorting, hiding an arm, choosing the axis: acted by a script that the policy would not let in."""
+def test_interaction(browser: str, page: Path, tmp_path: Path) -> None:
+    """Readout, sorting, hiding an arm and choosing the axis, driven by a script that the policy would block."""
     text = page.read_text(encoding="utf-8")
     acted = tmp_path / "acted.html"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
@@ -115,7 +115,7 @@ def test_what_moves(browser: str, page: Path, tmp_path: Path) -> None:
     assert (seen["axis"], seen["other"]) == ([True, False, False], [False, True, False])
 
 
-def test_a_script_that_was_put_in_is_not_run(browser: str, page: Path, tmp_path: Path) -> None:
+def test_injected_script_does_not_run(browser: str, page: Path, tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8").replace("</body>", "<script>document.title = 'taken'</script></body>")
     bad = tmp_path / "injected.html"
     bad.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Reports of studies from anywhere: their texts are shown and never obeyed, and nobody else's file is touched."""
+"""Reports of untrusted studies: texts are shown literally, and files that no report wrote are left alone."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ FORMULAS = ("=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(1)", " \t=1", "＝1", "-
 
 
 def everywhere(value: Any, text: str) -> Any:
-    """The same data with ``text`` at the end of every name and sentence in it."""
+    """The same data with ``text`` appended to every string in it."""
     if isinstance(value, str):
         return value + text
     if isinstance(value, dict):
@@ -39,7 +39,7 @@ def everywhere(value: Any, text: str) -> Any:
 
 
 def hostile() -> Study:
-    """Two arms with control characters in every text; where the program looks for a word, it stands there alone."""
+    """Two arms with control characters in every text except the words that the program interprets."""
     study = everywhere(made.study(arms=2, seeds=2), CONTROL)
     plain = made.study(arms=2, seeds=2)
     runs = [replace(run, status=one.status) for run, one in zip(study.runs, plain.runs, strict=True)]
@@ -47,7 +47,7 @@ def hostile() -> Study:
     return replace(study, runs=runs, **words)
 
 
-def test_control_characters_reach_no_medium(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_are_spelled_out_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_report(hostile(), tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".html", ".md", ".csv", ".svg", ".json"}
@@ -63,7 +63,7 @@ def test_control_characters_reach_no_medium(tmp_path: Path, capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("name", FORMULAS)
-def test_no_cell_of_a_table_is_a_formula(name: str) -> None:
+def test_no_csv_cell_is_a_formula(name: str) -> None:
     study = made.study(arms=2, seeds=2)
     names = {"gqa": name}
     arms = [replace(arm, name=names.get(arm.name, arm.name), settings=[name]) for arm in study.arms]
@@ -90,7 +90,7 @@ def test_files_that_no_report_wrote_are_left_alone(tmp_path: Path) -> None:
     assert (mine.read_text(encoding="utf-8"), (tmp_path / "report.md").read_text(encoding="utf-8")) == ("mine", "2")
 
 
-def test_a_list_of_somebody_else_removes_nothing_outside(tmp_path: Path) -> None:
+def test_forged_listing_removes_no_other_files(tmp_path: Path) -> None:
     outside, inside = tmp_path / "outside.txt", tmp_path / "study"
     outside.write_text("mine", encoding="utf-8")
     (inside / "runs").mkdir(parents=True)
@@ -104,11 +104,11 @@ def test_a_list_of_somebody_else_removes_nothing_outside(tmp_path: Path) -> None
     assert outside.exists() and (inside / "runs" / "run.json").exists()
 
 
-def test_pictures_follow_no_link(tmp_path: Path) -> None:
+def test_pictures_are_not_written_through_a_link(tmp_path: Path) -> None:
     elsewhere, study = tmp_path / "elsewhere", tmp_path / "study"
     elsewhere.mkdir()
     study.mkdir()
     (study / "figures").symlink_to(elsewhere)
-    with pytest.raises(UserError, match="would be written elsewhere"):
+    with pytest.raises(UserError, match="would be written through a symbolic link"):
         write_files(study, {"figures/a.svg": "1"})
     assert list(elsewhere.iterdir()) == []

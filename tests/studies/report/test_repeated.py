@@ -1,4 +1,4 @@
-"""The same study gives the same bytes, in another process, with another matplotlibrc, on any day."""
+"""The same study gives the same bytes: in another process, with another matplotlibrc, on any day."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_the_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_same_study_gives_the_same_bytes(tmp_path: Path) -> None:
     first, again, elsewhere = (tmp_path / name for name in ("first", "again", "elsewhere"))
     write_report(made.study(arms=2, seeds=2), first)
     write_report(made.study(arms=1), again)

@@ -1,4 +1,4 @@
-"""A report of a study with everything in it, odd names included: what it shows is what the study holds."""
+"""A report of a study with everything in it, hostile names included, shows exactly what the study holds."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ ERROR = "RuntimeError: <img src=x onerror=alert(2)>\x1b[31m | broken"
 
 
 def odd() -> Study:
-    """Four arms: the reference, one with a name of every special letter, a mixture, and one that never finished."""
+    """Four arms: the reference, one with special characters in its name, a mixture, and one that never finished."""
     study = made.study(arms=4)
     names = {"gqa": EVIL, "mqa": "mixture", "mla": "lost"}
     arms = [replace(arm, name=names.get(arm.name, arm.name)) for arm in study.arms]
@@ -45,7 +45,7 @@ STUDY = odd()
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of the report."""
+    """Directory of the report."""
     directory = tmp_path_factory.mktemp("study")
     write_report(STUDY, directory)
     return directory
@@ -56,7 +56,7 @@ def page(written: Path) -> read.Page:
     return read.Page((written / "report.html").read_text(encoding="utf-8"))
 
 
-def test_the_files(written: Path) -> None:
+def test_files_of_a_report(written: Path) -> None:
     names = {path.relative_to(written).as_posix() for path in written.rglob("*") if path.is_file()}
     tables = {f"{name}.csv" for name in ("arms", "runs", "differences", "curves", "tuning")}
     pictures = {"differences", "seeds", "curves_tokens", "curves_flops", "curves_seconds", "tuning_optimizer_lr"}
@@ -64,8 +64,8 @@ def test_the_files(written: Path) -> None:
     assert names == tables | {"report.html", "report.md", ".report.json"} | {f"figures/{name}.svg" for name in pictures}
 
 
-def test_the_page_needs_nothing_else(page: read.Page) -> None:
-    """No address of another file or machine, in attributes or style; the browser is told to allow none."""
+def test_page_is_self_contained(page: read.Page) -> None:
+    """No attribute or style refers to another file or host, and the content security policy allows none."""
     places = {"href", "xlink:href", "src", "srcset", "data", "poster", "action", "formaction", "background", "ping"}
     targets = [value for _, name, value in page.attributes if name in places]
     assert targets and all(target.startswith(("#", "data:,")) for target in targets)
@@ -79,7 +79,7 @@ def test_the_page_needs_nothing_else(page: read.Page) -> None:
     assert {target[1:] for target in targets if target.startswith("#")} <= set(ids)
 
 
-def test_names_and_errors_are_only_text(page: read.Page, written: Path) -> None:
+def test_names_and_errors_are_shown_as_text(page: read.Page, written: Path) -> None:
     assert page.tags.count("script") == 1 and "b" not in page.tags
     assert EVIL in page.shown and "Which one? <b>bold</b>" in page.shown
     assert "<img src=x onerror=alert(2)>\\x1b[31m | broken" in page.shown
@@ -89,7 +89,7 @@ def test_names_and_errors_are_only_text(page: read.Page, written: Path) -> None:
 
 
 def expected_arm(name: str) -> dict[str, str]:
-    """The row of the table of arms, worked out anew."""
+    """The row of the arms table, computed independently."""
     arm = next(arm for arm in STUDY.arms if arm.name == name)
     runs = [run for run in STUDY.runs if run.arm == name and run.status == "finished"]
     values = [run.value for run in runs if run.value is not None]
@@ -118,11 +118,11 @@ def expected_arm(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", ["mha", EVIL, "mixture", "lost"])
-def test_every_figure_of_the_arms_is_the_studys(page: read.Page, name: str) -> None:
+def test_every_number_of_the_arms_table_is_the_studys(page: read.Page, name: str) -> None:
     assert page.table("arms")[name] == expected_arm(name)
 
 
-def test_the_seeds_and_their_differences(page: read.Page) -> None:
+def test_seeds_and_their_differences(page: read.Page) -> None:
     values = {(run.arm, run.seed): run.value for run in STUDY.runs if run.value is not None}
     rows = page.table("seeds")
     for arm in STUDY.arms:
@@ -137,11 +137,11 @@ def test_the_seeds_and_their_differences(page: read.Page) -> None:
             assert text == shown
 
 
-def test_matching_tuning_probes_and_statistics(page: read.Page) -> None:
+def test_tables_of_matching_tuning_probes_and_statistics(page: read.Page) -> None:
     matched = page.table("matching")["mixture"]
     assert (matched["solved"], matched["parameters"], matched["mismatch"]) == ("ffn.d_ff=528", "1,044,096", "+0.05 %")
     tuned = page.table("tuning")
-    assert tuned["mha"]["at an edge of what was tried"] == "yes: optimizer.lr"
+    assert tuned["mha"]["at the edge of the tried range"] == "yes: optimizer.lr"
     assert (tuned["mixture"]["trials"], tuned["lost"]["trials"]) == ("2", "3")
     assert "did not have the same number of trials" in page.shown
     assert page.table("probes")["mha"] == {"recall": "98.0 %", "copying": "75.0 %"}
@@ -153,7 +153,7 @@ def test_matching_tuning_probes_and_statistics(page: read.Page) -> None:
     assert (row["p"], row["seeds needed"]) == (f"{one.p:.3f}", "9")
 
 
-def test_commands_versions_and_hashes_are_there(page: read.Page) -> None:
+def test_commands_versions_and_hashes_are_shown(page: read.Page) -> None:
     for run in STUDY.runs:
         assert run.command in page.shown and run.path in page.shown
         assert all(digest in page.shown for digest in run.sha256.values())
@@ -172,7 +172,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_the_curves_are_the_records_to_the_last_digit(written: Path) -> None:
+def test_curves_csv_holds_the_records_to_the_last_digit(written: Path) -> None:
     rows = rows_of(written / "curves.csv")
     records = [(run.arm, run.seed, record) for run in STUDY.runs for record in run.records]
     assert len(rows) == len(records)
@@ -181,7 +181,7 @@ def test_the_curves_are_the_records_to_the_last_digit(written: Path) -> None:
         assert {name: float(text) for name, text in row.items()} == record
 
 
-def test_the_other_tables_are_unrounded(written: Path) -> None:
+def test_other_csv_files_are_not_rounded(written: Path) -> None:
     for row, run in zip(rows_of(written / "runs.csv"), STUDY.runs, strict=True):
         expected = (run.arm, str(run.seed), run.status, plain(run.error))
         assert (row["arm"], row["seed"], row["status"], row["error"]) == expected
@@ -201,7 +201,7 @@ def test_the_other_tables_are_unrounded(written: Path) -> None:
         )  # fmt: skip
 
 
-def test_the_markdown_says_the_same(page: read.Page, written: Path) -> None:
+def test_markdown_shows_the_same_as_the_page(page: read.Page, written: Path) -> None:
     text = (written / "report.md").read_text(encoding="utf-8")
     pictures = re.findall(r"\]\((figures/[^)]+)\)", text)
     assert {f"figures/{path.name}" for path in (written / "figures").iterdir()} == set(pictures)
@@ -215,34 +215,34 @@ def test_the_markdown_says_the_same(page: read.Page, written: Path) -> None:
     assert prose != text and re.search(r"(?<!\\)<(?!/?(details|summary)>)", prose) is None
 
 
-def test_the_marks_stand_where_their_figures_are(written: Path) -> None:
-    """Of every picture with a title for each mark: one scale maps all figures to places."""
+def test_marks_are_at_the_positions_of_their_numbers(written: Path) -> None:
+    """In a picture with a tooltip per mark, one linear scale maps all numbers to positions."""
     for name in ("differences", "seeds"):
         found = read.points((written / "figures" / f"{name}.svg").read_text(encoding="utf-8"))
-        pairs = [(figure(title), x) for title, (x, _) in found.items()]
+        pairs = [(number(title), x) for title, (x, _) in found.items()]
         assert len(pairs) >= 7
         assert_linear(pairs, digits=1e-4)
     for name in ("curves_tokens", "pareto_flops"):
         found = read.points((written / "figures" / f"{name}.svg").read_text(encoding="utf-8"))
-        assert_linear([(figure(title), -y) for title, (_, y) in found.items()], digits=1e-4)
+        assert_linear([(number(title), -y) for title, (_, y) in found.items()], digits=1e-4)
 
 
-def figure(title: str) -> float:
-    """The first figure after the colon."""
+def number(title: str) -> float:
+    """The first number after the colon."""
     found = re.search(r": ([+−]?[\d.]+)", title)
     assert found is not None, title
     return float(found[1].replace("−", "-"))
 
 
 def assert_linear(pairs: list[tuple[float, float]], *, digits: float) -> None:
-    """All pairs lie on one rising line, within the digits that the figures are written with."""
+    """All pairs lie on one rising line, within the precision of the printed numbers."""
     (x0, y0), (x1, y1) = min(pairs), max(pairs)
     slope = (y1 - y0) / (x1 - x0)
     assert slope > 0
     assert [y - y0 for _, y in pairs] == pytest.approx([slope * (x - x0) for x, _ in pairs], abs=2 * slope * digits)
 
 
-def test_a_budget_of_minutes_shows_those_that_were_trained() -> None:
+def test_budget_of_minutes_shows_the_minutes_trained() -> None:
     table = tables.matching_table(replace(STUDY, budget="minutes"), summaries(STUDY))
     assert table.headings[-1] == "minutes trained" and tables.matching_table(STUDY, []).headings[-1] == "FLOPs per run"
     for row, arm in zip(table.rows, STUDY.arms, strict=True):

@@ -1,4 +1,4 @@
-"""The comparison as a run of wandb, beside the runs of its arms."""
+"""A comparison as a wandb run of its own, next to the runs of its arms."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ import pytest
 from tests.support import made_study as made
 from tests.support.wandb_file import WandbRun
 from tests.support.wandb_keys import KEYS
+from tinyllm.loggers.wandb import Wandb
 from tinyllm.studies.report import send, sending
 from tinyllm.studies.report.csv_files import arm_rows
 
@@ -16,36 +17,34 @@ LOGGER: dict[str, Any] = {"_target_": sending.TARGET, **KEYS}
 
 
 @pytest.fixture
-def never(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def start() -> None:
         raise OSError("no more processes")
 
     monkeypatch.setattr(sending, "start", start)
 
 
-def test_the_target_is_the_loggers(tmp_path: Path) -> None:
-    from tinyllm.loggers.wandb import Wandb
-
+def test_target_is_the_wandb_logger() -> None:
     assert f"{Wandb.__module__}.{Wandb.__qualname__}" == sending.TARGET
 
 
 @pytest.mark.parametrize(
     "logger", [{}, {"_target_": "tinyllm.loggers.tensorboard.TensorBoard"}, LOGGER | {"mode": "disabled"}]
 )
-def test_nothing_is_sent_where_wandb_is_not_asked_for(logger: dict[str, Any], never: None, tmp_path: Path) -> None:
+def test_nothing_is_sent_without_the_wandb_logger(logger: dict[str, Any], no_process: None, tmp_path: Path) -> None:
     said: list[str] = []
     send(made.study(arms=2), tmp_path, logger, say=said.append)
     assert said == []
 
 
-def test_a_wandb_that_does_not_start_is_told_and_no_more(never: None, tmp_path: Path) -> None:
+def test_wandb_that_does_not_start_is_reported(no_process: None, tmp_path: Path) -> None:
     said: list[str] = []
     send(made.study(arms=2), tmp_path, LOGGER, say=said.append)
     assert said == ["wandb cannot be started, so the comparison is not sent: no more processes"]
 
 
 @pytest.mark.slow
-def test_an_offline_run_holds_the_tables_and_the_page(tmp_path: Path) -> None:
+def test_offline_run_holds_the_tables_and_the_page(tmp_path: Path) -> None:
     study = made.study(arms=3)
     (tmp_path / "report.html").write_text("<p>the page ±</p>", encoding="utf-8")
     said: list[str] = []
@@ -67,7 +66,7 @@ def test_an_offline_run_holds_the_tables_and_the_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_page_that_is_not_there_does_not_fail_the_study(tmp_path: Path) -> None:
+def test_missing_page_does_not_fail_the_study(tmp_path: Path) -> None:
     said: list[str] = []
     send(made.study(arms=2), tmp_path, LOGGER | {"finish_timeout": 120.0}, say=said.append)
     assert any("FileNotFoundError" in text and text.endswith(sending.BACKUP) for text in said)

@@ -1,5 +1,7 @@
-"""The comparison in a terminal and in a pipe, and studies in which much is missing."""
+"""A comparison in a terminal and in a pipe, and studies with missing parts."""
 
+import io
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ def without_runs() -> Study:
 
 
 def bare() -> Study:
-    """As little as there can be: nothing tuned, probed, matched or measured, no versions, one seed, another metric."""
+    """The least a study can hold: nothing tuned, probed, matched or measured, no versions, one seed, another metric."""
     study = made.study(arms=3, seeds=1, metric="val/loss", match="none", match_by=[], provenance={}, notes=[])
     arms = [
         replace(arm, mismatch=None, solved={}, tuned={}, trials=[], probes={}, decode_tokens_per_s=None)
@@ -31,14 +33,14 @@ def bare() -> Study:
 
 
 def crowded() -> Study:
-    """Twelve arms; the reference is not the first of them."""
+    """Twelve arms, with a reference that is not the first."""
     study = made.study(arms=12)
     differences = [made.difference(arm.name, "mla", study.runs) for arm in study.arms if arm.name != "mla"]
     return replace(study, reference="mla", differences=differences)
 
 
 def equal() -> Study:
-    """Arms that cost and give the same."""
+    """Arms with the same cost and the same results."""
     study = made.study(arms=3, seeds=2)
     runs = [replace(study.runs[seed - 1], arm=arm.name, seed=seed) for arm in study.arms for seed in (1, 2)]
     arms = [replace(study.arms[0], name=arm.name) for arm in study.arms]
@@ -49,8 +51,8 @@ def equal() -> Study:
     return replace(study, arms=arms, runs=runs, differences=differences)
 
 
-def once() -> Study:
-    """One evaluation for each run."""
+def evaluated_once() -> Study:
+    """One evaluation per run."""
     study = made.study(arms=2)
     return replace(study, runs=[replace(run, records=run.records[-1:]) for run in study.runs])
 
@@ -66,14 +68,14 @@ STUDIES = {
     "bare": bare,
     "crowded": crowded,
     "equal": equal,
-    "one evaluation": once,
+    "one evaluation": evaluated_once,
     "no seed in common": lambda: made.study(arms=2, differences=[made.difference("gqa", "mha", [])]),
     "another script": lambda: renamed("注意機構" * 20),
 }
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_tables_of_a_study_with_gaps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_and_csv_of_a_study_with_gaps(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     study = STUDIES[name]()
     show(study)
     shown = capsys.readouterr().out
@@ -84,7 +86,7 @@ def test_tables_of_a_study_with_gaps(name: str, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_report_of_a_study_with_gaps(name: str, tmp_path: Path) -> None:
+def test_report_of_a_study_with_gaps(name: str, tmp_path: Path) -> None:
     study = STUDIES[name]()
     write_report(study, tmp_path)
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -96,7 +98,7 @@ def test_a_report_of_a_study_with_gaps(name: str, tmp_path: Path) -> None:
     assert ("tuning" in sections, "probes" in sections) == (name != "bare", name != "bare")
 
 
-def test_a_pipe_gets_whole_lines_without_colours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_pipe_gets_whole_lines_without_colours(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     name = "attn=mla ffn=swiglu " + "model.n_layers=12 " * 12 + "end"
     study = made.study(arms=2, verdicts=["a long verdict " * 20 + "end of it"])
     arms = [study.arms[0], replace(study.arms[1], name=name)]
@@ -109,17 +111,22 @@ def test_a_pipe_gets_whole_lines_without_colours(capsys: pytest.CaptureFixture[s
     assert any(line.startswith("report: ") and line.endswith("report.html") for line in lines)
 
 
-def test_a_narrow_terminal_gets_two_tables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_narrow_terminal_gets_two_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     show(made.study(arms=4, question="Which?"))
-    shown = capsys.readouterr().out
-    assert shown.count("mqa ") >= 2 and "…" not in shown
+    shown = terminal.getvalue()
+    assert shown.count("mqa ") >= 2 and "…" not in shown and "╭" in shown
     assert "1.8459 ± 0.0022" in shown and "+0.0111 ± 0.0160" in shown and "1.04M" in shown
 
 
-def test_every_figure_of_the_terminal_is_the_studys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_number_in_the_terminal_is_the_studys(capsys: pytest.CaptureFixture[str]) -> None:
     study = made.study(arms=3)
     show(study)
     lines = capsys.readouterr().out.splitlines()

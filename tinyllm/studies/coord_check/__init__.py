@@ -1,1 +1,1 @@
-"""The coordinate check: how activations grow with the width under a parametrization."""
+"""Coordinate checks: does the size of activations, or of their change, depend on the width?"""

@@ -1,7 +1,7 @@
-"""How large activations are, and how much training changes them, at several widths: a coordinate check.
+"""Coordinate check: how the size of activations, and their change in training, scale with the width.
 
-Yang et al. 2022, https://arxiv.org/abs/2203.03466, appendix D.1: train a few steps at each width, and look whether the
-size of any coordinate grows or shrinks with the width. In maximal update parametrization none does.
+Yang et al. 2022, https://arxiv.org/abs/2203.03466, appendix D.1: train for a few steps at each width and see whether
+any coordinate grows or shrinks with the width. In maximal update parametrization none does.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import linregress
 from torch import Tensor
 
 from tinyllm.data.batch import Batch
@@ -22,31 +23,62 @@ from tinyllm.utils.tables import csv_text
 
 ATTENTION, FFN, STREAM, LOGITS = "attention", "feed-forward", "residual stream", "logits"
 KINDS = (ATTENTION, FFN, STREAM, LOGITS)
-"""What is looked at: what attention and feed-forward layers add, the stream behind each block, and the logits."""
+"""Where activations are measured: attention and feed-forward outputs, the residual stream after each block, logits."""
 SIZE, CHANGE = "size", "change"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinate:
-    """Mean absolute values of one place at one step, over the tokens of a fixed batch."""
+    """Mean absolute activation of one place at one step, over the tokens of a fixed batch."""
 
     width: int
     seed: int
     step: int
-    """Optimizer steps before."""
+    """Optimizer steps taken before the measurement."""
     kind: str
     block: int | None
-    """None: behind all blocks."""
+    """None for the logits."""
     size: float
+    """Mean absolute value."""
     change: float
-    """Of the difference to the same place before the first step."""
+    """Mean absolute difference from the value before the first step."""
 
 
 class Place(NamedTuple):
-    """Where an activation comes from."""
+    """Where an activation is measured."""
 
     kind: str
     block: int | None
+
+
+def check(
+    make: Callable[[int, int], tuple[Any, torch.optim.Optimizer]],
+    batches: Sequence[Batch],
+    probe_BT: Tensor,
+    *,
+    widths: Sequence[int],
+    seeds: Iterable[int],
+    lr: float,
+    grad_clip: float,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Coordinate]:
+    """Measure the coordinates of all widths and seeds on the same batches.
+
+    Args:
+        make: builds a model and its optimizer for a width and a seed.
+        batches: one for each step.
+        probe_BT: tokens on which activations are measured.
+        progress: receives a line before each model.
+    """
+    coordinates = []
+    for width in widths:
+        for seed in seeds:
+            progress(f"width {width}, seed {seed}")
+            model, optimizer = make(width, seed)
+            coordinates += train_and_measure(
+                model, optimizer, batches, probe_BT, lr=lr, grad_clip=grad_clip, width=width, seed=seed
+            )
+    return coordinates
 
 
 def train_and_measure(
@@ -60,16 +92,16 @@ def train_and_measure(
     width: int,
     seed: int,
 ) -> list[Coordinate]:
-    """Take a step on each batch at a constant learning rate; the coordinates before the first and after each.
+    """Take a step on each batch at a constant learning rate; measure before the first step and after each.
 
     Args:
-        probe_BT: tokens that the coordinates are taken on.
-        lr: of groups without a factor of their own.
-        grad_clip: largest norm of the gradient; 0: any.
+        probe_BT: tokens on which activations are measured.
+        lr: learning rate; a parameter group multiplies it by its ``lr_scale``.
+        grad_clip: maximum norm of the gradient; 0: no limit.
     """
     objective = NextToken(model, chunk_tokens=None)
     before = activations(model, probe_BT)
-    found = _coordinates(before, before, width=width, seed=seed, step=0)
+    coordinates = _coordinates(before, before, width=width, seed=seed, step=0)
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -79,25 +111,26 @@ def train_and_measure(
         clip(parameters, grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        found += _coordinates(activations(model, probe_BT), before, width=width, seed=seed, step=step)
-    return found
+        coordinates += _coordinates(activations(model, probe_BT), before, width=width, seed=seed, step=step)
+    return coordinates
 
 
 @torch.no_grad()
 def activations(model: Any, ids_BT: Tensor) -> dict[Place, Tensor]:
-    """What each place holds for some tokens, without dropout."""
-    found: dict[Place, Tensor] = {}
-
-    def keep(place: Place, module: Any, inputs: Any, output: Any) -> None:
-        found[place] = output[0] if isinstance(output, tuple) else output
-
+    """Activations at every place, in evaluation mode."""
+    outputs: dict[Place, Tensor] = {}
     model.eval()
     with ExitStack() as hooks:
         for i, block in enumerate(model.layers()):
             for kind, module in ((ATTENTION, block.attn), (FFN, block.ffn), (STREAM, block)):
-                hooks.callback(module.register_forward_hook(partial(keep, Place(kind, i))).remove)
-        found[Place(LOGITS, None)] = model.logits(model(ids_BT))
-    return found
+                hooks.callback(module.register_forward_hook(partial(_record, outputs, Place(kind, i))).remove)
+        outputs[Place(LOGITS, None)] = model.logits(model(ids_BT))
+    return outputs
+
+
+def _record(outputs: dict[Place, Tensor], place: Place, module: Any, inputs: Any, output: Any) -> None:
+    """Forward hook. Feed-forward layers return their output together with routing statistics."""
+    outputs[place] = output[0] if isinstance(output, tuple) else output
 
 
 def _coordinates(
@@ -119,35 +152,35 @@ def _coordinates(
 
 @dataclass(frozen=True, kw_only=True)
 class Slope:
-    """How one figure of one kind goes with the width, after the last step: figure ∝ width^slope."""
+    """Power law after the last step: ``figure`` of a kind ∝ width^slope, and whether the slope is acceptable."""
 
     kind: str
     figure: str
     """``size`` or ``change``."""
     slope: float
     error: float
-    """Standard error of the fit."""
+    """Standard error of the slope."""
     low: float
     high: float
-    """Between which the slope passes."""
+    """Range of slopes that pass."""
 
     @property
     def passes(self) -> bool:
-        """Whether it is where it should be; a figure that is no number is not."""
+        """Whether the slope is in range; NaN is not."""
         return self.low <= self.slope <= self.high
 
 
-def slopes(found: Sequence[Coordinate], *, growth: float, shrinkage: float) -> list[Slope]:
-    """The slopes of sizes and changes against the width, both logarithmic, after the last step.
+def slopes(coordinates: Sequence[Coordinate], *, growth: float, shrinkage: float) -> list[Slope]:
+    """Fit slopes of size and change against the width on log-log scale, after the last step.
 
-    One point for each width and seed, the geometric mean over blocks. A size passes if it grows no faster than
-    width^growth; it may shrink, as the logits of a model that was not trained do in maximal update parametrization. A
-    change passes if it also shrinks no faster than width^-shrinkage.
+    There is one point per width and seed: the geometric mean over blocks. A size passes if it grows no faster than
+    width^growth. It may shrink, as the logits of an untrained model do in maximal update parametrization. A change must
+    also shrink no faster than width^-shrinkage.
     """
-    last = max(one.step for one in found)
+    last = max(coordinate.step for coordinate in coordinates)
     return [
         _fit(
-            [one for one in found if one.step == last and one.kind == kind],
+            [coordinate for coordinate in coordinates if coordinate.step == last and coordinate.kind == kind],
             figure,
             low=-shrinkage if figure == CHANGE else float("-inf"),
             high=growth,
@@ -157,52 +190,23 @@ def slopes(found: Sequence[Coordinate], *, growth: float, shrinkage: float) -> l
     ]
 
 
-def _fit(found: Sequence[Coordinate], figure: str, *, low: float, high: float) -> Slope:
-    from scipy.stats import linregress
-
-    points = means(found, figure)
+def _fit(coordinates: Sequence[Coordinate], figure: str, *, low: float, high: float) -> Slope:
+    points = means(coordinates, figure)
     logs = torch.tensor([[width, value] for (width, _), value in points.items()], dtype=torch.float64).log()
     fit = linregress(logs[:, 0].numpy(), logs[:, 1].numpy())
-    return Slope(kind=found[0].kind, figure=figure, slope=float(fit.slope), error=float(fit.stderr), low=low, high=high)
+    kind = coordinates[0].kind
+    return Slope(kind=kind, figure=figure, slope=float(fit.slope), error=float(fit.stderr), low=low, high=high)
 
 
-def means(found: Iterable[Coordinate], figure: str) -> dict[tuple[int, int], float]:
-    """The geometric mean over blocks, by width and seed."""
+def means(coordinates: Iterable[Coordinate], figure: str) -> dict[tuple[int, int], float]:
+    """Geometric mean over blocks, by width and seed."""
     values: dict[tuple[int, int], list[float]] = {}
-    for one in found:
-        values.setdefault((one.width, one.seed), []).append(getattr(one, figure))
-    return {key: float(torch.tensor(some, dtype=torch.float64).log().mean().exp()) for key, some in values.items()}
+    for coordinate in coordinates:
+        values.setdefault((coordinate.width, coordinate.seed), []).append(getattr(coordinate, figure))
+    return {key: float(torch.tensor(blocks, dtype=torch.float64).log().mean().exp()) for key, blocks in values.items()}
 
 
-def check(
-    make: Callable[[int, int], tuple[Any, torch.optim.Optimizer]],
-    batches: Sequence[Batch],
-    probe_BT: Tensor,
-    *,
-    widths: Sequence[int],
-    seeds: Iterable[int],
-    lr: float,
-    grad_clip: float,
-    progress: Callable[[int, int], None] = lambda width, seed: None,
-) -> list[Coordinate]:
-    """The coordinates of all widths and seeds, on the same batches.
-
-    Args:
-        make: a model and its optimizer, of a width and a seed.
-        progress: called before each.
-    """
-    found = []
-    for width in widths:
-        for seed in seeds:
-            progress(width, seed)
-            model, optimizer = make(width, seed)
-            found += train_and_measure(
-                model, optimizer, batches, probe_BT, lr=lr, grad_clip=grad_clip, width=width, seed=seed
-            )
-    return found
-
-
-def write_csv(found: Sequence[Coordinate], path: Path) -> None:
-    """One row for each coordinate."""
+def write_csv(coordinates: Sequence[Coordinate], path: Path) -> None:
+    """Write one row per coordinate."""
     names = list(Coordinate.__dataclass_fields__)
-    write_text(path, csv_text(names, [list(asdict(one).values()) for one in found]))
+    write_text(path, csv_text(names, [list(asdict(coordinate).values()) for coordinate in coordinates]))

@@ -1,4 +1,4 @@
-"""Reports of a :class:`~tinyllm.studies.compare.results.Study`: a page, Markdown, tables, the terminal."""
+"""Report of a :class:`~tinyllm.studies.compare.results.Study`: HTML, Markdown, CSV, terminal, wandb."""
 
 from tinyllm.studies.report.sending import send
 from tinyllm.studies.report.terminal import show

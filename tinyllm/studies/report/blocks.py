@@ -1,25 +1,39 @@
-"""What a report is put together from; the page and the Markdown show the same blocks."""
+"""Building blocks of a report; the HTML page and the Markdown file render the same blocks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from tinyllm.errors import one_line
+from tinyllm.studies.report import numbers
 from tinyllm.studies.report.svg import Picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A field of a table."""
+    """A cell of a table."""
 
     text: str
     sort: float | str | None = None
-    """What it is sorted by; None: last."""
+    """Sort key; cells without one come last."""
     arm: int | None = None
-    """The style of the arm that it names."""
+    """Style number of the arm that the cell names."""
     strong: bool = False
 
 
+def text_cell(text: str, *, strong: bool = False) -> Cell:
+    """A cell of words, on one line."""
+    text = one_line(text) or numbers.MISSING
+    return Cell(text=text, sort=text, strong=strong)
+
+
+def number_cell(number: Any, shown: Callable[[Any], str], *, strong: bool = False) -> Cell:
+    """A number formatted by ``shown``; a dash for None."""
+    return Cell(text=numbers.or_missing(number, shown), sort=number, strong=strong)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class DataTable:
     """Rows under headings; the first column names the row."""
 
     kind: ClassVar[str] = "table"
@@ -28,9 +42,9 @@ class Table:
     sortable: bool = True
     caption: str = ""
 
-    def words(self) -> list[bool]:
-        """For each column whether it holds words; figures are set to the right."""
-        return [any(isinstance(row[place].sort, str) for row in self.rows) for place in range(len(self.headings))]
+    def text_columns(self) -> list[bool]:
+        """Whether each column holds words, which are aligned left; numbers are aligned right."""
+        return [any(isinstance(row[column].sort, str) for row in self.rows) for column in range(len(self.headings))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +55,9 @@ class Figures:
     pictures: list[Picture]
     caption: str
     choice: str = ""
-    """What the reader chooses among them by, one shown at a time; empty: they stand side by side."""
+    """Label of the buttons that select one picture at a time; empty: all pictures side by side."""
     name: str = ""
+    """Name of that group of buttons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,41 +70,41 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Sentences of equal rank."""
+    """A bulleted list."""
 
     kind: ClassVar[str] = "points"
     items: list[str]
     tone: str = ""
-    """warning: they limit what stands elsewhere."""
+    """CSS class; ``warning`` highlights the list."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Code:
-    """Lines to copy."""
+    """Commands to copy."""
 
     kind: ClassVar[str] = "code"
     text: str
     title: str = ""
-    """What is seen of it until it is opened; empty: it is open."""
+    """Collapsed under this title; empty: always visible."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """A table that is opened on demand."""
+    """A table collapsed under a title."""
 
     kind: ClassVar[str] = "folded"
     title: str
-    table: Table
+    table: DataTable
 
 
-Block = Table | Figures | Text | Points | Code | Folded
+Block = DataTable | Figures | Text | Points | Code | Folded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading with what stands below it."""
+    """A heading and its blocks."""
 
     name: str
-    """For links."""
+    """Anchor for links."""
     title: str
-    blocks: list[Any] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)

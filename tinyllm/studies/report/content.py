@@ -1,14 +1,14 @@
-"""What stands in a report, in order; how it looks is the page's and the Markdown's."""
+"""Content of a report, in order; the page and the Markdown file decide how it looks."""
 
 from dataclasses import dataclass
 
+from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.report import numbers, tables, words
 from tinyllm.studies.report.blocks import Block, Code, Figures, Folded, Points, Section, Text
-from tinyllm.studies.report.plots import forest, seeds
+from tinyllm.studies.report.plots import forest, seeds, tuning
 from tinyllm.studies.report.plots_curves import curves
-from tinyllm.studies.report.plots_pareto import PRICES, fronts, on_front
-from tinyllm.studies.report.plots_tuning import tuning
+from tinyllm.studies.report.plots_pareto import PRICES, front_names, fronts
 from tinyllm.studies.report.summary import ArmSummary, summaries
 from tinyllm.studies.report.svg import Picture, drawing
 from tinyllm.utils.text import plain_data
@@ -16,7 +16,7 @@ from tinyllm.utils.text import plain_data
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that is shown of a study."""
+    """Everything that a report shows of a study."""
 
     question: str
     glance: str
@@ -27,18 +27,18 @@ class Report:
 
     @property
     def pictures(self) -> list[Picture]:
-        """All of them, in order."""
+        """The pictures of all sections, in order."""
         blocks = [block for section in self.sections for block in section.blocks]
-        return [one for block in blocks if isinstance(block, Figures) for one in block.pictures]
+        return [picture for block in blocks if isinstance(block, Figures) for picture in block.pictures]
 
 
 def report(study: Study) -> Report:
-    """Lay out the whole report and draw its pictures; texts are shown, never obeyed (:func:`plain_data`)."""
+    """Lay out a report and draw its pictures. Control characters in the study's texts are spelled out."""
     study = plain_data(study)
     arms = summaries(study)
     with drawing():
         sections = [
-            _answer(study, arms),
+            _differences(study, arms),
             _arms(study, arms),
             _curves(study, arms),
             _price(study, arms),
@@ -51,22 +51,22 @@ def report(study: Study) -> Report:
             _reproduce(study, arms),
         ]
     return Report(
-        question=numbers.line(study.question) or "Comparison",
+        question=one_line(study.question) or "Comparison",
         glance=words.at_a_glance(study, arms),
-        verdicts=[numbers.line(one) for one in study.verdicts],
-        notes=[numbers.line(one) for one in study.notes],
+        verdicts=[one_line(verdict) for verdict in study.verdicts],
+        notes=[one_line(note) for note in study.notes],
         arms=arms,
         sections=[section for section in sections if section.blocks],
     )
 
 
-def _answer(study: Study, arms: list[ArmSummary]) -> Section:
+def _differences(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = forest(study, arms)
     caption = (
-        f"Difference of the mean {numbers.metric_name(study.metric)} to {numbers.line(study.reference)}: bars are 95 %"
-        " intervals (paired by seed, not corrected), small circles the single seeds, p is corrected for the number of"
-        f" arms. The grey band, ±{study.effect:g}, is less than was asked to be seen. An interval that crosses zero"
-        " leaves the sign open."
+        f"Difference of each arm's mean {numbers.metric_name(study.metric)} from that of {one_line(study.reference)}."
+        " Bars are 95 % intervals (paired by seed, not corrected), small circles are single seeds, and p is corrected"
+        f" for the number of arms. The grey band covers differences below ±{study.effect:g}, the smallest one worth"
+        " seeing. An interval that crosses zero leaves the sign open."
     )
     blocks: list[Block] = [Figures(pictures=[drawn], caption=caption)] if drawn else []
     return Section(name="differences", title="Differences", blocks=blocks)
@@ -74,20 +74,19 @@ def _answer(study: Study, arms: list[ArmSummary]) -> Section:
 
 def _arms(study: Study, arms: list[ArmSummary]) -> Section:
     text = (
-        "FLOPs are the modules' own accounting (training: three times the forward pass), KV bytes those of the cache in"
-        " bf16 for one position. Peak memory is the most of an arm's runs, tokens/s the median of its runs; decoding is"
-        " of one sequence, greedy."
+        "Every module counts its own FLOPs; training is three times the forward pass. KV bytes are the cache of one"
+        " position in bf16. Peak memory is the maximum over an arm's runs, tokens/s the median. Decode tokens/s is"
+        " measured on one sequence with greedy decoding. Differences in bold are significant after the correction."
     )
-    bold = "Bold differences are significant after the correction."
-    return Section(name="arms", title="Arms", blocks=[tables.arms_table(study, arms), Text(text=f"{text} {bold}")])
+    return Section(name="arms", title="Arms", blocks=[tables.arms_table(study, arms), Text(text=text)])
 
 
 def _curves(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = curves(study, arms)
     caption = (
-        "Lines are means over the finished seeds, bands reach from the lowest to the highest seed. An arm has a point"
-        " where all of its finished seeds were evaluated; over wall time, evaluations included, it stands at the mean"
-        " of their times."
+        "Lines are means over the finished seeds; bands span the lowest to the highest seed. An arm has a point where"
+        " all of its finished seeds were evaluated. Wall time includes evaluation, and points stand at the seeds' mean"
+        " time."
     )
     blocks: list[Block] = [Figures(pictures=drawn, caption=caption, choice="Over", name="axis")] if drawn else []
     return Section(name="curves", title="Curves", blocks=blocks)
@@ -95,86 +94,77 @@ def _curves(study: Study, arms: list[ArmSummary]) -> Section:
 
 def _price(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = fronts(study, arms)
-    if not drawn:
-        return Section(name="price", title="Quality and its price")
-    caption = (
-        "Towards the lower left is better. Filled: on the front, no other arm is better on one axis and no worse on the"
-        " other. Hollow: beaten by another. Whiskers are ±1 standard deviation over the seeds; the front is that of the"
-        " means."
-    )
-    said = []
-    for price, (name, _) in PRICES.items():
-        names = [numbers.line(one.arm.name) for one in arms if one.arm.name in on_front(arms, price)]
-        if any(one.name == f"pareto_{price}" for one in drawn):
-            said.append(f"On the front against {name}: {', '.join(names)}.")
-    blocks: list[Block] = [Figures(pictures=drawn, caption=caption), Points(items=said)]
-    return Section(name="price", title="Quality and its price", blocks=blocks)
+    blocks: list[Block] = []
+    if drawn:
+        caption = (
+            "Lower left is better. Filled marks are on the Pareto front: no other arm is better on one axis and at"
+            " least as good on the other. Hollow marks are dominated. Whiskers are ±1 standard deviation over seeds;"
+            " the front is that of the means."
+        )
+        names = {picture.name for picture in drawn}
+        points = [
+            f"On the front for {label}: {', '.join(map(one_line, front_names(arms, price)))}."
+            for price, (label, _) in PRICES.items()
+            if f"pareto_{price}" in names
+        ]
+        blocks = [Figures(pictures=drawn, caption=caption), Points(items=points)]
+    return Section(name="price", title="Quality and cost", blocks=blocks)
 
 
 def _seeds(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = seeds(study, arms)
-    caption = (
-        "One mark for each run, a bar for each arm's mean (± standard deviation). Grey lines join runs of one seed."
-    )
+    caption = "One mark per run, a bar at each arm's mean (± standard deviation). Grey lines connect runs of one seed."
     blocks: list[Block] = [Text(text=words.how_many_seeds(study))]
     blocks += [Figures(pictures=[drawn], caption=caption)] if drawn else []
     return Section(name="seeds", title="Seeds", blocks=[*blocks, tables.seeds_table(study, arms)])
 
 
 def _matching(study: Study, arms: list[ArmSummary]) -> Section:
-    text = f"{words.how_matched(study, arms)} Budget: {words.budget(study)}."
-    return Section(
-        name="matching", title="What was matched", blocks=[Text(text=text), tables.matching_table(study, arms)]
-    )
+    text = Text(text=f"{words.how_matched(study, arms)} Budget: {words.budget(study)}.")
+    return Section(name="matching", title="Matching and budget", blocks=[text, tables.matching_table(study, arms)])
 
 
 def _tuning(study: Study, arms: list[ArmSummary]) -> Section:
-    if not any(one.arm.tuned or one.arm.trials for one in arms):
+    if not any(summary.arm.tuned or summary.arm.trials for summary in arms):
         return Section(name="tuning", title="Tuning")
     blocks: list[Block] = [Points(items=words.how_tuned(arms))]
-    caption = (
-        f"Every trial that finished, by the lowest {numbers.metric_name(study.trial_metric)} of its evaluations;"
-        " the large filled marks were chosen."
-    )
     if drawn := tuning(study, arms):
+        metric = numbers.metric_name(study.trial_metric)
+        caption = f"The lowest {metric} of every finished trial. Large filled marks are the chosen values."
         blocks.append(Figures(pictures=drawn, caption=caption))
     return Section(name="tuning", title="Tuning", blocks=[*blocks, tables.tuning_table(study, arms)])
 
 
 def _probes(arms: list[ArmSummary]) -> Section:
-    if not any(one.arm.probes for one in arms):
+    if not any(summary.arm.probes for summary in arms):
         return Section(name="probes", title="Probes")
-    text = "Accuracy on small synthetic tasks (python -m tinyllm.probe): hints at what an arm can do, nothing more."
+    text = "Accuracy on small synthetic tasks (python -m tinyllm.probe): a hint at what an arm can do, no more."
     return Section(name="probes", title="Probes", blocks=[Text(text=text), tables.probes_table(arms)])
 
 
 def _runs(study: Study, arms: list[ArmSummary]) -> Section:
-    lost = words.failures(arms)
     blocks: list[Block] = []
-    if lost:
-        blocks += [Text(text="Left out of every figure:"), Points(items=lost, tone="warning")]
+    if failures := words.failures(arms):
+        blocks = [Text(text="These runs are left out of all results:"), Points(items=failures, tone="warning")]
     return Section(name="runs", title="Runs", blocks=[*blocks, tables.runs_table(study, arms)])
 
 
 def _statistics(study: Study, arms: list[ArmSummary]) -> Section:
-    blocks: list[Block] = [
-        Points(items=words.statistics(study, arms)),
-        Text(text="What they do not say:"),
-        Points(items=words.limits(study)),
-    ]
+    blocks: list[Block] = [Points(items=words.statistics(study, arms))]
     if study.differences:
-        blocks.insert(1, tables.differences_table(study, arms))
-    return Section(name="statistics", title="How the statistics were done", blocks=blocks)
+        blocks.append(tables.differences_table(study, arms))
+    blocks += [Text(text="Limitations:"), Points(items=words.limits())]
+    return Section(name="statistics", title="Statistics", blocks=blocks)
 
 
 def _reproduce(study: Study, arms: list[ArmSummary]) -> Section:
-    runs = [run for one in arms for run in one.runs]
-    blocks: list[Block] = [Text(text="The whole comparison:"), Code(text=numbers.plain(study.command))]
+    runs = [run for summary in arms for run in summary.runs]
+    blocks: list[Block] = [Text(text="The whole comparison:"), Code(text=study.command)]
     if runs:
-        commands = "\n".join(numbers.line(run.command) for run in runs)
-        blocks.append(Code(text=commands, title="The command of every run"))
-    blocks.append(tables.provenance_table(study))
+        commands = "\n".join(one_line(run.command) for run in runs)
+        blocks.append(Code(text=commands, title="Command of every run"))
+    blocks.append(tables.provenance_table(study.provenance))
     if any(run.sha256 for run in runs):
-        title = "SHA-256 of the files that the figures come from"
+        title = "SHA-256 of the files that the results were read from"
         blocks.append(Folded(title=title, table=tables.hashes_table(arms)))
-    return Section(name="reproduce", title="To do it again", blocks=blocks)
+    return Section(name="reproduce", title="Reproduce", blocks=blocks)

@@ -1,66 +1,64 @@
-"""The figures of a report as CSV, unrounded; a field is empty where there is no figure."""
+"""The numbers of a report as CSV, with all digits; fields without a value are empty."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from tinyllm.studies.compare.results import Study
-from tinyllm.studies.report.summary import ArmSummary, seed_differences, summaries
+from tinyllm.studies.compare.results import Run, Study
+from tinyllm.studies.report.summary import ArmSummary, reference_of, seed_differences, summaries
 from tinyllm.utils.tables import csv_text
 
 
 def csv_files(study: Study) -> dict[str, str]:
-    """The files' texts by name; ``tuning.csv`` only where there was tuning."""
+    """Texts of the CSV files by name. ``tuning.csv`` exists only if arms were tuned."""
     arms = summaries(study)
+    reference = reference_of(arms)
+    runs = [(run, seed_differences(summary, reference).get(run.seed)) for summary in arms for run in summary.runs]
     files = {
         "arms.csv": _csv(arm_rows(study)),
-        "runs.csv": _csv(_run(run, one, arms) for one in arms for run in one.runs),
+        "runs.csv": _csv(_run_row(run, difference) for run, difference in runs),
         "differences.csv": _csv(difference_rows(study)),
-        "curves.csv": _csv(
-            {"arm": run.arm, "seed": run.seed} | record for one in arms for run in one.runs for record in run.records
-        ),
+        "curves.csv": _csv({"arm": run.arm, "seed": run.seed} | record for run, _ in runs for record in run.records),
     }
     trials = [{"arm": arm.name, "trial": n} | trial for arm in study.arms for n, trial in enumerate(arm.trials, 1)]
     return files | ({"tuning.csv": _csv(trials)} if trials else {})
 
 
 def arm_rows(study: Study) -> list[dict[str, Any]]:
-    """A row for each arm: what it costs and gives, unrounded."""
-    return [_arm(one) for one in summaries(study)]
+    """One row per arm: its result and its cost."""
+    return [_arm_row(summary) for summary in summaries(study)]
 
 
 def difference_rows(study: Study) -> list[dict[str, Any]]:
-    """A row for each arm but the reference."""
+    """One row per arm other than the reference."""
     return [asdict(one) | {"seeds": " ".join(map(str, one.seeds))} for one in study.differences]
 
 
-def _arm(one: ArmSummary) -> dict[str, Any]:
-    arm, found = one.arm, one.difference
-    row: dict[str, Any] = {"arm": arm.name, "settings": " ".join(arm.settings), "seeds_finished": len(one.finished)}
-    row |= {"mean": one.mean, "sd": one.sd}
-    row |= {"difference": found.mean if found and found.seeds else None}
+def _arm_row(summary: ArmSummary) -> dict[str, Any]:
+    arm, difference = summary.arm, summary.difference
+    row: dict[str, Any] = {"arm": arm.name, "settings": " ".join(arm.settings), "seeds_finished": len(summary.finished)}
+    row |= {"mean": summary.mean, "sd": summary.sd}
+    row |= {"difference": difference.mean if difference and difference.seeds else None}
     for name in ("low", "high", "p", "p_corrected"):
-        row[name] = getattr(found, name) if found else None
+        row[name] = getattr(difference, name) if difference else None
     row |= asdict(arm.account) | {"mismatch": arm.mismatch, "max_steps": arm.max_steps}
-    row |= {"tokens": arm.tokens, "flops": arm.flops, "peak_memory_bytes": one.peak_memory_bytes}
-    row |= {"tokens_per_s": one.tokens_per_s, "decode_tokens_per_s": arm.decode_tokens_per_s}
+    row |= {"tokens": arm.tokens, "flops": arm.flops, "peak_memory_bytes": summary.peak_memory_bytes}
+    row |= {"tokens_per_s": summary.tokens_per_s, "decode_tokens_per_s": arm.decode_tokens_per_s}
     row |= {f"solved {key}": value for key, value in arm.solved.items()}
     row |= {f"tuned {key}": value for key, value in arm.tuned.items()}
     return row | {f"probe {task}": value for task, value in arm.probes.items()}
 
 
-def _run(run: Any, one: ArmSummary, arms: list[ArmSummary]) -> dict[str, Any]:
-    reference = next((other for other in arms if other.is_reference), None)
-    paired = seed_differences(one, reference) if reference and not one.is_reference else {}
+def _run_row(run: Run, difference: float | None) -> dict[str, Any]:
     row = {name: getattr(run, name) for name in ("arm", "seed", "status", "error", "value")}
-    row["difference"] = paired.get(run.seed)
+    row["difference"] = difference
     return row | {
         name: getattr(run, name) for name in ("tokens_per_s", "peak_memory_bytes", "seconds", "path", "command")
     }
 
 
 def _csv(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows under the union of their names, in the order in which these first come."""
+    """CSV with the union of all keys as columns, in order of first appearance."""
     listed = list(rows)
     names = list(dict.fromkeys(name for row in listed for name in row))
     return csv_text(names, ([row.get(name) for name in names] for row in listed))

@@ -1,14 +1,19 @@
-"""Where the names of arms stand in a picture, so that none lies on another."""
+"""Placement of the arms' names in a picture, without overlaps."""
 
 from itertools import pairwise
 from typing import Any
 
-from tinyllm.studies.report.numbers import line
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.transforms import Bbox
+
+from tinyllm.errors import one_line
+
+Point = tuple[float, float]
 
 
 def shortened(name: str, length: int = 26) -> str:
-    """A name that fits into a picture; of a long one the middle is left out, as names differ at their ends."""
-    name = line(name)
+    """A name of at most ``length`` characters. The middle is left out, because names of arms differ at their ends."""
+    name = one_line(name)
     if len(name) <= length:
         return name
     head = (length - 1) // 2
@@ -16,24 +21,24 @@ def shortened(name: str, length: int = 26) -> str:
 
 
 def spread(wanted: list[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Positions at least ``gap`` apart, near the wanted ones and in their order, between ``low`` and ``high``.
+    """Positions between ``low`` and ``high``, close to the wanted ones, in their order and at least ``gap`` apart.
 
-    Where they do not all fit, the gap is what the room allows. Neighbours that collide are moved as one group around
-    their common mean (the pool-adjacent-violators algorithm of isotonic regression).
+    If they do not all fit, the gap shrinks. Colliding neighbours move as a group around their common mean: the
+    pool-adjacent-violators algorithm of isotonic regression.
     """
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     gap = min(gap, (high - low) / max(1, len(wanted) - 1))
-    groups: list[list[float]] = []  # of what is left of a position when the gaps below it are taken away
+    groups: list[list[float]] = []  # positions minus the gaps below them, so that colliding ones are equal
     for rank, place in enumerate(order):
         groups.append([wanted[place] - rank * gap])
         while len(groups) > 1 and _mean(groups[-2]) > _mean(groups[-1]):
             groups[-2:] = [groups[-2] + groups[-1]]
     top = high - gap * max(0, len(wanted) - 1)
     flat = [min(max(_mean(group), low), top) for group in groups for _ in group]
-    found = [0.0] * len(wanted)
+    positions = [0.0] * len(wanted)
     for rank, place in enumerate(order):
-        found[place] = flat[rank] + rank * gap
-    return found
+        positions[place] = flat[rank] + rank * gap
+    return positions
 
 
 def _mean(values: list[float]) -> float:
@@ -42,47 +47,46 @@ def _mean(values: list[float]) -> float:
 
 def place_names(
     axes: Any,
-    points: list[tuple[float, float]],
+    points: list[Point],
     names: list[str],
     colours: list[str],
     gids: list[str],
     *,
-    avoid: list[list[tuple[float, float]]],
+    avoid: list[list[Point]],
 ) -> list[Any]:
-    """Write a name beside each point, wherever around it the fewest other names, points and lines are covered.
+    """Write a name beside each point, where it covers the fewest other names, points and lines.
 
-    The axes have their final limits.
+    Call it once the axes have their final limits.
 
     Args:
-        avoid: lines of horizontal and vertical pieces.
+        avoid: paths made of horizontal and vertical lines.
 
     Returns:
         The texts.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
     axes.figure.draw_without_rendering()
-    middles = [axes.transData.transform(point) for point in points]
-    taken = [_box(x - 5, y - 5, x + 5, y + 5) for x, y in middles]
+    pixels = [axes.transData.transform(point) for point in points]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in pixels]
     for path in avoid:
         corners = [axes.transData.transform(corner) for corner in path]
         for (x0, y0), (x1, y1) in pairwise(corners):
-            taken.append(_box(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1))
+            taken.append(Bbox.from_extents(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1))
     frame = axes.get_window_extent(renderer)
     texts = []
     for point, name, colour, gid in zip(points, names, colours, gids, strict=True):
         text = axes.annotate(name, point, xytext=(0, 0), textcoords="offset points", color=colour, fontsize=8.5)
         text.set_gid(gid)
-        tried: list[Any] = []
+        candidates: list[Any] = []
         for distance in (7, 15, 24, 34):
             for dx, dy, ha, va in _AROUND:
                 text.set(position=(dx * distance, dy * distance), ha=ha, va=va)
                 box = text.get_window_extent(renderer).padded(1)
                 hits = sum(box.overlaps(other) for other in taken)
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
-                tried.append((hits + 0.6 * outside + distance / 100, len(tried), (dx, dy, ha, va, distance), box))
-        _, _, (dx, dy, ha, va, distance), box = min(tried)
+                cost = hits + 0.6 * outside + distance / 100
+                candidates.append((cost, len(candidates), (dx, dy, ha, va, distance), box))
+        _, _, (dx, dy, ha, va, distance), box = min(candidates)
         text.set(position=(dx * distance, dy * distance), ha=ha, va=va)
         taken.append(box)
         texts.append(text)
@@ -90,6 +94,7 @@ def place_names(
 
 
 _AROUND = (
+    # dx, dy in units of the distance, and the alignment of the text; the preferred place first
     (0.7, 0.7, "left", "bottom"),
     (0.7, -0.7, "left", "top"),
     (1, 0, "left", "center"),
@@ -99,9 +104,3 @@ _AROUND = (
     (0, 1, "center", "bottom"),
     (0, -1, "center", "top"),
 )
-
-
-def _box(x0: float, y0: float, x1: float, y1: float) -> Any:
-    from matplotlib.transforms import Bbox
-
-    return Bbox.from_extents(x0, y0, x1, y1)

@@ -1,94 +1,97 @@
-"""Figures of a comparison as a reader wants them."""
+"""Number formats of a report."""
 
+from collections.abc import Callable
+from typing import Any
+
+from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Difference
 from tinyllm.studies.compare.verdicts import p_value
-from tinyllm.utils.text import duration, plain, quantity, short
+from tinyllm.utils.text import quantity, short
 
 MISSING = "–"
-"""Stands where there is no figure."""
+"""Shown for a number that is not known."""
 _METRICS = {
     "val/bpb": ("val bpb", "bits per byte"),
     "val/loss": ("val loss", "nats per token"),
 }
+"""Name and unit of a metric."""
+
+
+def or_missing(number: Any, shown: Callable[[Any], str]) -> str:
+    """``shown(number)``, or a dash for None."""
+    return MISSING if number is None else shown(number)
 
 
 def metric_name(metric: str) -> str:
-    """``val/bpb`` as one says it."""
+    """Display name: ``val bpb`` for ``val/bpb``."""
     return _METRICS.get(metric, (metric, ""))[0]
 
 
 def metric_axis(metric: str) -> str:
-    """The metric with its unit, for an axis."""
+    """Axis label: the metric with its unit."""
     name, unit = _METRICS.get(metric, (metric, ""))
     return f"{name} ({unit})" if unit else name
 
 
-def line(text: str) -> str:
-    """Text of anywhere as one line without control characters."""
-    return plain(" ".join(text.split()))
-
-
-def whole(number: int | None) -> str:
-    """A count, digit by digit: 1043584 is ``1,043,584``."""
-    return MISSING if number is None else f"{number:,}"
+def whole(number: int) -> str:
+    """All digits of a count: 1043584 is ``1,043,584``."""
+    return f"{number:,}"
 
 
 def brief(number: float | None) -> str:
-    """Three digits and a unit."""
-    return MISSING if number is None else short(number)
+    """Three digits and a unit; a dash for None."""
+    return or_missing(number, short)
 
 
-def size(number: int | None) -> str:
+def size(number: int) -> str:
     """Bytes with a decimal prefix."""
-    return MISSING if number is None else quantity(number, "B")
+    return quantity(number, "B")
 
 
-def rate(number: float | None) -> str:
-    """Tokens per second: whole ones, but digits where there are few."""
-    if number is None:
-        return MISSING
+def rate(number: float) -> str:
+    """Tokens per second: whole numbers from 100 on, else three digits."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
-def clock(seconds: float | None) -> str:
-    """A duration."""
-    return MISSING if seconds is None else duration(seconds)
-
-
 def value(number: float | None) -> str:
-    """A metric, to four places."""
-    return MISSING if number is None else f"{number:.4f}"
+    """A metric to four decimals; a dash for None."""
+    return or_missing(number, "{:.4f}".format)
 
 
 def with_sd(mean: float | None, sd: float | None) -> str:
-    """``mean ± sd``, to four places."""
+    """``mean ± sd`` to four decimals."""
     return value(mean) if sd is None else f"{value(mean)} ± {sd:.4f}"
 
 
 def signed(number: float | None) -> str:
-    """A difference, to four places, always with its sign."""
-    return MISSING if number is None else f"{number:+.4f}".replace("-", "−")
+    """A difference to four decimals with its sign; a dash for None."""
+    return or_missing(number, "{:+.4f}".format).replace("-", "−")
 
 
-def interval(one: Difference | None) -> str:
-    """A mean difference ``±`` half of its 95 % interval."""
-    if one is None or not one.seeds:
+def interval(difference: Difference | None) -> str:
+    """A mean difference ``±`` half the width of its 95 % interval."""
+    if difference is None or not difference.seeds:
         return MISSING
-    if one.low is None or one.high is None:
-        return signed(one.mean)
-    return f"{signed(one.mean)} ± {(one.high - one.low) / 2:.4f}"
+    if difference.low is None or difference.high is None:
+        return signed(difference.mean)
+    return f"{signed(difference.mean)} ± {(difference.high - difference.low) / 2:.4f}"
 
 
 def probability(p: float | None) -> str:
-    """A p-value, with as many digits as tell on which side of the level it is."""
-    return MISSING if p is None else p_value(p).removeprefix("= ")
+    """A p-value, with enough digits to tell on which side of the significance level it lies; a dash for None."""
+    return or_missing(p, p_value).removeprefix("= ")
 
 
-def percent(share: float | None) -> str:
-    """A relative difference, always with its sign."""
-    return MISSING if share is None else f"{100 * share:+.2f} %".replace("-", "−")
+def percent(share: float) -> str:
+    """A relative difference in percent, with its sign."""
+    return f"{100 * share:+.2f} %".replace("-", "−")
+
+
+def accuracy(share: float) -> str:
+    """A share in percent, to one decimal."""
+    return f"{100 * share:.1f} %"
 
 
 def plain_number(number: object) -> str:
-    """A setting's value as one types it; floats to six digits."""
-    return f"{number:g}" if isinstance(number, float) else line(str(number))
+    """A setting's value as typed on the command line; floats to six digits."""
+    return f"{number:g}" if isinstance(number, float) else one_line(str(number))

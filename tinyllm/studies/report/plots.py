@@ -1,130 +1,158 @@
-"""Pictures of what the seeds say: the differences to the reference, and every run's figure."""
+"""Pictures with a row per arm (differences, seeds) and of the tuning trials."""
 
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.report import numbers, theme
 from tinyllm.studies.report.labels import shortened
-from tinyllm.studies.report.summary import ArmSummary, seed_differences
+from tinyllm.studies.report.summary import ArmSummary, reference_of, seed_differences, tried
 from tinyllm.studies.report.svg import Picture, picture
 
 _ROW, _EDGES = 0.44, 1.0
-"""Inches for an arm, and for everything else."""
+"""Height in inches of a row, and of everything else."""
 _COLUMNS = 14.0, 116.0
-"""Where figures stand to the right of the axes, in points."""
+"""Offsets in points of the columns of numbers to the right of the axes."""
+_MAX_TICKS = 8
+"""Up to this many tried values, each gets a tick of its own."""
 
 
-def rows(count: int, *, width: float = 7.2) -> tuple[Any, Any]:
-    """A figure and its axes with a row for each arm, the first on top."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, _EDGES + _ROW * count), layout="constrained")
-    axes = figure.subplots()
-    axes.set_ylim(count - 0.4, -0.6)
-    axes.grid(axis="y", visible=False)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    return figure, axes
-
-
-def name_rows(axes: Any, arms: list[ArmSummary]) -> None:
-    """Write the arms' names beside their rows, each in its colour."""
-    axes.set_yticks(range(len(arms)), [shortened(one.arm.name) for one in arms])
-    for text, one in zip(axes.get_yticklabels(), arms, strict=True):
-        text.set(color=theme.style(one.style).light, fontweight="bold" if one.is_reference else "normal")
+def gid(summary: ArmSummary, title: str = "") -> str:
+    """``gid`` of an artist that belongs to an arm, with a tooltip of the arm's name and ``title``; see :mod:`.svg`."""
+    return f"arm:{summary.style}" + (f"|{summary.name}{title}" if title else "")
 
 
 def forest(study: Study, arms: list[ArmSummary]) -> Picture | None:
-    """Each arm's difference to the reference with its 95 % interval, and the differences of the single seeds."""
-    reference = next((one for one in arms if one.is_reference), None)
-    others = [one for one in arms if not one.is_reference]
-    if reference is None or not any(one.difference and one.difference.seeds for one in others):
+    """Forest plot: each arm's difference from the reference with its 95 % interval, and those of single seeds."""
+    reference = reference_of(arms)
+    others = [summary for summary in arms if not summary.is_reference]
+    if reference is None or not any(summary.difference and summary.difference.seeds for summary in others):
         return None
-    figure, axes = rows(len(others))
+    figure, axes = _rows(others)
     axes.axvspan(-study.effect, study.effect, facecolor=theme.GRID, alpha=0.45, linewidth=0)
     axes.axvline(0, color=theme.INK, linewidth=1.2)
-    for row, one in enumerate(others):
-        _difference(axes, row, one, seed_differences(one, reference))
-    name_rows(axes, others)
-    _room(axes)
-    axes.set_xlabel(f"{numbers.metric_axis(study.metric)}, difference to {shortened(reference.arm.name)}")
-    heads = [
+    for row, summary in enumerate(others):
+        _difference(axes, row, summary, seed_differences(summary, reference))
+    _finish_x_axis(axes)
+    axes.set_xlabel(f"{numbers.metric_axis(study.metric)}, difference from {shortened(reference.arm.name)}")
+    headings = [
         (0, 0.0, "← better"),
         (1, 0.0, "worse →"),
         (1, _COLUMNS[0], "mean, 95 %"),
         (1, _COLUMNS[1], "p, corrected"),
     ]
-    for x, right, text in heads:
+    for x, right, text in headings:
         at = {"xycoords": "axes fraction", "xytext": (right, 6), "textcoords": "offset points"}
         axes.annotate(text, (x, 1), ha="right" if x and not right else "left", color=theme.SOFT, fontsize=9, **at)
-    return picture(
-        figure,
-        name="differences",
-        label="differences",
-        description=f"Difference of each arm to {reference.arm.name}: "
-        + "; ".join(f"{one.arm.name} {numbers.interval(one.difference)}" for one in others),
-    )
+    intervals = "; ".join(f"{summary.arm.name} {numbers.interval(summary.difference)}" for summary in others)
+    description = f"Difference of each arm from {reference.arm.name}: {intervals}"
+    return picture(figure, name="differences", label="differences", description=description)
 
 
-def _difference(axes: Any, row: int, one: ArmSummary, by_seed: dict[int, float]) -> None:
-    look, found = theme.style(one.style), one.difference
-    gid = f"arm:{one.style}"
-    if found is None or not found.seeds:
-        beside(axes, row, "no seed finished in both", points=_COLUMNS[0], gid=gid)
+def _difference(axes: Any, row: int, summary: ArmSummary, by_seed: dict[int, float]) -> None:
+    style, difference = theme.style(summary.style), summary.difference
+    if difference is None or not difference.seeds:
+        _beside(axes, row, "no seed finished in both", points=_COLUMNS[0], gid=gid(summary))
         return
-    name = numbers.line(one.arm.name)
     for seed, value in by_seed.items():
-        title = f"{gid}|{name}, seed {seed}: {numbers.signed(value)}"
-        axes.plot(value, row + 0.22, "o", ms=3.8, mfc="none", mec=look.light, mew=0.9, gid=title, zorder=4)
-    if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [row, row], color=look.light, lw=2.4, gid=gid)
-        for end in (found.low, found.high):
-            axes.plot([end, end], [row - 0.1, row + 0.1], color=look.light, lw=1.6, gid=gid)
-    title = f"{gid}|{name}: {numbers.interval(found)}, n = {len(found.seeds)}"
-    axes.plot(found.mean, row, look.marker, ms=8, color=look.light, mec=theme.PAPER, mew=1, gid=title, zorder=5)
-    for column, text in zip(_COLUMNS, (numbers.interval(found), numbers.probability(found.p_corrected)), strict=True):
-        beside(axes, row, text, points=column, gid=gid)
-
-
-def beside(axes: Any, row: float, text: str, *, points: float = 12, **looks: Any) -> None:
-    """Write something to the right of the axes, some points away from them."""
-    looks = {"va": "center", "fontsize": 9, "annotation_clip": False} | looks
-    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-    axes.annotate(text, (1, row), xytext=(points, 0), **at, **looks)
+        title = gid(summary, f", seed {seed}: {numbers.signed(value)}")
+        axes.plot(value, row + 0.22, "o", ms=3.8, mfc="none", mec=style.light, mew=0.9, gid=title, zorder=4)
+    if difference.low is not None and difference.high is not None:
+        axes.plot([difference.low, difference.high], [row, row], color=style.light, lw=2.4, gid=gid(summary))
+        for end in (difference.low, difference.high):
+            axes.plot([end, end], [row - 0.1, row + 0.1], color=style.light, lw=1.6, gid=gid(summary))
+    interval = numbers.interval(difference)
+    title = gid(summary, f": {interval}, n = {len(difference.seeds)}")
+    axes.plot(difference.mean, row, style.marker, ms=8, color=style.light, mec=theme.PAPER, mew=1, gid=title, zorder=5)
+    for points, text in zip(_COLUMNS, (interval, numbers.probability(difference.p_corrected)), strict=True):
+        _beside(axes, row, text, points=points, gid=gid(summary))
 
 
 def seeds(study: Study, arms: list[ArmSummary]) -> Picture | None:
-    """The metric of every finished run, the mean of each arm, and lines between runs of one seed."""
-    if not any(one.finished for one in arms):
+    """Metric of every finished run and mean of each arm; lines connect runs of one seed."""
+    if not any(summary.finished for summary in arms):
         return None
-    figure, axes = rows(len(arms))
+    figure, axes = _rows(arms)
     for seed in study.seeds:
-        pairs = [(one.values[seed], row) for row, one in enumerate(arms) if seed in one.values]
-        axes.plot(*zip(*pairs, strict=True), color=theme.GRID, lw=1, zorder=1) if pairs else None
-    for row, one in enumerate(arms):
-        look = theme.style(one.style)
-        for seed, value in one.values.items():
-            title = f"arm:{one.style}|{numbers.line(one.arm.name)}, seed {seed}: {numbers.value(value)}"
-            axes.plot(value, row, look.marker, ms=6, mfc=theme.PAPER, mec=look.light, mew=1.3, gid=title, zorder=4)
-        if one.mean is not None:
-            axes.plot([one.mean] * 2, [row - 0.27, row + 0.27], color=look.light, lw=2.4, gid=f"arm:{one.style}")
-        said = numbers.with_sd(one.mean, one.sd) if one.finished else "no run finished"
-        beside(axes, row, said, gid=f"arm:{one.style}")
-    name_rows(axes, arms)
-    _room(axes)
+        pairs = [(summary.values[seed], row) for row, summary in enumerate(arms) if seed in summary.values]
+        if pairs:
+            axes.plot(*zip(*pairs, strict=True), color=theme.GRID, lw=1, zorder=1)
+    for row, summary in enumerate(arms):
+        style = theme.style(summary.style)
+        for seed, value in summary.values.items():
+            title = gid(summary, f", seed {seed}: {numbers.value(value)}")
+            axes.plot(value, row, style.marker, ms=6, mfc=theme.PAPER, mec=style.light, mew=1.3, gid=title, zorder=4)
+        if summary.mean is not None:
+            axes.plot([summary.mean] * 2, [row - 0.27, row + 0.27], color=style.light, lw=2.4, gid=gid(summary))
+        text = numbers.with_sd(summary.mean, summary.sd) if summary.finished else "no run finished"
+        _beside(axes, row, text, points=12, gid=gid(summary))
+    _finish_x_axis(axes)
     axes.set_xlabel(numbers.metric_axis(study.metric))
-    return picture(
-        figure,
-        name="seeds",
-        label="seeds",
-        description="The metric of every run: "
-        + "; ".join(f"{one.arm.name} {numbers.with_sd(one.mean, one.sd)}" for one in arms),
-    )
+    means = "; ".join(f"{summary.arm.name} {numbers.with_sd(summary.mean, summary.sd)}" for summary in arms)
+    return picture(figure, name="seeds", label="seeds", description=f"The metric of every run: {means}")
 
 
-def _room(axes: Any) -> None:
-    """A little more room on both sides, and no more ticks than can be read."""
-    from matplotlib.ticker import MaxNLocator
+def _rows(arms: list[ArmSummary]) -> tuple[Figure, Any]:
+    """A figure with a labelled row for each arm, the first on top."""
+    figure = Figure(figsize=(7.2, _EDGES + _ROW * len(arms)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_yticks(range(len(arms)), [shortened(summary.arm.name) for summary in arms])
+    for text, summary in zip(axes.get_yticklabels(), arms, strict=True):
+        text.set(color=theme.style(summary.style).light, fontweight="bold" if summary.is_reference else "normal")
+    return figure, axes
 
+
+def _beside(axes: Any, row: float, text: str, *, points: float, gid: str) -> None:
+    """Write a text some points to the right of the axes."""
+    at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
+    axes.annotate(text, (1, row), xytext=(points, 0), va="center", fontsize=9, gid=gid, **at)
+
+
+def _finish_x_axis(axes: Any) -> None:
     axes.margins(x=0.06)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+
+
+def tuning(study: Study, arms: list[ArmSummary]) -> list[Picture]:
+    """One picture for each tuned numeric key: the metric of every trial, by arm."""
+    keys = list(dict.fromkeys(key for summary in arms for key in summary.arm.tuned))
+    return [drawn for key in keys if (drawn := _trials(study, arms, key)) is not None]
+
+
+def _trials(study: Study, arms: list[ArmSummary], key: str) -> Picture | None:
+    trials = [(summary, points) for summary in arms if (points := tried(summary.arm, key))]
+    if not trials:
+        return None
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    values = [x for _, points in trials for x, _ in points]
+    if min(values) > 0 and max(values) / min(values) >= 4:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    if len(set(values)) <= _MAX_TICKS:
+        axes.set_xticks(sorted(set(values)))
+        axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for summary, points in trials:
+        style = theme.style(summary.style)
+        axes.plot(*zip(*points, strict=True), color=style.light, lw=1.3, ls=style.dashes, gid=gid(summary))
+        for x, y in points:
+            chosen = summary.arm.tuned.get(key) == x
+            looks: Any = {"ms": 8, "mfc": style.light} if chosen else {"ms": 5, "mfc": theme.PAPER}
+            title = gid(summary, f", {key} {x:g}: {numbers.value(y)}{', chosen' if chosen else ''}")
+            axes.plot(x, y, style.marker, mec=style.light, mew=1.2, gid=title, zorder=4, **looks)
+        label = shortened(summary.arm.name)
+        axes.plot([], [], color=style.light, ls=style.dashes, marker=style.marker, label=label)
+    axes.set_xlabel(one_line(key))
+    axes.set_ylabel(f"lowest {numbers.metric_axis(study.trial_metric)}")
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    chosen_values = "; ".join(f"{one.arm.name} {numbers.plain_number(one.arm.tuned.get(key))}" for one, _ in trials)
+    name = "tuning_" + "".join(letter if letter.isalnum() else "_" for letter in key)
+    return picture(figure, name=name, label=key, description=f"Trials of {key}; chosen: {chosen_values}")

@@ -1,81 +1,106 @@
-"""Pictures of what quality costs: the metric against training FLOPs, cache and latency, with the Pareto front."""
+"""Pictures of quality against cost (training FLOPs, KV cache, latency) with their Pareto fronts."""
 
 from collections.abc import Callable
 from typing import Any
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
 from tinyllm.studies.compare.results import Study
-from tinyllm.studies.report import numbers, pareto, theme
-from tinyllm.studies.report.labels import place_names, shortened
+from tinyllm.studies.report import numbers, theme
+from tinyllm.studies.report.labels import Point, place_names, shortened
+from tinyllm.studies.report.plots import gid
 from tinyllm.studies.report.summary import ArmSummary
 from tinyllm.studies.report.svg import Picture, picture
 
 PRICES: dict[str, tuple[str, Callable[[ArmSummary], float | None]]] = {
-    "flops": ("FLOPs of one training", lambda one: one.arm.flops),
-    "kv_bytes": ("cache, bytes per token (bf16)", lambda one: one.arm.account.kv_bytes_per_token),
-    "latency": ("decoding, ms per token", lambda one: one.decode_ms),
+    "flops": ("FLOPs of one training run", lambda summary: summary.arm.flops),
+    "kv_bytes": ("cache, bytes per token (bf16)", lambda summary: summary.arm.account.kv_bytes_per_token),
+    "latency": ("decoding, ms per token", lambda summary: summary.decode_ms),
 }
-"""What is paid, by the name of the picture: how one says it, and where it stands."""
-_LOG = 4.0
-"""Greatest over least price from which the axis is logarithmic."""
+"""Costs by the name of their picture: label and value."""
+_LOG_FROM = 4.0
+"""Ratio of the largest to the smallest cost from which the axis is logarithmic."""
 
 
-def on_front(arms: list[ArmSummary], price: str) -> set[str]:
-    """Names of the arms that no other beats on price and mean metric both."""
-    points = _points(arms, price)
-    return {points[place][0].arm.name for place in pareto.front([(x, y) for _, x, y in points])}
+def front(points: list[Point]) -> list[int]:
+    """Indices of the points that no other point dominates, ordered by x. Lower is better on both axes.
+
+    A point dominates another if it is no worse on both axes and better on one; equal points do not dominate each other.
+    """
+    free = (i for i, point in enumerate(points) if not any(_dominates(other, point) for other in points))
+    return sorted(free, key=points.__getitem__)
+
+
+def _dominates(point: Point, other: Point) -> bool:
+    return point[0] <= other[0] and point[1] <= other[1] and point != other
+
+
+def staircase(points: list[Point]) -> list[Point]:
+    """Corners of the boundary of the region that a front dominates; ``points`` are ordered by x."""
+    corners: list[Point] = []
+    for x, y in points:
+        if corners and corners[-1][1] != y:
+            corners.append((x, corners[-1][1]))
+        corners.append((x, y))
+    return corners
+
+
+def front_names(arms: list[ArmSummary], price: str) -> list[str]:
+    """Names of the arms on the Pareto front of a cost and the mean metric, in the order of the arms."""
+    priced = _priced(arms, price)
+    on_front = front([point for _, point in priced])
+    return [priced[index][0].arm.name for index in sorted(on_front)]
 
 
 def fronts(study: Study, arms: list[ArmSummary]) -> list[Picture]:
-    """A picture for each price that at least two arms have."""
-    return [_front(study, arms, price) for price in PRICES if len(_points(arms, price)) > 1]
+    """One picture for each cost that is known of at least two arms."""
+    return [_front_picture(study, arms, price) for price in PRICES if len(_priced(arms, price)) > 1]
 
 
-def _points(arms: list[ArmSummary], price: str) -> list[tuple[ArmSummary, float, float]]:
-    paid = [(one, PRICES[price][1](one), one.mean) for one in arms]
-    return [(one, x, y) for one, x, y in paid if x is not None and y is not None]
+def _priced(arms: list[ArmSummary], price: str) -> list[tuple[ArmSummary, Point]]:
+    costs = [(summary, PRICES[price][1](summary), summary.mean) for summary in arms]
+    return [(summary, (x, y)) for summary, x, y in costs if x is not None and y is not None]
 
 
-def _front(study: Study, arms: list[ArmSummary], price: str) -> Picture:
-    from matplotlib.figure import Figure
-
-    points = _points(arms, price)
-    best = pareto.front([(x, y) for _, x, y in points])
+def _front_picture(study: Study, arms: list[ArmSummary], price: str) -> Picture:
+    label, _ = PRICES[price]
+    priced = _priced(arms, price)
+    points = [point for _, point in priced]
+    best = front(points)
     figure = Figure(figsize=(4.4, 3.9), layout="constrained")
     axes = figure.subplots()
-    _limits(axes, [x for _, x, _ in points])
-    corners = pareto.steps([points[place][1:] for place in best])
+    _set_limits(axes, [x for x, _ in points])
+    corners = staircase([points[index] for index in best])
     axes.plot(*zip(*corners, strict=True), color=theme.SOFT, lw=1.1, ls=(0, (4, 2)), zorder=1)
-    for place, (one, x, y) in enumerate(points):
-        look, beaten = theme.style(one.style), place not in best
-        if one.sd is not None:
-            axes.errorbar(x, y, yerr=one.sd, color=look.light, lw=1, capsize=2.5, gid=f"arm:{one.style}", zorder=3)
-        title = f"arm:{one.style}|{numbers.line(one.arm.name)}: {numbers.value(y)} at {_price(price, x)}"
-        title += ", beaten on both by another" if beaten else ", on the front"
-        fill = theme.PAPER if beaten else look.light
-        axes.plot(x, y, look.marker, ms=8, mfc=fill, mec=look.light, mew=1.5, gid=title, zorder=5)
+    for index, (summary, (x, y)) in enumerate(priced):
+        style, dominated = theme.style(summary.style), index not in best
+        if summary.sd is not None:
+            axes.errorbar(x, y, yerr=summary.sd, color=style.light, lw=1, capsize=2.5, gid=gid(summary), zorder=3)
+        cost = f"{x:.3g} ms" if price == "latency" else numbers.brief(x)
+        title = gid(summary, f": {numbers.value(y)} at {cost}, {'dominated' if dominated else 'on the front'}")
+        fill = theme.PAPER if dominated else style.light
+        axes.plot(x, y, style.marker, ms=8, mfc=fill, mec=style.light, mew=1.5, gid=title, zorder=5)
     axes.margins(y=0.16)
-    axes.set_xlabel(PRICES[price][0])
+    axes.set_xlabel(label)
     axes.set_ylabel(numbers.metric_axis(study.metric))
-    names = [shortened(one.arm.name, 20) for one, _, _ in points]
-    colours = [theme.style(one.style).light for one, _, _ in points]
-    whiskers = [[(x, y - (one.sd or 0.0)), (x, y + (one.sd or 0.0))] for one, x, y in points]
-    gids = [f"arm:{one.style}" for one, _, _ in points]
-    place_names(axes, [point[1:] for point in points], names, colours, gids, avoid=[corners, *whiskers])
-    front = ", ".join(points[place][0].arm.name for place in best)
-    description = f"{numbers.metric_name(study.metric)} against {PRICES[price][0]}; on the front: {front}"
-    return picture(figure, name=f"pareto_{price}", label=PRICES[price][0], description=description)
+    place_names(
+        axes,
+        points,
+        names=[shortened(summary.arm.name, 20) for summary, _ in priced],
+        colours=[theme.style(summary.style).light for summary, _ in priced],
+        gids=[gid(summary) for summary, _ in priced],
+        avoid=[corners, *([(x, y - (one.sd or 0.0)), (x, y + (one.sd or 0.0))] for one, (x, y) in priced)],
+    )
+    names = ", ".join(priced[index][0].arm.name for index in best)
+    description = f"{numbers.metric_name(study.metric)} against {label}; on the front: {names}"
+    return picture(figure, name=f"pareto_{price}", label=label, description=description)
 
 
-def _price(price: str, x: float) -> str:
-    return f"{x:.3g} ms" if price == "latency" else numbers.brief(x)
-
-
-def _limits(axes: Any, prices: list[float]) -> None:
-    """A logarithmic axis where the prices lie far apart; room at both ends."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    least, most = min(prices), max(prices)
-    if least > 0 and most / least >= _LOG:
+def _set_limits(axes: Any, costs: list[float]) -> None:
+    """Scale and limits of the x axis: logarithmic where the costs lie far apart, with room at both ends for names."""
+    least, most = min(costs), max(costs)
+    if least > 0 and most / least >= _LOG_FROM:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(base=10 if most / least > 100 else 2))
         axes.xaxis.set_minor_locator(NullLocator())

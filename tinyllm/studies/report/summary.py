@@ -1,59 +1,63 @@
-"""What a report says of each arm, drawn together from its runs."""
+"""Per-arm summary of a study: statistics over an arm's runs and trials."""
 
 import math
 import statistics
 from dataclasses import dataclass
 
+from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Arm, Difference, Run, Study
 from tinyllm.studies.compare.timing import minutes_trained
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """An arm with what its finished runs have in common."""
+    """An arm with statistics over its runs."""
 
     arm: Arm
     style: int
-    """Number of its colour, marker and line; the reference has 0."""
+    """Number of its colour, marker and line style; the reference has 0."""
     is_reference: bool
     runs: list[Run]
-    """All, whatever became of them."""
+    """All runs, also those without a result, by seed."""
     finished: list[Run]
-    """Those with a value, in order of seed."""
+    """Runs with a finite value, by seed."""
     mean: float | None
     sd: float | None
-    """Over the seeds; None: fewer than two."""
+    """Standard deviation over seeds; None with fewer than two."""
     tokens_per_s: float | None
-    """The median over the finished runs."""
+    """Median over the finished runs."""
     peak_memory_bytes: int | None
-    """The most that a finished run took."""
+    """Maximum over the finished runs."""
     difference: Difference | None
-    """None: the reference, or nothing to compare."""
+    """Difference from the reference; None for the reference itself, or if there is nothing to compare."""
+
+    @property
+    def name(self) -> str:
+        """The arm's name on one line, safe to print."""
+        return one_line(self.arm.name)
 
     @property
     def values(self) -> dict[int, float]:
-        """The metric by seed."""
+        """Metric by seed."""
         return {run.seed: run.value for run in self.finished if run.value is not None}
 
     @property
     def minutes(self) -> float | None:
-        """Minutes of training of one run, evaluation and saving not counted."""
+        """Training minutes of one run, excluding evaluation and saving."""
         return minutes_trained(self.arm.tokens, self.tokens_per_s)
 
     @property
     def decode_ms(self) -> float | None:
-        """Milliseconds for one token, one sequence."""
+        """Milliseconds per token when decoding one sequence."""
         return 1000 / self.arm.decode_tokens_per_s if self.arm.decode_tokens_per_s else None
 
 
 def summaries(study: Study) -> list[ArmSummary]:
-    """One for each arm, in the order of the study."""
-    order = sorted(range(len(study.arms)), key=lambda place: study.arms[place].name != study.reference)
-    differences = {one.arm: one for one in study.differences}
-    return [
-        _summary(study, arm, style=order.index(place), difference=differences.get(arm.name))
-        for place, arm in enumerate(study.arms)
-    ]
+    """Summarize every arm, in the order of the study."""
+    # Style 0 is the reference's; the other arms keep their order.
+    order = sorted(study.arms, key=lambda arm: arm.name != study.reference)
+    differences = {difference.arm: difference for difference in study.differences}
+    return [_summary(study, arm, style=order.index(arm), difference=differences.get(arm.name)) for arm in study.arms]
 
 
 def _summary(study: Study, arm: Arm, *, style: int, difference: Difference | None) -> ArmSummary:
@@ -76,6 +80,37 @@ def _summary(study: Study, arm: Arm, *, style: int, difference: Difference | Non
     )
 
 
-def seed_differences(one: ArmSummary, reference: ArmSummary) -> dict[int, float]:
-    """The arm's metric minus the reference's, by seed, where both have finished."""
-    return {seed: value - reference.values[seed] for seed, value in one.values.items() if seed in reference.values}
+def reference_of(arms: list[ArmSummary]) -> ArmSummary | None:
+    """The reference among the arms."""
+    return next((summary for summary in arms if summary.is_reference), None)
+
+
+def seed_differences(summary: ArmSummary, reference: ArmSummary | None) -> dict[int, float]:
+    """Metric minus the reference's, for each seed that both have finished; empty for the reference itself."""
+    if reference is None or summary.is_reference:
+        return {}
+    theirs = reference.values
+    return {seed: value - theirs[seed] for seed, value in summary.values.items() if seed in theirs}
+
+
+def tried(arm: Arm, key: str) -> list[tuple[float, float]]:
+    """Pairs (value of a tuned key, metric) of the finished trials, sorted; only where both are numbers."""
+    return sorted(
+        (float(trial[key]), float(trial["value"]))
+        for trial in arm.trials
+        if _is_number(trial.get(key)) and _is_number(trial.get("value"))
+    )
+
+
+def at_the_edge(arm: Arm) -> list[str]:
+    """Tuned keys whose chosen value is the smallest or largest one tried, so that a better one may lie beyond."""
+    keys = []
+    for key, value in arm.tuned.items():
+        values = {float(trial[key]) for trial in arm.trials if _is_number(trial.get(key))}
+        if len(values) > 1 and _is_number(value) and float(value) in (min(values), max(values)):
+            keys.append(key)
+    return keys
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,55 +1,56 @@
-"""A figure as SVG: a file of its own for print, and the same for inside a page, where its colours follow the page.
+"""Figures as SVG: one version for a file, on white, and one for inside the page, whose colours follow the page.
 
-An artist's ``gid`` says what it shows: ``arm:2`` (or ``arm:2|title``) for what belongs to the arm of style 2. The
-title is what a pointer over it reads.
+The ``gid`` of a matplotlib artist says what it shows: ``arm:2`` belongs to the arm of style 2; ``arm:2|title`` also has
+a tooltip.
 """
 
 import io
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from xml.etree import ElementTree as ET
+
+import matplotlib
+from matplotlib.figure import Figure
 
 from tinyllm.studies.report import theme
 
 _SVG, _XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
-_FONTS = "font-family", "'DejaVu Sans', Verdana, 'Helvetica Neue', Arial, sans-serif"
+_FONTS = "'DejaVu Sans', Verdana, 'Helvetica Neue', Arial, sans-serif"
 _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A figure with what stands beside it."""
+    """A rendered figure."""
 
     name: str
-    """Of its file, without a suffix."""
+    """File name without suffix."""
     label: str
-    """Chooses it among the pictures of a group."""
+    """Text of the button that selects it in a group of pictures."""
     description: str
-    """What one who cannot see it should know."""
+    """Alternative text."""
     file: str
     """SVG for a file, on white."""
     inline: str
-    """SVG for inside a page."""
+    """SVG for inside the page."""
 
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Within it figures get the report's look. A letter that the measuring font lacks is no reason for a warning."""
-    import matplotlib
-
+    """Apply the report's matplotlib settings, whatever the user's own matplotlibrc says."""
     with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever the person's own matplotlibrc says
+        matplotlib.rcdefaults()
         matplotlib.rcParams.update(theme.SETTINGS)
+        # matplotlib only measures texts with its font; the browser draws them with fonts that may have the glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-def picture(figure: Any, *, name: str, label: str, description: str) -> Picture:
-    """Render a matplotlib figure; to be called within :func:`drawing`."""
+def picture(figure: Figure, *, name: str, label: str, description: str) -> Picture:
+    """Render a figure; call it within :func:`drawing`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
@@ -57,8 +58,8 @@ def picture(figure: Any, *, name: str, label: str, description: str) -> Picture:
     root.attrib |= {"role": "img", "aria-label": description}
     root.attrib |= {"class": "figure", "data-name": name}
     file = _text(root, xmlns=True)
-    for paper in [one for one in root.iter("g") if one.get("class") == "paper"]:
-        paper.clear()
+    for background in [node for node in root.iter("g") if node.get("class") == "paper"]:
+        background.clear()
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
     root.set("style", f"--width: {width * 4 / 3:.0f}px")
@@ -66,7 +67,7 @@ def picture(figure: Any, *, name: str, label: str, description: str) -> Picture:
 
 
 def _tidy(root: ET.Element, *, prefix: str) -> None:
-    """Plain names, ids that are this picture's alone, titles and classes in the place of gids."""
+    """Drop metadata and XML namespaces, make ids unique to the picture, turn gids into classes and titles."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.endswith("}metadata"):
@@ -77,13 +78,13 @@ def _tidy(root: ET.Element, *, prefix: str) -> None:
         if (target := node.attrib.pop(f"{_XLINK}href", None)) is not None:
             node.set("href", target)
         used |= {target[1:]} if target and target.startswith("#") else set()
-        used |= {found for text in node.attrib.values() for found in _REFERENCE.findall(text)}
+        used |= {name for text in node.attrib.values() for name in _REFERENCE.findall(text)}
     for node in root.iter():
-        mine = node.attrib.pop("id", None)
-        if mine in used:
-            node.set("id", f"{prefix}-{mine}")
-        elif mine is not None:
-            _mark(node, mine)
+        node_id = node.attrib.pop("id", None)
+        if node_id in used:
+            node.set("id", f"{prefix}-{node_id}")
+        elif node_id is not None:
+            _mark(node, node_id)
         if (target := node.get("href", "")).startswith("#"):
             node.set("href", f"#{prefix}-{target[1:]}")
         for key, text in node.attrib.items():
@@ -91,9 +92,10 @@ def _tidy(root: ET.Element, *, prefix: str) -> None:
 
 
 def _mark(node: ET.Element, gid: str) -> None:
+    """Turn a gid (see the module) into attributes for the page's script."""
     what, _, title = gid.partition("|")
     kind, _, number = what.partition(":")
-    if what == "patch_1":  # the figure's background is the first patch
+    if what == "patch_1":  # matplotlib's first patch is the background of the figure
         node.set("class", "paper")
     elif kind == "arm":
         node.set("data-arm", number)
@@ -107,12 +109,11 @@ def _mark(node: ET.Element, gid: str) -> None:
 def _text(root: ET.Element, *, xmlns: bool = False) -> str:
     text = ET.tostring(root, encoding="unicode")
     text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if xmlns else text
-    return text.replace("'DejaVu Sans'", _FONTS[1]) + "\n"
+    return text.replace("'DejaVu Sans'", _FONTS) + "\n"
 
 
 def _in_page_colours(text: str) -> str:
-    """The colours by the page's names for them."""
+    """Replace colours by the page's CSS variables."""
     names = {theme.INK: "--ink", theme.SOFT: "--soft", theme.GRID: "--grid", theme.PAPER: "--paper"}
-    names |= {one.light: f"--arm-{number}" for number, one in enumerate(theme.styles(12))}
-    replace: Callable[[re.Match[str]], str] = lambda found: f"var({names[found[0]]})"  # noqa: E731
-    return re.sub("|".join(names), replace, text)
+    names |= {style.light: f"--arm-{number}" for number, style in enumerate(theme.styles(12))}
+    return re.sub("|".join(names), lambda colour: f"var({names[colour[0]]})", text)

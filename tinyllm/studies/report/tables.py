@@ -1,15 +1,16 @@
-"""The tables of a report."""
+"""Tables of a report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from tinyllm.errors import one_line
 from tinyllm.programs.cost import Account
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.compare.statistics import LEVEL, POWER
 from tinyllm.studies.report import numbers
-from tinyllm.studies.report.blocks import Cell, Table
-from tinyllm.studies.report.summary import ArmSummary, seed_differences
-from tinyllm.studies.report.tuning import at_the_edge
+from tinyllm.studies.report.blocks import Cell, DataTable, number_cell, text_cell
+from tinyllm.studies.report.summary import ArmSummary, at_the_edge, reference_of, seed_differences
+from tinyllm.utils.text import duration
 
 MATCHED: dict[str, tuple[str, Callable[[Account], int]]] = {
     "params": ("parameters", lambda account: account.parameters),
@@ -17,206 +18,197 @@ MATCHED: dict[str, tuple[str, Callable[[Account], int]]] = {
     "flops": ("training FLOPs per token", lambda account: account.flops_per_token),
     "kv_bytes": ("KV bytes per token", lambda account: account.kv_bytes_per_token),
 }
-"""What can be matched: how one says it, and where it stands."""
+"""Values of ``match``: name and quantity."""
 
 
-def name_cell(one: ArmSummary) -> Cell:
+def name_cell(summary: ArmSummary) -> Cell:
     """An arm's name, with its colour."""
-    text = numbers.line(one.arm.name)
-    return Cell(text, text, arm=one.style, strong=one.is_reference)
+    return Cell(text=summary.name, sort=summary.name, arm=summary.style, strong=summary.is_reference)
 
 
-def arms_table(study: Study, arms: list[ArmSummary]) -> Table:
-    """What each arm costs and gives."""
-    metric = numbers.metric_name(study.metric)
-    headings = ["arm", f"{metric} ± sd", "difference, 95\u00a0%", "p, corrected", "seeds"]
+def arms_table(study: Study, arms: list[ArmSummary]) -> DataTable:
+    """Result and cost of each arm."""
+    headings = ["arm", f"{numbers.metric_name(study.metric)} ± sd", "difference, 95\u00a0%", "p, corrected", "seeds"]
     headings += ["parameters", "active", "FLOPs per token", "KV bytes per token"]
     headings += ["peak memory", "tokens/s", "decode tokens/s"]
-    return Table(headings=headings, rows=[_arm_row(one) for one in arms])
+    return DataTable(headings=headings, rows=[_arm_row(summary) for summary in arms])
 
 
-def _arm_row(one: ArmSummary) -> list[Cell]:
-    account, found = one.arm.account, one.difference
-    p = found.p_corrected if found else None
-    clear = p is not None and p < LEVEL
+def _arm_row(summary: ArmSummary) -> list[Cell]:
+    account, difference = summary.arm.account, summary.difference
+    p = difference.p_corrected if difference else None
+    mean = difference.mean if difference and difference.seeds else None
+    significant = p is not None and p < LEVEL
+    compared = [
+        Cell(text=numbers.interval(difference), sort=mean, strong=significant),
+        number_cell(p, numbers.probability, strong=significant),
+    ]
     return [
-        name_cell(one),
-        Cell(numbers.with_sd(one.mean, one.sd), one.mean),
-        Cell("reference", 0.0)
-        if one.is_reference
-        else Cell(numbers.interval(found), found.mean if found and found.seeds else None, strong=clear),
-        Cell("" if one.is_reference else numbers.probability(p), p, strong=clear),
-        _figure(len(one.finished), str),
-        _figure(account.parameters, numbers.whole),
-        _figure(account.active_parameters, numbers.whole),
-        _figure(account.flops_per_token, numbers.whole),
-        _figure(account.kv_bytes_per_token, numbers.whole),
-        _figure(one.peak_memory_bytes, numbers.size),
-        _figure(one.tokens_per_s, numbers.rate),
-        _figure(one.arm.decode_tokens_per_s, numbers.rate),
+        name_cell(summary),
+        Cell(text=numbers.with_sd(summary.mean, summary.sd), sort=summary.mean),
+        *([Cell(text="reference", sort=0.0), Cell(text="")] if summary.is_reference else compared),
+        number_cell(len(summary.finished), str),
+        number_cell(account.parameters, numbers.whole),
+        number_cell(account.active_parameters, numbers.whole),
+        number_cell(account.flops_per_token, numbers.whole),
+        number_cell(account.kv_bytes_per_token, numbers.whole),
+        number_cell(summary.peak_memory_bytes, numbers.size),
+        number_cell(summary.tokens_per_s, numbers.rate),
+        number_cell(summary.arm.decode_tokens_per_s, numbers.rate),
     ]
 
 
-def _figure(number: Any, shown: Callable[[Any], str]) -> Cell:
-    return Cell(shown(number), number)
-
-
-def _words(text: str, *, strong: bool = False) -> Cell:
-    text = numbers.line(text) or numbers.MISSING
-    return Cell(text, text, strong=strong)
-
-
-def seeds_table(study: Study, arms: list[ArmSummary]) -> Table:
-    """Each seed's figure, and below it the difference to the reference's of the same seed."""
-    reference = next((one for one in arms if one.is_reference), None)
+def seeds_table(study: Study, arms: list[ArmSummary]) -> DataTable:
+    """Each seed's value, with its difference from the reference's value for the same seed."""
+    reference = reference_of(arms)
     rows = []
-    for one in arms:
-        differences = seed_differences(one, reference) if reference and not one.is_reference else {}
+    for summary in arms:
+        differences = seed_differences(summary, reference)
         cells = []
         for seed in study.seeds:
-            text = numbers.value(one.values.get(seed))
+            text = numbers.value(summary.values.get(seed))
             if seed in differences:
                 text += f" ({numbers.signed(differences[seed])})"
-            cells.append(Cell(text, one.values.get(seed)))
-        rows.append([name_cell(one), *cells])
-    return Table(
+            cells.append(Cell(text=text, sort=summary.values.get(seed)))
+        rows.append([name_cell(summary), *cells])
+    return DataTable(
         headings=["arm", *(f"seed {seed}" for seed in study.seeds)],
         rows=rows,
-        caption="In parentheses: minus the reference's figure of the same seed.",
+        caption="In parentheses: difference from the reference's value for the same seed.",
     )
 
 
-def differences_table(study: Study, arms: list[ArmSummary]) -> Table:
-    """All that the statistics give of each difference."""
-    headings = ["arm", "pairs", "mean", "sd", "95 % interval", "p", "p, corrected", "can be seen", "seeds needed"]
+def differences_table(study: Study, arms: list[ArmSummary]) -> DataTable:
+    """Test statistics of each difference."""
+    headings = ["arm", "pairs", "mean", "sd", "95 % interval", "p", "p, corrected", "detectable", "seeds needed"]
     rows = []
-    for one in arms:
-        if (found := one.difference) is None or one.is_reference:
+    for summary in arms:
+        if (difference := summary.difference) is None or summary.is_reference:
             continue
-        bounds = found.low is not None and found.high is not None
+        bounds = "–"
+        if difference.low is not None and difference.high is not None:
+            bounds = f"{numbers.signed(difference.low)} to {numbers.signed(difference.high)}"
         rows.append(
             [
-                name_cell(one),
-                _figure(len(found.seeds), str),
-                Cell(numbers.signed(found.mean), found.mean) if found.seeds else Cell(numbers.MISSING),
-                _figure(found.sd, numbers.value),
-                Cell(f"{numbers.signed(found.low)} to {numbers.signed(found.high)}" if bounds else "–", found.low),
-                _figure(found.p, numbers.probability),
-                _figure(found.p_corrected, numbers.probability),
-                _figure(found.detectable, numbers.value),
-                _figure(found.seeds_needed, numbers.whole),
+                name_cell(summary),
+                number_cell(len(difference.seeds), str),
+                number_cell(difference.mean if difference.seeds else None, numbers.signed),
+                number_cell(difference.sd, numbers.value),
+                Cell(text=bounds, sort=difference.low),
+                number_cell(difference.p, numbers.probability),
+                number_cell(difference.p_corrected, numbers.probability),
+                number_cell(difference.detectable, numbers.value),
+                number_cell(difference.seeds_needed, numbers.whole),
             ]
         )
-    return Table(
+    return DataTable(
         headings=headings,
         rows=rows,
-        caption=f"“Can be seen” is the difference that so many pairs show with a probability of {100 * POWER:g} %;"
-        f" “seeds needed” is how many it takes to see one of {study.effect:g} with that probability. Both take the sd"
-        " as known, which few seeds only estimate.",
+        caption=f"“Detectable” is the difference that this many pairs show with a probability of {100 * POWER:g} %."
+        f" “Seeds needed” is the number of seeds that show a difference of {study.effect:g} with that probability. Both"
+        " take the sd as known, although few seeds only estimate it.",
     )
 
 
-def matching_table(study: Study, arms: list[ArmSummary]) -> Table:
-    """What makes each arm, what the matching chose, and how near it came."""
+def matching_table(study: Study, arms: list[ArmSummary]) -> DataTable:
+    """Settings of each arm, what the matching solved for, and how close it came."""
     matched = MATCHED.get(study.match)
-    headings = ["arm", "settings", "solved", *([matched[0], "mismatch"] if matched else [])]
-    headings += ["steps", "tokens per run", "FLOPs per run"]
     timed = study.budget == "minutes"
-    headings += ["minutes trained"] if timed else []
+    headings = ["arm", "settings", "solved", *([matched[0], "mismatch"] if matched else [])]
+    headings += ["steps", "tokens per run", "FLOPs per run", *(["minutes trained"] if timed else [])]
     rows = []
-    for one in arms:
-        arm = one.arm
+    for summary in arms:
+        arm = summary.arm
         solved = ", ".join(f"{key}={value}" for key, value in arm.solved.items())
-        row = [name_cell(one), _words(" ".join(arm.settings)), _words(solved)]
+        row = [name_cell(summary), text_cell(" ".join(arm.settings)), text_cell(solved)]
         if matched:
-            row += [_figure(matched[1](arm.account), numbers.whole), _figure(arm.mismatch, numbers.percent)]
-        row += [_figure(arm.max_steps, numbers.whole), _figure(arm.tokens, numbers.whole)]
-        row.append(_figure(arm.flops, numbers.brief))
-        rows.append([*row, *([_figure(one.minutes, numbers.rate)] if timed else [])])
-    return Table(headings=headings, rows=rows)
+            row += [number_cell(matched[1](arm.account), numbers.whole), number_cell(arm.mismatch, numbers.percent)]
+        row += [number_cell(arm.max_steps, numbers.whole), number_cell(arm.tokens, numbers.whole)]
+        row.append(number_cell(arm.flops, numbers.brief))
+        if timed:
+            row.append(number_cell(summary.minutes, numbers.rate))
+        rows.append(row)
+    return DataTable(headings=headings, rows=rows)
 
 
-def tuning_table(study: Study, arms: list[ArmSummary]) -> Table:
-    """How many trials each arm had, and what they chose."""
+def tuning_table(study: Study, arms: list[ArmSummary]) -> DataTable:
+    """Number of trials of each arm, and the values chosen by them."""
     best = f"best {numbers.metric_name(study.trial_metric)}"
     rows = []
-    for one in arms:
-        if not one.arm.tuned and not one.arm.trials:
+    for summary in arms:
+        arm = summary.arm
+        if not arm.tuned and not arm.trials:
             continue
-        edges = at_the_edge(one.arm)
-        lost = sum(trial.get("value") is None for trial in one.arm.trials)
-        values = [trial["value"] for trial in one.arm.trials if trial.get("value") is not None]
-        chosen = ", ".join(f"{key}={numbers.plain_number(value)}" for key, value in one.arm.tuned.items())
+        edges = at_the_edge(arm)
+        values = [trial["value"] for trial in arm.trials if trial.get("value") is not None]
+        failed = len(arm.trials) - len(values)
+        chosen = ", ".join(f"{key}={numbers.plain_number(value)}" for key, value in arm.tuned.items())
         rows.append(
             [
-                name_cell(one),
-                Cell(f"{len(one.arm.trials)}" + (f" ({lost} failed)" if lost else ""), len(one.arm.trials)),
-                _words(chosen),
-                _figure(min(values, default=None), numbers.value),
-                _words(f"yes: {', '.join(edges)}" if edges else "no", strong=bool(edges)),
+                name_cell(summary),
+                Cell(text=f"{len(arm.trials)}" + (f" ({failed} failed)" if failed else ""), sort=len(arm.trials)),
+                text_cell(chosen),
+                number_cell(min(values, default=None), numbers.value),
+                text_cell(f"yes: {', '.join(edges)}" if edges else "no", strong=bool(edges)),
             ]
         )
-    return Table(headings=["arm", "trials", "chosen", best, "at an edge of what was tried"], rows=rows)
+    return DataTable(headings=["arm", "trials", "chosen", best, "at the edge of the tried range"], rows=rows)
 
 
-def probes_table(arms: list[ArmSummary]) -> Table:
-    """The accuracy on each synthetic task."""
-    tasks = list(dict.fromkeys(task for one in arms for task in one.arm.probes))
+def probes_table(arms: list[ArmSummary]) -> DataTable:
+    """Accuracy of each arm on each synthetic task."""
+    tasks = list(dict.fromkeys(task for summary in arms for task in summary.arm.probes))
+    rows = [
+        [name_cell(summary), *(number_cell(summary.arm.probes.get(task), numbers.accuracy) for task in tasks)]
+        for summary in arms
+    ]
+    return DataTable(headings=["arm", *map(one_line, tasks)], rows=rows)
 
-    def accuracy(number: float | None) -> str:
-        return numbers.MISSING if number is None else f"{100 * number:.1f} %"
 
-    rows = [[name_cell(one), *(_figure(one.arm.probes.get(task), accuracy) for task in tasks)] for one in arms]
-    return Table(headings=["arm", *map(numbers.line, tasks)], rows=rows)
-
-
-def runs_table(study: Study, arms: list[ArmSummary]) -> Table:
-    """Every run."""
+def runs_table(study: Study, arms: list[ArmSummary]) -> DataTable:
+    """Status, result, speed and directory of every run."""
     metric = numbers.metric_name(study.metric)
-    headings = ["arm", "seed", "status", metric, "tokens/s", "peak memory", "duration", "directory"]
     rows = [
         [
-            name_cell(one),
-            _figure(run.seed, str),
-            _words(run.status, strong=run.status != "finished"),
-            _figure(run.value, numbers.value),
-            _figure(run.tokens_per_s, numbers.rate),
-            _figure(run.peak_memory_bytes, numbers.size),
-            _figure(run.seconds, numbers.clock),
-            _words(run.path),
+            name_cell(summary),
+            number_cell(run.seed, str),
+            text_cell(run.status, strong=run.status != "finished"),
+            number_cell(run.value, numbers.value),
+            number_cell(run.tokens_per_s, numbers.rate),
+            number_cell(run.peak_memory_bytes, numbers.size),
+            number_cell(run.seconds, duration),
+            text_cell(run.path),
         ]
-        for one in arms
-        for run in one.runs
+        for summary in arms
+        for run in summary.runs
     ]
-    return Table(headings=headings, rows=rows)
+    headings = ["arm", "seed", "status", metric, "tokens/s", "peak memory", "duration", "directory"]
+    return DataTable(headings=headings, rows=rows)
 
 
-def hashes_table(arms: list[ArmSummary]) -> Table:
-    """What the files held that the figures come from."""
+def hashes_table(arms: list[ArmSummary]) -> DataTable:
+    """SHA-256 of the files that the results were read from."""
     rows = [
-        [_words(f"{run.path}/{name}"), _words(digest)]
-        for one in arms
-        for run in one.runs
+        [text_cell(f"{run.path}/{name}"), text_cell(digest)]
+        for summary in arms
+        for run in summary.runs
         for name, digest in sorted(run.sha256.items())
     ]
-    return Table(headings=["file", "SHA-256"], rows=rows, sortable=False)
+    return DataTable(headings=["file", "SHA-256"], rows=rows, sortable=False)
 
 
-def provenance_table(study: Study) -> Table:
+def provenance_table(provenance: Mapping[str, Any]) -> DataTable:
     """Versions, machine, commit and hashes."""
-    return Table(
-        headings=["what", "value"],
-        rows=[[_words(key), _words(value)] for key, value in _flat(study.provenance, "")],
-        sortable=False,
-    )
+    rows = [[text_cell(key), text_cell(value)] for key, value in _flatten(provenance, "")]
+    return DataTable(headings=["what", "value"], rows=rows, sortable=False)
 
 
-def _flat(facts: Any, prefix: str) -> list[tuple[str, str]]:
-    if isinstance(facts, dict) and facts:
-        return [pair for key, value in facts.items() for pair in _flat(value, f"{prefix}{' ' if prefix else ''}{key}")]
-    if isinstance(facts, list) and any(isinstance(one, dict) for one in facts):
-        facts = {f"({number})": one for number, one in enumerate(facts, 1)}
-        return _flat(facts, prefix)
+def _flatten(facts: Any, prefix: str) -> list[tuple[str, str]]:
+    """Nested facts as pairs of label and text: ``versions torch``; dicts in a list are numbered."""
+    if isinstance(facts, list) and any(isinstance(fact, dict) for fact in facts):
+        facts = {f"({number})": fact for number, fact in enumerate(facts, 1)}
+    if isinstance(facts, Mapping) and facts:
+        return [pair for key, value in facts.items() for pair in _flatten(value, f"{prefix} {key}".lstrip())]
     if isinstance(facts, list | tuple):
         facts = ", ".join(map(str, facts))
-    return [(numbers.line(prefix), numbers.MISSING if facts is None else numbers.line(str(facts)))]
+    return [(prefix, numbers.or_missing(facts, str))]

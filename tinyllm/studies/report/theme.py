@@ -1,24 +1,24 @@
-"""How arms are told apart: by colour, marker and line together, so also in print and by the colour-blind.
+"""Styles of arms. Colour, marker and line differ together, which also works in print and for colour-blind readers.
 
 The colours are those of Okabe and Ito (Color Universal Design, 2008), darkened where white paper needs it, and four
-more; each has a lighter twin for dark pages.
+more. Each has a lighter variant for dark pages.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 INK, SOFT, GRID, PAPER = "#1b1f24", "#5c6670", "#dfe3e8", "#ffffff"
-"""Colours of a picture that are not an arm's."""
+"""Colours of text, axes, grid and background."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """What an arm looks like."""
+    """Colours, marker and line style of an arm."""
 
     light: str
-    """On white."""
+    """Colour on a white background."""
     dark: str
-    """On black."""
+    """Colour on a dark background."""
     marker: str
     dashes: Any
     """matplotlib's line style."""
@@ -42,12 +42,12 @@ _STYLES = (
 
 
 def style(number: int) -> Style:
-    """The look of the arm with this number; from the thirteenth on the colours come again with other lines."""
+    """Style of the arm with this number; the twelve styles repeat."""
     return _STYLES[number % len(_STYLES)]
 
 
 def styles(count: int) -> list[Style]:
-    """The looks that ``count`` arms need."""
+    """Styles that ``count`` arms need."""
     return list(_STYLES[: min(count, len(_STYLES))])
 
 
@@ -79,4 +79,4 @@ SETTINGS: Any = {
     "axes.facecolor": "none",
     "lines.solid_capstyle": "round",
 }
-"""matplotlib's settings for a picture; the text stays text, and the same figures give the same bytes."""
+"""matplotlib settings of the pictures: text stays text, and the same data gives the same bytes."""

@@ -1,108 +1,113 @@
-"""What a report says in sentences."""
+"""Sentences of a report."""
 
+from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.compare.statistics import LEVEL
 from tinyllm.studies.report import numbers
-from tinyllm.studies.report.summary import ArmSummary
+from tinyllm.studies.report.summary import ArmSummary, at_the_edge
 from tinyllm.studies.report.tables import MATCHED
-from tinyllm.studies.report.tuning import at_the_edge
 
 
 def at_a_glance(study: Study, arms: list[ArmSummary]) -> str:
-    """How the comparison was laid out, in one line."""
-    metric = numbers.metric_name(study.metric)
-    parts = [f"{_count(len(arms), 'arm')} × {_count(len(study.seeds), 'seed')}", budget(study), matching(study)]
-    return " · ".join([*parts, f"reference: {numbers.line(study.reference)}", f"less {metric} is better"])
+    """Design of the comparison, in one line."""
+    return " · ".join(
+        [
+            f"{_count(len(arms), 'arm')} × {_count(len(study.seeds), 'seed')}",
+            budget(study),
+            matching(study),
+            f"reference: {one_line(study.reference)}",
+            f"lower {numbers.metric_name(study.metric)} is better",
+        ]
+    )
 
 
 def budget(study: Study) -> str:
-    """What each run got."""
+    """Budget of each run."""
     units = {"tokens": "training tokens", "flops": "training FLOPs"}
     if study.budget in units:
         return f"{numbers.brief(study.amount)} {units[study.budget]} per run"
-    return f"{study.amount:g} {numbers.line(study.budget)} per run"
+    return f"{study.amount:g} {one_line(study.budget)} per run"
 
 
 def matching(study: Study) -> str:
-    """What the arms have equal."""
+    """The quantity that is equal in all arms."""
     if study.match not in MATCHED:
         return "nothing matched"
     return f"equal {MATCHED[study.match][0]} (within {100 * study.tolerance:g} %)"
 
 
 def how_many_seeds(study: Study) -> str:
-    """The number of seeds, and how it came about."""
-    note = numbers.line(study.seeds_note)
-    return f"{_count(len(study.seeds), 'seed')}{': ' if note else ''}{note}{'' if note.endswith('.') else '.'}"
+    """Number of seeds and the reason for it."""
+    note = one_line(study.seeds_note)
+    return f"{_count(len(study.seeds), 'seed')}{f': {note}' if note else ''}".removesuffix(".") + "."
 
 
 def how_matched(study: Study, arms: list[ArmSummary]) -> str:
-    """What was solved for, and how well."""
+    """What the matching solved for, and how well."""
     if study.match not in MATCHED:
-        return "Nothing was matched: the arms are as their settings make them, and differ in size."
-    off = [abs(one.arm.mismatch) for one in arms if one.arm.mismatch is not None and not one.is_reference]
-    by = f" by choosing {', '.join(map(numbers.line, study.match_by))}" if study.match_by else ""
-    text = f"Each arm was given the {MATCHED[study.match][0]} of {numbers.line(study.reference)}{by}"
+        return "Nothing was matched: each arm has the size that its settings give it."
+    mismatches = [abs(one.arm.mismatch) for one in arms if one.arm.mismatch is not None and not one.is_reference]
+    by = f" by choosing {', '.join(map(one_line, study.match_by))}" if study.match_by else ""
+    text = f"Each arm was matched to {one_line(study.reference)} in {MATCHED[study.match][0]}{by}"
     text += f", within {100 * study.tolerance:g} %."
-    return text + (f" The largest mismatch is {100 * max(off):.2f} %." if off else "")
+    return text + (f" The largest mismatch is {100 * max(mismatches):.2f} %." if mismatches else "")
 
 
 def how_tuned(arms: list[ArmSummary]) -> list[str]:
-    """Whether tuning was fair, and whether its ranges were wide enough."""
-    counts = {len(one.arm.trials) for one in arms}
-    keys = ", ".join(dict.fromkeys(numbers.line(key) for one in arms for key in one.arm.tuned))
-    equal = (
-        f"Each arm had the same number of trials ({max(counts)})"
-        if len(counts) == 1
-        else ("The arms did not have the same number of trials")
-    )
-    said = [f"{equal} for {keys or 'its settings'}, before the final seeds were trained."]
-    for one in arms:
-        for key in at_the_edge(one.arm):
-            chosen = numbers.plain_number(one.arm.tuned[key])
-            said.append(
-                f"{numbers.line(one.arm.name)}: the best {numbers.line(key)} ({chosen}) lies at the edge of what was"
-                " tried, so a better one may lie beyond."
-            )
-    return said
+    """Whether all arms were tuned equally, and which ones chose a value at the edge of the tried range."""
+    counts = {len(summary.arm.trials) for summary in arms}
+    keys = ", ".join(dict.fromkeys(one_line(key) for summary in arms for key in summary.arm.tuned)) or "its settings"
+    if len(counts) == 1:
+        trials = f"Each arm had the same number of trials ({max(counts)})"
+    else:
+        trials = "The arms did not have the same number of trials"
+    edges = [
+        f"{summary.name}: the chosen {one_line(key)} ({numbers.plain_number(summary.arm.tuned[key])}) is at the edge of"
+        " the tried range, so a better value may lie beyond it."
+        for summary in arms
+        for key in at_the_edge(summary.arm)
+    ]
+    return [f"{trials} for {keys}, before the final seeds were trained.", *edges]
 
 
 def failures(arms: list[ArmSummary]) -> list[str]:
-    """Runs that have no figure, by name, with what went wrong."""
+    """Runs without a result, with their errors."""
     return [
-        f"{numbers.line(run.arm)}, seed {run.seed}: {numbers.line(run.status)}"
-        + (f" – {numbers.line(run.error)}" if run.error else "")
-        for one in arms
-        for run in one.runs
+        f"{one_line(run.arm)}, seed {run.seed}: {one_line(run.status)}"
+        + (f" – {one_line(run.error)}" if run.error else "")
+        for summary in arms
+        for run in summary.runs
         if run.status != "finished"
     ]
 
 
 def statistics(study: Study, arms: list[ArmSummary]) -> list[str]:
-    """How the intervals and p-values came about."""
-    others = sum(one.difference is not None and one.difference.p is not None for one in arms)
-    reference = numbers.line(study.reference)
+    """How values, differences, intervals and p-values were computed."""
+    tests = sum(summary.difference is not None and summary.difference.p is not None for summary in arms)
     return [
-        f"A run's figure is the {study.metric} of its last evaluation, after its last step; no checkpoint was picked.",
-        "Runs are paired by seed: runs of one seed see the same data in the same order. A difference is an arm's"
-        f" figure minus that of {reference} with the same seed, so what a seed does to both drops out.",
-        f"The interval is Student's t for the mean of these differences, {100 * (1 - LEVEL):g} %, two-sided; the"
-        " p-value is that of the paired t test. “Corrected” is after Holm over"
-        f" {_count(others, 'comparison')} with the reference: the chance of even one false “better” or “worse” is at"
-        f" most {100 * LEVEL:g} %. The intervals are not corrected.",
-        "“±” behind a mean is the standard deviation over the seeds; behind a difference it is half of the interval.",
+        f"The value of a run is the {study.metric} of its last evaluation, after its last step. No checkpoint was"
+        " selected.",
+        "Runs are paired by seed: runs with the same seed see the same data in the same order. A difference is an arm's"
+        f" value minus that of {one_line(study.reference)} for the same seed, so effects of the seed on both cancel.",
+        f"Intervals are two-sided {100 * (1 - LEVEL):g} % Student's t intervals for the mean difference, and p-values"
+        f" come from the paired t test. “Corrected” is Holm's correction for {_count(tests, 'comparison')} with the"
+        f" reference: the probability of even one false “better” or “worse” is at most {100 * LEVEL:g} %. Intervals are"
+        " not corrected.",
+        "“±” after a mean is the standard deviation over seeds; after a difference, it is half the width of the"
+        " interval.",
     ]
 
 
-def limits(study: Study) -> list[str]:
-    """What the statistics do not say."""
+def limits() -> list[str]:
+    """What the statistics do not cover."""
     return [
-        "They cover what changes from seed to seed only: not other data, sizes, budgets or settings.",
-        "“No difference can be seen” is not “equal”: a difference below what these seeds can show may be there.",
-        "With few seeds the t interval leans on differences that are roughly normal, which so few cannot show.",
-        "All runs share one validation split. How well it stands for other text is not in the interval.",
-        "Means on a Pareto front carry the same noise: two arms that cannot be told apart may stand on either side of"
-        " it.",
+        "The statistics cover variation between seeds only, not other data, sizes, budgets or settings.",
+        "Not seeing a difference does not mean that the arms are equal: there may be a difference too small for these"
+        " seeds to show.",
+        "The t interval assumes roughly normal differences, and few seeds cannot confirm that.",
+        "All runs share one validation split. The intervals do not cover how well it represents other text.",
+        "The means that define a Pareto front carry the same noise: arms that cannot be told apart may end up on either"
+        " side of it.",
     ]
 
 

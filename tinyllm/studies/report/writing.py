@@ -1,4 +1,4 @@
-"""Puts the report of a study into its directory."""
+"""Writes the files of a report into a directory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +12,10 @@ from tinyllm.studies.report.page import page
 from tinyllm.utils.files import is_file_name, read_json, write_json, write_text
 
 WRITTEN = ".report.json"
-"""Names of the files that the last report wrote; only those are ever replaced or removed."""
+"""Lists the files of the last report; no other file is ever replaced or removed."""
 FIGURES = "figures"
-ENDINGS = {"": (".csv", ".md", ".html"), FIGURES: (".svg",)}
-"""Endings of the files of a report, by folder."""
+SUFFIXES = {"": (".csv", ".md", ".html"), FIGURES: (".svg",)}
+"""Suffixes of a report's files, by folder."""
 
 
 def write_report(study: Study, directory: Path) -> None:
@@ -23,46 +23,50 @@ def write_report(study: Study, directory: Path) -> None:
 
     Raises:
         OSError: the directory cannot be written.
-        UserError: a file of somebody else has one of the names.
+        UserError: a file that no report wrote has one of these names.
     """
-    shown = report(study)
-    files = {f"{FIGURES}/{one.name}.svg": one.file for one in shown.pictures}
+    content = report(study)
+    files = {f"{FIGURES}/{picture.name}.svg": picture.file for picture in content.pictures}
     files |= csv_files(study)
-    write_files(directory, files | {"report.md": markdown(shown), "report.html": page(shown)})
+    write_files(directory, files | {"report.md": markdown(content), "report.html": page(content)})
 
 
 def write_files(directory: Path, files: Mapping[str, str]) -> None:
-    """Write a report's files by name, and remove those of the last report that this one does not have.
+    """Write a report's files by name and remove files of the previous report that are not among them.
 
-    The same texts give the same bytes. Each file is replaced at once, so whoever reads meanwhile sees a whole one.
-    What the last report did not write is left alone.
+    The same texts give the same bytes. Each file is replaced atomically, so readers never see half a file. Files that
+    no report wrote are left alone.
 
     Raises:
         OSError: the directory cannot be written.
-        UserError: a file of somebody else has one of the names, or ``figures`` is a link to another place.
+        UserError: a file that no report wrote has one of the names, or ``figures`` is a symbolic link.
     """
-    known = directory / WRITTEN
-    before = {name for name in read_json(known, of=list) if _is_of_a_report(name)} if known.is_file() else None
+    listing = directory / WRITTEN
+    before = None  # first report; a study does not start in a directory with other files
+    if listing.is_file():
+        before = {name for name in read_json(listing, of=list) if _is_report_file(name)}
     for name in files:
         if before is not None and name not in before and (directory / name).exists():
-            hint = "no report has written it; take it away, or choose another place with out=<directory>"
+            hint = "no report has written it; move it away, or choose another directory with out=<directory>"
             raise UserError("a file is in the way of the report", file=directory / name, hint=hint)
     figures = directory / FIGURES
     if figures.is_symlink():
-        raise UserError("the report's pictures would be written elsewhere", file=figures, hint="take the link away")
+        hint = "remove the link"
+        raise UserError("the report's pictures would be written through a symbolic link", file=figures, hint=hint)
     figures.mkdir(parents=True, exist_ok=True)
-    write_json(known, sorted({*(before or ()), *files}))  # first, so that a killed report knows its files again
+    # Before the files themselves, so that the next report knows the files of one that was killed halfway.
+    write_json(listing, sorted({*(before or ()), *files}))
     for name, text in files.items():
         write_text(directory / name, text)
     for name in sorted((before or set()) - files.keys()):
         if not (directory / name).is_dir():
             (directory / name).unlink(missing_ok=True)
-    write_json(known, sorted(files))
+    write_json(listing, sorted(files))
 
 
-def _is_of_a_report(name: object) -> bool:
-    """Whether a report may have written a file of this name: the list of them is a file, and may be somebody else's."""
+def _is_report_file(name: object) -> bool:
+    """Whether a report can have written a file of this name. The listing is not trusted: it may come from elsewhere."""
     if not isinstance(name, str):
         return False
     folder, _, file = name.rpartition("/")
-    return is_file_name(file) and Path(file).suffix in ENDINGS.get(folder, ())
+    return is_file_name(file) and Path(file).suffix in SUFFIXES.get(folder, ())

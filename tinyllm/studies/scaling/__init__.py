@@ -1,1 +1,1 @@
-"""Scaling laws: a ladder of sizes at fixed FLOPs, and the law through it."""
+"""Scaling laws: train a ladder of sizes at fixed FLOP budgets and fit a law to the losses."""

@@ -1,12 +1,14 @@
-"""The runs of a scaling study: sizes at budgets of FLOPs, each with the horizon that its budget pays for."""
+"""The ladder of a scaling study: model sizes at FLOP budgets, each trained for as long as its budget allows."""
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
+from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import words
 from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
@@ -14,27 +16,23 @@ from tinyllm.studies.compare.arms import Asked, Choice
 from tinyllm.studies.compare.budget import Flops
 from tinyllm.studies.compare.composed_arms import ComposedArm, compose_arms, give_horizon
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from tinyllm.config.cli.main import Invocation
-
 OWN = ("scaling",)
+"""Keys of the study itself; every other key is training's."""
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""Heads of the sizes that are tried of themselves."""
+"""Numbers of heads of the sizes that ``scaling.sizes=auto`` tries."""
 FEWEST = 3
-"""Sizes that a budget needs, for a lowest point between others."""
+"""Sizes needed at a budget, so that a minimum can lie between two others."""
+_HORIZON = "scaling.budgets sets the length of every run"
+_DIRECTORY = "every run has its own directory below scaling.out"
 NOT_HERE = {
-    "trainer.max_steps": "scaling.budgets sets the horizon of every run",
-    "trainer.max_tokens": "scaling.budgets sets the horizon of every run",
-    "trainer.max_epochs": "scaling.budgets sets the horizon of every run",
-    "trainer.max_minutes": "scaling.budgets sets the horizon of every run",
-    "trainer.stop_after_steps": "every run goes to its horizon",
-    "trainer.eval_every": "every run is evaluated at its end",
-    "run.dir": "every run has its own directory below scaling.out",
-    "run.name": "every run has its own directory below scaling.out",
-    "resume": "the same command goes on where it was stopped",
+    **dict.fromkeys((f"trainer.max_{unit}" for unit in ("steps", "tokens", "epochs", "minutes")), _HORIZON),
+    "trainer.stop_after_steps": "every run is trained to its end",
+    "trainer.eval_every": "every run is evaluated once, at its end",
+    "run.dir": _DIRECTORY,
+    "run.name": _DIRECTORY,
+    "resume": "the same command continues where it was stopped",
 }
+"""Training keys that a scaling study sets itself, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,60 +44,60 @@ class Rung:
 
     @property
     def tokens_per_parameter(self) -> float:
-        """Of its run."""
+        """Training tokens of the run for each active parameter."""
         return self.arm.max_steps * self.arm.batch.tokens / self.arm.account.active_parameters
 
 
 def check_settings(scaling: Mapping[str, Any], typed: frozenset[str]) -> None:
-    """Refuse what the study cannot do.
+    """Check the keys of the study and refuse training keys that it sets itself.
 
     Raises:
-        UserError: too few budgets, or ones that are no ladder; a target too far away; a key that it sets itself.
+        UserError: budgets that are too few or not ascending, a target too far from them, a key the study sets.
     """
     for key in sorted(typed & NOT_HERE.keys()):
-        raise UserError("not a setting of a scaling study", file=key, hint=NOT_HERE[key])
-    budgets = [float(one) for one in scaling["budgets"]]
+        raise UserError("the key has no effect in a scaling study", file=key, hint=NOT_HERE[key])
+    budgets = [float(budget) for budget in scaling["budgets"]]
     if len(budgets) < 2 or sorted(set(budgets)) != budgets or budgets[0] <= 0:
-        hint = "at least two, in ascending order, e.g. [1e12,3e12,1e13]"
-        raise UserError("no ladder of budgets", key="scaling.budgets", value=scaling["budgets"], hint=hint)
+        hint = "at least two budgets in ascending order, e.g. [1e12,3e12,1e13]"
+        raise UserError("the budgets are not a ladder", key="scaling.budgets", value=scaling["budgets"], hint=hint)
     low, high = budgets[0] / scaling["reach"], budgets[-1] * scaling["reach"]
     for target in scaling["targets"]:
         if not low <= target <= high:
             hint = (
-                f"the budgets reach from {budgets[0]:g} to {budgets[-1]:g}, and a law says nothing more than"
-                f" {scaling['reach']:g} times beyond; add budgets, or raise scaling.reach if you know better"
+                f"the budgets range from {budgets[0]:g} to {budgets[-1]:g}, and a fitted law is not trusted more than"
+                f" {scaling['reach']:g} times beyond them; add budgets or raise scaling.reach"
             )
             raise UserError("too far to extrapolate", key="scaling.targets", value=f"{target:g}", hint=hint)
     between = scaling["tokens_per_parameter"]
     if len(between) != 2 or not 0 < between[0] < between[1]:
-        hint = "the least and the most, e.g. [2,500]"
-        raise UserError("no range", key="scaling.tokens_per_parameter", value=between, hint=hint)
+        hint = "the smallest and the largest ratio, e.g. [2,500]"
+        raise UserError("not a range", key="scaling.tokens_per_parameter", value=between, hint=hint)
 
 
-def ladder(cfg: "DictConfig", invocation: "Invocation") -> list[Rung]:
-    """Every run of the study, composed and with its horizon.
+def ladder(cfg: DictConfig, invocation: Invocation) -> list[Rung]:
+    """Compose every run of the study and give it the number of steps its budget pays for.
 
     Raises:
-        UserError: a size that does not compose, too few of them, or a budget too small for one.
+        UserError: a size does not compose, a budget has too few sizes, or a budget is too small for a size.
     """
     scaling = cfg.scaling
-    by_itself = scaling.sizes == "auto"
-    if by_itself:
+    automatic = scaling.sizes == "auto"
+    if automatic:
         sizes = _proportional(cfg)
     elif isinstance(scaling.sizes, str):
         raise UserError(
-            "no list of sizes", key="scaling.sizes", value=scaling.sizes, hint="auto, or a list of settings"
+            "not a list of sizes", key="scaling.sizes", value=scaling.sizes, hint="auto, or a list of settings"
         )
     else:
         sizes = [Choice(name=text, settings=tuple(quote_literals(words(text)))) for text in map(str, scaling.sizes)]
-    arms = _composed(sizes, invocation, cfg, by_itself=by_itself)
+    arms = _composed(sizes, invocation, cfg, automatic=automatic)
     rungs = []
     for budget in map(float, scaling.budgets):
-        chosen = _allowed(arms, budget, cfg) if by_itself else arms
+        chosen = _allowed(arms, budget, cfg) if automatic else arms
         if len({arm.account.active_parameters for arm in chosen}) < FEWEST:
-            found = ", ".join(arm.name for arm in chosen) or "none"
-            between = list(scaling.tokens_per_parameter)
-            hint = f"at least {FEWEST}; with scaling.tokens_per_parameter={between} there are {found}"
+            names = ", ".join(arm.name for arm in chosen) or "none"
+            ratios = list(scaling.tokens_per_parameter)
+            hint = f"at least {FEWEST} are needed; scaling.tokens_per_parameter={ratios} allows {names}"
             raise UserError("too few sizes at a budget", key="scaling.budgets", value=f"{budget:g}", hint=hint)
         for arm in chosen:
             rungs.append(Rung(budget=budget, arm=_at(arm, budget, invocation.config_dir)))
@@ -107,22 +105,22 @@ def ladder(cfg: "DictConfig", invocation: "Invocation") -> list[Rung]:
 
 
 def _at(arm: ComposedArm, budget: float, config_dir: str | None) -> ComposedArm:
-    """The arm with the horizon that the budget pays for, evaluated at its end."""
+    """Give an arm the number of steps that the budget pays for, with one evaluation at the end."""
     choice = replace(arm.choice, name=f"{arm.name} {budget:g}")
-    mine = replace(arm, choice=choice, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
+    rung_arm = replace(arm, choice=choice, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
     try:
-        give_horizon([mine], Flops(amount=budget), budget, evaluations=1, config_dir=config_dir)
+        give_horizon([rung_arm], Flops(amount=budget), budget, evaluations=1, config_dir=config_dir)
     except UserError as error:
         if error.key != "budget.amount":
             raise
         raise UserError(error.what, key="scaling.budgets", value=f"{budget:g}", hint=error.hint) from error
-    return mine
+    return rung_arm
 
 
-def _proportional(cfg: "DictConfig") -> list[Choice]:
-    """Sizes of more and more heads, with layers and hidden units in the proportion of the model that is set."""
+def _proportional(cfg: DictConfig) -> list[Choice]:
+    """Sizes with more and more heads; depth and d_ff keep the proportions of the configured model."""
     model, head = cfg.model, cfg.scaling.head_dim
-    found = []
+    sizes = []
     for heads in MULTIPLES:
         width = heads * head
         values = {
@@ -131,17 +129,17 @@ def _proportional(cfg: "DictConfig") -> list[Choice]:
             "n_layers": max(1, round(model.n_layers * width / model.d_model)),
             "d_ff": round(model.d_ff * width / model.d_model),
         }
-        found.append(Choice(name=f"d{width}", settings=tuple(f"model.{key}={value}" for key, value in values.items())))
-    return found
+        sizes.append(Choice(name=f"d{width}", settings=tuple(f"model.{key}={value}" for key, value in values.items())))
+    return sizes
 
 
 def _composed(
-    sizes: Sequence[Choice], invocation: "Invocation", cfg: "DictConfig", *, by_itself: bool
+    sizes: Sequence[Choice], invocation: Invocation, cfg: DictConfig, *, automatic: bool
 ) -> list[ComposedArm]:
-    """The sizes from the smallest on; those that were tried of themselves and do not compose are left out.
+    """Compose the sizes and sort them by active parameters. Automatic sizes that do not compose are left out.
 
     Raises:
-        UserError: a size that was asked for does not compose, or none does; two are the same.
+        UserError: a requested size does not compose, too few automatic sizes do, or two sizes are the same.
     """
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
     arms: list[ComposedArm] = []
@@ -154,25 +152,25 @@ def _composed(
                 asked, own=OWN, defaults=defaults, config_dir=invocation.config_dir, allow=invocation.allow
             )
         except UserError as error:
-            if not by_itself:
+            if not automatic:
                 raise
             refused = error
             continue
         arms.append(arm)
-        if by_itself and arm.account.active_parameters * arm.account.flops_per_token > most:
-            break  # larger ones see fewer tokens still
+        if automatic and arm.account.active_parameters * arm.account.flops_per_token > most:
+            break  # larger sizes get even fewer tokens per parameter
     if refused is not None and len(arms) < FEWEST:
         raise refused
     return sorted(arms, key=lambda arm: arm.account.active_parameters)
 
 
-def _allowed(arms: Sequence[ComposedArm], budget: float, cfg: "DictConfig") -> list[ComposedArm]:
-    """The sizes whose run has an allowed number of tokens for each parameter, spread evenly over their logarithms."""
+def _allowed(arms: Sequence[ComposedArm], budget: float, cfg: DictConfig) -> list[ComposedArm]:
+    """Sizes with an allowed number of tokens per parameter at this budget, spread evenly on a log scale."""
     low, high = cfg.scaling.tokens_per_parameter
     fit = [arm for arm in arms if low <= budget / arm.account.flops_per_token / arm.account.active_parameters <= high]
     if len(fit) <= cfg.scaling.per_budget:
         return fit
     logs = np.log([arm.account.active_parameters for arm in fit])
     wanted = np.linspace(logs[0], logs[-1], cfg.scaling.per_budget)
-    nearest = sorted({int(np.abs(logs - one).argmin()) for one in wanted})
+    nearest = sorted({int(np.abs(logs - size).argmin()) for size in wanted})
     return [fit[index] for index in nearest]

@@ -1,14 +1,16 @@
-"""A scaling study carried out: the ladder's runs, the law through them, and what it says."""
+"""A scaling study: train the ladder, fit the law, derive optima and caveats."""
 
 import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from omegaconf import DictConfig
 
+from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import key_of
 from tinyllm.studies.compare.composed_arms import needs_gpu
 from tinyllm.studies.compare.pipeline import Comparison
@@ -23,22 +25,17 @@ from tinyllm.utils.files import write_json
 from tinyllm.utils.nested import is_within
 from tinyllm.utils.stop_signal import StopRequest
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from tinyllm.config.cli.main import Invocation
-
 METRIC = "val/loss"
 STUDY = "scaling.json"
 REPEATS = 4
-"""Passes over the data from which on it is worth less than fresh data (Muennighoff et al. 2023, arXiv 2305.16264)."""
-HIDDEN = 0.02
-"""E below this share of the smallest loss is not seen."""
+"""Epochs beyond which repeated data is worth less than fresh data (Muennighoff et al. 2023, arXiv 2305.16264)."""
+MIN_SHARE = 0.02
+"""A fitted E below this share of the smallest loss is not distinguishable from zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One run with what it stands for."""
+    """One run with its size, its budget and its cost."""
 
     size: str
     budget: float
@@ -49,7 +46,7 @@ class Trained:
 
     @property
     def point(self) -> Point | None:
-        """What the law is fitted to; None: the run did not finish."""
+        """The run as input of the fit; None if it did not finish."""
         if self.run.value is None:
             return None
         return Point(
@@ -63,7 +60,7 @@ class Trained:
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingStudy:
-    """Everything that is shown."""
+    """Results of a scaling study: what ``scaling.json`` holds and the report shows."""
 
     command: str
     budgets: list[float]
@@ -72,41 +69,42 @@ class ScalingStudy:
     price: Price
     law: Law
     between: dict[str, tuple[float, float]]
-    """Intervals of the law's parameters and of the exponent of N*, by name."""
+    """95 % intervals of the law's parameters and of ``exponent``, by name."""
     exponent: float
-    """N* grows as the budget to this power."""
+    """Exponent a of N* ∝ C^a, where C is the budget."""
     misfit: float
-    """Root mean square of what the law misses log L by."""
+    """Root-mean-square error of the law in log L."""
     draws: int
+    """Number of bootstrap samples behind the intervals."""
     optima: list[Optimum]
-    """At the budgets, then at the targets."""
+    """At the trained budgets, then at ``scaling.targets``."""
     valleys: list[Valley]
     notes: list[str]
     provenance: dict[str, Any]
 
 
-def place(cfg: "DictConfig", invocation: "Invocation") -> Path:
-    """The study's directory: as asked for, else the same one for the same settings of training."""
+def study_directory(cfg: DictConfig, invocation: Invocation) -> Path:
+    """``scaling.out``; by default a directory named after a hash of the training settings."""
     if cfg.scaling.out is not None:
         return Path(cfg.scaling.out)
-    shared = sorted(one for one in invocation.overrides if not is_within(key_of(one), OWN))
+    shared = sorted(setting for setting in invocation.overrides if not is_within(key_of(setting), OWN))
     digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
     return Path("outputs") / "scaling" / f"{invocation.choices['model']}_{digest}"
 
 
 def conduct(
-    cfg: "DictConfig",
-    invocation: "Invocation",
+    cfg: DictConfig,
+    invocation: Invocation,
     rungs: Sequence[Rung],
     directory: Path,
     stop: StopRequest,
     screen: Screen,
 ) -> ScalingStudy:
-    """Train what is missing, fit the law; ``scaling.json`` holds what came of it.
+    """Train the missing runs, fit the law and write ``scaling.json``.
 
     Raises:
-        Stopped: a signal came.
-        UserError: too few runs finished, or one was changed by hand.
+        Stopped: a signal arrived.
+        UserError: too few runs finished, or a run's files were edited.
     """
     per_run = cfg.strategy.get("nproc_per_node") or 1
     arms = [rung.arm for rung in rungs]
@@ -125,7 +123,7 @@ def conduct(
     seeds = [int(cfg.seed) + i for i in range(cfg.scaling.seeds)]
     comparison.train(arms, seeds)
     runs = comparison.runs(arms, seeds)
-    screen.say(f"fitting the law, and {cfg.scaling.draws} times more for its intervals")
+    screen.say(f"fitting the law, and {cfg.scaling.draws} bootstrap samples for its intervals")
     by_name = {rung.arm.name: rung for rung in rungs}
     study = study_of(
         [_trained(by_name[run.arm], run) for run in runs],
@@ -162,21 +160,21 @@ def study_of(
     train_tokens: int,
     provenance: dict[str, Any],
 ) -> ScalingStudy:
-    """The law through the runs that finished, its intervals, and what limits it.
+    """Fit the law to the finished runs; add its intervals, optima and caveats.
 
     Raises:
-        UserError: they are too few.
+        UserError: too few runs finished.
     """
-    points = [one.point for one in runs if one.point is not None]
+    points = [run.point for run in runs if run.point is not None]
     price, law = scaling_law.price_of(points), scaling_law.fit(points)
     laws = scaling_law.bootstrap(points, law, draws=draws, seed=seed)
-    budgets = sorted({one.budget for one in runs})
+    budgets = sorted({run.budget for run in runs})
     optima = [
         scaling_law.with_interval(scaling_law.optimum(law, price, flops), laws, price) for flops in (*budgets, *targets)
     ]
-    between = {name: scaling_law.middle([getattr(one, name) for one in laws]) for name in asdict(law)}
-    between["exponent"] = scaling_law.middle([scaling_law.exponent(one, price) for one in laws])
-    misses = [np.log(law.loss(one.parameters, one.tokens) / one.loss) for one in points]
+    between = {name: scaling_law.middle([getattr(sampled, name) for sampled in laws]) for name in asdict(law)}
+    between["exponent"] = scaling_law.middle([scaling_law.exponent(sampled, price) for sampled in laws])
+    errors = [np.log(law.loss(point.parameters, point.tokens) / point.loss) for point in points]
     return ScalingStudy(
         command=command,
         budgets=budgets,
@@ -186,7 +184,7 @@ def study_of(
         law=law,
         between=between,
         exponent=scaling_law.exponent(law, price),
-        misfit=float(np.sqrt(np.mean(np.square(misses)))),
+        misfit=float(np.sqrt(np.mean(np.square(errors)))),
         draws=draws,
         optima=optima,
         valleys=scaling_law.valleys(points, price),
@@ -196,34 +194,39 @@ def study_of(
 
 
 def notes_of(runs: Sequence[Trained], law: Law, optima: Sequence[Optimum], *, train_tokens: int) -> list[str]:
-    """What a reader has to know: optima at an edge or beyond it, repeated data, what the law cannot tell, lost runs."""
-    points = [one.point for one in runs if one.point is not None]
-    notes = [f"{one.run.arm}, seed {one.run.seed}, {one.run.status}: {one.run.error}" for one in runs if not one.point]
-    for budget in sorted({one.budget for one in points}):
-        mine = [one for one in points if one.budget == budget]
-        found = min(mine, key=lambda one: one.loss).parameters
+    """Caveats: failed runs, optima at or beyond the edge of the ladder, repeated data, an ill-determined law."""
+    points = [run.point for run in runs if run.point is not None]
+    notes = [f"{t.run.arm}, seed {t.run.seed}, {t.run.status}: {t.run.error}" for t in runs if t.point is None]
+    for budget in sorted({point.budget for point in points}):
+        at_budget = [point for point in points if point.budget == budget]
+        best = min(at_budget, key=lambda point: point.loss).parameters
         for edge, word in ((min, "smallest"), (max, "largest")):
-            if found == edge(one.parameters for one in mine):
+            if best == edge(point.parameters for point in at_budget):
                 notes.append(
-                    f"at {budget:g} FLOPs the {word} size is the best: the optimum lies at an edge of the ladder"
+                    f"at {budget:g} FLOPs the {word} size has the lowest loss, so the optimum may lie beyond the ladder"
                 )
-    smallest, largest = min(one.parameters for one in points), max(one.parameters for one in points)
-    top = max(one.budget for one in points)
-    for best in optima:
-        if not smallest <= best.parameters <= largest:
+    smallest, largest = min(point.parameters for point in points), max(point.parameters for point in points)
+    top = max(point.budget for point in points)
+    for optimum in optima:
+        if not smallest <= optimum.parameters <= largest:
             notes.append(
-                f"the optimum at {best.flops:g} FLOPs, {best.parameters:,.0f} parameters, lies outside of the sizes"
-                f" that were trained, {smallest:,} to {largest:,}: it is extrapolated"
+                f"the optimum at {optimum.flops:g} FLOPs, {optimum.parameters:,.0f} parameters, lies outside the"
+                f" trained sizes ({smallest:,} to {largest:,}) and is an extrapolation"
             )
-        if best.flops > top:
-            notes.append(f"{best.flops:g} FLOPs are {best.flops / top:.3g} times the largest budget: extrapolated")
-    passes = max(one.tokens for one in points) / train_tokens
-    if passes > REPEATS:
-        notes.append(f"the longest run passes over its data {passes:.1f} times; the law means fresh data")
-    if HIDDEN * min(one.loss for one in points) > law.E:
-        notes.append("the irreducible loss E cannot be told from these runs: the ladder is too small for it")
+        if optimum.flops > top:
+            notes.append(
+                f"{optimum.flops:g} FLOPs is {optimum.flops / top:.3g} times the largest trained budget: its optimum is"
+                " an extrapolation"
+            )
+    epochs = max(point.tokens for point in points) / train_tokens
+    if epochs > REPEATS:
+        notes.append(f"the longest run sees its training data {epochs:.1f} times, but the law assumes fresh data")
+    if MIN_SHARE * min(point.loss for point in points) > law.E:
+        notes.append("these runs do not determine the irreducible loss E: the ladder is too small for that")
+    low, high = scaling_law.EXPONENTS
     for name in ("alpha", "beta"):
-        low, high = scaling_law.EXPONENTS
         if not 1.01 * low < getattr(law, name) < 0.99 * high:
-            notes.append(f"{name} lies at the end of the range that is searched: the law does not describe these runs")
+            notes.append(
+                f"{name} is at the limit of its search range ({low:g} to {high:g}): the law does not fit these runs"
+            )
     return notes

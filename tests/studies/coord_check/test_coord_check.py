@@ -16,11 +16,11 @@ import torch
 
 from tests.support.options import CONTEXT, distinct, options, small
 from tests.support.training_runs import write_corpus
+from tinyllm import coord_check
 from tinyllm.config.compose import compose
 from tinyllm.data.batch import Batch
 from tinyllm.models.parametrization import Growth
 from tinyllm.programs.builders import build_model, build_optimizer
-from tinyllm.studies.coord_check import program as coord_check
 from tinyllm.studies.coord_check.coordinates import Coordinate, Place, Slope, activations, check, slopes
 
 WIDTHS = (32, 64, 128, 256)
@@ -29,7 +29,7 @@ VOCABULARY = 50
 
 
 def power_law(width: int, seed: int, step: int, kind: str, size: float, change: float) -> Coordinate:
-    """Figures that go with the width as these powers; the seeds differ by a factor."""
+    """A coordinate whose size and change are powers of the width; seeds differ by a factor."""
     factor = 1.1**seed
     return Coordinate(
         width=width, seed=seed, step=step, kind=kind, block=None,
@@ -37,7 +37,7 @@ def power_law(width: int, seed: int, step: int, kind: str, size: float, change: 
     )  # fmt: skip
 
 
-def test_slopes_are_the_powers_of_the_last_step() -> None:
+def test_slopes_are_fitted_to_the_last_step() -> None:
     powers = {"attention": (0.1, 0.2), "feed-forward": (-1, -0.6), "residual stream": (0.3, 0.3), "logits": (-0.5, 0)}
     found = [
         power_law(width, seed, step, kind, size + (step == 1), change)
@@ -51,7 +51,7 @@ def test_slopes_are_the_powers_of_the_last_step() -> None:
     assert failing == {("feed-forward", "change"), ("residual stream", "size"), ("residual stream", "change")}
 
 
-def test_the_blocks_are_averaged_as_factors() -> None:
+def test_blocks_enter_as_their_geometric_mean() -> None:
     found = [
         Coordinate(width=width, seed=0, step=1, kind=kind, block=block, size=1.0, change=float(width) ** block)
         for width, kind, block in product((2, 8), ("attention", "feed-forward", "residual stream", "logits"), (0, 2))
@@ -59,11 +59,11 @@ def test_the_blocks_are_averaged_as_factors() -> None:
     assert [one.slope for one in slopes(found, **LIMITS) if one.figure == "change"] == pytest.approx([1.0] * 4)
 
 
-def test_a_slope_that_is_no_number_fails() -> None:
+def test_slope_of_nan_fails() -> None:
     assert not Slope(kind="logits", figure="size", slope=math.nan, error=0, low=-math.inf, high=1).passes
 
 
-def test_activations_are_what_the_parts_give() -> None:
+def test_activations_are_the_outputs_of_the_parts() -> None:
     model = small("moe=aux_free", dropout=0.5)
     ids = torch.arange(2 * CONTEXT).view(2, CONTEXT)
     found = activations(model, ids)
@@ -85,11 +85,11 @@ def composed(*overrides: str) -> Any:
 
 
 def untouched(model: Any, optimizer: torch.optim.Optimizer) -> None:
-    """Nothing is spoilt."""
+    """Change nothing."""
 
 
 def failing(*overrides: str, spoil: Callable[[Any, torch.optim.Optimizer], None] = untouched) -> list[str]:
-    """What does not pass; the first steps of widths 32 to 256 on random tokens, at the optimizer's own rate."""
+    """Failing slopes after the first steps of widths 32 to 256 on random tokens, at the optimizer's learning rate."""
     cfg = composed(*overrides)
 
     def make(width: int, seed: int) -> tuple[Any, torch.optim.Optimizer]:
@@ -115,7 +115,7 @@ OPTIMIZERS += [
 ]
 PARTS = list(product(distinct("attn"), distinct("ffn"), distinct("moe")))
 LATIN = [one for i, one in enumerate(PARTS) if i % 5 == 0]
-"""Few of them in which every option is there."""
+"""A few combinations in which every option occurs."""
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_every_optimizer(overrides: tuple[str, ...]) -> None:
     assert len(failing("parametrization=standard", *overrides)) == 8, "everything grows"
 
 
-def test_few_compositions_have_every_option() -> None:
+def test_selected_combinations_cover_every_option() -> None:
     assert [set(column) for column in zip(*LATIN, strict=True)] == [set(column) for column in zip(*PARTS, strict=True)]
 
 
@@ -138,7 +138,7 @@ def test_few_compositions_have_every_option() -> None:
         for one in PARTS
     ],
 )
-def test_every_composition(parts: tuple[str, str, str]) -> None:
+def test_every_combination(parts: tuple[str, str, str]) -> None:
     overrides = [f"{group}={name}" for group, name in zip(("attn", "ffn", "moe"), parts, strict=True)]
     assert failing("parametrization=mup", *overrides) == []
     assert len(failing("parametrization=standard", *overrides)) == 8, "everything grows"
@@ -154,8 +154,8 @@ def no_rates(model: Any, optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without one of its rules muP does not pass."""
+def test_missing_mup_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """muP fails if one of its rules is removed."""
     assert {one.split()[0] for one in failing("parametrization=mup", spoil=no_output_multiplier)} == {"logits"}
     assert [one for one in failing("parametrization=mup", spoil=no_rates) if "change" in one]
     monkeypatch.setattr(Growth, "std_factor", 1.0)
@@ -177,13 +177,13 @@ def program(*overrides: str) -> int:
         ("widths=[30,60]", "d_model=30 is not divisible"),
     ],
 )
-def test_refusals(setting: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_settings(setting: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert program(setting) == 2
     assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = write_corpus(tmp_path / "words.txt")
     shared = ("dataset=text", f"dataset.path={text}", "widths=[32,64,128]", "model.n_layers=1", "seeds=1")
     for parametrization, code, word in (("mup", 0, "pass"), ("standard", 1, "FAIL")):
@@ -194,4 +194,4 @@ def test_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert len(rows) == 3 * 5 * 4  # widths, steps, places
         assert {row["change"] for row in rows if row["step"] == "0"} == {"0.0"}
         assert (out / "coord_check.svg").stat().st_size and (out / "coord_check.png").stat().st_size
-        assert program(*shared, f"out={out}") == 2, "nothing is overwritten"
+        assert program(*shared, f"out={out}") == 2, "existing results are never overwritten"

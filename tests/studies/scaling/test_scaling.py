@@ -1,4 +1,4 @@
-"""The law is found again in losses made from it, its optimum is the least there is, and what limits it is told."""
+"""The fit recovers a known law, its optimum is the true minimum, and caveats are reported."""
 
 import csv
 import io
@@ -16,7 +16,6 @@ from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, write_corpus
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.results import Run
-from tinyllm.studies.report.scaling import optima_csv, runs_csv, sentences
 from tinyllm.studies.scaling.ladder import check_settings
 from tinyllm.studies.scaling.law import (
     HUBER,
@@ -31,6 +30,7 @@ from tinyllm.studies.scaling.law import (
     valleys,
     with_interval,
 )
+from tinyllm.studies.scaling.report import optima_csv, runs_csv, sentences
 from tinyllm.studies.scaling.study import ScalingStudy, Trained, study_of
 
 LAW = Law(E=1.2, A=60.0, alpha=0.4, B=90.0, beta=0.38)
@@ -40,7 +40,7 @@ TINY = [one for one in SMALL if not one.startswith("trainer.eval")]
 
 
 def ladder(law: Law = LAW, *, noise: float = 0.0, seed: int = 0, away: float = 1.0, sizes: int = 5) -> list[Point]:
-    """Runs around the optimum of each budget, or ``away`` times as large; the losses have a relative error."""
+    """Runs around the optimum of each budget, or around ``away`` times it, with relative noise in the losses."""
     random = np.random.default_rng(seed)
     found = []
     for budget in BUDGETS:
@@ -53,8 +53,8 @@ def ladder(law: Law = LAW, *, noise: float = 0.0, seed: int = 0, away: float = 1
     return found
 
 
-def misses(law: Law, points: Sequence[Point]) -> float:
-    """What the fit makes small, written down a second time."""
+def huber_loss(law: Law, points: Sequence[Point]) -> float:
+    """Objective of the fit, implemented independently."""
     residuals = [abs(np.log(law.loss(one.parameters, one.tokens)) - np.log(one.loss)) for one in points]
     return sum(r**2 / 2 if r < HUBER else HUBER * (r - HUBER / 2) for r in residuals)
 
@@ -63,29 +63,29 @@ def misses(law: Law, points: Sequence[Point]) -> float:
     "law",
     [
         LAW,
-        Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28),  # what Hoffmann et al. report
+        Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28),  # Hoffmann et al.
         Law(E=0.5, A=20.0, alpha=0.7, B=1000.0, beta=0.5),
         Law(E=2.5, A=5.0, alpha=0.15, B=8.0, beta=0.2),
     ],
 )
-def test_the_law_is_found_again(law: Law) -> None:
-    found = fit(ladder(law))
+def test_fit_recovers_the_law(law: Law) -> None:
+    fitted = fit(ladder(law))
     for name in ("E", "A", "alpha", "B", "beta"):
-        assert getattr(found, name) == pytest.approx(getattr(law, name), rel=1e-3)
+        assert getattr(fitted, name) == pytest.approx(getattr(law, name), rel=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_with_noise_it_fits_at_least_as_well_as_the_truth(seed: int) -> None:
+def test_noisy_fit_is_at_least_as_good_as_the_true_law(seed: int) -> None:
     points = ladder(noise=0.003, seed=seed)
-    found = fit(points)
-    assert misses(found, points) <= misses(LAW, points)
+    fitted = fit(points)
+    assert huber_loss(fitted, points) <= huber_loss(LAW, points)
     for budget in BUDGETS:
-        true, best = optimum(LAW, PRICE, budget), optimum(found, price_of(points), budget)
+        true, best = optimum(LAW, PRICE, budget), optimum(fitted, price_of(points), budget)
         assert best.parameters == pytest.approx(true.parameters, rel=0.1)
         assert best.loss == pytest.approx(true.loss, rel=0.01)
 
 
-def test_one_run_that_went_wrong_hardly_counts() -> None:
+def test_one_outlier_hardly_moves_the_optimum() -> None:
     points = ladder(noise=0.001)
     before = optimum(fit(points), PRICE, BUDGETS[1]).parameters
     points[7] = replace(points[7], loss=1.2 * points[7].loss)
@@ -94,7 +94,7 @@ def test_one_run_that_went_wrong_hardly_counts() -> None:
 
 @pytest.mark.parametrize("law", [LAW, Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)])
 @pytest.mark.parametrize("price", [PRICE, Price(factor=6.0, exponent=1.0), Price(factor=40.0, exponent=0.8)])
-def test_the_optimum_is_the_least_that_brute_force_finds(law: Law, price: Price) -> None:
+def test_optimum_agrees_with_brute_force(law: Law, price: Price) -> None:
     for flops in (1e11, 1e14, 1e20):
         sizes = np.geomspace(1e2, 1e12, 400_001)
         losses = law.loss(sizes, flops / price.flops(sizes))
@@ -104,7 +104,7 @@ def test_the_optimum_is_the_least_that_brute_force_finds(law: Law, price: Price)
         assert found.tokens * price.flops(found.parameters) == pytest.approx(flops)
 
 
-def test_at_six_flops_per_parameter_it_is_the_papers_formula() -> None:
+def test_optimum_at_six_flops_per_parameter_is_the_papers_formula() -> None:
     law, flops = Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28), 5.76e23
     growth = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
     found = optimum(law, Price(factor=6.0, exponent=1.0), flops)
@@ -112,19 +112,19 @@ def test_at_six_flops_per_parameter_it_is_the_papers_formula() -> None:
     assert found.tokens == pytest.approx((flops / 6) ** (law.alpha / (law.alpha + law.beta)) / growth)
 
 
-def test_the_optimum_grows_by_its_exponent() -> None:
+def test_optimum_grows_with_its_exponent() -> None:
     sizes = [optimum(LAW, PRICE, flops).parameters for flops in (1e12, 1e15)]
     assert np.log(sizes[1] / sizes[0]) / np.log(1e3) == pytest.approx(exponent(LAW, PRICE))
 
 
-def test_what_a_token_costs() -> None:
+def test_price_per_token() -> None:
     found = price_of(ladder())
     assert (found.factor, found.exponent) == (pytest.approx(9.0, rel=1e-2), pytest.approx(0.98, rel=1e-3))
-    with pytest.raises(UserError, match="one size is no ladder"):
+    with pytest.raises(UserError, match="one size is not a ladder"):
         price_of([one for one in ladder() if one.parameters == ladder()[0].parameters])
 
 
-def test_parabolas_have_their_lowest_point_where_it_is() -> None:
+def test_parabolas_find_the_minimum() -> None:
     points = [replace(one, loss=2.0 + 0.1 * np.log(one.parameters / 2e5) ** 2) for one in ladder() if one.budget < 1e13]
     bent_down = [replace(one, loss=4.0 - one.loss / 2) for one in points]
     found = valleys(points, PRICE)
@@ -139,12 +139,12 @@ def test_parabolas_have_their_lowest_point_where_it_is() -> None:
     assert not any(one.inside for one in moved)
 
 
-def test_too_few_runs() -> None:
+def test_too_few_runs_are_refused() -> None:
     with pytest.raises(UserError, match="5 runs are too few to fit"):
         fit(ladder()[:5])
 
 
-def test_intervals_hold_the_optimum_and_widen_with_noise() -> None:
+def test_intervals_contain_the_optimum_and_widen_with_noise() -> None:
     widths = []
     for noise in (0.0, 0.001, 0.01):
         points = ladder(noise=noise, seed=1)
@@ -160,16 +160,16 @@ def test_intervals_hold_the_optimum_and_widen_with_noise() -> None:
 
 
 @pytest.mark.exhaustive
-def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    """200 ladders with noise: the 95 % interval of N* holds the true one in at least 88 %."""
-    held = 0
+def test_intervals_have_about_their_nominal_coverage() -> None:
+    """Over 200 noisy ladders, the 95 % interval of N* contains the true value in at least 88 %."""
+    covered = 0
     for seed in range(200):
         points = ladder(noise=0.003, seed=seed)
         law, price = fit(points), price_of(points)
         best = with_interval(optimum(law, price, 1e13), bootstrap(points, law, draws=200, seed=seed), price)
         assert best.parameters_between is not None
-        held += best.parameters_between[0] <= optimum(LAW, PRICE, 1e13).parameters <= best.parameters_between[1]
-    assert held >= 176
+        covered += best.parameters_between[0] <= optimum(LAW, PRICE, 1e13).parameters <= best.parameters_between[1]
+    assert covered >= 176
 
 
 def study(points: Sequence[Point], *, targets: Sequence[float] = (), train_tokens: int = 10**12) -> ScalingStudy:
@@ -189,24 +189,24 @@ def study(points: Sequence[Point], *, targets: Sequence[float] = (), train_token
     return study_of(runs, targets=targets, train_tokens=train_tokens, **known)
 
 
-def test_what_limits_a_study_is_told() -> None:
+def test_caveats_of_a_study() -> None:
     good = study(ladder(noise=0.001))
     assert good.notes == ["lost, seed 1, failed: disk full"]
     assert good.misfit == pytest.approx(0.001, abs=0.0007)
     far = study(ladder(noise=0.001), targets=[5e13]).notes
-    assert any("5e+13 FLOPs are 5 times the largest budget: extrapolated" in note for note in far)
+    assert any("5e+13 FLOPs is 5 times the largest trained budget" in note for note in far)
     small = study(ladder(noise=0.001, away=1 / 30)).notes
-    assert any("at 1e+12 FLOPs the largest size is the best: the optimum lies at an edge" in note for note in small)
-    assert any("lies outside of the sizes that were trained" in note for note in small)
+    assert any("at 1e+12 FLOPs the largest size has the lowest loss" in note for note in small)
+    assert any("lies outside the trained sizes" in note for note in small)
     large = study(ladder(noise=0.001, away=30)).notes
-    assert any("the smallest size is the best" in note for note in large)
+    assert any("the smallest size has the lowest loss" in note for note in large)
     repeated = study(ladder(noise=0.001), train_tokens=10**6).notes
-    assert any("passes over its data" in note for note in repeated)
+    assert any("sees its training data" in note for note in repeated)
     nothing = study(ladder(replace(LAW, E=1e-4), noise=0.0)).notes
-    assert any("E cannot be told" in note for note in nothing)
+    assert any("do not determine the irreducible loss E" in note for note in nothing)
 
 
-def test_figures_are_told_and_kept_with_all_digits() -> None:
+def test_sentences_and_csv_files() -> None:
     found = study(ladder(), targets=[2e13])
     shown = sentences(found)
     assert shown[0].startswith("L(N, D) = 1.2 + 60/N^0.4 + 90/D^0.38 nats per token, fitted to 15 runs")
@@ -220,17 +220,17 @@ def test_figures_are_told_and_kept_with_all_digits() -> None:
 @pytest.mark.parametrize(
     ("keys", "typed", "said"),
     [
-        ({"budgets": [1e12]}, (), "no ladder of budgets"),
+        ({"budgets": [1e12]}, (), "the budgets are not a ladder"),
         ({"budgets": [3e12, 1e12]}, (), "in ascending order"),
-        ({"budgets": [0.0, 1e12]}, (), "no ladder of budgets"),
-        ({"targets": [2e14]}, (), r"too far to extrapolate \(scaling.targets=2e\+14\): the budgets reach from 1e\+12"),
+        ({"budgets": [0.0, 1e12]}, (), "the budgets are not a ladder"),
+        ({"targets": [2e14]}, (), r"too far to extrapolate \(scaling.targets=2e\+14\): the budgets range from 1e\+12"),
         ({"targets": [1e9]}, (), "too far to extrapolate"),
-        ({"tokens_per_parameter": [5, 2]}, (), "no range"),
-        ({}, ("trainer.max_steps",), r"not a setting of a scaling study \(trainer.max_steps\)"),
+        ({"tokens_per_parameter": [5, 2]}, (), "not a range"),
+        ({}, ("trainer.max_steps",), r"the key has no effect in a scaling study \(trainer.max_steps\)"),
         ({}, ("run.dir",), "every run has its own directory"),
     ],
 )
-def test_what_the_study_cannot_do(keys: dict[str, Any], typed: tuple[str, ...], said: str) -> None:
+def test_settings_that_the_study_refuses(keys: dict[str, Any], typed: tuple[str, ...], said: str) -> None:
     known = {"budgets": list(BUDGETS), "targets": [1e14], "tokens_per_parameter": [2, 500], "reach": 10.0}
     check_settings(known, frozenset())
     with pytest.raises(UserError, match=said):
@@ -240,14 +240,14 @@ def test_what_the_study_cannot_do(keys: dict[str, Any], typed: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (("scaling.sizes=large",), "no list of sizes (scaling.sizes=large)"),
+        (("scaling.sizes=large",), "not a list of sizes (scaling.sizes=large)"),
         (('scaling.sizes=["model.d_model=65"]',), "model.d_model=65"),
         (("scaling.budgets=[1e4,1e5]",), "too few sizes at a budget (scaling.budgets=10000)"),
         (('scaling.sizes=["model.n_layers=1","model.n_layers=2","model.n_layers=3"]', "scaling.budgets=[1e5,1e6]"),
          "the budget is too small (scaling.budgets=100000)"),
     ],
 )  # fmt: skip
-def test_mistakes(settings: tuple[str, ...], said: str, tmp_path: Path, call: Call) -> None:
+def test_mistakes_are_one_line(settings: tuple[str, ...], said: str, tmp_path: Path, call: Call) -> None:
     text = write_corpus(tmp_path / "words.txt")
     answer = call("scaling", *TINY, "dataset=text", f"dataset.path={text}", *settings)
     assert answer.code == 2 and said in answer.err and len(answer.err.splitlines()) == 1, answer
@@ -255,7 +255,7 @@ def test_mistakes(settings: tuple[str, ...], said: str, tmp_path: Path, call: Ca
 
 
 @pytest.mark.slow
-def test_a_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
+def test_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
     sizes = ",".join(f'"model.d_model={width} model.d_ff={2 * width}"' for width in (8, 16, 32))
     given = (
         *(one for one in TINY if not one.startswith("model.d_")),
@@ -264,7 +264,7 @@ def test_a_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
     )
     first = call("scaling", *given)
     assert first.code == 0, first
-    assert "[6/6]" in first.out and "1e+08 FLOPs are 3.33 times the largest budget: extrapolated" in first.out
+    assert "[6/6]" in first.out and "1e+08 FLOPs is 3.33 times the largest trained budget" in first.out
     place = tmp_path / "empty" / "study"
     files = {
         path.relative_to(place): path.read_bytes()
