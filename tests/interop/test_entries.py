@@ -10,7 +10,7 @@ import torch
 
 from tests.support import hub
 from tinyllm.errors import UserError
-from tinyllm.interop.directory import Directory
+from tinyllm.interop.directory import ModelDirectory
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 CLOSE = 1e-4
@@ -51,7 +51,7 @@ def test_one_entry_is_read_or_refused_in_one_line(model: tuple[Any, Path], every
     for what, other in [*changed(config)][::every]:
         (path / "config.json").write_text(json.dumps(other))
         try:
-            Directory(path)
+            ModelDirectory(path)
         except UserError as error:
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 600, what

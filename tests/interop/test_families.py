@@ -56,7 +56,7 @@ def test_there_and_back(family: str, seed: int, tmp_path: Path) -> None:
 
 
 def greedy(ours: Any, theirs: Any, ids_BT: torch.Tensor) -> None:
-    """Both continue a prompt alike, with their caches."""
+    """Both continue a prompt check_layer_types, with their caches."""
     length = ids_BT.shape[1] + NEW
     settings = {"max_length": length, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     expected = theirs.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **settings)

@@ -9,7 +9,7 @@ from tests.support import hub
 from tests.support.options import small
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.compose import compose
-from tinyllm.interop.convert import folded
+from tinyllm.interop.convert import fold_multipliers
 from tinyllm.models.parametrization import MuP
 from tinyllm.programs.export import export
 from tinyllm.programs.load_model import load
@@ -36,7 +36,7 @@ def test_the_folded_weights_give_the_same_logits(overrides: tuple[str, ...], tie
     expected = hub.logits(mup, hub.ids())
     standard.load_state_dict(mup.state_dict())
     assert (hub.logits(standard, hub.ids()) - expected).abs().max() > 0.1, "the multipliers matter"
-    standard.load_state_dict(folded(mup, mup.state_dict()))
+    standard.load_state_dict(fold_multipliers(mup, mup.state_dict()))
     torch.testing.assert_close(hub.logits(standard, hub.ids()), expected, rtol=1e-4, atol=1e-4)
     assert all(torch.equal(tensor, before[name]) for name, tensor in mup.state_dict().items())
 
@@ -44,7 +44,7 @@ def test_the_folded_weights_give_the_same_logits(overrides: tuple[str, ...], tie
 def test_without_multipliers_the_tensors_are_the_same() -> None:
     model = small("attn=mla")
     state = model.state_dict()
-    assert all(tensor is state[name] for name, tensor in folded(model, state).items())
+    assert all(tensor is state[name] for name, tensor in fold_multipliers(model, state).items())
 
 
 @pytest.mark.slow

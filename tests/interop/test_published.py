@@ -10,7 +10,7 @@ import torch
 from tests.support import hub
 from tinyllm.config.compose import compose
 from tinyllm.interop.architecture import architecture_of, settings_of
-from tinyllm.interop.directory import Directory
+from tinyllm.interop.directory import ModelDirectory
 from tinyllm.programs.builders import build_model
 
 PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
@@ -158,7 +158,7 @@ def test_a_published_model_has_its_size(name: str, tmp_path: Path) -> None:
     hub.quiet()
     expected, config = PUBLISHED[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    directory = Directory(tmp_path)
+    directory = ModelDirectory(tmp_path)
     cfg = compose(*settings_of(directory.arch))
     model = build_model(cfg, vocab_size=1, seed=0, device=torch.device("meta"), allow=frozenset())
     assert architecture_of(model) == directory.arch

@@ -11,8 +11,8 @@ from tests.support import hub
 from tinyllm.config.compose import compose
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
-from tinyllm.interop.directory import Directory
-from tinyllm.interop.families import FAMILIES, fitting
+from tinyllm.interop.directory import ModelDirectory
+from tinyllm.interop.families import FAMILIES, family_for
 from tinyllm.interop.family import REQUIRED, Family
 from tinyllm.programs.builders import build_model
 
@@ -45,7 +45,7 @@ FITTING = {
 @pytest.mark.parametrize("title", FITTING)
 def test_a_composition_finds_its_family_and_comes_back(title: str) -> None:
     arch = architecture_of(built(*FITTING[title]))
-    family = fitting(arch)
+    family = family_for(arch)
     assert family.title == title
     config = json.loads(json.dumps(family.write(arch)))
     assert family.read(config) == arch
@@ -93,7 +93,7 @@ def test_a_composition_finds_its_family_and_comes_back(title: str) -> None:
 )
 def test_a_composition_without_a_family_is_refused(overrides: tuple[str, ...], named: str, allowed: str) -> None:
     with pytest.raises(UserError) as refused:
-        fitting(architecture_of(built(*overrides)))
+        family_for(architecture_of(built(*overrides)))
     assert named in str(refused.value)
     assert allowed in str(refused.value)
 
@@ -170,7 +170,7 @@ def test_a_config_that_cannot_be_expressed_is_refused(
     content = {name: value for name, value in content.items() if value is not ABSENT}
     (tmp_path / "config.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as refused:
-        Directory(tmp_path)
+        ModelDirectory(tmp_path)
     assert named in str(refused.value)
     assert "config.json" in str(refused.value)
 
@@ -183,10 +183,10 @@ def test_defaults_are_those_of_transformers(family: Family) -> None:
     theirs = CONFIG_MAPPING[family.model_type]()
     given = CONFIG_MAPPING[family.model_type].__dataclass_fields__
     for one in (*family.entries, *family.facts):
-        name = next((name for name in (one.theirs, *one.also) if name in given), None)
+        name = next((name for name in (one.name, *one.also) if name in given), None)
         if one.default is not REQUIRED and name is not None:
-            assert given[name].default == one.default, one.theirs
+            assert given[name].default == one.default, one.name
     for only in family.only:
-        if hasattr(theirs, only.theirs):
-            assert getattr(theirs, only.theirs) == only.value, only.theirs
+        if hasattr(theirs, only.name):
+            assert getattr(theirs, only.name) == only.value, only.name
     assert family.architecture.startswith(type(theirs).__name__.removesuffix("Config"))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support import hub
 from tests.tokenizers.kinds import built
 from tinyllm.errors import UserError
-from tinyllm.interop.tokenizer import read, read_chat, special_ids, texts_of
+from tinyllm.interop.tokenizer import read, read_chat_templates, special_ids, tokenizer_files
 from tinyllm.tokenizers import Tokenizer, load
 from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.byte import ByteTokenizer
@@ -46,7 +46,7 @@ TOKENIZERS: dict[str, Tokenizer] = {
 def written(tokenizer: Tokenizer, path: Path) -> Path:
     """The tokenizer's files, beside the config.json of a family whose own tokenizer is another."""
     path.mkdir(exist_ok=True)
-    for name, text in texts_of(tokenizer, special=special_ids(tokenizer), max_length=64).items():
+    for name, text in tokenizer_files(tokenizer, special=special_ids(tokenizer), max_length=64).items():
         (path / name).write_text(text, encoding="utf-8")
     (path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
     return path
@@ -108,7 +108,7 @@ def test_a_tokenizer_that_transformers_saves_again_is_still_ours(tmp_path: Path)
 
 
 def test_numbers_have_no_files_and_no_files_are_numbers(tmp_path: Path) -> None:
-    assert texts_of(IdsTokenizer(vocab_size=5), special={}, max_length=8) == {}
+    assert tokenizer_files(IdsTokenizer(vocab_size=5), special={}, max_length=8) == {}
     told: list[str] = []
     assert isinstance(read(tmp_path, vocab_size=5, tell=told.append), IdsTokenizer)
     assert "no tokenizer" in told[0]
@@ -142,7 +142,7 @@ def test_a_special_token_without_a_row_is_left_out(kind: str, tmp_path: Path) ->
 
 def test_other_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
     size = saved_with_more(tmp_path, "llama", special=False)
-    with pytest.raises(UserError, match=r"'\[PAD\]' is") as caught:
+    with pytest.raises(UserError, match=r"'\[PAD\]' has id") as caught:
         read(tmp_path, vocab_size=size, tell=pytest.fail)
     assert "resize_token_embeddings" in str(caught.value)
     with pytest.raises(UserError, match="ids"):
@@ -165,16 +165,16 @@ def test_chat_templates_survive_import_and_export(tmp_path: Path) -> None:
     settings = json.loads((path / "tokenizer_config.json").read_text())
     several = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "b"}]
     (path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": several}))
-    assert read_chat(exported(path, tmp_path / "several")) == {"tokenizer_config.json": several}
+    assert read_chat_templates(exported(path, tmp_path / "several")) == {"tokenizer_config.json": several}
 
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     (path / "chat_template.jinja").write_text(TEMPLATE)
     import_hf(str(path), str(tmp_path / "run"))
     out = exported(tmp_path / "run", tmp_path / "out")
-    assert read_chat(out) == {"chat_template.jinja": TEMPLATE}
+    assert read_chat_templates(out) == {"chat_template.jinja": TEMPLATE}
     chat = [{"role": "a", "content": "bad"}]
     assert auto(out).apply_chat_template(chat, tokenize=False) == "<a>bad"
 
     (path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": 1}))
     with pytest.raises(UserError, match="chat_template=1"):
-        read_chat(path)
+        read_chat_templates(path)

@@ -13,7 +13,7 @@ from tests.tokenizers.kinds import WORDS, built
 from tinyllm.data.corpus import Document
 from tinyllm.data.encode import encode_documents
 from tinyllm.errors import UserError
-from tinyllm.interop.tokenizer import read, special_ids, texts_of
+from tinyllm.interop.tokenizer import read, special_ids, tokenizer_files
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer, load
 from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.byte import ByteTrainer
@@ -107,7 +107,7 @@ def test_saved_loaded_and_told_apart(both: list[Tokenizer], tmp_path: Path) -> N
 def test_exported_it_gives_the_library_the_same_ids(both: list[Tokenizer], tmp_path: Path) -> None:
     """The library and transformers match special tokens in text."""
     _, matched = both
-    for name, text in texts_of(matched, special=special_ids(matched), max_length=64).items():
+    for name, text in tokenizer_files(matched, special=special_ids(matched), max_length=64).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
     backend = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     for text in texts():

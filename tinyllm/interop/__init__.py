@@ -1,1 +1,1 @@
-"""Models of Hugging Face transformers in and out: which configuration is which, weight by weight."""
+"""Import from and export to Hugging Face transformers: config.json, weights and tokenizers."""

@@ -1,4 +1,4 @@
-"""What a model is, as values by configuration key: read off a built model, and turned into settings again."""
+"""A model's architecture as values by configuration key: read from a built model, turned back into overrides."""
 
 import re
 from collections.abc import Iterable
@@ -30,13 +30,13 @@ POSITIONS: dict[type[nn.Module], str] = {
     Sinusoidal: "sinusoidal",
     NoPosition: "none",
 }
-STRETCHED = ("factor", "original_max_seq_len")
+SCALED = ("factor", "original_max_seq_len")
 POSITION_KEYS: dict[type[nn.Module], tuple[str, ...]] = {
     Rope: (),
     LinearRope: ("factor",),
-    NtkRope: STRETCHED,
+    NtkRope: SCALED,
     YarnRope: (
-        *STRETCHED,
+        *SCALED,
         "beta_fast",
         "beta_slow",
         "attention_factor",
@@ -44,30 +44,31 @@ POSITION_KEYS: dict[type[nn.Module], tuple[str, ...]] = {
         "mscale_all_dim",
         "truncate",
     ),
-    Llama3Rope: (*STRETCHED, "low_freq_factor", "high_freq_factor"),
+    Llama3Rope: (*SCALED, "low_freq_factor", "high_freq_factor"),
 }
-"""What rotary positions have beside their base, under the names of their attributes and keys."""
+"""Parameters of the rotary positions beside the base; attributes and configuration keys have the same names."""
 HEADS = (MHA, MQA, GQA)
 MIXTURES: dict[type[nn.Module], str] = {AuxLoss: "aux_loss", AuxFree: "aux_free"}
 ATTN, FFN, MOE = "model.block.attn", "model.block.ffn", "model.block.moe"
 BIASES = ("model.bias", f"{ATTN}.bias", f"{FFN}.bias")
 CHOICES = ("norm", "pos", "attn", "ffn", "moe")
+"""Config groups of a model's parts."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The values that decide what a model computes; training settings are not among them.
+    """The values that decide what a model computes, without training settings.
 
     Attributes:
-        model: what concerns the model as a whole.
-        layers: of each block in order; a key that means nothing there is missing (``d_ff`` beside a mixture).
+        model: values of the whole model by configuration key.
+        layers: values of each block, in order. Keys without effect in a block are absent (``d_ff`` in a mixture).
     """
 
     model: dict[str, Any]
     layers: list[dict[str, Any]]
 
     def values(self, key: str) -> list[Any]:
-        """The different values of a key, in the order of the layers; none if nothing has it."""
+        """The distinct values of a key in the order of the layers; empty if neither model nor layers have it."""
         if key in self.model:
             return [self.model[key]]
         return unique(layer[key] for layer in self.layers if key in layer)
@@ -76,31 +77,30 @@ class Architecture:
         """The value of a key in the first layer that has it.
 
         Raises:
-            KeyError: there is none.
+            KeyError: neither model nor layers have it.
         """
-        values = self.values(key)
-        if not values:
-            raise KeyError(key)
-        return values[0]
+        for value in self.values(key):
+            return value
+        raise KeyError(key)
 
 
 def unique(values: Iterable[Any]) -> list[Any]:
-    """The different values, each once, in order."""
-    found: list[Any] = []
+    """The distinct values in order; they need not be hashable."""
+    distinct: list[Any] = []
     for value in values:
-        if value not in found:
-            found.append(value)
-    return found
+        if value not in distinct:
+            distinct.append(value)
+    return distinct
 
 
 def architecture_of(model: Transformer) -> Architecture:
-    """What a built model is; meta tensors suffice.
+    """The architecture of a built model; a model on the meta device suffices.
 
     Raises:
-        UserError: a part is none of tinyllm's own.
+        UserError: a part is a custom class.
     """
     norm, pos = model.norm, model.pos
-    whole = {
+    values = {
         "norm": _name(NORMS, norm, "model.norm"),
         "model.norm.eps": norm.eps,
         "pos": _name(POSITIONS, pos, "model.pos"),
@@ -111,16 +111,16 @@ def architecture_of(model: Transformer) -> Architecture:
         "model.tie_embeddings": model.head is None,
     }
     if isinstance(norm, LayerNorm):
-        whole["model.bias"] = norm.bias is not None
+        values["model.bias"] = norm.bias is not None
     if isinstance(pos, Rope):
-        whole |= {f"model.pos.{key}": getattr(pos, key) for key in ("base", *POSITION_KEYS[type(pos)])}
+        values |= {f"model.pos.{key}": getattr(pos, key) for key in ("base", *POSITION_KEYS[type(pos)])}
     for block in model.layers():
         q_norm = getattr(block.attn, "q_norm", None) if isinstance(block.attn, MHA) else None
         if q_norm is not None and q_norm.eps != norm.eps:
             hint = f"transformers has one eps for all norms, here {norm.eps}"
             key = f"{ATTN}.qk_norm_eps"
             raise UserError("this composition cannot be exported", key=key, value=q_norm.eps, hint=hint)
-    return Architecture(whole, [_layer(block) for block in model.layers()])
+    return Architecture(values, [_layer(block) for block in model.layers()])
 
 
 def _layer(block: Block) -> dict[str, Any]:
@@ -145,13 +145,13 @@ def _attention(attn: nn.Module) -> dict[str, Any]:
         own[f"{ATTN}.qkv_bias"] = attn.qkv.bias is not None
         kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.out.bias is not None
     else:
-        raise _foreign(ATTN, attn)
+        raise _custom_part(ATTN, attn)
     shared = {f"{ATTN}.{name}": getattr(attn.rule, name) for name in ("window", "sinks", "softcap")}
     return {"attn": kind, "model.n_heads": attn.n_heads, f"{ATTN}.bias": bias} | own | shared
 
 
 def heads_option(n_heads: int, n_kv_heads: int) -> str:
-    """The attention with so many heads of keys and values."""
+    """The option of ``attn`` with this many query and key-value heads."""
     return "mha" if n_kv_heads == n_heads else "mqa" if n_kv_heads == 1 else "gqa"
 
 
@@ -181,33 +181,33 @@ def _dense(ffn: nn.Module) -> dict[str, Any]:
     if type(ffn) is MLP:
         activation = next(name for name, function in ACTIVATIONS.items() if function is ffn.act)
         return {"ffn": "mlp", f"{FFN}.activation": activation, f"{FFN}.bias": ffn.down.bias is not None}
-    raise _foreign(FFN, ffn)
+    raise _custom_part(FFN, ffn)
 
 
 def _name(names: dict[type[nn.Module], str], part: nn.Module, key: str) -> str:
     if type(part) not in names:
-        raise _foreign(key, part)
+        raise _custom_part(key, part)
     return names[type(part)]
 
 
-def _foreign(key: str, part: nn.Module) -> UserError:
-    hint = "a part of your own has no equal in transformers"
+def _custom_part(key: str, part: nn.Module) -> UserError:
+    hint = "transformers has no equivalent of a custom class"
     return UserError(
         "this composition cannot be exported", key=f"{key}._target_", value=type(part).__qualname__, hint=hint
     )
 
 
 def settings_of(arch: Architecture) -> list[str]:
-    """The overrides that compose this architecture.
+    """The command-line overrides that compose this architecture.
 
-    The kind of layer that occurs most is the base block; where there are others, each kind has a name and the depth is
-    written out as ``layers=pattern``.
+    The most frequent kind of layer becomes ``model.block``. If layers differ, every kind gets a name and
+    ``layers=pattern`` lists the names in order.
     """
     kinds = unique(arch.layers)
     counts = [arch.layers.count(kind) for kind in kinds]
     base = dict(kinds[counts.index(max(counts))])
     values = arch.model | base
-    usual = dict.fromkeys((f"{ATTN}.window", f"{ATTN}.sinks", f"{ATTN}.softcap"), 0) | {
+    defaults = dict.fromkeys((f"{ATTN}.window", f"{ATTN}.sinks", f"{ATTN}.softcap"), 0) | {
         f"{ATTN}.head_dim": values["model.d_model"] / values["model.n_heads"],
         f"{ATTN}.qk_norm": False,
         f"{ATTN}.q_latent_dim": None,
@@ -226,33 +226,41 @@ def settings_of(arch: Architecture) -> list[str]:
     settings += [
         f"{key}={_text(key, value)}"
         for key, value in values.items()
-        if key not in CHOICES and key not in BIASES and not (key in usual and usual[key] == value)
+        if key not in CHOICES and key not in BIASES and not (key in defaults and defaults[key] == value)
     ]
     return settings if len(kinds) == 1 else [*settings, *_pattern(arch.layers, base)]
 
 
 def _pattern(layers: list[dict[str, Any]], base: dict[str, Any]) -> list[str]:
-    """``layers=pattern`` with a name for each kind of layer, and the name of every layer."""
+    """``layers=pattern``: how each kind of layer differs from the base block, and the kind of every layer."""
     names: list[str] = []
     kinds: dict[str, str] = {}
     for layer in layers:
-        other = [f"{key}={_text(key, value)}" for key, value in layer.items() if key not in base or base[key] != value]
-        name = "main" if not other else "dense" if "moe=none" in other else f"other{len(kinds)}"
-        known = next((one for one, text in kinds.items() if text == " ".join(other)), name)
-        kinds[known] = " ".join(other)
-        names.append(known)
-    written = ",".join(f'{name}:"{text}"' for name, text in kinds.items())
-    return ["layers=pattern", f"model.layers.kinds={{{written}}}", f"model.layers.pattern=[{','.join(names)}]"]
+        changes = [
+            f"{key}={_text(key, value)}" for key, value in layer.items() if key not in base or base[key] != value
+        ]
+        text = " ".join(changes)
+        new = "main" if not changes else "dense" if "moe=none" in changes else f"other{len(kinds)}"
+        name = next((name for name, known in kinds.items() if known == text), new)
+        kinds[name] = text
+        names.append(name)
+    mapping = ",".join(f'{name}:"{text}"' for name, text in kinds.items())
+    return ["layers=pattern", f"model.layers.kinds={{{mapping}}}", f"model.layers.pattern=[{','.join(names)}]"]
 
 
 def _text(key: str, value: Any) -> str:
-    """A value as a setting has it. What config.json says becomes text here: numbers, switches and names, nothing else.
+    """A value in Hydra's grammar.
+
+    Values may come from a stranger's config.json and become text that Hydra parses, so only null, booleans, numbers and
+    plain names pass.
 
     Raises:
-        UserError: it is anything else.
+        UserError: any other value.
     """
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value)):
         return str(value)
-    raise UserError("not a value of a model", key=key, value=value, hint="config.json has a number or a name for it")
+    raise UserError(
+        "not a value of a model", key=key, value=value, hint="config.json must have a number or a name here"
+    )

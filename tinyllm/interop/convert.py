@@ -1,4 +1,4 @@
-"""From a model of ours to one of transformers."""
+"""Conversion of a tinyllm model to transformers: config.json and the weights by their names there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,60 +6,62 @@ from typing import Any
 from torch import Tensor
 
 from tinyllm.interop.architecture import architecture_of
-from tinyllm.interop.families import fitting
+from tinyllm.interop.families import family_for
 from tinyllm.models.transformer import Transformer
 from tinyllm.nn.attention.mha import MHA
 from tinyllm.nn.attention.mla import MLA
 
 
-def converted(model: Transformer, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """The family's name, config.json and transformers' tensors by name.
+def convert(model: Transformer, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The family's title, the content of config.json, and the tensors by transformers' names.
 
     Args:
-        model: the model, for what it is; meta tensors suffice.
-        state: its tensors by our names, in any dtype.
+        model: the model; on the meta device it suffices.
+        state: its state dict, in any dtype.
 
     Raises:
-        UserError: no family expresses it.
+        UserError: no family expresses the architecture.
     """
     arch = architecture_of(model)
-    family = fitting(arch)
+    family = family_for(arch)
     config = family.write(arch)
-    state = folded(model, state)
+    state = fold_multipliers(model, state)
     tensors: dict[str, Tensor] = {}
-    for one in family.weights(arch, config):
-        tensors |= zip(one.theirs, one.layout.split(state[one.ours]), strict=True)
+    for weight in family.weights(arch, config):
+        tensors |= zip(weight.hf_names, weight.layout.split(state[weight.name]), strict=True)
     return family.title, config, tensors
 
 
-def folded(model: Transformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the same function without an output multiplier, and with 1/√d as attention's scale.
+def fold_multipliers(model: Transformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fold the multipliers of a parametrization (muP) into the weights, as transformers' models have none.
 
-    The output multiplier goes into the last norm, which the head alone reads; what attention's scale differs by, into
-    the queries, without what the positions ask for. Nothing changes where there is nothing to fold.
+    The result computes the same function with an output multiplier of 1 and attention scores scaled by 1/√head_dim.
+    The output multiplier goes into the last norm, whose output only the head reads. The ratio of attention's scale to
+    1/√head_dim goes into the queries; the score factor of YaRN stays out of it, because transformers applies that
+    itself. Tensors without a factor are returned as they are.
 
     Args:
-        model: for its multipliers; meta tensors suffice.
-        state: its tensors, in any dtype.
+        model: holds the multipliers; on the meta device it suffices.
+        state: its state dict, in any dtype.
     """
     factors: dict[str, tuple[slice, float]] = {}
     if model.output_multiplier != 1:
         factors |= {f"norm.{name}": (slice(None), model.output_multiplier) for name, _ in model.norm.named_parameters()}
     for i, block in enumerate(model.layers()):
-        names, rows, size = _queries(block.attn)
-        usual = size**-0.5 * (model.pos.score_factor if isinstance(block.attn, MLA) else 1.0)
-        if (factor := block.attn.scale / usual) != 1:
+        names, rows, head_dim = _queries(block.attn)
+        standard = head_dim**-0.5 * (model.pos.score_factor if isinstance(block.attn, MLA) else 1.0)
+        if (factor := block.attn.scale / standard) != 1:
             factors |= {f"blocks.{i}.attn.{name}": (rows, factor) for name in names}
-    found = dict(state)
-    for name in factors.keys() & found.keys():
+    folded = dict(state)
+    for name in factors.keys() & state.keys():
         rows, factor = factors[name]
-        found[name] = state[name].clone()
-        found[name][rows] *= factor
-    return found
+        folded[name] = state[name].clone()
+        folded[name][rows] *= factor
+    return folded
 
 
 def _queries(attn: object) -> tuple[list[str], slice, int]:
-    """What a factor on the queries goes into: tensors of the layer, and which of their rows; and the size of a head."""
+    """The tensors that scale the queries, the rows of them that do, and the head dimension of the scores."""
     if isinstance(attn, MLA):
         last = "q_up" if attn.compresses_q else "q"
         return [f"{last}.weight", f"{last}.bias"], slice(None), attn.nope_dim + attn.rope_dim

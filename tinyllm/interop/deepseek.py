@@ -1,4 +1,4 @@
-"""The families of DeepSeek: latent attention, and mixtures with shared experts behind the first dense layers."""
+"""DeepSeek families: multi-head latent attention; mixtures with shared experts after the first, dense layers."""
 
 import re
 from typing import Any, ClassVar
@@ -7,18 +7,18 @@ from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
 from tinyllm.interop.family import Config, Entry, Fact, Mismatch, Only, entry, refused, replaced
 from tinyllm.interop.kinds import ANY, EXPERTS, FLAG, FLOAT, HEADS, TEXT, WIDTH, Kind, nullable, whole
 from tinyllm.interop.layouts import Interleaved, Layout, Same, Weight
-from tinyllm.interop.llama_like import RopeFamily, glu, parts
-from tinyllm.interop.mixtures import ACTIVE, PROJECTIONS, check_active, mixture
+from tinyllm.interop.llama_like import RopeFamily, glu_weights, linear_parts
+from tinyllm.interop.mixtures import ACTIVE, PROJECTIONS, check_active, mixture_weights
 
 DENSE = "first_k_dense_replace"
 
 
 class Deepseek(RopeFamily):
-    """What its families share.
+    """What DeepSeek-V2 and V3 share.
 
     Attributes:
-        moe: their option of the group.
-        best_of_group: how many experts of a group, the best, decide whether it is chosen.
+        moe: the option of ``moe``.
+        best_of_group: how many of its best experts score a group of experts.
     """
 
     moe: ClassVar[str]
@@ -60,15 +60,19 @@ class Deepseek(RopeFamily):
     }
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        found = super().mismatches(arch)
-        found += [Mismatch(f"{MOE}.n_shared", 0, (1,)) for one in arch.values(f"{MOE}.n_shared") if not one]
-        found += [Mismatch(f"{ATTN}.rope_head_dim", 0, (2,)) for one in arch.values(f"{ATTN}.rope_head_dim") if not one]
+        mismatches = super().mismatches(arch)
+        if 0 in arch.values(f"{MOE}.n_shared"):
+            mismatches.append(Mismatch(f"{MOE}.n_shared", 0, (1,)))
+        if 0 in arch.values(f"{ATTN}.rope_head_dim"):
+            mismatches.append(Mismatch(f"{ATTN}.rope_head_dim", 0, (2,)))
         if arch.value(f"{ATTN}.bias") and arch.values(f"{ATTN}.q_latent_dim") == [None]:
-            found.append(Mismatch(f"{ATTN}.bias", True, (False,)))  # its queries have none if they come from x
+            mismatches.append(Mismatch(f"{ATTN}.bias", True, (False,)))  # uncompressed queries have no bias there
         dense = [layer["moe"] == "none" for layer in arch.layers]
         if dense != sorted(dense, reverse=True):
-            found.append(Mismatch("model.layers.pattern", "a dense layer behind a mixture", ("dense layers first",)))
-        return found
+            mismatches.append(
+                Mismatch("model.layers.pattern", "a dense layer after a mixture", ("dense layers first",))
+            )
+        return mismatches
 
     def write(self, arch: Architecture) -> dict[str, Any]:
         config = super().write(arch)
@@ -81,7 +85,7 @@ class Deepseek(RopeFamily):
             groups = arch.value(f"{MOE}.n_groups")
             config |= {"n_group": groups, "topk_group": arch.value(f"{MOE}.n_active_groups") or groups}
         else:
-            config |= {ACTIVE: 1}  # which transformers wants to know in any case
+            config |= {ACTIVE: 1}  # transformers requires it even if all layers are dense
         return config
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
@@ -101,78 +105,78 @@ class Deepseek(RopeFamily):
         return super().arrange(entries, values | {f"{MOE}.{name}": count for name, count in counts.items()})
 
     def groups(self, entries: Config) -> dict[str, Any]:
-        """The groups that experts are chosen from.
+        """The settings of group-limited routing.
 
         Raises:
-            UserError: they do not come out even.
+            UserError: the experts do not divide into the groups, or too few remain to choose from.
         """
         n_group, kept = entries["n_group"], entries["topk_group"]
         n_routed, active, best = entries["n_routed_experts"], entries[ACTIVE], self.best_of_group
         for name, value in (("n_group", n_group), ("topk_group", kept)):
             if value is None:
-                raise refused(name, value, "how many groups of experts there are, and how many are chosen from")
+                raise refused(name, value, "a whole number: groups of experts, and groups to choose experts from")
         if n_routed % n_group or n_routed // n_group < best:
             raise refused(
-                "n_group", n_group, f"what divides n_routed_experts={n_routed} into groups of at least {best}"
+                "n_group", n_group, f"a divisor of n_routed_experts={n_routed} with groups of at least {best}"
             )
         if kept > n_group or kept * (n_routed // n_group) < active:
-            raise refused("topk_group", kept, f"at most n_group={n_group}, with at least {active} experts together")
+            raise refused("topk_group", kept, f"at most n_group={n_group}, with at least {active} experts in total")
         return {} if kept == n_group else {"n_groups": n_group, "n_active_groups": kept}
 
     def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
-        own = super().layers(entries, values)
-        return [layer | {"moe": "none" if i < entries[DENSE] else self.moe} for i, layer in enumerate(own)]
+        layers = super().layers(entries, values)
+        return [layer | {"moe": "none" if i < entries[DENSE] else self.moe} for i, layer in enumerate(layers)]
 
     def interleaved(self, config: Config) -> bool:
-        """Whether the rows of rotary parts are stored in neighbouring pairs."""
+        """Whether rotary rows are stored as adjacent pairs instead of halves."""
         return True
 
-    def attention(self, layer: dict[str, Any], ours: str, theirs: str, config: Config) -> list[Weight]:
+    def attention(self, layer: dict[str, Any], name: str, hf_name: str, config: Config) -> list[Weight]:
         rotary, plain = layer[f"{ATTN}.rope_head_dim"], layer[f"{ATTN}.nope_head_dim"]
         interleaved = self.interleaved(config)
         queries = Interleaved(plain, rotary) if interleaved else Same()
         keys = Interleaved(layer[f"{ATTN}.kv_latent_dim"], rotary) if interleaved else Same()
-        into: list[tuple[str, str, Layout]] = [
+        residual: list[tuple[str, str, Layout]] = [
             ("kv_down", "kv_a_proj_with_mqa", keys),
             ("out", "o_proj", Same()),
-        ]  # from and to the residual stream
-        found = [
-            Weight(f"{ours}.kv_norm.weight", (f"{theirs}.kv_a_layernorm.weight",)),
-            Weight(f"{ours}.kv_up.weight", (f"{theirs}.kv_b_proj.weight",)),
+        ]  # layers that read or write the residual stream; attention_bias gives all of them a bias
+        weights = [
+            Weight(f"{name}.kv_norm.weight", (f"{hf_name}.kv_a_layernorm.weight",)),
+            Weight(f"{name}.kv_up.weight", (f"{hf_name}.kv_b_proj.weight",)),
         ]
         if layer[f"{ATTN}.q_latent_dim"] is None:
-            found.append(Weight(f"{ours}.q.weight", (f"{theirs}.q_proj.weight",), queries))
+            weights.append(Weight(f"{name}.q.weight", (f"{hf_name}.q_proj.weight",), queries))
         else:
-            into.append(("q_down", "q_a_proj", Same()))
-            found.append(Weight(f"{ours}.q_norm.weight", (f"{theirs}.q_a_layernorm.weight",)))
-            found.append(Weight(f"{ours}.q_up.weight", (f"{theirs}.q_b_proj.weight",), queries))
-        for part in parts(layer[f"{ATTN}.bias"]):
-            found += [Weight(f"{ours}.{one}.{part}", (f"{theirs}.{other}.{part}",), how) for one, other, how in into]
-        return found
+            residual.append(("q_down", "q_a_proj", Same()))
+            weights.append(Weight(f"{name}.q_norm.weight", (f"{hf_name}.q_a_layernorm.weight",)))
+            weights.append(Weight(f"{name}.q_up.weight", (f"{hf_name}.q_b_proj.weight",), queries))
+        for part in linear_parts(layer[f"{ATTN}.bias"]):
+            weights += [Weight(f"{name}.{x}.{part}", (f"{hf_name}.{y}.{part}",), layout) for x, y, layout in residual]
+        return weights
 
-    def feed_forward(self, layer: dict[str, Any], ours: str, theirs: str) -> list[Weight]:
+    def feed_forward(self, layer: dict[str, Any], name: str, hf_name: str) -> list[Weight]:
         if layer["moe"] == "none":
-            return super().feed_forward(layer, ours, theirs)
+            return super().feed_forward(layer, name, hf_name)
         shared = layer[f"{MOE}.n_shared"] * layer[f"{MOE}.expert_d_ff"]
         return [
-            *mixture(layer, ours, f"{theirs}.mlp", PROJECTIONS),
-            *self.balance(ours, f"{theirs}.mlp.gate"),
-            *glu(f"{ours}.shared", f"{theirs}.mlp.shared_experts", shared),
+            *mixture_weights(layer, name, f"{hf_name}.mlp", PROJECTIONS),
+            *self.balance(name, f"{hf_name}.mlp.gate"),
+            *glu_weights(f"{name}.shared", f"{hf_name}.mlp.shared_experts", shared),
         ]
 
-    def balance(self, ours: str, theirs: str) -> list[Weight]:
-        """What a router has beside its matrix."""
+    def balance(self, name: str, hf_name: str) -> list[Weight]:
+        """The router's weights beside its matrix."""
         return []
 
     def ignored(self, name: str, config: Config) -> bool:
         if super().ignored(name, config):
             return True
-        number = re.match(r"model\.layers\.(\d+)\.", name)  # behind the last layer: prediction of several tokens
+        number = re.match(r"model\.layers\.(\d+)\.", name)  # multi-token prediction follows the last layer
         return number is not None and int(number[1]) >= config["num_hidden_layers"]
 
 
 class DeepseekV2(Deepseek):
-    """DeepSeek-V2 (2024): gates are softmax scores, not normalised."""
+    """DeepSeek-V2 (2024, arXiv 2405.04434): gates are softmax scores, not normalised."""
 
     title = "DeepSeek-V2"
     model_type = "deepseek_v2"
@@ -201,7 +205,7 @@ class DeepseekV2(Deepseek):
 
 
 class DeepseekV3(Deepseek):
-    """DeepSeek-V3 (2024): experts balanced without a loss, by a bias on their sigmoid scores."""
+    """DeepSeek-V3 (2024, arXiv 2412.19437): experts balanced without a loss, by a bias on their sigmoid scores."""
 
     title = "DeepSeek-V3"
     model_type = "deepseek_v3"
@@ -242,5 +246,5 @@ class DeepseekV3(Deepseek):
     def interleaved(self, config: Config) -> bool:
         return bool(config["rope_interleave"])
 
-    def balance(self, ours: str, theirs: str) -> list[Weight]:
-        return [Weight(f"{ours}.bias_E", (f"{theirs}.e_score_correction_bias",))]
+    def balance(self, name: str, hf_name: str) -> list[Weight]:
+        return [Weight(f"{name}.bias_E", (f"{hf_name}.e_score_correction_bias",))]

@@ -1,4 +1,4 @@
-"""The families with one feed-forward layer for every token."""
+"""Families of dense models: every token goes through the same feed-forward layer."""
 
 from typing import Any, ClassVar
 
@@ -33,11 +33,11 @@ from tinyllm.interop.kinds import (
     whole,
 )
 from tinyllm.interop.layouts import Transposed, Weight
-from tinyllm.interop.llama_like import HeadsFamily, WindowedFamily, parts
+from tinyllm.interop.llama_like import HeadsFamily, WindowedFamily, linear_parts
 
 
 class GPT2(Family):
-    """openai-community/gpt2 (Radford et al. 2019); its linear layers are stored transposed."""
+    """GPT-2 (Radford et al. 2019). Its linear layers are stored transposed."""
 
     title = "GPT-2"
     model_type = "gpt2"
@@ -82,41 +82,41 @@ class GPT2(Family):
     written: ClassVar[dict[str, Any]] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        found = super().mismatches(arch)
-        own, derived = arch.values(f"{ATTN}.head_dim"), arch.value("model.d_model") // arch.value("model.n_heads")
-        return found + [Mismatch(f"{ATTN}.head_dim", one, (derived,)) for one in own if one != derived]
+        mismatches = super().mismatches(arch)
+        head_dims, derived = arch.values(f"{ATTN}.head_dim"), arch.value("model.d_model") // arch.value("model.n_heads")
+        return mismatches + [Mismatch(f"{ATTN}.head_dim", dim, (derived,)) for dim in head_dims if dim != derived]
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
         n_heads, d_model = values["model.n_heads"], values["model.d_model"]
         if d_model % n_heads:
-            raise refused("n_head", n_heads, f"what divides n_embd={d_model}")
+            raise refused("n_head", n_heads, f"a divisor of n_embd={d_model}")
         derived = {"model.n_kv_heads": n_heads, f"{ATTN}.head_dim": d_model // n_heads}
         derived[f"{FFN}.d_ff"] = values[f"{FFN}.d_ff"] or 4 * d_model
         return super().arrange(entries, values | derived)
 
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
-        found = [
+        weights = [
             Weight("embedding.weight", ("transformer.wte.weight",)),
             Weight("pos.table.weight", ("transformer.wpe.weight",)),
         ]
         if not arch.value("model.tie_embeddings"):
-            found.append(Weight("head.weight", ("lm_head.weight",)))
+            weights.append(Weight("head.weight", ("lm_head.weight",)))
         norms = [("norm", "ln_f")]
         for i in range(len(arch.layers)):
-            ours, theirs = f"blocks.{i}", f"h.{i}"
-            norms += [(f"{ours}.norm1", f"{theirs}.ln_1"), (f"{ours}.norm2", f"{theirs}.ln_2")]
-            for one, other in (
+            name, hf_name = f"blocks.{i}", f"h.{i}"
+            norms += [(f"{name}.norm1", f"{hf_name}.ln_1"), (f"{name}.norm2", f"{hf_name}.ln_2")]
+            for layer, hf_layer in (
                 ("attn.qkv", "attn.c_attn"),
                 ("attn.out", "attn.c_proj"),
                 ("ffn.up", "mlp.c_fc"),
                 ("ffn.down", "mlp.c_proj"),
             ):
-                name = f"transformer.{theirs}.{other}"
-                found.append(Weight(f"{ours}.{one}.weight", (f"{name}.weight",), Transposed()))
-                found.append(Weight(f"{ours}.{one}.bias", (f"{name}.bias",)))
-        for one, other in norms:
-            found += [Weight(f"{one}.{part}", (f"transformer.{other}.{part}",)) for part in parts(True)]
-        return found
+                prefix = f"transformer.{hf_name}.{hf_layer}"
+                weights.append(Weight(f"{name}.{layer}.weight", (f"{prefix}.weight",), Transposed()))
+                weights.append(Weight(f"{name}.{layer}.bias", (f"{prefix}.bias",)))
+        for norm, hf_norm in norms:
+            weights += [Weight(f"{norm}.{part}", (f"transformer.{hf_norm}.{part}",)) for part in linear_parts(True)]
+        return weights
 
     def ignored(self, name: str, config: Config) -> bool:
         return name.endswith((".attn.bias", ".attn.masked_bias"))  # the causal mask
@@ -127,7 +127,7 @@ KV_HEADS = "num_key_value_heads"
 
 
 class Llama(HeadsFamily):
-    """Touvron et al. 2023; with fewer key-value heads Llama 2, with scaled rotary positions Llama 3."""
+    """Llama (Touvron et al. 2023), Llama 2 with grouped-query attention, Llama 3 with scaled rotary positions."""
 
     title = "Llama"
     model_type = "llama"
@@ -151,7 +151,7 @@ WINDOW_LAYERS = Fact("max_window_layers", whole(0), 28)
 
 
 class Qwen2(WindowedFamily):
-    """Qwen2 and Qwen2.5 (Yang et al. 2024): biases on queries, keys and values alone."""
+    """Qwen2 and Qwen2.5 (Yang et al. 2024): biases on queries, keys and values only."""
 
     title = "Qwen2"
     model_type = "qwen2"
@@ -174,7 +174,7 @@ class Qwen2(WindowedFamily):
 
 
 def first_window(arch: Architecture) -> int:
-    """The first layer with a window; readers of ``layer_types`` do without it."""
+    """The index of the first layer with a window, for programs that do not read ``layer_types``."""
     windows = [layer[f"{ATTN}.window"] for layer in arch.layers]
     return next((i for i, window in enumerate(windows) if window), len(windows))
 
@@ -199,7 +199,7 @@ class Qwen3(Qwen2):
 
 
 class Mistral(HeadsFamily):
-    """Mistral 7B (Jiang et al. 2023): Llama with a window."""
+    """Mistral 7B (Jiang et al. 2023): Llama with a sliding window."""
 
     title = "Mistral"
     model_type = "mistral"
@@ -214,7 +214,7 @@ class Mistral(HeadsFamily):
 
 
 class SmolLM3(WindowedFamily):
-    """SmolLM3 (Hugging Face 2025): no positions in every fourth layer, in which a window may be."""
+    """SmolLM3 (Hugging Face 2025): every fourth layer has no rotary positions (NoPE), and may have a window."""
 
     title = "SmolLM3"
     model_type = "smollm3"
@@ -241,20 +241,20 @@ class SmolLM3(WindowedFamily):
     harmless: ClassVar[dict[str, Kind]] = HeadsFamily.harmless | {"max_window_layers": whole(0)}
 
     def write(self, arch: Architecture) -> dict[str, Any]:
-        turns = [int(not layer[f"{ATTN}.nope"]) for layer in arch.layers]
-        return super().write(arch) | {"no_rope_layers": turns, "no_rope_layer_interval": 4}
+        with_rope = [int(not layer[f"{ATTN}.nope"]) for layer in arch.layers]  # the name says the opposite
+        return super().write(arch) | {"no_rope_layers": with_rope, "no_rope_layer_interval": 4}
 
     def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
-        turns = entries["no_rope_layers"]
-        if turns is not None and len(turns) < values["model.n_layers"]:
-            raise refused("no_rope_layers", turns, "a 0 or 1 for each layer")
-        own = super().layers(entries, values)
-        return [layer | {f"{ATTN}.nope": not self.turns(entries, i)} for i, layer in enumerate(own)]
+        with_rope = entries["no_rope_layers"]
+        if with_rope is not None and len(with_rope) < values["model.n_layers"]:
+            raise refused("no_rope_layers", with_rope, "a 0 or 1 for each layer")
+        layers = super().layers(entries, values)
+        return [layer | {f"{ATTN}.nope": not self.has_rope(entries, i)} for i, layer in enumerate(layers)]
 
-    def turns(self, entries: Config, layer: int) -> bool:
+    def has_rope(self, entries: Config, layer: int) -> bool:
         """Whether a layer has rotary positions."""
-        given = entries["no_rope_layers"]
-        return bool((layer + 1) % entries["no_rope_layer_interval"] if given is None else given[layer])
+        with_rope = entries["no_rope_layers"]
+        return bool((layer + 1) % entries["no_rope_layer_interval"] if with_rope is None else with_rope[layer])
 
     def slides(self, entries: Config, layer: int) -> bool:
-        return not self.turns(entries, layer)
+        return not self.has_rope(entries, layer)

@@ -1,4 +1,4 @@
-"""A directory as transformers writes it: config.json, the weights in safetensors files, the tokenizer."""
+"""Model directories of transformers: config.json, weights in safetensors files, tokenizer files."""
 
 import json
 import os
@@ -23,28 +23,28 @@ READABLE = {"F32", "BF16", "F16"}
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 HEAD = "lm_head.weight"
 PREFIXES = ("transformer.", "model.")
-"""What files of the model without its head leave out before every name."""
+"""Prefixes of tensor names that files of a model without a head leave out."""
 
 
 def is_model(path: str | Path) -> bool:
-    """Whether a directory is one of transformers' (a run has its checkpoints, a checkpoint its manifest)."""
+    """Whether a directory holds a model of transformers; a checkpoint of a run has a manifest beside its config."""
     return (Path(path) / CONFIG).is_file() and not (Path(path) / "manifest.json").exists()
 
 
-class Directory:
-    """A model of transformers on the disk.
+class ModelDirectory:
+    """A model of transformers on disk. The weights are read on request.
 
     Args:
         path: the directory.
 
     Attributes:
-        config: config.json.
-        family: its family.
-        entries: what the family reads of config.json, with its defaults.
-        arch: what the model is.
+        config: the content of config.json.
+        family: the model's family.
+        entries: the entries of config.json that the family reads, with defaults filled in.
+        arch: the architecture.
 
     Raises:
-        UserError: it is none, or one that cannot be expressed; the line names the entry.
+        UserError: it is no model directory, or tinyllm cannot express the model; the message names the entry.
     """
 
     family: Family
@@ -52,7 +52,8 @@ class Directory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
-            raise UserError("no such directory", key="path", value=path, hint="one with config.json and safetensors")
+            hint = "give a directory with config.json and safetensors files"
+            raise UserError("no such directory", key="path", value=path, hint=hint)
         self.config = _read(self.path / CONFIG)
         try:
             self.family = family_of(self.config)
@@ -62,46 +63,48 @@ class Directory:
             raise _in_file(error, self.path / CONFIG) from error
 
     def special(self) -> dict[str, Any]:
-        """``bos_token_id``, ``eos_token_id`` and ``pad_token_id``, those for generation before the model's."""
-        found = dict(self.config)
+        """The ids of special tokens: those of generation_config.json, else those of config.json."""
+        entries = dict(self.config)
         if (self.path / GENERATION).is_file():
-            given = {key: value for key, value in _read(self.path / GENERATION).items() if value is not None}
+            generation = {key: value for key, value in _read(self.path / GENERATION).items() if value is not None}
             for name in SPECIAL:
-                if not HARMLESS[name].fits(given.get(name)):
-                    raise _in_file(refused(name, given[name], HARMLESS[name].words), self.path / GENERATION)
-            found |= given
-        return {name: found.get(name) for name in SPECIAL}
+                if not HARMLESS[name].fits(generation.get(name)):
+                    raise _in_file(refused(name, generation[name], HARMLESS[name].words), self.path / GENERATION)
+            entries |= generation
+        return {name: entries.get(name) for name in SPECIAL}
 
     def weights(self, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Our tensors, of the values and the dtype that the files have.
+        """The tensors by their names in tinyllm, with the values and dtypes of the files.
 
         Args:
-            wanted: our tensors by name, for their shapes; on the meta device.
+            wanted: the model's state dict, for the shapes; on the meta device.
 
         Raises:
-            UserError: a tensor is missing, has another shape or is of no use, or a file is damaged.
+            UserError: a tensor is missing, superfluous or of another shape, or a file is damaged.
         """
         files = Files(self.path)
         table = self.family.weights(self.arch, self.entries)
-        assert {one.ours for one in table} == wanted.keys()
-        names = {one.ours: [files.resolve(name) for name in one.theirs] for one in table}
-        for one in table:
-            shapes = [tuple(part.shape) for part in one.layout.split(wanted[one.ours])]
-            for name, shape in zip(names[one.ours], shapes, strict=True):
+        assert {weight.name for weight in table} == wanted.keys()
+        names = {weight.name: [files.resolve(name) for name in weight.hf_names] for weight in table}
+        for weight in table:
+            shapes = [tuple(part.shape) for part in weight.layout.split(wanted[weight.name])]
+            for name, shape in zip(names[weight.name], shapes, strict=True):
                 files.check(name, shape)
-        used = {name for several in names.values() for name in several}
+        used = {name for parts in names.values() for name in parts}
         unused = [name for name in files.names() if name not in used and not self.family.ignored(name, self.entries)]
-        found = {one.ours: one.layout.join([files.read(name) for name in names[one.ours]]) for one in table}
+        tensors = {
+            weight.name: weight.layout.join([files.read(name) for name in names[weight.name]]) for weight in table
+        }
         for name in unused:
-            if name == HEAD and torch.equal(files.read(name), found["embedding.weight"]):
-                continue  # written although it is tied
-            hint = f"{name} is there, and this {self.family.title} has no place for it"
-            raise UserError("the weights are not of this architecture", file=files.file_of[name], hint=hint)
-        return found
+            if name == HEAD and torch.equal(files.read(name), tensors["embedding.weight"]):
+                continue  # a copy of the tied embedding
+            hint = f"{name} has no place in this {self.family.title}"
+            raise UserError("the weights do not fit the architecture", file=files.file_of[name], hint=hint)
+        return tensors
 
 
 class Files(Tensors):
-    """The tensors of a directory of transformers.
+    """The tensors of a model directory.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -111,49 +114,52 @@ class Files(Tensors):
         try:
             super().__init__(path, whole_first=True)
         except UserError as error:
-            others = sorted(one.name for one in path.glob("*.bin"))
-            if error.what != "no weights" or not others:
+            pickled = sorted(file.name for file in path.glob("*.bin"))
+            if error.what != "no weights" or not pickled:
                 raise
-            hint = f"{error.hint}; {others[0]} is not read, since loading it can run code; transformers reads it, and "
-            hint += "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new) writes safetensors"
+            hint = f"{error.hint}; {pickled[0]} is not read, since loading it can run code; to convert it: "
+            hint += "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new)"
             raise UserError(error.what, file=error.file, hint=hint) from error
 
     def resolve(self, name: str) -> str:
-        """The name under which a tensor is there.
+        """The name of a tensor in the files, which may lack the model's prefix.
 
         Raises:
-            UserError: it is not.
+            UserError: the tensor is missing, or the index does not list it.
         """
         short = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
-        for one in (name, short):
-            if one in self.unlisted:
-                hint = f"it does not list {one}, which is in {self.file_of[one].name}; transformers would load it, "
-                raise UserError("damaged index", file=self.path / INDEX, hint=f"{hint}and save_pretrained lists it")
-            if one in self.file_of:
-                return one
+        for spelling in (name, short):
+            if spelling in self.unlisted:
+                hint = f"it does not list {spelling}, which is in {self.file_of[spelling].name} and which transformers "
+                raise UserError("damaged index", file=self.path / INDEX, hint=f"{hint}loads; save_pretrained lists it")
+            if spelling in self.file_of:
+                return spelling
         hint = f"{name} is missing"
         if name == HEAD:
-            hint += ": transformers would draw it anew; if the head is the embedding, config.json must say "
-            hint += "tie_word_embeddings: true"
-        raise UserError("the weights are not of this architecture", file=self.path, hint=hint)
+            hint += ": transformers would initialise it at random; if the head is tied to the embedding, config.json "
+            hint += "must say tie_word_embeddings: true"
+        raise UserError("the weights do not fit the architecture", file=self.path, hint=hint)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Refuse a tensor of another shape, or of a dtype that has no values of its own."""
-        there, dtype = self.shape(name), self.part(name).get_dtype()
-        if there != shape:
-            hint = f"{name} is {there} there, config.json asks for {shape}"
-            raise UserError("the weights are not of this architecture", file=self.file_of[name], hint=hint)
+        """Refuse a tensor of another shape or of an unsupported dtype."""
+        stored, dtype = self.shape(name), self.part(name).get_dtype()
+        if stored != shape:
+            hint = f"{name} has shape {stored}, config.json asks for {shape}"
+            raise UserError("the weights do not fit the architecture", file=self.file_of[name], hint=hint)
         if dtype not in READABLE:
-            hint = f"{name} is {dtype}; read are {', '.join(sorted(READABLE))}"
+            hint = f"{name} is {dtype}; supported: {', '.join(sorted(READABLE))}"
             what = "weights in double precision" if dtype == "F64" else "quantized weights"
             raise UserError(what, file=self.file_of[name], hint=hint)
 
 
 def check_out(out: str | Path | None, *, command: str) -> Path:
-    """Where a directory is to be written.
+    """The path of a directory to be written.
+
+    Args:
+        command: the command line so far, for the error message.
 
     Raises:
-        UserError: it was not given, exists, or its place is not there.
+        UserError: ``out`` is not given, exists, or cannot be created.
     """
     if not out:
         raise UserError("where to?", key="out", value=out, hint=f"{command} out=<new directory>")
@@ -161,18 +167,18 @@ def check_out(out: str | Path | None, *, command: str) -> Path:
     check_utf8(path, key="out")
     if path.exists():
         raise UserError("it exists already", key="out", value=out, hint="choose another directory")
-    parent = next(one for one in path.absolute().parents if one.exists())
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError("no directory can be made there", key="out", value=out, hint=f"{parent} cannot be written")
+        raise UserError("cannot create a directory there", key="out", value=out, hint=f"{parent} is not writable")
     return path
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A new directory under a temporary name, which gets its own name when the block ends well.
+def new_directory(out: Path) -> Iterator[Path]:
+    """Fill a new directory atomically: it has a temporary name until the block ends without an error.
 
     Raises:
-        UserError: the disk is full or cannot be written; nothing is left.
+        UserError: the disk is full or not writable; nothing is left behind.
     """
     folder = temporary(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -183,7 +189,7 @@ def building(out: Path) -> Iterator[Path]:
             mode = 0o666 & ~_umask()
             for file in folder.rglob("*"):
                 if file.is_file():
-                    set_mode(file, mode)  # safetensors writes for the owner alone
+                    set_mode(file, mode)  # safetensors makes files readable by their owner only
                     sync(file)
             os.rename(folder, out)
             sync(out.parent)
@@ -205,16 +211,16 @@ def write(
     weights: Mapping[str, Tensor],
     texts: Mapping[str, str],
 ) -> str:
-    """Write a directory that ``from_pretrained`` reads; it is there whole or not at all. Returns the dtype.
+    """Write a directory that ``from_pretrained`` reads, completely or not at all. Returns the weights' dtype.
 
     Args:
-        special: ids for config.json and generation_config.json.
-        weights: tensors by transformers' names.
-        texts: further files by name.
+        special: ids of special tokens, for config.json and generation_config.json.
+        weights: tensors by their names in transformers.
+        texts: contents of further files, by file name.
     """
     dtype = main_dtype(weights)
     contents = dict(config) | dict(special) | {"dtype": dtype, "use_cache": True}
-    with building(out) as folder:
+    with new_directory(out) as folder:
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / MODEL, {"format": "pt"})
         generation = {name: value for name, value in special.items() if value is not None}
         for name, content in ((CONFIG, contents), (GENERATION, {"_from_model_config": True, **generation})):
@@ -232,7 +238,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _umask() -> int:
-    """What the process takes away from the rights of new files; to be asked it must be set."""
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -1,4 +1,4 @@
-"""The families that our compositions express. An export takes the first that fits."""
+"""The supported model families. An export takes the first one that fits."""
 
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import CHOICES, Architecture
@@ -26,7 +26,7 @@ def family_of(config: Config) -> Family:
     """The family that a config.json names.
 
     Raises:
-        UserError: it is none of ours.
+        UserError: an unsupported ``model_type``, or ``architectures`` that contradict it.
     """
     known = {family.model_type: family for family in FAMILIES}
     kind = config.get("model_type")
@@ -36,23 +36,23 @@ def family_of(config: Config) -> Family:
     classes, names = config.get("architectures"), HARMLESS["architectures"]
     if not names.fits(classes):
         raise refused("architectures", classes, names.words)
-    if classes and family.architecture not in classes and not any(one.endswith("Model") for one in classes):
+    if classes and family.architecture not in classes and not any(name.endswith("Model") for name in classes):
         raise refused("architectures", classes[0], family.architecture)
     return family
 
 
-def fitting(arch: Architecture) -> Family:
-    """The family of an architecture.
+def family_for(arch: Architecture) -> Family:
+    """The family that expresses an architecture.
 
     Raises:
-        UserError: there is none; the line says what the nearest one would take.
+        UserError: no family does; the message says what the nearest one would need.
     """
-    found = {family: family.mismatches(arch) for family in FAMILIES}
-    # another group's option is a longer way than another value
-    nearest = min(found, key=lambda family: sum(1 + (one.key in CHOICES) for one in found[family]))
-    if not found[nearest]:
+    mismatches = {family: family.mismatches(arch) for family in FAMILIES}
+    # Another option of a group counts twice: it changes the model more than another value does.
+    nearest = min(FAMILIES, key=lambda family: sum(1 + (one.key in CHOICES) for one in mismatches[family]))
+    if not mismatches[nearest]:
         return nearest
-    first, *others = found[nearest]
-    hint = f"{nearest.title}, the nearest, takes {first.wish()}"
-    hint += f"; and {', '.join(one.wish() for one in others)}" if others else ""
+    first, *others = mismatches[nearest]
+    hint = f"{nearest.title}, the nearest family, takes {first.allowed_settings()}"
+    hint += f"; and {', '.join(one.allowed_settings() for one in others)}" if others else ""
     raise UserError("no Hugging Face family expresses this composition", key=first.key, value=first.value, hint=hint)

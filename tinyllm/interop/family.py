@@ -1,4 +1,4 @@
-"""A family of models of transformers: its config.json and its weights, each as one table that is read both ways."""
+"""Model families of transformers: config.json and weights as tables that serve both import and export."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Config = Mapping[str, Any]
 """The content of a config.json."""
 
 REQUIRED = object()
-"""The default of an entry that every config.json has."""
+"""Marks an entry without a default: every config.json has it."""
 
 ACTIVATIONS = {
     "gelu": ("gelu", "gelu_python"),
@@ -27,7 +27,7 @@ ACTIVATIONS = {
     "sigmoid": ("sigmoid",),
     "tanh": ("tanh",),
 }
-"""Our names of activations, and theirs; the first is written."""
+"""transformers' names of each activation; an export writes the first."""
 GATES = {name: ACTIVATIONS[name] for name in ("silu", "gelu", "relu", "sigmoid")}
 
 COMMON: dict[str, tuple[Any, ...]] = {
@@ -35,39 +35,39 @@ COMMON: dict[str, tuple[Any, ...]] = {
     f"{ATTN}.sinks": (0,),
     f"{ATTN}.softcap": (0,),
 }
-"""What no family has."""
+"""Settings that no family supports, with the one value that is allowed."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """An entry of config.json that its family reads by code of its own.
+    """An entry of config.json that the code of a family interprets.
 
     Attributes:
-        theirs: its name.
-        kind: what it may hold.
-        default: what transformers takes when the entry is missing (its configuration class says so).
-        also: other names under which it is read.
+        name: its name in config.json.
+        kind: the values it may have.
+        default: its value when it is missing, from transformers' configuration class.
+        also: other names for it.
     """
 
-    theirs: str
+    name: str
     kind: Kind
     default: Any = REQUIRED
     also: tuple[str, ...] = ()
 
     def take(self, config: Config) -> Any:
-        """The value of the entry.
+        """The value of the entry in a config.json.
 
         Raises:
-            UserError: the entry is missing, is there twice with different values, or is of another kind.
+            UserError: it is missing without a default, has two different values, or a value of the wrong kind.
         """
-        given = {name: config[name] for name in (self.theirs, *self.also) if name in config}
+        given = {name: config[name] for name in (self.name, *self.also) if name in config}
         if not given:
             if self.default is REQUIRED:
-                raise UserError("config.json lacks an entry", key=self.theirs, value="?", hint="every model has it")
+                raise UserError("config.json lacks an entry", key=self.name, value="?", hint="every model needs it")
             return self.default
         (name, value), *others = given.items()
         if any(other != value for _, other in others):
-            raise refused(others[0][0], others[0][1], f"{setting(name, value)}: both are one entry")
+            raise refused(others[0][0], others[0][1], f"{setting(name, value)}, since both name the same entry")
         if not self.kind.fits(value):
             raise refused(name, value, self.kind.words)
         return value
@@ -75,103 +75,101 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry(Fact):
-    """An entry of config.json and the key of ours that has the same meaning.
+    """An entry of config.json with a configuration key of the same meaning.
 
     Attributes:
-        ours: our key.
-        names: our value → their spellings, the first of which is written; None: the value itself.
-        null: our value where theirs is null.
+        key: the configuration key.
+        names: for each value here its spellings in config.json, the first of which is written; None: same value.
+        null: the value here that null stands for.
     """
 
-    ours: str
+    key: str
     names: Mapping[Any, tuple[Any, ...]] | None = None
     null: Any = None
 
     def encode(self, value: Any) -> Any:
-        """Their value of ours."""
+        """The value for config.json."""
         if self.names is None:
             return None if value == self.null else value
         return self.names[value][0]
 
     def decode(self, value: Any) -> Any:
-        """Our value of theirs.
+        """The configuration value of a value in config.json.
 
         Raises:
-            UserError: it has no equal here.
+            UserError: tinyllm has no equivalent.
         """
         if self.names is None:
             return self.null if value is None else value
-        for ours, spellings in self.names.items():
+        for equivalent, spellings in self.names.items():
             if value in spellings:
-                return ours
-        known = ", ".join(str(one) for spellings in self.names.values() for one in spellings)
-        raise refused(self.theirs, value, f"one of {known}")
+                return equivalent
+        known = ", ".join(str(spelling) for spellings in self.names.values() for spelling in spellings)
+        raise refused(self.name, value, f"one of {known}")
 
 
-def entry(theirs: str, ours: str, default: Any = REQUIRED, *, kind: Kind = WIDTH, **more: Any) -> Entry:
-    """An entry with our key; a size unless another kind is given."""
-    return Entry(theirs, kind, default, ours=ours, **more)
+def entry(name: str, key: str, default: Any = REQUIRED, *, kind: Kind = WIDTH, **more: Any) -> Entry:
+    """Shorthand for an :class:`Entry`; its kind is a size unless given."""
+    return Entry(name, kind, default, key=key, **more)
 
 
 AnyFact = TypeVar("AnyFact", bound=Fact)
 
 
 def replaced(facts: tuple[AnyFact, ...], *others: AnyFact) -> tuple[AnyFact, ...]:
-    """A family's facts or entries with others of the same names in their places, and new ones behind them."""
-    by_name = {one.theirs: one for one in (*facts, *others)}
-    return tuple(by_name.values())
+    """A family's facts or entries, overridden by others of the same name; new ones are appended."""
+    return tuple({fact.name: fact for fact in (*facts, *others)}.values())
 
 
 @dataclass(frozen=True)
 class Only:
-    """An entry of config.json with one value that we can express, which is written and is transformers' default."""
+    """An entry of config.json with a single supported value, which is transformers' default and is always written."""
 
-    theirs: str
+    name: str
     value: Any
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """What keeps a composition from being of a family."""
+    """A setting that a family does not support."""
 
     key: str
     value: Any
     allowed: tuple[Any, ...]
 
-    def wish(self) -> str:
-        """What the family takes."""
-        return " or ".join(setting(self.key, one) for one in self.allowed)
+    def allowed_settings(self) -> str:
+        """The settings the family supports instead."""
+        return " or ".join(setting(self.key, value) for value in self.allowed)
 
 
 def refused(name: str, value: Any, allowed: str) -> UserError:
-    """The error for an entry of config.json that cannot be expressed."""
+    """The error for an entry of config.json that tinyllm does not support."""
     shown = value if len(str(value)) <= 80 else f"{str(value)[:79]}…"
     return UserError("tinyllm cannot express this model", key=name, value=shown, hint=f"allowed: {allowed}")
 
 
 def same(value: Any, other: Any) -> bool:
-    """Whether two values of JSON are the same, where true is not 1."""
+    """Whether two JSON values are equal; unlike in Python, true does not equal 1."""
     return isinstance(value, bool) == isinstance(other, bool) and bool(value == other)
 
 
 class Family(ABC):
     """One ``model_type`` of transformers.
 
-    Attributes:
-        title: its name for people.
-        model_type, architecture: its names in config.json.
-        allowed: values that our keys may have, each a tuple; the first is what an import sets. Keys of ``entries``
-            need not be here.
-        entries: config.json beside our keys.
-        facts: what else of config.json is read.
-        only: entries of config.json that must have one value.
-        neutral: further entries that may only have a value with which they change nothing, or be missing.
-        harmless: entries that have no bearing on what the model computes.
-        written: those of them that are written.
-        varying: our keys that may differ from layer to layer, with what most layers have.
+    An entry of config.json that is in none of the tables below is refused: it may change what the model computes.
 
-    Every entry of a config.json is in one of these tables, or the file is refused: what nobody reads may change the
-    model.
+    Attributes:
+        title: the name shown to people.
+        model_type, architecture: the names in config.json.
+        allowed: values that configuration keys may have; an import sets the first. Keys of ``entries`` are optional
+            here.
+        entries: entries of config.json with an equivalent configuration key.
+        facts: further entries, interpreted by code of the family.
+        only: entries that must have one value.
+        neutral: entries that must be missing or have one of the values without effect.
+        harmless: entries that do not affect what the model computes.
+        written: entries an export writes without reading them.
+        varying: configuration keys that may differ between layers, with their value in most layers.
     """
 
     title: ClassVar[str]
@@ -187,103 +185,102 @@ class Family(ABC):
     varying: ClassVar[dict[str, Any]] = {}
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        """Why ``arch`` is not of this family; empty if it is."""
-        found = []
+        """The settings of ``arch`` that this family does not support; empty if it fits."""
+        mismatches = []
         for key, allowed in self.allowed.items():
-            found += [Mismatch(key, value, allowed) for value in arch.values(key) if value not in allowed]
-        for one in self.entries:
-            names = one.names
+            mismatches += [Mismatch(key, value, allowed) for value in arch.values(key) if value not in allowed]
+        for fact in self.entries:
+            names = fact.names
             if names is not None:
-                values = arch.values(one.ours)
-                found += [Mismatch(one.ours, value, tuple(names)) for value in values if value not in names]
+                values = arch.values(fact.key)
+                mismatches += [Mismatch(fact.key, value, tuple(names)) for value in values if value not in names]
         for key in {key for layer in arch.layers for key in layer}:
             values = arch.values(key)
-            if len(values) > 1 and key not in self.varying and not any(one.key == key for one in found):
-                found.append(Mismatch(key, values[1], (values[0],)))
-        return found
+            if len(values) > 1 and key not in self.varying and not any(mismatch.key == key for mismatch in mismatches):
+                mismatches.append(Mismatch(key, values[1], (values[0],)))
+        return mismatches
 
     def write(self, arch: Architecture) -> dict[str, Any]:
-        """config.json of an architecture without mismatches."""
+        """The content of config.json for an architecture without mismatches."""
         config: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
-        for each in self.entries:
-            values = arch.values(each.ours)
-            if values:
-                config[each.theirs] = each.encode(values[0])
-        return config | {one.theirs: one.value for one in self.only} | self.written
+        for fact in self.entries:
+            if values := arch.values(fact.key):
+                config[fact.name] = fact.encode(values[0])
+        return config | {fact.name: fact.value for fact in self.only} | self.written
 
     def checked(self, config: Config) -> dict[str, Any]:
-        """What config.json says, defaults filled in: each entry under the name its table has.
+        """The facts and entries of a config.json by name, with defaults filled in.
 
         Raises:
-            UserError: an entry is missing, is of another kind, or is one that nobody reads.
+            UserError: an entry is missing, has a value of the wrong kind, or is unknown.
         """
-        neutral = NEUTRAL | self.neutral | {one.theirs: (one.value,) for one in self.only}
+        neutral = NEUTRAL | self.neutral | {fact.name: (fact.value,) for fact in self.only}
         harmless = HARMLESS | dict.fromkeys(self.written, ANY) | self.harmless
-        read = {name for one in (*self.entries, *self.facts) for name in (one.theirs, *one.also)}
+        read = {name for fact in (*self.entries, *self.facts) for name in (fact.name, *fact.also)}
         for name, value in config.items():
             if name in read:
                 continue
             if name in neutral:
-                if not any(same(value, one) for one in neutral[name]):
-                    raise refused(name, value, " or ".join(setting(name, one) for one in neutral[name]))
+                if not any(same(value, allowed) for allowed in neutral[name]):
+                    raise refused(name, value, " or ".join(setting(name, allowed) for allowed in neutral[name]))
             elif name not in harmless:
-                hint = f"an entry that {self.title} has; nobody reads this one, and it may change the model"
+                hint = f"entries of {self.title}; tinyllm does not read this one, and it may change the model"
                 raise refused(name, value, hint)
             elif not harmless[name].fits(value):
                 raise refused(name, value, harmless[name].words)
-        return {one.theirs: one.take(config) for one in (*self.entries, *self.facts)}
+        return {fact.name: fact.take(config) for fact in (*self.entries, *self.facts)}
 
     def read(self, config: Config) -> Architecture:
-        """The architecture that config.json describes.
+        """The architecture that a config.json describes.
 
         Raises:
-            UserError: an entry is missing, or means something that we cannot express.
+            UserError: an entry is missing, or tinyllm cannot express what it says.
         """
         entries = self.checked(config)
         values = {key: allowed[0] for key, allowed in self.allowed.items()} | self.varying
-        values |= {one.ours: one.decode(entries[one.theirs]) for one in self.entries}
+        values |= {fact.key: fact.decode(entries[fact.name]) for fact in self.entries}
         for key, allowed in self.allowed.items():
             if values[key] not in allowed:
-                name = next(one.theirs for one in self.entries if one.ours == key)
+                name = next(fact.name for fact in self.entries if fact.key == key)
                 raise refused(name, values[key], " or ".join(map(str, allowed)))
         return self.arrange(entries, values)
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
-        """The values by model and layer.
+        """Split values into those of the model and those of each layer. Families derive and check values here.
 
         Args:
-            entries: config.json, checked.
-            values: ours by key, as far as they are alike in all layers.
+            entries: the result of :meth:`checked`.
+            values: values by configuration key that all layers share.
         """
-        model = {key: value for key, value in values.items() if of_the_model(key)}
-        block = {key: value for key, value in values.items() if not of_the_model(key)}
-        return Architecture(model, [meaning(block | own) for own in self.layers(entries, values)])
+        model = {key: value for key, value in values.items() if is_model_key(key)}
+        block = {key: value for key, value in values.items() if not is_model_key(key)}
+        return Architecture(model, [relevant(block | layer) for layer in self.layers(entries, values)])
 
     def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
-        """What is special of each layer."""
+        """The values in which each layer differs from the shared ones."""
         return [{} for _ in range(values["model.n_layers"])]
 
     @abstractmethod
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
-        """Every tensor of the model and where it is in theirs."""
+        """Every tensor of the model with its names and layout in transformers."""
 
     def ignored(self, name: str, config: Config) -> bool:
-        """Whether a tensor of theirs is no weight of the model: tables that older files hold."""
+        """Whether a tensor in the files is no weight; older files hold buffers such as rotary tables."""
         return name.endswith("rotary_emb.inv_freq")
 
 
-def meaning(layer: dict[str, Any]) -> dict[str, Any]:
-    """A layer without the keys that mean nothing in it."""
-    dead = f"{MOE}." if layer["moe"] == "none" else f"{FFN}.d_ff"
-    return {key: value for key, value in layer.items() if not key.startswith(dead)}
+def relevant(layer: dict[str, Any]) -> dict[str, Any]:
+    """A layer's values without keys that have no effect in it."""
+    unused = f"{MOE}." if layer["moe"] == "none" else f"{FFN}.d_ff"
+    return {key: value for key, value in layer.items() if not key.startswith(unused)}
 
 
-def of_the_model(key: str) -> bool:
-    """Whether no layer has a value of its own for a key."""
-    return key in OF_THE_MODEL or key.startswith(("model.pos.", "model.norm."))
+def is_model_key(key: str) -> bool:
+    """Whether a key belongs to the whole model and not to its layers."""
+    return key in MODEL_KEYS or key.startswith(("model.pos.", "model.norm."))
 
 
-OF_THE_MODEL = frozenset(
+MODEL_KEYS = frozenset(
     {
         "norm",
         "pos",
@@ -295,4 +292,4 @@ OF_THE_MODEL = frozenset(
         "model.tie_embeddings",
     }
 )
-"""Keys that no layer has for itself, beside those of positions and norms."""
+"""Keys of the whole model, beside those of positions and norms."""

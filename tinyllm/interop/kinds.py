@@ -1,4 +1,4 @@
-"""Types of the entries of a config.json, each with its range, in words for the person whose file it is."""
+"""Types and ranges of config.json entries, each with a description for error messages."""
 
 import math
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import torch
 
 @dataclass(frozen=True)
 class Kind:
-    """What an entry may hold.
+    """The values an entry may have.
 
     Attributes:
-        words: it, as an error line says it.
-        fits: whether a value is of it.
+        words: the description in error messages.
+        fits: whether a value is allowed.
     """
 
     words: str
@@ -22,7 +22,7 @@ class Kind:
 
 
 def whole(at_least: int = 1, at_most: int = 2**31 - 1) -> Kind:
-    """A whole number, which true and 2.0 are not."""
+    """A whole number; true and 2.0 are none."""
     return Kind(
         f"a whole number from {at_least:,} to {at_most:,}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most,
@@ -30,7 +30,7 @@ def whole(at_least: int = 1, at_most: int = 2**31 - 1) -> Kind:
 
 
 def number(above: float = 0.0, *, at_most: float = 1e12) -> Kind:
-    """A finite number."""
+    """A finite number in the range (above, at_most]."""
     return Kind(
         f"a number above {above:g}, at most {at_most:g}",
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and above < value <= at_most,
@@ -38,33 +38,33 @@ def number(above: float = 0.0, *, at_most: float = 1e12) -> Kind:
 
 
 def nullable(kind: Kind) -> Kind:
-    """Null as well."""
+    """The kind, or null."""
     return Kind(f"{kind.words}, or null", lambda value: value is None or kind.fits(value))
 
 
 def listed(kind: Kind) -> Kind:
-    """A list of them, which may be empty."""
-    words = f"a list of which each is {kind.words}"
-    return Kind(words, lambda value: isinstance(value, list) and all(kind.fits(one) for one in value))
+    """A list, possibly empty, of values of a kind."""
+    words = f"a list, each element {kind.words}"
+    return Kind(words, lambda value: isinstance(value, list) and all(kind.fits(element) for element in value))
 
 
-def either(one: Kind, other: Kind) -> Kind:
+def either(first: Kind, second: Kind) -> Kind:
     """One of two kinds."""
-    return Kind(f"{one.words}, or {other.words}", lambda value: one.fits(value) or other.fits(value))
+    return Kind(f"{first.words}, or {second.words}", lambda value: first.fits(value) or second.fits(value))
 
 
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 TEXT = Kind("a text", lambda value: isinstance(value, str))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 ANY = Kind("anything", lambda value: True)
-# transformers takes no 1 for these, only 1.0
+# transformers validates these as floats: it refuses 1, and takes 1.0.
 FLOAT = Kind("a number above 0 with a decimal point", lambda value: isinstance(value, float) and 0 < value < math.inf)
 SHARE = Kind(
     "a number from 0 to 1",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1,
 )
 
-# Far above every published model. What is more is a mistake that would fill the memory before a weight is read.
+# Far above every published model. Larger values are mistakes, and would fill the memory before a weight is read.
 WIDTH = whole(1, 2**20)
 HEADS = whole(1, 2**16)
 LAYERS = whole(1, 1024)
@@ -78,7 +78,7 @@ DTYPE = Kind(
 )
 TOKEN = nullable(whole(-1))
 TOKENS = either(TOKEN, listed(whole(-1)))
-"""``eos_token_id`` may be several."""
+"""``eos_token_id`` may be a list."""
 
 HARMLESS: dict[str, Kind] = {
     **dict.fromkeys(
@@ -112,7 +112,7 @@ HARMLESS: dict[str, Kind] = {
         ),
         ANY,
     ),
-    # settings of generation, which older versions kept here
+    # generation settings, which older versions of transformers kept in config.json
     **dict.fromkeys(
         (
             "bad_words_ids",
@@ -155,7 +155,7 @@ HARMLESS: dict[str, Kind] = {
     "initializer_range": FLOAT,
     "attention_dropout": SHARE,
 }
-"""Entries of any family that have no bearing on what a model computes, with what transformers takes in them."""
+"""Entries of any family that do not affect what a model computes, with the values transformers accepts."""
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None, {}),
@@ -170,4 +170,4 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "final_logit_softcapping": (None,),
     "per_layer_config": (None,),
 }
-"""Entries of any family that may only have a value with which they change nothing."""
+"""Entries of any family that may only have a value without effect."""

@@ -1,6 +1,6 @@
-"""How one of our tensors lies in the tensors of another program: ``split`` gives those, ``join`` is its exact inverse.
+"""How transformers stores a tinyllm tensor: ``split`` for export and ``join``, its exact inverse, for import.
 
-Values are moved and never computed with, so a way there and back gives the same bits in any dtype.
+Values are moved, never computed with, so a round trip is bit-exact in any dtype.
 """
 
 from abc import ABC, abstractmethod
@@ -12,47 +12,47 @@ from torch import Tensor
 
 
 class Layout(ABC):
-    """The interface."""
+    """One way a tensor is stored by transformers."""
 
     @property
     def parts(self) -> int:
-        """How many of their tensors make one of ours."""
+        """How many tensors of transformers make up one of tinyllm."""
         return 1
 
     @abstractmethod
-    def split(self, ours: Tensor) -> list[Tensor]:
-        """Their tensors of ours. Works on meta tensors, which gives the shapes."""
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        """transformers' tensors of a tinyllm tensor. Works on meta tensors too, for the shapes."""
 
     @abstractmethod
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
-        """Our tensor of theirs."""
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The tinyllm tensor of transformers' tensors."""
 
 
 class Same(Layout):
-    """One tensor, as it is."""
+    """One tensor, unchanged."""
 
-    def split(self, ours: Tensor) -> list[Tensor]:
-        return [ours]
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor]
 
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
-        (tensor,) = theirs
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        (tensor,) = tensors
         return tensor
 
 
 class Transposed(Layout):
-    """One matrix stored as (in, out), as GPT-2's Conv1D is."""
+    """One matrix stored as (in, out), like GPT-2's Conv1D."""
 
-    def split(self, ours: Tensor) -> list[Tensor]:
-        return [ours.t()]
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        return [tensor.t()]
 
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
-        (tensor,) = theirs
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        (tensor,) = tensors
         return tensor.t()
 
 
 @dataclass(frozen=True)
 class Rows(Layout):
-    """Fused layers: our rows are those of several tensors, one after the other."""
+    """Fused layers: the rows of several tensors, concatenated."""
 
     sizes: tuple[int, ...]
 
@@ -60,16 +60,16 @@ class Rows(Layout):
     def parts(self) -> int:
         return len(self.sizes)
 
-    def split(self, ours: Tensor) -> list[Tensor]:
-        return list(ours.split(self.sizes))
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        return list(tensor.split(self.sizes))
 
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(theirs))
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors))
 
 
 @dataclass(frozen=True)
 class Experts(Layout):
-    """Stacked experts: our first dimension counts them; each lies as ``each`` says."""
+    """Experts stacked along the first dimension; ``each`` is the layout of one expert."""
 
     n_experts: int
     each: Layout
@@ -78,31 +78,31 @@ class Experts(Layout):
     def parts(self) -> int:
         return self.n_experts * self.each.parts
 
-    def split(self, ours: Tensor) -> list[Tensor]:
-        return [part for expert in ours.unbind() for part in self.each.split(expert)]
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        return [part for expert in tensor.unbind() for part in self.each.split(expert)]
 
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
         size = self.each.parts
-        return torch.stack([self.each.join(theirs[i : i + size]) for i in range(0, len(theirs), size)])
+        return torch.stack([self.each.join(tensors[i : i + size]) for i in range(0, len(tensors), size)])
 
 
 @dataclass(frozen=True)
 class Interleaved(Layout):
-    """Rotary rows stored as neighbouring pairs (x0 y0 x1 y1 …) where ours are in halves (x0 x1 … y0 y1 …).
+    """Rotary rows stored as adjacent pairs (x0 y0 x1 y1 …), which tinyllm stores in halves (x0 x1 … y0 y1 …).
 
-    The rows come in groups, one per head: ``plain`` rows that stay, then ``rotary`` ones.
+    Rows come in groups, one per head: first ``plain`` rows, which stay in place, then ``rotary`` rows.
     """
 
     plain: int
     rotary: int
 
-    def split(self, ours: Tensor) -> list[Tensor]:
-        plain, rotary = self._apart(ours)
+    def split(self, tensor: Tensor) -> list[Tensor]:
+        plain, rotary = self._apart(tensor)
         pairs = rotary.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
         return [torch.cat((plain, pairs), dim=1).flatten(0, 1)]
 
-    def join(self, theirs: Sequence[Tensor]) -> Tensor:
-        (tensor,) = theirs
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        (tensor,) = tensors
         plain, rotary = self._apart(tensor)
         halves = rotary.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
         return torch.cat((plain, halves), dim=1).flatten(0, 1)
@@ -114,8 +114,8 @@ class Interleaved(Layout):
 
 @dataclass(frozen=True)
 class Weight:
-    """One of our tensors and where it is in theirs."""
+    """A tensor of the model, and its names and layout in transformers."""
 
-    ours: str
-    theirs: tuple[str, ...]
+    name: str
+    hf_names: tuple[str, ...]
     layout: Layout = field(default_factory=Same)

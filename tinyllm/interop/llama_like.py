@@ -1,4 +1,4 @@
-"""What Llama and the families that came of it share."""
+"""What Llama and the families derived from it share."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -20,15 +20,15 @@ from tinyllm.interop.kinds import (
     whole,
 )
 from tinyllm.interop.layouts import Rows, Weight
-from tinyllm.interop.rope_parameters import FACTS, ROPES, WHOLE, positions, stretched, written
+from tinyllm.interop.rope_parameters import FACTS, ROPES, WHOLE, ntk_mismatches, read_rope, write_rope
 
 
 class RopeFamily(Family):
-    """Rotary positions and RMSNorm: Llama and what came of it.
+    """Families with rotary positions, RMSNorm and gated feed-forward layers.
 
     Attributes:
-        theta: the base where config.json has none.
-        even_heads: whether transformers insists that num_attention_heads divides hidden_size.
+        theta: the base of the rotary positions if config.json has none.
+        even_heads: whether transformers requires that num_attention_heads divides hidden_size.
     """
 
     theta: ClassVar[float] = 10000.0
@@ -61,54 +61,54 @@ class RopeFamily(Family):
     harmless: ClassVar[dict[str, Kind]] = {"pretraining_tp": nullable(whole())}
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        found = super().mismatches(arch) + stretched(arch)
+        mismatches = super().mismatches(arch) + ntk_mismatches(arch)
         d_model, n_heads = arch.value("model.d_model"), arch.value("model.n_heads")
         if self.even_heads and d_model % n_heads:
-            found.append(Mismatch("model.d_model", d_model, (f"a multiple of {n_heads} heads",)))
-        return found
+            mismatches.append(Mismatch("model.d_model", d_model, (f"a multiple of {n_heads} heads",)))
+        return mismatches
 
     def write(self, arch: Architecture) -> dict[str, Any]:
-        return super().write(arch) | written(arch)
+        return super().write(arch) | write_rope(arch)
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
         if self.even_heads and values["model.d_model"] % values["model.n_heads"]:
             raise refused("hidden_size", values["model.d_model"], "a multiple of num_attention_heads")
-        found = positions(entries, theta=self.theta, context=values["model.max_seq_len"])
-        return super().arrange(entries, values | found)
+        rope = read_rope(entries, theta=self.theta, context=values["model.max_seq_len"])
+        return super().arrange(entries, values | rope)
 
     def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
-        alike(entries, values)
+        check_layer_types(entries, values)
         return super().layers(entries, values)
 
     def weights(self, arch: Architecture, config: Config) -> list[Weight]:
-        found = [
+        weights = [
             Weight("embedding.weight", ("model.embed_tokens.weight",)),
             Weight("norm.weight", ("model.norm.weight",)),
         ]
         if not arch.value("model.tie_embeddings"):
-            found.append(Weight("head.weight", ("lm_head.weight",)))
+            weights.append(Weight("head.weight", ("lm_head.weight",)))
         for i, layer in enumerate(arch.layers):
-            ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-            found.append(Weight(f"{ours}.norm1.weight", (f"{theirs}.input_layernorm.weight",)))
-            found.append(Weight(f"{ours}.norm2.weight", (f"{theirs}.post_attention_layernorm.weight",)))
-            found += self.attention(layer, f"{ours}.attn", f"{theirs}.self_attn", config)
-            found += self.feed_forward(layer, f"{ours}.ffn", theirs)
-        return found
+            name, hf_name = f"blocks.{i}", f"model.layers.{i}"
+            weights.append(Weight(f"{name}.norm1.weight", (f"{hf_name}.input_layernorm.weight",)))
+            weights.append(Weight(f"{name}.norm2.weight", (f"{hf_name}.post_attention_layernorm.weight",)))
+            weights += self.attention(layer, f"{name}.attn", f"{hf_name}.self_attn", config)
+            weights += self.feed_forward(layer, f"{name}.ffn", hf_name)
+        return weights
 
     @abstractmethod
-    def attention(self, layer: dict[str, Any], ours: str, theirs: str, config: Config) -> list[Weight]:
+    def attention(self, layer: dict[str, Any], name: str, hf_name: str, config: Config) -> list[Weight]:
         """The weights of one attention layer."""
 
-    def feed_forward(self, layer: dict[str, Any], ours: str, theirs: str) -> list[Weight]:
-        """The weights of one feed-forward layer; ``theirs`` is the name of the whole layer."""
-        return glu(ours, f"{theirs}.mlp", layer[f"{FFN}.d_ff"], bias=layer[f"{FFN}.bias"])
+    def feed_forward(self, layer: dict[str, Any], name: str, hf_name: str) -> list[Weight]:
+        """The weights of one feed-forward layer; ``hf_name`` is the prefix of the whole block."""
+        return glu_weights(name, f"{hf_name}.mlp", layer[f"{FFN}.d_ff"], bias=layer[f"{FFN}.bias"])
 
 
 class HeadsFamily(RopeFamily):
-    """Those with keys and values for some of the heads.
+    """Families with multi-head, grouped-query or multi-query attention.
 
     Attributes:
-        qkv_bias: whether queries, keys and values have biases; None: if the output has.
+        qkv_bias: whether queries, keys and values have biases; None: if the output projection has one.
     """
 
     qkv_bias: ClassVar[bool | None] = None
@@ -125,55 +125,57 @@ class HeadsFamily(RopeFamily):
     )
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        found = super().mismatches(arch)
+        mismatches = super().mismatches(arch)
         for layer in arch.layers:
             wanted = layer[f"{ATTN}.bias"] if self.qkv_bias is None else self.qkv_bias
             if layer.get(f"{ATTN}.qkv_bias", wanted) != wanted:
-                return [*found, Mismatch(f"{ATTN}.qkv_bias", layer[f"{ATTN}.qkv_bias"], (wanted,))]
-        return found
+                return [*mismatches, Mismatch(f"{ATTN}.qkv_bias", layer[f"{ATTN}.qkv_bias"], (wanted,))]
+        return mismatches
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
         n_heads = values["model.n_heads"]
         n_kv_heads = values["model.n_kv_heads"] or n_heads
         if n_heads % n_kv_heads:
-            raise refused("num_key_value_heads", n_kv_heads, f"what divides num_attention_heads={n_heads}")
+            raise refused("num_key_value_heads", n_kv_heads, f"a divisor of num_attention_heads={n_heads}")
         head_dim = values[f"{ATTN}.head_dim"] or values["model.d_model"] // n_heads
         if head_dim < 2 or head_dim % 2:
-            raise refused("head_dim", head_dim, "an even number, since rotary positions turn pairs")
+            raise refused("head_dim", head_dim, "an even number, since rotary positions rotate pairs")
         derived = {"model.n_kv_heads": n_kv_heads, f"{ATTN}.head_dim": head_dim}
         derived[f"{ATTN}.qkv_bias"] = values[f"{ATTN}.bias"] if self.qkv_bias is None else self.qkv_bias
         return super().arrange(entries, values | derived | {"attn": heads_option(n_heads, n_kv_heads)})
 
-    def attention(self, layer: dict[str, Any], ours: str, theirs: str, config: Config) -> list[Weight]:
+    def attention(self, layer: dict[str, Any], name: str, hf_name: str, config: Config) -> list[Weight]:
         dim, heads, kv_heads = layer[f"{ATTN}.head_dim"], layer["model.n_heads"], layer["model.n_kv_heads"]
         rows = Rows((heads * dim, kv_heads * dim, kv_heads * dim))
-        found = [
-            Weight(f"{ours}.qkv.{part}", tuple(f"{theirs}.{x}_proj.{part}" for x in "qkv"), rows)
-            for part in parts(layer[f"{ATTN}.qkv_bias"])
+        weights = [
+            Weight(f"{name}.qkv.{part}", tuple(f"{hf_name}.{x}_proj.{part}" for x in "qkv"), rows)
+            for part in linear_parts(layer[f"{ATTN}.qkv_bias"])
         ]
-        found += [Weight(f"{ours}.out.{part}", (f"{theirs}.o_proj.{part}",)) for part in parts(layer[f"{ATTN}.bias"])]
+        weights += [
+            Weight(f"{name}.out.{part}", (f"{hf_name}.o_proj.{part}",)) for part in linear_parts(layer[f"{ATTN}.bias"])
+        ]
         if layer[f"{ATTN}.qk_norm"]:
-            found += [Weight(f"{ours}.{x}_norm.weight", (f"{theirs}.{x}_norm.weight",)) for x in "qk"]
-        return found
+            weights += [Weight(f"{name}.{x}_norm.weight", (f"{hf_name}.{x}_norm.weight",)) for x in "qk"]
+        return weights
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
-def alike(entries: Config, values: dict[str, Any]) -> None:
-    """Refuse ``layer_types`` that say something else than the one window that transformers gives all layers there.
+def check_layer_types(entries: Config, values: dict[str, Any]) -> None:
+    """Refuse ``layer_types`` in families where transformers ignores them and gives all layers the same window.
 
     Raises:
-        UserError: they do.
+        UserError: they contradict that window.
     """
-    types, one = entries["layer_types"], SLIDING if values.get(f"{ATTN}.window") else FULL
-    if types is not None and types != [one] * values["model.n_layers"]:
-        hint = f"{one} for each layer; transformers gives the layers of this model_type one window and reads no types"
+    types, expected = entries["layer_types"], SLIDING if values.get(f"{ATTN}.window") else FULL
+    if types is not None and types != [expected] * values["model.n_layers"]:
+        hint = f"{expected} for each layer; for this model_type transformers ignores layer_types and has one window"
         raise refused("layer_types", types, hint)
 
 
 class WindowedFamily(HeadsFamily):
-    """Those with a window in all layers or in some."""
+    """Families with a sliding window in all layers or in some."""
 
     varying: ClassVar[dict[str, Any]] = {f"{ATTN}.window": 0}
     facts: ClassVar[tuple[Fact, ...]] = (
@@ -183,9 +185,9 @@ class WindowedFamily(HeadsFamily):
     )
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
-        windows = [one for one in arch.values(f"{ATTN}.window") if one]
-        several = [Mismatch(f"{ATTN}.window", one, (0, windows[0])) for one in windows[1:]]
-        return super().mismatches(arch) + several
+        windows = [window for window in arch.values(f"{ATTN}.window") if window]
+        others = [Mismatch(f"{ATTN}.window", window, (0, windows[0])) for window in windows[1:]]
+        return super().mismatches(arch) + others
 
     def write(self, arch: Architecture) -> dict[str, Any]:
         windows = [layer[f"{ATTN}.window"] for layer in arch.layers]
@@ -205,23 +207,23 @@ class WindowedFamily(HeadsFamily):
             raise refused("layer_types", types, f"{FULL} or {SLIDING} for each layer")
         if SLIDING in types and not window:
             raise refused("layer_types", types, f"{FULL} without a window: use_sliding_window and sliding_window")
-        return [{f"{ATTN}.window": window if one == SLIDING else 0} for one in types]
+        return [{f"{ATTN}.window": window if type_ == SLIDING else 0} for type_ in types]
 
     @abstractmethod
     def slides(self, entries: Config, layer: int) -> bool:
-        """Whether a layer has the window if ``layer_types`` are not there."""
+        """Whether a layer has the window if there are no ``layer_types``."""
 
 
-def glu(ours: str, theirs: str, d_ff: int, *, bias: bool = False) -> list[Weight]:
-    """The weights of a gated linear unit."""
-    found = []
-    for part in parts(bias):
-        names = (f"{theirs}.gate_proj.{part}", f"{theirs}.up_proj.{part}")
-        found.append(Weight(f"{ours}.gate_up.{part}", names, Rows((d_ff, d_ff))))
-        found.append(Weight(f"{ours}.down.{part}", (f"{theirs}.down_proj.{part}",)))
-    return found
+def glu_weights(name: str, hf_name: str, d_ff: int, *, bias: bool = False) -> list[Weight]:
+    """The weights of a gated feed-forward layer."""
+    weights = []
+    for part in linear_parts(bias):
+        names = (f"{hf_name}.gate_proj.{part}", f"{hf_name}.up_proj.{part}")
+        weights.append(Weight(f"{name}.gate_up.{part}", names, Rows((d_ff, d_ff))))
+        weights.append(Weight(f"{name}.down.{part}", (f"{hf_name}.down_proj.{part}",)))
+    return weights
 
 
-def parts(bias: bool) -> tuple[str, ...]:
-    """The tensors of a linear layer."""
+def linear_parts(bias: bool) -> tuple[str, ...]:
+    """The names of a linear layer's tensors."""
     return ("weight", "bias") if bias else ("weight",)

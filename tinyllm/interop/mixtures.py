@@ -1,4 +1,4 @@
-"""The families with mixtures of experts."""
+"""Families with mixtures of experts: Mixtral and Qwen3-MoE."""
 
 from typing import Any, ClassVar
 
@@ -6,7 +6,7 @@ from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
 from tinyllm.interop.family import Config, Entry, Fact, entry, refused, replaced
 from tinyllm.interop.kinds import EXPERTS, FLAG, FLOAT, HEADS, SHARE, Kind, listed, nullable, whole
 from tinyllm.interop.layouts import Experts, Rows, Same, Weight
-from tinyllm.interop.llama_like import HeadsFamily, alike
+from tinyllm.interop.llama_like import HeadsFamily, check_layer_types
 
 SOFTMAX_MIXTURE: dict[str, tuple[Any, ...]] = {
     "moe": ("aux_loss",),
@@ -21,7 +21,7 @@ BALANCE: dict[str, Kind] = {
     "router_aux_loss_coef": nullable(SHARE),
     "router_jitter_noise": SHARE,
 }
-"""Entries about losses of balance."""
+"""Entries of load-balancing losses, which only training uses."""
 ACTIVE = "num_experts_per_tok"
 
 
@@ -50,30 +50,30 @@ class Mixtral(HeadsFamily):
         check_active(values[f"{MOE}.n_active"], values[f"{MOE}.n_experts"])
         return super().arrange(entries, values)
 
-    def feed_forward(self, layer: dict[str, Any], ours: str, theirs: str) -> list[Weight]:
-        return mixture(layer, ours, f"{theirs}.block_sparse_moe", ("w1", "w3", "w2"))
+    def feed_forward(self, layer: dict[str, Any], name: str, hf_name: str) -> list[Weight]:
+        return mixture_weights(layer, name, f"{hf_name}.block_sparse_moe", ("w1", "w3", "w2"))
 
 
 def check_active(active: int, n_experts: int) -> None:
-    """Refuse more active experts than there are."""
+    """Refuse more active experts than routed ones."""
     if active > n_experts:
         raise refused(ACTIVE, active, f"at most the {n_experts} experts")
 
 
-def mixture(layer: dict[str, Any], ours: str, theirs: str, names: tuple[str, str, str]) -> list[Weight]:
-    """The router and the routed experts; ``names`` are those of gate, up and down."""
+def mixture_weights(layer: dict[str, Any], name: str, hf_name: str, names: tuple[str, str, str]) -> list[Weight]:
+    """The weights of the router and the routed experts; ``names`` are the gate, up and down projections."""
     n_routed, d_ff = layer[f"{MOE}.n_experts"] - layer[f"{MOE}.n_shared"], layer[f"{MOE}.expert_d_ff"]
     gate, up, down = names
-    experts = [f"{theirs}.experts.{i}" for i in range(n_routed)]
+    experts = [f"{hf_name}.experts.{i}" for i in range(n_routed)]
     return [
-        Weight(f"{ours}.router.weight", (f"{theirs}.gate.weight",)),
+        Weight(f"{name}.router.weight", (f"{hf_name}.gate.weight",)),
         Weight(
-            f"{ours}.experts.gate_up.weight",
+            f"{name}.experts.gate_up.weight",
             tuple(f"{expert}.{name}.weight" for expert in experts for name in (gate, up)),
             Experts(n_routed, Rows((d_ff, d_ff))),
         ),
         Weight(
-            f"{ours}.experts.down.weight",
+            f"{name}.experts.down.weight",
             tuple(f"{expert}.{down}.weight" for expert in experts),
             Experts(n_routed, Same()),
         ),
@@ -84,7 +84,7 @@ PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Qwen3Moe(HeadsFamily):
-    """The mixtures of Qwen3; some layers may be dense."""
+    """Qwen3-MoE (Yang et al. 2025): Qwen3 with mixtures of experts; some layers may be dense."""
 
     title = "Qwen3-MoE"
     model_type = "qwen3_moe"
@@ -129,12 +129,12 @@ class Qwen3Moe(HeadsFamily):
         return super().arrange(entries, values | {f"{ATTN}.window": window or 0})
 
     def layers(self, entries: Config, values: dict[str, Any]) -> list[dict[str, Any]]:
-        alike(entries, values)
+        check_layer_types(entries, values)
         dense, step = entries["mlp_only_layers"] or (), entries["decoder_sparse_step"]
-        mixed = [i not in dense and not (i + 1) % step for i in range(values["model.n_layers"])]
-        return [{"moe": "aux_loss" if one else "none"} for one in mixed]
+        sparse = [i not in dense and not (i + 1) % step for i in range(values["model.n_layers"])]
+        return [{"moe": "aux_loss" if is_sparse else "none"} for is_sparse in sparse]
 
-    def feed_forward(self, layer: dict[str, Any], ours: str, theirs: str) -> list[Weight]:
+    def feed_forward(self, layer: dict[str, Any], name: str, hf_name: str) -> list[Weight]:
         if layer["moe"] == "none":
-            return super().feed_forward(layer, ours, theirs)
-        return mixture(layer, ours, f"{theirs}.mlp", PROJECTIONS)
+            return super().feed_forward(layer, name, hf_name)
+        return mixture_weights(layer, name, f"{hf_name}.mlp", PROJECTIONS)

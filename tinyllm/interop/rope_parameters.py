@@ -1,4 +1,4 @@
-"""Rotary positions in config.json: ``rope_parameters``; before transformers 5 ``rope_scaling`` and ``rope_theta``."""
+"""Rotary positions in config.json: ``rope_parameters``; ``rope_scaling`` and ``rope_theta`` before transformers 5."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,18 +24,18 @@ class RopeType:
     """A ``rope_type`` of transformers.
 
     Attributes:
-        theirs: its name.
-        ours: the option of ``pos``.
-        entries: its parameters beside our keys.
+        name: its name in config.json.
+        option: the option of ``pos``.
+        entries: its parameters and the configuration keys of the same meaning.
     """
 
-    theirs: str
-    ours: str
+    name: str
+    option: str
     entries: tuple[Entry, ...] = ()
 
 
-def _positive(theirs: str, ours: str, default: Any, *, null: Any = None) -> Entry:
-    return entry(theirs, f"{POS}.{ours}", default, kind=nullable(number()), null=null)
+def _positive(name: str, key: str, default: Any, *, null: Any = None) -> Entry:
+    return entry(name, f"{POS}.{key}", default, kind=nullable(number()), null=null)
 
 
 TYPES = (
@@ -67,57 +67,59 @@ TYPES = (
         ),
     ),
 )
-ROPES = tuple(one.ours for one in TYPES)
+ROPES = tuple(rope.option for rope in TYPES)
 WHOLE = (None, 1.0)
-"""Shares of a head that turn."""
+"""``partial_rotary_factor``: only rotating the whole head is supported."""
 NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-"""Parameters of every type."""
+"""Parameters that every type has."""
 
 
-def positions(config: Config, *, theta: float, context: int) -> dict[str, Any]:
-    """Our position and its keys; as in transformers ``rope_scaling`` wins over ``rope_parameters``, whole.
+def read_rope(config: Config, *, theta: float, context: int) -> dict[str, Any]:
+    """The option of ``pos`` and its values by key.
+
+    As in transformers, ``rope_scaling`` replaces ``rope_parameters`` as a whole.
 
     Args:
-        config: the entries of ``FACTS``, checked.
-        theta: the base where there is none.
+        config: the checked entries of ``FACTS``.
+        theta: the base if config.json has none.
         context: ``max_position_embeddings``.
 
     Raises:
-        UserError: a type or a parameter that cannot be expressed.
+        UserError: an unsupported type or parameter.
     """
     name = "rope_scaling" if config["rope_scaling"] else "rope_parameters"
-    given = config[name] or {}
-    kind = given.get("rope_type", given.get("type", "default"))
-    rope = next((one for one in TYPES if one.theirs == kind), None)
+    parameters = config[name] or {}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    rope = next((rope for rope in TYPES if rope.name == kind), None)
     if rope is None:
-        raise refused(f"{name}.rope_type", kind, " ".join(one.theirs for one in TYPES))
-    known = {one.theirs for one in rope.entries}
-    for key, value in given.items():
+        raise refused(f"{name}.rope_type", kind, " ".join(rope.name for rope in TYPES))
+    known = {fact.name for fact in rope.entries}
+    for key, value in parameters.items():
         if isinstance(value, dict):
-            raise refused(f"{name}.{key}", value, "no object: one rope for all layers")
+            raise refused(f"{name}.{key}", value, "a plain value, since all layers share one rope")
         if key not in known and key not in NAMES:
             raise refused(f"{name}.{key}", value, f"{', '.join((*NAMES, *sorted(known)))} with rope_type={kind}")
-    if not any(same(given.get("partial_rotary_factor"), one) for one in WHOLE):
-        raise refused(f"{name}.partial_rotary_factor", given["partial_rotary_factor"], "1.0")
-    outer = theta if config["rope_theta"] is None else config["rope_theta"]
-    values: dict[str, Any] = {"pos": rope.ours, f"{POS}.base": float(_taken(THETA, given, name, outer))}
-    for one in rope.entries:
-        values[one.ours] = one.decode(_taken(one, given, name, one.default))
+    if not any(same(parameters.get("partial_rotary_factor"), share) for share in WHOLE):
+        raise refused(f"{name}.partial_rotary_factor", parameters["partial_rotary_factor"], "1.0")
+    top_level = theta if config["rope_theta"] is None else config["rope_theta"]
+    values: dict[str, Any] = {"pos": rope.option, f"{POS}.base": float(_take(THETA, parameters, name, top_level))}
+    for fact in rope.entries:
+        values[fact.key] = fact.decode(_take(fact, parameters, name, fact.default))
     if ORIGINAL in rope.entries:
-        outer = config["original_max_position_embeddings"]
-        values[ORIGINAL.ours] = outer or values[ORIGINAL.ours] or context
+        values[ORIGINAL.key] = config["original_max_position_embeddings"] or values[ORIGINAL.key] or context
     elif kind == "dynamic":
-        values[ORIGINAL.ours] = context
+        values[ORIGINAL.key] = context
     if kind == "yarn" and (values[f"{POS}.mscale_all_dim"] is None or values[f"{POS}.attention_factor"] is not None):
-        values[f"{POS}.mscale"] = None  # counts together with the other one, and if the factor is not given
+        # transformers uses mscale only together with mscale_all_dim, and only without attention_factor
+        values[f"{POS}.mscale"] = None
     _check_order(values, name)
     return values
 
 
-def _taken(one: Fact, given: dict[str, Any], name: str, default: Any) -> Any:
-    """A parameter, named as it stands in config.json if it is refused."""
-    inner = Fact(f"{name}.{one.theirs}", one.kind, default)
-    return inner.take({f"{name}.{key}": value for key, value in given.items()})
+def _take(fact: Fact, parameters: dict[str, Any], name: str, default: Any) -> Any:
+    """The value of a parameter; an error names it by its path in config.json."""
+    nested = Fact(f"{name}.{fact.name}", fact.kind, default)
+    return nested.take({f"{name}.{key}": value for key, value in parameters.items()})
 
 
 def _check_order(values: dict[str, Any], name: str) -> None:
@@ -129,19 +131,21 @@ def _check_order(values: dict[str, Any], name: str) -> None:
             raise refused(f"{name}.{low}", below, f"less than {high}={above}")
 
 
-def written(arch: Architecture) -> dict[str, Any]:
-    """The entries of an architecture: those of transformers 5 and of earlier versions, which ignore the others'."""
-    rope = next(one for one in TYPES if one.ours == arch.value("pos"))
+def write_rope(arch: Architecture) -> dict[str, Any]:
+    """The entries for config.json, for transformers 5 and for earlier versions; each ignores those of the other."""
+    rope = next(rope for rope in TYPES if rope.option == arch.value("pos"))
     base = arch.value(f"{POS}.base")
-    own = {one.theirs: one.encode(arch.value(one.ours)) for one in rope.entries if arch.value(one.ours) is not None}
-    parameters = {"rope_theta": base, "rope_type": rope.theirs, **own}
-    older = {} if rope.theirs == "default" else {"rope_scaling": parameters}
+    scaling = {
+        fact.name: fact.encode(arch.value(fact.key)) for fact in rope.entries if arch.value(fact.key) is not None
+    }
+    parameters = {"rope_theta": base, "rope_type": rope.name, **scaling}
+    older = {} if rope.name == "default" else {"rope_scaling": parameters}
     return {"rope_parameters": parameters, "rope_theta": base, **older}
 
 
-def stretched(arch: Architecture) -> list[Mismatch]:
-    """What is wrong with a base that has grown: transformers lets it follow the length of each text."""
-    original, context = arch.values(ORIGINAL.ours), arch.value("model.max_seq_len")
+def ntk_mismatches(arch: Architecture) -> list[Mismatch]:
+    """Refuse an NTK base already scaled for a longer context: transformers rescales it by the length of each text."""
+    original, context = arch.values(ORIGINAL.key), arch.value("model.max_seq_len")
     if arch.value("pos") != "rope_ntk" or original[0] >= context:
         return []
-    return [Mismatch(ORIGINAL.ours, original[0], (context,))]
+    return [Mismatch(ORIGINAL.key, original[0], (context,))]

@@ -1,4 +1,4 @@
-"""Tokenizers as the files that AutoTokenizer reads, and back."""
+"""Tokenizers as files that AutoTokenizer reads, and back."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "te
 SPECIAL = ("bos", "eos", "pad", "unk")
 
 
-def _library(model: dict[str, Any], *, special: dict[str, int], **parts: Any) -> dict[str, Any]:
+def _tokenizer_json(model: dict[str, Any], *, special: dict[str, int], **parts: Any) -> dict[str, Any]:
     """The content of a tokenizer.json."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": i, "content": content, **flags} for content, i in special.items()]
@@ -29,20 +29,20 @@ def _library(model: dict[str, Any], *, special: dict[str, int], **parts: Any) ->
     return {"version": "1.0", **empty, "added_tokens": added, **parts, "model": model}
 
 
-def _of_char(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """A word for each character. Without ``<unk>`` the library raises on a character outside, as ours does."""
-    known = dict(tokenizer.special)
-    vocab = {char: i for i, char in enumerate(tokenizer.alphabet)} | known
+def _from_char(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """A word per character. Without ``<unk>`` the library raises on unknown characters, as CharTokenizer does."""
+    special = dict(tokenizer.special)
+    vocab = {char: i for i, char in enumerate(tokenizer.alphabet)} | special
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     model: dict[str, Any] = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN}
-    return _library(model, special=known, pre_tokenizer=split, decoder={"type": "Fuse"})
+    return _tokenizer_json(model, special=special, pre_tokenizer=split, decoder={"type": "Fuse"})
 
 
-def _of_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
+def _from_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
     """Byte-level BPE without merges."""
     special = dict(tokenizer.special)
     vocab = {char: byte for char, byte in sorted(BYTE_OF.items(), key=lambda item: item[1])} | special
-    part = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
     model: dict[str, Any] = {
         "type": "BPE",
@@ -52,32 +52,32 @@ def _of_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
         "vocab": vocab,
         "merges": [],
     }
-    return _library(model, special=special, pre_tokenizer=part, decoder=part)
+    return _tokenizer_json(model, special=special, pre_tokenizer=byte_level, decoder=byte_level)
 
 
 WRITERS: dict[type[Tokenizer], Callable[[Any], dict[str, Any] | None]] = {
-    CharTokenizer: _of_char,
-    ByteTokenizer: _of_byte,
+    CharTokenizer: _from_char,
+    ByteTokenizer: _from_byte,
     HuggingFaceTokenizer: HuggingFaceTokenizer.library_state,
     IdsTokenizer: lambda tokenizer: None,
 }
-"""The tokenizer.json of each kind; numbers have none."""
+"""Makes the content of tokenizer.json for each class; token numbers have none."""
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """``bos_token_id`` and ``eos_token_id``: a document begins behind the end of another one."""
+    """The ids of special tokens for config.json; a document begins after the end-of-text of the one before it."""
     return {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": None}
 
 
-def texts_of(
+def tokenizer_files(
     tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: int, chat: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """The tokenizer's files by name; none for numbers.
+    """The contents of a tokenizer's files by file name; empty for token numbers.
 
     Args:
         special: ``bos_token_id``, ``eos_token_id`` …, as in config.json.
-        max_length: the model's context.
-        chat: the chat templates that :func:`read_chat` found.
+        max_length: the model's context length.
+        chat: chat templates from :func:`read_chat_templates`.
     """
     chat = chat or {}
     state = WRITERS[type(tokenizer)](tokenizer)
@@ -85,7 +85,7 @@ def texts_of(
         return {}
     contents = {token["id"]: token["content"] for token in state["added_tokens"]}
     ids = {name: special.get(f"{name}_token_id") for name in SPECIAL} | {"unk": tokenizer.unk_id}
-    first = {name: one[0] if isinstance(one, list) else one for name, one in ids.items()}
+    first = {name: id_[0] if isinstance(id_, list) else id_ for name, id_ in ids.items()}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,
@@ -100,89 +100,93 @@ def texts_of(
 
 
 def adds_bos(tokenizer: Tokenizer, bos_id: object, path: Path | None = None) -> bool:
-    """Whether a tokenizer from elsewhere puts the begin-of-text token in front by itself.
+    """Whether a Hugging Face tokenizer adds the begin-of-text token by itself.
 
-    Its post-processor says so, or ``add_bos_token`` of ``tokenizer_config.json`` in the directory ``path``.
+    Its post-processor decides, unless ``add_bos_token`` is set in ``tokenizer_config.json`` of the directory ``path``.
     """
     if not isinstance(tokenizer, HuggingFaceTokenizer) or type(bos_id) is not int:
         return False
-    asked = read_json(path / SETTINGS).get("add_bos_token") if path and (path / SETTINGS).is_file() else None
-    return asked if isinstance(asked, bool) else tokenizer.puts_first() == bos_id
+    setting = read_json(path / SETTINGS).get("add_bos_token") if path and (path / SETTINGS).is_file() else None
+    return setting if isinstance(setting, bool) else tokenizer.added_first_id() == bos_id
 
 
-def read_chat(path: Path) -> dict[str, Any]:
-    """The chat templates of a Hugging Face directory by the file they are in; nothing here runs them.
+def read_chat_templates(path: Path) -> dict[str, Any]:
+    """The chat templates of a Hugging Face directory by file name. They are kept for export and never run.
 
     Raises:
-        UserError: a file is damaged, or holds something else.
+        UserError: a file is damaged or holds no template.
     """
-    found: dict[str, Any] = {}
+    templates: dict[str, Any] = {}
     if (path / CHAT).is_file():
-        found[CHAT] = read_text(path / CHAT)
+        templates[CHAT] = read_text(path / CHAT)
     if (path / SETTINGS).is_file():
         template = read_json(path / SETTINGS, what="cannot be read").get(TEMPLATE)
         if not isinstance(template, str | list | dict | None):
-            hint = "a template, or several with their names"
+            hint = "give a template, or a list of named templates"
             raise UserError("not a chat template", key=TEMPLATE, value=template, file=path / SETTINGS, hint=hint)
-        found |= {SETTINGS: template} if template is not None else {}
-    return found
+        templates |= {SETTINGS: template} if template is not None else {}
+    return templates
 
 
 def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory; where it has none, tokens are numbers, which is told.
+    """The tokenizer of a Hugging Face directory. Without one, tokens are numbers.
+
+    Args:
+        vocab_size: rows of the model's embedding.
+        tell: called with a sentence if there is no tokenizer, or if special tokens are dropped.
 
     Raises:
-        UserError: it is in a format that is not read, or damaged.
+        UserError: the tokenizer is damaged, in an unsupported format, or has more ids than the embedding has rows.
     """
     if (path / FILE).is_file():
-        return _fitting(_ours(load(path / FILE)), vocab_size, path / FILE, tell)
+        return _without_extra_tokens(_as_exported(load(path / FILE)), vocab_size, path / FILE, tell)
     for name in OTHER_FILES:
         if (path / name).is_file():
-            hint = "transformers makes one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+            hint = "to make one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
             raise UserError("a tokenizer without tokenizer.json", file=path / name, hint=hint)
     tell(f"{path} has no tokenizer: prompts and text are token numbers")
     return IdsTokenizer(vocab_size=vocab_size)
 
 
-def _fitting(tokenizer: Tokenizer, n_words: int, file: Path, tell: Callable[[str], None]) -> Tokenizer:
-    """The tokenizer without the special tokens that the embedding has no row for; such a ``[PAD]`` is often added.
+def _without_extra_tokens(tokenizer: Tokenizer, n_rows: int, file: Path, tell: Callable[[str], None]) -> Tokenizer:
+    """The tokenizer without special tokens beyond the embedding's rows; a ``[PAD]`` is often added that way.
 
     Raises:
-        UserError: other tokens have none either.
+        UserError: an ordinary token is beyond them.
     """
-    if tokenizer.vocab_size <= n_words or not isinstance(tokenizer, HuggingFaceTokenizer):
+    if tokenizer.vocab_size <= n_rows or not isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer
     state = tokenizer.library_state()
-    beyond = {token["content"]: token["id"] for token in state["added_tokens"] if token["id"] >= n_words}
+    beyond = {token["content"]: token["id"] for token in state["added_tokens"] if token["id"] >= n_rows}
     special = {content for content in beyond if content in tokenizer.special}
     model = state["model"]
     if isinstance(model["vocab"], dict):
-        lost = {token: i for token, i in model["vocab"].items() if i >= n_words and token not in special}
-        vocab: Any = {token: i for token, i in model["vocab"].items() if i < n_words}
+        lost = {token: i for token, i in model["vocab"].items() if i >= n_rows and token not in special}
+        vocab: Any = {token: i for token, i in model["vocab"].items() if i < n_rows}
     else:
-        lost = {token: i for i, (token, _) in enumerate(model["vocab"]) if i >= n_words and token not in special}
-        vocab = model["vocab"][:n_words]
+        lost = {token: i for i, (token, _) in enumerate(model["vocab"]) if i >= n_rows and token not in special}
+        vocab = model["vocab"][:n_rows]
     lost |= {content: i for content, i in beyond.items() if content not in special}
     if lost:
         shown, i = min(lost.items(), key=lambda item: item[1])
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, the model's embedding {n_words:,} rows",
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, the model's embedding {n_rows:,} rows",
             file=file,
-            hint=f"{shown!r} is {i}; use the tokenizer that the model was trained with,"
+            hint=f"{shown!r} has id {i}; use the tokenizer that the model was trained with,"
             " or give the model more rows (transformers: model.resize_token_embeddings)",
         )
     tell(
         f"{file}: {', '.join(sorted(special, key=beyond.__getitem__))} left out:"
-        f" the model's embedding has {n_words:,} rows, and none for it"
+        f" the model's embedding has {n_rows:,} rows and none for it"
     )
-    kept = [token for token in state["added_tokens"] if token["id"] < n_words]
+    kept = [token for token in state["added_tokens"] if token["id"] < n_rows]
     return HuggingFaceTokenizer.from_dict(
         state | {"added_tokens": kept, "model": model | {"vocab": vocab}, "post_processor": None}
     )
 
 
-def _ours(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer of ours that was exported to this one; itself where there is none."""
+def _as_exported(tokenizer: Tokenizer) -> Tokenizer:
+    """The char or byte tokenizer that was exported as this tokenizer.json, else the tokenizer itself."""
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer
     state = tokenizer.library_state()
@@ -196,11 +200,12 @@ def _ours(tokenizer: Tokenizer) -> Tokenizer:
         ByteTokenizer(special),
         CharTokenizer(alphabet, eot=END in vocab, unk=UNKNOWN in vocab, special=others),
     ]
-    return next((one for one in exported if _same(WRITERS[type(one)](one), state)), tokenizer)
+    candidates = ((candidate, WRITERS[type(candidate)](candidate)) for candidate in exported)
+    return next((candidate for candidate, written in candidates if _is_part_of(written, state)), tokenizer)
 
 
-def _same(written: dict[str, Any] | None, state: dict[str, Any]) -> bool:
-    """Whether the library read what we wrote; it may spell out more."""
+def _is_part_of(written: Any, state: Any) -> bool:
+    """Whether a tokenizer.json contains what an export writes; the library adds defaults when it reads one."""
     if isinstance(written, dict) and isinstance(state, dict):
-        return all(name in state and _same(value, state[name]) for name, value in written.items())
-    return written == state
+        return all(name in state and _is_part_of(value, state[name]) for name, value in written.items())
+    return bool(written == state)

@@ -7,9 +7,9 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
-from tinyllm.interop.convert import converted
+from tinyllm.interop.convert import convert
 from tinyllm.interop.directory import check_out, write
-from tinyllm.interop.tokenizer import special_ids, texts_of
+from tinyllm.interop.tokenizer import special_ids, tokenizer_files
 from tinyllm.programs.load_model import open_saved, sketch
 from tinyllm.utils.text import say_aside
 
@@ -46,9 +46,9 @@ def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset())
     out = check_out(cfg.out, command=f"python -m tinyllm.export run={run}")
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
     model = sketch(saved, allow=allow)
-    family, config, tensors = converted(model, saved.weights(cfg.weights))
+    family, config, tensors = convert(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer)
-    texts = texts_of(saved.tokenizer, special=special, max_length=model.max_seq_len, chat=saved.chat)
+    texts = tokenizer_files(saved.tokenizer, special=special, max_length=model.max_seq_len, chat=saved.chat)
     dtype = write(out, config=config, special=special, weights=tensors, texts=texts)
     return {
         "out": str(out),

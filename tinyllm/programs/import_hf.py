@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.saved import settings_text
 from tinyllm.errors import UserError
-from tinyllm.interop.directory import Directory, building, check_out, main_dtype
+from tinyllm.interop.directory import ModelDirectory, check_out, main_dtype, new_directory
 from tinyllm.programs.load_model import open_hugging_face, sketch
 from tinyllm.runs import layout
 from tinyllm.runs.checkpoint_writer import Saver
@@ -56,7 +56,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     weights = saved.weights("raw")
     facts = {
         "out": str(target),
-        "family": Directory(path).family.title,
+        "family": ModelDirectory(path).family.title,
         "parameters": sketch(saved).parameter_counts().total,
         "dtype": main_dtype(weights),
     }
@@ -67,7 +67,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     }
     imported = {"from": str(Path(path).absolute()), "special": saved.special, "chat": saved.chat, **facts}
     imported["adds_bos"] = saved.tokenizer.adds_bos
-    with building(target) as folder:
+    with new_directory(target) as folder:
         for name, text in texts.items():
             write_text(folder / name, text)
         (folder / layout.CHECKPOINTS).mkdir()

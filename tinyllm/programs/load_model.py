@@ -17,8 +17,8 @@ from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
 from tinyllm.interop.directory import CONFIG as HF_CONFIG
-from tinyllm.interop.directory import Directory, is_model
-from tinyllm.interop.tokenizer import adds_bos, read_chat
+from tinyllm.interop.directory import ModelDirectory, is_model
+from tinyllm.interop.tokenizer import adds_bos, read_chat_templates
 from tinyllm.interop.tokenizer import read as read_tokenizer
 from tinyllm.models.parametrization import multipliers
 from tinyllm.programs.builders import build_model, plain
@@ -171,7 +171,7 @@ def open_hugging_face(
     Raises:
         UserError: it is none, or tinyllm cannot express it; the line names the entry of config.json.
     """
-    directory = Directory(path)
+    directory = ModelDirectory(path)
     n_words = directory.arch.value("model.vocab_size")
     tokenizer = read_tokenizer(directory.path, vocab_size=n_words, tell=tell)
     special = directory.special()
@@ -203,7 +203,7 @@ def open_hugging_face(
         step=0,
         data={"tokenizer": tokenizer.fingerprint()},
         special=special,
-        chat=read_chat(directory.path),
+        chat=read_chat_templates(directory.path),
         weights=weights,
     )
 

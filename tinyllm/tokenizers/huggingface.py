@@ -119,7 +119,7 @@ class HuggingFaceTokenizer(Tokenizer):
         """The tokenizer.json that the library reads; it matches special tokens in text unless told otherwise."""
         return self._state
 
-    def puts_first(self) -> int | None:
+    def added_first_id(self) -> int | None:
         """The id that the library's post-processor puts in front of every text; None: it puts none there."""
         plain, processed = (self._backend.encode("a", add_special_tokens=add).ids for add in (False, True))
         return int(processed[0]) if processed[:1] != plain[:1] else None
