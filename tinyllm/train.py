@@ -6,11 +6,11 @@ from typing import Any
 def main() -> None:
     """Entry point of ``tinyllm-train``."""
     from tinyllm.config.cli.main import run
-    from tinyllm.studies.sweep.jobs import jobs
+    from tinyllm.studies.sweep.job_run import sweep_jobs
     from tinyllm.utils.stop_signal import end_with_caller
 
     end_with_caller()
-    run("train", _run, prepare=_with_saved_settings, jobs=jobs())
+    run("train", _run, prepare=_with_saved_settings, jobs=sweep_jobs())
 
 
 def _with_saved_settings(line: Any) -> tuple[list[str], Any]:

@@ -14,7 +14,7 @@ import pytest
 from tests.support.training_runs import SMALL, metrics, train, write_corpus
 from tinyllm.data.prepare import cache_root
 from tinyllm.errors import UserError
-from tinyllm.studies.sweep.job_record import Record, read
+from tinyllm.studies.sweep.job_record import JobRecord, read_record
 from tinyllm.utils.files import is_trusted
 
 
@@ -100,10 +100,10 @@ STRANGE = {
 def test_a_strange_record_of_a_job(name: str, tmp_path: Path) -> None:
     file = tmp_path / "000_x.json"
     file.write_text(json.dumps(RECORD))
-    assert read(file) == Record(**RECORD)
+    assert read_record(file) == JobRecord(**RECORD)
     file.write_text(json.dumps(RECORD | STRANGE[name]))
-    with pytest.raises(UserError, match="not the record of a job"):
-        read(file)
+    with pytest.raises(UserError, match="invalid job record"):
+        read_record(file)
 
 
 @pytest.mark.slow

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from tinyllm.config.cli.arguments import CommandLine
 from tinyllm.errors import UserError
-from tinyllm.studies.compare.arms import Asked, take_apart
-from tinyllm.studies.compare.program import OWN
+from tinyllm.studies.compare.arms import OWN_KEYS, ArmSet, read_arms
 
 
-def asked(*settings: str) -> Asked:
-    return take_apart(settings, own=OWN)
+def arms(*settings: str) -> ArmSet:
+    return read_arms(CommandLine(settings=list(settings)))
 
 
 def test_every_combination_of_the_values_is_an_arm_and_the_rest_is_shared() -> None:
-    found = asked("attn=mha,gqa,mla", "seeds=3", "ffn=gelu,swiglu", "optimizer.lr=1e-3")
+    found = arms("attn=mha,gqa,mla", "seeds=3", "ffn=gelu,swiglu", "optimizer.lr=1e-3")
     names = [f"{attn} {ffn}" for attn, ffn in itertools.product(("mha", "gqa", "mla"), ("gelu", "swiglu"))]
-    assert [arm.name for arm in found.arms] == names
-    assert found.arms[3].settings == ("attn=gqa", "ffn=swiglu")
+    assert [spec.name for spec in found.specs] == names
+    assert found.specs[3].settings == ("attn=gqa", "ffn=swiglu")
     assert found.shared == ("seeds=3", "optimizer.lr=0.001")
-    assert found.of(found.arms[3], without=OWN) == ["optimizer.lr=0.001", "attn=gqa", "ffn=swiglu"]
+    assert found.settings_of(found.specs[3], without=OWN_KEYS) == ["optimizer.lr=0.001", "attn=gqa", "ffn=swiglu"]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_every_combination_of_the_values_is_an_arm_and_the_rest_is_shared() -> N
     ],
 )
 def test_arms_are_called_by_what_differs(settings: tuple[str, ...], names: list[str]) -> None:
-    assert [arm.name for arm in asked(*settings).arms] == names
+    assert [spec.name for spec in arms(*settings).specs] == names
 
 
 def test_a_study_file_names_arms_and_the_command_line_multiplies_them(tmp_path: Path) -> None:
@@ -52,9 +52,9 @@ def test_a_study_file_names_arms_and_the_command_line_multiplies_them(tmp_path: 
         "question: Is a small latent enough?\nreference: mha\nsettings: [model=nano, 'dataset.path=a, b.txt']\n"
         "arms:\n  mha: [attn=mha]\n  small: [attn=mla, model.block.attn.kv_latent_dim=32]\n"
     )
-    found = asked(f"study={tmp_path}", "ffn=gelu,swiglu", "model=tiny")
-    assert [arm.name for arm in found.arms] == ["mha gelu", "mha swiglu", "small gelu", "small swiglu"]
-    assert found.arms[2].settings == ("attn=mla", "model.block.attn.kv_latent_dim=32", "ffn=gelu")
+    found = arms(f"study={tmp_path}", "ffn=gelu,swiglu", "model=tiny")
+    assert [spec.name for spec in found.specs] == ["mha gelu", "mha swiglu", "small gelu", "small swiglu"]
+    assert found.specs[2].settings == ("attn=mla", "model.block.attn.kv_latent_dim=32", "ffn=gelu")
     assert "model=tiny" in found.shared and "model=nano" not in found.shared
     assert [one for one in found.shared if one.startswith("question=")] == ['question="Is a small latent enough?"']
     assert any(one.startswith("dataset.path=") and "a, b.txt" in one for one in found.shared)
@@ -65,19 +65,19 @@ def test_a_study_file_names_arms_and_the_command_line_multiplies_them(tmp_path: 
     [
         (("attn=mha",), "nothing to compare"),
         (("attn=mha,mha",), "nothing to compare"),
-        (("attn=mha,gqa", "seeds=1,2"), "it cannot differ between arms (seeds=1,2)"),
-        (("attn=mha,gqa", "budget=tokens,flops"), "it cannot differ between arms (budget=tokens,flops)"),
+        (("attn=mha,gqa", "seeds=1,2"), "the key cannot differ between arms (seeds=1,2)"),
+        (("attn=mha,gqa", "budget=tokens,flops"), "the key cannot differ between arms (budget=tokens,flops)"),
         (("attn=mha,gqa", "seed=1,2"), "seeds=<number> repeats every arm"),
         (("dataset=stdlib,pydocs",), "losses on different data"),
-        (("attn=mha,gqa", "run.dir=x"), "not a setting of a comparison (run.dir=x)"),
-        (("attn=mha,gqa", "resume=x"), "not a setting of a comparison (resume=x)"),
+        (("attn=mha,gqa", "run.dir=x"), "a comparison does not take this key (run.dir=x)"),
+        (("attn=mha,gqa", "resume=x"), "a comparison does not take this key (resume=x)"),
         (("study=/nowhere/study.yaml",), "no such study (/nowhere/study.yaml)"),
-        (("optimizer.lr=interval(1e-4,1e-2)",), "a range without single values"),
+        (("optimizer.lr=interval(1e-4,1e-2)",), "a continuous range has no single values"),
     ],
 )
 def test_what_is_no_comparison(settings: tuple[str, ...], said: str) -> None:
     with pytest.raises(UserError) as caught:
-        asked(*settings)
+        arms(*settings)
     assert said in str(caught.value)
 
 
@@ -88,11 +88,11 @@ def test_what_is_no_comparison(settings: tuple[str, ...], said: str) -> None:
         ("arms: {mha: attn=mha}", "not a list of settings (mha"),
         ("arm: {}", "unknown key (arm"),
         ("- a", "not a study file"),
-        ("arms: {a: [attn=mha], b: [attn=mha]}", "an arm is there twice (b)"),
+        ("arms: {a: [attn=mha], b: [attn=mha]}", "duplicate arm (b)"),
     ],
 )
 def test_what_is_no_study_file(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
-        asked(f"study={tmp_path / 'study.yaml'}")
+        arms(f"study={tmp_path / 'study.yaml'}")
     assert said in str(caught.value)

@@ -14,7 +14,7 @@ DEAR = Cost(tokens_per_step=1024, flops_per_token=9_000_000, tokens_per_s=7_000.
     [(Tokens(amount=None), 600), (Flops(amount=None), 400), (Minutes(amount=600 * 1024 / 10_000 / 60), 420)],
 )
 def test_an_arm_gets_what_the_reference_gets(budget: Budget, dear: int) -> None:
-    amount = budget.given_by(REFERENCE, steps=600)
+    amount = budget.for_run(REFERENCE, steps=600)
     assert budget.steps(REFERENCE, amount, arm="a") == 600
     assert budget.steps(DEAR, amount, arm="b") == dear
 
@@ -22,21 +22,19 @@ def test_an_arm_gets_what_the_reference_gets(budget: Budget, dear: int) -> None:
 @pytest.mark.parametrize("steps", [1, 3, 7, 49, 10**6 + 1])
 @pytest.mark.parametrize("budget", [Tokens(amount=None), Flops(amount=None)])
 def test_the_reference_loses_no_step_to_rounding(budget: Budget, steps: int) -> None:
-    assert budget.steps(REFERENCE, budget.given_by(REFERENCE, steps=steps), arm="a") == steps
+    assert budget.steps(REFERENCE, budget.for_run(REFERENCE, steps=steps), arm="a") == steps
 
 
 def test_an_amount_counts_for_every_arm() -> None:
-    assert Tokens(amount=2e6).given_by(REFERENCE, steps=5) == 2e6
+    assert Tokens(amount=2e6).for_run(REFERENCE, steps=5) == 2e6
     assert Tokens(amount=2e6).steps(REFERENCE, 2e6, arm="a") == 2_000_000 // 1024
     assert Flops(amount=1e12).steps(DEAR, 1e12, arm="a") == 10**12 // (9_000_000 * 1024)
 
 
 def test_too_little_for_one_step() -> None:
-    with pytest.raises(
-        UserError, match=r"the budget is too small \(budget.amount=1000\): one step of mla, .* takes 1024"
-    ):
+    with pytest.raises(UserError, match=r"the budget is too small \(budget.amount=1000\): one step of mla takes 1024"):
         Tokens(amount=1000).steps(REFERENCE, 1000, arm="mla")
     with pytest.raises(UserError, match="how many minutes"):
-        Minutes(amount=None).given_by(REFERENCE, steps=1)
+        Minutes(amount=None).for_run(REFERENCE, steps=1)
     with pytest.raises(ValueError, match="amount=0 must be positive"):
         Tokens(amount=0)

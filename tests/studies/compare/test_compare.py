@@ -34,14 +34,14 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The labels of the runs that a comparison starts; each is trained in a copy of this process, which is quicker."""
     labels: list[str] = []
 
-    def run(job: running.Job, *others: object) -> int:
+    def run(job: running.PooledRun, *others: object) -> int:
         labels.append(job.label)
         job.path.parent.mkdir(parents=True, exist_ok=True)
         answer = Elsewhere(*job.arguments, first=GlobalHydra.instance().clear).answer()
         job.log.write_text(answer.out + answer.err)
         return answer.code
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr(running, "train", run)
     return labels
 
 
@@ -114,9 +114,9 @@ def test_a_run_that_was_changed_by_hand_is_named_and_nothing_is_lost(
 def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
     compare: Compare, tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    working = running.run
+    working = running.train
 
-    def fails_once(job: running.Job, *others: object) -> int:
+    def fails_once(job: running.PooledRun, *others: object) -> int:
         code = working(job, *others)  # type: ignore[arg-type]
         if job.label != "mqa, seed 1338":
             return code
@@ -124,7 +124,7 @@ def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
         job.error_file.write_text("error: no space left while writing (metrics.jsonl): free some\n")
         return 2
 
-    monkeypatch.setattr(running, "run", fails_once)
+    monkeypatch.setattr(running, "train", fails_once)
     answer = compare("attn=mha,mqa")
     assert answer.code == 1, answer
     found = study(tmp_path)
@@ -132,7 +132,7 @@ def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
     assert (failed["arm"], failed["seed"], failed["value"]) == ("mqa", 1338, None)
     assert any("mqa, seed 1338, failed and is left out: no space left" in note for note in found["notes"])
     assert found["differences"][0]["seeds"] == [1337]
-    monkeypatch.setattr(running, "run", working)
+    monkeypatch.setattr(running, "train", working)
     started.clear()
     assert compare("attn=mha,mqa").code == 0
     assert started == ["mqa, seed 1338"]
@@ -143,7 +143,7 @@ BAD = [
     (("attn=mha,mqa", "budget.amount=63"), "error: the budget is too small (budget.amount=63): one step of mha"),
     (
         ("attn=mha,mqa", "match=kv_bytes"),
-        "error: an arm cannot be matched (match=kv_bytes): arm mqa against mha: closest",
+        "error: the arm cannot be matched (match=kv_bytes): arm mqa against mha: closest",
     ),
     (("attn=mha,mqa", "sedes=3"), "error: unknown key (sedes=3): did you mean seeds?"),
 ]
@@ -157,7 +157,7 @@ MORE_BAD = [
     (("attn=mha,mqa", "trainer.max_steps=5"), "error: two horizons (trainer.max_steps)"),
     (("attn=mha,mqa", "tune=optimizer.lr=1e-3"), "error: nothing to choose from (tune=optimizer.lr=1e-3)"),
     (("attn=mha,mqa", "-m"), "error: flag not offered (-m)"),
-    (("attn=mha", "seed=1,2"), "error: it cannot differ between arms (seed=1,2)"),
+    (("attn=mha", "seed=1,2"), "error: the key cannot differ between arms (seed=1,2)"),
     (("attn=mha,mqa", "optimizer.lr=abc"), "error: wrong type (optimizer.lr=abc)"),
     (("attn=mha,mqa", "probes=[recal]"), "error: no such option (tasks=recal): did you mean recall?"),
 ]
@@ -191,7 +191,7 @@ def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path: Path
     assert json.loads(stopped.read_text())["status"] == "interrupted"
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done
-    assert "1 of 2 runs are there already" in done.stdout and "[1/1] mqa" in done.stdout
+    assert "1 of 2 runs have finished already" in done.stdout and "[1/1] mqa" in done.stdout
     found = study(tmp_path)
     assert [run["status"] for run in found["runs"]] == ["finished"] * 2
 
@@ -307,6 +307,6 @@ def test_a_model_that_says_nothing_has_no_speed(tmp_path: Path, monkeypatch: pyt
     class Mute:
         max_seq_len = 8
 
-    monkeypatch.setattr("tinyllm.programs.load_model.load", lambda run, allow: (Mute(), None))
-    monkeypatch.setattr("tinyllm.inference.generator.stream_text", lambda *given, **named: iter(()))
+    monkeypatch.setattr("tinyllm.studies.compare.measurements.load", lambda run, allow: (Mute(), None))
+    monkeypatch.setattr("tinyllm.studies.compare.measurements.stream_text", lambda *given, **named: iter(()))
     assert decode_speed(tmp_path, allow=frozenset()) == 0

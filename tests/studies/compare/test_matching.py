@@ -16,7 +16,7 @@ from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import build_model
 from tinyllm.programs.cost import Account, account, account_of_node
 from tinyllm.studies.compare import matching
-from tinyllm.studies.compare.matchable_sizes import KNOBS
+from tinyllm.studies.compare.matchable_sizes import SIZES as MATCHABLE
 from tinyllm.studies.compare.matching import MATCHES, Solution, solve
 from tinyllm.utils.nested import value_at
 
@@ -208,7 +208,7 @@ def test_layers_that_differ() -> None:
     found = matched(own, target)
     assert parameters(built(own, found)) == found.account.parameters
     none = (*PATTERN, 'model.layers.kinds={a:"model.d_ff=64",b:"attn=mqa model.d_ff=600"}')
-    with pytest.raises(UserError, match=r"of what may change \(expert_d_ff, d_ff\) nothing has an effect"):
+    with pytest.raises(UserError, match=r"none of the sizes to change \(expert_d_ff, d_ff\) has an effect"):
         matched(none, target)
     found = matched(none, target, match_by=["n_layers"], tolerance=0.2)
     assert found.values["model.n_layers"] % 2 == 0, "the pattern's length divides it"
@@ -220,7 +220,7 @@ def test_what_the_arm_sets_is_not_changed() -> None:
         ("model.d_ff", ("model.d_ff=256",)),
         ("model.d_ff", ("model.d_ff=256", "moe=aux_free")),
     ):
-        with pytest.raises(UserError, match="nothing has an effect here or is left free"):
+        with pytest.raises(UserError, match="has an effect here or is left free"):
             matched(choices, target, fixed=(key,))
     assert list(matched(("model.d_ff=256",), target, fixed=("model.n_layers",)).values) == ["model.d_ff"]
 
@@ -285,7 +285,7 @@ def test_few_models_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_keys_of_the_sizes_exist() -> None:
     everything = [tinyllm.compose(*choices).model for choices in (("attn=mla", "moe=aux_free"), ())]
-    keys = {key for knob in KNOBS.values() for key in knob.keys}
+    keys = {key for size in MATCHABLE.values() for key in size.keys}
     nodes = [tinyllm.programs.builders.plain(node) for node in everything]
     for key in keys:
         *parents, name = key.split(".")[1:]

@@ -8,7 +8,7 @@ import pytest
 from tinyllm.runs.seal import sealed
 from tinyllm.studies.compare.results import Run
 from tinyllm.studies.compare.run_ledger import result_of, run_name
-from tinyllm.studies.compare.run_pool import Job
+from tinyllm.studies.compare.run_pool import PooledRun
 
 LOSSES = [3.0, 2.5, 2.25]
 
@@ -21,21 +21,24 @@ def finished(path: Path, last: float | None) -> Run:
     (path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
     facts = {"status": "finished", "result": {"seconds": 1.5}, "sha256": sealed(path)}
     (path / "run.json").write_text(json.dumps(facts))
-    job = Job(label="mha, seed 1", path=path, settings=["attn=mha"])
-    codes: dict[Path, int] = {}
-    return result_of(job, arm="mha", seed=1, metric="val/bpb", beside=path.parent, codes=codes, command=["a", "b c"])
+    run = PooledRun(label="mha, seed 1", path=path, settings=["attn=mha"])
+    return result_of(run, arm="mha", seed=1, metric="val/bpb", study=path.parent, code=None)
 
 
 def test_the_figure_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", LOSSES[2])
     assert (run.status, run.value, run.peak_memory_bytes, run.seconds) == ("finished", LOSSES[2], 7, 1.5)
     assert [one["val/bpb"] for one in run.records] == LOSSES
-    assert run.command == "a 'b c'" and run.path == "run" and "metrics.jsonl" in run.sha256
+    assert (
+        run.command == f"python -m tinyllm.train attn=mha run.dir={tmp_path / 'run'}"
+        and run.path == "run"
+        and "metrics.jsonl" in run.sha256
+    )
 
 
 def test_a_run_that_diverged_is_not_measured_by_an_earlier_evaluation(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", None)
-    assert (run.status, run.value, run.error) == ("failed", None, "its last val/bpb is no finite number")
+    assert (run.status, run.value, run.error) == ("failed", None, "its last val/bpb is not a finite number")
 
 
 @pytest.mark.parametrize(

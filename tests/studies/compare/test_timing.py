@@ -4,22 +4,22 @@ import pytest
 
 from tests.support.made_study import run
 from tinyllm.studies.compare.timing import (
-    long_evaluation,
+    evaluation_warning,
     minutes_trained,
-    seconds_of_a_round,
-    uneven,
-    without_evaluation,
+    round_seconds,
+    timing_settings,
+    uneven_notes,
 )
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(0.5, 5.0), (10, 30.0), (600, 60.0)])
 def test_a_round_takes_a_twentieth_of_a_run_within_limits(minutes: float, seconds: float) -> None:
-    assert seconds_of_a_round(minutes) == seconds
+    assert round_seconds(minutes) == seconds
 
 
-def test_the_same_training_is_timed_without_evaluation() -> None:
+def test_the_same_training_is_timed_timing_settings() -> None:
     given = ["attn=mla", "trainer.eval_every=10", "trainer.max_steps=5", "trainer.eval_tokens=7"]
-    assert without_evaluation(given, 6.0) == [
+    assert timing_settings(given, 6.0) == [
         "attn=mla", "trainer.max_steps=5",
         "trainer.max_minutes=0.1", "trainer.eval_every=0", "trainer.checkpoint_every=0",
     ]  # fmt: skip
@@ -35,15 +35,15 @@ def test_arms_that_had_other_minutes_are_named() -> None:
     speeds = {"even": [1000.0, 1040.0, 100.0], "slow": [800.0, 790.0, 1000.0], "quick-er": [1100.0], "lost": [None]}
     runs = [run(arm, 0, seed, tokens_per_s=one) for arm, them in speeds.items() for seed, one in enumerate(them)]
     tokens = dict.fromkeys(speeds, 30_000)
-    [note] = uneven(runs, tokens)
+    [note] = uneven_notes(runs, tokens)
     assert "slow 0.625 (+25 %), quick-er 0.455 (−9 %);" in note and "even" not in note and "lost" not in note
-    assert uneven([one for one in runs if one.arm == "even"], tokens) == []
+    assert uneven_notes([one for one in runs if one.arm == "even"], tokens) == []
 
 
-def test_long_evaluation_is_told() -> None:
+def test_evaluation_warning_is_told() -> None:
     """300 tokens evaluated are as much work as 100 trained."""
-    assert long_evaluation(evaluations=1, tokens=300, trained=200) is None
-    told = long_evaluation(evaluations=10, tokens=300, trained=200)
+    assert evaluation_warning(evaluations=1, tokens=300, trained=200) is None
+    told = evaluation_warning(evaluations=10, tokens=300, trained=200)
     assert told is not None and "5 times as long as training: 10 times 300 tokens" in told and "evaluations=1" in told
-    once = long_evaluation(evaluations=1, tokens=900, trained=200)
+    once = evaluation_warning(evaluations=1, tokens=900, trained=200)
     assert once is not None and "1.5 times" in once and "evaluations=1" not in once

@@ -204,7 +204,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(name: str, call: Call) -> None
 
 
 def test_an_arm_is_named_after_what_makes_it_one() -> None:
-    asked = arms_of(["attn=mha,gqa", "optimizer.lr=0.01", "seeds=2"])
-    assert [(arm.name, arm.settings) for arm in asked.arms] == [("mha", ("attn=mha",)), ("gqa", ("attn=gqa",))]
-    assert asked.of(asked.arms[1]) == ["optimizer.lr=0.01", "seeds=2", "attn=gqa"]
-    assert [arm.name for arm in arms_of(["seeds=2"]).arms] == ["model"]
+    arm_set = arms_of(["attn=mha,gqa", "optimizer.lr=0.01", "seeds=2"])
+    assert [(spec.name, spec.settings) for spec in arm_set.specs] == [("mha", ("attn=mha",)), ("gqa", ("attn=gqa",))]
+    assert arm_set.settings_of(arm_set.specs[1]) == ["optimizer.lr=0.01", "seeds=2", "attn=gqa"]
+    assert [spec.name for spec in arms_of(["seeds=2"]).specs] == ["model"]

@@ -281,9 +281,9 @@ def test_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
         assert one["run"]["value"] == last["val/loss"] and one["tokens"] == last["tokens"]
         assert last["flops"] <= one["budget"] < last["flops"] + 4 * 16 * one["flops_per_token"]
     again = call("scaling", *given)
-    assert again.code == 0 and "6 of 6 runs are there already" in again.out and "[" not in again.out
+    assert again.code == 0 and "6 of 6 runs have finished already" in again.out and "[" not in again.out
     assert all((place / name).read_bytes() == content for name, content in files.items())
     shutil.rmtree(place / found["runs"][0]["run"]["path"])
     third = call("scaling", *given)
-    assert "5 of 6 runs are there already" in third.out and "[1/1]" in third.out
+    assert "5 of 6 runs have finished already" in third.out and "[1/1]" in third.out
     assert (place / "optima.csv").read_bytes() == files[Path("optima.csv")]

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from tinyllm.errors import UserError
-from tinyllm.studies.sweep.directory import SweepDir, short_name
-from tinyllm.studies.sweep.job_record import Job, take_results
-from tinyllm.studies.sweep.table import show_table
+from tinyllm.studies.sweep.directory import SweepDir
+from tinyllm.studies.sweep.job import Job, short_name
+from tinyllm.studies.sweep.table import sweep_table
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> SweepDir:
     made = SweepDir(tmp_path / "swept")
-    made.records.mkdir(parents=True)
+    made.records_dir.mkdir(parents=True)
     return made
 
 
@@ -41,29 +41,29 @@ def test_a_jobs_directory_says_what_it_is(swept: list[str], name: str) -> None:
 
 
 def test_a_job_is_found_by_its_settings_in_any_order(directory: SweepDir) -> None:
-    first = directory.enlist(jobs(1, 2))
+    first = directory.register(jobs(1, 2))
     assert [record.name for record in first] == ["000_seed-1", "001_seed-2"]
     turned = Job(overrides=["seed=2", "trainer.max_minutes=3", "optimizer.lr=1e-3"], swept=["seed=2"])
-    [again] = directory.enlist([turned])
+    [again] = directory.register([turned])
     assert (again.name, again.overrides) == ("001_seed-2", list(turned.overrides))
-    assert directory.enlist(jobs(3))[0].name == "002_seed-3"
-    with pytest.raises(UserError, match=r"000_seed-1 has optimizer.lr=1e-3, asked for is optimizer.lr=1e-2"):
-        directory.enlist(jobs(1, lr="1e-2"))
+    assert directory.register(jobs(3))[0].name == "002_seed-3"
+    with pytest.raises(UserError, match=r"000_seed-1 has optimizer.lr=1e-3, this command has optimizer.lr=1e-2"):
+        directory.register(jobs(1, lr="1e-2"))
 
 
 def test_a_record_that_is_damaged_is_named(directory: SweepDir) -> None:
-    directory.enlist(jobs(1))
-    (directory.records / "000_seed-1.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"not the record of a job \(.*000_seed-1.json\)"):
-        directory.all()
+    directory.register(jobs(1))
+    (directory.records_dir / "000_seed-1.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"invalid job record \(.*000_seed-1.json\)"):
+        directory.records()
 
 
 @pytest.mark.parametrize(("key", "value"), [("name", "../../x"), ("overrides", "seed=1"), ("number", "0"), ("x", 1)])
 def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: SweepDir) -> None:
-    [record] = directory.enlist(jobs(1))
-    (directory.records / f"{record.name}.json").write_text(json.dumps(asdict(record) | {key: value}))
-    with pytest.raises(UserError, match=r"not the record of a job \(.*000_seed-1.json\)"):
-        directory.all()
+    [record] = directory.register(jobs(1))
+    (directory.records_dir / f"{record.name}.json").write_text(json.dumps(asdict(record) | {key: value}))
+    with pytest.raises(UserError, match=r"invalid job record \(.*000_seed-1.json\)"):
+        directory.records()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: S
 def test_the_status_follows_from_exit_code_and_run(
     directory: SweepDir, code: int, run_status: str | None, status: str
 ) -> None:
-    [record] = directory.enlist(jobs(1))
+    [record] = directory.register(jobs(1))
     run_dir = directory.run_dir(record)
     run_dir.mkdir()
     if run_status:
@@ -96,7 +96,7 @@ def test_the_status_follows_from_exit_code_and_run(
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (run_dir / "metrics.jsonl").write_text(text + '{"step": 40, "val/lo', encoding="utf-8")
     record.code = code
-    take_results(record, run_dir)
+    record.take_results(run_dir)
     assert record.status == status
     assert (record.val_loss, record.val_bpb, record.tokens_per_s, record.step) == (2.5, 3.5, 100.0, 30)
     if status == "failed":
@@ -104,7 +104,7 @@ def test_the_status_follows_from_exit_code_and_run(
 
 
 def test_csv_tells_what_ended_and_at_the_end_what_did_not_begin(directory: SweepDir) -> None:
-    first, second, third, last = directory.enlist(jobs(1, 2, 3, 4))
+    first, second, third, last = directory.register(jobs(1, 2, 3, 4))
     first.status, second.status, second.error, third.status = "finished", "failed", 'a "b", c', "running"
     for record in (first, second, third, last):
         directory.write(record)
@@ -120,10 +120,10 @@ def test_csv_tells_what_ended_and_at_the_end_what_did_not_begin(directory: Sweep
 
 
 def test_the_table_as_text(directory: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second, third = directory.enlist(jobs(1, 2, 3))
+    first, second, third = directory.register(jobs(1, 2, 3))
     first.status, first.val_loss, first.val_bpb, first.tokens_per_s = "finished", 2.345678, 3.4, 12345.6
     second.status = "failed"
-    show_table([first, second, third], [first.name], best=first)
+    sweep_table([first, second, third], [first.name], best=first).show()
     assert capsys.readouterr().out == (
         "job  overrides  status       val loss     bpb  tokens/s\n"
         "0    seed=1     skipped        2.3457  3.4000    12,346\n"
@@ -133,8 +133,8 @@ def test_the_table_as_text(directory: SweepDir, capsys: pytest.CaptureFixture[st
 
 
 def test_a_directory_in_use_is_refused(directory: SweepDir) -> None:
-    handle = directory.make()
-    with pytest.raises(UserError, match="another sweep runs in there"):
-        SweepDir(directory.path).make()
+    handle = directory.lock()
+    with pytest.raises(UserError, match="another sweep uses this directory"):
+        SweepDir(directory.path).lock()
     os.close(handle)
-    os.close(directory.make())
+    os.close(directory.lock())

@@ -163,7 +163,7 @@ def test_ctrl_c_ends_a_sweep_in_one_process(corpus: list[str]) -> None:
     assert running.returncode == 130
     assert [row["status"] for row in rows()] == ["interrupted", "interrupted"]
     assert list(Path("swept/000_seed-1/checkpoints").glob("step-*"))
-    assert "runs what is not finished" in out
+    assert "continue with the same command" in out
 
 
 def test_each_job_is_one_torchrun(corpus: list[str]) -> None:

@@ -1,10 +1,8 @@
 """hydra/sweeper=search as a person uses it."""
 
-import builtins
 import csv
-from collections.abc import Mapping
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -89,7 +87,7 @@ def test_a_stopped_job_is_taken_up_before_new_ones(call: Call, corpus: list[str]
         ("seed=1,2 hydra.sweeper.direction=down", "(hydra.sweeper.direction=down): one of minimize, maximize"),
         ("seed=1,2 hydra.sweeper.n_trails=3", "did you mean hydra.sweeper.n_trials?"),
         ("seed=1", "nothing to search for (hydra/sweeper=search): give a key several values, e.g."),
-        ("seed=interval(5,1)", "an interval without numbers in it (seed=interval(5,1))"),
+        ("seed=interval(5,1)", "not an interval (seed=interval(5,1))"),
         ("trainer.eval_every=0 seed=1,2", "a search needs evaluations (trainer.eval_every=0)"),
         ("trainer.max_step=1,2", "unknown key (trainer.max_step=1): did you mean trainer.max_steps?"),
         ("seed=1,2 run.dir=x", "a multirun has no use for it (run.dir=x)"),
@@ -121,20 +119,14 @@ def test_another_search_in_the_directory_is_refused(call: Call, corpus: list[str
     for changed in ((*SPACE, "seed=7"), (SPACE[0],), (*SPACE, "hydra.sweeper.direction=maximize")):
         answer = call("train", *command, *changed)
         assert answer.code == 2
-        assert "another search is in there (hydra.sweep.dir=swept): its " in answer.err
+        assert "the directory holds another search (hydra.sweep.dir=swept): its " in answer.err
 
 
 def test_a_search_without_optuna_names_the_extra(
     call: Call, corpus: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = builtins.__import__
-
-    def without(name: str, variables: Mapping[str, Any] | None = None, *rest: Any) -> Any:
-        if name.split(".")[0] == "optuna":
-            raise ImportError(name)
-        return real(name, variables, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     answer = call("train", *SEARCH, *corpus, *SPACE)
-    assert answer.err == "error: optuna is not installed (hydra/sweeper=search): pip install 'tinyllm[sweep]'\n"
+    [line] = answer.err.splitlines()
+    assert "optuna" in line and line.endswith("(hydra/sweeper=search): pip install 'tinyllm[sweep]'")
     assert answer.made == []

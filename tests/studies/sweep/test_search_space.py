@@ -12,7 +12,7 @@ from tests.support.sources import ROOT
 from tinyllm.config.option_files import conf_dir
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.directory import SweepDir
-from tinyllm.studies.sweep.search import _check_same, open_study
+from tinyllm.studies.sweep.search import check_study, open_study
 from tinyllm.studies.sweep.search_space import distribution
 
 
@@ -45,14 +45,14 @@ def test_hydras_grammar_says_what_is_drawn_from(text: str, wanted: BaseDistribut
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("interval(2,2)", "an interval without numbers in it (key=interval(2,2))"),
-        ("interval(3,2)", "an interval without numbers in it"),
-        ("interval(0,inf)", "an interval without numbers in it"),
-        ("tag(log,interval(0,1))", "a logarithmic scale from 0 or below"),
-        ("tag(log,choice(1,2))", "a logarithmic scale of single values"),
-        ("tag(lg,interval(1,2))", "unknown tag lg (key=tag(lg,interval(1,2))): the one tag is log"),
-        ("range(3,3)", "a range without numbers in it"),
-        ("glob(*)", "nothing a search can draw from"),
+        ("interval(2,2)", "not an interval (key=interval(2,2))"),
+        ("interval(3,2)", "not an interval"),
+        ("interval(0,inf)", "not an interval"),
+        ("tag(log,interval(0,1))", "a logarithmic scale cannot start at 0 or below"),
+        ("tag(log,choice(1,2))", "a list of values has no logarithmic scale"),
+        ("tag(lg,interval(1,2))", "unknown tag lg (key=tag(lg,interval(1,2))): the only tag is log"),
+        ("range(3,3)", "an empty range"),
+        ("glob(*)", "a search cannot draw from this"),
     ],
 )
 def test_what_makes_no_sense_is_refused(text: str, line: str) -> None:
@@ -72,7 +72,7 @@ def test_a_trial_that_somebody_else_wrote_into_the_study_is_no_setting(tmp_path:
     override = OverridesParser.create().parse_override("attn=mha,gqa")
     asked = {"study": study, "directory": SweepDir(tmp_path), "overrides": [override], "direction": "minimize"}
     space = {"attn": distribution(override)}
-    _check_same(**asked, space=space)
+    check_study(**asked, space=space)
     study.ask({"attn": CategoricalDistribution(["../../../x"])})
-    with pytest.raises(UserError, match=r"another search is in there .*trial 0 chose attn from something else"):
-        _check_same(**asked, space=space)
+    with pytest.raises(UserError, match=r"the directory holds another search .*trial 0 drew attn"):
+        check_study(**asked, space=space)

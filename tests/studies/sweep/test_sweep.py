@@ -102,7 +102,7 @@ def test_other_settings_for_the_same_jobs_are_refused(call: Call, corpus: str) -
     answer = call("train", *command, "optimizer.lr=1e-2")
     assert answer.code == 2
     assert answer.err == (
-        "error: the jobs in there were started with other settings (hydra.sweep.dir=swept): asked for is "
+        "error: the jobs in this directory have other settings (hydra.sweep.dir=swept): this command has "
         "optimizer.lr=0.01; choose another directory\n"
     )
     assert begun() == before
@@ -141,14 +141,17 @@ def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> Non
     [
         ("seed=1,2 run.dir=x", "a multirun has no use for it (run.dir=x): each job has its own directory"),
         ("seed=1,2 resume=x", "a multirun cannot continue a run (resume=x): leave out -m"),
-        ("seed=1,2 hydra.sweep.dir=FILE", "cannot be made (hydra.sweep.dir=FILE): it is a file"),
-        ("seed=1,2 hydra.sweep.dir=FILE/below", "cannot be made (hydra.sweep.dir=FILE/below): "),
-        ("seed=1,2 hydra.sweep.dir=/proc/nope", "cannot be made (hydra.sweep.dir=/proc/nope): "),
-        ("seed=1,2 hydra.sweep.dir=", "no directory is given (hydra.sweep.dir="),
+        ("seed=1,2 hydra.sweep.dir=FILE", "cannot create the sweep directory (hydra.sweep.dir=FILE): it is a file"),
+        ("seed=1,2 hydra.sweep.dir=FILE/below", "cannot create the sweep directory (hydra.sweep.dir=FILE/below): "),
+        ("seed=1,2 hydra.sweep.dir=/proc/nope", "cannot create the sweep directory (hydra.sweep.dir=/proc/nope): "),
+        ("seed=1,2 hydra.sweep.dir=", "empty path (hydra.sweep.dir="),
         ("seed=1,2 hydra.sweeper.max_batch_size=0", "(hydra.sweeper.max_batch_size=0): at least 1"),
         ("seed=1,2 hydra.sweeper.max_batches=1", "hydra.sweeper.max_batches"),
         ("seed=choice(1", "value not understood (seed=choice(1)"),
-        ("seed=interval(1,2)", "a range without single values (seed=interval(1,2)): name the values, or search"),
+        (
+            "seed=interval(1,2)",
+            "a continuous range has no single values (seed=interval(1,2)): list the values",
+        ),
         ("trainer.max_step=5,6", "unknown key (trainer.max_step=5): did you mean trainer.max_steps?"),
         ("seed=1,2 strategy=ddp strategy.gpus_per_job=1", "not enough GPUs for a job (strategy.gpus_per_job=1)"),
         (

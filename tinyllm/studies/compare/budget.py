@@ -1,4 +1,4 @@
-"""How long each arm is trained: the same number of tokens, of FLOPs or of minutes."""
+"""The budget of an arm: equal tokens, FLOPs or minutes of training for all."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from tinyllm.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a step of an arm takes."""
+    """The cost of training an arm."""
 
     tokens_per_step: int
     flops_per_token: int
-    """Of training."""
+    """Training FLOPs, forward and backward."""
     tokens_per_s: float | None = None
-    """Of training on this machine; None: not measured."""
+    """Training speed on this machine; None: not measured."""
 
     @property
     def flops_per_step(self) -> int:
@@ -23,10 +23,10 @@ class Cost:
 
 
 class Budget(ABC):
-    """What every arm gets.
+    """What each run of a comparison may spend.
 
     Args:
-        amount: for one run; None: what the reference's own horizon takes.
+        amount: the budget of one run; None: the cost of the reference's own horizon.
 
     Raises:
         ValueError: the amount is not positive.
@@ -34,6 +34,7 @@ class Budget(ABC):
 
     name: str
     needs_speed = False
+    """Whether the arms' training speeds must be measured first."""
 
     def __init__(self, *, amount: float | None) -> None:
         if amount is not None and not amount > 0:
@@ -41,29 +42,29 @@ class Budget(ABC):
         self.amount = amount
 
     @abstractmethod
-    def of(self, cost: Cost, steps: int) -> float:
-        """What so many steps take."""
+    def price(self, cost: Cost, steps: int) -> float:
+        """The price of this many steps, in the unit of the budget."""
 
-    def given_by(self, reference: Cost, *, steps: int) -> float:
+    def for_run(self, reference: Cost, *, steps: int) -> float:
         """The amount for one run.
 
         Args:
-            reference: of the reference arm.
-            steps: of its own horizon, which is the amount when none is given.
+            reference: costs of the reference arm.
+            steps: its own horizon, whose price is the default amount.
         """
-        return self.of(reference, steps) if self.amount is None else self.amount
+        return self.price(reference, steps) if self.amount is None else self.amount
 
     def steps(self, cost: Cost, amount: float, *, arm: str) -> int:
-        """How many whole steps of an arm the amount pays for.
+        """The number of whole steps of an arm that the amount pays for.
 
         Raises:
-            UserError: not even one, so that nothing could be evaluated.
+            UserError: not even one.
         """
-        one = self.of(cost, 1)
-        # Amounts that are the exact price of so many steps shall not lose one to rounding.
-        steps = int(amount / one * (1 + 1e-12))
+        price = self.price(cost, 1)
+        # The slack keeps rounding from losing a step where the amount is exactly the price of a number of steps.
+        steps = int(amount / price * (1 + 1e-12))
         if steps < 1:
-            hint = f"one step of {arm}, before which nothing can be evaluated, takes {one:.4g}"
+            hint = f"one step of {arm} takes {price:.4g}, and a run is evaluated after a step at the earliest"
             raise UserError("the budget is too small", key="budget.amount", value=f"{amount:g}", hint=hint)
         return steps
 
@@ -73,31 +74,31 @@ class Tokens(Budget):
 
     name = "tokens"
 
-    def of(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: Cost, steps: int) -> float:
         return cost.tokens_per_step * steps
 
 
 class Flops(Budget):
-    """Training FLOPs: three times those of the forward pass."""
+    """Training FLOPs, counted as three times those of the forward pass."""
 
     name = "flops"
 
-    def of(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: Cost, steps: int) -> float:
         return cost.flops_per_step * steps
 
 
 class Minutes(Budget):
-    """Minutes of training on this machine, evaluation and saving not counted."""
+    """Minutes of training on this machine, without evaluation and saving."""
 
     name = "minutes"
     needs_speed = True
 
-    def of(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: Cost, steps: int) -> float:
         assert cost.tokens_per_s is not None
         return cost.tokens_per_step * steps / cost.tokens_per_s / 60
 
-    def given_by(self, reference: Cost, *, steps: int) -> float:
+    def for_run(self, reference: Cost, *, steps: int) -> float:
         if self.amount is None:
-            hint = "minutes of training of one run, e.g. budget.amount=2"
+            hint = "give the minutes of training of one run, e.g. budget.amount=2"
             raise UserError("how many minutes?", key="budget.amount", hint=hint)
         return self.amount

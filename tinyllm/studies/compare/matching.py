@@ -1,22 +1,23 @@
-"""Giving an arm of a comparison as many parameters, FLOPs or bytes of cache as the reference has.
+"""Matching: an arm gets the parameters, FLOPs or cache bytes of the reference.
 
-Only sizes that the study allows are changed, as little as possible: an arm that is near enough stays as it is; else a
-size takes the multiple of 8 that matches best, and another value only where no multiple of 8 is near enough.
+Only the sizes that the study allows are changed, and as little as possible. An arm within the tolerance stays as it is;
+otherwise a size takes the multiple of 8 that matches best, and another value only where no multiple of 8 suffices.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from itertools import chain
+
+from omegaconf import DictConfig
 
 from tinyllm.config.compose import D_FF
 from tinyllm.config.no_effect import RULES
 from tinyllm.errors import UserError
+from tinyllm.programs.builders import plain
 from tinyllm.programs.cost import Account, Allow, account_of_node
-from tinyllm.studies.compare.matchable_sizes import KNOBS, Level, Node, levels_of, replaced_by, value_of
-from tinyllm.studies.compare.size_search import Search
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from tinyllm.studies.compare.matchable_sizes import SIZES, Level, Node, levels_of, replaced_by, value_of
+from tinyllm.studies.compare.size_search import SizeSearch
 
 NOTHING = "none"
 
@@ -26,10 +27,10 @@ class Match:
     """A figure that can be matched."""
 
     field: str
-    """Of an account."""
+    """Its field in :class:`Account`."""
     unit: str
     by: tuple[str, ...]
-    """The sizes that change unless the study names others: the first that the model has."""
+    """The sizes to change by default, those that the model has."""
 
 
 MATCHES = {
@@ -38,27 +39,27 @@ MATCHES = {
     "flops": Match(field="flops_per_token", unit="FLOPs per token", by=("expert_d_ff", "d_ff")),
     "kv_bytes": Match(field="kv_bytes_per_token", unit="bytes of cache per token", by=("kv_latent_dim", "n_kv_heads")),
 }
-"""By the names that ``match`` takes, beside none. The experts of a mixture count as its feed-forward layer."""
+"""The figures by their names in ``match``. In a mixture, the experts are the feed-forward layer to change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """An arm as it is matched."""
+    """A matched arm."""
 
     values: dict[str, int]
-    """What changed, by key."""
+    """The changed sizes, by key."""
     account: Account
     mismatch: float | None
-    """Relative to the target: 0.004 is 0.4 % more. None: nothing is matched."""
+    """Relative difference from the target: 0.004 is 0.4 % more. None: nothing is matched."""
 
     @property
     def replaced(self) -> list[str]:
-        """Keys that have no effect beside the new values, and may not be named with them."""
+        """Keys that have no effect beside the new values, so that they must not be set with them."""
         return sorted({dead for key in self.values for dead in replaced_by(key)})
 
 
 def solve(
-    cfg: "DictConfig",
+    cfg: DictConfig,
     *,
     target: Account,
     match: str,
@@ -68,87 +69,79 @@ def solve(
     vocab_size: int,
     allow: Allow = frozenset(),
 ) -> Solution:
-    """The values with which an arm matches the reference.
+    """Find the sizes with which an arm matches the reference.
 
     Args:
         cfg: the arm's composed configuration.
         target: the reference's account.
-        match: a name of ``MATCHES``, or none.
-        match_by: names of ``KNOBS``, of which each is tried alone, then several together; None: what is usual.
+        match: a name in ``MATCHES``, or none.
+        match_by: names in ``SIZES``, tried one by one, then together; None: the figure's default sizes, one by one.
         fixed: keys that the arm itself sets.
         tolerance: largest relative mismatch.
-        vocab_size: the tokenizer's.
+        vocab_size: size of the tokenizer's vocabulary.
         allow: options besides those of ``conf/``.
 
     Raises:
-        UserError: no values suffice; the line tells the closest. The arm does not build, or a name is unknown.
+        UserError: no values suffice (the message names the closest), the arm does not build, or a name is unknown.
     """
-    from tinyllm.programs.builders import plain
-
     node = plain(cfg.model)
+    cost = partial(account_of_node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
     if match == NOTHING:
-        account = account_of_node(node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
-        return Solution(values={}, account=account, mismatch=None)
-    wanted = MATCHES[check_name("match", match, (*MATCHES, NOTHING))]
-    names = wanted.by if match_by is None else [check_name("match_by", name, KNOBS) for name in match_by]
-
-    def cost(changed: Node) -> Account:
-        return account_of_node(changed, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
-
-    search = Search(node=node, figure=wanted.field, target=getattr(target, wanted.field), cost=cost)
-    knobs = {name: levels_of(KNOBS[name], node, fixed) for name in names}
-    knobs = {name: levels for name, levels in knobs.items() if levels}
-    attempts = (one for levels in knobs.values() for one in search.alone(levels))
+        return Solution(values={}, account=cost(node), mismatch=None)
+    figure = MATCHES[check_name("match", match, (*MATCHES, NOTHING))]
+    names = figure.by if match_by is None else [check_name("match_by", name, SIZES) for name in match_by]
+    search = SizeSearch(node=node, figure=figure.field, target=getattr(target, figure.field), cost=cost)
+    levels = {name: levels_of(SIZES[name], node, fixed) for name in names}
+    levels = {name: to_try for name, to_try in levels.items() if to_try}
+    attempts = [search.alone(to_try) for to_try in levels.values()]
     if match_by is not None:
-        attempts = (one for both in (attempts, search.together(list(knobs.values()))) for one in both)
-    found = search.best
-    while abs(found.mismatch) > tolerance:
-        try:
-            found = next(attempts)
-        except StopIteration:
-            raise _impossible(search, wanted, match, names, knobs, node, fixed) from None
-    values = found.values | _held(found.values, node, fixed)
+        attempts.append(search.together(list(levels.values())))
+    candidates = chain([search.best], *attempts)
+    found = next((candidate for candidate in candidates if abs(candidate.mismatch) <= tolerance), None)
+    if found is None:
+        raise _no_match(search, figure, match, names, levels, node, fixed)
+    values = found.values | _kept_d_ff(found.values, node, fixed)
     return Solution(values=values, account=found.account, mismatch=found.mismatch)
 
 
-def _held(values: Mapping[str, int], node: Node, fixed: Collection[str]) -> dict[str, int]:
-    """What would follow another width, and stayed as it is in the search: the hidden size."""
-    dead = any(rule.when(value_of(node, rule.by)) for rule in RULES if D_FF in rule.keys)
-    if "model.d_model" not in values or D_FF in {*values, *fixed} or dead or "d_ff" not in node:
+def _kept_d_ff(values: Mapping[str, int], node: Node, fixed: Collection[str]) -> dict[str, int]:
+    """The d_ff to set beside a new d_model: left out, it would follow d_model, and the search held it fixed."""
+    without_effect = any(rule.when(value_of(node, rule.by)) for rule in RULES if D_FF in rule.keys)
+    if "model.d_model" not in values or D_FF in {*values, *fixed} or without_effect or "d_ff" not in node:
         return {}
     return {D_FF: node["d_ff"]}
 
 
-def check_name(key: str, name: str, known: Iterable[str]) -> str:
-    """A name that is known.
+def check_name(key: str, name: str, allowed: Iterable[str]) -> str:
+    """Return ``name`` if it is allowed.
 
     Raises:
         UserError: it is not.
     """
-    if name not in known:
-        raise UserError("value not allowed", key=key, value=name, hint=f"one of {', '.join(known)}")
+    if name not in allowed:
+        raise UserError("value not allowed", key=key, value=name, hint=f"one of {', '.join(allowed)}")
     return name
 
 
-def _impossible(
-    search: Search,
-    wanted: Match,
+def _no_match(
+    search: SizeSearch,
+    figure: Match,
     match: str,
     names: Sequence[str],
-    knobs: dict[str, list[Level]],
+    levels: Mapping[str, list[Level]],
     node: Node,
     fixed: Collection[str],
 ) -> UserError:
-    """The error that tells the closest values, and what may be allowed."""
+    """The error with the closest values and the sizes that would help."""
     best = search.best
-    value = getattr(best.account, wanted.field)
-    settings = " ".join(f"{key}={number}" for key, number in best.values.items()) or "what the arm has"
+    value = getattr(best.account, figure.field)
+    settings = " ".join(f"{key}={number}" for key, number in best.values.items()) or "the arm as it is"
     off = f"{abs(best.mismatch):.2%} {'more' if best.mismatch > 0 else 'less'} than the reference's {search.target:,}"
-    idle = [name for name, levels in knobs.items() if {level.key for level in levels} <= search.without_effect]
-    usable = [name for name in names if name in knobs and name not in idle]
-    why = "" if usable else f"; of what may change ({', '.join(names)}) nothing has an effect here or is left free"
-    left = {name: levels_of(knob, node, fixed) for name, knob in KNOBS.items() if name not in names}
-    others = [name for name, levels in left.items() if any(search.matters(level) for level in levels)]
-    allow = f"match_by=[{','.join([*usable, *others])}] would allow more; " if others else ""
-    hint = f"closest is {settings} with {value:,} {wanted.unit}, {off}{why}; {allow}tolerance=… or match=none"
-    return UserError("an arm cannot be matched", key="match", value=match, hint=hint)
+    idle = [name for name, to_try in levels.items() if {level.key for level in to_try} <= search.without_effect]
+    usable = [name for name in names if name in levels and name not in idle]
+    why = "" if usable else f"; none of the sizes to change ({', '.join(names)}) has an effect here or is left free"
+    others = {name: levels_of(size, node, fixed) for name, size in SIZES.items() if name not in names}
+    helpful = [name for name, to_try in others.items() if any(map(search.matters, to_try))]
+    more = f"match_by=[{','.join([*usable, *helpful])}] allows more sizes; " if helpful else ""
+    hint = f"closest is {settings} with {value:,} {figure.unit}, {off}{why}; {more}or set tolerance=… or match=none"
+    return UserError("the arm cannot be matched", key="match", value=match, hint=hint)

@@ -1,4 +1,4 @@
-"""What is measured once and kept, so that the same study gives the same report: speeds, and accuracies of probes."""
+"""Measurements kept in a file, so that the same study gives the same report: training and generation speeds."""
 
 import time
 from pathlib import Path
@@ -6,54 +6,53 @@ from typing import Any
 
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
+from tinyllm.inference.generator import stream_text
+from tinyllm.inference.sampling import Sampling
+from tinyllm.programs.load_model import load
 from tinyllm.utils.files import read_json, write_json
 
 MEASURED = "measured.json"
 DECODED = 128
-"""Tokens that are generated to measure the speed of generation, where the context holds as many."""
+"""Tokens to generate for a measurement, if the context is long enough."""
 ROUNDS = 3
 
 
-class Measured:
-    """Figures by kind and by what they belong to, in a file."""
+class Measurements:
+    """Measured values by kind and run, in the file ``measured.json`` of a study."""
 
     def __init__(self, directory: Path) -> None:
         self.file = directory / MEASURED
-        self._known: dict[str, dict[str, Any]] = {}
+        self._values: dict[str, dict[str, Any]] = {}
         if self.file.is_file():
             try:
-                self._known = read_json(self.file)
+                self._values = read_json(self.file)
             except UserError as error:
-                hint = f"{error.hint}; take the file away to measure again"
+                hint = f"{error.hint}; delete the file to measure again"
                 raise UserError(error.what, file=self.file, hint=hint) from error
 
-    def get(self, kind: str, of: str) -> Any:
-        """What was measured; None: nothing yet."""
-        return self._known.get(kind, {}).get(of)
+    def get(self, kind: str, run: str) -> Any:
+        """The measured value; None: not measured yet."""
+        return self._values.get(kind, {}).get(run)
 
-    def put(self, kind: str, of: str, value: Any) -> None:
-        """Keep what was measured."""
-        self._known.setdefault(kind, {})[of] = value
-        write_json(self.file, {name: dict(sorted(known.items())) for name, known in sorted(self._known.items())})
+    def put(self, kind: str, run: str, value: Any) -> None:
+        """Store a value and write the file."""
+        self._values.setdefault(kind, {})[run] = value
+        write_json(self.file, {name: dict(sorted(values.items())) for name, values in sorted(self._values.items())})
 
 
 def decode_speed(run_dir: Path, *, allow: frozenset[Option]) -> float:
-    """Tokens per second of one sequence with the greedy choice, the best of a few rounds, the first token left out.
+    """Greedy decoding speed of one sequence in tokens per second: the best of a few rounds, without the first token.
 
-    0: the model, hardly trained, ends its text at once.
+    0 if a barely trained model ends its text at once.
     """
-    from tinyllm.inference.generator import stream_text
-    from tinyllm.inference.sampling import Sampling
-    from tinyllm.programs.load_model import load
-
     model, tokenizer = load(run_dir, allow=allow)
     tokens = min(DECODED, model.max_seq_len // 2)
     best = 0.0
     for _ in range(ROUNDS):
         pieces = stream_text(model, tokenizer, max_new_tokens=tokens, sampling=Sampling(temperature=0.0))
-        next(pieces, None)
+        next(pieces, None)  # includes reading the prompt
         begin = time.perf_counter()
-        made = sum(1 for _ in pieces)
+        generated = sum(1 for _ in pieces)
         seconds = time.perf_counter() - begin
-        best = max(best, made / seconds) if seconds > 0 else best
+        best = max(best, generated / seconds) if seconds > 0 else best
     return best

@@ -1,4 +1,4 @@
-"""What a comparison shows while it runs: lines, and in a terminal how far the runs are that go on."""
+"""The progress of a study in the terminal: lines, and a status line with the step and loss of each running run."""
 
 import threading
 from pathlib import Path
@@ -12,10 +12,10 @@ from tinyllm.utils.environment import shows
 
 
 class Screen:
-    """Lines for a person.
+    """Prints lines; in a terminal, a status line as well.
 
     Args:
-        quiet: show nothing, because standard output is for a program.
+        quiet: print nothing, because standard output holds JSON.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -23,30 +23,31 @@ class Screen:
         self.console = Console(highlight=False, soft_wrap=True)
         self._lock = threading.Lock()
         self._running: dict[str, str] = {}
+        """The state of each running run, by label."""
         self._status: Status | None = None
 
     def say(self, line: str) -> None:
-        """Show a line."""
+        """Print a line."""
         if not self.quiet:
             self.console.print(line, markup=False)
             self.console.file.flush()
 
-    def look(self, label: str, path: Path) -> None:
-        """Show how far the run in a directory is."""
+    def watch(self, label: str, path: Path) -> None:
+        """Show the state of the run in a directory."""
         if self.quiet or not self.console.is_terminal:
             return
         with self._lock:
-            self._running[label] = f"{label}: {progress_of(path)}"
+            self._running[label] = f"{label}: {state_of(path)}"
             self._show()
 
     def ended(self, label: str) -> None:
-        """A run goes on no longer."""
+        """Remove a run that has ended."""
         with self._lock:
             self._running.pop(label, None)
             self._show()
 
     def clear(self) -> None:
-        """No run goes on."""
+        """Remove all runs."""
         with self._lock:
             self._running.clear()
             self._show()
@@ -63,8 +64,8 @@ class Screen:
         self._status.update(" | ".join(self._running.values()))
 
 
-def progress_of(path: Path) -> str:
-    """How far a run is, in a few words."""
+def state_of(path: Path) -> str:
+    """The step, loss and speed of a run."""
     record = last_record(path / METRICS)
     if record is None:
         return "starting"

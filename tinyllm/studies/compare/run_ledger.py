@@ -1,11 +1,11 @@
-"""Which run directory belongs to which arm and seed, and what it holds."""
+"""The run directories of a study: the name of each run's directory, and the results in it."""
 
 import hashlib
 import json
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,27 @@ import torch
 
 from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.runs.facts import read_run_json
-from tinyllm.runs.layout import METRICS
+from tinyllm.runs.layout import METRICS, RUN_JSON
 from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.runs.provenance import code_fingerprint
 from tinyllm.runs.seal import check_seal, sealed
 from tinyllm.studies.compare.results import Run
-from tinyllm.studies.compare.run_pool import Job, has_begun, reason
+from tinyllm.studies.compare.run_pool import PooledRun
 
 FINISHED, FAILED, MISSING = "finished", "failed", "missing"
 LONGEST_NAME = 60
 
 
 def run_name(arm: str, seed: int, config: Mapping[str, Any], data: Mapping[str, str]) -> str:
-    """The name of a run's directory: it tells arm and seed, and differs when anything differs that the run depends on.
+    """The name of a run's directory: arm, seed, and a digest of everything that the results depend on.
 
     Args:
         config: the resolved configuration as plain containers.
-        data: fingerprints of the tokens and of the tokenizer.
+        data: fingerprints of the tokens and the tokenizer.
     """
-    kept = {name: node for name, node in config.items() if name not in NOT_COMPARED}
-    whole = {"config": kept, "data": dict(data), "code": code_fingerprint(), "torch": torch.__version__}
-    digest = hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
+    relevant = {name: node for name, node in config.items() if name not in NOT_COMPARED}
+    inputs = {"config": relevant, "data": dict(data), "code": code_fingerprint(), "torch": torch.__version__}
+    digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
     return f"{slug(arm)}_s{seed}_{digest[:10]}"
 
 
@@ -43,61 +43,59 @@ def slug(text: str) -> str:
 
 
 def is_finished(path: Path) -> bool:
-    """Whether a run has come to its end, and its files are as it left them.
+    """Whether the run in this directory has finished.
 
     Raises:
-        UserError: a file was changed since.
+        UserError: a file has changed since.
     """
-    if not has_begun(path) or read_run_json(path).get("status") != FINISHED:
+    if not (path / RUN_JSON).is_file() or read_run_json(path).get("status") != FINISHED:
         return False
     check_seal(path)
     return True
 
 
-def result_of(
-    job: Job, *, arm: str, seed: int, metric: str, beside: Path, codes: Mapping[Path, int], command: Sequence[str]
-) -> Run:
-    """What a run has left.
+def result_of(run: PooledRun, *, arm: str, seed: int, metric: str, study: Path, code: int | None) -> Run:
+    """The result of a run.
 
     Args:
-        beside: the study's directory.
-        codes: exit codes of the runs that ended without finishing, by run directory.
-        command: what a person types for it.
+        study: the study's directory.
+        code: the exit code if the run was started and did not finish.
     """
-    path = job.path
-    common: dict[str, Any] = {
+    identity: dict[str, Any] = {
         "arm": arm,
         "seed": seed,
-        "path": str(path.relative_to(beside)),
-        "command": shlex.join(command),
+        "path": str(run.path.relative_to(study)),
+        "command": shlex.join(["python", "-m", "tinyllm.train", *run.command]),
     }
-    if not is_finished(path):
-        failed = path in codes
-        return Run(**common, status=FAILED if failed else MISSING, error=reason(job, codes[path]) if failed else "")
-    records = read_metrics(path / METRICS)
+    if not is_finished(run.path):
+        if code is None:
+            return Run(**identity, status=MISSING)
+        return Run(**identity, status=FAILED, error=run.reason(code))
+    records = read_metrics(run.path / METRICS)
     evaluated = [record for record in records if metric in record]
-    if not evaluated or not is_figure(evaluated[-1][metric]):  # an earlier one would flatter it
-        return Run(**common, status=FAILED, error=f"its last {metric} is no finite number")
+    # An earlier evaluation would flatter a run that has diverged.
+    if not evaluated or not is_finite_number(evaluated[-1][metric]):
+        return Run(**identity, status=FAILED, error=f"its last {metric} is not a finite number")
     peaks = [int(record["memory/peak_bytes"]) for record in records if record.get("memory/peak_bytes")]
     return Run(
-        **common,
+        **identity,
         status=FINISHED,
         value=evaluated[-1][metric],
-        records=[record for record in evaluated if is_figure(record[metric])],
-        tokens_per_s=speed_of(path),
+        records=[record for record in evaluated if is_finite_number(record[metric])],
+        tokens_per_s=speed_of(run.path),
         peak_memory_bytes=max(peaks, default=None),
-        seconds=seconds_of(path),
-        sha256=sealed(path),
+        seconds=seconds_of(run.path),
+        sha256=sealed(run.path),
     )
 
 
-def is_figure(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     """Whether a value of a record is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 
 def speed_of(path: Path) -> float | None:
-    """Tokens per second of training alone; None where nothing was recorded."""
+    """Training speed in tokens per second, without evaluation and saving; None if no speed was recorded."""
     speed = Speed()
     for record in read_metrics(path / METRICS):
         speed.add(record)
@@ -105,11 +103,11 @@ def speed_of(path: Path) -> float | None:
 
 
 def seconds_of(path: Path) -> float:
-    """Seconds that a run took, evaluation and saving included."""
+    """Duration of a finished run, evaluation and saving included."""
     return float(read_run_json(path)["result"]["seconds"])
 
 
-def last_value(path: Path, metric: str) -> tuple[float | None, float]:
-    """The metric of the last evaluation, None if that gave no number, and the seconds that the run took."""
+def last_value(path: Path, metric: str) -> float | None:
+    """The metric at the last evaluation; None if it is not finite."""
     evaluated = [record[metric] for record in read_metrics(path / METRICS) if metric in record]
-    return (evaluated[-1] if evaluated and is_figure(evaluated[-1]) else None), seconds_of(path)
+    return evaluated[-1] if evaluated and is_finite_number(evaluated[-1]) else None

@@ -1,179 +1,125 @@
-"""The runs of a comparison: programs of their own, as many at once as there are devices."""
+"""The runs of a study as child processes, as many in parallel as there are devices."""
 
 import os
-import queue
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from tinyllm.config.cli.main import ERROR_FILE, SIGNALLED
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
-from tinyllm.programs.training_process import shell_code
+from tinyllm.programs.training_process import TrainingProcess, failure_reason
 from tinyllm.runs.layout import LOCK, RUN_JSON
-from tinyllm.studies.sweep.gpu_slots import gpus, parts_of
-from tinyllm.utils.environment import for_several
-from tinyllm.utils.files import renewed
+from tinyllm.studies.sweep.gpu_slots import equal_groups, run_in_slots, visible_gpus
 from tinyllm.utils.locks import is_held
 from tinyllm.utils.platforms import usable_cpus
-from tinyllm.utils.stop_signal import PARENT, StopRequest
+from tinyllm.utils.stop_signal import StopRequest
 
-LOOK_EVERY_S = 0.2
+POLL_S = 0.2
 GRACE_S = 60.0
-"""Seconds that a run which was asked to stop has for its last step and checkpoint."""
+"""Seconds that a stopped run has for its last step and checkpoint."""
+Environment = Mapping[str, str]
+"""Environment variables that a device slot sets for its run."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """A training that is to be there."""
+class PooledRun:
+    """A training that the pool is to run, or to continue from its checkpoint."""
 
     label: str
-    """For people."""
+    """Name for display."""
     path: Path
-    """Its run directory."""
+    """The run directory."""
     settings: Sequence[str]
-    """Of ``python -m tinyllm.train``, in Hydra's grammar."""
+    """The settings of ``python -m tinyllm.train``, in Hydra's grammar."""
     flags: Sequence[str] = ()
-    """What stands before them."""
-
-    @property
-    def arguments(self) -> list[str]:
-        """What the program is started with: it goes on from a checkpoint that is there."""
-        return [*self.command, "resume=auto"]
+    """The flags before them."""
 
     @property
     def command(self) -> list[str]:
-        """What a person would type for it."""
+        """The arguments as a user would type them."""
         return [*self.flags, *unquoted(self.settings), f"run.dir={self.path}"]
 
     @property
+    def arguments(self) -> list[str]:
+        """The arguments of the child process, which continues from a checkpoint."""
+        return [*self.command, "resume=auto"]
+
+    @property
     def log(self) -> Path:
-        """What it printed."""
+        """The output of the run."""
         return self.path.with_name(f"{self.path.name}.log")
 
     @property
     def error_file(self) -> Path:
-        """The first line of what went wrong."""
+        """The first error line of the run."""
         return self.path.with_name(f"{self.path.name}.error")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run directory holds a run."""
+        return (self.path / RUN_JSON).is_file()
 
-@dataclass(frozen=True, kw_only=True)
-class DeviceSlots:
-    """Where runs go on at once: what differs in the environment of each."""
-
-    environments: Sequence[Mapping[str, str]] = field(default_factory=lambda: [{}])
-
-    def __len__(self) -> int:
-        return len(self.environments)
+    def reason(self, code: int) -> str:
+        """Why the run failed with this exit code, in one line."""
+        return failure_reason(code, log=self.log, error_file=self.error_file)
 
 
-def places(parallel: int | str, *, per_run: int, on_gpu: bool) -> DeviceSlots:
-    """As many places as asked for, or as there are GPUs for.
+def device_slots(parallel: int | str, *, per_run: int, on_gpu: bool) -> list[Environment]:
+    """The environment of each run that may go on at once.
 
     Args:
-        parallel: a number, or auto.
-        per_run: GPUs that one run takes.
-        on_gpu: the runs take GPUs at all.
+        parallel: number of runs, or auto: one on a CPU, as many as the GPUs allow otherwise.
+        per_run: GPUs per run.
+        on_gpu: whether the runs use GPUs.
 
     Raises:
-        UserError: more than the machine has.
+        UserError: the machine has too few GPUs.
     """
     if not on_gpu:
         number = 1 if parallel == "auto" else int(parallel)
         threads = max(1, usable_cpus() // number)
         shared = {} if number == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
-        return DeviceSlots(environments=[shared] * number)
-    parts = parts_of(gpus(), per_run)
-    if parallel != "auto" and int(parallel) > len(parts):
-        hint = f"{len(parts)} at most: this machine has {len(gpus())} GPUs, and a run takes {per_run}"
-        raise UserError("more runs at once than there are GPUs for", key="parallel", value=parallel, hint=hint)
-    number = len(parts) if parallel == "auto" else int(parallel)
-    return DeviceSlots(environments=[{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts[:number]])
+        return [shared] * number
+    groups = equal_groups(visible_gpus(), per_run)
+    number = len(groups) if parallel == "auto" else int(parallel)
+    if number > len(groups):
+        hint = f"at most {len(groups)}: this machine has {len(visible_gpus())} GPUs, and a run takes {per_run}"
+        raise UserError("not enough GPUs for that many runs", key="parallel", value=parallel, hint=hint)
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups[:number]]
 
 
 def run_all(
-    jobs: Sequence[Job],
-    where: DeviceSlots,
-    stop: StopRequest,
-    *,
-    look: Callable[[Job], None],
-    ended: Callable[[Job, int], None],
-) -> None:
-    """Run the jobs in their order, each in the first place that is free; returns early after a signal.
+    runs: Sequence[PooledRun], slots: Sequence[Environment], stop: StopRequest, watch: Callable[[PooledRun], None]
+) -> Iterator[tuple[PooledRun, int]]:
+    """Run everything, in order; yields each run with its exit code when it has ended. Ends early after a signal.
 
     Args:
-        look: called now and then with a job that runs.
-        ended: called with each job and its exit code.
+        watch: called about five times a second with each running run.
     """
-    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
-
-    def use(environment: Mapping[str, str]) -> None:
-        while stop.signal is None:
-            try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return
-            code = run(job, environment, stop, look)
-            if stop.signal is None:
-                ended(job, code)
-
-    if len(where) == 1:
-        return use(where.environments[0])
-    with ThreadPoolExecutor(max_workers=len(where)) as pool:
-        for outcome in [pool.submit(use, environment) for environment in where.environments]:
-            outcome.result()
+    for run, code in run_in_slots(runs, slots, partial(_run_unless_stopped, stop=stop, watch=watch)):
+        if code is not None and stop.signal is None:
+            yield run, code
 
 
-def run(job: Job, environment: Mapping[str, str], stop: StopRequest, look: Callable[[Job], None]) -> int:
-    """Run one job to its end; one that another process is busy with is waited for and then finished."""
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    while is_held(job.path / LOCK) and stop.signal is None:
-        time.sleep(LOOK_EVERY_S)
-    job.error_file.unlink(missing_ok=True)
-    environ = {**for_several(os.environ), ERROR_FILE: str(job.error_file), PARENT: str(os.getpid()), **environment}
-    with renewed(job.log) as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tinyllm.train", *job.arguments],
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the comparison, which asks its runs to stop
-        )
-        while process.poll() is None and stop.signal is None:
-            look(job)
-            time.sleep(LOOK_EVERY_S)
-        return shell_code(_ended(process))
+def _run_unless_stopped(
+    run: PooledRun, environment: Environment, *, stop: StopRequest, watch: Callable[[PooledRun], None]
+) -> int | None:
+    return train(run, environment, stop, watch) if stop.signal is None else None
 
 
-def _ended(process: "subprocess.Popen[bytes]") -> int:
-    """The exit code of a process that has ended, or is asked to."""
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
+def train(run: PooledRun, environment: Environment, stop: StopRequest, watch: Callable[[PooledRun], None]) -> int:
+    """Train one run to its end and return its exit code. If another process is training it, wait for that first."""
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    while is_held(run.path / LOCK) and stop.signal is None:
+        time.sleep(POLL_S)
+    process = TrainingProcess(
+        run.arguments, run_dir=run.path, log=run.log, error_file=run.error_file, environ=environment
+    )
+    while process.poll() is None:
+        if stop.signal is not None:
+            return process.stop(grace_s=GRACE_S)
+        watch(run)
+        time.sleep(POLL_S)
     return process.wait()
-
-
-def reason(job: Job, code: int) -> str:
-    """Why a job did not finish, in one line."""
-    if job.error_file.is_file():
-        return job.error_file.read_text(encoding="utf-8").strip().removeprefix("error: ")
-    lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if job.log.is_file() else []
-    if code - SIGNALLED in signal.valid_signals():
-        return f"{signal.Signals(code - SIGNALLED).name} ended it"
-    return lines[-1] if lines else f"exit code {code}"
-
-
-def has_begun(path: Path) -> bool:
-    """Whether a run directory is there with its facts."""
-    return (path / RUN_JSON).is_file()

@@ -4,19 +4,22 @@ import hashlib
 import os
 import shlex
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from omegaconf import DictConfig
 
 from tinyllm.config.build import build
+from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import key_of
 from tinyllm.data.loader import eval_tokens
 from tinyllm.errors import UserError
 from tinyllm.runs.facts import read_run_json
-from tinyllm.studies.compare import timing as clock
-from tinyllm.studies.compare.arms import Asked
+from tinyllm.studies.compare import timing
+from tinyllm.studies.compare.arms import OWN_KEYS, ArmSet
 from tinyllm.studies.compare.budget import Budget
 from tinyllm.studies.compare.composed_arms import (
     ComposedArm,
@@ -25,56 +28,51 @@ from tinyllm.studies.compare.composed_arms import (
     match_arms,
     needs_gpu,
     reference_of,
-    same_metric,
+    shared_metric,
 )
 from tinyllm.studies.compare.measurements import MEASURED
-from tinyllm.studies.compare.pipeline import RUNS, TIMING, TUNE, Comparison, arms_of, notes_of, values_of
+from tinyllm.studies.compare.pipeline import RUNS, TIMING, TUNE, StudyRuns, arms_of, notes_of, values_of
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Run, Study
 from tinyllm.studies.compare.run_ledger import slug
-from tinyllm.studies.compare.run_pool import DeviceSlots, places
+from tinyllm.studies.compare.run_pool import Environment, device_slots
 from tinyllm.studies.compare.statistics import differences
-from tinyllm.studies.compare.tuning import Tuning
-from tinyllm.studies.compare.tuning import asked as asked_for
+from tinyllm.studies.compare.tuning import Tuning, parse_tuning
 from tinyllm.studies.compare.verdicts import verdicts
+from tinyllm.studies.probes.program import probe_accuracies
 from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.locks import try_lock
 from tinyllm.utils.stop_signal import StopRequest
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-    from tinyllm.config.cli.main import Invocation
-
-NO_MATTER = ("question", "reference", "seeds", "effect", "max_minutes", "probes", "parallel", "out", "study")
-"""What a study can change and still be the same study."""
+SAME_STUDY = ("question", "reference", "seeds", "effect", "max_minutes", "probes", "parallel", "out", "study")
+"""Keys that may change without making it another study, so they do not enter the name of its directory."""
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 STUDY = "study.json"
 STUDIES = (STUDY, "scaling.json")
 UNFINISHED = {".lock", RUNS, TUNE, TIMING, "probes", MEASURED}
-"""What lies in the directory of a study that has no report yet."""
+"""Contents of a study directory that has no report yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What is known before anything is written."""
+    """A comparison that is checked and ready to run."""
 
     arms: list[ComposedArm]
     reference: ComposedArm
     budget: Budget
     amount: float
-    """Of the budget, for one run."""
+    """The budget of one run."""
     evaluations: int | None
-    """Of one run; None: as its configuration says."""
+    """Evaluations per run; None: as configured."""
     tuning: Tuning | None
-    where: DeviceSlots
+    slots: list[Environment]
 
 
-def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: Sequence[str]) -> Prepared:
-    """The arms composed and matched, and the budget; nothing is written but the cache of tokens.
+def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepared:
+    """Compose and match the arms, and compute the budget. Writes nothing but the token cache.
 
     Raises:
-        UserError: something does not fit.
+        UserError: an invalid setting, or an arm that cannot be composed or matched.
     """
     budget: Budget = build(cfg.budget, path="budget", allow=invocation.allow)
     horizon = sorted(invocation.typed.intersection(HORIZON))
@@ -82,18 +80,18 @@ def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: S
         hint = f"budget.amount={cfg.budget.amount:g} sets the horizon of every arm; leave one of the two out"
         raise UserError("two horizons", file=horizon[0], hint=hint)
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
-    arms = compose_arms(asked, own=own, defaults=defaults, config_dir=invocation.config_dir, allow=invocation.allow)
+    config_dir, allow = invocation.config_dir, invocation.allow
+    arms = compose_arms(arm_set, own=OWN_KEYS, defaults=defaults, config_dir=config_dir, allow=allow)
     reference = reference_of(arms, cfg.reference)
-    matching = {"match": cfg.match, "match_by": cfg.match_by, "tolerance": cfg.tolerance}
-    match_arms(arms, reference, **matching, allow=invocation.allow)
-    tuning = asked_for(cfg.tune, cfg.tune_trials)
-    for arm in arms:
-        if tuning is not None:
-            tuning.sweep_of(arm.cfg)
+    match_arms(arms, reference, match=cfg.match, match_by=cfg.match_by, tolerance=cfg.tolerance, allow=allow)
+    tuning = parse_tuning(cfg.tune, cfg.tune_trials)
+    if tuning is not None:
+        for arm in arms:
+            tuning.sweep_setting(arm.cfg)  # raises if the key cannot be tuned
     evaluations = None if "trainer.eval_every" in invocation.typed else int(cfg.evaluations)
-    amount = budget.given_by(reference.cost, steps=reference.own_horizon())
+    amount = budget.for_run(reference.cost, steps=reference.own_horizon())
     if not budget.needs_speed:
-        give_horizon(arms, budget, amount, evaluations=evaluations, config_dir=invocation.config_dir)
+        give_horizon(arms, budget, amount, evaluations=evaluations, config_dir=config_dir)
     return Prepared(
         arms=arms,
         reference=reference,
@@ -101,38 +99,41 @@ def prepare(cfg: "DictConfig", invocation: "Invocation", asked: Asked, *, own: S
         amount=amount,
         evaluations=evaluations,
         tuning=tuning,
-        where=places(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
+        slots=device_slots(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
     )
 
 
-def place(cfg: "DictConfig", asked: Asked) -> Path:
-    """The study's directory: as asked for, else the same one for the same settings, whatever its arms' values."""
+def study_dir(cfg: DictConfig, arm_set: ArmSet) -> Path:
+    """The study's directory: ``out``, else one that depends on the shared settings and the names of the varied keys.
+
+    It does not depend on the varied values, so that an arm added later joins the same study.
+    """
     if cfg.out is not None:
         return Path(cfg.out)
-    shared = sorted(one for one in asked.shared if key_of(one) not in NO_MATTER)
-    varied = dict.fromkeys(key_of(one) for arm in asked.arms for one in arm.settings)
+    shared = sorted(setting for setting in arm_set.shared if key_of(setting) not in SAME_STUDY)
+    varied = dict.fromkeys(key_of(setting) for spec in arm_set.specs for setting in spec.settings)
     name = Path(cfg.study).resolve().parent.name if cfg.study else "-".join(varied)
     digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
     return Path("outputs") / "compare" / f"{slug(name)}_{digest}"
 
 
-def check_place(directory: Path) -> None:
-    """Refuse a directory that holds anything but a study: its report would replace files of other people.
+def check_study_dir(directory: Path) -> None:
+    """Refuse a directory that holds anything but a study: the report would replace files of the user.
 
     Raises:
-        UserError: it is not empty and no study.
+        UserError: the directory is not empty and holds no study.
     """
     if not directory.is_dir():
-        return  # it is made, or making it says what is in the way
-    names = {one.name for one in directory.iterdir()}
+        return  # to be created, or creating it fails with the reason
+    names = {entry.name for entry in directory.iterdir()}
     foreign = names - UNFINISHED
     if foreign and not any(is_study(directory / name) for name in STUDIES if name in names):
-        hint = f"it holds {min(foreign)} and is no study; choose a new or empty directory"
+        hint = f"it holds {min(foreign)} and no study; choose a new or empty directory"
         raise UserError("the directory is not empty", key="out", value=directory, hint=hint)
 
 
 def is_study(file: Path) -> bool:
-    """Whether a file is what a comparison or a scaling study leaves at its end."""
+    """Whether a file is the result of a comparison or a scaling study."""
     try:
         return "runs" in read_json(file)
     except UserError:
@@ -140,113 +141,97 @@ def is_study(file: Path) -> bool:
 
 
 @contextmanager
-def taken_hold_of(directory: Path) -> Iterator[None]:
-    """Make the study's directory and hold it.
+def locked_study_dir(directory: Path) -> Iterator[None]:
+    """Create the study's directory and hold its lock.
 
     Raises:
-        UserError: it holds something else, cannot be made, or another comparison works in it.
+        UserError: the directory holds something else, cannot be created, or is locked by another comparison.
     """
-    check_place(directory)
+    check_study_dir(directory)
     try:
-        held = try_lock(directory / ".lock")
+        lock = try_lock(directory / ".lock")
     except OSError as error:
-        hint = f"{error.strerror}; choose another place with out=<directory>"
-        raise UserError("the study's directory cannot be made", key="out", value=directory, hint=hint) from error
-    if held is None:
-        hint = "wait for it, stop it, or choose another place with out=<directory>"
-        raise UserError("another comparison works in there", key="out", value=directory, hint=hint)
+        hint = f"{error.strerror}; choose another directory with out=<directory>"
+        raise UserError("cannot create the study directory", key="out", value=directory, hint=hint) from error
+    if lock is None:
+        hint = "wait for it, stop it, or choose another directory with out=<directory>"
+        raise UserError("another comparison uses this directory", key="out", value=directory, hint=hint)
     try:
         yield
     finally:
-        os.close(held)
+        os.close(lock)
 
 
 def conduct(
-    cfg: "DictConfig",
-    invocation: "Invocation",
-    prepared: Prepared,
-    directory: Path,
-    stop: StopRequest,
-    screen: Screen,
-    probe: Callable[[Sequence[str]], dict[str, float]],
+    cfg: DictConfig, invocation: Invocation, prepared: Prepared, directory: Path, stop: StopRequest, screen: Screen
 ) -> Study:
-    """Train what is missing and work out what the figures say; ``study.json`` holds it.
-
-    Args:
-        probe: gives the accuracy by synthetic task of what an arm's settings compose.
+    """Train the missing runs, compute all figures and write ``study.json``.
 
     Raises:
         Stopped: a signal came.
-        UserError: an arm cannot be timed or tuned, the budget is too small, a run was changed by hand.
+        UserError: an arm cannot be timed or tuned, the budget is too small, or the files of a run have changed.
     """
-    arms, reference = prepared.arms, prepared.reference
-    comparison = Comparison(
+    arms, reference, budget = prepared.arms, prepared.reference, prepared.budget
+    study_runs = StudyRuns(
         directory=directory,
         arms=arms,
         reference=reference,
-        where=prepared.where,
+        slots=prepared.slots,
         stop=stop,
-        metric=same_metric(arms),
-        flags=[] if invocation.config_dir is None else ["--config-dir", invocation.config_dir],
+        metric=shared_metric(arms),
         config_dir=invocation.config_dir,
         allow=invocation.allow,
         screen=screen,
     )
     screen.say(f"study: {directory}")
-    tell_arms(comparison, match=cfg.match)
-    if prepared.budget.needs_speed:
-        comparison.time_arms(prepared.amount)
-        give_horizon(
-            arms,
-            prepared.budget,
-            prepared.amount,
-            evaluations=prepared.evaluations,
-            config_dir=invocation.config_dir,
-        )
+    describe_arms(arms, reference, match=cfg.match, screen=screen)
+    if budget.needs_speed:
+        study_runs.time_arms(prepared.amount)
+        evaluations, config_dir = prepared.evaluations, invocation.config_dir
+        give_horizon(arms, budget, prepared.amount, evaluations=evaluations, config_dir=config_dir)
         for arm in arms:
             screen.say(f"  {arm.name}: {arm.tokens_per_s or 0:,.0f} tokens/s, so {arm.max_steps} steps")
-    if warning := evaluating(reference):
+    if warning := evaluation_warning(reference):
         screen.say(warning)
-    tuning = prepared.tuning
-    if tuning is not None:
-        comparison.tune(tuning)
-    number, note = cfg.seeds, "as many as were asked for"
+    if prepared.tuning is not None:
+        study_runs.tune(prepared.tuning)
+    number, note = cfg.seeds, "as many as requested"
     if cfg.seeds == "auto":
-        number, note = comparison.decide_seeds(effect=cfg.effect, max_minutes=cfg.max_minutes)
+        plan = study_runs.decide_seeds(effect=cfg.effect, max_minutes=cfg.max_minutes)
+        number, note = plan.seeds, plan.sentence
         screen.say(note)
     seeds = [int(cfg.seed) + i for i in range(number)]
-    comparison.train(arms, seeds)
-    runs = comparison.runs(arms, seeds)
+    study_runs.train(arms, seeds)
+    runs = study_runs.results(arms, seeds)
     found = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
-    speeds = comparison.decode_speeds(runs)
-    probes = {arm.name: probe(arm.overrides) for arm in arms} if cfg.probes else {}
-    notes = notes_of(runs, arms, tuning)
-    if prepared.budget.needs_speed:
-        trained = {arm.name: arm.max_steps * arm.batch.tokens for arm in arms}
-        notes += clock.uneven(runs, trained)
+    speeds = study_runs.decode_speeds(runs)
+    probes = {arm.name: probe_arm(arm, cfg, invocation, directory) for arm in arms} if cfg.probes else {}
+    notes = notes_of(runs, arms, prepared.tuning)
+    if budget.needs_speed:
+        notes += timing.uneven_notes(runs, {arm.name: arm.tokens for arm in arms})
     study = Study(
-        question=cfg.question or question_of(arms, comparison.metric),
+        question=cfg.question or default_question(arms, study_runs.metric),
         command=shlex.join(["python", "-m", "tinyllm.compare", *invocation.arguments]),
-        metric=comparison.metric,
+        metric=study_runs.metric,
         match=cfg.match,
         match_by=sorted({key for arm in arms for key in arm.solved}),
         tolerance=cfg.tolerance,
-        budget=prepared.budget.name,
+        budget=budget.name,
         amount=prepared.amount,
         effect=cfg.effect,
         seeds=seeds,
         seeds_note=note,
         reference=reference.name,
-        arms=arms_of(comparison, speeds, probes),
+        arms=arms_of(arms, speeds, probes),
         runs=runs,
         differences=found,
         verdicts=verdicts(
             found,
             reference=reference.name,
-            metric=comparison.metric,
+            metric=study_runs.metric,
             effect=cfg.effect,
             arms=[arm.name for arm in arms],
-            level=level_of(runs, reference.name),
+            level=mean_value(runs, reference.name),
         ),
         notes=notes,
         provenance=provenance_of(directory, runs),
@@ -255,46 +240,51 @@ def conduct(
     return study
 
 
-def level_of(runs: Sequence[Run], arm: str) -> float | None:
-    """The mean of an arm's figures; None: no run of it has finished."""
+def probe_arm(arm: ComposedArm, cfg: DictConfig, invocation: Invocation, directory: Path) -> dict[str, float]:
+    """The arm's accuracy on synthetic tasks; results are kept in the study's directory."""
+    out = str(directory / "probes")
+    return probe_accuracies(arm.overrides, list(cfg.probes), out=out, config_dir=invocation.config_dir)
+
+
+def mean_value(runs: Sequence[Run], arm: str) -> float | None:
+    """The mean of an arm's metric; None if none of its runs has finished."""
     values = [run.value for run in runs if run.arm == arm and run.value is not None]
     return statistics.fmean(values) if values else None
 
 
-def tell_arms(comparison: Comparison, *, match: str) -> None:
-    """Say what the arms are, what matching changed and how near it came."""
-    width = max(len(arm.name) for arm in comparison.arms)
-    for arm in comparison.arms:
+def describe_arms(arms: Sequence[ComposedArm], reference: ComposedArm, *, match: str, screen: Screen) -> None:
+    """Print the costs of each arm and what the matching changed."""
+    width = max(len(arm.name) for arm in arms)
+    for arm in arms:
         costs = arm.account
         changed = " ".join(f"{key}={value}" for key, value in arm.solved.items())
         matched = "" if arm.mismatch is None else f", {match} {arm.mismatch:+.2%}"
-        reference = ", the reference" if arm is comparison.reference else matched
-        steps = f", {arm.max_steps} steps" if arm.max_steps else ""  # by the clock they are known later
-        comparison.say(
+        steps = f", {arm.max_steps} steps" if arm.max_steps else ""  # with budget=minutes not known yet
+        screen.say(
             f"  {arm.name:{width}}  {costs.parameters:,} parameters ({costs.active_parameters:,} active),"
-            f" {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,} B of cache a token"
-            f"{steps}{reference}{f'; {changed}' if changed else ''}"
+            f" {costs.flops_per_token:,} FLOPs and {costs.kv_bytes_per_token:,} B of cache per token"
+            f"{steps}{', the reference' if arm is reference else matched}{f'; {changed}' if changed else ''}"
         )
 
 
-def evaluating(arm: ComposedArm) -> str | None:
-    """A warning if evaluating a run of this arm takes long beside training it."""
-    asked = arm.cfg.trainer
-    return clock.long_evaluation(
-        evaluations=-(-arm.max_steps // asked.eval_every) if asked.eval_every else 0,
-        tokens=eval_tokens(arm.data.val, max_tokens=asked.eval_tokens),
-        trained=arm.max_steps * arm.batch.tokens,
+def evaluation_warning(arm: ComposedArm) -> str | None:
+    """A warning if evaluating a run of this arm takes long compared with training it."""
+    trainer = arm.cfg.trainer
+    return timing.evaluation_warning(
+        evaluations=-(-arm.max_steps // trainer.eval_every) if trainer.eval_every else 0,
+        tokens=eval_tokens(arm.data.val, max_tokens=trainer.eval_tokens),
+        trained=arm.tokens,
     )
 
 
-def question_of(arms: Sequence[ComposedArm], metric: str) -> str:
-    """The question that nobody put into words."""
+def default_question(arms: Sequence[ComposedArm], metric: str) -> str:
+    """The question of a study that does not state one."""
     names = [arm.name for arm in arms]
     return f"Which of {', '.join(names[:-1])} and {names[-1]} has the lowest {metric}?"
 
 
 def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:
-    """What made the runs; a fact that differs between them is given with all its values."""
+    """Versions, machine, commit, code and data of the runs. A fact that differs is a list of its values."""
     found: dict[str, list[Any]] = {}
     for run in runs:
         if not run.records:

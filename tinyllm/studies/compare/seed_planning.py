@@ -17,12 +17,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.stats import nct, norm
+
 from tinyllm.studies.compare.statistics import LEVEL, POWER, mean_and_sd, seeds_needed
 from tinyllm.studies.compare.verdicts import rounded
 
 PILOT = 5
 """Seeds of the pilot."""
-FIRST_SEED = 2_000_003
+SEED_OFFSET = 2_000_003
 """What is added to the seed of the pilot, so that none of the seeds that count is in it."""
 FEWEST = 3
 """Seeds of a comparison, however little a pilot spreads."""
@@ -100,8 +102,6 @@ def inflation(pilot: int, level: float = LEVEL) -> float:
     With many seeds the power given a pilot is Φ(√n·effect/σ - z) at the level's quantile z. For n = k·s²/effect², and
     s²/σ² = χ²/ν with ν = pilot - 1, its average is P((Z + z)/√(χ²/ν) < √k): √k is a quantile of noncentral t.
     """
-    from scipy.stats import nct, norm
-
     z = norm.isf(level / 2)
     return float(nct.ppf(POWER, pilot - 1, z) / (z + norm.ppf(POWER)))
 

@@ -9,6 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import norm, ttest_1samp
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
 from tinyllm.studies.compare.results import Difference
 
 LEVEL = 0.05
@@ -80,8 +86,6 @@ def _difference(arm: str, pair: Mapping[int, float], resolution: float, effect: 
 
 def _with_corrected(found: Sequence[Difference]) -> list[Difference]:
     """The same with Holm's correction over those that have a p-value."""
-    from statsmodels.stats.multitest import multipletests
-
     plain = [one.p for one in found if one.p is not None]
     corrected = iter(multipletests(plain, alpha=LEVEL, method="holm")[1] if plain else ())
     return [one if one.p is None else replace(one, p_corrected=float(next(corrected))) for one in found]
@@ -89,15 +93,11 @@ def _with_corrected(found: Sequence[Difference]) -> list[Difference]:
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation (n - 1); None: fewer than two values."""
-    import numpy as np
-
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def interval_and_p(values: Sequence[float]) -> tuple[float, float, float]:
     """The 95 % interval of the mean of two values or more that differ, and the p-value of its being zero."""
-    from scipy.stats import ttest_1samp
-
     test = ttest_1samp(values, 0.0)
     interval = test.confidence_interval(1 - LEVEL)
     return float(interval.low), float(interval.high), float(test.pvalue)
@@ -105,8 +105,6 @@ def interval_and_p(values: Sequence[float]) -> tuple[float, float, float]:
 
 def power(ratio: float, n: int, level: float = LEVEL) -> float:
     """Probability that n pairs show a mean of ``ratio`` standard deviations, with its sign, at a two-sided level."""
-    from statsmodels.stats.power import TTestPower
-
     # the wrong side, which the two-sided form adds, is as good as never, and scipy gives nan for it now and then
     return float(TTestPower().power(ratio, n, level / 2, alternative="larger"))
 
@@ -114,8 +112,6 @@ def power(ratio: float, n: int, level: float = LEVEL) -> float:
 @cache
 def detectable_ratio(n: int, level: float = LEVEL) -> float:
     """The mean, in standard deviations of the differences, that n pairs show with a power of ``POWER``."""
-    from scipy.optimize import brentq
-
     high = 1.0
     while power(high, n, level) < POWER:
         high *= 2
@@ -130,8 +126,6 @@ def seeds_needed(sd: float, *, effect: float, level: float = LEVEL) -> int:
         effect: above zero.
         level: two-sided.
     """
-    from scipy.stats import norm
-
     ratio = effect / sd
     n = max(2, round(((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2))  # with sd known; a few more are needed
     while power(ratio, n, level) < POWER:

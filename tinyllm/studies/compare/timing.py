@@ -1,4 +1,4 @@
-"""What takes time: how fast each arm is measured to be, how long it was really trained, and what evaluating takes."""
+"""Time in a comparison: how arms are timed, how long they trained, and what evaluation takes."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,80 +7,80 @@ from tinyllm.config.grammar import key_of
 from tinyllm.studies.compare.results import Run
 
 ROUNDS = 3
-"""Times that every arm is timed, in turn; the median counts. A machine that is slow for a while is so for one round."""
+"""Times that each arm is timed, in turn; the median counts. A temporary slowdown of the machine affects one round."""
 SHARE = 0.05
-"""Of a run's minutes, for one round of an arm."""
+"""Length of a round as a share of a run."""
 SECONDS = (5.0, 60.0)
-"""Of one round of an arm, at least and at most."""
-OFF = 0.05
-"""An arm that was trained for longer or shorter than the median arm by this share is named."""
+"""Shortest and longest round."""
+UNEVEN = 0.05
+"""An arm is reported when its training time differs from the median arm's by more than this share."""
 LONG = 0.5
-"""Evaluating that is more than this share of the training is told."""
+"""A warning is printed when evaluation takes more than this share of the training time."""
 
 
-def seconds_of_a_round(minutes: float) -> float:
-    """How long an arm is timed in each round, for runs of so many minutes."""
-    least, most = SECONDS
-    return min(max(least, 60 * minutes * SHARE), most)
+def round_seconds(minutes: float) -> float:
+    """The length of a timing round, for runs of this many minutes."""
+    shortest, longest = SECONDS
+    return min(max(shortest, 60 * minutes * SHARE), longest)
 
 
-def without_evaluation(settings: Sequence[str], seconds: float) -> list[str]:
-    """The settings of a run that is timed: the same training, for so long, and nothing else."""
+def timing_settings(settings: Sequence[str], seconds: float) -> list[str]:
+    """The settings of a timing run: the same training for a few seconds, without evaluation and saving."""
     short = [f"trainer.max_minutes={seconds / 60:.4g}", "trainer.eval_every=0", "trainer.checkpoint_every=0"]
-    dropped = {*(key_of(one) for one in short), "trainer.eval_tokens", "trainer.eval_train_tokens"}
-    return [*(one for one in settings if key_of(one) not in dropped), *short]
+    dropped = {*map(key_of, short), "trainer.eval_tokens", "trainer.eval_train_tokens"}
+    return [*(setting for setting in settings if key_of(setting) not in dropped), *short]
 
 
 def minutes_trained(tokens: int, tokens_per_s: float | None) -> float | None:
-    """Minutes that so many tokens took, evaluation and saving not counted; None: nobody knows how fast it was."""
+    """Minutes of training, without evaluation and saving; None if the speed is unknown."""
     return tokens / tokens_per_s / 60 if tokens_per_s else None
 
 
-def uneven(runs: Sequence[Run], tokens: Mapping[str, int]) -> list[str]:
-    """A note that names the arms which were trained for longer or shorter than the others, or nothing.
+def uneven_notes(runs: Sequence[Run], tokens: Mapping[str, int]) -> list[str]:
+    """A note that names the arms that trained longer or shorter than the others; empty if there are none.
 
-    The steps of an arm follow from the speed that was measured before. Where the machine was slower or faster then,
-    all seeds of the arm have too few or too many steps, which no statistics over seeds can see.
+    The number of steps follows from the measured speed. If the machine was slower or faster during that measurement,
+    all seeds of the arm have too few or too many steps, an error that no statistics over seeds can detect.
 
     Args:
-        tokens: that each arm's runs were trained on.
+        tokens: training tokens per run of each arm.
     """
-    found: dict[str, float] = {}
+    minutes: dict[str, float] = {}
     for arm, count in tokens.items():
         speeds = [run.tokens_per_s for run in runs if run.arm == arm and run.tokens_per_s is not None]
-        minutes = minutes_trained(count, statistics.median(speeds) if speeds else None)
-        if minutes is not None:
-            found[arm] = minutes
-    usual = statistics.median(found.values()) if found else 0.0
-    shares = {arm: minutes / usual - 1 for arm, minutes in found.items()}
+        trained = minutes_trained(count, statistics.median(speeds) if speeds else None)
+        if trained is not None:
+            minutes[arm] = trained
+    usual = statistics.median(minutes.values()) if minutes else 0.0
+    shares = {arm: trained / usual - 1 for arm, trained in minutes.items()}
     named = [
-        f"{arm} {found[arm]:.3g} ({f'{100 * share:+.0f}'.replace('-', '−')} %)"
+        f"{arm} {minutes[arm]:.3g} ({f'{100 * share:+.0f}'.replace('-', '−')} %)"
         for arm, share in shares.items()
-        if abs(share) > OFF
+        if abs(share) > UNEVEN
     ]
     if not named:
         return []
     return [
-        "not all arms were trained for equally many minutes, for some were not as fast as measured before:"
+        "not all arms trained for the same number of minutes, because their speed differed from the measured one:"
         f" {', '.join(named)}; their differences hold for the tokens they saw, not for equal minutes"
     ]
 
 
-def long_evaluation(*, evaluations: int, tokens: int, trained: int) -> str | None:
-    """A warning before anything trains that evaluating takes long; None: it does not.
+def evaluation_warning(*, evaluations: int, tokens: int, trained: int) -> str | None:
+    """A warning that evaluation will take long; None if it will not.
 
     A forward pass is a third of a training step's FLOPs.
 
     Args:
-        evaluations: of a run.
-        tokens: of one evaluation.
-        trained: tokens of a run.
+        evaluations: evaluations per run.
+        tokens: tokens per evaluation.
+        trained: training tokens per run.
     """
     share = evaluations * tokens / 3 / trained
     if share <= LONG:
         return None
-    less = "evaluations=1 leaves the last one, " if evaluations > 1 else ""
+    fewer = "evaluations=1 keeps only the last one, " if evaluations > 1 else ""
     return (
-        f"evaluating takes about {share:.2g} times as long as training: {evaluations} times {tokens:,} tokens in a run;"
-        f" {less}trainer.eval_tokens=<number> takes a part of the split"
+        f"evaluation will take about {share:.2g} times as long as training: {evaluations} times {tokens:,} tokens per"
+        f" run; {fewer}trainer.eval_tokens=<number> evaluates a part of the split"
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from tinyllm.config.cli.arguments import CommandLine
     from tinyllm.config.cli.main import Invocation
-    from tinyllm.studies.compare.arms import Asked
+    from tinyllm.studies.compare.arms import ArmSet
     from tinyllm.studies.probes.probing import Trials
     from tinyllm.studies.probes.table import Row
 
@@ -46,29 +46,27 @@ def main() -> None:
     """Entry point of ``tinyllm-probe``."""
     from tinyllm.config.cli.main import run
 
-    def take_apart(line: "CommandLine") -> "tuple[list[str], Asked]":
-        asked = arms_of(line.settings)
-        return asked.of(asked.arms[0]), asked
+    def first_arm(line: "CommandLine") -> "tuple[list[str], ArmSet]":
+        arm_set = arms_of(line.settings)
+        return arm_set.settings_of(arm_set.specs[0]), arm_set
 
     def task(cfg: "DictConfig", invocation: "Invocation") -> int:
         return probe_arms(cfg, invocation, invocation.prepared)
 
-    run("probe", task, prepare=take_apart, several=True)
+    run("probe", task, prepare=first_arm, several=True)
 
 
-def arms_of(settings: "Sequence[str]") -> "Asked":
+def arms_of(settings: "Sequence[str]") -> "ArmSet":
     """The arms of a command line; one without several values is one arm.
 
     Raises:
         UserError: a key without effect, or one that cannot differ between arms.
     """
-    from tinyllm.config.grammar import key_of
     from tinyllm.config.quoting import unquoted
     from tinyllm.errors import UserError
-    from tinyllm.studies.compare.arms import Asked, Choice, name_of, parse
-    from tinyllm.studies.sweep.grid import expand
+    from tinyllm.studies.compare.arms import ArmSet, ArmSpec, arm_name, expand_arms, parse_overrides
 
-    parsed = parse(settings)
+    parsed = parse_overrides(settings)
     for one in parsed:
         key, typed = one.key_or_group, unquoted([str(one.input_line)])[0].partition("=")[2]
         if not is_within(key, READ) or is_within(key, BY_TASK):
@@ -77,14 +75,12 @@ def arms_of(settings: "Sequence[str]") -> "Asked":
         if one.is_sweep_override() and is_within(key, (*OWN, "seed")):
             hint = "one value, which holds for all arms; seeds=<number> repeats every arm"
             raise UserError("it cannot differ between arms", key=key, value=typed, hint=hint)
-    jobs = expand({one.get_key_element(): one for one in parsed}.values())
-    varied = {key_of(one) for one in jobs[0].swept}
-    shared = tuple(one for one in jobs[0].overrides if key_of(one) not in varied)
-    arms = tuple(Choice(name=name_of(job.swept) or "model", settings=tuple(job.swept)) for job in jobs)
-    return Asked(shared=shared, arms=arms)
+    shared, jobs = expand_arms(parsed)
+    specs = tuple(ArmSpec(name=arm_name(job.swept) or "model", settings=tuple(job.swept)) for job in jobs)
+    return ArmSet(shared=shared, specs=specs)
 
 
-def probe_arms(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> int:
+def probe_arms(cfg: "DictConfig", invocation: "Invocation", arm_set: "ArmSet") -> int:
     """Probe every arm and show the table; returns the exit code.
 
     Raises:
@@ -102,26 +98,26 @@ def probe_arms(cfg: "DictConfig", invocation: "Invocation", asked: "Asked") -> i
 
     say: Callable[[str], None] = _silent if invocation.json else _say
     arms = []
-    for choice in asked.arms:
+    for spec in arm_set.specs:
         try:
-            composed = compose(*unquoted(asked.of(choice)), program="probe", config_dir=invocation.config_dir)
-            arms.append((choice, Trials(composed, typed=invocation.typed, allow=invocation.allow)))
+            composed = compose(*unquoted(arm_set.settings_of(spec)), program="probe", config_dir=invocation.config_dir)
+            arms.append((spec, Trials(composed, typed=invocation.typed, allow=invocation.allow)))
         except UserError as error:
-            hint = f"{error.hint}; arm {choice.name}" if len(asked.arms) > 1 else error.hint
+            hint = f"{error.hint}; arm {spec.name}" if len(arm_set.specs) > 1 else error.hint
             raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
     shelf = Shelf(Path(cfg.out))
     rows: list[Row] = []
     failed = False
-    for choice, trials in arms:
-        row = Row(arm=choice.name, settings=list(choice.settings), probes=[])
+    for spec, trials in arms:
+        row = Row(arm=spec.name, settings=list(spec.settings), probes=[])
         rows.append(row)
         try:
             for found, known in trials.run(shelf):
                 row.probes.append(found)
-                say(f"{choice.name}, {found.line()}{', known already' if known else ''}")
+                say(f"{spec.name}, {found.line()}{', known already' if known else ''}")
         except UserError as error:  # training did not stay finite: the other arms have nothing to do with it
             failed = True
-            say(f"{choice.name}: {error}")
+            say(f"{spec.name}: {error}")
     write_csv(shelf.path / "probes.csv", rows)
     if invocation.json:
         print(json.dumps({"arms": [row.plain() for row in rows]}))

@@ -12,7 +12,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import words
 from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
-from tinyllm.studies.compare.arms import Asked, Choice
+from tinyllm.studies.compare.arms import ArmSet, ArmSpec
 from tinyllm.studies.compare.budget import Flops
 from tinyllm.studies.compare.composed_arms import ComposedArm, compose_arms, give_horizon
 
@@ -45,7 +45,7 @@ class Rung:
     @property
     def tokens_per_parameter(self) -> float:
         """Training tokens of the run for each active parameter."""
-        return self.arm.max_steps * self.arm.batch.tokens / self.arm.account.active_parameters
+        return self.arm.tokens / self.arm.account.active_parameters
 
 
 def check_settings(scaling: Mapping[str, Any], typed: frozenset[str]) -> None:
@@ -89,7 +89,7 @@ def ladder(cfg: DictConfig, invocation: Invocation) -> list[Rung]:
             "not a list of sizes", key="scaling.sizes", value=scaling.sizes, hint="auto, or a list of settings"
         )
     else:
-        sizes = [Choice(name=text, settings=tuple(quote_literals(words(text)))) for text in map(str, scaling.sizes)]
+        sizes = [ArmSpec(name=text, settings=tuple(quote_literals(words(text)))) for text in map(str, scaling.sizes)]
     arms = _composed(sizes, invocation, cfg, automatic=automatic)
     rungs = []
     for budget in map(float, scaling.budgets):
@@ -106,8 +106,8 @@ def ladder(cfg: DictConfig, invocation: Invocation) -> list[Rung]:
 
 def _at(arm: ComposedArm, budget: float, config_dir: str | None) -> ComposedArm:
     """Give an arm the number of steps that the budget pays for, with one evaluation at the end."""
-    choice = replace(arm.choice, name=f"{arm.name} {budget:g}")
-    rung_arm = replace(arm, choice=choice, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
+    spec = replace(arm.spec, name=f"{arm.name} {budget:g}")
+    rung_arm = replace(arm, spec=spec, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
     try:
         give_horizon([rung_arm], Flops(amount=budget), budget, evaluations=1, config_dir=config_dir)
     except UserError as error:
@@ -117,7 +117,7 @@ def _at(arm: ComposedArm, budget: float, config_dir: str | None) -> ComposedArm:
     return rung_arm
 
 
-def _proportional(cfg: DictConfig) -> list[Choice]:
+def _proportional(cfg: DictConfig) -> list[ArmSpec]:
     """Sizes with more and more heads; depth and d_ff keep the proportions of the configured model."""
     model, head = cfg.model, cfg.scaling.head_dim
     sizes = []
@@ -129,12 +129,12 @@ def _proportional(cfg: DictConfig) -> list[Choice]:
             "n_layers": max(1, round(model.n_layers * width / model.d_model)),
             "d_ff": round(model.d_ff * width / model.d_model),
         }
-        sizes.append(Choice(name=f"d{width}", settings=tuple(f"model.{key}={value}" for key, value in values.items())))
+        sizes.append(ArmSpec(name=f"d{width}", settings=tuple(f"model.{key}={value}" for key, value in values.items())))
     return sizes
 
 
 def _composed(
-    sizes: Sequence[Choice], invocation: Invocation, cfg: DictConfig, *, automatic: bool
+    sizes: Sequence[ArmSpec], invocation: Invocation, cfg: DictConfig, *, automatic: bool
 ) -> list[ComposedArm]:
     """Compose the sizes and sort them by active parameters. Automatic sizes that do not compose are left out.
 
@@ -146,10 +146,10 @@ def _composed(
     refused: UserError | None = None
     most = max(map(float, cfg.scaling.budgets)) / cfg.scaling.tokens_per_parameter[0]
     for size in sizes:
-        asked = Asked(shared=tuple(invocation.overrides), arms=(size,))
+        arm_set = ArmSet(shared=tuple(invocation.overrides), specs=(size,))
         try:
             [arm] = compose_arms(
-                asked, own=OWN, defaults=defaults, config_dir=invocation.config_dir, allow=invocation.allow
+                arm_set, own=OWN, defaults=defaults, config_dir=invocation.config_dir, allow=invocation.allow
             )
         except UserError as error:
             if not automatic:

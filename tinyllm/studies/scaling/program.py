@@ -9,7 +9,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.programs.builders import plain
 from tinyllm.studies.compare.pipeline import Stopped
 from tinyllm.studies.compare.progress import Screen
-from tinyllm.studies.compare.runner import taken_hold_of
+from tinyllm.studies.compare.runner import locked_study_dir
 from tinyllm.studies.scaling.ladder import check_settings, ladder
 from tinyllm.studies.scaling.report import sentences, write_report
 from tinyllm.studies.scaling.study import conduct, study_directory
@@ -32,7 +32,7 @@ def scaling(cfg: DictConfig, invocation: Invocation) -> int:
             f"  {rung.arm.name}: {costs.active_parameters:,} parameters, {costs.flops_per_token:,} FLOPs per token,"
             f" {rung.arm.max_steps} steps, {rung.tokens_per_parameter:.3g} tokens per parameter"
         )
-    with listening() as stop, taken_hold_of(directory):
+    with listening() as stop, locked_study_dir(directory):
         screen.say(f"study: {directory}")
         try:
             study = conduct(cfg, invocation, rungs, directory, stop, screen)

@@ -13,10 +13,10 @@ from omegaconf import DictConfig
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import key_of
 from tinyllm.studies.compare.composed_arms import needs_gpu
-from tinyllm.studies.compare.pipeline import Comparison
+from tinyllm.studies.compare.pipeline import StudyRuns
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Run
-from tinyllm.studies.compare.run_pool import places
+from tinyllm.studies.compare.run_pool import device_slots
 from tinyllm.studies.compare.runner import provenance_of
 from tinyllm.studies.scaling import law as scaling_law
 from tinyllm.studies.scaling.ladder import OWN, Rung
@@ -108,21 +108,20 @@ def conduct(
     """
     per_run = cfg.strategy.get("nproc_per_node") or 1
     arms = [rung.arm for rung in rungs]
-    comparison = Comparison(
+    study_runs = StudyRuns(
         directory=directory,
         arms=arms,
         reference=arms[0],
-        where=places(cfg.scaling.parallel, per_run=per_run, on_gpu=needs_gpu(cfg)),
+        slots=device_slots(cfg.scaling.parallel, per_run=per_run, on_gpu=needs_gpu(cfg)),
         stop=stop,
         metric=METRIC,
-        flags=[] if invocation.config_dir is None else ["--config-dir", invocation.config_dir],
         config_dir=invocation.config_dir,
         allow=invocation.allow,
         screen=screen,
     )
     seeds = [int(cfg.seed) + i for i in range(cfg.scaling.seeds)]
-    comparison.train(arms, seeds)
-    runs = comparison.runs(arms, seeds)
+    study_runs.train(arms, seeds)
+    runs = study_runs.results(arms, seeds)
     screen.say(f"fitting the law, and {cfg.scaling.draws} bootstrap samples for its intervals")
     by_name = {rung.arm.name: rung for rung in rungs}
     study = study_of(
@@ -144,7 +143,7 @@ def _trained(rung: Rung, run: Run) -> Trained:
         size=arm.name.rpartition(" ")[0],
         budget=rung.budget,
         parameters=arm.account.active_parameters,
-        tokens=arm.max_steps * arm.batch.tokens,
+        tokens=arm.tokens,
         flops_per_token=arm.account.flops_per_token,
         run=run,
     )

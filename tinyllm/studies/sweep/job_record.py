@@ -1,17 +1,17 @@
-"""What is known of one job of a sweep."""
+"""The record of a sweep's job: its settings, status and results, one JSON file per job."""
 
-import contextlib
 import math
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError
-from tinyllm.runs.layout import RUN_JSON
+from tinyllm.runs.layout import METRICS, RUN_JSON
 from tinyllm.runs.metrics_log import Speed, read_metrics
+from tinyllm.studies.sweep.job import Job, short_setting
 from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.platforms import signals
 from tinyllm.utils.signatures import annotations_of
@@ -19,129 +19,114 @@ from tinyllm.utils.signatures import annotations_of
 WAITING, RUNNING = "waiting", "running"
 FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "skipped"
 NOT_STARTED = "not started"
-"""How a job that waits is shown once the sweep is over."""
-LONGEST_NUMBER = 8
+"""Shown for a job that is still waiting when the sweep has ended."""
 STOPPED = tuple(128 + number for number in signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"))
-"""Exit codes of a run that somebody stopped."""
+"""Exit codes of a run that was stopped by a signal."""
 
 
 @dataclass(kw_only=True)
-class Record:
-    """One job: what tells it from the others, how it stands, and what came out. Kept in a file of its own."""
+class JobRecord:
+    """Settings, status and results of one job."""
 
     number: int
     name: str
-    """The name of the run's directory and of this record's file."""
+    """Name of the run directory and of this record's file."""
     overrides: list[str]
     """All settings of the job, in Hydra's grammar."""
     swept: list[str]
-    """Those of them that differ between the jobs of the command that made it."""
+    """The settings that varied in the command that added the job."""
     status: str = WAITING
     """waiting, running, finished, failed or interrupted."""
     code: int = 0
-    """The exit code of the run."""
+    """Exit code of the run."""
     error: str = ""
-    """The first line of what went wrong."""
+    """First line of the error."""
     val_loss: float | None = None
-    """The lowest of the run."""
+    """Lowest validation loss of the run."""
     val_bpb: float | None = None
-    """Of the last evaluation."""
+    """Bits per byte at the last evaluation."""
     tokens_per_s: float | None = None
-    """In training, evaluation and saving left out."""
+    """Training speed, without evaluation and saving."""
     step: int | None = None
     seconds: float | None = None
     pid: int | None = None
     host: str = ""
 
     @property
+    def job(self) -> Job:
+        """The job as a command line describes it."""
+        return Job(overrides=self.overrides, swept=self.swept)
+
+    @property
     def label(self) -> str:
-        """The job in a few words."""
-        return " ".join(map(shortened, self.swept or self.overrides)) or "defaults"
+        """The settings that varied, for display."""
+        return " ".join(map(short_setting, self.swept or self.overrides)) or "defaults"
 
     def reset(self) -> None:
-        """As before it ran."""
-        fresh = Record(number=self.number, name=self.name, overrides=self.overrides, swept=self.swept)
+        """Clear status and results, before the job runs again."""
+        fresh = JobRecord(number=self.number, name=self.name, overrides=self.overrides, swept=self.swept)
         self.__dict__.update(asdict(fresh))
 
     def begin(self) -> None:
-        """Running, in this process."""
+        """Mark the job as running in this process."""
         self.reset()
         self.status, self.pid, self.host = RUNNING, os.getpid(), socket.gethostname()
 
     def write(self, directory: Path) -> None:
-        """Put it into its file, whole or not at all."""
+        """Write the record to its file, atomically."""
         write_json(directory / f"{self.name}.json", asdict(self))
 
+    def shown_status(self, skipped: Iterable[str] = ()) -> str:
+        """The status for display after the sweep.
 
-def read(file: Path) -> Record:
-    """The record in a file.
+        Args:
+            skipped: names of the jobs that had finished before this sweep started.
+        """
+        if self.status == FINISHED and self.name in skipped:
+            return SKIPPED
+        return {WAITING: NOT_STARTED, RUNNING: INTERRUPTED}.get(self.status, self.status)
+
+    def take_results(self, run_dir: Path) -> None:
+        """Fill in the results from the run directory, and the status from these and the exit code."""
+        file = run_dir / RUN_JSON
+        run = read_json(file) if file.is_file() else {}
+        losses, speed = [], Speed()
+        for metrics in read_metrics(run_dir / METRICS):
+            speed.add(metrics)
+            self.step = metrics["step"]
+            loss = metrics.get("val/loss")
+            if loss is not None and math.isfinite(loss):
+                losses.append(loss)
+                self.val_bpb = metrics.get("val/bpb")
+        self.val_loss = min(losses, default=None)
+        self.tokens_per_s = round(speed.mean, 1) if speed.mean else None
+        if result := run.get("result"):
+            self.step, self.seconds = result["step"], round(result["seconds"], 3)
+        if self.code in STOPPED:
+            self.status = INTERRUPTED
+        elif self.code:
+            self.status = FAILED
+            self.error = self.error or str(run.get("reason", "")) or f"exit code {self.code}"
+        else:  # trainer.max_minutes and trainer.stop_after_steps interrupt a run with exit code 0
+            self.status = INTERRUPTED if run.get("status") == INTERRUPTED else FINISHED
+
+
+def read_record(file: Path) -> JobRecord:
+    """Read a record, checking types, status and name.
 
     Raises:
-        UserError: it is not one; its name, which says where the job's run lies, is not the file's.
+        UserError: not a valid record. Its name must be the file's: it decides which run directory is used.
     """
     try:
-        record = Record(**read_json(file))
-        for key, annotation in annotations_of(Record).items():
+        record = JobRecord(**read_json(file))
+        for key, annotation in annotations_of(JobRecord).items():
             if key in vars(record) and (allowed := type_problem(getattr(record, key), annotation)):
                 raise TypeError(f"{key} must be {allowed}")
         if record.name != file.stem:
-            raise TypeError(f"it belongs to {record.name}")
+            raise TypeError(f"its name is {record.name}")
         if record.status not in (WAITING, RUNNING, FINISHED, FAILED, INTERRUPTED):
-            raise TypeError(f"there is no status {record.status}")
+            raise TypeError(f"unknown status {record.status}")
     except (UserError, TypeError) as error:
-        hint = f"{error}; without the file the job is started anew"
-        raise UserError("not the record of a job", file=file, hint=hint) from error
+        hint = f"{error}; delete the file to start the job again"
+        raise UserError("invalid job record", file=file, hint=hint) from error
     return record
-
-
-def shortened(setting: str) -> str:
-    """A setting with a long number rounded, for people."""
-    key, equals, value = setting.partition("=")
-    with contextlib.suppress(ValueError):
-        if len(value) > LONGEST_NUMBER:
-            value = f"{float(value):.4g}"
-    return f"{key}{equals}{value}"
-
-
-def status_of(record: Record, skipped: Iterable[str]) -> str:
-    """The status as it is shown.
-
-    Args:
-        skipped: names of jobs that were finished before this start of the sweep.
-    """
-    if record.status == FINISHED and record.name in skipped:
-        return SKIPPED
-    return {WAITING: NOT_STARTED, RUNNING: INTERRUPTED}.get(record.status, record.status)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A job as the command line asks for it."""
-
-    overrides: Sequence[str]
-    swept: Sequence[str]
-
-
-def take_results(record: Record, run_dir: Path) -> None:
-    """Fill in what the run left in its directory, and the status that follows from it and the exit code."""
-    file = run_dir / RUN_JSON
-    known = read_json(file) if file.is_file() else {}
-    losses, speed = [], Speed()
-    for metrics in read_metrics(run_dir / "metrics.jsonl"):
-        speed.add(metrics)
-        record.step = metrics["step"]
-        loss = metrics.get("val/loss")
-        if loss is not None and math.isfinite(loss):
-            losses.append(loss)
-            record.val_bpb = metrics.get("val/bpb")
-    record.val_loss = min(losses, default=None)
-    record.tokens_per_s = round(speed.mean, 1) if speed.mean else None
-    if result := known.get("result"):
-        record.step, record.seconds = result["step"], round(result["seconds"], 3)
-    if record.code in STOPPED:
-        record.status = INTERRUPTED
-    elif record.code:
-        record.status = FAILED
-        record.error = record.error or str(known.get("reason", "")) or f"exit code {record.code}"
-    else:
-        record.status = INTERRUPTED if known.get("status") == INTERRUPTED else FINISHED

@@ -1,4 +1,4 @@
-"""From a list of jobs to runs: composing each, and handing them to Hydra's launcher."""
+"""Composes the jobs of a sweep and hands them to Hydra's launcher."""
 
 import secrets
 import sys
@@ -15,27 +15,28 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.cli.main import USER_ERROR
 from tinyllm.config.grammar import key_of, quote
 from tinyllm.config.hydra_errors import explained
 from tinyllm.errors import UserError, one_line
 from tinyllm.runs.layout import LOCK
 from tinyllm.studies.sweep.directory import SweepDir
-from tinyllm.studies.sweep.gpu_slots import Slots
-from tinyllm.studies.sweep.job_record import FAILED, FINISHED, RUNNING, WAITING, Job, Record
-from tinyllm.studies.sweep.sweep_runner import LOOK_EVERY_S, Sweep
+from tinyllm.studies.sweep.gpu_slots import GpuSlots
+from tinyllm.studies.sweep.job import Job
+from tinyllm.studies.sweep.job_record import FAILED, FINISHED, RUNNING, WAITING, JobRecord
+from tinyllm.studies.sweep.sweep_runner import POLL_S, Sweep
 from tinyllm.utils.locks import is_held
 
 IN_PROCESS = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-USER_ERROR = 2
-START_TAKES_S = 60.0
-"""Seconds after which a job that runs, by its record, and holds no run directory is taken for dead."""
-QUEUE_TAKES_S = 600.0
-"""Seconds without a running job after which those that wait are taken for lost."""
+START_S = 60.0
+"""Seconds after which a job recorded as running whose run directory is not locked counts as dead."""
+QUEUE_S = 600.0
+"""Seconds without any running job after which the waiting ones count as lost."""
 
 
 @dataclass(kw_only=True)
-class Launching:
-    """What Hydra gives a sweeper."""
+class JobLauncher:
+    """Runs jobs with what Hydra gives a sweeper."""
 
     config: DictConfig
     context: HydraContext
@@ -43,18 +44,18 @@ class Launching:
 
     @property
     def flags(self) -> list[str]:
-        """What stood before the settings on the command line and belongs to every job."""
+        """The command line's flags that every job needs: its directory of option files."""
         sources = self.config.hydra.runtime.config_sources
         added = [str(source.path) for source in sources if source.provider == "command-line"]
         return [word for path in added for word in ("--config-dir", path)]
 
-    def place(self) -> SweepDir:
-        """The sweep's directory, in the configuration of every job; one that nobody named is like no other."""
+    def sweep_dir(self) -> SweepDir:
+        """The sweep's directory. The default path gets a random suffix: two sweeps may start in the same second."""
         node = self.config.hydra
         path = str(node.sweep.dir)
         if not path:
-            hint = "give a directory, or leave it out"
-            raise UserError("no directory is given", key="hydra.sweep.dir", value=path, hint=hint)
+            hint = "give a directory, or leave the key out"
+            raise UserError("empty path", key="hydra.sweep.dir", value=path, hint=hint)
         if "hydra.sweep.dir" not in map(key_of, node.overrides.hydra):
             path = f"{path}_{secrets.token_hex(2)}"
             with read_write(node), open_dict(node):
@@ -66,7 +67,7 @@ class Launching:
         """The configuration of a job.
 
         Raises:
-            UserError: it does not compose.
+            UserError: the settings do not compose.
         """
         check_settings(job.overrides, directories=self.flags[1::2])
         try:
@@ -74,30 +75,29 @@ class Launching:
         except (HydraException, OmegaConfBaseException) as error:
             raise explained(error, list(job.overrides)) from error
 
-    def sweep(self, directory: SweepDir, *, slots: Slots | None, maximize: bool = False) -> Sweep:
-        """The sweep of this command, in which nothing has happened yet."""
+    def sweep(self, directory: SweepDir, *, slots: GpuSlots | None, maximize: bool = False) -> Sweep:
+        """A new sweep in this directory."""
         in_process = slots is None and self.config.hydra.launcher.get("_target_") == IN_PROCESS
         return Sweep(directory, in_process=in_process, maximize=maximize)
 
-    def run(self, sweep: Sweep, records: Sequence[Record], *, slots: Slots | None) -> None:
-        """Run jobs; what becomes of them stands in their records.
+    def run(self, sweep: Sweep, records: Sequence[JobRecord], *, slots: GpuSlots | None) -> None:
+        """Run jobs; their records hold the outcome.
 
         Args:
-            slots: GPUs to run several jobs at once, each as a program of its own; None: Hydra's launcher runs them.
+            slots: run the jobs on these groups of GPUs; None: Hydra's launcher runs them.
         """
-        if not records or sweep.directory.stopping:
+        if not records or sweep.directory.stop_requested:
             return
-        if slots is not None:
-            with sweep.watching():
+        if slots is None and sweep.in_process:
+            return self._launch(sweep, records)
+        with sweep.polling():
+            if slots is not None:
                 slots.run(sweep.directory, records)
-        elif sweep.in_process:
-            self._launch(sweep, records)
-        else:
-            with sweep.watching():
-                self._launch_apart(sweep, records)
+            else:
+                self._launch_workers(sweep, records)
 
-    def _launch(self, sweep: Sweep, records: Sequence[Record]) -> None:
-        """One call of the launcher. A job that ended by an error outside of its run is recorded as failed."""
+    def _launch(self, sweep: Sweep, records: Sequence[JobRecord]) -> None:
+        """Call Hydra's launcher once. A job that raised outside of its run is recorded as failed."""
         launcher = Plugins.instance().instantiate_launcher(
             config=self.config, hydra_context=self.context, task_function=self.task
         )
@@ -108,70 +108,74 @@ class Launching:
                 error = returned._return_value
                 _fail(sweep.directory, record, f"{type(error).__name__}: {error}")
 
-    def _launch_apart(self, sweep: Sweep, records: Sequence[Record]) -> None:
-        """Launch into other processes, one of which may die without a word."""
+    def _launch_workers(self, sweep: Sweep, records: Sequence[JobRecord]) -> None:
+        """Launch into other processes, any of which may be killed."""
         try:
             return self._launch(sweep, records)
         except Exception as error:
-            reason = f"its process died: {type(error).__name__}: {error}"
-        if sweep.directory.stopping:
+            reason = _death(error)
+        if sweep.directory.stop_requested:
             return
-        if self._one_breaks_all:
-            self._again_alone(sweep, records)
+        # joblib ends all its workers as soon as one of them dies; a cluster's jobs are independent.
+        if "joblib" in str(self.config.hydra.launcher.get("_target_")):
+            self._relaunch(sweep, records)
         else:
-            self._wait_for_others(sweep, records, reason)
+            self._wait_for_rest(sweep, records, reason)
 
-    @property
-    def _one_breaks_all(self) -> bool:
-        """Whether the launcher's processes end with the first of them that dies."""
-        return "joblib" in str(self.config.hydra.launcher.get("_target_"))
-
-    def _again_alone(self, sweep: Sweep, records: Sequence[Record]) -> None:
-        """Jobs that ran when a process died are run once more, each by itself, then those that had to wait."""
-        left = self._current(sweep, records)
-        for record in [one for one in left if one.status == RUNNING]:
-            try:
-                self._launch(sweep, [record])
-            except Exception as error:
-                _fail(sweep.directory, record, f"its process died: {type(error).__name__}: {error}")
-        waiting = [record for record in self._current(sweep, left) if record.status == WAITING]
-        if waiting and len(waiting) < len(records) and not sweep.directory.stopping:
-            self._launch_apart(sweep, waiting)
+    def _relaunch(self, sweep: Sweep, records: Sequence[JobRecord]) -> None:
+        """Rerun the jobs that were running when a worker died, one at a time, then launch the waiting ones."""
+        unfinished = self._unfinished(sweep, records)
+        for record in unfinished:
+            if record.status == RUNNING:
+                try:
+                    self._launch(sweep, [record])
+                except Exception as error:
+                    _fail(sweep.directory, record, _death(error))
+        waiting = [record for record in self._unfinished(sweep, unfinished) if record.status == WAITING]
+        if waiting and len(waiting) < len(records) and not sweep.directory.stop_requested:
+            self._launch_workers(sweep, waiting)
         else:
             for record in waiting:
-                _fail(sweep.directory, record, "the processes for it could not be started")
+                _fail(sweep.directory, record, "its worker process could not be started")
 
-    def _wait_for_others(self, sweep: Sweep, records: Sequence[Record], reason: str) -> None:
-        """Let jobs end that a cluster runs or has in its queue, though it has reported one that did not."""
-        print(f"note: {one_line(reason)}; waiting for the others", flush=True)
-        quiet_since = time.monotonic()
-        while (left := self._current(sweep, records)) and not sweep.directory.stopping:
-            for record in [one for one in left if one.status == RUNNING]:
+    def _wait_for_rest(self, sweep: Sweep, records: Sequence[JobRecord], reason: str) -> None:
+        """Wait for the jobs that a cluster still runs or queues after it has reported the failure of one."""
+        print(f"note: {one_line(reason)}; waiting for the other jobs", flush=True)
+        last_alive = time.monotonic()
+        while (unfinished := self._unfinished(sweep, records)) and not sweep.directory.stop_requested:
+            for record in unfinished:
+                if record.status != RUNNING:
+                    continue
                 if is_held(sweep.directory.run_dir(record) / LOCK):
-                    quiet_since = time.monotonic()
-                elif time.monotonic() - quiet_since > START_TAKES_S:
+                    last_alive = time.monotonic()
+                elif time.monotonic() - last_alive > START_S:
                     _fail(sweep.directory, record, reason)
-            if time.monotonic() - quiet_since > QUEUE_TAKES_S:
+            if time.monotonic() - last_alive > QUEUE_S:
                 return
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_S)
 
-    def _current(self, sweep: Sweep, records: Sequence[Record]) -> list[Record]:
-        """Those of the jobs that have not ended, as they stand now."""
+    def _unfinished(self, sweep: Sweep, records: Sequence[JobRecord]) -> list[JobRecord]:
+        """The current records of the jobs that are waiting or running."""
         names = {record.name for record in records}
-        now = [record for record in sweep.directory.all() if record.name in names]
+        now = [record for record in sweep.directory.records() if record.name in names]
         return [record for record in now if record.status in (WAITING, RUNNING)]
 
 
-def _fail(directory: SweepDir, record: Record, reason: str) -> None:
-    now = directory.named(record.name) or record
-    if now.status == FINISHED:
+def _death(error: Exception) -> str:
+    return f"its process died: {type(error).__name__}: {error}"
+
+
+def _fail(directory: SweepDir, record: JobRecord, reason: str) -> None:
+    """Record a job as failed, unless it has finished."""
+    record = directory.get(record.name) or record
+    if record.status == FINISHED:
         return
-    now.status, now.code, now.error = FAILED, now.code or 1, one_line(reason)
-    directory.write(now)
+    record.status, record.code, record.error = FAILED, record.code or 1, one_line(reason)
+    directory.write(record)
 
 
-def fail_at_once(sweep: Sweep, record: Record, error: UserError) -> None:
-    """Record that a job cannot even be composed."""
+def fail_before_start(sweep: Sweep, record: JobRecord, error: UserError) -> None:
+    """Record a job as failed because its settings do not compose."""
     record.reset()
     record.status, record.code, record.error = FAILED, USER_ERROR, f"error: {error}"
     sweep.directory.write(record)

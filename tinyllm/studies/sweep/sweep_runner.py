@@ -1,4 +1,4 @@
-"""A sweep while it runs: what is told of its jobs, and how it ends."""
+"""A sweep in progress, as its main process sees it: signals, progress lines, the table and the exit code."""
 
 import os
 import signal
@@ -6,183 +6,192 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from tinyllm.studies.sweep.directory import CSV, SweepDir
-from tinyllm.studies.sweep.job_record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, Job, Record
-from tinyllm.studies.sweep.table import show_table
+from tinyllm.studies.sweep.job import Job
+from tinyllm.studies.sweep.job_record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, JobRecord
+from tinyllm.studies.sweep.table import sweep_table
 from tinyllm.utils.environment import shows
 from tinyllm.utils.platforms import signals
 from tinyllm.utils.stop_signal import unless_nohup
 from tinyllm.utils.text import plain
 
-LOOK_EVERY_S = 0.5
+POLL_S = 0.5
 SIGNALLED = 128
-"""Exit codes above it say which signal ended the program."""
-_here: list["Sweep"] = []
-_ended: list[int] = []
+"""Exit codes above it name the signal that ended the program."""
 
 
-def running_here() -> "Sweep | None":
-    """The sweep whose main process this is."""
-    return _here[-1] if _here else None
+@dataclass
+class ThisProcess:
+    """The sweep of this process and its exit code.
+
+    Hydra creates the sweeper itself, discards what it returns, and calls a job without naming its sweep. So the two
+    ends that need each other meet here: the sweeper enters the running sweep, the jobs of this process look it up, and
+    the command line reads the exit code at the end.
+    """
+
+    sweep: "Sweep | None" = None
+    """The sweep in progress; None in the processes that only run its jobs."""
+    exit_code: int = 0
+    """Exit code of the last sweep."""
 
 
-def exit_code() -> int:
-    """The exit code of the sweep that ended in this process last; 0: there was none."""
-    return _ended[-1] if _ended else 0
+THIS_PROCESS = ThisProcess()
 
 
 class Sweep:
-    """The main process's part in a sweep.
+    """A sweep in progress.
 
     Args:
-        directory: where it happens.
+        directory: where its jobs are.
         in_process: the jobs run in this process, one after the other.
-        maximize: the best job is that with the highest validation loss.
+        maximize: the best job has the highest validation loss, not the lowest.
     """
 
     def __init__(self, directory: SweepDir, *, in_process: bool, maximize: bool = False) -> None:
         self.directory, self.in_process, self.maximize = directory, in_process, maximize
-        self.records: list[Record] = []
+        self.records: list[JobRecord] = []
         self.skipped: set[str] = set()
+        """Names of the jobs that had finished before this sweep started."""
         self.signal: int | None = None
-        self._told: dict[str, str] = {}
-        self._looking = threading.Lock()
+        """The first signal received."""
+        self._reported: dict[str, str] = {}
+        """The last status shown of each job, by name."""
+        self._refreshing = threading.Lock()
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """The context of the sweep; at its end stand the table and ``sweep.csv``.
+        """Hold the directory and handle signals; on leaving, print the table and write ``sweep.csv``.
 
         Raises:
-            UserError: the directory cannot be made, or another sweep runs in it.
+            UserError: the directory cannot be created, or another sweep uses it.
         """
-        handle = self.directory.make()
-        ending = unless_nohup(signals("SIGINT", "SIGTERM", "SIGHUP"))
-        before = {number: signal.signal(number, self._receive) for number in ending}
-        _here.append(self)
+        handle = self.directory.lock()
+        handled = unless_nohup(signals("SIGINT", "SIGTERM", "SIGHUP"))
+        before = {number: signal.signal(number, self._receive) for number in handled}
+        THIS_PROCESS.sweep = self
         try:
             yield
         except KeyboardInterrupt:
-            self.directory.stop()
+            self.directory.request_stop()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._finish()
-            _here.remove(self)
+            THIS_PROCESS.sweep = None
             os.close(handle)
 
-    def add(self, jobs: Sequence[Job]) -> list[Record]:
-        """Take jobs in; returns those that are still to be run.
+    def add(self, jobs: Sequence[Job]) -> list[JobRecord]:
+        """Add jobs to the sweep; returns the records of those that have not finished.
 
         Raises:
-            UserError: a job was here with other settings.
+            UserError: a job is registered with other settings.
         """
-        added = {record.name: record for record in self.directory.enlist(jobs)}
+        added = {record.name: record for record in self.directory.register(jobs)}
         known = {record.name for record in self.records}
         self.records += [record for name, record in added.items() if name not in known]
         self.skipped |= {name for name, record in added.items() if record.status == FINISHED and name not in known}
         for record in added.values():
-            self._told.setdefault(record.name, record.status)
+            self._reported.setdefault(record.name, record.status)
         return [record for record in added.values() if record.status != FINISHED]
 
-    def best(self) -> Record | None:
+    def best(self) -> JobRecord | None:
         """The finished job with the best validation loss."""
-        finished = [one for one in self.records if one.status == FINISHED and one.val_loss is not None]
+        finished = [record for record in self.records if record.status == FINISHED and record.val_loss is not None]
         sign = -1 if self.maximize else 1
-        return min(finished, key=lambda one: sign * (one.val_loss or 0.0), default=None)
+        return min(finished, key=lambda record: sign * (record.val_loss or 0.0), default=None)
 
-    def tell_start(self, record: Record) -> None:
-        """Say that a job begins."""
-        self._told[record.name] = RUNNING
+    def report_start(self, record: JobRecord) -> None:
+        """Print that a job starts in this process."""
+        self._reported[record.name] = RUNNING
         again = "" if record.status == WAITING else f" again ({record.status} before)"
         if shows("INFO"):
             print(f"job {record.number}: {plain(record.label)}{again}", flush=True)
 
-    def look(self) -> None:
-        """Read what became of the jobs, say what is new, and bring ``sweep.csv`` up to date."""
-        with self._looking:
-            now = {record.name: record for record in self.directory.all()}
+    def report_total(self, total: int) -> None:
+        """Print how many jobs the sweep has, and where their output goes."""
+        logs = "" if self.in_process else f"; output in {self.directory.records_dir}/*.log"
+        if shows("INFO"):
+            print(f"{total} jobs in {self.directory.path}, {len(self.skipped)} already finished{logs}", flush=True)
+
+    def refresh(self) -> None:
+        """Read the records, print every change of status, and update ``sweep.csv``."""
+        with self._refreshing:
+            now = {record.name: record for record in self.directory.records()}
             self.records = [now.get(record.name, record) for record in self.records]
             for record in self.records:
-                before, self._told[record.name] = self._told[record.name], record.status
-                if record.status != before and record.status != WAITING:
-                    self._tell(record)
+                before, self._reported[record.name] = self._reported[record.name], record.status
+                if record.status not in (before, WAITING):
+                    self._report(record)
             self.directory.write_csv(self.skipped, ended=False)
 
-    def _tell(self, record: Record) -> None:
+    def _report(self, record: JobRecord) -> None:
         parts = [record.status if record.status != RUNNING else "started"]
         if record.val_loss is not None:
             parts.append(f"val loss {record.val_loss:.4f}")
-        if record.status == FAILED and not self.in_process:  # else the job has just said it here
+        if record.status == FAILED and not self.in_process:  # in this process, the job has just printed its error
             parts.append(record.error)
         stream = sys.stderr if record.status == FAILED else sys.stdout
-        if record.status != FAILED and not shows("INFO"):
-            return
-        print(plain(f"job {record.number} ({record.label}): {', '.join(parts)}"), file=stream, flush=True)
-
-    def tell_jobs(self, total: int) -> None:
-        """Say how many jobs there are to be, and where to look."""
-        before = f"{len(self.skipped)} of them finished before"
-        logs = "" if self.in_process else f"; what they print goes to {self.directory.records}/*.log"
-        if shows("INFO"):
-            print(f"{total} jobs in {self.directory.path}, {before}{logs}", flush=True)
+        if record.status == FAILED or shows("INFO"):
+            print(plain(f"job {record.number} ({record.label}): {', '.join(parts)}"), file=stream, flush=True)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look at the jobs now and then while they run in other processes."""
+    def polling(self) -> Iterator[None]:
+        """Refresh in the background while the jobs run in other processes."""
         done = threading.Event()
-
-        def watch() -> None:
-            while not done.wait(LOOK_EVERY_S):
-                self.look()
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
+        poller = threading.Thread(target=self._poll, args=[done], daemon=True)
+        poller.start()
         try:
             yield
         finally:
             done.set()
-            watcher.join()
-            self.look()
+            poller.join()
+            self.refresh()
+
+    def _poll(self, done: threading.Event) -> None:
+        while not done.wait(POLL_S):
+            self.refresh()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        """The first signal ends the sweep after the checkpoints of the jobs, the second one ends it at once."""
+        """The first signal ends the sweep once its jobs have saved a checkpoint, the second one at once."""
         if self.signal is not None:
             os._exit(SIGNALLED + number)
         self.signal = number
-        self.directory.stop()
+        self.directory.request_stop()
         if self.in_process:
             raise KeyboardInterrupt
-        print("stopping: jobs that run save a checkpoint first", file=sys.stderr, flush=True)
+        print("stopping: running jobs save a checkpoint first", file=sys.stderr, flush=True)
 
-    def _code(self) -> int:
-        """That of the signal which ended the sweep, else that of the first job which did not go well."""
+    def _exit_code(self) -> int:
+        """128 + the signal that ended the sweep, else the first exit code of a job that is not 0."""
         if self.signal is not None:
             return SIGNALLED + self.signal
-        codes = [one.code for one in self.records if one.code]
-        stops = [code for code in codes if code in STOPPED] if self.directory.stopping else []
+        codes = [record.code for record in self.records if record.code]
+        stops = [code for code in codes if code in STOPPED] if self.directory.stop_requested else []
         return next(iter(stops + codes), 0)
 
     def _finish(self) -> None:
+        """Print the table and what to do next; record the exit code."""
         if not self.records:
             return self.directory.stop_file.unlink(missing_ok=True)
-        self.look()
+        self.refresh()
         self.directory.write_csv(self.skipped, ended=True)
-        stopped = self.directory.stopping
-        _ended.append(self._code())
+        stopped = self.directory.stop_requested
+        THIS_PROCESS.exit_code = self._exit_code()
         self.directory.stop_file.unlink(missing_ok=True)
         best = self.best()
-        show_table(self.records, self.skipped, best=best)
+        sweep_table(self.records, self.skipped, best=best).show()
         for record in self.records:
             if record.status == FAILED:
                 print(plain(f"job {record.number} failed: {record.error}"))
         if best is not None:
-            place = self.directory.run_dir(best)
-            print(plain(f"best: job {best.number} ({best.label}), val loss {best.val_loss:.4f}: {place}"))
+            run_dir = self.directory.run_dir(best)
+            print(plain(f"best: job {best.number} ({best.label}), val loss {best.val_loss:.4f}: {run_dir}"))
         print(f"table: {self.directory.path / CSV}")
-        rest = sum(record.status not in (FINISHED, FAILED) for record in self.records)
+        unfinished = sum(record.status not in (FINISHED, FAILED) for record in self.records)
         failed = sum(record.status == FAILED for record in self.records)
-        if stopped or rest or failed:
-            hint = f"the same command with hydra.sweep.dir={self.directory.path} runs what is not finished"
-            print(f"{len(self.records)} jobs, {failed} failed, {rest} not finished: {hint}")
+        if stopped or unfinished or failed:
+            hint = f"continue with the same command and hydra.sweep.dir={self.directory.path}"
+            print(f"{len(self.records)} jobs, {failed} failed, {unfinished} not finished: {hint}")

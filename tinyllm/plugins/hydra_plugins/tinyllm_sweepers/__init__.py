@@ -1,6 +1,7 @@
-"""Sweepers that Hydra finds by the name of this package.
+"""Hydra's sweepers for tinyllm; Hydra finds them by the name of this package.
 
-Hydra imports what lies here at every start of every program that uses it, so nothing is imported before it is used.
+The functions import what they need themselves. Hydra imports this file at every start of every program, also of those
+that never sweep, and all that a sweep needs (torch, optuna) would be loaded with it.
 """
 
 from collections.abc import Mapping
@@ -11,42 +12,42 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 
-class _Ours(Sweeper):
-    """Keeps what Hydra hands over."""
+class _Sweeper(Sweeper):
+    """Stores what Hydra hands over."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from tinyllm.studies.sweep.launcher import Launching
+        from tinyllm.studies.sweep.launcher import JobLauncher
 
-        self.launching = Launching(config=config, context=hydra_context, task=task_function)
+        self.job_launcher = JobLauncher(config=config, context=hydra_context, task=task_function)
 
 
-class Grid(_Ours):
-    """Every combination of the values on the command line.
+class Grid(_Sweeper):
+    """Runs every combination of the values on the command line.
 
     Args:
-        max_batch_size: jobs handed to the launcher at once; None: all.
-        params: more settings of the sweep, from a file.
+        max_batch_size: number of jobs given to the launcher at once; None: all.
+        params: default settings of the sweep.
     """
 
     def __init__(self, max_batch_size: int | None = None, params: Mapping[str, str] | None = None) -> None:
         self.max_batch_size, self.params = max_batch_size, params
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tinyllm.studies.sweep.grid import sweep
+        from tinyllm.studies.sweep.grid import run_grid
 
-        sweep(self.launching, arguments, batch=self.max_batch_size, params=self.params or {})
+        run_grid(self.job_launcher, arguments, batch=self.max_batch_size, params=self.params or {})
 
 
-class Search(_Ours):
-    """Good settings by what earlier jobs have shown, with optuna.
+class Search(_Sweeper):
+    """Searches for good settings with optuna, by the results of earlier jobs.
 
     Args:
-        n_trials: jobs in all, failed ones and those of earlier starts included.
-        n_jobs: jobs chosen and handed to the launcher at once.
-        sampler: how settings are chosen: tpe or random.
-        seed: of the sampler.
+        n_trials: total number of jobs, failed ones and those of earlier starts included.
+        n_jobs: number of jobs proposed and given to the launcher at once.
+        sampler: tpe or random.
+        seed: seed of the sampler.
         direction: minimize or maximize the lowest validation loss.
-        params: more settings of the search, from a file.
+        params: default settings of the search.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Search(_Ours):
         direction: str,
         params: Mapping[str, str] | None = None,
     ) -> None:
-        self.settings: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "n_trials": n_trials,
             "n_jobs": n_jobs,
             "sampler": sampler,
@@ -68,6 +69,9 @@ class Search(_Ours):
         self.params = params
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tinyllm.studies.sweep.search import search
+        from tinyllm.utils.optional import library
 
-        search(self.launching, arguments, params=self.params or {}, **self.settings)
+        library("optuna", file="hydra/sweeper=search", hint="pip install 'tinyllm[sweep]'")
+        from tinyllm.studies.sweep.search import run_search
+
+        run_search(self.job_launcher, arguments, params=self.params or {}, **self.options)
