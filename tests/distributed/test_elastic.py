@@ -128,7 +128,5 @@ def test_a_batch_that_cannot_be_dealt_out(
     capsys.readouterr()
     assert train(f"resume={place}") == 2
     shown = capsys.readouterr().err
-    assert shown.startswith(
-        "error: the batch of this run cannot be dealt out evenly (WORLD_SIZE=3): it has 4 sequences"
-    )
+    assert shown.startswith("error: the batch does not divide over the ranks (WORLD_SIZE=3): it has 4 sequences")
     assert len(shown.splitlines()) == 1

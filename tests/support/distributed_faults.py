@@ -29,7 +29,7 @@ ROWS = (
         number="R09",
         fault="resumed with another number of ranks: 2, 1, 4, 2",
         outcome="the batch is kept, the losses agree to 1e-5; a number that does not divide it is refused",
-        message="the batch of this run cannot be dealt out evenly (WORLD_SIZE=3): it has 4 …",
+        message="the batch does not divide over the ranks (WORLD_SIZE=3): it has 4 …",
         tests=(
             f"{ELASTIC}::test_two_to_one_to_four_and_back_to_two",
             f"{ELASTIC}::test_what_is_said_about_dropout_and_a_batch_that_is_named",

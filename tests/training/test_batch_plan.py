@@ -99,15 +99,15 @@ def test_the_other_horizons() -> None:
         ({"max_tokens": 127}, "trainer.max_tokens=127): one step takes 128"),
         (
             {"max_epochs": 0.1},
-            "trainer.max_epochs=0.1): that is 100 tokens of the 1000 of an epoch, one step",
+            "trainer.max_epochs=0.1): that is 100 of the 1000 tokens of an epoch, one step",
         ),
         (
             {"max_steps": 3, "max_tokens": 128},
-            "trainer.max_tokens=128): give it or trainer.max_steps=3, not both",
+            "trainer.max_tokens=128): give this or trainer.max_steps=3, not both",
         ),
         (
             {"max_tokens": 128, "max_epochs": 1},
-            "trainer.max_epochs=1): give it or trainer.max_tokens=128, not",
+            "trainer.max_epochs=1): give this or trainer.max_tokens=128, not",
         ),
     ],
 )

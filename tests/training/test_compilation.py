@@ -157,10 +157,10 @@ def test_a_failure_is_known_before_the_first_step(
     assert train(*broken, f"run.dir={tmp_path / 'failed'}") == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the model cannot be compiled (trainer.compile.enabled=true): ")
-    assert "no compiler today; trainer.compile.fallback=true goes on without" in error and error.count("\n") == 1
+    assert "no compiler today; trainer.compile.fallback=true trains uncompiled" in error and error.count("\n") == 1
     assert not list((tmp_path / "failed" / "checkpoints").glob("step-*")) and not logged(tmp_path / "failed", "step")
     assert train(*broken, "trainer.compile.fallback=true", f"run.dir={tmp_path / 'eager'}") == 0
-    assert "training without compiling: backend='failing' raised: RuntimeError: no compiler" in capsys.readouterr().out
+    assert "training uncompiled: backend='failing' raised: RuntimeError: no compiler" in capsys.readouterr().out
     assert "no compiler today" in outcome(tmp_path / "eager")["failure"]
     plain = [*shared, "trainer.compile.enabled=false"]
     assert train(*plain, f"run.dir={tmp_path / 'plain'}") == 0
@@ -202,7 +202,7 @@ def test_a_block_is_one_graph_forwards_and_backwards(options: tuple[str, ...], p
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("trainer.compile.backend=gcc",), r"no such compiler \(trainer.compile.backend=gcc\): torch knows .*inductor"),
+        (("trainer.compile.backend=gcc",), r"no such compiler \(trainer.compile.backend=gcc\): torch has .*inductor"),
         (("trainer.compile.backend=aot_eager", "trainer.compile.mode=max-autotune"), "aot_eager turns it off"),
         ((*COMPILED, "trainer.compile.fullgraph=true", "moe=aux_loss"), "AuxLoss, another program for every batch"),
         (("trainer.compile.enabled=false", "trainer.compile.dynamic=true"), "compile.enabled=false turns it off"),

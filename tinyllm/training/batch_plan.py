@@ -1,4 +1,4 @@
-"""The arithmetic of a run: batch, horizon, tokens."""
+"""The arithmetic of a run: how large a batch is, and how many steps are planned."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from tinyllm.utils.text import whole_number
 
 DEFAULT_STEPS = 2000
 MOST_MICRO_STEPS = 2**20
-"""Of one optimizer step, which collects its micro-batches before it begins."""
+"""Most micro-steps in an optimizer step, which loads all its micro-batches before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """Where a run stands: what was done before this start."""
+    """Progress of a run before this start."""
 
     step: int = 0
     tokens: int = 0
@@ -23,22 +23,23 @@ class Standing:
     """Training sequences consumed."""
 
     def in_steps_of(self, sequences: int) -> int:
-        """Steps of so many sequences that consume as much, to the nearest."""
+        """The same progress in steps of ``sequences`` sequences, rounded to the nearest."""
         return (2 * self.sequences + sequences) // (2 * sequences)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Horizon:
-    """The end of a run in optimizer steps.
+    """The planned length of a run in optimizer steps.
 
-    A horizon in tokens or epochs is a point in the data. When another batch has been used on the way there, the steps
-    that are done are not as many as those of the present batch would be. ``shift`` is the difference, so that learning
-    rate and sequence length go on from the same point in the data.
+    A horizon in tokens or epochs is a point in the data. If earlier starts used another batch size, they took more or
+    fewer steps to the same point than the present batch would have. ``shift`` is the difference: learning rate and
+    sequence length continue from the same point in the data.
     """
 
     steps: int
-    """Of the present batch, had it been used from the start: what the schedule is planned over."""
+    """Steps if the present batch had been used from the start; the schedule spans them."""
     shift: int = 0
+    """Steps taken minus those that the present batch would have taken."""
 
     @property
     def max_steps(self) -> int:
@@ -48,7 +49,7 @@ class Horizon:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """One optimizer step's worth of data."""
+    """Size of the batch of an optimizer step, and how it is divided."""
 
     batch_size: int
     """Sequences per rank and micro-step."""
@@ -63,7 +64,7 @@ class BatchPlan:
 
     @property
     def tokens(self) -> int:
-        """Tokens per optimizer step, of sequences of full length."""
+        """Tokens per optimizer step with sequences of full length."""
         return self.sequences * self.seq_len
 
 
@@ -76,14 +77,14 @@ def plan_batch(
     max_seq_len: int,
     world_size: int,
 ) -> BatchPlan:
-    """The batch that ``trainer.*`` asks for.
+    """The batch that the settings of ``trainer.*`` describe.
 
     Raises:
-        UserError: the context is longer than the model's, or the numbers contradict each other.
+        UserError: ``seq_len`` exceeds the model's context, or ``total_batch_tokens`` does not fit the other sizes.
     """
     if seq_len is not None and seq_len > max_seq_len:
         raise UserError(
-            "context longer than the model's",
+            "longer than the model's context",
             key="trainer.seq_len",
             value=seq_len,
             hint=f"at most model.max_seq_len={max_seq_len}",
@@ -96,10 +97,10 @@ def plan_batch(
     tokens = parse_tokens(total_batch_tokens)
     if grad_accum_steps is not None:
         raise UserError(
-            "the batch is given twice",
+            "the batch size is given twice",
             key="trainer.grad_accum_steps",
             value=grad_accum_steps,
-            hint=f"leave it out, or leave out trainer.total_batch_tokens={total_batch_tokens}",
+            hint=f"omit it, or omit trainer.total_batch_tokens={total_batch_tokens}",
         )
     micro = batch_size * seq_len * world_size
     if tokens % micro:
@@ -117,35 +118,34 @@ def plan_batch(
             "too many micro-steps",
             key="trainer.total_batch_tokens",
             value=total_batch_tokens,
-            hint=f"{tokens // micro} of {micro} tokens; at most {MOST_MICRO_STEPS}, so raise trainer.batch_size",
+            hint=f"{tokens // micro} of {micro} tokens each; at most {MOST_MICRO_STEPS}: raise trainer.batch_size",
         )
     return BatchPlan(batch_size=batch_size, grad_accum_steps=tokens // micro, seq_len=seq_len, world_size=world_size)
 
 
 def regroup(batch: BatchPlan, world_size: int) -> tuple[int, int]:
-    """Sequences per rank and micro-step, and micro-steps, that make the same batch on another number of ranks.
+    """Batch size and accumulation steps that give the same batch on another number of ranks.
 
     Raises:
-        UserError: the ranks do not divide it.
+        UserError: the batch does not divide over the ranks.
     """
     if batch.sequences % world_size:
         raise UserError(
-            "the batch of this run cannot be dealt out evenly",
+            "the batch does not divide over the ranks",
             key="WORLD_SIZE",
             value=world_size,
-            hint=f"it has {batch.sequences} sequences: use a number of ranks that divides them,"
-            " or set trainer.batch_size anew",
+            hint=f"it has {batch.sequences} sequences: use a number of ranks that divides it or set trainer.batch_size",
         )
-    mine = batch.sequences // world_size
-    size = next(size for size in range(min(batch.batch_size, mine), 0, -1) if mine % size == 0)
-    return size, mine // size
+    per_rank = batch.sequences // world_size
+    size = next(size for size in range(min(batch.batch_size, per_rank), 0, -1) if per_rank % size == 0)
+    return size, per_rank // size
 
 
 def parse_tokens(value: int | str) -> int:
-    """A positive integer, also written ``1e6`` or ``2**19``; parsed, never evaluated.
+    """Parse a positive integer, which may be written ``1e6`` or ``2**19``; nothing is evaluated.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is not one.
     """
     tokens = None if isinstance(value, bool) else whole_number(str(value))
     if tokens is None or tokens < 1:
@@ -168,15 +168,15 @@ def plan_horizon(
     curriculum: Curriculum,
     standing: Standing | None = None,
 ) -> Horizon:
-    """The horizon of a run.
+    """The horizon of a run, given in steps, tokens or epochs.
 
     Args:
-        epoch_tokens: training tokens of one pass over the training split.
-        curriculum: short steps take fewer tokens, so a horizon in tokens or epochs has more of them.
-        standing: of a resumed run: what is left of a horizon in tokens or epochs is taken from there.
+        epoch_tokens: training tokens in one pass over the training split.
+        curriculum: shorter sequences take fewer tokens per step, so a horizon in tokens or epochs has more steps.
+        standing: progress of a resumed run, from which the rest of a horizon in tokens or epochs is counted.
 
     Raises:
-        UserError: more than one horizon, one shorter than a step, or one that the curriculum does not fit into.
+        UserError: several horizons are given, or one is shorter than a step or than the curriculum.
     """
     check_horizon(max_steps=max_steps, max_tokens=max_tokens, max_epochs=max_epochs)
     horizon = Horizon(steps=max_steps or DEFAULT_STEPS)
@@ -197,9 +197,9 @@ def plan_horizon(
     return horizon
 
 
-def plan_steps(batch: BatchPlan, **asked: Any) -> int:
-    """The horizon of a run from its start, in optimizer steps; the arguments are those of :func:`plan_horizon`."""
-    return plan_horizon(batch, **asked).max_steps
+def plan_steps(batch: BatchPlan, **settings: Any) -> int:
+    """Optimizer steps of a new run; the arguments are those of :func:`plan_horizon`."""
+    return plan_horizon(batch, **settings).max_steps
 
 
 def _steps_within(
@@ -212,7 +212,7 @@ def _steps_within(
     done: int,
     done_tokens: int,
 ) -> int:
-    """The most steps whose tokens do not exceed the horizon, those that are ``done`` counted as they were."""
+    """The most steps whose tokens do not exceed the horizon; ``done`` steps count with the tokens they really took."""
     key, value = ("max_tokens", max_tokens) if max_epochs is None else ("max_epochs", max_epochs)
     tokens = max_tokens if max_epochs is None else int(max_epochs * epoch_tokens)
     assert tokens is not None
@@ -222,9 +222,9 @@ def _steps_within(
         return done_tokens + batch.sequences * (lengths.total(steps) - lengths.total(done))
 
     most = done + max(0, tokens - done_tokens) // batch.sequences
-    steps = max(done, done + bisect_right(range(done, most + 1), tokens, key=taken) - 1)  # more steps, more tokens
+    steps = max(done, done + bisect_right(range(done, most + 1), tokens, key=taken) - 1)  # taken() is increasing
     if steps < 1:
-        reach = "" if max_epochs is None else f"that is {tokens} tokens of the {epoch_tokens} of an epoch, "
+        reach = "" if max_epochs is None else f"that is {tokens} of the {epoch_tokens} tokens of an epoch, "
         raise UserError(
             "horizon shorter than one step",
             key=f"trainer.{key}",
@@ -235,13 +235,13 @@ def _steps_within(
 
 
 def check_horizon(*, max_steps: int | None, max_tokens: int | None, max_epochs: float | None) -> None:
-    """At most one horizon.
+    """Refuse more than one horizon.
 
     Raises:
-        UserError: there are several.
+        UserError: several are given.
     """
     given = {"max_steps": max_steps, "max_tokens": max_tokens, "max_epochs": max_epochs}
     named = [f"trainer.{name}={value}" for name, value in given.items() if value is not None]
     if len(named) > 1:
         key, _, value = named[1].partition("=")
-        raise UserError("more than one horizon", key=key, value=value, hint=f"give it or {named[0]}, not both")
+        raise UserError("more than one horizon", key=key, value=value, hint=f"give this or {named[0]}, not both")

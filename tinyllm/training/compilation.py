@@ -1,4 +1,4 @@
-"""The blocks of a model compiled by ``torch.compile``, or left as they are."""
+"""Compiling the blocks of a model with ``torch.compile``."""
 
 import time
 import warnings
@@ -17,24 +17,27 @@ from tinyllm.training.curriculum import Lengths
 from tinyllm.training.state import rng_state, set_rng_state
 
 PROGRAMS = 8
-"""How many programs a block may need, those of single lengths apart, before that is taken for a mistake."""
+"""Programs a block may need besides those of single lengths; more mean that it is recompiled over and over."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Eager:
-    """No compiling: what a session asks for, with nothing behind it."""
+    """Compiles nothing; the interface of :class:`Compiled`."""
 
     def calls(self, forward: F) -> F:
-        """``forward`` with errors of the compiler as lines for a person."""
+        """``forward`` with errors of the compiler turned into a :class:`UserError`."""
         return forward
 
     def warm_up(self, run: Callable[[int], None], *, tell: Callable[[str], None]) -> dict[str, Any] | None:
-        """Compile what the first step needs; returns what ``run.json`` says of it, None: nothing.
+        """Compile what the first step needs.
 
         Args:
-            run: a forward and a backward pass in training, over a micro-batch of sequences of a length.
-            tell: is given sentences for a person.
+            run: a forward and backward pass over a micro-batch of sequences of the given length.
+            tell: shows a sentence to the user.
+
+        Returns:
+            Facts for ``run.json``; None: nothing was compiled.
         """
         return None
 
@@ -44,29 +47,33 @@ class Eager:
         yield
 
     def close(self) -> None:
-        """Let go of what was compiled."""
+        """Release the compiled programs."""
 
 
 @dataclass(kw_only=True)
 class Compiled(Eager):
-    """Blocks that are compiled in place, each by itself.
+    """Compiles the blocks of a model in place, one by one.
 
-    A block is a small program that all blocks of its kind share, so it is compiled once and not once per layer. The
-    names of the weights stay, and what is around blocks (DDP, FSDP, recompute, LayerDrop) works as without it.
-    Evaluation and samples run uncompiled: for inputs of many shapes they would need programs of their own, which take
-    longer to make than they save, and so ``val/loss`` is what ``evaluate`` finds.
+    Blocks of one kind share a program, so it is compiled once and not once per layer. Parameter names stay the same,
+    and what works on whole blocks (DDP, FSDP, recompute, LayerDrop) needs no change.
 
-    Parts whose program depends on more than the shapes of their inputs are left as they are.
+    Evaluation and samples run uncompiled. Their inputs have many shapes; compiling a program for each would take longer
+    than it saves. It also makes ``val/loss`` exactly what the ``evaluate`` command computes.
+
+    Layers whose program depends on more than the shapes of its inputs are not compiled.
 
     Args:
         model: its ``layers()`` are compiled.
-        device, dtype: where it is trained, and what autocast computes in there.
-        lengths: of the sequences. Where they vary, the program for all of them is made in the same way whatever step a
-            run is resumed at, so that it computes the same bits.
-        agree: of whether this rank failed: whether one did.
-        stopping: whether the run was told to end; what that breaks in the compiler is no failure.
-        backend, mode, fullgraph, dynamic: those of ``torch.compile``.
-        fallback: after a failure go on without, instead of ending with an error.
+        device, dtype: training device, and dtype of autocast there.
+        lengths: sequence lengths of the run. If they vary, the program for all lengths is compiled from the same ones
+            whatever step a run resumes at, so that it computes the same bits.
+        agree: given whether this rank failed, returns whether any rank did.
+        stopping: whether the run was asked to stop. Errors that this causes in the compiler are not failures.
+        backend, mode, fullgraph, dynamic: arguments of ``torch.compile``.
+        fallback: after a failure, train uncompiled instead of raising.
+
+    Raises:
+        UserError: ``fullgraph`` with a layer that cannot be compiled.
     """
 
     model: Any
@@ -82,21 +89,21 @@ class Compiled(Eager):
     fallback: bool
 
     def __post_init__(self) -> None:
-        config: Any = torch.compiler.config  # what it has is put there at run time
+        config: Any = torch.compiler.config  # its attributes are created at run time
         self._blocks = self.model.layers()
         self._stack = ExitStack()
         self._stack.callback(torch.compiler.reset)
-        limit = len(self._blocks) * (PROGRAMS + len(self._trials()))
-        # what is given up in the middle of a run would go on uncompiled without a word
+        limit = len(self._blocks) * (PROGRAMS + len(self._warm_up_lengths()))
+        # By default a block beyond the limit runs uncompiled without a word; here that takes fallback, else it raises.
         limits = {"recompile_limit": limit, "fail_on_recompile_limit_hit": not self.fallback}
         limits["accumulated_recompile_limit"] = max(limit, config.accumulated_recompile_limit)
         self._stack.enter_context(config.patch(**limits))
-        left_out = list(self._left_out())
-        if left_out and self.fullgraph:
-            hint = f"{type(left_out[0]).__name__}, another program for every batch or length, is no part of it"
-            raise UserError("a block is no single graph here", key="trainer.compile.fullgraph", value=True, hint=hint)
-        for part in left_out:
-            part.forward = torch.compiler.disable(part.forward, reason="it is another program for every batch")
+        uncompilable = list(self._uncompilable())
+        if uncompilable and self.fullgraph:
+            hint = f"{type(uncompilable[0]).__name__} needs another program for every batch or length; set it to false"
+            raise UserError("a block is not a single graph", key="trainer.compile.fullgraph", value=True, hint=hint)
+        for layer in uncompilable:
+            layer.forward = torch.compiler.disable(layer.forward, reason="it needs another program for every batch")
         mode = None if self.mode == "default" else self.mode
         with _quiet():
             for block in self._blocks:
@@ -107,25 +114,25 @@ class Compiled(Eager):
         return call
 
     def _call(self, forward: Callable[..., Any], *inputs: Any) -> Any:
-        errors = torch._dynamo.exc  # an attribute that torch imports when it is first used, which takes seconds
+        errors = torch._dynamo.exc  # torch imports _dynamo, which takes seconds, when the attribute is first read
         try:
             return forward(*inputs)
         except (errors.FailOnRecompileLimitHit, errors.TorchDynamoException) as error:
-            raise self._refused(error) from error
+            raise self._compile_error(error) from error
 
     def warm_up(self, run: Callable[[int], None], *, tell: Callable[[str], None]) -> dict[str, Any] | None:
-        """Compile before the first step, so that it is in no speed and a failure is known at once.
+        """Compile before the first step, which keeps it out of the measured speed and shows a failure at once.
 
-        Random streams and buffers are afterwards as they were, and there are no gradients.
+        Random streams and buffers are restored, and no gradients are left.
 
         Raises:
-            UserError: it failed, on one rank at least, and there is no fallback.
+            UserError: it failed on some rank, without ``fallback``.
         """
-        tell(f"compiling {len(self._blocks)} blocks with {self.backend}, which may take minutes")
+        tell(f"compiling {len(self._blocks)} blocks with {self.backend}; this may take minutes")
         start, before, failure = time.perf_counter(), programs_made(), None
         with untouched(self.model), _quiet():
             try:
-                for length in self._trials():
+                for length in self._warm_up_lengths():
                     run(length)
             except Exception as error:
                 failure = error
@@ -138,9 +145,9 @@ class Compiled(Eager):
             tell(f"compiled in {seconds} s: {facts['programs']} programs for {len(self._blocks)} blocks")
             return facts
         if not self.fallback and not self.stopping():
-            raise self._refused(failure) from failure
+            raise self._compile_error(failure) from failure
         self._stack.enter_context(torch.compiler.set_stance("force_eager"))
-        tell(f"training without compiling: {in_a_line(failure)}")
+        tell(f"training uncompiled: {in_a_line(failure)}")
         return facts | {"failure": in_a_line(failure)}
 
     @contextmanager
@@ -151,47 +158,47 @@ class Compiled(Eager):
     def close(self) -> None:
         self._stack.close()
 
-    def _left_out(self) -> Iterator[nn.Module]:
-        """The parts that compiling would make anew over and over."""
+    def _uncompilable(self) -> Iterator[nn.Module]:
+        """The layers that would be recompiled over and over."""
         lengths = self.lengths.distinct() if self.dynamic is not False else []
         for block in self._blocks:
             if block.ffn.reads_sizes(self.device):
                 yield block.ffn
             if len(lengths) > 1 and any(
-                block.attn.recompiles_per_length(self.device.type, self.dtype, one) for one in lengths
+                block.attn.recompiles_per_length(self.device.type, self.dtype, length) for length in lengths
             ):
                 yield block.attn
 
-    def _trials(self) -> list[int]:
-        """Lengths to try: all that get a program of their own, or two, after which there is one for any."""
+    def _warm_up_lengths(self) -> list[int]:
+        """The lengths to compile for: every one without dynamic shapes; else two, after which any length is covered."""
         if self.dynamic is False:
             return self.lengths.distinct()
         return list(dict.fromkeys([self.lengths.at(0), self.lengths.seq_len]))
 
-    def _refused(self, error: Exception | None) -> UserError:
-        hint = f"{in_a_line(error)}; trainer.compile.fallback=true goes on without"
+    def _compile_error(self, error: Exception | None) -> UserError:
+        hint = f"{in_a_line(error)}; trainer.compile.fallback=true trains uncompiled"
         return UserError("the model cannot be compiled", key="trainer.compile.enabled", value=True, hint=hint)
 
 
 def check_backend(name: str) -> None:
-    """Refuse a compiler that torch does not know.
+    """Refuse an unknown compiler backend.
 
     Raises:
-        UserError: it does not.
+        UserError: torch has no such backend.
     """
     if name not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise UserError("no such compiler", key="trainer.compile.backend", value=name, hint=f"torch knows {known}")
+        raise UserError("no such compiler", key="trainer.compile.backend", value=name, hint=f"torch has {known}")
 
 
 def programs_made() -> int:
-    """Graphs that torch's compiler has made in this process."""
+    """Number of graphs that torch has compiled in this process."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Random streams and buffers are behind the block as they were before it, and there are no gradients."""
+    """Restore random streams and buffers after the block, and drop the gradients."""
     streams, buffers = rng_state(), [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -203,7 +210,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 def in_a_line(error: Exception | None) -> str:
-    """What went wrong, out of the pages that compilers write."""
+    """The essential line of a compiler error, which can fill pages."""
     if error is None:
         return "another rank failed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -212,7 +219,7 @@ def in_a_line(error: Exception | None) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch warns of in its own compiler."""
+    """Silence the warnings that torch's compiler raises about torch's own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.")
         yield

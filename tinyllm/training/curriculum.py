@@ -1,27 +1,30 @@
-"""How long the sequences of every step are: short ones first, so that early steps cost less."""
+"""Sequence-length curriculum: short sequences first, so that early steps cost less.
+
+Li et al. 2021, https://arxiv.org/abs/2108.06084.
+"""
 
 from dataclasses import dataclass
 
 from tinyllm.errors import UserError
 
 MULTIPLE = 8
-"""Lengths in between are multiples of this, which kernels like and which keeps their number small."""
+"""Lengths of the ramp are multiples of this: kernels run faster, and a compiler meets fewer lengths."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """How long sequences are at step s: start + (seq_len − start)·s/steps, rounded down to a multiple of 8.
+    """Sequence length of step s: start + (seq_len − start)·s/steps, rounded down to a multiple of 8.
 
-    From step ``full_from`` on they have seq_len tokens, a multiple of 8 or not. The length is a pure function of the
-    step: nothing of it is saved, and nothing can be out of place after a resume.
+    From step ``full_from`` on it is seq_len, a multiple of 8 or not. The length is a pure function of the step, so
+    there is no state to save or to restore.
     """
 
     seq_len: int
     start: int = 0
     steps: int = 0
-    """Steps of the ramp; 0: there is none."""
+    """Steps of the ramp; 0: no ramp."""
     shift: int = 0
-    """The step at which the ramp begins; see :class:`tinyllm.training.batch_plan.Horizon`."""
+    """First step of the ramp; see :class:`tinyllm.training.batch_plan.Horizon`."""
 
     @property
     def full_from(self) -> int:
@@ -29,14 +32,14 @@ class Lengths:
         return self.steps + self.shift
 
     def at(self, step: int) -> int:
-        """Tokens of each sequence of a step."""
+        """Length of the sequences of a step."""
         step -= self.shift
         if step >= self.steps:
             return self.seq_len
         return _rounded(self.start + (self.seq_len - self.start) * step // self.steps)
 
     def total(self, n_steps: int) -> int:
-        """Tokens of one sequence of each of the first ``n_steps`` steps from the beginning of the ramp, added up."""
+        """Sum of the lengths of the first ``n_steps`` steps of the ramp and beyond."""
         ramp = min(n_steps, self.steps)
         tokens = (n_steps - ramp) * self.seq_len
         for length, first, stop in self._stretches():
@@ -44,11 +47,11 @@ class Lengths:
         return tokens
 
     def distinct(self, step: int = 0) -> list[int]:
-        """The lengths of the steps from ``step`` on, ascending."""
+        """The different lengths from ``step`` on, ascending."""
         return sorted({length for length, _, stop in self._stretches() if stop + self.shift > step} | {self.seq_len})
 
     def _stretches(self) -> list[tuple[int, int, int]]:
-        """Each length of the ramp, its first step and the step behind its last."""
+        """The lengths of the ramp: (length, first step, step after the last)."""
         stretches, step = [], 0
         while step < self.steps:
             length = self.at(step + self.shift)
@@ -62,16 +65,16 @@ class Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class Curriculum:
-    """What ``curriculum.*`` asks for, before the horizon is known.
+    """The settings of ``curriculum.*``, before the horizon is known.
 
     Args:
-        enabled: else every sequence is ``seq_len`` long.
+        enabled: if false, every sequence has ``seq_len`` tokens.
         start_seq_len: length at step 0; None: an eighth of ``seq_len``, at least 8.
         steps: steps until ``seq_len`` is reached; None: half of the horizon.
-        seq_len: length in the end.
+        seq_len: length after the ramp.
 
     Raises:
-        UserError: no room for a ramp.
+        UserError: ``seq_len`` leaves no room for a ramp, or ``start_seq_len`` is out of range.
     """
 
     enabled: bool
@@ -84,30 +87,30 @@ class Curriculum:
             return
         if self.seq_len <= MULTIPLE:
             raise UserError(
-                "no shorter sequences to begin with",
+                "no shorter sequences to start with",
                 key="curriculum.enabled",
                 value=True,
-                hint=f"trainer.seq_len is {self.seq_len} and has to be above {MULTIPLE}",
+                hint=f"trainer.seq_len is {self.seq_len} and must be above {MULTIPLE}",
             )
         if not MULTIPLE <= self._start < self.seq_len:
             raise UserError(
-                "not a length to begin with",
+                "out of range",
                 key="curriculum.start_seq_len",
                 value=self.start_seq_len,
                 hint=f"from {MULTIPLE} to {self.seq_len - 1}, below trainer.seq_len",
             )
 
     def lengths(self, n_steps: int, *, shift: int = 0) -> Lengths:
-        """The lengths over a horizon, which may end before the ramp does."""
+        """The lengths over a horizon, which may be shorter than the ramp."""
         if not self.enabled:
             return Lengths(seq_len=self.seq_len)
         return Lengths(seq_len=self.seq_len, start=self._start, steps=self.steps or n_steps // 2, shift=shift)
 
     def check(self, n_steps: int) -> None:
-        """Refuse a ramp that the horizon cuts off.
+        """Refuse a ramp that is longer than the run.
 
         Raises:
-            UserError: it is longer than the run.
+            UserError: it is.
         """
         if self.enabled and self.steps is not None and self.steps > n_steps:
             raise UserError(

@@ -1,4 +1,4 @@
-"""How much memory training takes, without taking it."""
+"""Estimated memory of training, counted without a run."""
 
 from copy import deepcopy
 from typing import Any
@@ -7,30 +7,30 @@ import torch
 from torch import Tensor, nn
 
 FP32 = 4
-"""Bytes of a weight, and of its gradient; in half precision autocast works on copies."""
+"""Bytes of a weight and of its gradient; half precision is autocast, which works on copies."""
 
 
 def trained_bytes(parameters: int, of_optimizer: int, *, averaged: bool, ranks: int = 1) -> int:
-    """Bytes that a rank keeps of weights, gradients, optimizer state and perhaps an average of the weights.
+    """Bytes per rank for weights, gradients, optimizer state and, if any, averaged weights.
 
     Args:
-        of_optimizer: bytes of its state.
+        of_optimizer: bytes of the optimizer state.
         averaged: ``ema.enabled``.
-        ranks: how many keep a part each.
+        ranks: ranks that the tensors are sharded over.
     """
     return (FP32 * parameters * (3 if averaged else 2) + of_optimizer) // ranks
 
 
 TOKENS = 2
-"""How many are tried: a single one needs no copies where several are transposed."""
+"""Tokens of the trial pass. With a single one, transposes would need no copies and be left out."""
 
 
 def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, dtype: torch.dtype) -> int:
-    """Bytes that one forward pass keeps for its backward pass, head and loss apart. An estimate.
+    """Estimated bytes of the activations saved for the backward pass, without those of head and loss.
 
-    Two tokens pass through a block of each kind, and every tensor that autograd asks to keep is counted once; what an
-    attention kernel keeps besides is added, because it grows with the square of the length. All of it is taken to be of
-    ``dtype``, which leaves out what autocast keeps in fp32.
+    Two tokens pass through one block of each kind, and every tensor that autograd saves counts once. What attention
+    kernels save is added by formula, because it may grow with the square of the length. All tensors are taken to be of
+    ``dtype``; those that autocast keeps in fp32 are therefore underestimated.
 
     Args:
         model: on the meta device.
@@ -43,20 +43,20 @@ def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, 
         for kind, block in zip(model.kinds, blocks, strict=True)
     ]
     again = [values for i, values in enumerate(whole) if model.recomputes(i)]
-    # What is computed again keeps its input, and the backward pass holds one such block whole at a time.
+    # A recomputed block saves its input alone; the backward pass holds the activations of one such block at a time.
     kept = sum(whole) - sum(again) + len(again) * seq_len * model.d_model + max(again, default=0)
     return batch_size * (seq_len * kept_values(model.norm, model.d_model) + kept) * dtype.itemsize
 
 
 def kept_values(part: nn.Module, width: int) -> int:
-    """Numbers that autograd keeps per token that passes through a part, parameters and buffers apart.
+    """Values that autograd saves per token in a part of the model, without parameters and buffers.
 
-    The part is given memory on the CPU that nothing is written into, so the system sets none aside. (On the meta device
-    the operations would be others, and the first ones would import sympy and torch's compiler.)
+    The part runs on the CPU with uninitialized weights, for which the system commits no memory. On the meta device
+    other kernels would run, and the first would import sympy and torch's compiler.
     """
     part = deepcopy(part)._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # as to_empty does
     own = {_storage(tensor) for tensor in [*part.parameters(), *part.buffers()]}
-    kept: dict[int, Tensor] = {}  # the tensors stay alive, so that no memory is used twice
+    kept: dict[int, Tensor] = {}  # kept alive, so that no two have the same address
 
     def keep(tensor: Tensor) -> int:
         if _storage(tensor) not in own:
@@ -66,13 +66,13 @@ def kept_values(part: nn.Module, width: int) -> int:
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda storage: storage)
     with hooks, torch.random.fork_rng(devices=[]):  # dropout draws
         part(torch.zeros(1, TOKENS, width, requires_grad=True))
-    # a view keeps all of the memory that it is a part of
+    # a saved view keeps the whole storage alive
     total = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values())
-    kept.clear()  # the graph holds the hook that holds the tensors that hold the graph: nobody would ever free them
+    kept.clear()  # breaks a reference cycle: graph → hook → tensors → graph
     return total // TOKENS
 
 
 def _storage(tensor: Tensor) -> int:
-    """Identity of the memory behind a tensor, the same for all its views."""
+    """Identity of a tensor's storage, which all its views share."""
     storage: Any = tensor.untyped_storage()
     return int(storage._cdata)
