@@ -12,8 +12,6 @@ from typing import Any
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
-from rich.text import Text
 
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
@@ -28,6 +26,7 @@ from tinyllm.tokenizers.pretrained import FixedTrainer
 from tinyllm.utils.device import autocast, pick_device, pick_precision
 from tinyllm.utils.environment import shows
 from tinyllm.utils.memory import memory_for
+from tinyllm.utils.tables import Column, Table
 from tinyllm.utils.text import say_aside
 
 METRICS = ("loss", "ppl", "bpb")
@@ -185,26 +184,16 @@ class _TokenProgress:
 
 
 def _show(result: dict[str, Any]) -> None:
-    """Print the result: a table in a terminal, else a line per value."""
     split, stride = result["split"], result["stride"]
-    metrics = {name: result[f"{split}/{name}"] for name in METRICS if f"{split}/{name}" in result}
+    metrics = [f"{split}/{name}" for name in METRICS if f"{split}/{name}" in result]
     window = str(result["seq_len"]) + (f", stride {stride}" if stride != result["seq_len"] else "")
-    facts = {
-        "tokens": f"{result['tokens']:,}",
-        "window": window,
-        "precision": result["precision"],
-        "checkpoint": result["checkpoint"],
-        "seconds": f"{result['seconds']:.1f}",
-    }
-    if not sys.stdout.isatty():
-        for name, value in metrics.items():
-            print(f"{split}/{name:8} {value:.4f}")
-        for name, text in facts.items():
-            print(f"{name:12} {text}")
-        return
-    table = Table(show_header=False, box=None)
-    for name, value in metrics.items():
-        table.add_row(f"{split}/{name}", Text(f"{value:.4f}", style="bold"))
-    for name, text in facts.items():
-        table.add_row(name, Text(text))
-    Console().print(table)
+    rows = [
+        *((name, f"{result[name]:.4f}") for name in metrics),
+        ("tokens", f"{result['tokens']:,}"),
+        ("window", window),
+        ("precision", result["precision"]),
+        ("checkpoint", result["checkpoint"]),
+        ("seconds", f"{result['seconds']:.1f}"),
+    ]
+    columns = [Column(name="name"), Column(name="value")]
+    Table(columns=columns, rows=rows, bold=range(len(metrics)), header=False).show()
