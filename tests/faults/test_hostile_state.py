@@ -115,7 +115,7 @@ def test_a_field_of_the_wrong_kind(name: str, run: Path, state: State) -> None:
     changed = copy.deepcopy(state)
     DAMAGE[name](changed)
     file = forge(run, "state.pt", saved(changed))
-    with pytest.raises(UserError, match=r"the checkpoint's state is (damaged|not whole)") as caught:
+    with pytest.raises(UserError, match=r"the checkpoint's state is (damaged|incomplete)") as caught:
         read_checked(find(run))
     assert str(file) in str(caught.value)
 

@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 def test_a_pipe_gets_aligned_columns() -> None:
     stream = io.StringIO()
     TABLE.show(stream)
-    assert stream.getvalue() == "runs\nname        loss\na         10.25\nb\\x1b[2J    9.5\n"
+    assert stream.getvalue() == "runs\nname       loss\na         10.25\nb\\x1b[2J    9.5\n"
 
 
 def test_a_terminal_gets_a_drawing_of_the_same_cells() -> None:

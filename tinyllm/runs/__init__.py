@@ -1,1 +1,1 @@
-"""A run on disk: its directory, checkpoints, metrics, seal, and how runs are listed and queried."""
+"""A run on disk: its directory, checkpoints, metrics and seal, and the listing of runs."""

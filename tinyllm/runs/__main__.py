@@ -1,4 +1,4 @@
-"""``python -m tinyllm.runs outputs --sort val/bpb``: the run directories there are, in a table."""
+"""``python -m tinyllm.runs outputs --sort val/bpb``: list, filter, sort and compare run directories."""
 
 from tinyllm.programs.runs import main
 

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object per line, the source of every curve and table."""
+"""Writes and reads ``metrics.jsonl``, one JSON object per line, from which every curve and table is made."""
 
 import contextlib
 import json
@@ -21,38 +21,38 @@ BLOCK = 1 << 16
 
 
 class Log:
-    """Takes records and keeps none, as on the ranks that do not write."""
+    """Discards records, for ranks that do not write."""
 
     def write(self, record: Record) -> None:
-        """Take one record."""
+        """Write one record."""
 
     def sync(self) -> None:
         """Make the records durable."""
 
     def close(self) -> None:
-        """Take no more."""
+        """Close the log."""
 
 
 class MetricsLog(Log):
-    """Appends records to a file that stays consistent after a rewind.
+    """Appends records to the file of a run that may have been resumed.
 
     Args:
-        path: the file; records after ``step`` are dropped, and so is a half-written last line.
-        step: the step training continues from.
-        tell: called with a sentence when other lines are damaged; the file that has them is kept beside.
+        path: the file. Records after ``step`` are dropped, because those steps are trained again.
+        step: the step from which training continues.
+        tell: called with a sentence if lines are damaged; the damaged file is kept under another name.
     """
 
     def __init__(self, path: Path, *, step: int, tell: Callable[[str], None] = lambda text: None) -> None:
         records, damaged = scan(path)
         if damaged:
-            spoilt = f"{damaged} line{'s' * (damaged > 1)} of {path.name}"
-            tell(f"{spoilt} could not be read and are left out; the file as it was: {_set_aside(path)}")
+            lines = f"{damaged} line{'s' * (damaged > 1)} of {path.name}"
+            tell(f"{lines} could not be read and are left out; the file as it was: {_set_aside(path)}")
         write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
         self.path = path
         self._file = open_append(path)
 
     def write(self, record: Record) -> None:
-        """Append one record; it is in the file when this returns.
+        """Append one record, unbuffered: it survives a kill of the process.
 
         Raises:
             UserError: the disk is full.
@@ -62,7 +62,7 @@ class MetricsLog(Log):
             self._file.flush()
 
     def sync(self) -> None:
-        """Force the records onto the disk, so that a checkpoint never outlives them.
+        """Flush the records to disk, so that no checkpoint survives a power cut without its records.
 
         Raises:
             UserError: the disk is full or fails.
@@ -72,7 +72,7 @@ class MetricsLog(Log):
             sync_open(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file, whether or not what is left to write can be written."""
+        """Close the file, ignoring errors of the disk."""
         with contextlib.suppress(OSError):
             self._file.close()
 
@@ -156,19 +156,19 @@ def _finite(value: Any) -> Any:
 
 
 def _set_aside(path: Path) -> Path:
-    """Keep a file under another name, which no earlier one has; returns that name."""
+    """Keep a damaged file under a new name, and return the name."""
     number = 1
-    while (kept := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).is_symlink() or kept.exists():
+    while (backup := path.with_name(f"{path.stem}.damaged-{number}{path.suffix}")).is_symlink() or backup.exists():
         number += 1
     try:
-        os.link(path, kept)
-    except OSError:  # a file system without second names
-        os.replace(path, kept)
-    return kept
+        os.link(path, backup)
+    except OSError:  # a file system without hard links
+        os.replace(path, backup)
+    return backup
 
 
 def finite(record: Mapping[str, Any]) -> Record:
-    """The record for JSON, which has no NaN and no infinity: they become null."""
+    """The record with NaN and infinity replaced by None, for JSON has neither."""
     return {name: _finite(value) for name, value in record.items()}
 
 

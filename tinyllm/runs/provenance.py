@@ -1,4 +1,4 @@
-"""What produced a run: versions, machine, commit and fingerprint of the code."""
+"""What produced a run: versions, machine, commit, and a fingerprint of the training code."""
 
 import hashlib
 import os
@@ -20,14 +20,14 @@ TRAINING_CODE = (
     *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "trainer_builder", "train")),
     "config/build.py",
 )
-"""Folders and files of the package that decide what training computes from a resolved configuration and its data.
+"""Folders and files of the package that determine what training computes from a resolved configuration and its data.
 
-The other modules compose that configuration, which a run directory holds as it came out, or show what happened.
+The rest composes that configuration, which the run directory holds in its resolved form, or displays results.
 """
 
 
 def provenance() -> dict[str, Any]:
-    """What produces a run here and now."""
+    """Versions, machine and code of this process, as stored in ``run.json``."""
     return {
         "versions": {"tinyllm": tinyllm.__version__, "torch": torch.__version__, "python": platform.python_version()},
         "host": socket.gethostname(),
@@ -41,12 +41,12 @@ def provenance() -> dict[str, Any]:
 
 @cache
 def code_fingerprint() -> str:
-    """sha256 over names and contents of the source files that decide what training computes."""
+    """sha256 over the names and contents of the training code."""
     return fingerprint_of(PACKAGE)
 
 
 def fingerprint_of(package: Path) -> str:
-    """The same of another copy of the package: of each file its name, its length and its bytes, in sorted order."""
+    """:func:`code_fingerprint` of a copy of the package. Hashes name, length and bytes of each file, sorted by name."""
     total = hashlib.sha256()
     for name, path in sorted((path.relative_to(package).as_posix(), path) for path in training_files(package)):
         content = path.read_bytes()
@@ -56,20 +56,20 @@ def fingerprint_of(package: Path) -> str:
 
 
 def training_files(package: Path) -> Iterator[Path]:
-    """The source files that decide what training computes.
+    """The source files of the training code.
 
     Raises:
-        FileNotFoundError: a name of the list is not there; a fingerprint without it would miss changes.
+        FileNotFoundError: an entry of ``TRAINING_CODE`` does not exist; a fingerprint without it would miss changes.
     """
     for name in TRAINING_CODE:
-        place = package / name
-        if not place.exists():
-            raise FileNotFoundError(place)
-        yield from [place] if place.is_file() else place.rglob("*.py")
+        path = package / name
+        if not path.exists():
+            raise FileNotFoundError(path)
+        yield from [path] if path.is_file() else path.rglob("*.py")
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that tinyllm lies in, with ``+`` when files differ from it."""
+    """The git commit of the checkout that contains the package, with ``+`` if tracked files differ from it."""
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,7 @@
-"""What the state of a checkpoint must look like, so that one of somebody else is refused and never half believed."""
+"""Checks the state of a checkpoint against the types and ranges that training writes.
+
+A checkpoint may come from a stranger: a wrong field is refused before any of the state is used.
+"""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,42 +15,46 @@ from tinyllm.runs.checkpoint import Checkpoint
 from tinyllm.runs.checkpoint_parts import STATE
 
 Rule = tuple[str, Callable[[Any], bool]]
-"""What a value must be, in words, and whether it is."""
+"""What a value must be, in words, and the test for it."""
 
 _MERSENNE_WORDS = 624
 
 
 def read_checked(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The state of a checkpoint, every field of it of the type and in the range that training leaves it in.
+    """The state of a checkpoint, with type and range of every field checked.
 
-    Whether its tensors are those of a model is seen when they are loaded.
+    Whether the tensors fit a model is checked when they are loaded.
 
     Raises:
-        UserError: it is not; the line names the file, the field and what it must be.
+        UserError: a field is missing or wrong; the message names file, field and what it must be.
     """
     state = checkpoint.state()
     file = checkpoint.path / STATE if checkpoint.writers == 1 else checkpoint.path
     for name, (wanted, holds) in rules(checkpoint.step).items():
         if name not in state and name not in OPTIONAL:
-            raise UserError("the checkpoint's state is not whole", file=file, hint=f"{name} is missing")
+            raise UserError("the checkpoint's state is incomplete", file=file, hint=f"{name} is missing")
         if name in state and not holds(state[name]):
             raise damaged(file, f"{name} is {_shown(state[name])}", wanted)
     if (state["best_loss"] is None) != (state["best_step"] is None):
-        raise damaged(file, f"best_step is {state['best_step']} with best_loss {state['best_loss']}", "both or none")
+        raise damaged(
+            file,
+            f"best_step is {state['best_step']} with best_loss {state['best_loss']}",
+            "both a number, or both None",
+        )
     return state
 
 
 def damaged(file: object, what: str, wanted: str) -> UserError:
-    """The error about a field that is not what it must be."""
+    """The error for a wrong field."""
     return UserError("the checkpoint's state is damaged", file=file, hint=f"{what}; it must be {wanted}")
 
 
 OPTIONAL = ("average", "loggers", "owed")
-"""Fields that a checkpoint may lack."""
+"""Fields that older checkpoints lack."""
 
 
 def rules(step: int) -> dict[str, Rule]:
-    """The rule of each field, of the state after ``step`` steps."""
+    """The rule for each field of the state after ``step`` steps."""
     count = ("a whole number, at least 0", is_count)
     return {
         "step": (f"{step}, as the manifest says", lambda value: is_count(value) and value == step),
@@ -61,10 +68,10 @@ def rules(step: int) -> dict[str, Rule]:
             lambda value: value is None or (is_count(value) and value <= step),
         ),
         "skipped": (f"a number of steps up to {step}", lambda value: is_count(value) and value <= step),
-        "window": ("the sum of losses and the number of steps", _is_window),
+        "window": ("the sum of the losses and the number of steps", _is_window),
         "optimizer": ("tensors and numbers by parameter and name", _is_optimizer),
-        "scaler": ("the loss scale and how it changes, or {}", _is_scaler),
-        "average": ("{} or a tensor for each parameter, and the number of updates", _is_average),
+        "scaler": ("the state of the loss scaler, or {}", _is_scaler),
+        "average": ("a tensor for each parameter and the number of updates, or {}", _is_average),
         "rng": ("the state of each random generator", _is_rng),
         "owed": ("None or numbers by name", _is_owed),
         "loggers": ("texts and numbers by logger and name", _is_loggers),
@@ -77,12 +84,15 @@ def is_count(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """A finite one."""
+    """A finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_plain(value: Any, *, floating: bool = True) -> bool:
-    """A dense tensor in the memory of the CPU with all the memory that its shape asks for, of finite size."""
+    """A dense real tensor on the CPU whose storage is as large as its shape says.
+
+    A crafted file can hold a tensor with a huge shape over a tiny storage, by strides of 0.
+    """
     return (
         isinstance(value, Tensor)
         and value.device.type == "cpu"
@@ -99,7 +109,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _has(value: Any, rules: Mapping[str, Callable[[Any], bool]]) -> bool:
-    """A dictionary with exactly these entries."""
+    """A dictionary with exactly the keys of ``rules``, each value passing its test."""
     return (
         _is_named(value) and value.keys() == rules.keys() and all(holds(value[name]) for name, holds in rules.items())
     )
@@ -110,17 +120,19 @@ def _is_window(value: Any) -> bool:
 
 
 def _is_optimizer(value: Any) -> bool:
-    """Whole numbers as tensors too: moments of 8 bits."""
+    """Integer tensors too: 8-bit moments."""
     return _is_named(value) and all(
         _is_named(entries)
-        and all(is_number(one) or one is None or is_plain(one, floating=False) for one in entries.values())
+        and all(entry is None or is_number(entry) or is_plain(entry, floating=False) for entry in entries.values())
         for entries in value.values()
     )
 
 
 def _is_scaler(value: Any) -> bool:
-    above = {name: lambda one: is_number(one) and one > 0 for name in ("scale", "growth_factor", "backoff_factor")}
-    counts = {"growth_interval": lambda one: is_count(one) and one > 0, "_growth_tracker": is_count}
+    above = {
+        name: lambda number: is_number(number) and number > 0 for name in ("scale", "growth_factor", "backoff_factor")
+    }
+    counts = {"growth_interval": lambda count: is_count(count) and count > 0, "_growth_tracker": is_count}
     return value == {} or _has(value, above | counts)
 
 
@@ -131,10 +143,11 @@ def _is_average(value: Any) -> bool:
 
 
 def _is_rng(value: Any) -> bool:
-    """Of each rank; once there was rank 0 only."""
+    """A list with one entry per rank; older checkpoints hold the entry of rank 0 alone."""
     ranks = value if isinstance(value, list) else [value]
     return bool(ranks) and all(
-        _has(one, {"torch": _is_generator, "cuda": _is_cuda, "numpy": _is_numpy, "python": _is_python}) for one in ranks
+        _has(rank, {"torch": _is_generator, "cuda": _is_cuda, "numpy": _is_numpy, "python": _is_python})
+        for rank in ranks
     )
 
 
@@ -144,7 +157,7 @@ def _is_generator(value: Any) -> bool:
 
 def _is_cuda(value: Any) -> bool:
     return isinstance(value, list) and all(
-        is_plain(one, floating=False) and one.dtype == torch.uint8 and one.ndim == 1 for one in value
+        is_plain(state, floating=False) and state.dtype == torch.uint8 and state.ndim == 1 for state in value
     )
 
 
@@ -177,19 +190,19 @@ def _is_python(value: Any) -> bool:
 
 
 def _is_owed(value: Any) -> bool:
-    """A record may hold what is not finite, such as the loss of a skipped step."""
-    return value is None or (_is_named(value) and all(type(one) in (int, float) for one in value.values()))
+    """A metrics record that is not written yet. It may hold NaN, such as the loss of a skipped step."""
+    return value is None or (_is_named(value) and all(type(number) in (int, float) for number in value.values()))
 
 
 def _is_loggers(value: Any) -> bool:
     return _is_named(value) and all(
-        _is_named(one) and all(isinstance(plain, str) or is_number(plain) for plain in one.values())
-        for one in value.values()
+        _is_named(entries) and all(isinstance(entry, str) or is_number(entry) for entry in entries.values())
+        for entries in value.values()
     )
 
 
 def _shown(value: Any) -> str:
-    """A value in a few words; it may be anything."""
+    """Any value in a few words."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
     if isinstance(value, dict | list | tuple | set):

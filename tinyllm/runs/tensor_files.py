@@ -1,4 +1,4 @@
-"""Tensors by name out of safetensors files: one file, or several with Hugging Face's index."""
+"""Reads tensors by name from safetensors files: a single file, or several with Hugging Face's index."""
 
 from pathlib import Path
 from typing import Any
@@ -13,20 +13,20 @@ MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class Tensors:
-    """The tensors of a directory. Nothing but names and shapes is read before it is asked for.
+    """The tensors of a directory, read lazily; opening reads only names and shapes.
 
-    An index is the authority: what another file holds under a name that the index gives elsewhere is a stale copy.
+    If a tensor is in several files, the one that the index names counts.
 
     Args:
         path: the directory.
-        whole_first: a whole file wins over an index, as in transformers; else the index does.
+        whole_first: prefer a single file to an index, as transformers does; default: prefer the index.
 
     Attributes:
-        file_of: where each tensor is.
-        unlisted: those that a file holds and its index does not list.
+        file_of: the file of each tensor.
+        unlisted: names of tensors that are in a file but not in the index.
 
     Raises:
-        UserError: a file is missing or damaged, or does not hold what the index says.
+        UserError: a file is missing or damaged, or lacks a tensor that the index lists.
     """
 
     def __init__(self, path: Path, *, whole_first: bool = False) -> None:
@@ -39,7 +39,7 @@ class Tensors:
         listed = weight_map(path / INDEX) if has_index else {}
         for file in (path / name for name in (dict.fromkeys(listed.values()) if has_index else (MODEL,))):
             if file.parent != path:
-                raise UserError("damaged index", file=path / INDEX, hint=f"{file} is not in this directory")
+                raise UserError("damaged index", file=path / INDEX, hint=f"{file} is outside the directory")
             if not file.is_file():
                 raise UserError("no weights", file=file, hint="the file is missing")
             try:
@@ -50,39 +50,39 @@ class Tensors:
             self.file_of |= dict.fromkeys((name for name in names if listed.get(name, file.name) == file.name), file)
         for name, file_name in listed.items():
             if name not in self.file_of:
-                hint = f"it says that {name} is in {file_name}, which does not hold it"
+                hint = f"it lists {name} in {file_name}, which does not contain it"
                 raise UserError("damaged index", file=path / INDEX, hint=hint)
         if has_index:
             self.unlisted = self.file_of.keys() - listed.keys()
 
     def names(self) -> list[str]:
-        """All of them."""
+        """The names of all tensors."""
         return list(self.file_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a whole tensor."""
+        """The shape of a tensor."""
         return tuple(self.part(name).get_shape())
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        """One tensor on the CPU, or some rows of it; the others stay on the disk."""
+        """A tensor on the CPU, or only some of its rows."""
         tensor: Tensor = self._open[self.file_of[name]].get_tensor(name) if rows is None else self.part(name)[rows]
         return tensor
 
     def part(self, name: str) -> Any:
-        """What safetensors knows of a tensor without reading it."""
+        """The safetensors slice object of a tensor, which knows its shape and reads on indexing."""
         return self._open[self.file_of[name]].get_slice(name)
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file name of each tensor, out of an index.
+    """The file name of each tensor according to an index file.
 
     Raises:
-        UserError: it cannot be read, or says something else.
+        UserError: the index cannot be read or is damaged.
     """
     listed = read_json(index, what="damaged index").get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise UserError("damaged index", file=index, hint="weight_map must say the file of each tensor")
-    if not_one := next((name for name in listed.values() if not is_file_name(name)), None):
-        hint = f"{not_one[:40]} is not the name of a file in this directory"
+        raise UserError("damaged index", file=index, hint="weight_map must map each tensor to a file name")
+    if wrong := next((name for name in listed.values() if not is_file_name(name)), None):
+        hint = f"{wrong[:40]} is not the name of a file in this directory"
         raise UserError("damaged index", file=index, hint=hint)
     return listed
