@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.nn.test_moe import aux_free, aux_loss
-from tinyllm.nn.activations import ACTIVATIONS
 from tinyllm.nn.attention.masking import AttentionMask
+from tinyllm.nn.feedforward import ACTIVATIONS
 from tinyllm.nn.loss import head_loss
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Rope

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.expert_dispatch import Dispatch
-from tinyllm.nn.feedforward import GLU, MLP, FeedForward
+from tinyllm.nn.feedforward import ACTIVATIONS, GATES, GLU, MLP, FeedForward
 from tinyllm.nn.grouped_linear import GroupedLinear, Groups, one_product
 from tinyllm.nn.moe import AuxFree, AuxLoss, Mixture
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.mha import GQA
-from tinyllm.nn.feedforward import GLU, MLP
+from tinyllm.nn.feedforward import ACTIVATIONS, GATES, GLU, MLP
 from tinyllm.nn.position import Learned, NoPosition, Position, Rope, Sinusoidal
 from tinyllm.utils.signatures import make
 

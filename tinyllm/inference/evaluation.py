@@ -12,9 +12,9 @@ from tinyllm.data.loader import eval_batches, eval_bytes
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
-from tinyllm.nn.finite import first_not_finite
 from tinyllm.nn.loss import linear_cross_entropy, perplexity
 from tinyllm.utils.stop_signal import Interrupted, Stopping
+from tinyllm.utils.tensors import first_not_finite
 
 
 def evaluate(

@@ -10,10 +10,9 @@ from torch import nn
 from tinyllm.errors import UserError
 from tinyllm.models.block import Block
 from tinyllm.models.transformer import Transformer
-from tinyllm.nn.activations import ACTIVATIONS, GATES
 from tinyllm.nn.attention.mha import GQA, MHA, MQA
 from tinyllm.nn.attention.mla import MLA
-from tinyllm.nn.feedforward import GLU, MLP, FeedForward
+from tinyllm.nn.feedforward import ACTIVATIONS, GATES, GLU, MLP, FeedForward
 from tinyllm.nn.moe import SCORES, AuxFree, AuxLoss, Mixture
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Learned, NoPosition, Rope, Sinusoidal

@@ -21,8 +21,8 @@ from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.inference_linear import reorder_
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.position import Position
-from tinyllm.nn.precision import compute_dtype
 from tinyllm.utils.signatures import make
+from tinyllm.utils.tensors import autocast_dtype
 
 ParameterKind = Literal["matrix", "head", "embedding", "vector"]
 
@@ -285,7 +285,7 @@ class Transformer(nn.Module):
         computes in there (autocast's where it is on, else the weights')."""
         where = self.device if device is None else torch.device(device)
         if dtype is None:
-            dtype = compute_dtype(where, self.embedding.weight.dtype)
+            dtype = autocast_dtype(where, self.embedding.weight.dtype)
         layers = [b.attn.make_cache(batch_size, max_len, device=where, dtype=dtype) for b in self.layers()]
         return Cache(layers, max_len=max_len)
 

@@ -2,13 +2,46 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyllm.nn.activations import ACTIVATIONS, GATES, lookup
 from tinyllm.nn.linear import Linear
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)², from Primer (So et al. 2021)."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": relu2,
+    "silu": F.silu,
+    "mish": F.mish,
+    "selu": F.selu,
+    "celu": F.celu,
+    "elu": F.elu,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+
+GATES: dict[str, Activation] = {name: ACTIVATIONS[name] for name in ("silu", "gelu", "relu", "sigmoid")}
+
+
+def lookup(table: dict[str, Activation], name: str, *, parameter: str) -> Activation:
+    """The function called ``name``; a ValueError that lists the names of ``table`` if there is none."""
+    if name not in table:
+        raise ValueError(f"{parameter}={name} is not known: choose one of {' '.join(table)}")
+    return table[name]
 
 
 class Routing(NamedTuple):
@@ -63,7 +96,7 @@ class MLP(FeedForward):
         d_model: width of the residual stream.
         model_d_ff: the hidden size of the model, used if ``d_ff`` is None.
         bias: biases in both layers.
-        activation: a name of ``tinyllm.nn.activations.ACTIVATIONS``.
+        activation: a name of ``ACTIVATIONS``.
         d_ff: hidden size.
         linear: factory of the layers; a mixture of experts hands in that of stacked ones.
     """
@@ -103,7 +136,7 @@ class GLU(FeedForward):
         model_d_ff: the hidden size that a plain MLP of this model has; 2/3 of it, to the nearest multiple of 8,
             is the hidden size here, so that three matrices have the parameters of the MLP's two.
         bias: biases in all layers.
-        gate: a name of ``tinyllm.nn.activations.GATES``.
+        gate: a name of ``GATES``.
         d_ff: hidden size, instead of the 2/3 rule.
         linear: factory of the layers, as in ``MLP``.
     """

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinyllm.nn.inference_linear import reorder_
-from tinyllm.nn.precision import compute_dtype
+from tinyllm.utils.tensors import autocast_dtype
 
 ALIGNED = 8
 """Matrices whose sizes are multiples of this are what torch's grouped product takes in every dtype (16 bytes)."""
@@ -78,7 +78,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """Rows (N, d_in) in the order that ``groups`` says → (N, d_out)."""
-        groups, dtype = self.groups, compute_dtype(x_NI.device, x_NI.dtype)
+        groups, dtype = self.groups, autocast_dtype(x_NI.device, x_NI.dtype)
         if self.in_one_product(x_NI.device):
             return one_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
         slices = groups.slices or _slices(groups.ends_E, len(x_NI))

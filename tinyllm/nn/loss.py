@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tinyllm.nn.precision import compute_dtype
+from tinyllm.utils.tensors import autocast_dtype
 
 IGNORE = -100
 """A target that is not counted."""
@@ -69,7 +69,7 @@ def head_loss(
         label_smoothing: ε; the target is (1−ε)·one-hot + ε/V (Szegedy et al. 2016, §7).
         z_loss: factor on logsumexp(logits)² (PaLM, Chowdhery et al. 2022, §5).
     """
-    dtype = compute_dtype(hidden_ND.device, hidden_ND.dtype)
+    dtype = autocast_dtype(hidden_ND.device, hidden_ND.dtype)
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
     at_most = max(1, CHUNK_BYTES // per_token) if chunk_tokens is None else chunk_tokens
     n_chunks = max(1, -(-n_tokens // at_most))

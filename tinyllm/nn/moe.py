@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyllm.nn.activations import lookup
 from tinyllm.nn.expert_dispatch import Dispatch
-from tinyllm.nn.feedforward import FeedForward, Routing
+from tinyllm.nn.feedforward import FeedForward, Routing, lookup
 from tinyllm.nn.grouped_linear import GroupedLinear, Groups, block_of
 from tinyllm.nn.linear import ExactLinear
-from tinyllm.nn.precision import compute_dtype
 from tinyllm.utils.signatures import make, names_of
+from tinyllm.utils.tensors import autocast_dtype
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
 """How logits of the router become scores, by the names that ``router`` accepts."""
@@ -154,7 +153,7 @@ class Mixture(FeedForward):
         load_BE.scatter_add_(1, chosen_NK.view(x_BTC.shape[0], -1), ones)
         load_E = load_BE.sum(0)
 
-        x_NC = x_NC.to(compute_dtype(x_NC.device, x_NC.dtype))  # rounded before it is copied to K experts, not after
+        x_NC = x_NC.to(autocast_dtype(x_NC.device, x_NC.dtype))  # rounded before it is copied to K experts, not after
         dispatch = Dispatch(chosen_NK, load_E, block=block_of(x_NC.device, x_NC.dtype))
         x_MC = dispatch.gather(x_NC)
         self.groups.assign(dispatch.rows_E, len(x_MC))

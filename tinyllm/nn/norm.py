@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinyllm.nn.precision import compute_dtype
+from tinyllm.utils.tensors import autocast_dtype
 
 LEAST_EPS = 1e-20
 """The gradient has a factor of eps^(−3/2), which fp32 has to hold where the input is 0."""
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = compute_dtype(x.device, x.dtype)
+        dtype = autocast_dtype(x.device, x.dtype)
         if x.device.type != "cpu":  # has a fused kernel
             return F.rms_norm(x.float(), self.weight.shape, _single(self.weight), self.eps).to(dtype)
         y = _RMSNorm.apply(x, _single(self.weight), self.eps, dtype)

@@ -4,13 +4,12 @@ from typing import Any
 
 import torch
 
-from tinyllm.optim.checks import decay_rates, not_negative
-from tinyllm.optim.memory import keeps, two_moments
+from tinyllm.optim.base import check_betas, check_not_negative, keeps_state, two_moments
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
 
-@keeps(two_moments)
+@keeps_state(two_moments)
 def adamw(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
@@ -22,8 +21,8 @@ def adamw(
     Raises:
         ValueError: a hyper-parameter is out of range.
     """
-    not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
-    decay_rates(betas)
+    check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
+    check_betas(betas)
     devices = {parameter.device.type for group in params for parameter in group["params"]}
     return torch.optim.AdamW(
         params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=devices <= FUSED_DEVICES

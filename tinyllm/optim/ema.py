@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tinyllm.optim.sharded import local_tensor, part_of
+from tinyllm.utils.tensors import local_tensor, part_of
 
 
 class Average:

@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tinyllm.optim.checks import decay_rates, not_negative
-from tinyllm.optim.memory import keeps, one_moment
-from tinyllm.optim.sharded import local_tensor
-from tinyllm.optim.state_shapes import Shapes
+from tinyllm.optim.base import Shapes, check_betas, check_not_negative, keeps_state, one_moment
+from tinyllm.utils.tensors import local_tensor
 
 
-@keeps(one_moment)
+@keeps_state(one_moment)
 class Lion(Optimizer):
     """Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2, decoupled weight decay.
 
@@ -29,8 +27,8 @@ class Lion(Optimizer):
     def __init__(
         self, params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> None:
-        not_negative(lr=lr, weight_decay=weight_decay)
-        decay_rates(betas)
+        check_not_negative(lr=lr, weight_decay=weight_decay)
+        check_betas(betas)
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
 
     @torch.no_grad()

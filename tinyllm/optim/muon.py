@@ -9,11 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinyllm.optim.adamw import adamw
-from tinyllm.optim.checks import not_negative
+from tinyllm.optim.base import Groups, Shapes, adamw_shapes, check_not_negative, keeps_state, one_moment, two_moments
 from tinyllm.optim.groups import DECAYED, MATRIX
-from tinyllm.optim.memory import Groups, keeps, one_moment, two_moments
-from tinyllm.optim.sharded import full_tensor, local_tensor, part_of
-from tinyllm.optim.state_shapes import Shapes, adamw_shapes
+from tinyllm.utils.tensors import full_tensor, local_tensor, part_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration: its slope at 0 is as large as the singular values' staying near 1 allows (Jordan 2024)."""
@@ -36,7 +34,7 @@ def matrices(*, orthogonal_head: bool) -> tuple[str, ...]:
     return DECAYED if orthogonal_head else (MATRIX,)
 
 
-@keeps(kept)
+@keeps_state(kept)
 class Muon(Optimizer):
     """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, for matrices; AdamW for everything else.
 
@@ -74,7 +72,7 @@ class Muon(Optimizer):
         eps: float,
         weight_decay: float,
     ) -> None:
-        not_negative(lr=lr, weight_decay=weight_decay)
+        check_not_negative(lr=lr, weight_decay=weight_decay)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum={momentum} is out of range: at least 0 and below 1")
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):

@@ -11,8 +11,8 @@ from tinyllm.config.targets import Option
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
+from tinyllm.optim.base import state_bytes
 from tinyllm.optim.groups import follow_width, parameter_groups
-from tinyllm.optim.memory import state_bytes
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.batch_plan import BatchPlan, plan_batch
 from tinyllm.training.callbacks import OptimizerGroup

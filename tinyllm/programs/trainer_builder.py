@@ -19,7 +19,6 @@ from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
-from tinyllm.nn.finite import first_not_finite
 from tinyllm.optim.ema import EMA, Average
 from tinyllm.programs.builders import build_model, build_optimizer, plain
 from tinyllm.programs.resume import to_save
@@ -47,6 +46,7 @@ from tinyllm.utils.device import autocast, compute_dtype, peak_flops
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.seeds import seed_globals, stream
 from tinyllm.utils.stop_signal import Stopping, StopRequest
+from tinyllm.utils.tensors import first_not_finite
 
 
 def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitStack) -> Trainer:

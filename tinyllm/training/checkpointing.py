@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.nn.finite import first_not_finite
 from tinyllm.runs.checkpoint import name_of, steps_in
 from tinyllm.runs.checkpoint_writer import Saver
 from tinyllm.runs.metrics_log import Log
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.state import TrainState
+from tinyllm.utils.tensors import first_not_finite
 
 
 class NoCheckpoints:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.errors import UserError
+from tinyllm.optim.base import Shapes, state_shapes
 from tinyllm.optim.ema import Average
-from tinyllm.optim.state_shapes import Shapes, state_shapes
 from tinyllm.runs.state_schema import damaged
 from tinyllm.training.distributed.strategy import Strategy
 

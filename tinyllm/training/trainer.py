@@ -14,7 +14,6 @@ from torch import Tensor
 
 from tinyllm.data.batch import Batch
 from tinyllm.errors import UserError
-from tinyllm.optim.sharded import full_tensor
 from tinyllm.runs.metrics_log import Log
 from tinyllm.training.batch_plan import BatchPlan
 from tinyllm.training.callbacks import Callback, Outcome
@@ -30,6 +29,7 @@ from tinyllm.utils.fault_injection import fault, spoilt
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.seeds import stream
 from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
+from tinyllm.utils.tensors import full_tensor
 
 LESS_MEMORY = (
     "lower trainer.batch_size and raise trainer.grad_accum_steps, or set trainer.activation_checkpointing=true"

@@ -12,8 +12,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import distribute_tensor
 
 from tinyllm.errors import UserError
-from tinyllm.optim.sharded import full_tensor, is_sharded, local_tensor
 from tinyllm.training.distributed.process_group import ProcessGroup
+from tinyllm.utils.tensors import full_tensor, is_sharded, local_tensor
 
 
 class FSDP(ProcessGroup):
