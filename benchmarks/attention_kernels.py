@@ -67,7 +67,7 @@ def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], f
     """Print one line for the case (batch, heads, length, key size, value size) and window (0: none)."""
     import torch
 
-    from tinyllm.nn.attention.block_kernel import Shape, block_attention
+    from tinyllm.nn.attention.block_kernel import BlockConfig, block_attention
     from tinyllm.nn.attention.kernels import block_size
 
     names = (["no window"] if cases[0][1] else []) + ["sdpa", *map(str, BLOCKS)]
@@ -85,10 +85,10 @@ def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], f
             kernels: dict[int, Callable[..., torch.Tensor]] = {-1: partial(fused, window=0)} if window else {}
             kernels[0] = partial(fused, window=window)
             for block in BLOCKS:
-                shape = Shape(block, window, 0, 0.0, size**-0.5, 0.0)
+                shape = BlockConfig(block, window, 0, 0.0, size**-0.5, 0.0)
                 kernels[block] = partial(block_attention, shape=shape)
             calls = [partial(run, kernel, (q, k, v), upstream) for kernel in kernels.values()]
-            chosen = block_size("cpu", dtype, length, window=window, alike=size == v_size)
+            chosen = block_size("cpu", dtype, length, window=window, same_head_dim=size == v_size)
             columns = zip(kernels, interleaved(calls, clock, repeats), strict=True)
             line = "".join(f"{ms:11.2f}{'*' if n == chosen else ' '}" for n, ms in columns)
             label = f"{str(dtype)[6:]:9}{(batch, heads, length, size, v_size)!s} {f'window {window}' if window else ''}"

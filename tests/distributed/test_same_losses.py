@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.copies import SHARED, STEPS, largest_difference, run, tensors
 from tests.support.training_runs import logged, metrics
-from tinyllm.models.layerdrop import draw_kept
+from tinyllm.models.layerdrop import draw_active_blocks
 from tinyllm.runs.state_diff import digest
 from tinyllm.utils.seeds import stream
 
@@ -94,7 +94,7 @@ def test_four_ranks_and_parts_to_rounding(corpus: str, tmp_path: Path) -> None:
 def test_dropped_blocks_are_dropped_on_all_ranks(corpus: str, tmp_path: Path) -> None:
     """Also one that is there in the first micro-step and not in the last, in which the gradients are summed."""
     seeds = [[stream(1337, "layerdrop", step, micro) for micro in range(2)] for step in range(STEPS)]
-    assert [True, False] in [[draw_kept(0.7, 4, seed=seed)[-1] for seed in step] for step in seeds]  # type: ignore[index]
+    assert [True, False] in [[draw_active_blocks(0.7, 4, seed=seed)[-1] for seed in step] for step in seeds]  # type: ignore[index]
     options = ("model.n_layers=4", "model.layerdrop=0.7", "trainer.batch_size=2", "trainer.grad_accum_steps=2")
     whole = run(2, tmp_path / "whole", *SHARED, corpus, *options)
     parts = run(2, tmp_path / "parts", *SHARED, corpus, *options, "strategy=fsdp")

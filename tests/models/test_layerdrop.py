@@ -6,7 +6,7 @@ from torch import nn
 
 from tests.support.options import Choice, built, small
 from tinyllm.data.batch import Batch
-from tinyllm.models.layerdrop import draw_kept
+from tinyllm.models.layerdrop import draw_active_blocks
 from tinyllm.models.transformer import Transformer
 from tinyllm.training.objectives.next_token import NextToken
 
@@ -17,7 +17,7 @@ IDS = torch.arange(24).view(2, 12) % 31
 @pytest.mark.parametrize("p", [0.1, 0.6])
 def test_block_l_is_dropped_with_probability_p_l(p: float, n_layers: int) -> None:
     """p·l/(L−1), and p for a single block: within 4.5 standard deviations over 4000 seeds."""
-    draws = [draw_kept(p, n_layers, seed=seed) for seed in range(4000)]
+    draws = [draw_active_blocks(p, n_layers, seed=seed) for seed in range(4000)]
     assert all(draw is not None for draw in draws)
     dropped = 1 - torch.tensor(draws, dtype=torch.float64).mean(0)
     law = torch.tensor(
@@ -29,18 +29,18 @@ def test_block_l_is_dropped_with_probability_p_l(p: float, n_layers: int) -> Non
 
 
 def test_blocks_are_dropped_independently() -> None:
-    draws = torch.tensor([draw_kept(0.8, 3, seed=seed) for seed in range(4000)], dtype=torch.float64)
+    draws = torch.tensor([draw_active_blocks(0.8, 3, seed=seed) for seed in range(4000)], dtype=torch.float64)
     assert torch.corrcoef(draws.t()[1:])[0, 1].abs() < 0.08
 
 
 def test_the_decision_is_the_seeds_alone() -> None:
     before = torch.get_rng_state()
-    draws = [draw_kept(0.5, 8, seed=7)]
+    draws = [draw_active_blocks(0.5, 8, seed=7)]
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
-    assert draw_kept(0.5, 8, seed=7) == draws[0]
-    assert len({tuple(draw_kept(0.5, 8, seed=seed) or ()) for seed in range(20)}) > 10
-    assert draw_kept(0.0, 8, seed=7) is None
+    assert draw_active_blocks(0.5, 8, seed=7) == draws[0]
+    assert len({tuple(draw_active_blocks(0.5, 8, seed=seed) or ()) for seed in range(20)}) > 10
+    assert draw_active_blocks(0.0, 8, seed=7) is None
 
 
 def without(model: Transformer, block: int) -> Transformer:
@@ -55,7 +55,7 @@ def test_a_dropped_block_is_not_there_and_its_gradients_are_zero() -> None:
     """Nothing is rescaled: what is left is the model without the block, bit for bit, gradients too."""
     model = small(n_layers=3, layerdrop=0.5)
     rest = without(model, 1)
-    hidden, expected = model.run(IDS, kept=[True, False, True])[0], rest(IDS)
+    hidden, expected = model.run(IDS, active_blocks=[True, False, True])[0], rest(IDS)
     assert torch.equal(hidden, expected)
     hidden.square().sum().backward()
     expected.square().sum().backward()
@@ -70,7 +70,7 @@ def test_a_dropped_block_is_not_there_and_its_gradients_are_zero() -> None:
 
 def test_all_blocks_may_be_dropped() -> None:
     model = small(layerdrop=0.5)
-    hidden = model.run(IDS, kept=[False, False])[0]
+    hidden = model.run(IDS, active_blocks=[False, False])[0]
     assert torch.equal(hidden, model.norm(model.embedding(IDS)))
     hidden.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -79,7 +79,7 @@ def test_all_blocks_may_be_dropped() -> None:
 def test_nothing_is_dropped_unless_asked() -> None:
     """Evaluation, generation and the plain forward pass are those of the same model without LayerDrop."""
     model, plain = small(layerdrop=0.9), small()
-    assert plain.draw_kept(1) is None
+    assert plain.draw_active_blocks(1) is None
     assert torch.equal(model(IDS), plain(IDS))
     assert torch.equal(model.eval()(IDS), plain.eval()(IDS))
 
@@ -87,14 +87,14 @@ def test_nothing_is_dropped_unless_asked() -> None:
 def test_a_dropped_mixture_neither_routes_nor_balances() -> None:
     choice = Choice("mha", "rope", 0, "gelu", "aux_loss", "rmsnorm")
     model = built(choice, layerdrop=0.5)
-    _, routings = model.run(IDS, kept=[True, False])
+    _, routings = model.run(IDS, active_blocks=[True, False])
     assert routings[0] is not None and routings[1] is None
     objective, batch = NextToken(model, chunk_tokens=None), Batch(inputs=IDS, targets=IDS)
-    loss = objective(batch, kept=[True, False])
+    loss = objective(batch, active_blocks=[True, False])
     assert loss.expert_load is not None
     torch.testing.assert_close(loss.expert_load.balance_loss, routings[0].loss)
     assert list(loss.expert_load.loads) == [0]
     loss.share_of_step(weight=24, sequences=1.0).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not any(p.grad.any() for p in model.blocks[1].parameters() if p.grad is not None)
-    assert objective(batch, kept=[False, False]).expert_load is None
+    assert objective(batch, active_blocks=[False, False]).expert_load is None

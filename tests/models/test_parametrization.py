@@ -66,7 +66,7 @@ def test_every_composition_at_the_base_width(choice: Choice) -> None:
     standard, mup = built(choice).eval(), built(choice, parametrization=MUP).eval()
     with torch.no_grad():
         assert torch.equal(standard(ids(2, CONTEXT)), mup(ids(2, CONTEXT)))
-    assert mup.growth == {}
+    assert mup.matrix_scalings == {}
 
 
 HIDDEN, OUTPUT_LIKE, INPUT_LIKE, HEAD = (M**-0.5, 1 / M), (1 / M, 1 / M), (1.0, 1.0), (1.0, 1.0)
@@ -213,8 +213,8 @@ def test_the_number_of_key_value_heads_of_the_base() -> None:
 def test_layers_that_differ_are_compared_with_their_own_base_shapes() -> None:
     kinds = 'model.layers.kinds={a:"attn=mla",b:"moe=aux_loss"}'
     model = small("layers=pattern", "model.layers.pattern=[a,b]", kinds, parametrization=MUP, **WIDE)
-    assert model.growth["blocks.0.attn.kv_up.weight"].base_shape == (4 * (8 + 8), 32)
-    assert model.growth["blocks.1.ffn.router.weight"].base_shape[1] == 32
+    assert model.matrix_scalings["blocks.0.attn.kv_up.weight"].base_shape == (4 * (8 + 8), 32)
+    assert model.matrix_scalings["blocks.1.ffn.router.weight"].base_shape[1] == 32
 
 
 def test_refusals() -> None:
@@ -236,7 +236,7 @@ def test_attention_of_ones_own_without_a_scale_is_refused() -> None:
 
     shape = {"d_model": 128, "n_heads": 4, "n_kv_heads": 2, "d_ff": 384}
     with pytest.raises(ValueError, match=r"base_width=32: MHA has no scale"):
-        MUP.fit(build(**shape), build, shape=shape)
+        MUP.apply(build(**shape), build, shape=shape)
 
 
 def test_a_matrix_of_ones_own_that_grows_is_refused() -> None:
@@ -248,7 +248,7 @@ def test_a_matrix_of_ones_own_that_grows_is_refused() -> None:
             self.gate = torch.nn.Parameter(torch.empty(2, dim))
 
     with pytest.raises(ValueError, match=r"base_width=32: gate"):
-        MUP.fit(
+        MUP.apply(
             Gate(64),
             lambda d_model, **_: Gate(d_model),
             shape={"d_model": 64, "n_heads": 1, "n_kv_heads": 1, "d_ff": 64},

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.block_kernel import Shape, block_attention
-from tinyllm.nn.attention.kernels import LONGEST_BLOCKED, attend, block_size, chosen_kernel, saved_activations
+from tinyllm.nn.attention.block_kernel import BlockConfig, block_attention
+from tinyllm.nn.attention.kernels import MAX_BLOCKED_LEN, attend, block_size, chosen_kernel, saved_activations
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
@@ -54,11 +54,11 @@ def tensors(
 def kernels(rule: AttentionMask, scale: float) -> Iterator[Kernel]:
     """All that can compute this, in blocks that divide the length and that do not, and what ``attend`` chooses."""
     for block in (1, 3, 4, 16):
-        shape = Shape(block, rule.window, rule.sinks, rule.softcap, scale, 0.0)
+        shape = BlockConfig(block, rule.window, rule.sinks, rule.softcap, scale, 0.0)
         yield partial(block_attention, shape=shape)
     if rule.window and not rule.softcap:
         yield partial(folded_attention, window=rule.window, sinks=rule.sinks, scale=scale, dropout_p=0.0)
-    yield partial(attend, rule=rule, scale=scale, dropout_p=0.0)
+    yield partial(attend, mask=rule, scale=scale, dropout_p=0.0)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
@@ -98,7 +98,7 @@ def test_the_kernel_that_is_chosen(length: int, rule: AttentionMask, kv_heads: i
     inputs = tensors(4, kv_heads, length, length, dtype)
     upstream = torch.randn(2, 4, length, 8)
     expected = reference(*inputs, rule, 8**-0.5)
-    actual = attend(*inputs, rule=rule, dropout_p=0.0)
+    actual = attend(*inputs, mask=rule, dropout_p=0.0)
     assert actual.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     wanted = torch.autograd.grad(expected, inputs, upstream.double())
@@ -131,7 +131,7 @@ def test_a_mask_says_what_each_query_sees(queries: int, softcap: float) -> None:
     scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 8**-0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
     expected = scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
-    actual = attend(*inputs, rule=AttentionMask(window=2, softcap=softcap), mask=mask, dropout_p=0.0)
+    actual = attend(*inputs, mask=AttentionMask(window=2, softcap=softcap), visible=mask, dropout_p=0.0)
     torch.testing.assert_close(actual, expected)
 
 
@@ -152,7 +152,7 @@ def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule:
     if kernel == "folded":
         out = folded_attention(q, k, v, window=rule.window, sinks=rule.sinks, scale=1.0, dropout_p=p)
     else:
-        out = attend(q, k, v, rule=rule, dropout_p=p)
+        out = attend(q, k, v, mask=rule, dropout_p=p)
     out = out.detach().float()[..., 0]
     seen = rule.keys_seen(n)
     assert abs(out.mean() - 1) < 0.01
@@ -168,7 +168,7 @@ def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks
     weights times values must be, and so are the gradients."""
     rule, p, length = AttentionMask(window=window, sinks=sinks, softcap=softcap), 0.4, 11
     q, k, v = tensors(4, 2, length, length, torch.float64)
-    shape = Shape(4, window, sinks, softcap, 0.4, p)
+    shape = BlockConfig(4, window, sinks, softcap, 0.4, p)
 
     def attended(values: Tensor) -> Tensor:
         torch.manual_seed(1)
@@ -195,7 +195,7 @@ def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks
 )
 def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: AttentionMask) -> None:
     for block in (4, 8, 16):
-        shape = Shape(block, rule.window, rule.sinks, rule.softcap, 0.4, 0.0)
+        shape = BlockConfig(block, rule.window, rule.sinks, rule.softcap, 0.4, 0.0)
         q, k, v = tensors(4, 2, 16, 16, torch.bfloat16)
         before = block_attention(q, k, v, shape=shape)
         with torch.no_grad():
@@ -217,7 +217,7 @@ def test_sinks_in_bf16_get_the_gradients_of_all_blocks() -> None:
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, 1024, 1024, torch.bfloat16))
     rule = AttentionMask(window=4, sinks=1)
     upstream = torch.ones(2, 1, 1024, 8)
-    found = torch.autograd.grad(attend(q, k, v, rule=rule, dropout_p=0.0), v, upstream.bfloat16())[0][:, :, 0]
+    found = torch.autograd.grad(attend(q, k, v, mask=rule, dropout_p=0.0), v, upstream.bfloat16())[0][:, :, 0]
     exact = weights(q.double(), k.double(), rule, 8**-0.5).sum(2)[:, :, 0, None].expand_as(found)
     torch.testing.assert_close(found.double(), exact.double(), rtol=0.02, atol=0)
 
@@ -255,7 +255,7 @@ def test_the_choice_is_named_and_counted(
     assert f"blocks ({-(-length // block)}" in name
     assert (f"window {rule.window}" in name) == (length > rule.window + rule.sinks > 0)
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, length, length, dtype))
-    found = kept_values(lambda: attend(q, k, v, rule=rule, dropout_p=dropout_p), length)
+    found = kept_values(lambda: attend(q, k, v, mask=rule, dropout_p=dropout_p), length)
     assert found == 2 * saved_activations("cpu", dtype, length, rule, dropout_p=dropout_p)
 
 
@@ -265,7 +265,7 @@ def test_on_other_devices_the_fused_kernel_is_chosen() -> None:
         "scaled_dot_product_attention (blocks, window 64)"
     )
     assert "lower-triangular" in chosen_kernel("cuda", torch.bfloat16, 512, AttentionMask(softcap=2.0))
-    assert "scaled_dot" in chosen_kernel("cpu", torch.float32, 2**14, AttentionMask(window=LONGEST_BLOCKED + 1))
+    assert "scaled_dot" in chosen_kernel("cpu", torch.float32, 2**14, AttentionMask(window=MAX_BLOCKED_LEN + 1))
 
 
 @pytest.mark.parametrize("kernel", ["blocks", "folded"])
@@ -292,7 +292,7 @@ def test_with_a_window_the_work_grows_with_the_length(kernel: str) -> None:
         counter, largest = FlopCounterMode(display=False), 0
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), counter, Largest():
             if kernel == "blocks":
-                out = attend(q, k, v, rule=AttentionMask(window=window, sinks=sinks), dropout_p=0.0)
+                out = attend(q, k, v, mask=AttentionMask(window=window, sinks=sinks), dropout_p=0.0)
             else:
                 out = folded_attention(q, k, v, window=window, sinks=sinks, scale=1.0, dropout_p=0.0)
             out.sum().backward()
@@ -321,7 +321,7 @@ def test_on_a_gpu(queries: int, keys: int, rule: AttentionMask, sizes: tuple[int
     inputs = tensors(4, 2, queries, keys, dtype, sizes)
     moved = [t.detach().cuda().requires_grad_() for t in inputs]
     expected = reference(*inputs, rule, sizes[0] ** -0.5)
-    actual = attend(*moved, rule=rule, dropout_p=0.0)
+    actual = attend(*moved, mask=rule, dropout_p=0.0)
     upstream = torch.randn(expected.shape, dtype=torch.float64)
     wanted = torch.autograd.grad(expected, inputs, upstream)
     found = torch.autograd.grad(actual, moved, upstream.to(actual))

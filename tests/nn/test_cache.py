@@ -143,7 +143,7 @@ def test_one_prompt_for_all_rows(attn: Attention) -> None:
 
 def test_memory_is_bounded_by_the_window(attn: Attention) -> None:
     """However long the text may be, and what the layer says of it is what its buffers take."""
-    slots = {0: 1000, 1: 1, 5: 5, 4: 7, 30: 32}[attn.rule.window]  # type: ignore[union-attr]
+    slots = {0: 1000, 1: 1, 5: 5, 4: 7, 30: 32}[attn.mask.window]  # type: ignore[union-attr]
     for max_len in (1000, 3):
         cache = cache_of(attn, 2, max_len)
         assert attn.cache_slots(max_len) == min(slots, max_len)

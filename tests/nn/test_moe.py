@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tinyllm.nn.expert_dispatch import Dispatch
 from tinyllm.nn.feedforward import ACTIVATIONS, GATES, GLU, MLP, FeedForward
-from tinyllm.nn.grouped_linear import GroupedLinear, Groups, one_product
+from tinyllm.nn.grouped_linear import GroupedLinear, RowGroups, grouped_product
 from tinyllm.nn.moe import AuxFree, AuxLoss, Mixture
 
 FFN = {"mlp": partial(MLP, activation="gelu", d_ff=None), "glu": partial(GLU, gate="silu", d_ff=None)}
@@ -281,7 +281,7 @@ def test_rows_filled_up_change_nothing(block: int) -> None:
 def test_one_grouped_product_equals_one_per_expert(dtype: torch.dtype, bias: bool) -> None:
     """The way of a GPU, on the CPU, where torch computes it by a loop of its own."""
     torch.manual_seed(0)
-    groups = Groups()
+    groups = RowGroups()
     layer = filled(GroupedLinear(d_in=16, d_out=24, bias=bias, n_experts=4, groups=groups))
     groups.assign(torch.tensor([5, 0, 12, 3]), 20)
     x = torch.randn(20, 16, requires_grad=True)
@@ -289,7 +289,7 @@ def test_one_grouped_product_equals_one_per_expert(dtype: torch.dtype, bias: boo
     upstream = torch.randn(20, 24)
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         looped = layer(x)
-    at_once = one_product(x.to(dtype), layer.weight.to(dtype), layer.bias, groups)
+    at_once = grouped_product(x.to(dtype), layer.weight.to(dtype), layer.bias, groups)
     assert at_once.dtype == looped.dtype == dtype
     expected = [looped, *torch.autograd.grad(looped, inputs, upstream.to(dtype))]
     got = [at_once, *torch.autograd.grad(at_once, inputs, upstream.to(dtype))]

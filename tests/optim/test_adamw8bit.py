@@ -54,7 +54,9 @@ def test_it_stays_near_adamw() -> None:
 
 def test_without_bitsandbytes_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(UserError, match=r"bitsandbytes.optim cannot be imported \(.*\) \(optimizer=adamw8bit\): pip install"):
+    with pytest.raises(
+        UserError, match=r"bitsandbytes.optim cannot be imported \(.*\) \(optimizer=adamw8bit\): pip install"
+    ):
         adamw8bit(parameters(), **RIGHT)
 
 

@@ -50,7 +50,7 @@ def test_a_resized_vocabulary_counts_as_if_built_with_it(overrides: list[str], p
     built = build_model(cfg, vocab_size=1000, **settings)  # type: ignore[arg-type]
     assert resized.parameter_counts() == built.parameter_counts()
     assert resized.flops_per_token(16) == built.flops_per_token(16)
-    assert resized.growth == built.growth
+    assert resized.matrix_scalings == built.matrix_scalings
     shapes = [{name: p.shape for name, p in model.named_parameters()} for model in (resized, built)]
     assert list(shapes[0].items()) == list(shapes[1].items())
     assert optimizer_bytes(cfg, resized, allow=frozenset()) == optimizer_bytes(cfg, built, allow=frozenset())

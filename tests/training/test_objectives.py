@@ -77,7 +77,7 @@ class Preference(Objective):
     def weight(self, batch: Batch) -> int:
         return batch.sequences
 
-    def forward(self, batch: Batch, kept: Sequence[bool] | None = None) -> Loss:
+    def forward(self, batch: Batch, active_blocks: Sequence[bool] | None = None) -> Loss:
         self.seen.append(batch)
         margins_B = self.log_likelihood(batch.inputs) - self.log_likelihood(batch.extra["rejected"])
         losses_B = -F.logsigmoid(margins_B) * (1 + batch.extra["reward"])

@@ -145,7 +145,7 @@ def _attention(attn: nn.Module) -> dict[str, Any]:
         kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.out.bias is not None
     else:
         raise _custom_part(ATTN, attn)
-    shared = {f"{ATTN}.{name}": getattr(attn.rule, name) for name in ("window", "sinks", "softcap")}
+    shared = {f"{ATTN}.{name}": getattr(attn.mask, name) for name in ("window", "sinks", "softcap")}
     return {"attn": kind, "model.n_heads": attn.n_heads, f"{ATTN}.bias": bias} | own | shared
 
 

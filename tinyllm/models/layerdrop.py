@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-def draw_kept(p: float, n_layers: int, *, seed: int) -> list[bool] | None:
+def draw_active_blocks(p: float, n_layers: int, *, seed: int) -> list[bool] | None:
     """Which blocks one micro-batch passes through; None: all of them, always.
 
     Block l = 0 … L−1 is dropped with probability p·l/(L−1), a single block with p. The decision depends on the seed

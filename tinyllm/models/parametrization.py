@@ -18,7 +18,7 @@ columns."""
 
 
 @dataclass(frozen=True)
-class Growth:
+class MatrixScaling:
     """The shape of a matrix, rows (fan-out) and columns (fan-in), and its shape at the base width.
 
     A side grows with the width if it differs from the base shape's. A layer's output, and its change per step, keep
@@ -49,23 +49,23 @@ class Growth:
         return here / there / self.multiplier
 
 
-class Fit(NamedTuple):
+class ModelScaling(NamedTuple):
     """What a parametrization gives a model.
 
     Attributes:
         output_multiplier: factor on the hidden states that the head reads, and so on the logits.
-        growth: of the matrices whose learning rates differ from those at the base width, by the parameter's name.
+        scalings: of the matrices whose learning rates differ from those at the base width, by the parameter's name.
     """
 
     output_multiplier: float
-    growth: dict[str, Growth]
+    scalings: dict[str, MatrixScaling]
 
 
 class Parametrization(ABC):
     """The interface."""
 
     @abstractmethod
-    def fit(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> Fit:
+    def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
         """Set the factors of a model's parts that are 1 where nothing follows the width.
 
         Args:
@@ -81,8 +81,8 @@ class Parametrization(ABC):
 class Standard(Parametrization):
     """Nothing follows the width."""
 
-    def fit(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> Fit:
-        return Fit(1.0, {})
+    def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
+        return ModelScaling(1.0, {})
 
 
 class MuP(Parametrization):
@@ -127,7 +127,7 @@ class MuP(Parametrization):
             "d_ff": max(1, round(d_ff * self.base_width / d_model)),
         }
 
-    def fit(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> Fit:
+    def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
         with torch.device("meta"):
             try:
                 base = build(**self.base_shape(**shape))
@@ -135,7 +135,7 @@ class MuP(Parametrization):
                 hint = "parametrization=mup compares with a model of that width; base_heads says how many heads it has"
                 raise ValueError(f"base_width={self.base_width}: {error} ({hint})") from error
         multiplier = self.base_width / shape["d_model"]
-        growth: dict[str, Growth] = {}
+        scalings: dict[str, MatrixScaling] = {}
         for name, module in model.named_modules():
             base_module: Any = (
                 base.get_submodule(name) if isinstance(module, Attention | Linear | GroupedLinear) else None
@@ -147,11 +147,13 @@ class MuP(Parametrization):
                 module.scale *= module.scale / base_module.scale
             elif isinstance(module, Linear | GroupedLinear):
                 is_head = name == "head"
-                one = Growth(sides(module.weight), sides(base_module.weight), multiplier if is_head else 1.0)
-                module.std_factor = 1.0 if is_head else one.std_factor
-                growth[f"{name}.weight"] = one
-        self._check(model, base, set(growth))
-        return Fit(multiplier, {name: one for name, one in growth.items() if one.shape != one.base_shape})
+                scaling = MatrixScaling(sides(module.weight), sides(base_module.weight), multiplier if is_head else 1.0)
+                module.std_factor = 1.0 if is_head else scaling.std_factor
+                scalings[f"{name}.weight"] = scaling
+        self._check(model, base, set(scalings))
+        return ModelScaling(
+            multiplier, {name: scaling for name, scaling in scalings.items() if scaling.shape != scaling.base_shape}
+        )
 
     def _check(self, model: nn.Module, base: nn.Module, known: set[str]) -> None:
         """Refuse a matrix that grows and that no linear layer holds: nothing here sets how it starts."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinyllm.models.block import Block
-from tinyllm.models.layerdrop import draw_kept, skip
+from tinyllm.models.layerdrop import draw_active_blocks, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard
 from tinyllm.nn.attention.masking import document_positions
@@ -70,7 +70,7 @@ class Transformer(nn.Module):
 
     Attributes:
         output_multiplier: factor on the hidden states, and so on the logits.
-        growth: of the matrices whose learning rates follow the width, by name; for the optimizer.
+        scaling: of the matrices whose learning rates follow the width, by name; for the optimizer.
         kinds: per block, the first block of its kind.
         recompute_every: in training, every so many blocks one keeps its input alone and is computed again for the
             backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
             for factory in factories
         )
         self.head: nn.Module | None = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
-        self.output_multiplier, self.growth = parametrization.fit(
+        self.output_multiplier, self.matrix_scalings = parametrization.apply(
             self,
             partial(Transformer, **settings | {"parametrization": Standard()}),
             shape={"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "d_ff": d_ff},
@@ -162,10 +162,10 @@ class Transformer(nn.Module):
             self.embedding = nn.Embedding(vocab_size, self.d_model, _weight=torch.empty(vocab_size, self.d_model))
             if self.head is not None:
                 self.head = Linear(d_in=self.d_model, d_out=vocab_size, bias=False)
-        growth = self.growth.get("head.weight")
-        if growth is not None:  # the head has the same rows, one per token, in the base model
-            here, base = (vocab_size, growth.shape[1]), (vocab_size, growth.base_shape[1])
-            self.growth["head.weight"] = replace(growth, shape=here, base_shape=base)
+        scaling = self.matrix_scalings.get("head.weight")
+        if scaling is not None:  # the head has the same rows, one per token, in the base model
+            here, base = (vocab_size, scaling.shape[1]), (vocab_size, scaling.base_shape[1])
+            self.matrix_scalings["head.weight"] = replace(scaling, shape=here, base_shape=base)
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) for the head; see :meth:`run`."""
@@ -176,7 +176,7 @@ class Transformer(nn.Module):
         ids_BT: Tensor,
         *,
         cache: Cache | None = None,
-        kept: Sequence[bool] | None = None,
+        active_blocks: Sequence[bool] | None = None,
         doc_ids: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing | None]]:
         """Hidden states (B, T, C) for the head, and the routing of each block's mixture of experts.
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
 
         Args:
             cache: holds the tokens before these; it advances by T.
-            kept: the blocks to pass through, from :meth:`draw_kept`; None: all.
+            active_blocks: the blocks to pass through, from :meth:`draw_active_blocks`; None: all.
             doc_ids: (B, T) integers, the document of each token, where a row holds several documents. Tokens of a
                 document are contiguous; they attend to each other only, and their positions begin at 0.
 
@@ -210,7 +210,7 @@ class Transformer(nn.Module):
             x_BTC = F.dropout(x_BTC, self.dropout, self.training)
         routings: list[Routing | None] = []
         for i, block in enumerate(self.blocks):
-            if kept is None or kept[i]:
+            if active_blocks is None or active_blocks[i]:
                 layer_cache = None if cache is None else cache.layers[i]
                 if self.training and self.recomputes(i):
                     x_BTC, routing = checkpoint(
@@ -231,9 +231,9 @@ class Transformer(nn.Module):
         """Whether a block is computed again for the backward pass."""
         return self.recompute_every > 0 and block % self.recompute_every == 0
 
-    def draw_kept(self, seed: int) -> list[bool] | None:
+    def draw_active_blocks(self, seed: int) -> list[bool] | None:
         """The blocks that one micro-batch in training passes through; None: all of them."""
-        return draw_kept(self.layerdrop, self.n_layers, seed=seed)
+        return draw_active_blocks(self.layerdrop, self.n_layers, seed=seed)
 
     @property
     def device(self) -> torch.device:

@@ -81,7 +81,7 @@ class FeedForward(nn.Module, ABC):
         """Parameters that one token does not pass through."""
         return 0
 
-    def reads_sizes(self, device: torch.device) -> bool:
+    def has_data_dependent_shapes(self, device: torch.device) -> bool:
         """Whether a forward pass there reads numbers out of tensors, such as how many tokens go where."""
         return False
 

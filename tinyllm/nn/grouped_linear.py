@@ -14,12 +14,12 @@ ALIGNED = 8
 """Matrices whose sizes are multiples of this are what torch's grouped product takes in every dtype (16 bytes)."""
 
 
-COMPILED_BLOCK = 32
+ROW_MULTIPLE = 32
 """What the rows of a group are filled up to a multiple of where products are compiled per size. Without it nearly every
 group of nearly every step has a size never seen before, and compiling takes several times as long as multiplying."""
 
 
-class Groups:
+class RowGroups:
     """Whose rows are whose: the rows of expert e stand behind those of e − 1.
 
     A mixture of experts says so with :meth:`assign` right before it runs its experts, and their layers, which hold the
@@ -35,17 +35,17 @@ class Groups:
     def assign(self, rows_E: Tensor, n_rows: int) -> None:
         """The first ``rows_E[0]`` of ``n_rows`` rows are expert 0's, and so on."""
         self.ends_E = rows_E.cumsum(0).to(torch.int32)
-        self.slices = [] if in_one_product(rows_E.device) else _slices(self.ends_E, n_rows)
+        self.slices = [] if has_grouped_mm(rows_E.device) else _slices(self.ends_E, n_rows)
 
 
-def in_one_product(device: torch.device) -> bool:
+def has_grouped_mm(device: torch.device) -> bool:
     """Whether the device multiplies all groups in one kernel, without telling the CPU how large each is."""
     return device.type == "cuda" and hasattr(F, "grouped_mm")
 
 
-def block_of(device: torch.device, dtype: torch.dtype) -> int:
+def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
     """What the rows of a group are filled up to a multiple of; 1: nothing is filled up."""
-    return COMPILED_BLOCK if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
+    return ROW_MULTIPLE if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
 
 
 def _slices(ends_E: Tensor, n_rows: int) -> list[slice]:
@@ -70,7 +70,7 @@ class GroupedLinear(nn.Module):
 
     std_factor = 1.0
 
-    def __init__(self, *, d_in: int, d_out: int, bias: bool, n_experts: int, groups: Groups) -> None:
+    def __init__(self, *, d_in: int, d_out: int, bias: bool, n_experts: int, groups: RowGroups) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_experts, d_out, d_in))
         self.bias = nn.Parameter(torch.empty(n_experts, d_out)) if bias else None
@@ -79,17 +79,17 @@ class GroupedLinear(nn.Module):
     def forward(self, x_NI: Tensor) -> Tensor:
         """Rows (N, d_in) in the order that ``groups`` says → (N, d_out)."""
         groups, dtype = self.groups, autocast_dtype(x_NI.device, x_NI.dtype)
-        if self.in_one_product(x_NI.device):
-            return one_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
+        if self.uses_grouped_mm(x_NI.device):
+            return grouped_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
         slices = groups.slices or _slices(groups.ends_E, len(x_NI))
         y_NO = _Product.apply(x_NI, self.weight, self.bias, slices, dtype)
         assert isinstance(y_NO, Tensor)
         return y_NO
 
-    def in_one_product(self, device: torch.device) -> bool:
+    def uses_grouped_mm(self, device: torch.device) -> bool:
         """Whether the device multiplies all groups of these sizes in one kernel."""
         aligned = self.weight.shape[1] % ALIGNED == 0 and self.weight.shape[2] % ALIGNED == 0
-        return aligned and in_one_product(device)
+        return aligned and has_grouped_mm(device)
 
     def init_weights(self, std: float) -> None:
         """Weights and biases as of one linear layer."""
@@ -108,7 +108,7 @@ class GroupedLinear(nn.Module):
         return 2 * self.weight[0].numel()
 
 
-def one_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: Groups) -> Tensor:
+def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:
     """The products of all experts by torch's grouped one, which reads the sizes of the groups on the device."""
     y_NO: Tensor = F.grouped_mm(x_NI, weight_EOI.transpose(1, 2), offs=groups.ends_E)
     if bias_EO is None:
@@ -130,7 +130,7 @@ class _Product(torch.autograd.Function):
         x_NI, ctx.x_dtype = x_NI.to(dtype), x_NI.dtype
         weight, bias = weight_EOI.to(dtype), None if bias_EO is None else bias_EO.to(dtype)
         y_NO = x_NI.new_empty(len(x_NI), weight.shape[1])
-        with _as_is(x_NI):
+        with _without_autocast(x_NI):
             for e, rows in enumerate(slices):
                 if rows.start == rows.stop:
                     continue
@@ -150,7 +150,7 @@ class _Product(torch.autograd.Function):
         dx = torch.empty_like(x_NI) if needs_x else None
         dweight = torch.empty_like(weight, dtype=ctx.weight_dtype) if needs_weight else None
         dbias = weight.new_empty(weight.shape[:2], dtype=ctx.weight_dtype) if needs_bias else None
-        with _as_is(x_NI):
+        with _without_autocast(x_NI):
             for e, rows in enumerate(ctx.slices):
                 if dx is not None and rows.start != rows.stop:
                     torch.mm(dy_NO[rows], weight[e], out=dx[rows])
@@ -161,6 +161,6 @@ class _Product(torch.autograd.Function):
         return None if dx is None else dx.to(ctx.x_dtype), dweight, dbias, None, None
 
 
-def _as_is(x: Tensor) -> torch.autocast:
+def _without_autocast(x: Tensor) -> torch.autocast:
     """Autocast off: the products are in the dtypes they are given."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -41,7 +41,7 @@ class Linear(nn.Linear):
         return RoundedLinear(self.weight, self.bias, dtype=dtype)
 
 
-class OpenLinear(Linear):
+class UnpackedLinear(Linear):
     """A linear layer whose weight others read too, so that it stays a matrix in every form."""
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tinyllm.nn.expert_dispatch import Dispatch
 from tinyllm.nn.feedforward import FeedForward, Routing, lookup
-from tinyllm.nn.grouped_linear import GroupedLinear, Groups, block_of
+from tinyllm.nn.grouped_linear import GroupedLinear, RowGroups, row_multiple
 from tinyllm.nn.linear import ExactLinear
 from tinyllm.utils.signatures import make, names_of
 from tinyllm.utils.tensors import autocast_dtype
@@ -111,7 +111,7 @@ class Mixture(FeedForward):
             raise ValueError(f"expert_d_ff={expert_d_ff} must be at least 1")
         expert = partial(make, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
         self.router = ExactLinear(d_in=d_model, d_out=self.n_routed, bias=False)
-        self.groups = Groups()
+        self.groups = RowGroups()
         grouped = partial(GroupedLinear, n_experts=self.n_routed, groups=self.groups)
         self.experts: FeedForward = expert(partial(ffn, d_ff=self.d_ff), linear=grouped)
         self.shared: FeedForward | None = expert(partial(ffn, d_ff=n_shared * self.d_ff)) if n_shared else None
@@ -154,7 +154,7 @@ class Mixture(FeedForward):
         load_E = load_BE.sum(0)
 
         x_NC = x_NC.to(autocast_dtype(x_NC.device, x_NC.dtype))  # rounded before it is copied to K experts, not after
-        dispatch = Dispatch(chosen_NK, load_E, block=block_of(x_NC.device, x_NC.dtype))
+        dispatch = Dispatch(chosen_NK, load_E, block=row_multiple(x_NC.device, x_NC.dtype))
         x_MC = dispatch.gather(x_NC)
         self.groups.assign(dispatch.rows_E, len(x_MC))
         y_MC, _ = self.experts(x_MC)
@@ -192,8 +192,8 @@ class Mixture(FeedForward):
         shared = 0 if self.shared is None else self.shared.flops_per_token()
         return self.router.flops() + shared + self.n_chosen * self.experts.flops_per_token()
 
-    def reads_sizes(self, device: torch.device) -> bool:
-        return any(isinstance(part, GroupedLinear) and not part.in_one_product(device) for part in self.modules())
+    def has_data_dependent_shapes(self, device: torch.device) -> bool:
+        return any(isinstance(part, GroupedLinear) and not part.uses_grouped_mm(device) for part in self.modules())
 
     def inactive_parameters(self) -> int:
         one = sum(parameter[0].numel() for parameter in self.experts.parameters())

@@ -13,29 +13,29 @@ DECAYED = KINDS[:2]
 
 
 def parameter_groups(
-    model: nn.Module, kinds: Mapping[str, str], growth: Mapping[str, Hashable] | None = None
+    model: nn.Module, kinds: Mapping[str, str], scalings: Mapping[str, Hashable] | None = None
 ) -> list[dict[str, Any]]:
     """One optimizer group per kind of parameter, in the order of ``KINDS``; only matrices and the head are decayed.
 
-    Parameters that grow with the width of the model are in groups of their own, one for each growth.
+    Parameters that grow with the width of the model are in groups of their own, one for each scaling.
 
     Args:
         model: its parameters, each once (a tied tensor under its first name).
         kinds: one of ``KINDS`` by parameter name, from ``model.parameter_kinds()``.
-        growth: of some of the parameters, by name, see :func:`follow_width`.
+        scalings: of some of the parameters, by name, see :func:`scale_with_width`.
 
     Returns:
-        Groups with ``params``, ``names``, ``kind`` and ``growth``; those without decay set ``weight_decay`` to 0.
+        Groups with ``params``, ``names``, ``kind`` and ``scaling``; those without decay set ``weight_decay`` to 0.
 
     Raises:
         ValueError: a parameter has no kind, a kind is unknown, or no parameter is a matrix.
     """
     found: dict[tuple[str, Hashable], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        kind, own = kinds.get(name), (growth or {}).get(name)
+        kind, own = kinds.get(name), (scalings or {}).get(name)
         if kind not in KINDS:
             raise ValueError(f"parameter {name} has kind {kind}: one of {', '.join(KINDS)}")
-        group = found.setdefault((kind, own), {"params": [], "names": [], "kind": kind, "growth": own})
+        group = found.setdefault((kind, own), {"params": [], "names": [], "kind": kind, "scaling": own})
         if kind not in DECAYED:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)
@@ -45,7 +45,7 @@ def parameter_groups(
     return sorted(found.values(), key=lambda group: KINDS.index(group["kind"]))
 
 
-def follow_width(optimizer: Optimizer) -> None:
+def scale_with_width(optimizer: Optimizer) -> None:
     """Let the learning rates of the groups that grow with the width of the model follow it.
 
     The decay of a step is lr·weight_decay; it stays as it is at every width, so that the weights forget in the same
@@ -56,14 +56,14 @@ def follow_width(optimizer: Optimizer) -> None:
             a constant; one that has none makes steps whose entries have one size, and so does every one for the groups
             that name ``entrywise``.
     """
-    norm = getattr(optimizer, "update_norm", one_size)
+    norm = getattr(optimizer, "update_norm", entrywise_norm)
     for group in optimizer.param_groups:
-        if group["growth"] is not None:
-            factor = group["growth"].rate_factor(one_size if group.get("entrywise") else norm)
+        if group["scaling"] is not None:
+            factor = group["scaling"].rate_factor(entrywise_norm if group.get("entrywise") else norm)
             group["lr_scale"] = group.get("lr_scale", 1.0) * factor
             group["weight_decay"] /= factor
 
 
-def one_size(rows: int, columns: int) -> float:
+def entrywise_norm(rows: int, columns: int) -> float:
     """The spectral norm of a step in few directions whose entries are all about 1."""
     return float((rows * columns) ** 0.5)

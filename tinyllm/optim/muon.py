@@ -23,18 +23,18 @@ ORDINARY = 20
 Scale = Literal["spectral", "rms"]
 
 
-def kept(groups: Groups, *, orthogonal_head: bool = False, **settings: Any) -> int:
+def state_bytes(groups: Groups, *, orthogonal_head: bool = False, **settings: Any) -> int:
     """One momentum of the matrices, AdamW's two moments of the others."""
-    ours = matrices(orthogonal_head=orthogonal_head)
+    ours = orthogonalised_kinds(orthogonal_head=orthogonal_head)
     return sum((one_moment if group["kind"] in ours else two_moments)([group]) for group in groups)
 
 
-def matrices(*, orthogonal_head: bool) -> tuple[str, ...]:
+def orthogonalised_kinds(*, orthogonal_head: bool) -> tuple[str, ...]:
     """Kinds of the parameters that are Muon's."""
     return DECAYED if orthogonal_head else (MATRIX,)
 
 
-@keeps_state(kept)
+@keeps_state(state_bytes)
 class Muon(Optimizer):
     """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, for matrices; AdamW for everything else.
 
@@ -78,7 +78,7 @@ class Muon(Optimizer):
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
             raise ValueError(f"adamw_lr={adamw_lr} must be above 0, as must lr")
         self.momentum, self.scale = momentum, scale
-        ours = matrices(orthogonal_head=orthogonal_head)
+        ours = orthogonalised_kinds(orthogonal_head=orthogonal_head)
         others = [group for group in params if group["kind"] not in ours]
         for group in params:
             group["entrywise"] = group["kind"] not in ours
@@ -101,7 +101,7 @@ class Muon(Optimizer):
             self.adamw.step()
 
     def state_shapes(self, group: dict[str, Any], shape: tuple[int, ...]) -> Shapes:
-        """The shape of each entry kept of a parameter."""
+        """The shape of each entry state_bytes of a parameter."""
         return adamw_shapes(shape) if group["entrywise"] else {"m": shape}
 
     def _update(self, weights: list[Tensor], *, lr: float, weight_decay: float) -> None:

@@ -12,7 +12,7 @@ from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.optim.base import state_bytes
-from tinyllm.optim.groups import follow_width, parameter_groups
+from tinyllm.optim.groups import parameter_groups, scale_with_width
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.batch_plan import BatchPlan, plan_batch
 from tinyllm.training.callbacks import OptimizerGroup
@@ -102,16 +102,16 @@ def build_optimizer(
     Raises:
         UserError: a hyper-parameter out of range, or a rule that matches nothing.
     """
-    groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "growth", None))
+    groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "matrix_scalings", None))
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
     optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")
-    follow_width(optimizer)
+    scale_with_width(optimizer)
     return optimizer, described(optimizer)
 
 
 def optimizer_bytes(cfg: DictConfig, model: Any, *, allow: frozenset[Option]) -> int:
     """Bytes that the optimizer of a configuration keeps for the model; it is not made."""
-    groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "growth", None))
+    groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "matrix_scalings", None))
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
     return state_bytes(getattr(factory, "func", factory), groups, **getattr(factory, "keywords", {}))
 
@@ -120,7 +120,7 @@ def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
     """The groups of an optimizer for a person; those that differ in nothing a person would see are one."""
     found: dict[tuple[str, float, float], list[Any]] = {}
     for group in optimizer.param_groups:
-        own = group["growth"] is not None
+        own = group["scaling"] is not None
         key = group["kind"], group["lr_scale"] if own else 1.0, group.get("weight_decay", 0.0)
         found.setdefault(key, []).extend(group["params"])
     return [

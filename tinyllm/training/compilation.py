@@ -162,7 +162,7 @@ class Compiled(Eager):
         """The layers that would be recompiled over and over."""
         lengths = self.lengths.distinct() if self.dynamic is not False else []
         for block in self._blocks:
-            if block.ffn.reads_sizes(self.device):
+            if block.ffn.has_data_dependent_shapes(self.device):
                 yield block.ffn
             if len(lengths) > 1 and any(
                 block.attn.recompiles_per_length(self.device.type, self.dtype, length) for length in lengths

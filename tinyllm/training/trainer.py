@@ -197,11 +197,11 @@ class Trainer:
         names: list[str] = []
         means, step_load = torch.zeros((), device=self.device), StepLoad()
         for micro, batch in enumerate(micro_batches):
-            kept = self.model.draw_kept(stream(self.settings.seed, "layerdrop", state.step, micro))
+            active_blocks = self.model.draw_active_blocks(stream(self.settings.seed, "layerdrop", state.step, micro))
             sequences = batch.sequences / self.batch_plan.sequences
             with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
                 with self.autocast():
-                    loss = self.forward(batch.to(self.device), kept)
+                    loss = self.forward(batch.to(self.device), active_blocks)
                 if spoilt(step=state.step):
                     loss = loss.spoilt()
                 state.scaler.scale(loss.share_of_step(weight=weight, sequences=sequences)).backward()

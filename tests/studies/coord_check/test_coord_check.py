@@ -19,7 +19,7 @@ from tests.support.training_runs import write_corpus
 from tinyllm import coord_check
 from tinyllm.config.compose import compose
 from tinyllm.data.batch import Batch
-from tinyllm.models.parametrization import Growth
+from tinyllm.models.parametrization import MatrixScaling
 from tinyllm.programs.builders import build_model, build_optimizer
 from tinyllm.studies.coord_check.coordinates import Coordinate, Place, Slope, activations, check, slopes
 
@@ -158,7 +158,7 @@ def test_missing_mup_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """muP fails if one of its rules is removed."""
     assert {one.split()[0] for one in failing("parametrization=mup", spoil=no_output_multiplier)} == {"logits"}
     assert [one for one in failing("parametrization=mup", spoil=no_rates) if "change" in one]
-    monkeypatch.setattr(Growth, "std_factor", 1.0)
+    monkeypatch.setattr(MatrixScaling, "std_factor", 1.0)
     assert [one for one in failing("parametrization=mup") if "feed-forward size" in one]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-class Shape(NamedTuple):
+class BlockConfig(NamedTuple):
     """Which keys a query sees, and how many queries are computed at once.
 
     Attributes:
@@ -50,7 +50,7 @@ class Span(NamedTuple):
     """Row r does not see those of them up to the one of number r + diagonal."""
 
 
-def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: Shape) -> Tensor:
+def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: BlockConfig) -> Tensor:
     """softmax(mask(cap(scale · q·kᵀ)))·v of T queries, the last T of S positions, and S keys.
 
     Args:
@@ -67,7 +67,7 @@ def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: Sh
     return out
 
 
-def spans(n_queries: int, n_keys: int, shape: Shape) -> list[Span]:
+def block_spans(n_queries: int, n_keys: int, shape: BlockConfig) -> list[Span]:
     """The blocks that together are the whole of the attention, in order."""
     offset = n_keys - n_queries
     found = []
@@ -85,9 +85,9 @@ def spans(n_queries: int, n_keys: int, shape: Shape) -> list[Span]:
     return found
 
 
-def kept_scores(n_queries: int, n_keys: int, shape: Shape) -> int:
+def saved_scores(n_queries: int, n_keys: int, shape: BlockConfig) -> int:
     """Values that the forward pass keeps for the backward pass, for each sequence and query head."""
-    scores = sum((s.end - s.start) * (s.sinks + s.last - s.first) for s in spans(n_queries, n_keys, shape))
+    scores = sum((s.end - s.start) * (s.sinks + s.last - s.first) for s in block_spans(n_queries, n_keys, shape))
     return scores * (1 + bool(shape.softcap) + bool(shape.dropout_p))
 
 
@@ -95,7 +95,7 @@ class _BlockAttention(torch.autograd.Function):
     """Heads are folded into the batch, N = B·G; the R = H/G queries that share a key are rows: (N, R, T, D)."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, shape: Shape) -> Tensor:
+    def forward(ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, shape: BlockConfig) -> Tensor:
         (B, H, T, D), (G, S, E) = q_BHTD.shape, v_BGSE.shape[1:]
         q = q_BHTD.reshape(B * G, H // G, T, D)
         k, v = k_BGSD.reshape(B * G, S, D), v_BGSE.reshape(B * G, S, E)
@@ -105,7 +105,7 @@ class _BlockAttention(torch.autograd.Function):
         future: Tensor | None = None
         past: dict[tuple[int, int, int], Tensor] = {}
         kept: list[Tensor] = []
-        for span in spans(T, S, shape):
+        for span in block_spans(T, S, shape):
             n = span.end - span.start
             rows = q[:, :, span.start : span.end].reshape(B * G, -1, D)
             keys, values = _columns(k, span), _columns(v, span)
@@ -144,14 +144,14 @@ class _BlockAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BHTE: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
-        shape: Shape = ctx.shape
+        shape: BlockConfig = ctx.shape
         N, R, T, D = q.shape
         grad = grad_BHTE.unflatten(1, (-1, R))  # (B, G, R, T, E)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         # Every block adds to the sinks; in bf16 many small summands would be lost.
         exact = torch.promote_types(q.dtype, torch.float32)
         dk_sinks, dv_sinks = (torch.zeros_like(t[:, : shape.sinks], dtype=exact) for t in (k, v))
-        for span in reversed(spans(T, k.shape[1], shape)):
+        for span in reversed(block_spans(T, k.shape[1], shape)):
             n = span.end - span.start
             keep = kept.pop() if shape.dropout_p else None
             weights = kept.pop()

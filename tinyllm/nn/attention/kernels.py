@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tinyllm.nn.attention.block_kernel import Shape, block_attention, kept_scores
+from tinyllm.nn.attention.block_kernel import BlockConfig, block_attention, saved_scores
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
-LONGEST_BLOCKED = 1024
+MAX_BLOCKED_LEN = 1024
 """Blocks keep the attention weights of their keys for the backward pass; with more keys that is too much memory."""
 
-PLAIN = AttentionMask()
+CAUSAL = AttentionMask()
 
 
 def attend(
@@ -23,9 +23,9 @@ def attend(
     k_BGSD: Tensor,
     v_BGSE: Tensor,
     *,
-    rule: AttentionMask = PLAIN,
+    mask: AttentionMask = CAUSAL,
     scale: float | None = None,
-    mask: Tensor | None = None,
+    visible: Tensor | None = None,
     dropout_p: float,
 ) -> Tensor:
     """Causal attention of T queries, the last T of S positions, to S keys.
@@ -34,9 +34,10 @@ def attend(
         q_BHTD: queries.
         k_BGSD: keys; G divides H, and key head g serves the query heads g·H/G … (g+1)·H/G − 1.
         v_BGSE: values; E may differ from D.
-        rule: window, sinks and softcap. Between the sinks and the others, keys that no query sees may be missing.
+        mask: window, sinks and softcap. Between the sinks and the others, keys that no query sees may be missing.
         scale: what q·k is multiplied with; None: 1/√D.
-        mask: (B, 1, T, S) bool, which keys each query sees; given where the rows differ. It replaces window and sinks.
+        visible: (B, 1, T, S) bool, which keys each query sees; given where
+            the rows differ, instead of window and sinks.
         dropout_p: probability with which an attention weight is dropped.
 
     Returns:
@@ -44,20 +45,22 @@ def attend(
     """
     (H, T, D), (G, S, E) = q_BHTD.shape[1:], v_BGSE.shape[1:]
     scale = D**-0.5 if scale is None else scale
-    window = rule.window_within(S)
-    if mask is not None or (T == 1 and not window):
-        return _attend_each(q_BHTD, k_BGSD, v_BGSE, rule.softcap, scale, mask, dropout_p)
+    window = mask.window_within(S)
+    if visible is not None or (T == 1 and not window):
+        return _attend_each(q_BHTD, k_BGSD, v_BGSE, mask.softcap, scale, visible, dropout_p)
     trains = torch.is_grad_enabled() and (q_BHTD.requires_grad or k_BGSD.requires_grad or v_BGSE.requires_grad)
     device = q_BHTD.device.type
-    block = block_size(device, q_BHTD.dtype, T, window=window, softcap=rule.softcap, alike=D == E, trains=trains)
-    if block and (T == S or window or rule.softcap):
-        shape = Shape(block, window, rule.sinks if window else 0, rule.softcap, scale, dropout_p)
+    block = block_size(
+        device, q_BHTD.dtype, T, window=window, softcap=mask.softcap, same_head_dim=D == E, trains=trains
+    )
+    if block and (T == S or window or mask.softcap):
+        shape = BlockConfig(block, window, mask.sinks if window else 0, mask.softcap, scale, dropout_p)
         return block_attention(q_BHTD, k_BGSD, v_BGSE, shape=shape)
     if E < D and device == "cpu":  # where the fused kernel asks for one size
         v_BGSE = F.pad(v_BGSE, (0, D - E))
     if window:
         out = folded_attention(
-            q_BHTD, k_BGSD, v_BGSE, window=window, sinks=rule.sinks, scale=scale, dropout_p=dropout_p
+            q_BHTD, k_BGSD, v_BGSE, window=window, sinks=mask.sinks, scale=scale, dropout_p=dropout_p
         )
         return out[..., :E]
     # is_causal would align the mask with the first key; these queries are the last ones.
@@ -76,22 +79,28 @@ def attend(
 
 
 def _attend_each(
-    q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, softcap: float, scale: float, mask: Tensor | None, dropout_p: float
+    q_BHTD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSE: Tensor,
+    softcap: float,
+    scale: float,
+    visible: Tensor | None,
+    dropout_p: float,
 ) -> Tensor:
-    """Attention of queries that see every key, or those that the mask says."""
+    """Attention of queries that see every key, or those that ``visible`` says."""
     (B, H, T, D), G = q_BHTD.shape, k_BGSD.shape[1]
     if T == 1:  # the queries that share a key are rows of one product
         q_BHTD = q_BHTD.reshape(B, G, H // G, D)
     gqa = q_BHTD.shape[1] != G
     if not softcap:
         out = F.scaled_dot_product_attention(
-            q_BHTD, k_BGSD, v_BGSE, attn_mask=mask, scale=scale, dropout_p=dropout_p, enable_gqa=gqa
+            q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, scale=scale, dropout_p=dropout_p, enable_gqa=gqa
         )
     else:
         q_BGRTD = q_BHTD.unflatten(1, (G, -1))
         scores_BGRTS = (q_BGRTD @ k_BGSD[:, :, None].transpose(-1, -2)).mul(scale / softcap).tanh() * softcap
-        if mask is not None:
-            scores_BGRTS = scores_BGRTS.masked_fill(~mask[:, :, None], float("-inf"))
+        if visible is not None:
+            scores_BGRTS = scores_BGRTS.masked_fill(~visible[:, :, None], float("-inf"))
         weights = F.dropout(scores_BGRTS.softmax(-1), dropout_p)
         out = (weights @ v_BGSE[:, :, None]).flatten(1, 2)
     return out.reshape(B, H, T, -1)
@@ -104,33 +113,33 @@ def block_size(
     *,
     window: int = 0,
     softcap: float = 0.0,
-    alike: bool = True,
+    same_head_dim: bool = True,
     trains: bool = True,
 ) -> int:
     """How many queries attention computes at once by itself; 0: torch's fused kernel.
 
     Args:
-        window, softcap: of the layer's rule, 0 where they are without effect.
-        alike: values are of the same size as keys, as the fused kernel of the CPU wants.
+        window, softcap: 0 where they are without effect.
+        same_head_dim: values are of the same size as keys, as the fused kernel of the CPU wants.
         trains: there is a backward pass.
     """
     exact = dtype != torch.bfloat16
-    if softcap or (window and device == "cpu" and window <= LONGEST_BLOCKED):
+    if softcap or (window and device == "cpu" and window <= MAX_BLOCKED_LEN):
         return 64 if exact else 128
-    if window or device != "cpu" or seq_len > LONGEST_BLOCKED:
+    if window or device != "cpu" or seq_len > MAX_BLOCKED_LEN:
         return 0
     if exact:
-        return 0 if alike else 64
+        return 0 if same_head_dim else 64
     n_blocks = 1 if seq_len < 128 else 2 if seq_len < 384 else 4
     return -(-seq_len // n_blocks) if trains else 0
 
 
 def chosen_kernel(
-    device: str, dtype: torch.dtype, seq_len: int, rule: AttentionMask = PLAIN, *, alike: bool = True
+    device: str, dtype: torch.dtype, seq_len: int, mask: AttentionMask = CAUSAL, *, same_head_dim: bool = True
 ) -> str:
     """The kernel that trains on sequences of this length, in words."""
-    window = rule.window_within(seq_len)
-    block = block_size(device, dtype, seq_len, window=window, softcap=rule.softcap, alike=alike)
+    window = mask.window_within(seq_len)
+    block = block_size(device, dtype, seq_len, window=window, softcap=mask.softcap, same_head_dim=same_head_dim)
     suffix = f", window {window}" if window else ""
     if block:
         return f"lower-triangular blocks ({-(-seq_len // block)}{suffix})"
@@ -138,25 +147,27 @@ def chosen_kernel(
 
 
 def recompiles_per_length(
-    device: str, dtype: torch.dtype, seq_len: int, rule: AttentionMask = PLAIN, *, alike: bool = True
+    device: str, dtype: torch.dtype, seq_len: int, mask: AttentionMask = CAUSAL, *, same_head_dim: bool = True
 ) -> bool:
     """Whether this kernel is another sequence of operations for each length."""
-    window = rule.window_within(seq_len)
-    return bool(window or block_size(device, dtype, seq_len, window=window, softcap=rule.softcap, alike=alike))
+    window = mask.window_within(seq_len)
+    return bool(
+        window or block_size(device, dtype, seq_len, window=window, softcap=mask.softcap, same_head_dim=same_head_dim)
+    )
 
 
 def saved_activations(
     device: str,
     dtype: torch.dtype,
     seq_len: int,
-    rule: AttentionMask = PLAIN,
+    mask: AttentionMask = CAUSAL,
     *,
-    alike: bool = True,
+    same_head_dim: bool = True,
     dropout_p: float = 0.0,
 ) -> int:
     """Values that our own kernel, where it is chosen, keeps for the backward pass, for each sequence and head."""
-    window = rule.window_within(seq_len)
-    block = block_size(device, dtype, seq_len, window=window, softcap=rule.softcap, alike=alike)
+    window = mask.window_within(seq_len)
+    block = block_size(device, dtype, seq_len, window=window, softcap=mask.softcap, same_head_dim=same_head_dim)
     if not block or seq_len == 1:
         return 0
-    return kept_scores(seq_len, seq_len, Shape(block, window, rule.sinks, rule.softcap, 1.0, dropout_p))
+    return saved_scores(seq_len, seq_len, BlockConfig(block, window, mask.sinks, mask.softcap, 1.0, dropout_p))

@@ -61,7 +61,7 @@ class MHA(Attention):
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
         self.scale = self.head_dim**-0.5
-        self.rule = AttentionMask(window=window, sinks=sinks, softcap=softcap)
+        self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         if nope and not pos.rotates:
             raise ValueError("nope=true takes rotary positions from a layer, and there are none: leave it false")
@@ -96,11 +96,13 @@ class MHA(Attention):
         else:
             q_BHTD, k_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2)
         v_BGSD = v_BTGD.transpose(1, 2)
-        mask_B1TS = None if doc_ids is None else self.rule.within_documents(doc_ids)
+        visible_B1TS = None if doc_ids is None else self.mask.within_documents(doc_ids)
         if cache is not None:
-            (k_BGSD, v_BGSD), mask_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
+            (k_BGSD, v_BGSD), visible_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0
-        y_BHTD = attend(q_BHTD, k_BGSD, v_BGSD, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p)
+        y_BHTD = attend(
+            q_BHTD, k_BGSD, v_BGSD, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
+        )
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
@@ -109,8 +111,8 @@ class MHA(Attention):
             shapes,
             batch_size=batch_size,
             max_len=max_len,
-            window=self.rule.window,
-            sinks=self.rule.sinks,
+            window=self.mask.window,
+            sinks=self.mask.sinks,
             device=device,
             dtype=dtype,
         )
@@ -123,23 +125,23 @@ class MHA(Attention):
                 norm.init_weights()
 
     def flops_per_token(self, context: int) -> int:
-        scores_and_values = 2 * 2 * self.n_heads * self.head_dim * self.rule.keys_seen(context)
+        scores_and_values = 2 * 2 * self.n_heads * self.head_dim * self.mask.keys_seen(context)
         return self.qkv.flops() + self.out.flops() + scores_and_values
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         return 2 * self.n_kv_heads * self.head_dim * dtype.itemsize
 
     def cache_slots(self, max_len: int) -> int:
-        return self.rule.keys_seen(max_len)
+        return self.mask.keys_seen(max_len)
 
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
-        return chosen_kernel(device, dtype, seq_len, self.rule)
+        return chosen_kernel(device, dtype, seq_len, self.mask)
 
     def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        return recompiles_per_length(device, dtype, seq_len, self.rule)
+        return recompiles_per_length(device, dtype, seq_len, self.mask)
 
     def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        return self.n_heads * saved_activations(device, dtype, seq_len, self.rule, dropout_p=self.attn_dropout)
+        return self.n_heads * saved_activations(device, dtype, seq_len, self.mask, dropout_p=self.attn_dropout)
 
 
 class MQA(MHA):

@@ -8,7 +8,7 @@ from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_l
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.mha import size_of_head
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.linear import Linear, OpenLinear
+from tinyllm.nn.linear import Linear, UnpackedLinear
 from tinyllm.nn.norm import RMSNorm
 from tinyllm.nn.position import Position
 
@@ -70,7 +70,7 @@ class MLA(Attention):
         self.v_dim = usual if v_head_dim is None else v_head_dim
         self.latent_dim = 4 * usual if kv_latent_dim is None else kv_latent_dim
         self.rotary, self.rope_dim = _rotary(rope_head_dim, usual, pos)
-        self.rule = AttentionMask(window=window, sinks=sinks, softcap=softcap)
+        self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         self.scale = (self.nope_dim + self.rope_dim) ** -0.5 * pos.score_factor
         d_query = n_heads * (self.nope_dim + self.rope_dim)
@@ -84,7 +84,7 @@ class MLA(Attention):
         self.compresses_q = q_latent_dim is not None
         self.kv_down = Linear(d_in=d_model, d_out=self.latent_dim + self.rope_dim, bias=bias)
         self.kv_norm = RMSNorm(dim=self.latent_dim, eps=latent_norm_eps)
-        self.kv_up = OpenLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
+        self.kv_up = UnpackedLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
         self.out = Linear(d_in=n_heads * self.v_dim, d_out=d_model, bias=bias)
 
     def forward(
@@ -102,10 +102,10 @@ class MLA(Attention):
         q_nope, q_rope, k_rope = q_nope_BTHD.transpose(1, 2), q_rope_BTHD.transpose(1, 2), k_rope_BTD[:, None]
         if self.rotary is not None:
             q_rope, k_rope = self.rotary(q_rope_BTHD, start), self.rotary(k_rope_BTD[:, :, None], start)
-        seen, mask_B1TS = None, None if doc_ids is None else self.rule.within_documents(doc_ids)
+        seen, visible_B1TS = None, None if doc_ids is None else self.mask.within_documents(doc_ids)
         if cache is not None:
             new_B1TL = torch.cat((latent_BTL[:, None], k_rope), dim=-1)
-            (seen,), mask_B1TS = cache.update(new_B1TL, start=start)
+            (seen,), visible_B1TS = cache.update(new_B1TL, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0
         if seen is None or (isinstance(start, int) and start == 0):
             up_BTHD = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
@@ -113,7 +113,7 @@ class MLA(Attention):
             k_BHTD = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
             q_BHTD = torch.cat((q_nope, q_rope), dim=-1)
             y_BHTD = attend(
-                q_BHTD, k_BHTD, v_BHTD, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p
+                q_BHTD, k_BHTD, v_BHTD, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
             )
         else:
             w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
@@ -123,7 +123,7 @@ class MLA(Attention):
             # The rotated key is summed up with the latent it stands behind, and left out: so the kernel reads one
             # buffer, and need not make a copy of it.
             found_BHTL = attend(
-                asked_BHTL, seen, seen, rule=self.rule, scale=self.scale, mask=mask_B1TS, dropout_p=dropout_p
+                asked_BHTL, seen, seen, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
             )
             y_BHTD = found_BHTL[..., : self.latent_dim] @ w_uv_HDL.transpose(1, 2)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
@@ -133,8 +133,8 @@ class MLA(Attention):
             [(1, self.latent_dim + self.rope_dim)],
             batch_size=batch_size,
             max_len=max_len,
-            window=self.rule.window,
-            sinks=self.rule.sinks,
+            window=self.mask.window,
+            sinks=self.mask.sinks,
             device=device,
             dtype=dtype,
         )
@@ -156,31 +156,33 @@ class MLA(Attention):
 
     def flops_per_token(self, context: int) -> int:
         scores_and_values = 2 * self.n_heads * (self.nope_dim + self.rope_dim + self.v_dim)
-        return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.rule.keys_seen(context)
+        return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.mask.keys_seen(context)
 
     def decode_flops_per_token(self, context: int) -> int:
         """In the latent space: W_uk on the query, W_uv on the result, keys and values of the size of what is cached."""
         scores_and_values = 2 * 2 * self.n_heads * (self.latent_dim + self.rope_dim)
-        return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.rule.keys_seen(context)
+        return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.mask.keys_seen(context)
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         return (self.latent_dim + self.rope_dim) * dtype.itemsize
 
     def cache_slots(self, max_len: int) -> int:
-        return self.rule.keys_seen(max_len)
+        return self.mask.keys_seen(max_len)
 
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
-        return chosen_kernel(device, dtype, seq_len, self.rule, alike=self._alike)
+        return chosen_kernel(device, dtype, seq_len, self.mask, same_head_dim=self._same_head_dim)
 
     def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        return recompiles_per_length(device, dtype, seq_len, self.rule, alike=self._alike)
+        return recompiles_per_length(device, dtype, seq_len, self.mask, same_head_dim=self._same_head_dim)
 
     def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        per_head = saved_activations(device, dtype, seq_len, self.rule, alike=self._alike, dropout_p=self.attn_dropout)
+        per_head = saved_activations(
+            device, dtype, seq_len, self.mask, same_head_dim=self._same_head_dim, dropout_p=self.attn_dropout
+        )
         return self.n_heads * per_head
 
     @property
-    def _alike(self) -> bool:
+    def _same_head_dim(self) -> bool:
         return self.v_dim == self.nope_dim + self.rope_dim
 
 

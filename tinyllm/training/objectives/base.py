@@ -67,11 +67,11 @@ class Objective(nn.Module, ABC):
         self.model: Any = model
 
     @abstractmethod
-    def forward(self, batch: Batch, kept: Sequence[bool] | None = None) -> Loss:
+    def forward(self, batch: Batch, active_blocks: Sequence[bool] | None = None) -> Loss:
         """The loss of a batch on the model's device.
 
         Args:
-            kept: LayerDrop: whether each block runs; None: all do.
+            active_blocks: LayerDrop: whether each block runs; None: all do.
         """
 
     def weight(self, batch: Batch) -> int:

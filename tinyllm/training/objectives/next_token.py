@@ -28,8 +28,8 @@ class NextToken(Objective):
         super().__init__(model)
         self.chunk_tokens, self.label_smoothing, self.z_loss = chunk_tokens, label_smoothing, z_loss
 
-    def forward(self, batch: Batch, kept: Sequence[bool] | None = None) -> Loss:
-        hidden_BTC, routings = self.model.run(batch.inputs, kept=kept, doc_ids=batch.doc_ids)
+    def forward(self, batch: Batch, active_blocks: Sequence[bool] | None = None) -> Loss:
+        hidden_BTC, routings = self.model.run(batch.inputs, active_blocks=active_blocks, doc_ids=batch.doc_ids)
         hidden_ND = hidden_BTC.flatten(0, 1)
         head = head_loss(
             hidden_ND,
