@@ -1,1 +1,1 @@
-"""Text from a model, and how well a model predicts a text."""
+"""Text generation from a model, and evaluation of a model on text."""

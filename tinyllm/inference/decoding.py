@@ -1,12 +1,12 @@
-"""The tokens that follow prompts, one at a time, with a cache or without.
+"""Autoregressive decoding: the tokens that follow prompts, one at a time, with or without a cache.
 
-Past the context both ways follow one rule: when max_seq_len tokens are in view and another one comes, the
-last ⌊max_seq_len/2⌋ stay in view, their positions start at 0 again, and the model reads them once. So cached
-and uncached decoding see the same tokens at the same positions at every step.
+A text may outgrow the context. When the view holds max_seq_len tokens and another one comes, the view shrinks to the
+last ⌊max_seq_len/2⌋ tokens, new one included; their positions start at 0 again, and the model reads them once. Cached
+and uncached decoding follow the same rule, so they see the same tokens at the same positions at every step.
 
-Every row of a batch keeps its own length and its own positions: it sees what it would see alone.
+Every row of a batch has its own length and its own positions, so it sees exactly what it would see alone.
 
-Shapes: B rows (prompts times samples), T tokens, V vocabulary.
+Shapes: B rows (prompts times samples), T tokens, V vocabulary, D model width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from tinyllm.inference.sampling import TokenChooser
 
 
 class LanguageModel(Protocol):
-    """What generation and evaluation ask of a model."""
+    """The interface of a model that generation and evaluation need."""
 
     max_seq_len: int
     vocab_size: int
@@ -28,38 +28,40 @@ class LanguageModel(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the weights."""
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, d_model); asked by evaluation only."""
+        """The weights of the output head, (V, D); used by evaluation only."""
 
     def __call__(self, ids_BT: Tensor, *, cache: Any = None) -> Tensor:
-        """Hidden states (B, T, d_model) after the last norm; with a cache, of the tokens that follow those in
-        it."""
+        """Hidden states (B, T, D) after the last norm. With a cache, the tokens follow those in the cache."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, V)"""
+        """Logits (…, V) of hidden states (…, D)."""
 
     def make_cache(self, batch_size: int, max_len: int) -> Any:
         """An empty cache on the model's device, see :class:`tinyllm.nn.cache.Cache`."""
 
     def train(self, mode: bool = True) -> Any:
-        """Sets ``training``."""
+        """Set ``training``."""
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights; asked by evaluation only, when a loss is not finite."""
+        """The weights by name; used by evaluation only, when a loss is not finite."""
 
 
 Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the context in which a model runs."""
 
 
 class Decoder:
-    """The tokens in view of B rows, and what comes next: ``n_samples`` rows of each prompt, prompt after prompt.
+    """The tokens in view of every row of a batch, and the logits of the tokens that follow.
+
+    The rows are ``n_samples`` copies of each prompt, prompt after prompt.
 
     Args:
-        prompts: the tokens of each, at least one; of more than max_seq_len the last ones are used.
-        max_new_tokens: at least 1; sizes the cache.
+        prompts: token ids of each prompt, at least one token; only the last max_seq_len tokens are used.
+        max_new_tokens: at least 1; limits the size of the cache.
         autocast: makes the context in which the model runs.
     """
 
@@ -76,22 +78,23 @@ class Decoder:
         self.model, self.autocast, self.n_samples = model, autocast, n_samples
         in_view = [list(prompt[-model.max_seq_len :]) for prompt in prompts for _ in range(n_samples)]
         self.lengths = [len(ids) for ids in in_view]
-        """Tokens in view of each row."""
-        most = min(model.max_seq_len, max(self.lengths) + max_new_tokens - 1)  # that are ever in view
-        self.ids_BT = torch.zeros(len(in_view), most, dtype=torch.long, device=model.device)
+        """Number of tokens in view of each row."""
+        longest = min(model.max_seq_len, max(self.lengths) + max_new_tokens - 1)  # view that is ever needed
+        self.ids_BT = torch.zeros(len(in_view), longest, dtype=torch.long, device=model.device)
         for row, ids in enumerate(in_view):
             self.ids_BT[row, : len(ids)] = torch.tensor(ids, device=model.device)
-        with autocast():  # the cache holds what attention computes in
-            self.cache = model.make_cache(len(in_view), most) if kv_cache else None
+        with autocast():  # the cache has the dtype that attention computes in
+            self.cache = model.make_cache(len(in_view), longest) if kv_cache else None
         self.next_B1: Tensor | None = None
-        """The last token in view of each row, which the cache does not hold yet."""
+        """The last token in view of each row, which is not in the cache yet."""
 
-    @torch.no_grad()  # not inference_mode: in it, autocast would round the weights anew for every token
+    @torch.no_grad()  # not inference_mode: autocast would then cast the weights again for every token
     def logits(self) -> Tensor:
-        """(B, V): of the token after those in view."""
+        """Logits (B, V) of the token after those in view."""
         with self.autocast():
             if self.cache is None:
-                hidden_BTD = self.model(self.ids_BT[:, : max(self.lengths)])  # none sees what comes after it
+                # Shorter rows are padded at the end; causal attention keeps the padding out of their last position.
+                hidden_BTD = self.model(self.ids_BT[:, : max(self.lengths)])
                 hidden_BD = hidden_BTD[range(len(self.lengths)), [length - 1 for length in self.lengths]]
             elif self.next_B1 is None:
                 hidden_BD = self._read_prompts()
@@ -100,16 +103,16 @@ class Decoder:
             return self.model.logits(hidden_BD)
 
     def _read_prompts(self) -> Tensor:
-        """Read each prompt once, whatever the number of its samples; hidden states (B, D) of their last tokens."""
+        """Fill the cache with the prompts, each read once for all its samples; hidden states (B, D) of last tokens."""
         assert self.cache is not None
-        last = []
+        hidden = []
         for first in range(0, len(self.lengths), self.n_samples):
-            last += [self._read(first)] * self.n_samples
+            hidden += [self._read(first)] * self.n_samples
             self.cache.rows(first, first + self.n_samples).repeat_first()
-        return torch.cat(last)
+        return torch.cat(hidden)
 
     def _read(self, row: int) -> Tensor:
-        """Fill the empty memory of a row with the tokens in view; the hidden state (1, D) of the last one."""
+        """Fill the empty cache of a row with its tokens in view; the hidden state (1, D) of the last one."""
         assert self.cache is not None
         ids_1T = self.ids_BT[row : row + 1, : self.lengths[row]]
         hidden_BTD: Tensor = self.model(ids_1T, cache=self.cache.rows(row, row + 1))
@@ -117,7 +120,7 @@ class Decoder:
 
     @torch.no_grad()
     def append(self, ids_B: Tensor) -> None:
-        """Bring the next token of each row into view."""
+        """Append the next token of each row to its view."""
         for row, length in enumerate(self.lengths):
             if length == self.model.max_seq_len:
                 self._shorten(row)
@@ -127,7 +130,7 @@ class Decoder:
         self.lengths = [length + 1 for length in self.lengths]
 
     def _shorten(self, row: int) -> None:
-        """Make room: with the token that comes, the last ⌊max_seq_len/2⌋ are in view (at least that one)."""
+        """Shrink a full view to ⌊max_seq_len/2⌋ tokens (at least one), counting the token about to be appended."""
         kept = max(self.model.max_seq_len // 2, 1) - 1
         self.ids_BT[row, :kept] = self.ids_BT[row, self.lengths[row] - kept : self.lengths[row]].clone()
         self.lengths[row] = kept
@@ -138,7 +141,7 @@ class Decoder:
                     self._read(row)
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these rows only, in this ascending order, after the first logits."""
+        """Continue with these rows only, given in ascending order; not before the first logits."""
         if self.cache is not None:
             self.cache = self.cache.keep(rows)
         self.ids_BT = self.ids_BT[rows]
@@ -148,20 +151,21 @@ class Decoder:
 def decode(
     decoder: Decoder, chooser: TokenChooser, *, max_new_tokens: int, ended: Sequence[bool] = ()
 ) -> Iterator[list[tuple[int, int]]]:
-    """Yields the next token of each row that has not ended, as pairs of row and token, at most max_new_tokens times.
+    """Yields, at most max_new_tokens times, the next token of each unfinished row as pairs (row, token).
 
     Args:
-        ended: read after each step, if given: a row for which it has become true is not computed any more.
+        ended: whether each row is finished; read after every step, so the caller may change it. Finished rows are no
+            longer computed.
     """
     rows = list(range(len(decoder.lengths)))
-    for done in range(1, max_new_tokens + 1):
+    for step in range(1, max_new_tokens + 1):
         ids_B = chooser.choose(decoder.logits())
         yield list(zip(rows, ids_B.tolist(), strict=True))
-        going = [i for i, row in enumerate(rows) if not (ended and ended[row])]
-        if done == max_new_tokens or not going:
+        unfinished = [i for i, row in enumerate(rows) if not (ended and ended[row])]
+        if step == max_new_tokens or not unfinished:
             return
-        if len(going) < len(rows):  # in fp32, 8 rows take twice the time of one
-            decoder.keep(going)
-            chooser.keep(going)
-            rows, ids_B = [rows[i] for i in going], ids_B[going]
+        if len(unfinished) < len(rows):  # dropping rows pays: on a CPU in fp32, 8 rows take twice as long as one
+            decoder.keep(unfinished)
+            chooser.keep(unfinished)
+            rows, ids_B = [rows[i] for i in unfinished], ids_B[unfinished]
         decoder.append(ids_B)

@@ -1,4 +1,4 @@
-"""Text that follows prompts, as a stream of pieces or whole."""
+"""Text generation: the continuation of prompts, streamed in pieces or as a whole."""
 
 from collections.abc import Collection, Generator, Sequence
 from contextlib import closing, nullcontext
@@ -13,16 +13,15 @@ from tinyllm.utils.stop_signal import Interrupted, Stopping
 
 
 class Piece(NamedTuple):
-    """What one token added to one sample."""
+    """The text that one token added to one sample."""
 
     sample: int
     text: str
-    """Whole characters; empty where the token only begins a character, or text that may become a stop
-    string."""
+    """Complete characters; empty while a character, or text that may become a stop string, is incomplete."""
     ended: bool
-    """No more comes for this sample."""
+    """Whether this is the sample's last piece."""
     prompt: int = 0
-    """Of which prompt it is a sample."""
+    """Index of the prompt that the sample continues."""
 
 
 def stream_text(
@@ -40,31 +39,35 @@ def stream_text(
     special: bool = False,
     autocast: Autocast = nullcontext,
 ) -> Generator[Piece, None, None]:
-    """Yields the text that follows the prompt as it comes, a piece for each token of each sample.
+    """Yields the continuation of one or several prompts as it is generated, one piece per token and sample.
 
-    A sample ends with one of the model's end tokens, with a stop string (neither is part of the text; a stop string
-    is looked for in the new text, not in the prompt; one that spells a special token is that token) or after
-    ``max_new_tokens`` tokens. The model is in evaluation mode until the stream is exhausted or closed, and then as it
-    was before; until then its weights must not change, for autocast's rounded copies of them are kept.
+    A sample ends at one of the model's end tokens, at a stop string, or after ``max_new_tokens`` tokens. End tokens and
+    stop strings are not part of the text. Stop strings are searched in the new text only; a stop string that spells a
+    special token stands for that token.
+
+    The model is in evaluation mode until the stream is exhausted or closed; then its mode is restored. Its weights must
+    not change before that, since autocast's casts of them are cached.
 
     Args:
         model: see :class:`tinyllm.inference.decoding.LanguageModel`.
-        tokenizer: of :mod:`tinyllm.tokenizers`.
-        prompt: one or several, of any lengths, which are continued together, each as it would be alone.
-        seed: of the random numbers; sample i of a prompt is the same whatever the number of samples and prompts.
-        n_samples: of each prompt; a prompt is read once for all of them.
-        bos: begin with the begin-of-text token; auto: where the model's tokenizer does.
-        special: special tokens that a prompt spells are these tokens, not text.
+        tokenizer: one of :mod:`tinyllm.tokenizers`.
+        prompt: one or several prompts of any length; a batch gives each the text it would get alone.
+        seed: seed of the random draws; sample i of a prompt does not depend on the number of samples or prompts.
+        stop: stop strings.
+        n_samples: samples of each prompt; the model reads a prompt once for all of them.
+        kv_cache: cache keys and values; false gives the same text by reading everything again for every token.
+        bos: whether to begin with the begin-of-text token; auto: if the model's tokenizer adds it.
+        special: whether special tokens spelled out in a prompt are these tokens; false: they are text.
         autocast: makes the context in which the model runs.
 
     Raises:
-        UserError: a setting out of range, or a prompt the tokenizer cannot express.
+        UserError: a setting is out of range, or the tokenizer cannot express a prompt.
     """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     for key, value in (("max_new_tokens", max_new_tokens), ("n_samples", n_samples), ("prompts", len(prompts))):
         if value < 1:
             raise UserError("out of range", key=key, value=value, hint="give a whole number ≥ 1")
-    ids = [prompt_ids(tokenizer, one, bos=bos, special=special) for one in prompts]
+    ids = [prompt_ids(tokenizer, text, bos=bos, special=special) for text in prompts]
     decoder = Decoder(
         model, ids, n_samples=n_samples, max_new_tokens=max_new_tokens, kv_cache=kv_cache, autocast=autocast
     )
@@ -79,21 +82,21 @@ def stream_text(
     )
     chooser.observe_prompts(ids)
     stops = stop_strings(stop)
-    ends = tokenizer.end_ids | {tokenizer.special[one] for one in stops if one in tokenizer.special}
+    ends = tokenizer.end_ids | {tokenizer.special[text] for text in stops if text in tokenizer.special}
     writers = [
-        _Writer(tokenizer, before if one else [], stops, ends)
-        for one, before in zip(prompts, ids, strict=True)
+        _Writer(tokenizer, context if text else [], stops, ends)
+        for text, context in zip(prompts, ids, strict=True)
         for _ in range(n_samples)
     ]
     ended = [False] * len(writers)
     was_training = model.training
     model.train(False)
-    torch.autocast_increment_nesting()  # else autocast rounds all weights anew for every token
+    torch.autocast_increment_nesting()  # else autocast would empty its cache of cast weights after every token
     try:
         steps = decode(decoder, chooser, max_new_tokens=max_new_tokens, ended=ended)
-        for done, chosen in enumerate(steps, start=1):
+        for step, chosen in enumerate(steps, start=1):
             for row, token in chosen:
-                text = writers[row].write(token, last=done == max_new_tokens)
+                text = writers[row].write(token, last=step == max_new_tokens)
                 ended[row] = writers[row].ended
                 yield Piece(row % n_samples, text, ended[row], row // n_samples)
     finally:
@@ -115,13 +118,14 @@ def generate_text(
     stopping: Stopping = lambda: False,
     **sampling: Any,
 ) -> str:
-    """The prompt and one text that follows it; ``sampling`` takes the fields of :class:`Sampling`.
+    """A prompt with one continuation. ``sampling`` takes the fields of :class:`Sampling`; the other arguments are those
+    of :func:`stream_text`.
 
     Args:
-        stopping: asked before each token.
+        stopping: asked before each token; true ends the generation.
 
     Raises:
-        Interrupted: ``stopping`` said so.
+        Interrupted: ``stopping`` returned true.
     """
     pieces = stream_text(
         model,
@@ -147,7 +151,7 @@ def generate_text(
 def generate_batch(
     model: LanguageModel, tokenizer: Any, prompts: Sequence[str], *, n_samples: int = 1, **settings: Any
 ) -> list[list[str]]:
-    """What follows each prompt, ``n_samples`` texts of each; ``settings`` are arguments of :func:`stream_text`."""
+    """The continuations of each prompt, ``n_samples`` of each; ``settings`` are arguments of :func:`stream_text`."""
     texts = [[""] * n_samples for _ in prompts]
     for piece in stream_text(model, tokenizer, prompts, n_samples=n_samples, **settings):
         texts[piece.prompt][piece.sample] += piece.text
@@ -157,32 +161,34 @@ def generate_batch(
 def prompt_ids(
     tokenizer: Any, prompt: str, *, bos: bool | str = "auto", special: bool = False, key: str = "prompt"
 ) -> list[int]:
-    """The prompt's tokens. An empty prompt starts where a document does: after the token that begins or ends a text
-    where the tokenizer has one, else after a line end if it knows that, else after token 0.
+    """The token ids of a prompt.
+
+    An empty prompt starts like a document: with the token that begins or ends texts, else with a line end, else with
+    token 0.
 
     Args:
-        bos: whether the begin-of-text token comes first; auto: where the model's tokenizer puts it there.
-        special: special tokens that the prompt spells are these tokens, not text.
+        bos: whether the begin-of-text token comes first; auto: if the model's tokenizer adds it.
+        special: whether special tokens spelled out in the prompt are these tokens; false: they are text.
+        key: the setting that error messages name.
 
     Raises:
-        UserError: the tokenizer cannot express the prompt, or it is no text; the line names ``key`` and the
-            character.
+        UserError: the tokenizer cannot express the prompt, or it is not valid Unicode; the message names the character.
     """
     begin = tokenizer.begin_id
     if bos is True and begin is None:
-        hint = "false or auto; the tokenizer has no token that begins or ends a text"
-        raise UserError("there is no token to begin with", key="bos", value=True, hint=hint)
+        hint = "give false or auto; the tokenizer has neither a begin-of-text nor an end-of-text token"
+        raise UserError("no begin-of-text token", key="bos", value=True, hint=hint)
     if prompt:
         shown = prompt if len(prompt) <= 40 else prompt[:40] + "…"
-        if any("\ud800" <= char <= "\udfff" for char in prompt):  # what is not UTF-8 on a command line
+        if any("\ud800" <= char <= "\udfff" for char in prompt):  # bytes of a command line that are not UTF-8
             hint = "half a surrogate pair is no character; write it in UTF-8"
             raise UserError("not text", key=key, value=shown, hint=hint)
         try:
             ids = [int(i) for i in (tokenizer.matching(True) if special else tokenizer).encode(prompt, strict=True)]
         except UserError as error:
             raise UserError(error.what, key=key, value=shown, hint=error.hint) from error
-        wanted = bos is True or (bos == "auto" and tokenizer.adds_bos)
-        return [begin, *ids] if wanted and begin is not None and ids[:1] != [begin] else ids
+        adds_bos = bos is True or (bos == "auto" and tokenizer.adds_bos)
+        return [begin, *ids] if adds_bos and begin is not None and ids[:1] != [begin] else ids
     if begin is not None:
         return [begin]
     try:
@@ -192,13 +198,17 @@ def prompt_ids(
 
 
 def echo(tokenizer: Any, prompt: str) -> str:
-    """The prompt as it stands before the text: as given, with the space that numbers need between them."""
+    """The prompt as printed before its continuation: as given, plus the space that separates token numbers."""
     text = "".join(map(tokenizer.stream().push, prompt_ids(tokenizer, prompt, bos=False))) if prompt else ""
     return text if text.startswith(prompt) else prompt
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One stop string, several or none, as a tuple."""
+    """No stop string, one or several, as a tuple.
+
+    Raises:
+        UserError: one is empty.
+    """
     if stop is None or stop == "":
         return ()
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -208,11 +218,10 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 class _Writer:
-    """Makes text of one sample's tokens.
+    """Decodes the tokens of one sample and stops at an end token or a stop string.
 
     Args:
-        context: the tokens before; a tokenizer may write the first one after them in another way (``▁`` for a
-            space).
+        context: the tokens before the sample; some tokenizers decode the first token of a text in another way (``▁``).
         ends: tokens that end the text.
     """
 
@@ -225,23 +234,25 @@ class _Writer:
         self.ended = False
 
     def write(self, token: int, *, last: bool) -> str:
-        """The text that is certain with this token. ``last``: no other one comes, and a character that is not
-        complete by then is left out."""
-        at_end = token in self.ends
-        text = self.filter.push(self.characters.flush() if at_end else self.characters.push(token))
-        self.ended = self.filter.stopped or at_end or last
+        """The text that this token completes.
+
+        Args:
+            last: whether no token follows; an incomplete character is then left out.
+        """
+        is_end = token in self.ends
+        text = self.filter.push(self.characters.flush() if is_end else self.characters.push(token))
+        self.ended = self.filter.stopped or is_end or last
         return text + self.filter.flush() if self.ended else text
 
 
 class StopFilter:
-    """Passes text through until one of the stop strings appears; the stop string itself is left out.
+    """Passes text through up to the first stop string, which is left out.
 
-    A stop string may be spread over several pieces: text that could still become one is held back until it is
-    decided, so nothing is ever shown and then taken back. Of several stop strings the one that ends first
-    counts, of those that end together the longest.
+    A stop string may span several pieces. Text that may still become one is held back until that is decided, so what
+    was returned is never taken back. The stop string that ends first counts; of several that end together, the longest.
 
     Args:
-        stops: the strings; none of them may be empty.
+        stops: the stop strings, none of them empty.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -252,7 +263,7 @@ class StopFilter:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """The part of the text so far that is certain to be kept and was not returned before."""
+        """The text that is now certain to come before any stop string, and was not returned before."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -265,12 +276,12 @@ class StopFilter:
         return text[: len(text) - len(self._held)]
 
     def flush(self) -> str:
-        """What was held back, once it is certain that no more text comes."""
+        """The text held back, once no more text follows."""
         held, self._held = self._held, ""
         return held
 
     def _undecided(self, text: str) -> int:
-        """Length of the longest end of the text that is the beginning of a stop string."""
+        """Length of the longest suffix of the text that is a proper prefix of a stop string."""
         return max(
             (n for stop in self.stops for n in range(1, min(len(stop) - 1, len(text)) + 1) if text.endswith(stop[:n])),
             default=0,

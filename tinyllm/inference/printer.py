@@ -1,4 +1,4 @@
-"""Shows samples as they come: the first while it grows, each further one once the one before it is whole."""
+"""Printing of streamed samples: one after the other, each as it grows."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -8,12 +8,17 @@ from tinyllm.inference.generator import Piece
 
 
 class Printer:
-    """Writes prompt and text to ``out``, everything else to ``notes``.
+    """Prints prompts with their samples to ``out``, and headings to ``notes``.
+
+    All samples grow side by side, but output must not interleave: a sample is held back until the one before it is
+    complete.
 
     Args:
-        prompts: each is shown before its samples, which come prompt after prompt.
-        n_samples: how many there are of each.
-        clean: applied to all text; for a terminal, which must not obey what a model writes.
+        prompts: each is printed before every one of its samples.
+        n_samples: samples of each prompt.
+        clean: applied to all text; for a terminal, which must not obey escape sequences that a model writes.
+        out: standard output unless given.
+        notes: standard error unless given.
     """
 
     def __init__(
@@ -35,24 +40,23 @@ class Printer:
         self._last = "\n"
 
     def show(self, pieces: Iterable[Piece]) -> None:
-        """Consume the stream. Whatever ends it, the output ends with a line end."""
+        """Print a stream until it ends. The output ends with a line end even if the stream raises."""
         try:
             self._begin(0)
             for piece in pieces:
                 self.tokens += 1
-                text = piece.prompt * self.n_samples + piece.sample
-                self.texts[text] += piece.text
-                self.ended[text] = piece.ended
-                if text == self._shown:
+                index = piece.prompt * self.n_samples + piece.sample
+                self.texts[index] += piece.text
+                self.ended[index] = piece.ended
+                if index == self._shown:
                     self._write(piece.text)
                     if piece.ended:
-                        self._go_on()
+                        self._advance()
         finally:
             self._end_line()
 
-    def _go_on(self) -> None:
-        """After the shown sample has ended: the following ones that have ended too, and what there is of the
-        next."""
+    def _advance(self) -> None:
+        """After the shown sample has ended: print further complete samples and the beginning of the next one."""
         while self._shown is not None and self.ended[self._shown]:
             following = self._shown + 1
             if following == len(self.texts):
@@ -62,13 +66,13 @@ class Printer:
             self._begin(following)
             self._write(self.texts[following])
 
-    def _begin(self, text: int) -> None:
-        self._shown = text
-        prompt, sample = divmod(text, self.n_samples)
-        whose = [f"prompt {prompt + 1} of {len(self.prompts)}"] if len(self.prompts) > 1 else []
-        whose += [f"sample {sample + 1} of {self.n_samples}"] if self.n_samples > 1 else []
-        if whose:
-            print(", ".join(whose), file=self.notes, flush=True)
+    def _begin(self, index: int) -> None:
+        self._shown = index
+        prompt, sample = divmod(index, self.n_samples)
+        heading = [f"prompt {prompt + 1} of {len(self.prompts)}"] if len(self.prompts) > 1 else []
+        heading += [f"sample {sample + 1} of {self.n_samples}"] if self.n_samples > 1 else []
+        if heading:
+            print(", ".join(heading), file=self.notes, flush=True)
         self._write(self.prompts[prompt])
 
     def _end_line(self) -> None:

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits."""
+"""Sampling: choosing the next token from logits."""
 
 import math
 from collections.abc import Sequence
@@ -10,29 +10,30 @@ from torch import Tensor
 from tinyllm.errors import UserError
 
 LARGEST = 1e30
-"""Of a logit after the repetition penalty: far beyond what a model gives, and finite when it is divided by a
-temperature above ``COLD``."""
+"""Bound of a logit after the repetition penalty: far beyond a model's logits, finite after division by ``COLD``."""
 COLD = 1e-3
+"""Below this temperature, logits are shifted so that the largest is 0 before the division, which could overflow."""
 COLDEST = 1e-37
-"""Lower ones are 0 in float32."""
+"""The lowest temperature used; lower ones are 0 in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of the choice, applied in this order: penalty, temperature, top_k, top_p, min_p, draw.
+    """Sampling settings, applied in this order: repetition penalty, temperature, top_k, top_p, min_p, draw.
 
     Args:
-        temperature: logits are divided by it; 0 takes the most likely token (of equals the lowest id).
-        top_k: keep the k most likely tokens (more where the k-th is tied).
-        top_p: keep the smallest set of most likely tokens whose probabilities reach this sum (nucleus
+        temperature: divides the logits; 0: always the most likely token (the lowest id of a tie).
+        top_k: keep the k most likely tokens, and those tied with the k-th.
+        top_p: keep the smallest set of most likely tokens whose probabilities sum to at least this (nucleus
             sampling, Holtzman et al. 2019, arXiv 1904.09751).
-        min_p: drop tokens less likely than this fraction of the most likely one (arXiv 2407.01082).
-        repetition_penalty: θ of CTRL (Keskar et al. 2019, arXiv 1909.05858, §4.1) for every token that occurs
-            in the prompt or the text so far: a positive logit is divided by θ, a negative one multiplied, so
-            that θ > 1 makes it less likely whatever its sign (the paper divides always). 1 is off.
+        min_p: drop tokens less likely than this fraction of the most likely one (Nguyen et al. 2024,
+            arXiv 2407.01082).
+        repetition_penalty: θ of CTRL (Keskar et al. 2019, arXiv 1909.05858, §4.1), applied to every token of the prompt
+            and the text so far: positive logits are divided by θ, negative ones multiplied, so that θ > 1 makes a token
+            less likely whatever the sign of its logit (the paper always divides). 1: off.
 
     Raises:
-        UserError: a value outside its range, or a filter that greedy choice would ignore.
+        UserError: a value is out of range, or greedy decoding would ignore it.
     """
 
     temperature: float = 0.8
@@ -56,14 +57,14 @@ class Sampling:
             for key in ("top_k", "top_p", "min_p"):
                 if getattr(self, key) is not None:
                     raise UserError(
-                        "this would do nothing with temperature=0, which always takes the most likely token",
+                        "no effect with temperature=0, which always takes the most likely token",
                         key=key,
                         value=getattr(self, key),
                         hint="leave it out or give a temperature above 0",
                     )
 
     def penalise(self, logits_BV: Tensor, seen_BV: Tensor) -> Tensor:
-        """Logits with the repetition penalty on the tokens marked in ``seen_BV`` (bool)."""
+        """Apply the repetition penalty to the tokens marked in ``seen_BV`` (bool)."""
         if self.repetition_penalty == 1:
             return logits_BV
         theta = self.repetition_penalty
@@ -71,9 +72,8 @@ class Sampling:
         return torch.where(seen_BV, penalised_BV.clamp(-LARGEST, LARGEST), logits_BV)
 
     def filter(self, logits_BV: Tensor) -> Tensor:
-        """Logits divided by the temperature (which must not be 0), with −inf for every token that may not be
-        drawn."""
-        if self.temperature < COLD:  # divided by so little, the largest would be infinite; only differences matter
+        """Logits divided by the temperature, which must not be 0, with −inf for tokens that must not be drawn."""
+        if self.temperature < COLD:  # only differences of logits matter
             logits_BV = logits_BV - logits_BV.max(dim=-1, keepdim=True).values
         logits_BV = logits_BV / max(self.temperature, COLDEST)
         if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
@@ -83,8 +83,8 @@ class Sampling:
             sorted_BV, order_BV = logits_BV.sort(dim=-1, descending=True, stable=True)
             probabilities_BV = sorted_BV.softmax(dim=-1)
             before_BV = probabilities_BV.cumsum(dim=-1) - probabilities_BV
-            drop_BV = before_BV >= self.top_p  # the more likely ones reach top_p without this one
-            drop_BV[:, 0] = False  # rounding must not drop the most likely one
+            drop_BV = before_BV >= self.top_p  # the more likely tokens reach top_p already
+            drop_BV[:, 0] = False  # even if rounding says so, never drop the most likely token
             logits_BV = logits_BV.masked_fill(drop_BV.scatter(-1, order_BV, drop_BV), -math.inf)
         if self.min_p is not None and self.min_p > 0:
             floor_B1 = logits_BV.max(dim=-1, keepdim=True).values + math.log(self.min_p)
@@ -93,18 +93,17 @@ class Sampling:
 
 
 class TokenChooser:
-    """Chooses the next token of each of B samples, each with a random stream of its own.
+    """Chooses the next token of each of B samples, each with its own random stream.
 
-    Sample i of a prompt draws from the i-th stream of ``seed``, so it is the same whatever the number of samples and
-    whatever the other prompts. The uniform numbers come from the CPU, so a seed means the same on every device; the
-    global random state is not touched.
+    Sample i of a prompt draws from the i-th stream of ``seed``, so it does not depend on the number of samples or on
+    other prompts. Random numbers are drawn on the CPU, so a seed gives the same numbers on every device. The global
+    random state is not touched.
 
     Args:
-        n_samples: of each prompt.
-        n_prompts: the samples of a prompt stand together, prompt after prompt.
-        vocab_size: tokens the tokenizer knows; a model may have more rows, which mean nothing and are never
-            chosen.
-        unk_id: the token for unknown characters, which is no text and never chosen either.
+        n_samples: samples of each prompt.
+        n_prompts: number of prompts; rows are the samples of the first prompt, then of the second, and so on.
+        vocab_size: number of tokenizer ids; a model may have more rows, which are never chosen.
+        unk_id: id of the unknown token, which is never chosen either; None: there is no such token.
     """
 
     def __init__(
@@ -125,27 +124,27 @@ class TokenChooser:
         self.seen_BV = torch.zeros(len(seeds), vocab_size, dtype=torch.bool, device=device)
 
     def observe(self, ids_BT: Tensor) -> None:
-        """Mark tokens as present, for the repetition penalty."""
+        """Mark tokens as seen, for the repetition penalty."""
         if self.sampling.repetition_penalty != 1:
             self.seen_BV.scatter_(1, ids_BT.to(self.seen_BV.device), True)
 
     def observe_prompts(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Mark the tokens of each prompt as present in its samples."""
+        """Mark the tokens of each prompt as seen by its samples."""
         n_samples = len(self.seen_BV) // len(prompts)
         if self.sampling.repetition_penalty != 1:
             for i, ids in enumerate(prompts):
                 self.seen_BV[i * n_samples : (i + 1) * n_samples, list(ids)] = True
 
     def keep(self, rows: list[int]) -> None:
-        """Go on with these samples only."""
+        """Continue with these samples only."""
         self.generators = [self.generators[row] for row in rows]
         self.seen_BV = self.seen_BV[rows]
 
     def choose(self, logits_BV: Tensor) -> Tensor:
-        """Token ids (B,) on the CPU for logits (B, ≥ vocab_size), and observes them.
+        """Choose token ids (B,), on the CPU, for logits (B, ≥ vocab_size), and mark them as seen.
 
         Raises:
-            UserError: the model gave a NaN.
+            UserError: a logit is NaN.
         """
         logits_BV = self.sampling.penalise(logits_BV[:, : self.vocab_size].float(), self.seen_BV)
         if self.unk_id is not None:
@@ -160,17 +159,17 @@ class TokenChooser:
         return ids_B
 
     def _draw(self, probabilities_BV: Tensor) -> Tensor:
-        """One token per row, by inverting the distribution function in float64."""
+        """Draw one token per row by inverting the cumulative distribution, in float64."""
         cumulative_BV = probabilities_BV.cpu().double().cumsum(dim=-1)
         total_B1 = cumulative_BV[:, -1:]
         _refuse_nan(total_B1)
         uniform_B1 = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
-        # In (0, total]: the first token whose cumulative sum reaches it always has a probability above zero.
+        # 1 − u lies in (0, 1]: the first token whose cumulative sum reaches (1 − u)·total has a probability above zero.
         return torch.searchsorted(cumulative_BV, (1 - uniform_B1) * total_B1)[:, 0]
 
 
 def stream_seeds(seed: int, count: int) -> list[int]:
-    """The seeds of ``count`` independent random streams; the first ones do not depend on ``count``."""
+    """Seeds of ``count`` independent random streams; seed i does not depend on ``count``."""
     source = torch.Generator().manual_seed(seed)
     return [int(torch.randint(2**62, (), generator=source)) for _ in range(count)]
 
