@@ -1,1 +1,1 @@
-"""Synthetic tasks that show in CPU minutes what a composition can and cannot do."""
+"""Probes: synthetic tasks that show in CPU minutes what a model composition can and cannot do."""

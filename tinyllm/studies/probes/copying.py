@@ -4,26 +4,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyllm.studies.probes.task import Drawn, Task, at_least, distinct, log2_arrangements, log2_subsets, nothing_asked
+from tinyllm.studies.probes.task import Sequences, Task, at_least, distinct, log2_arrangements, log2_subsets, no_questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Copying(Task):
-    """Symbols among blanks, then as many markers: at the i-th marker the i-th symbol is asked.
+    """Symbols scattered among blanks, then as many markers; the i-th marker asks for the i-th symbol.
 
-    Jing et al. 2019 (the denoise task) and Gu & Dao 2023 ("Mamba", §3.1): the gaps are random, so fixed distances are
-    of no use, and what a marker asks for is found by order alone. Unlike there, a sequence has no symbol twice.
+    Jing et al. 2019 (denoise task) and Gu & Dao 2023 ("Mamba", §3.1). The gaps are random, so a fixed distance does not
+    help: a marker's answer is determined by order alone. Unlike in these papers, no symbol occurs twice in a sequence.
 
-    Its chance is 1/symbols: whoever answers with one of the symbols that were shown, of any one place in their order,
-    is right once in each sequence.
+    Chance is 1/symbols: always answering with the symbol of one and the same rank is correct once per sequence.
 
     Args:
-        symbols: how many are to be copied.
-        alphabet: how many different symbols there are.
-        length: of the part with symbols and blanks; the markers follow.
+        symbols: number of symbols to copy.
+        alphabet: number of different symbols.
+        length: length of the part with symbols and blanks; the markers follow it.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: the sizes do not fit together.
     """
 
     symbols: int
@@ -53,14 +52,14 @@ class Copying(Task):
     def bits(self) -> float:
         return log2_arrangements(self.alphabet, self.symbols) + log2_subsets(self.length, self.symbols)
 
-    def draw(self, n: int, generator: np.random.Generator) -> Drawn:
+    def draw(self, n: int, generator: np.random.Generator) -> Sequences:
         blank, marker = self.alphabet, self.alphabet + 1
         symbols = distinct(generator, n, self.alphabet, self.symbols)
         places = np.sort(distinct(generator, n, self.length, self.symbols), axis=1)
         inputs = np.full((n, self.seq_len), blank, dtype=np.int64)
         inputs[:, self.length :] = marker
         np.put_along_axis(inputs, places, symbols, axis=1)
-        targets = nothing_asked(n, self.seq_len)
+        targets = no_questions(n, self.seq_len)
         targets[:, self.length :] = symbols
         return inputs, targets
 

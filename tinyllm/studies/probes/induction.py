@@ -1,32 +1,32 @@
-"""Induction: what came next the last time."""
+"""Induction: predict the token that followed last time."""
 
 from dataclasses import dataclass
 from math import log2
 
 import numpy as np
 
-from tinyllm.studies.probes.task import Drawn, Task, at_least, distinct, log2_arrangements, nothing_asked
+from tinyllm.studies.probes.task import Sequences, Task, at_least, distinct, log2_arrangements, no_questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Induction(Task):
-    """A random text, then passages of it: within a passage, the next id is asked.
+    """A random text, then passages of it; within a passage, each token asks for the next one.
 
     ``a b c d e f | d e f | b c d``: [A][B] … [A] → [B], which takes an induction head (Olsson et al. 2022). Passages
-    begin at random places of the text, so no fixed distance leads to the answer, and ids have no kinds that would tell
-    questions from answers. The text has no id twice and a separator stands before each passage, so an id that is asked
-    about was followed by one other id only, the answer.
+    start at random positions of the text, so no fixed distance leads to the answer, and nothing about an id tells
+    questions from answers. No id occurs twice in the text, and a separator precedes each passage, so every id in a
+    question has only ever been followed by the answer.
 
-    Its chance is 1/(text − passage + 1): the place of an answer in the text is as likely to be any of so many.
+    Chance is 1/(text − passage + 1): the position of an answer in the text is uniform over that many positions.
 
     Args:
-        text: ids of the text.
-        passage: ids of a passage; all but its last are questions.
-        passages: how many there are.
-        alphabet: how many different ids a text is drawn from.
+        text: length of the text.
+        passage: length of a passage; all of its tokens but the last are questions.
+        passages: number of passages.
+        alphabet: number of different ids in texts.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: the sizes do not fit together.
     """
 
     text: int
@@ -62,7 +62,7 @@ class Induction(Task):
     def bits(self) -> float:
         return log2_arrangements(self.alphabet, self.text) + self.passages * log2(self.text - self.passage + 1)
 
-    def draw(self, n: int, generator: np.random.Generator) -> Drawn:
+    def draw(self, n: int, generator: np.random.Generator) -> Sequences:
         separator = self.alphabet
         text = distinct(generator, n, self.alphabet, self.text)
         starts = generator.integers(self.text - self.passage + 1, size=(n, self.passages, 1))
@@ -70,9 +70,9 @@ class Induction(Task):
         passages = np.take_along_axis(text, places, axis=1).reshape(n, self.passages, self.passage)
         inputs = np.full((n, self.passages, 1 + self.passage), separator, dtype=np.int64)
         inputs[:, :, 1:] = passages
-        asked = np.full_like(inputs, nothing_asked(1, 1)[0, 0])
+        asked = np.full_like(inputs, no_questions(1, 1)[0, 0])
         asked[:, :, 1:-1] = passages[:, :, 1:]
-        targets = nothing_asked(n, self.seq_len)
+        targets = no_questions(n, self.seq_len)
         targets[:, self.text :] = asked.reshape(n, -1)
         return np.concatenate([text, inputs.reshape(n, -1)], axis=1), targets
 

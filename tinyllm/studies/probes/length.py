@@ -1,23 +1,23 @@
-"""Length generalisation: trained on short sequences, tested on long ones."""
+"""Length generalisation: train on short sequences, test on longer ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from tinyllm.studies.probes.task import Drawn, Task
+from tinyllm.studies.probes.task import Sequences, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Length(Task):
-    """Another task, trained at its length and tested at multiples of it.
+    """Another task, trained at its own length and tested at multiples of it.
 
     Args:
-        task: any with ``longer``.
-        factors: how many times as long the tests are; 1 is the length of training.
+        task: a task that implements :meth:`Task.longer`.
+        factors: lengths of the tests in multiples of the training length.
 
     Raises:
-        ValueError: no factor, or one below 1; the task's own when a length does not go together with its ids.
+        ValueError: there is no factor, or one below 1, or the task does not have enough ids for a length.
     """
 
     task: Task
@@ -25,8 +25,8 @@ class Length(Task):
 
     def __post_init__(self) -> None:
         if not self.factors or min(self.factors) < 1:
-            raise ValueError(f"factors={list(self.factors)} must be whole numbers above 0")
-        self.tests()
+            raise ValueError(f"factors={list(self.factors)} must be integers above 0")
+        self.tests()  # raises if the task cannot be that long
 
     @property
     def vocab_size(self) -> int:
@@ -48,7 +48,7 @@ class Length(Task):
     def bits(self) -> float:
         return self.task.bits
 
-    def draw(self, n: int, generator: np.random.Generator) -> Drawn:
+    def draw(self, n: int, generator: np.random.Generator) -> Sequences:
         return self.task.draw(n, generator)
 
     def tests(self) -> Mapping[str, Task]:

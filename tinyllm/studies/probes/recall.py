@@ -5,26 +5,28 @@ from math import log2
 
 import numpy as np
 
-from tinyllm.studies.probes.task import Drawn, Task, at_least, distinct, log2_arrangements, nothing_asked
+from tinyllm.studies.probes.task import Sequences, Task, at_least, distinct, log2_arrangements, no_questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recall(Task):
-    """Pairs of key and value; later each key again, whose value is asked (MQAR; Arora et al. 2023, "Zoology", §3).
+    """Key-value pairs, then each key again as a question for its value (MQAR; Arora et al. 2023, "Zoology", §3).
 
-    ``k₁ v₁ k₂ v₂ … kₚ vₚ · · k₂ · k₁ …``: behind the pairs, keys and fillers in random order. Keys and values are
-    disjoint sets of ids, all different within a sequence, so each question has one answer. Unlike the paper's, places
-    are uniform and fillers are never keys or values.
+    ``k₁ v₁ k₂ v₂ … kₚ vₚ · · k₂ · k₁ …``: after the pairs come keys and fillers in random order. Keys and values are
+    disjoint sets of ids, and all are different within a sequence, so each question has exactly one answer. Unlike in the
+    paper, the positions of questions are uniform, and fillers are never keys or values.
 
-    Its chance is 1/pairs: whoever answers with a value that was shown, of any one pair, is right once in each sequence.
+    Chance is 1/pairs: always answering with the value of one and the same pair is correct once per sequence.
 
     Args:
-        pairs: of key and value.
-        keys, values, fillers: how many ids there are of each kind.
-        length: of the sequence.
+        pairs: number of key-value pairs.
+        keys: number of ids that are keys.
+        values: number of ids that are values.
+        fillers: number of ids that are fillers.
+        length: length of a sequence.
 
     Raises:
-        ValueError: sizes that do not go together.
+        ValueError: the sizes do not fit together.
     """
 
     pairs: int
@@ -64,14 +66,14 @@ class Recall(Task):
         placed = log2_arrangements(self.length - 2 * self.pairs, self.pairs)
         return chosen + placed + (self.length - 3 * self.pairs) * log2(self.fillers)
 
-    def draw(self, n: int, generator: np.random.Generator) -> Drawn:
+    def draw(self, n: int, generator: np.random.Generator) -> Sequences:
         shown = 2 * self.pairs
         keys = distinct(generator, n, self.keys, self.pairs)
         values = self.keys + distinct(generator, n, self.values, self.pairs)
         inputs = self.keys + self.values + generator.integers(self.fillers, size=(n, self.length))
         inputs[:, 0:shown:2], inputs[:, 1:shown:2] = keys, values
         places = shown + distinct(generator, n, self.length - shown, self.pairs)
-        targets = nothing_asked(n, self.length)
+        targets = no_questions(n, self.length)
         np.put_along_axis(inputs, places, keys, axis=1)
         np.put_along_axis(targets, places, values, axis=1)
         return inputs, targets

@@ -1,4 +1,4 @@
-"""What a probe found, and where it is kept."""
+"""Results of probes, and the cache that keeps them on disk."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from statsmodels.stats.proportion import proportion_confint
+
 from tinyllm.errors import UserError
 from tinyllm.runs.provenance import code_fingerprint
 from tinyllm.utils.files import read_json, write_json
@@ -16,51 +18,50 @@ from tinyllm.utils.files import read_json, write_json
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The accuracy of one trained model on one test."""
+    """Accuracy of one trained model on one test."""
 
     accuracy: float
-    """Share of the questions that were answered rightly."""
+    """Share of the questions answered correctly."""
     low: float
     high: float
-    """95 % interval for other sequences of the same task and the same trained model, see :func:`score`."""
+    """Bounds of the 95 % interval for the same trained model on other sequences of the task; see :func:`score`."""
     chance: float
     sequences: int
     questions: int
-    """In all sequences together."""
+    """Number of questions in all sequences."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One composition trained on one task with one seed."""
+    """Result of one composition trained on one task with one seed."""
 
     task: str
     seed: int
     scores: dict[str, Score]
-    """By test: the task's name, with ``@2x`` and so on where it is tested at several lengths."""
+    """Scores by test: the task's name, with a suffix such as ``@2x`` if it is tested at several lengths."""
     steps: int
     parameters: int
-    """Without look-up tables, whose size follows from the task's."""
+    """Number of parameters without embeddings, whose size depends on the task."""
     seconds: float
-    """Of training and tests."""
+    """Duration of training and tests."""
 
     def line(self) -> str:
-        """What was found, in a line."""
-        shown = ", ".join(f"{name} {one.accuracy:.3f}" for name, one in self.scores.items())
-        return f"seed {self.seed}: {shown} ({self.seconds:.0f} s)"
+        """Seed, accuracies and duration, in one line."""
+        accuracies = ", ".join(f"{test} {score.accuracy:.3f}" for test, score in self.scores.items())
+        return f"seed {self.seed}: {accuracies} ({self.seconds:.0f} s)"
 
 
 def score(shares: Sequence[float], *, chance: float, questions: int) -> Score:
-    """The accuracy over sequences with equally many questions.
+    """Accuracy over sequences with equally many questions each, with Wilson's 95 % interval.
 
-    The interval is Wilson's, as if all questions of a sequence were answered rightly or wrongly together: they may
-    hang together in any way, and with as many independent ones as sequences the interval is never too narrow for it.
+    The answers within a sequence may be correlated in any way, so the interval treats each sequence as one trial: that
+    is the worst case, in which all of its questions are answered correctly or wrongly together.
 
     Args:
-        shares: of each sequence, the share of rightly answered questions.
-        questions: of a sequence.
+        shares: share of correct answers, by sequence.
+        chance: accuracy of guessing.
+        questions: number of questions in a sequence.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     accuracy = statistics.fmean(shares)
     low, high = proportion_confint(accuracy * len(shares), len(shares), alpha=0.05, method="wilson")
     return Score(
@@ -74,7 +75,7 @@ def score(shares: Sequence[float], *, chance: float, questions: int) -> Score:
 
 
 def fingerprint(settings: Mapping[str, Any], *, extra: Iterable[Path] = ()) -> str:
-    """sha256 over everything that a probe's result follows from: its settings, our code and further source files."""
+    """SHA-256 of everything that determines a result: settings, tinyllm's code, and the source files ``extra``."""
     whole = {
         "settings": settings,
         "code": [code_fingerprint(), own_code()],
@@ -85,7 +86,7 @@ def fingerprint(settings: Mapping[str, Any], *, extra: Iterable[Path] = ()) -> s
 
 @cache
 def own_code() -> str:
-    """sha256 over the source files of the tasks and of what trains on them."""
+    """SHA-256 of the source files of this package."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256("".join(map(_digest, files)).encode()).hexdigest()
 
@@ -94,11 +95,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-class Shelf:
-    """A directory with the results of probes, one file each; a file is found again by what its result follows from.
+class ResultCache:
+    """A directory of results, one JSON file each, looked up by their fingerprint.
 
     Raises:
-        UserError: the directory cannot be made.
+        UserError: the directory cannot be created.
     """
 
     def __init__(self, path: Path) -> None:
@@ -106,25 +107,25 @@ class Shelf:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError("the directory cannot be made", key="out", value=path, hint=str(error.strerror)) from error
+            raise UserError("the directory cannot be created", key="out", value=path, hint=str(error.strerror)) from error
 
     def find(self, task: str, seed: int, fingerprint: str) -> Probe | None:
-        """The result of that fingerprint; None: there is none that can be read."""
+        """The result with this fingerprint; None if there is no readable one."""
         try:
             content = read_json(self._file(task, seed, fingerprint))
             if content.pop("fingerprint") != fingerprint:
                 return None
             del content["settings"]
-            scores = {name: Score(**one) for name, one in content.pop("scores").items()}
+            scores = {test: Score(**score) for test, score in content.pop("scores").items()}
             return Probe(**content, scores=scores)
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def put(self, probe: Probe, settings: Mapping[str, Any], fingerprint: str) -> None:
-        """Keep a result.
+        """Store a result.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: the file cannot be written.
         """
         content = asdict(probe) | {"fingerprint": fingerprint, "settings": settings}
         write_json(self._file(probe.task, probe.seed, fingerprint), content)

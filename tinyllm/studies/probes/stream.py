@@ -1,6 +1,6 @@
-"""The sequences of a run, each a pure function of seed, use and number, and what is measured on them."""
+"""Batches of a task, each a pure function of the seed, the use and the step; and the accuracy on them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -9,14 +9,14 @@ import torch
 
 from tinyllm.data.batch import Batch
 from tinyllm.nn.loss import IGNORE
-from tinyllm.studies.probes.task import Task
+from tinyllm.studies.probes.task import Sequences, Task
 from tinyllm.utils.seeds import stream
 
 
 def batches_to_train(
     task: Task, *, seed: int, start_step: int, batch_size: int, grad_accum_steps: int
 ) -> Iterator[Batch]:
-    """Micro-batches from a step on and without end; those of a step do not depend on how it is divided."""
+    """Endless micro-batches from a step on. How a step is divided into micro-batches does not change its sequences."""
     step = start_step
     while True:
         yield from _split(task.draw(batch_size * grad_accum_steps, generator(seed, "train", step)), batch_size)
@@ -24,32 +24,32 @@ def batches_to_train(
 
 
 def batches_to_test(task: Task, *, seed: int, examples: int, batch_size: int) -> Iterator[Batch]:
-    """``examples`` sequences, always the same of a seed."""
-    yield from _split(task.draw(examples, generator(seed, "test", task.seq_len)), batch_size)
+    """``examples`` test sequences, always the same ones for a seed."""
+    return _split(task.draw(examples, generator(seed, "test", task.seq_len)), batch_size)
 
 
-def _split(drawn: tuple[np.ndarray, np.ndarray], batch_size: int) -> Iterator[Batch]:
-    inputs, targets = (torch.from_numpy(ids).split(batch_size) for ids in drawn)
+def _split(sequences: Sequences, batch_size: int) -> Iterator[Batch]:
+    inputs, targets = (torch.from_numpy(ids).split(batch_size) for ids in sequences)
     for inputs_BT, targets_BT in zip(inputs, targets, strict=True):
         yield Batch(inputs=inputs_BT, targets=targets_BT)
 
 
 def generator(seed: int, use: str, number: int) -> np.random.Generator:
-    """The random numbers of one draw; those of training and test come from different streams."""
+    """Random numbers of one draw. Training and test use different streams."""
     return np.random.default_rng(stream(seed, f"probe {use}", number))
 
 
 @torch.no_grad()
-def right_answers(
+def correct_shares(
     model: Any,
-    batches: Iterator[Batch],
+    batches: Iterable[Batch],
     *,
     device: torch.device,
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> list[float]:
-    """Of each sequence, the share of its questions that the model's likeliest id answers.
+    """For each sequence, the share of its questions that the model's most likely token answers correctly.
 
-    The model is in evaluation mode meanwhile, and in its own mode after it.
+    The model is in evaluation mode meanwhile; its mode is restored afterwards.
     """
     was_training = model.training
     model.train(False)
@@ -62,9 +62,9 @@ def right_answers(
                 hidden_BTC = model(batch.inputs)
                 asked_BT = targets_BT != IGNORE
                 answers_N = model.logits(hidden_BTC[asked_BT]).argmax(-1)
-            right_BT = torch.zeros_like(targets_BT, dtype=torch.float64)
-            right_BT[asked_BT] = (answers_N == targets_BT[asked_BT]).double()
-            shares += (right_BT.sum(1) / asked_BT.sum(1)).tolist()
+            correct_BT = torch.zeros_like(targets_BT, dtype=torch.float64)
+            correct_BT[asked_BT] = (answers_N == targets_BT[asked_BT]).double()
+            shares += (correct_BT.sum(1) / asked_BT.sum(1)).tolist()
     finally:
         model.train(was_training)
     return shares
