@@ -1,4 +1,4 @@
-"""A composition trained on drawn sequences: the loss, the accuracy, and what a result follows from."""
+"""Training on generated sequences: loss, accuracy, and what determines a result."""
 
 import copy
 import math
@@ -15,10 +15,11 @@ from torch import Tensor
 import tinyllm
 from tests.studies.probes.test_tasks import COPYING, INDUCTION, RECALL
 from tinyllm.programs.builders import build_model
-from tinyllm.studies.probes.probing import Trials, make_trainer, measure, settings_of
-from tinyllm.studies.probes.results import Probe, Score, Shelf, fingerprint, score
-from tinyllm.studies.probes.stream import batches_to_test, batches_to_train, right_answers
+from tinyllm.studies.probes.probing import make_trainer, measure
+from tinyllm.studies.probes.results import Probe, ResultCache, Score, fingerprint, score
+from tinyllm.studies.probes.stream import batches_to_test, batches_to_train, correct_shares
 from tinyllm.studies.probes.task import Task
+from tinyllm.studies.probes.trials import Trials, settings_of
 from tinyllm.utils.device import autocast
 
 CPU = torch.device("cpu")
@@ -37,18 +38,18 @@ def trials(*more: str) -> Trials:
     return Trials(copy.deepcopy(tiny(*more)), typed=frozenset(), allow=frozenset())
 
 
-def found(*more: str) -> list[Probe]:
-    """Freshly measured."""
+def measured(*more: str) -> list[Probe]:
+    """Results without a cache."""
     ours = trials(*more)
     return [
-        measure(ours.fitted[name], name, task, seed=seed, allow=frozenset())
+        measure(ours.configurations[name], name, task, seed=seed, allow=frozenset())
         for name, task in ours.tasks.items()
         for seed in ours.seeds
     ]
 
 
 class Oracle(torch.nn.Module):
-    """Answers by a function of a sequence; its hidden states are its logits."""
+    """A model that answers by a function of the sequence; its hidden states are its logits."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor], vocab_size: int) -> None:
         super().__init__()
@@ -89,18 +90,16 @@ def induced(row: Tensor) -> Tensor:
     ],
     ids=["recall", "copying", "induction", "recall by chance", "copying by chance", "always wrong"],
 )
-def test_who_knows_the_rule_is_right_and_who_guesses_is_right_by_chance(
-    task: Task, answer: Callable[[Tensor], Tensor], accuracy: float
-) -> None:
+def test_accuracy_of_an_oracle_and_of_guessing(task: Task, answer: Callable[[Tensor], Tensor], accuracy: float) -> None:
     oracle = Oracle(answer, task.vocab_size)
     batches = batches_to_test(task, seed=3, examples=50, batch_size=16)
-    shares = right_answers(oracle, batches, device=CPU, autocast=partial(autocast, CPU, "fp32"))
-    assert oracle.training, "as it was"
+    shares = correct_shares(oracle, batches, device=CPU, autocast=partial(autocast, CPU, "fp32"))
+    assert oracle.training, "its mode is restored"
     assert len(shares) == 50
     assert math.fsum(shares) / 50 == pytest.approx(accuracy)
 
 
-def test_the_interval_is_wilsons_with_as_many_trials_as_sequences() -> None:
+def test_interval_is_wilsons_with_one_trial_per_sequence() -> None:
     shares, z, n = [1.0] * 60 + [0.5] * 40, 1.959963984540054, 100
     got = score(shares, chance=0.125, questions=2)
     assert (got.accuracy, got.chance, got.sequences, got.questions) == (0.8, 0.125, 100, 200)
@@ -112,7 +111,7 @@ def test_the_interval_is_wilsons_with_as_many_trials_as_sequences() -> None:
 
 
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_the_loss_is_the_mean_over_the_questions_alone(accumulated: int) -> None:
+def test_loss_is_the_mean_over_the_questions(accumulated: int) -> None:
     cfg = OmegaConf.merge(tiny(), {"trainer": {"batch_size": 6 // accumulated, "grad_accum_steps": accumulated}})
     task = trials().tasks["recall"]
     trainer = make_trainer(cfg, task, seed=5, device=CPU, allow=frozenset())
@@ -125,11 +124,11 @@ def test_the_loss_is_the_mean_over_the_questions_alone(accumulated: int) -> None
     assert trainer.state.window["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_probe_repeats_itself_and_every_seed_is_another(tmp_path: Path) -> None:
+def test_probes_are_reproducible_and_seeds_differ(tmp_path: Path) -> None:
     def plain(probes: list[Probe]) -> list[object]:
         return [(probe.task, probe.seed, probe.scores, probe.steps, probe.parameters) for probe in probes]
 
-    once, again = found("seeds=2"), [one for one, _ in trials("seeds=2").run(Shelf(tmp_path))]
+    once, again = measured("seeds=2"), [one for one, _ in trials("seeds=2").run(ResultCache(tmp_path))]
     assert plain(once) == plain(again)
     assert [(probe.task, probe.seed) for probe in once] == [
         (task, seed) for task in ("recall", "length") for seed in (1337, 1338)
@@ -137,36 +136,36 @@ def test_a_probe_repeats_itself_and_every_seed_is_another(tmp_path: Path) -> Non
     assert [list(probe.scores) for probe in once[::2]] == [["recall"], ["length@1x", "length@2x", "length@4x"]]
     chances = [one.chance for one in once[2].scores.values()]
     assert chances == [1 / 5, 1 / 13, 1 / 29]
-    assert len({probe.parameters for probe in once}) == 1, "look-up tables left out"
+    assert len({probe.parameters for probe in once}) == 1, "embeddings are not counted"
 
 
-def test_each_task_has_the_context_that_it_needs_and_a_named_one_must_suffice() -> None:
+def test_context_is_that_of_the_task_unless_typed() -> None:
     ours = trials()
-    assert {name: cfg.model.max_seq_len for name, cfg in ours.fitted.items()} == {"recall": 24, "length": 112}
+    assert {name: cfg.model.max_seq_len for name, cfg in ours.configurations.items()} == {"recall": 24, "length": 112}
     assert tiny().model.max_seq_len == 128
     cfg = copy.deepcopy(tiny())
     cfg.model.max_seq_len = 200
     wide = Trials(cfg, typed=frozenset({"model.max_seq_len"}), allow=frozenset())
-    assert {one.model.max_seq_len for one in wide.fitted.values()} == {200}
+    assert {one.model.max_seq_len for one in wide.configurations.values()} == {200}
     cfg.model.max_seq_len = 111
     with pytest.raises(tinyllm.errors.UserError, match=r"\(model.max_seq_len=111\): tasks.length has sequences of 112"):
         Trials(cfg, typed=frozenset({"model.max_seq_len"}), allow=frozenset())
 
 
-def test_what_is_known_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shelf = Shelf(tmp_path)
-    first = list(trials().run(shelf))
-    assert [known for _, known in first] == [False, False]
+def test_cached_results_are_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ResultCache(tmp_path)
+    first = list(trials().run(cache))
+    assert [cached for _, cached in first] == [False, False]
     with monkeypatch.context() as context:
-        context.delattr("tinyllm.studies.probes.probing.measure")
-        second = list(trials().run(shelf))
-    assert [known for _, known in second] == [True, True]
+        context.delattr("tinyllm.studies.probes.trials.measure")
+        second = list(trials().run(cache))
+    assert [cached for _, cached in second] == [True, True]
     assert [probe for probe, _ in first] == [probe for probe, _ in second]
     [file] = tmp_path.glob("recall_*.json")
     file.write_text(file.read_text(encoding="utf-8")[:-40], encoding="utf-8")
-    assert [known for _, known in trials().run(shelf)] == [False, True], "half a file is none"
+    assert [cached for _, cached in trials().run(cache)] == [False, True], "a truncated file is ignored"
     longer = trials("tasks.recall.length=50", "tasks.length.factors=[1,2,4]")
-    assert [known for _, known in longer.run(shelf)] == [False, True]
+    assert [cached for _, cached in longer.run(cache)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +180,7 @@ def test_what_is_known_is_not_measured_again(tmp_path: Path, monkeypatch: pytest
         ("tasks.recall.fillers", 3),
     ],
 )
-def test_a_result_follows_from_every_setting(key: str, value: object) -> None:
+def test_fingerprint_depends_on_every_setting(key: str, value: object) -> None:
     changed = copy.deepcopy(tiny())
     OmegaConf.update(changed, key, value)
     assert fingerprint(settings_of(changed, "recall", 0)) != fingerprint(settings_of(tiny(), "recall", 0))
@@ -190,7 +189,7 @@ def test_a_result_follows_from_every_setting(key: str, value: object) -> None:
     assert fingerprint(settings_of(unread, "recall", 0)) == fingerprint(settings_of(tiny(), "recall", 0))
 
 
-def test_a_result_follows_from_foreign_classes_too(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_foreign_classes(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("a = 1\n")
     before = fingerprint({}, extra=[file])
@@ -199,11 +198,11 @@ def test_a_result_follows_from_foreign_classes_too(tmp_path: Path) -> None:
     assert fingerprint({}, extra=[file]) != before
 
 
-def test_a_result_comes_back_from_its_file_as_it_was(tmp_path: Path) -> None:
+def test_result_survives_the_round_trip_to_disk(tmp_path: Path) -> None:
     one = Score(accuracy=1 / 3, low=0.1, high=0.7, chance=0.125, sequences=3, questions=6)
     probe = Probe(task="recall", seed=4, scores={"recall": one}, steps=9, parameters=8, seconds=0.7)
-    shelf = Shelf(tmp_path / "new" / "place")
-    shelf.put(probe, {"a": 1}, "f" * 64)
-    assert shelf.find("recall", 4, "f" * 64) == probe
-    assert shelf.find("recall", 4, "f" * 63 + "e") is None, "the whole fingerprint counts, not its beginning"
-    assert shelf.find("recall", 5, "f" * 64) is None
+    cache = ResultCache(tmp_path / "new" / "place")
+    cache.put(probe, {"a": 1}, "f" * 64)
+    assert cache.find("recall", 4, "f" * 64) == probe
+    assert cache.find("recall", 4, "f" * 63 + "e") is None, "the whole fingerprint counts"
+    assert cache.find("recall", 5, "f" * 64) is None

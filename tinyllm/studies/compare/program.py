@@ -12,7 +12,7 @@ from tinyllm.studies.compare.pipeline import Stopped
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.run_ledger import FINISHED
 from tinyllm.studies.compare.runner import conduct, locked_study_dir, prepare, study_dir
-from tinyllm.studies.probes.program import trials_of
+from tinyllm.studies.probes.trials import trials_of
 from tinyllm.studies.report import send, show, write_report
 from tinyllm.utils.files import translated
 from tinyllm.utils.stop_signal import listening

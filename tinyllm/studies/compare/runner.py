@@ -39,7 +39,7 @@ from tinyllm.studies.compare.run_pool import Environment, device_slots
 from tinyllm.studies.compare.statistics import differences
 from tinyllm.studies.compare.tuning import Tuning, parse_tuning
 from tinyllm.studies.compare.verdicts import verdicts
-from tinyllm.studies.probes.program import probe_accuracies
+from tinyllm.studies.probes.trials import probe_accuracies
 from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.locks import try_lock
 from tinyllm.utils.stop_signal import StopRequest

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinyllm.studies.probes.task import Sequences, Task, at_least, distinct, log2_arrangements, log2_subsets, no_questions
+from tinyllm.studies.probes.task import (
+    Sequences,
+    Task,
+    at_least,
+    distinct,
+    log2_arrangements,
+    log2_subsets,
+    no_questions,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

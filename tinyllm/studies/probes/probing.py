@@ -15,7 +15,7 @@ from tinyllm.programs.builders import build_model, build_schedule
 from tinyllm.programs.trainer_builder import loop_settings, make_objective, new_state
 from tinyllm.runs.metrics_log import Log
 from tinyllm.studies.probes.results import Probe, score
-from tinyllm.studies.probes.stream import correct_shares, batches_to_test, batches_to_train
+from tinyllm.studies.probes.stream import batches_to_test, batches_to_train, correct_shares
 from tinyllm.studies.probes.task import Task
 from tinyllm.training.batch_plan import plan_batch
 from tinyllm.training.callbacks import Callback
@@ -83,7 +83,7 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
     state, _ = new_state(cfg, model, SingleProcess(), device=device, precision=precision, allow=allow)
     objective = make_objective(cfg, model)
     max_steps = cfg.trainer.max_steps
-    never = {"log_every": 0, "eval_every": 0, "sample_every": 0, "checkpoint_every": 0}
+    never: dict[str, Any] = {"log_every": 0, "eval_every": 0, "sample_every": 0, "checkpoint_every": 0}
     settings = replace(loop_settings(cfg, max_steps), seed=seed, max_minutes=None, stop_after_steps=None, **never)
     return Trainer(
         state=state,

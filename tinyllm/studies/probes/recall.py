@@ -13,8 +13,8 @@ class Recall(Task):
     """Key-value pairs, then each key again as a question for its value (MQAR; Arora et al. 2023, "Zoology", §3).
 
     ``k₁ v₁ k₂ v₂ … kₚ vₚ · · k₂ · k₁ …``: after the pairs come keys and fillers in random order. Keys and values are
-    disjoint sets of ids, and all are different within a sequence, so each question has exactly one answer. Unlike in the
-    paper, the positions of questions are uniform, and fillers are never keys or values.
+    disjoint sets of ids, and all are different within a sequence, so each question has exactly one answer. Unlike in
+    the paper, the positions of questions are uniform, and fillers are never keys or values.
 
     Chance is 1/pairs: always answering with the value of one and the same pair is correct once per sequence.
 

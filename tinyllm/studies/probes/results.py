@@ -107,7 +107,8 @@ class ResultCache:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError("the directory cannot be created", key="out", value=path, hint=str(error.strerror)) from error
+            hint = str(error.strerror)
+            raise UserError("the directory cannot be created", key="out", value=path, hint=hint) from error
 
     def find(self, task: str, seed: int, fingerprint: str) -> Probe | None:
         """The result with this fingerprint; None if there is no readable one."""

@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 
 from tinyllm.config.build import build
 from tinyllm.config.compose import compose
-from tinyllm.config.option_files import options_of
 from tinyllm.config.quoting import unquoted
-from tinyllm.config.targets import Option, resolve_target, walk_nodes
+from tinyllm.config.targets import Option, options_of, resolve_target, walk_nodes
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import build_model, build_optimizer, build_schedule, plain
 from tinyllm.studies.probes.arms import TRAINER, parts_of
