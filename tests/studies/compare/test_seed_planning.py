@@ -1,4 +1,4 @@
-"""How many seeds: the rule against simulated studies, the rules that it was chosen over, cost and limits."""
+"""Seed planning: the rule and its rejected alternatives in simulated studies, cost and limits."""
 
 import gc
 from collections.abc import Iterator
@@ -13,17 +13,17 @@ from tinyllm.studies.compare.statistics import detectable_ratio, differences, se
 
 @pytest.fixture(autouse=True, scope="module")
 def no_collection() -> Iterator[None]:
-    """statsmodels collects garbage for every correction, which takes longer than all the rest."""
+    """statsmodels runs the garbage collector for every correction, which takes longer than the tests themselves."""
     with mock.patch.object(gc, "collect", lambda: 0):
         yield
 
 
 def called_different(rng: np.random.Generator, *, studies: int, ratio: float, shift: float) -> tuple[float, float]:
-    """How often the second of two arms is called better in studies with a pilot, and their mean number of seeds.
+    """The share of studies with a pilot that call the second of two arms different, and their mean number of seeds.
 
     Args:
-        ratio: standard deviation of the differences in effects.
-        shift: what the arms truly differ by, in effects; 0: they are the same.
+        ratio: standard deviation of the differences, in units of the effect.
+        shift: the true difference between the arms, in units of the effect.
     """
     seen, sizes = [], []
     for _ in range(studies):
@@ -39,9 +39,9 @@ def called_different(rng: np.random.Generator, *, studies: int, ratio: float, sh
 
 
 def internal_pilot(*, pilot: int, ratio: float, shift: float, studies: int = 40_000) -> float:
-    """The same for what is not done: the pilot's spread at its face value, one t test over pilot and all other seeds.
+    """The same for the rejected rule: the pilot's spread taken as exact, one t test over the pilot and all other seeds.
 
-    All studies at once; the t test by its definition, its quantiles by scipy.
+    Simulates all studies at once, with the t test by its definition and quantiles from scipy.
     """
     from scipy.stats import t as student
 
@@ -57,8 +57,7 @@ def internal_pilot(*, pilot: int, ratio: float, shift: float, studies: int = 40_
     return float(np.mean(np.abs(mean) * np.sqrt(n) / sd > student.isf(0.025, n - 1)))
 
 
-def test_a_small_simulation() -> None:
-    """The large ones are slow."""
+def test_level_and_power_in_a_small_simulation() -> None:
     rng = np.random.default_rng(2)
     assert called_different(rng, studies=80, ratio=1.0, shift=0.0)[0] <= 0.06
     assert called_different(rng, studies=80, ratio=1.0, shift=1.0)[0] >= 0.78
@@ -72,7 +71,7 @@ def test_a_small_simulation() -> None:
         pytest.param(2.0, marks=pytest.mark.exhaustive),
     ],
 )
-def test_identical_arms_are_called_different_in_one_study_of_twenty(ratio: float) -> None:
+def test_identical_arms_are_called_different_in_at_most_6_percent_of_studies(ratio: float) -> None:
     assert called_different(np.random.default_rng(11), studies=1000, ratio=ratio, shift=0.0)[0] <= 0.06
 
 
@@ -85,23 +84,23 @@ def test_identical_arms_are_called_different_in_one_study_of_twenty(ratio: float
         pytest.param(2.0, 60, marks=pytest.mark.slow),
     ],
 )
-def test_an_effect_of_the_planned_size_is_found(ratio: float, most: int) -> None:
-    """At a cost not far from that of knowing the spread, which is 5, 10, 20 and 34 seeds."""
+def test_an_effect_of_the_planned_size_is_detected(ratio: float, most: int) -> None:
+    """With not many more seeds than if the spread were known, which takes 5, 10, 20 and 34."""
     seen, seeds = called_different(np.random.default_rng(13), studies=1000, ratio=ratio, shift=1.0)
     assert seen >= 0.78
     assert seeds <= most
 
 
 @pytest.mark.slow
-def test_why_the_pilot_is_left_out_and_its_spread_not_believed() -> None:
-    """What would be usual is wrong on both counts, with a small pilot and with a larger one."""
+def test_reusing_the_pilot_gives_the_wrong_level_and_power() -> None:
+    """The usual rule calls identical arms different too often, and detects the effect too rarely."""
     assert internal_pilot(pilot=3, ratio=1.0, shift=0.0) > 0.085
     assert internal_pilot(pilot=6, ratio=1.5, shift=0.0) > 0.065
     assert internal_pilot(pilot=3, ratio=1.5, shift=1.0) < 0.74
 
 
-def test_the_factor_restores_the_power_on_average() -> None:
-    """Many seeds, of which the power given a pilot is Φ(√n·effect/σ - z), averaged over a million pilots."""
+def test_the_inflation_restores_the_power_on_average() -> None:
+    """For many seeds the power given a pilot is Φ(√n·effect/σ - z); here averaged over a million pilots."""
     from scipy.stats import norm
 
     for pilot, level in ((3, 0.05), (PILOT, 0.05), (PILOT, 0.01)):
@@ -114,54 +113,54 @@ def test_the_factor_restores_the_power_on_average() -> None:
     assert inflation(1000) == pytest.approx(1.0, abs=2e-3)
 
 
-def test_the_plan_says_what_it_costs() -> None:
-    found = plan(
+def test_the_sentence_tells_the_cost() -> None:
+    planned = plan(
         [0.01, -0.01, 0.012, -0.008, 0.001], effect=0.01, arms=3, seconds_per_run=60, max_minutes=None, unit="bpb"
     )
-    assert found.needed == found.seeds == seeds_after_pilot(0.010, 5, effect=0.01, level=0.025) == 18
-    assert found.sentence == (
-        "the differences of 5 pilot seeds have a standard deviation of 0.010; 18 further seeds are needed to see "
+    assert planned.needed == planned.seeds == seeds_after_pilot(0.010, 5, effect=0.01, level=0.025) == 18
+    assert planned.sentence == (
+        "the differences of 5 pilot seeds have a standard deviation of 0.010; 18 further seeds are needed to detect "
         "0.01 bpb with a power of 0.8 (two-sided 5 % for 2 comparisons together), 54 runs in about 54 min"
     )
 
 
-def test_the_mean_of_the_pilot_is_of_no_account() -> None:
+def test_the_mean_of_the_pilot_does_not_matter() -> None:
     pilot = [0.01, -0.01, 0.012, -0.008, 0.001]
     shifted = [value + 0.5 for value in pilot]
     settings = {"effect": 0.01, "arms": 2, "seconds_per_run": 1.0, "max_minutes": None}
     assert plan(pilot, **settings) == plan(shifted, **settings)  # type: ignore[arg-type]
 
 
-def test_minutes_are_obeyed() -> None:
-    """The pilot's own runs count: 2 arms of 5 seeds, a minute each, leave 20 of 30."""
+def test_max_minutes_limits_the_seeds() -> None:
+    """The pilot counts too: 2 arms with 5 seeds of a minute each leave 20 of 30 minutes."""
     pilot = [0.01, -0.01, 0.012, -0.008, 0.001]
     limited = plan(pilot, effect=0.01, arms=2, seconds_per_run=60, max_minutes=30)
     assert limited.needed is not None and limited.needed > limited.seeds == 10
-    assert "max_minutes=30 allows 10 (about 20 min), so an effect of that size may stay unseen" in limited.sentence
+    assert "max_minutes=30 allows 10 (about 20 min), so an effect of that size may go undetected" in limited.sentence
     assert plan(pilot, effect=0.01, arms=2, seconds_per_run=60, max_minutes=1).seeds == 1
     enough = plan(pilot, effect=0.01, arms=2, seconds_per_run=60, max_minutes=300)
     assert enough.seeds == enough.needed and "max_minutes" not in enough.sentence
 
 
-def test_there_is_an_end_without_minutes() -> None:
-    found = plan([0.1, -0.1, 0.1, -0.1, 0.1], effect=0.001, arms=2, seconds_per_run=60, max_minutes=None)
-    assert found.seeds == MOST and found.needed is not None and found.needed > 10_000
-    assert "days" in found.sentence and f"allows {MOST}" in found.sentence
+def test_seeds_are_limited_without_max_minutes() -> None:
+    planned = plan([0.1, -0.1, 0.1, -0.1, 0.1], effect=0.001, arms=2, seconds_per_run=60, max_minutes=None)
+    assert planned.seeds == MOST and planned.needed is not None and planned.needed > 10_000
+    assert "days" in planned.sentence and f"allows {MOST}" in planned.sentence
 
 
 @pytest.mark.parametrize("pilot", [[], [0.01]])
-def test_a_pilot_that_failed(pilot: list[float]) -> None:
-    found = plan(pilot, effect=0.01, arms=2, seconds_per_run=1.0, max_minutes=None)
-    assert (found.seeds, found.needed) == (FEWEST, None)
-    assert "fewer than two pairs" in found.sentence
+def test_a_failed_pilot_gives_the_fewest_seeds(pilot: list[float]) -> None:
+    planned = plan(pilot, effect=0.01, arms=2, seconds_per_run=1.0, max_minutes=None)
+    assert (planned.seeds, planned.needed) == (FEWEST, None)
+    assert "fewer than two pairs" in planned.sentence
 
 
-def test_a_pilot_without_spread() -> None:
-    found = plan([0.0] * 5, effect=0.01, arms=2, seconds_per_run=1.0, max_minutes=None)
-    assert found.seeds == found.needed == FEWEST
+def test_a_pilot_without_spread_gives_the_fewest_seeds() -> None:
+    planned = plan([0.0] * 5, effect=0.01, arms=2, seconds_per_run=1.0, max_minutes=None)
+    assert planned.seeds == planned.needed == FEWEST
 
 
-def test_two_pairs_that_are_left_of_a_pilot_say_less() -> None:
+def test_a_smaller_pilot_needs_more_seeds() -> None:
     assert (
         seeds_after_pilot(0.01, 2, effect=0.01)
         > seeds_after_pilot(0.01, 5, effect=0.01)
@@ -181,5 +180,5 @@ def test_two_pairs_that_are_left_of_a_pilot_say_less() -> None:
         (9e6, "104 days"),
     ],
 )
-def test_durations_are_in_the_unit_that_suits(seconds: float, text: str) -> None:
+def test_durations_use_the_largest_suitable_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == f"about {text}"

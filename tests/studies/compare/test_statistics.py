@@ -1,4 +1,4 @@
-"""Paired differences: a published data set, other people's tables of power, and simulated studies."""
+"""Paired differences, against a published data set, tables of power, and simulated studies."""
 
 import gc
 import math
@@ -15,7 +15,7 @@ from tinyllm.studies.compare.statistics import detectable_ratio, differences, me
 
 @pytest.fixture(autouse=True, scope="module")
 def no_collection() -> Iterator[None]:
-    """statsmodels collects garbage for every correction, which takes longer than all the rest."""
+    """statsmodels runs the garbage collector for every correction, which takes longer than the tests themselves."""
     with mock.patch.object(gc, "collect", lambda: 0):
         yield
 
@@ -25,7 +25,7 @@ def compared(values: dict[str, dict[int, float]], *, effect: float = 0.01) -> di
 
 
 def study(rng: np.random.Generator, *, n: int, shifts: tuple[float, ...], sd: float) -> list[Difference]:
-    """A study whose seeds move all arms alike, by ten times what the differences spread."""
+    """A study in which the seed shifts all arms alike, by ten times the spread of the differences."""
     seeds = dict(enumerate(1.8 + 10 * sd * rng.standard_normal(n)))
     noise = sd * rng.standard_normal((len(shifts), n))
     arms = {f"b{i}": {s: v + shift + noise[i, s] for s, v in seeds.items()} for i, shift in enumerate(shifts)}
@@ -33,15 +33,15 @@ def study(rng: np.random.Generator, *, n: int, shifts: tuple[float, ...], sd: fl
 
 
 def false_alarms(rng: np.random.Generator, *, studies: int, n: int, arms: int) -> float:
-    """How often one of several arms that are the reference is called different."""
+    """The share of studies in which any of several copies of the reference is called different."""
     found = (study(rng, n=n, shifts=(0.0,) * arms, sd=0.01) for _ in range(studies))
     return float(
         np.mean([any(one.p_corrected < 0.05 for one in arms_ if one.p_corrected is not None) for arms_ in found])
     )
 
 
-def test_the_sleep_of_student() -> None:
-    """Student 1908, table of additional sleep; mean, t and p as every textbook has them, the interval as R gives it."""
+def test_students_sleep_data() -> None:
+    """Student 1908, additional sleep; mean, t and p as in textbooks, the interval as computed by R."""
     first = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     found = compared({"a": dict(enumerate(first)), "b": dict(enumerate(second))})["b"]
@@ -54,14 +54,14 @@ def test_the_sleep_of_student() -> None:
 
 
 @pytest.mark.parametrize(("ratio", "n"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10), (1.5, 6), (2.0, 5)])
-def test_seeds_as_in_tables_of_power(ratio: float, n: int) -> None:
-    """The paired t test at 5 % two-sided and a power of 0.8, as G*Power and R's power.t.test have it."""
+def test_seeds_needed_agrees_with_tables_of_power(ratio: float, n: int) -> None:
+    """The paired t test at 5 % two-sided and a power of 0.8, as in G*Power and R's power.t.test."""
     assert seeds_needed(0.3, effect=0.3 * ratio) == n
     assert power(ratio, n) >= 0.8 > power(ratio, n - 1)
 
 
 @pytest.mark.parametrize("level", [0.05, 0.05 / 7])
-def test_what_can_be_seen_and_how_many_it_takes_are_each_others_inverse(level: float) -> None:
+def test_detectable_difference_and_seeds_needed_are_inverse(level: float) -> None:
     for n in (3, 4, 9, 40, 500):
         ratio = detectable_ratio(n, level)
         assert seeds_needed(1.0, effect=ratio * 1.0001, level=level) == n
@@ -69,14 +69,14 @@ def test_what_can_be_seen_and_how_many_it_takes_are_each_others_inverse(level: f
     assert seeds_needed(1e-9, effect=1.0, level=level) == 2
 
 
-def test_power_is_how_often_it_is_seen() -> None:
-    """A hundred thousand studies of 4 seeds; the t statistic written out."""
+def test_power_is_the_share_of_studies_that_detect() -> None:
+    """A hundred thousand studies of 4 seeds, with the t statistic written out."""
     drawn = np.random.default_rng(0).standard_normal((100_000, 4)) + detectable_ratio(4)
     t = drawn.mean(1) * 2 / drawn.std(1, ddof=1)
     assert np.mean(np.abs(t) > 3.182446) == pytest.approx(0.8, abs=0.004)
 
 
-def test_holm_written_out() -> None:
+def test_holms_correction_written_out() -> None:
     rng = np.random.default_rng(3)
     values = {name: {s: float(v) for s, v in enumerate(rng.normal(0.4, 1, 6))} for name in "abcdef"}
     found = compared(values)
@@ -98,7 +98,7 @@ def test_many_arms_need_more_seeds() -> None:
     assert among.detectable == (alone.sd or 0.0) * detectable_ratio(5, 0.05 / 4)
 
 
-def test_pairs_are_those_that_both_have() -> None:
+def test_arms_are_paired_by_shared_seeds() -> None:
     found = compared({"a": {1: 1.0, 2: 2.0, 3: 3.5}, "b": {3: 3.0, 1: 0.9, 7: 0.0}, "c": {}, "d": {9: 1.0}})
     assert list(found) == ["b"]
     assert found["b"].seeds == [1, 3]
@@ -115,13 +115,13 @@ def test_a_figure_that_is_not_finite_is_left_out(bad: float) -> None:
     assert compared({"a": good["a"], "b": dict.fromkeys((1, 2, 3), bad)}) == {}
 
 
-def test_one_seed_has_no_noise_to_speak_of() -> None:
+def test_one_seed_has_a_mean_and_nothing_else() -> None:
     one = compared({"a": {1: 1.0}, "b": {1: 1.5}})["b"]
     assert one.mean == 0.5
     assert {one.sd, one.low, one.high, one.p, one.p_corrected, one.detectable, one.seeds_needed} == {None}
 
 
-def test_without_any_spread_there_is_no_test() -> None:
+def test_identical_differences_are_not_tested() -> None:
     seeds = {1: 1.8123, 2: 1.9456, 3: 1.7001}
     found = compared({"a": seeds, "same": dict(seeds), "moved": {s: v + 0.1 for s, v in seeds.items()}})
     same, moved = found["same"], found["moved"]
@@ -137,14 +137,14 @@ def test_arms_without_a_test_do_not_count_in_the_correction() -> None:
     assert found["b"].p_corrected == found["b"].p
 
 
-def test_figures_are_plain_numbers() -> None:
+def test_results_are_plain_python_numbers() -> None:
     found = compared({"a": {1: 1.0, 2: 1.2, 3: 1.1}, "b": {1: 1.1, 2: 1.25, 3: 1.3}})["b"]
     kinds: dict[str, Any] = {name: type(value) for name, value in vars(found).items()}
     assert set(kinds.values()) == {str, list, float, int}
     assert mean_and_sd([1.0]) == (1.0, None)
 
 
-def test_identical_arms_are_seldom_called_different() -> None:
+def test_identical_arms_are_rarely_called_different() -> None:
     assert false_alarms(np.random.default_rng(1), studies=150, n=3, arms=1) <= 0.06
 
 
@@ -157,8 +157,8 @@ def test_identical_arms_are_seldom_called_different() -> None:
         pytest.param(5, 7, marks=pytest.mark.exhaustive),
     ],
 )
-def test_identical_arms_are_called_different_in_one_study_of_twenty(n: int, arms: int) -> None:
-    """Whatever the number of arms, in which Holm's correction is cautious where they share a reference."""
+def test_identical_arms_are_called_different_in_at_most_6_percent_of_studies(n: int, arms: int) -> None:
+    """For any number of arms; Holm's correction is conservative for arms that share a reference."""
     assert false_alarms(np.random.default_rng(n), studies=1000, n=n, arms=arms) <= 0.06
 
 
@@ -171,11 +171,11 @@ def test_identical_arms_are_called_different_in_one_study_of_twenty(n: int, arms
         pytest.param(1.0, 3, marks=pytest.mark.exhaustive),
     ],
 )
-def test_an_effect_of_the_planned_size_is_found(ratio: float, arms: int) -> None:
-    """With the number of seeds for a known spread; among several arms the one that differs."""
+def test_an_effect_of_the_planned_size_is_detected(ratio: float, arms: int) -> None:
+    """With the number of seeds for a known spread; of several arms one differs."""
     n = seeds_needed(ratio, effect=1.0, level=0.05 / arms)
     rng = np.random.default_rng(5)
     found = [study(rng, n=n, shifts=(-1.0,) + (0.0,) * (arms - 1), sd=ratio)[0] for _ in range(1000)]
-    seen = [one.p_corrected is not None and one.p_corrected < 0.05 and one.mean < 0 for one in found]
-    assert np.mean(seen) >= 0.78
+    detected = [one.p_corrected is not None and one.p_corrected < 0.05 and one.mean < 0 for one in found]
+    assert np.mean(detected) >= 0.78
     assert n <= 2 or power(1 / ratio, n - 1, 0.05 / arms) < 0.8

@@ -1,1 +1,1 @@
-"""A comparison: its arms, what is matched between them, their runs, and what the figures allow to say."""
+"""Comparisons: arms, matching, budgets, the runs of all arms, and the statistics of their differences."""

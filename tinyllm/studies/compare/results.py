@@ -1,4 +1,4 @@
-"""What a comparison found, as plain data: the report is made of it, and ``study.json`` holds it."""
+"""The results of a comparison as plain data: the source of the report, stored in ``study.json``."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,31 +8,31 @@ from tinyllm.programs.cost import Account
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One of the compositions that are compared."""
+    """One arm of a comparison."""
 
     name: str
     settings: list[str]
-    """What makes it this arm, in Hydra's grammar."""
+    """The settings that distinguish the arm, in Hydra's grammar."""
     overrides: list[str]
-    """Everything that a run of it is started with but seed and directory, solved values and horizon included."""
+    """All settings of its runs but seed and directory; matched values and horizon included."""
     solved: dict[str, int]
-    """The values that the matching chose, by key."""
+    """Values chosen by the matching, by key."""
     account: Account
     mismatch: float | None
-    """What is matched, relative to the reference: 0.004 is 0.4 % more. None: nothing is matched."""
+    """The matched figure relative to the reference: 0.004 is 0.4 % more. None: nothing is matched."""
     max_steps: int
     tokens: int
     """Training tokens of one run."""
     flops: int
     """Training FLOPs of one run."""
     tuned: dict[str, Any] = field(default_factory=dict)
-    """Values that were chosen by trials, by key."""
+    """Values chosen by trials, by key."""
     trials: list[dict[str, Any]] = field(default_factory=list)
-    """What was tried for them: the keys' values, ``value`` (of the study's ``trial_metric``; None: failed)."""
+    """The trials: the value of each key, and ``value``, that of the study's ``trial_metric`` (None: failed)."""
     decode_tokens_per_s: float | None = None
-    """One sequence, greedy; None: not measured."""
+    """Greedy decoding of one sequence; None: not measured."""
     probes: dict[str, float] = field(default_factory=dict)
-    """Accuracy by synthetic task, where they were asked for."""
+    """Accuracy by synthetic task; empty without ``probes``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,71 +47,71 @@ class Run:
     status: str
     """finished, failed or missing."""
     error: str = ""
-    """The first line of what went wrong."""
+    """First line of the error."""
     value: float | None = None
-    """The metric of the last evaluation; None unless finished."""
+    """The metric at the last evaluation; None unless finished."""
     records: list[dict[str, float]] = field(default_factory=list)
-    """The records of ``metrics.jsonl`` that hold the metric: step, tokens, flops, seconds, the metric and others."""
+    """The records of ``metrics.jsonl`` with the metric: step, tokens, flops, seconds, the metric and others."""
     tokens_per_s: float | None = None
-    """In training, evaluation and saving left out."""
+    """Training speed, without evaluation and saving."""
     peak_memory_bytes: int | None = None
     seconds: float | None = None
     sha256: dict[str, str] = field(default_factory=dict)
-    """Of the files that the figures come from, by name."""
+    """Digests of the files that the figures come from, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """An arm against the reference, seed by seed. Negative is less of the metric, which is better."""
+    """The difference between an arm and the reference, paired by seed. Negative is better: a lower metric."""
 
     arm: str
     seeds: list[int]
-    """Those that both have finished."""
+    """Seeds that have finished in both arms."""
     mean: float
     sd: float | None
-    """Of the paired differences; None: fewer than two."""
+    """Standard deviation of the paired differences; None: fewer than two."""
     low: float | None
     high: float | None
-    """95 % interval of the mean (Student's t), not corrected."""
+    """95 % interval of the mean (Student's t), not corrected for several comparisons."""
     p: float | None
-    """Two-sided paired t test; None: fewer than two pairs, or differences that are not zero and do not spread."""
+    """Two-sided paired t test; None: fewer than two pairs, or identical differences other than zero."""
     p_corrected: float | None
-    """Holm, over all arms that have a p-value."""
+    """Corrected with Holm's method over all arms that have a p-value."""
     detectable: float | None
-    """The difference that these seeds show with a power of 0.8 at 5 % over the number of arms compared."""
+    """The smallest difference detected with a power of 0.8, at a level of 5 % divided by the number of comparisons."""
     seeds_needed: int | None
-    """To see ``effect`` with that power at that level, given ``sd``."""
+    """Seeds needed to detect ``effect`` with that power at that level, given ``sd``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """Everything that a report shows."""
+    """Everything that the report shows."""
 
     question: str
     command: str
     metric: str
-    """val/bpb, or val/loss where no bytes are known. Less is better."""
+    """val/bpb, or val/loss where the number of bytes is unknown. Lower is better."""
     match: str
     match_by: list[str]
     tolerance: float
     budget: str
     """tokens, flops or minutes."""
     amount: float
-    """Of the budget, for one run."""
+    """The budget of one run."""
     effect: float
-    """The difference that is worth seeing."""
+    """The smallest difference worth detecting."""
     seeds: list[int]
     seeds_note: str
-    """How their number came about."""
+    """How the number of seeds was chosen."""
     reference: str
     arms: list[Arm]
     runs: list[Run]
     differences: list[Difference]
     verdicts: list[str]
-    """One sentence for each arm but the reference, and what limits them."""
+    """One sentence per arm other than the reference, then how to read them."""
     notes: list[str]
-    """What else a reader has to know: failed runs, tuning on the validation split."""
+    """Caveats: failed runs, tuning on the validation split."""
     provenance: dict[str, Any]
-    """Versions, machine, commit, hashes of code and data."""
+    """Versions, machine, commit, digests of code and data."""
     trial_metric: str = "val/loss"
-    """What trials are chosen by: the lowest of a trial's evaluations."""
+    """The metric that trials are chosen by, at its lowest evaluation."""

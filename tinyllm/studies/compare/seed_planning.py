@@ -1,16 +1,16 @@
-"""How many seeds a comparison needs, from a pilot.
+"""Seed planning: the number of seeds that a comparison needs, from a pilot.
 
 The rule was chosen by simulation (``tests/studies/compare/test_seed_planning.py``):
 
-- The pilot's seeds are not among those of the comparison. A paired t test over all of them, the pilot's included, is
-  wrong, for a pilot that happens to spread little stops early and counts as proof of itself: it calls identical arms
-  different in up to 9 % of studies with a pilot of 3 and 7 % with one of 6, where 5 % are meant. (Stein 1945, A
-  two-sample test for a linear hypothesis whose power is independent of the variance, keeps the pilot and its level by
-  testing with the pilot's spread for ever, which leaves a table of runs that no ordinary test agrees with.)
-- The standard deviation of a few differences is uncertain, and taken at its face value it gives a power of 0.7, not
-  0.8. It is made larger by what restores the power on the average over pilots (Julious and Owen 2006, Sample size
+- The pilot's seeds are not reused in the comparison. A paired t test that includes them has the wrong level: a pilot
+  with a small spread by chance stops the study early and then counts as evidence. Identical arms are called different
+  in up to 9 % of studies with a pilot of 3 seeds and 7 % with one of 6, instead of 5 %. (Stein 1945, A two-sample test
+  for a linear hypothesis whose power is independent of the variance, reuses the pilot at the right level by testing
+  with the pilot's spread only; the result contradicts an ordinary test on the same runs.)
+- The standard deviation of a few differences is uncertain; taken as exact, it gives a power of 0.7 instead of 0.8. It
+  is inflated by the factor that restores the power on average over pilots (Julious and Owen 2006, Sample size
   calculations for clinical studies allowing for uncertainty about the variance, Pharmaceutical Statistics 5).
-- With ``PILOT`` pairs that factor is 1.25. Fewer pairs cost more seeds afterwards than they save.
+- With ``PILOT`` pairs that factor is 1.25. A smaller pilot costs more seeds afterwards than it saves.
 """
 
 import math
@@ -23,24 +23,24 @@ from tinyllm.studies.compare.statistics import LEVEL, POWER, mean_and_sd, seeds_
 from tinyllm.studies.compare.verdicts import rounded
 
 PILOT = 5
-"""Seeds of the pilot."""
+"""Number of seeds in the pilot."""
 SEED_OFFSET = 2_000_003
-"""What is added to the seed of the pilot, so that none of the seeds that count is in it."""
+"""Added to the seed for the pilot, so that it shares no seed with the comparison."""
 FEWEST = 3
-"""Seeds of a comparison, however little a pilot spreads."""
+"""Smallest number of seeds, however small the spread of the pilot."""
 MOST = 100
-"""Seeds that are taken without having been asked for by number."""
+"""Largest number of seeds that ``seeds=auto`` chooses."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How many seeds to train, none of them the pilot's."""
+    """The number of seeds to train, in addition to the pilot."""
 
     seeds: int
     needed: int | None
-    """Without the limits; None: the pilot does not tell."""
+    """The number without limits; None: the pilot measured no spread."""
     sentence: str
-    """For the report."""
+    """The explanation for the report."""
 
 
 def plan(
@@ -52,21 +52,21 @@ def plan(
     max_minutes: float | None,
     unit: str = "",
 ) -> Plan:
-    """How many seeds show ``effect`` with a power of ``POWER``, and what they cost.
+    """The number of seeds that detect ``effect`` with a power of ``POWER``, and their cost.
 
     Args:
-        differences: of the pilot, seed by seed. Their mean is of no account: a number of seeds that depended on it
-            would be a second look at the answer.
-        effect: the difference that is worth seeing.
-        arms: with the reference; each other one is a comparison that Holm's correction counts.
-        seconds_per_run: of the clock, with what runs at once taken into account.
-        max_minutes: for pilot and comparison together; None: no limit.
-        unit: of the effect, for the sentence.
+        differences: the differences in the pilot, by seed. Only their spread is used: a number of seeds that depended
+            on their mean would bias the comparison.
+        effect: the smallest difference worth detecting.
+        arms: number of arms with the reference; each other arm is one comparison for Holm's correction.
+        seconds_per_run: wall-clock time per run; with parallel runs, divided by their number.
+        max_minutes: limit for pilot and comparison together; None: no limit.
+        unit: unit of the effect, for the sentence.
     """
     tests = max(1, arms - 1)
     _, sd = mean_and_sd(differences) if differences else (0.0, None)
     if sd is None:
-        sentence = f"the pilot left fewer than two pairs to measure the noise on; {FEWEST} seeds are taken"
+        sentence = f"the pilot left fewer than two pairs, too few to measure the noise; training {FEWEST} seeds"
         return Plan(seeds=FEWEST, needed=None, sentence=sentence)
     needed = max(FEWEST, seeds_after_pilot(sd, len(differences), effect=effect, level=LEVEL / tests))
     limit, limited_by = _limit(needed, arms, len(differences), seconds_per_run, max_minutes)
@@ -74,22 +74,23 @@ def plan(
     of_all = f" for {tests} comparisons together" if tests > 1 else ""
     sentence = (
         f"the differences of {len(differences)} pilot seeds have a standard deviation of {rounded(sd, sd)}; "
-        f"{needed} further seeds are needed to see {effect_text} with a power of {POWER:g} "
+        f"{needed} further seeds are needed to detect {effect_text} with a power of {POWER:g} "
         f"(two-sided {100 * LEVEL:g} %{of_all}), {needed * arms} runs in {duration(needed * arms * seconds_per_run)}"
     )
     if limit < needed:
         cost = duration(limit * arms * seconds_per_run)
-        sentence += f"; {limited_by} allows {limit} ({cost}), so an effect of that size may stay unseen"
+        sentence += f"; {limited_by} allows {limit} ({cost}), so an effect of that size may go undetected"
     return Plan(seeds=min(needed, limit), needed=needed, sentence=sentence)
 
 
 def seeds_after_pilot(sd: float, pilot: int, *, effect: float, level: float = LEVEL) -> int:
-    """Seeds, the pilot's not among them, for a power of ``POWER`` on the average over pilots.
+    """The number of seeds, without the pilot's, for a power of ``POWER`` on average over pilots.
 
     Args:
-        sd: of the pilot's ``pilot`` differences.
-        effect: the difference to see.
-        level: two-sided.
+        sd: standard deviation of the pilot's differences.
+        pilot: number of these differences.
+        effect: the difference to detect.
+        level: two-sided significance level.
     """
     if sd == 0:
         return 2
@@ -97,17 +98,18 @@ def seeds_after_pilot(sd: float, pilot: int, *, effect: float, level: float = LE
 
 
 def inflation(pilot: int, level: float = LEVEL) -> float:
-    """What the sd of ``pilot`` differences is multiplied with (Julious and Owen 2006).
+    """The factor by which to inflate the standard deviation of ``pilot`` differences (Julious and Owen 2006).
 
-    With many seeds the power given a pilot is Φ(√n·effect/σ - z) at the level's quantile z. For n = k·s²/effect², and
-    s²/σ² = χ²/ν with ν = pilot - 1, its average is P((Z + z)/√(χ²/ν) < √k): √k is a quantile of noncentral t.
+    For many seeds, the power given a pilot is Φ(√n·effect/σ - z), where z is the quantile of the level. With
+    n = k·s²/effect² and s²/σ² = χ²/ν, ν = pilot - 1, its mean is P((Z + z)/√(χ²/ν) < √k), so √k is a quantile of the
+    noncentral t distribution.
     """
     z = norm.isf(level / 2)
     return float(nct.ppf(POWER, pilot - 1, z) / (z + norm.ppf(POWER)))
 
 
 def _limit(needed: int, arms: int, pilot: int, seconds_per_run: float, max_minutes: float | None) -> tuple[int, str]:
-    """The most seeds that may be taken, and what says so."""
+    """The largest allowed number of seeds, and what limits it."""
     if max_minutes is not None and seconds_per_run > 0:
         left = 60 * max_minutes - 2 * pilot * seconds_per_run
         affordable = max(1, math.floor(left / (arms * seconds_per_run)))
@@ -117,7 +119,7 @@ def _limit(needed: int, arms: int, pilot: int, seconds_per_run: float, max_minut
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
+    """A duration in the largest unit of which there are at least two: ``about 2.5 min``."""
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return (

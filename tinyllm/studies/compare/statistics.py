@@ -1,8 +1,8 @@
-"""What seeds say about the difference between two arms: paired tests, intervals and power, all by libraries.
+"""The statistics of a comparison: paired t tests, confidence intervals and power, computed by scipy and statsmodels.
 
-Two runs of one seed share the order of the data and the random streams, so what the seed does to both cancels in their
-difference. The tests are Student's on those differences; Holm's method keeps the probability of one false alarm
-among all arms of a study at ``LEVEL`` (Holm 1979, A simple sequentially rejective multiple test procedure).
+Two runs with the same seed share the order of the data and the random streams, so the effect of the seed cancels in
+their difference, and Student's t test is applied to the differences. Holm's method keeps the probability of any false
+alarm among all arms of a study at ``LEVEL`` (Holm 1979, A simple sequentially rejective multiple test procedure).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,46 +18,47 @@ from statsmodels.stats.power import TTestPower
 from tinyllm.studies.compare.results import Difference
 
 LEVEL = 0.05
-"""Two-sided, for all arms of a study together."""
+"""Two-sided significance level, for all arms of a study together."""
 POWER = 0.8
-"""Probability with which a difference that is there is to be seen."""
+"""Probability of detecting a difference that exists, for which seeds are planned."""
 LARGEST = 1e100
-"""Figures beyond it are left out like infinite ones: their squares, which a variance is made of, are infinite."""
+"""Larger values are left out like infinite ones: their squares overflow in the variance."""
 RESOLUTION = 1e-12
-"""Differences that spread less than this, relative to the figures, are equal but for rounding."""
+"""Differences with a smaller standard deviation, relative to the values, are equal up to rounding."""
 
 
 def differences(
     values: Mapping[str, Mapping[int, float]], *, reference: str, effect: float, tests: int | None = None
 ) -> list[Difference]:
-    """Every arm against the reference, paired by the seeds that both have; an arm without such a seed is left out.
+    """Compare every arm with the reference, paired by seed; an arm without a shared seed is left out.
 
-    Where the differences of an arm do not spread at all there is no test: p is 1 if they are all zero, None if they
-    are not.
+    Identical differences allow no t test: p is 1 if they are all zero, else None.
 
     Args:
-        values: the metric by arm and seed, of finished runs; what is not finite is left out.
-        effect: the difference that is worth seeing.
-        tests: comparisons that the power is planned for; None: the arms that are compared here.
+        values: the metric of finished runs, by arm and seed; non-finite values are left out.
+        effect: the smallest difference worth detecting.
+        tests: number of comparisons to plan the power for; None: the arms compared here.
     """
     values = {
-        arm: {seed: value for seed, value in found.items() if abs(value) <= LARGEST} for arm, found in values.items()
+        arm: {seed: value for seed, value in by_seed.items() if abs(value) <= LARGEST}
+        for arm, by_seed in values.items()
     }
     base = values.get(reference, {})
-    pairs = {
-        arm: {seed: found[seed] - base[seed] for seed in sorted(found.keys() & base.keys())}
-        for arm, found in values.items()
+    paired = {
+        arm: {seed: by_seed[seed] - base[seed] for seed in sorted(by_seed.keys() & base.keys())}
+        for arm, by_seed in values.items()
         if arm != reference
     }
-    pairs = {arm: pair for arm, pair in pairs.items() if pair}
-    largest = max((abs(value) for found in values.values() for value in found.values()), default=0.0)
-    level = LEVEL / (tests or len(pairs) or 1)
-    found = [_difference(arm, pair, largest * RESOLUTION, effect, level) for arm, pair in pairs.items()]
-    return _with_corrected(found)
+    paired = {arm: by_seed for arm, by_seed in paired.items() if by_seed}
+    largest = max((abs(value) for by_seed in values.values() for value in by_seed.values()), default=0.0)
+    level = LEVEL / (tests or len(paired) or 1)  # Holm's smallest level, so the power holds in the worst case
+    return _with_holm(
+        [_difference(arm, by_seed, largest * RESOLUTION, effect, level) for arm, by_seed in paired.items()]
+    )
 
 
-def _difference(arm: str, pair: Mapping[int, float], resolution: float, effect: float, level: float) -> Difference:
-    mean, sd = mean_and_sd(list(pair.values()))
+def _difference(arm: str, by_seed: Mapping[int, float], resolution: float, effect: float, level: float) -> Difference:
+    mean, sd = mean_and_sd(list(by_seed.values()))
     low: float | None = None
     high: float | None = None
     p: float | None = None
@@ -67,12 +68,12 @@ def _difference(arm: str, pair: Mapping[int, float], resolution: float, effect: 
         low, high, sd, detectable, needed = mean, mean, 0.0, 0.0, 2
         p = 1.0 if abs(mean) <= resolution else None
     elif sd is not None:
-        low, high, p = interval_and_p(list(pair.values()))
-        detectable = sd * detectable_ratio(len(pair), level)
+        low, high, p = interval_and_p(list(by_seed.values()))
+        detectable = sd * detectable_ratio(len(by_seed), level)
         needed = seeds_needed(sd, effect=effect, level=level)
     return Difference(
         arm=arm,
-        seeds=list(pair),
+        seeds=list(by_seed),
         mean=mean,
         sd=sd,
         low=low,
@@ -84,34 +85,35 @@ def _difference(arm: str, pair: Mapping[int, float], resolution: float, effect: 
     )
 
 
-def _with_corrected(found: Sequence[Difference]) -> list[Difference]:
-    """The same with Holm's correction over those that have a p-value."""
-    plain = [one.p for one in found if one.p is not None]
-    corrected = iter(multipletests(plain, alpha=LEVEL, method="holm")[1] if plain else ())
-    return [one if one.p is None else replace(one, p_corrected=float(next(corrected))) for one in found]
+def _with_holm(diffs: Sequence[Difference]) -> list[Difference]:
+    """The differences with p-values corrected by Holm's method."""
+    raw = [diff.p for diff in diffs if diff.p is not None]
+    corrected = iter(multipletests(raw, alpha=LEVEL, method="holm")[1] if raw else ())
+    return [diff if diff.p is None else replace(diff, p_corrected=float(next(corrected))) for diff in diffs]
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation (n - 1); None: fewer than two values."""
+    """Mean and sample standard deviation (n - 1); the latter is None for fewer than two values."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 def interval_and_p(values: Sequence[float]) -> tuple[float, float, float]:
-    """The 95 % interval of the mean of two values or more that differ, and the p-value of its being zero."""
+    """The 95 % interval of the mean, and the p-value of a mean of zero, for two or more values that differ."""
     test = ttest_1samp(values, 0.0)
     interval = test.confidence_interval(1 - LEVEL)
     return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def power(ratio: float, n: int, level: float = LEVEL) -> float:
-    """Probability that n pairs show a mean of ``ratio`` standard deviations, with its sign, at a two-sided level."""
-    # the wrong side, which the two-sided form adds, is as good as never, and scipy gives nan for it now and then
+    """Probability that n pairs detect a mean of ``ratio`` standard deviations, with its sign, at a two-sided level."""
+    # The two-sided form adds the probability of the wrong sign, which is negligible and which scipy sometimes returns
+    # as nan.
     return float(TTestPower().power(ratio, n, level / 2, alternative="larger"))
 
 
 @cache
 def detectable_ratio(n: int, level: float = LEVEL) -> float:
-    """The mean, in standard deviations of the differences, that n pairs show with a power of ``POWER``."""
+    """The mean, in standard deviations of the differences, that n pairs detect with a power of ``POWER``."""
     high = 1.0
     while power(high, n, level) < POWER:
         high *= 2
@@ -119,15 +121,17 @@ def detectable_ratio(n: int, level: float = LEVEL) -> float:
 
 
 def seeds_needed(sd: float, *, effect: float, level: float = LEVEL) -> int:
-    """The fewest seeds, two at least, with which a paired t test shows ``effect`` with a power of ``POWER``.
+    """The smallest number of seeds with which a paired t test detects ``effect`` with a power of ``POWER``; at least 2.
 
     Args:
-        sd: of the paired differences, taken as known: an estimate from a few seeds may be far off.
-        effect: above zero.
-        level: two-sided.
+        sd: standard deviation of the paired differences, taken as exact: an estimate from a few seeds may be far off.
+        effect: the difference to detect, positive.
+        level: two-sided significance level.
     """
     ratio = effect / sd
-    n = max(2, round(((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2))  # with sd known; a few more are needed
+    n = max(
+        2, round(((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2)
+    )  # the normal approximation; t needs a few more
     while power(ratio, n, level) < POWER:
         n += 1
     while n > 2 and power(ratio, n - 1, level) >= POWER:

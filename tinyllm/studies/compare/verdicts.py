@@ -1,4 +1,4 @@
-"""What a comparison allows to say, in sentences that say no more than the figures do."""
+"""Verdicts: one sentence per arm that claims no more than the statistics support."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from tinyllm.studies.compare.results import Difference
 from tinyllm.studies.compare.statistics import LEVEL, POWER
 
 UNITS = {"val/bpb": "bpb", "val/loss": "nats per token"}
-"""By metric; another one is its own unit."""
+"""Units by metric; any other metric is named instead."""
 
 
 def verdicts(
@@ -19,86 +19,84 @@ def verdicts(
     arms: Sequence[str] = (),
     level: float | None = None,
 ) -> list[str]:
-    """One sentence for each arm but the reference, then what all of them mean.
+    """One sentence per arm other than the reference, then one that explains ± and p.
 
-    An arm is better or worse only where the corrected p-value is below ``LEVEL``.
+    An arm is called better or worse only if its corrected p-value is below ``LEVEL``.
 
     Args:
-        differences: of the arms that share finished seeds with the reference.
-        reference: its name.
-        metric: what differs; less is better.
-        effect: the difference that is worth seeing.
-        arms: names of all arms, in order, so that those without such a seed are told.
-        level: the reference's own figure. No arm can be better by more, so a difference above it is none to look for.
+        differences: the differences of the arms that share finished seeds with the reference.
+        reference: name of the reference arm.
+        metric: the compared metric; lower is better.
+        effect: the smallest difference worth detecting.
+        arms: names of all arms, in order, to report those without a shared seed.
+        level: the reference's own value. No arm can be better by more, so a larger detectable difference is noise.
     """
     unit = UNITS.get(metric, metric)
-    told = {one.arm: _sentence(one, reference, unit, effect, level) for one in differences}
-    others = [arm for arm in dict.fromkeys([*arms, *told]) if arm != reference]
-    if others and not told:
-        return [f"nothing can be said: no other arm has finished a seed that {reference} has finished as well"]
-    sentences = [told.get(arm, f"{arm} against {reference}: no seed has finished in both") for arm in others]
-    return [*sentences, *_meaning(differences)]
+    sentences = {diff.arm: _sentence(diff, reference, unit, effect, level) for diff in differences}
+    others = [arm for arm in dict.fromkeys([*arms, *sentences]) if arm != reference]
+    if others and not sentences:
+        return [f"no verdict: no other arm shares a finished seed with {reference}"]
+    listed = [sentences.get(arm, f"{arm} against {reference}: no seed has finished in both") for arm in others]
+    return [*listed, *_legend(differences)]
 
 
-def _meaning(differences: Sequence[Difference]) -> list[str]:
-    tested = sum(one.p is not None for one in differences)
+def _legend(differences: Sequence[Difference]) -> list[str]:
+    tested = sum(diff.p is not None for diff in differences)
     if not tested:
         return []
     corrected = f", corrected for {tested} comparisons (Holm)" if tested > 1 else ""
-    return [
-        f"± is half of the 95 % interval of one difference; p is of the two-sided paired t test over seeds{corrected}"
-    ]
+    return [f"± is half the width of the 95 % interval of a difference; p is of a two-sided paired t test{corrected}"]
 
 
-def _sentence(one: Difference, reference: str, unit: str, effect: float, level: float | None) -> str:
-    n, pair = len(one.seeds), f"{one.arm} against {reference}"
-    if one.sd is None or one.low is None or one.high is None:
+def _sentence(diff: Difference, reference: str, unit: str, effect: float, level: float | None) -> str:
+    n, pair = len(diff.seeds), f"{diff.arm} against {reference}"
+    if diff.sd is None or diff.low is None or diff.high is None:
         return (
-            f"{pair}: {_signed(one.mean, abs(one.mean))} {unit} with the one seed that both have, "
-            "and one seed says nothing about noise"
+            f"{pair}: {_signed(diff.mean, abs(diff.mean))} {unit} with the only shared seed; "
+            "one seed does not measure the noise"
         )
-    half = (one.high - one.low) / 2
-    if one.sd == 0:
-        return _without_spread(one, pair, unit)
-    if one.p is None or one.p_corrected is None or one.detectable is None or one.seeds_needed is None:
-        raise ValueError(f"differences of {one.arm} that spread have a test")
-    if one.p_corrected < LEVEL:
-        word = "better" if one.mean < 0 else "worse"
-        rest = f"; that is less than {effect:g}, the least worth seeing" if abs(one.mean) < effect else ""
-        size = f"{rounded(abs(one.mean), half)} ± {rounded(half, half)}"
-        return f"{one.arm} is {word} than {reference} by {size} {unit} (n = {n}, p {p_value(one.p_corrected)}){rest}"
-    measured = f"measured {_signed(one.mean, half)} ± {rounded(half, half)}, p {p_value(one.p_corrected)}"
-    seen = rounded(one.detectable, one.detectable)
-    if level is not None and one.detectable > level:
+    half = (diff.high - diff.low) / 2
+    if diff.sd == 0:
+        return _without_spread(diff, pair, unit)
+    if diff.p is None or diff.p_corrected is None or diff.detectable is None or diff.seeds_needed is None:
+        raise ValueError(f"the differences of {diff.arm} spread but have no test")
+    if diff.p_corrected < LEVEL:
+        word = "better" if diff.mean < 0 else "worse"
+        rest = f"; less than {effect:g}, the smallest difference worth detecting" if abs(diff.mean) < effect else ""
+        size = f"{rounded(abs(diff.mean), half)} ± {rounded(half, half)}"
+        return f"{diff.arm} is {word} than {reference} by {size} {unit} (n = {n}, p {p_value(diff.p_corrected)}){rest}"
+    measured = f"measured {_signed(diff.mean, half)} ± {rounded(half, half)}, p {p_value(diff.p_corrected)}"
+    detectable = rounded(diff.detectable, diff.detectable)
+    if level is not None and diff.detectable > level:
         return (
-            f"{pair}: {n} seeds show nothing, their differences spread by more than the figures themselves ({measured})"
+            f"{pair}: {n} seeds show nothing; their differences spread by more than the values themselves ({measured})"
         )
-    start = f"{pair}: no difference above {seen} {unit} can be seen with {n} seeds ({measured})"
-    return f"{start}; {_outlook(one, n, half, effect)}"
+    start = f"{pair}: no difference above {detectable} {unit} can be detected with {n} seeds ({measured})"
+    return f"{start}; {_outlook(diff, n, half, effect)}"
 
 
-def _outlook(one: Difference, n: int, half: float, effect: float) -> str:
-    """What more seeds would bring to a difference that is not seen."""
-    assert one.low is not None and one.high is not None and one.seeds_needed is not None and one.p is not None
-    if -effect < one.low and one.high < effect:
-        return f"one of {effect:g} is outside its 95 % interval"
-    if one.seeds_needed <= n:
-        return f"one of {effect:g} would have been seen with a probability of {POWER:g}"
+def _outlook(diff: Difference, n: int, half: float, effect: float) -> str:
+    """What more seeds would achieve where no difference was detected."""
+    assert diff.low is not None and diff.high is not None and diff.seeds_needed is not None and diff.p is not None
+    if -effect < diff.low and diff.high < effect:
+        return f"a difference of {effect:g} is outside the 95 % interval"
+    if diff.seeds_needed <= n:
+        return f"a difference of {effect:g} would have been detected with a probability of {POWER:g}"
     wide = f" (the interval of ± {rounded(half, half)} is wider than that)" if half > effect else ""
-    alone = "; alone it would pass, among so many comparisons it does not" if one.p < LEVEL else ""
-    return f"{one.seeds_needed} would be needed to see {effect:g}{wide}{alone}"
+    alone = "; significant on its own, but not among this many comparisons" if diff.p < LEVEL else ""
+    return f"{diff.seeds_needed} seeds would be needed to detect {effect:g}{wide}{alone}"
 
 
-def _without_spread(one: Difference, pair: str, unit: str) -> str:
-    n = len(one.seeds)
-    if one.p is not None:
-        return f"{pair}: the same to the last digit in all {n} seeds"
-    size = _signed(one.mean, abs(one.mean))
-    return f"{pair}: {size} {unit} in each of {n} seeds without any spread, so there is no noise to test it against"
+def _without_spread(diff: Difference, pair: str, unit: str) -> str:
+    n = len(diff.seeds)
+    if diff.p is not None:
+        return f"{pair}: identical in all {n} seeds"
+    size = _signed(diff.mean, abs(diff.mean))
+    return f"{pair}: {size} {unit} in each of {n} seeds; they do not vary, so there is no noise to test against"
 
 
 def rounded(value: float, uncertainty: float) -> str:
-    """A figure to the digits that its uncertainty leaves it: one digit of that, two if the first is 1 or 2."""
+    """A value rounded to its uncertainty: to that's first digit, or to two digits if the first is 1 or 2."""
     if not math.isfinite(value) or uncertainty <= 0:
         return f"{value:.3g}"
     digits = -math.floor(math.log10(uncertainty))
@@ -112,7 +110,7 @@ def _signed(value: float, uncertainty: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """``= 0.012`` or ``< 0.001``, with as many digits as tell on which side of ``LEVEL`` it is."""
+    """``= 0.012`` or ``< 0.001``, with enough digits to tell on which side of ``LEVEL`` it lies."""
     if p < 0.0005:
         return "< 0.001"
     digits = 3

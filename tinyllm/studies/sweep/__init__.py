@@ -1,1 +1,1 @@
-"""Many runs of one command: their directories, what became of each, and the search for good settings."""
+"""Sweeps: many runs of one command, over a grid of values or in a search for good ones."""
