@@ -57,9 +57,9 @@ def test_nothing_is_wrong_with_ranks_that_all_ask(three: Three) -> None:
 def test_one_is_silent(three: Three) -> None:
     three.at(7, 6, 7)
     three.ranks[1].close()
-    assert three.ranks[0].diagnosis() == "no sign of life from rank 1 (last seen at step 6)"
+    assert three.ranks[0].diagnosis() == "no heartbeat from rank 1 (last seen at step 6)"
     three.ranks[2].close()
-    both = "no sign of life from rank 1 (last seen at step 6), rank 2 (last seen at step 7)"
+    both = "no heartbeat from rank 1 (last seen at step 6), rank 2 (last seen at step 7)"
     assert three.ranks[0].diagnosis() == both
 
 
@@ -75,13 +75,13 @@ def test_one_hangs_while_its_thread_goes_on(three: Three) -> None:
 
 
 def test_one_left_word(three: Three) -> None:
-    three.ranks[1].tell("ValueError: out of cheese")
+    three.ranks[1].report_error("ValueError: out of cheese")
     three.ranks[1].close()
     assert three.ranks[2].diagnosis() == "rank 1 failed: ValueError: out of cheese"
 
 
 def test_the_ranks_of_another_start_are_not_asked(three: Three) -> None:
-    three.ranks[1].tell("what happened before the restart")
+    three.ranks[1].report_error("what happened before the restart")
     port = three.store.port
     again = [Heartbeat(host=HERE, port=port, rank=rank, world_size=3, generation="test/1") for rank in range(3)]
     assert "happened" not in again[0].diagnosis()
@@ -125,7 +125,7 @@ def test_an_error_is_told_with_rank_and_step_and_to_the_others(three: Three, ran
 def test_an_error_of_the_connection_is_about_the_other_rank(three: Three, rank_1: DDP) -> None:
     three.ranks[0].close()
     shown = str(rank_1.explained(RuntimeError("Connection closed by peer [127.0.0.1]:44"), step=7))
-    assert shown.startswith("a rank was lost (rank 1, step 7): no sign of life from rank 0 (last seen at step 7); ")
+    assert shown.startswith("a rank was lost (rank 1, step 7): no heartbeat from rank 0 (last seen at step 7); ")
     assert "resume" in shown
 
 

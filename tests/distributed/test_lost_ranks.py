@@ -48,8 +48,8 @@ def test_a_rank_is_killed(fault: str, whole: Path, corpus: str, tmp_path: Path) 
     other = answers[1 - lost]
     assert other.code == 2
     assert other.err.startswith(f"error: a rank was lost (rank {1 - lost}, step ")
-    assert re.search(rf"no sign of life from rank {lost} \(last seen at step \d\); ", other.err)
-    assert "the last checkpoint is whole, resume from it" in other.err
+    assert re.search(rf"no heartbeat from rank {lost} \(last seen at step \d\); ", other.err)
+    assert "the last checkpoint is intact, resume from it" in other.err
     goes_on(tmp_path / "run", whole)
 
 
@@ -78,7 +78,7 @@ def test_a_rank_is_stopped(world_size: int, corpus: str, tmp_path: Path) -> None
     ranks[1].signal(signal.SIGKILL, signal.SIGCONT)
     ranks[1].answer()
     for line in errors(answers):
-        assert re.search(r"step 5\): no sign of life from rank 1 \(last seen at step \d\); ", line)
+        assert re.search(r"step 5\): no heartbeat from rank 1 \(last seen at step \d\); ", line)
 
 
 @pytest.mark.slow
@@ -220,5 +220,5 @@ def test_a_rank_that_does_not_come(corpus: str, tmp_path: Path) -> None:
     answers = train_ranks(2, *SHARED, corpus, TIMEOUT, f"run.dir={tmp_path / 'run'}", first=first)
     assert answers[0].code == 2
     told = errors(answers)[0]
-    assert told.startswith("error: the ranks did not find each other (rank 0): ") and "distributed.timeout_s=3" in told
+    assert told.startswith("error: the ranks could not connect (rank 0): ") and "distributed.timeout_s=3" in told
     assert not (tmp_path / "run").exists()

@@ -107,7 +107,7 @@ def test_a_host_is_lost_and_the_run_started_again(network: Network, corpus: str,
     network.kill(lost)
     answer = nodes[1 - lost].answer()
     assert answer.code == 1
-    told = r"error: a rank was lost \(rank 0, step \d+\): no sign of life from rank 1 \(last seen at step \d+\); "
+    told = r"error: a rank was lost \(rank 0, step \d+\): no heartbeat from rank 1 \(last seen at step \d+\); "
     assert re.match(told, errors(answer)[0]), answer
     again = [node.answer() for node in network.start(*options, where=fixed)]
     assert [answer.code for answer in again] == [0, 0], again
@@ -124,5 +124,5 @@ def test_the_cable_is_cut(network: Network, corpus: str, tmp_path: Path) -> None
     wait_for_steps(place / "metrics.jsonl", 5)
     ip("-n", network.names[0], "link", "set", f"{network.names[0]}-0", "down")
     told = [errors(node.answer())[0] for node in nodes]
-    assert "(rank 0, step " in told[0] and "no sign of life from rank 1 (last seen at step " in told[0]
+    assert "(rank 0, step " in told[0] and "no heartbeat from rank 1 (last seen at step " in told[0]
     assert f"the launcher's store at {ADDRESSES[0]}:{PORT} does not answer" in told[1]

@@ -68,7 +68,7 @@ def test_a_world_that_is_no_number_is_one_line(arguments: tuple[str, ...], call:
 def test_a_world_without_a_launcher_says_what_is_missing(call: Call) -> None:
     answer = call("train", WORLD_SIZE="2")
     assert answer.err == (
-        "error: no launcher started this process (WORLD_SIZE=2): torchrun sets RANK too: start it with torchrun, or"
+        "error: no launcher started this process (WORLD_SIZE=2): torchrun sets RANK too: start with torchrun, or"
         " unset WORLD_SIZE\n"
     )
 

@@ -86,7 +86,7 @@ def test_the_exit_code_is_that_of_the_rank_and_a_killed_one_is_named(
     assert torchrun.exit_code(0, Refused()) == 2
     assert capsys.readouterr().err == ""
     assert torchrun.exit_code(1, Killed()) == 1
-    line = "error: a rank was lost (rank 1): SIGKILL ended it; the last checkpoint is whole, resume from it\n"
+    line = "error: a rank was lost (rank 1): SIGKILL ended it; the last checkpoint is intact, resume from it\n"
     assert capsys.readouterr().err == line
     assert (tmp_path / "error").read_text() == line
 

@@ -49,7 +49,7 @@ ROWS = (
         number="R17",
         fault="kill −9 of a rank, also of rank 0 while it saves; a host that is lost",
         outcome="the others end at once and name it; resumed, the same",
-        message="a rank was lost …: no sign of life from …last seen at …the last checkpoint is whole, resume from it",
+        message="a rank was lost …: no heartbeat from …last seen at …the last checkpoint is intact, resume from it",
         tests=(f"{LOST}::test_a_rank_is_killed", f"{NODES}::test_a_host_is_lost_and_the_run_started_again"),
     ),
     Row(

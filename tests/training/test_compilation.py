@@ -204,7 +204,10 @@ def test_a_block_is_one_graph_forwards_and_backwards(options: tuple[str, ...], p
     [
         (("trainer.compile.backend=gcc",), r"no such compiler \(trainer.compile.backend=gcc\): torch has .*inductor"),
         (("trainer.compile.backend=aot_eager", "trainer.compile.mode=max-autotune"), "aot_eager turns it off"),
-        ((*COMPILED, "trainer.compile.fullgraph=true", "moe=aux_loss"), "AuxLoss needs another program for every batch"),
+        (
+            (*COMPILED, "trainer.compile.fullgraph=true", "moe=aux_loss"),
+            "AuxLoss needs another program for every",
+        ),
         (("trainer.compile.enabled=false", "trainer.compile.dynamic=true"), "compile.enabled=false turns it off"),
     ],
 )

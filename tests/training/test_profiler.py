@@ -49,9 +49,9 @@ def test_the_steps_after_the_warm_up_are_recorded(made: int, tmp_path: Path, cap
 
 def test_a_run_that_is_too_short_says_so(tmp_path: Path) -> None:
     (said,) = profiled(tmp_path / "a", made=WARM_UP + 1, steps=5)
-    assert said.startswith("profile of 1 steps of the 5 asked for in")
+    assert said.startswith("profile of 1 steps of the 5 requested in")
     assert profiled(tmp_path / "b", made=2, steps=5) == [
-        "no profile: 2 steps were made, and the first 3 are not recorded"
+        "no profile: the run took 2 steps, and the first 3 are not recorded"
     ]
     assert not (tmp_path / "b").exists()
 

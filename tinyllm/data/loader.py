@@ -160,7 +160,7 @@ def _deaths_named(batches: Any) -> Iterator[None]:
             key="dataloader.workers",
             value=len(batches._workers),
             hint=f"process {', '.join(dead)}; memory may have run out: fewer workers or a smaller prefetch_factor need"
-            " less; the last checkpoint is whole",
+            " less; the last checkpoint is intact",
         ) from error
 
 

@@ -39,7 +39,7 @@ def exit_code(rank: int, failure: Any) -> int:
     """The exit code of a rank that failed; a rank that a signal killed could not report it, so it is reported here."""
     if failure.exitcode < 0:
         name = signal.Signals(-failure.exitcode).name
-        tell(f"error: a rank was lost (rank {rank}): {name} ended it; the last checkpoint is whole, resume from it")
+        tell(f"error: a rank was lost (rank {rank}): {name} ended it; the last checkpoint is intact, resume from it")
         return 1
     return int(failure.exitcode)
 

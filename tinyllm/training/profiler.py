@@ -1,4 +1,4 @@
-"""Where the time and the memory of a few steps go, into the run's directory ``profile``."""
+"""Profiler: time and memory of a few steps, written to ``profile/`` in the run directory."""
 
 import bisect
 import csv
@@ -17,17 +17,17 @@ import torch
 from tinyllm.utils.files import parse_json, remove, replace, temporary, write_text
 
 WARM_UP = 3
-"""Steps before the profile; the first ones allocate memory and choose kernels."""
+"""Steps before recording; the first steps allocate memory and choose kernels."""
 OPERATORS = 20
-"""Rows of the table."""
+"""Rows of the table of operators."""
 NAMED = 3
-"""Operators that the message names."""
+"""Operators named in the message at the end."""
 HISTORY = 1_000_000
-"""Allocations that a snapshot of a GPU's memory can hold."""
+"""Most allocations in a snapshot of GPU memory."""
 
 
 class NoProfiler:
-    """Records nothing."""
+    """Records nothing; the interface of :class:`Profiler`."""
 
     def __enter__(self) -> None:
         return None
@@ -38,21 +38,21 @@ class NoProfiler:
         return None
 
     def step(self) -> None:
-        """An optimizer step, with all that belongs to it, is over."""
+        """Note the end of an optimizer step, with its evaluation and checkpoint."""
 
 
 class Profiler(NoProfiler):
-    """Records some optimizer steps with torch's profiler; a profile that fails never ends the run.
+    """Records optimizer steps with torch's profiler. An error in profiling is reported and does not end the run.
 
-    Writes ``trace.json.gz``, ``operators.txt`` and, if asked, ``memory.csv`` or, on CUDA, ``memory.pickle``.
+    Writes ``trace.json.gz``, ``operators.txt`` and, with ``memory``, ``memory.csv`` or, on CUDA, ``memory.pickle``.
 
     Args:
-        directory: where the files go; made when there is something to write.
-        steps: steps to record, after :data:`WARM_UP` others.
-        memory: also record what is allocated and freed.
-        device: the device that trains.
-        report: takes a sentence for the person.
-        prefix: begins the names of the files, where several ranks write into one directory.
+        directory: where to write; created when there is something to write.
+        steps: number of steps to record, after :data:`WARM_UP` steps.
+        memory: also record allocations.
+        device: training device.
+        report: shows a sentence to the user.
+        prefix: prefix of the file names, different for each rank.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Profiler(NoProfiler):
                 self._finish()
 
     def _finish(self) -> None:
-        """Stop recording and write what there is."""
+        """Stop recording and write the files."""
         profile, self._profile = self._profile, None
         recorded = self._done - WARM_UP
         with quiet():
             profile.stop()
         if recorded <= 0:
-            self._report(f"no profile: {self._done} steps were made, and the first {WARM_UP} are not recorded")
+            self._report(f"no profile: the run took {self._done} steps, and the first {WARM_UP} are not recorded")
             return
         self._directory.mkdir(exist_ok=True)
         if self._memory and self._device.type == "cuda":
@@ -124,28 +124,28 @@ class Profiler(NoProfiler):
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = averages.table(sort_by=order, row_limit=OPERATORS, max_name_column_width=60)
         write_text(self._path("operators.txt"), table)
-        times = {one.key: getattr(one, order) for one in averages}
+        times = {average.key: getattr(average, order) for average in averages}
         total = sum(times.values()) or 1
-        operators = [name for name in times if not name.startswith("ProfilerStep")]  # whose own time is Python's
-        most = sorted(operators, key=lambda name: -times[name])[:NAMED]
-        shares = ", ".join(f"{name} {times[name] / total:.0%}" for name in most)
-        fewer = "" if recorded == self._steps else f" of the {self._steps} asked for"
+        operators = [name for name in times if not name.startswith("ProfilerStep")]  # their own time is Python's
+        slowest = sorted(operators, key=lambda name: -times[name])[:NAMED]
+        shares = ", ".join(f"{name} {times[name] / total:.0%}" for name in slowest)
+        fewer = "" if recorded == self._steps else f" of the {self._steps} requested"
         self._report(f"profile of {recorded} steps{fewer} in {self._directory}; most time in {shares}")
 
     def _write_trace(self, profile: Any) -> bytes:
-        """Write the trace compressed; returns its text.
+        """Write the compressed trace; returns its JSON text.
 
         Raises:
             OSError: it cannot be written.
         """
         folder = temporary(self._path("trace"))
-        folder.mkdir()  # torch opens what it finds under the name that it is given
+        folder.mkdir()  # a new folder, because torch would follow a link planted under the name of its file
         plain = folder / "trace.json"
         try:
             with quiet():
                 profile.export_chrome_trace(str(plain))
             text = plain.read_bytes() if plain.exists() else b""
-            if not text.rstrip().endswith(b"}"):  # torch does not say when it could not write all of it
+            if not text.rstrip().endswith(b"}"):  # torch does not report a full disk
                 raise OSError("the trace could not be written")
             replace(self._path("trace.json.gz"), lambda stream: stream.write(gzip.compress(text)))
         finally:
@@ -157,73 +157,73 @@ class Profiler(NoProfiler):
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Whatever goes wrong ends the profile, with a sentence, and not the run."""
+        """Turn an exception into a message and stop profiling; the run continues."""
         try:
             yield
         except Exception as error:
             self._profile = None
             why = " ".join(f"{type(error).__name__}: {error}".split())
             free = shutil.disk_usage(self._directory.parent).free
-            self._report(f"no profile: {why} ({free / 1e6:.0f} MB are free there)")
+            self._report(f"no profile: {why} ({free / 1e6:.0f} MB free there)")
 
 
 def write_memory(trace: dict[str, Any], path: Path) -> None:
-    """Write every allocation (bytes > 0) and release (bytes < 0) of a trace as a table.
+    """Write every allocation (bytes > 0) and release (bytes < 0) of a trace as a CSV table.
 
-    Columns: microseconds since the first; the step, counted from 0; the innermost operator at that moment, empty
-    outside of all; bytes; bytes allocated since the recording began, less those freed.
+    Columns: microseconds since the first event; step, counted from 0; innermost operator, empty if none was running;
+    bytes; net bytes allocated since recording began.
 
     Args:
-        trace: what torch's profiler exports, recorded with ``profile_memory``.
+        trace: trace exported by torch's profiler, recorded with ``profile_memory``.
     """
     events = trace["traceEvents"]
-    moments = sorted((one for one in events if one.get("name") == "[memory]"), key=lambda one: one["ts"])
-    steps = [one for one in events if one.get("ph") == "X" and str(one["name"]).startswith("ProfilerStep#")]
-    starts = sorted(one["ts"] for one in steps)
-    operators = Operators([one for one in events if one.get("cat") == "cpu_op"])
+    allocations = sorted((event for event in events if event.get("name") == "[memory]"), key=lambda event: event["ts"])
+    steps = [event for event in events if event.get("ph") == "X" and str(event["name"]).startswith("ProfilerStep#")]
+    starts = sorted(event["ts"] for event in steps)
+    operators = Operators([event for event in events if event.get("cat") == "cpu_op"])
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(["us", "step", "operator", "bytes", "allocated"])
-    for one in moments:
-        step = bisect.bisect_right(starts, one["ts"]) - 1
-        facts = one["args"]
-        us = f"{one['ts'] - moments[0]['ts']:.1f}"
-        table.writerow([us, step, operators.at(one["tid"], one["ts"]), facts["Bytes"], facts["Total Allocated"]])
+    for event in allocations:
+        step = bisect.bisect_right(starts, event["ts"]) - 1
+        facts = event["args"]
+        us = f"{event['ts'] - allocations[0]['ts']:.1f}"
+        table.writerow([us, step, operators.at(event["tid"], event["ts"]), facts["Bytes"], facts["Total Allocated"]])
     write_text(path, text.getvalue())
 
 
 class Operators:
-    """Which operator a thread was in, asked for in the order of time."""
+    """The operator that a thread was running at a moment; moments must be asked for in ascending order."""
 
     def __init__(self, events: list[dict[str, Any]]) -> None:
         self._waiting: dict[Any, list[dict[str, Any]]] = {}
         self._open: dict[Any, list[dict[str, Any]]] = {}
-        for one in sorted(events, key=lambda one: (-one["ts"], one["dur"])):  # taken from the end
-            self._waiting.setdefault(one["tid"], []).append(one)
+        for event in sorted(events, key=lambda event: (-event["ts"], event["dur"])):  # a stack: earliest on top
+            self._waiting.setdefault(event["tid"], []).append(event)
 
     def at(self, thread: Any, moment: float) -> str:
-        """The innermost operator of a thread; "" outside of all."""
-        waiting, inside = self._waiting.get(thread, []), self._open.setdefault(thread, [])
+        """Name of the innermost operator; "" if none was running."""
+        waiting, running = self._waiting.get(thread, []), self._open.setdefault(thread, [])
         while waiting and waiting[-1]["ts"] <= moment:
-            begins = waiting.pop()
-            leave(inside, begins["ts"])
-            inside.append(begins)
-        leave(inside, moment)
-        return str(inside[-1]["name"]) if inside else ""
+            event = waiting.pop()
+            drop_finished(running, event["ts"])
+            running.append(event)
+        drop_finished(running, moment)
+        return str(running[-1]["name"]) if running else ""
 
 
-def leave(inside: list[dict[str, Any]], moment: float) -> None:
-    """Take away the innermost events that were over by then."""
-    while inside and inside[-1]["ts"] + inside[-1]["dur"] < moment:
-        inside.pop()
+def drop_finished(running: list[dict[str, Any]], moment: float) -> None:
+    """Pop the innermost events that ended before ``moment``."""
+    while running and running[-1]["ts"] + running[-1]["dur"] < moment:
+        running.pop()
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the lines away that Kineto, torch's tracing library, writes to standard error when it starts and stops."""
-    name, above_all = "KINETO_LOG_LEVEL", "6"
+    """Silence the lines that Kineto, torch's tracing library, writes to standard error when it starts and stops."""
+    name, above_every_level = "KINETO_LOG_LEVEL", "6"
     before = os.environ.get(name)
-    os.environ.setdefault(name, above_all)
+    os.environ.setdefault(name, above_every_level)
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Data parallel: every rank has the whole model and a part of the batch."""
+"""Data parallel (DDP): every rank holds the whole model and trains on a part of the batch."""
 
 import inspect
 from collections.abc import Callable
@@ -22,10 +22,10 @@ SYNC_BUFFERS = next(
 
 
 class DDP(ProcessGroup):
-    """torch's DistributedDataParallel (Li et al. 2020, https://arxiv.org/abs/2006.15704), gradients summed.
+    """torch's DistributedDataParallel (Li et al. 2020, https://arxiv.org/abs/2006.15704) with summed gradients.
 
-    The loss is the mean over the tokens of all ranks, so the gradient is the *sum* of what the ranks make of their
-    parts; summing it as it is gives the bits that one process gets from the same micro-batches in turn.
+    Each rank's loss is already divided by the tokens of all ranks, so the gradients are summed, not averaged. The sum
+    has the same bits as that of one process which takes the micro-batches in turn.
     """
 
     _wrapped: DistributedDataParallel
@@ -33,7 +33,7 @@ class DDP(ProcessGroup):
     def wrap(self, objective: Objective, *, find_unused: str | bool) -> Callable[..., Any]:
         unused = misses_gradients(objective) if find_unused == "auto" else bool(find_unused)
         device = next(objective.parameters()).device
-        unsynced: Any = {SYNC_BUFFERS: False}  # they are tables, or follow from what all ranks see
+        unsynced: Any = {SYNC_BUFFERS: False}  # buffers are constant, or computed from all-reduced values
         self._wrapped = DistributedDataParallel(
             objective,
             device_ids=[device.index] if device.type == "cuda" else None,
@@ -46,19 +46,20 @@ class DDP(ProcessGroup):
 
     @torch.no_grad()
     def check_alike(self, model: nn.Module) -> None:
-        sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]  # of bits, so exact
+        sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]  # of the bits, hence exact
         first, *others = self.gather_objects(torch.stack(sums).tolist())
-        for rank, theirs in enumerate(others, start=1):
-            if theirs != first:
+        for rank, rank_sums in enumerate(others, start=1):
+            if rank_sums != first:
                 names = [name for name, _ in model.named_parameters()]
-                name = next(name for name, one, other in zip(names, first, theirs, strict=True) if one != other)
+                name = next(name for name, a, b in zip(names, first, rank_sums, strict=True) if a != b)
                 hint = "a fault of the machine or of the code; resume from the last checkpoint"
-                raise RankError(f"rank {rank} has other weights than rank 0", file=name, hint=hint)
+                raise RankError(f"the weights of rank {rank} differ from those of rank 0", file=name, hint=hint)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
         return nullcontext() if last else self._wrapped.no_sync()
 
 
+# A hook replaces DDP's own all-reduce, which divides by the number of ranks.
 def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])

@@ -1,4 +1,4 @@
-"""Sharded data parallel: every rank has a part of each weight, its gradient and its optimizer state."""
+"""Sharded data parallel (FSDP): every rank holds a part of each weight, its gradient and its optimizer state."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,14 +17,14 @@ from tinyllm.utils.tensors import full_tensor, is_sharded, local_tensor
 
 
 class FSDP(ProcessGroup):
-    """torch's ``fully_shard`` (FSDP2; Zhao et al. 2023, https://arxiv.org/abs/2304.11277), gradients summed.
+    """torch's ``fully_shard`` (FSDP2; Zhao et al. 2023, https://arxiv.org/abs/2304.11277) with summed gradients.
 
-    Each block is gathered when it computes and let go afterwards; what is outside the blocks (tables, last norm, head)
-    is gathered once per pass. The model is built without memory and given its weights block by block, so no process
-    ever has it whole. In half precision the blocks are gathered in that format, and gradients are summed in fp32.
+    A block is gathered while it computes and freed afterwards; the rest (embeddings, last norm, head) is gathered once
+    per pass. The model is built on meta and initialized block by block, so no process ever holds all of it. In half
+    precision, blocks are gathered in that dtype and gradients are reduced in fp32.
 
     Args:
-        reshard_after_forward: let a block go after its forward pass and gather it again for the backward pass.
+        reshard_after_forward: free a block after its forward pass and gather it again for the backward pass.
     """
 
     is_sharded = True
@@ -95,7 +95,7 @@ class FSDP(ProcessGroup):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """The context of an evaluation or a sample; a backward pass would let the outer weights go, here we do."""
+        """The context of an evaluation or a sample; frees the outer weights, as no backward pass does it."""
         try:
             yield
         finally:
@@ -103,20 +103,20 @@ class FSDP(ProcessGroup):
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
         if any(kind.__module__.startswith("bitsandbytes") for kind in type(optimizer).__mro__):
-            hint = "it cuts blocks of 8 bits from whole weights; use strategy=ddp, or another optimizer"
-            raise UserError("the optimizer needs whole weights", key="strategy", value="fsdp", hint=hint)
+            hint = "it quantizes full weights block by block; use strategy=ddp, or another optimizer"
+            raise UserError("the optimizer needs full weights", key="strategy", value="fsdp", hint=hint)
 
 
 def owners(model: nn.Module, world_size: int) -> dict[str, int]:
-    """Which rank writes each tensor of the model into a checkpoint, so that each writes about as much."""
+    """The rank that writes each model tensor into a checkpoint; every rank writes about the same amount."""
     tensors = model.state_dict()
-    total, before, found = sum(tensor.numel() for tensor in tensors.values()), 0, {}
+    total, before, ranks = sum(tensor.numel() for tensor in tensors.values()), 0, {}
     for name, tensor in tensors.items():
-        found[name] = min(world_size * before // max(total, 1), world_size - 1)
+        ranks[name] = min(world_size * before // max(total, 1), world_size - 1)
         before += tensor.numel()
-    return found
+    return ranks
 
 
 def _given_memory(tensor: Tensor) -> Tensor:
-    """A tensor on meta as one in memory, with nothing in it; others, such as tables that parts share, as they are."""
+    """An uninitialized CPU tensor in place of a meta tensor; others, such as tables that parts share, unchanged."""
     return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor

@@ -1,4 +1,4 @@
-"""Who of several ranks is still there, and how far: signs of life in the store that torchrun keeps."""
+"""Heartbeats of the ranks, in torchrun's store: which rank is alive, at which step, and where it hangs."""
 
 import sys
 import threading
@@ -12,20 +12,20 @@ from torch.distributed import PrefixStore, TCPStore
 
 EVERY_S = 0.5
 SILENT_AFTER_S = 2.0
-"""Several times the interval: on a busy machine a beat may be late."""
+"""Several intervals, because a beat may be late on a busy machine."""
 ANSWER_WITHIN_S = 5.0
 PACKAGE = str(Path(__file__).parent.parent)
 
 
 class Beat(NamedTuple):
-    """A sign of life, as it is read."""
+    """A heartbeat as read from the store."""
 
     number: str
     step: str
     waits: bool
-    """The rank has noticed that another one does not answer, and asks which."""
+    """The rank itself waits for another rank, and is looking for it."""
     place: str
-    """Where its program is."""
+    """What its main thread executes, see :func:`place`."""
 
     @classmethod
     def read(cls, text: str) -> "Beat":
@@ -34,14 +34,14 @@ class Beat(NamedTuple):
 
 
 class Heartbeat:
-    """Writes this rank's step again and again, and reads what the others write.
+    """Writes this rank's heartbeat from a thread, and reads those of the other ranks to find out which one failed.
 
-    The store belongs to the launcher, so it outlives every rank; the connection is one of its own, because a thread
-    that waits in another one would hold it.
+    The store belongs to the launcher, so it outlives every rank. The connection is a separate one: the process group's
+    may be locked by a thread that waits in it.
 
     Args:
-        host, port: of the launcher's store.
-        generation: tells the ranks of one start from those of the next, which find the same store.
+        host, port: address of the launcher's store.
+        generation: unique to a start; after a restart the same store still holds the old heartbeats.
     """
 
     def __init__(self, *, host: str, port: int, rank: int, world_size: int, generation: str) -> None:
@@ -57,7 +57,7 @@ class Heartbeat:
         self._thread.start()
 
     def _beat(self) -> None:
-        with suppress(RuntimeError):  # the store is gone: the launcher is, and soon this process
+        with suppress(RuntimeError):  # the store died with the launcher, which soon ends this process too
             while not self._stop.wait(EVERY_S):
                 self._write()
 
@@ -69,23 +69,25 @@ class Heartbeat:
     def _read(self, name: str) -> str | None:
         return self._store.get(name).decode() if self._store.check([name]) else None
 
-    def tell(self, error: str) -> None:
-        """Leave word of what ends this rank, for those that only see it go."""
+    def report_error(self, error: str) -> None:
+        """Publish the error that ends this rank, for the ranks that only see a broken connection."""
         with suppress(RuntimeError):
             self._store.set(f"error/{self.rank}", error)
 
     def diagnosis(self) -> str:
-        """A sentence on what is wrong with another rank, as far as can be seen; "" if nothing is.
+        """A sentence on which other rank failed and how; "" if no fault is visible.
 
-        It takes :data:`SILENT_AFTER_S`, in which a rank that lives gives a sign, and one that waits too notices it.
+        Takes :data:`SILENT_AFTER_S`, so that living ranks can beat and waiting ranks can say that they wait.
         """
-        found: list[str] = []
-        asking = threading.Thread(target=lambda: found.append(self._ask()), name="diagnosis", daemon=True)
-        asking.start()
-        asking.join(timeout=SILENT_AFTER_S + ANSWER_WITHIN_S)  # a connection that is cut does not say so
-        return found[0] if found else f"the launcher's store at {self.address} does not answer: is the network down?"
+        answers: list[str] = []
+        thread = threading.Thread(target=lambda: answers.append(self._diagnose()), name="diagnosis", daemon=True)
+        thread.start()
+        thread.join(timeout=SILENT_AFTER_S + ANSWER_WITHIN_S)  # reading hangs if the network is down
+        return (
+            answers[0] if answers else f"the launcher's store at {self.address} does not answer: is the network down?"
+        )
 
-    def _ask(self) -> str:
+    def _diagnose(self) -> str:
         others = [rank for rank in range(self.world_size) if rank != self.rank]
         try:
             self._waits = True
@@ -97,26 +99,26 @@ class Heartbeat:
                     return f"rank {rank} failed: {error}"
             after = {rank: self._read(f"beat/{rank}") for rank in others}
         except RuntimeError:
-            return "the launcher is gone, and with it the store that the ranks meet in"
+            return "the launcher is gone, and with it the store of the ranks"
         beats = {rank: Beat.read(text) for rank, text in after.items() if text}
         silent = [rank for rank in others if before[rank] == after[rank]]
         if silent:
             seen = (f"step {beats[rank].step}" if rank in beats else "the start" for rank in silent)
             named = ", ".join(f"rank {rank} (last seen at {at})" for rank, at in zip(silent, seen, strict=True))
-            return f"no sign of life from {named}"
+            return f"no heartbeat from {named}"
         busy = next((rank for rank in others if not beats[rank].waits), None)
         if busy is None:
             return ""
         return f"rank {busy} is alive but does not answer, at step {beats[busy].step} in {beats[busy].place}"
 
     def close(self) -> None:
-        """Stop writing."""
+        """Stop the heartbeat."""
         self._stop.set()
         self._thread.join(timeout=2 * EVERY_S)
 
 
 def place() -> str:
-    """Where the main thread is in this package, e.g. ``trainer.py:99 (fit)``."""
+    """The line of this package that the main thread executes, e.g. ``trainer.py:99 (fit)``."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     while frame is not None and frame.f_back is not None and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back

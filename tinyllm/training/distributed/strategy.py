@@ -1,4 +1,7 @@
-"""How many processes train together. A strategy is asked for its rank and what is to be done, never for its kind."""
+"""Strategy: how many processes train together, and which part of the state each of them has.
+
+The rest of the program calls its methods and never asks which strategy it is.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,99 +19,99 @@ Values = list[float]
 
 
 class Strategy:
-    """What training asks of the processes that share it; by itself one process that has everything."""
+    """The interface of a strategy; its defaults are those of a single process."""
 
     rank = 0
     world_size = 1
     is_sharded = False
-    """Whether each rank keeps a part of the weights, gradients and optimizer state only."""
+    """Whether each rank holds only a part of the weights, gradients and optimizer state."""
     writers = 1
-    """How many ranks write parts of a checkpoint: ranks 0 … writers−1."""
+    """Number of ranks that write parts of a checkpoint: ranks 0 … writers−1."""
 
     def device(self, device: torch.device) -> torch.device:
-        """This rank's device, of the kind of ``device``."""
+        """This rank's device, of the same type as ``device``."""
         return device
 
     def running(self, device: torch.device, *, backend: str, timeout_s: float) -> AbstractContextManager[None]:
-        """The context in which the ranks are connected."""
+        """The context in which the ranks are connected; see :meth:`ProcessGroup.running`."""
         return nullcontext()
 
     def placer(self, device: torch.device, dtype: torch.dtype) -> Callable[[Any], Any] | None:
-        """What gives a model that was built on the meta device its weights; None: it is built with them.
+        """A function that initializes a model built on the meta device; None: build it with its weights.
 
         Args:
-            dtype: what autocast computes in.
+            dtype: dtype of autocast.
         """
         return None
 
     def wrap(self, objective: Objective, *, find_unused: str | bool) -> Callable[..., Any]:
-        """The objective as it is called in training."""
+        """The objective as training calls it; ``find_unused``: ``distributed.find_unused_parameters``."""
         return objective
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
-        """The context of a micro-batch's forward and backward pass; gradients are summed over the ranks in the last."""
+        """The context of a micro-batch's forward and backward pass; the last one all-reduces the gradients."""
         return nullcontext()
 
     def gather(self, values: Values) -> list[Values]:
-        """The values of every rank, of each as many."""
+        """All-gather: the values of every rank, by rank; each rank gives the same number of them."""
         return [values]
 
     def gather_objects(self, thing: Any) -> list[Any]:
-        """One small thing of every rank: plain containers and tensors."""
+        """All-gather of a small picklable object, by rank."""
         return [thing]
 
     def on_rank_zero(self, action: Callable[[], T]) -> T:
-        """What rank 0's ``action`` returns, on every rank; its error ends them all."""
+        """Run ``action`` on rank 0 alone; returns its result, or raises its error, on every rank."""
         return action()
 
     def report_step(self, step: int) -> None:
         """Record that this rank begins a step, for the heartbeat."""
 
     def explained(self, error: Exception, step: int) -> Exception:
-        """The error as it is shown: with several ranks, which one it is about."""
+        """The error as it is shown: with several ranks, it names the rank that failed."""
         return error
 
     def check_alike(self, model: nn.Module) -> None:
-        """Refuse to save weights that differ between ranks which should have the same.
+        """Refuse to save weights that should be equal on all ranks and are not.
 
         Raises:
-            RankError: they do.
+            RankError: the weights of a rank differ from those of rank 0.
         """
 
     def rows(self, name: str, tensor: Tensor) -> slice | None:
-        """Which rows of one of the model's tensors this rank has; None: all."""
+        """The rows of a model tensor that this rank holds; None: all."""
         return None
 
     def local_tensor(self, tensor: Tensor) -> Tensor:
-        """The memory that this rank has of a tensor."""
+        """The part of a tensor that this rank holds, sharing its memory."""
         return tensor
 
     def like(self, whole: Tensor, parameter: Tensor) -> Tensor:
-        """A copy of this rank's part of a tensor of a parameter's shape, placed as the parameter is."""
+        """A copy of this rank's part of ``whole``, on the device and with the sharding of ``parameter``."""
         return whole.to(parameter.device, copy=True)
 
     def owns(self, name: str) -> bool:
-        """Whether this rank writes what belongs to the model's tensor ``name`` into a checkpoint."""
+        """Whether this rank writes the model tensor ``name``, with its optimizer state, into a checkpoint."""
         return self.rank == 0
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """All of a tensor, for a checkpoint; every rank has to call it."""
+        """The full tensor, for a checkpoint; all ranks must call it."""
         return tensor
 
     def part(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Those of the model's tensors that this rank owns, whole; every rank has to call it."""
+        """The full tensors that this rank owns; all ranks must call it."""
         return {name: full for name, tensor in named.items() for full in [self.full_tensor(tensor)] if self.owns(name)}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """The context of an evaluation or a sample, in which the model is called and not trained."""
+        """The context of an evaluation or a sample: forward passes without training."""
         yield
 
     def check(self, optimizer: torch.optim.Optimizer) -> None:
-        """Refuse an optimizer that cannot work on what the strategy makes of the weights.
+        """Refuse an optimizer that does not work with this strategy.
 
         Raises:
-            UserError: it cannot.
+            UserError: it needs full weights and the strategy shards them.
         """
 
 
@@ -121,5 +124,5 @@ class SingleProcess(Strategy):
 
     def __init__(self) -> None:
         if (size := started_processes()) > 1:
-            hint = "leave strategy out, or start it without torchrun"
+            hint = "omit strategy, or start without torchrun"
             raise UserError(f"torchrun started {size} processes", key="strategy", value="single", hint=hint)
