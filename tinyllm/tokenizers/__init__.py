@@ -1,4 +1,4 @@
-"""Tokenizers: text to numbers and back. Each trainer is an option of the config group ``tokenizer``."""
+"""Tokenizers: text to token ids and back. Each trainer is an option of the config group ``tokenizer``."""
 
 from tinyllm.tokenizers.base import TextStream, Tokenizer, TokenizerTrainer
 from tinyllm.tokenizers.pretrained import load

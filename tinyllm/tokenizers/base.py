@@ -1,4 +1,4 @@
-"""What every tokenizer can do, and what trains one."""
+"""The interfaces of tokenizers and tokenizer trainers, and streaming decoding."""
 
 import codecs
 import hashlib
@@ -17,12 +17,12 @@ from tinyllm.utils.files import write_text
 
 
 class Encoded(NamedTuple):
-    """What became of one text.
+    """One encoded text.
 
     Attributes:
-        ids: unsigned integers (n,).
-        lengths: UTF-8 bytes of the text that each token stands for, (n,); None: they are ``token_bytes()[ids]``.
-        unknown: characters, and their UTF-8 bytes, that the tokenizer cannot express.
+        ids: token ids, unsigned integers (n,).
+        lengths: UTF-8 bytes of the text that each token stands for, (n,); None: ``token_bytes()[ids]``.
+        unknown: how many characters the tokenizer cannot express, and how many UTF-8 bytes they have.
     """
 
     ids: np.ndarray
@@ -31,17 +31,19 @@ class Encoded(NamedTuple):
 
 
 class Tokenizer(ABC):
-    """Turns text into ids 0 … vocab_size−1 and back. Immutable; safe to share between threads.
+    """Encodes text as ids 0 … vocab_size−1 and decodes it. Immutable; safe to share between threads.
 
     Attributes:
+        kind: name of the class in saved files.
+        content: what it encodes, ``text`` or ``numbers``.
         vocab_size: number of ids.
-        eot_id: id that ends a document, or None when the tokenizer has none.
-        unk_id: id that stands for what the tokenizer cannot express, or None when it can express everything.
-        special: id of each special token, by its spelling.
-        match_special: whether a text that spells a special token is encoded to it; else it stays text.
-        bos_id: id that a model from elsewhere expects at the beginning of a text, or None.
-        adds_bos: whether its tokenizer puts that id there by itself.
-        eos_ids: ids with which such a model ends a text; empty: ``eot_id`` alone does.
+        eot_id: id that ends a document; None: there is none.
+        unk_id: id of text that the tokenizer cannot express; None: there is none.
+        special: ids of the special tokens by spelling.
+        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        bos_id: id that an imported model expects at the beginning of a text; None: no such id.
+        adds_bos: whether the imported tokenizer adds ``bos_id`` by itself.
+        eos_ids: ids with which an imported model ends a text; empty: only ``eot_id`` does.
     """
 
     kind: ClassVar[str]
@@ -57,54 +59,54 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
-        """The ids of ``text``, int64 of shape (n,), without an end-of-text.
+        """The ids of ``text``, int64 of shape (n,), without an end-of-text token.
 
         Args:
-            strict: refuse text that the tokenizer cannot express instead of writing ``<unk>``. For prompts.
+            strict: refuse text that the tokenizer cannot express, instead of writing ``<unk>``; for prompts.
 
         Raises:
-            UserError: a character is unknown, and ``strict`` is set or there is no ``<unk>``. It names the
-            character.
+            UserError: a character is unknown, and ``strict`` is set or there is no ``<unk>``; the message names it.
         """
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
-        """The ids of each text, as unsigned integers, in parallel where that helps."""
+        """The ids of each text as unsigned integers, encoded in parallel where that pays."""
 
     def encode_counted(self, texts: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Like ``encode_batch``, each with the UTF-8 bytes of the text every token stands for.
-
-        None instead of the byte counts says that they are ``token_bytes()[ids]``.
-        """
+        """Like ``encode_batch``, with the UTF-8 bytes of text behind every token; None: ``token_bytes()[ids]``."""
         return [(encoded.ids, encoded.lengths) for encoded in self.encode_measured(texts)]
 
     def encode_measured(self, texts: Sequence[Any]) -> list[Encoded]:
-        """Like ``encode_counted``, each with what the tokenizer cannot express."""
+        """Like ``encode_counted``, with the number of unknown characters and their bytes."""
         return [Encoded(ids, None) for ids in self.encode_batch(texts)]
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ``ids``: special tokens give nothing, ``<unk>`` and broken UTF-8 give U+FFFD."""
+        """The text of ``ids``: special tokens are dropped, ``<unk>`` and invalid UTF-8 become U+FFFD."""
 
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
-        """UTF-8 bytes that each id stands for, int64 of shape (vocab_size,); 0 for special ids."""
+        """Number of UTF-8 bytes behind each id, int64 of shape (vocab_size,); 0 for special ids."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """The whole tokenizer as plain JSON types; what ``from_dict`` takes."""
+        """The tokenizer as plain JSON types, the input of ``from_dict``."""
 
     @classmethod
     @abstractmethod
     def from_dict(cls, state: dict[str, Any]) -> Self:
-        """The tokenizer that ``to_dict`` described."""
+        """The tokenizer from the output of ``to_dict``."""
 
     def matching(self, match_special: bool) -> "Tokenizer":
-        """The same tokenizer, with special tokens matched in text or not."""
+        """The same tokenizer, matching special tokens in text or not.
+
+        Raises:
+            UserError: this kind of tokenizer has no special tokens to match.
+        """
         if match_special == self.match_special:
             return self
         raise UserError(
-            f"a {self.kind} tokenizer has no special tokens to match in text",
+            f"the {self.kind} tokenizer has no special tokens to match in text",
             key="tokenizer.match_special",
             value=match_special,
             hint="leave it at false",
@@ -112,75 +114,75 @@ class Tokenizer(ABC):
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Ids that end a generated text."""
+        """The ids that end a generated text."""
         return self.eos_ids or frozenset([] if self.eot_id is None else [self.eot_id])
 
     @property
     def begin_id(self) -> int | None:
-        """The id after which a text begins: begin-of-text, or else the end of the text before."""
+        """The id that comes before a text: begin-of-text, else the end-of-text of the document before it."""
         return self.eot_id if self.bos_id is None else self.bos_id
 
     def used_by(self, *, bos_id: int | None, adds_bos: bool, eos_ids: Iterable[int]) -> Self:
-        """A copy that begins and ends texts as a model from elsewhere does."""
-        mine = copy(self)
-        mine.bos_id, mine.adds_bos, mine.eos_ids = bos_id, adds_bos, frozenset(eos_ids)
-        return mine
+        """A copy that begins and ends texts as an imported model expects."""
+        changed = copy(self)
+        changed.bos_id, changed.adds_bos, changed.eos_ids = bos_id, adds_bos, frozenset(eos_ids)
+        return changed
 
     def stream(self) -> "TextStream":
-        """A decoder that takes one id at a time, for text that appears as it is generated."""
+        """A decoder for text that is generated id by id."""
         return TextStream(self.bytes_of)
 
     def bytes_of(self, token: int) -> bytes:
-        """What ``token`` adds to the text, as UTF-8 bytes; may be a part of a character."""
+        """The UTF-8 bytes that ``token`` adds to a text, possibly only part of a character."""
         return self.decode([token]).encode("utf-8", "surrogatepass")
 
     def pieces(self, chunks: Iterable[str], size: int) -> Iterator[str]:
-        """Cuts one document, which comes in ``chunks`` of any length, into pieces of about ``size`` characters.
+        """Cut one document, given in ``chunks`` of any length, into pieces of about ``size`` characters.
 
-        The ids of the pieces, one after the other, are the ids of the whole document, whatever ``size`` and
-        however the document was chunked. Where no such cut exists the piece grows, up to the whole document.
+        Concatenating the ids of the pieces gives the ids of the whole document, for any ``size`` and any chunks. Where
+        no cut has that property the piece grows, up to the whole document.
         """
         yield from cut_text(chunks, size, self.last_cut)
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text`` may be cut without changing an id, whatever follows it; 0 if there is none."""
+        """The last place where cutting ``text`` changes no id, whatever follows; 0: there is none."""
         return len(text)
 
     def covering(self, texts: Iterable[Any]) -> "Tokenizer":
-        """This tokenizer, or the same with an ``<unk>`` more if ``texts`` need it. Nothing is learnt from ``texts``."""
+        """This tokenizer, extended by ``<unk>`` or by ids if ``texts`` need it; nothing else is learnt from them."""
         return self
 
     def save(self, path: str | Path) -> None:
-        """Writes the file that ``tinyllm.tokenizers.load`` reads."""
+        """Write the file that ``tinyllm.tokenizers.load`` reads."""
         write_text(Path(path), self.to_json())
 
     def to_json(self) -> str:
-        """``to_dict`` as JSON with one spelling only, so that equal tokenizers give equal files."""
+        """``to_dict`` as canonical JSON, so that equal tokenizers give equal files."""
         return json.dumps(self.to_dict(), ensure_ascii=True, indent=1) + "\n"
 
     def fingerprint(self) -> str:
-        """sha256 (hex) of the content; equal for tokenizers that give the same ids."""
+        """sha256 (hex) of :meth:`to_json`; tokenizers with the same fingerprint give the same ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 class TokenizerTrainer(ABC):
-    """Makes a tokenizer from the training split. Its constructor's arguments are the keys of its config file."""
+    """Makes a tokenizer from the training split. The constructor's arguments are the keys of its config file."""
 
     content: ClassVar[str] = "text"
 
     @abstractmethod
     def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
-        """The tokenizer for ``texts``.
+        """Train a tokenizer on ``texts``.
 
         Args:
-            texts: the training split in order; read once, or not at all where nothing is learnt.
-            n_documents: how many documents ``texts`` are the pieces of; None: each text is a document.
-            size: bytes of all texts together, where known.
+            texts: the training split in order; read at most once.
+            n_documents: number of documents that ``texts`` are pieces of; None: each text is a document.
+            size: total bytes of the texts, if known.
         """
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything that decides what ``train`` makes of a text, as plain JSON types."""
+        """All settings that affect the result of ``train``, as plain JSON types; they identify cached data."""
 
     def fingerprint(self) -> str:
         """sha256 (hex) of the settings."""
@@ -188,19 +190,19 @@ class TokenizerTrainer(ABC):
         return hashlib.sha256(text.encode()).hexdigest()
 
     def check(self) -> None:  # noqa: B027 - most trainers have nothing to check beyond their constructor
-        """Refuses, before anything is read or written, what cannot work (UserError)."""
+        """Refuse settings that cannot work, before anything is read or written (UserError)."""
 
     def pieces(self, chunks: Iterable[Any]) -> Iterable[Any]:
-        """One document as ``train`` is to get it; what comes of it must not depend on how it was chunked."""
+        """The pieces of one document to pass to ``train``; the result must not depend on how it was chunked."""
         return chunks
 
     def notes(self, tokenizer: Tokenizer) -> list[str]:
-        """Sentences for the user about what came out differently from what was asked."""
+        """Notes for the user where the tokenizer differs from the settings."""
         return []
 
 
 class TextStream:
-    """Decodes id by id: a character appears once its last byte is there.
+    """Decodes id by id; a character appears with its last byte.
 
     Concatenating every ``push`` and the final ``flush`` equals ``decode`` of all ids.
     """
@@ -210,24 +212,24 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
-        """The text that ``token`` completes; often one token's, sometimes empty."""
+        """The text that ``token`` completes, possibly empty."""
         return self._decoder.decode(self._bytes_of(int(token)))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never finished. The stream starts anew."""
+        """The rest at the end, U+FFFD for an incomplete character. The stream can then be used again."""
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
         return text
 
 
 def cut_text(chunks: Iterable[str], size: int, last_cut: Callable[[str], int]) -> Iterator[str]:
-    """What ``Tokenizer.pieces`` promises, for any rule where a text may be cut."""
+    """Cut text as :meth:`Tokenizer.pieces` does, with any function that gives the last allowed cut of a text."""
     pending: list[str] = []
-    length, enough = 0, size
+    length, wanted = 0, size
     for chunk in chunks:
         pending.append(chunk)
         length += len(chunk)
-        if length < enough:
+        if length < wanted:
             continue
         text, start, end = "".join(pending), 0, size
         while end <= len(text):
@@ -237,10 +239,10 @@ def cut_text(chunks: Iterable[str], size: int, last_cut: Callable[[str], int]) -
                 start += cut
                 end = start + size
             else:
-                end += end - start  # no cut in this stretch: look at one twice as long
+                end += end - start  # no cut here: look at twice as much text, so the total time stays linear
         pending = [text[start:]]
         length = len(text) - start
-        enough = max(size, end - start)
+        wanted = max(size, end - start)
     rest = "".join(pending)
     if rest:
         yield rest

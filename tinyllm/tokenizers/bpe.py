@@ -1,4 +1,4 @@
-"""Byte-pair encoding learnt from the training split."""
+"""Byte-level BPE, trained on the training split."""
 
 import math
 import os
@@ -16,24 +16,25 @@ from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.markers import Markers, require_special
 from tinyllm.tokenizers.splitting import BoundedWords, bounded
 
-# The library counts every distinct word in memory, so of a larger text an even share of this size is looked
-# at.
 LEARN_FROM_BYTES = 2**30
-SHORTEST, LONGEST = 16, 10_000  # of ``max_word``
-LEARN_PIECE = 2**20  # characters handed to the library at a time
+"""Larger corpora are subsampled evenly to this size: the library keeps counts of all distinct words in memory."""
+SHORTEST, LONGEST = 16, 10_000
+"""Range of ``max_word``."""
+LEARN_PIECE = 2**20
+"""Characters handed to the library at a time."""
 
 
 class BPETrainer(TokenizerTrainer):
-    """Byte-level BPE.
+    """Trains byte-level BPE with GPT-2's splitting rule. All 256 bytes are in the vocabulary: nothing is unknown.
 
     Args:
-        vocab_size: entries asked for, special tokens and the 256 bytes included. A small text gives fewer.
-        min_frequency: a pair of tokens is merged only if it occurs this often.
-        special_tokens: entries beyond the bytes and merges. One ends documents: the first with a usual
-            name (``<|endoftext|>``, ``</s>``, …), else the first of the list.
-        match_special: whether a text that spells one is encoded to it; false: it stays text.
-        max_word: longest word in characters. A run of letters without a blank (DNA, Chinese, base64) counts as several
-            words, or the time to learn would grow with the square of its length. None: no limit.
+        vocab_size: size of the vocabulary, special tokens and the 256 bytes included. A small text gives fewer entries.
+        min_frequency: a pair of tokens is merged only if it occurs at least this often.
+        special_tokens: additional entries. The first one with a common name (``<|endoftext|>``, ``</s>``, …) ends
+            documents, else the first of the list.
+        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        max_word: longest word in characters; longer runs without a blank (DNA, Chinese, base64) are split. Otherwise
+            training time would grow with the square of their length. None: no limit.
     """
 
     def __init__(
@@ -47,24 +48,25 @@ class BPETrainer(TokenizerTrainer):
     ) -> None:
         special = require_special(special_tokens, match=match_special)
         if max_word is not None and not SHORTEST <= max_word <= LONGEST:
-            hint = f"{SHORTEST} to {LONGEST}, or null for no limit"
-            raise UserError("not a length of words", key="tokenizer.max_word", value=max_word, hint=hint)
+            hint = f"give {SHORTEST} to {LONGEST}, or null for no limit"
+            raise UserError("out of range", key="tokenizer.max_word", value=max_word, hint=hint)
         if vocab_size < 256 + len(special):
             raise UserError(
-                "the vocabulary is too small",
+                "vocabulary too small",
                 key="tokenizer.vocab_size",
                 value=vocab_size,
-                hint=f"at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
+                hint=f"give at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
             )
         if min_frequency < 1:
-            raise UserError("not a frequency", key="tokenizer.min_frequency", value=min_frequency, hint="at least 1")
+            hint = "give a whole number ≥ 1"
+            raise UserError("out of range", key="tokenizer.min_frequency", value=min_frequency, hint=hint)
         self._vocab_size = vocab_size
         self._min_frequency = min_frequency
         self._special_tokens = special
         self._match_special = match_special
         self._max_word = max_word
         self._matched = Markers(dict.fromkeys(special if match_special else (), 0))
-        """Special tokens that are found in the text, and that nothing is learnt from."""
+        """Special tokens to find in texts; nothing is learnt from them."""
         self._words = None if max_word is None else BoundedWords(max_word, self._matched)
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
@@ -81,7 +83,7 @@ class BPETrainer(TokenizerTrainer):
             vocab_size=self._vocab_size,
             min_frequency=self._min_frequency,
             special_tokens=self._special_tokens,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes, so that nothing is ever unknown
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),  # all 256 bytes
             show_progress=False,
         )
         every = max(1, math.ceil((size or 0) / LEARN_FROM_BYTES))
@@ -92,7 +94,7 @@ class BPETrainer(TokenizerTrainer):
         return cut_text(chunks, LEARN_PIECE, self._last_cut)
 
     def _last_cut(self, text: str) -> int:
-        """Where a text to learn from may be cut last: where the tokenizer that is learnt cuts; 0 if nowhere."""
+        """The last place where the trained tokenizer would cut a training text; 0: there is none."""
         rules = [plain_cuts().last] + ([self._words.last_cut] if self._words else [])
         cuts = (rule(text) for rule in rules)
         return next((cut for cut in cuts if cut and self._matched.may_cut(text, cut)), 0)
@@ -103,7 +105,7 @@ class BPETrainer(TokenizerTrainer):
             "min_frequency": self._min_frequency,
             "special_tokens": self._special_tokens,
         }
-        # Absent where they change nothing, so that what earlier versions cached is still found.
+        # Without effect they are absent, so that caches of earlier versions are still found.
         settings |= {"match_special": True} if self._match_special else {}
         return settings | ({"max_word": self._max_word} if self._max_word is not None else {})
 

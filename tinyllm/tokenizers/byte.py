@@ -1,4 +1,4 @@
-"""One id per byte of UTF-8, and an end-of-text: 257 ids, no training, nothing unknown."""
+"""Byte tokenizer: one id per UTF-8 byte and an end-of-text. It needs no training, and nothing is unknown."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -10,11 +10,11 @@ from tinyllm.tokenizers.markers import END, Markers, require_special, special_se
 
 
 class ByteTokenizer(Tokenizer):
-    """Ids 0–255 are the bytes, 256 ends a document, then come the special tokens.
+    """Ids 0–255 are the bytes, 256 is the end-of-text, further special tokens follow.
 
     Args:
-        special: spellings of the special tokens; ``<|endoftext|>`` is 256 and need not be among them.
-        match_special: whether a text that spells one of them, the end-of-text included, is encoded to it.
+        special: spellings of special tokens; ``<|endoftext|>`` is always 256 and may be left out.
+        match_special: whether special tokens spelled out in a text, the end-of-text included, are encoded as such.
     """
 
     kind = "byte"
@@ -22,8 +22,8 @@ class ByteTokenizer(Tokenizer):
     eot_id = 256
 
     def __init__(self, special: Sequence[str] = (), *, match_special: bool = False) -> None:
-        others = [token for token in special if token != END]
-        self.special = {END: 256} | {token: 257 + i for i, token in enumerate(others)}
+        further = [token for token in special if token != END]
+        self.special = {END: 256} | {token: 257 + i for i, token in enumerate(further)}
         self.match_special = match_special
         self.vocab_size = 256 + len(self.special)
         self._markers = Markers(self.special if match_special else {})
@@ -69,11 +69,11 @@ class ByteTokenizer(Tokenizer):
 
 
 class ByteTrainer(TokenizerTrainer):
-    """There is nothing to learn.
+    """Makes a :class:`ByteTokenizer`; nothing is learnt.
 
     Args:
-        special_tokens: entries beyond the bytes and the end-of-text.
-        match_special: whether a text that spells one is encoded to it; false: it stays text.
+        special_tokens: special tokens beside the end-of-text.
+        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
     """
 
     def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""One id per character: the sorted alphabet of the training split."""
+"""Character tokenizer: one id per character of the training split."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
@@ -10,18 +10,20 @@ from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer, cut_te
 from tinyllm.tokenizers.markers import END, UNKNOWN, Markers, require_special, special_settings
 
 CODE_POINTS = 0x110000
-LEARN_PIECE = 2**20  # characters looked at together where special tokens must not be cut through
+"""Number of Unicode code points."""
+LEARN_PIECE = 2**20
+"""Characters searched at a time for special tokens, which must not be cut."""
 
 
 class CharTokenizer(Tokenizer):
-    """Ids are the positions of the characters in ``alphabet``, then the end-of-text, ``<unk>``, other special tokens.
+    """Ids are the characters of ``alphabet`` in order, then the end-of-text, ``<unk>`` and further special tokens.
 
     Args:
         alphabet: every character once, in code point order.
-        eot: whether there is an id that ends documents.
+        eot: whether there is an end-of-text id.
         unk: whether there is an id for characters outside the alphabet.
-        special: spellings of special tokens; ``<|endoftext|>`` and ``<unk>`` among them are those two.
-        match_special: whether a text that spells a special token is encoded to it.
+        special: spellings of special tokens; ``<|endoftext|>`` and ``<unk>`` among them stand for the two above.
+        match_special: whether special tokens spelled out in a text are encoded as such.
     """
 
     kind = "char"
@@ -41,7 +43,7 @@ class CharTokenizer(Tokenizer):
         n = len(alphabet)
         eot, unk = eot or END in special, unk or UNKNOWN in special
         self.eot_id = n if eot else None
-        self._unknown = n + int(eot)  # what the table gives for a character outside, whether or not it is an id
+        self._unknown = n + int(eot)  # the table's value outside the alphabet, even if that is no id
         self.unk_id = self._unknown if unk else None
         first = self._unknown + int(unk)
         self._others = [token for token in special if token not in (END, UNKNOWN)]
@@ -49,9 +51,9 @@ class CharTokenizer(Tokenizer):
         self.special = {token: i for token, i in named.items() if i is not None}
         self.special |= {token: first + i for i, token in enumerate(self._others)}
         self.match_special = match_special
-        # <unk> stands for characters that are none of these; a text that spells it out has known ones.
-        marked = {token: i for token, i in self.special.items() if token != UNKNOWN}
-        self._markers = Markers(marked if match_special else {})
+        # <unk> is never matched in text: it stands for unknown characters, and its spelling consists of ordinary ones.
+        matchable = {token: i for token, i in self.special.items() if token != UNKNOWN}
+        self._markers = Markers(matchable if match_special else {})
         self.vocab_size = first + len(self._others)
         self._codes = code_points(alphabet)
         self._table = np.full(CODE_POINTS, self._unknown, dtype=np.uint16 if n + 2 <= 2**16 else np.uint32)
@@ -107,10 +109,9 @@ class CharTokenizer(Tokenizer):
         )
 
     def _encode(self, text: str, *, strict: bool = False) -> Encoded:
-        return self._markers.encode(text, lambda part: self._plain(part, strict=strict), self._usual)
-
-    def _usual(self, ids: np.ndarray) -> np.ndarray:
-        return self.token_bytes()[ids]
+        return self._markers.encode(
+            text, lambda part: self._plain(part, strict=strict), lambda ids: self.token_bytes()[ids]
+        )
 
     def _plain(self, text: str, *, strict: bool) -> Encoded:
         ids = self._lookup(text)
@@ -133,7 +134,7 @@ class CharTokenizer(Tokenizer):
             char = text[int(unknown.argmax())]
             raise UserError(
                 f"the character {char!r} (U+{ord(char):04X}) is not in the tokenizer's alphabet",
-                hint="the training text never has it; leave it out, or train with tokenizer=byte or bpe",
+                hint="it does not occur in the training text; leave it out, or train with tokenizer=byte or bpe",
             )
 
     def _text_of(self, token: int) -> str:
@@ -143,12 +144,12 @@ class CharTokenizer(Tokenizer):
 
 
 class CharTrainer(TokenizerTrainer):
-    """Collects the alphabet. Documents get an end-of-text only if there is more than one to tell apart.
+    """Collects the alphabet of the training text. There is an end-of-text only if there are several documents.
 
     Args:
-        special_tokens: entries beyond the alphabet. ``<|endoftext|>`` and ``<unk>`` among them are those that end
-            documents and stand for characters the training text never has, and are there in any case then.
-        match_special: whether a text that spells one is encoded to it; false: it stays text.
+        special_tokens: entries beyond the alphabet. Naming ``<|endoftext|>`` or ``<unk>`` adds the end-of-text or the
+            unknown token in any case.
+        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
     """
 
     def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:
@@ -175,12 +176,12 @@ class CharTrainer(TokenizerTrainer):
 
 
 def code_points(text: str) -> np.ndarray:
-    """The characters of ``text`` as numbers, uint8 or uint32 of shape (len(text),)."""
+    """The code points of ``text``, uint8 or uint32 of shape (len(text),)."""
     if text.isascii():
         return np.frombuffer(text.encode("ascii"), dtype=np.uint8)
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
 
 
 def utf8_lengths(codes: np.ndarray) -> np.ndarray:
-    """Bytes of each code point in UTF-8."""
+    """Number of UTF-8 bytes of each code point."""
     return 1 + (codes >= 0x80).astype(np.int64) + (codes >= 0x800) + (codes >= 0x10000)

@@ -1,7 +1,7 @@
-"""What a tokenizer.json must not ask for: the file may come from somebody else.
+"""Protection from harmful tokenizer.json files and from panics of the library ``tokenizers``.
 
-The library ``tokenizers`` trusts its files. Some make it panic, abort the process, or take time or memory without
-bound, and Python can neither catch nor end that. So what leads there is refused before the library sees the file.
+A tokenizer.json may come from a stranger, and the library trusts it. Some files make it panic, abort the process, or
+use unbounded time or memory, which Python can neither catch nor stop. They are refused before the library reads them.
 """
 
 import math
@@ -14,29 +14,29 @@ from tinyllm.errors import UserError
 from tinyllm.utils.files import parse_json
 
 MOST_IDS = 2**22
-"""The largest published vocabularies have 2**18 entries; arrays are as long as the largest id."""
+"""Limit of ids: arrays are as long as the largest id. The largest published vocabularies have 2**18 entries."""
 MOST_PARTS = 64
 MOST_GROWTH = 100
-"""Characters that the normalizer or the decoder may make of one."""
+"""Limit of the characters that the normalizer or the decoder may make of one."""
 LONGEST_PATTERN = 20_000
 LONGEST_WORD = 10_000
-"""WordPiece takes time with the square of a word's length; published files have 100."""
+"""Limit for WordPiece, whose time grows with the square of a word's length; published files have 100."""
 KINDS = ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder")
 LISTS = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers", "decoder": "decoders"}
 
 
 def require_harmless(text: str) -> None:
-    """Refuse the content of a tokenizer.json that the library cannot be given.
+    """Refuse a tokenizer.json that would make the library panic, abort, or use unbounded time or memory.
 
     Raises:
-        ValueError: with the entry and what is wrong with it.
+        ValueError: the message names the entry and what is wrong with it.
     """
     state = parse_json(text)
     if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
         raise ValueError("it has no model")
     for kind in KINDS:
         if not isinstance(state.get(kind), dict | None):
-            raise ValueError(f"{kind} is no object")
+            raise ValueError(f"{kind} is not an object")
     try:
         _check_ids(state)
         _check_model(state["model"])
@@ -48,11 +48,11 @@ def require_harmless(text: str) -> None:
             for part in parts:
                 _check_part(kind, part)
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"an entry is missing or of another kind ({type(error).__name__}: {error})") from None
+        raise ValueError(f"an entry is missing or has the wrong type ({type(error).__name__}: {error})") from None
 
 
 def parts_of(node: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    """The single parts of a normalizer, pre-tokenizer or decoder, every Sequence taken apart."""
+    """The parts of a normalizer, pre-tokenizer or decoder, with nested Sequences flattened."""
     if node is None:
         return []
     if node["type"] != "Sequence":
@@ -66,14 +66,14 @@ def _check_ids(state: Mapping[str, Any]) -> None:
     ids += [token["id"] for token in state.get("added_tokens") or []]
     wrong = next((i for i in ids if not isinstance(i, int) or not 0 <= i < MOST_IDS), None)
     if wrong is not None:
-        raise ValueError(f"a token has the id {wrong}; ids are whole numbers from 0 to {MOST_IDS - 1:,}")
+        raise ValueError(f"a token has the id {wrong}; ids must be whole numbers from 0 to {MOST_IDS - 1:,}")
 
 
 def _check_model(model: Mapping[str, Any]) -> None:
     kind, vocab = model.get("type"), model.get("vocab") or {}
     if kind == "Unigram" or isinstance(vocab, list):
         if not all(isinstance(score, int | float) and math.isfinite(score) for _, score in vocab):
-            raise ValueError("a score of the vocabulary is no finite number")
+            raise ValueError("a score of the vocabulary is not a finite number")
         return
     longest = model.get("max_input_chars_per_word")
     if longest is not None and longest > LONGEST_WORD:
@@ -82,9 +82,9 @@ def _check_model(model: Mapping[str, Any]) -> None:
     for merge in model.get("merges") or []:
         left, right = merge if isinstance(merge, list) else merge.split(" ")
         if not left or not right or not right.startswith(prefix):
-            raise ValueError(f"the merge {merge!r:.100} joins nothing, or not to the prefix {prefix!r:.20}")
+            raise ValueError(f"the merge {merge!r:.100} has an empty part or lacks the prefix {prefix!r:.20}")
         if left + right[len(prefix) :] not in vocab:
-            raise ValueError(f"the merge {merge!r:.100} gives a token that is not in the vocabulary")
+            raise ValueError(f"the merge {merge!r:.100} makes a token that is not in the vocabulary")
 
 
 def _check_growth(kind: str, parts: list[Mapping[str, Any]]) -> None:
@@ -92,12 +92,12 @@ def _check_growth(kind: str, parts: list[Mapping[str, Any]]) -> None:
     for part in parts:
         if part["type"] == "Replace":
             found, content = part["pattern"].get("String"), part["content"]
-            # An expression may match the empty text between any two characters.
+            # A regular expression may match the empty string between any two characters.
             growth *= max(1, -(-len(content) // len(found)) if found else len(content) + 1)
         elif part["type"] == "Prepend":
             growth *= max(1, len(part["prepend"]))
     if growth > MOST_GROWTH:
-        raise ValueError(f"{kind} makes up to {growth:,} characters of one, more than {MOST_GROWTH}")
+        raise ValueError(f"{kind} turns one character into up to {growth:,}, more than {MOST_GROWTH}")
 
 
 def _check_part(kind: str, part: Mapping[str, Any]) -> None:
@@ -105,11 +105,11 @@ def _check_part(kind: str, part: Mapping[str, Any]) -> None:
     rule = pattern.get("Regex") if isinstance(pattern, dict) else None
     if rule is not None:
         if len(rule) > LONGEST_PATTERN:
-            raise ValueError(f"{kind} has an expression of {len(rule):,} characters, more than {LONGEST_PATTERN:,}")
+            raise ValueError(f"{kind} has a regex of {len(rule):,} characters, more than {LONGEST_PATTERN:,}")
         if repeats_within_repetition(rule):
             shown = rule if len(rule) <= 60 else rule[:60] + "…"
             raise ValueError(
-                f"the expression {shown} in {kind} repeats a group that itself repeats or has alternatives: "
+                f"the regex {shown} in {kind} repeats a group that itself repeats or has alternatives: "
                 "on some texts its time doubles with every character"
             )
     if part["type"] == "FixedLength" and part["length"] < 1:
@@ -121,11 +121,11 @@ ELEMENT = re.compile(r"\\[pP]\{[^}]*\}|\\x\{[^}]*\}|\\.|[^\\]", re.DOTALL)
 
 
 def repeats_within_repetition(rule: str) -> bool:
-    """Whether a group is repeated without bound that holds a repetition without bound, an alternative or a reference.
+    """Whether a regex repeats, without bound, a group that contains an unbounded repetition, alternative or reference.
 
-    Backtracking takes exponential time on ``(a+)+$`` and ``(a|aa)*$``. No published splitting rule is of that form.
+    Backtracking takes exponential time on ``(a+)+$`` and ``(a|aa)*$``. No published splitting rule has that form.
     """
-    risky = [False]  # of each open group: what is in it so far
+    risky = [False]  # for each open group: whether it contains one of these so far
     for element, rest in _elements(rule):
         if element == "(":
             risky.append(False)
@@ -142,7 +142,7 @@ def repeats_within_repetition(rule: str) -> bool:
 
 
 def _elements(rule: str) -> Iterator[tuple[str, int]]:
-    """Each element of an expression, a character class being one, and where the one after it begins."""
+    """Yields the elements of a regex (a character class is one element) and the position after each."""
     place = 0
     while place < len(rule):
         if rule[place] == "[":
@@ -163,8 +163,8 @@ def _elements(rule: str) -> Iterator[tuple[str, int]]:
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """An error of the library, or a panic, as a line for people."""
+def library_errors() -> Iterator[None]:
+    """Turn errors and panics of the library into a :class:`UserError`."""
     try:
         yield
     except UserError:
@@ -172,13 +172,15 @@ def told() -> Iterator[None]:
     except BaseException as error:
         if not is_panic(error) and not isinstance(error, Exception):
             raise
-        hint = f"{first_line(error)}; use another tokenizer, or leave out what it fails on"
+        hint = f"{first_line(error)}; use another tokenizer, or leave out the text it fails on"
         raise UserError("the tokenizer fails on this text", hint=hint) from None
 
 
 def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of the library's Rust code."""
     return type(error).__name__ == "PanicException"  # pyo3 gives no name to import
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 300 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,20 +1,20 @@
-"""Where a document may be cut so that the ids of its pieces are the ids of the whole.
+"""Places where a document can be cut so that the ids of its pieces are the ids of the whole.
 
-A tokenizer.json is a chain: added tokens, a normalizer, pre-tokenizers, a model. A place between two characters a and b
-is safe if no link of the chain looks across it, whatever stands before a and behind b. This is decided for every
-pair of a letter or digit and a blank or punctuation mark, link by link:
+A tokenizer.json is a pipeline: added tokens, normalizer, pre-tokenizers, model. A place between two characters a and b
+is a safe cut if no stage looks across it, whatever comes before a and after b. This is decided stage by stage for all
+pairs of a letter or digit (a) and a blank or punctuation mark (b):
 
-- An added token must not hold the pair. It must not end in a if it swallows blanks to its right (``rstrip``), or if
-  behind it a text begins anew (a blank in front, ``▁``).
-- A normalizer must work on both sides by themselves. Unicode's forms do where b begins no combining sequence and
-  composes with nothing before it; ASCII and the marks below do neither (UAX #15, "stable code points").
-- A pre-tokenizer must either end a word at the place, or neither split there nor look across it.
-- If none of them ends a word there, the model sees both sides as one word. BPE treats them apart if no merge joins a
-  symbol that ends in a with one that begins with b. WordPiece and WordLevel do not, and in Unigram the rounding of
-  scores over the whole word decides between equal splits.
+- Added tokens: none may contain the pair. None may end in a if it strips blanks on its right (``rstrip``), or if the
+  text after it is treated like the beginning of a text (prefixed by a blank or ``▁``).
+- Normalizer: it must treat the two sides independently. Unicode normal forms do if b starts no combining sequence and
+  composes with nothing before it, as ASCII and the marks below (UAX #15, "stable code points").
+- Pre-tokenizers: each must either end a word at the place, or neither split there nor look across it.
+- Model: if no pre-tokenizer ends a word there, the model sees both sides as one word. BPE treats them independently if
+  no merge joins a symbol ending in a with one starting with b. WordPiece and WordLevel do not. Unigram does not either:
+  between equally likely splits, the rounding of scores over the whole word decides.
 
-What a tokenizer does at the very beginning of a text (a blank in front, ``▁``) must not happen to later pieces. So they
-are encoded behind the character before them, and the ids of that character are dropped.
+What happens only at the beginning of a text (a blank or ``▁`` in front) must not happen to later pieces. So a piece is
+encoded together with the character before it, and the ids of that character are dropped.
 """
 
 import re
@@ -27,7 +27,7 @@ from tinyllm.tokenizers.checks import parts_of
 from tinyllm.tokenizers.decoders import CHAR_OF
 from tinyllm.tokenizers.splitting import DIGITS, RULES, bound_of
 
-# Letters whose neighbours decide nothing: of these the rules below know class and normal forms.
+# Letters and digits with known classes and normal forms, so that the rules below hold for them.
 LETTERS = "".join(
     chr(code)
     for first, last in ("09", "AZ", "az", "ぁゖ", "ァヺ", "一龥", "가힣")
@@ -40,23 +40,23 @@ MARKS = ".,;:!?、。，！？；："
 SPLIT, JOINED, UNSAFE = "split", "joined", "unsafe"
 
 Pairs = dict[str, tuple[str, dict[str, str]]]
-"""For each b: what it is by now, and the same for each a that may stand before it."""
+"""For each b: the character it has become so far, and the same for each a that may come before it."""
 
 
 class Cuts:
-    """Finds the last safe place in a text.
+    """Finds the last safe cut in a text.
 
     Args:
-        before: for each character that may stand behind a cut, those that may stand before it.
-        isolated: the neighbours of the pair must be characters that combine with nothing.
+        before: for each character b that may follow a cut, the characters a that may precede it.
+        isolated: whether the neighbours of the pair must be characters that combine with nothing.
     """
 
     def __init__(self, before: Mapping[str, Iterable[str]], *, isolated: bool = False) -> None:
         grouped: dict[frozenset[str], str] = {}
-        for behind, characters in before.items():
-            chosen = frozenset(characters)
-            if chosen:
-                grouped[chosen] = grouped.get(chosen, "") + behind
+        for b, letters in before.items():
+            allowed = frozenset(letters)
+            if allowed:
+                grouped[allowed] = grouped.get(allowed, "") + b
         left = right = ""
         if isolated:
             simple = f"{_ranges(frozenset(LETTERS))}{re.escape(MARKS)}\\x00-\\x7f"
@@ -68,10 +68,10 @@ class Cuts:
         return self._pattern is not None
 
     def last(self, text: str) -> int:
-        """The last place where ``text`` may be cut, whatever follows it; 0 if there is none."""
+        """The last place where ``text`` can be cut, whatever follows; 0: there is none."""
         if self._pattern is None:
             return 0
-        for window in (512, len(text)):
+        for window in (512, len(text)):  # the last cut is nearly always close to the end
             cut = 0
             for match in self._pattern.finditer(text, max(0, len(text) - window)):
                 cut = match.end()
@@ -82,14 +82,15 @@ class Cuts:
 
 @cache
 def plain_cuts() -> Cuts:
-    """Those of a rule of ``RULES`` with nothing else in the chain."""
+    """The cuts of a tokenizer that has a rule of ``RULES`` and nothing else that could prevent a cut."""
     return Cuts(dict.fromkeys(BLANKS + MARKS, LETTERS))
 
 
 def find_cuts(state: Mapping[str, Any], normalize: Callable[[str], str]) -> Cuts:
-    """The safe places of the tokenizer.json ``state``.
+    """The safe cuts of a tokenizer.
 
     Args:
+        state: the content of its tokenizer.json.
         normalize: its normalizer.
     """
     pairs: Pairs | None = {b: (b, EVERY) for b in BLANKS + MARKS}
@@ -98,22 +99,22 @@ def find_cuts(state: Mapping[str, Any], normalize: Callable[[str], str]) -> Cuts
         pairs = _normalized(part, pairs, normalize) if pairs else None
     parts = parts_of(state["pre_tokenizer"], "pretokenizers")
     named = "".join(p.get("delimiter", "") + p.get("pattern", {}).get("String", "") for p in parts)
-    shared = {id(before): before for _, before in (pairs or {}).values()}
-    sorted_of = {
+    shared = {id(before): before for _, before in (pairs or {}).values()}  # most b share their letters
+    letters_of = {
         key: _unchanged(named) if before is EVERY else Letters(before, named) for key, before in shared.items()
     }
-    places = {b: (now, sorted_of[id(before)]) for b, (now, before) in (pairs or {}).items()}
-    safe = {b: _kept(state, now, letters) for b, (now, letters) in places.items()}
-    begins = _begins_anew(state)
+    places = {b: (now, letters_of[id(before)]) for b, (now, before) in (pairs or {}).items()}
+    safe = {b: _safe_letters(state, now, letters) for b, (now, letters) in places.items()}
+    restarts = _treats_beginnings(state)
     for token in state["added_tokens"]:
-        _forbid(token, safe, places, normalize, begins=begins)
+        _remove_unsafe(token, safe, places, normalize, restarts=restarts)
     return Cuts(safe, isolated=any(part["type"] == "Precompiled" for part in normalizers))
 
 
 def _normalized(part: Mapping[str, Any], pairs: Pairs, normalize: Callable[[str], str]) -> Pairs | None:
-    """The pairs behind a normalizer, without those it works on together; None if it is not known."""
+    """The pairs after a normalizer, without those it does not treat independently; None: unknown normalizer."""
     kind = part["type"]
-    if kind in ("Prepend", "StripAccents"):  # the one acts at the beginning, the other on marks alone
+    if kind in ("Prepend", "StripAccents"):  # act on the beginning of a text, and on combining marks
         return pairs
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         return _mapped(pairs, lambda c: unicodedata.normalize(kind, c), stable=True)
@@ -121,7 +122,7 @@ def _normalized(part: Mapping[str, Any], pairs: Pairs, normalize: Callable[[str]
         return _mapped(pairs, str.lower)
     if kind == "Nmt":
         return _mapped(pairs, lambda c: " " if c in BLANKS else c)
-    if kind == "Strip":  # of a piece the left end is behind a letter, and the right one is a letter
+    if kind == "Strip":  # a piece is encoded behind a letter and ends in a letter, so nothing is stripped
         return _mapped(pairs, lambda c: c)
     if kind == "Precompiled":
         table = {c: normalize(c) for c in LETTERS + " \t\n" + MARKS}
@@ -134,24 +135,24 @@ def _normalized(part: Mapping[str, Any], pairs: Pairs, normalize: Callable[[str]
 
 
 def _mapped(pairs: Pairs, change: Callable[[str], str], *, stable: bool = False) -> Pairs:
-    """Pairs whose halves become one character each.
+    """The pairs after a change that makes one character of each half; other pairs are dropped.
 
     Args:
-        stable: of letters only those that stay what they are.
+        stable: keep only letters that do not change.
     """
     mapped: Pairs = {}
-    done: dict[int, dict[str, str]] = {}  # most pairs share their letters
+    done: dict[int, dict[str, str]] = {}  # most b share their letters
     for b, (now, before) in pairs.items():
         if id(before) not in done:
-            changed = ((a, was, change(was)) for a, was in before.items())
-            done[id(before)] = {a: new for a, was, new in changed if len(new) == 1 and (new == was or not stable)}
+            changed = ((a, old, change(old)) for a, old in before.items())
+            done[id(before)] = {a: new for a, old, new in changed if len(new) == 1 and (new == old or not stable)}
         if len(change(now)) == 1:
             mapped[b] = change(now), done[id(before)]
     return mapped
 
 
 def _as_bert(char: str, part: Mapping[str, Any]) -> str:
-    """The last character of what BertNormalizer makes of ``char``."""
+    """The last character of BertNormalizer's output for ``char``."""
     if char in BLANKS:
         return " " if part["clean_text"] else char
     if part["handle_chinese_chars"] and "\u4e00" <= char <= "\u9fff":
@@ -163,50 +164,51 @@ def _as_bert(char: str, part: Mapping[str, Any]) -> str:
 
 
 def _replaced(part: Mapping[str, Any], pairs: Pairs) -> Pairs | None:
-    found, content = part["pattern"].get("String"), part["content"]
-    if not found:  # an expression; those that are common join blanks
+    """The pairs after a Replace; None: a regular expression other than the common ones, which join blanks."""
+    searched, content = part["pattern"].get("String"), part["content"]
+    if not searched:
         known = part["pattern"].get("Regex") in (" {2,}", r"\s{2,}", r"\s+", " +") and content == " "
         return {b: pair for b, pair in pairs.items() if pair[0] not in "\t\r\n"} if known else None
-    kept: Pairs = {}
-    apart = _mapped(pairs, lambda c: c if c not in found else "", stable=True)
+    replaced: Pairs = {}
+    apart = _mapped(pairs, lambda c: c if c not in searched else "", stable=True)
     letters = next(iter(apart.values()))[1] if apart else {}
     for b, (now, _) in pairs.items():
-        if found == now and len(content) > 0:
-            kept[b] = content[0], letters
-        elif found[0] != now:
-            kept[b] = now, letters
-    return kept
+        if searched == now and len(content) > 0:
+            replaced[b] = content[0], letters
+        elif searched[0] != now:
+            replaced[b] = now, letters
+    return replaced
 
 
-def _kept(state: Mapping[str, Any], b: str, letters: "Letters") -> set[str]:
-    """The letters before ``b`` at which the pre-tokenizers and the model let the text be cut."""
+def _safe_letters(state: Mapping[str, Any], b: str, letters: "Letters") -> set[str]:
+    """The letters before ``b`` at which pre-tokenizers and model allow a cut."""
     parts = parts_of(state["pre_tokenizer"], "pretokenizers")
-    spelled = any(part["type"] == "ByteLevel" for part in parts)  # then others than ASCII are several symbols
-    kept: set[str] = set()
+    byte_level = any(part["type"] == "ByteLevel" for part in parts)  # non-ASCII letters are then several symbols
+    safe: set[str] = set()
     for now, group in letters.groups.items():
         verdict, mark = _verdict(parts, now, b)
         if verdict == SPLIT:
-            kept |= group
+            safe |= group
         elif verdict == JOINED:
             unmerged = _unmerged(state["model"], mark)
-            kept |= {a for a in group if letters.now[a] in unmerged and (letters.now[a].isascii() or not spelled)}
-    return kept
+            safe |= {a for a in group if letters.now[a] in unmerged and (letters.now[a].isascii() or not byte_level)}
+    return safe
 
 
 class Letters:
-    """The letters that may stand before a cut, sorted by how they are treated.
+    """The letters that may precede a cut, grouped by how pre-tokenizers treat them.
 
     Args:
-        now: what each has become.
-        named: characters that a pre-tokenizer names; each is a group of its own.
+        now: the character that each letter has become.
+        named: characters that a pre-tokenizer names explicitly; each forms a group of its own.
     """
 
     def __init__(self, now: Mapping[str, str], named: str) -> None:
         self.now = now
         self.groups: dict[str, set[str]] = {}
-        """By a representative of what they have become."""
+        """The letters of each group, by a representative of the characters they have become."""
         self.before: dict[str, set[str]] = {}
-        """What became each character, where that is another one."""
+        """For each character, the other letters that became it."""
         first: dict[str, str] = {}
         for a, new in now.items():
             kind = new if new in named or new.isspace() else unicodedata.category(new)[0]
@@ -221,17 +223,17 @@ def _unchanged(named: str) -> Letters:
 
 
 def _verdict(parts: Sequence[Mapping[str, Any]], a: str, b: str) -> tuple[str, str]:
-    """What the pre-tokenizers together do between ``a`` and ``b``, and what ``b`` is then."""
+    """What all pre-tokenizers do between ``a`` and ``b``, and what ``b`` has become then."""
     for i, part in enumerate(parts, start=1):
-        verdict, b = _looks(part, a, b)
+        verdict, b = _pre_tokenized(part, a, b)
         if verdict != JOINED:
             return verdict, b
-        if part["type"] == "ByteLevel" and i < len(parts):  # to the next part a blank is the letter Ġ
+        if part["type"] == "ByteLevel" and i < len(parts):  # for the next part, a blank is the letter Ġ
             return UNSAFE, b
     return JOINED, b
 
 
-def _looks(part: Mapping[str, Any], a: str, b: str) -> tuple[str, str]:
+def _pre_tokenized(part: Mapping[str, Any], a: str, b: str) -> tuple[str, str]:
     """What one pre-tokenizer does between ``a`` and ``b``, and what it makes of ``b``."""
     kind, blank = part["type"], b.isspace()
     mark = not blank and not b.isalnum() and b not in "'_"
@@ -267,6 +269,7 @@ def _is_digit(char: str) -> bool:
 
 
 def _splits(part: Mapping[str, Any], a: str, b: str, *, ends: bool) -> str:
+    """What a Split does between ``a`` and ``b``; ``ends``: a word of a known rule ends before ``b``."""
     behavior, invert = part["behavior"], part["invert"]
     rule, literal = part["pattern"].get("Regex"), part["pattern"].get("String")
     if literal is not None:
@@ -284,17 +287,19 @@ def _splits(part: Mapping[str, Any], a: str, b: str, *, ends: bool) -> str:
 
 
 def _unmerged(model: Mapping[str, Any], b: str) -> set[str]:
-    """The characters that no merge of the model joins with ``b``. Both are in its vocabulary, so neither is unknown."""
-    odd = any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout"))
-    if model["type"] != "BPE" or odd or b not in model["vocab"]:
+    """The characters of the vocabulary that no merge joins with ``b``; none if ``b`` itself is unknown."""
+    special = any(
+        model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "ignore_merges", "dropout")
+    )
+    if model["type"] != "BPE" or special or b not in model["vocab"]:
         return set()
     merges = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
     joined = {left[-1:] for left, right in merges if right[:1] == b}
     return {token for token in model["vocab"] if len(token) == 1 and token not in joined}
 
 
-def _begins_anew(state: Mapping[str, Any]) -> bool:
-    """Whether something happens at the beginning of a text, which is also done behind an added token."""
+def _treats_beginnings(state: Mapping[str, Any]) -> bool:
+    """Whether the beginning of a text is treated specially; the text after an added token is too then."""
     normalizers = parts_of(state["normalizer"], "normalizers")
     parts = parts_of(state["pre_tokenizer"], "pretokenizers")
     return any(part["type"] in ("Prepend", "Strip") for part in normalizers) or any(
@@ -302,43 +307,45 @@ def _begins_anew(state: Mapping[str, Any]) -> bool:
     )
 
 
-def _forbid(
+def _remove_unsafe(
     token: Mapping[str, Any],
     safe: dict[str, set[str]],
     places: Mapping[str, tuple[str, Letters]],
     normalize: Callable[[str], str],
     *,
-    begins: bool,
+    restarts: bool,
 ) -> None:
-    """Take away the pairs at which the added token may stand, as it is written and as it is normalized.
+    """Remove the pairs that an added token contains or affects, as it is written and as it is normalized.
 
     Args:
-        begins: the place behind the token is one where a text begins.
+        safe: the letters a for each b; changed in place.
+        places: what each b and its letters have become.
+        restarts: whether the text after the token is treated like the beginning of a text.
     """
     content = token["content"]
     for form in filter(None, {content, normalize(content)} if token["normalized"] else {content}):
         inside = {form[i : i + 2] for i in range(len(form) - 1)}
         characters = set(form)
         for b, letters in safe.items():
-            now, sort = places[b]
-            behind = begins or (token["rstrip"] and (b.isspace() or now.isspace()))
-            if not behind and len(form) > 1 and not characters & {b, now}:
+            now, group = places[b]
+            affects_next = restarts or (token["rstrip"] and (b.isspace() or now.isspace()))
+            if not affects_next and len(form) > 1 and not characters & {b, now}:
                 continue
-            near = characters.union(*(sort.before.get(char, ()) for char in characters))
-            for letter in near & letters:
-                here = {letter, sort.now[letter]}
-                held = {x + y for x in here for y in (b, now)} & inside
-                if held or form in here or (behind and form[-1] in here):
+            candidates = characters.union(*(group.before.get(char, ()) for char in characters))
+            for letter in candidates & letters:
+                forms = {letter, group.now[letter]}
+                contained = {x + y for x in forms for y in (b, now)} & inside
+                if contained or form in forms or (affects_next and form[-1] in forms):
                     letters.discard(letter)
 
 
 @lru_cache(maxsize=64)
 def _ranges(characters: frozenset[str]) -> str:
-    """The characters as the inside of a character class."""
-    found: list[list[int]] = []
+    """The characters as ranges for the inside of a regex character class."""
+    ranges: list[list[int]] = []
     for code in sorted(map(ord, characters)):
-        if found and code == found[-1][1] + 1:
-            found[-1][1] = code
+        if ranges and code == ranges[-1][1] + 1:
+            ranges[-1][1] = code
         else:
-            found.append([code, code])
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in found)
+            ranges.append([code, code])
+    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in ranges)

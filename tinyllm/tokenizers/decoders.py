@@ -1,8 +1,8 @@
-"""Decoders of a tokenizer.json as streams: each token is looked at once, and the text is that of the whole.
+"""Streaming decoders: the decoders of a tokenizer.json, fed token by token.
 
-The rules are those of the library ``tokenizers`` (``decode_chain`` of each decoder in ``tokenizers/src/decoders`` and
-``pre_tokenizers/metaspace.rs``), against which the tests compare them. There a decoder turns the list of all tokens
-into another list; here a stage is given one token after the other and passes on what no later token can change.
+In the library ``tokenizers``, a decoder turns the list of all tokens into another list (``decode_chain`` in
+``tokenizers/src/decoders`` and ``pre_tokenizers/metaspace.rs``). Here a stage takes one token at a time and passes on
+what no later token can change. The text is the same; the tests compare the two.
 """
 
 import codecs
@@ -19,18 +19,18 @@ CLEANED = (
     *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m")),
     *((" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
 )
-"""What ``cleanup`` of the WordPiece decoder replaces in every token, in this order."""
+"""Replacements in every token by ``cleanup`` of the WordPiece decoder, in this order."""
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's spelling of bytes as printable characters (openai/gpt-2, encoder.py), from character to byte."""
+    """GPT-2's byte alphabet: the printable character that stands for each byte (openai/gpt-2, encoder.py)."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     ]
-    others = [b for b in range(256) if b not in printable]
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+    unprintable = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(unprintable)}
 
 
 BYTE_OF = _byte_alphabet()
@@ -38,7 +38,7 @@ CHAR_OF = {byte: char for char, byte in BYTE_OF.items()}
 
 
 def spelled_bytes(token: str) -> bytes:
-    """The bytes of a token in GPT-2's spelling; one with a character that spells no byte stands for its own text."""
+    """The bytes of a token in GPT-2's alphabet; a token with other characters stands for its own text."""
     spelled = [BYTE_OF.get(char) for char in token]
     return token.encode() if None in spelled else bytes(spelled)  # type: ignore[arg-type]
 
@@ -47,10 +47,10 @@ BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Stage:
-    """One decoder. This one changes each token by itself.
+    """One decoder of a chain; this class changes every token independently.
 
     Args:
-        change: called with the token and whether it is the first.
+        change: called with a token and whether it is the first of the text; returns the decoded token.
     """
 
     def __init__(self, change: Callable[[str, bool], str]) -> None:
@@ -58,18 +58,18 @@ class Stage:
         self._first = True
 
     def push(self, token: str) -> list[str]:
-        """The tokens that are certain now."""
+        """Take a token; returns the decoded tokens that are now certain."""
         first, self._first = self._first, False
         return [self._change(token, first)]
 
     def flush(self) -> list[str]:
-        """The tokens that were held back; the stage starts anew."""
+        """End the text; returns the tokens held back. The stage can then be used again."""
         self._first = True
         return []
 
 
 class ByteFallback(Stage):
-    """``<0xE4><0xB8><0xAD>`` becomes 中. Neighbouring bytes that are no UTF-8 together become U+FFFD each."""
+    """``<0xE4><0xB8><0xAD>`` becomes 中. A run of bytes that is not valid UTF-8 becomes one U+FFFD per byte."""
 
     def __init__(self) -> None:
         self._held = bytearray()
@@ -90,7 +90,7 @@ class ByteFallback(Stage):
 
 
 class BytesAsText(Stage):
-    """GPT-2's spelling of bytes: a character appears with its last byte."""
+    """Tokens in GPT-2's byte alphabet; a character appears with its last byte."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -105,7 +105,7 @@ class BytesAsText(Stage):
 
 
 class WordEnds(Stage):
-    """``</w>`` becomes a blank, at the very end nothing."""
+    """``</w>`` becomes a blank, or nothing at the end of the text."""
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
@@ -121,22 +121,21 @@ class WordEnds(Stage):
 
 
 class StripFused(Stage):
-    """Takes up to ``start`` and ``stop`` times ``content`` away from the ends of the whole text."""
+    """Strips ``content`` from the whole text, up to ``start`` times at the beginning and ``stop`` times at the end."""
 
     def __init__(self, content: str, start: int, stop: int) -> None:
         self._content, self._start, self._stop = content, start, stop
         self._left, self._held = start, 0
 
     def push(self, token: str) -> list[str]:
-        begun = 0
-        while self._left and begun < len(token) and token[begun] == self._content:
-            begun += 1
+        stripped = 0
+        while self._left and stripped < len(token) and token[stripped] == self._content:
+            stripped += 1
             self._left -= 1
-        if begun < len(token):
+        if stripped < len(token):
             self._left = 0
-        text = self._content * self._held + token[begun:]
-        kept = text.rstrip(self._content)
-        self._held = min(self._stop, len(text) - len(kept))
+        text = self._content * self._held + token[stripped:]
+        self._held = min(self._stop, len(text) - len(text.rstrip(self._content)))
         return [text[: len(text) - self._held]]
 
     def flush(self) -> list[str]:
@@ -145,7 +144,7 @@ class StripFused(Stage):
 
 
 class Whole(Stage):
-    """A decoder that is not known here: the library decodes when all is there."""
+    """An unknown decoder: holds all tokens back until the end, and lets the library decode them."""
 
     def __init__(self, decode: Callable[[list[str]], str]) -> None:
         self._decode = decode
@@ -161,11 +160,11 @@ class Whole(Stage):
 
 
 class ChainStream(TextStream):
-    """Text of ids through the stages.
+    """Decodes ids through a chain of stages.
 
     Args:
-        spelling: the token of each id; an id without one is passed over, as special tokens are.
-        stages: what each token goes through, in order.
+        spelling: the token of each id; ids without one, such as special tokens, are skipped.
+        stages: the decoders in order.
     """
 
     def __init__(self, spelling: Mapping[int, str], stages: Sequence[Stage]) -> None:
@@ -180,7 +179,7 @@ class ChainStream(TextStream):
         return "".join(self._through(stage.flush(), i + 1) for i, stage in enumerate(self._stages))
 
     def text_of(self, tokens: list[str]) -> str:
-        """A whole text of tokens that are spelled out."""
+        """The text of tokens given by their spelling."""
         return self._through(tokens, 0) + self.flush()
 
     def _through(self, tokens: list[str], first: int) -> str:
@@ -190,11 +189,11 @@ class ChainStream(TextStream):
 
 
 def stages(parts: Iterable[Mapping[str, Any]] | None, *, whole: Callable[[list[str]], str]) -> list[Stage]:
-    """The decoder of a tokenizer.json, taken apart.
+    """The streaming stages of a tokenizer.json's decoder.
 
     Args:
-        parts: the decoders in order; None: there is none, and tokens are separated by blanks.
-        whole: the library's decoder, for all parts together.
+        parts: the decoders in order; None: there is no decoder, and tokens are joined by blanks.
+        whole: decodes all tokens at once, for decoders without a streaming equivalent.
     """
     if parts is None:
         return [Stage(lambda token, first: token if first else f" {token}")]
@@ -214,7 +213,7 @@ def stages(parts: Iterable[Mapping[str, Any]] | None, *, whole: Callable[[list[s
 
 
 def _stage(part: Mapping[str, Any], *, fused: bool) -> Stage | None:
-    """None: it is not known how to do this piece by piece."""
+    """The stage of one decoder; None: it has no streaming equivalent."""
     kind = part["type"]
     if kind == "Strip":
         if fused:
@@ -222,7 +221,7 @@ def _stage(part: Mapping[str, Any], *, fused: bool) -> Stage | None:
         strip = StripFused(part["content"], part["start"], part["stop"])
         return Stage(lambda token, _: "".join(strip.push(token) + strip.flush()))
     if fused:
-        return None  # the others look at whole tokens, of which there is one now
+        return None  # other decoders look at whole tokens, and after a Fuse there is only one
     if kind == "ByteLevel":
         return BytesAsText()
     if kind == "ByteFallback":

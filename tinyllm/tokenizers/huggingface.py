@@ -1,4 +1,4 @@
-"""Any tokenizer.json, run by the library ``tokenizers``."""
+"""Tokenizers in the tokenizer.json format, run by the library ``tokenizers``."""
 
 import json
 import os
@@ -13,27 +13,27 @@ from tokenizers import Tokenizer as Backend
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Encoded, TextStream, Tokenizer
 from tinyllm.tokenizers.char import code_points, utf8_lengths
-from tinyllm.tokenizers.checks import first_line, is_panic, parts_of, require_harmless, told
+from tinyllm.tokenizers.checks import first_line, is_panic, library_errors, parts_of, require_harmless
 from tinyllm.tokenizers.cuts import Cuts, find_cuts
 from tinyllm.tokenizers.decoders import BYTE, BYTE_OF, CHAR_OF, ChainStream, Stage, spelled_bytes, stages
 from tinyllm.tokenizers.markers import Markers
 from tinyllm.tokenizers.splitting import BoundedWords, bound_of
 from tinyllm.utils.files import parse_json
 
-# What published models call "the document ends here", in the order in which the names are looked for.
+# Names of the end-of-text token in published models, in order of preference.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
 OTHER_MEANING = re.compile(
     r"begin|start|bos|pad|unk|mask|cls|^<s>$|^\[INST|header|image|audio|tool|user|system", re.IGNORECASE
 )
-"""Names of special tokens that end no document."""
+"""Names of special tokens that do not end documents."""
 GROUP = 2**16 * min(16, max(4, os.cpu_count() or 1))
-"""Characters encoded at a time: what the library returns takes more than 100 bytes per character."""
+"""Characters encoded at a time; the library's result takes more than 100 bytes per character."""
 KEEPS_TEXT = ("ByteLevel", "Digits", "Split", "Punctuation")
-"""Pre-tokenizers that drop nothing, unless one is told to remove what it finds."""
+"""Pre-tokenizers that drop no text unless their behavior is Removed."""
 
 
 class Piece(str):
-    """A stretch of a document, and the character before it."""
+    """A piece of a document that knows the character before it."""
 
     before: str
 
@@ -44,17 +44,17 @@ class Piece(str):
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizers.Tokenizer``.
+    """A tokenizer of the library ``tokenizers``.
 
     Args:
-        backend: a ``tokenizers.Tokenizer``; its truncation, padding and special-token templates are not used.
-        match_special: whether text that spells a special token is encoded to it.
+        backend: the library's tokenizer; its truncation, padding and special-token templates are not used.
+        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
     """
 
     kind = "huggingface"
 
     def __init__(self, backend: Any, *, match_special: bool = False) -> None:
-        # Said outright, or every forked loader worker prints a warning about threads it will never use.
+        # Without this, every forked loader worker prints a warning about threads that it never uses.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         backend.no_truncation()
         backend.no_padding()
@@ -69,9 +69,9 @@ class HuggingFaceTokenizer(Tokenizer):
         added = self._state["added_tokens"]
         self.special = {token["content"]: token["id"] for token in added if token["special"]}
         self._special = set(self.special.values())
-        # What the model has as well, as é for the byte 0xE9, is spelled like its other tokens.
-        known = set(backend.get_vocab(with_added_tokens=False).values())
-        self._literal = {token["id"] for token in added} - known
+        # Added tokens are spelled literally, unless the model has them too: there é may stand for the byte 0xE9.
+        in_model = set(backend.get_vocab(with_added_tokens=False).values())
+        self._literal = {token["id"] for token in added} - in_model
         self._searched = [token for token in added if match_special or not token["special"]]
         self.eot_id = find_end_of_text(list(self.special.items()))
         self.unk_id = _unknown_id(self._state["model"], backend)
@@ -91,11 +91,15 @@ class HuggingFaceTokenizer(Tokenizer):
         )
         self._bytes: list[bytes] | None = None
         self._leads: dict[str, int] = {}
-        self._passed: dict[str, bool] = {}
+        self._dropped: dict[str, bool] = {}
 
     @classmethod
     def from_json(cls, text: str, *, match_special: bool = False) -> Self:
-        """From the content of a tokenizer.json. Raises ValueError if it is not one, or asks for what harms."""
+        """The tokenizer from the content of a tokenizer.json.
+
+        Raises:
+            ValueError: it is damaged, or harmful to the library.
+        """
         require_harmless(text)
         try:
             return cls(Backend.from_str(text), match_special=match_special)
@@ -116,11 +120,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._state
 
     def library_state(self) -> dict[str, Any]:
-        """The tokenizer.json that the library reads; it matches special tokens in text unless told otherwise."""
+        """The content of the tokenizer.json. The library itself always matches special tokens in text."""
         return self._state
 
     def added_first_id(self) -> int | None:
-        """The id that the library's post-processor puts in front of every text; None: it puts none there."""
+        """The id that the library's post-processor puts in front of every text; None: it adds none."""
         plain, processed = (self._backend.encode("a", add_special_tokens=add).ids for add in (False, True))
         return int(processed[0]) if processed[:1] != plain[:1] else None
 
@@ -129,12 +133,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def counts_by_id(self) -> bool:
-        """Whether the bytes of a text without special tokens are always ``token_bytes()`` of its ids."""
+        """Whether ``token_bytes()`` of its ids gives the bytes of any text without special tokens."""
         return self._exact
 
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
         before = getattr(text, "before", "")
-        with told():
+        with library_errors():
             encoding = self._backend.encode(before + text, add_special_tokens=False)
         if strict:
             self._refuse_unknown(before + text, encoding)
@@ -183,7 +187,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 lengths[i] = len(self.bytes_of(i))
             elif fallback and BYTE.fullmatch(spelling):
                 lengths[i] = 1
-            else:  # behind another token: at the beginning of a text many stand for a blank less
+            else:  # measured after another token: at the beginning of a text many tokens lose a blank
                 lengths[i] = len(chain.text_of(["x", spelling]).encode()) - len(chain.text_of(["x"]).encode())
         return np.maximum(lengths, 0)
 
@@ -199,13 +203,13 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def cuts_documents(self) -> bool:
-        """Whether a document can be encoded in pieces; else it is encoded as a whole, whatever its size."""
+        """Whether documents can be encoded in pieces; otherwise each is encoded as a whole, whatever its size."""
         return bool(self._cuts)
 
     @cached_property
     def _cuts(self) -> Cuts:
         normalizer = self._backend.normalizer
-        with told():
+        with library_errors():
             return find_cuts(self._state, str if normalizer is None else normalizer.normalize_str)
 
     @cached_property
@@ -214,16 +218,15 @@ class HuggingFaceTokenizer(Tokenizer):
         if not self._exact or [part["type"] for part in parts] != ["Split", "ByteLevel"] or parts[1]["use_regex"]:
             return None
         limit = bound_of(parts[0]["pattern"].get("Regex", ""))
-        odd = parts[0]["behavior"] != "Isolated" or any(token["single_word"] for token in self._searched)
-        if limit is None or odd:
+        if limit is None or parts[0]["behavior"] != "Isolated" or any(t["single_word"] for t in self._searched):
             return None
         return BoundedWords(limit, Markers({token["content"]: token["id"] for token in self._searched}))
 
     @cached_property
     def _spellings(self) -> Mapping[int, str]:
-        """Of every id but the special ones."""
+        """The token of every id but the special ones."""
         ids = set(self._backend.get_vocab(with_added_tokens=True).values()) - self._special
-        return {i: self._backend.id_to_token(i) for i in ids}  # an added token may share its id with one of the model
+        return {i: self._backend.id_to_token(i) for i in ids}  # by id: an added token may share one with the model
 
     def _stages(self) -> list[Stage]:
         decoder = self._backend.decoder
@@ -231,7 +234,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return stages(parts, whole=lambda tokens: _decoded(decoder, tokens))
 
     def _lead(self, before: str) -> int:
-        """How many ids the context of a piece has."""
+        """Number of ids of the character before a piece."""
         if not before:
             return 0
         if before not in self._leads:
@@ -239,7 +242,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._leads[before]
 
     def _encodings(self, texts: Sequence[str], batch: Any) -> Iterator[tuple[str, Any, int]]:
-        """Each text, its encoding, and how many tokens of that are of the context; a group at a time."""
+        """Yields each text, its encoding, and how many of its tokens belong to the character before it."""
         start = 0
         while start < len(texts):
             stop, size = start, 0
@@ -248,7 +251,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 stop += 1
             group = texts[start:stop]
             leads = [getattr(text, "before", "") for text in group]
-            with told():
+            with library_errors():
                 encodings = batch(
                     [lead + text for lead, text in zip(leads, group, strict=True)], add_special_tokens=False
                 )
@@ -256,7 +259,7 @@ class HuggingFaceTokenizer(Tokenizer):
             start = stop
 
     def _with_special(self, ids: np.ndarray) -> np.ndarray | None:
-        """Bytes of each token where special ones among them stand for text."""
+        """The text bytes of each token if there are special tokens among them; None: ``token_bytes()[ids]``."""
         if not self.match_special or not np.isin(ids, list(self._special)).any():
             return None
         lengths = self.token_bytes()
@@ -265,7 +268,11 @@ class HuggingFaceTokenizer(Tokenizer):
         return lengths[ids]
 
     def _measured(self, text: str, encoding: Any, lead: int) -> Encoded:
-        """Every byte of the text is counted: for the token that ends behind it, at the end for the last one."""
+        """An encoded text with byte counts from the library's offsets.
+
+        Every byte of the text is counted exactly once, for the first token that ends after it; bytes at the end that no
+        token covers, for the last one.
+        """
         ids = np.array(encoding.ids[lead:], dtype=np.uint32)
         shift = len(getattr(text, "before", ""))
         spans = np.array(encoding.offsets[lead:], dtype=np.int64).reshape(-1, 2) - shift
@@ -283,40 +290,40 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @property
     def _drops(self) -> bool:
-        """Whether the model passes over characters that it does not know."""
+        """Whether the model silently drops unknown characters."""
         model = self._state["model"]
         return model["type"] == "BPE" and self.unk_id is None and not model["byte_fallback"]
 
     def _missing(self, text: str) -> np.ndarray:
-        """Where the characters are that the model passes over, (n, 2). Its own offsets do not tell."""
-        lost = {char for char in set(text) if not char.isspace() and self._passes_over(char)}
-        places = [i for i, char in enumerate(text) if char in lost] if lost else []
+        """The spans (n, 2) of characters that the model drops; the library's offsets do not show them."""
+        dropped = {char for char in set(text) if not char.isspace() and self._is_dropped(char)}
+        places = [i for i, char in enumerate(text) if char in dropped] if dropped else []
         return np.array([(i, i + 1) for i in places], dtype=np.int64).reshape(-1, 2)
 
-    def _passes_over(self, char: str) -> bool:
-        """Whether the normalizer leaves something of the character that is not in the vocabulary."""
-        if char not in self._passed:
+    def _is_dropped(self, char: str) -> bool:
+        """Whether the normalized character has a part that is not in the vocabulary."""
+        if char not in self._dropped:
             normalizer, vocab = self._backend.normalizer, self._state["model"]["vocab"]
-            kept = char if normalizer is None else normalizer.normalize_str(char)
+            symbols = char if normalizer is None else normalizer.normalize_str(char)
             parts = parts_of(self._state["pre_tokenizer"], "pretokenizers")
             if any(part["type"] == "ByteLevel" for part in parts):
-                kept = "".join(map(CHAR_OF.__getitem__, kept.encode("utf-8", "replace")))
-            named = any(char in token["content"] for token in self._searched)
-            self._passed[char] = not named and any(c not in vocab and not c.isspace() for c in kept)
-        return self._passed[char]
+                symbols = "".join(map(CHAR_OF.__getitem__, symbols.encode("utf-8", "replace")))
+            in_added = any(char in token["content"] for token in self._searched)
+            self._dropped[char] = not in_added and any(c not in vocab and not c.isspace() for c in symbols)
+        return self._dropped[char]
 
     def _refuse_unknown(self, text: str, encoding: Any) -> None:
         spans = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        lost = self._missing(text) if self._drops else spans[:0]
+        unknown = self._missing(text) if self._drops else spans[:0]
         if self.unk_id is not None:
-            lost = spans[np.array(encoding.ids, dtype=np.int64) == self.unk_id]
-        if len(lost):
-            start, end = lost[0]
+            unknown = spans[np.array(encoding.ids, dtype=np.int64) == self.unk_id]
+        if len(unknown):
+            start, end = unknown[0]
             raise UserError(f"the tokenizer has no token for {text[start:end]!r}", hint="leave it out")
 
 
 def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
-    """The id of the first special token with a known name for it, else of the first one that may mean it."""
+    """The id of the end-of-text: the first token with a known name, else the first whose name has no other meaning."""
     by_name = dict(special)
     for name in END_OF_TEXT:
         if name in by_name:
@@ -325,7 +332,7 @@ def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
 
 
 def _spells_all_bytes(state: Mapping[str, Any], vocab: Mapping[str, int]) -> bool:
-    """Whether the pre-tokenizers spell every character's bytes, add none and drop none, and the model has them all."""
+    """Whether every byte of a text becomes one symbol of the model's vocabulary, none added and none dropped."""
     parts = parts_of(state["pre_tokenizer"], "pretokenizers")
     spelled = any(part["type"] == "ByteLevel" for part in parts)
     kept = all(part["type"] in KEEPS_TEXT and part.get("behavior") != "Removed" for part in parts)
@@ -342,6 +349,6 @@ def _unknown_id(model: Mapping[str, Any], backend: Any) -> int | None:
 
 
 def _decoded(decoder: Any, tokens: list[str]) -> str:
-    with told():
+    with library_errors():
         text: str = decoder.decode(tokens)
         return text

@@ -1,4 +1,4 @@
-"""For data that is numbers already: the identity."""
+"""The identity tokenizer, for data that consists of token numbers already."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
@@ -10,11 +10,11 @@ from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
 
 
 class IdsTokenizer(Tokenizer):
-    """Numbers stand for themselves; as text they are decimal and separated by spaces, ``"17 4 4"``.
+    """Ids are the numbers themselves, written as decimals separated by spaces: ``"17 4 4"``.
 
     Args:
         vocab_size: numbers are 0 … vocab_size−1.
-        may_grow: ``covering`` may raise vocab_size to what other data need.
+        may_grow: whether ``covering`` may raise vocab_size for larger numbers.
     """
 
     kind = "ids"
@@ -70,22 +70,23 @@ class IdsTokenizer(Tokenizer):
             raise UserError(
                 f"the number {outside} is outside the vocabulary of {self.vocab_size:,}",
                 **where,
-                hint=f"numbers from 0 to {self.vocab_size - 1} are allowed",
+                hint=f"allowed are 0 to {self.vocab_size - 1}",
             )
 
 
 class IdsTrainer(TokenizerTrainer):
-    """Finds the largest number.
+    """Makes an :class:`IdsTokenizer` for the numbers of the data.
 
     Args:
-        vocab_size: how many ids there are; None: the largest number of the data plus one.
+        vocab_size: number of ids; None: the largest number in the data plus one.
     """
 
     content = "numbers"
 
     def __init__(self, *, vocab_size: int | None = None) -> None:
         if vocab_size is not None and vocab_size < 1:
-            raise UserError("the vocabulary is empty", key="tokenizer.vocab_size", value=vocab_size, hint="at least 1")
+            hint = "give a whole number ≥ 1"
+            raise UserError("out of range", key="tokenizer.vocab_size", value=vocab_size, hint=hint)
         self._vocab_size = vocab_size
 
     def train(

@@ -1,4 +1,4 @@
-"""A tokenizer made elsewhere: a tokenizer.json, the directory of a model that holds one, or a tiktoken name."""
+"""Loading tokenizers: saved ones, any tokenizer.json, and tiktoken encodings; and the trainers that return them."""
 
 import hashlib
 from collections.abc import Iterable
@@ -15,21 +15,21 @@ from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.utils.files import in_home, parse_json, read_text
 
 LARGEST = 256 << 20
-"""Bytes of a tokenizer file; the largest published ones have 40 MB."""
+"""Size limit of a tokenizer file in bytes; the largest published ones have 40 MB."""
 KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer, ByteTokenizer, IdsTokenizer)}
 
 
 def load(path: str | Path) -> Tokenizer:
-    """The tokenizer in the file ``path``: one of ours, or any ``tokenizer.json`` of Hugging Face.
+    """Load a tokenizer from a file that ``Tokenizer.save`` wrote, or from any Hugging Face ``tokenizer.json``.
 
     Raises:
-        UserError: the file is missing, is not a tokenizer, or is damaged.
+        UserError: the file is missing, damaged, or not a tokenizer.
     """
     path = Path(path)
     try:
         return loads(read_text(path, largest=LARGEST))
     except FileNotFoundError:
-        raise UserError("there is no tokenizer file", file=path) from None
+        raise UserError("tokenizer file not found", file=path) from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(
             f"cannot read the tokenizer, the file is damaged or not a tokenizer: {error}", file=path
@@ -37,7 +37,11 @@ def load(path: str | Path) -> Tokenizer:
 
 
 def loads(text: str) -> Tokenizer:
-    """The tokenizer that ``Tokenizer.to_json`` wrote. Raises ValueError, TypeError or LookupError for anything else."""
+    """Load a tokenizer from the text of its file.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: it is damaged, or not a tokenizer.
+    """
     state = parse_json(text)
     if state.get("kind") in KINDS:
         return KINDS[state["kind"]].from_dict(state)
@@ -47,13 +51,12 @@ def loads(text: str) -> Tokenizer:
 
 
 class PretrainedTrainer(TokenizerTrainer):
-    """Takes the tokenizer as it is.
+    """Loads an existing tokenizer instead of training one.
 
     Args:
-        path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a
-            tiktoken encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and its file on
-            this machine.
-        match_special: whether a text that spells a special token is encoded to it; false: it stays text.
+        path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a tiktoken
+            encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and the encoding's file.
+        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
     """
 
     def __init__(self, *, path: str, match_special: bool = False) -> None:
@@ -76,7 +79,7 @@ class PretrainedTrainer(TokenizerTrainer):
         return path / "tokenizer.json" if path.is_dir() else path
 
     def _content(self) -> str:
-        """What decides the tokenizer: the hash of the file, so that a moved file is the same, an edited one is not."""
+        """The identity of the tokenizer: the hash of its file, so a moved file is the same and an edited one is not."""
         file = self._file()
         if file.is_file():
             return hashlib.sha256(file.read_bytes()).hexdigest()
@@ -95,14 +98,14 @@ class PretrainedTrainer(TokenizerTrainer):
             raise UserError("the directory has no tokenizer.json", key="tokenizer.path", value=self._path)
         known = tiktoken.names()
         if self._path not in known:
-            hint = "give a tokenizer.json, a directory with one, or a tiktoken name"
-            hint += f" ({', '.join(known)})" if known else "; for the latter install tiktoken"
-            raise UserError("there is no such tokenizer", key="tokenizer.path", value=self._path, hint=hint)
+            hint = "give a tokenizer.json, a directory with one, or the name of a tiktoken encoding"
+            hint += f" ({', '.join(known)})" if known else ", which needs pip install 'tinyllm[tiktoken]'"
+            raise UserError("no such tokenizer", key="tokenizer.path", value=self._path, hint=hint)
         return loads(tiktoken.tokenizer_json(self._path))
 
 
 class FixedTrainer(TokenizerTrainer):
-    """Gives a tokenizer that is there already, for other data than it was made for."""
+    """Returns a given tokenizer, for data other than it was trained on."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -119,6 +122,6 @@ class FixedTrainer(TokenizerTrainer):
 
 
 def _counting(tokenizer: Tokenizer) -> dict[str, Any]:
-    """How bytes are counted where ids alone do not tell; caches of earlier versions, which counted otherwise, are not
-    used then."""
+    """The version of byte counting, if ids alone do not give the counts: earlier versions counted differently, and
+    their caches must not be used."""
     return {} if getattr(tokenizer, "counts_by_id", True) else {"counting": 2}

@@ -1,4 +1,4 @@
-"""Rules by which tokenizers split text into words: those of published models, and ours with words of bounded length."""
+"""Rules that split text into words before BPE: those of published models, and one with words of bounded length."""
 
 import re
 
@@ -24,15 +24,16 @@ RULES = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SUFFIX}?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",  # GPT-4o (o200k)
 )
-"""Published splitting rules in which a word of letters or digits ends before a blank or mark: none of their matches
-goes on from one to the other, and none looks back. ``(?!\\S)`` and ``$`` look ahead from blanks only, and no piece ends
-in one."""
+"""Published splitting rules in which a word of letters or digits ends before a blank or mark.
+
+No match continues from a letter or digit across one, and none looks back. ``(?!\\S)`` and ``$`` look ahead only from
+blanks, and no piece ends in a blank."""
 DIGITS = (r"\p{N}", r"\p{N}{1,3}", r"\d", r"[0-9]", r"\p{Nd}", r"\d{1,3}")
-"""Rules that match digits only; what is between is left to the next part."""
+"""Rules that match digits only and leave the text between to the next pre-tokenizer."""
 
 
 def bounded(limit: int) -> str:
-    """GPT-2's rule with words of at most ``limit`` characters (and a blank): a text without blanks has words too."""
+    """GPT-2's rule with words of at most ``limit`` characters plus a blank; it splits text without blanks too."""
     most = f"{{1,{limit}}}"
     return (
         rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}{most}| ?\p{{N}}{most}| ?[^\s\p{{L}}\p{{N}}]{most}"
@@ -47,10 +48,10 @@ def bound_of(rule: str) -> int | None:
 
 
 class BoundedWords:
-    """The places between the words of a rule whose words are of a bounded length.
+    """Cuts between the words of the rule :func:`bounded`.
 
-    A match looks at no more than ``limit`` and two characters, so what the rule does before the last ones of a text
-    does not depend on what follows.
+    A match looks at most at ``limit`` + 2 characters, so words that end earlier in a text do not depend on what
+    follows it.
     """
 
     def __init__(self, limit: int, markers: Markers) -> None:
@@ -59,7 +60,7 @@ class BoundedWords:
         self._markers = markers
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text``, which begins with a word, may be cut; 0 if there is none."""
+        """The last place where ``text``, which must begin with a word, can be cut; 0: there is none."""
         start = self._markers.last_end(text)
         certain = len(text) - self._reach
         for _, (begin, _) in reversed(self._split.pre_tokenize_str(text[start:])):
@@ -70,5 +71,5 @@ class BoundedWords:
 
 
 def _same_at_end(text: str, place: int) -> bool:
-    """Whether the rule ends a word at ``place`` too if the text ends there: behind blanks it looks at what follows."""
+    """Whether a word ends at ``place`` even if the text ends there; after blanks the rule looks at what follows."""
     return not text[place - 1].isspace() or text[place - 1] == text[place]

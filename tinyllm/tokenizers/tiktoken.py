@@ -1,4 +1,4 @@
-"""The one file that uses the library ``tiktoken``: its encodings as tokenizer.json, so that one class runs both."""
+"""Encodings of the optional library ``tiktoken``, converted to tokenizer.json so that one class runs both formats."""
 
 import json
 import re
@@ -10,13 +10,13 @@ from tinyllm.errors import UserError
 from tinyllm.tokenizers.decoders import CHAR_OF
 from tinyllm.utils.optional import is_installed, library
 
-# tiktoken's expressions say ``{1,3}+`` for "and give nothing back"; in the library's dialect that is a repetition of a
-# repetition, and 12345 would be one word.
+# In tiktoken's regex dialect ``{1,3}+`` is possessive. In the dialect of ``tokenizers`` it repeats a repetition, which
+# would make 12345 one word.
 POSSESSIVE = re.compile(r"((?:\\p\{\w+\}|\\.|\[[^\]]*\]|[^\\()\[\]{}|])\{\d+,\d*\})\+")
 
 
 def names() -> list[str]:
-    """The encodings that the installed tiktoken knows; empty without tiktoken."""
+    """The encodings that tiktoken offers; empty if it is not installed."""
     return sorted(_tiktoken().list_encoding_names()) if is_installed("tiktoken") else []
 
 
@@ -24,13 +24,13 @@ def tokenizer_json(name: str) -> str:
     """The encoding ``name`` as the text of a tokenizer.json.
 
     Raises:
-        UserError: its file is not on this machine and cannot be fetched.
+        UserError: its vocabulary is not on this machine and cannot be downloaded.
     """
     try:
         return converted(_tiktoken().get_encoding(name))
     except OSError as error:  # requests' ConnectionError is one
         raise UserError(
-            "the vocabulary of this tiktoken encoding is not on this machine and cannot be fetched",
+            "the vocabulary of this tiktoken encoding is not on this machine and cannot be downloaded",
             key="tokenizer.path",
             value=name,
             hint=f"put it into TIKTOKEN_CACHE_DIR, or give a tokenizer.json ({type(error).__name__})",
@@ -42,7 +42,11 @@ def _tiktoken() -> ModuleType:
 
 
 def converted(encoding: Any) -> str:
-    """A ``tiktoken.Encoding`` as tokenizer.json. The order of merges is found by splitting every token again."""
+    """A ``tiktoken.Encoding`` as tokenizer.json.
+
+    tiktoken stores ranks of tokens instead of merges. A token's merge is found by merging its bytes with lower ranks
+    until two parts remain.
+    """
     ranks: dict[bytes, int] = encoding._mergeable_ranks
 
     def spelled(value: bytes) -> str:
@@ -90,7 +94,7 @@ def converted(encoding: Any) -> str:
 
 
 def _split(ranks: dict[bytes, int], token: bytes, below: int) -> list[bytes]:
-    """``token`` merged from its bytes by merges of a rank lower than ``below``."""
+    """The parts of ``token`` after all merges with a rank below ``below``."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
         pairs = [ranks.get(a + b, below) for a, b in pairwise(parts)]
