@@ -42,7 +42,7 @@ def test_who_started_this_process(
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "2;", "²"])
 def test_a_number_of_processes_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
-    with pytest.raises(UserError, match=rf"\(WORLD_SIZE={value}\): torchrun sets it"):
+    with pytest.raises(UserError, match=rf"\(WORLD_SIZE={value}\): a whole number, at least"):
         environment.started_processes()
     assert not environment.is_follower()
 
@@ -61,7 +61,7 @@ def test_processes_are_started_although_something_left_a_world_of_one(
 def test_a_world_that_is_no_number_is_one_line(arguments: tuple[str, ...], call: Call) -> None:
     answer = call("train", *arguments, WORLD_SIZE="many")
     [line] = answer.err.splitlines()
-    assert line.startswith("error: not what a launcher sets (WORLD_SIZE=many): ")
+    assert line.startswith("error: not a value that torchrun sets (WORLD_SIZE=many): ")
     assert (answer.code, answer.made) == (2, [])
 
 

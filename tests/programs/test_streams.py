@@ -14,7 +14,7 @@ from tinyllm.errors import UserError
 from tinyllm.loggers.console import console_for
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.utils.environment import log_level
-from tinyllm.utils.streams import _Lasting
+from tinyllm.utils.streams import _Unbreakable
 
 PRINTS = """
 import os, sys
@@ -67,12 +67,12 @@ def test_a_reader_that_leaves_ends_only_what_is_for_readers(tmp_path: Path) -> N
 def test_only_a_lost_reader_is_forgiven() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    assert _Lasting(writer, ends=False).write(b"abc") == 3
-    assert _Lasting(writer, ends=True).write(b"abc") == 3  # it leads nowhere by now
+    assert _Unbreakable(writer, ends=False).write(b"abc") == 3
+    assert _Unbreakable(writer, ends=True).write(b"abc") == 3  # it leads nowhere by now
     os.close(writer)
     full = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(OSError, match="No space"):
-        _Lasting(full, ends=False).write(b"abc")
+        _Unbreakable(full, ends=False).write(b"abc")
     os.close(full)
 
 

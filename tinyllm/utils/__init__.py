@@ -1,1 +1,1 @@
-"""What every layer may use and that knows nothing of models: files."""
+"""Tools that know nothing of models: files, locks, devices, signals, text, tables and yaml."""

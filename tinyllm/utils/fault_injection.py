@@ -1,15 +1,15 @@
-"""Faults on purpose, for the tests of faults and for no one else: nothing happens unless ``TINYLLM_FAULT`` is set.
+"""Fault injection for tests: does nothing unless the environment variable ``TINYLLM_FAULT`` is set.
 
-The variable says what to do and where, ``<action>@<where>``:
+Its value is ``<action>@<where>``, for example:
 
-- ``kill@save:after_rename``: SIGKILL to this process at a named point, see :data:`POINTS`;
-- ``kill@save:mid_write:2``: the second time that this process passes it; without a number the first, ``nan`` each;
+- ``kill@save:after_rename``: SIGKILL this process at a named point, see :data:`POINTS`;
+- ``kill@save:mid_write:2``: the second time it passes that point (default: the first time; for ``nan`` every time);
 - ``raise@step=5,rank=1``: at the start of the sixth step (five are finished) of rank 1;
-- ``term@save:mid_write,rank=0``: both a point and a rank.
+- ``term@save:mid_write,rank=0``: at a point, on one rank.
 
-Actions: ``kill``, ``stop``, ``term``, ``int`` and ``usr1`` send this process that signal; ``exit`` leaves with code 3
+Actions: ``kill``, ``stop``, ``term``, ``int`` and ``usr1`` send this process that signal; ``exit`` exits with code 3
 without cleaning up; ``raise`` raises a RuntimeError, ``memory`` a MemoryError, ``nospace`` the OSError of a full disk;
-``nan`` spoils the loss of steps, which the training loop asks for with :func:`spoilt`.
+``nan`` makes the loss NaN, for which the training loop asks :func:`spoilt`.
 """
 
 import errno
@@ -24,16 +24,16 @@ from tinyllm.utils.platforms import signals
 VARIABLE = "TINYLLM_FAULT"
 EXIT_CODE = 3
 POINTS = {
-    "step": "before each optimizer step; its facts are the number of finished steps and the rank",
+    "step": "before each optimizer step; ``step`` is the number of finished steps",
     "evaluate": "before each evaluation",
     "save:before_write": "before the first byte of a checkpoint",
-    "save:mid_write": "some files of the checkpoint are there, others are not",
-    "save:after_sync": "every file is on the disk under the temporary name, the manifest too",
-    "save:after_rename": "the checkpoint has its name; the hints and the old ones are as before",
+    "save:mid_write": "some files of the checkpoint exist, others do not",
+    "save:after_sync": "every file, the manifest included, is on disk under the temporary name",
+    "save:after_rename": "the checkpoint has its name; hints and older checkpoints are unchanged",
     "save:between_hints": "one hint names the new checkpoint, the other does not yet",
-    "save:mid_prune": "some of the old checkpoints are gone, or the first is about to go",
+    "save:mid_prune": "an old checkpoint has lost its name and is about to be deleted",
 }
-SIGNALS = {one.name[3:].lower(): one for one in signals("SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT", "SIGUSR1")}
+SIGNALS = {number.name[3:].lower(): number for number in signals("SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT", "SIGUSR1")}
 ERRORS: dict[str, type[Exception]] = {"raise": RuntimeError, "memory": MemoryError, "nospace": OSError}
 ACTIONS = (*SIGNALS, *ERRORS, "exit", "nan")
 
@@ -42,17 +42,17 @@ _passed: Counter[str] = Counter()
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What ``TINYLLM_FAULT`` asks for."""
+    """The parsed value of ``TINYLLM_FAULT``."""
 
     text: str
     action: str
     point: str
     occasion: int
-    """Which time that the point is passed under the conditions; 0: each."""
+    """Which passage of the point, under the conditions, has the fault; 0: every one."""
     conditions: dict[str, int]
 
     def is_at(self, point: str, facts: dict[str, int]) -> bool:
-        """Whether it is due here; counts the times that it was."""
+        """Whether the fault happens now. Counts the passages that meet its conditions."""
         known = {"rank": int(os.environ.get("RANK", "0"))} | facts
         if point != self.point or any(known.get(name) != value for name, value in self.conditions.items()):
             return False
@@ -61,15 +61,15 @@ class Fault:
 
 
 def fault(point: str, **facts: int) -> None:
-    """A place where things may go wrong; does nothing unless ``TINYLLM_FAULT`` names it.
+    """A point where a fault can be injected; does nothing unless ``TINYLLM_FAULT`` names it.
 
     Args:
         point: one of :data:`POINTS`.
-        facts: what the conditions are compared with; the rank is known without being given.
+        facts: values for the conditions; the rank is known.
 
     Raises:
-        RuntimeError, MemoryError, OSError: as asked for.
-        UserError: the variable cannot be read.
+        RuntimeError, MemoryError, OSError: the injected fault.
+        UserError: the value of the variable is not a fault.
     """
     text = os.environ.get(VARIABLE)
     if not text:
@@ -80,10 +80,10 @@ def fault(point: str, **facts: int) -> None:
 
 
 def spoilt(**facts: int) -> bool:
-    """Whether the loss of this step is to be replaced by NaN.
+    """Whether to replace the loss of this step by NaN.
 
     Args:
-        facts: ``step``, the number of finished steps, and perhaps ``rank``.
+        facts: ``step``, the number of finished steps, and optionally ``rank``.
     """
     text = os.environ.get(VARIABLE)
     return bool(text) and parsed(text).action == "nan" and parsed(text).is_at("step", facts)
@@ -91,10 +91,10 @@ def spoilt(**facts: int) -> bool:
 
 @cache
 def parsed(text: str) -> Fault:
-    """The meaning of the variable's text.
+    """Parse the value of the variable.
 
     Raises:
-        UserError: an unknown action, point or condition; a test that injects nothing would pass for nothing.
+        UserError: an unknown action, point or condition. Ignoring it would let a test pass without its fault.
     """
     action, _, where = text.partition("@")
     point, *given = where.split(",")
@@ -103,10 +103,10 @@ def parsed(text: str) -> Fault:
     name, _, occasion = point.rpartition(":")
     if not occasion.isdecimal():
         name, occasion = point, "0" if action == "nan" else "1"
-    conditions = dict(one.partition("=")[::2] for one in given)
-    whole = all(value.isdecimal() for value in conditions.values()) and conditions.keys() <= {"step", "rank"}
-    if action not in ACTIONS or name not in POINTS or not whole:
-        hint = f"<action>@<point>, of {', '.join(ACTIONS)} and {', '.join(POINTS)}"
+    conditions = dict(text.partition("=")[::2] for text in given)
+    is_valid = all(value.isdecimal() for value in conditions.values()) and conditions.keys() <= {"step", "rank"}
+    if action not in ACTIONS or name not in POINTS or not is_valid:
+        hint = f"<action>@<point>; actions: {', '.join(ACTIONS)}; points: {', '.join(POINTS)}"
         raise UserError("not a fault", key=VARIABLE, value=text, hint=hint)
     return Fault(
         text=text,

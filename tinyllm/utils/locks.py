@@ -1,4 +1,4 @@
-"""Lock files, which a dead process does not keep."""
+"""Lock files that the system releases when their process ends, even by SIGKILL (``flock``)."""
 
 import errno
 import os
@@ -14,20 +14,24 @@ from tinyllm.utils.platforms import module, open_flags
 fcntl, msvcrt = module("fcntl"), module("msvcrt")
 
 _NO_LOCKS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
-"""How a file system says that it has no locks."""
+"""Errors of a file system without locks."""
 _BYTE = 1 << 30
+"""The byte locked on Windows, behind the content: a locked byte cannot be read by other processes."""
 _TRIES, _PAUSE_S = 3, 0.02
-"""Whoever looks at a lock (:func:`is_held`) has it for an instant."""
+""":func:`is_held` takes the lock for an instant, so one failed attempt proves nothing."""
 
 
 def try_lock(path: Path) -> int | None:
-    """The descriptor that holds the lock file ``path``, or None if another process has it. Close it to let go.
+    """Lock the file ``path``, creating it if needed; closing the returned descriptor unlocks it.
 
-    On a file system without locks nothing is held, and the descriptor is one of the file all the same.
+    On a file system without locks it returns a descriptor that locks nothing.
+
+    Returns:
+        None if another process has the lock.
 
     Raises:
-        UserError: there is something else than a lock file.
-        OSError: it cannot be made.
+        UserError: ``path`` is not a regular file.
+        OSError: it cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _open(path, "O_RDWR", "O_CREAT")
@@ -41,10 +45,7 @@ def try_lock(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process has the lock file ``path``, which need not be writable.
-
-    One that is not there nobody has, nor one that may not be read.
-    """
+    """Whether another process has locked the file ``path``. A missing or unreadable file counts as unlocked."""
     try:
         descriptor = _open(path, "O_RDONLY")
     except (OSError, UserError):
@@ -57,16 +58,13 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Holds the lock file ``path``; calls ``waiting`` once if another process has it, and waits for that to end.
-
-    The lock belongs to the open file, so it is free the moment its holder ends, however it ends.
-    """
-    taken = try_lock(path)
-    if taken is None:
+    """Hold the lock of ``path`` inside the block. If another process has it, call ``waiting`` once and wait."""
+    locked_at_once = try_lock(path)
+    if locked_at_once is None:
         waiting()
-    descriptor = _open(path, "O_RDWR", "O_CREAT") if taken is None else taken
+    descriptor = _open(path, "O_RDWR", "O_CREAT") if locked_at_once is None else locked_at_once
     try:
-        if taken is None:
+        if locked_at_once is None:
             _wait_for(descriptor)
         yield
     finally:
@@ -74,7 +72,7 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def write_holder(descriptor: int, text: str) -> None:
-    """Say in a lock file that is held who holds it; not if it has other names, for it would be in those files too."""
+    """Write into a locked file who holds it. Not if it has hard links: someone may have linked a file to overwrite."""
     if os.fstat(descriptor).st_nlink == 1:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, text.encode("utf-8", "replace"))
@@ -98,7 +96,7 @@ def _no_lock_file(path: Path, what: str) -> UserError:
 
 
 def _take(descriptor: int, *, shared: bool = False) -> bool:
-    """Take a lock; False: another process has it. Where there are no locks nobody can have it."""
+    """Try to take a lock; False if another process has it. True on a file system without locks."""
     try:
         if fcntl is not None:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -113,7 +111,7 @@ def _take(descriptor: int, *, shared: bool = False) -> bool:
 
 
 def _wait_for(descriptor: int) -> None:
-    """Take a lock as soon as no other process has it."""
+    """Wait for a lock and take it."""
     if fcntl is None:
         while not _take(descriptor):
             time.sleep(_PAUSE_S)
@@ -126,7 +124,7 @@ def _wait_for(descriptor: int) -> None:
 
 
 def _lock_byte(descriptor: int) -> None:
-    """The lock of Windows: of a byte, which nobody else can read or write then, so it is one behind the content."""
+    """Take the lock on Windows, which has locks on ranges of bytes only."""
     os.lseek(descriptor, _BYTE, os.SEEK_SET)
     try:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

@@ -1,4 +1,4 @@
-"""Running out of memory, as a line that says what needed how much."""
+"""Out-of-memory errors, reported in one line that says what needed how much."""
 
 import errno
 import re
@@ -17,13 +17,13 @@ WORDS = re.compile(
     r"|unable to mmap|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-"""What torch, numpy and the C library say. torch has an exception of its own for GPUs alone."""
+"""Messages of torch, numpy and the C library. torch has an exception class for GPU memory only."""
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 AMOUNT = re.compile(r"allocate (\d+(?:\.\d+)?) ?([kmgt]?)i?b(?:ytes)?\b", re.IGNORECASE)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was too little memory, of the machine or of a GPU."""
+    """Whether an error means that the machine or a GPU ran out of memory."""
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return True
     if type(error).__name__ == "OutOfMemoryError":  # torch's
@@ -32,21 +32,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def asked_for(error: BaseException) -> str:
-    """How much was asked for in vain, where the error says so."""
-    found = AMOUNT.search(str(error))
-    if found is None:
+    """The size of the failed allocation if the error has it, else the error itself."""
+    match = AMOUNT.search(str(error))
+    if match is None:
         text = one_line(str(error))[:120]
-        return f"{type(error).__name__}: {text}" if text else "no more was there"
-    return f"{quantity(float(found[1]) * UNITS[found[2].lower()], 'B')} more were asked for"
+        return f"{type(error).__name__}: {text}" if text else "an allocation failed"
+    return f"{quantity(float(match[1]) * UNITS[match[2].lower()], 'B')} more were asked for"
 
 
 def machine_memory() -> int | None:
-    """Bytes that this process may have: memory and swap, a container's share, ``ulimit -v``; None: not known."""
+    """Bytes this process may use: RAM and swap, limited by its container and ``ulimit -v``; None if unknown."""
     limits = []
     with suppress(OSError, ValueError, KeyError):
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
         limits.append(sum(1024 * int(lines[name].split()[0]) for name in ("MemTotal", "SwapTotal")))
-    with suppress(OSError, ValueError):  # "max" is no limit
+    with suppress(OSError, ValueError):  # "max" means no limit
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     resource = module("resource")
     if resource is not None:
@@ -57,15 +57,19 @@ def machine_memory() -> int | None:
 
 @contextmanager
 def memory_for(what: str, *, hint: str) -> Iterator[None]:
-    """Tell what was being done when memory ran out in the block, and what needs less of it.
+    """Report an out-of-memory error inside the block.
+
+    Args:
+        what: the task of the block, for the message.
+        hint: how to need less memory.
 
     Raises:
-        UserError: there was too little memory.
+        UserError: memory ran out.
     """
     try:
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         if not is_out_of_memory(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # what they hold is needed to tell of it
+        traceback.clear_frames(error.__traceback__)  # frees the tensors in them, or reporting would run out too
         raise UserError("not enough memory", file=what, hint=f"{asked_for(error)}; {hint}") from error

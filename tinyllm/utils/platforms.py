@@ -1,7 +1,7 @@
-"""What differs between operating systems: signals, flags of open, memory, and how many CPUs may be used.
+"""Differences between operating systems: signals, flags of ``os.open``, peak memory, usable CPUs.
 
-On Windows there are no ``fcntl``, ``resource``, ``fork``, affinity, SIGUSR1 and O_NOFOLLOW. What the programs need of
-them is asked for here (and, for locks, in ``tinyllm.utils.locks``), so that nothing else has to know.
+Windows lacks ``fcntl``, ``resource``, ``fork``, CPU affinity, SIGUSR1 and O_NOFOLLOW. Only this file and
+``tinyllm.utils.locks`` deal with that.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ from typing import Any
 
 
 def module(name: str) -> Any:
-    """A module of the standard library that some platforms lack; None there."""
+    """A module of the standard library, or None on platforms without it."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -25,7 +25,7 @@ def module(name: str) -> Any:
 
 
 def open_flags(*names: str) -> int:
-    """Flags of ``os.open``, those that the platform lacks left out, for bytes as they are and this process alone."""
+    """Flags for ``os.open``, skipping those the platform lacks; always binary, never inherited by child processes."""
     flags = 0
     for name in (*names, "O_CLOEXEC", "O_NOINHERIT", "O_BINARY"):
         flags |= getattr(os, name, 0)
@@ -33,12 +33,12 @@ def open_flags(*names: str) -> int:
 
 
 def signals(*names: str) -> tuple[signal.Signals, ...]:
-    """Those of the signals that the platform has."""
+    """The signals of these names that the platform has."""
     return tuple(signal.Signals[name] for name in names if hasattr(signal, name))
 
 
 def end_now(pid: int) -> None:
-    """End a process at once, and what it started with it where it leads a group; nothing if it is gone."""
+    """SIGKILL a process, and its whole group if it leads one; ignores a process that is gone."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg") and os.getpgid(pid) == pid:
             os.killpg(pid, signal.SIGKILL)
@@ -48,7 +48,7 @@ def end_now(pid: int) -> None:
 
 @contextmanager
 def held_back(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Signals that come inside the block are delivered after it; processes started in it begin with them blocked."""
+    """Block signals inside the block and deliver them after it. Processes started inside inherit the block."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -60,7 +60,7 @@ def held_back(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
 
 
 def ignore(numbers: tuple[signal.Signals, ...]) -> None:
-    """Ignore signals from now on, those too that :func:`held_back` blocks."""
+    """Ignore signals from now on, including those that :func:`held_back` blocks."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
@@ -68,10 +68,10 @@ def ignore(numbers: tuple[signal.Signals, ...]) -> None:
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: of its affinity, and of the time that a container or a batch system grants."""
+    """The number of CPUs this process may use, by its affinity and by the CPU quota of its container."""
     try:
         count = len(os.sched_getaffinity(0))
-    except (AttributeError, OSError):  # neither macOS nor Windows has it
+    except (AttributeError, OSError):  # macOS and Windows lack it
         count = os.cpu_count() or 1
     quota = _cgroup_quota()
     return max(1, count if quota is None else min(count, math.ceil(quota)))
@@ -81,7 +81,7 @@ PROC, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def _cgroup_quota() -> float | None:
-    """CPU time per time that the control groups of this process grant, the least of them; None: no limit."""
+    """The smallest CPU quota of the control groups of this process, in CPUs; None: no limit."""
     try:
         lines = PROC.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -91,11 +91,11 @@ def _cgroup_quota() -> float | None:
         _, controllers, path = ([*line.split(":", 2), "", ""])[:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
-        root = CGROUPS / controllers if controllers else CGROUPS  # version 1 has a tree for each set of controllers
+        root = CGROUPS / controllers if controllers else CGROUPS  # version 1: a tree per set of controllers
         group = Path(path.strip("/"))
-        # inside a container the path may be the host's, which is not there; its own group is the root then
-        for place in {root / group, *(root / parent for parent in group.parents), root, CGROUPS / "cpu"}:
-            quotas.append(_quota_of(place))
+        # Inside a container the path may be the host's and not exist; the container's own group is then the root.
+        for folder in {root / group, *(root / parent for parent in group.parents), root, CGROUPS / "cpu"}:
+            quotas.append(_quota_of(folder))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
@@ -103,13 +103,13 @@ def _quota_of(group: Path) -> float | None:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         with suppress(OSError, ValueError):
             texts = " ".join((group / name).read_text(encoding="ascii") for name in names).split()
-            quota, period = float(texts[0]), float(texts[1])  # "max" is no number, and -1 no limit either
+            quota, period = float(texts[0]), float(texts[1])  # "max" and -1 mean no limit
             return quota / period if quota > 0 and period > 0 else None
     return None
 
 
 def peak_resident_bytes() -> int:
-    """Most memory that this process has had at once; 0 where the platform does not say."""
+    """Peak resident memory of this process in bytes; 0 if the platform does not report it."""
     resource = module("resource")
     if resource is not None:
         scale = 1 if sys.platform == "darwin" else 1024

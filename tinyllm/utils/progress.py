@@ -1,6 +1,6 @@
-"""How far the preparation of data is: a bar on standard error if it is a terminal, else a line per stage.
+"""Progress of data preparation: a bar on standard error in a terminal, else a line per stage on standard output.
 
-The lines go to standard output: on standard error a program without a terminal writes its error line, or nothing.
+Without a terminal, standard error is for the error line alone.
 """
 
 import sys
@@ -13,10 +13,10 @@ from tinyllm.utils.environment import shows
 
 
 class PreparationProgress:
-    """Call it with (stage, done, total) in bytes; use it as a context manager.
+    """Progress display; a context manager to be called with (stage, done, total).
 
     Args:
-        lines: print the lines where there is no terminal; not when standard output holds JSON.
+        lines: without a terminal, print a line per stage. False when standard output holds JSON.
     """
 
     def __init__(self, *, lines: bool = True) -> None:
@@ -35,7 +35,7 @@ class PreparationProgress:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` bytes (0: unknown) of a stage are done."""
+        """Show that ``done`` of ``total`` bytes (0: unknown) of a stage are processed."""
         if not self._shown:
             return
         if not self._console.is_terminal:

@@ -1,4 +1,4 @@
-"""Standard output and errors that nothing outside can break: closed, in another encoding, or with a reader who left."""
+"""Makes standard output and standard error safe to write to: closed, in any encoding, or after their reader left."""
 
 import errno
 import io
@@ -7,24 +7,23 @@ import sys
 from typing import Any, TextIO
 
 _GONE = (errno.EPIPE, errno.EIO)
-"""The reader of the pipe has ended (``| head``); the terminal is closed."""
+"""Errors when the reader of a pipe has ended (``| head``) or the terminal was closed."""
 
 
 def prepare_streams(*, ends_with_reader: bool = False) -> None:
-    """Make the standard streams safe to write to, whatever they are; call it before anything is printed.
+    """Make the standard streams safe to write to. Call it before anything is printed.
 
-    A character that the encoding does not have is shown as ``?``. A stream that was closed (``>&-``) swallows what it
-    gets, and no file that is opened later takes its number. When a reader leaves, a program that makes something goes
-    on without one.
+    A character that the encoding lacks becomes ``?``. A closed stream (``>&-``) discards its output, and no file
+    opened later takes its descriptor. When the reader leaves, output is discarded and the program continues.
 
     Args:
-        ends_with_reader: the program is of no use without a reader, and ends with exit code 0 when it leaves.
+        ends_with_reader: exit with code 0 when the reader of standard output leaves, as for programs that only print.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = _safe(sys.stdout, sys.__stdout__, 1, errors="replace", ends=ends_with_reader)
@@ -32,7 +31,7 @@ def prepare_streams(*, ends_with_reader: bool = False) -> None:
 
 
 def _safe(stream: TextIO | None, original: TextIO | None, number: int, *, errors: str, ends: bool) -> TextIO:
-    """The stream over a descriptor; one that somebody put in its place only learns about characters."""
+    """A safe stream over a descriptor. A stream that replaced the original, as in tests, only gets ``errors``."""
     if stream is not None and stream is not original:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
@@ -41,12 +40,12 @@ def _safe(stream: TextIO | None, original: TextIO | None, number: int, *, errors
     if stream is not None:
         stream.flush()
         encoding, by_line = stream.encoding or encoding, by_line or stream.isatty()
-    raw = io.BufferedWriter(_Lasting(number, ends=ends))
+    raw = io.BufferedWriter(_Unbreakable(number, ends=ends))
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, line_buffering=by_line)
 
 
-class _Lasting(io.RawIOBase):
-    """A descriptor that leads nowhere once its reader has left."""
+class _Unbreakable(io.RawIOBase):
+    """A descriptor that discards output once its reader has left."""
 
     def __init__(self, number: int, *, ends: bool) -> None:
         self._number, self._ends = number, ends
@@ -66,9 +65,9 @@ class _Lasting(io.RawIOBase):
         except OSError as error:
             if error.errno not in _GONE:
                 raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._number)
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._number)
+        os.close(null)
         if self._ends:
             sys.exit(0)
         return len(data)

@@ -1,4 +1,4 @@
-"""Numbers, durations and text as a person reads them; shared by everything that shows a run."""
+"""Text for people: numbers, durations, paths, commands, and text made safe for a terminal."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from typing import Any
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 _DIRECTION = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _NOT_TEXT = (*range(0xD800, 0xE000), *range(0xFDD0, 0xFDF0), 0xFFFE, 0xFFFF)
-"""Halves of surrogate pairs, which no encoding takes, and code points that XML does not allow."""
+"""Surrogates, which UTF-8 cannot encode, and code points that XML forbids."""
 _CONTROL |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, 0xFEFF, *_DIRECTION, *_NOT_TEXT)}
 
 
@@ -44,7 +44,7 @@ def whole_number(text: str) -> int | None:
 
 
 def short(number: float) -> str:
-    """Three digits and a unit: 1234567 is ``1.23M``."""
+    """A number with three digits and a prefix: 1234567 is ``1.23M``."""
     for unit in ("", "k", "M", "G", "T", "P"):
         if abs(number) < 999.5 or unit == "P":
             break
@@ -55,14 +55,14 @@ def short(number: float) -> str:
 
 
 def quantity(number: float, unit: str) -> str:
-    """Three digits, a decimal prefix and the unit: 210000000 B is ``210 MB``."""
+    """A number with three digits, a decimal prefix and a unit: 210000000 B is ``210 MB``."""
     text = short(number)
     digits = text.rstrip("kMGTP")
     return f"{digits} {text[len(digits) :]}{unit}"
 
 
 def duration(seconds: float) -> str:
-    """``h:mm:ss``, without the hours when there are none; whole days as ``2d 3:04:05``."""
+    """A duration as ``m:ss``, ``h:mm:ss`` or ``2d 3:04:05``."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
@@ -71,10 +71,10 @@ def duration(seconds: float) -> str:
 
 
 def plain(text: str) -> str:
-    r"""The text with control and direction characters spelled out (``\x1b``), line ends and tabs kept.
+    r"""The text with control and direction characters escaped (``\x1b``); line ends and tabs stay.
 
-    A model, a run's name or a file from a stranger may hold anything, escape sequences included, and a terminal must
-    not obey them. What comes out can also be encoded in UTF-8 and stand in XML.
+    The output of a model, a run's name or a stranger's file may hold escape sequences, which a terminal would execute.
+    The result is also valid UTF-8 and XML.
     """
     return text.translate(_CONTROL)
 
@@ -89,31 +89,31 @@ def silent(text: str) -> None:
 
 
 def say_aside(text: str) -> None:
-    """Print a sentence for the person to standard error, so that standard output holds what was asked for alone."""
+    """Print a note to standard error, keeping standard output for the result."""
     print(plain(text), file=sys.stderr, flush=True)
 
 
 def plain_data(value: Any) -> Any:
-    """The same containers and dataclasses with every text in them, keys included, made :func:`plain`."""
+    """A copy of nested containers and dataclasses with :func:`plain` applied to every text, keys included."""
     if isinstance(value, str):
         return plain(value)
     if isinstance(value, dict):
-        return {plain_data(key): plain_data(one) for key, one in value.items()}
+        return {plain_data(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain_data(one) for one in value)
+        return type(value)(plain_data(item) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: plain_data(getattr(value, one.name)) for one in fields(value)})
+        return replace(value, **{entry.name: plain_data(getattr(value, entry.name)) for entry in fields(value)})
     return value
 
 
 def shown_path(path: Path) -> str:
-    """The path relative to the current directory when it lies below it, else absolute."""
+    """The path relative to the current directory if it is below it, else absolute."""
     path = path.absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def python_command() -> str:
-    """What starts this interpreter from here: ``python`` if the shell finds it by that name, else a path."""
+    """How to start this interpreter from a shell: ``python`` if that is on the PATH, else its path."""
     for name in ("python", "python3"):
         found = shutil.which(name)
         if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
@@ -122,7 +122,7 @@ def python_command() -> str:
 
 
 def command(program: str, *arguments: str) -> str:
-    """A command, quoted where the shell needs it: ``python -m tinyllm.generate run='my run'``."""
+    """A command to paste into a shell, quoted where needed: ``python -m tinyllm.generate run='my run'``."""
     words = []
     for argument in arguments:
         key, equals, value = argument.partition("=")

@@ -1,4 +1,4 @@
-"""Reading yaml, by whomever it was written: plain containers, numbers and texts, in bounded time and memory."""
+"""Reads yaml files safely: plain data only, in bounded time and memory, whoever wrote the file."""
 
 import re
 from pathlib import Path
@@ -10,17 +10,17 @@ from tinyllm.errors import UserError
 from tinyllm.utils.files import DEEPEST, read_text
 
 LARGEST = 8 << 20
-"""Bytes of a file; the configuration of a run has a few thousand."""
+"""Bytes in a file; the configuration of a run has a few thousand."""
 MOST = 200_000
-"""Nodes, those that an alias repeats counted at each place."""
+"""Nodes in a file, with aliases expanded."""
 LONGEST = 2 * LARGEST
-"""Characters in all texts, counted likewise: whoever writes, compares or hashes the content goes through all."""
+"""Characters in all scalars, with aliases expanded, as writing or hashing the content expands them."""
 
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times as fast, where the library has it
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # several times faster, if PyYAML was built with libyaml
 
 
 class _Loader(_Base):
-    """YAML 1.1's plain types, read as Hydra reads them: ``1e-3`` is a number, a date is text, no key is there twice."""
+    """Plain YAML 1.1 types, read as Hydra does: ``1e-3`` is a number, a date is text, duplicate keys are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = set()
@@ -52,15 +52,15 @@ _Loader.add_implicit_resolver(
 
 
 def read_yaml(file: Path, *, of: type = object, what: str = "unreadable configuration file") -> Any:
-    """The content of a file as plain containers, interpolations as they stand.
+    """The content of a yaml file as plain containers; interpolations are not resolved.
 
     Args:
         file: the file.
-        of: what it must hold, e.g. ``dict``; an empty file is an empty one.
-        what: what the line says where it cannot be read.
+        of: the type of the content, e.g. ``dict``; an empty file is an empty one.
+        what: the beginning of the error message.
 
     Raises:
-        UserError: there is no such file, it is not yaml (see :func:`parse_yaml`), or it holds something else.
+        UserError: the file is missing, is not yaml (see :func:`parse_yaml`), or holds another type.
     """
     text = read_text(file, what=what, largest=LARGEST)
     try:
@@ -78,10 +78,10 @@ _NAMES: dict[type, str] = {dict: "a mapping", list: "a list"}
 
 
 def parse_yaml(text: str) -> Any:
-    """What a yaml text says.
+    """Parse a yaml text into plain containers.
 
     Raises:
-        ValueError: it is not yaml, has a tag, is nested too deep, or repeats too much by aliases.
+        ValueError: not yaml, has tags, is nested too deeply, or is too large with aliases expanded.
     """
     check_bounds(text)
     try:
@@ -95,7 +95,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The nodes of a yaml text, which know their place in it; None: it is empty.
+    """Parse a yaml text into nodes, which know their line and column; None for an empty text.
 
     Raises:
         ValueError: see :func:`parse_yaml`.
@@ -108,12 +108,12 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def check_bounds(text: str) -> None:
-    """Refuse a text whose nodes would be too many or too deep, without making them.
+    """Refuse a text that would have too many or too deep nodes, without building them.
 
-    Aliases are cheap to write and dear to expand: nine lists of ten aliases each are a thousand million entries.
+    Aliases make a small text huge: nine lists of ten aliases each expand to a billion entries ("billion laughs").
 
     Raises:
-        ValueError: it is such a text, or not yaml.
+        ValueError: the text is too large, too deep, or not yaml.
     """
     sizes: dict[str, tuple[int, int]] = {}
     total, length, open_nodes = 0, 0, list[tuple[str | None, int, int]]()
@@ -122,7 +122,7 @@ def check_bounds(text: str) -> None:
             anchor = getattr(event, "anchor", None)
             if isinstance(event, yaml.AliasEvent):
                 if anchor not in sizes:
-                    raise ValueError(f"the alias {anchor} is inside of what it repeats, or has no anchor")
+                    raise ValueError(f"the alias {anchor} repeats itself, or has no anchor")
                 total, length = total + sizes[anchor][0], length + sizes[anchor][1]
             elif isinstance(event, yaml.ScalarEvent):
                 total, length = total + 1, length + len(event.value)
@@ -139,8 +139,8 @@ def check_bounds(text: str) -> None:
             if len(open_nodes) > DEEPEST:
                 raise ValueError(f"nested deeper than {DEEPEST} levels")
             if total > MOST:
-                raise ValueError(f"more than {MOST:,} nodes, those that aliases repeat included")
+                raise ValueError(f"more than {MOST:,} nodes with aliases expanded")
             if length > LONGEST:
-                raise ValueError(f"texts of more than {LONGEST:,} characters, those that aliases repeat included")
+                raise ValueError(f"more than {LONGEST:,} characters with aliases expanded")
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
