@@ -230,7 +230,7 @@ PLACE = "(model.layers.json:2): "
         (line(attn=None), f"wrong type {PLACE}attn=null: must be text"),
         ('{"attn":', "not JSON (model.layers.json:2): Expecting value at column 9"),
         ("3", "not a layer (model.layers.json:2): an object with the keys attn, n_head"),
-        ('{"attn": "mha", "attn": "mqa"}', "not a layer (model.layers.json:2): the key attn is there 2 times"),
+        ('{"attn": "mha", "attn": "mqa"}', "not a layer (model.layers.json:2): the key attn occurs 2 times"),
         ('{"up_dim": NaN}', "not a layer (model.layers.json:2): NaN is not a JSON number"),
     ],
 )  # fmt: skip

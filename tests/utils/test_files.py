@@ -199,7 +199,12 @@ def test_only_a_regular_file_of_a_bounded_size_is_read(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     with (tmp_path / "huge").open("wb") as stream:
         stream.truncate(100 << 30)
-    for name, why in {"pipe": "not a regular", "zero": "not a regular", "huge": "MB at most", ".": "directory"}.items():
+    for name, why in {
+        "pipe": "not a regular",
+        "zero": "not a regular",
+        "huge": "MB are read",
+        ".": "directory",
+    }.items():
         with pytest.raises(UserError, match=why):
             read_json(tmp_path / name)
         with pytest.raises(UserError, match=why):
@@ -213,7 +218,7 @@ def test_only_a_regular_file_of_a_bounded_size_is_read(tmp_path: Path) -> None:
 def test_what_is_json_and_yaml_is_read_as_it_is(tmp_path: Path) -> None:
     assert parse_json('{"a": [1, 2.5, "x", null, {"b": true}]}') == {"a": [1, 2.5, "x", None, {"b": True}]}
     assert parse_json("[" * 60 + "]" * 60)
-    with pytest.raises(ValueError, match="key a is there 2 times"):
+    with pytest.raises(ValueError, match="key a occurs 2 times"):
         parse_json('{"a": 1, "a": 2}', unique=True)
     text = "a: &a {x: 1e-3, y: 2001-01-01, z: [~, yes, 0x10]}\nb: *a\nc: {<<: *a, x: .5}\nd: '${b.x}'"
     first = {"x": 1e-3, "y": "2001-01-01", "z": [None, True, 16]}

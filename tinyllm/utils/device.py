@@ -1,4 +1,4 @@
-"""The machine: device, precision, peak arithmetic rate, memory, determinism and the allocator."""
+"""The machine: picks device and precision; peak FLOP/s, memory, deterministic algorithms, the allocator."""
 
 import ctypes
 import os
@@ -16,10 +16,10 @@ from tinyllm.utils.platforms import peak_resident_bytes, usable_cpus
 
 
 def auto_precision(device: torch.device | str) -> str:
-    """What ``precision=auto`` is on a device: "bf16" where it multiplies bf16 matrices in hardware, else "fp32".
+    """The value of ``precision=auto`` on a device: "bf16" if it has bf16 matrix hardware, else "fp32".
 
-    A fixed table, never a timing, so two runs agree. On a CPU the hardware is AMX or AVX512_BF16; without either,
-    bf16 products are slower than fp32 ones (benchmarks/attention_kernels.py --isa AVX512_CORE).
+    Decided by the hardware and not by a timing, so that it is the same in every run. CPUs need AMX or AVX512_BF16;
+    without them bf16 products are slower than fp32 ones (benchmarks/attention_kernels.py --isa AVX512_CORE).
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -31,7 +31,7 @@ def auto_precision(device: torch.device | str) -> str:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """The precision of a setting ``fp32``, ``bf16``, ``fp16`` or ``auto`` on a device."""
+    """Resolve the setting ``fp32``, ``bf16``, ``fp16`` or ``auto`` on a device."""
     return auto_precision(device) if precision == "auto" else precision
 
 
@@ -50,7 +50,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
-# Dense bf16 peaks in TFLOP/s, from the makers' data sheets (without sparsity).
+# Dense bf16 peaks in FLOP/s, from the data sheets (without sparsity). The first name that matches counts.
 GPU_PEAKS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -64,38 +64,43 @@ GPU_PEAKS = {
 }
 
 PRODUCTS = (256, 512, 1024)
-"""Rows and columns of the products that are timed on a CPU."""
+"""Sizes of the square matrices whose products are timed on a CPU."""
 PEAK_SECONDS = 0.3
-"""After so long no other product is begun."""
+"""Seconds after which the timing stops."""
 
 
 def pick_device(name: str, *, key: str = "trainer.device") -> torch.device:
-    """The device that the setting ``key`` asks for. From then on torch has no more threads than CPUs it may use.
+    """Resolve a device setting, and limit torch's threads to the usable CPUs.
+
+    Args:
+        name: ``cuda``, ``mps``, ``cpu``, or ``auto`` for the first of these that exists.
+        key: the setting, for messages.
 
     Raises:
-        UserError: it is not on this machine.
+        UserError: this machine has no such device.
     """
-    # torch counts the CPUs of its affinity, not a container's share of them, of which more threads make nothing faster
+    # torch starts a thread per CPU of its affinity mask and ignores a container's CPU quota; the extra threads only
+    # compete with each other.
     if "OMP_NUM_THREADS" not in os.environ and (cpus := usable_cpus()) < torch.get_num_threads():
         torch.set_num_threads(cpus)
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(kind for kind, there in available.items() if there))
+        return torch.device(next(kind for kind, is_available in available.items() if is_available))
     if not available[name]:
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise UserError("no such device here", key=key, value=name, hint=f"this machine has {there}")
+        kinds = ", ".join(kind for kind, is_available in available.items() if is_available)
+        raise UserError("no such device here", key=key, value=name, hint=f"this machine has {kinds}")
     return torch.device(name)
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory that there are for this process on a device, used or not; None: not known."""
+    """Total bytes of memory that this process may use on a device; None if unknown."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return machine_memory() if device.type == "cpu" else None
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words."""
+    """The name of a device, with the number of threads for a CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":
@@ -104,11 +109,11 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s for the utilisation (MFU): on a GPU the data sheet's, on a CPU the most that a product reaches now.
+    """Peak FLOP/s for the model FLOPs utilisation (MFU); None if unknown.
 
-    None where neither is known. The products grow while they are quick, so that this takes a fraction of a second where
-    a format has no hardware: in fp16 the largest takes seconds. fp32 on a GPU has no figure here: matrix products there
-    may or may not use TF32.
+    On a GPU it is the data sheet's figure, except for fp32, where products may or may not use TF32. On a CPU it is
+    the best rate of timed matrix products. Their size grows until ``PEAK_SECONDS`` have passed: without fp16 hardware
+    the largest product would take seconds.
     """
     if device.type == "cuda" and precision != "fp32":
         name = torch.cuda.get_device_name(device)
@@ -126,11 +131,11 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
             peak = max(peak, 2 * size**3 / (end - start)) if end > start else peak
             if end - begin > PEAK_SECONDS:
                 return peak or None
-    return peak or None  # None: the clock stands still
+    return peak or None  # a broken clock measures nothing
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes in use so far: allocated on a GPU, resident for the whole process on a CPU."""
+    """Peak bytes in use so far: allocated on a GPU, resident in the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_resident_bytes()
@@ -140,19 +145,19 @@ def peak_memory(device: torch.device) -> int:
 def deterministic(wanted: str | bool, device: torch.device) -> Iterator[None]:
     """Use torch's deterministic algorithms inside the block.
 
-    Filling uninitialised memory, which torch adds for debugging, is left off: it costs time and, as a test shows,
-    changes no bit.
+    torch then also fills uninitialised memory, as a debugging aid. That is switched off: it costs time and changes no
+    bit, as a test shows.
 
     Args:
-        wanted: true, false, or auto: on a CPU.
+        wanted: true, false, or auto, which means true on a CPU.
     """
-    on = device.type == "cpu" if wanted == "auto" else bool(wanted)
-    if not on:
+    enabled = device.type == "cpu" if wanted == "auto" else bool(wanted)
+    if not enabled:
         yield
         return
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    debugging: Any = torch.utils.deterministic  # its attribute is made at run time
+    debugging: Any = torch.utils.deterministic  # mypy does not know the attribute
     before = torch.are_deterministic_algorithms_enabled(), debugging.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     debugging.fill_uninitialized_memory = False
@@ -167,14 +172,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt(3)
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next allocation instead of giving it back to the system.
+    """Make glibc keep freed memory for later allocations, for the whole process.
 
-    By default every tensor above some size is mapped anew, and the system fills it with zeros page by page as it
-    is first touched; on a CPU that can take longer than the arithmetic (benchmarks/train_speed.py). It holds for the
-    whole process.
+    By default every large tensor is mapped anew, and the kernel zeroes its pages as they are first touched. On a CPU
+    that can take longer than the arithmetic (benchmarks/train_speed.py).
 
     Returns:
-        Whether it took effect; other C libraries are left alone.
+        Whether it took effect; False with other C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -1,8 +1,8 @@
-"""Files: written whole or not at all, never through a link that somebody planted, read within bounds.
+"""Writes files atomically and reads files of bounded size, safely in directories that other users can write to.
 
-A run directory, a study or a cache may come from somebody else, or lie where others can write. So a file that is
-written here is a new one under a name nobody can foresee (``O_EXCL``), renamed over the old one, and a file that is
-opened in place is never a symbolic link (``O_NOFOLLOW``). What is read is a regular file of a bounded size.
+A run, a study or a cache may come from a stranger or lie in a shared folder. So every file is written under a new,
+unpredictable name (``O_EXCL``) and renamed over the old one, files opened in place must not be symbolic links
+(``O_NOFOLLOW``), and only regular files up to a given size are read.
 """
 
 import errno
@@ -23,39 +23,39 @@ from tinyllm.errors import UserError
 from tinyllm.utils.platforms import open_flags
 
 TEMPORARY = ".tmp-"
-"""Begins the name of whatever is not finished."""
+"""Prefix of the names of unfinished files and directories."""
 LONGEST_NAME = 255
-"""Bytes in the name of a file, as far as file systems go."""
+"""Bytes in a file name, the limit of all common file systems."""
 LARGEST = 64 << 20
-"""Bytes of a file that is read as a whole; the index of the largest published models has 9 MB."""
+"""Bytes in a file that is read at once; the index of the largest published models has 9 MB."""
 DEEPEST = 64
-"""Levels of nested containers; a run's own files have less than ten."""
+"""Levels of nested containers; the files of a run have fewer than ten."""
 MOST = 4_000_000
-"""Containers in one JSON text: Python takes 64 bytes for an empty list whose text is two."""
+"""Containers in a JSON text: an empty list takes 2 bytes as text and 64 in Python."""
 
 _CREATE = open_flags("O_WRONLY", "O_CREAT", "O_NOFOLLOW")
 _FLUSH = open_flags("O_RDWR" if sys.platform == "win32" else "O_RDONLY")
-"""Windows flushes what may be written only, and no directories."""
+"""Windows flushes writable files only, and no directories."""
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""How a file system says that it has no such call."""
+"""Errors of a file system that does not support a call."""
 
 
 def temporary(path: Path) -> Path:
-    """A name beside ``path`` for what will be renamed to it; 64 random bits, so that nobody can have planted it."""
+    """A path beside ``path`` for a file that will be renamed to it, with 64 random bits so that it cannot exist yet."""
     return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name[-80:]}")
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file, open for writing.
+    """Create a file and open it for writing.
 
     Raises:
-        FileExistsError: something has that name, be it a dangling link.
+        FileExistsError: the name is taken, if only by a dangling link.
     """
     return os.fdopen(os.open(path, _CREATE | os.O_EXCL, 0o666), "wb")
 
 
 def open_append(path: Path) -> BinaryIO:
-    """The file, made where it is missing, open for writing at its end.
+    """Open a file for appending; creates it if it is missing.
 
     Raises:
         OSError: it cannot be opened, or is a symbolic link (ELOOP).
@@ -64,20 +64,20 @@ def open_append(path: Path) -> BinaryIO:
 
 
 def renewed(path: Path) -> BinaryIO:
-    """A new, empty file in the place of the one that is there, open for writing."""
+    """Replace a file by a new, empty one, open for writing."""
     path.unlink(missing_ok=True)
     return create(path)
 
 
 def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a new file, flush it to the disk, rename it over ``path``.
+    """Write a new file, flush it to disk, and rename it over ``path``.
 
     Args:
         path: the file; its directory exists.
         write: called with the open file.
 
     Raises:
-        OSError: it cannot be written; what stood at ``path`` is untouched.
+        OSError: it cannot be written; an existing file at ``path`` is unchanged.
     """
     unfinished = temporary(path)
     try:
@@ -93,10 +93,10 @@ def replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """The same as :func:`replace`, with an error for people; the directory is made where it is missing.
+    """:func:`replace` with a readable error; creates the parent directory if needed.
 
     Raises:
-        UserError: no space is left, or the place cannot be written; what stood at ``path`` is untouched.
+        UserError: no space is left, or the file cannot be written; an existing file at ``path`` is unchanged.
     """
     with translated(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,12 +109,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically; a file name in it that is not UTF-8 is written as the bytes it has."""
+    """Write text atomically as UTF-8. File names in it that are not UTF-8 keep their bytes (``surrogateescape``)."""
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically, for people to read too. What JSON has no number for (NaN, infinity) is null."""
+    """Write indented JSON atomically. NaN and infinity, which JSON lacks, become null."""
     write_text(path, json.dumps(_finite(content), indent=1, default=str, allow_nan=False) + "\n")
 
 
@@ -129,9 +129,9 @@ def _finite(content: Any) -> Any:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory with all that is in it, as far as that works; of a link, the link alone.
+    """Remove a file, a link, or a directory with its contents. Ignores errors.
 
-    It is what cleans up after an error, so it raises none that would be told instead.
+    It cleans up after other errors, which an error of its own would hide.
     """
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
@@ -141,11 +141,11 @@ def remove(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Make a file's content, or the names in a directory, durable, where the file system can."""
+    """Flush a file's content, or the names in a directory, to disk (fsync)."""
     try:
         descriptor = os.open(path, _FLUSH)
     except OSError:
-        if path.is_dir():  # a directory that may be written but not read
+        if path.is_dir():  # writable but not readable
             return
         raise
     try:
@@ -155,7 +155,7 @@ def sync(path: Path) -> None:
 
 
 def sync_open(descriptor: int) -> None:
-    """The same of an open file. Directories on FUSE, SMB and some network file systems cannot be flushed."""
+    """:func:`sync` for an open file. FUSE, SMB and some network file systems cannot flush directories; ignored."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -164,7 +164,7 @@ def sync_open(descriptor: int) -> None:
 
 
 def set_mode(path: Path, mode: int) -> None:
-    """Change a file's mode, where the file system has modes and lets us."""
+    """Change a file's mode, if the file system has modes and permits it."""
     try:
         path.chmod(mode)
     except OSError as error:
@@ -179,17 +179,17 @@ def sha256(path: Path) -> str:
 
 
 _SIGNS = ("unexpected pos", "write", "iostream error")
-"""What torch's errors say when a file could not be written."""
+"""Parts of torch's messages when a file could not be written."""
 
 
 class translated:
-    """Turns a failed write inside the block into one line that names the file and the space.
+    """Turns a failed write inside the block into a UserError that names the file and the free space.
 
-    torch and safetensors report a full disk without an errno, so the free space and the limits are looked at here.
+    torch and safetensors report a full disk without errno, so the free space is looked up.
 
     Args:
         path: the file.
-        kept: what is whole all the same, e.g. "the checkpoints before it".
+        kept: what remains intact, for the message.
     """
 
     def __init__(self, path: Path, *, kept: str = "") -> None:
@@ -215,14 +215,14 @@ class translated:
 def _free(directory: Path) -> str:
     try:
         return f"{shutil.disk_usage(directory).free / 1e6:.1f} MB are free there"
-    except OSError as error:  # the disk is gone
-        return f"how much is free there cannot be told: {error.strerror}"
+    except OSError as error:  # the disk is unplugged
+        return f"free space unknown: {error.strerror}"
 
 
 def is_trusted(path: Path, *, root: Path) -> bool:
-    """Whether a file or directory below ``root`` is ours, the administrator's, or of whoever ``root`` belongs to.
+    """Whether a path below ``root`` is owned by this user, by root, or by the owner of ``root``.
 
-    In a cache that others can write to anybody may have planted it. Where there are no owners all is trusted.
+    In a shared cache, other users can plant files. On systems without owners every file is trusted.
     """
     if not hasattr(os, "geteuid"):
         return True
@@ -233,20 +233,20 @@ def is_trusted(path: Path, *, root: Path) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text out of a file can be the name of a file beside it: no path, and one that file systems take."""
+    """Whether a text is a plain file name: not a path, and accepted by file systems."""
     try:
         return (
             0 < len(name.encode()) <= LONGEST_NAME and "/" not in name and "\0" not in name and name not in (".", "..")
         )
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 
 def check_utf8(path: Path, *, key: str | None = None) -> None:
-    """Refuse a path whose bytes are no UTF-8: safetensors and torch open files by text.
+    """Refuse a path that is not UTF-8, which safetensors and torch cannot open.
 
     Raises:
-        UserError: it is such a path.
+        UserError: the path is not UTF-8.
     """
     try:
         str(path).encode()
@@ -257,10 +257,10 @@ def check_utf8(path: Path, *, key: str | None = None) -> None:
 
 
 def in_home(path: str | Path) -> Path:
-    """A path, ``~`` at its beginning being the home directory.
+    """A path with ``~`` expanded to the home directory.
 
     Raises:
-        UserError: nobody knows which that is.
+        UserError: there is no home directory.
     """
     try:
         return Path(path).expanduser()
@@ -272,7 +272,7 @@ def read_bytes(file: Path, *, what: str = "cannot be read", largest: int = LARGE
     """The content of a regular file.
 
     Raises:
-        UserError: it is missing, is something else (a pipe would be waited for), or is larger; the line says ``what``.
+        UserError: it is missing, not a regular file (a pipe would block), or larger; the message begins with ``what``.
     """
     try:
         with open(os.open(file, open_flags("O_RDONLY", "O_NONBLOCK")), "rb") as stream:
@@ -286,28 +286,28 @@ def read_bytes(file: Path, *, what: str = "cannot be read", largest: int = LARGE
         raise UserError(what, file=repr(str(file)), hint=str(error)) from error
     if max(status.st_size, len(content)) > largest:
         size = max(status.st_size, len(content))
-        raise UserError(what, file=file, hint=f"{size / 1e6:.1f} MB; such a file has {largest / 1e6:.0f} MB at most")
+        raise UserError(what, file=file, hint=f"{size / 1e6:.1f} MB; at most {largest / 1e6:.0f} MB are read")
     return content
 
 
 def read_text(file: Path, *, what: str = "cannot be read", largest: int = LARGEST) -> str:
-    """The content of a regular file in UTF-8, with or without a byte order mark.
+    """The content of a regular UTF-8 file, without its byte order mark.
 
     Raises:
-        UserError: see :func:`read_bytes`; or it is not UTF-8.
+        UserError: as for :func:`read_bytes`, or it is not UTF-8.
     """
     try:
         return read_bytes(file, what=what, largest=largest).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        place = f"byte 0x{error.object[error.start]:02x} at {error.start} is not UTF-8"
-        raise UserError(what, file=file, hint=place) from error
+        hint = f"byte 0x{error.object[error.start]:02x} at {error.start} is not UTF-8"
+        raise UserError(what, file=file, hint=hint) from error
 
 
 def read_json(file: Path, *, of: type = dict, what: str = "a damaged file", largest: int = LARGEST) -> Any:
-    """The content of a JSON file, an object unless ``of`` says something else.
+    """The content of a JSON file, which must have the type ``of``.
 
     Raises:
-        UserError: it cannot be read, is not JSON (see :func:`parse_json`), or holds something else.
+        UserError: it cannot be read, is not JSON (see :func:`parse_json`), or holds another type.
     """
     text = read_text(file, what=what, largest=largest)
     try:
@@ -323,16 +323,16 @@ _NAMES: dict[type, str] = {dict: "one JSON object", list: "a JSON list", object:
 
 
 def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, most: int = MOST) -> Any:
-    """What a JSON text says, in bounded time and memory.
+    """Parse JSON in bounded time and memory.
 
     Args:
-        text: of a bounded size; bytes are UTF-8.
+        text: the text, whose size the caller has bounded; bytes are UTF-8.
         finite: refuse NaN and infinity, which are not JSON.
-        unique: refuse an object that has a key twice.
-        most: containers at most.
+        unique: refuse duplicate keys.
+        most: maximum number of containers.
 
     Raises:
-        ValueError: it is not JSON (a ``json.JSONDecodeError`` says where), or is nested too deep.
+        ValueError: not JSON (a ``json.JSONDecodeError`` has the position), too large, or nested too deeply.
     """
     containers = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
     if containers > most:
@@ -343,11 +343,11 @@ def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, 
     try:
         content = json.loads(text, **hooks)
     except RecursionError:
-        raise ValueError("nested too deep") from None
+        raise ValueError("nested too deeply") from None
     except json.JSONDecodeError:
         raise
     except ValueError as error:
-        if "int_max_str_digits" in str(error):  # what Python advises is for its own programs
+        if "int_max_str_digits" in str(error):  # Python's message advises to change the limit
             raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
         raise
     level = [content] if isinstance(content, dict | list) else []
@@ -378,5 +378,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(keys) < len(pairs):
         names = [key for key, _ in pairs]
         twice = next(key for key in keys if names.count(key) > 1)
-        raise ValueError(f"the key {twice} is there {names.count(twice)} times")
+        raise ValueError(f"the key {twice} occurs {names.count(twice)} times")
     return keys

@@ -24,8 +24,6 @@ def seed_globals(seed: int, rank: int = 0) -> None:
 
     tinyllm does not use them unseeded, but a user's own class may. Checkpoints hold their states.
     """
-    torch.default_generator.manual_seed(
-        stream(seed, "torch", rank)
-    )  # torch.manual_seed imports the compiler
+    torch.default_generator.manual_seed(stream(seed, "torch", rank))  # torch.manual_seed imports the compiler
     np.random.seed(stream(seed, "numpy", rank) % 2**32)
     random.seed(stream(seed, "python", rank))
