@@ -13,12 +13,9 @@ from tinyllm.runs.facts import read_run_json
 from tinyllm.runs.provenance import PACKAGE, TRAINING_CODE, code_fingerprint, fingerprint_of, training_files
 from tinyllm.runs.seal import SEALED, check_seal
 
-NOT_TRAINING = {"config", "loggers", "interop", "errors.py", "__init__.py"}
-NOT_TRAINING |= {f"programs/{name}.py" for name in ("__init__", "run_summary", "load_model")}
-"""What training imports and what leaves its numbers alone: composes the configuration, shows, names mistakes.
-
-Of load_model it has one check, and interop comes with that.
-"""
+NOT_TRAINING = {"config", "loggers", "errors.py", "__init__.py"}
+NOT_TRAINING |= {f"programs/{name}.py" for name in ("__init__", "run_summary", "initial_weights")}
+"""Files that training imports and that cannot change its numbers: they compose the configuration, show and check."""
 
 
 def test_all_that_training_imports_is_in_the_fingerprint_or_decides_nothing() -> None:

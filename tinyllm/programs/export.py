@@ -10,7 +10,7 @@ from tinyllm.config.targets import Option
 from tinyllm.interop.convert import convert
 from tinyllm.interop.directory import check_out, write
 from tinyllm.interop.tokenizer import special_ids, tokenizer_files
-from tinyllm.programs.load_model import open_saved, sketch
+from tinyllm.programs.load_model import build_saved, open_saved
 from tinyllm.utils.text import say_aside
 
 
@@ -45,7 +45,7 @@ def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset())
     """
     out = check_out(cfg.out, command=f"python -m tinyllm.export run={run}")
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
-    model = sketch(saved, allow=allow)
+    model = build_saved(saved, allow=allow)
     family, config, tensors = convert(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer)
     texts = tokenizer_files(saved.tokenizer, special=special, max_length=model.max_seq_len, chat=saved.chat)

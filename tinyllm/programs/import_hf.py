@@ -10,7 +10,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.saved import settings_text
 from tinyllm.errors import UserError
 from tinyllm.interop.directory import ModelDirectory, check_out, main_dtype, new_directory
-from tinyllm.programs.load_model import open_hugging_face, sketch
+from tinyllm.programs.load_model import build_saved, open_hugging_face
 from tinyllm.runs import layout
 from tinyllm.runs.checkpoint_writer import Saver
 from tinyllm.runs.provenance import provenance
@@ -57,7 +57,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     facts = {
         "out": str(target),
         "family": ModelDirectory(path).family.title,
-        "parameters": sketch(saved).parameter_counts().total,
+        "parameters": build_saved(saved).parameter_counts().total,
         "dtype": main_dtype(weights),
     }
     texts = {

@@ -35,7 +35,7 @@ from tinyllm.programs.builders import (
     plain,
     planned_batch,
 )
-from tinyllm.programs.load_model import check_multipliers
+from tinyllm.programs.initial_weights import check_initial_weights
 from tinyllm.programs.resume import (
     Resumption,
     abandoned_steps,
@@ -47,7 +47,7 @@ from tinyllm.programs.resume import (
 )
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LONGEST_NAME, auto_path, check_new
-from tinyllm.runs.layout import CHECKPOINTS, TOKENIZER
+from tinyllm.runs.layout import CHECKPOINTS
 from tinyllm.runs.state_schema import read_checked
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.training.batch_plan import BatchPlan, Horizon, Standing, check_horizon, plan_horizon
@@ -222,7 +222,7 @@ def open_run_data(settings: CheckedSettings) -> TokenData:
         allow=settings.invocation.allow,
     )
     if settings.init_from is not None:
-        check_initial_weights(settings, settings.init_from, data)
+        check_initial_weights(settings.init_from, settings.meta_model, data, cfg=cfg, allow=settings.invocation.allow)
     if resumption:
         check_same_data(resumption, data)
     return data
@@ -373,23 +373,3 @@ def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
         Sampling(**plain(cfg.trainer.sample))
     except UserError as error:
         raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error
-
-
-def check_initial_weights(settings: CheckedSettings, source: checkpoints.Checkpoint, data: TokenData) -> None:
-    """Refuse an ``init_from`` with another tokenizer, architecture or parametrization.
-
-    Raises:
-        UserError: its weights do not fit this run.
-    """
-    cfg, model = settings.cfg, settings.meta_model
-    saved, current = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
-    if saved != current:
-        raise UserError(
-            "the other run has another tokenizer",
-            key="init_from",
-            value=cfg.init_from,
-            hint=f"its fingerprint is {saved[:12]}, this run's {current[:12]};"
-            f" use tokenizer=pretrained tokenizer.path={source.path / TOKENIZER}",
-        )
-    checkpoints.check_fits(source, model)
-    check_multipliers(source, model, cfg=cfg, vocab_size=data.tokenizer.vocab_size, allow=settings.invocation.allow)
