@@ -1,4 +1,4 @@
-"""Arms out of a command line and out of a study file."""
+"""The arms of a command line and of a study file."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ def arms(*settings: str) -> ArmSet:
     return read_arms(CommandLine(settings=list(settings)))
 
 
-def test_every_combination_of_the_values_is_an_arm_and_the_rest_is_shared() -> None:
+def test_every_combination_of_values_is_an_arm() -> None:
     found = arms("attn=mha,gqa,mla", "seeds=3", "ffn=gelu,swiglu", "optimizer.lr=1e-3")
     names = [f"{attn} {ffn}" for attn, ffn in itertools.product(("mha", "gqa", "mla"), ("gelu", "swiglu"))]
     assert [spec.name for spec in found.specs] == names
@@ -42,11 +42,11 @@ def test_every_combination_of_the_values_is_an_arm_and_the_rest_is_shared() -> N
         ),
     ],
 )
-def test_arms_are_called_by_what_differs(settings: tuple[str, ...], names: list[str]) -> None:
+def test_arms_are_named_by_their_differences(settings: tuple[str, ...], names: list[str]) -> None:
     assert [spec.name for spec in arms(*settings).specs] == names
 
 
-def test_a_study_file_names_arms_and_the_command_line_multiplies_them(tmp_path: Path) -> None:
+def test_arms_of_a_study_file_are_combined_with_those_of_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(
         "question: Is a small latent enough?\nreference: mha\nsettings: [model=nano, 'dataset.path=a, b.txt']\n"
@@ -61,7 +61,7 @@ def test_a_study_file_names_arms_and_the_command_line_multiplies_them(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (("attn=mha",), "nothing to compare"),
         (("attn=mha,mha",), "nothing to compare"),
@@ -75,14 +75,14 @@ def test_a_study_file_names_arms_and_the_command_line_multiplies_them(tmp_path: 
         (("optimizer.lr=interval(1e-4,1e-2)",), "a continuous range has no single values"),
     ],
 )
-def test_what_is_no_comparison(settings: tuple[str, ...], said: str) -> None:
+def test_invalid_command_lines(settings: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError) as caught:
         arms(*settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("arms: [mha, gqa]", "not a list of settings (arms"),
         ("arms: {mha: attn=mha}", "not a list of settings (mha"),
@@ -91,8 +91,8 @@ def test_what_is_no_comparison(settings: tuple[str, ...], said: str) -> None:
         ("arms: {a: [attn=mha], b: [attn=mha]}", "duplicate arm (b)"),
     ],
 )
-def test_what_is_no_study_file(text: str, said: str, tmp_path: Path) -> None:
+def test_invalid_study_files(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         arms(f"study={tmp_path / 'study.yaml'}")
-    assert said in str(caught.value)
+    assert message in str(caught.value)

@@ -1,4 +1,4 @@
-"""How many steps a budget pays for."""
+"""The number of steps that a budget pays for."""
 
 import pytest
 
@@ -6,32 +6,32 @@ from tinyllm.errors import UserError
 from tinyllm.studies.compare.budget import Budget, Cost, Flops, Minutes, Tokens
 
 REFERENCE = Cost(tokens_per_step=1024, flops_per_token=6_000_000, tokens_per_s=10_000.0)
-DEAR = Cost(tokens_per_step=1024, flops_per_token=9_000_000, tokens_per_s=7_000.0)
+EXPENSIVE = Cost(tokens_per_step=1024, flops_per_token=9_000_000, tokens_per_s=7_000.0)
 
 
 @pytest.mark.parametrize(
-    ("budget", "dear"),
+    ("budget", "steps"),
     [(Tokens(amount=None), 600), (Flops(amount=None), 400), (Minutes(amount=600 * 1024 / 10_000 / 60), 420)],
 )
-def test_an_arm_gets_what_the_reference_gets(budget: Budget, dear: int) -> None:
+def test_every_arm_gets_the_same_amount(budget: Budget, steps: int) -> None:
     amount = budget.for_run(REFERENCE, steps=600)
     assert budget.steps(REFERENCE, amount, arm="a") == 600
-    assert budget.steps(DEAR, amount, arm="b") == dear
+    assert budget.steps(EXPENSIVE, amount, arm="b") == steps
 
 
 @pytest.mark.parametrize("steps", [1, 3, 7, 49, 10**6 + 1])
 @pytest.mark.parametrize("budget", [Tokens(amount=None), Flops(amount=None)])
-def test_the_reference_loses_no_step_to_rounding(budget: Budget, steps: int) -> None:
+def test_rounding_costs_the_reference_no_step(budget: Budget, steps: int) -> None:
     assert budget.steps(REFERENCE, budget.for_run(REFERENCE, steps=steps), arm="a") == steps
 
 
-def test_an_amount_counts_for_every_arm() -> None:
+def test_a_given_amount_replaces_the_references_horizon() -> None:
     assert Tokens(amount=2e6).for_run(REFERENCE, steps=5) == 2e6
     assert Tokens(amount=2e6).steps(REFERENCE, 2e6, arm="a") == 2_000_000 // 1024
-    assert Flops(amount=1e12).steps(DEAR, 1e12, arm="a") == 10**12 // (9_000_000 * 1024)
+    assert Flops(amount=1e12).steps(EXPENSIVE, 1e12, arm="a") == 10**12 // (9_000_000 * 1024)
 
 
-def test_too_little_for_one_step() -> None:
+def test_invalid_budgets() -> None:
     with pytest.raises(UserError, match=r"the budget is too small \(budget.amount=1000\): one step of mla takes 1024"):
         Tokens(amount=1000).steps(REFERENCE, 1000, arm="mla")
     with pytest.raises(UserError, match="how many minutes"):

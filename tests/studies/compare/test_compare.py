@@ -1,4 +1,4 @@
-"""``python -m tinyllm.compare`` from the command line to the study it leaves."""
+"""``python -m tinyllm.compare``, from the command line to the study."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from hydra.core.global_hydra import GlobalHydra
 from tests.support.elsewhere import Elsewhere, wait_for
 from tests.support.fixtures import Answer, Call
 from tests.support.training_runs import SMALL, metrics, write_corpus
-from tinyllm.studies.compare import run_pool as running
+from tinyllm.studies.compare import run_pool
 from tinyllm.studies.compare.measurements import decode_speed
 from tinyllm.studies.compare.run_ledger import speed_of
 from tinyllm.studies.compare.seed_planning import FEWEST, PILOT
@@ -31,23 +31,23 @@ SHORT = (
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The labels of the runs that a comparison starts; each is trained in a copy of this process, which is quicker."""
+    """The labels of the runs that a comparison starts; each trains in a fork of this process, which starts faster."""
     labels: list[str] = []
 
-    def run(job: running.PooledRun, *others: object) -> int:
+    def run(job: run_pool.PooledRun, *others: object) -> int:
         labels.append(job.label)
         job.path.parent.mkdir(parents=True, exist_ok=True)
         answer = Elsewhere(*job.arguments, first=GlobalHydra.instance().clear).answer()
         job.log.write_text(answer.out + answer.err)
         return answer.code
 
-    monkeypatch.setattr(running, "train", run)
+    monkeypatch.setattr(run_pool, "train", run)
     return labels
 
 
 @pytest.fixture
 def compare(call: Call, tmp_path: Path, started: list[str]) -> Compare:
-    """The program on a small text, with a study directory ``out``."""
+    """The program on a small text, with the study directory ``out``."""
     text = write_corpus(tmp_path / "words.txt", n_words=400)
     given = ("dataset=text", f"dataset.path={text}", *SHORT, f"out={tmp_path / 'out'}")
     return lambda *settings: call("compare", *given, *settings)
@@ -60,9 +60,7 @@ def study(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_arms_are_matched_trained_and_reported_and_trained_once(
-    compare: Compare, tmp_path: Path, started: list[str]
-) -> None:
+def test_arms_are_matched_and_trained_once(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     out = tmp_path / "out"
     answer = compare("attn=mha,mqa")
     assert answer.code == 0, answer
@@ -92,9 +90,7 @@ def test_arms_are_matched_trained_and_reported_and_trained_once(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_changed_by_hand_is_named_and_nothing_is_lost(
-    compare: Compare, tmp_path: Path, started: list[str]
-) -> None:
+def test_a_run_with_changed_files_is_an_error(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     assert compare("attn=mha,mqa", "seeds=1").code == 0
     before = (tmp_path / "out" / "report.html").read_bytes()
     run = tmp_path / "out" / study(tmp_path)["runs"][1]["path"]
@@ -111,12 +107,12 @@ def test_a_run_that_was_changed_by_hand_is_named_and_nothing_is_lost(
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
+def test_a_failed_run_is_left_out_and_retried(
     compare: Compare, tmp_path: Path, started: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    working = running.train
+    working = run_pool.train
 
-    def fails_once(job: running.PooledRun, *others: object) -> int:
+    def fails_once(job: run_pool.PooledRun, *others: object) -> int:
         code = working(job, *others)  # type: ignore[arg-type]
         if job.label != "mqa, seed 1338":
             return code
@@ -124,7 +120,7 @@ def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
         job.error_file.write_text("error: no space left while writing (metrics.jsonl): free some\n")
         return 2
 
-    monkeypatch.setattr(running, "train", fails_once)
+    monkeypatch.setattr(run_pool, "train", fails_once)
     answer = compare("attn=mha,mqa")
     assert answer.code == 1, answer
     found = study(tmp_path)
@@ -132,7 +128,7 @@ def test_a_run_that_fails_is_left_out_by_name_and_tried_again(
     assert (failed["arm"], failed["seed"], failed["value"]) == ("mqa", 1338, None)
     assert any("mqa, seed 1338, failed and is left out: no space left" in note for note in found["notes"])
     assert found["differences"][0]["seeds"] == [1337]
-    monkeypatch.setattr(running, "train", working)
+    monkeypatch.setattr(run_pool, "train", working)
     started.clear()
     assert compare("attn=mha,mqa").code == 0
     assert started == ["mqa, seed 1338"]
@@ -164,19 +160,19 @@ MORE_BAD = [
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [*BAD, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_BAD)]
+    ("settings", "message"), [*BAD, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_BAD)]
 )
-def test_bad_input_is_one_line_before_anything_is_made(
-    settings: tuple[str, ...], said: str, compare: Compare, tmp_path: Path, started: list[str]
+def test_bad_input_is_one_line_and_creates_nothing(
+    settings: tuple[str, ...], message: str, compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:
     answer = compare(*settings)
     assert answer.code == 2, answer
-    assert answer.err.startswith(said) and len(answer.err.splitlines()) == 1, answer.err
+    assert answer.err.startswith(message) and len(answer.err.splitlines()) == 1, answer.err
     assert not (tmp_path / "out").exists() and started == []
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_stops_and_the_same_command_continues(tmp_path: Path) -> None:
     text = write_corpus(tmp_path / "words.txt", n_words=400)
     long = [one for one in SHORT if not one.startswith(("budget", "evaluations"))]
     command = [sys.executable, "-m", "tinyllm.compare", "attn=mha,mqa", "dataset=text", f"dataset.path={text}", *long]
@@ -227,8 +223,10 @@ def test_a_directory_of_other_things_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk, which the superuser may")
-def test_a_disk_that_is_full_in_the_middle(compare: Compare, tmp_path: Path, started: list[str]) -> None:
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a disk")
+def test_a_full_disk_stops_the_study_and_the_same_command_continues(
+    compare: Compare, tmp_path: Path, started: list[str]
+) -> None:
     out = tmp_path / "out"
     out.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", str(out)], check=True)
@@ -248,7 +246,7 @@ def test_a_disk_that_is_full_in_the_middle(compare: Compare, tmp_path: Path, sta
 
 
 @pytest.mark.slow
-def test_a_pilot_says_how_many_seeds_are_needed(compare: Compare, tmp_path: Path, started: list[str]) -> None:
+def test_a_pilot_decides_the_number_of_seeds(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     answer = compare("attn=mha,mqa,gqa", "seeds=auto", "effect=1.0")
     assert answer.code == 0, answer
     found = study(tmp_path)
@@ -285,9 +283,7 @@ def test_every_arm_gets_the_same_number_of_trials(
 
 
 @pytest.mark.slow
-def test_minutes_are_turned_into_steps_by_each_arms_own_speed(
-    compare: Compare, tmp_path: Path, started: list[str]
-) -> None:
+def test_minutes_become_steps_at_each_arms_own_speed(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     settings = ("attn=mha,mqa", "budget=minutes", "budget.amount=0.02", "seeds=1", "trainer.eval_tokens=100")
     assert compare(*settings).code == 0
     found = study(tmp_path)
@@ -303,10 +299,10 @@ def test_minutes_are_turned_into_steps_by_each_arms_own_speed(
     assert started == [] and study(tmp_path) == found
 
 
-def test_a_model_that_says_nothing_has_no_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Mute:
+def test_a_model_that_generates_nothing_has_speed_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
         max_seq_len = 8
 
-    monkeypatch.setattr("tinyllm.studies.compare.measurements.load", lambda run, allow: (Mute(), None))
+    monkeypatch.setattr("tinyllm.studies.compare.measurements.load", lambda run, allow: (Silent(), None))
     monkeypatch.setattr("tinyllm.studies.compare.measurements.stream_text", lambda *given, **named: iter(()))
     assert decode_speed(tmp_path, allow=frozenset()) == 0

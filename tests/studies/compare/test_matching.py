@@ -1,4 +1,4 @@
-"""The matching of arms: by hand, against models that are built, and where it cannot be done."""
+"""Matching: by hand, against models that are built, and where it is impossible."""
 
 from functools import cache
 from itertools import product
@@ -55,7 +55,7 @@ def costs(*choices: str) -> Account:
 
 
 def arms() -> list[tuple[str, ...]]:
-    """Every attention with every feed-forward layer and every mixture, as they lie in ``conf``."""
+    """Every combination of attention, feed-forward layer and mixture in ``conf``."""
     return [
         tuple(f"{group}={name}" for group, name in zip(KINDS, names, strict=True))
         for names in product(*map(distinct, KINDS))
@@ -63,7 +63,7 @@ def arms() -> list[tuple[str, ...]]:
 
 
 def built(choices: tuple[str, ...], found: Solution) -> Transformer:
-    """The model of a run with the solved values, composed from the command line."""
+    """The model of a run with the matched values, composed from the command line."""
     named = [one for one in choices if one.partition("=")[0] not in found.replaced]
     return sketch(tinyllm.compose(*named, *(f"{key}={value}" for key, value in found.values.items())))
 
@@ -91,19 +91,19 @@ def cached(model: Transformer) -> int:
 
 
 MEASURES = {"params": parameters, "flops": computed, "kv_bytes": cached}
-"""The figures of a model that is built: counted, not accounted."""
+"""The figures counted on a model, not computed by an account."""
 
 
 def check(size: str, choices: tuple[str, ...], target: Account, match: str) -> None:
-    """An arm is within 1 % as it is built, or what usually changes has no value that is."""
+    """The model of an arm is within 1 %, or no value of the default sizes is."""
     cfg = composed(f"model={size}", *choices)
     goal = getattr(target, MATCHES[match].field)
     try:
         found = solved(cfg, target, match=match)
     except UserError as error:
         assert "cannot be matched" in str(error) and "closest is" in str(error)
-        assert match == "kv_bytes", "a feed-forward layer can be of any size"
-        assert "kv_latent_dim" not in cfg.model.block.attn, "a latent can be of any size"
+        assert match == "kv_bytes", "a feed-forward layer can have any size"
+        assert "kv_latent_dim" not in cfg.model.block.attn, "a latent can have any size"
         for heads in range(1, cfg.model.n_heads + 1):
             if cfg.model.n_heads % heads == 0:
                 assert abs(cached(sketch(changed(cfg, {"model.n_kv_heads": heads}))) / goal - 1) > 0.01
@@ -114,8 +114,8 @@ def check(size: str, choices: tuple[str, ...], target: Account, match: str) -> N
     assert found.mismatch == pytest.approx(figure / goal - 1)
 
 
-def test_the_widths_that_were_found_by_hand() -> None:
-    """Those of a study that was made before there was a solver."""
+def test_widths_agree_with_those_found_by_hand() -> None:
+    """From a study made before matching was automatic."""
     target = costs("model=nano")
     assert matched(("attn=mha",), target).values == {}
     assert matched(("attn=gqa",), target).values == {"model.d_ff": 576}
@@ -125,17 +125,17 @@ def test_the_widths_that_were_found_by_hand() -> None:
     assert latent.mismatch == pytest.approx(0.0003, abs=5e-5)
 
 
-def test_what_is_near_enough_stays_as_it_is() -> None:
+def test_an_arm_within_the_tolerance_does_not_change() -> None:
     target = costs("model=nano")
-    near = matched(("ffn=swiglu",), target)
-    assert near.values == {} and near.mismatch is not None and 0 < near.mismatch < 0.01
-    nearer = matched(("ffn=swiglu",), target, tolerance=0.001)
-    assert list(nearer.values) == ["model.block.ffn.d_ff"], "no multiple of 8 is as near"
-    assert abs(nearer.mismatch or 0.0) <= 0.001
-    assert nearer.replaced == ["model.d_ff"]
+    close = matched(("ffn=swiglu",), target)
+    assert close.values == {} and close.mismatch is not None and 0 < close.mismatch < 0.01
+    closer = matched(("ffn=swiglu",), target, tolerance=0.001)
+    assert list(closer.values) == ["model.block.ffn.d_ff"], "no multiple of 8 is that close"
+    assert abs(closer.mismatch or 0.0) <= 0.001
+    assert closer.replaced == ["model.d_ff"]
 
 
-def test_a_mixture_changes_its_experts() -> None:
+def test_a_mixture_is_matched_by_its_experts() -> None:
     target = costs("model=nano")
     for match in ("params", "active_params"):
         found = matched(("moe=aux_free", "attn=mqa"), target, match=match)
@@ -144,16 +144,16 @@ def test_a_mixture_changes_its_experts() -> None:
         assert abs(getattr(found.account, MATCHES[match].field) / getattr(target, MATCHES[match].field) - 1) <= 0.01
     choices = ("model.d_ff=480", "moe=aux_free")
     found = matched(choices, target)
-    assert parameters(built(choices, found)) == found.account.parameters, "what has no effect any more is left out"
+    assert parameters(built(choices, found)) == found.account.parameters, "keys without effect are left out"
 
 
-def test_the_cache_is_matched_by_what_it_holds() -> None:
+def test_the_cache_is_matched_by_latents_or_heads() -> None:
     target = costs("model=nano")
     assert matched(("attn=mla",), target, match="kv_bytes").values == {"model.block.attn.kv_latent_dim": 240}
     assert matched(("attn=gqa",), target, match="kv_bytes").values == {"model.n_kv_heads": 4}
 
 
-def test_nothing_is_matched() -> None:
+def test_match_none_changes_nothing() -> None:
     found = matched(("attn=mqa",), costs("model=tiny"), match="none")
     assert found == Solution(values={}, account=costs("attn=mqa"), mismatch=None)
 
@@ -167,14 +167,14 @@ def test_nothing_is_matched() -> None:
         (["n_kv_heads"], ("attn=gqa",), {"model.n_kv_heads": 4}),
     ],
 )
-def test_sizes_that_the_study_names(match_by: list[str], choices: tuple[str, ...], values: dict[str, int]) -> None:
+def test_match_by_chooses_the_sizes(match_by: list[str], choices: tuple[str, ...], values: dict[str, int]) -> None:
     found = matched(choices, costs("model=nano"), match_by=match_by, tolerance=0.05)
     assert found.values == values
 
 
 @pytest.mark.slow
-def test_several_sizes_together_where_none_suffices_alone() -> None:
-    """13 layers: the narrowest feed-forward layers leave too much, one layer less and they do not."""
+def test_sizes_change_together_where_none_suffices_alone() -> None:
+    """With 13 layers even the narrowest feed-forward layers are too many parameters; with 12 they are not."""
     choices = ("model.n_layers=13", "attn=gqa")
     target = costs("model=nano")
     for alone in (["d_ff"], ["n_layers"]):
@@ -186,19 +186,19 @@ def test_several_sizes_together_where_none_suffices_alone() -> None:
 
 
 @pytest.mark.slow
-def test_heads_stay_whole_and_even() -> None:
-    """A refused value, such as heads that rotary positions cannot turn, is passed over."""
-    turned = matched(("model.n_layers=5",), costs("model=nano"), match_by=["d_model"], tolerance=0.06)
-    assert turned.values["model.d_model"] % 8 == 0
+def test_values_that_a_module_rejects_are_skipped() -> None:
+    """For example odd head sizes, which rotary positions reject."""
+    rotary = matched(("model.n_layers=5",), costs("model=nano"), match_by=["d_model"], tolerance=0.06)
+    assert rotary.values["model.d_model"] % 8 == 0
     free = matched(
         ("model.n_layers=5", "pos=none"), costs("model=nano", "pos=none"), match_by=["d_model"], tolerance=0.03
     )
     assert free.values["model.d_model"] % 8 == 4
-    assert abs(free.mismatch or 0.0) < abs(turned.mismatch or 0.0)
+    assert abs(free.mismatch or 0.0) < abs(rotary.mismatch or 0.0)
 
 
 @pytest.mark.slow
-def test_layers_that_differ() -> None:
+def test_layers_of_several_kinds() -> None:
     target = costs("model=nano")
     follows = (*PATTERN, 'model.layers.kinds={a:"",b:"attn=mqa ffn=swiglu"}')
     found = matched(follows, target)
@@ -214,7 +214,7 @@ def test_layers_that_differ() -> None:
     assert found.values["model.n_layers"] % 2 == 0, "the pattern's length divides it"
 
 
-def test_what_the_arm_sets_is_not_changed() -> None:
+def test_sizes_set_by_the_arm_are_not_changed() -> None:
     target = costs("model=nano")
     for key, choices in (
         ("model.d_ff", ("model.d_ff=256",)),
@@ -232,7 +232,7 @@ def test_what_the_arm_sets_is_not_changed() -> None:
         (("model.n_layers=12",), "params", ("closest is model.d_ff=64 with", "more than the reference's", "n_layers")),
     ],
 )  # fmt: skip
-def test_what_cannot_be_matched_shows_the_closest(
+def test_an_impossible_match_names_the_closest_values(
     choices: tuple[str, ...], match: str, sentences: tuple[str, ...]
 ) -> None:
     with pytest.raises(UserError) as refused:
@@ -243,7 +243,7 @@ def test_what_cannot_be_matched_shows_the_closest(
 
 
 @pytest.mark.slow
-def test_the_size_named_as_a_way_out_is_one() -> None:
+def test_the_suggested_sizes_do_match() -> None:
     with pytest.raises(UserError) as refused:
         matched(("attn=mqa",), costs("model=nano"), match="kv_bytes")
     names = str(refused.value).partition("match_by=[")[2].partition("]")[0].split(",")
@@ -258,19 +258,19 @@ def test_the_size_named_as_a_way_out_is_one() -> None:
         ({"match_by": ["d_fff"]}, "value not allowed (match_by=d_fff): one of d_ff, expert_d_ff, n_layers"),
     ],
 )
-def test_unknown_names_are_told(change: dict[str, Any], sentence: str) -> None:
+def test_unknown_names_are_errors(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         matched((), costs("model=nano"), **change)
     assert sentence in str(refused.value)
 
 
-def test_an_arm_that_does_not_build_is_told() -> None:
+def test_an_arm_that_does_not_build_is_an_error() -> None:
     with pytest.raises(UserError, match="n_heads=3"):
         matched(("model.n_heads=3",), costs("model=nano"))
 
 
-def test_few_models_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The search takes the ends, a line between them, and little more."""
+def test_few_models_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpolation between the ends takes few steps."""
     built = 0
 
     def counted(*args: Any, **kwargs: Any) -> Account:
@@ -283,7 +283,7 @@ def test_few_models_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     assert built <= 7
 
 
-def test_the_keys_of_the_sizes_exist() -> None:
+def test_the_keys_of_all_sizes_exist() -> None:
     everything = [tinyllm.compose(*choices).model for choices in (("attn=mla", "moe=aux_free"), ())]
     keys = {key for size in MATCHABLE.values() for key in size.keys}
     nodes = [tinyllm.programs.builders.plain(node) for node in everything]
@@ -293,21 +293,21 @@ def test_the_keys_of_the_sizes_exist() -> None:
 
 
 @pytest.mark.parametrize("match", ["params", "kv_bytes", pytest.param("flops", marks=pytest.mark.slow)])
-def test_tiny_against_the_plainest(match: str) -> None:
+def test_a_complex_tiny_arm_matches_a_plain_one(match: str) -> None:
     target = costs("model=tiny", *PLAIN)
     check("tiny", ("attn=mla", "ffn=swiglu", "moe=aux_free"), target, match)
 
 
 @pytest.mark.slow
-def test_every_arm_against_the_plainest() -> None:
+def test_every_tiny_arm_matches_a_plain_one() -> None:
     target = costs("model=tiny", *PLAIN)
     for choices, match in product(arms(), FIGURES):
         check("tiny", choices, target, match)
 
 
 @pytest.mark.slow
-def test_arms_of_medium_against_the_plainest() -> None:
-    """Every fifth, among which are all attentions, feed-forward layers and mixtures."""
+def test_medium_arms_match_a_plain_one() -> None:
+    """Every fifth combination, which covers all attentions, feed-forward layers and mixtures."""
     target = costs("model=medium", *PLAIN)
     for choices, match in product(arms()[::5], FIGURES):
         check("medium", choices, target, match)
@@ -316,7 +316,7 @@ def test_arms_of_medium_against_the_plainest() -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("reference", arms(), ids=" ".join)
 @pytest.mark.parametrize("size", SIZES)
-def test_every_pair(size: str, reference: tuple[str, ...]) -> None:
+def test_every_pair_of_arms(size: str, reference: tuple[str, ...]) -> None:
     target = costs(f"model={size}", *reference)
     for choices, match in product(arms(), FIGURES):
         check(size, choices, target, match)

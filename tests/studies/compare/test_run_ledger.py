@@ -1,4 +1,4 @@
-"""What a comparison takes from a run directory."""
+"""Results from run directories, and the names of these."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def finished(path: Path, last: float | None) -> Run:
     return result_of(run, arm="mha", seed=1, metric="val/bpb", study=path.parent, code=None)
 
 
-def test_the_figure_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
+def test_the_result_is_the_last_evaluation(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", LOSSES[2])
     assert (run.status, run.value, run.peak_memory_bytes, run.seconds) == ("finished", LOSSES[2], 7, 1.5)
     assert [one["val/bpb"] for one in run.records] == LOSSES
@@ -36,7 +36,7 @@ def test_the_figure_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_that_diverged_is_not_measured_by_an_earlier_evaluation(tmp_path: Path) -> None:
+def test_a_diverged_run_is_not_judged_by_an_earlier_evaluation(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", None)
     assert (run.status, run.value, run.error) == ("failed", None, "its last val/bpb is not a finite number")
 
@@ -50,7 +50,7 @@ def test_a_run_that_diverged_is_not_measured_by_an_earlier_evaluation(tmp_path: 
         {"seed": 2},
     ],
 )
-def test_another_run_has_another_name(other: dict[str, object]) -> None:
+def test_the_name_depends_on_everything_that_the_results_depend_on(other: dict[str, object]) -> None:
     same = {"seed": 1, "config": {"optimizer": {"lr": 1e-3}}, "data": {"train": "a"}}
     kept = {
         "seed": 1,

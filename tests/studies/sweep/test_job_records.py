@@ -1,4 +1,4 @@
-"""Records of jobs, their files, and sweep.csv."""
+"""Job records, their files, and sweep.csv."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def jobs(*seeds: int, lr: str = "1e-3") -> list[Job]:
         (["run.name=" + "x" * 200], "name-" + "x" * 75),
     ],
 )
-def test_a_jobs_directory_says_what_it_is(swept: list[str], name: str) -> None:
+def test_short_names_of_jobs(swept: list[str], name: str) -> None:
     assert short_name(swept) == name
 
 
@@ -51,7 +51,7 @@ def test_a_job_is_found_by_its_settings_in_any_order(directory: SweepDir) -> Non
         directory.register(jobs(1, lr="1e-2"))
 
 
-def test_a_record_that_is_damaged_is_named(directory: SweepDir) -> None:
+def test_a_damaged_record_is_named(directory: SweepDir) -> None:
     directory.register(jobs(1))
     (directory.records_dir / "000_seed-1.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"invalid job record \(.*000_seed-1.json\)"):
@@ -59,7 +59,7 @@ def test_a_record_that_is_damaged_is_named(directory: SweepDir) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("name", "../../x"), ("overrides", "seed=1"), ("number", "0"), ("x", 1)])
-def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: SweepDir) -> None:
+def test_an_invalid_record_is_an_error(key: str, value: object, directory: SweepDir) -> None:
     [record] = directory.register(jobs(1))
     (directory.records_dir / f"{record.name}.json").write_text(json.dumps(asdict(record) | {key: value}))
     with pytest.raises(UserError, match=r"invalid job record \(.*000_seed-1.json\)"):
@@ -71,7 +71,7 @@ def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: S
     [
         (0, "finished", "finished"),
         (0, "interrupted", "interrupted"),
-        (0, "running", "finished"),  # nothing was left to do after a kill
+        (0, "running", "finished"),  # killed after its last step, then restarted with nothing left to do
         (143, "interrupted", "interrupted"),
         (138, "interrupted", "interrupted"),
         (1, "failed", "failed"),
@@ -79,7 +79,7 @@ def test_a_record_that_somebody_else_wrote(key: str, value: object, directory: S
         (137, "running", "failed"),
     ],
 )
-def test_the_status_follows_from_exit_code_and_run(
+def test_the_status_follows_from_the_exit_code_and_the_run(
     directory: SweepDir, code: int, run_status: str | None, status: str
 ) -> None:
     [record] = directory.register(jobs(1))
@@ -103,7 +103,7 @@ def test_the_status_follows_from_exit_code_and_run(
         assert record.error == ("X: y" if run_status in ("failed", "running") else f"exit code {code}")
 
 
-def test_csv_tells_what_ended_and_at_the_end_what_did_not_begin(directory: SweepDir) -> None:
+def test_the_csv_lists_ended_jobs_and_at_the_end_all_jobs(directory: SweepDir) -> None:
     first, second, third, last = directory.register(jobs(1, 2, 3, 4))
     first.status, second.status, second.error, third.status = "finished", "failed", 'a "b", c', "running"
     for record in (first, second, third, last):
@@ -119,7 +119,7 @@ def test_csv_tells_what_ended_and_at_the_end_what_did_not_begin(directory: Sweep
     assert rows(ended=True) == [*known, ("2", "interrupted", "3", ""), ("3", "interrupted", "4", "not started")]
 
 
-def test_the_table_as_text(directory: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_as_plain_text(directory: SweepDir, capsys: pytest.CaptureFixture[str]) -> None:
     first, second, third = directory.register(jobs(1, 2, 3))
     first.status, first.val_loss, first.val_bpb, first.tokens_per_s = "finished", 2.345678, 3.4, 12345.6
     second.status = "failed"
@@ -132,7 +132,7 @@ def test_the_table_as_text(directory: SweepDir, capsys: pytest.CaptureFixture[st
     )
 
 
-def test_a_directory_in_use_is_refused(directory: SweepDir) -> None:
+def test_a_locked_directory_is_an_error(directory: SweepDir) -> None:
     handle = directory.lock()
     with pytest.raises(UserError, match="another sweep uses this directory"):
         SweepDir(directory.path).lock()

@@ -1,4 +1,4 @@
-"""Jobs in other processes, and many in one: Hydra's launchers, a cluster of one machine, signals, memory."""
+"""Hydra's launchers: jobs in other processes, an imitation of SLURM, signals, memory."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from tests.support.training_runs import SMALL, logged, train_elsewhere, write_co
 pytestmark = pytest.mark.slow
 ENDLESS = "trainer.max_steps=1000000"
 SCRIPTS = {
-    # Keeps the script, and runs the jobs of the array one after the other in the background.
+    # Stores the script and runs the array's jobs one after the other in the background.
     "sbatch": """#!/bin/bash
 cp "$1" "$(dirname "$0")/script.sh"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
@@ -35,7 +35,7 @@ exec "$@"
 """,
     "sacct": "#!/bin/bash\necho 'JobID|State|NodeList'\n",
 }
-"""SLURM's commands, as far as submitit uses them."""
+"""SLURM's commands, as far as submitit needs them."""
 
 
 @pytest.fixture
@@ -59,25 +59,25 @@ def wait_for(condition: Callable[[], object], running: "subprocess.Popen[str] | 
             return
         assert running is None or running.poll() is None, running.communicate()
         time.sleep(0.2)
-    raise AssertionError("it never came to that")
+    raise AssertionError("the condition was never met")
 
 
 def pid_of(name: str) -> int:
-    """The process of a job that trains."""
+    """The process id of a running job."""
     pid = json.loads(Path("swept", "jobs", f"{name}.json").read_text(encoding="utf-8"))["pid"]
     assert isinstance(pid, int)
     return pid
 
 
-def lives(pid: int) -> bool:
-    """Whether a process trains or could; one that has ended and was not asked for yet does not."""
+def is_alive(pid: int) -> bool:
+    """Whether a process is alive; a zombie is not."""
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except FileNotFoundError:
         return False
 
 
-def both_train() -> bool:
+def both_are_training() -> bool:
     return all(logged(Path("swept", name), "train/loss") for name in ("000_seed-1", "001_seed-2"))
 
 
@@ -91,14 +91,14 @@ def test_jobs_in_other_processes(corpus: list[str], launcher: str) -> None:
     assert "not divisible" in rows()[1]["error"]
     assert err.splitlines() == [f"job 1 (model.d_model=33): failed, {rows()[1]['error']}"]
     assert "job 0 (model.d_model=16): finished, val loss" in out
-    assert "step 2/2" not in out, "what a job prints goes to its own file"
+    assert "step 2/2" not in out, "a job prints to its own log"
     assert "finished at step 2" in Path("swept/jobs/000_d_model-16.log").read_text(encoding="utf-8")
     again = start(*settings, "model.d_model=16,33,32")
     again.communicate(timeout=600)
     assert [row["status"] for row in rows()] == ["skipped", "failed", "skipped"]
 
 
-def test_jobs_of_a_cluster(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_on_slurm(corpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "slurm"
     place.mkdir()
     for name, text in SCRIPTS.items():
@@ -116,12 +116,10 @@ def test_jobs_of_a_cluster(corpus: list[str], tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.exhaustive)])
-def test_a_signal_ends_the_jobs_with_a_checkpoint_and_the_next_start_goes_on(
-    corpus: list[str], number: signal.Signals
-) -> None:
+def test_a_signal_ends_the_jobs_with_a_checkpoint(corpus: list[str], number: signal.Signals) -> None:
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     running = start(*corpus, *parallel, ENDLESS, "seed=1,2,3")
-    wait_for(both_train, running)
+    wait_for(both_are_training, running)
     workers = [pid_of("000_seed-1"), pid_of("001_seed-2")]
     running.send_signal(number)
     out, err = running.communicate(timeout=300)
@@ -130,22 +128,22 @@ def test_a_signal_ends_the_jobs_with_a_checkpoint_and_the_next_start_goes_on(
     assert [row["error"] for row in rows()] == ["", "", "not started"]
     assert "2    seed=3     not started" in out
     assert all(list(Path("swept", name, "checkpoints").glob("step-*")) for name in ("000_seed-1", "001_seed-2"))
-    wait_for(lambda: not any(map(lives, workers)))
+    wait_for(lambda: not any(map(is_alive, workers)))
 
 
-def test_jobs_do_not_outlive_a_sweep_that_is_killed(corpus: list[str]) -> None:
+def test_jobs_do_not_outlive_a_killed_sweep(corpus: list[str]) -> None:
     running = start(*corpus, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", ENDLESS, "seed=1,2,3")
-    wait_for(both_train, running)
+    wait_for(both_are_training, running)
     workers = [pid_of("000_seed-1"), pid_of("001_seed-2")]
     running.kill()
-    wait_for(lambda: not any(map(lives, workers)))
+    wait_for(lambda: not any(map(is_alive, workers)))
     running.communicate(timeout=60)
     assert all(list(Path("swept", name, "checkpoints").glob("step-*")) for name in ("000_seed-1", "001_seed-2"))
     assert not Path("swept/002_seed-3").exists()
 
 
 @pytest.mark.exhaustive
-def test_a_process_that_dies_takes_no_other_job_along(corpus: list[str]) -> None:
+def test_a_killed_worker_does_not_stop_the_other_jobs(corpus: list[str]) -> None:
     parallel = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     running = start(*corpus, *parallel, "trainer.max_steps=300", "trainer.eval_every=300", "seed=1,2,3")
     wait_for(lambda: logged(Path("swept/000_seed-1"), "train/loss"), running)
@@ -166,7 +164,7 @@ def test_ctrl_c_ends_a_sweep_in_one_process(corpus: list[str]) -> None:
     assert "continue with the same command" in out
 
 
-def test_each_job_is_one_torchrun(corpus: list[str]) -> None:
+def test_each_job_runs_in_several_ranks(corpus: list[str]) -> None:
     running = start(*corpus, "strategy=ddp", "strategy.nproc_per_node=2", "trainer.max_steps=2", "model.d_model=16,33")
     _, err = running.communicate(timeout=600)
     assert running.returncode == 2, err

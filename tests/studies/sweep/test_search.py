@@ -1,4 +1,4 @@
-"""hydra/sweeper=search as a person uses it."""
+"""``hydra/sweeper=search`` from the command line."""
 
 import csv
 import sys
@@ -28,7 +28,7 @@ def drawn(directory: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_a_search_in_two_parts_is_the_search_in_one(call: Call, corpus: list[str]) -> None:
+def test_a_continued_search_equals_an_uninterrupted_one(call: Call, corpus: list[str]) -> None:
     command = (*SEARCH, *corpus, *SPACE)
     whole = call("train", *command, "hydra.sweep.dir=whole", "hydra.sweeper.n_trials=4")
     assert whole.code == 0, whole.err
@@ -48,7 +48,7 @@ def test_a_search_in_two_parts_is_the_search_in_one(call: Call, corpus: list[str
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_does_not_end_the_search(call: Call, corpus: list[str]) -> None:
+def test_a_failed_job_does_not_end_the_search(call: Call, corpus: list[str]) -> None:
     command = (*SEARCH, *corpus, "model.d_model=choice(33,35)", "hydra.sweep.dir=swept")
     answer = call("train", *command, "hydra.sweeper.n_trials=3")
     assert answer.code == 2
@@ -58,7 +58,7 @@ def test_a_job_that_fails_does_not_end_the_search(call: Call, corpus: list[str])
 
 
 @pytest.mark.slow
-def test_a_stopped_job_is_taken_up_before_new_ones(call: Call, corpus: list[str]) -> None:
+def test_stopped_jobs_are_continued_before_new_ones_start(call: Call, corpus: list[str]) -> None:
     import optuna
 
     from tinyllm.studies.sweep.search import open_study
@@ -67,8 +67,8 @@ def test_a_stopped_job_is_taken_up_before_new_ones(call: Call, corpus: list[str]
     assert call("train", *command, "hydra.sweeper.n_trials=1").code == 0
     study = open_study(Path("swept/search.db"), direction="minimize")
     first = study.trials[0]
-    study.ask(first.distributions)  # as a kill leaves it: chosen, and nothing more
-    study.ask({"optimizer.lr": first.distributions["optimizer.lr"]})  # killed while it was written
+    study.ask(first.distributions)  # as after a kill: proposed, not run
+    study.ask({"optimizer.lr": first.distributions["optimizer.lr"]})  # killed while being proposed
     assert call("train", *command, "hydra.sweeper.n_trials=3").code == 0
     states = [trial.state.name for trial in open_study(Path("swept/search.db"), direction="minimize").trials]
     assert states == ["COMPLETE", "COMPLETE", "FAIL"]
@@ -93,7 +93,7 @@ def test_a_stopped_job_is_taken_up_before_new_ones(call: Call, corpus: list[str]
         ("seed=1,2 run.dir=x", "a multirun has no use for it (run.dir=x)"),
     ],
 )
-def test_what_cannot_be_searched_for_is_one_line_and_leaves_nothing(
+def test_an_invalid_search_is_one_line_and_creates_nothing(
     call: Call, corpus: list[str], arguments: str, line: str
 ) -> None:
     answer = call("train", *SEARCH, *corpus, *arguments.split())
@@ -105,7 +105,7 @@ def test_what_cannot_be_searched_for_is_one_line_and_leaves_nothing(
 
 def test_a_damaged_study_is_one_line(call: Call, corpus: list[str]) -> None:
     Path("swept/jobs").mkdir(parents=True)
-    Path("swept/search.db").write_bytes(b"not a database, and long enough to be taken for one" * 100)
+    Path("swept/search.db").write_bytes(b"not a database, but long enough to look like one" * 100)
     answer = call("train", *SEARCH, *corpus, *SPACE, "hydra.sweep.dir=swept")
     assert answer.code == 2
     [line] = answer.err.splitlines()
@@ -113,7 +113,7 @@ def test_a_damaged_study_is_one_line(call: Call, corpus: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_another_search_in_the_directory_is_refused(call: Call, corpus: list[str]) -> None:
+def test_a_directory_with_another_search_is_an_error(call: Call, corpus: list[str]) -> None:
     command = (*SEARCH, *corpus, "hydra.sweep.dir=swept", "hydra.sweeper.n_trials=1")
     assert call("train", *command, *SPACE).code == 0
     for changed in ((*SPACE, "seed=7"), (SPACE[0],), (*SPACE, "hydra.sweeper.direction=maximize")):

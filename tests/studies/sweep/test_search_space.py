@@ -1,4 +1,4 @@
-"""What a search may choose from."""
+"""Search spaces in Hydra's grammar."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,12 @@ from tinyllm.studies.sweep.search import check_study, open_study
 from tinyllm.studies.sweep.search_space import distribution
 
 
-def of(text: str) -> BaseDistribution:
+def parsed(text: str) -> BaseDistribution:
     return distribution(OverridesParser.create().parse_override(f"key={text}"))
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         ("interval(0.5,2)", FloatDistribution(0.5, 2.0)),
         ("tag(log,interval(1e-4,1e-2))", FloatDistribution(1e-4, 1e-2, log=True)),
@@ -38,8 +38,8 @@ def of(text: str) -> BaseDistribution:
         ("[1,2],[3]", CategoricalDistribution(["[1,2]", "[3]"])),
     ],
 )
-def test_hydras_grammar_says_what_is_drawn_from(text: str, wanted: BaseDistribution) -> None:
-    assert of(text) == wanted
+def test_distributions_of_hydras_grammar(text: str, expected: BaseDistribution) -> None:
+    assert parsed(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -55,9 +55,9 @@ def test_hydras_grammar_says_what_is_drawn_from(text: str, wanted: BaseDistribut
         ("glob(*)", "a search cannot draw from this"),
     ],
 )
-def test_what_makes_no_sense_is_refused(text: str, line: str) -> None:
+def test_invalid_distributions(text: str, line: str) -> None:
     with pytest.raises(UserError, match=line.replace("(", r"\(").replace(")", r"\)").replace("*", r"\*")):
-        of(text)
+        parsed(text)
 
 
 def test_the_documented_defaults_are_those_of_the_file() -> None:
@@ -67,12 +67,12 @@ def test_the_documented_defaults_are_those_of_the_file() -> None:
     assert documented == {key: str(file[key]) for key in file if key not in ("_target_", "params")}
 
 
-def test_a_trial_that_somebody_else_wrote_into_the_study_is_no_setting(tmp_path: Path) -> None:
+def test_a_study_with_foreign_trials_is_an_error(tmp_path: Path) -> None:
     study = open_study(tmp_path / "search.db", direction="minimize")
     override = OverridesParser.create().parse_override("attn=mha,gqa")
-    asked = {"study": study, "directory": SweepDir(tmp_path), "overrides": [override], "direction": "minimize"}
+    search = {"study": study, "directory": SweepDir(tmp_path), "overrides": [override], "direction": "minimize"}
     space = {"attn": distribution(override)}
-    check_study(**asked, space=space)
+    check_study(**search, space=space)
     study.ask({"attn": CategoricalDistribution(["../../../x"])})
     with pytest.raises(UserError, match=r"the directory holds another search .*trial 0 drew attn"):
-        check_study(**asked, space=space)
+        check_study(**search, space=space)

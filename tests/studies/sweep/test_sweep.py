@@ -1,4 +1,4 @@
-"""Multirun as a person uses it: a directory per job, a table, sweep.csv, started again where it stopped."""
+"""Sweeps from the command line: run directories, the table, sweep.csv, continuing."""
 
 import csv
 import json
@@ -22,8 +22,8 @@ def rows(directory: Path = Path("swept")) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def begun(directory: Path = Path("swept")) -> dict[str, int]:
-    """When each run last wrote its status."""
+def written_at(directory: Path = Path("swept")) -> dict[str, int]:
+    """When each run last wrote its ``run.json``."""
     return {file.parent.name: file.stat().st_mtime_ns for file in directory.glob("*/run.json")}
 
 
@@ -49,19 +49,19 @@ def test_one_of_six_fails_and_only_that_one_runs_again(call: Call, corpus: str) 
     assert table[6].split()[:3] == ["5", "model.d_model=40", "finished"]
     assert first.err.splitlines() == [failed["error"], "job 4 (model.d_model=33): failed"]
 
-    before = begun()
+    before = written_at()
     again = call("train", *command)
     assert again.code == 2
     assert next(line for line in again.out.splitlines() if line.startswith("job ")) == (
         "job 4: model.d_model=33 again (failed before)"
     )
-    assert begun() == before
+    assert written_at() == before
     assert [row["status"] for row in rows()] == ["skipped"] * 4 + ["failed", "skipped"]
     assert rows()[0]["val_loss"] == finished["val_loss"]
 
 
 @pytest.mark.slow
-def test_a_failed_job_whose_cause_is_mended_runs(call: Call, corpus: str, tmp_path: Path) -> None:
+def test_a_failed_job_runs_again_once_its_cause_is_fixed(call: Call, corpus: str, tmp_path: Path) -> None:
     late = tmp_path / "late.txt"
     command = ("-m", *corpus.split(), *QUICK, f"dataset.path={tmp_path / 'words.txt'},{late}")
     assert call("train", *command).code == 2
@@ -95,21 +95,21 @@ def test_a_larger_grid_adds_jobs(call: Call, corpus: str) -> None:
 
 
 @pytest.mark.slow
-def test_other_settings_for_the_same_jobs_are_refused(call: Call, corpus: str) -> None:
+def test_other_settings_for_the_same_jobs_are_an_error(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK, "seed=1,2")
     assert call("train", *command).code == 0
-    before = begun()
+    before = written_at()
     answer = call("train", *command, "optimizer.lr=1e-2")
     assert answer.code == 2
     assert answer.err == (
         "error: the jobs in this directory have other settings (hydra.sweep.dir=swept): this command has "
         "optimizer.lr=0.01; choose another directory\n"
     )
-    assert begun() == before
+    assert written_at() == before
 
 
 @pytest.mark.slow
-def test_a_run_that_was_made_otherwise_is_not_continued(call: Call, corpus: str) -> None:
+def test_a_run_with_other_settings_is_not_continued(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *SMALL, "trainer.max_steps=4", "hydra.sweep.dir=swept", "seed=1,2")
     assert call("train", *command, "trainer.stop_after_steps=2").code == 0
     for file in Path("swept/000_seed-1").glob("checkpoints/step-*/overrides.yaml"):
@@ -121,7 +121,7 @@ def test_a_run_that_was_made_otherwise_is_not_continued(call: Call, corpus: str)
 
 
 @pytest.mark.slow
-def test_each_sweep_without_a_directory_gets_one_of_its_own(call: Call, corpus: str) -> None:
+def test_each_sweep_gets_a_directory_of_its_own_by_default(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK[:-1], "trainer.max_steps=1", "seed=1,2")
     for _ in range(2):
         assert call("train", *command).code == 0
@@ -160,7 +160,7 @@ def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> Non
         ),
     ],
 )
-def test_what_cannot_be_a_sweep_is_one_line_and_leaves_nothing(
+def test_an_invalid_sweep_is_one_line_and_creates_nothing(
     call: Call, corpus: str, tmp_path: Path, arguments: str, line: str
 ) -> None:
     file = str(tmp_path / "words.txt")
@@ -172,16 +172,14 @@ def test_what_cannot_be_a_sweep_is_one_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("setting", ["hydra.sweep.dir=x", "hydra/sweeper=search", "hydra/launcher=basic"])
-def test_settings_of_a_multirun_without_one_are_refused(call: Call, corpus: str, setting: str) -> None:
+def test_sweep_settings_without_m_are_an_error(call: Call, corpus: str, setting: str) -> None:
     answer = call("train", *corpus.split(), *SMALL, setting)
     assert answer.code == 2
     assert "it has an effect in a multirun only" in answer.err and "add -m" in answer.err
     assert answer.made == []
 
 
-def test_a_launcher_that_is_not_installed_is_named_with_its_extra(
-    call: Call, corpus: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_launcher_is_named_with_its_extra(call: Call, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     answer = call("train", "-m", *corpus.split(), *SMALL, "seed=1,2", "hydra/launcher=jobs")
     assert "no such option (hydra/launcher=jobs)" in answer.err
     from hydra.errors import MissingConfigException

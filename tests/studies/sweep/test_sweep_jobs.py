@@ -1,4 +1,4 @@
-"""What makes a job of a sweep: where it starts from, which keys tell it from the others, what it shares with nobody."""
+"""Jobs of a sweep: what they start from, which keys identify them, and what they do not share."""
 
 import csv
 from pathlib import Path
@@ -24,7 +24,7 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_a_start_that_goes_on_or_begins_from_other_weights(call: Call, corpus: tuple[str, ...], tmp_path: Path) -> None:
+def test_init_from_counts_at_the_first_start_only(call: Call, corpus: tuple[str, ...], tmp_path: Path) -> None:
     before, same = tmp_path / "before", (*corpus, *TINY)
     assert call("train", *same, f"run.dir={before}").code == 0
     command = (*same, f"init_from={before}", "run.dir=new", "resume=auto", "optimizer.lr=0")
@@ -49,7 +49,7 @@ def test_a_killed_sweep_that_fine_tunes_ends_with_the_right_jobs(
     assert train(*corpus, *SMALL, steps, f"run.dir={before}") == 0
     start = (*corpus, *SMALL, steps, f"init_from={before}", "trainer.checkpoint_every=2")
     grid = ("-m", *start, "optimizer.lr=1e-4,1e-3", "seed=1,2", SWEEP)
-    for fault in ("kill@step=3", "kill@save:mid_write:2"):  # in the first job, then in one that is begun after it
+    for fault in ("kill@step=3", "kill@save:mid_write:2"):  # in the first job, then in a later one
         assert train_copy(*grid, fault=fault).code == -9
     assert call("train", *grid).code == 0
     assert [(row["optimizer.lr"], row["seed"]) for row in rows()] == [
@@ -76,8 +76,8 @@ def test_a_killed_sweep_that_fine_tunes_ends_with_the_right_jobs(
         pytest.param("debug=true,false", ["2", "2"], marks=pytest.mark.slow),
     ],
 )
-def test_every_value_that_is_swept_is_a_job(call: Call, corpus: tuple[str, ...], swept: str, steps: list[str]) -> None:
-    """Keys that otherwise belong to one start of the program."""
+def test_every_swept_value_is_a_job(call: Call, corpus: tuple[str, ...], swept: str, steps: list[str]) -> None:
+    """Also for keys that otherwise belong to one start of the program."""
     answer = call("train", "-m", *corpus, *TINY, swept, SWEEP)
     assert answer.code == 0
     key, _, values = swept.partition("=")
@@ -87,12 +87,12 @@ def test_every_value_that_is_swept_is_a_job(call: Call, corpus: tuple[str, ...],
 
 
 @pytest.mark.slow
-def test_a_value_that_was_swept_and_one_that_was_not_are_told_apart(call: Call, corpus: tuple[str, ...]) -> None:
+def test_swept_and_fixed_values_of_a_key_are_told_apart(call: Call, corpus: tuple[str, ...]) -> None:
     base = ("-m", *corpus, *SMALL, "trainer.max_steps=4", "schedule.warmup_steps=0", SWEEP)
     assert call("train", *base, "seed=1,2", "trainer.stop_after_steps=1").code == 0
     assert call("train", *base, "seed=1", "trainer.stop_after_steps=2,3").code == 0
     assert [row["step"] for row in rows()] == ["1", "1", "2", "3"]
-    assert call("train", *base, "seed=1,2", "trainer.stop_after_steps=2").code == 0  # the first two go on
+    assert call("train", *base, "seed=1,2", "trainer.stop_after_steps=2").code == 0  # continues the first two
     assert [row["step"] for row in rows()] == ["2", "2", "2", "3"]
 
 
@@ -107,7 +107,7 @@ def test_other_sweepers_tell_jobs_apart_too(call: Call, corpus: tuple[str, ...],
 
 @pytest.mark.parametrize("sweeper", ["grid", "basic"])
 @pytest.mark.parametrize("setting", ["run.name=a", "run.name=a,b", "run.dir=a,b", "+run.dir=x"])
-def test_keys_that_each_job_is_given_are_refused(call: Call, setting: str, sweeper: str) -> None:
+def test_keys_that_the_sweep_sets_are_refused(call: Call, setting: str, sweeper: str) -> None:
     answer = call("train", "-m", "seed=1,2", setting, f"hydra/sweeper={sweeper}")
     [line] = answer.err.splitlines()
     assert line.startswith(f"error: a multirun has no use for it ({setting.lstrip('+')}): each job")
@@ -116,7 +116,7 @@ def test_keys_that_each_job_is_given_are_refused(call: Call, setting: str, sweep
 
 @pytest.mark.slow
 def test_an_experiment_may_name_its_runs(call: Call, corpus: tuple[str, ...], tmp_path: Path) -> None:
-    """In a sweep the name goes unused; the directory that turns it off was not the user's setting."""
+    """A sweep ignores the name without an error: the user did not type it."""
     own = tmp_path / "own" / "experiment"
     own.mkdir(parents=True)
     (own / "mine.yaml").write_text("# @package _global_\n# Mine.\nrun:\n  name: mine\n", encoding="utf-8")
@@ -126,9 +126,7 @@ def test_an_experiment_may_name_its_runs(call: Call, corpus: tuple[str, ...], tm
 
 
 @pytest.mark.slow
-def test_each_job_is_a_run_of_its_own_in_wandb(
-    call: Call, corpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_job_is_a_separate_wandb_run(call: Call, corpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyllm.loggers import wandb
 
     opened: list[dict[str, Any]] = []

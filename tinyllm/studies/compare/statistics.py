@@ -129,9 +129,8 @@ def seeds_needed(sd: float, *, effect: float, level: float = LEVEL) -> int:
         level: two-sided significance level.
     """
     ratio = effect / sd
-    n = max(
-        2, round(((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2)
-    )  # the normal approximation; t needs a few more
+    normal = ((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2  # a t test needs a few more
+    n = max(2, round(normal))
     while power(ratio, n, level) < POWER:
         n += 1
     while n > 2 and power(ratio, n - 1, level) >= POWER:
