@@ -182,8 +182,8 @@ def test_what_is_refused_in_a_pattern(overrides: tuple[str, ...], sentence: str)
     ("names", "n_layers", "sentence"),
     [
         ([], 4, "pattern=[] is empty"),
-        (["a", "c"], 4, "pattern=[a,c] names c, and the kinds are a, b"),
-        (["a"], 4, "pattern=[a] gives none of the 4 layers the kind b"),
+        (["a", "c"], 4, "pattern=[a,c] names c, which is not among the kinds a, b"),
+        (["a"], 4, "pattern=[a] uses no kind b in 4 layers"),
         (["a", "a", "b"], 2, "does not divide n_layers=2"),
         (["a", "b"], 3, "does not divide n_layers=3; model.layers.truncate=true"),
     ],
@@ -195,7 +195,7 @@ def test_what_is_refused_in_the_pattern_itself(names: list[str], n_layers: int, 
 
 
 def test_a_kind_beyond_the_cut_is_of_no_layer() -> None:
-    with pytest.raises(ValueError, match="gives none of the 2 layers the kind b"):
+    with pytest.raises(ValueError, match="uses no kind b in 2 layers"):
         pattern(n_layers=2, kinds={"a": Block, "b": Block}, pattern=["a", "a", "b"], truncate=True)
 
 

@@ -1,1 +1,1 @@
-"""Models made of the parts in ``tinyllm.nn``."""
+"""Models, built from the layers in ``tinyllm.nn``."""

@@ -1,4 +1,4 @@
-"""One layer of the decoder."""
+"""A decoder layer."""
 
 from collections.abc import Callable
 
@@ -13,23 +13,23 @@ from tinyllm.utils.signatures import make
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream.
+    """Pre-norm attention and feed-forward layers, each added to the residual stream.
 
     Args:
-        attn: factory of the attention layer; it gets whatever its constructor names of the model's shape.
-        ffn: factory of the feed-forward layer.
-        moe: factory of what stands in the feed-forward's place; gets ``ffn`` and the model's shape, likewise.
-        norm: factory of the two norms, likewise.
+        attn: factory of the attention layer. Like the other factories, it is called with those parts of the model's
+            shape that its constructor names (``tinyllm.utils.signatures.make``).
+        ffn: factory of the feed-forward layer, passed to ``moe``.
+        moe: factory of the layer in the feed-forward's place: a mixture of experts, or ``ffn`` itself.
+        norm: factory of the two norms.
         pos: the model's position object, for attention.
         d_model, n_heads, n_kv_heads, d_ff, max_seq_len, bias: the model's shape.
-        norm_eps: the eps of the model's norms, for the norms inside attention.
-        dropout: on what attention and feed-forward add to the residual stream.
+        norm_eps: eps of the model's norms, for the norms inside attention.
+        dropout: on the outputs of attention and feed-forward.
         attn_dropout: on the attention weights.
-        parallel_block: both read the block's input, x + attn(norm1(x)) + ffn(norm2(x)), instead of one
-            after the other.
+        parallel_block: attention and feed-forward both read the block's input: x + attn(norm1(x)) + ffn(norm2(x)).
 
     Raises:
-        ValueError: a number that is out of range, or two that do not go together.
+        ValueError: a number is out of range, or sizes do not match.
     """
 
     attn: Attention
@@ -82,30 +82,30 @@ class Block(nn.Module):
         Args:
             start, cache, doc_ids: see :meth:`Attention.forward`.
         """
-        # Only where given: an attention class that knows no documents serves all other runs.
+        # Passed only if given, so that an attention class without documents works in every other run.
         documents = {} if doc_ids is None else {"doc_ids": doc_ids}
-        attended = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache, **documents))
+        attn_out = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache, **documents))
         if self.parallel_block:
-            fed, routing = self.ffn(self.norm2(x_BTC))
-            return x_BTC + attended + self._drop(fed), routing
-        x_BTC = x_BTC + attended
-        fed, routing = self.ffn(self.norm2(x_BTC))
-        return x_BTC + self._drop(fed), routing
+            ffn_out, routing = self.ffn(self.norm2(x_BTC))
+            return x_BTC + attn_out + self._drop(ffn_out), routing
+        x_BTC = x_BTC + attn_out
+        ffn_out, routing = self.ffn(self.norm2(x_BTC))
+        return x_BTC + self._drop(ffn_out), routing
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
-        """Draw the weights of the parts, in the order of the forward pass."""
+        """Initialise the layers, in the order of the forward pass."""
         self.norm1.init_weights()
         self.attn.init_weights(std=std, residual_std=residual_std)
         self.norm2.init_weights()
         self.ffn.init_weights(std=std, residual_std=residual_std)
 
     def flops_per_token(self, context: int) -> int:
-        """Floating-point operations of the forward pass for one token that attends to ``context`` keys."""
+        """FLOPs of the forward pass for one token that attends to ``context`` keys."""
         return self.attn.flops_per_token(context) + self.ffn.flops_per_token()
 
     def decode_flops_per_token(self, context: int) -> int:
-        """The same for one token that continues a cache of ``context`` positions, itself included."""
+        """FLOPs of decoding one token with a cache; ``context`` counts the token itself."""
         return self.attn.decode_flops_per_token(context) + self.ffn.flops_per_token()

@@ -1,4 +1,4 @@
-"""LayerDrop (Fan et al. 2020): in training, whole blocks are left out at random, the deeper the likelier."""
+"""LayerDrop (Fan et al. 2020): training skips whole blocks at random, deeper ones more often."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 def draw_active_blocks(p: float, n_layers: int, *, seed: int) -> list[bool] | None:
-    """Which blocks one micro-batch passes through; None: all of them, always.
+    """LayerDrop: which blocks run, given a seed; None: all (p = 0).
 
-    Block l = 0 … L−1 is dropped with probability p·l/(L−1), a single block with p. The decision depends on the seed
-    alone, so every rank and every recomputation can make the same one.
+    Block l = 0 … L−1 is dropped with probability p·l/(L−1), a single block with p. The draw depends only on the seed,
+    so every rank and every recomputation makes the same one.
     """
     if not p:
         return None
@@ -21,13 +21,13 @@ def draw_active_blocks(p: float, n_layers: int, *, seed: int) -> list[bool] | No
 
 
 def skip(x_BTC: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """``x_BTC`` as it is; the parameters of the block that it does not pass get gradients of zero, not none.
+    """``x_BTC`` unchanged, with zero gradients (not missing ones) for the parameters of the skipped block.
 
-    So every rank reduces the same gradients, and an optimizer decays a dropped block like the others.
+    So every rank reduces the same gradients, and the optimizer decays a dropped block like any other.
     """
-    passed = _Skip.apply(x_BTC, *parameters)
-    assert isinstance(passed, Tensor)
-    return passed
+    skipped = _Skip.apply(x_BTC, *parameters)
+    assert isinstance(skipped, Tensor)
+    return skipped
 
 
 class _Skip(torch.autograd.Function):

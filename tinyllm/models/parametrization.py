@@ -1,4 +1,4 @@
-"""How the first weights, the learning rates and the multipliers of a model follow its width."""
+"""Parametrizations: how initial weights, learning rates and multipliers depend on the model's width."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,21 +12,20 @@ from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.linear import Linear
 
-Norm = Callable[[int, int], float]
-"""Of an optimizer: the spectral norm of its step at learning rate 1, up to a constant, for a matrix of so many rows and
-columns."""
+UpdateNorm = Callable[[int, int], float]
+"""(rows, columns) → spectral norm of an optimizer's step at learning rate 1, up to a constant."""
 
 
 @dataclass(frozen=True)
 class MatrixScaling:
-    """The shape of a matrix, rows (fan-out) and columns (fan-in), and its shape at the base width.
+    """How a matrix scales with the width: its shape, and its shape at the base width.
 
-    A side grows with the width if it differs from the base shape's. A layer's output, and its change per step, keep
-    their size if the spectral norms of the weight matrix and of its update are proportional to √(rows/columns)
-    (Yang, Simon & Bernstein 2023, https://arxiv.org/abs/2310.17813, condition 1).
+    Shapes are rows (fan-out) by columns (fan-in); a side that differs between the two grows with the width. A layer's
+    output and its change per step keep their size if the spectral norms of the weight matrix and of its update are
+    proportional to √(rows/columns) (Yang, Simon & Bernstein 2023, https://arxiv.org/abs/2310.17813, condition 1).
 
     Attributes:
-        multiplier: what the output is multiplied with here, over what it is there.
+        multiplier: factor on the layer's output, relative to the base width.
     """
 
     shape: tuple[int, int]
@@ -35,26 +34,26 @@ class MatrixScaling:
 
     @property
     def std_factor(self) -> float:
-        """Of the initial standard deviation: 1/√fan_in where both sides grow, and 1/fan_in where only that one does.
+        """Factor on the initial standard deviation, relative to the base shape (Yang et al. 2022, table 3).
 
-        Relative to the base shape; Yang et al. 2022, table 3.
+        1/√fan_in where both sides grow, 1/fan_in where only fan_in does.
         """
         (rows, columns), (base_rows, base_columns) = self.shape, self.base_shape
         fan_in = columns / base_columns
         return 1 / fan_in if rows == base_rows else fan_in**-0.5
 
-    def rate_factor(self, norm: Norm) -> float:
-        """Learning rate relative to the base shape: 1/fan_in for steps whose entries have one size, as Adam's."""
+    def rate_factor(self, norm: UpdateNorm) -> float:
+        """Factor on the learning rate, relative to the base shape; 1/fan_in for Adam, whose entries all move alike."""
         here, there = ((rows / columns) ** 0.5 / norm(rows, columns) for rows, columns in (self.shape, self.base_shape))
         return here / there / self.multiplier
 
 
 class ModelScaling(NamedTuple):
-    """What a parametrization gives a model.
+    """The factors that a parametrization gives a model.
 
     Attributes:
         output_multiplier: factor on the hidden states that the head reads, and so on the logits.
-        scalings: of the matrices whose learning rates differ from those at the base width, by the parameter's name.
+        scalings: by parameter name, for matrices whose learning rate differs from that at the base width.
     """
 
     output_multiplier: float
@@ -62,24 +61,24 @@ class ModelScaling(NamedTuple):
 
 
 class Parametrization(ABC):
-    """The interface."""
+    """The interface of parametrizations."""
 
     @abstractmethod
     def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
-        """Set the factors of a model's parts that are 1 where nothing follows the width.
+        """Set the scale of attention and the ``std_factor`` of linear layers, and return the other factors.
 
         Args:
-            model: its weights are not drawn yet.
-            build: makes the same model of another shape, with ``Standard``.
+            model: not initialised yet.
+            build: builds the same model in another shape, with ``Standard``.
             shape: ``d_model``, ``n_heads``, ``n_kv_heads`` and ``d_ff``.
 
         Raises:
-            ValueError: the model cannot follow its width.
+            ValueError: the model cannot be scaled.
         """
 
 
 class Standard(Parametrization):
-    """Nothing follows the width."""
+    """The same initialisation and learning rates at every width."""
 
     def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
         return ModelScaling(1.0, {})
@@ -88,25 +87,25 @@ class Standard(Parametrization):
 class MuP(Parametrization):
     """Maximal update parametrization (Yang et al. 2022, https://arxiv.org/abs/2203.03466, tables 3 and 8).
 
-    The model is compared with its base model: the same composition, ``base_width`` wide. Sizes that a part was given
-    (``head_dim``, ``kv_latent_dim``, a ``d_ff`` of its own) are the same there; those that follow from the model's
-    shape follow from the base's. Where a side of a matrix differs between the two, it grows with the width:
+    The model is compared with its base model: the same composition with d_model = ``base_width``. Sizes set explicitly
+    (``head_dim``, ``kv_latent_dim``, a part's own ``d_ff``) are the same there; sizes derived from the model's shape
+    are derived from the base shape. A side of a matrix that differs between the two grows with the width:
 
-    - a matrix starts with 1/√fan_in, or with 1/fan_in if its fan-out does not grow (a router, a latent of fixed size);
+    - a matrix starts with std ∝ 1/√fan_in, or 1/fan_in if its fan-out does not grow (a router, a fixed-size latent);
     - its learning rate is such that a step changes its output as much as at the base width;
-    - attention's scale is 1/d instead of 1/√d, equal at the base's size of heads;
-    - logits are multiplied with base_width/d_model; the head starts and learns as embeddings do, so it may be one;
-    - embeddings, positions, gains and biases are as they are.
+    - the attention scale is ∝ 1/head_dim instead of 1/√head_dim, and equal at the head size of the base model;
+    - logits are multiplied with base_width/d_model; the head is initialised and trained like an embedding, so it may be
+      tied;
+    - embeddings, positions, gains and biases are unchanged.
 
     At the base width every factor is 1.
 
     Args:
-        base_width: the base model's d_model.
-        base_heads: its number of query heads, of which each has the same share of keys and values as here; None: as
-            many as here.
+        base_width: d_model of the base model.
+        base_heads: number of query heads of the base model, with the same ratio of key-value heads; None: ``n_heads``.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     def __init__(self, *, base_width: int, base_heads: int | None) -> None:
@@ -119,11 +118,12 @@ class MuP(Parametrization):
     def base_shape(self, *, d_model: int, n_heads: int, n_kv_heads: int, d_ff: int) -> dict[str, int]:
         """The shape of the base model."""
         heads = n_heads if self.base_heads is None else self.base_heads
-        shared = (k for k in range(1, heads + 1) if heads % k == 0 and k * n_heads <= n_kv_heads * heads)
+        # the largest number of key-value heads that divides the heads and does not exceed the model's ratio
+        kv_heads = (k for k in range(1, heads + 1) if heads % k == 0 and k * n_heads <= n_kv_heads * heads)
         return {
             "d_model": self.base_width,
             "n_heads": heads,
-            "n_kv_heads": max(shared, default=1),
+            "n_kv_heads": max(kv_heads, default=1),
             "d_ff": max(1, round(d_ff * self.base_width / d_model)),
         }
 
@@ -132,7 +132,7 @@ class MuP(Parametrization):
             try:
                 base = build(**self.base_shape(**shape))
             except ValueError as error:
-                hint = "parametrization=mup compares with a model of that width; base_heads says how many heads it has"
+                hint = "parametrization=mup builds a base model of that width; base_heads sets its number of heads"
                 raise ValueError(f"base_width={self.base_width}: {error} ({hint})") from error
         multiplier = self.base_width / shape["d_model"]
         scalings: dict[str, MatrixScaling] = {}
@@ -143,7 +143,9 @@ class MuP(Parametrization):
             if isinstance(module, Attention):
                 if not hasattr(module, "scale"):
                     kind = type(module).__name__
-                    raise ValueError(f"base_width={self.base_width}: {kind} has no scale that could follow its heads")
+                    raise ValueError(
+                        f"base_width={self.base_width}: {kind} has no scale, which parametrization=mup has to set"
+                    )
                 module.scale *= module.scale / base_module.scale
             elif isinstance(module, Linear | GroupedLinear):
                 is_head = name == "head"
@@ -156,20 +158,20 @@ class MuP(Parametrization):
         )
 
     def _check(self, model: nn.Module, base: nn.Module, known: set[str]) -> None:
-        """Refuse a matrix that grows and that no linear layer holds: nothing here sets how it starts."""
+        """Refuse a growing matrix outside our linear layers: nothing would scale its initialisation."""
         tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         base_parameters = dict(base.named_parameters())
         for name, parameter in model.named_parameters():
             grows = parameter.ndim >= 2 and sides(parameter) != sides(base_parameters[name])
             if grows and name not in known | tables and not name.endswith(".bias"):
-                raise ValueError(f"base_width={self.base_width}: {name} grows, and no Linear of tinyllm holds it")
+                raise ValueError(f"base_width={self.base_width}: {name} grows with the width outside a tinyllm Linear")
 
 
 def multipliers(model: Any) -> list[float]:
-    """The factors that a model reads its weights with: that on the logits, and the scale of each block's attention."""
+    """The factors applied in the forward pass: the output multiplier, then each block's attention scale."""
     return [model.output_multiplier, *(block.attn.scale for block in model.layers())]
 
 
 def sides(weight: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of a matrix, or of each in a stack."""
+    """Rows and columns of a matrix, or of each matrix in a stack."""
     return weight.shape[-2], weight.shape[-1]

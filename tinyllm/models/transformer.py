@@ -29,12 +29,12 @@ ParameterKind = Literal["matrix", "head", "embedding", "vector"]
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Numbers of parameters; a tied table counts once.
+    """Parameter counts; a tied table counts once.
 
     Attributes:
-        total: all of them.
-        active: those that one token passes through.
-        embedding: those in look-up tables (tokens, learned positions; a tied head is the token table).
+        total: all parameters.
+        active: parameters used for one token; a mixture uses only its active experts.
+        embedding: parameters of look-up tables (tokens, learned positions).
     """
 
     total: int
@@ -42,41 +42,40 @@ class ParameterCounts:
     embedding: int
 
 
-MOST_LAYERS = 10_000
-"""More would take minutes to make before anything could refuse them; the deepest models tried have a thousand."""
+MAX_LAYERS = 10_000
+"""A larger n_layers, likely a typo, would take minutes to build before any other check could refuse it."""
 
 
 class Transformer(nn.Module):
     """Pre-norm decoder: token ids to the hidden states before the head.
 
-    The head and its loss are not in ``forward``: training takes the loss from the hidden states in chunks,
-    generation
-    needs the last position only.
+    ``forward`` stops before the head: training computes head and loss in chunks (``tinyllm.nn.loss``), generation needs
+    the logits of the last position only.
 
     Args:
         vocab_size, d_model, n_layers, n_heads, n_kv_heads, d_ff, max_seq_len: the shape.
         bias: biases in linear layers and in LayerNorm.
         tie_embeddings: the head is the embedding table.
-        parallel_block: attention and feed-forward side by side, see ``Block``.
-        scaled_init: projections into the residual stream start 1/√(2·n_layers) smaller (Radford et al. 2019).
-        init_std: standard deviation of the weights at the start.
-        dropout: on the embeddings and on what each part adds to the residual stream.
+        parallel_block: attention and feed-forward both read the block's input, see ``Block``.
+        scaled_init: scale the initial projections into the residual stream by 1/√(2·n_layers) (Radford et al. 2019).
+        init_std: standard deviation of the initial weights.
+        dropout: on the embeddings and on the outputs of attention and feed-forward.
         attn_dropout: on the attention weights.
-        layerdrop: probability with which the deepest block is left out in training, see ``models.layerdrop``.
-        block, norm, pos: factories of the layers, the norms and the position object; each gets the arguments that its
-            constructor names (``tinyllm.utils.signatures.make``).
-        layers: makes the list of the layers' factories, of what it names of ``block`` and ``n_layers``.
-        parametrization: how initial weights, learning rates and multipliers follow the width.
+        layerdrop: probability of skipping the deepest block in training, see ``models.layerdrop``.
+        block, norm, pos: factories of the blocks, the norms and the position object; each is called with the arguments
+            that its constructor names (``tinyllm.utils.signatures.make``).
+        layers: called with ``block`` and ``n_layers``, returns one block factory per layer.
+        parametrization: how initial weights, learning rates and multipliers depend on the width.
 
     Attributes:
-        output_multiplier: factor on the hidden states, and so on the logits.
-        scaling: of the matrices whose learning rates follow the width, by name; for the optimizer.
-        kinds: per block, the first block of its kind.
-        recompute_every: in training, every so many blocks one keeps its input alone and is computed again for the
-            backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
+        output_multiplier: factor on the final hidden states, and so on the logits.
+        matrix_scalings: by parameter name, for matrices whose learning rate depends on the width; for the optimizer.
+        kinds: for each block, the index of the first block of the same kind.
+        recompute_every: activation checkpointing: every so many blocks, one saves only its input and is recomputed in
+            the backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
 
     Raises:
-        ValueError: a number that is out of range, or two that do not go together.
+        ValueError: a number is out of range, or sizes do not match.
     """
 
     def __init__(
@@ -114,8 +113,8 @@ class Transformer(nn.Module):
                 raise ValueError(f"{name}={p} must be at least 0 and less than 1")
         if init_std <= 0:
             raise ValueError(f"init_std={init_std} must be positive")
-        if n_layers > MOST_LAYERS:
-            raise ValueError(f"n_layers={n_layers} must be at most {MOST_LAYERS}")
+        if n_layers > MAX_LAYERS:
+            raise ValueError(f"n_layers={n_layers} must be at most {MAX_LAYERS}")
         self.vocab_size, self.d_model, self.n_layers = vocab_size, d_model, n_layers
         self.max_seq_len, self.dropout, self.layerdrop = max_seq_len, dropout, layerdrop
         self.recompute_every = 0
@@ -155,7 +154,7 @@ class Transformer(nn.Module):
             self.init_weights()
 
     def resize_vocabulary(self, vocab_size: int) -> None:
-        """Replace the token table and the head of a model on ``meta``, where they hold no weights, by another size."""
+        """Change the vocabulary size of a model on ``meta``, whose token table and head hold no weights yet."""
         assert self.embedding.weight.is_meta
         self.vocab_size = vocab_size
         with torch.device("meta"):
@@ -185,13 +184,13 @@ class Transformer(nn.Module):
 
         Args:
             cache: holds the tokens before these; it advances by T.
-            active_blocks: the blocks to pass through, from :meth:`draw_active_blocks`; None: all.
-            doc_ids: (B, T) integers, the document of each token, where a row holds several documents. Tokens of a
-                document are contiguous; they attend to each other only, and their positions begin at 0.
+            active_blocks: LayerDrop: whether each block runs, from :meth:`draw_active_blocks`; None: all do.
+            doc_ids: (B, T) integers, the document of each token, where rows hold several documents. A document is a
+                run of equal ids: its tokens attend only to each other, and its positions start at 0.
 
         Raises:
-            ValueError: a position beyond ``max_seq_len`` or beyond the cache; ``doc_ids`` of another shape, or with a
-                cache.
+            ValueError: a position is beyond ``max_seq_len`` or the cache, ``doc_ids`` does not have the shape of the ids
+                or is combined with a cache.
         """
         if doc_ids is not None and (cache is not None or doc_ids.shape != ids_BT.shape):
             reason = "a cache" if cache is not None else f"ids of shape {tuple(ids_BT.shape)}"
@@ -199,9 +198,7 @@ class Transformer(nn.Module):
         end = ids_BT.shape[1] + (0 if cache is None else cache.length)
         limit = self.max_seq_len if cache is None else min(self.max_seq_len, cache.max_len)
         if end > limit:
-            raise ValueError(
-                f"{end} positions do not fit: the context ends at {limit} (max_seq_len={self.max_seq_len})"
-            )
+            raise ValueError(f"{end} positions exceed the context of {limit} (max_seq_len={self.max_seq_len})")
         start: int | Tensor = 0 if cache is None else cache.start
         if doc_ids is not None:
             start = document_positions(doc_ids)
@@ -228,36 +225,36 @@ class Transformer(nn.Module):
         return hidden_BTC if self.output_multiplier == 1 else hidden_BTC * self.output_multiplier, routings
 
     def recomputes(self, block: int) -> bool:
-        """Whether a block is computed again for the backward pass."""
+        """Whether a block is recomputed in the backward pass."""
         return self.recompute_every > 0 and block % self.recompute_every == 0
 
     def draw_active_blocks(self, seed: int) -> list[bool] | None:
-        """The blocks that one micro-batch in training passes through; None: all of them."""
+        """LayerDrop: which blocks run for a micro-batch, given a seed; None: all."""
         return draw_active_blocks(self.layerdrop, self.n_layers, seed=seed)
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of the weights."""
         return self.embedding.weight.device
 
     @property
     def head_weight(self) -> nn.Parameter:
-        """(vocab_size, d_model): what hidden states are multiplied with to give logits."""
+        """(vocab_size, d_model): the matrix of the head; the token table if it is tied."""
         weight = self.embedding.weight if self.head is None else self.head.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(…, d_model) → (…, vocab_size)."""
+        """Hidden states (…, d_model) → logits (…, vocab_size)."""
         logits: Tensor = F.linear(hidden, self.head_weight) if self.head is None else self.head(hidden)
         return logits
 
     def for_inference(self, dtype: torch.dtype) -> None:
-        """Change every weight, for good, into the form in which a model that computes in ``dtype`` reads it fastest.
+        """Convert every weight in place to the fastest form for inference in ``dtype``; cannot be undone.
 
-        The outputs stay those of autocast to that format (of none, if it is the weights' own). The model can be called
-        as before, and not trained or saved any more. In fp32 it takes no memory; in half precision the matrices are
-        rounded copies in place of themselves, and a tied table is kept beside that of the head.
+        Outputs equal those of autocast to ``dtype`` (no autocast if it is the weights' own dtype). The model can be
+        called as before, but not trained or saved. In fp32 this takes no memory; in half precision rounded copies
+        replace the matrices, and a tied token table is kept in addition to its copy in the head.
         """
         tied, table = self.head is None, self.embedding.weight
         for module in list(self.modules()):
@@ -280,36 +277,42 @@ class Transformer(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Cache:
-        """An empty cache for ``max_len`` positions; by default on the model's device and in the dtype that
-        attention
-        computes in there (autocast's where it is on, else the weights')."""
-        where = self.device if device is None else torch.device(device)
+        """An empty cache for ``max_len`` positions.
+
+        Args:
+            device: default: the model's.
+            dtype: default: the dtype of attention on that device, which is autocast's where it is on.
+        """
+        device = self.device if device is None else torch.device(device)
         if dtype is None:
-            dtype = autocast_dtype(where, self.embedding.weight.dtype)
-        layers = [b.attn.make_cache(batch_size, max_len, device=where, dtype=dtype) for b in self.layers()]
+            dtype = autocast_dtype(device, self.embedding.weight.dtype)
+        layers = [b.attn.make_cache(batch_size, max_len, device=device, dtype=dtype) for b in self.layers()]
         return Cache(layers, max_len=max_len)
 
     def init_weights(self) -> None:
-        """Draw every weight from torch's global generator, in one fixed order, and fill the tables."""
+        """Initialise all weights from torch's global generator, in a fixed order, and fill the constant tables."""
         for _, fill in self.parts():
             fill()
 
     def parts(self) -> list[tuple[nn.Module, Callable[[], object]]]:
-        """Parts that are the whole model together, each with what draws its weights, in the order of drawing."""
+        """The modules that make up the model, each with its initialiser, in the order of initialisation."""
         std, residual_std = self.init_std, self.residual_std
         parts: list[tuple[nn.Module, Callable[[], object]]] = [
             (self.embedding, lambda: nn.init.normal_(self.embedding.weight, std=std)),
             (self.pos, partial(self.pos.init_weights, std)),
         ]
-        parts += [(one, partial(one.init_weights, std=std, residual_std=residual_std)) for one in self.layers()]
+        parts += [(block, partial(block.init_weights, std=std, residual_std=residual_std)) for block in self.layers()]
         parts.append((self.norm, self.norm.init_weights))
         if isinstance(self.head, Linear):
             parts.append((self.head, partial(self.head.init_weights, std)))
         return parts
 
     def parameter_kinds(self) -> dict[str, ParameterKind]:
-        """What each parameter is: the matrix of a linear layer, that of an untied head, a look-up table, or anything
-        else."""
+        """Kind of each parameter, by name.
+
+        ``matrix``: of a linear layer; ``head``: the matrix of an untied head; ``embedding``: a look-up table;
+        ``vector``: anything else.
+        """
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         stacked = {id(m.bias) for m in self.modules() if isinstance(m, GroupedLinear)}  # a vector per expert
         head = self.head_weight
@@ -324,7 +327,7 @@ class Transformer(nn.Module):
         return {name: kind(parameter) for name, parameter in self.named_parameters()}
 
     def parameter_counts(self) -> ParameterCounts:
-        """How many parameters there are."""
+        """Parameter counts, on any device."""
         kinds = self.parameter_kinds()
         sizes = {name: p.numel() for name, p in self.named_parameters()}
         total = sum(sizes.values())
@@ -333,28 +336,26 @@ class Transformer(nn.Module):
         return ParameterCounts(total=total, active=total - inactive, embedding=embedding)
 
     def flops_per_token(self, context: int) -> int:
-        """Floating-point operations of the forward pass, head included, for one token that attends to
-        ``context`` keys.
+        """FLOPs of the forward pass, head included, for one token that attends to ``context`` keys.
 
-        Matrix products only, a multiplication and an addition each; attention as if nothing were masked,
-        which is
-        the convention of ``torch.utils.flop_counter``. The backward pass takes twice as many.
+        Matrix products only, counting a multiply-add as two, and attention as if nothing were masked: the convention of
+        ``torch.utils.flop_counter``. The backward pass takes twice as many.
         """
         return self._head_flops() + sum(block.flops_per_token(context) for block in self.layers())
 
     def decode_flops_per_token(self, context: int) -> int:
-        """The same for one token that continues a cache of ``context`` positions, itself included."""
+        """FLOPs of decoding one token with a cache; ``context`` counts the token itself."""
         return self._head_flops() + sum(block.decode_flops_per_token(context) for block in self.layers())
 
     def _head_flops(self) -> int:
         return 2 * self.vocab_size * self.d_model
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of the cache for one position of one sequence, while no window is full."""
+        """Cache bytes per position of one sequence, before any window is full."""
         return sum(block.attn.cache_bytes_per_token(dtype) for block in self.layers())
 
     def cache_bytes(self, max_len: int, dtype: torch.dtype) -> int:
-        """Bytes of the cache of one sequence of ``max_len`` positions, of which a window holds its last."""
+        """Cache bytes of one sequence of ``max_len`` positions; a layer with a window holds fewer."""
         parts = (block.attn for block in self.layers())
         return sum(attn.cache_slots(max_len) * attn.cache_bytes_per_token(dtype) for attn in parts)
 

@@ -1,1 +1,1 @@
-"""Attention layers, one file each, and the kernels they share."""
+"""Attention layers, one file each, and their kernels."""

@@ -1,4 +1,4 @@
-"""What a block asks of its attention layer."""
+"""The interface of attention layers."""
 
 from abc import ABC, abstractmethod
 
@@ -9,10 +9,10 @@ from tinyllm.nn.cache import LayerCache
 
 
 class Attention(nn.Module, ABC):
-    """Causal self-attention that owns its cache, its accounting and its initialisation.
+    """Causal self-attention, with its own cache format, FLOP count and initialisation.
 
     Attributes:
-        scale: what q·k is multiplied with; a parametrization may change it before the first forward pass.
+        scale: factor on q·k; a parametrization may change it before the first forward pass.
     """
 
     scale: float
@@ -41,36 +41,36 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
-        """An empty memory for ``max_len`` positions."""
+        """An empty cache for ``max_len`` positions."""
 
     @abstractmethod
     def init_weights(self, *, std: float, residual_std: float) -> None:
-        """Draw the weights: those that write into the residual stream with ``residual_std``."""
+        """Initialise the weights, with ``residual_std`` for the projection into the residual stream."""
 
     @abstractmethod
     def flops_per_token(self, context: int) -> int:
-        """Floating-point operations of the forward pass for one token that attends to ``context`` keys."""
+        """FLOPs of the forward pass for one token that attends to ``context`` keys."""
 
     def decode_flops_per_token(self, context: int) -> int:
-        """The same for one token that continues a cache of ``context`` positions, itself included."""
+        """FLOPs of decoding one token with a cache; ``context`` counts the token itself."""
         return self.flops_per_token(context)
 
     @abstractmethod
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of the cache for one position of one sequence."""
+        """Cache bytes per position of one sequence."""
 
     def cache_slots(self, max_len: int) -> int:
-        """How many positions the cache of a sequence of ``max_len`` tokens holds at once."""
+        """Positions that the cache of a sequence of ``max_len`` tokens holds; fewer than ``max_len`` with a window."""
         return max_len
 
     def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
-        """The kernel that trains on sequences of this length, in words."""
+        """Name of the kernel used in training at this length, for the log."""
         return type(self).__name__
 
     def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        """Whether that kernel is another sequence of operations for each length, so that none serves all."""
+        """Whether that kernel runs different operations at each length, so that torch.compile compiles each anew."""
         return False
 
     def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        """Values, for each sequence, that this kernel keeps for the backward pass beside its inputs and outputs."""
+        """Values per sequence that this kernel saves for the backward pass, besides its inputs and outputs."""
         return 0

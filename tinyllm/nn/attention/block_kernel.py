@@ -1,10 +1,9 @@
-"""Causal attention in blocks of queries, with a backward pass of its own.
+"""Causal attention in blocks of queries, with its own backward pass.
 
-Block after block attends only to the keys that one of its queries sees: those up to its own end, and with a window
-those from the window's start, and the sinks. So most of the scores that a mask would throw away are never computed,
-and with a window neither time nor memory grows with the square of the length. It is plain matrix products and
-softmaxes, which on a CPU beat the fused kernel wherever that one's backward pass is slow, and it can do what the fused
-kernel cannot (see benchmarks/attention_kernels.py).
+Each block attends only to keys that one of its queries sees: up to the end of the block, from the start of the window,
+and the sinks. Most scores that a mask would discard are never computed, and with a window neither time nor memory is
+quadratic in the length. Plain matrix products and softmaxes beat the fused CPU kernel where its backward pass is slow
+(benchmarks/attention_kernels.py), and allow a softcap, which the fused kernel does not.
 """
 
 from typing import Any, NamedTuple
@@ -15,15 +14,13 @@ from torch.autograd.function import once_differentiable
 
 
 class BlockConfig(NamedTuple):
-    """Which keys a query sees, and how many queries are computed at once.
+    """Settings of :func:`block_attention`.
 
     Attributes:
-        block: queries in a block.
-        window: keys that a query sees, itself included; 0: all up to itself.
-        sinks: first keys that every query sees as well.
-        softcap: scores become softcap·tanh(score/softcap) (Gemma 2, 2024); 0: they stay.
-        scale: what q·k is multiplied with.
-        dropout_p: probability with which an attention weight is dropped.
+        block: queries per block.
+        window, sinks, softcap: see ``AttentionMask``.
+        scale: factor on q·k.
+        dropout_p: probability of dropping an attention weight.
     """
 
     block: int
@@ -35,19 +32,19 @@ class BlockConfig(NamedTuple):
 
 
 class Span(NamedTuple):
-    """One block: the queries start … end−1, which are rows of scores, and its keys, which are columns."""
+    """One block: queries start … end−1 (rows of the scores) and the keys they see (columns)."""
 
     start: int
     end: int
     sinks: int
-    """Columns of keys 0 … sinks−1, in front of and apart from the others."""
+    """The first columns are keys 0 … sinks−1."""
     first: int
     last: int
-    """The other columns are the keys first … last−1."""
+    """The other columns are keys first … last−1."""
     hidden: int
-    """Columns behind the sinks, wherever they are, that a query of the block does not see."""
+    """Number of columns after the sinks that are outside the window of some query of the block."""
     diagonal: int
-    """Row r does not see those of them up to the one of number r + diagonal."""
+    """Of these, row r does not see columns 0 … r + diagonal."""
 
 
 def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: BlockConfig) -> Tensor:
@@ -57,7 +54,7 @@ def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: Bl
         q_BHTD: queries.
         k_BGSD: keys; G divides H, key head g serves the query heads g·H/G … (g+1)·H/G − 1.
         v_BGSE: values.
-        shape: what is seen and how it is computed.
+        shape: mask, scale and block size.
 
     Returns:
         (B, H, T, E)
@@ -68,9 +65,9 @@ def block_attention(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, shape: Bl
 
 
 def block_spans(n_queries: int, n_keys: int, shape: BlockConfig) -> list[Span]:
-    """The blocks that together are the whole of the attention, in order."""
+    """The blocks of ``n_queries`` queries, the last of ``n_keys`` positions, in order."""
     offset = n_keys - n_queries
-    found = []
+    blocks = []
     for start in range(0, n_queries, shape.block):
         end = min(start + shape.block, n_queries)
         first = max(0, start + offset - shape.window + 1) if shape.window else 0
@@ -81,30 +78,30 @@ def block_spans(n_queries: int, n_keys: int, shape: BlockConfig) -> list[Span]:
             column = max(first, shape.sinks)
             hidden = max(0, end + offset - shape.window - column)
             diagonal = start + offset - shape.window - column
-        found.append(Span(start, end, shape.sinks if first else 0, first, end + offset, hidden, diagonal))
-    return found
+        blocks.append(Span(start, end, shape.sinks if first else 0, first, end + offset, hidden, diagonal))
+    return blocks
 
 
 def saved_scores(n_queries: int, n_keys: int, shape: BlockConfig) -> int:
-    """Values that the forward pass keeps for the backward pass, for each sequence and query head."""
+    """Values per sequence and query head that the forward pass saves for the backward pass."""
     scores = sum((s.end - s.start) * (s.sinks + s.last - s.first) for s in block_spans(n_queries, n_keys, shape))
     return scores * (1 + bool(shape.softcap) + bool(shape.dropout_p))
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Heads are folded into the batch, N = B·G; the R = H/G queries that share a key are rows: (N, R, T, D)."""
+    """Key heads are folded into the batch, N = B·G; the R = H/G query heads of a key head are rows: (N, R, T, D)."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, shape: BlockConfig) -> Tensor:
         (B, H, T, D), (G, S, E) = q_BHTD.shape, v_BGSE.shape[1:]
         q = q_BHTD.reshape(B * G, H // G, T, D)
         k, v = k_BGSD.reshape(B * G, S, D), v_BGSE.reshape(B * G, S, E)
-        out_BTHE = q.new_empty(B, T, H, E)  # in the order that the projection behind attention reads
+        out_BTHE = q.new_empty(B, T, H, E)  # the layout that the output projection reads
         out = out_BTHE.view(B, T, G, H // G, E).permute(0, 2, 3, 1, 4)
         trains = any(ctx.needs_input_grad)
         future: Tensor | None = None
         past: dict[tuple[int, int, int], Tensor] = {}
-        kept: list[Tensor] = []
+        saved: list[Tensor] = []
         for span in block_spans(T, S, shape):
             n = span.end - span.start
             rows = q[:, :, span.start : span.end].reshape(B * G, -1, D)
@@ -115,46 +112,46 @@ class _BlockAttention(torch.autograd.Function):
             if shape.softcap:
                 capped = scores.tanh_()
                 if trains:
-                    kept.append(capped)
+                    saved.append(capped)
                 scores = capped * shape.softcap if trains else capped.mul_(shape.softcap)
             by_query = scores.view(B * G, H // G, n, -1)
-            if future is None:  # the first block is the largest
+            if future is None:  # the first block has the most queries: its mask serves all
                 future = torch.full((n, n), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
             by_query[..., -n:] += future[:n, :n]
             if span.hidden:
-                key = (n, span.hidden, span.diagonal)
+                key = (n, span.hidden, span.diagonal)  # equal for all but the first and last blocks
                 if key not in past:
                     gone = torch.full(key[:2], float("-inf"), dtype=q.dtype, device=q.device)
                     past[key] = gone.tril_(span.diagonal)
                 by_query[..., shape.sinks : shape.sinks + span.hidden] += past[key]
             weights = torch.ops.aten._softmax(scores, -1, False)
             if trains:
-                kept.append(weights)
+                saved.append(weights)
             if shape.dropout_p:
                 keep = torch.empty_like(weights).bernoulli_(1 - shape.dropout_p).div_(1 - shape.dropout_p)
                 if trains:
-                    kept.append(keep)
+                    saved.append(keep)
                 weights = weights * keep
             out[:, :, :, span.start : span.end] = torch.bmm(weights, values).view(B, G, H // G, n, E)
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(q, k, v, *saved)
         ctx.shape, ctx.shapes = shape, (q_BHTD.shape, k_BGSD.shape, v_BGSE.shape)
         return out_BTHE.transpose(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHTE: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, *kept = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
         shape: BlockConfig = ctx.shape
         N, R, T, D = q.shape
         grad = grad_BHTE.unflatten(1, (-1, R))  # (B, G, R, T, E)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        # Every block adds to the sinks; in bf16 many small summands would be lost.
+        # Every block adds to the gradient of the sinks; a bf16 sum would lose small terms.
         exact = torch.promote_types(q.dtype, torch.float32)
         dk_sinks, dv_sinks = (torch.zeros_like(t[:, : shape.sinks], dtype=exact) for t in (k, v))
         for span in reversed(block_spans(T, k.shape[1], shape)):
             n = span.end - span.start
-            keep = kept.pop() if shape.dropout_p else None
-            weights = kept.pop()
+            keep = saved.pop() if shape.dropout_p else None
+            weights = saved.pop()
             rows = q[:, :, span.start : span.end].reshape(N, -1, D)
             grad_rows = grad[:, :, :, span.start : span.end].reshape(N, R * n, -1)
             used = weights if keep is None else weights * keep
@@ -164,11 +161,11 @@ class _BlockAttention(torch.autograd.Function):
                 dscores *= keep
             dscores = torch.ops.aten._softmax_backward_data(dscores, weights, -1, weights.dtype)
             if shape.softcap:
-                capped = kept.pop()
+                capped = saved.pop()
                 dscores.addcmul_(dscores * capped, capped, value=-1)
             _add_to_columns(dk, dk_sinks, span, dscores, rows, shape.scale)
             drows = torch.bmm(dscores, _columns(k, span)).view(N, R, n, D)
-            # not out=dq[…]: torch.compile takes no operation that writes into a part with gaps
+            # not out=dq[…]: torch.compile refuses to write into a non-contiguous output
             dq[:, :, span.start : span.end] = drows.mul_(shape.scale)
         dk[:, : shape.sinks] += dk_sinks
         dv[:, : shape.sinks] += dv_sinks
@@ -177,7 +174,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _columns(x_NSD: Tensor, span: Span) -> Tensor:
-    """The keys or values that are columns of this block's scores."""
+    """The keys or values of a block: the columns of its scores."""
     others = x_NSD[:, span.first : span.last]
     return torch.cat((x_NSD[:, : span.sinks], others), dim=1) if span.sinks else others
 
@@ -185,7 +182,7 @@ def _columns(x_NSD: Tensor, span: Span) -> Tensor:
 def _add_to_columns(
     total_NSD: Tensor, sinks_NSD: Tensor, span: Span, weights_NRS: Tensor, rows_NRD: Tensor, scale: float
 ) -> None:
-    """Add scale · weightsᵀ·rows to the gradient of the keys or values that ``_columns`` gives."""
+    """Add scale · weightsᵀ·rows to the gradient of the keys or values of a block (see ``_columns``)."""
     sinks, others = weights_NRS[..., : span.sinks], weights_NRS[..., span.sinks :]
     total_NSD[:, span.first : span.last].baddbmm_(others.transpose(1, 2), rows_NRD, alpha=scale)
     if span.sinks:

@@ -1,7 +1,7 @@
-"""softmax(scale · q·kᵀ)·v with a causal mask, by the kernel that was measured to be fastest.
+"""softmax(scale · q·kᵀ)·v with a causal mask, by the fastest kernel for the device, dtype and shape.
 
-The choice is a fixed table of device, dtype and shape, so two runs always agree; ``chosen_kernel`` says what it is and
-``benchmarks/attention_kernels.py`` measures it again.
+The choice is a fixed table, never a timing, so two runs always agree. ``chosen_kernel`` names it and
+``benchmarks/attention_kernels.py`` measures it.
 """
 
 import torch
@@ -13,7 +13,7 @@ from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
 MAX_BLOCKED_LEN = 1024
-"""Blocks keep the attention weights of their keys for the backward pass; with more keys that is too much memory."""
+"""Most keys per query with the block kernel: it saves the attention weights for the backward pass, T·S values."""
 
 CAUSAL = AttentionMask()
 
@@ -34,11 +34,11 @@ def attend(
         q_BHTD: queries.
         k_BGSD: keys; G divides H, and key head g serves the query heads g·H/G … (g+1)·H/G − 1.
         v_BGSE: values; E may differ from D.
-        mask: window, sinks and softcap. Between the sinks and the others, keys that no query sees may be missing.
-        scale: what q·k is multiplied with; None: 1/√D.
-        visible: (B, 1, T, S) bool, which keys each query sees; given where
-            the rows differ, instead of window and sinks.
-        dropout_p: probability with which an attention weight is dropped.
+        mask: window, sinks and softcap. Keys between the sinks and the window that no query sees may be left out.
+        scale: factor on q·k; None: 1/√D.
+        visible: (B, 1, T, S) bool: the keys that each query sees, where rows of the batch differ. Replaces window
+            and sinks.
+        dropout_p: probability of dropping an attention weight.
 
     Returns:
         (B, H, T, E)
@@ -56,14 +56,14 @@ def attend(
     if block and (T == S or window or mask.softcap):
         shape = BlockConfig(block, window, mask.sinks if window else 0, mask.softcap, scale, dropout_p)
         return block_attention(q_BHTD, k_BGSD, v_BGSE, shape=shape)
-    if E < D and device == "cpu":  # where the fused kernel asks for one size
+    if E < D and device == "cpu":  # the fused CPU kernel wants keys and values of one size
         v_BGSE = F.pad(v_BGSE, (0, D - E))
     if window:
         out = folded_attention(
             q_BHTD, k_BGSD, v_BGSE, window=window, sinks=mask.sinks, scale=scale, dropout_p=dropout_p
         )
         return out[..., :E]
-    # is_causal would align the mask with the first key; these queries are the last ones.
+    # is_causal aligns the first query with the first key, and these queries are the last of S positions.
     visible = None if T == S else torch.ones(T, S, dtype=torch.bool, device=q_BHTD.device).tril_(S - T)
     out = F.scaled_dot_product_attention(
         q_BHTD,
@@ -87,9 +87,9 @@ def _attend_each(
     visible: Tensor | None,
     dropout_p: float,
 ) -> Tensor:
-    """Attention of queries that see every key, or those that ``visible`` says."""
+    """Attention of queries that see every key, or the keys marked in ``visible``."""
     (B, H, T, D), G = q_BHTD.shape, k_BGSD.shape[1]
-    if T == 1:  # the queries that share a key are rows of one product
+    if T == 1:  # query heads that share a key head become rows of one matrix product
         q_BHTD = q_BHTD.reshape(B, G, H // G, D)
     gqa = q_BHTD.shape[1] != G
     if not softcap:
@@ -116,12 +116,12 @@ def block_size(
     same_head_dim: bool = True,
     trains: bool = True,
 ) -> int:
-    """How many queries attention computes at once by itself; 0: torch's fused kernel.
+    """Queries per block of our own kernel; 0: torch's fused kernel is faster.
 
     Args:
-        window, softcap: 0 where they are without effect.
-        same_head_dim: values are of the same size as keys, as the fused kernel of the CPU wants.
-        trains: there is a backward pass.
+        window, softcap: 0 where they have no effect.
+        same_head_dim: values are as wide as keys, as the fused CPU kernel requires.
+        trains: a backward pass follows.
     """
     exact = dtype != torch.bfloat16
     if softcap or (window and device == "cpu" and window <= MAX_BLOCKED_LEN):
@@ -137,7 +137,7 @@ def block_size(
 def chosen_kernel(
     device: str, dtype: torch.dtype, seq_len: int, mask: AttentionMask = CAUSAL, *, same_head_dim: bool = True
 ) -> str:
-    """The kernel that trains on sequences of this length, in words."""
+    """Name of the kernel used in training at this length, for the log."""
     window = mask.window_within(seq_len)
     block = block_size(device, dtype, seq_len, window=window, softcap=mask.softcap, same_head_dim=same_head_dim)
     suffix = f", window {window}" if window else ""
@@ -149,7 +149,7 @@ def chosen_kernel(
 def recompiles_per_length(
     device: str, dtype: torch.dtype, seq_len: int, mask: AttentionMask = CAUSAL, *, same_head_dim: bool = True
 ) -> bool:
-    """Whether this kernel is another sequence of operations for each length."""
+    """Whether this kernel runs different operations at each length."""
     window = mask.window_within(seq_len)
     return bool(
         window or block_size(device, dtype, seq_len, window=window, softcap=mask.softcap, same_head_dim=same_head_dim)
@@ -165,7 +165,7 @@ def saved_activations(
     same_head_dim: bool = True,
     dropout_p: float = 0.0,
 ) -> int:
-    """Values that our own kernel, where it is chosen, keeps for the backward pass, for each sequence and head."""
+    """Values per sequence and head that our own kernel saves for the backward pass; 0 for the fused kernel."""
     window = mask.window_within(seq_len)
     block = block_size(device, dtype, seq_len, window=window, softcap=mask.softcap, same_head_dim=same_head_dim)
     if not block or seq_len == 1:

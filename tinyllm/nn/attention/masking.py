@@ -5,18 +5,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEAST_SOFTCAP = 1e-6
-"""Scores are divided by it; 0 divided by less would be no number in fp16."""
+MIN_SOFTCAP = 1e-6
+"""Scores are divided by the softcap; below this, 0 / softcap is NaN in fp16, where the softcap rounds to 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMask:
-    """What a layer's attention does beside being causal.
+    """Window, sinks and softcap of causal attention.
 
     Attributes:
-        window: W: query i sees keys i−W+1 … i, itself included; 0: all up to i.
-        sinks: first positions that every query sees as well (Xiao et al. 2023); needs a window.
-        softcap: scores become softcap·tanh(score/softcap) (Gemma Team 2024); 0: they stay as they are.
+        window: W: query i sees keys i−W+1 … i; 0: all keys up to i.
+        sinks: number of first positions that every query also sees (Xiao et al. 2023); needs a window.
+        softcap: scores become softcap·tanh(score/softcap) (Gemma Team 2024); 0: off.
 
     Raises:
         ValueError: a number out of range.
@@ -31,19 +31,21 @@ class AttentionMask:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be at least 0 and finite; 0 turns it off")
-        if 0 < self.softcap < LEAST_SOFTCAP:
-            raise ValueError(f"softcap={self.softcap} is too small: at least {LEAST_SOFTCAP:g}; 0 turns it off")
+        if 0 < self.softcap < MIN_SOFTCAP:
+            raise ValueError(
+                f"softcap={self.softcap} is too small: it must be at least {MIN_SOFTCAP:g}; 0 turns it off"
+            )
         if self.sinks and not self.window:
             raise ValueError(
-                f"sinks={self.sinks} needs window: without one, every query sees the first positions anyway"
+                f"sinks={self.sinks} needs a window: without one, every query sees the first positions anyway"
             )
 
     def keys_seen(self, context: int) -> int:
-        """Keys that the last of ``context`` positions sees."""
+        """Number of keys that the last of ``context`` positions sees."""
         return min(context, self.window + self.sinks) if self.window else context
 
     def window_within(self, context: int) -> int:
-        """The window; 0 where it is without effect because every query sees all of so few positions."""
+        """The window; 0 where ``context`` is so short that every query sees all positions before it."""
         return self.window if context > self.window + self.sinks else 0
 
     def within_documents(self, doc_ids_BT: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class AttentionMask:
         T = doc_ids_BT.shape[1]
         keys_T = torch.arange(T, device=doc_ids_BT.device)
         queries_T1, first_BT1 = keys_T[:, None], document_starts(doc_ids_BT)[..., None]
-        # documents are contiguous, so a query's own is everything from its first token on
+        # Documents are contiguous: a query's own document is everything from its first token on.
         visible_BTS = (keys_T <= queries_T1) & (keys_T >= first_BT1)
         if self.window:
             visible_BTS &= (keys_T > queries_T1 - self.window) | (keys_T < first_BT1 + self.sinks)

@@ -64,7 +64,7 @@ class MHA(Attention):
         self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         if nope and not pos.rotates:
-            raise ValueError("nope=true takes rotary positions from a layer, and there are none: leave it false")
+            raise ValueError("nope=true turns off rotary positions in a layer, and this model has none: leave it false")
         self.nope = nope
         self.rotary = None if nope else pos.rotary(self.head_dim)
         self.q_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
@@ -166,7 +166,7 @@ def size_of_head(head_dim: int | None, *, d_model: int, n_heads: int) -> int:
     """``head_dim``, or d_model / n_heads.
 
     Raises:
-        ValueError: that is no whole number, or less than 1.
+        ValueError: ``n_heads`` does not divide ``d_model``, or the size is less than 1.
     """
     if head_dim is None:
         if d_model % n_heads:

@@ -14,23 +14,23 @@ from tinyllm.nn.position import Position
 
 
 class MLA(Attention):
-    """Keys and values of all heads come from one latent per token; the cache holds that, and one rotated key.
+    """Multi-head latent attention: the cache holds one latent per token for all heads, and one rotated key.
 
-    c = norm(W_dkv·x). Head h has the key [W_uk·c; RoPE(W_kr·x)] and the value W_uv·c; its query comes from x, or from
-    a latent of its own. Over a whole sequence keys and values are made of c and attended to as in multi-head
-    attention. What continues a cache instead asks in the latent space (§2.1.2): q·(W_uk·c) = (W_ukᵀ·q)·c, and the sum
-    of latents, weighed, is multiplied with W_uv at the end. So no key or value of a head is made for the tokens in
-    the cache; all heads share the latents as in multi-query attention. Both forms use the same weights as they are,
-    so nothing can become stale.
+    c = norm(W_dkv·x). Head h has the key [W_uk·c; RoPE(W_kr·x)] and the value W_uv·c; its query comes from x or from a
+    latent of its own. Training and prefill compute keys and values from c and attend as multi-head attention does.
+    Decoding attends in the latent space (§2.1.2): since q·(W_uk·c) = (W_ukᵀ·q)·c, queries are multiplied with W_ukᵀ,
+    the latents are summed, and W_uv is applied to the sum. No keys or values are computed for cached tokens, and all
+    heads share the latents as in multi-query attention. Both forms read the same weights; nothing derived is stored
+    that could become stale.
 
-    Biases are on the projections from and to the residual stream, as in DeepSeek-V3.
+    With ``bias``, projections from and to the residual stream have one, as in DeepSeek-V3.
 
     Args:
         kv_latent_dim: size of c; None: 4·d_model/n_heads.
-        q_latent_dim: size of the queries' latent; None: queries come from x.
-        rope_head_dim: size of the rotated part of queries and keys; None: half of d_model/n_heads under rotary
+        q_latent_dim: size of the latent of queries; None: queries are projected from x.
+        rope_head_dim: size of the rotated part of queries and keys; None: half of d_model/n_heads with rotary
             positions, else 0.
-        nope_head_dim: size of the other part of queries and keys; None: d_model/n_heads.
+        nope_head_dim: size of the part that is not rotated; None: d_model/n_heads.
         v_head_dim: size of the values; None: d_model/n_heads.
         latent_norm_eps: eps of the norms of the latents.
         window, sinks, softcap: see ``AttentionMask``.
@@ -58,18 +58,18 @@ class MLA(Attention):
         pos: Position,
     ) -> None:
         super().__init__()
-        given = {"nope_head_dim": nope_head_dim, "v_head_dim": v_head_dim, "kv_latent_dim": kv_latent_dim}
-        for name, size in (given | {"q_latent_dim": q_latent_dim}).items():
+        sizes = {"nope_head_dim": nope_head_dim, "v_head_dim": v_head_dim, "kv_latent_dim": kv_latent_dim}
+        for name, size in (sizes | {"q_latent_dim": q_latent_dim}).items():
             if size is not None and size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
-        if rope_head_dim is None or None in given.values():
+        if rope_head_dim is None or None in sizes.values():
             size_of_head(None, d_model=d_model, n_heads=n_heads)
-        usual = d_model // n_heads
+        head_dim = d_model // n_heads
         self.n_heads = n_heads
-        self.nope_dim = usual if nope_head_dim is None else nope_head_dim
-        self.v_dim = usual if v_head_dim is None else v_head_dim
-        self.latent_dim = 4 * usual if kv_latent_dim is None else kv_latent_dim
-        self.rotary, self.rope_dim = _rotary(rope_head_dim, usual, pos)
+        self.nope_dim = head_dim if nope_head_dim is None else nope_head_dim
+        self.v_dim = head_dim if v_head_dim is None else v_head_dim
+        self.latent_dim = 4 * head_dim if kv_latent_dim is None else kv_latent_dim
+        self.rotary, self.rope_dim = _rotary(rope_head_dim, head_dim, pos)
         self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         self.scale = (self.nope_dim + self.rope_dim) ** -0.5 * pos.score_factor
@@ -119,13 +119,13 @@ class MLA(Attention):
             w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
                 (self.nope_dim, self.v_dim), dim=1
             )
-            asked_BHTL = torch.cat((q_nope @ w_uk_HDL, q_rope), dim=-1)
-            # The rotated key is summed up with the latent it stands behind, and left out: so the kernel reads one
-            # buffer, and need not make a copy of it.
-            found_BHTL = attend(
-                asked_BHTL, seen, seen, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
+            query_BHTL = torch.cat((q_nope @ w_uk_HDL, q_rope), dim=-1)
+            # Values are the whole cache entries; the rotated keys in them are cut off after the sum. So keys and values
+            # are one buffer, and no copy is made.
+            sum_BHTL = attend(
+                query_BHTL, seen, seen, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
             )
-            y_BHTD = found_BHTL[..., : self.latent_dim] @ w_uv_HDL.transpose(1, 2)
+            y_BHTD = sum_BHTL[..., : self.latent_dim] @ w_uv_HDL.transpose(1, 2)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
@@ -159,7 +159,7 @@ class MLA(Attention):
         return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.mask.keys_seen(context)
 
     def decode_flops_per_token(self, context: int) -> int:
-        """In the latent space: W_uk on the query, W_uv on the result, keys and values of the size of what is cached."""
+        """FLOPs of decoding one token in the latent space: keys and values are as wide as a cache entry."""
         scores_and_values = 2 * 2 * self.n_heads * (self.latent_dim + self.rope_dim)
         return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.mask.keys_seen(context)
 
@@ -187,7 +187,7 @@ class MLA(Attention):
 
 
 def _rotary(rope_head_dim: int | None, head_dim: int, pos: Position) -> tuple[nn.Module | None, int]:
-    """The rotation and the size of what it turns."""
+    """The rotation, and the size of the rotated part."""
     size = head_dim // 2 if rope_head_dim is None else rope_head_dim
     if size < 0:
         raise ValueError(f"rope_head_dim={size} must be at least 0")
@@ -196,7 +196,7 @@ def _rotary(rope_head_dim: int | None, head_dim: int, pos: Position) -> tuple[nn
     except ValueError as error:
         half = " (half of d_model / n_heads)" if rope_head_dim is None else ""
         raise ValueError(
-            f"rope_head_dim={size}{half} is odd, and rotary positions turn pairs: give an even one"
+            f"rope_head_dim={size}{half} is odd, and rotary positions turn pairs: choose an even size"
         ) from error
     if rotary is None and rope_head_dim:
         raise ValueError(f"rope_head_dim={rope_head_dim} needs rotary positions (pos=rope); leave it null without them")

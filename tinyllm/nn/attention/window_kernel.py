@@ -1,4 +1,4 @@
-"""Windowed attention by the fused kernel: blocks of queries folded into the batch."""
+"""Windowed attention with the fused kernel: blocks of queries folded into the batch."""
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,18 @@ def folded_attention(
 ) -> Tensor:
     """Attention of T queries, the last T of S positions, to the last ``window`` keys each and to the sinks.
 
-    The queries that see all keys before them are one call of the fused kernel. The others go in blocks of ``window``
-    queries, whose keys lie in the same way to every block: one call with one mask of a block's size serves all blocks.
-    So nothing grows with the square of the length, at the price of a second copy of keys and values.
+    Queries that see all keys before them are one call of the fused kernel. The rest is cut into blocks of ``window``
+    queries. Relative to its block every key is at the same place, so one call with one small mask serves all blocks.
+    Nothing is quadratic in the length, at the price of a second copy of keys and values.
 
     Args:
         q_BHTD: queries.
         k_BGSD: keys; G divides H, and key head g serves the query heads g·H/G … (g+1)·H/G − 1.
         v_BGSE: values.
         window: at least 1.
-        sinks: first keys that every query sees.
-        scale: what q·k is multiplied with.
-        dropout_p: probability with which an attention weight is dropped.
+        sinks: number of first keys that every query sees.
+        scale: factor on q·k.
+        dropout_p: probability of dropping an attention weight.
 
     Returns:
         (B, H, T, E)
@@ -47,17 +47,17 @@ def folded_attention(
         )
     if n_head < T:
         n_blocks = -(-(T - n_head) // window)
-        filling = n_blocks * window - (T - n_head)  # queries and keys behind the last; none before them sees them
+        padding = n_blocks * window - (T - n_head)  # padding after the last query, which no real query sees
         first = offset + n_head - window + 1
 
         def columns(x_BGSD: Tensor) -> Tensor:
             """(B·blocks, G, sinks + 2·window − 1, D)"""
-            slid = F.pad(x_BGSD[:, :, first:], (0, 0, 0, filling)).unfold(2, 2 * window - 1, window).transpose(-1, -2)
+            slid = F.pad(x_BGSD[:, :, first:], (0, 0, 0, padding)).unfold(2, 2 * window - 1, window).transpose(-1, -2)
             fixed = x_BGSD[:, :, None, :sinks].expand(-1, -1, n_blocks, -1, -1)
             return torch.cat((fixed, slid), dim=3).transpose(1, 2).flatten(0, 1)
 
-        # queries that share a key become rows of one product
-        rows = F.pad(q_BHTD[:, :, n_head:], (0, 0, 0, filling)).unflatten(2, (n_blocks, window)).unflatten(1, (G, -1))
+        # query heads that share a key head become rows of one matrix product
+        rows = F.pad(q_BHTD[:, :, n_head:], (0, 0, 0, padding)).unflatten(2, (n_blocks, window)).unflatten(1, (G, -1))
         visible = torch.ones(window, 2 * window - 1, dtype=torch.bool, device=q_BHTD.device).triu_().tril_(window - 1)
         tail = F.scaled_dot_product_attention(
             rows.permute(0, 3, 1, 2, 4, 5).flatten(3, 4).flatten(0, 1),
