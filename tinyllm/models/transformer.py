@@ -189,7 +189,7 @@ class Transformer(nn.Module):
                 run of equal ids: its tokens attend only to each other, and its positions start at 0.
 
         Raises:
-            ValueError: a position is beyond ``max_seq_len`` or the cache, ``doc_ids`` does not have the shape of the ids
+            ValueError: a position is beyond ``max_seq_len`` or the cache, ``doc_ids`` has another shape than ids_BT
                 or is combined with a cache.
         """
         if doc_ids is not None and (cache is not None or doc_ids.shape != ids_BT.shape):
