@@ -115,6 +115,21 @@ def test_imports_run_down(path: Path) -> None:
     assert late_imports(sources.tree(path), path.relative_to(sources.PACKAGE).as_posix()) == []
 
 
+def test_imports_stand_at_the_top() -> None:
+    """Only commands import in stages, and the Hydra plugin, which Hydra loads at every start."""
+    staged = {path for path in sources.PACKAGE.glob("*.py")} | set((sources.PACKAGE / "plugins").rglob("*.py"))
+    inside = [
+        f"{sources.relative(path)}:{statement.lineno}"
+        for path in sources.files()
+        if path not in staged
+        for function in ast.walk(sources.tree(path))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for statement in ast.walk(function)
+        if isinstance(statement, ast.Import | ast.ImportFrom)
+    ]
+    assert inside == [], "put what needs a heavy library into a file that only its users import"
+
+
 def test_no_circle() -> None:
     """At import time no file of the package needs itself, by whatever way."""
     names = {sources.module(path): path for path in sources.files()}
