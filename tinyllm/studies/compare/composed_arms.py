@@ -75,6 +75,7 @@ class ComposedArm:
 
     def own_horizon(self) -> int:
         """The number of steps that its own configuration asks for."""
+        # The number of windows does not depend on the seed.
         windows = Sampler(self.data.train, seq_len=self.batch.seq_len, seed=0).windows_per_epoch
         return plan_steps(
             self.batch,
@@ -212,6 +213,7 @@ def give_horizon(
             OmegaConf.update(arm.cfg, f"trainer.{name}", None)
         arm.set("trainer.max_tokens", arm.tokens)
         if evaluations is not None:
+            # Rounded up: the last step is evaluated in any case and would add one.
             arm.set("trainer.eval_every", max(1, -(-arm.max_steps // evaluations)))
         recompose(arm, config_dir=config_dir)
 

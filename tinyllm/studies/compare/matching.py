@@ -93,6 +93,7 @@ def solve(
     search = SizeSearch(node=node, figure=figure.field, target=getattr(target, figure.field), cost=cost)
     levels = {name: levels_of(SIZES[name], node, fixed) for name in names}
     levels = {name: to_try for name, to_try in levels.items() if to_try}
+    # Generators: nothing is tried once a candidate is within the tolerance.
     attempts = [search.alone(to_try) for to_try in levels.values()]
     if match_by is not None:
         attempts.append(search.together(list(levels.values())))

@@ -54,5 +54,6 @@ def decode_speed(run_dir: Path, *, allow: frozenset[Option]) -> float:
         begin = time.perf_counter()
         generated = sum(1 for _ in pieces)
         seconds = time.perf_counter() - begin
+        # The best round, not the mean: other processes can only slow it down.
         best = max(best, generated / seconds) if seconds > 0 else best
     return best

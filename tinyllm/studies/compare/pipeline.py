@@ -85,7 +85,8 @@ class StudyRuns:
         ]
         if missing:
             self.say(f"measuring the speed of {len(missing)} arms, {timing.ROUNDS} times {seconds:.0f} s each, in turn")
-        self._run([run for turn in rounds for run in turn.values()], [{}])  # alone on the machine
+        # One at a time: parallel runs would share the machine and be slower than the study's own.
+        self._run([run for turn in rounds for run in turn.values()], [{}])
         for name, arm in names.items():
             if name in missing:
                 speed = statistics.median(self._speed(turn[name]) for turn in rounds)

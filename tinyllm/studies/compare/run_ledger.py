@@ -31,6 +31,7 @@ def run_name(arm: str, seed: int, config: Mapping[str, Any], data: Mapping[str, 
         config: the resolved configuration as plain containers.
         data: fingerprints of the tokens and the tokenizer.
     """
+    # Code and torch are part of it: both can change every digit of a result.
     relevant = {name: node for name, node in config.items() if name not in NOT_COMPARED}
     inputs = {"config": relevant, "data": dict(data), "code": code_fingerprint(), "torch": torch.__version__}
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()

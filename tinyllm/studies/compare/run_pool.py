@@ -79,6 +79,7 @@ def device_slots(parallel: int | str, *, per_run: int, on_gpu: bool) -> list[Env
     """
     if not on_gpu:
         number = 1 if parallel == "auto" else int(parallel)
+        # By default every process starts a thread per core; several of them slow each other down.
         threads = max(1, usable_cpus() // number)
         shared = {} if number == 1 or "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
         return [shared] * number
@@ -112,6 +113,7 @@ def _run_unless_stopped(
 def train(run: PooledRun, environment: Environment, stop: StopRequest, watch: Callable[[PooledRun], None]) -> int:
     """Train one run to its end and return its exit code. If another process is training it, wait for that first."""
     run.path.parent.mkdir(parents=True, exist_ok=True)
+    # After a kill, the old process may still be saving its checkpoint.
     while is_held(run.path / LOCK) and stop.signal is None:
         time.sleep(POLL_S)
     process = TrainingProcess(

@@ -79,6 +79,7 @@ def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepare
     if horizon and cfg.budget.amount is not None:
         hint = f"budget.amount={cfg.budget.amount:g} sets the horizon of every arm; leave one of the two out"
         raise UserError("two horizons", file=horizon[0], hint=hint)
+    # A comparison prints no samples unless asked to; training's own default would generate text in every run.
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
     config_dir, allow = invocation.config_dir, invocation.allow
     arms = compose_arms(arm_set, own=OWN_KEYS, defaults=defaults, config_dir=config_dir, allow=allow)
@@ -113,6 +114,7 @@ def study_dir(cfg: DictConfig, arm_set: ArmSet) -> Path:
     shared = sorted(setting for setting in arm_set.shared if key_of(setting) not in SAME_STUDY)
     varied = dict.fromkeys(key_of(setting) for spec in arm_set.specs for setting in spec.settings)
     name = Path(cfg.study).resolve().parent.name if cfg.study else "-".join(varied)
+    # Two studies of the same keys with other shared settings must not share a directory.
     digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
     return Path("outputs") / "compare" / f"{slug(name)}_{digest}"
 

@@ -111,7 +111,7 @@ def power(ratio: float, n: int, level: float = LEVEL) -> float:
     return float(TTestPower().power(ratio, n, level / 2, alternative="larger"))
 
 
-@cache
+@cache  # depends on n and level alone, and the root search is slow
 def detectable_ratio(n: int, level: float = LEVEL) -> float:
     """The mean, in standard deviations of the differences, that n pairs detect with a power of ``POWER``."""
     high = 1.0

@@ -112,6 +112,7 @@ def trials_in(path: Path, key: str) -> list[dict[str, Any]]:
         swept = dict(setting.split("=", 1) for setting in record.swept)
         succeeded = record.status == FINISHED and record.val_loss is not None and math.isfinite(record.val_loss)
         trials.append({key: _number(swept[key]), "value": record.val_loss if succeeded else None})
+    # Numbers as zero-padded text, so that they sort by value and may stand beside names.
     return sorted(trials, key=lambda one: str(one[key]) if isinstance(one[key], str) else f"{one[key]:030.15f}")
 
 

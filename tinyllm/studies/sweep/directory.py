@@ -50,7 +50,7 @@ class SweepDir:
         if handle is None:
             hint = "wait for it, stop it, or choose another directory"
             raise UserError("another sweep uses this directory", key="hydra.sweep.dir", value=self.path, hint=hint)
-        self.stop_file.unlink(missing_ok=True)
+        self.stop_file.unlink(missing_ok=True)  # left by a sweep that was killed while stopping
         return handle
 
     @property

@@ -30,7 +30,7 @@ def run_grid(launcher: JobLauncher, arguments: Iterable[str], *, batch: int | No
     for index, job in enumerate(jobs):
         record = directory.find(job)
         if record and record.status == FINISHED:
-            continue
+            continue  # it needs no GPUs, and its settings need not compose any more
         try:
             slots = slots_for(launcher.compose(job), launcher.flags) or slots
         except UserError as error:

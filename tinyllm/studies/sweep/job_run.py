@@ -179,6 +179,7 @@ class Worker:
 @contextmanager
 def _output_to(file: Path) -> Iterator[None]:
     """Redirect standard output and error to a file, those of child processes included."""
+    # Child processes and C libraries write to the descriptors, not to sys.stdout.
     sys.stdout.flush()
     originals = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     with open_append(file) as stream:

@@ -58,6 +58,7 @@ class JobLauncher:
             raise UserError("empty path", key="hydra.sweep.dir", value=path, hint=hint)
         if "hydra.sweep.dir" not in map(key_of, node.overrides.hydra):
             path = f"{path}_{secrets.token_hex(2)}"
+            # The jobs compose from these overrides, so that each of them finds the same directory.
             with read_write(node), open_dict(node):
                 node.sweep.dir = path
                 node.overrides.hydra.append(f"hydra.sweep.dir={quote(path)}")

@@ -67,6 +67,7 @@ def run_search(
     with sweep.running():
         study = open_study(directory.path / STUDY, direction=direction)
         check_study(study, directory, overrides, space, direction)
+        # deepcopy=False: the trials are only read, and copying all of them for each proposal takes quadratic time.
         proposed = [trial.params for trial in study.get_trials(deepcopy=False)]
         sweep.add([job_of(overrides, params) for params in proposed if params.keys() == space.keys()])
         sweep.report_total(n_trials)

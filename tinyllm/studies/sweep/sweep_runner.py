@@ -77,6 +77,7 @@ class Sweep:
         except KeyboardInterrupt:
             self.directory.request_stop()
         finally:
+            # Restored first: a second Ctrl-C may then interrupt a slow report.
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._finish()
@@ -157,7 +158,7 @@ class Sweep:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         """The first signal ends the sweep once its jobs have saved a checkpoint, the second one at once."""
         if self.signal is not None:
-            os._exit(SIGNALLED + number)
+            os._exit(SIGNALLED + number)  # an exception could not unwind a run that hangs
         self.signal = number
         self.directory.request_stop()
         if self.in_process:
@@ -169,6 +170,7 @@ class Sweep:
         if self.signal is not None:
             return SIGNALLED + self.signal
         codes = [record.code for record in self.records if record.code]
+        # A job that was stopped on request explains the end better than an earlier failure.
         stops = [code for code in codes if code in STOPPED] if self.directory.stop_requested else []
         return next(iter(stops + codes), 0)
 
