@@ -106,7 +106,7 @@ def test_an_imported_model_begins_and_ends_the_same(tmp_path: Path, call: Call) 
     answer = call("generate", f"run={tmp_path / 'run'}", "prompt=a<|eot_id|>b", "special=true", "max_new_tokens=2")
     assert answer.code == 0, answer
     answer = call("generate", f"run={tmp_path / 'run'}", f"prompt={'ab' * 40}", "max_new_tokens=2")
-    assert "a prompt of 81 tokens is longer than the context: its last 64 are read" in answer.err
+    assert "a prompt has 81 tokens: the model reads the last 64, its context" in answer.err
 
 
 def test_special_tokens_in_a_prompt(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_covering_adds_unknown_only_if_needed_and_learns_nothing() -> None:
 
 def test_bytes_of_unknown_characters_are_counted() -> None:
     tokenizer = CharTokenizer("ab", unk=True)
-    [(ids, lengths), (_, usual)] = tokenizer.encode_counted(["a€b😀é", "ab"])
+    [(ids, lengths, _), (_, usual, _)] = tokenizer.encode_measured(["a€b😀é", "ab"])
     assert ids.tolist() == [0, 2, 1, 2, 2]
     assert lengths is not None and lengths.tolist() == [1, 3, 1, 4, 2]
     assert usual is None

@@ -98,7 +98,7 @@ def test_bytes_are_counted_where_ids_do_not_tell(tmp_path: Path) -> None:
     """Blanks the tokenizer drops, unknown words and lower-cased letters: all bytes of the text are counted."""
     tokenizer = load(word_piece(tmp_path / "tokenizer.json"))
     text = "  Its   a ÜNKNOWN  truth, 中 "
-    [(ids, lengths)] = tokenizer.encode_counted([text])
+    [(ids, lengths, _)] = tokenizer.encode_measured([text])
     assert lengths is not None and len(lengths) == len(ids)
     assert int(lengths.sum()) == len(text.encode())
     assert tokenizer.unk_id in ids

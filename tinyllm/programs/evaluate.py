@@ -120,12 +120,12 @@ def _own_split(name: str, saved: SavedModel, run: str, *, allow: frozenset[Optio
         UserError: the model was not trained here, or its data is missing or has changed.
     """
     if "val" not in saved.data:
-        hint = "this model was not trained here; give some, e.g. dataset=text dataset.path=<file>"
+        hint = "this model was not trained here; give a data set, e.g. dataset=text dataset.path=<file>"
         raise UserError("no data to evaluate on", key="dataset", hint=hint)
     try:
         data = open_data(*open_corpus(saved.cfg, allow=allow), trained_on=saved.data, lines=lines)
     except UserError as error:
-        hint = f"{error.hint}; this is the run's own setting, and a relative path counts from the current directory"
+        hint = f"{error.hint}; this is the run's own setting, and relative paths start at the current directory"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
     split = _split(data, name)
     for what, trained_on, now in (
@@ -134,10 +134,10 @@ def _own_split(name: str, saved: SavedModel, run: str, *, allow: frozenset[Optio
     ):
         if trained_on != now:
             raise UserError(
-                f"the data has changed since this run was trained: its {what} is another one now",
+                f"the data has changed since this run was trained: its {what} differs",
                 key="run",
                 value=run,
-                hint="bring the old data back (embedded data belongs to one Python version)",
+                hint="restore the old data (the embedded corpus differs between Python versions)",
             )
     return split
 
@@ -152,8 +152,8 @@ def _other_split(cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option]
     corpus.check()
     data = open_data(corpus, FixedTrainer(saved.tokenizer), lines=lines)
     if data.tokenizer.vocab_size != saved.tokenizer.vocab_size:
-        hint = "its text has characters that the run's tokenizer has no number for"
-        raise UserError("this data set cannot be expressed", key="run", value=str(saved.path), hint=hint)
+        hint = "it contains characters that the run's tokenizer has no ids for"
+        raise UserError("the data set does not fit the tokenizer", key="run", value=str(saved.path), hint=hint)
     return _split(data, cfg.split)
 
 

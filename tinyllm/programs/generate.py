@@ -26,7 +26,7 @@ from tinyllm.utils.text import plain, say_aside
 
 
 def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
-    """One answer, or one for each prompt that is typed. Returns the exit code.
+    """Continue the prompts of the command line, of a file, or as they are typed. Returns the exit code.
 
     Args:
         cfg: the settings of ``conf/generate.yaml``.
@@ -34,7 +34,7 @@ def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
     """
     if cfg.interactive and invocation.json:
         raise UserError(
-            "--json gives one answer, interactive many", key="interactive", value=True, hint="leave one out"
+            "--json prints one answer, interactive many", key="interactive", value=True, hint="leave one out"
         )
     prompts = read_prompts(cfg)
     session = open_session(cfg, run, prompts, allow=invocation.allow)
@@ -91,13 +91,13 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     key = "prompt" if cfg.prompts is None else "prompts"
     longest = max(len(session.prompt_ids(prompt, key=key)) for prompt in prompts)
     if longest > model.max_seq_len:
-        say_aside(f"a prompt of {longest:,} tokens is longer than the context: its last {model.max_seq_len:,} are read")
+        say_aside(f"a prompt has {longest:,} tokens: the model reads the last {model.max_seq_len:,}, its context")
     model.for_inference(compute_dtype(precision))
     return session
 
 
 def show(session: Session, prompts: list[str], *, seed: int) -> None:
-    """Print the samples of each prompt as they grow, then how long they took."""
+    """Print the samples of each prompt as they grow, then their tokens, time and seed."""
     printer = Printer(
         prompts=[echo(session.tokenizer, prompt) for prompt in prompts],
         n_samples=session.n_samples,
@@ -143,7 +143,8 @@ def read_prompts(cfg: DictConfig) -> list[str]:
         if cfg[key]:
             raise UserError(f"{key} and prompts exclude each other", key=key, value=cfg[key], hint="leave one out")
     if not cfg.prompts:
-        raise UserError("no file is given", key="prompts", value=cfg.prompts, hint="a text file, one prompt per line")
+        hint = "give a text file, one prompt per line"
+        raise UserError("no file given", key="prompts", value=cfg.prompts, hint=hint)
     try:
         text = Path(cfg.prompts).read_text(encoding="utf-8-sig")  # a byte order mark is no part of the first prompt
     except (OSError, UnicodeDecodeError) as error:

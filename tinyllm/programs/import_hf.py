@@ -25,7 +25,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
         cfg: the settings of ``conf/import_hf.yaml``.
     """
     if not cfg.path:
-        hint = "a directory with config.json and model.safetensors"
+        hint = "give a directory with config.json and model.safetensors"
         raise UserError("which model?", key="path", value=cfg.path, hint=hint)
     facts = import_hf(cfg.path, cfg.out)
     if invocation.json:

@@ -21,16 +21,10 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
         "val tokens": data.val.n_tokens,
         "vocabulary": data.tokenizer.vocab_size,
         "cache": str(cache_root()),
-        "notes": list(data.notes),
     }
     if invocation.json:
-        print(json.dumps(facts))
+        print(json.dumps(facts | {"notes": list(data.notes)}))
         return 0
-    for name, value in facts.items():
-        for one in value if isinstance(value, list) else [value]:
-            print(
-                f"{name.removesuffix('s') if isinstance(value, list) else name:14} {one:,}"
-                if isinstance(one, int)
-                else f"{name:14} {one}"
-            )
+    for name, value in (*facts.items(), *(("note", note) for note in data.notes)):
+        print(f"{name:14} {value:,}" if isinstance(value, int) else f"{name:14} {value}")
     return 0

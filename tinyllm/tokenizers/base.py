@@ -72,12 +72,8 @@ class Tokenizer(ABC):
     def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
         """The ids of each text as unsigned integers, encoded in parallel where that pays."""
 
-    def encode_counted(self, texts: Sequence[Any]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-        """Like ``encode_batch``, with the UTF-8 bytes of text behind every token; None: ``token_bytes()[ids]``."""
-        return [(encoded.ids, encoded.lengths) for encoded in self.encode_measured(texts)]
-
     def encode_measured(self, texts: Sequence[Any]) -> list[Encoded]:
-        """Like ``encode_counted``, with the number of unknown characters and their bytes."""
+        """Like ``encode_batch``, with the bytes of text behind every token and the number of unknown characters."""
         return [Encoded(ids, None) for ids in self.encode_batch(texts)]
 
     @abstractmethod
