@@ -1,4 +1,4 @@
-"""A run directory is done again bit by bit, and what was another thing then is named; what cannot be is refused."""
+"""replay repeats a run bit by bit, names what has changed since, and refuses runs that cannot be repeated."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from tinyllm.runs.state_diff import StateDiff
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text, a finished run ``run``, and one that stopped early, ``early``."""
+    """A folder with a corpus, a finished run ``run``, and one that stopped early, ``early``."""
     folder = tmp_path_factory.mktemp("replay")
     data = ("dataset=text", f"dataset.path={write_corpus(folder / 'words, and more.txt')}")
     more = (
@@ -42,7 +42,7 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "message"),
     [
         (
             "run",
@@ -77,23 +77,23 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         ("run", lambda run: next(run.glob("checkpoints/step-000006/state*")).write_bytes(b"no"), "checkpoint damaged"),
     ],
 )
-def test_what_cannot_be_told_is_one_line(
+def test_a_run_that_cannot_be_repeated_is_refused_in_one_line(
     made: Path,
     tmp_path: Path,
     name: str,
     change: Callable[[Path], object],
-    said: str,
+    message: str,
     call: Call,
 ) -> None:
     run = shutil.copytree(made / name, tmp_path / "copy")
     change(run)
     answer = call("replay", str(run))
-    assert answer.code == 2 and said in answer.err and len(answer.err.splitlines()) == 1, answer
+    assert answer.code == 2 and message in answer.err and len(answer.err.splitlines()) == 1, answer
     assert answer.made == [] and answer.out == ""
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--steps", "7"), "the run has fewer steps (--steps=7): between 1 and 6"),
         (("--steps", "0"), "between 1 and 6"),
@@ -101,12 +101,12 @@ def test_what_cannot_be_told_is_one_line(
         (("--step", "1"), "unrecognized arguments: --step 1"),
     ],
 )
-def test_mistakes(made: Path, flags: tuple[str, ...], said: str, call: Call) -> None:
+def test_wrong_flags_are_one_line(made: Path, flags: tuple[str, ...], message: str, call: Call) -> None:
     answer = call("replay", str(made / "run"), *flags)
-    assert answer.code == 2 and said in answer.err and len(answer.err.splitlines()) == 1
+    assert answer.code == 2 and message in answer.err and len(answer.err.splitlines()) == 1
 
 
-def test_a_place_that_exists_is_refused(made: Path, call: Call) -> None:
+def test_an_existing_out_directory_is_refused(made: Path, call: Call) -> None:
     answer = call("replay", str(made / "run"), "--out", str(made))
     assert answer.code == 2 and "the directory exists" in answer.err
 
@@ -122,25 +122,25 @@ def test_saved_settings_cannot_smuggle_a_flag(made: Path, tmp_path: Path) -> Non
             recorded_run(run)
 
 
-def test_what_it_is_started_with(made: Path) -> None:
-    was = recorded_run(made / "run", steps=3)
-    assert "attn=gqa" in was.settings and f"dataset.path={made / 'words, and more.txt'}" in was.settings
-    assert was.command(Path("x"))[-2:] == ["run.dir=x", "trainer.stop_after_steps=3"]
-    assert was.steps == 3 and was.checkpoint is not None and was.checkpoint.step == 3
+def test_the_recorded_command(made: Path) -> None:
+    run = recorded_run(made / "run", steps=3)
+    assert "attn=gqa" in run.settings and f"dataset.path={made / 'words, and more.txt'}" in run.settings
+    assert run.command(Path("x"))[-2:] == ["run.dir=x", "trainer.stop_after_steps=3"]
+    assert run.steps == 3 and run.checkpoint is not None and run.checkpoint.step == 3
     assert recorded_run(made / "early", steps=2).checkpoint is None
 
 
-def test_defaults_that_have_changed_are_held_to_what_they_were(made: Path) -> None:
-    was, config = recorded_run(made / "run").settings, read_config(made / "run")
+def test_changed_defaults_are_set_to_their_old_values(made: Path) -> None:
+    settings, config = recorded_run(made / "run").settings, read_config(made / "run")
     then = {"trainer.grad_clip": 0.7, "optimizer.betas": [0.8, 0.9], "dataset.val_path": "a, b", "trainer.gone": 1}
-    assert changed_defaults(was, config, config_dir=None) == []
-    assert changed_defaults(was, config | then, config_dir=None) == [
+    assert changed_defaults(settings, config, config_dir=None) == []
+    assert changed_defaults(settings, config | then, config_dir=None) == [
         "trainer.grad_clip=0.7",
         "dataset.val_path=a, b",
         "optimizer.betas=[0.8, 0.9]",
     ]
     without_effect = {"trainer.grad_clip": -1, "trainer.sample_prompt": "there are no samples"}
-    assert changed_defaults(was, config | without_effect, config_dir=None) == []
+    assert changed_defaults(settings, config | without_effect, config_dir=None) == []
 
 
 def test_the_report_names_what_differs() -> None:
@@ -160,7 +160,7 @@ def test_the_report_names_what_differs() -> None:
     assert report(unequal)[-1] == "verdict: not the same, first in train/loss of step 2: 2.5 and 2.25"
 
 
-def test_nothing_of_a_run_commands_the_terminal(
+def test_escape_sequences_in_a_run_are_escaped(
     made: Path,
     tmp_path: Path,
     call: Call,
@@ -177,7 +177,7 @@ def test_nothing_of_a_run_commands_the_terminal(
 
 
 @pytest.mark.slow
-def test_a_run_is_done_again_bit_by_bit(made: Path, tmp_path: Path, call: Call) -> None:
+def test_a_run_is_repeated_bit_by_bit(made: Path, tmp_path: Path, call: Call) -> None:
     run = shutil.copytree(made / "run", tmp_path / "copy")
     edit(run, lambda facts: facts.update(code="0" * 64))
     answer = call("replay", str(run), "--json")
@@ -190,7 +190,7 @@ def test_a_run_is_done_again_bit_by_bit(made: Path, tmp_path: Path, call: Call) 
 
 
 @pytest.mark.slow
-def test_other_data_is_found(made: Path, tmp_path: Path, call: Call) -> None:
+def test_changed_data_is_named(made: Path, tmp_path: Path, call: Call) -> None:
     text = tmp_path / "words.txt"
     write_corpus(text)
     run = tmp_path / "run"

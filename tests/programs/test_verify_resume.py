@@ -1,4 +1,4 @@
-"""verify_resume finds a run that was resumed otherwise than it was left, and only such a run."""
+"""verify_resume finds runs that a resume changes, and only those."""
 
 import json
 import os
@@ -35,66 +35,71 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"dataset.path={write_corpus(tmp_path_factory.mktemp('corpus') / 'words.txt')}"
 
 
-def test_what_training_is_asked_for(tmp_path: Path) -> None:
-    """The short horizon unless one is given, what was typed as it was typed, nothing of this program's own."""
+def test_training_gets_the_typed_settings_and_a_short_horizon(tmp_path: Path) -> None:
+    """The short horizon only if none is given; without the keys of verify_resume itself."""
     import tinyllm
     from tinyllm.config.cli.main import Invocation
     from tinyllm.config.grammar import key_of
 
-    def asked(*typed: str) -> list[str]:
+    def arguments(*typed: str) -> list[str]:
         cfg = tinyllm.compose(*typed, program="verify_resume")
         line = read(list(typed))
         return training_settings(
             cfg, Invocation(overrides=line.settings, typed=frozenset(map(key_of, line.settings)), config_dir="mine")
         )
 
-    assert asked("kills=3", "out=x", "optimizer=lion", "dataset=text", "dataset.path=a, b") == [
+    assert arguments("kills=3", "out=x", "optimizer=lion", "dataset=text", "dataset.path=a, b") == [
         "--config-dir", "mine", "optimizer=lion", "dataset=text", "dataset.path=a, b", "trainer.log_every=1",
         "trainer.eval_every=10", "trainer.sample_every=0", "trainer.checkpoint_every=5", "trainer.max_steps=20",
         "trainer.max_tokens=null", "trainer.max_epochs=null",
     ]  # fmt: skip
-    assert [one for one in asked("trainer.max_epochs=2", "trainer.eval_every=3") if "max" in one or "eval" in one] == [
+    assert [
+        one for one in arguments("trainer.max_epochs=2", "trainer.eval_every=3") if "max" in one or "eval" in one
+    ] == [
         "trainer.max_epochs=2",
         "trainer.eval_every=3",
     ]
 
 
 @pytest.mark.parametrize("text", ["a b", "a, [b] {c}", 'it\'s "so"', "${a}", "\\${a}", "=", "null", "ž\\"])
-def test_quoted_texts_are_typed_again(text: str) -> None:
+def test_unquoted_settings_are_the_typed_ones(text: str) -> None:
     typed = [f"prompt={text}", "optimizer.betas=[0.9,0.95]", "+prompt=1"]
     assert unquoted(quote_literals(typed)) == typed
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (("run.dir=x",), "not a setting of this program (run.dir): out=<directory>"),
         (("resume=x",), "not a setting of this program (resume)"),
         (("trainer.max_minutes=1",), "(trainer.max_minutes): both runs go to the same step"),
         (("out=.",), "the directory exists (out=.): choose another"),
         (("kills=-1",), "(kills=-1): at least 0"),
-        (("trainer.log_every=0", "trainer.checkpoint_every=0"), "nothing tells how far a run is (trainer.log_every=0)"),
+        (
+            ("trainer.log_every=0", "trainer.checkpoint_every=0"),
+            "no records to time the kills by (trainer.log_every=0)",
+        ),
     ],
 )
-def test_mistakes(settings: tuple[str, ...], said: str, call: Call) -> None:
+def test_wrong_settings_are_one_line(settings: tuple[str, ...], message: str, call: Call) -> None:
     answer = call("verify_resume", *settings)
-    assert answer.code == 2 and said in answer.err and len(answer.err.splitlines()) == 1
+    assert answer.code == 2 and message in answer.err and len(answer.err.splitlines()) == 1
     assert answer.made == []
 
 
-def test_moments_are_between_the_first_step_and_the_last_but_one() -> None:
+def test_moments_lie_between_the_first_step_and_the_last_but_one() -> None:
     arrivals = {1: 10.0, 2: 11.0, 3: 21.0, 5: 22.0, 6: 30.0}
     chosen = moments(arrivals, 200, Random(1))
     assert chosen == moments(arrivals, 200, Random(1)) != moments(arrivals, 200, Random(2))
     assert {moment.latest for moment in chosen} == {5}
     times = [arrivals[moment.step] + moment.delay for moment in chosen]
     assert times == sorted(times) and times[0] >= 10 and times[-1] <= 22
-    assert sum(moment.step == 2 for moment in chosen) > 100  # the step that takes long
+    assert sum(moment.step == 2 for moment in chosen) > 100  # the longest step
     assert moments({1: 0.0}, 3, Random(0)) == []
 
 
 @pytest.mark.slow
-def test_runs_that_differ_are_told_apart_by_name(corpus: str, tmp_path: Path) -> None:
+def test_compare_runs_names_the_sections_that_differ(corpus: str, tmp_path: Path) -> None:
     shared = ("dataset=text", corpus, *SMALL, "trainer.max_steps=3")
     for name, more in {"one": (), "same": (), "other": ("optimizer.weight_decay=0.2",), "short": ()}.items():
         assert train(*shared, *more, f"run.dir={tmp_path / name}") == 0
@@ -111,11 +116,11 @@ def test_runs_that_differ_are_told_apart_by_name(corpus: str, tmp_path: Path) ->
 def test_verdicts() -> None:
     assert verdict(True, 1, 0) == "verdict: bitwise equal after 1 kill"
     assert "not equal after 2 kills; kills=0 tells" in verdict(False, 2, 0)
-    assert "does not repeat itself" in verdict(False, 0, 0)
-    assert "open: 1 of the kills missed" in verdict(True, 1, 1)
+    assert "training is not deterministic" in verdict(False, 0, 0)
+    assert "open: the run ended before 1 of the kills" in verdict(True, 1, 1)
 
 
-def test_processes_in_sessions_of_their_own_are_killed_too(tmp_path: Path) -> None:
+def test_kill_reaches_processes_in_other_sessions(tmp_path: Path) -> None:
     child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
     process = subprocess.Popen([sys.executable, "-c", parent])
@@ -126,12 +131,12 @@ def test_processes_in_sessions_of_their_own_are_killed_too(tmp_path: Path) -> No
     training.process, training.run_dir = process, tmp_path / "none"
     training.kill()
     end = time.monotonic() + 10
-    while any(alive(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
     shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return bool(shown.strip()) and not shown.startswith("Z")
 
@@ -156,36 +161,36 @@ def alive(pid: int) -> bool:
         pytest.param(("strategy=fsdp", "strategy.nproc_per_node=2", "optimizer=muon"), marks=pytest.mark.exhaustive),
     ],
 )
-def test_killed_for_real(settings: tuple[str, ...], corpus: str, call: Call) -> None:
+def test_killed_and_resumed_runs_are_bitwise_equal(settings: tuple[str, ...], corpus: str, call: Call) -> None:
     named = dict(one.split("=") for one in [*SIZE, *settings])
     answer = call("verify_resume", "dataset=text", corpus, *(f"{k}={v}" for k, v in named.items()), "kills=2", "--json")
     assert answer.code == 0, answer
-    told = json.loads(answer.out)
-    assert told["equal"] and len(told["kills"]) == 2
-    assert {section["name"] for section in told["sections"]} >= {"weights", "optimizer", "rng", "metrics", "counters"}
-    assert sum(section["values"] for section in told["sections"]) > 60
+    report = json.loads(answer.out)
+    assert report["equal"] and len(report["kills"]) == 2
+    assert {section["name"] for section in report["sections"]} >= {"weights", "optimizer", "rng", "metrics", "counters"}
+    assert sum(section["values"] for section in report["sections"]) > 60
 
 
 @pytest.mark.slow
-def test_a_run_that_a_resume_changes_is_found(
+def test_a_run_that_a_resume_changes_is_not_equal(
     corpus: str,
     tmp_path: Path,
     call: Call,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A schedule of one's own that looks at how often its process has asked it."""
+    """With a user's schedule that counts its calls and so forgets them at a kill."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "forgetful.py").write_text(
         "from tinyllm.optim.schedules import Schedule\n"
         "class Forgetful(Schedule):\n"
         "    def __init__(self, *, n_steps: int, lr: float) -> None:\n"
         "        super().__init__(lr=lr, n_steps=n_steps, warmup_steps=0, min_lr=None)\n"
-        "        self.asked = 0\n"
+        "        self.calls = 0\n"
         "    def after_warmup(self, x: float) -> float:\n"
         "        return self.lr\n"
         "    def __call__(self, step: int) -> float:\n"
-        "        self.asked += 1\n"
-        "        return self.lr / self.asked\n"
+        "        self.calls += 1\n"
+        "        return self.lr / self.calls\n"
     )
     (tmp_path / "conf" / "schedule").mkdir(parents=True)
     option = "# @package schedule\n_target_: forgetful.Forgetful\n_partial_: true\n"
@@ -198,7 +203,7 @@ def test_a_run_that_a_resume_changes_is_found(
 
 
 @pytest.mark.slow
-def test_an_error_of_the_training_is_passed_on(corpus: str, call: Call) -> None:
+def test_an_error_of_the_training_is_reported(corpus: str, call: Call) -> None:
     answer = call("verify_resume", "dataset=text", corpus, *SIZE, "schedule.warmup_steps=30")
     assert answer.code == 2
     assert answer.err == (
@@ -225,10 +230,10 @@ def test_a_run_is_killed_only_when_its_moment_has_come(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ended_early", [1, 2, 99])
-def test_a_run_that_ends_before_the_kill_is_killed_anew(
+def test_a_run_that_ends_before_its_kill_is_started_over(
     ended_early: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Runs of four steps, of which the first ``ended_early`` that are to be killed are too fast for it."""
+    """Runs of four steps; the first ``ended_early`` runs end before their kill."""
     killed: list[Moment] = []
 
     class Quick:

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.verify_resume optimizer=muon kills=3``: is a run that was killed and resumed the same run?"""
+"""``python -m tinyllm.verify_resume optimizer=muon kills=3``: is a killed and resumed run bitwise the same?"""
 
 import json
 import shutil
@@ -24,17 +24,19 @@ from tinyllm.utils.files import TEMPORARY
 from tinyllm.utils.text import say, silent
 
 OWN = ("kills", "kill_seed", "out")
+"""Keys of this program, which training does not know."""
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
-CHOSEN_HERE = ("log_every", "eval_every", "sample_every", "checkpoint_every")
-"""Keys of the training loop that ``conf/verify_resume.yaml`` gives other defaults than ``conf/train.yaml``."""
-NOT_HERE = {
+INTERVALS = ("log_every", "eval_every", "sample_every", "checkpoint_every")
+"""Keys of the trainer whose defaults in ``conf/verify_resume.yaml`` differ from those of training."""
+REFUSED = {
     "run.dir": "out=<directory> holds both runs",
-    "resume": "both runs start here; init_from starts from the weights of another",
+    "resume": "both runs start at step 0; init_from starts from the weights of another run",
     "trainer.stop_after_steps": "the kills interrupt the second run",
     "trainer.max_minutes": "both runs go to the same step",
 }
+"""Settings of training that make no sense here, and why."""
 ATTEMPTS = 5
-"""Runs that are killed at most, until every kill has come before the end of one."""
+"""How often the killed run is started over, if it ends before its last kill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +86,16 @@ def training_settings(cfg: DictConfig, invocation: Invocation) -> list[str]:
     Raises:
         UserError: a setting that the two runs cannot share.
     """
-    for key, hint in NOT_HERE.items():
+    for key, hint in REFUSED.items():
         if key in invocation.typed:
             raise UserError("not a setting of this program", file=key, hint=hint)
     if not cfg.checkpoint.enabled:
-        hint = "the killed run goes on from its checkpoints; leave it out"
+        hint = "the killed run resumes from its checkpoints; leave it out"
         raise UserError("nothing to resume from", key="checkpoint.enabled", value=False, hint=hint)
     if not (cfg.trainer.log_every or cfg.trainer.checkpoint_every):
-        raise UserError("nothing tells how far a run is", key="trainer.log_every", value=0, hint="at least 1")
+        raise UserError("no records to time the kills by", key="trainer.log_every", value=0, hint="at least 1")
     given = [override for override in invocation.overrides if key_of(override) not in OWN]
-    defaults = {f"trainer.{name}": cfg.trainer[name] for name in CHOSEN_HERE}
+    defaults = {f"trainer.{name}": cfg.trainer[name] for name in INTERVALS}
     if invocation.typed.isdisjoint(HORIZON):
         defaults |= {HORIZON[0]: cfg.trainer.max_steps} | dict.fromkeys(HORIZON[1:])
     flags = [] if invocation.config_dir is None else ["--config-dir", invocation.config_dir]
@@ -195,8 +197,8 @@ def verdict(equal: bool, hits: int, missed: int) -> str:
     """The last line of the report."""
     kills = f"{hits} kill{'' if hits == 1 else 's'}"
     if missed:
-        return f"verdict: open: {missed} of the kills missed, the run had ended; more steps give them time"
+        return f"verdict: open: the run ended before {missed} of the kills; train more steps"
     if equal:
         return f"verdict: bitwise equal after {kills}"
-    advice = "kills=0 tells whether training repeats itself at all" if hits else "training does not repeat itself"
+    advice = "kills=0 tells whether training is deterministic at all" if hits else "training is not deterministic"
     return f"verdict: not equal after {kills}; {advice}"
