@@ -1,4 +1,4 @@
-"""A run that never happened, event by event. To look at a display: ``python -m tests.support.fake_run``."""
+"""A simulated run, event by event. ``python -m tests.support.fake_run`` shows it in the console."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Made-up studies: no run behind them, but of the shape that real ones have."""
+"""Synthetic studies with the shape of real ones."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ STEPS = (1, 60, 120, 180, 240, 300, 360, 420, 480, 540, 600)
 
 
 def study(*, arms: int = 4, seeds: int = 3, metric: str = "val/bpb", **changes: Any) -> Study:
-    """A study of attention kinds with every field filled; ``changes`` replace fields."""
+    """A study of attention types with every field filled; ``changes`` replace fields."""
     names = [*NAMES, "attn=mha ffn.d_ff=2048 optimizer.weight_decay=0.05 model.n_layers=12"][:arms]
     made = [arm(name, place) for place, name in enumerate(names)]
     runs = [run(name, place, seed, metric) for place, name in enumerate(names) for seed in range(1, seeds + 1)]
@@ -49,7 +49,7 @@ def study(*, arms: int = 4, seeds: int = 3, metric: str = "val/bpb", **changes: 
 
 
 def account(place: int) -> Account:
-    """Figures of ``model=nano``, a little different for each arm."""
+    """Costs of ``model=nano``, slightly different for each arm."""
     return Account(
         parameters=1_043_584 + 256 * place,
         active_parameters=1_043_584 + 256 * place,
@@ -60,7 +60,7 @@ def account(place: int) -> Account:
 
 
 def arm(name: str, place: int, **changes: Any) -> Arm:
-    """The arm at a place of the study."""
+    """The arm at this index of the study."""
     cost = account(place)
     fields: dict[str, Any] = {
         "name": name,
@@ -84,7 +84,7 @@ def arm(name: str, place: int, **changes: Any) -> Arm:
 
 
 def run(name: str, place: int, seed: int, metric: str = "val/bpb", **changes: Any) -> Run:
-    """A finished run; its values fall with the steps and end near the arm's level."""
+    """A finished run; its metric falls with the steps and ends near the arm's level."""
     shift = 0.006 * math.sin(3 * seed + place) + 0.003 * math.cos(7 * seed)
     records = []
     for step in STEPS:
@@ -120,12 +120,12 @@ def run(name: str, place: int, seed: int, metric: str = "val/bpb", **changes: An
 
 
 def failed(name: str, place: int, seed: int, error: str) -> Run:
-    """A run that ended before its first evaluation."""
+    """A run that failed before its first evaluation."""
     return run(name, place, seed, status="failed", error=error, value=None, records=[], seconds=None)
 
 
 def difference(name: str, reference: str, runs: list[Run]) -> Difference:
-    """Paired by seed, with Student's interval."""
+    """Difference paired by seed, with Student's t interval."""
     values = {(one.arm, one.seed): one.value for one in runs if one.value is not None}
     seeds = sorted(seed for arm, seed in values if arm == name and (reference, seed) in values)
     found = [values[name, seed] - values[reference, seed] for seed in seeds]

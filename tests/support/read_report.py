@@ -1,4 +1,4 @@
-"""Reads reports back: the page by its tables, attributes and pictures, the Markdown by its tables and links."""
+"""Parses reports for tests: tables, attributes and pictures of the page, tables of the Markdown file."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,16 +8,16 @@ from xml.etree import ElementTree as ET
 
 @dataclass
 class Page(HTMLParser):
-    """What stands in a page of HTML."""
+    """A parsed HTML page."""
 
     text: str
     attributes: list[tuple[str, str, str]] = field(default_factory=list)
-    """Tag, name, value."""
+    """Triples (tag, name, value)."""
     tags: list[str] = field(default_factory=list)
     tables: dict[str, list[list[list[str]]]] = field(default_factory=dict)
-    """By section: tables of rows of texts, headings first."""
+    """Tables by section: rows of cell texts, headings first."""
     shown: str = ""
-    """All text but style and script."""
+    """All text except style sheets and scripts."""
 
     def __post_init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -52,27 +52,27 @@ class Page(HTMLParser):
         if tag in ("td", "th"):
             self.in_cell = False
 
-    def table(self, section: str, place: int = 0) -> dict[str, dict[str, str]]:
-        """A table as rows by their names, each by heading."""
-        headings, *rows = self.tables[section][place]
+    def table(self, section: str, index: int = 0) -> dict[str, dict[str, str]]:
+        """A table as nested dicts: row name → heading → cell."""
+        headings, *rows = self.tables[section][index]
         return {row[0]: dict(zip(headings[1:], row[1:], strict=True)) for row in rows}
 
 
 def points(svg: str) -> dict[str, tuple[float, float]]:
-    """Where the marks of a picture are, by their titles."""
-    found = {}
+    """Positions of a picture's marks, by tooltip."""
+    positions = {}
     for group in ET.fromstring(svg).iter():
         if not group.get("class", "").startswith("point"):
             continue
         title = next(child.text for child in group if child.tag.endswith("title"))
-        mark = next((one for one in group.iter() if one.tag.endswith("use")), None)
+        mark = next((node for node in group.iter() if node.tag.endswith("use")), None)
         if mark is not None and title is not None:
-            found[title] = (float(mark.attrib["x"]), float(mark.attrib["y"]))
-    return found
+            positions[title] = (float(mark.attrib["x"]), float(mark.attrib["y"]))
+    return positions
 
 
 def markdown_rows(text: str) -> list[list[list[str]]]:
-    """The tables of Markdown, as rows of texts without their escapes."""
+    """Tables of a Markdown text: rows of unescaped cell texts."""
     tables: list[list[list[str]]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):

@@ -1,4 +1,4 @@
-"""Reads the file that wandb writes offline: protobuf records in the log format of LevelDB."""
+"""Reads wandb's offline file: protobuf records in LevelDB's log format."""
 
 import json
 import struct
@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from wandb.proto.wandb_internal_pb2 import Record
+
 HEADER, BLOCK = 7, 32768
 FULL, LAST = 1, 4
 
 
 def messages(path: Path) -> Iterator[bytes]:
-    """The messages of the file; what was not written to its end is left out."""
+    """Messages of the file, without one that is cut off at the end."""
     data = path.read_bytes()
     position, parts = HEADER, b""
     while position + HEADER <= len(data):
@@ -28,11 +30,9 @@ def messages(path: Path) -> Iterator[bytes]:
 
 
 class WandbRun:
-    """What stands in the one ``.wandb`` file below a directory of a run."""
+    """The contents of the single ``.wandb`` file in a run's directory."""
 
     def __init__(self, directory: Path) -> None:
-        from wandb.proto.wandb_internal_pb2 import Record
-
         self.directory = directory
         (file,) = directory.glob("run-*.wandb")
         self.history: list[dict[str, Any]] = []
@@ -56,12 +56,12 @@ class WandbRun:
                 self.exit_code = record.exit.exit_code
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The history without what wandb adds."""
+        """The history without wandb's own fields."""
         kept = ({k: v for k, v in row.items() if not k.startswith(("samples.", "_"))} for row in self.history)
         return [row for row in kept if row]
 
     def samples(self) -> list[list[Any]]:
-        """The rows of the samples' table, which lie in a file for every time one was added."""
+        """Rows of the samples table; every addition is in a file of its own."""
         files = [self.directory / "files" / row["samples.path"] for row in self.history if "samples.path" in row]
         return [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["data"]]
 

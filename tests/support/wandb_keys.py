@@ -1,4 +1,4 @@
-"""A logger as conf/logger/wandb.yaml has it."""
+"""The wandb logger with the defaults of conf/logger/wandb.yaml, offline."""
 
 from typing import Any
 

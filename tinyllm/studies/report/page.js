@@ -2,7 +2,7 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
-  // The figure of the point nearest to the pointer; the titles serve where there is no script.
+  // Tooltip for the point nearest to the pointer. Without scripts, the SVG titles are shown instead.
   const readout = document.getElementById("readout");
   for (const svg of all("svg.figure")) {
     const points = all(".point", svg);
@@ -11,14 +11,14 @@
       point.dataset.text = title.textContent;
       title.remove();
     }
-    const leave = () => { readout.hidden = true; };
-    const look = (event) => {
-      let nearest = null, least = 20;
+    const hide = () => { readout.hidden = true; };
+    const show = (event) => {
+      let nearest = null, least = 20; // pixels
       for (const point of points) {
         const box = point.getBoundingClientRect();
         if (box.width === 0) continue;
-        const away = Math.hypot(box.x + box.width / 2 - event.clientX, box.y + box.height / 2 - event.clientY);
-        if (away < least) [nearest, least] = [point, away];
+        const distance = Math.hypot(box.x + box.width / 2 - event.clientX, box.y + box.height / 2 - event.clientY);
+        if (distance < least) [nearest, least] = [point, distance];
       }
       readout.hidden = nearest === null;
       if (nearest === null) return;
@@ -29,13 +29,13 @@
       readout.style.left = `${Math.max(8, x)}px`;
       readout.style.top = `${above > 8 ? above : event.clientY + 18}px`;
     };
-    svg.addEventListener("pointermove", look);
-    svg.addEventListener("pointerdown", look);
-    svg.addEventListener("pointerleave", leave);
-    window.addEventListener("scroll", leave, { passive: true });
+    svg.addEventListener("pointermove", show);
+    svg.addEventListener("pointerdown", show);
+    svg.addEventListener("pointerleave", hide);
+    window.addEventListener("scroll", hide, { passive: true });
   }
 
-  // An arm's button hides and shows it everywhere; a pointer over the button sets it off.
+  // An arm's button hides and shows the arm everywhere; hovering over the button highlights it.
   for (const button of all(".legend button")) {
     const parts = all(`[data-arm="${button.dataset.for}"]`);
     const figures = all("svg.figure");
@@ -45,21 +45,21 @@
       button.setAttribute("aria-pressed", String(shown));
       for (const part of parts) part.classList.toggle("off", !shown);
     });
-    const pick = (on) => () => {
+    const highlight = (on) => () => {
       for (const part of parts) part.classList.toggle("picked", on);
       for (const figure of figures) figure.classList.toggle("picked", on);
     };
-    button.addEventListener("pointerenter", pick(true));
-    button.addEventListener("pointerleave", pick(false));
+    button.addEventListener("pointerenter", highlight(true));
+    button.addEventListener("pointerleave", highlight(false));
   }
 
-  // A click on a heading sorts by its column, a second one the other way; what has no figure stays last.
+  // Clicking a heading sorts by its column, clicking again reverses the order. Cells without a value stay last.
   for (const table of all("table.sortable")) {
     const body = table.tBodies[0];
     all("thead th", table).forEach((heading, column) => {
       const sort = () => {
         const down = heading.getAttribute("aria-sort") === "ascending";
-        all("thead th", table).forEach((one) => one.removeAttribute("aria-sort"));
+        all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
         heading.setAttribute("aria-sort", down ? "descending" : "ascending");
         const key = (row) => row.cells[column].dataset.sort;
         const compare = (a, b) => {

@@ -89,7 +89,7 @@ def _curves(study: Study, arms: list[ArmSummary], axis: str) -> Picture | None:
         axes.set_ylabel(numbers.metric_axis(study.metric))
     if zoomed:
         _zoom(panels[-1], [line for _, line in lines], scale)
-        panels[0].set_title("the whole training", loc="left", fontsize=9.5, color=theme.SOFT)
+        panels[0].set_title("whole run", loc="left", fontsize=9.5, color=theme.SOFT)
         panels[-1].set_title("second half, enlarged", loc="left", fontsize=9.5, color=theme.SOFT)
     panels[-1].set_xlabel(f"{AXES[axis]}{unit}")
     _name_lines(panels[-1], lines, scale)

@@ -199,7 +199,8 @@ def hashes_table(arms: list[ArmSummary]) -> DataTable:
 
 def provenance_table(provenance: Mapping[str, Any]) -> DataTable:
     """Versions, machine, commit and hashes."""
-    rows = [[text_cell(key), text_cell(value)] for key, value in _flatten(provenance, "")]
+    facts = _flatten(provenance, "") if provenance else []
+    rows = [[text_cell(key), text_cell(value)] for key, value in facts]
     return DataTable(headings=["what", "value"], rows=rows, sortable=False)
 
 

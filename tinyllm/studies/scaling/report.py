@@ -50,7 +50,7 @@ def findings(study: ScalingStudy) -> list[str]:
         f"L(N, D) = {law.E:.4g} + {law.A:.4g}/N^{law.alpha:.3g} + {law.B:.4g}/D^{law.beta:.3g} nats per token,"
         f" fitted to {finished} runs with a root-mean-square error of {study.misfit:.2%}",
         f"{LEVEL:.0%} intervals: {parts}",
-        f"the optimal size N* grows as C^{_range(study.exponent, between['exponent'])} with the budget C",
+        f"N* grows as C^{_range(study.exponent, between['exponent'])}, where N* is the optimal size at budget C",
         *map(optimum_line, study.optima),
     ]
 
