@@ -269,7 +269,7 @@ ROWS = (
         tests=(
             "tokenizers/test_round_trip.py::test_bpe",
             "tokenizers/test_round_trip.py::test_char",
-            "tokenizers/test_pretrained.py::test_damaged_file",
+            "tokenizers/test_pretrained.py::test_damaged_file_is_refused",
             "data/test_split.py::test_no_token_of_validation_is_ever_trained_on",
             "data/test_split.py::test_unseen_characters_are_reported_and_their_bytes_counted",
             "data/test_prepare.py::test_literal_end_of_text_stays_text",

@@ -1,4 +1,4 @@
-"""Prompts of different lengths, continued together: each as it would be alone."""
+"""Batched generation: prompts of different lengths get the texts they would get alone."""
 
 import gc
 from itertools import product
@@ -28,7 +28,7 @@ def model_of(attn: str, pos: str, window: int) -> Transformer:
 
 @pytest.mark.parametrize("window", [0, WINDOW])
 @pytest.mark.parametrize(("attn", "pos"), EVERY_KIND)
-def test_a_row_has_the_logits_that_it_has_alone_past_window_and_context(attn: str, pos: str, window: int) -> None:
+def test_batched_rows_have_the_logits_of_single_rows_past_window_and_context(attn: str, pos: str, window: int) -> None:
     model = model_of(attn, pos, window)
     numbers = torch.Generator().manual_seed(1)
     new = torch.randint(LETTERS.vocab_size, (CONTEXT + 5, len(PROMPTS)), generator=numbers)  # forced: varied tokens
@@ -53,7 +53,7 @@ def test_a_row_has_the_logits_that_it_has_alone_past_window_and_context(attn: st
 
 @pytest.mark.parametrize("kv_cache", [True, False])
 @pytest.mark.parametrize("moe", options("moe"))
-def test_texts_are_those_of_each_prompt_alone(moe: str, kv_cache: bool) -> None:
+def test_batched_texts_equal_those_of_each_prompt_alone(moe: str, kv_cache: bool) -> None:
     model = tiny_model(f"moe={moe}", "attn=mla", max_seq_len=CONTEXT, vocab_size=LETTERS.vocab_size)
     together = generate_batch(model, LETTERS, LINES, n_samples=3, kv_cache=kv_cache, stop=["d", "h"], **SETTINGS)
     assert together == [
@@ -64,14 +64,14 @@ def test_texts_are_those_of_each_prompt_alone(moe: str, kv_cache: bool) -> None:
     assert len({len(text) for texts in together for text in texts}) > 2  # they end at different steps
 
 
-def test_a_penalty_sees_the_prompt_of_its_own_row() -> None:
+def test_repetition_penalty_sees_only_the_prompt_of_its_row() -> None:
     model = tiny_model(max_seq_len=CONTEXT, vocab_size=LETTERS.vocab_size)
     settings = {"max_new_tokens": 9, "sampling": Sampling(temperature=0, repetition_penalty=3.0)}
     together = generate_batch(model, LETTERS, LINES, **settings)
     assert together == [generate_batch(model, LETTERS, [line], **settings)[0] for line in LINES]
 
 
-def test_each_row_ends_by_itself_and_is_not_computed_any_more() -> None:
+def test_finished_rows_are_no_longer_computed() -> None:
     scripts = [[*text, EOT] for text in (b"abcdef", b"ab", b"a|c", b"abcd")]
     model = Scripted(*scripts)
     read = []
@@ -99,7 +99,7 @@ def test_a_prompt_is_read_once_for_all_its_samples() -> None:
 
 
 @pytest.mark.parametrize("window", [0, pytest.param(WINDOW, marks=pytest.mark.slow)])
-def test_a_token_leaves_no_tensor_behind_and_moves_no_buffer(window: int) -> None:
+def test_a_decoding_step_leaks_no_tensor_and_moves_no_buffer(window: int) -> None:
     model = model_of("gqa", "rope", window)
     decoder = Decoder(model, PROMPTS, n_samples=1, max_new_tokens=40, kv_cache=True)
     chooser = TokenChooser(Sampling(temperature=0), seed=1, n_samples=1, n_prompts=len(PROMPTS), vocab_size=17)
@@ -120,7 +120,7 @@ def test_a_token_leaves_no_tensor_behind_and_moves_no_buffer(window: int) -> Non
 
 @pytest.mark.parametrize("moe", options("moe"))
 @pytest.mark.parametrize("attn", options("attn"))
-def test_weights_in_the_form_for_reading_give_the_same(attn: str, moe: str) -> None:
+def test_inference_weights_give_the_same_logits(attn: str, moe: str) -> None:
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     for tied in ("true", "false"):
         chosen = (f"attn={attn}", f"moe={moe}", f"model.tie_embeddings={tied}", "model.bias=true")
@@ -141,7 +141,7 @@ def test_weights_in_the_form_for_reading_give_the_same(attn: str, moe: str) -> N
             assert exact or {name for name in exact_names if name.endswith("weight")} <= kept
 
 
-def test_a_row_has_the_same_bits_in_bf16_whatever_the_number_of_rows() -> None:
+def test_bf16_bits_of_a_row_do_not_depend_on_the_batch_size() -> None:
     from tinyllm.nn.inference_linear import PackedLinear, has_packed
 
     if not has_packed(torch.device("cpu"), torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Where a text begins and ends for a model from elsewhere: as transformers has it."""
+"""Begin and end tokens of imported models, compared with transformers."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ PROMPT = "one two"
 
 
 def chat_model(path: Path, *, adds_bos: bool) -> Any:
-    """A small Llama with a tokenizer like Llama 3's in a directory; returns the model of transformers."""
+    """Save a small Llama with a tokenizer like Llama 3's; returns the transformers model."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -60,7 +60,7 @@ def chat_model(path: Path, *, adds_bos: bool) -> Any:
 
 
 def transformers_text(path: Path, prompt: str, *, new: int) -> tuple[list[int], str]:
-    """The ids that transformers adds greedily, and their text."""
+    """The ids that transformers generates greedily, and their text."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
@@ -72,7 +72,7 @@ def transformers_text(path: Path, prompt: str, *, new: int) -> tuple[list[int], 
 
 
 @pytest.mark.parametrize("adds_bos", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_the_text_is_that_of_transformers(adds_bos: bool, tmp_path: Path) -> None:
+def test_text_equals_that_of_transformers(adds_bos: bool, tmp_path: Path) -> None:
     path = tmp_path / "model"
     chat_model(path, adds_bos=adds_bos)
     free, whole = transformers_text(path, PROMPT, new=12)
@@ -91,7 +91,7 @@ def test_the_text_is_that_of_transformers(adds_bos: bool, tmp_path: Path) -> Non
     )
 
 
-def test_an_imported_model_begins_and_ends_the_same(tmp_path: Path, call: Call) -> None:
+def test_imported_run_begins_and_ends_like_the_directory(tmp_path: Path, call: Call) -> None:
     chat_model(tmp_path / "model", adds_bos=True)
     assert call("import_hf", f"path={tmp_path / 'model'}", f"out={tmp_path / 'run'}").code == 0
     (_, before), (_, after) = tinyllm.load(tmp_path / "model"), tinyllm.load(tmp_path / "run")
@@ -109,7 +109,7 @@ def test_an_imported_model_begins_and_ends_the_same(tmp_path: Path, call: Call) 
     assert "a prompt has 81 tokens: the model reads the last 64, its context" in answer.err
 
 
-def test_special_tokens_in_a_prompt(tmp_path: Path) -> None:
+def test_special_tokens_in_a_prompt_are_matched_when_asked(tmp_path: Path) -> None:
     chat_model(tmp_path, adds_bos=False)
     tokenizer = tinyllm.load(tmp_path)[1]
     turn = tokenizer.special["<|eot_id|>"]
@@ -120,7 +120,7 @@ def test_special_tokens_in_a_prompt(tmp_path: Path) -> None:
     )
 
 
-def test_a_stop_string_that_spells_a_special_token_is_that_token(tmp_path: Path) -> None:
+def test_stop_string_that_spells_a_special_token_stops_at_that_token(tmp_path: Path) -> None:
     chat_model(tmp_path, adds_bos=False)
     tokenizer = tinyllm.load(tmp_path)[1].used_by(bos_id=None, adds_bos=False, eos_ids=[])
     turn, end = tokenizer.special["<|eot_id|>"], tokenizer.special["<|end_of_text|>"]
@@ -145,11 +145,11 @@ def test_a_stop_string_that_spells_a_special_token_is_that_token(tmp_path: Path)
         ([], None),
     ],
 )
-def test_a_token_that_begins_a_text_ends_none(names: list[str], end: int | None) -> None:
+def test_end_of_text_is_no_token_that_begins_a_text(names: list[str], end: int | None) -> None:
     assert find_end_of_text([(name, i) for i, name in enumerate(names)]) == end
 
 
-def test_a_model_of_ours_begins_after_the_end_of_a_text() -> None:
+def test_bos_of_a_byte_tokenizer_is_its_end_of_text() -> None:
     tokenizer = ByteTokenizer()
     assert prompt_ids(tokenizer, "a") == [97]
     assert prompt_ids(tokenizer, "a", bos=True) == [tokenizer.eot_id, 97]
@@ -162,7 +162,7 @@ def test_a_prompt_that_is_not_text_is_refused(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 1e-38}, {"temperature": 1e-300}, {"repetition_penalty": 1e-38}])
-def test_extreme_settings_choose_and_blame_nobody(settings: dict[str, float]) -> None:
+def test_extreme_sampling_settings_still_choose_a_token(settings: dict[str, float]) -> None:
     tokenizer = ByteTokenizer()
     text = generate_text(Scripted([97, 98, 97, tokenizer.eot_id]), tokenizer, "ab", max_new_tokens=4, **settings)
     assert text.startswith("ab")
@@ -172,7 +172,7 @@ def test_extreme_settings_choose_and_blame_nobody(settings: dict[str, float]) ->
 
 
 @pytest.mark.slow
-def test_samples_during_training_have_settings_of_their_own(tmp_path: Path, call: Call) -> None:
+def test_trainer_sample_settings_are_applied(tmp_path: Path, call: Call) -> None:
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", "trainer.max_steps=2")
     often = [one for one in SMALL if not one.startswith("trainer.sample_every")]
     shown = []
@@ -188,7 +188,7 @@ def test_samples_during_training_have_settings_of_their_own(tmp_path: Path, call
     assert answer.code == 2 and "trainer.sample_every=0 turns it off" in answer.err
 
 
-def test_the_latest_run(tmp_path: Path, call: Call) -> None:
+def test_latest_is_the_newest_run(tmp_path: Path, call: Call) -> None:
     answer = call("generate", "run=latest")
     assert answer.code == 2 and "python -m tinyllm.train makes one" in answer.err
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", "trainer.max_steps=1")

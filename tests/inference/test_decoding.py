@@ -18,7 +18,7 @@ EVERY_KIND = [
 
 
 def in_view(prompt: list[int], new: list[int], context: int) -> list[int]:
-    """The rule of the contract, written once more: what the model sees after ``new`` tokens were added."""
+    """The view after ``new`` appended tokens, computed independently from the documented rule."""
     seen = prompt[-context:]
     for token in new:
         full = len(seen) == context
@@ -31,7 +31,7 @@ def in_view(prompt: list[int], new: list[int], context: int) -> list[int]:
 @pytest.mark.parametrize("kv_cache", [True, False])
 @pytest.mark.parametrize("prompt_length", [1, CONTEXT - 1, CONTEXT + 7])
 @pytest.mark.parametrize(("attn", "pos"), EVERY_KIND)
-def test_logits_equal_a_full_forward_pass_past_the_context_too(
+def test_cached_logits_equal_a_full_forward_pass_past_the_context(
     attn: str, pos: str, prompt_length: int, kv_cache: bool
 ) -> None:
     model = tiny_model(f"attn={attn}", f"pos={pos}", max_seq_len=CONTEXT).eval()
@@ -50,7 +50,7 @@ def test_logits_equal_a_full_forward_pass_past_the_context_too(
 
 @pytest.mark.parametrize("qk_norm", ["false", "true"])
 @pytest.mark.parametrize(("attn", "pos"), EVERY_KIND)
-def test_greedy_tokens_are_the_same_with_and_without_a_cache(attn: str, pos: str, qk_norm: str) -> None:
+def test_greedy_tokens_do_not_depend_on_the_cache(attn: str, pos: str, qk_norm: str) -> None:
     if attn == "mla" and qk_norm == "true":
         pytest.skip("its latents are normed already")
     norm = [f"model.block.attn.qk_norm={qk_norm}"] if attn != "mla" else []
@@ -71,13 +71,13 @@ def greedy(model: torch.nn.Module, prompt: list[int], *, kv_cache: bool, n: int 
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
-def test_contexts_of_one_to_three_tokens(context: int) -> None:
+def test_tiny_contexts_decode_with_and_without_a_cache(context: int) -> None:
     model = tiny_model(max_seq_len=context).eval()
     assert greedy(model, [1, 2, 3, 4], kv_cache=True) == greedy(model, [1, 2, 3, 4], kv_cache=False)
 
 
 @pytest.mark.parametrize("kv_cache", [True, False])
-def test_the_model_reads_each_token_once_and_half_the_context_at_each_refill(kv_cache: bool) -> None:
+def test_model_reads_each_token_once_and_half_the_context_at_each_refill(kv_cache: bool) -> None:
     model = tiny_model(max_seq_len=CONTEXT).eval()
     read: list[int] = []
     model.register_forward_pre_hook(lambda _, args: read.append(args[0].shape[1]))
@@ -109,7 +109,7 @@ def test_the_model_reads_each_token_once_and_half_the_context_at_each_refill(kv_
     assert read == (cached if kv_cache else views)
 
 
-def test_the_cache_has_room_for_no_more_than_is_needed() -> None:
+def test_cache_is_no_larger_than_needed() -> None:
     model = tiny_model(max_seq_len=CONTEXT)
     assert Decoder(model, [[1, 2]], n_samples=1, max_new_tokens=4, kv_cache=True).cache.max_len == 5
     assert Decoder(model, [[1, 2]], n_samples=1, max_new_tokens=400, kv_cache=True).cache.max_len == CONTEXT
@@ -129,8 +129,8 @@ def test_a_cache_in_bf16_under_autocast() -> None:
 
 
 @pytest.mark.slow
-def test_training_goes_on_after_decoding() -> None:
-    """Nothing made without gradients may stay behind in the model."""
+def test_training_continues_after_decoding() -> None:
+    """No tensor made without gradients may stay cached in the model."""
     for pos in options("pos"):
         model = tiny_model(f"pos={pos}", max_seq_len=CONTEXT)
         greedy(model, [1, 2], kv_cache=True)

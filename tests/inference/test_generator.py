@@ -1,4 +1,4 @@
-"""Text out of tokens: streaming, stop strings, the end of a text, prompts, seeds."""
+"""Text generation: streaming, stop strings, end tokens, prompts, seeds."""
 
 import os
 import re
@@ -22,7 +22,7 @@ EOT = BYTES.eot_id
 
 
 def said(*texts: bytes, n: int = 64, stop: str | list[str] | None = None) -> list[list[str]]:
-    """The pieces of each sample when the model says these bytes and then end-of-text."""
+    """The pieces of each sample when the model generates these bytes and then the end-of-text."""
     model = Scripted(*([*text, EOT] for text in texts))
     pieces: list[list[str]] = [[] for _ in texts]
     for piece in stream_text(
@@ -33,19 +33,19 @@ def said(*texts: bytes, n: int = 64, stop: str | list[str] | None = None) -> lis
 
 
 @given(text=st.text(max_size=20))
-def test_characters_of_many_bytes_come_whole_and_nothing_else_comes(text: str) -> None:
+def test_multibyte_characters_are_streamed_whole(text: str) -> None:
     (pieces,) = said(text.encode(), n=100)
     assert "".join(pieces) == text
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
     assert len(pieces) == len(text.encode()) + 1  # one piece per token, the end-of-text too
 
 
-def test_a_character_that_the_last_token_leaves_unfinished_is_left_out() -> None:
+def test_incomplete_last_character_is_left_out() -> None:
     assert said("aé".encode(), n=2) == [["a", ""]]
     assert said("aé".encode(), n=3) == [["a", "", "é"]]
 
 
-def test_bytes_that_are_no_character_are_shown_as_such() -> None:
+def test_invalid_utf8_is_shown_as_replacement_characters() -> None:
     assert "".join(said(b"a\xffb")[0]) == "a\ufffdb"
     assert "".join(said(b"a\xc3")[0]) == "a\ufffd"  # the model itself ended there
 
@@ -63,17 +63,17 @@ def test_bytes_that_are_no_character_are_shown_as_such() -> None:
         ("never", [], "never"),
     ],
 )
-def test_stop_strings(text: str, stop: str | list[str] | None, expected: str) -> None:
+def test_stop_strings_end_the_text(text: str, stop: str | list[str] | None, expected: str) -> None:
     (pieces,) = said(text.encode(), stop=stop)
     assert "".join(pieces) == expected
 
 
-def test_a_stop_string_in_the_prompt_does_not_count() -> None:
+def test_stop_string_in_the_prompt_is_ignored() -> None:
     model = Scripted([*b"z", EOT])
     assert generate_text(model, BYTES, "x|y", max_new_tokens=9, stop="y", temperature=0) == "x|yz"
 
 
-def test_each_sample_ends_by_itself() -> None:
+def test_each_sample_ends_independently() -> None:
     one, two, three = said(b"abc", b"a", b"abcdef", n=5, stop="e")
     assert ["".join(one), "".join(two), "".join(three)] == ["abc", "a", "abcd"]
     model = Scripted([*b"ab", EOT], [*b"abcd", EOT])
@@ -82,13 +82,13 @@ def test_each_sample_ends_by_itself() -> None:
     assert pieces[-1] == Piece(sample=1, text="c", ended=True)
 
 
-def test_the_unknown_token_is_never_written() -> None:
+def test_unknown_token_is_never_generated() -> None:
     tokenizer = CharTokenizer("ab", unk=True)
     model = Scripted([tokenizer.unk_id], vocab_size=3)
     assert "\ufffd" not in generate_text(model, tokenizer, "a", max_new_tokens=20, seed=1)
 
 
-def test_an_empty_prompt_starts_where_a_document_does() -> None:
+def test_empty_prompt_starts_like_a_document() -> None:
     assert prompt_ids(BYTES, "") == [EOT]
     assert prompt_ids(CharTokenizer("\nab"), "") == [0]
     assert prompt_ids(CharTokenizer("\t\nab"), "") == [1]
@@ -96,8 +96,8 @@ def test_an_empty_prompt_starts_where_a_document_does() -> None:
 
 
 @pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("ab")], ids=["byte", "char"])
-def test_a_prompt_with_a_byte_that_is_not_utf8(tokenizer) -> None:
-    """On a command line such a byte becomes half a surrogate pair."""
+def test_prompt_with_invalid_utf8_is_refused(tokenizer) -> None:
+    """On a command line, Python turns such a byte into half a surrogate pair."""
     with pytest.raises(UserError, match="not text") as caught:
         prompt_ids(tokenizer, "a" + os.fsdecode(b"\xff"), key="trainer.sample_prompt")
     assert caught.value.key == "trainer.sample_prompt"
@@ -106,14 +106,14 @@ def test_a_prompt_with_a_byte_that_is_not_utf8(tokenizer) -> None:
     assert text == "hi"
 
 
-def test_a_character_never_seen_is_named() -> None:
+def test_unseen_character_in_a_prompt_is_named() -> None:
     with pytest.raises(UserError, match=re.escape("'é' (U+00E9)") + ".*prompt=née"):
         prompt_ids(LETTERS, "née")
     with pytest.raises(UserError, match=re.escape("trainer.sample_prompt=é")):
         prompt_ids(CharTokenizer("ab", unk=True), "é", key="trainer.sample_prompt")
 
 
-def test_numbers_are_kept_apart() -> None:
+def test_token_numbers_are_separated_by_spaces() -> None:
     tokenizer = IdsTokenizer(vocab_size=9)
     assert echo(tokenizer, "1 2") == "1 2 "
     text = generate_text(Scripted([3, 4], vocab_size=9), tokenizer, "1 2", max_new_tokens=2, temperature=0)
@@ -121,7 +121,7 @@ def test_numbers_are_kept_apart() -> None:
     assert echo(BYTES, "née ") == "née "
 
 
-def test_the_space_before_a_word_survives_in_tokenizers_that_write_it_as_a_mark() -> None:
+def test_space_before_the_first_word_survives_metaspace_tokenizers() -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
@@ -135,7 +135,7 @@ def test_the_space_before_a_word_survives_in_tokenizers_that_write_it_as_a_mark(
     assert text == "hello world world"
 
 
-def test_a_seed_repeats_the_text_and_another_gives_another() -> None:
+def test_same_seed_same_text_and_another_seed_another_text() -> None:
     model = tiny_model(vocab_size=LETTERS.vocab_size)
     texts = [generate_text(model, LETTERS, "abc", max_new_tokens=40, seed=seed, temperature=5.0) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
@@ -167,7 +167,7 @@ def test_sampled_text_is_the_same_with_and_without_a_cache_and_whatever_n_sample
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_mode_of_the_model_and_the_global_random_state_stay(training: bool) -> None:
+def test_model_mode_and_global_random_state_are_restored(training: bool) -> None:
     model = tiny_model("model.dropout=0.5", vocab_size=LETTERS.vocab_size).train(training)
     before = torch.get_rng_state()
     assert generate_text(model, LETTERS, "a", max_new_tokens=9) == generate_text(model, LETTERS, "a", max_new_tokens=9)
@@ -181,19 +181,19 @@ def test_the_mode_of_the_model_and_the_global_random_state_stay(training: bool) 
     assert torch.is_grad_enabled()
 
 
-def test_the_caller_keeps_its_gradients_and_autocast() -> None:
+def test_caller_keeps_its_gradient_and_autocast_modes() -> None:
     for _ in stream_text(tiny_model(vocab_size=LETTERS.vocab_size), LETTERS, "a", max_new_tokens=2):
         assert torch.is_grad_enabled()
         assert not torch.is_autocast_enabled("cpu")
 
 
 @pytest.mark.parametrize(("key", "value"), [("max_new_tokens", 0), ("n_samples", 0), ("stop", ["a", ""])])
-def test_settings_out_of_range(key: str, value: object) -> None:
+def test_settings_out_of_range_are_refused(key: str, value: object) -> None:
     with pytest.raises(UserError, match=key):
         list(stream_text(Scripted([1]), BYTES, "a", **({"max_new_tokens": 5} | {key: value})))  # type: ignore[arg-type]
 
 
-def test_autocast_rounds_the_weights_once_per_stream_and_keeps_nothing() -> None:
+def test_autocast_casts_weights_once_per_stream_and_keeps_nothing() -> None:
     def autocast() -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
 

@@ -1,4 +1,4 @@
-"""What appears on standard output, and in which order."""
+"""Printing of streamed samples: what appears where, and in which order."""
 
 import io
 
@@ -8,7 +8,7 @@ from tinyllm.inference.generator import Piece
 from tinyllm.inference.printer import Printer
 
 
-def test_samples_do_not_mix_and_the_first_is_shown_as_it_grows() -> None:
+def test_samples_are_printed_one_after_the_other_as_they_grow() -> None:
     out, notes = io.StringIO(), io.StringIO()
     printer = Printer(prompts=["P:"], n_samples=3, out=out, notes=notes)
     states = []
@@ -30,7 +30,7 @@ def test_samples_do_not_mix_and_the_first_is_shown_as_it_grows() -> None:
     assert printer.tokens == 5
 
 
-def test_an_interrupted_sample_ends_with_a_line_end() -> None:
+def test_interrupted_output_ends_with_a_line_end() -> None:
     out = io.StringIO()
 
     def stream() -> object:
@@ -42,13 +42,13 @@ def test_an_interrupted_sample_ends_with_a_line_end() -> None:
     assert out.getvalue() == "half\n"
 
 
-def test_a_terminal_can_be_protected_from_what_a_model_writes() -> None:
+def test_clean_is_applied_to_all_printed_text() -> None:
     out = io.StringIO()
     Printer(prompts=["p"], n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show([Piece(0, "a", True)])
     assert out.getvalue() == "PA\n"
 
 
-def test_samples_of_several_prompts_stand_behind_their_prompt() -> None:
+def test_each_sample_is_printed_after_its_prompt() -> None:
     out, notes = io.StringIO(), io.StringIO()
     printer = Printer(prompts=["P:", "Q:"], n_samples=2, out=out, notes=notes)
     printer.show([Piece(1, "q2", True, 1), Piece(0, "q1", True, 1), Piece(1, "p2", True, 0), Piece(0, "p1", True, 0)])

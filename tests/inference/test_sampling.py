@@ -1,4 +1,4 @@
-"""The choice of the next token, against transformers' processors, brute force and the closed form."""
+"""Sampling, compared with transformers' logits processors, brute force and closed forms."""
 
 import math
 
@@ -30,7 +30,7 @@ def random_logits(seed: int, rows: int = 6) -> torch.Tensor:
         {"temperature": 1.0, "repetition_penalty": 0.7},
     ],
 )
-def test_filters_equal_those_of_transformers(settings: dict[str, float]) -> None:
+def test_sampling_filters_equal_those_of_transformers(settings: dict[str, float]) -> None:
     from transformers.generation.logits_process import (
         MinPLogitsWarper,
         RepetitionPenaltyLogitsProcessor,
@@ -58,7 +58,7 @@ def test_filters_equal_those_of_transformers(settings: dict[str, float]) -> None
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float) -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_top_p(top_p: float) -> None:
     logits = random_logits(2)
     kept = Sampling(temperature=1.0, top_p=top_p).filter(logits).isfinite()
     for row, probabilities in enumerate(logits.double().softmax(-1).tolist()):
@@ -71,7 +71,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float) -> None:
         assert set(kept[row].nonzero()[:, 0].tolist()) == expected
 
 
-def test_every_filter_leaves_the_most_likely_token() -> None:
+def test_every_filter_keeps_the_most_likely_token() -> None:
     logits = random_logits(3)
     for settings in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
         filtered = Sampling(temperature=1.0, **settings).filter(logits)  # type: ignore[arg-type]
@@ -79,14 +79,14 @@ def test_every_filter_leaves_the_most_likely_token() -> None:
         assert filtered.argmax(-1).equal(logits.argmax(-1))
 
 
-def test_penalty_makes_a_token_less_likely_whatever_its_sign() -> None:
+def test_penalty_lowers_probability_for_either_sign_of_the_logit() -> None:
     logits = torch.tensor([[2.0, -2.0, 0.0, 1.0]])
     seen = torch.tensor([[True, True, True, False]])
     assert Sampling(repetition_penalty=2.0).penalise(logits, seen).tolist() == [[1.0, -4.0, 0.0, 1.0]]
     assert Sampling(repetition_penalty=1.0).penalise(logits, seen) is logits
 
 
-def test_penalty_sees_the_prompt_and_what_was_chosen() -> None:
+def test_penalty_covers_the_prompt_and_chosen_tokens() -> None:
     chooser = TokenChooser(
         Sampling(temperature=0, repetition_penalty=10.0), seed=0, n_samples=1, vocab_size=4, device="cpu"
     )
@@ -105,7 +105,7 @@ def test_draws_follow_the_distribution() -> None:
         assert abs(count - n * p) <= 5 * math.sqrt(n * p * (1 - p))
 
 
-def test_a_seed_gives_the_same_tokens_and_the_number_of_samples_does_not_matter() -> None:
+def test_tokens_depend_on_the_seed_and_not_on_n_samples() -> None:
     def tokens(seed: int, n_samples: int) -> list[list[int]]:
         chooser = TokenChooser(Sampling(), seed=seed, n_samples=n_samples, vocab_size=V)
         return torch.stack([chooser.choose(random_logits(9, 1).expand(n_samples, V)) for _ in range(20)], 1).tolist()
@@ -124,7 +124,7 @@ def test_the_global_random_state_is_not_touched() -> None:
     assert torch.get_rng_state().equal(before)
 
 
-def test_rows_of_the_model_that_no_token_has_are_never_chosen() -> None:
+def test_ids_beyond_the_vocabulary_are_never_chosen() -> None:
     logits = torch.zeros(4, V)
     logits[:, 10:] = 100.0
     for temperature in (0.0, 1.0):
@@ -133,7 +133,7 @@ def test_rows_of_the_model_that_no_token_has_are_never_chosen() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_nan_is_an_error(temperature: float) -> None:
+def test_nan_logits_are_an_error(temperature: float) -> None:
     chooser = TokenChooser(Sampling(temperature=temperature), seed=1, n_samples=2, vocab_size=V)
     logits = random_logits(1, 2)
     logits[1, 3] = math.nan
@@ -157,6 +157,6 @@ def test_nan_is_an_error(temperature: float) -> None:
         {"temperature": 0, "min_p": 0.5},
     ],
 )
-def test_values_out_of_range_or_without_effect_are_refused(settings: dict[str, float]) -> None:
+def test_sampling_values_out_of_range_or_without_effect_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(UserError, match=list(settings)[-1]):
         Sampling(**settings)  # type: ignore[arg-type]

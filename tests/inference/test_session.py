@@ -1,4 +1,4 @@
-"""A session: the settings are given once, the texts are those of the functions that take them each time."""
+"""A session gives the same texts as the functions that take all settings in every call."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Stop strings, however the text is cut into pieces."""
+"""Stop strings: the result does not depend on how the text is cut into pieces."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +19,7 @@ def expected(text: str, stops: list[str]) -> str:
 
 
 @given(text=LETTERS, stops=st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=3), data=st.data())
-def test_any_cutting_into_pieces_gives_the_same_text(text: str, stops: list[str], data: st.DataObject) -> None:
+def test_stop_filter_gives_the_same_text_for_any_pieces(text: str, stops: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     stop_filter = StopFilter(stops)
     shown = ""

@@ -32,7 +32,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(model: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
-    """A copy of a directory with other tensors."""
+    """A copy of a model directory with changed tensors."""
     shutil.copytree(model, to)
     tensors = load_file(to / MODEL)
     change(tensors)
@@ -40,7 +40,7 @@ def changed(model: Path, to: Path, change: Callable[[dict[str, torch.Tensor]], A
     return to
 
 
-def test_several_files_with_an_index(llama: Path, tmp_path: Path) -> None:
+def test_sharded_weights_are_read(llama: Path, tmp_path: Path) -> None:
     theirs = hub.random_model("llama", 3)
     parts = hub.saved(theirs, tmp_path / "parts", max_shard_size="4KB")
     assert len(list(parts.glob("*.safetensors"))) > 2
@@ -51,7 +51,7 @@ def test_several_files_with_an_index(llama: Path, tmp_path: Path) -> None:
         hub.load(parts)
 
 
-def test_names_without_prefix_and_with_masks_as_the_first_gpt2_has_them(gpt2: Path, tmp_path: Path) -> None:
+def test_gpt2_names_without_prefix_and_with_masks_are_read(gpt2: Path, tmp_path: Path) -> None:
     def old(tensors: dict[str, torch.Tensor]) -> None:
         for name in list(tensors):
             tensors[name.removeprefix("transformer.")] = tensors.pop(name)
@@ -63,7 +63,7 @@ def test_names_without_prefix_and_with_masks_as_the_first_gpt2_has_them(gpt2: Pa
     assert torch.equal(hub.logits(hub.load(older), ids), hub.logits(hub.load(gpt2), ids))
 
 
-def test_tables_of_older_llamas_and_a_tied_head_that_is_written_are_passed_over(tmp_path: Path) -> None:
+def test_rotary_tables_and_a_written_tied_head_are_ignored(tmp_path: Path) -> None:
     theirs = next(model for seed in range(9) if (model := hub.random_model("llama", seed)).config.tie_word_embeddings)
 
     def old(tensors: dict[str, torch.Tensor]) -> None:
@@ -81,7 +81,7 @@ def test_tables_of_older_llamas_and_a_tied_head_that_is_written_are_passed_over(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
-def test_shorter_dtypes_keep_their_bits(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_half_precision_weights_keep_their_bits(dtype: torch.dtype, tmp_path: Path) -> None:
     model = hub.saved(hub.random_model("qwen3_moe", 0).to(dtype), tmp_path / "model")
     facts = import_hf(str(model), str(tmp_path / "run"))
     assert facts["dtype"] == str(dtype).removeprefix("torch.")
@@ -116,7 +116,7 @@ def test_weights_that_do_not_fit_are_refused(change: Any, said: str, llama: Path
     assert [path.name for path in tmp_path.iterdir()] == ["wrong"]
 
 
-def test_a_damaged_file_is_named(llama: Path, tmp_path: Path) -> None:
+def test_damaged_file_is_named(llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, tmp_path / "cut")
     whole = (llama / MODEL).read_bytes()
     (tmp_path / "cut" / MODEL).write_bytes(whole[: len(whole) // 2])
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_named(llama: Path, tmp_path: Path) -> None:
         hub.load(tmp_path / "cut")
 
 
-def test_a_vocabulary_padded_beyond_the_tokenizer(llama: Path, tmp_path: Path) -> None:
+def test_padded_vocabulary_survives_import_and_export(llama: Path, tmp_path: Path) -> None:
     from tests.interop.test_tokenizers import TOKENIZERS, written
 
     run = shutil.copytree(llama, tmp_path / "model")
@@ -148,18 +148,18 @@ def test_a_vocabulary_padded_beyond_the_tokenizer(llama: Path, tmp_path: Path) -
 
 
 def sharded(path: Path) -> tuple[Path, dict[str, str]]:
-    """A model in several files, and where its index says that tensors are."""
+    """A model in several files, and its index: the file of each tensor."""
     parts = hub.saved(hub.random_model("llama", 3), path, max_shard_size="16KB")
     listed: dict[str, str] = json.loads((parts / f"{MODEL}.index.json").read_text())["weight_map"]
     return parts, listed
 
 
 def put(file: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """More tensors into a file."""
+    """Add tensors to a file."""
     save_file(load_file(file) | tensors, file, {"format": "pt"})
 
 
-def test_the_index_is_the_authority(llama: Path, tmp_path: Path) -> None:
+def test_index_decides_which_file_holds_a_tensor(llama: Path, tmp_path: Path) -> None:
     parts, listed = sharded(tmp_path / "parts")
     ids = hub.ids()
     expected = hub.logits(hub.load(llama), ids)
@@ -182,7 +182,7 @@ def test_the_index_is_the_authority(llama: Path, tmp_path: Path) -> None:
     assert torch.equal(hub.logits(hub.load(parts), ids), expected), "a whole file comes first, as in transformers"
 
 
-def test_what_transformers_would_do_is_said(tmp_path: Path) -> None:
+def test_refusals_say_what_transformers_would_do(tmp_path: Path) -> None:
     tied = next(model for seed in range(9) if (model := hub.random_model("llama", seed)).config.tie_word_embeddings)
     path = hub.saved(tied, tmp_path / "tied")
     config = json.loads((path / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""config.json with one entry changed: refused in one line, or the logits of transformers; never a Python error."""
+"""A config.json with one changed entry is refused in one line or gives transformers' logits; never a Python error."""
 
 import json
 from collections.abc import Iterator
@@ -18,18 +18,18 @@ REMOVED = object()
 VALUES = (None, 0, -1, "x", [], {}, True, False, 1.5, 10**9, 10**25, 2.0**70, "${oc.env:HOME}", REMOVED)
 NEW = ("foo", "rope_scaling", "rope_theta", "layer_types", "sliding_window", "attn_logit_softcapping", "is_causal")
 BENIGN = ("pad_token_id", "initializer_range")
-"""Entries that transformers has further conditions for, which change no logits."""
+"""Entries with further conditions in transformers that do not change logits."""
 
 
 @pytest.fixture(scope="module", params=hub.FAMILIES)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """A model of each family and its directory."""
+    """A model of each family, and its directory."""
     theirs = hub.random_model(request.param, 5)
     return theirs, hub.saved(theirs, tmp_path_factory.mktemp("entries") / "model")
 
 
 def changed(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every change of one entry, those of nested ones too, with its description."""
+    """Every change of one entry, nested ones included, with its description."""
     nested = [(name, inner) for name, value in config.items() if isinstance(value, dict) for inner in value]
     for path in [*((name,) for name in dict.fromkeys([*config, *NEW])), *nested]:
         for value in VALUES:
@@ -44,7 +44,7 @@ def changed(config: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
-def test_one_entry_is_read_or_refused_in_one_line(model: tuple[Any, Path], every: int) -> None:
+def test_changed_entry_is_read_or_refused_in_one_line(model: tuple[Any, Path], every: int) -> None:
     _, path = model
     config = json.loads((path / "config.json").read_text())
     refused = 0
@@ -61,7 +61,7 @@ def test_one_entry_is_read_or_refused_in_one_line(model: tuple[Any, Path], every
 
 
 @pytest.mark.exhaustive
-def test_one_entry_that_is_read_gives_the_logits_of_transformers(model: tuple[Any, Path]) -> None:
+def test_changed_entry_that_is_read_gives_the_logits_of_transformers(model: tuple[Any, Path]) -> None:
     theirs, path = model
     config, ids = json.loads((path / "config.json").read_text()), hub.ids()
     for what, other in changed(config):
@@ -99,7 +99,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
     ],
     ids=str,
 )
-def test_entries_mean_what_they_mean_in_transformers(family: str, entries: dict[str, Any], tmp_path: Path) -> None:
+def test_entries_mean_the_same_as_in_transformers(family: str, entries: dict[str, Any], tmp_path: Path) -> None:
     theirs = hub.random_model(family, 0)
     path = hub.saved(theirs, tmp_path / "model")
     config = json.loads((path / "config.json").read_text())

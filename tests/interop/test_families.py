@@ -1,4 +1,4 @@
-"""Each family against transformers: logits both ways, weights bit for bit there and back, the same greedy text."""
+"""Each family against transformers: equal logits, bit-exact weights after a round trip, the same greedy text."""
 
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,14 @@ def exported(run: Path, out: Path) -> Path:
 
 
 EVERY_DAY = ("gpt2", "llama", "deepseek_v2")
-"""Between them they have every layout of weights; the others have further entries of config.json."""
+"""These families cover every layout of weights; the others only add entries of config.json."""
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
     "family", [pytest.param(one, marks=[] if one in EVERY_DAY else [pytest.mark.slow]) for one in hub.FAMILIES]
 )
-def test_there_and_back(family: str, seed: int, tmp_path: Path) -> None:
+def test_import_and_export_preserve_logits_and_weights(family: str, seed: int, tmp_path: Path) -> None:
     theirs = hub.random_model(family, seed)
     there = hub.saved(theirs, tmp_path / "there")
     ours, ids = hub.load(there), hub.ids(seed=seed)
@@ -56,7 +56,7 @@ def test_there_and_back(family: str, seed: int, tmp_path: Path) -> None:
 
 
 def greedy(ours: Any, theirs: Any, ids_BT: torch.Tensor) -> None:
-    """Both continue a prompt check_layer_types, with their caches."""
+    """Both generate the same tokens after a prompt, with their caches."""
     length = ids_BT.shape[1] + NEW
     settings = {"max_length": length, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     expected = theirs.generate(ids_BT, attention_mask=torch.ones_like(ids_BT), **settings)

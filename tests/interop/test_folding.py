@@ -1,4 +1,4 @@
-"""A model whose logits and queries are multiplied is, exported, the same function without multipliers."""
+"""Exporting a muP model folds its multipliers into the weights and keeps the function."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ COMPOSITIONS = {
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("overrides", COMPOSITIONS.values(), ids=COMPOSITIONS)
-def test_the_folded_weights_give_the_same_logits(overrides: tuple[str, ...], tied: bool) -> None:
+def test_folded_weights_give_the_same_logits(overrides: tuple[str, ...], tied: bool) -> None:
     mup = small(*overrides, parametrization=MUP, tie_embeddings=tied, bias=True, **WIDE).eval()
     with torch.no_grad():
         for parameter in mup.parameters():
@@ -41,7 +41,7 @@ def test_the_folded_weights_give_the_same_logits(overrides: tuple[str, ...], tie
     assert all(torch.equal(tensor, before[name]) for name, tensor in mup.state_dict().items())
 
 
-def test_without_multipliers_the_tensors_are_the_same() -> None:
+def test_without_multipliers_tensors_are_returned_unchanged() -> None:
     model = small("attn=mla")
     state = model.state_dict()
     assert all(tensor is state[name] for name, tensor in fold_multipliers(model, state).items())
@@ -49,8 +49,8 @@ def test_without_multipliers_the_tensors_are_the_same() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has no tokenizer")
-def test_an_exported_run_is_the_same_model(tmp_path: Path) -> None:
-    """For us, and for transformers, which has no muP."""
+def test_exported_mup_run_computes_the_same(tmp_path: Path) -> None:
+    """For tinyllm and for transformers, which has no muP."""
     from transformers import AutoModelForCausalLM
 
     run, out, corpus = tmp_path / "run", tmp_path / "out", f"dataset.path={write_corpus(tmp_path / 'words.txt')}"

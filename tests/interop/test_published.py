@@ -1,4 +1,4 @@
-"""config.json of published models, without what nothing reads: as many parameters as published and in transformers."""
+"""config.json files of published models give the published number of parameters, as in transformers."""
 
 import json
 from pathlib import Path
@@ -152,7 +152,7 @@ EVERY_DAY = ("openai-community/gpt2", "Qwen/Qwen3-30B-A3B")
 @pytest.mark.parametrize(
     "name", [name if name in EVERY_DAY else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
 )
-def test_a_published_model_has_its_size(name: str, tmp_path: Path) -> None:
+def test_published_model_has_its_published_size(name: str, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     hub.quiet()

@@ -1,4 +1,4 @@
-"""What cannot be expressed is refused in one line that names the key or the entry; and defaults are transformers'."""
+"""Unsupported compositions and configs are refused in one line naming the key; defaults equal transformers'."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ FITTING = {
 
 
 @pytest.mark.parametrize("title", FITTING)
-def test_a_composition_finds_its_family_and_comes_back(title: str) -> None:
+def test_composition_finds_its_family_and_survives_a_round_trip(title: str) -> None:
     arch = architecture_of(built(*FITTING[title]))
     family = family_for(arch)
     assert family.title == title
@@ -91,7 +91,7 @@ def test_a_composition_finds_its_family_and_comes_back(title: str) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
-def test_a_composition_without_a_family_is_refused(overrides: tuple[str, ...], named: str, allowed: str) -> None:
+def test_composition_without_a_family_is_refused(overrides: tuple[str, ...], named: str, allowed: str) -> None:
     with pytest.raises(UserError) as refused:
         family_for(architecture_of(built(*overrides)))
     assert named in str(refused.value)
@@ -163,9 +163,7 @@ BASIC["deepseek_v2"] = BASIC["llama"] | {"num_experts_per_tok": 2}
     ],
     ids=str,
 )
-def test_a_config_that_cannot_be_expressed_is_refused(
-    model_type: str, changed: dict[str, Any], named: str, tmp_path: Path
-) -> None:
+def test_unsupported_config_is_refused(model_type: str, changed: dict[str, Any], named: str, tmp_path: Path) -> None:
     content = {"model_type": model_type, **BASIC.get(model_type, {}), **changed}
     content = {name: value for name, value in content.items() if value is not ABSENT}
     (tmp_path / "config.json").write_text(json.dumps(content))
@@ -176,7 +174,7 @@ def test_a_config_that_cannot_be_expressed_is_refused(
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
-def test_defaults_are_those_of_transformers(family: Family) -> None:
+def test_defaults_equal_those_of_transformers(family: Family) -> None:
     from transformers import CONFIG_MAPPING
 
     hub.quiet()

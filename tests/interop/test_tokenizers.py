@@ -1,4 +1,4 @@
-"""The exported tokenizer gives AutoTokenizer's ids, for every kind, on text that is hard to get right."""
+"""Exported tokenizers give the same ids in AutoTokenizer, for every kind and for difficult texts."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ TOKENIZERS: dict[str, Tokenizer] = {
 
 
 def written(tokenizer: Tokenizer, path: Path) -> Path:
-    """The tokenizer's files, beside the config.json of a family whose own tokenizer is another."""
+    """Write the tokenizer's files beside a config.json of a family that usually has another tokenizer."""
     path.mkdir(exist_ok=True)
     for name, text in tokenizer_files(tokenizer, special=special_ids(tokenizer), max_length=64).items():
         (path / name).write_text(text, encoding="utf-8")
@@ -60,7 +60,7 @@ def auto(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_the_same_ids_and_the_same_text(name: str, tmp_path: Path) -> None:
+def test_auto_tokenizer_gives_the_same_ids_and_text(name: str, tmp_path: Path) -> None:
     ours = TOKENIZERS[name]
     theirs = auto(written(ours, tmp_path))
     assert len(theirs) == ours.vocab_size
@@ -78,8 +78,8 @@ def test_the_same_ids_and_the_same_text(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["byte", "bpe", "char with <unk>"])
-def test_the_same_ids_on_any_text(name: str, tmp_path: Path) -> None:
-    """On any but one that spells a special token: transformers takes that for the token, we for its characters."""
+def test_auto_tokenizer_gives_the_same_ids_on_any_text(name: str, tmp_path: Path) -> None:
+    """Except texts that spell a special token: transformers matches it, tinyllm reads its characters."""
     ours = TOKENIZERS[name]
     theirs = auto(written(ours, tmp_path))
 
@@ -93,13 +93,13 @@ def test_the_same_ids_on_any_text(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_what_was_exported_is_read_as_the_same_tokenizer(name: str, tmp_path: Path) -> None:
+def test_exported_tokenizer_is_read_back_as_itself(name: str, tmp_path: Path) -> None:
     ours = TOKENIZERS[name]
     again = read(written(ours, tmp_path), vocab_size=ours.vocab_size, tell=pytest.fail)
     assert again.fingerprint() == ours.fingerprint()
 
 
-def test_a_tokenizer_that_transformers_saves_again_is_still_ours(tmp_path: Path) -> None:
+def test_tokenizer_saved_again_by_transformers_is_read_back_as_itself(tmp_path: Path) -> None:
     for name, ours in TOKENIZERS.items():
         auto(written(ours, tmp_path / name)).save_pretrained(tmp_path / "again")
         again = read(tmp_path / "again", vocab_size=ours.vocab_size, tell=pytest.fail)
@@ -107,7 +107,7 @@ def test_a_tokenizer_that_transformers_saves_again_is_still_ours(tmp_path: Path)
         assert (again.eot_id, again.unk_id, again.vocab_size) == (ours.eot_id, ours.unk_id, ours.vocab_size)
 
 
-def test_numbers_have_no_files_and_no_files_are_numbers(tmp_path: Path) -> None:
+def test_ids_tokenizer_has_no_files_and_no_files_give_an_ids_tokenizer(tmp_path: Path) -> None:
     assert tokenizer_files(IdsTokenizer(vocab_size=5), special={}, max_length=8) == {}
     told: list[str] = []
     assert isinstance(read(tmp_path, vocab_size=5, tell=told.append), IdsTokenizer)
@@ -118,7 +118,7 @@ def test_numbers_have_no_files_and_no_files_are_numbers(tmp_path: Path) -> None:
 
 
 def saved_with_more(path: Path, kind: str, **flags: bool) -> int:
-    """A tokenizer.json with one token more than there were; returns how many there were."""
+    """Save a tokenizer.json with one extra token; returns the vocabulary size without it."""
     from tokenizers import AddedToken
     from tokenizers import Tokenizer as Library
 
@@ -130,7 +130,7 @@ def saved_with_more(path: Path, kind: str, **flags: bool) -> int:
 
 
 @pytest.mark.parametrize("kind", ["llama", "unigram", "gpt2", "word piece"])
-def test_a_special_token_without_a_row_is_left_out(kind: str, tmp_path: Path) -> None:
+def test_special_token_without_an_embedding_row_is_left_out(kind: str, tmp_path: Path) -> None:
     size, told = saved_with_more(tmp_path, kind, special=True), []
     tokenizer = read(tmp_path, vocab_size=size, tell=told.append)
     assert tokenizer.vocab_size == size
@@ -140,7 +140,7 @@ def test_a_special_token_without_a_row_is_left_out(kind: str, tmp_path: Path) ->
     assert read(tmp_path, vocab_size=size + 1, tell=pytest.fail).vocab_size == size + 1
 
 
-def test_other_tokens_without_a_row_are_refused(tmp_path: Path) -> None:
+def test_ordinary_token_without_an_embedding_row_is_refused(tmp_path: Path) -> None:
     size = saved_with_more(tmp_path, "llama", special=False)
     with pytest.raises(UserError, match=r"'\[PAD\]' has id") as caught:
         read(tmp_path, vocab_size=size, tell=pytest.fail)
@@ -154,7 +154,7 @@ TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['cont
 
 @pytest.mark.filterwarnings("ignore:.*has no tokenizer")
 def test_chat_templates_survive_import_and_export(tmp_path: Path) -> None:
-    """In the file where they were; AutoTokenizer applies what comes out."""
+    """Each stays in its file, and AutoTokenizer applies the exported template."""
     from tests.interop.test_families import exported
     from tinyllm.programs.import_hf import import_hf
 

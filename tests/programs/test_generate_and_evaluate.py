@@ -1,4 +1,4 @@
-"""The programs generate and evaluate as a person uses them."""
+"""The commands generate and evaluate, end to end."""
 
 import fcntl
 import io
@@ -30,7 +30,7 @@ PROGRAMS = {"generate": tinyllm.generate.main, "evaluate": tinyllm.evaluate.main
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """Runs a program in this process: exit code, standard output, standard error."""
+    """Runs a command in this process; returns exit code, standard output and standard error."""
 
     def run(program: str, *arguments: str) -> Answer:
         capsys.readouterr()
@@ -249,7 +249,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
 
 
 def start(*arguments: str, first: Callable[[], object] = int, **keywords: object) -> subprocess.Popen[bytes]:
-    """The program in a process of its own, in which ``first`` runs before it."""
+    """Start the command as a process that calls ``first`` before it runs."""
 
     def prepare() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # what a shell starts in the background is deaf to Ctrl-C

@@ -1,4 +1,4 @@
-"""A run out to transformers and back in, with the programs a person calls."""
+"""The commands export and import_hf: a run to transformers and back."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SHAPE = ("model.d_model=32", "model.n_layers=2", "model.max_seq_len=32", "attn=g
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text, a run of bpe on it, its export, and the import of that."""
+    """A text, a bpe run on it, the run's export, and the import of that export."""
     from tinyllm.config.compose import compose
     from tinyllm.programs.export import export
     from tinyllm.programs.import_hf import import_hf

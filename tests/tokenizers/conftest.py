@@ -1,4 +1,4 @@
-"""Tokenizers that several tests share."""
+"""Tokenizers shared by several test files."""
 
 import pytest
 
@@ -14,5 +14,5 @@ ENGLISH = (
 
 @pytest.fixture(scope="session")
 def bpe() -> Tokenizer:
-    """A small byte-level BPE with merges over words, blanks and digits."""
+    """A small byte-level BPE with merges of letters, blanks and digits."""
     return BPETrainer(vocab_size=400, min_frequency=1, special_tokens=["<|endoftext|>"]).train([ENGLISH] * 3)

@@ -1,4 +1,4 @@
-"""One small tokenizer.json of every kind that people use, built with the library itself."""
+"""A small tokenizer.json of every common kind, built with the library itself."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ GPT2, CL100K, LLAMA3, QWEN2, O200K = RULES[0], RULES[5], RULES[3], RULES[6], RUL
 
 
 def byte_level(rule: str | None, normalizer: Any = None, *, prefix: bool = False) -> library.Tokenizer:
-    """Byte-level BPE; ``rule`` None: GPT-2's, built into the library."""
+    """Byte-level BPE; ``rule`` None: GPT-2's rule, which is built into the library."""
     backend = library.Tokenizer(models.BPE())
     if normalizer is not None:
         backend.normalizer = normalizer
@@ -33,7 +33,7 @@ def byte_level(rule: str | None, normalizer: Any = None, *, prefix: bool = False
 
 
 def bpe(normalizer: Any, pre_tokenizer: Any, decoder: Any, *, fallback: bool = False) -> library.Tokenizer:
-    """BPE over characters, with ``<unk>`` and perhaps a token for each byte."""
+    """BPE over characters with ``<unk>``, and with ``fallback`` a token for each byte."""
     backend = library.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
     if normalizer is not None:
         backend.normalizer = normalizer
@@ -59,7 +59,7 @@ def bpe(normalizer: Any, pre_tokenizer: Any, decoder: Any, *, fallback: bool = F
 
 
 def unigram(normalizer: Any = None, **metaspace: Any) -> library.Tokenizer:
-    """Unigram over words, with an id for what is unknown."""
+    """Unigram over words, with an unknown token."""
     backend = library.Tokenizer(models.Unigram())
     if normalizer is not None:
         backend.normalizer = normalizer
@@ -71,7 +71,7 @@ def unigram(normalizer: Any = None, **metaspace: Any) -> library.Tokenizer:
 
 
 def word_piece(**bert: bool) -> library.Tokenizer:
-    """WordPiece as BERT has it."""
+    """WordPiece as in BERT."""
     backend = library.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(**bert)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -82,7 +82,7 @@ def word_piece(**bert: bool) -> library.Tokenizer:
 
 
 def word_level() -> library.Tokenizer:
-    """Whole words and punctuation marks."""
+    """A vocabulary of whole words and punctuation marks."""
     backend = library.Tokenizer(models.WordLevel(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     trainer = trainers.WordLevelTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
@@ -91,7 +91,7 @@ def word_level() -> library.Tokenizer:
 
 
 def with_added(backend: library.Tokenizer, *tokens: Any) -> library.Tokenizer:
-    """``backend`` with added tokens that are searched in the text."""
+    """``backend`` with added tokens that are matched in text."""
     backend.add_tokens(list(tokens))
     return backend
 
@@ -159,7 +159,7 @@ UNCUT: dict[str, Callable[[], library.Tokenizer]] = {
 
 
 def digits() -> library.Tokenizer:
-    """Digits one by one, then GPT-2's rule, as StarCoder has it."""
+    """Single digits, then GPT-2's rule, as in StarCoder."""
     backend = byte_level(None)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -168,7 +168,7 @@ def digits() -> library.Tokenizer:
 
 
 def split_behind_bytes() -> library.Tokenizer:
-    """A rule that sees the letter Ġ for a blank, before a model that joins them."""
+    """A Split after ByteLevel, which sees the letter Ġ for a blank, with a model that merges across it."""
     backend = word_level()
     spelling = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([spelling, pre_tokenizers.Split(Regex(GPT2), "isolated")])

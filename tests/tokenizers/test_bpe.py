@@ -1,4 +1,4 @@
-"""BPE: what was learnt from what, special tokens, small texts, errors."""
+"""BPE training: vocabulary, special tokens, small and huge texts, errors."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ def trainer(**changes) -> BPETrainer:
     return BPETrainer(**{"vocab_size": 300, "min_frequency": 2, "special_tokens": ["<|endoftext|>"]} | changes)
 
 
-def test_small_text_gives_fewer_entries_and_says_so() -> None:
+def test_small_text_gives_fewer_entries_and_a_note() -> None:
     asked = trainer(vocab_size=32000)
     tokenizer = asked.train([ENGLISH])
     assert tokenizer.vocab_size < 32000
@@ -24,19 +24,19 @@ def test_small_text_gives_fewer_entries_and_says_so() -> None:
     ]
 
 
-def test_enough_text_gives_what_was_asked() -> None:
+def test_enough_text_gives_the_requested_vocab_size() -> None:
     asked = trainer(vocab_size=280)
     tokenizer = asked.train([ENGLISH] * 5)
     assert tokenizer.vocab_size == 280
     assert asked.notes(tokenizer) == []
 
 
-def test_all_bytes_are_in_it_so_nothing_is_lost(bpe: Tokenizer) -> None:
+def test_all_bytes_are_in_the_vocabulary(bpe: Tokenizer) -> None:
     assert bpe.unk_id is None
     assert bpe.decode(bpe.encode("zebra € 🦓")) == "zebra € 🦓"
 
 
-def test_text_that_looks_like_a_special_token_stays_text(bpe: Tokenizer) -> None:
+def test_text_that_spells_a_special_token_stays_text(bpe: Tokenizer) -> None:
     text = "one<|endoftext|>two"
     assert bpe.eot_id not in bpe.encode(text)
     assert bpe.eot_id not in bpe.encode_batch([text])[0]
@@ -55,20 +55,20 @@ def test_which_special_token_ends_documents(special: list[str], end: int | None)
     assert tokenizer.token_bytes()[: len(special)].sum() == 0
 
 
-def test_training_is_the_same_however_the_text_is_cut() -> None:
+def test_training_does_not_depend_on_chunks() -> None:
     tokenizer = trainer().train([ENGLISH * 20])
     pieces = list(tokenizer.pieces([ENGLISH * 20], 50))
     assert len(pieces) > 10
     assert trainer().train(pieces).fingerprint() == tokenizer.fingerprint()
 
 
-def test_training_is_the_same_in_another_process() -> None:
+def test_training_is_deterministic_across_processes() -> None:
     code = "from tests.tokenizers.test_bpe import ENGLISH, trainer\nprint(trainer().train([ENGLISH] * 3).fingerprint())"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == trainer().train([ENGLISH] * 3).fingerprint()
 
 
-def test_of_a_huge_text_an_even_share_is_looked_at(monkeypatch) -> None:
+def test_huge_corpus_is_subsampled_evenly(monkeypatch) -> None:
     monkeypatch.setattr("tinyllm.tokenizers.bpe.LEARN_FROM_BYTES", 100)
     texts = [f"word{i} " * 20 for i in range(10)]
     few = trainer().train(iter(texts), size=250)
@@ -91,7 +91,7 @@ def test_settings_that_cannot_work(changes: dict, key: str) -> None:
     assert caught.value.key == key
 
 
-def test_fingerprint_of_settings_tells_them_apart() -> None:
+def test_different_settings_have_different_fingerprints() -> None:
     prints = {
         trainer().fingerprint(),
         trainer(vocab_size=301).fingerprint(),

@@ -13,7 +13,7 @@ def test_ids_are_positions_in_the_sorted_alphabet() -> None:
     assert tokenizer.encode("dö ").tolist() == [tokenizer.alphabet.index(c) for c in "dö "]
 
 
-def test_single_document_needs_no_entry_beyond_its_alphabet() -> None:
+def test_single_document_has_no_id_beyond_its_alphabet() -> None:
     tokenizer = CharTrainer().train(["ab", "ba"], n_documents=1)
     assert (tokenizer.vocab_size, tokenizer.eot_id, tokenizer.unk_id) == (2, None, None)
 
@@ -24,7 +24,7 @@ def test_several_documents_get_an_end_of_text() -> None:
     assert tokenizer.decode([0, 2, 1]) == "ab"
 
 
-def test_covering_adds_unknown_only_if_needed_and_learns_nothing() -> None:
+def test_covering_adds_only_unk_and_only_if_needed() -> None:
     tokenizer = CharTrainer().train(["abc"])
     assert tokenizer.covering(["cab"]) is tokenizer
     wider = tokenizer.covering(["cab", "xay€"])
@@ -43,21 +43,21 @@ def test_bytes_of_unknown_characters_are_counted() -> None:
 
 
 @pytest.mark.parametrize("unk", [False, True])
-def test_prompt_with_an_unseen_character_is_an_error_that_names_it(unk: bool) -> None:
+def test_strict_encoding_names_the_unseen_character(unk: bool) -> None:
     tokenizer = CharTokenizer("ab", unk=unk)
     with pytest.raises(UserError, match=r"'é' \(U\+00E9\)"):
         tokenizer.encode("abé", strict=True)
 
 
-def test_without_unknown_even_plain_encoding_refuses() -> None:
+def test_encoding_without_unk_refuses_unseen_characters() -> None:
     with pytest.raises(UserError, match="U\\+0078"):
         CharTokenizer("ab").encode("abx")
     with pytest.raises(UserError, match="U\\+0078"):
         CharTokenizer("ab").encode_batch(["abx"])
 
 
-def test_large_alphabet() -> None:
-    """More characters than 16 bits count."""
+def test_alphabet_larger_than_16_bits() -> None:
+    """Ids need more than 16 bits."""
     alphabet = "".join(map(chr, [*range(0x20, 0xD800), *range(0xE000, 0x1A000)]))
     tokenizer = CharTokenizer(alphabet, eot=True, unk=True)
     ids = tokenizer.encode(alphabet)
@@ -65,7 +65,7 @@ def test_large_alphabet() -> None:
     assert len(alphabet) > 2**16
 
 
-def test_utf8_lengths_are_pythons() -> None:
+def test_utf8_lengths_equal_those_of_python() -> None:
     text = "".join(map(chr, [*range(0, 0x900), 0xFFFF, 0x10000, 0x10FFFF]))
     assert np.array_equal(utf8_lengths(code_points(text)), [len(c.encode()) for c in text])
 

@@ -1,4 +1,4 @@
-"""Documents in pieces give the ids of the whole, for every kind of tokenizer, against the library on the whole text."""
+"""Documents encoded in pieces get the ids that the library gives the whole text, for every kind of tokenizer."""
 
 import json
 import random
@@ -56,13 +56,13 @@ BITS = [
 
 
 def texts(n: int, seed: int = 5) -> list[str]:
-    """Texts of what splitting rules, normalizers and added tokens turn on."""
+    """Random texts rich in characters that splitting rules, normalizers and added tokens react to."""
     numbers = random.Random(seed)
     return ["".join(numbers.choices(BITS, k=numbers.randrange(1, 30))) for _ in range(n)]
 
 
 def whole(kind: str, text: str) -> list[int]:
-    """The library's ids of the text as a whole, special tokens being text."""
+    """The library's ids of the whole text, with special tokens as text."""
     backend = library.Tokenizer.from_str(built(kind))
     backend.encode_special_tokens = True
     return backend.encode(text, add_special_tokens=False).ids
@@ -70,12 +70,12 @@ def whole(kind: str, text: str) -> list[int]:
 
 @cache
 def made(kind: str) -> HuggingFaceTokenizer:
-    """To find where its texts may be cut takes a tokenizer longer than to encode them."""
+    """Cached, because finding a tokenizer's cuts takes longer than encoding the texts."""
     return HuggingFaceTokenizer.from_json(built(kind))
 
 
 def pieces_are_the_whole(kind: str, n: int) -> None:
-    """However the text arrives and is cut, and each byte of it is counted once."""
+    """For any chunks and piece sizes; and every byte of the text is counted once."""
     tokenizer, numbers = made(kind), random.Random(n)
     usual = tokenizer.token_bytes()
     for text in texts(n):
@@ -104,14 +104,14 @@ def test_pieces_of_many_texts_give_the_ids_of_the_whole(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ordinary_text_is_cut(kind: str) -> None:
+def test_ordinary_text_is_cut_into_pieces(kind: str) -> None:
     tokenizer = made(kind)
     pieces = list(tokenizer.pieces([WORDS * 20], 1000))
     assert max(map(len, pieces)) <= 1000
 
 
 @pytest.mark.parametrize("kind", UNCUT)
-def test_where_no_place_is_known_to_be_safe_the_document_stays_whole(kind: str) -> None:
+def test_document_stays_whole_without_a_known_safe_cut(kind: str) -> None:
     tokenizer = made(kind)
     assert not tokenizer.cuts_documents
     assert list(tokenizer.pieces([WORDS, WORDS], 100)) == [WORDS + WORDS]
@@ -124,8 +124,8 @@ def documents(*contents: str) -> list[Document]:
     ]  # type: ignore[misc]
 
 
-def test_bytes_of_text_that_became_no_token_are_counted() -> None:
-    """Blanks between and behind words, of a piece and of whole documents."""
+def test_bytes_of_dropped_text_are_counted() -> None:
+    """Blanks between and after words, in pieces and in whole documents."""
     tokenizer = made("word piece")
     contents = ("   ", "the cat\n\n   ", "\t", "sat \n")
     for batch in (1, 4, 1000):
@@ -135,8 +135,8 @@ def test_bytes_of_text_that_became_no_token_are_counted() -> None:
         assert total == len("".join(contents)), batch
 
 
-def test_what_cannot_be_expressed_is_counted_in_characters() -> None:
-    """An <unk> stands for a word in WordPiece, for a run of characters in Unigram; both as characters and bytes."""
+def test_unknown_text_is_counted_in_characters_and_bytes() -> None:
+    """An <unk> stands for a word in WordPiece, and for a run of characters in Unigram."""
     for kind in ("word piece", "unigram", "word level"):
         tokenizer = made(kind)
         assert tokenizer.unk_id is not None
@@ -147,15 +147,15 @@ def test_what_cannot_be_expressed_is_counted_in_characters() -> None:
 
 
 @pytest.mark.parametrize("kind", ["unigram", "word piece", "word level", "metaspace always"])
-def test_a_prompt_with_what_is_unknown_is_refused(kind: str) -> None:
+def test_strict_encoding_refuses_unknown_text(kind: str) -> None:
     tokenizer = made(kind)
     tokenizer.encode("the cat", strict=True)
     with pytest.raises(UserError, match="no token for '🦓"):
         tokenizer.encode("the cat 🦓", strict=True)
 
 
-def test_what_a_tokenizer_without_unk_passes_over_is_told() -> None:
-    """BPE without a token for what is unknown drops it."""
+def test_characters_dropped_without_unk_are_counted_and_refused_in_prompts() -> None:
+    """BPE without an unknown token drops unknown characters."""
     state = json.loads(built("metaspace always"))
     state["model"]["unk_token"] = None
     tokenizer, tally = HuggingFaceTokenizer.from_json(json.dumps(state)), Tally()
@@ -167,8 +167,8 @@ def test_what_a_tokenizer_without_unk_passes_over_is_told() -> None:
         tokenizer.encode("a 🦓", strict=True)
 
 
-def test_a_run_without_blanks_is_cut_at_words(bpe: Tokenizer) -> None:
-    """Of all kinds of characters; and the ids are those of the whole."""
+def test_text_without_blanks_is_cut_between_bounded_words(bpe: Tokenizer) -> None:
+    """For all kinds of characters, with the ids of the whole text."""
     trainer = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=["<|endoftext|>"])
     tokenizer = trainer.train([WORDS])
     for run in ("acgt", "7", "中", "=", " ", "\n", "é"):
@@ -180,8 +180,8 @@ def test_a_run_without_blanks_is_cut_at_words(bpe: Tokenizer) -> None:
         assert tokenizer.decode(joined) == text
 
 
-def test_ordinary_text_has_the_ids_it_had() -> None:
-    """A limit on words changes neither what is learnt nor an id where no word reaches it."""
+def test_max_word_changes_no_id_of_ordinary_text() -> None:
+    """If no word reaches the limit, it changes neither the merges nor an id."""
     settings = {"vocab_size": 400, "min_frequency": 1, "special_tokens": ["<|endoftext|>"]}
     limited, free = (BPETrainer(**settings, max_word=limit).train([WORDS]) for limit in (256, None))  # type: ignore[arg-type]
     assert limited.to_dict()["model"] == free.to_dict()["model"]
@@ -190,8 +190,8 @@ def test_ordinary_text_has_the_ids_it_had() -> None:
         assert limited.encode(text).tolist() == free.encode(text).tolist()
 
 
-def test_learning_from_a_run_without_blanks_looks_at_words() -> None:
-    """However the text arrives; each word of the run is counted, and none is longer than the limit."""
+def test_training_on_text_without_blanks_counts_bounded_words() -> None:
+    """For any chunks; every word of the run is counted, and none is longer than the limit."""
     run = "".join(random.Random(1).choices("acgt", k=12_000))
     trainer = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=[], max_word=64)
     expected = trainer.train([run])

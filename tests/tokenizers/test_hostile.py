@@ -1,4 +1,4 @@
-"""A tokenizer.json that would abort the process or take time or memory without bound is refused in a line."""
+"""A tokenizer.json that would abort the process, or use unbounded time or memory, is refused in one line."""
 
 import json
 from collections.abc import Callable
@@ -78,7 +78,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_harms_is_refused_in_a_line(case: str, tmp_path: Path) -> None:
+def test_harmful_files_are_refused_in_one_line(case: str, tmp_path: Path) -> None:
     state = json.loads(built("gpt2"))
     HOSTILE[case](state)
     file = tmp_path / "tokenizer.json"
@@ -92,7 +92,7 @@ def test_what_harms_is_refused_in_a_line(case: str, tmp_path: Path) -> None:
 
 
 def _deep(depth: int) -> str:
-    """Deeper than Python's own writer goes."""
+    """JSON nested deeper than Python's encoder can write."""
     return (
         '{"model": {"vocab": {}}, "normalizer": ' + '{"type": "Sequence", "normalizers": [' * depth + "]}" * depth + "}"
     )
@@ -102,19 +102,19 @@ def _deep(depth: int) -> str:
     "rule",
     [*RULES, bounded(256), r" ?[^(\s|[.,!?…。，、।۔،])]+", "[一-龥぀-ゟ゠-ヿ]+", r"(?:\r?\n)+", r"(ab)+c*", r"\(a+\)+"],
 )
-def test_published_expressions_are_harmless(rule: str) -> None:
+def test_published_rules_pass_the_regex_check(rule: str) -> None:
     assert not repeats_within_repetition(rule)
 
 
 @pytest.mark.parametrize(
     "rule", ["(a+)+$", "(a*)*", "((a+))+", "(?:a|aa)*$", "((a+)b)+", "(a+){2,}", "([ab]+)+", r"(\s+)*x", "(a{2,1000})+"]
 )
-def test_expressions_that_never_end(rule: str) -> None:
+def test_exponential_regexes_are_found(rule: str) -> None:
     assert repeats_within_repetition(rule)
 
 
-def test_an_error_of_the_library_is_a_line() -> None:
-    """Here: no token for what is unknown."""
+def test_library_errors_become_one_line() -> None:
+    """Here, an unknown word without an unknown token."""
     state = json.loads(built("unigram"))
     state["model"]["unk_id"] = None
     tokenizer = HuggingFaceTokenizer.from_json(json.dumps(state))

@@ -1,4 +1,4 @@
-"""Tokenizers made elsewhere, compared with the libraries that made them."""
+"""Existing tokenizers, compared with the libraries that made them."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ CL100K = (
 
 
 def word_piece(path: Path) -> Path:
-    """Lower-casing, whole words and an [UNK], as BERT has them: text cannot be got back from the ids."""
+    """WordPiece as in BERT, with lower-casing and [UNK]: the text cannot be recovered from the ids."""
     words = ["[UNK]", "[SEP]", "it", "##s", "a", "truth", "man", "##ly", "universal", ",", "of"]
     backend = library.Tokenizer(library.models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     backend.normalizer = library.normalizers.BertNormalizer()
@@ -39,7 +39,7 @@ def word_piece(path: Path) -> Path:
     return path
 
 
-def test_file_and_directory_give_the_same(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_file_and_directory_give_the_same_tokenizer(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path / "tokenizer.json")
     by_file = PretrainedTrainer(path=str(tmp_path / "tokenizer.json"))
     by_folder = PretrainedTrainer(path=str(tmp_path))
@@ -48,7 +48,7 @@ def test_file_and_directory_give_the_same(bpe: Tokenizer, tmp_path: Path) -> Non
     assert by_file.fingerprint() == by_folder.fingerprint()
 
 
-def test_edited_file_has_another_fingerprint(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_editing_the_file_changes_the_fingerprint(bpe: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     bpe.save(file)
     before = PretrainedTrainer(path=str(file)).fingerprint()
@@ -59,7 +59,7 @@ def test_edited_file_has_another_fingerprint(bpe: Tokenizer, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "7", '"x"', '{"kind": "other"}', '{"kind": "char"}', '{"model": 1}']
 )
-def test_damaged_file(content: str, tmp_path: Path) -> None:
+def test_damaged_file_is_refused(content: str, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_text(content)
     with pytest.raises(UserError, match="damaged or not a tokenizer") as caught:
@@ -69,7 +69,7 @@ def test_damaged_file(content: str, tmp_path: Path) -> None:
         PretrainedTrainer(path=str(file)).check()
 
 
-def test_half_written_file(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_truncated_file_is_refused(bpe: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     bpe.save(file)
     file.write_bytes(file.read_bytes()[:-500])
@@ -77,14 +77,14 @@ def test_half_written_file(bpe: Tokenizer, tmp_path: Path) -> None:
         load(file)
 
 
-def test_missing_file_and_empty_directory(tmp_path: Path) -> None:
+def test_missing_file_and_empty_directory_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such tokenizer"):
         PretrainedTrainer(path=str(tmp_path / "nothing.json")).check()
     with pytest.raises(UserError, match=r"no tokenizer.json"):
         PretrainedTrainer(path=str(tmp_path)).check()
 
 
-def test_ids_are_those_of_the_library(tmp_path: Path) -> None:
+def test_ids_equal_those_of_the_library(tmp_path: Path) -> None:
     file = word_piece(tmp_path / "tokenizer.json")
     backend = library.Tokenizer.from_file(str(file))
     backend.no_truncation()
@@ -94,8 +94,8 @@ def test_ids_are_those_of_the_library(tmp_path: Path) -> None:
     assert tokenizer.eot_id == 1
 
 
-def test_bytes_are_counted_where_ids_do_not_tell(tmp_path: Path) -> None:
-    """Blanks the tokenizer drops, unknown words and lower-cased letters: all bytes of the text are counted."""
+def test_bytes_are_counted_from_offsets_if_ids_do_not_give_them(tmp_path: Path) -> None:
+    """All bytes of the text are counted, including dropped blanks, unknown words and lower-cased letters."""
     tokenizer = load(word_piece(tmp_path / "tokenizer.json"))
     text = "  Its   a ÜNKNOWN  truth, 中 "
     [(ids, lengths, _)] = tokenizer.encode_measured([text])
@@ -105,14 +105,14 @@ def test_bytes_are_counted_where_ids_do_not_tell(tmp_path: Path) -> None:
     assert lengths[ids.tolist().index(tokenizer.unk_id)] == len(" ÜNKNOWN".encode())
 
 
-def test_unknown_word_in_a_prompt_is_an_error(tmp_path: Path) -> None:
+def test_strict_encoding_refuses_an_unknown_word(tmp_path: Path) -> None:
     tokenizer = load(word_piece(tmp_path / "tokenizer.json"))
     tokenizer.encode("it xyz")
     with pytest.raises(UserError, match="'xyz'"):
         tokenizer.encode("it xyz", strict=True)
 
 
-def test_stream_of_such_a_tokenizer_is_decode(tmp_path: Path) -> None:
+def test_stream_equals_decode_for_word_piece(tmp_path: Path) -> None:
     tokenizer = load(word_piece(tmp_path / "tokenizer.json"))
     ids = tokenizer.encode("its a truth universally, of man")
     stream = tokenizer.stream()
@@ -120,7 +120,7 @@ def test_stream_of_such_a_tokenizer_is_decode(tmp_path: Path) -> None:
 
 
 def tiktoken_like(bpe: Tokenizer, rule: str):
-    """A tiktoken encoding with the vocabulary of our BPE."""
+    """A tiktoken encoding with the vocabulary of the test's BPE."""
     tiktoken = pytest.importorskip("tiktoken")
     ranks: dict[bytes, int] = {}
     vocabulary = bpe.to_dict()["model"]["vocab"]
@@ -153,7 +153,7 @@ def test_converted_tiktoken_encoding_gives_the_same_ids(
     assert [i for piece in pieces for i in tokenizer.encode(piece)] == encoding.encode_ordinary(text)
 
 
-def test_splitting_rules_of_others_are_cut_too(bpe: Tokenizer) -> None:
+def test_tiktoken_rules_allow_cuts(bpe: Tokenizer) -> None:
     from tinyllm.tokenizers.tiktoken import converted
 
     text = ENGLISH * 100
@@ -163,8 +163,8 @@ def test_splitting_rules_of_others_are_cut_too(bpe: Tokenizer) -> None:
     assert len(list(strange.pieces([text], 1000))) == 1
 
 
-def test_added_tokens_that_are_not_special_are_found_in_the_text(bpe: Tokenizer) -> None:
-    """They may hold a blank, and are not cut there."""
+def test_added_tokens_that_are_not_special_are_matched_in_text(bpe: Tokenizer) -> None:
+    """They may contain a blank, where they are not cut."""
     backend = library.Tokenizer.from_str(json.dumps(bpe.to_dict()))
     backend.add_tokens(["good fortune", "é!"])
     tokenizer = HuggingFaceTokenizer(backend)
@@ -177,7 +177,7 @@ def test_added_tokens_that_are_not_special_are_found_in_the_text(bpe: Tokenizer)
     assert [i for piece in tokenizer.pieces([text], 1) for i in tokenizer.encode(piece)] == ids.tolist()
 
 
-def test_tiktoken_name_without_its_file(tmp_path: Path, monkeypatch) -> None:
+def test_tiktoken_encoding_without_its_file_is_refused(tmp_path: Path, monkeypatch) -> None:
     tiktoken = pytest.importorskip("tiktoken")
 
     def offline(name: str) -> None:
@@ -189,7 +189,7 @@ def test_tiktoken_name_without_its_file(tmp_path: Path, monkeypatch) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_hugging_face_loads_what_we_save(bpe: Tokenizer, tmp_path: Path) -> None:
+def test_transformers_loads_a_saved_tokenizer(bpe: Tokenizer, tmp_path: Path) -> None:
     bpe.save(tmp_path / "tokenizer.json")
     backend = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert backend.encode(ENGLISH).ids == bpe.encode(ENGLISH).tolist()

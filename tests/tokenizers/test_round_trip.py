@@ -1,4 +1,4 @@
-"""What every tokenizer must do with any text."""
+"""Properties of every tokenizer for any text: round trips, pieces, streams, files."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_bpe(bpe: Tokenizer, text: str) -> None:
 @MANY
 @given(text=TEXT, data=st.data())
 def test_pieces_give_the_ids_of_the_whole(bpe: Tokenizer, text: str, data: st.DataObject) -> None:
-    """However the text arrives and whatever the size of a piece."""
+    """For any chunks and any piece size."""
     for tokenizer in (bpe, ByteTokenizer(), CharTrainer().train([text])):
         cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
         chunks = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
@@ -71,14 +71,14 @@ def test_pieces_give_the_ids_of_the_whole(bpe: Tokenizer, text: str, data: st.Da
         assert joined == tokenizer.encode(text).tolist()
 
 
-def test_long_text_is_really_cut(bpe: Tokenizer) -> None:
+def test_long_text_is_cut(bpe: Tokenizer) -> None:
     text = "Words and numbers 12, and more of them. " * 500
     pieces = list(bpe.pieces([text], 1000))
     assert len(pieces) >= 20
     assert max(map(len, pieces)) <= 1000
 
 
-def test_text_without_a_place_to_cut_grows_one_piece() -> None:
+def test_text_without_a_cut_stays_one_piece() -> None:
     free = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=[], max_word=None).train(["x y"])
     text = "x" * 5000
     assert list(free.pieces([text[i : i + 7] for i in range(0, 5000, 7)], 100)) == [text]
@@ -86,8 +86,8 @@ def test_text_without_a_place_to_cut_grows_one_piece() -> None:
 
 @MANY
 @given(st.lists(st.integers(0, 256), max_size=30))
-def test_stream_of_any_bytes_is_decode(ids: list[int]) -> None:
-    """Broken UTF-8 too: what a model writes need not be text."""
+def test_byte_stream_equals_decode_for_any_ids(ids: list[int]) -> None:
+    """Invalid UTF-8 included: a model need not generate valid text."""
     tokenizer = ByteTokenizer()
     stream = tokenizer.stream()
     assert "".join(stream.push(i) for i in ids) + stream.flush() == tokenizer.decode(ids)
@@ -95,7 +95,7 @@ def test_stream_of_any_bytes_is_decode(ids: list[int]) -> None:
 
 @MANY
 @given(st.lists(st.integers(0, 399), max_size=30))
-def test_stream_of_any_bpe_ids_is_decode(bpe: Tokenizer, ids: list[int]) -> None:
+def test_bpe_stream_equals_decode_for_any_ids(bpe: Tokenizer, ids: list[int]) -> None:
     ids = [i for i in ids if i < bpe.vocab_size]
     stream = bpe.stream()
     assert "".join(stream.push(i) for i in ids) + stream.flush() == bpe.decode(ids)

@@ -1,4 +1,4 @@
-"""Special tokens in text: text as by default, or matched so that markers can be trained."""
+"""Special tokens spelled out in text: text by default, or matched, so that models can be trained on them."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def trainers(match: bool, folder: Path) -> dict[str, TokenizerTrainer]:
 
 @pytest.fixture(params=["char", "byte", "bpe", "pretrained"])
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> list[Tokenizer]:
-    """The same tokenizer with special tokens as text, and matched."""
+    """The same tokenizer with special tokens as text and with special tokens matched."""
     return [trainers(match, tmp_path)[request.param].train([TEXT], n_documents=2) for match in (False, True)]
 
 
@@ -50,7 +50,7 @@ def texts() -> list[str]:
     return ["".join(numbers.choices(bits, k=numbers.randrange(12))) for _ in range(60)]
 
 
-def test_by_default_they_are_text(both: list[Tokenizer]) -> None:
+def test_special_tokens_are_text_by_default(both: list[Tokenizer]) -> None:
     plain, _ = both
     special = set(plain.special.values())
     for text in texts():
@@ -59,7 +59,7 @@ def test_by_default_they_are_text(both: list[Tokenizer]) -> None:
         assert plain.decode(ids) == text
 
 
-def test_matched_they_are_their_ids(both: list[Tokenizer]) -> None:
+def test_matched_special_tokens_get_their_ids(both: list[Tokenizer]) -> None:
     _, matched = both
     assert set(MARKS) <= matched.special.keys()
     for mark in MARKS:
@@ -77,8 +77,8 @@ def test_matched_they_are_their_ids(both: list[Tokenizer]) -> None:
         assert matched.decode(ids) == "".join(part for part, i in Markers(matched.special).split(text) if i is None)
 
 
-def test_pieces_and_bytes_of_a_text_with_markers(both: list[Tokenizer]) -> None:
-    """No marker is cut through, and the bytes of its spelling are counted."""
+def test_pieces_and_byte_counts_of_text_with_special_tokens(both: list[Tokenizer]) -> None:
+    """No special token is cut, and the bytes of its spelling are counted."""
     _, matched = both
     usual = matched.token_bytes()
     for text, size in itertools.product(texts(), (1, 3, 10)):
@@ -91,7 +91,7 @@ def test_pieces_and_bytes_of_a_text_with_markers(both: list[Tokenizer]) -> None:
             assert int((usual[ids] if lengths is None else lengths).sum()) == len(text)
 
 
-def test_saved_loaded_and_told_apart(both: list[Tokenizer], tmp_path: Path) -> None:
+def test_match_special_survives_saving_and_changes_the_fingerprint(both: list[Tokenizer], tmp_path: Path) -> None:
     plain, matched = both
     assert plain.fingerprint() != matched.fingerprint()
     for one in both:
@@ -104,8 +104,8 @@ def test_saved_loaded_and_told_apart(both: list[Tokenizer], tmp_path: Path) -> N
     assert matched.matching(False).matching(True).fingerprint() == matched.fingerprint()
 
 
-def test_exported_it_gives_the_library_the_same_ids(both: list[Tokenizer], tmp_path: Path) -> None:
-    """The library and transformers match special tokens in text."""
+def test_exported_tokenizer_gives_transformers_the_same_ids(both: list[Tokenizer], tmp_path: Path) -> None:
+    """Both the library and transformers match special tokens in text."""
     _, matched = both
     for name, text in tokenizer_files(matched, special=special_ids(matched), max_length=64).items():
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -116,7 +116,7 @@ def test_exported_it_gives_the_library_the_same_ids(both: list[Tokenizer], tmp_p
     assert again.matching(True).fingerprint() == matched.fingerprint()
 
 
-def test_the_setting_is_part_of_what_a_cache_is_found_by(tmp_path: Path) -> None:
+def test_match_special_is_part_of_the_cache_key(tmp_path: Path) -> None:
     for kind in ("char", "byte", "bpe", "pretrained"):
         assert trainers(True, tmp_path)[kind].fingerprint() != trainers(False, tmp_path)[kind].fingerprint()
     assert CharTrainer().settings() == ByteTrainer().settings() == {}  # as earlier versions had it
@@ -124,7 +124,7 @@ def test_the_setting_is_part_of_what_a_cache_is_found_by(tmp_path: Path) -> None
     assert old.settings() == {"vocab_size": 300, "min_frequency": 2, "special_tokens": ["x"]}
 
 
-def test_nothing_is_learnt_from_markers() -> None:
+def test_nothing_is_learnt_from_matched_special_tokens() -> None:
     tokenizer = CharTrainer(special_tokens=["<Q>", "<unk>"], match_special=True).train(["a<Q>b", "<unk>"])
     assert tokenizer.alphabet == "<>abknu"
     bpe = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=["<user>"], match_special=True)
@@ -145,7 +145,7 @@ def test_settings_that_cannot_work(trainer: type[CharTrainer] | type[ByteTrainer
 
 
 def test_special_tokens_change_no_other_id() -> None:
-    """They come last, so that weights can be kept when some are appended."""
+    """They come last, so that weights can be kept when special tokens are appended."""
     for trainer in (CharTrainer, ByteTrainer):
         few, more = (trainer(special_tokens=marks).train([WORDS], n_documents=2) for marks in (["<a>"], ["<a>", "<b>"]))
         assert few.encode(WORDS).tolist() == trainer().train([WORDS], n_documents=2).encode(WORDS).tolist()

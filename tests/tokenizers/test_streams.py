@@ -1,4 +1,4 @@
-"""Text id by id is the text of all ids at once, as the library decodes it."""
+"""Streaming decoding gives the text that the library decodes from all ids at once."""
 
 import json
 import random
@@ -39,8 +39,8 @@ def streamed(tokenizer: HuggingFaceTokenizer, ids: list[int]) -> str:
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_any_ids_through_any_decoder(chain: str) -> None:
-    """Broken bytes, tokens in any order, several texts through one stream."""
+def test_streamed_decoders_equal_the_library_for_any_ids(chain: str) -> None:
+    """Invalid UTF-8, tokens in any order, several texts through one stream."""
     backend = library.Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="a"))
     if CHAINS[chain] is not None:
         backend.decoder = CHAINS[chain]
@@ -53,7 +53,7 @@ def test_any_ids_through_any_decoder(chain: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS | UNCUT if "added" not in kind])
-def test_stream_is_decode_is_the_library(kind: str) -> None:
+def test_stream_equals_decode_and_the_library(kind: str) -> None:
     tokenizer = HuggingFaceTokenizer.from_json(built(kind))
     backend = library.Tokenizer.from_str(built(kind))
     for text in texts(8):
@@ -62,8 +62,8 @@ def test_stream_is_decode_is_the_library(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["metaspace always", "llama", "unigram", "word piece", "gpt2"])
-def test_each_token_is_looked_at_once(kind: str, monkeypatch) -> None:
-    """The time of a stream is linear: the library decodes nothing, and a push gives what one token adds."""
+def test_streaming_takes_linear_time(kind: str, monkeypatch) -> None:
+    """The library decodes nothing, and every push returns the text of one token."""
     tokenizer = HuggingFaceTokenizer.from_json(built(kind))
     ids = tokenizer.encode("the cat sat on the mat. " * 400).tolist()
     expected = tokenizer.decode(ids)
@@ -74,8 +74,8 @@ def test_each_token_is_looked_at_once(kind: str, monkeypatch) -> None:
     assert "".join(shown) + stream.flush() == expected
 
 
-def test_an_added_token_that_is_one_of_the_model_is_spelled_as_that() -> None:
-    """é is how the byte 0xE9 is spelled, with which 高 begins; and to a model of lower case Cat is its token cat."""
+def test_added_token_shared_with_the_model_is_spelled_like_the_model() -> None:
+    """é also spells the byte 0xE9, with which 高 begins; and for a lower-casing model, Cat is its token cat."""
     tokenizer = HuggingFaceTokenizer.from_json(built("added"))
     backend = library.Tokenizer.from_str(built("added"))
     for text in ("高", "é", "高é"):
@@ -89,7 +89,7 @@ def test_an_added_token_that_is_one_of_the_model_is_spelled_as_that() -> None:
     assert tokenizer.decode(ids) == lower.decode(ids) == "the cat"
 
 
-def test_a_byte_level_token_that_spells_no_bytes_is_its_own_text() -> None:
+def test_byte_level_token_outside_the_byte_alphabet_stands_for_its_text() -> None:
     state = json.loads(built("gpt2"))
     state["model"]["vocab"] |= {"●": 500, "Ġx y": 501}
     tokenizer = HuggingFaceTokenizer.from_json(json.dumps(state))
