@@ -158,7 +158,7 @@ ROWS = (
         number="R26",
         fault="a process that reads batches is killed, e.g. for want of memory",
         outcome="the run ends with its last checkpoint whole",
-        message="a process that reads batches was killed (dataloader.workers=2): …memory may have run out",
+        message="a data loading worker was killed (dataloader.workers=2): …memory may have run out",
         tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole",),
     ),
     # numbers

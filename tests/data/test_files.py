@@ -206,14 +206,14 @@ def dangling_link(folder: Path) -> str:
     [
         (no_file, "no such file or folder"),
         (empty_file, "the file is empty"),
-        (white_file, "nothing but white space"),
-        (only_a_mark, "nothing but white space"),
+        (white_file, "nothing but whitespace"),
+        (only_a_mark, "nothing but whitespace"),
         (empty_folder, "the folder holds no text file"),
         (binary_folder, "the folder holds no text file"),
         (folder_of_empty_files, "all files are empty"),
         (no_match, "no file matches"),
         (dangling_link, "not a readable file or folder"),
-        (lambda folder: "", "no path is given"),
+        (lambda folder: "", "empty path"),
     ],
 )
 def test_what_cannot_be_read_is_named_before_anything_starts(tmp_path: Path, make, what: str, key: str) -> None:

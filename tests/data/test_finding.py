@@ -94,7 +94,7 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     source = text_corpus(tmp_path).open(ContentHashes(tmp_path / "cache"))
     assert len(list(source.documents())) == 5
     assert len(names(tmp_path / "latin-?.txt", tmp_path)) == 1
-    with pytest.raises(UserError, match="cannot hold this path"):  # nor could it be resumed
+    with pytest.raises(UserError, match="cannot store this path"):  # nor could it be resumed
         find(os.fsdecode(bytes(tmp_path) + b"/latin-\xe9.txt"))
 
 
@@ -119,9 +119,9 @@ def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "s"))
     server.close()
-    assert find(tmp_path).left_out == {"links to nowhere": 2, "pipes, sockets and devices": 2}
+    assert find(tmp_path).left_out == {"broken links": 2, "pipes, sockets and devices": 2}
     [note] = text_corpus(tmp_path).open(ContentHashes(tmp_path / ".cache")).notes
-    assert "4 entries" in note and "2 links to nowhere, 2 pipes, sockets and devices" in note
+    assert "4 entries" in note and "2 broken links, 2 pipes, sockets and devices" in note
 
 
 @pytest.mark.parametrize("pattern", ["", "**/*.txt", "*/*.txt"])
@@ -143,7 +143,7 @@ def test_a_folder_that_cannot_be_read_is_refused(
         return scandir(folder)
 
     monkeypatch.setattr(finding.os, "scandir", refusing)
-    with pytest.raises(UserError, match="a folder cannot be read") as caught:
+    with pytest.raises(UserError, match="cannot read a folder") as caught:
         find(tmp_path / "data" / pattern)
     assert "data/secret: Permission denied" in str(caught.value)
     assert caught.value.key == "dataset.path"
@@ -204,7 +204,7 @@ def ring(folder: Path) -> str:
     [
         (pipe, "not a readable file or folder", "a pipe"),
         (lambda folder: "/dev/null", "not a readable file or folder", "device"),
-        (ring, "not a readable file or folder", "leads nowhere"),
+        (ring, "not a readable file or folder", "broken link"),
         (lambda folder: "~nobody-of-this-name/x", "no home directory is known", "give the path in full"),
         (lambda folder: "a\0b", "no such file or folder", ""),
         (lambda folder: "x" * 5000, "no such file or folder", ""),

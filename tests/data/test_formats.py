@@ -72,7 +72,7 @@ FILES = {
     "a.arrow": (b"ARROW1\0\0\xff\xff\xff\xff", "an Arrow table", "dataset=jsonl"),
     "data.npy": (array(), "an array of numpy", "dataset=npy"),
     "train.bin": (np.arange(5000, dtype=np.uint16).tobytes(), "raw numbers without a header", "numpy.uint16"),
-    "a.png": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "files of text"),
+    "a.png": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "text files"),
 }
 
 
@@ -175,7 +175,7 @@ def test_raw_numbers_become_an_array_as_told(tmp_path: Path) -> None:
     file = tmp_path / "train.bin"
     np.arange(1000, dtype=np.uint16).tofile(file)
     corpus = NpyCorpus(path=str(file), val_path=None, val_fraction=0.1)
-    with pytest.raises(UserError, match=r"raw numbers without a header, as nanoGPT's train\.bin") as caught:
+    with pytest.raises(UserError, match=r"raw numbers without a header, like nanoGPT's train\.bin") as caught:
         corpus.check()
     assert "pickle" not in str(caught.value)
     assert "numpy.fromfile" in caught.value.hint

@@ -62,7 +62,7 @@ def test_field_and_folder(tmp_path: Path) -> None:
         ('{"text": 7}', "the field is not text", "a.jsonl:3"),
         ('{"text": null}', "the field is not text", "a.jsonl:3"),
         (b'{"text": "\xff"}', "byte 0xff \\(byte 10 of the line\\) is not UTF-8", "a.jsonl:3"),
-        ('{"text": "\\ud800"}', "half a surrogate pair", "a.jsonl:3"),
+        ('{"text": "\\ud800"}', "lone surrogate", "a.jsonl:3"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str | bytes, what: str, where: str) -> None:

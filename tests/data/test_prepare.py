@@ -106,7 +106,7 @@ def test_two_processes_build_once(text: Path, tmp_path: Path) -> None:
     builders = [r for r in results if "tokenizing" in r["stages"]]
     assert len(builders) == 1
     for other in (r for r in results if r is not builders[0]):
-        assert other["stages"] in ([], ["waiting for another process that prepares this data"])
+        assert other["stages"] in ([], ["waiting for another process that prepares these data"])
 
 
 def test_the_one_who_waits_takes_over_when_the_builder_is_killed(text: Path, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_the_one_who_waits_takes_over_when_the_builder_is_killed(text: Path, tmp
     builder.kill()
     builder.communicate()
     waiter.join(20)
-    assert stages[0] == "waiting for another process that prepares this data"
+    assert stages[0] == "waiting for another process that prepares these data"
     assert "tokenizing" in stages
     assert found[0].train.n_tokens > 0
 

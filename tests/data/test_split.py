@@ -148,14 +148,14 @@ def test_copies_of_the_document_that_is_cut_are_on_neither_side() -> None:
     assert len(val) == 1
     assert len(train) == (2 if cut is books[0] else 4)
     assert not any(line in "\n".join(train).splitlines() for line in val[0].splitlines()[1:])
-    assert cut is books[1] or "is there 3 times; it was used once" in parts.notes[1]
+    assert cut is books[1] or "occurs 3 times and was used once" in parts.notes[1]
 
 
 def test_rows_are_not_cut_and_the_share_is_told() -> None:
     source = dataclasses.replace(source_of(["a" * 100, "b" * 100, "c" * 100]), rows=True)
     parts = split(source, 0.1)
     assert len(texts_of(parts.val())) == 1
-    assert parts.notes == ["33.3% of the data is validation instead of 10.0%: rows are not cut."]
+    assert parts.notes == ["Validation is 33.3% of the data instead of 10.0%: rows are not cut."]
 
 
 def test_older_rules_are_still_there(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_the_same_text_with_other_line_ends_or_a_mark_is_one_document(tmp_path: 
     assert "\r" not in data.tokenizer.alphabet
     for name in forms:
         both = text_corpus(tmp_path / "unix.txt", val_path=str(tmp_path / f"{name}.txt"))
-        with pytest.raises(UserError, match="all of the training data are in validation too"):
+        with pytest.raises(UserError, match="all training documents are also in validation"):
             prepare(both, CharTrainer(), cache_dir=tmp_path / ".cache")
     (tmp_path / "other.txt").write_text("quite another text " * 30)
     inside = text_corpus(tmp_path, val_path=str(tmp_path / "marked dos.txt"))
@@ -228,7 +228,7 @@ def test_training_text_that_is_also_in_val_path_is_left_out() -> None:
     assert texts_of(parts.train()) == ["a", "c"]
     assert texts_of(parts.val()) == ["b", "x"]
     assert parts.notes == ["2 training documents are also in validation and were left out of training."]
-    with pytest.raises(UserError, match=r"all of the training data are in validation"):
+    with pytest.raises(UserError, match=r"all training documents are also in validation"):
         split(source_of(["a"], ["a", "b"]), 0.5)
 
 

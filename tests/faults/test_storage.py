@@ -194,7 +194,7 @@ def test_what_may_not_be_entered_is_named(closed: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o600)
     text = f"dataset.path={closed / 'words.txt'}"
     answer = train_copy("dataset=text", f"dataset.path={tmp_path / 'a.txt'}", *SMALL, first=without_privileges)
-    assert answer.err.startswith("error: no such file or folder") and "may not be entered" in answer.err
+    assert answer.err.startswith("error: no such file or folder") and "no permission to enter" in answer.err
     answer = train_copy("dataset=text", text, *SMALL, f"run.dir={tmp_path / 'run'}", first=without_privileges)
     assert answer.err.startswith("error: the run directory cannot be made") and "Permission denied" in answer.err
 

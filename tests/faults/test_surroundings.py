@@ -123,7 +123,7 @@ def test_a_cache_that_another_user_planted_is_not_believed(
     assert not is_trusted(planted, root=cache) and not is_trusted(memo, root=cache)
     capsys.readouterr()
     assert train(*data, *SMALL, "trainer.max_steps=1", f"run.dir={tmp_path / 'two'}") == 0
-    assert "belongs to another user) and was built again" in capsys.readouterr().out
+    assert "belongs to another user) and was rebuilt" in capsys.readouterr().out
     assert is_trusted(folder / "train.bin", root=cache)
     os.chown(cache / "tokens", 12345, 12345)
     os.chown(folder / "train.bin", 12345, 12345)
@@ -166,7 +166,7 @@ def test_without_a_home_directory_the_cache_asks_for_a_place(monkeypatch: pytest
     monkeypatch.setattr("pwd.getpwuid", nobody)
     for name in ("HOME", "TINYLLM_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"^no place for the token cache \(~/.cache/tinyllm\): set .*TINYLLM_CACHE"):
+    with pytest.raises(UserError, match=r"^no folder for the token cache \(~/.cache/tinyllm\): set .*TINYLLM_CACHE"):
         cache_root()
     monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path))
     assert cache_root() == tmp_path

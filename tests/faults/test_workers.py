@@ -22,7 +22,7 @@ def test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole(corpus: str
     os.kill(victim, signal.SIGKILL)
     answer = elsewhere.answer()
     assert answer.code == 2, answer
-    assert answer.err.startswith("error: a process that reads batches was killed (dataloader.workers=2): ")
+    assert answer.err.startswith("error: a data loading worker was killed (dataloader.workers=2): ")
     assert f"process {victim}" in answer.err and "memory" in answer.err and len(answer.err.splitlines()) == 1
     step = find(run, tell=lambda text: None).step
     assert step >= 5 and step % 5 == 0

@@ -34,7 +34,7 @@ def bad(args: str, where: str, hint: str, **more: object) -> Bad:
 
 TABLE = {
     # data
-    "empty file": bad("dataset.path=IN/empty.txt", "dataset.path=IN/empty.txt", "no text to learn from"),
+    "empty file": bad("dataset.path=IN/empty.txt", "dataset.path=IN/empty.txt", "no text to train on"),
     "a few characters": bad("dataset.path=IN/short.txt", "dataset.val_fraction=0.1", "more data"),
     "shorter than a window": bad("dataset.path=IN/line.txt", "trainer.seq_len=16", "at most"),
     "missing file": bad("dataset.path=IN/nope.txt", "dataset.path=IN/nope.txt", "but not nope.txt"),
@@ -155,7 +155,7 @@ TABLE = {
     "a place that cannot be written": bad("run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "another place"),
     "an empty directory name": bad("run.dir=", "run.dir=", "leave the key out"),
     "a cache that cannot be written": bad(
-        "", "/proc/nope", "a folder that can be written", environ={"TINYLLM_CACHE": "/proc/nope"}
+        "", "/proc/nope", "a writable folder", environ={"TINYLLM_CACHE": "/proc/nope"}
     ),
     # resume
     "resume of nothing": bad("resume=/nope", "resume=/nope", "a run directory"),

@@ -1,1 +1,1 @@
-"""Text and numbers: corpora, their token cache, the order of training, batches."""
+"""Data: corpora, the token cache, the order of training, batches."""

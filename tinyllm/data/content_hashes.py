@@ -1,4 +1,4 @@
-"""sha256 of files, remembered as long as the files are untouched."""
+"""Content hashes (sha256) of files, cached until a file changes."""
 
 import codecs
 import hashlib
@@ -16,14 +16,14 @@ from tinyllm.utils.files import is_trusted, read_json, write_bytes
 
 Stamp = list[int]
 LARGEST_MEMO = 512 << 20
-"""Bytes: a corpus may have a million files."""
-SETTLED_NS = 2_000_000_000  # a file changed this shortly before it was hashed may change again within one clock tick
+"""Most bytes of a memo; a corpus may have a million files."""
+SETTLED_NS = 2_000_000_000  # a file younger than this may change again within the clock tick of its stamp
 CHUNK = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A file and the stamp it had when it was found; the path is plain text, since there may be very many."""
+    """A file and its stamp when it was found; the path is a string, because a corpus may have very many files."""
 
     path: str
     stamp: Stamp
@@ -31,14 +31,14 @@ class FoundFile:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What is known of a file's content without reading it again.
+    """The cached facts about a file's content.
 
     Attributes:
         digest: sha256 of the bytes.
-        size: how many they are.
-        kind: what else it is if it is not text (``formats.kind_of``), "" for text.
-        text_digest: sha256 without byte order mark and with LF for line ends, None if that is ``digest``.
-        text_size: bytes of that.
+        size: number of bytes.
+        kind: format if it is not text (``formats.kind_of``), "" for text.
+        text_digest: sha256 without byte order marks and with LF as line ending; None if equal to ``digest``.
+        text_size: number of bytes of that text.
     """
 
     digest: bytes
@@ -49,20 +49,20 @@ class Content:
 
 
 def stamp_of(status: os.stat_result) -> Stamp:
-    """What changes when somebody writes to the file: size, both times, inode. ctime cannot be set back by hand."""
+    """Size, mtime, ctime and inode, one of which changes with every write: ctime cannot be set back."""
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def stamp(path: str | Path) -> Stamp:
-    """The stamp of a file as it is now."""
+    """The present stamp of a file."""
     return stamp_of(os.stat(path))
 
 
 class ContentHashes:
-    """Hashes of the files of corpora.
+    """Content hashes of the files of corpora.
 
     Args:
-        folder: where they are remembered, one file per corpus; need not exist, and need not be writable.
+        folder: holds one memo file per corpus; need not exist or be writable.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,7 +70,7 @@ class ContentHashes:
         self._stamps: dict[str, Stamp] = {}
 
     def of(self, files: Sequence[FoundFile]) -> dict[str, Content]:
-        """The content of each file. One whose stamp is the remembered one is neither opened nor looked at again.
+        """The content of each file; files whose stamp is unchanged are not read again.
 
         Raises:
             UserError: a file cannot be read.
@@ -91,12 +91,16 @@ class ContentHashes:
             self._stamps[file.path] = file.stamp
             contents[file.path] = _unpacked(known)
         if new != memo:
-            with suppress(UserError):  # only a memory: without it the next start reads the files again
+            with suppress(UserError):  # optional: without it the next start reads the files again
                 write_bytes(memo_file, json.dumps(new).encode())
         return contents
 
     def require_unchanged(self) -> None:
-        """Raises UserError if a file that ``of`` looked at is not the same any more."""
+        """Refuse files that changed since :meth:`of`.
+
+        Raises:
+            UserError: a file changed or is gone.
+        """
         for file, then in self._stamps.items():
             try:
                 now = stamp(file)
@@ -143,8 +147,8 @@ def _is_digest(value: object) -> bool:
 
 
 def _content(file: str) -> Content:
-    """Reads the whole file once."""
-    whole, text = hashlib.sha256(), None  # no hash of its own for the text as long as it is the bytes
+    """The content of a file, read once from front to back."""
+    whole, text = hashlib.sha256(), None  # the text gets its own hash at the first block where it differs
     head, size, text_size = b"", 0, 0
     for number, (block, plain) in enumerate(_blocks(file)):
         if number == 0:
@@ -160,8 +164,8 @@ def _content(file: str) -> Content:
 
 
 def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
-    """Each block as it is, and as text: without marks at the start, line ends as LF; the same object if equal."""
-    held = b""  # a CR at the end of a block waits for the LF that may follow
+    """Each block as it is and as text: without marks at the start, with LF as line ending; one object if equal."""
+    held = b""  # a CR at the end of a block, whose LF may follow in the next
     start = True
     try:
         with open(file, "rb") as stream:
@@ -183,7 +187,7 @@ def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def without_marks(data: bytes) -> bytes:
-    """``data`` without the byte order mark at its start; two of them if a program has added one to another."""
+    """``data`` without the byte order marks at its start; some programs add a second one."""
     while data.startswith(codecs.BOM_UTF8):
         data = data[3:]
     return data

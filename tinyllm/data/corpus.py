@@ -1,4 +1,4 @@
-"""What a data set is: documents, in a fixed order, and a fingerprint of everything they are made of."""
+"""Corpus: documents in a fixed order, with a fingerprint of everything that they depend on."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from tinyllm.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document.
+    """A document.
 
     Attributes:
-        digest: sha256 of the content as it is stored, which decides the place in the order of the split.
-        size: bytes, which the shares of the split are counted in.
-        chunks: reads it: texts (or arrays of numbers) of any length that make up the document in order.
-        text_digest: the same for the same text, also with other line ends or a byte order mark.
+        digest: sha256 of the stored bytes; decides its place in the order of the split.
+        size: bytes; the shares of the split are measured in them.
+        chunks: reads the document as consecutive texts (or arrays of numbers) of any length.
+        text_digest: sha256 of the text, independent of line endings and byte order marks.
     """
 
     digest: bytes
@@ -30,16 +30,16 @@ class Document:
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus as it is on disk now.
+    """The present content of a corpus.
 
     Attributes:
-        fingerprint: sha256 (hex) of the content and of every setting that decides the documents.
-        documents: reads all documents; may be called again and gives the same.
-        validation: the same for a validation set of its own; None: validation is split off.
-        size: bytes to read, about; for progress.
-        rows: documents are rows of one length, which are not cut and which no window reaches out of.
-        notes: sentences for the user.
-        path, val_path: where the documents and the validation set come from, for errors.
+        fingerprint: sha256 (hex) of the content and of all settings that the documents depend on.
+        documents: reads all documents; every call gives the same ones.
+        validation: the same for a separate validation set; None: validation is split off.
+        size: approximate bytes to read, for progress.
+        rows: documents are rows of equal length, which are not cut and which windows do not cross.
+        notes: remarks for the user.
+        path, val_path: origin of the documents and of the validation set, for error messages.
     """
 
     fingerprint: str
@@ -53,10 +53,13 @@ class Source:
 
 
 class Corpus(ABC):
-    """A data set. Its constructor's arguments are the keys of its config file.
+    """A data set; the arguments of its constructor are the keys of its yaml file.
 
     Args:
-        val_fraction: share of the bytes that becomes validation, by document; in (0, 1).
+        val_fraction: fraction of the bytes that becomes validation, by whole documents; in (0, 1).
+
+    Attributes:
+        content: "text", or "numbers" for token ids.
     """
 
     content: ClassVar[str] = "text"
@@ -64,7 +67,7 @@ class Corpus(ABC):
     def __init__(self, *, val_fraction: float) -> None:
         if not 0 < val_fraction < 1:
             raise UserError(
-                "not a share of the data",
+                "not a fraction of the data",
                 key="dataset.val_fraction",
                 value=val_fraction,
                 hint="between 0 and 1",
@@ -73,13 +76,17 @@ class Corpus(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Refuses quickly, before a run exists, what cannot be read (UserError)."""
+        """Refuse unreadable data quickly, before a run exists.
+
+        Raises:
+            UserError: the data cannot be read or hold nothing.
+        """
 
     @abstractmethod
     def open(self, hashes: ContentHashes) -> Source:
-        """Looks at the content: reads files only if they changed since ``hashes`` remembers them."""
+        """Fingerprint the content; reads only files that changed since ``hashes`` last saw them."""
 
 
 def fingerprint_of(*parts: Any) -> str:
-    """sha256 (hex) of plain JSON values."""
+    """sha256 (hex) of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Documents to ids, in a stream: memory is bounded by a batch, whatever the size of the corpus."""
+"""Encoding documents into ids as a stream, in memory bounded by a batch of text."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ import numpy as np
 from tinyllm.data.corpus import Document
 from tinyllm.tokenizers import Tokenizer
 
-PIECE = 2**16  # characters per piece: small enough that two cores share a batch evenly
-BATCH = 2**21  # characters per batch: what is in memory at a time
+PIECE = 2**16  # characters per piece, small enough to spread a batch evenly over two cores
+BATCH = 2**21  # characters per batch, which bounds the memory
 
 Encoded = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass
 class Tally:
-    """What there is to tell about the encoding.
+    """Statistics of the encoding.
 
     Attributes:
-        characters, bytes: of the text that the tokenizer cannot express.
-        longest: characters of the longest text that was encoded in one piece.
+        characters, bytes: amount of text that is not in the tokenizer's vocabulary.
+        longest: characters of the longest text encoded in one piece.
     """
 
     characters: int = 0
@@ -36,17 +36,17 @@ def encode_documents(
     batch: int = BATCH,
     tally: Tally | None = None,
 ) -> Iterator[Encoded]:
-    """The ids of all documents in order, an end-of-text after each, in arrays of about a batch.
+    """The ids of all documents in order, each followed by an end-of-text, in arrays of about a batch.
 
-    Beside the ids come the UTF-8 bytes of each token, or None if they are the tokenizer's usual ones. Every byte of the
-    documents is counted.
+    With the ids come the UTF-8 bytes of each token, or None if they are those of the tokenizer's table. They add up to
+    the bytes of the documents.
 
     Args:
-        tally: added to.
+        tally: receives the statistics.
     """
     encoder = _Encoder(tokenizer, Tally() if tally is None else tally)
     texts: list = []
-    slots: list[int | None] = []  # which text comes next; None: an end-of-text
+    slots: list[int | None] = []  # the index of the next text; None: an end-of-text
     length = 0
     for document in documents:
         for text in tokenizer.pieces(document.chunks(), piece):
@@ -67,18 +67,18 @@ class _Encoder:
         self._tokenizer = tokenizer
         self._tally = tally
         self._end: Encoded = (np.array([tokenizer.eot_id if tokenizer.eot_id is not None else 0]), None)
-        self._pending = 0  # bytes of text that became no token, e.g. blanks: the next token stands for them
+        self._pending = 0  # bytes of text that gave no token, e.g. blanks: they count with the next token
 
     def encode(self, texts: list, slots: list[int | None]) -> Encoded:
-        """One batch."""
+        """The ids of one batch, and their bytes."""
         encoded = self._tokenizer.encode_measured(texts)
-        for text, one in zip(texts, encoded, strict=True):
+        for text, encoding in zip(texts, encoded, strict=True):
             self._tally.longest = max(self._tally.longest, len(text))
-            self._tally.characters += one.unknown[0]
-            self._tally.bytes += one.unknown[1]
+            self._tally.characters += encoding.unknown[0]
+            self._tally.bytes += encoding.unknown[1]
         usual = (
             self._tokenizer.token_bytes()
-            if any(one.lengths is not None or not len(one.ids) for one in encoded)
+            if any(encoding.lengths is not None or not len(encoding.ids) for encoding in encoded)
             else None
         )
         parts = []

@@ -1,4 +1,4 @@
-"""What corpora have in common that are files named by ``dataset.path`` and, maybe, ``dataset.val_path``."""
+"""Base of the corpora that are files: ``dataset.path`` and, optionally, ``dataset.val_path``."""
 
 from abc import abstractmethod
 from collections import Counter
@@ -16,18 +16,18 @@ Contents = dict[str, Content]
 
 
 class FileCorpus(Corpus):
-    """Documents out of files.
+    """Documents from files.
 
     Args:
         path: a file, a folder or a glob.
-        val_path: the same for validation; then nothing is split off, and training documents also in it
-            are left out.
-        val_fraction: share that becomes validation, by document.
+        val_path: the same for a separate validation set. Then nothing is split off, and training documents that are
+            also in it are left out.
+        val_fraction: fraction of the bytes that becomes validation, by document.
     """
 
     rows = False
     suffixes: tuple[tuple[str, ...], ...] = ()
-    """Of a folder only files that end like this: those of the first group of which there is any; empty: text."""
+    """Endings of the files to take from a folder: the first group with any match counts; empty: all text files."""
 
     def __init__(self, *, path: str, val_path: str | None, val_fraction: float) -> None:
         super().__init__(val_fraction=val_fraction)
@@ -38,39 +38,43 @@ class FileCorpus(Corpus):
 
     @abstractmethod
     def look(self, listing: Listing, *, key: str, path: str) -> None:
-        """Refuses quickly (UserError) what cannot be read of the files of one place."""
+        """Check the files of one path quickly.
+
+        Raises:
+            UserError: they cannot be read or hold nothing.
+        """
 
     @abstractmethod
     def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
-        """Reads the files, whose hashes are in ``contents``."""
+        """Read the documents of the files, whose hashes are in ``contents``."""
 
     def settings(self) -> list[Any]:
-        """What decides the documents beside the files, as plain JSON types."""
+        """Settings that the documents depend on besides the files, as JSON values."""
         return []
 
     def check(self) -> None:
         self._found = self._find()
 
     def open(self, hashes: ContentHashes) -> Source:
-        listings, self._found = self._found or self._find(), None  # a walk over many files takes a while
+        listings, self._found = self._found or self._find(), None  # reuse the walk of check(), which takes a while
         contents = hashes.of([file for listing in listings for file in listing.files])
         chosen: list[list[str]] = []
         size, left_out = 0, Counter[str]()
         for (key, path), listing in zip(self.places, listings, strict=True):
-            kept = listing.files
+            files = listing.files
             left_out += listing.left_out
             if listing.is_folder and not self.suffixes:
-                kept = [file for file in kept if not contents[file.path].kind]
+                files = [file for file in files if not contents[file.path].kind]
                 left_out += Counter(kind for file in listing.files if (kind := contents[file.path].kind))
-            if not kept:  # it was not so a moment ago
+            if not files:  # check() found some
                 raise UserError("the folder holds no text file", key=key, value=path, hint="it has just changed")
-            chosen.append([file.path for file in kept])
-            size += sum(file.stamp[0] for file in kept)
-        marks = [[contents[file].digest.hex() for file in files] for files in chosen]
-        sides: list[Callable[[], Iterator[Document]]] = [partial(self.documents, files, contents) for files in chosen]
+            chosen.append([file.path for file in files])
+            size += sum(file.stamp[0] for file in files)
+        digests = [[contents[path].digest.hex() for path in paths] for paths in chosen]
+        sides: list[Callable[[], Iterator[Document]]] = [partial(self.documents, paths, contents) for paths in chosen]
         fraction = self.val_fraction if len(sides) == 1 else None
         return Source(
-            fingerprint=fingerprint_of(type(self).__name__, marks, self.settings(), fraction),
+            fingerprint=fingerprint_of(type(self).__name__, digests, self.settings(), fraction),
             documents=sides[0],
             validation=sides[1] if len(sides) > 1 else None,
             size=size,
@@ -80,7 +84,7 @@ class FileCorpus(Corpus):
         )
 
     def _find(self) -> list[Listing]:
-        """The files of each place, looked at."""
+        """The files of each path, checked."""
         listings = []
         for key, path in self.places:
             listing = find_files(path, key=key, suffixes=self.suffixes)
@@ -90,8 +94,8 @@ class FileCorpus(Corpus):
 
 
 def _notes(left_out: Counter[str]) -> list[str]:
-    """A sentence on what was passed over, if anything was."""
+    """A sentence about skipped entries, if there are any."""
     if not left_out:
         return []
     count = left_out.total()
-    return [f"{count:,} entries of the folder are not text files and were left out: {counted(left_out)}."]
+    return [f"{count:,} entries of the folder are not text files and were skipped: {counted(left_out)}."]

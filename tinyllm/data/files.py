@@ -1,4 +1,4 @@
-"""Reading text from files without holding one in memory."""
+"""Reading text files in chunks, with errors that name file and byte."""
 
 import codecs
 import io
@@ -13,21 +13,21 @@ from tinyllm.errors import UserError
 
 CHUNK = 2**20
 NOT_UTF8 = "convert the file to UTF-8, or read it with dataset.errors=replace"
-NOT_TEXT = "this is not a text file; dataset.errors=replace reads it all the same"
+NOT_TEXT = "this is not a text file; dataset.errors=replace reads it anyway"
 
 
 def read_text(file: str | Path, *, errors: str = "strict", key: str = "dataset.path") -> Iterator[str]:
     """The text of a UTF-8 file in chunks of about 1 MiB.
 
-    A byte order mark at the start is dropped (or several, which programs add to one another), and the line
-    ends CR LF and CR become LF, as Python's ``open`` does it.
+    Byte order marks at the start are dropped (some programs add a second one), and the line endings CR LF and CR become
+    LF, as in Python's ``open``.
 
     Args:
-        errors: "strict", or "replace": what is not UTF-8, and NUL, become U+FFFD.
+        errors: "strict", or "replace": invalid UTF-8 and NUL become U+FFFD.
 
     Raises:
-        UserError: with file and byte offset for a byte that is not UTF-8, or a NUL (which text does not
-        have); for a format that is not text, whatever ``errors`` says.
+        UserError: with file and offset, a byte that is not UTF-8 or is NUL; or, whatever ``errors`` is, the file has a
+            format that is not text.
     """
     newlines: Any = io.IncrementalNewlineDecoder(None, translate=True)
     offset, pending, start, binary = 0, b"", True, False
@@ -57,10 +57,10 @@ def read_text(file: str | Path, *, errors: str = "strict", key: str = "dataset.p
 
 
 def read_lines(file: str | Path) -> Iterator[bytes]:
-    """The lines of a file, line ends included, without byte order marks at the start.
+    """The lines of a file with their endings, without byte order marks at the start.
 
     Raises:
-        UserError: the file cannot be read, or its beginning is that of a format that is not text.
+        UserError: the file cannot be read or has a format that is not text.
     """
     refuse_kind(read_head(file), file)
     with _opened(file) as stream:
@@ -69,13 +69,13 @@ def read_lines(file: str | Path) -> Iterator[bytes]:
 
 
 def read_head(file: str | Path) -> bytes:
-    """The first bytes of a file, enough to tell what it is. Raises UserError if it cannot be read."""
+    """The first bytes of a file, enough to recognize its format. Raises UserError if it cannot be read."""
     with _opened(file) as stream:
         return stream.read(HEAD)
 
 
 def look_at(file: str | Path) -> str:
-    """What the file is if it is not text (``formats.kind_of``). Raises UserError if it cannot be read."""
+    """The format of a file, "" for text; see :func:`kind_of`. Raises UserError if it cannot be read."""
     return kind_of(read_head(file), str(file))
 
 
@@ -100,7 +100,9 @@ def _decode(data: bytes, final: bool, errors: str, file: str | Path, offset: int
 
 
 def require_errors_mode(errors: str) -> str:
-    """``errors`` if it is one of the two ways to meet a bad byte, else UserError."""
+    """Return ``errors`` if it is valid. Raises UserError otherwise."""
     if errors not in ("strict", "replace"):
-        raise UserError("unknown way to meet bad bytes", key="dataset.errors", value=errors, hint="strict or replace")
+        raise UserError(
+            "unknown way to handle invalid bytes", key="dataset.errors", value=errors, hint="strict or replace"
+        )
     return errors

@@ -1,4 +1,4 @@
-"""Which files a path names: itself, all in a folder, or the matches of a glob; each file once."""
+"""Finding files: the path itself, all files of a folder, or the matches of a glob; each file once."""
 
 import errno
 import fnmatch
@@ -18,17 +18,17 @@ from tinyllm.errors import UserError
 from tinyllm.utils.files import in_home
 
 Inode = tuple[int, int]
-"""Device and number: the same for all names of a file."""
+"""Device and inode number, which identify a file whatever its name."""
 
 
 @dataclass
 class Listing:
-    """What a path names.
+    """The files that a path names.
 
     Attributes:
-        files: at least one, each once, in an order that does not depend on where the folder lies.
-        is_folder: whether the path is a folder, of which files that do not belong are left out.
-        left_out: how many entries were passed over, by what they are.
+        files: at least one, each once, in an order that does not depend on the location of the folder.
+        is_folder: whether the path is a folder, of which only suitable files are taken.
+        left_out: number of skipped entries, by kind.
     """
 
     files: list[FoundFile]
@@ -37,7 +37,7 @@ class Listing:
 
 
 class _Name(NamedTuple):
-    """A name that leads to a file; ``linked`` if a symbolic link is on the way."""
+    """A path of a file; ``linked`` if a symbolic link is part of it."""
 
     path: str
     linked: bool
@@ -45,28 +45,27 @@ class _Name(NamedTuple):
 
 
 def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -> Listing:
-    """The files that ``path`` names: itself, everything in a folder, or the matches of a glob (``**`` too).
+    """The files that ``path`` names: itself, all files below a folder, or the matches of a glob (with ``**``).
 
-    What exists is taken literally, also a folder with glob characters in its name on the way to a pattern.
-    Hidden files and folders are passed over in folders and globs. Symbolic links to folders are followed, and
-    each folder is entered once, so loops end; a file with several names counts once, by one that no symbolic
-    link is part of if there is one.
+    An existing path is taken literally, also a folder with glob characters in its name within a pattern. Hidden files
+    and folders are skipped in folders and globs. Symbolic links to folders are followed, but each folder is entered
+    once, so loops end. A file with several paths counts once, by a path without symbolic links if it has one.
 
     Args:
-        key: the config key, for errors.
-        suffixes: of a folder take only files that end like this, in whatever case: those of the first group
-            of which there is any; empty: all.
+        key: configuration key, for error messages.
+        suffixes: groups of endings, case-insensitive. Of a folder, take the files of the first group with any match;
+            empty: all files.
 
     Raises:
-        UserError: nothing is there, or a folder cannot be read.
+        UserError: there is no file, or a folder cannot be read.
     """
     if not path.strip():
-        raise UserError("no path is given", key=key, value=path, hint="a file, a folder or a glob")
+        raise UserError("empty path", key=key, value=path, hint="a file, a folder or a glob")
     try:
         path.encode()
-    except UnicodeEncodeError:  # the yaml files of a run have no way to write it, and none to be resumed from
-        hint = "its name is not UTF-8; rename it, or use a glob with a ? for each such byte"
-        raise UserError("the settings of a run cannot hold this path", key=key, value=path, hint=hint) from None
+    except UnicodeEncodeError:  # the yaml files of a run could not store the path, so no run could be resumed
+        hint = "it is not UTF-8; rename it, or use a glob with a ? for each such byte"
+        raise UserError("the settings of a run cannot store this path", key=key, value=path, hint=hint) from None
     place = in_home(path)
     try:
         status = os.stat(place)
@@ -85,7 +84,9 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
     if glob.has_magic(str(place)):
         names = list(search.matches(place))
         if not names:
-            raise UserError("no file matches", key=key, value=path, hint="check the pattern, and quote it in the shell")
+            raise UserError(
+                "no file matches", key=key, value=path, hint="check the pattern, and quote it for the shell"
+            )
         return Listing(_once(names), left_out=search.left_out)
     if os.path.lexists(place):
         raise UserError("not a readable file or folder", key=key, value=path, hint=_what_it_is(place))
@@ -93,25 +94,25 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
 
 
 class _Search:
-    """Walks folders; counts what it passes over."""
+    """Walks folders, and counts skipped entries."""
 
     def __init__(self, key: str, value: str) -> None:
         self._key, self._value = key, value
         self.left_out: Counter[str] = Counter()
 
     def below(self, folder: str) -> Iterator[_Name]:
-        """All files below a folder, some by several names."""
+        """All files below a folder, some by several paths."""
         for current, linked, entries in self._folders(folder):
             yield from self._files(current, linked, entries)
 
     def matches(self, pattern: Path) -> Iterator[_Name]:
-        """All files that match a pattern, some by several names."""
+        """All files that match a pattern, some by several paths."""
         parts = list(pattern.parts)
         start = parts.pop(0) if pattern.is_absolute() else ""
         yield from self._expand(start, parts, False)
 
     def _expand(self, base: str, parts: Sequence[str], linked: bool) -> Iterator[_Name]:
-        """What the parts of a pattern name below a folder; an empty ``base`` is the current one."""
+        """The files that the parts of a pattern match below ``base``; "" is the current folder."""
         part, *rest = parts
         if part == "**":
             for folder, through, entries in self._folders(base):
@@ -141,10 +142,10 @@ class _Search:
                 yield from self._expand(os.path.join(base, entry.name), rest, linked or entry.is_symlink())
 
     def _folders(self, start: str) -> Iterator[tuple[str, bool, list[os.DirEntry[str]]]]:
-        """A folder and all below, each once: its path, whether a symbolic link leads there, its entries.
+        """A folder and all folders below, each once: its path, whether a symbolic link is part of it, its entries.
 
-        Links wait until every real folder was visited, so that what is in both is found under its real name.
-        A link to a folder that holds ``start`` is a loop like any other.
+        Links are followed after all real folders, so that a folder that is both is found under its real path. A link to
+        a parent of ``start`` counts as a loop.
         """
         visited: set[Inode] = set()
         for parent in Path(os.path.realpath(start)).parents:
@@ -177,22 +178,22 @@ class _Search:
                 status = entry.stat()
             except FileNotFoundError:
                 if entry.is_symlink():
-                    self.left_out["links to nowhere"] += 1
+                    self.left_out["broken links"] += 1
                 continue  # or gone since it was listed
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise self._refusal(entry.path, error) from None
-                self.left_out["links to nowhere"] += 1
+                self.left_out["broken links"] += 1
                 continue
             if stat.S_ISREG(status.st_mode):
-                if not status.st_ino:  # Windows tells the number only when asked by name
+                if not status.st_ino:  # Windows gives the inode number only for a path
                     status = os.stat(entry.path)
                 yield _Name(prefix + entry.name, linked or entry.is_symlink(), status)
             elif not stat.S_ISDIR(status.st_mode):
                 self.left_out["pipes, sockets and devices"] += 1
 
     def _scan(self, folder: str, *, hidden: bool = False) -> list[os.DirEntry[str]]:
-        """The entries of a folder by name, hidden ones on demand. Raises UserError if it cannot be read."""
+        """The entries of a folder sorted by name. Raises UserError if it cannot be read."""
         try:
             with os.scandir(folder or os.curdir) as entries:
                 shown = [entry for entry in entries if hidden or not entry.name.startswith(".")]
@@ -203,14 +204,14 @@ class _Search:
         return sorted(shown, key=lambda entry: entry.name)
 
     def _refusal(self, folder: str, error: OSError) -> UserError:
-        hint = f"{folder}: {error.strerror}; make it readable, or name the files by a glob"
-        return UserError("a folder cannot be read", key=self._key, value=self._value, hint=hint)
+        hint = f"{folder}: {error.strerror}; make it readable, or select the files with a glob"
+        return UserError("cannot read a folder", key=self._key, value=self._value, hint=hint)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder that may not be entered
+    except OSError:  # a link to itself, or into a folder without access
         return False
 
 
@@ -219,7 +220,7 @@ def _inode(status: os.stat_result) -> Inode:
 
 
 def _once(names: Sequence[_Name]) -> list[FoundFile]:
-    """Each file by one of its names: one without links, then the first."""
+    """Each file by one of its paths: preferably without links, then the first in order."""
     best: dict[Inode, _Name] = {}
     for name in sorted(names, key=lambda name: (name.linked, name.path)):
         best.setdefault(_inode(name.status), name)
@@ -235,7 +236,7 @@ def _with_suffix(names: Sequence[_Name], groups: Sequence[Sequence[str]]) -> Seq
 
 
 def _what_there_is(names: Sequence[_Name]) -> str:
-    """The commonest endings of the files of a folder."""
+    """A hint that names the most frequent file endings of a folder."""
     if not names:
         return "hidden files do not count; a file or a glob may be given instead"
     endings = Counter(os.path.splitext(name.path)[1] or "without an ending" for name in names)
@@ -244,13 +245,13 @@ def _what_there_is(names: Sequence[_Name]) -> str:
 
 
 def _what_it_is(place: Path) -> str:
-    """What a path is that is neither a file nor a folder."""
+    """A hint on a path that is neither a file nor a folder."""
     try:
         mode = os.stat(place).st_mode
     except OSError as error:
-        return f"a link that leads nowhere: {error.strerror}"
+        return f"a broken link: {error.strerror}"
     if stat.S_ISFIFO(mode):
-        return "a pipe, and the data are read several times; write them to a file first"
+        return "a pipe cannot be read several times; write the data to a file first"
     return "a socket or a device; write the data to a file first"
 
 
@@ -259,5 +260,5 @@ def _nearest(place: Path) -> str:
     while not os.path.isdir(folder):
         folder = folder.parent
     if not os.access(folder, os.X_OK):
-        return f"{folder} may not be entered"
+        return f"no permission to enter {folder}"
     return f"{folder} exists, but not {place.absolute().relative_to(folder)}"

@@ -1,4 +1,4 @@
-"""What a file is that is not plain text, by its first bytes, and what to do with it."""
+"""File formats that are not plain text, recognized by their first bytes, and what to do with such a file."""
 
 import codecs
 import os
@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tinyllm.errors import UserError
 
-HEAD = 8192  # bytes that are looked at; a NUL among them marks a file as binary, as git does it
+HEAD = 8192  # bytes that are examined; as in git, a NUL among them marks a file as binary
 
 _TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)), then dataset=jsonl"
 _RAW = "numpy.fromfile({name}, numpy.uint16).astype(numpy.int32), cut and reshaped to (rows, length), by numpy.save"
 
-# How it begins, what it is, what makes text of it. In order: the first that fits.
+# Pattern of the first bytes, name of the format, how to get text from it. The first match counts.
 _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip -k {path}"),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2-compressed", "unpack it first: bunzip2 -k {path}"),
@@ -36,7 +36,7 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"SQLite format 3\0", "an SQLite database", "write its text as JSON lines, then dataset=jsonl"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as UTF-8, or its numbers by numpy.save"),
     (rb"\x93NUMPY", "an array of numpy", "dataset=npy reads arrays of token ids"),
-    (rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image", "choose files of text"),
+    (rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image", "choose text files"),
 )  # fmt: skip
 _PATTERNS = [(re.compile(start, re.DOTALL), kind, advice) for start, kind, advice in _FORMATS]
 _ADVICE = {kind: advice for _, kind, advice in _FORMATS}
@@ -51,25 +51,25 @@ _ZIPPED = {
 _ADVICE |= {
     _OFFICE: "save it as plain text in UTF-8, or: pandoc -t plain {path}",
     _NUMBERS: "save one array of token ids by numpy.save, then dataset=npy",
-    "a checkpoint of PyTorch": "choose files of text",
+    "a checkpoint of PyTorch": "choose text files",
 }
 
-_MARKED = {  # in order: the mark of UTF-32LE begins with that of UTF-16LE
+_MARKED = {  # the order matters: the mark of UTF-32LE starts with that of UTF-16LE
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
-RAW = "raw numbers without a header, as nanoGPT's train.bin"
+RAW = "raw numbers without a header, like nanoGPT's train.bin"
 BINARY = "binary"
-_ADVICE |= {RAW: f"for dataset=npy: {_RAW}", BINARY: "it has a NUL byte near its start, which text has not"}
+_ADVICE |= {RAW: f"for dataset=npy: {_RAW}", BINARY: "it has a NUL byte near its start, which text never has"}
 
 
 def kind_of(head: bytes, name: str) -> str:
-    """What a file of this beginning is if it is not text, as "a PDF" or "gzip-compressed"; "" for text.
+    """The format of a file with these first bytes, e.g. "a PDF" or "gzip-compressed"; "" for text.
 
-    UTF-16 and UTF-32 with a byte order mark, which have NUL bytes, are text in the wrong encoding.
+    UTF-16 and UTF-32 with a byte order mark count as text, though in the wrong encoding and with NUL bytes.
     """
     for pattern, kind, _ in _PATTERNS:
         if pattern.match(head):
@@ -80,8 +80,10 @@ def kind_of(head: bytes, name: str) -> str:
 
 
 def _wide_encoding(head: bytes) -> str:
-    """The name of a text's encoding in units of two or four bytes; without a byte order mark that of Latin script
-    only, where every other byte is NUL; "" for others."""
+    """UTF-16 or UTF-32 encoding of a text; "" for others.
+
+    Without a byte order mark only UTF-16 in ASCII letters is recognized, in which every other byte is NUL.
+    """
     for mark, encoding in _MARKED.items():
         if head.startswith(mark):
             return encoding
@@ -94,20 +96,22 @@ def _wide_encoding(head: bytes) -> str:
 
 
 def advice_for(kind: str, file: str | Path) -> str:
-    """What to do with a file of this kind."""
+    """What to do with a file of this format."""
     return _ADVICE[kind].format(path=shlex.quote(str(file)), name=repr(str(file)))
 
 
 def counted(kinds: Counter[str]) -> str:
-    """How many files there are of each kind, without their articles: "2 PDF, 1 gzip-compressed"."""
+    """The number of files of each format, without articles: "2 PDF, 1 gzip-compressed"."""
     return ", ".join(f"{count:,} {kind.removeprefix('an ').removeprefix('a ')}" for kind, count in kinds.most_common())
 
 
 def refuse_kind(head: bytes, file: str | Path) -> None:
-    """Raises UserError, which says what the file is and what to do, if its beginning is that of a known format or of
-    text in UTF-16 or UTF-32.
+    """Refuse a file whose first bytes are those of a known format, or of text in UTF-16 or UTF-32.
 
-    A merely binary one is left to whoever reads on and can say where it stops being text.
+    Files that are binary but of no known format pass: reading them fails later, with the offset of the bad byte.
+
+    Raises:
+        UserError: the file has such a format; says what to do with it.
     """
     if encoding := _wide_encoding(head):
         hint = f"convert it: iconv -f {encoding} -t UTF-8 {shlex.quote(str(file))}"

@@ -1,4 +1,4 @@
-"""JSON lines: one object per line, one of its fields is the document."""
+"""JSON lines corpus: one object per line, one of whose fields is the document."""
 
 import codecs
 import hashlib
@@ -16,16 +16,16 @@ from tinyllm.utils.files import parse_json
 
 
 class JsonlCorpus(FileCorpus):
-    """Files with a JSON object per line. Blank lines and empty texts are passed over.
+    """Files with one JSON object per line. Blank lines and empty texts are skipped.
 
     Args:
-        path: a file, a folder (its ``.jsonl`` and ``.ndjson`` files, or its ``.json`` files if it has none of
-            these, with everything below) or a glob.
-        val_path: the same for validation; then nothing is split off, and training text that is also in it is
-            left out.
-        val_fraction: share that becomes validation, by document; of a single document the tail.
-        field: name of the field that holds the text; ``doc.text`` is the field ``text`` of the object in
-            ``doc``, unless there is a field whose own name is that.
+        path: a file, a folder (its ``.jsonl`` and ``.ndjson`` files, or ``.json`` files if it has none of these, with
+            subfolders) or a glob.
+        val_path: the same for a separate validation set. Then nothing is split off, and training texts that are also in
+            it are left out.
+        val_fraction: fraction of the bytes that becomes validation, by document; of a single document the tail.
+        field: field that holds the text. ``doc.text`` means the field ``text`` of the object in ``doc``, unless a field
+            is itself named ``doc.text``.
         errors: "strict": a byte that is not UTF-8 is an error; "replace": it becomes U+FFFD.
     """
 
@@ -53,7 +53,7 @@ class JsonlCorpus(FileCorpus):
             yield Document(digest, len(data), partial(_decoded, data), same)
 
     def _texts(self, files: Iterable[str]) -> Iterator[bytes]:
-        """The texts that are not empty, as UTF-8: with an emoji in it a text takes four times as much as a string."""
+        """The nonempty texts as UTF-8: a string with a single emoji would take four bytes per character."""
         for file in files:
             for number, line in enumerate(read_lines(file), start=1):
                 if data := self._text(line, file, number).encode():
@@ -77,13 +77,13 @@ class JsonlCorpus(FileCorpus):
         except ValueError as error:
             raise UserError("the line is not JSON", file=place, hint=_advice(decoded, file, number, error)) from None
         start = decoded[:64]
-        del decoded  # of a large document one copy is enough
+        del decoded  # frees one copy of a large document
         if not isinstance(record, dict):
             hint = _advice(start, file, number, "each line is an object, {…}, with the text in one of its fields")
             raise UserError("the line is not a JSON object", file=place, hint=hint)
-        text, there = _look_up(record, self._field)
-        if there is not None:
-            has = f"the line has {', '.join(there[:20]) or 'no field'}"
+        text, fields = _look_up(record, self._field)
+        if fields is not None:
+            has = f"the line has {', '.join(fields[:20]) or 'no field'}"
             raise UserError("a line without the field", key="dataset.field", value=self._field, file=place, hint=has)
         if not isinstance(text, str):
             raise UserError(
@@ -93,25 +93,25 @@ class JsonlCorpus(FileCorpus):
                 file=place,
                 hint="it must be a string",
             )
-        return self._whole(text, place).lstrip("\ufeff")
+        return self._without_surrogates(text, place).lstrip("\ufeff")
 
-    def _whole(self, text: str, place: str) -> str:
-        """``text``, without halves of surrogate pairs, which an escape can make."""
+    def _without_surrogates(self, text: str, place: str) -> str:
+        """``text`` without lone surrogates, which JSON escapes can produce."""
         try:
-            text.isascii() or text.encode()  # much quicker than to look at each character
+            text.isascii() or text.encode()  # much faster than examining each character
         except UnicodeEncodeError:
             if self._errors == "strict":
                 raise UserError(
-                    "the text has half a surrogate pair, which is not a character",
+                    "the text has a lone surrogate, which is not a character",
                     file=place,
-                    hint="mend the line, or read it with dataset.errors=replace",
+                    hint="correct the line, or read it with dataset.errors=replace",
                 ) from None
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text
 
 
 def _decoded(data: bytes) -> Iterator[str]:
-    """UTF-8 as strings of about 1 MiB."""
+    """Decode UTF-8 in strings of about 1 MiB."""
     start = 0
     while start < len(data):
         text, used = codecs.utf_8_decode(data[start : start + CHUNK], "strict", False)
@@ -120,13 +120,13 @@ def _decoded(data: bytes) -> Iterator[str]:
 
 
 def _look_up(record: dict[str, Any], field: str) -> tuple[Any, list[str] | None]:
-    """The value of a field, or of a field within objects, and None; else anything, and which fields there are.
+    """The value of a field, which may be nested, and None; or, if there is no such field, the fields of the record.
 
-    A field whose own name has the dots goes first.
+    A field whose own name contains the dots takes precedence.
     """
     if field in record:
         return record[field], None
-    there = sorted(record)
+    fields = sorted(record)
     parts = field.split(".")
     for count in range(len(parts) - 1, 0, -1):
         outer, inner = ".".join(parts[:count]), ".".join(parts[count:])
@@ -134,12 +134,12 @@ def _look_up(record: dict[str, Any], field: str) -> tuple[Any, list[str] | None]
             value, below = _look_up(record[outer], inner)
             if below is None:
                 return value, None
-            there += [f"{outer}.{name}" for name in below]
-    return None, there
+            fields += [f"{outer}.{name}" for name in below]
+    return None, fields
 
 
 def _advice(decoded: str, file: str, number: int, otherwise: object) -> str:
-    """What to do with a file whose line is no object; one whose first line opens a bracket is one JSON text."""
+    """A hint for a line that is not an object; a first line with an open bracket suggests a single JSON document."""
     start = decoded.strip()
     if number == 1 and start.startswith("["):
         return f"a JSON array? one object a line: jq -c '.[]' {shlex.quote(file)}"

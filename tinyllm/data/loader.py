@@ -1,4 +1,4 @@
-"""Batches as tensors: for training in the sampler's order, for evaluation from front to back."""
+"""Data loading: training batches in the sampler's order, evaluation batches from front to back."""
 
 import atexit
 import signal
@@ -17,7 +17,7 @@ from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.utils.platforms import held_back, ignore, signals
 
-ENDING = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # what training answers by finishing its step
+STOP_SIGNALS = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # training finishes its step on these
 
 
 def train_batches(
@@ -39,18 +39,22 @@ def train_batches(
     """Micro-batches of steps start_step … end_step−1, in order.
 
     Micro-batch m of rank r at step s holds the samples s·G + (m·world_size + r)·batch_size + 0 … batch_size−1
-    with G = batch_size·grad_accum_steps·world_size, so the batches of a step do not depend on how it is
-    divided, and nothing but the arguments decides them. The global random generators are not touched.
+    with G = batch_size·grad_accum_steps·world_size, so the samples of a step do not depend on how it is divided. They
+    follow from the arguments alone; the global random generators are not touched.
 
     Args:
-        shift: added to every sample number; where earlier steps had batches of another size, their samples
-            less those that this size would have taken, so that the order goes on where it was.
+        shift: added to every sample number. If earlier steps had another batch size, it is the number of samples they
+            consumed minus the number this size would have, so that the order continues where it was.
         length_at: the number of tokens that a step reads of each window, the first ones; None: all. Which windows a
             step reads does not depend on it.
-        workers: processes that prepare batches ahead; 0: prepared when asked for. The batches are the same.
-        prefetch_factor: batches each worker prepares ahead.
-        persistent_workers: keep the workers from epoch to epoch instead of starting new ones.
-        pin_memory: return page-locked tensors, for a quick copy to a GPU.
+        workers: processes that prepare batches in advance; 0: this process prepares each on demand. The batches are the
+            same.
+        prefetch_factor: batches that each worker prepares in advance.
+        persistent_workers: keep the workers for all epochs instead of starting new ones in each.
+        pin_memory: return page-locked tensors, for asynchronous copies to a GPU.
+
+    Raises:
+        UserError: a worker was killed.
     """
     micro_batches = _MicroBatches(source, batch_size, grad_accum_steps, rank, world_size, shift, length_at)
     numbers = range(start_step * grad_accum_steps, end_step * grad_accum_steps)
@@ -68,13 +72,13 @@ def train_batches(
             prefetch_factor=prefetch_factor,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
-            generator=torch.Generator(),  # else making the iterator draws from the global generator
+            generator=torch.Generator(),  # by default the iterator would draw from the global generator
         )
         yield from _until_exit(loader, len(stretch))
 
 
 class _MicroBatches(Dataset[Batch]):
-    """Micro-batch number step·grad_accum_steps + m of one rank."""
+    """The micro-batches of one rank; number step·grad_accum_steps + m is micro-batch m of a step."""
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class _MicroBatches(Dataset[Batch]):
         return batch.shortened(self._length_at(number // self._grad_accum_steps))
 
     def by_epoch(self, numbers: range) -> Iterator[range]:
-        """``numbers`` in stretches that start in different epochs."""
+        """``numbers``, divided by the epoch in which each micro-batch starts."""
         start = numbers.start
         while start < numbers.stop:
             epoch = self._first_sample(start) // self._source.windows_per_epoch
@@ -117,22 +121,23 @@ class _MicroBatches(Dataset[Batch]):
 
 
 def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
-    """The batches of ``loader``, whose workers end when the generator or the program does.
+    """The batches of ``loader``, whose workers end with this generator or with the program.
 
-    At exit Python sends its child processes SIGTERM and waits, and these workers ignore it: without the
-    second half an uncaught error, whose traceback keeps this generator alive, would never come back.
+    At exit Python sends SIGTERM to its child processes and waits for them, but the workers ignore it. After an uncaught
+    error, whose traceback keeps this generator alive, the program would hang; hence the ``atexit`` callback.
     """
-    of_children = [(number, signal.getsignal(number)) for number in signals("SIGCHLD")]
-    with held_back(ENDING):
+    child_handlers = [(number, signal.getsignal(number)) for number in signals("SIGCHLD")]
+    with held_back(STOP_SIGNALS):
         only_reference = [iter(loader)]  # starts the workers, which inherit the blocked signals
     if threading.current_thread() is threading.main_thread():
-        # torch's handler raises the death of a worker wherever the program is; asked for a batch it tells so as well
-        for number, handler in of_children:
+        # Undo torch's SIGCHLD handler, which raises wherever the program happens to be when a worker dies. A dead
+        # worker is noticed anyway when the next batch is requested.
+        for number, handler in child_handlers:
             signal.signal(number, handler or signal.SIG_DFL)
     atexit.register(only_reference.clear)
     try:
         for _ in range(count):
-            with _deaths_named(only_reference[0]):
+            with _naming_dead_workers(only_reference[0]):
                 batch = next(only_reference[0])
             yield batch
     finally:
@@ -141,11 +146,11 @@ def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
 
 
 @contextmanager
-def _deaths_named(batches: Any) -> Iterator[None]:
-    """A line for a person where a worker has died; torch tells it in one of many ways, a broken connection among them.
+def _naming_dead_workers(batches: Any) -> Iterator[None]:
+    """Turn the death of a worker into a :class:`UserError`; torch reports it in many ways, e.g. a broken connection.
 
     Args:
-        batches: the iterator of a ``DataLoader`` with workers.
+        batches: iterator of a ``DataLoader`` with workers.
     """
     try:
         yield
@@ -156,7 +161,7 @@ def _deaths_named(batches: Any) -> Iterator[None]:
         if not dead:
             raise
         raise UserError(
-            "a process that reads batches was killed",
+            "a data loading worker was killed",
             key="dataloader.workers",
             value=len(batches._workers),
             hint=f"process {', '.join(dead)}; memory may have run out: fewer workers or a smaller prefetch_factor need"
@@ -165,30 +170,28 @@ def _deaths_named(batches: Any) -> Iterator[None]:
 
 
 def _ignore_signals(worker: int) -> None:
-    """They reach the whole process group, and the training process wants its step's batches first."""
-    ignore(ENDING)
+    """Ignore stop signals, which reach the whole process group: training still needs the batches of its last step."""
+    ignore(STOP_SIGNALS)
 
 
 def eval_batches(
     split: Split, *, seq_len: int, batch_size: int, max_tokens: int | None = None, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Fixed windows over the whole split; every token but the first is predicted once.
+    """Fixed windows over the whole split; every token but the first is predicted exactly once.
 
-    Windows lie side by side; the last is shorter, filled up with inputs 0 and targets ``IGNORE``. The first token
-    of the split, and of each row where there are rows, is never predicted. The last batch may have fewer
-    rows.
+    Windows are adjacent; the last is padded with inputs 0 and targets ``IGNORE``. The first token of the split, or of
+    each row if the data have rows, is never predicted. The last batch may have fewer windows.
 
     Args:
-        max_tokens: predict only the first so many; None: all.
-        stride: distance of the windows; below seq_len they overlap, and a window predicts only what the one
-            before did not, so that every prediction but those of the first window sees seq_len−stride tokens
-            or more.
+        max_tokens: predict only this many tokens, the first ones; None: all.
+        stride: distance between windows. Below ``seq_len`` they overlap, and a window predicts only what the one before
+            did not: except in the first window, every prediction has a context of at least ``seq_len − stride`` tokens.
 
     Raises:
         UserError: stride is not within 1 … seq_len.
     """
     if stride is not None and not 1 <= stride <= seq_len:
-        raise UserError("not a distance of windows", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})")
+        raise UserError("out of range", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})")
     inputs, targets = [], []
     for row in _rows_to_predict(split, max_tokens):
         for first, predicted, stop in _windows(row, seq_len, stride or seq_len):
@@ -211,18 +214,18 @@ def _stacked(inputs: list[np.ndarray], targets: list[np.ndarray]) -> Batch:
 
 
 def eval_bytes(split: Split, *, max_tokens: int | None = None) -> int | None:
-    """UTF-8 bytes of exactly the tokens that ``eval_batches`` predicts; None if the data are not text."""
+    """UTF-8 bytes of the tokens that :func:`eval_batches` predicts; None if the data are not text."""
     counts = [split.byte_count(row.start + 1, row.stop + 1) for row in _rows_to_predict(split, max_tokens)]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
 def eval_tokens(split: Split, *, max_tokens: int | None = None) -> int:
-    """How many tokens ``eval_batches`` predicts."""
+    """Number of tokens that :func:`eval_batches` predicts."""
     return sum(len(row) for row in _rows_to_predict(split, max_tokens))
 
 
 def _rows_to_predict(split: Split, max_tokens: int | None) -> Iterable[range]:
-    """Input positions whose next token is predicted, per row."""
+    """Per row, the positions whose next token is predicted."""
     length = split.row_length or split.n_tokens
     left = split.n_tokens if max_tokens is None else max_tokens
     for start in range(0, split.n_tokens, length):
@@ -234,7 +237,7 @@ def _rows_to_predict(split: Split, max_tokens: int | None) -> Iterable[range]:
 
 
 def _windows(row: range, seq_len: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(first input, first input that predicts, end of inputs) of each window over ``row``."""
+    """Each window over ``row``: (first input, first input that predicts, end of inputs)."""
     predicted = row.start
     first = row.start
     while predicted < row.stop:

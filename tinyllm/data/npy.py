@@ -1,4 +1,4 @@
-"""Arrays of numbers: .npy files of shape (num_sequences, seq_length)."""
+"""Corpus of token ids: .npy files of shape (num_sequences, seq_length)."""
 
 import hashlib
 import shlex
@@ -22,18 +22,17 @@ UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError),
     *(FloatingPointError, SyntaxError, TokenError),
 )
-"""What numpy raises for a header that is none, which it reads as a literal of Python."""
+"""Exceptions of numpy for an invalid header, which it parses as a Python literal."""
 
 
 class NpyCorpus(FileCorpus):
-    """Rows of numbers; a row is a document, and no training window reaches over its end.
+    """Rows of token ids; a row is a document, and training windows do not cross its end.
 
     Args:
-        path: a ``.npy`` file of int32 or int64 with shape (num_sequences, seq_length), a folder of them or a
-            glob.
-        val_path: the same for validation; then nothing is split off, and training rows that are also in it
-            are left out.
-        val_fraction: share of the rows that becomes validation; equal rows go to the same side.
+        path: a ``.npy`` file of int32 or int64 with shape (num_sequences, seq_length), a folder of them or a glob.
+        val_path: the same for a separate validation set. Then nothing is split off, and training rows that are also in
+            it are left out.
+        val_fraction: fraction of the rows that becomes validation; equal rows go to the same split.
     """
 
     content = "numbers"
@@ -62,12 +61,12 @@ def _documents(files: Sequence[str]) -> Iterator[Document]:
 
 
 def _rows(file: str) -> np.ndarray:
-    """The array of a file, memory-mapped; UserError if it is not one of rows of numbers."""
+    """The memory-mapped array of a file. Raises UserError if it does not hold rows of integers."""
     head = read_head(file)
     if not head.startswith(MAGIC):
         raise _no_array(head, file)
     try:
-        with np.errstate(over="raise"):  # of a size beyond what a number can hold
+        with np.errstate(over="raise"):  # for a shape whose size overflows
             array = np.lib.format.open_memmap(file, mode="r")  # never unpickles
     except UNREADABLE as error:
         raise UserError(f"cannot read the array: {_reason(error)}", file=file, hint="save it again") from None
@@ -98,10 +97,10 @@ def _no_array(head: bytes, file: str) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    """Why numpy refused, in words about the file."""
+    """Why numpy refused the file."""
     said = str(error)
     if "Python objects" in said:
         return "it holds Python objects, not numbers"
     if "greater than file size" in said:
-        return "the file is cut off, its header promises more"
-    return said or "the file is cut off"
+        return "the file is truncated, its header announces more"
+    return said or "the file is truncated"

@@ -1,4 +1,4 @@
-"""From a corpus and a tokenizer's settings to ids on disk: built once, then only opened."""
+"""Preparing data: split a corpus, train the tokenizer, write the token cache; later starts only open it."""
 
 import errno
 import os
@@ -22,9 +22,9 @@ from tinyllm.utils.files import TEMPORARY, in_home, remove, sync
 from tinyllm.utils.locks import locked
 
 LONG_PIECE = 2**21
-"""Characters above which it is told that a text could not be cut."""
+"""Characters in one piece beyond which a note says that the tokenizer cannot cut the text."""
 Progress = Callable[[str, int, int], None]
-"""Called as (what is being done, bytes done, bytes in all; 0 if unknown)."""
+"""Called with the stage, the bytes done and the bytes in total (0 if unknown)."""
 
 
 def prepare(
@@ -35,14 +35,14 @@ def prepare(
     rules: int = RULES,
     progress: Progress | None = None,
 ) -> TokenData:
-    """The ids of ``corpus``: from the cache, or read, split, tokenized and put there.
+    """The token ids of ``corpus``: from the cache, or read, split, tokenized and cached.
 
-    The tokenizer is trained on the training split only. Processes that need the same data build it once.
+    The tokenizer is trained on the training split only. Of several processes that need the same data, one builds them.
 
     Args:
-        cache_dir: the cache; None: the environment's TINYLLM_CACHE, else ``~/.cache/tinyllm``.
-        rules: version of the rules of the split, for the data of a run that was made under older ones.
-        progress: told how far it is; not called when the cache has everything.
+        cache_dir: the cache; None: ``$TINYLLM_CACHE``, else ``~/.cache/tinyllm``.
+        rules: version of the split's rules, for runs that were trained under an earlier one.
+        progress: receives the progress; not called if the data are in the cache.
 
     Raises:
         UserError: the corpus cannot be read or is too small, or the cache cannot be written.
@@ -53,21 +53,22 @@ def prepare(
     try:
         return open_cache(folder, key)
     except (FileNotFoundError, DamagedCacheError):
-        pass  # looked at again under the lock: another process may be building or mending it
+        pass  # tried again under the lock, as another process may be building or repairing it
     try:
-        with locked(root / f"{key}.lock", lambda: show("waiting for another process that prepares this data", 0, 0)):
+        with locked(root / f"{key}.lock", lambda: show("waiting for another process that prepares these data", 0, 0)):
             try:
                 return open_cache(folder, key)
             except FileNotFoundError:
                 notes = []
             except DamagedCacheError as reason:
-                notes = [f"The token cache was damaged ({reason}) and was built again."]
+                notes = [f"The token cache was damaged ({reason}) and was rebuilt."]
             remove_stale(root, key)
-            with _workplace(root, key) as work:
+            with _working_folder(root, key) as work:
                 try:
                     _fill(work, corpus, tokenizer_trainer, source, key, rules, show)
                 finally:
-                    hashes.require_unchanged()  # else the ids are of no one text; also explains other errors
+                    # Files that change while they are read give ids of no consistent text, and cause other errors.
+                    hashes.require_unchanged()
             data = open_cache(folder, key, own=True)
     except OSError as error:
         raise _cannot_write(root, error) from error
@@ -78,7 +79,7 @@ def prepare(
 def cached(
     corpus: Corpus, tokenizer_trainer: TokenizerTrainer, *, cache_dir: str | Path | None = None
 ) -> TokenData | None:
-    """What ``prepare`` would return if it is in the cache whole, else None; builds nothing."""
+    """The result of :func:`prepare` if it is in the cache, intact; else None. Builds nothing."""
     root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir, RULES)
     try:
         return open_cache(root / key, key)
@@ -87,34 +88,35 @@ def cached(
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """The folder of all caches: the argument, the environment's TINYLLM_CACHE, or ``~/.cache/tinyllm``."""
+    """The folder of all caches: ``cache_dir``, ``$TINYLLM_CACHE`` or ``~/.cache/tinyllm``."""
     try:
         return in_home(cache_dir or os.environ.get("TINYLLM_CACHE") or "~/.cache/tinyllm")
     except UserError as error:
-        hint = "set the environment's TINYLLM_CACHE to a folder that can be written, or HOME"
-        raise UserError("no place for the token cache", file=error.file, hint=hint) from error
+        hint = "set the environment variable TINYLLM_CACHE to a writable folder, or set HOME"
+        raise UserError("no folder for the token cache", file=error.file, hint=hint) from error
 
 
 def _look(
     corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None, rules: int
 ) -> tuple[Path, ContentHashes, Source, str]:
     if corpus.content != trainer.content:
-        hint = "dataset=npy goes with tokenizer=ids, which it chooses by itself; all other data are text"
+        hint = "dataset=npy needs tokenizer=ids, which it selects by itself; all other data are text"
         what = f"the data are {corpus.content}, the tokenizer is for {trainer.content}"
         raise UserError(what, key="tokenizer._target_", value=type(trainer).__name__, hint=hint)
     trainer.check()
     place = cache_root(cache_dir)
     hashes = ContentHashes(place / "sources")
     source = corpus.open(hashes)
-    version = [] if rules == 1 else [rules]  # the caches of rules 1 were named before there were others
+    version = [] if rules == 1 else [rules]  # version 1 predates the numbering, and its caches keep their names
     key = fingerprint_of(FORMAT, source.fingerprint, trainer.fingerprint(), *version)[:32]
     return place / "tokens", hashes, source, key
 
 
 @contextmanager
-def _workplace(root: Path, key: str) -> Iterator[Path]:
-    """A temporary folder that becomes the cache ``key`` in one step if all goes well, and vanishes if not."""
-    # The name begins with the key, whose lock tells whether somebody works there; its end nobody can foresee.
+def _working_folder(root: Path, key: str) -> Iterator[Path]:
+    """A temporary folder that is renamed to the cache ``key`` on success and removed on failure."""
+    # The name starts with the key, whose lock tells whether a process is using the folder, and ends unpredictably, so
+    # that nobody can plant a folder under it.
     work, old = (root / f"{TEMPORARY}{key}-{secrets.token_hex(8)}" for _ in range(2))
     try:
         work.mkdir()
@@ -131,7 +133,7 @@ def _workplace(root: Path, key: str) -> Iterator[Path]:
 def _fill(
     folder: Path, corpus: Corpus, trainer: TokenizerTrainer, source: Source, key: str, rules: int, show: Progress
 ) -> None:
-    """Splits, trains the tokenizer on the training side, writes the ids of both sides."""
+    """Split the corpus, train the tokenizer on the training split, write the ids of both splits."""
     show("reading", 0, source.size)
     parts = split(source, corpus.val_fraction, rules=rules)
     read = _Meter("learning the vocabulary", parts.train_size, show)
@@ -146,7 +148,7 @@ def _fill(
 def _write(
     folder: Path, tokenizer: Tokenizer, parts: Parts, source: Source, meta: dict[str, Any], show: Progress
 ) -> None:
-    """Both sides and what belongs to them, into an empty folder."""
+    """Write both splits, the tokenizer and the metadata into an empty folder."""
     meta["splits"], exceptions = {}, {}
     read = _Meter("tokenizing", source.size, show)
     for side, documents in zip(SIDES, (parts.train, parts.val), strict=True):
@@ -163,7 +165,7 @@ def _write(
 
 
 def _notes(tokenizer: Tokenizer, side: str, tally: Tally) -> list[str]:
-    """What a person should know of how the text was encoded."""
+    """Remarks for the user on how the text was encoded."""
     notes = []
     if tally.characters:
         became = "became <unk>" if tokenizer.unk_id is not None else "were left out"
@@ -174,13 +176,13 @@ def _notes(tokenizer: Tokenizer, side: str, tally: Tally) -> list[str]:
     if tally.longest > LONG_PIECE and tokenizer.content == "text":
         notes.append(
             f"{tally.longest:,} characters of the {side} text were encoded in one piece, because this tokenizer "
-            "gives no place to cut them: that takes about 0.2 GB of memory per million."
+            "cannot cut them anywhere; that takes about 0.2 GB of memory per million."
         )
     return notes
 
 
 def _require_some(side: str, n_tokens: int, val_fraction: float) -> None:
-    """Prediction needs two tokens: one to see and one to predict."""
+    """Refuse a split of fewer than two tokens: one to read and one to predict."""
     if n_tokens < 2:
         name, remedy = {
             "train": ("training", "lower it, or use more data"),
@@ -191,7 +193,7 @@ def _require_some(side: str, n_tokens: int, val_fraction: float) -> None:
 
 
 class _Meter:
-    """Passes on what is read and tells how much it was."""
+    """Reports progress while documents are read through it."""
 
     def __init__(self, stage: str, total: int, show: Progress) -> None:
         self._stage, self._total, self._show = stage, total, show
@@ -209,6 +211,6 @@ class _Meter:
 
 
 def _cannot_write(root: Path, error: OSError) -> UserError:
-    room = " with more room" if error.errno == errno.ENOSPC else " that can be written"
-    hint = f"set the environment's TINYLLM_CACHE to a folder{room}"
+    folder = "a folder with more space" if error.errno == errno.ENOSPC else "a writable folder"
+    hint = f"set the environment variable TINYLLM_CACHE to {folder}"
     return UserError(f"cannot write the token cache: {error.strerror or error}", file=root, hint=hint)

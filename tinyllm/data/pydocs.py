@@ -1,4 +1,4 @@
-"""English prose that is on every machine: the documentation inside Python's standard library."""
+"""Corpus of English prose: the documentation in Python's standard library, present on every machine."""
 
 import ast
 import hashlib
@@ -14,7 +14,7 @@ from tinyllm.data.content_hashes import ContentHashes, FoundFile, stamp
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
 from tinyllm.data.stdlib import source_files
 
-RULES = 1  # raise it when the extraction below changes: it is part of the fingerprint
+RULES = 1  # part of the fingerprint: increase it when the extraction below changes
 PLAIN = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "-", "…": "...", "\u00a0": " "})
 ROLE = re.compile(r":[a-z:+-]+:`([^`<]*?)(?: ?<[^`>]*>)?`")  # :func:`open` and :ref:`text <label>`
 MARKUP = re.compile(r"``([^`]+)``|`([^`]+)`|\*\*([^*\s][^*]*)\*\*|(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])")
@@ -25,9 +25,8 @@ WORD = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*")
 class PydocsCorpus(Corpus):
     """The paragraphs of prose in the language reference (``pydoc_data.topics``) and in all docstrings.
 
-    A topic is a document, and so is what the docstrings of one module say. Sources are parsed, never
-    imported. Code, tables, signatures and markup are left out, typographic marks become ASCII, a paragraph
-    occurs once.
+    Each topic is a document, and so are the docstrings of each module. Sources are parsed, never imported. Code,
+    tables, signatures and markup are left out, typographic characters become ASCII, and repeated paragraphs count once.
     """
 
     def __init__(self, *, val_fraction: float) -> None:
@@ -40,14 +39,11 @@ class PydocsCorpus(Corpus):
         topics = Path(sysconfig.get_path("stdlib"), "pydoc_data", "topics.py")
         files = [*([topics] if topics.is_file() else []), *source_files()]
         contents = hashes.of([FoundFile(str(file), stamp(file)) for file in files])
-        marks = [contents[str(file)].digest.hex() for file in files]
-
-        @cache  # parsing takes seconds, the result is a megabyte, and it is read several times
-        def documents() -> list[Document]:
-            return list(_documents(files))
-
+        digests = [contents[str(file)].digest.hex() for file in files]
+        # Cached, because the documents are read several times: parsing takes seconds, and the result is a megabyte.
+        documents = cache(lambda: list(_documents(files)))
         return Source(
-            fingerprint=fingerprint_of("pydocs", RULES, marks, self.val_fraction),
+            fingerprint=fingerprint_of("pydocs", RULES, digests, self.val_fraction),
             documents=lambda: iter(documents()),
             size=sum(content.size for content in contents.values()),
         )
@@ -70,12 +66,12 @@ def _documents(files: Iterable[Path]) -> Iterator[Document]:
 
 def _parsed(file: Path) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of invalid escapes, in sources that are not ours
+        warnings.simplefilter("ignore")  # about invalid escapes in the sources
         return ast.parse(file.read_bytes())
 
 
 def _topics(tree: ast.Module) -> Iterator[list[str]]:
-    """The paragraphs of each topic: the module is one assignment of a dict of texts."""
+    """The paragraphs of each topic; the module assigns a dict of texts to a name."""
     for node in tree.body:
         if isinstance(node, ast.Assign):
             for _, text in sorted(ast.literal_eval(node.value).items()):
@@ -90,7 +86,7 @@ def _docstrings(tree: ast.Module) -> list[str]:
 
 
 def prose(text: str) -> Iterator[str]:
-    """The paragraphs of ``text`` that are English sentences, each on one line, without markup."""
+    """The paragraphs of English sentences in ``text``, each on one line and without markup."""
     lines = textwrap.dedent(text.translate(PLAIN)).expandtabs().splitlines()
     paragraph: list[str] = []
     for line in [*lines, ""]:
@@ -110,7 +106,7 @@ def _plain(text: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    """Sentences: a capital first, a full stop last, mostly words of letters, hardly any symbols of code."""
+    """Whether a paragraph starts with a capital, ends with a stop, and is mostly words with hardly any code symbols."""
     if not text.isascii() or not text[0].isupper() or text[-1] not in ".?!:" or ">>>" in text or "::" in text:
         return False
     words = text.split()

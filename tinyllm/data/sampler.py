@@ -1,4 +1,4 @@
-"""The order of training: which window of the data is sample number i, for every i, without any state."""
+"""Sampler: the order of training, as a stateless function from sample numbers to windows of the data."""
 
 import numpy as np
 import torch
@@ -10,19 +10,19 @@ from tinyllm.errors import UserError
 
 
 class Sampler:
-    """Windows of seq_len+1 ids (inputs and, one later, targets), each once per epoch in a new order.
+    """Windows of seq_len+1 ids (inputs and, shifted by one, targets), each once per epoch in a new order.
 
-    In every epoch the windows lie side by side from a new offset, so that over the epochs every token is seen
-    in every place of a window. Sample i is a pure function of (split, seq_len, seed, i): whoever asks, in
-    whatever order. If the split has rows, windows lie within rows.
+    In every epoch the windows are adjacent and start at a new offset, so that over the epochs a token occurs at every
+    position of a window. Sample i is a pure function of (split, seq_len, seed, i), so ranks, workers and resumed runs
+    need no common state. If the split has rows, windows stay within rows.
 
     Args:
-        split: what to sample from.
+        split: the data.
         seq_len: inputs per window.
-        seed: decides the order.
+        seed: seed of the order.
 
     Attributes:
-        windows_per_epoch: samples after which the next epoch starts.
+        windows_per_epoch: samples per epoch.
 
     Raises:
         UserError: the split is shorter than one window.
@@ -45,22 +45,22 @@ class Sampler:
         rows = split.n_tokens // length
         self._per_row = (length - 1) // seq_len
         if split.row_length is None and self._per_row > 1:
-            self._per_row = (length - seq_len) // seq_len  # at most one less: room for every offset
+            self._per_row = (length - seq_len) // seq_len  # at most one fewer, which makes room for every offset
         self._offsets = min(seq_len, length - self._per_row * seq_len)
         self.windows_per_epoch = rows * self._per_row
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
-        """Position in the split at which each sample number's window starts, int64."""
+        """Position in the split where the window of each sample starts, int64."""
         samples = np.asarray(samples, dtype=np.int64)
         epochs = samples // self.windows_per_epoch
         starts = np.empty_like(samples)
         for epoch in np.unique(epochs):
-            mine = epochs == epoch
+            in_epoch = epochs == epoch
             key = draw(self.seed, int(epoch))
             offset = draw(key, ROLE_OFFSET) % self._offsets
-            window = permuted(samples[mine] - epoch * self.windows_per_epoch, self.windows_per_epoch, key)
-            row, place = np.divmod(window, self._per_row)
-            starts[mine] = row * self._row_length + offset + place * self.seq_len
+            window = permuted(samples[in_epoch] - epoch * self.windows_per_epoch, self.windows_per_epoch, key)
+            row, column = np.divmod(window, self._per_row)
+            starts[in_epoch] = row * self._row_length + offset + column * self.seq_len
         return starts
 
     def windows(self, samples: np.ndarray) -> np.ndarray:
@@ -81,4 +81,4 @@ class Sampler:
         return self.windows(np.array([sample]))[0]
 
 
-ROLE_OFFSET = 2**32  # beyond the numbers of the permutation's rounds, which are drawn from the same key
+ROLE_OFFSET = 2**32  # larger than any round number of the permutation, whose keys are drawn from the same key

@@ -1,8 +1,7 @@
-"""A shuffle that is never stored: position i of permutation k of 0 … n−1, by arithmetic alone.
+"""A stateless shuffle: element i of permutation k of 0 … n−1, computed without storing the permutation.
 
-A Feistel network permutes 0 … 4^h−1 for any round function (Luby and Rackoff 1988); values of n and above are
-sent through it again until they fall below n ("cycle walking", Black and Rogaway 2002), which keeps it a
-permutation.
+A Feistel network permutes 0 … 4^h−1 for any round function (Luby and Rackoff 1988). Values that are not below n go
+through it again until they are ("cycle walking", Black and Rogaway 2002), which keeps it a permutation.
 """
 
 import numpy as np
@@ -12,7 +11,7 @@ MASK_64 = 2**64 - 1
 
 
 def mix(value: int) -> int:
-    """A well-mixed 64-bit number (the finaliser of splitmix64, Steele et al. 2014)."""
+    """Mix the bits of a 64-bit number (the finaliser of splitmix64, Steele et al. 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & MASK_64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK_64
@@ -20,7 +19,7 @@ def mix(value: int) -> int:
 
 
 def draw(*parts: int) -> int:
-    """A 64-bit number that is a pure function of a seed and whatever it is for."""
+    """A 64-bit random number that is a pure function of its arguments: a seed and the purpose of the number."""
     value = 0
     for part in parts:
         value = mix(value ^ (part & MASK_64))
@@ -28,7 +27,7 @@ def draw(*parts: int) -> int:
 
 
 def permuted(index: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Where each of ``index`` (int64, 0 … n−1) goes in permutation ``key`` of 0 … n−1."""
+    """The images of ``index`` (int64, 0 … n−1) under permutation ``key`` of 0 … n−1."""
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     mask = np.uint64(2**half - 1)
     keys = [np.uint64(draw(key, i)) for i in range(ROUNDS)]
@@ -48,7 +47,7 @@ def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: list[np
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """``mix`` of each element."""
+    """Elementwise :func:`mix`."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""Which documents train and which validate: never the same text on both sides."""
+"""Split of documents into training and validation, with no text in both."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -11,19 +11,19 @@ from tinyllm.data.corpus import Document, Source
 from tinyllm.errors import UserError
 
 RULES = 2
-"""Version of the rules below. Under 1, which older runs were split by, only equal bytes were the same document, and
-validation consisted of whole documents however far that was from the share asked for."""
+"""Version of the rules below. Under version 1, which early runs used, only documents with equal bytes counted as equal,
+and validation consisted of whole documents, however far its size was from the requested one."""
 TOLERANCE = 1.5
-"""How far the share may be off, as a factor, before a document is cut."""
+"""Factor by which the size of validation may be off before a document is cut."""
 SHORTEST = 2
-"""Bytes of the shortest head or tail that a document is cut for: prediction needs two tokens."""
+"""Fewest bytes of either part of a cut document, because prediction needs two tokens."""
 
 IdentityOf = Callable[[Document], bytes]
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The two sides of a source. Each function reads its side; call it again to read again."""
+    """The training and validation documents of a source; each function reads them anew."""
 
     train: Callable[[], Iterator[Document]]
     val: Callable[[], Iterator[Document]]
@@ -33,22 +33,22 @@ class Parts:
 
 
 def split(source: Source, val_fraction: float, *, rules: int = RULES) -> Parts:
-    """Splits by document; a single document is cut, and its tail is validation.
+    """Split by document; a single document is cut, and its tail is validation.
 
-    Documents of the same text stay together. In the order of their hashes they fill validation as long as
-    they fit into ``val_fraction`` of the bytes, so the choice depends on the documents alone; at least one
-    stays. If that gives far more or less than asked for (few documents, or one that is most of them), the tail
-    of the largest document fills validation up.
+    Documents of equal text stay together. In the order of their hashes, documents that fit into ``val_fraction`` of the
+    bytes go to validation, at least one; so the choice depends on the documents alone and not on their order on disk.
+    If that gives far more or less than requested (few documents, or a dominating one), the tail of the largest document
+    completes validation.
 
     Raises:
-        UserError: there is no text, or too little of it for two sides.
+        UserError: there is no text, or too little for two splits.
     """
     identity = _text_of if rules > 1 else _bytes_of
     documents = _Measured.of(source.documents(), identity)
     if source.validation is not None:
         return _given(source, source.validation, documents, identity)
     if not len(documents.keys):
-        raise UserError("there is nothing in it", key="dataset.path", value=source.path, hint="choose another")
+        raise UserError("no documents", key="dataset.path", value=source.path, hint="use other data")
     groups, first, inverse = np.unique(documents.keys, return_index=True, return_inverse=True)
     if len(groups) == 1:
         return _cut_only(source, val_fraction, len(documents.keys))
@@ -62,7 +62,7 @@ def split(source: Source, val_fraction: float, *, rules: int = RULES) -> Parts:
         return _whole(source, documents, groups, inverse, chosen, identity)
     if source.rows or min(val_fraction * total, float(documents.sizes.max()) / 2) < SHORTEST:
         reason = "rows are not cut" if source.rows else "there is too little text to cut a document"
-        note = f"{share:.1%} of the data is validation instead of {val_fraction:.1%}: {reason}."
+        note = f"Validation is {share:.1%} of the data instead of {val_fraction:.1%}: {reason}."
         return _whole(source, documents, groups, inverse, chosen, identity, [note])
     return _cut_one(source, documents, val_fraction, (groups, first, inverse), chosen, share)
 
@@ -81,7 +81,7 @@ def _key(digest: bytes) -> int:
 
 @dataclass(frozen=True)
 class _Measured:
-    """All documents: what they are the same by, their order, their bytes; 24 bytes each."""
+    """All documents as arrays, 24 bytes each: identity, order and size."""
 
     keys: np.ndarray
     order: np.ndarray
@@ -97,7 +97,7 @@ class _Measured:
 
 
 def _fill(sizes: np.ndarray, order: np.ndarray, target: float) -> np.ndarray:
-    """Mask of the groups that fit one after the other, by ``order``, into ``target``; the smallest if none does."""
+    """Mask of the groups that fit into ``target``, taken in ``order``; the smallest group if none fits."""
     chosen = np.zeros(len(sizes), dtype=bool)
     smallest, free = float(sizes.min()), target
     ranks = np.argsort(order, kind="stable")
@@ -121,7 +121,7 @@ def _whole(
     identity: IdentityOf,
     notes: Iterable[str] = (),
 ) -> Parts:
-    """Validation of the chosen groups, training of the others."""
+    """Validation consists of the chosen groups, training of all others."""
     validating = groups[chosen]  # sorted, since groups is
     in_val = chosen[inverse]
     return Parts(
@@ -136,7 +136,7 @@ def _whole(
 def _choose(
     documents: Callable[[], Iterator[Document]], keys: np.ndarray, inside: bool, identity: IdentityOf
 ) -> Iterator[Document]:
-    """The documents whose key is in the sorted ``keys``, or is not."""
+    """The documents whose key is in the sorted ``keys`` (``inside``) or is not."""
     for document in documents():
         if _is_in(keys, _key(identity(document))) == inside:
             yield document
@@ -155,7 +155,7 @@ def _cut_one(
     chosen: np.ndarray,
     share: float,
 ) -> Parts:
-    """Validation of the chosen groups if they are too little, and the tail of the largest of the other documents."""
+    """Validation consists of the tail of the largest document and, if they are too small, of the chosen groups."""
     groups, first, inverse = grouped
     total = float(documents.sizes.sum())
     if share > val_fraction:
@@ -163,7 +163,7 @@ def _cut_one(
     missing = val_fraction * total - float(documents.sizes[chosen[inverse]].sum())
     largest = int(np.where(chosen, -1, documents.sizes[first]).argmax())
     size = int(documents.sizes[first[largest]])
-    tail = min(missing / size, 0.9)  # it is larger than what is missing, but may be small if it has copies
+    tail = min(missing / size, 0.9)  # capped: a document with many copies may be smaller than what is missing
     of_largest = inverse == largest
     whole_train = ~chosen[inverse] & ~of_largest
     notes = [
@@ -171,7 +171,7 @@ def _cut_one(
         f" {tail:.1%} of the largest one are validation{' too' * bool(chosen.any())}."
     ]
     if of_largest.sum() > 1:
-        notes.append(f"The largest document is there {int(of_largest.sum()):,} times; it was used once.")
+        notes.append(f"The largest document occurs {int(of_largest.sum()):,} times and was used once.")
     sides = partial(_choose_or_cut, source.documents, groups[chosen], int(groups[largest]), tail)
     return Parts(
         train=partial(sides, False),
@@ -185,9 +185,9 @@ def _cut_one(
 def _choose_or_cut(
     documents: Callable[[], Iterator[Document]], keys: np.ndarray, divided: int, tail: float, inside: bool
 ) -> Iterator[Document]:
-    """The documents whose key is in the sorted ``keys``, or is not, and one side of the first with the key ``divided``.
+    """The documents whose key is in the sorted ``keys`` (``inside``) or is not, and a part of the document ``divided``.
 
-    Its copies are on neither side: with other line ends they would not be cut at the same character.
+    Its copies are in neither split: with other line endings they would be cut at another character.
     """
     done = False
     for document in documents():
@@ -206,8 +206,8 @@ def _given(
     val_keys = np.unique(_Measured.of(validation(), identity).keys)
     both = np.isin(documents.keys, val_keys)
     if both.all():
-        hint = "give dataset.val_path other data, or leave it out and a part is split off"
-        what = "all of the training data are in validation too"
+        hint = "use other data, or omit dataset.val_path to split off a part"
+        what = "all training documents are also in validation"
         raise UserError(what, key="dataset.val_path", value=source.val_path, hint=hint)
     notes = []
     if both.any():
@@ -222,9 +222,9 @@ def _given(
 
 
 def _cut_only(source: Source, val_fraction: float, copies: int) -> Parts:
-    """Both sides of the only document."""
+    """Both splits are parts of the only document."""
     if source.rows:
-        hint = "give more rows, or dataset.val_path"
+        hint = "use more rows, or set dataset.val_path"
         what = "a single row cannot be split" if copies == 1 else f"all {copies:,} rows are equal and cannot be split"
         raise UserError(what, key="dataset.path", value=source.path, hint=hint)
     document = next(source.documents())
@@ -239,7 +239,7 @@ def _cut_only(source: Source, val_fraction: float, copies: int) -> Parts:
 
 
 def _side(document: Document, tail: float, inside: bool) -> Iterator[Document]:
-    """The last ``tail`` of the characters of a document as a document, or what comes before."""
+    """The last fraction ``tail`` of a document's characters as a document (``inside``), or the part before it."""
     length = sum(len(chunk) for chunk in document.chunks())
     head = int(length * (1 - tail))
     start, stop = (head, length) if inside else (0, head)

@@ -1,4 +1,4 @@
-"""UTF-8 text: a file, a folder or a glob. A file is a document."""
+"""Text corpus: UTF-8 files, each a document."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,16 +14,16 @@ from tinyllm.errors import UserError
 
 
 class TextCorpus(FileCorpus):
-    """UTF-8 text files. In a folder, files that are not text (compressed, binary, …) and hidden ones are passed over.
+    """UTF-8 text files. In a folder, hidden files and files that are not text (compressed, binary, …) are skipped.
 
-    A byte order mark is dropped, and the line ends CR LF and CR become LF.
+    Byte order marks are dropped, and the line endings CR LF and CR become LF.
 
     Args:
-        path: a file, a folder (with everything below) or a glob.
-        val_path: the same for validation; then nothing is split off, and training files that are also in it
-            are left out.
-        val_fraction: share that becomes validation, by document; of a single document the tail, and the tail
-            of one more where whole documents miss the share by far.
+        path: a file, a folder (with its subfolders) or a glob.
+        val_path: the same for a separate validation set. Then nothing is split off, and training files that are also in
+            it are left out.
+        val_fraction: fraction of the bytes that becomes validation, by document. If whole documents miss it by far, the
+            tail of one document is cut off for validation; a single document is always cut.
         errors: "strict": a byte that is not UTF-8 is an error; "replace": it becomes U+FFFD.
     """
 
@@ -43,13 +43,13 @@ class TextCorpus(FileCorpus):
                 return
         if others.total() == len(listing.files):
             [(commonest, _)] = others.most_common(1)
-            hint = f"UTF-8 files of any name are; there are {counted(others)}"
+            hint = f"UTF-8 files of any name count; it has {counted(others)}"
             if commonest != BINARY:
                 hint += f"; {advice_for(commonest, examples[commonest])}"
             raise UserError("the folder holds no text file", key=key, value=path, hint=hint)
         what = "the file is" if len(listing.files) == 1 else "all files are"
-        kind = "nothing but white space" if any(file.stamp[0] for file in listing.files) else "empty"
-        raise UserError(f"{what} {kind}", key=key, value=path, hint="there is no text to learn from")
+        kind = "nothing but whitespace" if any(file.stamp[0] for file in listing.files) else "empty"
+        raise UserError(f"{what} {kind}", key=key, value=path, hint="there is no text to train on")
 
     def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
         return documents_of(files, contents, self._errors)
@@ -59,7 +59,7 @@ class TextCorpus(FileCorpus):
 
 
 def documents_of(files: Sequence[str], contents: Contents, errors: str) -> Iterator[Document]:
-    """Each file that is not empty as a document."""
+    """Each nonempty file as a document."""
     for file in files:
         content = contents[file]
         if content.text_size:

@@ -1,12 +1,12 @@
-"""The token cache on disk: one folder per (corpus, tokenizer), written whole or not at all, checked when opened.
+"""The token cache on disk: one folder per (corpus, tokenizer), written atomically and verified when opened.
 
-A folder holds ``train.bin`` and ``val.bin`` (ids, little-endian), ``exceptions.npz`` (bytes of unusual
-tokens), ``tokenizer.json`` and ``meta.json`` (sizes and sha256 of everything, of the ids per block of 4 MiB).
+A folder holds ``train.bin`` and ``val.bin`` (ids, little-endian), ``exceptions.npz`` (bytes of unusual tokens),
+``tokenizer.json`` and ``meta.json`` (sizes and sha256 of all files; for the ids, of every block of 4 MiB).
 
-What opening checks: meta.json against its own digest, every size, tokenizer and exceptions by sha256, and the
-ids block by block. All blocks are checked unless the files carry the same stamp (size, times, inode) as when
-they were last checked in full *and* are larger than 64 MiB together; then the first, the last and 6 random
-blocks are. So an edit of any kind is found at once, and silent rot of a large file sooner or later.
+Opening verifies meta.json by its own digest, all sizes, tokenizer and exceptions by sha256, and the ids by block. All
+blocks are verified, unless the files have the same stamp (size, times, inode) as at their last full verification *and*
+exceed 64 MiB together; then the first, the last and 6 random blocks are. So any edit is found at once, and silent
+corruption of a large file eventually.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ DTYPES = ("uint16", "uint32")
 
 
 LARGEST_META = 512 << 20
-"""Bytes: it lists the blocks of the ids."""
+"""Most bytes of meta.json, which lists the hashes of all blocks."""
 
 
 class DamagedCacheError(Exception):
-    """The folder is not a whole, unchanged cache; the message says why."""
+    """The folder is not a complete, unchanged cache; the message says why."""
 
 
 class TokenWriter:
-    """Writes the ids of one side, hashing as it goes."""
+    """Writes and hashes the ids of one split."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
         self.n_tokens = 0
@@ -59,8 +59,8 @@ class TokenWriter:
         self._exceptions: list[np.ndarray] = []
 
     def write(self, ids: np.ndarray, lengths: np.ndarray | None) -> None:
-        """Appends ids; ``lengths`` are their UTF-8 bytes, None: the tokenizer's usual ones."""
-        if len(ids) and int(ids.max()) >= self._vocab_size:  # must never happen; a wrapped id would train silently
+        """Append ids; ``lengths`` are their UTF-8 bytes, None: those in the tokenizer's table."""
+        if len(ids) and int(ids.max()) >= self._vocab_size:  # a bug; without the check it would wrap around silently
             raise RuntimeError(f"the tokenizer gave id {ids.max()} with a vocabulary of {self._vocab_size}")
         if lengths is not None:
             odd = np.flatnonzero(lengths != self._usual[ids])
@@ -71,7 +71,7 @@ class TokenWriter:
             self._flush(BLOCK_BYTES)
 
     def finish(self) -> tuple[dict[str, Any], np.ndarray]:
-        """Makes the file durable. Returns its entry in meta.json and its exceptions, (2, n)."""
+        """Make the file durable; returns its entry in meta.json and its exceptions, (2, n)."""
         if self._buffer:
             self._flush(len(self._buffer))
         self._stream.flush()
@@ -104,12 +104,12 @@ def dtype_for(vocab_size: int) -> str:
 
 
 def fingerprint_of_blocks(blocks: list[str]) -> str:
-    """sha256 (hex) over the hashes of the blocks."""
+    """sha256 (hex) of the hashes of the blocks."""
     return hashlib.sha256("".join(blocks).encode()).hexdigest()
 
 
 def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """Writes what belongs to the ids, and meta.json last; everything is durable afterwards."""
+    """Write everything besides the ids, meta.json last; on return all files are durable."""
     packed = BytesIO()
     arrays: dict[str, Any] = dict(exceptions)  # Any: among numpy 2's keywords is a flag
     np.savez(packed, **arrays)
@@ -120,7 +120,7 @@ def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarr
     for name, content in contents.items():
         replace(folder / name, partial(_put, content))
     for file in folder.iterdir():
-        set_mode(file, 0o444)  # a reminder: a running training maps these files
+        set_mode(file, 0o444)  # read-only, because running trainings have these files mapped
     sync(folder)
 
 
@@ -129,18 +129,18 @@ def _put(content: bytes, stream: BinaryIO) -> None:
 
 
 def open_cache(folder: Path, key: str, *, own: bool = False) -> TokenData:
-    """The data in ``folder``.
+    """Open and verify the cache in ``folder``.
 
     Args:
-        own: this process has just written it, whoever owns it according to the file system.
+        own: this process has just written it, so its owner in the file system is not checked.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        DamagedCacheError: it is not what was written there under this key.
+        FileNotFoundError: the folder does not exist.
+        DamagedCacheError: its content is not what was written under this key.
     """
     if not folder.is_dir():
         raise FileNotFoundError(folder)
-    if not own and not all(is_trusted(one, root=folder.parent) for one in (folder, *folder.iterdir())):
+    if not own and not all(is_trusted(path, root=folder.parent) for path in (folder, *folder.iterdir())):
         raise DamagedCacheError("it belongs to another user")
     try:
         return _open(folder, key)
@@ -197,7 +197,7 @@ def _check_ids(folder: Path, meta: dict[str, Any]) -> None:
     for side in SIDES:
         _check_blocks(folder / f"{side}.bin", meta["splits"][side], meta["vocab_size"], sample)
     if not sealed:
-        with suppress(OSError):  # only spares the next start some work
+        with suppress(OSError):  # optional: it saves the next start a full verification
             replace(seal_file, lambda stream: stream.write(json.dumps(stamps).encode()))
 
 
@@ -219,10 +219,10 @@ def _check_blocks(file: Path, entry: dict[str, Any], vocab_size: int, sample: bo
 
 
 def remove_stale(root: Path, key: str) -> None:
-    """Removes what killed processes left half-built: temporary folders whose lock nobody holds.
+    """Remove temporary folders of killed processes: those whose lock is free.
 
     Args:
-        key: the lock that the caller holds itself.
+        key: key of the lock that the caller holds.
     """
     for folder in root.glob(f"{TEMPORARY}*"):
         owner = folder.name.split("-")[1]

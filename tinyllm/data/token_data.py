@@ -1,4 +1,4 @@
-"""One side of a prepared data set: a long array of ids on disk, read by position."""
+"""Prepared data: the token ids of the training and validation split on disk."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,22 +8,22 @@ import numpy as np
 
 from tinyllm.tokenizers import Tokenizer
 
-BLOCK = 2**20  # ids per step where a long range is summed
+BLOCK = 2**20  # ids per step when summing over a long range
 
 
 @dataclass
 class Split:
-    """Ids of all documents one after the other, memory-mapped. Cheap to copy to another process.
+    """The ids of all documents in one memory-mapped array; pickles without its content.
 
     Attributes:
         name: "train" or "val".
-        path: the file of ids.
-        dtype: how an id is stored, "uint16" or "uint32".
+        path: file of the ids.
+        dtype: dtype of the file, "uint16" or "uint32".
         n_tokens: number of ids.
-        row_length: ids per row if the data are rows that no window may reach out of, else None.
-        fingerprint: sha256 (hex) over the ids.
+        row_length: ids per row, if the data are rows that windows must not cross; else None.
+        fingerprint: sha256 (hex) of the ids.
         token_bytes: UTF-8 bytes of each id, (vocab_size,); None if the data are not text.
-        exceptions: sorted positions whose bytes differ from ``token_bytes``, and these bytes, (2, n).
+        exceptions: (2, n): sorted positions of the tokens whose bytes differ from ``token_bytes``, and these bytes.
     """
 
     name: str
@@ -44,17 +44,17 @@ class Split:
         return self._ids
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Ids start … stop−1 as int64, a copy.
+        """A copy of ids start … stop−1 as int64.
 
         Raises:
-            IndexError: the range is not within the split (a slice would silently be shorter).
+            IndexError: the range is not within the split (a slice would be shorter without an error).
         """
         if not 0 <= start <= stop <= self.n_tokens:
             raise IndexError(f"tokens {start} to {stop} of a split of {self.n_tokens}")
         return self.ids[start:stop].astype(np.int64)
 
     def byte_count(self, start: int, stop: int) -> int | None:
-        """UTF-8 bytes of the text behind ids start … stop−1, ``<unk>`` included; None if the data are not text."""
+        """UTF-8 bytes of the text of ids start … stop−1, ``<unk>`` included; None if the data are not text."""
         if self.token_bytes is None:
             return None
         total = sum(int(self.token_bytes[self.read(i, min(i + BLOCK, stop))].sum()) for i in range(start, stop, BLOCK))
@@ -64,20 +64,20 @@ class Split:
         return total + int((lengths[first:last] - usual).sum())
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ids": None}  # a memory map would be copied whole
+        return self.__dict__ | {"_ids": None}  # pickling a memory map would copy its content
 
 
 @dataclass(frozen=True)
 class TokenData:
-    """A data set ready to train on.
+    """A data set ready for training.
 
     Attributes:
-        train, val: the two sides.
-        tokenizer: what made the ids.
-        notes: sentences for the user.
-        path: the folder of the token cache that holds it.
-        fingerprint: sha256 (hex) over both sides and the tokenizer.
-        rules: version of the rules by which the sides were chosen (``split.RULES``).
+        train, val: the two splits.
+        tokenizer: the tokenizer of the ids.
+        notes: remarks for the user.
+        path: its folder in the token cache.
+        fingerprint: sha256 (hex) of both splits and the tokenizer.
+        rules: version of the rules that split the documents (``split.RULES``).
     """
 
     train: Split

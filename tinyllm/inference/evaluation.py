@@ -1,4 +1,4 @@
-"""How well a model predicts a split: the one function behind every val/loss."""
+"""Evaluation of a model on a split: the one function that computes every val/loss."""
 
 import math
 from collections.abc import Callable
@@ -34,34 +34,31 @@ def evaluate(
     gather: Callable[[list[float]], list[list[float]]] = lambda values: [values],
     stopping: Stopping = lambda: False,
 ) -> dict[str, float]:
-    """Plain cross-entropy of the split, every token weighing the same.
+    """Cross-entropy of a split, averaged over its tokens.
 
-    The split is read in windows of ``seq_len`` tokens that predict every token but the first exactly once,
-    the last window being shorter if need be. With ``stride`` < ``seq_len`` the windows overlap and only the
-    last ``stride`` tokens of each count (of the first window all), so every token has at least ``seq_len −
-    stride`` tokens before it. Nothing is drawn from a random stream and the model's mode is restored, so
-    training does not notice.
+    The split is read in windows of ``seq_len`` tokens that predict every token but the first exactly once; the last
+    window may be shorter. With ``stride`` < ``seq_len`` the windows overlap and, except in the first, only the last
+    ``stride`` tokens of each count, so that these have a context of at least ``seq_len − stride`` tokens. No random
+    stream is touched and the model's mode is restored, so an evaluation does not change training.
 
     Args:
-        max_tokens: only the beginning of the split; None: all of it.
+        max_tokens: evaluate only the beginning of the split; None: all of it.
         autocast: makes the context in which the model runs.
-        name: what the keys begin with.
-        progress: told how many tokens are predicted so far.
-        rank, world_size: of processes that deal the batches out among themselves; the result is that of one.
-        gather: of this process's values those of all, in the order of their ranks.
-        stopping: asked before each batch of this process.
+        name: prefix of the metrics.
+        progress: called with the number of tokens predicted so far.
+        rank, world_size: the batches are divided over this many processes; the result is that of one process.
+        gather: all-gathers a list of values, by rank.
+        stopping: checked before each batch of this process.
 
     Returns:
-        ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential; inf where no number is large enough) and,
-        where the split knows the bytes of its tokens, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of predicted tokens)).
+        ``val/loss`` (mean nats per token), ``val/ppl`` (its exponential; inf beyond the largest float) and, if the data
+        are text, ``val/bpb`` (nats / (ln 2 · UTF-8 bytes of the predicted tokens)).
 
     Raises:
-        UserError: the split is too short to predict anything, the stride would leave tokens out, or the weights are
-            not finite.
-        Interrupted: ``stopping`` said so.
+        UserError: the split is too short to predict anything, ``stride`` is not within 1 … ``seq_len``, or the weights
+            are not finite.
+        Interrupted: ``stopping`` returned true.
     """
-    if stride is not None and not 1 <= stride <= seq_len:
-        raise UserError("out of range", key="stride", value=stride, hint=f"give 1 to seq_len ({seq_len})")
     was_training = model.training
     model.train(False)
     nats: list[Tensor | float] = []
@@ -74,19 +71,19 @@ def evaluate(
                 raise Interrupted
             tokens += batch.counted
             if (number - 1) % world_size == rank:
-                nats.append(_kept(_nats(model, batch.to(device), autocast)))
+                nats.append(_off_heap(_nats(model, batch.to(device), autocast)))
             if progress is not None:
                 progress(tokens)
-        if len(nats) * world_size < number:  # a model in parts needs all ranks in every pass
-            nats.append(_kept(_nats(model, batch.to(device), autocast)))
+        if len(nats) * world_size < number:  # a sharded model needs all ranks in every pass: repeat the last batch
+            nats.append(_off_heap(_nats(model, batch.to(device), autocast)))
     finally:
         model.train(was_training)
     if not tokens:
         raise UserError(
             f"the {split.name} split has {split.n_tokens} tokens", hint="at least 2 are needed to predict one"
         )
-    # One transfer at the end: reading each batch's sum at once would make the device wait for it.
-    rows = gather(torch.stack([torch.as_tensor(one) for one in nats]).tolist())
+    # One transfer at the end: reading every sum at once would stall the device.
+    rows = gather(torch.stack([torch.as_tensor(batch_nats) for batch_nats in nats]).tolist())
     in_order = [value for values in zip(*rows, strict=True) for value in values][:number]
     total = torch.tensor(in_order, dtype=torch.float64).sum().item()
     loss = total / tokens
@@ -100,27 +97,27 @@ def evaluate(
 
 
 def _check_weights(model: LanguageModel, gather: Callable[[list[float]], list[list[float]]]) -> None:
-    """Refuse weights with NaN or infinity, on all processes if one of them has some: no figure of them means anything.
+    """Refuse weights with NaN or infinity, on all processes if one of them has any: their loss means nothing.
 
     Raises:
-        UserError: there are some.
+        UserError: a weight is not finite.
     """
-    found = first_not_finite(model.named_parameters())
-    if any(row[0] for row in gather([float(found is not None)])):
-        hint = "they hold NaN or infinity; take a checkpoint from before that, or train again with a lower optimizer.lr"
-        raise UserError("the weights are not finite", file=found, hint=hint)
+    bad_tensor = first_not_finite(model.named_parameters())
+    if any(row[0] for row in gather([float(bad_tensor is not None)])):
+        hint = "they hold NaN or infinity; use an earlier checkpoint, or train again with a lower optimizer.lr"
+        raise UserError("the weights are not finite", file=bad_tensor, hint=hint)
 
 
-def _kept(sum_of_batch: Tensor) -> Tensor | float:
-    """What is kept of a batch until the end: on a CPU a number.
+def _off_heap(batch_nats: Tensor) -> Tensor | float:
+    """The sum of a batch as a float if it is on the CPU; on a GPU, where ``item`` would wait, as it is.
 
-    A small tensor that stays lies behind the batch's logits in the heap. glibc before 2.38 does not find the room of
-    aligned blocks that were freed before it again (its bug 14581), and the process would grow with every batch.
+    A small tensor would lie behind the batch's logits in the heap. glibc before 2.38 does not reuse the space of
+    aligned blocks freed before it (its bug 14581), so the process would grow with every batch.
     """
-    return sum_of_batch.item() if sum_of_batch.device.type == "cpu" else sum_of_batch
+    return batch_nats.item() if batch_nats.device.type == "cpu" else batch_nats
 
 
-@torch.no_grad()  # not inference_mode: sharded weights that are first gathered in it could not be trained any more
+@torch.no_grad()  # not inference_mode: sharded weights gathered in it for the first time could not be trained later
 def _nats(model: LanguageModel, batch: Batch, autocast: Autocast) -> Tensor:
     """Cross-entropy summed over the batch's targets, a scalar on its device."""
     with autocast():
