@@ -1,7 +1,7 @@
 """tinyllm: train small and medium language models, and compare architectures with honest numbers.
 
-``tinyllm.compose("model=large", "attn=gqa")`` gives a configuration, ``tinyllm.load(run)`` a trained model and its
-tokenizer. Both are imported when they are first asked for, so that ``import tinyllm`` costs nothing.
+``tinyllm.compose("model=large", "attn=gqa")`` returns a configuration, ``tinyllm.load(run)`` a trained model and its
+tokenizer. Both are imported at first use, so that ``import tinyllm`` loads neither torch nor Hydra.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""The exceptions that are meant for the person at the keyboard."""
+"""Errors that the user can fix, shown as one line."""
 
 import errno
 import os
@@ -7,14 +7,14 @@ from tinyllm.utils.text import plain
 
 
 class UserError(Exception):
-    """Something the user can mend: printed as ``error: <what> (<where>): <hint>``, exit code 2, no traceback.
+    """An error that the user can fix: printed as ``error: <what> (<where>): <hint>``, exit code 2, no traceback.
 
     Args:
-        what: what is wrong, in a few words.
-        key: the config path it concerns, e.g. ``"model.n_heads"``; shown with ``value``.
+        what: the problem, in a few words.
+        key: the configuration key, e.g. ``"model.n_heads"``; shown with ``value``.
         value: the offending value of ``key``.
-        file: the file it concerns, when there is no key.
-        hint: what is allowed, or what to do.
+        file: the file or place, if no key is at fault.
+        hint: the allowed values, or what to do.
     """
 
     def __init__(
@@ -28,17 +28,17 @@ class UserError(Exception):
 
 
 class RankError(UserError):
-    """What ended one rank of several, told at once and by that rank; other errors are told by rank 0 alone."""
+    """An error of one rank of several, which that rank prints at once; other errors are printed by rank 0 alone."""
 
 
-_SHOWN = 200
-"""Characters of a path in such a line."""
+_LONGEST_SHOWN = 200
+"""Characters of a path shown in an error."""
 
 
 def one_line(text: str) -> str:
-    """The text with every run of white space, line ends included, as one space, and control characters spelled out.
+    """The text on one line: white space collapsed to single spaces, control characters escaped.
 
-    A value or a file name out of a stranger's directory is part of many messages; none may command the terminal.
+    Messages quote values and file names from foreign files, which must not control the terminal.
     """
     return plain(" ".join(text.split()))
 
@@ -47,19 +47,19 @@ _REFUSED_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, 
 
 
 def about_path(error: Exception) -> UserError | None:
-    """The line about a path that the file system does not take or does not let us at; None: another kind of error.
+    """A path that the file system refuses (too long, not permitted, read-only) as a UserError; None: another error.
 
-    A path may come from anywhere, and every look at one, ``is_dir`` too, raises this where a name in it is too long.
+    It can come up at any use of a path from the user: even ``is_dir`` raises for a name that is too long.
     """
     if not isinstance(error, OSError) or error.errno not in _REFUSED_PATHS or error.filename is None:
         return None
     path = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-    shown = path if len(path) <= _SHOWN else f"{path[:_SHOWN]}…"
+    shown = path if len(path) <= _LONGEST_SHOWN else f"{path[:_LONGEST_SHOWN]}…"
     return UserError(error.strerror or str(error), file=shown)
 
 
 def setting(key: str, value: object) -> str:
-    """``key=value`` as one types it on the command line."""
+    """``key=value`` as typed on the command line."""
     if value is None:
         return f"{key}=null"
     if isinstance(value, bool):

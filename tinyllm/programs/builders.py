@@ -1,4 +1,4 @@
-"""From a composed configuration to the objects it describes; shared by the programs."""
+"""Build the objects that a composed configuration describes: model, optimizer, schedule, data."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,10 +21,13 @@ from tinyllm.utils.progress import PreparationProgress
 from tinyllm.utils.seeds import stream
 
 HORIZON = ("max_steps", "max_tokens", "max_epochs")
+"""Keys of ``trainer`` that set the end of a run."""
 BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
+"""Keys of ``trainer`` that set the batch."""
 PLACEHOLDER_VOCAB = 256
 """Vocabulary size of a model on ``meta`` while the tokenizer is unknown."""
 META = torch.device("meta")
+"""Tensors on it have a shape and a dtype, and no memory."""
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -43,12 +46,14 @@ def build_model(
     allow: frozenset[Option],
     place: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The model of a configuration with its initial weights; on ``meta`` without any.
+    """The model of a configuration with its initial weights, or on ``meta`` without weights.
 
-    The weights come from the run's seed alone: the global random stream is left where it was.
+    The weights depend on ``seed`` alone, and the global random stream is restored.
 
     Args:
-        place: gives a model that was built on ``meta`` memory and weights; None: it is built with them.
+        vocab_size: the tokenizer's; see :func:`vocabulary_of`.
+        place: allocates and initialises a model that was built on ``meta``, as fsdp does shard by shard; None: the model
+            is built with its weights on the CPU and moved to ``device``.
 
     Raises:
         UserError: sizes that do not fit together, or ``model.vocab_size`` below the tokenizer's.
@@ -59,7 +64,7 @@ def build_model(
         with memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
                 model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)
-            model = place(model) if place else model.to(device)  # outside: what it fills is no tensor on meta
+            model = place(model) if place else model.to(device)  # outside the context, which would allocate on meta
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
 
@@ -97,10 +102,10 @@ def planned_batch(cfg: DictConfig, *, world_size: int = 1) -> BatchPlan:
 def build_optimizer(
     cfg: DictConfig, model: Any, *, allow: frozenset[Option]
 ) -> tuple[torch.optim.Optimizer, list[OptimizerGroup]]:
-    """The optimizer over the model's parameter groups, and what the groups are.
+    """The optimizer over the model's parameter groups, and a description of the groups.
 
     Raises:
-        UserError: a hyper-parameter out of range, or a rule that matches nothing.
+        UserError: a hyper-parameter out of range, or a group rule that matches no parameter.
     """
     groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "matrix_scalings", None))
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
@@ -110,19 +115,20 @@ def build_optimizer(
 
 
 def optimizer_bytes(cfg: DictConfig, model: Any, *, allow: frozenset[Option]) -> int:
-    """Bytes that the optimizer of a configuration keeps for the model; it is not made."""
+    """Bytes of the optimizer's state for a model, without building the optimizer."""
     groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "matrix_scalings", None))
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
     return state_bytes(getattr(factory, "func", factory), groups, **getattr(factory, "keywords", {}))
 
 
 def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
-    """The groups of an optimizer for a person; those that differ in nothing a person would see are one."""
-    found: dict[tuple[str, float, float], list[Any]] = {}
+    """The parameter groups of an optimizer, as shown to the user: groups that would look the same are merged."""
+    parameters: dict[tuple[str, float, float], list[Any]] = {}
     for group in optimizer.param_groups:
-        own = group["scaling"] is not None
-        key = group["kind"], group["lr_scale"] if own else 1.0, group.get("weight_decay", 0.0)
-        found.setdefault(key, []).extend(group["params"])
+        # Only scaling with the width is shown; Muon's lr_scale of its AdamW groups is adamw_lr / lr, a setting.
+        lr_scale = group["lr_scale"] if group["scaling"] is not None else 1.0
+        key = group["kind"], lr_scale, group.get("weight_decay", 0.0)
+        parameters.setdefault(key, []).extend(group["params"])
     return [
         OptimizerGroup(
             name=kind if scale == 1 else f"{kind}, lr × {scale:.4g}",
@@ -130,7 +136,7 @@ def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
             parameters=sum(p.numel() for p in params),
             weight_decay=weight_decay,
         )
-        for (kind, scale, weight_decay), params in found.items()
+        for (kind, scale, weight_decay), params in parameters.items()
     ]
 
 
@@ -138,7 +144,7 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[Option]) -
     """The learning-rate schedule over ``n_steps``.
 
     Raises:
-        UserError: the plan does not fit into the horizon.
+        UserError: warm-up and decay do not fit into the horizon.
     """
     factory = build(cfg.schedule, path="schedule", allow=allow)
     node = plain(cfg.schedule)
@@ -148,10 +154,10 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[Option]) -
 
 
 def open_corpus(cfg: DictConfig, *, allow: frozenset[Option]) -> tuple[Any, Any]:
-    """The corpus and the tokenizer's trainer, checked as far as is cheap; nothing is read whole or written.
+    """The corpus and the tokenizer's trainer, after the checks that need neither reading all data nor writing.
 
     Raises:
-        UserError: a file is missing or unreadable, a setting makes no sense.
+        UserError: a file is missing or unreadable, or a setting is out of range.
     """
     corpus = build(cfg.dataset, path="dataset", allow=allow)
     trainer = build(cfg.tokenizer, path="tokenizer", allow=allow)
@@ -163,16 +169,19 @@ def open_corpus(cfg: DictConfig, *, allow: frozenset[Option]) -> tuple[Any, Any]
 def open_data(
     corpus: Any, trainer: Any, *, trained_on: Mapping[str, Any] | None = None, lines: bool = True
 ) -> TokenData:
-    """The token cache of corpus and tokenizer, built with a progress bar if it is not there yet.
+    """The tokens of a corpus, from the token cache or prepared now, with a progress bar.
 
     Args:
-        trained_on: what a checkpoint says of its data; they are split by the rules of their time, so that a run
-            made under older ones finds its own split again. None: by the rules of today.
+        trained_on: ``data`` in the manifest of a checkpoint to resume. Its version of the split rules is used, so that a
+            run made under older rules finds its own split again. None: the current version.
         lines: without a terminal, print a line per stage on standard output.
+
+    Raises:
+        UserError: the data cannot be prepared, or a newer version of tinyllm split them.
     """
     rules = str(RULES) if trained_on is None else str(trained_on.get("rules", 1))
     if rules not in map(str, range(1, RULES + 1)):
-        hint = f"this version knows them up to {RULES}; a newer one made the run"
+        hint = f"this version of tinyllm knows rules 1 to {RULES}; a newer version made the run"
         raise UserError("unknown rules of the split", key="dataset", value=f"rules {rules}", hint=hint)
     with PreparationProgress(lines=lines) as progress:
         return prepare(corpus, trainer, rules=int(rules), progress=progress)
