@@ -52,8 +52,8 @@ def build_model(
 
     Args:
         vocab_size: the tokenizer's; see :func:`vocabulary_of`.
-        place: allocates and initialises a model that was built on ``meta``, as fsdp does shard by shard; None: the model
-            is built with its weights on the CPU and moved to ``device``.
+        place: allocates and initialises a model that was built on ``meta``, as fsdp does shard by shard; None: the
+            model is built with its weights on the CPU and moved to ``device``.
 
     Raises:
         UserError: sizes that do not fit together, or ``model.vocab_size`` below the tokenizer's.
@@ -172,8 +172,8 @@ def open_data(
     """The tokens of a corpus, from the token cache or prepared now, with a progress bar.
 
     Args:
-        trained_on: ``data`` in the manifest of a checkpoint to resume. Its version of the split rules is used, so that a
-            run made under older rules finds its own split again. None: the current version.
+        trained_on: ``data`` in the manifest of a checkpoint to resume. Its version of the split rules is used, so that
+            a run made under older rules finds its own split again. None: the current version.
         lines: without a terminal, print a line per stage on standard output.
 
     Raises:
