@@ -1,6 +1,6 @@
-"""What a run survives: each fault, what becomes of the run, what is said, and the test that injects it.
+"""The faults that runs survive: each with its outcome, its message, and the tests that inject it.
 
-``python -m tests.reliability > docs/reliability.md`` writes the table; tests/test_reliability.py keeps it true.
+``python -m tests.reliability > docs/reliability.md`` writes the table; tests/test_reliability.py checks it.
 """
 
 from tests.support.distributed_faults import ROWS as OF_RANKS
@@ -11,25 +11,25 @@ from tests.support.storage_faults import ROWS as OF_STORAGE
 HEAD = """\
 # Reliability
 
-What may happen to a run, what becomes of it, and what it says. Every fault is injected for real by the tests of its
-row: processes are killed, files damaged, disks filled, ranks stopped. Written by
-`python -m tests.reliability > docs/reliability.md`; a test fails when it is out of date, when a test that it names does
-not exist, or when a message that it quotes is said nowhere.
+The faults that a run survives, the outcome of each, and its message. The tests of a row inject the fault for real:
+they kill processes, damage files, fill disks and stop ranks. The table is written by
+`python -m tests.reliability > docs/reliability.md`. A test fails if it is out of date, names a test that does not
+exist, or quotes a message that is not in the code.
 
-*The same* means bit for bit: every weight, average, moment of the optimizer, random state and counter, and every record
-of `metrics.jsonl` but for what the clock decides. `python -m tinyllm.verify_resume` compares any composition that way.
-An error is one line, `error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no traceback; `…` stands
-for what differs from case to case."""
+*The same* means bit for bit: every weight, average, optimizer moment, random state and counter, and every record of
+`metrics.jsonl` except the values that depend on the clock. `python -m tinyllm.verify_resume` makes this comparison for
+any composition. An error is one line, `error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no
+traceback; `…` stands for the parts that vary."""
 
 
 RESUME, SAVER = "training/test_resume.py", "runs/test_checkpoint_writer.py"
 BAD_INPUT = "programs/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
 
 ROWS = (
-    # what everything else is measured against
+    # determinism, on which every other row rests
     Row(
         number="R01",
-        fault="the same command twice",
+        fault="the same command, run twice",
         outcome="the same",
         tests=(
             f"{RESUME}::test_the_same_command_twice_gives_the_same_bits",
@@ -38,8 +38,8 @@ ROWS = (
     ),
     Row(
         number="R02",
-        fault="looking at a run: evaluations, samples, checkpoints, logs, loggers, profiles",
-        outcome="the weights stay the same",
+        fault="observing a run: evaluations, samples, checkpoints, logs, loggers, profiles",
+        outcome="the same weights",
         tests=(
             f"{RESUME}::test_looking_at_a_run_does_not_change_it",
             "training/test_profiler.py::test_a_profile_changes_no_bit_of_the_run",
@@ -47,19 +47,20 @@ ROWS = (
     ),
     Row(
         number="R04",
-        fault="options that only save memory or time: recomputed activations, processes that read batches",
+        fault="options that only save memory or time: activation recomputation, data loader workers",
         outcome="the same",
         tests=(
             "training/test_trainer.py::test_recompute_changes_memory_and_no_bit",
             "data/test_loader.py::test_workers_change_nothing",
         ),
     ),
-    # stopping and going on
+    # stop and resume
     Row(
         number="R05",
-        fault="stopped after the first step, at the end of the warm-up, around the end of an epoch, within the second,"
+        fault="stopped after the first step, at the end of warm-up, around the end of an epoch, during the"
+        " second epoch,"
         " before the last step",
-        outcome="resumed, it is the same",
+        outcome="after a resume, the same",
         tests=("faults/test_stops.py::test_stops_at_the_places_where_others_lose_data",),
     ),
     Row(
@@ -73,7 +74,7 @@ ROWS = (
     ),
     Row(
         number="R07",
-        fault="a resume of a resumed run",
+        fault="a resumed run is resumed again",
         outcome="the same",
         tests=(
             f"{RESUME}::test_train_2n_equals_train_n_and_resume_n",
@@ -83,7 +84,7 @@ ROWS = (
     Row(
         number="R11",
         fault="resumed with another architecture, tokenizer, corpus or optimizer",
-        outcome="refused; another horizon is allowed, and both learning rates are shown",
+        outcome="refused; a different horizon is allowed, and both learning rates are printed",
         message="a resumed run cannot change …: the run has …init_from",
         tests=(
             f"{RESUME}::test_resume_refuses_another_architecture_tokenizer_or_data",
@@ -93,24 +94,25 @@ ROWS = (
     ),
     Row(
         number="R12",
-        fault="resume= names nothing, an empty directory or another project",
-        outcome="refused; never a new run instead",
+        fault="resume= names a missing path, an empty directory or another project",
+        outcome="refused; never starts a new run instead",
         message="no such directory …(resume=/nope): …a run directory or one of its checkpoints",
         tests=(BAD_INPUT,),
     ),
     Row(
         number="R13",
         fault="a finished run is started again",
-        outcome="nothing is written, exit code 0",
+        outcome="writes nothing, exit code 0",
         message="nothing to do: …complete at step 2 of 2",
         tests=(f"{RESUME}::test_a_finished_run_is_left_alone",),
     ),
-    # the death of processes
+    # killed processes
     Row(
         number="R14",
-        fault="kill -9 at thirty random moments, while saving too",
-        outcome="each time it goes on from a whole checkpoint and repeats at most `trainer.checkpoint_every` steps"
-        " (twice as many with checkpoints written in the background); in the end the same",
+        fault="kill -9 at thirty random moments, also while saving",
+        outcome="resumes from a complete checkpoint each time, repeating at most `trainer.checkpoint_every`"
+        " steps (twice"
+        " as many if checkpoints are written in the background); in the end the same",
         tests=(
             "faults/test_killed_while_saving.py::test_kills_at_random_moments",
             f"{RESUME}::test_kill_9_loses_at_most_checkpoint_every_steps",
@@ -119,15 +121,15 @@ ROWS = (
     ),
     Row(
         number="R15",
-        fault="kill -9 before, during and after the writing of a checkpoint, its renaming, the hints, the removal of"
-        " old ones",
-        outcome="it goes on from the newest whole one; in the end the same checkpoints",
+        fault="kill -9 before, during and after each stage of saving: writing, renaming, hints, removal of old"
+        " checkpoints",
+        outcome="resumes from the newest complete checkpoint; in the end the same checkpoints",
         tests=("faults/test_killed_while_saving.py::test_killed_at",),
     ),
     Row(
         number="R16",
         fault="half-written checkpoints of killed processes",
-        outcome="never loaded; removed by the next run that holds the directory, by nobody else",
+        outcome="never loaded; removed only by the next process that locks the run directory",
         tests=(
             "faults/test_killed_while_saving.py::test_what_a_kill_left_is_removed_but_only_by_whoever_holds_the_run",
         ),
@@ -135,8 +137,9 @@ ROWS = (
     Row(
         number="R19",
         fault="SIGTERM, SIGINT or SIGUSR1 at any moment: in a step, an evaluation, a save",
-        outcome="the step is finished and saved, exit code 143, 130 or 138; resumed, it is the same. A second signal"
-        " leaves at once",
+        outcome="finishes the step, saves, exit code 143, 130 or 138; after a resume, the same. A second signal"
+        " exits at"
+        " once",
         message="train on: …resume=",
         tests=(
             f"{RESUME}::test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact",
@@ -147,8 +150,8 @@ ROWS = (
     ),
     Row(
         number="R25",
-        fault="SIGTERM to the whole process group while other processes read batches",
-        outcome="they ignore it; the step is finished and saved",
+        fault="SIGTERM to the whole process group, data loader workers included",
+        outcome="the workers ignore it; the run finishes the step and saves",
         tests=(
             "faults/test_stops.py::test_a_signal_to_the_whole_group_reaches_workers_too_and_is_no_fault",
             "data/test_loader.py::test_workers_outlive_the_signals_that_end_training",
@@ -156,8 +159,8 @@ ROWS = (
     ),
     Row(
         number="R26",
-        fault="a process that reads batches is killed, e.g. for want of memory",
-        outcome="the run ends with its last checkpoint whole",
+        fault="a data loader worker is killed, e.g. by the out-of-memory killer",
+        outcome="the run ends; its last checkpoint is complete",
         message="a data loading worker was killed (dataloader.workers=2): …memory may have run out",
         tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole",),
     ),
@@ -165,8 +168,8 @@ ROWS = (
     Row(
         number="R36",
         fault="a NaN or infinite loss or gradient",
-        outcome="the step is skipped: weights, average and optimizer are untouched; after `trainer.nonfinite.patience`"
-        " in a row, or with `action=stop`, the run ends with its last good checkpoint",
+        outcome="the step is skipped: weights, average and optimizer are unchanged. After `trainer.nonfinite.patience`"
+        " skipped steps in a row, or with `action=stop`, the run ends with its last good checkpoint",
         message="step 7: loss nan, gradient norm nan (sequences 48 to 55): step skipped, weights untouched",
         tests=(
             "faults/test_numbers.py::test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone",
@@ -177,9 +180,9 @@ ROWS = (
     ),
     Row(
         number="R54",
-        fault="weights that a step has ruined: not finite, or such that no step can be taken from them",
-        outcome="never saved; while steps are skipped no checkpoint is published or removed; the line names the one to"
-        " go back to",
+        fault="a step ruins the weights: they are not finite, or every later step is skipped",
+        outcome="never saved; while steps are skipped, no checkpoint is published or removed; the message names the"
+        " checkpoint to go back to",
         message="…the last checkpoint, may already have ruined weights; resume=…",
         tests=(
             "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_way_back_is_told",
@@ -189,9 +192,9 @@ ROWS = (
     ),
     Row(
         number="R55",
-        fault="SIGTERM or SIGHUP in an evaluation of many batches, or in a sample",
-        outcome="broken off, on all ranks; the finished step is saved at once, and the resumed run begins with the"
-        " evaluation. Under nohup SIGHUP is ignored",
+        fault="SIGTERM or SIGHUP during a long evaluation or a sample",
+        outcome="interrupted on all ranks; the finished step is saved at once, and the resumed run starts with the"
+        " evaluation. Under nohup, SIGHUP is ignored",
         tests=(
             "training/test_stop_and_resume.py::test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up",
             "training/test_stop_and_resume.py::test_a_signal_breaks_a_sample_off",
@@ -201,15 +204,15 @@ ROWS = (
     ),
     Row(
         number="R56",
-        fault="a logger or display that raises",
-        outcome="told of once; the run goes on and ends as it would have",
+        fault="a logger or display raises an error",
+        outcome="reported once; the run continues unchanged",
         message="…failed in …; training continues",
         tests=("training/test_stop_and_resume.py::test_a_listener_that_raises_is_told_of_and_costs_nothing",),
     ),
     Row(
         number="R57",
-        fault="too little memory, at the start or in the middle of a step, an evaluation, a sample, generation",
-        outcome="one line that says what needed how much; the checkpoints before it are whole",
+        fault="out of memory, at the start or during a step, an evaluation, a sample or generation",
+        outcome="one line that says what needed how much; earlier checkpoints are complete",
         message="…not enough memory (…GB more were asked for…",
         tests=(
             "test_memory.py::test_each_part_of_a_run_says_what_needed_memory",
@@ -218,23 +221,25 @@ ROWS = (
     ),
     Row(
         number="R38",
-        fault="fp16 overflows until its scale is found",
-        outcome="skipped steps are told, the logged norm does not depend on the scale, the scale is resumed",
+        fault="fp16 overflows until the loss scale has adapted",
+        outcome="skipped steps are reported; the logged gradient norm does not depend on the scale; the scale"
+        " is resumed",
         tests=("training/test_trainer.py::test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it",),
     ),
     # data
     Row(
         number="R39",
-        fault="text that is empty, blank, too short, UTF-16, not UTF-8, binary, missing, without a validation part",
-        outcome="refused, with the byte offset or what is missing",
+        fault="text that is empty, blank, too short, UTF-16, not UTF-8, binary, missing, or lacks a validation part",
+        outcome="refused, with the byte offset or the missing part",
         message="byte 0x…at offset …is not UTF-8",
         tests=(BAD_INPUT, "data/test_files.py::test_bad_byte_far_into_the_file", "data/test_files.py::test_nul"),
     ),
     Row(
         number="R40",
-        fault="tokens that are damaged, of another type or vocabulary, made by another tokenizer, split by older rules;"
-        " data files that change, vanish, are no text, lie in loops of links or in folders that cannot be read",
-        outcome="built again or refused; never trained on",
+        fault="cached tokens that are damaged, of another dtype or vocabulary, made by another tokenizer, split"
+        " by older"
+        " rules; data files that change, vanish, are not text, lie in link loops or unreadable folders",
+        outcome="rebuilt or refused; never trained on",
         message="the …data is not what the run was trained on",
         tests=(
             "data/test_token_cache.py::test_damage_is_found_and_mended",
@@ -252,8 +257,8 @@ ROWS = (
     ),
     Row(
         number="R41",
-        fault="killed while preparing data; two processes prepare the same",
-        outcome="no half file is used; one builds, the other waits, or takes over",
+        fault="killed while preparing data; two processes prepare the same data",
+        outcome="no partial file is used; one process prepares, the other waits, or takes over",
         tests=(
             "data/test_prepare.py::test_killed_while_preparing",
             "data/test_prepare.py::test_two_processes_build_once",
@@ -263,8 +268,9 @@ ROWS = (
     ),
     Row(
         number="R42",
-        fault="any text through any tokenizer; unseen characters; special tokens spelt out; a damaged tokenizer file",
-        outcome="nothing is lost, or the count of unknown characters is told; no token is in both splits",
+        fault="any text through any tokenizer; unseen characters; special tokens written as text; a damaged"
+        " tokenizer file",
+        outcome="nothing is lost, or the number of unknown characters is reported; no token is in both splits",
         message="characters of the validation text are not in the tokenizer's vocabulary",
         tests=(
             "tokenizers/test_round_trip.py::test_bpe",
@@ -275,11 +281,12 @@ ROWS = (
             "data/test_prepare.py::test_literal_end_of_text_stays_text",
         ),
     ),
-    # what is asked for
+    # settings, sweeps, loggers
     Row(
         number="R43",
-        fault="a mistake in the configuration: key, group, type, range, sizes that do not fit, a key said twice",
-        outcome="refused before anything is made, the key named",
+        fault="a mistake in the configuration: unknown key or group, wrong type or range, sizes that do not"
+        " fit, duplicate keys",
+        outcome="refused before anything is created; the message names the key",
         message="…(model.d_modle=3): …did you mean model.d_model?",
         tests=(
             BAD_INPUT,
@@ -290,7 +297,7 @@ ROWS = (
     Row(
         number="R44",
         fault="a job of a sweep fails or is killed",
-        outcome="the others run; a table names it; started again, only what is not finished runs",
+        outcome="the other jobs run; the table names it; started again, only unfinished jobs run",
         message="job 4 (model.d_model=33): failed",
         tests=(
             "studies/sweep/test_sweep.py::test_one_of_six_fails_and_only_that_one_runs_again",
@@ -300,8 +307,8 @@ ROWS = (
     ),
     Row(
         number="R45",
-        fault="wandb is missing, refused, unreachable, slow, or dies",
-        outcome="training goes on; metrics.jsonl has every record",
+        fault="wandb is missing, refuses, is unreachable, slow, or dies",
+        outcome="training continues; metrics.jsonl has every record",
         message="wandb died (exit code -9); metrics.jsonl has every record",
         tests=(
             "loggers/test_wandb_faults.py::test_run_continues_after_a_fault",
@@ -312,8 +319,8 @@ ROWS = (
     *OF_OTHERS,
     Row(
         number="R70",
-        fault="standard output or errors are closed, cannot show a character, or lose their reader (`| head`)",
-        outcome="training, sweeps and comparisons go on without them; a program that only prints ends well",
+        fault="standard output or error is closed, lacks a character, or loses its reader (`| head`)",
+        outcome="training, sweeps and comparisons continue; a program that only prints exits with code 0",
         tests=(
             "programs/test_streams.py::test_an_encoding_without_the_characters",
             "programs/test_streams.py::test_a_closed_stream_swallows_and_its_number_is_taken",
@@ -325,15 +332,15 @@ ROWS = (
 )
 
 NOT_HERE = {
-    "R37": "nothing is skipped for a high loss, only for one that is not finite",
+    "R37": "a high loss skips nothing; only a loss that is not finite does",
     "R48": "there is no web interface",
 }
-"""Rows of the list of faults that have nothing to test, and why."""
+"""Faults of the list that need no test, and why."""
 
 
 def markdown() -> str:
-    """The table as a document."""
-    lines = [HEAD, "", "| | fault | what becomes of the run | what is said | tests |", "|---|---|---|---|---|"]
+    """The document."""
+    lines = [HEAD, "", "| | fault | outcome | message | tests |", "|---|---|---|---|---|"]
     for row in sorted(ROWS, key=lambda row: row.number):
         message = f"`{row.message}`" if row.message else ""
         tests = "<br>".join(f"`{test}`" for test in row.tests)

@@ -1,16 +1,16 @@
-"""What docs/reliability.md says of one fault."""
+"""A row of docs/reliability.md."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One fault."""
+    """One fault that the tests inject."""
 
     number: str
     fault: str
     outcome: str
     message: str = ""
-    """What is said, with … for what varies; "": nothing is to be said."""
+    """The message, with … for the variable parts; "": no message is expected."""
     tests: tuple[str, ...]
-    """Files with the names of functions, below ``tests/``."""
+    """Test functions as ``<file below tests/>::<function>``."""

@@ -8,9 +8,10 @@ PATHS, RUNS = "training/test_resume_paths.py", "programs/test_runs.py"
 ROWS = (
     Row(
         number="R46",
-        fault="a hostile checkpoint, study or model: a pickle, classes to be called, settings of Hydra, paths for names"
-        " of options, interpolations, shapes beyond all memory, a zip in a zip, paths that lead elsewhere",
-        outcome="refused; nothing of it is executed",
+        fault="a hostile checkpoint, study or model: pickles, arbitrary classes, Hydra settings, paths in place"
+        " of option"
+        " names, interpolations, shapes beyond all memory, nested zip files, paths that lead elsewhere",
+        outcome="refused; none of it is executed",
         message="not the settings of a run",
         tests=(
             "runs/test_checkpoint.py::test_a_hostile_state_executes_nothing",
@@ -29,14 +30,14 @@ ROWS = (
     ),
     Row(
         number="R47",
-        fault="code that would unpickle, evaluate text, start a shell, or load half of a model",
-        outcome="not in the source",
+        fault="code that could unpickle, evaluate text, start a shell, or load part of a model",
+        outcome="absent from the source",
         tests=("test_static_rules.py::test_the_package_keeps_the_rule",),
     ),
     Row(
         number="R60",
-        fault="JSON and yaml that are none: nested without end, aliases of aliases, NaN, not UTF-8, huge, a pipe",
-        outcome="refused in bounded time and memory; other runs are listed",
+        fault="invalid JSON and yaml: endless nesting, aliases of aliases, NaN, not UTF-8, huge, a pipe",
+        outcome="refused in bounded time and memory; other runs are still listed",
         message="nested deeper",
         tests=(
             f"{FILES}::test_json_that_is_none_is_one_line",
@@ -48,8 +49,8 @@ ROWS = (
     ),
     Row(
         number="R61",
-        fault="links planted where a run, a study or a cache writes",
-        outcome="nothing outside is written",
+        fault="symbolic links planted where a run, a study or a cache writes",
+        outcome="nothing is written outside",
         message="not a lock file",
         tests=(
             f"{FILES}::test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed",
@@ -60,7 +61,7 @@ ROWS = (
     ),
     Row(
         number="R62",
-        fault="a state or manifest with fields that are missing, of another kind or of another model",
+        fault="a state or manifest with missing fields, wrong types, or values of another model",
         outcome="refused; nothing is written",
         message="the checkpoint's state is damaged",
         tests=(
@@ -74,14 +75,14 @@ ROWS = (
     Row(
         number="R63",
         fault="lines in the middle of metrics.jsonl are torn or zeros",
-        outcome="the others stay, the file as it was is kept beside",
+        outcome="the other lines stay; the damaged file is kept under another name",
         message="could not be read and are left out; the file as it was:",
         tests=("runs/test_metrics_log.py::test_a_spoilt_line_hides_no_other",),
     ),
     Row(
         number="R64",
-        fault="a checkpoint named by its bare name, from within, by a link; a copy of one elsewhere",
-        outcome="its run goes on; a copy asks for run.dir",
+        fault="resume= with the bare name of a checkpoint, from inside it, or through a link; a copied checkpoint",
+        outcome="its run continues; a copy requires run.dir",
         message="the checkpoint is of no run",
         tests=(
             f"{PATHS}::test_the_run_is_found",
@@ -91,8 +92,8 @@ ROWS = (
     ),
     Row(
         number="R65",
-        fault="data moved, a clock that stands still or goes back, a name too long, a cache or record of somebody else",
-        outcome="the run goes on, or one line before anything is prepared",
+        fault="moved data, a clock that stops or goes back, a name too long, another user's cache or job record",
+        outcome="the run continues, or one line before anything is prepared",
         message="directory name too long",
         tests=(
             f"{AROUND}::test_data_that_moved_are_the_same_data",
@@ -106,8 +107,8 @@ ROWS = (
     ),
     Row(
         number="R66",
-        fault="a file system without locks, modes or flushing of directories",
-        outcome="the run goes on",
+        fault="a file system without locks, modes or directory fsync",
+        outcome="the run continues",
         tests=(
             f"{FILES}::test_where_there_are_no_locks_nobody_holds_one",
             f"{FILES}::test_a_file_system_without_fsync_or_modes_is_good_enough",
@@ -116,9 +117,10 @@ ROWS = (
     ),
     Row(
         number="R71",
-        fault="control characters, escape sequences, marks of direction, markup and formulas in names, questions, texts"
+        fault="control characters, escape sequences, direction marks, markup and formulas in the names,"
+        " questions, texts"
         " and files of a run or study",
-        outcome="spelled out in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
+        outcome="escaped in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
         tests=(
             "studies/report/test_foreign.py::test_control_characters_are_spelled_out_everywhere",
             "studies/report/test_foreign.py::test_no_csv_cell_is_a_formula",
@@ -127,8 +129,8 @@ ROWS = (
     ),
     Row(
         number="R72",
-        fault="a comparison's directory that holds other things, its figures a link to another place",
-        outcome="refused; only files that a report wrote are ever replaced or removed",
+        fault="the directory of a comparison holds other files, or its figures are a link elsewhere",
+        outcome="refused; only files written by a report are ever replaced or removed",
         message="the directory is not empty",
         tests=(
             "studies/compare/test_compare.py::test_a_directory_of_other_things_is_refused",
@@ -139,14 +141,14 @@ ROWS = (
     ),
     Row(
         number="R73",
-        fault="a comparison is killed by SIGKILL",
-        outcome="its training notices, saves a checkpoint and ends; the same command goes on from it",
+        fault="kill -9 of a comparison",
+        outcome="its training run notices, saves a checkpoint and ends; the same command continues from there",
         tests=("studies/compare/test_compare.py::test_a_comparison_that_is_killed_leaves_no_training_behind",),
     ),
     Row(
         number="R74",
-        fault="a run of a comparison ends with a figure that is no finite number",
-        outcome="named and left out; the others are compared",
+        fault="a run of a comparison ends with a metric that is not finite",
+        outcome="named and left out; the other runs are compared",
         tests=("studies/compare/test_statistics.py::test_a_figure_that_is_not_finite_is_left_out",),
     ),
 )

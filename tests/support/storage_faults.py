@@ -1,4 +1,4 @@
-"""Faults of storage, for tests/reliability.py."""
+"""Rows of tests/reliability.py: faults of storage."""
 
 from tests.support.fault_row import Row
 
@@ -8,8 +8,8 @@ BAD_INPUT = "programs/test_bad_input.py::test_ends_with_one_line_and_nothing_mad
 ROWS = (
     Row(
         number="R28",
-        fault="the newest checkpoint is cut off, empty, garbage or a web page",
-        outcome="the one before it is used, and the result is the same as from there",
+        fault="the newest checkpoint is truncated, empty, garbage or a web page",
+        outcome="the checkpoint before it is used, with the same result as resuming from there",
         message="checkpoint damaged (…); using step-000004 instead",
         tests=(
             "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
@@ -18,8 +18,8 @@ ROWS = (
     ),
     Row(
         number="R29",
-        fault="a flipped bit, a page of zeros, files of two steps swapped",
-        outcome="found by the sha256 in the manifest; the checkpoint before it is used",
+        fault="a flipped bit, a page of zeros, swapped files of two steps",
+        outcome="detected by the sha256 in the manifest; the checkpoint before it is used",
         message="checkpoint damaged (…): its content does not match the manifest's sha256",
         tests=(
             "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
@@ -30,8 +30,9 @@ ROWS = (
     ),
     Row(
         number="R30",
-        fault="all checkpoints are damaged; the pointer to the newest is missing, wrong or leads nowhere",
-        outcome="an error that lists each with its reason, and no new run; without the pointer the newest is found",
+        fault="all checkpoints are damaged; or the hint to the newest is missing or wrong",
+        outcome="an error that lists each checkpoint with its reason, and no new run; without the hint the"
+        " newest is found",
         message="no complete checkpoint",
         tests=(
             "faults/test_storage.py::test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged",
@@ -41,8 +42,8 @@ ROWS = (
     ),
     Row(
         number="R31",
-        fault="the disk is full, or turns read-only",
-        outcome="the run ends, the half checkpoint is removed, the one before it is whole",
+        fault="the disk fills up or turns read-only",
+        outcome="the run ends; the partial checkpoint is removed, the one before it is complete",
         message="no space left while writing (…): …MB are free",
         tests=(
             "faults/test_storage.py::test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole",
@@ -54,7 +55,7 @@ ROWS = (
     ),
     Row(
         number="R32",
-        fault="the run directory cannot be made: a file in the way, no permission",
+        fault="the run directory cannot be created: a file is in the way, no permission",
         outcome="refused before the data is read",
         message="the run directory cannot be made (…): …Permission denied",
         tests=(
@@ -66,7 +67,7 @@ ROWS = (
     Row(
         number="R33",
         fault="two runs in one directory",
-        outcome="the second is refused; after kill -9 of the first the directory is free at once",
+        outcome="the second is refused; after kill -9 of the first, the directory is free at once",
         message="the run directory is in use (…): by …pid …",
         tests=(
             f"{RESUME}::test_a_run_in_use_is_refused_and_free_after_kill_9",
@@ -75,8 +76,8 @@ ROWS = (
     ),
     Row(
         number="R34",
-        fault="several runs start in the same second, with an odd name",
-        outcome="each has a directory of its own, below outputs/",
+        fault="several runs with an odd name start in the same second",
+        outcome="each has its own directory below outputs/",
         tests=(
             "faults/test_storage.py::test_runs_of_the_same_second_have_directories_of_their_own",
             "distributed/test_lost_ranks.py::test_one_directory_and_one_token_cache_whoever_comes_first",
@@ -84,8 +85,8 @@ ROWS = (
     ),
     Row(
         number="R35",
-        fault="any order of saves, better and worse ones, a stale later step",
-        outcome="the newest and the best always stay; old ones go after the new one is durable",
+        fault="any order of better and worse saves; a stale checkpoint of a later step",
+        outcome="the newest and the best always stay; old ones are removed only after the new one is on disk",
         tests=(
             f"{SAVER}::test_the_newest_and_the_best_stay_and_an_abandoned_future_goes",
             "training/test_trainer.py::test_the_best_checkpoint_is_that_of_the_lowest_val_loss",
