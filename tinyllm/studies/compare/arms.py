@@ -75,10 +75,10 @@ def read_arms(line: CommandLine) -> ArmSet:
         UserError: fewer than two arms, duplicate arms, a key that cannot differ, an invalid study file.
     """
     settings: Sequence[str] = line.settings
-    file = next((Path(str(one.value())) for one in parse_overrides(settings) if one.key_or_group == "study"), None)
+    files = [str(override.value()) for override in parse_overrides(settings) if override.key_or_group == "study"]
     named: dict[str, list[str]] = {"": []}
-    if file is not None:
-        study = read_study(file, config_dir=line.config_dir)
+    if files:
+        study = read_study(Path(files[0]), config_dir=line.config_dir)
         named = study["arms"] or named
         facts = quote_literals(f"{key}={study[key]}" for key in ("question", "reference") if study[key])
         settings = [*facts, *study["settings"], *settings]

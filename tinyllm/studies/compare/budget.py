@@ -64,7 +64,7 @@ class Budget(ABC):
         # The slack keeps rounding from losing a step where the amount is exactly the price of a number of steps.
         steps = int(amount / price * (1 + 1e-12))
         if steps < 1:
-            hint = f"one step of {arm} takes {price:.4g}, and a run is evaluated after a step at the earliest"
+            hint = f"one step of {arm} takes {price:.4g}; give at least that"
             raise UserError("the budget is too small", key="budget.amount", value=f"{amount:g}", hint=hint)
         return steps
 

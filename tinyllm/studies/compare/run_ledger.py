@@ -5,7 +5,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ def run_name(arm: str, seed: int, config: Mapping[str, Any], data: Mapping[str, 
 def slug(text: str) -> str:
     """A text as part of a file name."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:LONGEST_NAME] or "arm"
+
+
+def default_study_dir(kind: str, name: str, settings: Iterable[str]) -> Path:
+    """The default directory of a study: the same for the same settings, in any order."""
+    digest = hashlib.sha256("\n".join(sorted(settings)).encode()).hexdigest()[:8]
+    return Path("outputs") / kind / f"{name}_{digest}"
 
 
 def is_finished(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """A comparison from its configuration to its figures."""
 
-import hashlib
 import os
 import shlex
 import statistics
@@ -29,12 +28,13 @@ from tinyllm.studies.compare.composed_arms import (
     needs_gpu,
     reference_of,
     shared_metric,
+    without_keys,
 )
 from tinyllm.studies.compare.measurements import MEASURED
 from tinyllm.studies.compare.pipeline import RUNS, TIMING, TUNE, StudyRuns, arms_of, notes_of, values_of
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Run, Study
-from tinyllm.studies.compare.run_ledger import slug
+from tinyllm.studies.compare.run_ledger import default_study_dir, slug
 from tinyllm.studies.compare.run_pool import Environment, device_slots
 from tinyllm.studies.compare.statistics import differences
 from tinyllm.studies.compare.tuning import Tuning, parse_tuning
@@ -111,12 +111,10 @@ def study_dir(cfg: DictConfig, arm_set: ArmSet) -> Path:
     """
     if cfg.out is not None:
         return Path(cfg.out)
-    shared = sorted(setting for setting in arm_set.shared if key_of(setting) not in SAME_STUDY)
+    shared = without_keys(arm_set.shared, SAME_STUDY)
     varied = dict.fromkeys(key_of(setting) for spec in arm_set.specs for setting in spec.settings)
     name = Path(cfg.study).resolve().parent.name if cfg.study else "-".join(varied)
-    # Two studies of the same keys with other shared settings must not share a directory.
-    digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
-    return Path("outputs") / "compare" / f"{slug(name)}_{digest}"
+    return default_study_dir("compare", slug(name), shared)
 
 
 def check_study_dir(directory: Path) -> None:
@@ -205,7 +203,7 @@ def conduct(
     seeds = [int(cfg.seed) + i for i in range(number)]
     study_runs.train(arms, seeds)
     runs = study_runs.results(arms, seeds)
-    found = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
+    diffs = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
     speeds = study_runs.decode_speeds(runs)
     probes = {arm.name: probe_arm(arm, cfg, invocation, directory) for arm in arms} if cfg.probes else {}
     notes = notes_of(runs, arms, prepared.tuning)
@@ -226,9 +224,9 @@ def conduct(
         reference=reference.name,
         arms=arms_of(arms, speeds, probes),
         runs=runs,
-        differences=found,
+        differences=diffs,
         verdicts=verdicts(
-            found,
+            diffs,
             reference=reference.name,
             metric=study_runs.metric,
             effect=cfg.effect,
@@ -287,7 +285,7 @@ def default_question(arms: Sequence[ComposedArm], metric: str) -> str:
 
 def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:
     """Versions, machine, commit, code and data of the runs. A fact that differs is a list of its values."""
-    found: dict[str, list[Any]] = {}
+    by_name: dict[str, list[Any]] = {}
     for run in runs:
         if not run.records:
             continue
@@ -297,7 +295,7 @@ def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:
         shown |= {"code": facts.get("code"), "data": facts["facts"].get("data")}
         shown |= {name: info.get(name) for name in ("device", "precision", "train_tokens", "val_tokens", "dataset")}
         for name, value in shown.items():
-            values = found.setdefault(name, [])
+            values = by_name.setdefault(name, [])
             if value not in values:
                 values.append(value)
-    return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+    return {name: values[0] if len(values) == 1 else values for name, values in by_name.items()}

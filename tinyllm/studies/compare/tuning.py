@@ -113,7 +113,7 @@ def trials_in(path: Path, key: str) -> list[dict[str, Any]]:
         succeeded = record.status == FINISHED and record.val_loss is not None and math.isfinite(record.val_loss)
         trials.append({key: _number(swept[key]), "value": record.val_loss if succeeded else None})
     # Numbers as zero-padded text, so that they sort by value and may stand beside names.
-    return sorted(trials, key=lambda one: str(one[key]) if isinstance(one[key], str) else f"{one[key]:030.15f}")
+    return sorted(trials, key=lambda trial: trial[key] if isinstance(trial[key], str) else f"{trial[key]:030.15f}")
 
 
 def best_value(trials: Sequence[dict[str, Any]], key: str) -> Any:

@@ -1,6 +1,5 @@
 """A scaling study: train the ladder, fit the law, derive optima and caveats."""
 
-import hashlib
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from tinyllm.studies.compare.composed_arms import needs_gpu
 from tinyllm.studies.compare.pipeline import StudyRuns
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Run
+from tinyllm.studies.compare.run_ledger import default_study_dir
 from tinyllm.studies.compare.run_pool import device_slots
 from tinyllm.studies.compare.runner import provenance_of
 from tinyllm.studies.scaling import law as scaling_law
@@ -87,9 +87,8 @@ def study_directory(cfg: DictConfig, invocation: Invocation) -> Path:
     """``scaling.out``; by default a directory named after a hash of the training settings."""
     if cfg.scaling.out is not None:
         return Path(cfg.scaling.out)
-    shared = sorted(setting for setting in invocation.overrides if not is_within(key_of(setting), OWN))
-    digest = hashlib.sha256("\n".join(shared).encode()).hexdigest()[:8]
-    return Path("outputs") / "scaling" / f"{invocation.choices['model']}_{digest}"
+    shared = [setting for setting in invocation.overrides if not is_within(key_of(setting), OWN)]
+    return default_study_dir("scaling", invocation.choices["model"], shared)
 
 
 def conduct(

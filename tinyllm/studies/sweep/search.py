@@ -188,7 +188,9 @@ def check_study(
         UserError: it belongs to another search.
     """
     fixed = [
-        f"{one.get_key_element()}={one.get_value_element_as_str()}" for one in overrides if not one.is_sweep_override()
+        f"{override.get_key_element()}={override.get_value_element_as_str()}"
+        for override in overrides
+        if not override.is_sweep_override()
     ]
     search = {
         "direction": direction,

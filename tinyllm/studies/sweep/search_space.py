@@ -18,7 +18,9 @@ def space_of(overrides: Iterable[Override]) -> dict[str, BaseDistribution]:
     Raises:
         UserError: there is no such key, or a distribution is invalid.
     """
-    space = {one.get_key_element(): distribution(one) for one in overrides if one.is_sweep_override()}
+    space = {
+        override.get_key_element(): distribution(override) for override in overrides if override.is_sweep_override()
+    }
     if not space:
         hint = f"give a key several values, {GRAMMAR}"
         raise UserError("nothing to search for", file="hydra/sweeper=search", hint=hint)
