@@ -153,5 +153,5 @@ def test_what_a_constructor_says_is_told_whatever_it_raises(monkeypatch: pytest.
         raise RuntimeError("needs 512 GB")
 
     monkeypatch.setattr("tinyllm.data.stdlib.StdlibCorpus", broken)
-    with pytest.raises(UserError, match=r"it cannot be built \(dataset\): RuntimeError: needs 512 GB"):
+    with pytest.raises(UserError, match=r"cannot build this part \(dataset\): RuntimeError: needs 512 GB"):
         build({"_target_": "tinyllm.data.stdlib.StdlibCorpus"}, path="dataset")

@@ -72,5 +72,5 @@ def test_numbers_below_the_node_are_converted_as_well() -> None:
 
 
 def test_a_whole_number_beyond_floats_is_refused() -> None:
-    with pytest.raises(tinyllm.errors.UserError, match=r"not a number to compute with \(optimizer.lr=inf\)"):
+    with pytest.raises(tinyllm.errors.UserError, match=r"not a finite number \(optimizer.lr=inf\)"):
         tinyllm.compose(f"optimizer.lr={10**400}")

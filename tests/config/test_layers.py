@@ -150,17 +150,17 @@ def test_the_settings_of_the_block_that_no_line_replaces_hold_for_all() -> None:
         ((kinds(a="", b="model.n_kv_heads=2"),), "no effect here (model.layers.kinds.b=model.n_kv_heads=2)"),
         ((kinds(a="", b="model.n_heads=1,2"),), "several values (model.layers.kinds.b=model.n_heads=1,2)"),
         ((kinds(a="", b="model.n_heads=two"),), "wrong type (model.layers.kinds.b=model.n_heads=two)"),
-        ((kinds(a="", b="~attn"),), "cannot be taken out (model.layers.kinds.b=~attn)"),
+        ((kinds(a="", b="~attn"),), "cannot be removed (model.layers.kinds.b=~attn)"),
         ((kinds(a="", b="attn='mha"),), "not understood (model.layers.kinds.b=attn='mha)"),
         ((kinds(a="", b="model.n_heads=0"),), "(model.layers.kinds.b.n_heads=0): n_heads=0 must be at least 1"),
         ((kinds(a="", b="model.attn_dropout=2"),), "(model.layers.kinds.b.attn_dropout=2)"),
         ((kinds(a="", b="model.n_heads=3"),), "(model.layers.kinds.b.n_heads=3): d_model=128 is not divisible"),
-        (("model.layers.kinds={a:1,b:2}",), "wrong type (model.layers.kinds={'a': 1, 'b': 2}): names with their"),
-        (("model.layers.kinds=a",), "wrong type (model.layers.kinds=a): names with their overrides"),
-        (('model.layers.kinds={a.b:""}',), "not a name for a kind (model.layers.kinds=a.b)"),
+        (("model.layers.kinds={a:1,b:2}",), "wrong type (model.layers.kinds={'a': 1, 'b': 2}): a mapping of"),
+        (("model.layers.kinds=a",), "wrong type (model.layers.kinds=a): a mapping of names"),
+        (('model.layers.kinds={a.b:""}',), "invalid name of a kind (model.layers.kinds=a.b)"),
         ((), "value missing (model.layers.kinds=???)"),
         ((kinds(a="", b=""), "model.n_layers=3"), "does not divide n_layers=3; model.layers.truncate=true"),
-        ((kinds(a="attn=mha", b="attn=mqa"), "attn=gqa"), "no effect here (attn): every layer has its own"),
+        ((kinds(a="attn=mha", b="attn=mqa"), "attn=gqa"), "no effect here (attn): every layer sets its own"),
         ((kinds(a="attn=mha", b="attn=mqa"), "model.n_kv_heads=1"), "no effect here (model.n_kv_heads=1)"),
         (
             (kinds(a="attn=mqa", b="attn=gqa"), "attn=mla", "model.block.attn.kv_latent_dim=8"),
@@ -213,12 +213,12 @@ PLACE = "(model.layers.json:2): "
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [
-        (line(n_head=...), f"key missing {PLACE}n_head=???: every layer needs it"),
-        (line(attn="gqa"), f"key missing {PLACE}n_kv_heads=???: attn=gqa needs it"),
+        (line(n_head=...), f"key missing {PLACE}n_head=???: required for every layer"),
+        (line(attn="gqa"), f"key missing {PLACE}n_kv_heads=???: required with attn=gqa"),
         (line(attn="mla", kv_latent_dim=8, q_latent_dim=None), f"key missing {PLACE}rope_head_dim=???: attn=mla"),
-        (line(**MOE), f"key missing {PLACE}aux_free=???: moe=true needs it"),
-        (line(**MOE, aux_free=False), f"key missing {PLACE}coeff=???: aux_free=false needs it"),
-        (line(**MOE, aux_free=True, gamma=0.1), f"key missing {PLACE}alpha=???: aux_free=true needs it"),
+        (line(**MOE), f"key missing {PLACE}aux_free=???: required with moe=true"),
+        (line(**MOE, aux_free=False), f"key missing {PLACE}coeff=???: required with aux_free=false"),
+        (line(**MOE, aux_free=True, gamma=0.1), f"key missing {PLACE}alpha=???: required with aux_free=true"),
         (line(n_kv_heads=2), f"no effect here {PLACE}n_kv_heads=2: attn=mha, moe=false does not use it"),
         (line(coeff=0.1), f"no effect here {PLACE}coeff=0.1: attn=mha, moe=false does not use it"),
         (line(**MOE, aux_free=False, coeff=0.1, gamma=0.1), f"no effect here {PLACE}gamma=0.1"),
@@ -250,8 +250,8 @@ def test_what_is_refused_in_a_line(second: str, sentence: str) -> None:
         (line(attn="mha,mqa"), f"several values {PLACE}attn=mha,mqa"),
         (line(n_head=5), "(model.layers.kinds.line2.n_heads=5): d_model=128 is not divisible by n_heads=5"),
         (line(non_linearity="x,y"), "(model.layers.kinds.line2.ffn.activation=x,y): activation=x,y is not known"),
-        ("", "not one object for each layer (model.layers.json): 1 objects, and model.n_layers=2"),
-        (line() + "\n" + line(), "not one object for each layer (model.layers.json): 3 objects"),
+        ("", "the number of objects is not the number of layers (model.layers.json): 1 objects, but model.n_layers=2"),
+        (line() + "\n" + line(), "the number of objects is not the number of layers (model.layers.json): 3 objects"),
     ],
 )  # fmt: skip
 def test_what_lines_are_refused_with_the_rest(second: str, sentence: str) -> None:
@@ -274,7 +274,7 @@ def test_errors_of_files_and_arrays_name_the_place(tmp_path: Path) -> None:
         with pytest.raises(UserError) as refused:
             sketch(*TWO, given)
         assert sentence in str(refused.value)
-    for both, sentence in (((), "no layers are given"), ((f"path={file}", "json=[]"), "two descriptions")):
+    for both, sentence in (((), "no layers are given"), ((f"path={file}", "json=[]"), "the layers are given twice")):
         with pytest.raises(UserError, match=sentence):
             sketch(*TWO, *(f"model.layers.{one}" for one in both))
 

@@ -91,12 +91,14 @@ TABLE = {
     # types
     "text for a whole number": bad("trainer.max_steps=abc", "trainer.max_steps=abc", "a whole number"),
     "text for a number": bad("optimizer.lr=1e-4x", "optimizer.lr=1e-4x", "a number"),
-    "null for a number": bad("trainer.batch_size=null", "trainer.batch_size=null", "a value is needed"),
+    "null for a number": bad("trainer.batch_size=null", "trainer.batch_size=null", "must not be null"),
     "a number for a switch": bad("model.bias=2", "model.bias=2", "true or false"),
     "a list too short": bad("optimizer.betas=[0.9]", "optimizer.betas=[0.9]", "a list of 2"),
     "a value for a group": bad("trainer=3", "trainer=3", "a group of keys"),
     "not finite": bad("optimizer.lr=nan", "optimizer.lr=nan", "finite"),
-    "a variable that is not set": bad("'seed=${oc.env:NO_SUCH}'", "seed=", "set it, or write ${oc.env:NO_SUCH,"),
+    "a variable that is not set": bad(
+        "'seed=${oc.env:NO_SUCH}'", "seed=", "set it, or give a default: ${oc.env:NO_SUCH,"
+    ),
     "no number": bad("trainer.batch_size=${oc.env:EMPTY}", "trainer.batch_size=", "whole", environ={"EMPTY": ""}),
     "itself": bad("seed=${seed}", "seed=${seed}", "another key"),
     "a value of nothing": bad("seed=${trainer.nope}", "seed=${trainer.nope}", "another key"),

@@ -109,7 +109,7 @@ def test_two_compositions_side_by_side(capsys: pytest.CaptureFixture[str]) -> No
         ("vs=attn=gqa", "one comparison at a time (vs=vs=attn=gqa)"),
         ("attn", "not a setting (vs=attn): attn: settings are written"),
         ("a=[1", "value not understood (vs=a=[1): a=[1: brackets"),
-        ("", "no text is given (vs=)"),
+        ("", "empty text (vs=)"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_vs_names_it(vs: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

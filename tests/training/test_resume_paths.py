@@ -104,4 +104,4 @@ def test_a_run_whose_name_looks_like_an_interpolation_goes_on(
 def test_there_is_no_home(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(made)
     assert train("resume=~nobody-of-that-name/run") == 2
-    assert "nobody knows that home directory (resume=~nobody-of-that-name/run)" in capsys.readouterr().err
+    assert "no such home directory (resume=~nobody-of-that-name/run)" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""From a configuration node to an object: the only place where a configuration makes the program call something."""
+"""Build objects from configuration nodes. This is the only place where a configuration decides what is called."""
 
 import functools
 import re
@@ -13,20 +13,19 @@ from tinyllm.utils.memory import is_out_of_memory
 from tinyllm.utils.signatures import annotations_of
 
 DERIVED = {"head_dim": "d_model"}
-"""Sizes that a constructor may refuse and that are no keys, with the key they follow from."""
+"""Derived sizes that a constructor may refuse, with the keys from which they are computed."""
 
 
 def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = frozenset(), **runtime: Any) -> Any:
-    """Build the object a node describes; every ``_target_`` in it is checked before anything is called.
+    """Build the object that a node describes, after checking every ``_target_`` in it.
 
-    Hydra's ``instantiate`` would read every text of the node as a configuration of its own, so that what looks like an
-    interpolation in a path or a prompt is resolved a second time. Here values are what they are.
+    Hydra's ``instantiate`` would resolve interpolations in the node's texts a second time, which changes a path or
+    prompt with ``${…}`` in it. Here texts are taken as they are.
 
     Args:
         node: a dict (or DictConfig) with ``_target_``; ``_partial_: true`` gives a ``functools.partial``.
-        args, runtime: values only known now, such as ``vocab_size``; they win over the node's. A whole number in the
-            node becomes a float where the signature says so.
-        path: where the node stands in the configuration: it decides which classes may stand there.
+        args, runtime: values that are only known now, such as ``vocab_size``. They replace the node's.
+        path: the node's place in the configuration, which decides which classes are allowed.
         allow: options besides those of ``conf/``, from :func:`tinyllm.config.targets.options_of`.
 
     Raises:
@@ -42,14 +41,14 @@ def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = froz
         raise refused(str(error), plain, path) from error
     except Exception as error:
         if is_out_of_memory(error):
-            raise  # whoever builds it knows what it was for
-        raise UserError("it cannot be built", file=path or None, hint=f"{type(error).__name__}: {error}") from error
+            raise  # the caller knows what the memory was for
+        raise UserError("cannot build this part", file=path or None, hint=f"{type(error).__name__}: {error}") from error
 
 
 def _made(
     node: Any, path: str, allow: frozenset[Option], args: tuple[Any, ...] = (), runtime: Mapping[str, Any] | None = None
 ) -> Any:
-    """The node with every class in it called, the innermost first."""
+    """The node with every class in it called, innermost first."""
     if isinstance(node, list | tuple):
         return [_made(child, f"{path}[{index}]", allow) for index, child in enumerate(node)]
     if not isinstance(node, Mapping):
@@ -69,7 +68,7 @@ def _made(
 
 
 def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:
-    """Call a ``functools.partial`` that :func:`build` made, with the same error lines.
+    """Call a ``functools.partial`` that :func:`build` returned, with the same error messages.
 
     Raises:
         UserError: the factory refused a value.
@@ -81,7 +80,7 @@ def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:
 
 
 def refused(message: str, node: Any, path: str) -> UserError:
-    """The error line for a constructor's sentence: the first ``name=value`` in it gives the config path."""
+    """The error for a constructor's message. The first ``name=value`` in the message gives the configuration key."""
     found = []
     for name, text in re.findall(r"(\w+)=(\S*)", message):
         text = text.rstrip(".,;:")
@@ -90,11 +89,11 @@ def refused(message: str, node: Any, path: str) -> UserError:
             same = [place for place in places if text in (str(place[1]), _as_float(place[1]))]
             where, value = (same or places)[0]
             found.append((where, value))
-            if text == _as_float(value):  # the sentence shall say what was written
+            if text == _as_float(value):  # show the value as the user wrote it
                 message = message.replace(f"{name}={text}", f"{name}={value}", 1)
     if not found:
         return UserError(one_line(message), file=path or None)
-    # of two values that do not go together, the one that is a single layer's says more than the one of all
+    # if the message names several keys, prefer one of a single kind of layer
     where, value = next((one for one in found if one[0].startswith("layers.kinds.")), found[0])
     return UserError("value not allowed", key=f"{path}.{where}" if path else where, value=value, hint=one_line(message))
 

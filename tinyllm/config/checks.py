@@ -1,7 +1,7 @@
-"""The check of the whole configuration, before a run directory, a corpus or a model exists.
+"""Check a whole configuration before a run directory, a corpus or a model exists.
 
-Hydra lets ``+key=`` past a dataclass and anything into an untyped node, so every node is walked here: fields
-of dataclass nodes against their ranges, ``_target_`` nodes against the constructor they name.
+Hydra accepts ``+key=`` on a dataclass and anything in an untyped node. So every node is checked here: fields of
+dataclasses against their ranges, nodes with a ``_target_`` against the constructor that it names.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from tinyllm.utils.signatures import annotations_of, parameters_of
 from tinyllm.utils.text import LARGEST_INTEGER, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
-"""Arguments whose null means that the program fills them in."""
+"""Arguments that the program fills in where they are null."""
 HYDRA_KEYS = ("_target_", *MARKS)
 
 
@@ -36,14 +36,14 @@ def check(
     typed: Mapping[str, str] | None = None,
     allow: frozenset[Option] = frozenset(),
 ) -> None:
-    """Check every key of a composed configuration; a value that its key's type can take is made so, in place.
+    """Check every key of a composed configuration, and convert values to the types of their keys, in place.
 
     Args:
         cfg: the composed configuration, without the ``hydra`` node.
         schema: the dataclass of its root.
-        named: keys that the user named on the command line or in an experiment; such a key must take effect.
-        filled: keys that the program itself has set; they turn nothing off.
-        typed: what the command line gives each key, in Hydra's grammar.
+        named: keys that the user set on the command line or in an experiment; they must take effect.
+        filled: keys that the program itself has set; they turn no other key off.
+        typed: the value of each key on the command line, in Hydra's grammar.
         allow: options besides those of ``conf/``.
 
     Raises:
@@ -61,14 +61,14 @@ def check(
         _check_target(node, path, allow, plain)
     for path, number in _numbers(plain, ""):
         if not math.isfinite(number):
-            raise UserError("not a number to compute with", key=path, value=number, hint="must be finite")
+            raise UserError("not a finite number", key=path, value=number, hint="must be finite")
         if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
             raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST_INTEGER}")
     check_effects(plain, named=named, filled=filled, allow=allow)
 
 
 def _read_interpolated(cfg: DictConfig, schema: type) -> None:
-    """Whole numbers that come from the environment, which may be written there as on the command line."""
+    """Read whole numbers from the environment, which may be written as on the command line, e.g. ``1e3``."""
     whole = [key for key, field in fields_of(schema) if kind_of(field.type, field.metadata) == "whole"]
     keys = [key for key in whole if OmegaConf.is_interpolation(*_parent(cfg, key))]
     if not keys:
@@ -88,7 +88,7 @@ def _parent(cfg: DictConfig, key: str) -> tuple[Any, str]:
 def _conform(
     cfg: DictConfig, plain: dict[str, Any], schema: type, typed: Mapping[str, str], allow: frozenset[Option]
 ) -> None:
-    """Bring values to the types of their keys, in both forms of the configuration."""
+    """Convert values to the types of their keys, in ``cfg`` and in its plain form."""
     types: list[tuple[dict[str, Any], str, str, Any]] = []
     for key, field in fields_of(schema):
         path, _, name = key.rpartition(".")
@@ -112,14 +112,14 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
     for name, value in node.items():
         where = f"{path}.{name}" if path else str(name)
         if name not in fields:
-            key = next(setting_keys(value, where), where)  # of +norm.eps=1 the whole key is of use to suggest another
+            key = next(setting_keys(value, where), where)  # norm.eps for +norm.eps=1: helps to suggest a key
             owner = path or "the configuration"
             value = value_at(root, key)
             raise unknown_key(key, value, fields, owner=owner, root=_without(root, where), unknown=where)
         field = fields[name]
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, dict):
-                raise UserError("wrong type", key=where, value=value, hint="a group of keys, not one value")
+                raise UserError("wrong type", key=where, value=value, hint="a group of keys, not a single value")
             _check_fields(value, field.type, where, root)
         else:
             _check_range(value, field.metadata, where)
@@ -131,7 +131,7 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
     if value is None or (choices and any(value == one and type(value) is type(one) for one in choices)):
         return
     if metadata.get("filled") and value == "":
-        raise UserError("no text is given", key=where, value=value, hint="give one, or leave the key out")
+        raise UserError("empty text", key=where, value=value, hint="give a text, or leave the key out")
     bounds = [f"at least {at_least:g}"] if at_least is not None else []
     bounds += [f"above {above:g}"] if above is not None else []
     bounds += [f"below {below:g}"] if below is not None else []
@@ -146,7 +146,7 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
             value=value,
             hint=hint + (f"; did you mean {meant[0]}?" if meant else ""),
         )
-    if choices and isinstance(value, float):  # numbers beside words count something
+    if choices and isinstance(value, float):  # a key that holds a word or a number counts something
         raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
     too_small = (at_least is not None and not value >= at_least) or (above is not None and not value > above)
     too_large = (below is not None and not value < below) or (at_most is not None and not value <= at_most)
@@ -185,7 +185,7 @@ def _numbers(node: Any, path: str) -> Iterator[tuple[str, float]]:
 
 
 def _without(node: dict[str, Any], path: str) -> dict[str, Any]:
-    """The container without one key, so that it is not suggested for itself."""
+    """A copy without one key, so that the unknown key is not suggested for itself."""
     name, _, rest = path.partition(".")
-    kept = {key: child for key, child in node.items() if key != name}
-    return kept | {name: _without(node[name], rest)} if rest else kept
+    others = {key: child for key, child in node.items() if key != name}
+    return others | {name: _without(node[name], rest)} if rest else others

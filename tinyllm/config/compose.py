@@ -1,8 +1,9 @@
 """Compose a configuration from the shipped groups and a list of overrides, and check it."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from hydra import compose as hydra_compose
@@ -179,16 +180,26 @@ def checked(
     if "experiment" in named:
         named |= experiment_keys(choices["experiment"], sources)
     values = {key_of(override): override.partition("=")[2] for override in hydra_node.overrides.task}
-
-    def check_named(composed: DictConfig, named: set[str]) -> None:
-        fill_sizes(composed, allow)
-        check(composed, schema.SCHEMAS[program], named=named, filled=filled, typed=values, allow=allow)
-
+    check_composed = partial(_check, program=program, filled=filled, typed=values, allow=allow)
     fill_sizes(cfg, allow)
     recompose = Composition.of(hydra_node, program).with_overrides
-    expand(cfg, recompose=recompose, check=check_named, named=named, allow=allow)
-    check_named(cfg, named)
+    expand(cfg, recompose=recompose, check=check_composed, named=named, allow=allow)
+    check_composed(cfg, named)
     return cfg
+
+
+def _check(
+    cfg: DictConfig,
+    named: set[str],
+    *,
+    program: str,
+    filled: Collection[str],
+    typed: Mapping[str, str],
+    allow: frozenset[Option],
+) -> None:
+    """Fill in sizes, then check; ``expand`` also applies this to the composition of each kind of layer."""
+    fill_sizes(cfg, allow)
+    check(cfg, schema.SCHEMAS[program], named=named, filled=filled, typed=typed, allow=allow)
 
 
 def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:

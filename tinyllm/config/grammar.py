@@ -12,30 +12,30 @@ from omegaconf import OmegaConf
 from tinyllm.errors import UserError
 
 DEEPEST = 32
-"""Brackets inside brackets; the settings of a run have two or three."""
+"""Most nested brackets. The settings of a run have two or three."""
 MOST = 4_000
-"""Values in all settings of a file. The parser takes 0.4 s for a list of 2,000 and 6 s for one of 8,000."""
+"""Most values in all settings of a file. The parser takes 0.4 s for a list of 2,000 values and 6 s for 8,000."""
 BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"|' r"'(?:[^'\\]|\\.)*+'", re.DOTALL)
 
 
 def parse_settings(settings: Iterable[str]) -> list[Override]:
-    """Settings as Hydra reads them.
+    """Parse settings as Hydra does.
 
     Raises:
-        HydraException: one is not of its grammar, or nested too deep.
+        HydraException: a setting is not in Hydra's grammar or too deeply nested.
     """
     settings = list(settings)
-    for one in settings:
-        check_depth(one)
+    for setting in settings:
+        check_depth(setting)
     return OverridesParser.create().parse_overrides(settings)
 
 
 def check_depth(setting: str) -> None:
-    """Refuse a setting whose brackets are nested deeper than anybody's; unchecked, the parser runs out of stack.
+    """Refuse deeply nested brackets, on which Hydra's recursive parser runs out of stack.
 
     Raises:
-        HydraException: it is such a one.
+        HydraException: the brackets are nested too deeply.
     """
     depth = 0
     for bracket in re.findall(r"[\[({\])}]", _QUOTED.sub("", setting)):
@@ -45,12 +45,12 @@ def check_depth(setting: str) -> None:
 
 
 def count_values(setting: str) -> int:
-    """How many values a setting has at most."""
+    """An upper bound for the number of values in a setting."""
     return 1 + _QUOTED.sub("", setting).count(",")
 
 
 def parsed(text: str) -> Override | None:
-    """What Hydra makes of a value; None: its grammar has nothing like it."""
+    """A value parsed as Hydra does; None if it is not in Hydra's grammar."""
     try:
         return parse_settings([f"key={text}"])[0]
     except HydraException:
@@ -63,13 +63,13 @@ def key_of(override: str) -> str:
 
 
 def as_given(overrides: Any) -> list[str]:
-    """The overrides in Hydra's node, as Hydra was given them: going through the list would resolve what is in them."""
-    given: Any = OmegaConf.to_container(overrides)
-    return [str(one) for one in given]
+    """The overrides in a ``hydra`` node as Hydra received them; iterating would resolve their interpolations."""
+    plain: Any = OmegaConf.to_container(overrides)
+    return [str(override) for override in plain]
 
 
 def split(text: str) -> list[str]:
-    """The parts of a text at its commas; a comma in quotes or brackets is none of them."""
+    """Split a text at its commas, except those inside quotes or brackets."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and not depth and not quote:
@@ -86,12 +86,12 @@ def split(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """The overrides in a text, in Hydra's grammar: split at the spaces that are not inside quotes or brackets.
+    """Split a text into overrides, at the spaces that are not inside quotes or brackets.
 
-    Quotes around a whole override, as a shell would want them, are left out.
+    Quotes around a whole override, as a shell would need them, are removed.
 
     Raises:
-        UserError: a quotation mark or a bracket without its other half.
+        UserError: quotes or brackets do not match.
     """
     found, word, open_quote, depth = [], "", "", 0
     for character in f"{text} ":
@@ -107,37 +107,37 @@ def words(text: str) -> list[str]:
         else:
             depth += (character in "{[(") - (character in ")]}")
     if word.strip():
-        half = f"{open_quote} without its other half" if open_quote else "brackets that do not match"
-        raise UserError("value not understood", file=text, hint=f"{half}; overrides stand between spaces")
+        problem = f"the {open_quote} is never closed" if open_quote else "the brackets do not match"
+        raise UserError("value not understood", file=text, hint=f"{problem}; separate overrides by spaces")
     return [re.sub(r"""^(['"])(.*)\1$""", r"\2", one) for one in found if one]
 
 
 def escaped(node: Any) -> Any:
-    """A plain container whose texts OmegaConf takes as they are: nothing in it names another key or the environment."""
+    """A plain container with its texts escaped, so that OmegaConf sees no interpolation in them."""
     if isinstance(node, dict):
         return {name: escaped(child) for name, child in node.items()}
     if isinstance(node, list):
         return [escaped(child) for child in node]
-    # OmegaConf reads \${ as a literal ${ and, only just before a ${, two backslashes as one.
+    # OmegaConf reads \${ as a literal ${, and two backslashes as one only right before a ${.
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", node) if isinstance(node, str) else node
 
 
 def quote(text: str) -> str:
-    """``text`` as one string of Hydra's grammar that comes out unchanged, ``${…}`` unresolved."""
+    """``text`` as a quoted string that Hydra reads back unchanged, with any ``${…}`` unresolved."""
     return QuotedString(escaped(text), Quote.double).with_quotes()
 
 
 def written(value: Any) -> str:
-    """A value of a plain container in Hydra's grammar, which reads it as that value and nothing else.
+    """A plain value written in Hydra's grammar, which reads it back unchanged.
 
     Raises:
-        ValueError: a mapping has a key that is no name; the grammar has no quotes for keys.
+        ValueError: a mapping has a key that is not an identifier; the grammar cannot quote keys.
     """
     if isinstance(value, str):
         return quote(value)
     if isinstance(value, dict):
         if not all(isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w-]*", name) for name in value):
-            raise ValueError(f"not all keys are names: {', '.join(map(str, value))}")
+            raise ValueError(f"not all keys are identifiers: {', '.join(map(str, value))}")
         return f"{{{','.join(f'{name}:{written(child)}' for name, child in value.items())}}}"
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
@@ -145,5 +145,5 @@ def written(value: Any) -> str:
 
 
 def text_of(value: Any) -> str:
-    """The text that a literal value of a parsed override stands for, as it is read from the configuration later."""
+    """The text of a literal value in a parsed override, as the configuration will hold it."""
     return str(OmegaConf.create({"text": value}).text)

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's exceptions as the one line a person can act on."""
+"""Translate the exceptions of Hydra and OmegaConf into one-line errors that a user can act on."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -33,17 +33,21 @@ KINDS = {
     "Boolean": "true or false",
     "bool": "true or false",
 }
-"""OmegaConf's names of types, in words."""
+"""OmegaConf's type names in words."""
 TAKES_PATH = {"dataset": "text", "tokenizer": "pretrained"}
-"""The option of a group that reads what lies at a path."""
+"""The option of a group that reads a path."""
 
 LAUNCHERS = ("joblib", "submitit_local", "submitit_slurm")
-"""Those of packages that tinyllm can do without."""
+"""Launchers of optional packages."""
 
 
 @contextmanager
 def explain(overrides: Iterable[str]) -> Iterator[None]:
-    """Turn what Hydra raises while composing ``overrides`` into a :class:`UserError`."""
+    """Turn exceptions of Hydra and OmegaConf inside the block into a :class:`UserError`.
+
+    Args:
+        overrides: the overrides being composed; they tell what the user typed.
+    """
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -52,10 +56,10 @@ def explain(overrides: Iterable[str]) -> Iterator[None]:
 
 def explained(error: Exception, overrides: list[str]) -> UserError:
     """The :class:`UserError` for an exception of Hydra or OmegaConf."""
-    reasons = (error.__cause__, error.__context__)
-    cause = next((one for one in reasons if isinstance(one, OmegaConfBaseException)), error)
+    causes = (error.__cause__, error.__context__)
+    cause = next((cause for cause in causes if isinstance(cause, OmegaConfBaseException)), error)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        cause = error  # what it was raised from knows less
+        cause = error  # it knows the key; what it was raised from does not
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
@@ -79,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _in_file(error: OmegaConfBaseException, file: str) -> UserError:
-    """An error of an option file; the command line has no part in it."""
+    """An error in an option file, which has nothing to do with the command line."""
     group = file.partition("/")[0]
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key == group:
         hint = "its first line must be '# @package <node>', in an experiment '# @package _global_'"
@@ -94,7 +98,7 @@ def _in_file(error: OmegaConfBaseException, file: str) -> UserError:
 
 
 def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:
-    """Key and value of each setting as it was typed, the last one first."""
+    """Key and value of each setting as typed, the last one first."""
     settings = []
     for override in overrides:
         key, _, value = override.partition("=")
@@ -105,35 +109,35 @@ def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
-    """The value that the command line gave to the key an error is about."""
+    """The value on the command line of the key that an error is about."""
     return next((value for key, value in _settings(overrides) if key == error.full_key), "")
 
 
 def _unresolved(error: OmegaConfBaseException, overrides: list[str]) -> UserError:
-    """OmegaConf seldom says where the ``${…}`` stands; the command line does."""
-    what, hint = _first_line(error), "${…} may name another key; in a text write \\${"
-    asked = [(key, value) for key, value in _settings(overrides) if "${" in value]
+    """The error for a ``${…}`` without a value. OmegaConf seldom says which key holds it, but the command line does."""
+    what, hint = _first_line(error), "${…} refers to another key; for literal text write \\${"
+    interpolated = [(key, value) for key, value in _settings(overrides) if "${" in value]
     names = re.findall(r"'([^']+)'", what)
-    meant = [one for one in asked if any(name in one[1] for name in names)] or asked
-    key, value = (error.full_key, _typed(error, overrides)) if error.full_key else next(iter(meant), (None, ""))
+    matching = [(key, value) for key, value in interpolated if any(name in value for name in names)] or interpolated
+    key, value = (error.full_key, _typed(error, overrides)) if error.full_key else next(iter(matching), (None, ""))
     variable = re.search(r"Environment variable '(.+?)' not found", what)
     if variable:
         what = f"the environment variable {variable[1]} is not set"
-        hint = f"set it, or write ${{oc.env:{variable[1]},<value without it>}}"
+        hint = f"set it, or give a default: ${{oc.env:{variable[1]},<default>}}"
     return UserError(what, key=key or None, value=value, hint=hint)
 
 
 def _missing_option(error: MissingConfigException) -> UserError:
     name = str(error.missing_cfg_file)
-    of_hydra = "hydra/" * name.startswith("hydra/")  # its groups lie one deeper, and an option may be a path
-    group, _, option = name.removeprefix(of_hydra).partition("/")
-    group = of_hydra + group
+    prefix = "hydra/" * name.startswith("hydra/")  # Hydra's groups are one level deeper, and an option may be a path
+    group, _, option = name.removeprefix(prefix).partition("/")
+    group = prefix + group
     options = sorted(error.options or [])
     if group == "hydra/launcher" and option in LAUNCHERS:
         return UserError("not installed", key=group, value=option, hint="pip install 'tinyllm[sweep]'")
     meant = near(option, options)
     if group in TAKES_PATH and Path(option).exists():
-        hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={option}"
+        hint = f"for a path use {group}={TAKES_PATH[group]} {group}.path={option}"
         return UserError("no such option", key=group, value=option, hint=hint)
     likely = option_meant(group, option) or (meant[0] if meant else "")
     hint = f"did you mean {likely}? one of " if likely else "one of "
@@ -143,12 +147,12 @@ def _missing_option(error: MissingConfigException) -> UserError:
 def _unparsable(error: OverrideParseException) -> UserError:
     key, equals, value = error.override.partition("=")
     if not equals and Path(key).exists():
-        hint = f"a path needs a key: run={key}, resume={key}, or dataset=text dataset.path={key}"
+        hint = f"give the path to a key: run={key}, resume={key}, or dataset=text dataset.path={key}"
         return UserError("not a setting", file=key, hint=hint)
     if not equals:
         return UserError("not a setting", file=error.override, hint="settings are written key=value or group=option")
     if not re.fullmatch(r"[\w.@/+~-]+", key) or ".." in key:
-        hint = "a key is names joined by dots, with no space before the ="
+        hint = "write names joined by dots, and no space before the ="
         return UserError("not a key", key=key, value=value, hint=hint)
     hint = f"quote it twice, for the shell and for Hydra: '{key}=\"…\"'"
     return UserError("value not understood", key=key, value=value, hint=hint)
@@ -169,12 +173,12 @@ def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str])
 
 
 def _wrong_type(error: ValidationError, overrides: list[str]) -> UserError:
-    """What is allowed, out of OmegaConf's sentence."""
+    """The error for a value of a wrong type, with the allowed type from OmegaConf's message."""
     message, typed = _first_line(error), _typed(error, overrides)
     converted = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", message)
     value: str | None = typed
     if "not Optional" in message or "None" in message:
-        value, hint = None, "a value is needed"
+        value, hint = None, "must not be null"
     elif converted:
         kind = converted[1] or converted[2]
         hint = f"must be {KINDS.get(kind, kind)}"
@@ -186,7 +190,7 @@ def _wrong_type(error: ValidationError, overrides: list[str]) -> UserError:
 
 
 def _keys_below(path: str, value: str) -> str:
-    """What to set instead of a node."""
+    """The keys to set instead of a node."""
     keys = [key for root in SCHEMAS.values() for key, _ in fields_of(root) if key.startswith(f"{path}.")]
     keys = list(dict.fromkeys(keys))
     if f"{path}.enabled" in keys and value.lower() in ("true", "false"):

@@ -1,7 +1,7 @@
-"""Layers that differ: the block of each kind, composed on top of the run's own settings and put into the configuration.
+"""Layers that differ: compose the block of each kind on top of the run's settings, and put it into the configuration.
 
-After that the configuration stands for itself: it is checked, saved, compared and built like any other, and nothing
-has to be composed again to load a model.
+The result is an ordinary configuration: it is checked, saved, compared and built like any other, and loading a model
+composes nothing.
 """
 
 import re
@@ -21,39 +21,39 @@ from tinyllm.utils.nested import has_key
 from tinyllm.utils.signatures import parameters_of
 
 GROUPS = ("attn", "ffn", "moe")
-"""The groups of which each kind may choose another option: those that put their keys into the block."""
+"""Groups whose option each kind may choose: those whose keys are part of the block."""
 SHARED = ("d_model", "max_seq_len")
-"""What a block is told of the model's shape and all layers have in common."""
+"""Keys of the model that a block receives and that all layers share."""
 UNIFORM = {"_target_": "tinyllm.models.layers.uniform", "_partial_": True}
 Recompose = Callable[[Iterable[str]], DictConfig]
 """Composes again with more overrides on top: :meth:`tinyllm.config.compose.Composition.with_overrides`."""
 Check = Callable[[DictConfig, set[str]], None]
-"""The preflight of a composition, with the keys that were named."""
+"""Checks a composition, given the keys that the user set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """The block of some of the layers, as it is described."""
+    """The description of a kind of layer."""
 
     overrides: tuple[str, ...]
     wrong: Callable[[UserError], UserError]
-    """Adds to an error where the description stands."""
+    """Adds the place of the description to an error."""
 
 
 def expand(
     cfg: DictConfig, *, recompose: Recompose, check: Check, named: Iterable[str], allow: frozenset[Option]
 ) -> None:
-    """Replace the descriptions in ``model.layers`` by the blocks they stand for; uniform layers have none.
+    """Replace the descriptions in ``model.layers`` with blocks. Uniform layers have no descriptions.
 
     Args:
         cfg: a composed configuration, changed in place.
         recompose: composes it again with the overrides of a kind on top.
-        check: applied to what each kind composes to.
-        named: keys and groups that the user named; one that concerns blocks must reach a layer.
+        check: checks the composition of each kind.
+        named: keys and groups that the user set; those of the block must reach at least one layer.
         allow: options besides those of ``conf/``.
 
     Raises:
-        UserError: a description that does not compose or sets what all layers share, a key without effect.
+        UserError: a description does not compose or sets what all layers share, or a key has no effect.
     """
     node = None if OmegaConf.is_missing(cfg, "model") else OmegaConf.select(cfg, "model.layers")
     plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else {}
@@ -86,27 +86,24 @@ def expand(
 
 
 def _keys_of_block(cfg: DictConfig, allow: frozenset[Option]) -> list[str]:
-    """The keys of the model that a block may have a value of its own for."""
+    """Keys of the model for which a block may have its own value."""
     target = resolve_target(cfg.model.block, path="model.block", extra=allow)
     values = {key: cfg.model[key] for key in parameters_of(target) or {} if key in cfg.model and key not in SHARED}
     return [key for key, value in values.items() if not isinstance(value, DictConfig)]
 
 
 def _from_texts(texts: Any) -> dict[str, Kind]:
-    """The kinds of ``model.layers.kinds``."""
+    """The kinds in ``model.layers.kinds``."""
     where = "model.layers.kinds"
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        hint = 'names with their overrides as text, e.g. {global:"",local:"model.block.attn.window=64"}'
+        hint = 'a mapping of names to overrides, e.g. {global:"",local:"model.block.attn.window=64"}'
         raise UserError("wrong type", key=where, value=texts, hint=hint)
     kinds = {}
     for name, text in texts.items():
         if not re.fullmatch(r"[A-Za-z]\w*", str(name)):
-            raise UserError("not a name for a kind", key=where, value=name, hint="a letter, then letters, digits and _")
-
-        def wrong(error: UserError, key: str = f"{where}.{name}", text: str = text) -> UserError:
-            what = setting(error.key, error.value) if error.key else str(error.file or "")
-            return UserError(error.what, key=key, value=text, hint=": ".join(filter(None, (what, error.hint))))
-
+            hint = "a letter, then letters, digits and _"
+            raise UserError("invalid name of a kind", key=where, value=name, hint=hint)
+        wrong = partial(_in_kind, f"{where}.{name}", text)
         try:
             kinds[name] = Kind(overrides=tuple(words(text)), wrong=wrong)
         except UserError as error:
@@ -114,21 +111,23 @@ def _from_texts(texts: Any) -> dict[str, Kind]:
     return kinds
 
 
+def _in_kind(key: str, text: str, error: UserError) -> UserError:
+    """Add the key and text of a kind to an error in its overrides."""
+    what = setting(error.key, error.value) if error.key else str(error.file or "")
+    return UserError(error.what, key=key, value=text, hint=": ".join(filter(None, (what, error.hint))))
+
+
 def _from_lines(
     plain: dict[str, Any], cfg: DictConfig, recompose: Recompose, allow: frozenset[Option]
 ) -> tuple[Any, list[str]]:
-    """The kinds of layers that are written out, each named after the first layer of it; and the name of each layer."""
+    """The kinds of written-out layers, each named after its first layer, and the kind of every layer."""
 
-    @cache
-    def parameters(attn: str) -> set[str]:
-        node = recompose([f"attn={attn}"]).model.block.attn
-        return set(parameters_of(resolve_target(node, path="model.block.attn", extra=allow)) or ())
-
+    parameters = cache(partial(_attention_parameters, recompose, allow))  # composing is slow, and lines repeat
     text, source = _text(plain["path"], plain["json"])
     lines = read_layers(text, source=source, parameters=parameters)
     if len(lines) != cfg.model.n_layers:
-        hint = f"{len(lines)} objects, and model.n_layers={cfg.model.n_layers}"
-        raise UserError("not one object for each layer", file=source, hint=hint)
+        hint = f"{len(lines)} objects, but model.n_layers={cfg.model.n_layers}"
+        raise UserError("the number of objects is not the number of layers", file=source, hint=hint)
     names: dict[tuple[str, ...], str] = {}
     kinds = {}
     for line in lines:
@@ -138,11 +137,17 @@ def _from_lines(
     return kinds, [names[line.overrides] for line in lines]
 
 
+def _attention_parameters(recompose: Recompose, allow: frozenset[Option], attn: str) -> set[str]:
+    """The constructor parameters of an attention option."""
+    node = recompose([f"attn={attn}"]).model.block.attn
+    return set(parameters_of(resolve_target(node, path="model.block.attn", extra=allow)) or ())
+
+
 def _text(path: Any, json: Any) -> tuple[str, str]:
-    """The JSON and where it comes from."""
+    """The JSON text and its source."""
     if (path is None) == (json is None):
-        what = "no layers are given" if path is None else "two descriptions of the layers"
-        hint = "one of model.layers.path and model.layers.json"
+        what = "no layers are given" if path is None else "the layers are given twice"
+        hint = "set one of model.layers.path and model.layers.json"
         raise UserError(what, key="model.layers.path", value=path, hint=hint)
     if path is None:
         return str(json), "model.layers.json"
@@ -153,19 +158,19 @@ def _text(path: Any, json: Any) -> tuple[str, str]:
 
 
 def _check_keys(overrides: Iterable[str], keys_of_block: list[str]) -> None:
-    """Refuse what is the same for all layers."""
+    """Refuse overrides of what all layers share."""
     for one in overrides:
         key = key_of(one)
         if key not in GROUPS and not key.startswith("model.block.") and key.removeprefix("model.") not in keys_of_block:
             own = [f"model.{name}" for name in keys_of_block]
-            hint = f"a layer may have its own {', '.join(GROUPS)}, model.block.*, {', '.join(own)}"
+            hint = f"layers may differ in {', '.join(GROUPS)}, model.block.*, {', '.join(own)}"
             raise UserError("the same for all layers", key=key, value=one.partition("=")[2], hint=hint)
 
 
 def _check_reach(
     cfg: DictConfig, named: set[str], keys_of_block: list[str], own: list[tuple[set[str], dict[str, Any]]]
 ) -> None:
-    """Refuse a key or a choice that was named for the block, and that every kind replaces or has no use for."""
+    """Refuse a key or choice of the block that every kind replaces or does not have."""
     for key in sorted(named):
         below = key.removeprefix("model.block.")
         if below != key:
@@ -177,4 +182,4 @@ def _check_reach(
         if not reached:
             value = OmegaConf.select(cfg, key) if key not in GROUPS else None
             what = {"key": key, "value": value} if key not in GROUPS else {"file": key}
-            raise UserError("the key has no effect here", **what, hint="every layer has its own; leave it out")
+            raise UserError("the key has no effect here", **what, hint="every layer sets its own; leave it out")

@@ -1,4 +1,4 @@
-"""Layers written out one by one, as JSON objects, and the overrides they stand for."""
+"""Layers written out one by one as JSON objects, translated into overrides."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from tinyllm.errors import UserError, setting
 from tinyllm.utils.files import parse_json
 
 Key = tuple[str, Any]
-"""Where the value of a key goes, empty where that depends on others, and its type."""
+"""The configuration key that takes the value ("" if that depends on other keys), and the type."""
 
 REQUIRED: dict[str, Key] = {
     "attn": ("attn", str),
@@ -27,28 +27,28 @@ OF_ATTENTION: dict[str, Key] = {
     "kv_latent_dim": ("model.block.attn.kv_latent_dim", int),
     "rope_head_dim": ("model.block.attn.rope_head_dim", int),
 }
-"""Needed by an attention whose class takes a parameter of that name."""
+"""Required if the class of the attention has a parameter of that name."""
 OF_MIXTURE: dict[str, Key] = {
     "aux_free": ("", bool),
     "n_exp": ("model.block.moe.n_experts", int),
     "n_shared": ("model.block.moe.n_shared", int),
     "n_act": ("model.block.moe.n_active", int),
 }
-"""Needed with ``moe``."""
+"""Required with ``moe``."""
 BALANCED: dict[bool, tuple[str, dict[str, Key]]] = {
     True: ("aux_free", {"alpha": ("model.block.moe.alpha", float), "gamma": ("model.block.moe.gamma", float)}),
     False: ("aux_loss", {"coeff": ("model.block.moe.coeff", float)}),
 }
-"""By ``aux_free``: the mixture, and what it needs besides."""
+"""By the value of ``aux_free``: the mixture, and its own required keys."""
 KNOWN = (*REQUIRED, *OF_ATTENTION, *OF_MIXTURE, *BALANCED[False][1], *BALANCED[True][1])
 Parameters = Callable[[str], set[str]]
 GATED = {"swiglu": "silu", "geglu": "gelu", "reglu": "relu", "glu": "sigmoid"}
-"""The gate of each gated unit; every other non-linearity is the activation of a plain MLP."""
+"""Gate of each gated unit. Any other non-linearity is the activation of a plain MLP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One layer."""
+    """One described layer."""
 
     name: str
     place: str
@@ -57,15 +57,15 @@ class Line:
 
 
 def read_layers(text: str, *, source: str, parameters: Parameters) -> list[Line]:
-    """The layers in a text: one object a line, or one array of objects.
+    """Read the layers in a text: one object per line, or one array of objects.
 
     Args:
         text: JSON.
-        source: where it comes from.
-        parameters: what the class of an attention option takes.
+        source: its file or key, for error messages.
+        parameters: returns the constructor parameters of an attention option.
 
     Raises:
-        UserError: bad JSON, or a missing, unknown, unused or ill-typed key, with its line.
+        UserError: invalid JSON, or a missing, unknown, unused or wrongly typed key, with its line.
     """
     lines = []
     for name, place, content in _objects(text, source):
@@ -77,7 +77,7 @@ def read_layers(text: str, *, source: str, parameters: Parameters) -> list[Line]
 
 
 def at(place: str, error: UserError) -> UserError:
-    """The error with its place in a file."""
+    """Add a place in a file to an error."""
     if error.file is None and error.key is None:
         return UserError(error.what, file=place, hint=error.hint)
     what = str(error.file) if error.key is None else setting(error.key, error.value)
@@ -99,7 +99,7 @@ def _objects(text: str, source: str) -> Iterator[tuple[str, str, dict[str, Any]]
         number = text.count("\n", 0, position) + 1
         if several:
             name, place = f"line{number}", f"{source}:{number}"
-        else:  # an array on one line: its objects are counted
+        else:  # an array on one line: number its objects
             name, place = f"object{count}", f"{source}, object {count}"
         yield name, place, _parse(text[position:end], place)
         position = end
@@ -120,27 +120,27 @@ def _parse(text: str, place: str, *, of: type = dict) -> Any:
     except ValueError as error:
         raise UserError("not a layer", file=place, hint=str(error)) from error
     if not isinstance(content, of):
-        raise UserError("not a layer", file=place, hint=f"an object with the keys {', '.join(REQUIRED)}")
+        raise UserError("not a layer", file=place, hint=f"must be an object with the keys {', '.join(REQUIRED)}")
     return content
 
 
 def _overrides(content: dict[str, Any], parameters: Parameters) -> Iterator[str]:
-    """What an object changes of the base block."""
+    """The overrides that an object stands for."""
     for key, value in content.items():
         if key not in KNOWN:
             meant = near(key, KNOWN)
             hint = f"did you mean {meant[0]}?" if meant else f"the keys are {', '.join(KNOWN)}"
             raise UserError("unknown key", key=key, value=value, hint=hint)
-    _check(content, REQUIRED, because="every layer needs it")
+    _check(content, REQUIRED, because="required for every layer")
     choice = [setting(key, content[key]) for key in ("attn", "moe")]
     used = {key: one for key, one in OF_ATTENTION.items() if key in parameters(content["attn"])}
-    _check(content, used, because=f"{choice[0]} needs it")
+    _check(content, used, because=f"required with {choice[0]}")
     hidden, mixture = "model.block.ffn.d_ff", "none"
     if content["moe"]:
-        _check(content, OF_MIXTURE, because="moe=true needs it")
+        _check(content, OF_MIXTURE, because="required with moe=true")
         hidden, (mixture, balance) = "model.block.moe.expert_d_ff", BALANCED[content["aux_free"]]
         choice.append(setting("aux_free", content["aux_free"]))
-        _check(content, balance, because=f"{choice[-1]} needs it")
+        _check(content, balance, because=f"required with {choice[-1]}")
         used |= OF_MIXTURE | balance
     for key, value in content.items():
         if key not in used and key not in REQUIRED:

@@ -1,4 +1,4 @@
-"""Configurations that earlier versions saved, as they are written today."""
+"""Upgrade configurations that earlier versions saved."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,9 +15,9 @@ FIRST = (
     "model.block.moe",
     *(f"model.block.attn.{key}" for key in ("head_dim", "window", "sinks", "softcap")),
 )
-"""What the model of the first version did not have; it had no ``model.layers``."""
+"""Keys that the model of the first version did not have. It is recognized by its missing ``model.layers``."""
 MODEL = ("model.parametrization",)
-"""What the model of later versions did not have."""
+"""Keys that the model of later versions did not have."""
 LATER = (
     "trainer.activation_checkpointing",
     "trainer.compile",
@@ -31,9 +31,9 @@ LATER = (
     "checkpoint.asynchronous",
     "distributed",
 )
-"""What earlier versions do not know of training."""
+"""Keys of training that earlier versions did not have."""
 ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
-"""Earlier versions had no such key, and the head, where there was one, was Muon's."""
+"""Earlier versions did not have this key; Muon then trained an untied head."""
 
 BPE = "tinyllm.tokenizers.bpe.BPETrainer"
 MUON = "tinyllm.optim.muon.Muon"
@@ -50,7 +50,7 @@ PARTS: dict[str, dict[str, Any]] = {
     BPE: {"match_special": False},
     "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False},
 }
-"""What parts did not have, by class, at the values that change nothing; wherever in a configuration they stand."""
+"""By class: keys that parts did not have, wherever they occur, with values that reproduce the old behaviour."""
 
 
 MOVED = {
@@ -62,11 +62,11 @@ MOVED = {
     "tinyllm.nn.attention.gqa.GQA": "tinyllm.nn.attention.mha.GQA",
     "tinyllm.nn.attention.mqa.MQA": "tinyllm.nn.attention.mha.MQA",
 }
-"""Where the classes lie today that earlier versions named in the ``config.yaml`` of a run."""
+"""Old names of classes that have moved, as found in ``config.yaml`` files, and their new names."""
 
 
 def renamed(content: Any) -> Any:
-    """A saved configuration as plain containers, with today's names of the classes that have moved since."""
+    """A saved configuration, in plain containers, with the current names of classes that have moved."""
     if isinstance(content, dict):
         return {
             key: MOVED.get(child, child) if key == "_target_" and isinstance(child, str) else renamed(child)
@@ -76,9 +76,9 @@ def renamed(content: Any) -> Any:
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:
-    """A configuration that an earlier version saved, with what was added since at the values that change nothing.
+    """Add the keys that a saved configuration lacks, with values that reproduce the old behaviour.
 
-    Today's come back as they are, and so does the model of a class of one's own.
+    Current configurations are returned unchanged. The model of a user's own class is left alone.
     """
     then = as_it_was(partial(OmegaConf.select, cfg))
     missing = [key for key in LATER if not has_key(cfg, key)]
@@ -101,10 +101,10 @@ def upgraded(cfg: DictConfig) -> DictConfig:
 
 
 def as_it_was(saved: Callable[[str], Any]) -> dict[str, Any]:
-    """What an earlier version did where it had no key and today's default is something else, by key.
+    """The old behaviour, by key, where a key is missing and its current default differs.
 
     Args:
-        saved: of a key: its value in the configuration that the earlier version saved, None where it has none.
+        saved: returns the value of a key in the saved configuration; None if it has no such key.
     """
     then: dict[str, Any] = {}
     if saved("optimizer._target_") == MUON and saved(ORTHOGONAL_HEAD) is None:
@@ -115,7 +115,7 @@ def as_it_was(saved: Callable[[str], Any]) -> dict[str, Any]:
 
 
 def _of_parts(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Keys that a part's class did not have when it was saved, each with its value."""
+    """The keys of ``PARTS`` that a saved configuration lacks, with their values."""
     if isinstance(node, list):
         for place, child in enumerate(node):
             yield from _of_parts(child, f"{path}[{place}]")

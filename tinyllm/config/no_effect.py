@@ -1,4 +1,4 @@
-"""Keys that have no effect beside the value of another one; naming such a key is a mistake, not a no-op."""
+"""Keys that the value of another key turns off. Setting such a key is reported as a mistake, not ignored."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -12,31 +12,32 @@ from tinyllm.utils.signatures import parameters_of
 
 @dataclass(frozen=True, kw_only=True)
 class Off:
-    """The keys that are without effect while another key has a certain value."""
+    """Keys that have no effect while another key has a certain value."""
 
     by: str
-    """The other key."""
+    """The key that turns them off."""
     when: Callable[[Any], bool]
+    """Whether a value of that key turns them off."""
     keys: tuple[str, ...]
 
 
 def given(value: Any) -> bool:
-    """Whether a key that may be null has a value."""
+    """Whether a value is set."""
     return value is not None
 
 
 def zero(value: Any) -> bool:
-    """Whether a number that turns something off is 0."""
+    """Whether a number is 0, which turns a feature off."""
     return bool(value == 0)
 
 
 def a_path(value: Any) -> bool:
-    """Whether ``resume`` names a run; ``auto`` may find none, and every job of a sweep has it."""
+    """Whether ``resume`` names a run. ``auto`` may find no run, and every job of a sweep has it."""
     return value not in (None, "auto")
 
 
 def off(value: Any) -> bool:
-    """Whether a switch is off."""
+    """Whether a switch is false."""
     return value is False
 
 
@@ -90,35 +91,35 @@ OFFERED = {
     "model.attn_dropout": {"attn_dropout"},
     "model.d_ff": {"d_ff", "model_d_ff"},
 }
-"""What the model offers to its parts, and under which names; a part whose constructor has none ignores it."""
+"""Values that the model passes to its parts, with the parameters that take them. Parts without one ignore the value."""
 
 
 def check_effects(
     plain: dict[str, Any], *, named: Iterable[str], filled: Collection[str] = (), allow: frozenset[Option]
 ) -> None:
-    """Refuse a key that was named and cannot take effect.
+    """Refuse a key that the user set and that cannot take effect.
 
     Args:
         plain: the composed configuration as plain containers.
         named: keys of the command line and of the experiment.
-        filled: keys that the program itself has set; they turn nothing off.
+        filled: keys that the program itself has set; they turn no other key off.
         allow: options besides those of ``conf/``.
 
     Raises:
-        UserError: such a key; the line tells what turns it off.
+        UserError: a key has no effect; the message names what turns it off.
     """
     named = set(named)
     blocks = _blocks(plain)
+    # A key of the block is off only if every kind of layer turns it off: look at the model once with each block.
     views = [plain | {"model": plain["model"] | block | {"block": block}} for block in blocks] or [plain]
-    for rule in (rule for rule in RULES if rule.by not in filled):
-        dead = sorted(named.intersection(rule.keys)) if all(rule.when(value_at(one, rule.by)) for one in views) else []
-        if dead:
-            raise UserError(
-                "the key has no effect here",
-                key=dead[0],
-                value=value_at(plain, dead[0]),
-                hint=f"{setting(rule.by, value_at(views[0], rule.by))} turns it off; leave one of the two out",
-            )
+    for rule in RULES:
+        without_effect = sorted(named.intersection(rule.keys))
+        if not without_effect or rule.by in filled:
+            continue
+        if all(rule.when(value_at(view, rule.by)) for view in views):
+            key = without_effect[0]
+            hint = f"{setting(rule.by, value_at(views[0], rule.by))} turns it off; leave one of the two out"
+            raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
     if blocks:
         _check_offered(plain, named, blocks, allow)
 
@@ -131,12 +132,18 @@ def _blocks(plain: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _check_offered(plain: dict[str, Any], named: set[str], blocks: list[Any], allow: frozenset[Option]) -> None:
-    nodes = [one for block in blocks for child, node in block.items() for one in walk_nodes(node, f"{BLOCK}.{child}")]
+    """Refuse a value that the model passes to its parts and that none of the parts takes."""
+    nodes = [
+        (path, node)
+        for block in blocks
+        for name, child in block.items()
+        for path, node in walk_nodes(child, f"{BLOCK}.{name}")
+    ]
     parts = list(dict.fromkeys(resolve_target(node, path=path, extra=allow) for path, node in nodes))
     for key in sorted(named.intersection(OFFERED)):
         if not any(_reads(part, OFFERED[key]) for part in parts):
             names = ", ".join(part.__name__ for part in parts)
-            hint = f"none of {names} reads it; leave it out, or choose a part that does (attn=gqa: n_kv_heads)"
+            hint = f"none of {names} uses it; leave it out, or choose an option that does (attn=gqa: n_kv_heads)"
             raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
 
 

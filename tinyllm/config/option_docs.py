@@ -1,7 +1,7 @@
-"""The shipped yaml files with their comments: what ``--help`` and the option reference are made of.
+"""Read the shipped yaml files with their comments, from which ``--help`` and the option reference are made.
 
-A file's first comment says what it is, a key's comment (behind it, or above it) what the key means, so that
-nothing is written twice. No Hydra here: this has to be quick.
+The first comment of a file describes the option; the comment beside or above a key describes the key. This module does
+without Hydra, which is slow to import.
 """
 
 import re
@@ -17,12 +17,12 @@ from tinyllm.utils.yaml_files import compose_yaml
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_")
 OVERRIDE = "override "
-"""What an entry of a defaults list begins with that changes the choice of an earlier one."""
+"""Prefix of an entry in a defaults list that changes an earlier choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """One setting: its path below the file's node, its default as it stands in the file, its comment."""
+    """A key of a yaml file: its path below the file's node, its default as written, and its comment."""
 
     path: str
     default: str
@@ -31,38 +31,38 @@ class Key:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """One yaml file."""
+    """A yaml file."""
 
     name: str
     meaning: str
     package: str = ""
-    """The config node the file fills, from its ``# @package`` line."""
+    """The node that the file fills, from its ``# @package`` line."""
     keys: dict[str, Key] = field(default_factory=dict)
     choices: dict[str, str | None] = field(default_factory=dict)
-    """Group and chosen option of the defaults list, several as they are typed: ``[one,other]``."""
+    """Group and chosen option of each entry in the defaults list; several options as ``[a,b]``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """A folder of options, of which a program takes one."""
+    """A folder of options."""
 
     name: str
     package: str
-    """The node that all options fill; "" where each fills one of its own, or any."""
+    """The node that all options fill; "" if they fill different nodes."""
     default: str | None
-    """The option as it is typed; several are ``[one,other]``."""
+    """The default option as typed; several as ``[a,b]``."""
     options: list[File]
 
     @property
     def chosen(self) -> list[File]:
-        """The options that are chosen by default."""
+        """The default options."""
         names = (self.default or "").strip("[]").split(",")
         return [option for option in self.options if option.name in names]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """What can be set in one program."""
+    """The keys and groups of a program."""
 
     name: str
     meaning: str
@@ -71,14 +71,14 @@ class Program:
 
 
 def programs() -> list[str]:
-    """The programs that have a root file, in the order in which one needs them."""
+    """The programs with a root file, those that users need first at the front."""
     known = ("train", "generate", "evaluate", "prepare", "describe")
     found = {path.stem for path in conf_dir().glob("*.yaml")}
     return [name for name in known if name in found] + sorted(found - set(known))
 
 
 def read_program(name: str) -> Program:
-    """The root file of a program and the groups it takes its options from."""
+    """Read the root file of a program and its groups."""
     root = read_file(conf_dir() / f"{name}.yaml")
     groups = []
     for group, default in root.choices.items():
@@ -86,12 +86,12 @@ def read_program(name: str) -> Program:
         packages = [option.package for option in options]
         package = packages[0] if packages and len(set(packages)) == 1 else ""
         groups.append(Group(name=group, package=package, default=default, options=options))
-    groups.sort(key=lambda group: group.name != "model")  # a size first, then what it is made of
+    groups.sort(key=lambda group: group.name != "model")  # the size of the model first, then its parts
     return Program(name=name, meaning=root.meaning, keys=root.keys, groups=groups)
 
 
 def read_file(path: Path) -> File:
-    """One file, on top of the files of the same folder that its defaults list names.
+    """Read a file together with the files of its folder that its defaults list names.
 
     Raises:
         ValueError: the file is not a mapping.
@@ -99,7 +99,7 @@ def read_file(path: Path) -> File:
     text = read_text(path)
     root = compose_yaml(text)
     if not isinstance(root, yaml.MappingNode):
-        raise ValueError(f"{path}: a configuration file is a mapping")
+        raise ValueError(f"{path}: a configuration file must be a mapping")
     package, meaning = _header(text)
     keys: dict[str, Key] = {}
     choices: dict[str, str | None] = {}
@@ -107,7 +107,7 @@ def read_file(path: Path) -> File:
         file = path.parent / f"{option}.yaml"
         if group is not None:
             choices[group] = option
-        elif file.is_file():  # neither _self_ nor a schema that Hydra knows by name
+        elif file.is_file():  # not _self_, and not a schema registered with Hydra
             below = read_file(file)
             keys |= below.keys
             choices |= below.choices
@@ -119,7 +119,7 @@ def read_file(path: Path) -> File:
 
 
 def _header(text: str) -> tuple[str, str]:
-    """The package and the sentences of the comment a file begins with, without lines that are commands."""
+    """The package and the text of a file's first comment, without its example commands."""
     package, sentences = "", []
     for line in text.splitlines():
         if not line.startswith("#"):
@@ -133,7 +133,7 @@ def _header(text: str) -> tuple[str, str]:
 
 
 def _defaults(root: yaml.MappingNode) -> Iterator[tuple[str | None, str | None]]:
-    """(None, file) and (group, option) of the defaults list, without its overrides."""
+    """(None, file) and (group, option) of the entries in the defaults list, without overrides."""
     for key, value in root.value:
         for entry in value.value if key.value == "defaults" else []:
             if isinstance(entry, yaml.ScalarNode):
@@ -158,14 +158,14 @@ def _group_name(text: str) -> str:
 
 
 def _as_typed(option: yaml.Node) -> str | None:
-    """What a defaults list chooses, as on the command line."""
+    """The option of a defaults list as it would be typed."""
     if isinstance(option, yaml.SequenceNode):
         return f"[{','.join(one.value for one in option.value)}]"
     return None if option.value == "null" else str(option.value)
 
 
 def _leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Key]:
-    """Every key below ``node`` that holds a value."""
+    """Every key below a node that holds a value."""
     for key, value in node.value:
         if key.value in _HYDRA_KEYS or (not prefix and key.value in ("defaults", "hydra")):
             continue
@@ -178,7 +178,7 @@ def _leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Key]:
 
 
 def _comment(text: str, key: yaml.Node, value: yaml.Node) -> str:
-    """The comment behind a value, else the comment lines right above its key."""
+    """The comment beside a value, else the comment lines right above its key."""
     lines = text.splitlines()
     behind = re.match(r"\s*#\s*(.*)", text[value.end_mark.index :].split("\n", 1)[0])
     if behind:
@@ -190,4 +190,4 @@ def _comment(text: str, key: yaml.Node, value: yaml.Node) -> str:
             break
         above.insert(0, stripped.lstrip("#").strip())
     first_key = len(above) == key.start_mark.line and not key.start_mark.column
-    return "" if first_key else " ".join(above)  # a comment at the top belongs to the file
+    return "" if first_key else " ".join(above)  # the comment at the top belongs to the file

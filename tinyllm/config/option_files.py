@@ -1,4 +1,4 @@
-"""Option files: where they lie, the node that each fills, the groups they make up, and what they may not contain."""
+"""Option files: where they are, which node each fills, which groups they form, and what they must not contain."""
 
 import os
 import re
@@ -13,22 +13,26 @@ from tinyllm.utils.files import read_text
 from tinyllm.utils.yaml_files import compose_yaml, read_yaml
 
 LONGEST_OPTION = 200
-"""Characters of an option's name; file systems take 255 bytes."""
+"""Most characters in an option's name. File systems allow 255 bytes."""
 OTHER_NUMBER = re.compile(r"[-+]?0[0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
-"""What YAML 1.1 takes for a number to the base 8 or 60: 010 is 8 and 1:30 is 90."""
+"""Numbers that YAML 1.1 reads in base 8 or 60: 010 is 8 and 1:30 is 90."""
 
 
 def conf_dir() -> Path:
-    """The absolute directory of the shipped yaml files."""
+    """The absolute path of ``conf/``: beside the package in a checkout, inside it in a wheel.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
     package = Path(__file__).resolve().parent.parent
     for candidate in (package.parent / "conf", package / "conf"):
         if (candidate / "train.yaml").is_file():
             return candidate
-    raise FileNotFoundError(f"tinyllm's conf directory is missing beside {package}")
+    raise FileNotFoundError(f"the conf directory of tinyllm is missing beside {package}")
 
 
 def package_in(text: str, *, group: str, name: str) -> str:
-    """The node that an option file fills, "" for the whole configuration: by its first line, else by its group."""
+    """The node that an option file fills, from its ``# @package`` line, else its group; "": the whole configuration."""
     header = re.match(r"\s*#\s*@package\s+(\S+)", text)
     default = "" if group == "." else group.replace(os.sep, ".")
     package = header[1].replace("_group_", default).replace("_name_", name) if header else default
@@ -36,24 +40,28 @@ def package_in(text: str, *, group: str, name: str) -> str:
 
 
 def package_of(file: Path) -> str:
-    """The node that an option file fills, "" for the whole configuration."""
+    """The node that an option file fills; "": the whole configuration."""
     return package_in(read_text(file), group=file.parent.name, name=file.stem)
 
 
 def nodes_of(group: str) -> list[str]:
-    """The node that the shipped options of a group fill; none if they set any key, or if there is no such group."""
+    """The node that the shipped options of a group fill, if there is one."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
     return [package for package in map(package_of, files[:1]) if package]
 
 
 def side_by_side(places: Iterable[Path]) -> bool:
-    """Whether the options in the folders of a group each fill a node of their own, so that several can be chosen."""
+    """Whether each option of a group fills a different node, so that several can be chosen together.
+
+    Args:
+        places: the folders of the group.
+    """
     nodes = [package_of(file) for place in places for file in place.glob("*.yaml")]
     return len(nodes) > 1 and len(set(nodes)) == len(nodes)
 
 
 def groups() -> list[str]:
-    """The names of all groups of options; Hydra's own are its flags' business."""
+    """The names of all groups, without Hydra's own."""
     return sorted(place.name for place in conf_dir().iterdir() if place.is_dir() and place.name != "hydra")
 
 
@@ -67,9 +75,9 @@ def options_with(node: str, name: str) -> list[str]:
 
 
 def is_option(group: str, name: Any, places: Iterable[Path]) -> bool:
-    """Whether a value names an option of a group; a path to a file elsewhere is none.
+    """Whether a value can name an option of a group; a path to a file elsewhere cannot.
 
-    A plain name passes whether or not there is such an option: composing tells which there are.
+    A plain name passes whether or not the option exists: Hydra's error lists those that do.
     """
     text = str(name)
     if len(text) > LONGEST_OPTION:
@@ -81,23 +89,23 @@ def is_option(group: str, name: Any, places: Iterable[Path]) -> bool:
 
 
 def check_file(file: Path, place: Path, seen: frozenset[Path] = frozenset()) -> None:
-    """Refuse an option file that says something else than it seems to, or nothing; and those that its defaults name.
+    """Check a user's option file, and those that its defaults list names, before Hydra reads them.
 
     Args:
         file: the option file.
-        place: the directory of option files that it lies in.
-        seen: files that are being looked at.
+        place: the ``--config-dir`` that contains it.
+        seen: files that are already being checked.
 
     Raises:
-        UserError: it cannot be read or is no mapping, or a number in it is read to another base.
+        UserError: it cannot be read, is not a mapping, or holds a number that YAML reads in another base.
     """
     what = "unreadable configuration file"
     content = read_yaml(file, of=dict, what=what)
     for node in _scalars(compose_yaml(read_text(file)), set()):
         if node.style is None and OTHER_NUMBER.fullmatch(node.value):
-            base = 60 if ":" in node.value else 8
-            hint = f"YAML takes {node.value} for a number to the base {base}; leave out the zeros, or quote a text"
-            raise UserError("a number that is another one", file=f"{file}:{node.start_mark.line + 1}", hint=hint)
+            base, remedy = (60, "write it in base 10") if ":" in node.value else (8, "remove the leading zeros")
+            hint = f"YAML reads {node.value} in base {base}; {remedy}, or quote it if it is text"
+            raise UserError("ambiguous number", file=f"{file}:{node.start_mark.line + 1}", hint=hint)
     for group, option in _defaults(content, file.parent, place):
         other = group / f"{option}.yaml"
         if other.is_file() and other not in seen:
@@ -105,18 +113,18 @@ def check_file(file: Path, place: Path, seen: frozenset[Path] = frozenset()) -> 
 
 
 def _scalars(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.ScalarNode]:
-    """The scalars below a node, those that aliases repeat once."""
+    """The scalars below a node; what aliases repeat comes once."""
     if isinstance(node, yaml.ScalarNode):
         yield node
     elif isinstance(node, yaml.CollectionNode) and id(node) not in seen:
         seen.add(id(node))
         for child in node.value:
-            for one in child if isinstance(child, tuple) else [child]:
-                yield from _scalars(one, seen)
+            for part in child if isinstance(child, tuple) else [child]:
+                yield from _scalars(part, seen)
 
 
 def _defaults(content: dict[Any, Any], folder: Path, place: Path) -> Iterator[tuple[Path, str]]:
-    """Folder and name of each option file that a defaults list names."""
+    """The folder and name of each option file in a defaults list."""
     entries = content.get("defaults")
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, str):

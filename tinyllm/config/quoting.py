@@ -1,8 +1,8 @@
-"""What is typed, in Hydra's grammar, and brought to the type of its key.
+"""Quote what the user typed for Hydra's grammar, by the type of each key.
 
-To Hydra ``run.name=2024_01`` is the number 202401, ``logger.notes=it's`` does not parse and ``trainer.max_tokens=1e6``
-is a fraction. Here a key whose schema says text has the text that was typed, and a key that counts takes what a person
-writes for a whole number.
+Hydra reads ``run.name=2024_01`` as the number 202401, cannot parse ``logger.notes=it's`` and reads
+``trainer.max_tokens=1e6`` as a float. Here a key that holds text gets the text as typed, and a key that holds a whole
+number accepts the ways in which people write one.
 """
 
 import os
@@ -52,21 +52,20 @@ PATH_KEYS = frozenset(
         *("dataset.path", "dataset.val_path", "tokenizer.path", "model.layers.path", "logger.dir", "hydra.sweep.dir"),
     }
 )
-"""Keys whose value is the place of a file or directory: ``~`` at its beginning is the home directory. A shell leaves
-it alone behind an equals sign."""
+"""Keys that hold a path. A leading ``~`` is the home directory, which shells do not expand after an equals sign."""
 Kind = Literal["text", "text or null", "texts", "whole", "wholes", ""]
-"""What a key holds, as far as it matters here; "": something else."""
+"""What a key holds, as far as quoting depends on it; "": something else."""
 
 
 def _in_home(key: str, value: str) -> str:
     if (path := os.path.expanduser(value)) == value:
-        hint = "give the path in full, or ./~… for a name that begins so"
-        raise UserError("nobody knows that home directory", key=key, value=value, hint=hint)
+        hint = "give the full path, or ./~… for a name that starts with ~"
+        raise UserError("no such home directory", key=key, value=value, hint=hint)
     return path
 
 
 def unquoted(overrides: Iterable[str]) -> list[str]:
-    """Overrides in Hydra's grammar as a command line of ours takes them: what :func:`quote_literals` did, undone."""
+    """Overrides in Hydra's grammar as a user would type them: undoes :func:`quote_literals`."""
     parsed = parse_settings(overrides)
     return [
         f"{one.get_key_element()}={text_of(one.value())}"
@@ -77,13 +76,14 @@ def unquoted(overrides: Iterable[str]) -> list[str]:
 
 
 def quote_literals(argv: Iterable[str], *, several: bool = False, multirun: bool = False) -> list[str]:
-    """A command line in Hydra's grammar: texts quoted where it needs that, whole numbers as it writes them.
+    """Write a command line in Hydra's grammar: quote texts, convert whole numbers, expand ``~``.
 
-    ``prompt=`` is the empty text.
+    ``prompt=`` sets the empty text.
 
     Args:
-        several: commas may separate values, but not in literal keys.
-        multirun: commas separate values everywhere.
+        argv: settings and flags as typed.
+        several: commas separate values, except in literal keys.
+        multirun: commas separate values in every key.
     """
     quoted = []
     for argument in argv:
@@ -100,7 +100,7 @@ def quote_literals(argv: Iterable[str], *, several: bool = False, multirun: bool
 
 
 def in_grammar(key: str, value: str, *, several: bool) -> str:
-    """A typed value in Hydra's grammar, such that the key gets what was typed.
+    """Write the value that was typed for a key in Hydra's grammar.
 
     Args:
         several: commas separate values.
@@ -115,9 +115,11 @@ def in_grammar(key: str, value: str, *, several: bool) -> str:
         inner = value.strip()
         if not (inner.startswith("[") and inner.endswith("]")):
             return value
-        one: Kind = "text" if kind == "texts" else "whole"
-        return f"[{','.join(_element(part, one) for part in split(inner[1:-1]))}]"
-    return ",".join(_element(one, kind, several=True) for one in split(value)) if several else _element(value, kind)
+        item: Kind = "text" if kind == "texts" else "whole"
+        return f"[{','.join(_element(part, item) for part in split(inner[1:-1]))}]"
+    if several:
+        return ",".join(_element(part, kind, several=True) for part in split(value))
+    return _element(value, kind)
 
 
 def _element(text: str, kind: Kind, *, several: bool = False) -> str:
@@ -135,7 +137,12 @@ def _element(text: str, kind: Kind, *, several: bool = False) -> str:
 
 
 def kind_of(annotation: Any, metadata: Any = None) -> Kind:
-    """What a key of this type holds."""
+    """What a key of this type holds.
+
+    Args:
+        annotation: the type of a dataclass field or constructor parameter.
+        metadata: that of the dataclass field; see :func:`tinyllm.config.schema.key`.
+    """
     metadata = metadata or {}
     if annotation is Any and metadata.get("whole"):
         return "whole"
@@ -157,7 +164,7 @@ def kind_of(annotation: Any, metadata: Any = None) -> Kind:
 
 @cache
 def _kind_in_schemas() -> dict[str, Kind]:
-    """The kind of every key of a root file; a name means the same in all programs."""
+    """The kind of every key of the root files. A key means the same in all programs."""
     found: dict[str, Kind] = {"hydra.sweep.dir": "text"}
     for root in schema.SCHEMAS.values():
         found |= {key: kind_of(one.type, one.metadata) for key, one in schema.fields_of(root)}
@@ -165,17 +172,19 @@ def _kind_in_schemas() -> dict[str, Kind]:
 
 
 def _kind_in_groups(key: str, value: str, *, several: bool) -> Kind:
-    """The kind of a key that an option of a group has. It takes an import of the option's class, so it is asked only
-    where Hydra would not read a text as typed; numbers are put right after the composition, see ``conform``.
+    """The kind of a key that belongs to an option of a group; "" if Hydra reads the value as typed anyway.
+
+    Finding the kind means importing the option's class, which is slow, so it is avoided where the answer does not
+    matter. Numbers are converted after the composition, by :func:`conformed`.
     """
-    if all(_as_typed(one, several=several) for one in (split(value) if several else [value])):
+    if all(_as_typed(text, several=several) for text in (split(value) if several else [value])):
         return ""
-    kinds = {kind_of(one) for one in _annotations(key)}
+    kinds = {kind_of(annotation) for annotation in _annotations(key)}
     return kinds.pop() if len(kinds) == 1 else ""
 
 
 def _as_typed(text: str, *, several: bool) -> bool:
-    """Whether Hydra reads a value such that nothing of what was typed is lost, or it can be put right afterwards."""
+    """Whether Hydra reads a value as typed, or as a number that can be converted afterwards."""
     override = parsed(text)
     if override is None or (override.is_sweep_override() and not several):
         return False
@@ -184,7 +193,7 @@ def _as_typed(text: str, *, several: bool) -> bool:
 
 
 def _annotations(key: str) -> Iterator[Any]:
-    """The types that the shipped options which have a key give it."""
+    """The types that the shipped options give to a key."""
     for file in sorted(conf_dir().glob("*/*.yaml")):
         package = package_of(file)
         if not package or not key.startswith(f"{package}."):
@@ -195,17 +204,22 @@ def _annotations(key: str) -> Iterator[Any]:
                 continue
             try:
                 annotations = annotations_of(resolve_target(node, path=path))
-            except UserError:  # a class of somebody else's, or a package that is not installed
+            except UserError:  # a package that is not installed
                 continue
             if name in annotations:
                 yield annotations[name]
 
 
 def conformed(value: Any, annotation: Any, *, typed: str | None = None) -> Any:
-    """``value`` as its key's type has it: a text as it was typed, a number that came as text or as a whole float.
+    """``value`` converted to the type of its key, as far as it can be without loss.
+
+    A text that Hydra read as a number becomes the text again; text that spells a number and whole floats become
+    numbers.
 
     Args:
-        typed: what the command line gives the key, in Hydra's grammar.
+        value: a plain value.
+        annotation: the type of the key.
+        typed: the value on the command line, in Hydra's grammar.
     """
     kind = kind_of(annotation)
     if kind in ("text", "text or null"):
@@ -225,7 +239,7 @@ def conformed(value: Any, annotation: Any, *, typed: str | None = None) -> Any:
 
 
 def _read(text: str, wanted: set[Any]) -> Any:
-    """What a text says, as the environment has nothing else; the text itself where it says nothing of the kind."""
+    """The number or boolean that a text spells (environment variables hold only text), or the text itself."""
     number = whole_number(text) if wanted & {int, float} else None
     if number is not None:
         return number

@@ -1,8 +1,8 @@
-"""Configurations and settings out of files: of a run, a study, a sweep. Whoever wrote them, they are values.
+"""Configurations and settings read from the files of a run, a study or a sweep, which may come from someone else.
 
-What a person types may reach everything that Hydra has. What a file holds sets keys and chooses options by their names:
-no setting of Hydra itself, which builds what such a setting names; no path to another file; nothing that is looked up
-in the environment.
+What the user types may use everything that Hydra has. What a file holds may only set keys and choose options by name:
+no settings of Hydra itself, which builds the classes that they name, no paths to other files, and nothing from the
+environment.
 """
 
 import math
@@ -26,25 +26,25 @@ from tinyllm.utils.nested import has_key, value_at
 from tinyllm.utils.yaml_files import read_yaml
 
 EXPANDED = "model.layers"
-"""Descriptions of layers, in whose place a configuration has the blocks they stand for."""
+"""Holds descriptions of layers in settings, but the composed blocks in a saved configuration."""
 REFERENCE = re.compile(r"\$\{[A-Za-z_][\w.]*\}")
-"""An interpolation that names another key of the configuration and nothing else."""
+"""An interpolation that only refers to another key of the configuration."""
 
 
 def saved_config(file: Path, *, allow: frozenset[Option] = frozenset()) -> DictConfig:
-    """The resolved configuration that a run saved, written as today's; see :func:`saved_content`."""
+    """The resolved configuration that a run saved, upgraded to this version; see :func:`saved_content`."""
     return upgraded(saved_content(file, allow=allow))
 
 
 def saved_content(file: Path, *, allow: frozenset[Option] = frozenset()) -> DictConfig:
-    """The resolved configuration that a run saved, as it saved it; every text in it is what it is.
+    """The resolved configuration exactly as a run saved it; nothing in its texts is interpolated.
 
     Args:
-        file: its ``config.yaml``.
-        allow: options besides those of ``conf/``, whose classes it may name.
+        file: the run's ``config.yaml``.
+        allow: options besides those of ``conf/`` whose classes it may name.
 
     Raises:
-        UserError: it cannot be read, or names a class where no option file does.
+        UserError: it cannot be read, or names a class that is not allowed there.
     """
     content = renamed(read_yaml(file, of=dict, what="checkpoint damaged"))
     try:
@@ -59,32 +59,32 @@ def saved_content(file: Path, *, allow: frozenset[Option] = frozenset()) -> Dict
 def saved_settings(file: Path, *, config: Path, config_dir: str | Path | None) -> list[str]:
     """The settings that a run saved, in Hydra's grammar.
 
-    An interpolation in them is replaced by what it was when the run began: the environment may say otherwise today.
+    Interpolations are replaced with their values at the start of the run, since the environment may have changed.
 
     Args:
-        file: its ``overrides.yaml``.
-        config: its ``config.yaml``.
-        config_dir: the directory of option files on this command line.
+        file: the run's ``overrides.yaml``.
+        config: the run's ``config.yaml``.
+        config_dir: the ``--config-dir`` of this command line.
 
     Raises:
-        UserError: they are not settings of a run.
+        UserError: they are not the settings of a run.
     """
     what = "not the settings of a run"
     settings = read_yaml(file, of=list, what=what)
     check_saved(settings, file=file, what=what, config_dir=config_dir, resolved=True)
     for one in settings:
         if parse(one)[0].key_or_group.partition(".")[0] in NOT_SAVED:
-            raise UserError(what, file=file, hint=f"{one}: it belongs to one start of the program")
+            raise UserError(what, file=file, hint=f"{one}: it applies to one start of the program only")
     if not any(map(_is_open, settings)):
         return settings
     settings = literal_settings(settings, read_yaml(config, of=dict, what="checkpoint damaged"))
     for one in filter(_is_open, settings):
-        raise UserError(what, file=file, hint=f"{one}: {config.name} does not say what it was when the run began")
+        raise UserError(what, file=file, hint=f"{one}: {config.name} does not hold its value at the start of the run")
     return settings
 
 
 def literal_settings(settings: Iterable[str], values: dict[str, Any]) -> list[str]:
-    """Settings with what their interpolations have come to; one whose key holds something else by then stays as it is.
+    """Replace interpolations in settings with their values, except where the configuration lacks the key.
 
     Args:
         settings: in Hydra's grammar.
@@ -101,12 +101,12 @@ def literal_settings(settings: Iterable[str], values: dict[str, Any]) -> list[st
 
 
 def _is_open(one: str) -> bool:
-    """Whether a setting has an interpolation."""
+    """Whether a setting contains an interpolation."""
     return any(_interpolations(parse(one)[0]))
 
 
 def settings_text(settings: Iterable[str]) -> str:
-    """Settings as the yaml that :func:`saved_settings` reads."""
+    """Settings as YAML that :func:`saved_settings` reads."""
     return yaml.safe_dump(list(settings), allow_unicode=True, width=math.inf)
 
 
@@ -119,23 +119,23 @@ def check_saved(
     several: bool = False,
     resolved: bool = False,
 ) -> None:
-    """Refuse what a file has no business to set.
+    """Refuse settings that a file must not hold.
 
     Args:
         settings: in Hydra's grammar, literal values quoted.
-        file: where they come from.
-        what: what the line says.
-        config_dir: the directory of option files on this command line.
+        file: the file that holds them.
+        what: beginning of the error message.
+        config_dir: the ``--config-dir`` of this command line.
         several: a key may have several values.
-        resolved: interpolations are going to be replaced by values.
+        resolved: interpolations will be replaced with values later.
 
     Raises:
-        UserError: such a setting; the line names it.
+        UserError: a setting is refused; the message names it.
     """
     places = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
     settings = list(settings)
     if sum(count_values(one) for one in settings if isinstance(one, str)) > MOST:
-        raise UserError(what, file=file, hint=f"settings with more than {MOST:,} values")
+        raise UserError(what, file=file, hint=f"more than {MOST:,} values")
     for one in settings:
         problem = _problem(one, places, several=several, resolved=resolved)
         if problem:
@@ -143,12 +143,12 @@ def check_saved(
 
 
 def parse(one: str) -> list[Override]:
-    """One setting as Hydra reads it."""
+    """Parse one setting as Hydra does."""
     return parse_settings([one])
 
 
 def _problem(one: Any, places: list[Path], *, several: bool, resolved: bool) -> str:
-    """What is wrong with a setting; nothing: "" ."""
+    """What is wrong with a setting; "" if nothing is."""
     if not isinstance(one, str) or one.startswith("-") or "=" not in one:
         return "settings are written key=value or group=option"
     try:
@@ -157,23 +157,23 @@ def _problem(one: Any, places: list[Path], *, several: bool, resolved: bool) -> 
         return str(error).splitlines()[0]
     key = override.key_or_group
     if override.is_delete():
-        return "a key cannot be taken out"
+        return "a key cannot be removed"
     if override.package is not None or not re.fullmatch(r"[\w-]+([./][\w-]+)*", key):
-        return "a key is names joined by dots"
+        return "a key consists of names joined by dots"
     if re.split("[./]", key)[0] == "hydra":
-        return "a setting of Hydra is typed, not read from a file"
+        return "a file must not change Hydra's own settings"
     if override.is_sweep_override() and not several:
         return "several values"
     groups = [place for place in places if (place / key).is_dir()]
     if groups and (override.is_add() or override.is_force_add()) and places[0] in groups:
-        return "an option is chosen without +"
+        return "options are chosen without +"
     if groups:
         wrong = [name for name in _choices(override) if not is_option(key, name, places)]
         return f"{wrong[0]} is not the name of an option" if wrong else ""
     if "/" in key:
-        return "no such group; one of your own needs its --config-dir"
+        return "no such group; your own groups need --config-dir"
     foreign = [] if resolved else [text for text in _interpolations(override) if not _refers(text)]
-    return "a value out of a file is no interpolation but ${key}" if foreign else ""
+    return "in a file, only interpolations of the form ${key} are allowed" if foreign else ""
 
 
 def _refers(text: str) -> bool:
@@ -181,7 +181,7 @@ def _refers(text: str) -> bool:
 
 
 def _choices(override: Override) -> list[Any]:
-    """The options that an override of a group names."""
+    """The options that an override of a group chooses."""
     if override.is_sweep_override():
         return list(override.sweep_iterator()) if override.is_discrete_sweep() else [str(override.value())]
     value = override.value()
@@ -189,7 +189,7 @@ def _choices(override: Override) -> list[Any]:
 
 
 def _interpolations(override: Override) -> Iterator[str]:
-    """The texts in the value of an override that OmegaConf would not take as they are."""
+    """The texts with interpolations in the value of an override."""
     for text in _texts(override._value):
         if re.search(r"(?<!\\)(\\\\)*\$\{", text):
             yield text
@@ -207,5 +207,5 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple | set):
         for child in value:
             yield from _texts(child)
-    elif hasattr(value, "__dict__"):  # a sweep: its values, and what it is made of
+    elif hasattr(value, "__dict__"):  # a sweep: look at its values and arguments
         yield from _texts(list(vars(value).values()))

@@ -1,6 +1,7 @@
-"""The types and ranges of every key that is not an argument of a ``_target_``.
+"""Types and ranges of the keys in the root files of ``conf/``.
 
-Values stand in ``conf/*.yaml``, each once; here stand only types and, as field metadata, what is allowed.
+The default of each key is in its yaml file. The keys of options are not here: their schema is the constructor that
+``_target_`` names.
 """
 
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 MOST_STEPS, MOST_TOKENS = 10**12, 10**15
-"""Horizons beyond these are slips: the largest runs known took some 10¹³ tokens."""
+"""Longer horizons are typing errors: the largest known runs took some 10¹³ tokens."""
 MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**20
-"""Of one micro-batch, and of one optimizer step, which collects its micro-batches before it begins."""
+"""Most sequences in a micro-batch, and most micro-steps in an optimizer step, whose batches are all in memory."""
 
 
 def key(
@@ -27,16 +28,16 @@ def key(
     filled: bool = False,
     whole: bool = False,
 ) -> Any:
-    """A field whose value comes from yaml, with what the preflight allows.
+    """A dataclass field whose value comes from yaml, with its allowed values.
 
     Args:
-        at_least: smallest number.
-        above: a number must be larger.
-        below: a number must be smaller.
-        at_most: largest number, where a mistyped one would keep the program busy for ever.
-        choices: the values; beside a range also values that are no numbers.
-        filled: a text must not be empty.
-        whole: a number is a whole one, though the key may hold words too.
+        at_least: smallest allowed number.
+        above: numbers must be larger than this.
+        below: numbers must be smaller than this.
+        at_most: largest allowed number; set where a typing error would keep the program busy forever.
+        choices: allowed values; with a range, words that are allowed besides numbers.
+        filled: text must not be empty.
+        whole: numbers must be whole, in a key that also holds words.
     """
     allowed: dict[str, Any] = {"at_least": at_least, "above": above, "below": below, "at_most": at_most}
     allowed |= {"choices": choices, "filled": filled, "whole": whole}
@@ -156,7 +157,7 @@ class DistributedConfig:
 
 @dataclass
 class TrainConfig:
-    """Root of ``conf/train.yaml``; the nodes typed Any are groups, whose ``_target_`` is their schema."""
+    """Root of ``conf/train.yaml``. Nodes of type Any are groups; their ``_target_`` is their schema."""
 
     seed: int = key(at_least=0)
     resume: str | None = key(filled=True)
@@ -355,17 +356,17 @@ SCHEMAS: dict[str, type] = {
 
 
 def fields_of(root: Any, path: str = "") -> Iterator[tuple[str, Field[Any]]]:
-    """The dotted key and the field of everything in a schema that is no node."""
-    for one in fields(root):
-        where = f"{path}{one.name}"
-        if isinstance(one.type, type) and is_dataclass(one.type):
-            yield from fields_of(one.type, f"{where}.")
+    """The dotted key and the field of every key in a schema that is not itself a dataclass."""
+    for item in fields(root):
+        key_path = f"{path}{item.name}"
+        if isinstance(item.type, type) and is_dataclass(item.type):
+            yield from fields_of(item.type, f"{key_path}.")
         else:
-            yield where, one
+            yield key_path, item
 
 
 @cache
 def register() -> None:
-    """Make the schemas known to Hydra, under names that no yaml file has."""
+    """Register the schemas with Hydra, under names that no yaml file has."""
     for program, node in SCHEMAS.items():
         ConfigStore.instance().store(name=f"{program}_schema", node=node)

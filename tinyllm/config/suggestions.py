@@ -1,4 +1,4 @@
-"""What was probably meant: near names, the same key elsewhere, and names that options have in other tools."""
+"""What the user probably meant: similar names, the same key elsewhere, and the names that other tools use."""
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,9 +9,9 @@ from tinyllm.errors import UserError
 from tinyllm.utils.nested import flatten
 
 CLOSE = 0.7
-"""How alike names must be for one to be suggested for another: gqa for gq, not mqa for mla."""
+"""Least similarity of a suggested name: gq suggests gqa, but mla does not suggest mqa."""
 SHOWN = 8
-"""Names that an error line lists at most."""
+"""Most names that an error message lists."""
 NAMES: dict[str, str] = {
     # data and tokenizer
     "data_path data_dir data_file train_file input_file train_data_path train_data": "dataset.path",
@@ -132,7 +132,10 @@ NAMES: dict[str, str] = {
     "logger report_to logger_name": "logger=",
     "tensorboard use_tensorboard": "logger=tensorboard",
 }
-"""Their names, in a row where they are the same, and ours: a key, a choice, or both. ``group=`` takes the value."""
+"""Option names of nanoGPT, Hugging Face's Trainer, LitGPT and others, and our name: a key, a choice or both.
+
+Names that mean the same stand together. ``group=`` takes the value.
+"""
 
 COMMANDS = {
     "config": "experiment=<name> loads a recipe; a directory of your own option files is added with --config-dir",
@@ -147,7 +150,7 @@ COMMANDS = {
     "top_p": "python -m tinyllm.generate run=<run directory> top_p=…",
     "eval_only": "python -m tinyllm.evaluate run=<run directory>",
 }
-"""What is a program of its own here, or needs no option."""
+"""Options of other tools that are a program or a flag here, or are not needed."""
 
 VALUES: dict[str, dict[str, str]] = {
     "norm": {
@@ -205,13 +208,13 @@ VALUES: dict[str, dict[str, str]] = {
     "dataset": {"file": "dataset=text", "memmap": "dataset=npy", "json": "dataset=jsonl"},
     "logger": {"tb": "logger=tensorboard", "all": "logger=wandb", "csv": "logger=none"},
 }
-"""Values of choices under other names."""
+"""Other tools' names for the options of a group."""
 
 _BY_NAME = {name: ours for names, ours in NAMES.items() for name in names.split()}
 
 
 def near(name: str, known: Iterable[str]) -> list[str]:
-    """Those of the ``known`` names that are like ``name``, the nearest first."""
+    """The ``known`` names that are similar to ``name``, the most similar first."""
     return difflib.get_close_matches(name, list(known), n=3, cutoff=CLOSE)
 
 
@@ -224,38 +227,39 @@ def unknown_key(
     root: Mapping[str, Any],
     unknown: str | None = None,
 ) -> UserError:
-    """The error for a key that nobody reads.
+    """The error for an unknown key, with a suggestion.
 
     Args:
         path: the key.
-        value: what it was to be.
-        known: the keys that stand where it should.
-        owner: who has them.
+        value: its value.
+        known: the keys that exist in its place.
+        owner: what has these keys: a class, a node or the configuration.
         root: the whole configuration; a key of the same name elsewhere is suggested.
-        unknown: the first part of ``path`` that is not there; None: all of it.
+        unknown: the first part of ``path`` that does not exist; None: all of it.
     """
     prefix, _, name = (unknown or path).rpartition(".")
     known = sorted(known)
-    having = options_with(prefix, name)
-    elsewhere = "" if name != path else meant_by(name)  # no other tool writes its names with dots
-    elsewhere = meant_by(name, str(value)) if elsewhere.endswith("…") else elsewhere
-    here = {one.partition("=")[0].partition(".")[0] for one in elsewhere.split()}
-    same = [key for key in setting_keys(root) if key.rpartition(".")[2] == path.rpartition(".")[2]]
-    same = [key for key in same if key.endswith(f".{path}")] or same
-    meant = same or [f"{prefix}.{one}" if prefix else one for one in near(name, known)]
-    if elsewhere and (here <= root.keys() | set(groups()) or name in COMMANDS):
-        hint = elsewhere if name in COMMANDS else f"did you mean {elsewhere}?"
-    elif having:
-        hint = f"choose {' or '.join(having)}, which {'has' if len(having) == 1 else 'have'} it"
-    elif meant:
-        hint = f"did you mean {' or '.join(meant[:3])}?"
+    options = options_with(prefix, name)
+    other_tool = "" if name != path else meant_by(name)  # other tools have no dots in their names
+    other_tool = meant_by(name, str(value)) if other_tool.endswith("…") else other_tool
+    roots = {word.partition("=")[0].partition(".")[0] for word in other_tool.split()}
+    last = path.rpartition(".")[2]
+    same_name = [key for key in setting_keys(root) if key.rpartition(".")[2] == last]
+    same_name = [key for key in same_name if key.endswith(f".{path}")] or same_name
+    similar = same_name or [f"{prefix}.{other}" if prefix else other for other in near(name, known)]
+    if other_tool and (roots <= root.keys() | set(groups()) or name in COMMANDS):
+        hint = other_tool if name in COMMANDS else f"did you mean {other_tool}?"
+    elif options:
+        hint = f"choose {' or '.join(options)}, which {'has' if len(options) == 1 else 'have'} this key"
+    elif similar:
+        hint = f"did you mean {' or '.join(similar[:3])}?"
     else:
         hint = f"{owner} takes {listed(known)}"
     return UserError("unknown key", key=path, value=value, hint=hint)
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names in a row; when they are many, the way to see all."""
+    """The names separated by commas. Of many, the first few and how to see all."""
     names = list(names)
     if not names:
         return "no keys"
@@ -263,18 +267,18 @@ def listed(names: Iterable[str]) -> str:
 
 
 def setting_keys(node: Any, path: str = "") -> Iterator[str]:
-    """The dotted keys of all settings, without ``_target_`` and its like."""
+    """The dotted keys of all settings, without ``_target_`` and other Hydra keys."""
     for key, value in flatten(node, path):
         if value != {} and "._" not in f".{key}":
             yield key
 
 
 def meant_by(name: str, value: str | None = None) -> str:
-    """What the option of another program is here; "" if none has this name.
+    """Our name for an option of another tool; "" if the name is not known.
 
     Args:
-        name: with or without dashes before it and in it.
-        value: what it was to be; None: the key alone is wanted.
+        name: with or without leading dashes; - and _ are the same.
+        value: its value, which is then part of the answer.
     """
     plain = name.lstrip("-").replace("-", "_").lower()
     if plain in COMMANDS:
@@ -287,8 +291,8 @@ def meant_by(name: str, value: str | None = None) -> str:
 
 
 def option_meant(group: str, value: str) -> str:
-    """The choice that a value of another program stands for; "" if there is none."""
+    """Our option for a value that another tool uses, e.g. ``norm=rmsnorm`` for ``rms``; "" if it is not known."""
     plain = value.strip("'\"").replace("-", "_").lower()
     known = VALUES.get(group, {})
-    by_start = next((ours for theirs, ours in known.items() if theirs.endswith("_") and plain.startswith(theirs)), "")
+    by_start = next((ours for prefix, ours in known.items() if prefix.endswith("_") and plain.startswith(prefix)), "")
     return known.get(plain, by_start)

@@ -1,9 +1,9 @@
-"""Which class may stand where in a configuration: what an option file names for that very node, and nothing else.
+"""The classes that a configuration names by ``_target_``: which are allowed where, and what their constructors take.
 
-A configuration can come out of a checkpoint that somebody else wrote. A list of packages whose classes may be named is
-no protection: removing directories and starting processes are among what they hold. So a ``_target_`` is compared,
-before anything is imported, with those that an option file names for the node it stands in: a file of ``conf/``, or
-of the ``--config-dir`` of this command line, because the person who passes that directory has chosen it.
+A configuration may come from a checkpoint that someone else wrote. A list of trusted packages would not protect: they
+hold functions that remove directories and start processes. So before anything is imported, a ``_target_`` is compared
+with those that an option file names for the same node. Option files are those of ``conf/`` and of the ``--config-dir``
+of this command line, which the user has chosen.
 """
 
 import collections.abc
@@ -26,18 +26,18 @@ from tinyllm.utils.files import parse_json, read_text
 from tinyllm.utils.yaml_files import parse_yaml
 
 MARKS = ("_partial_", "_convert_", "_recursive_", "_args_")
-"""What stands beside a ``_target_`` and says how it is called."""
+"""Keys beside a ``_target_`` that say how Hydra calls it."""
 TORCH = {"optimizer": "torch.optim."}
-"""Where a class of torch may be named that no file names: its optimizers, which do nothing when they are made."""
+"""Nodes that may name a class of torch without an option file. Constructing an optimizer has no side effects."""
 KIND = re.compile(r"^model\.layers\.kinds\.[\w-]+(?=\.|$)")
-"""A kind of layer: its block, composed like ``model.block``."""
+"""The block of a kind of layer, which is composed like ``model.block``."""
 SEQUENCES = (list, tuple, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """A class that an option file puts into a node of the configuration."""
+    """A class that an option file names for a node of the configuration."""
 
     node: str
     target: str
@@ -46,7 +46,7 @@ class Option:
 
 
 def walk_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """(path, node) of every dict in a plain container that has a ``_target_``, outermost first."""
+    """(path, node) of every dict with a ``_target_`` in a plain container, outermost first."""
     if isinstance(node, dict):
         if "_target_" in node:
             yield path, node
@@ -58,14 +58,14 @@ def walk_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[Any, Any]]]:
 
 
 def below(path: str, name: Any) -> str:
-    """The path of a child. One whose name is no name, such as ``block.attn``, gets a path that no other node has."""
+    """The path of a child. A name such as ``block.attn``, not an identifier, gets a path that no other node has."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
         return f"{path}[{name!r}]"
     return f"{path}.{name}" if path else name
 
 
 def marks_of(node: Mapping[Any, Any]) -> str:
-    """How the class of a node is called, for comparison."""
+    """The keys of ``MARKS`` in a node, in a form that can be compared."""
     return json.dumps({name: node[name] for name in MARKS if name in node}, sort_keys=True, default=repr)
 
 
@@ -81,7 +81,7 @@ def shipped() -> dict[str, frozenset[Option]]:
 def options_of(directory: Path) -> frozenset[Option]:
     """Every class that an option file below ``directory`` names, with its node.
 
-    A file that cannot be read offers nothing; whoever chooses it is told.
+    Unreadable files are skipped; choosing one is an error elsewhere.
     """
     found: set[Option] = set()
     for folder, folders, files in os.walk(directory):
@@ -103,39 +103,39 @@ def _options_in(file: Path, *, group: str) -> Iterator[Option]:
 
 
 def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) -> None:
-    """Refuse a node whose class, or how it is called, no option file gives for that place.
+    """Refuse a node whose class, or the way it is called, no option file names for that place.
 
     Args:
         node: a dict with a ``_target_``.
-        path: where it stands in the configuration.
+        path: its place in the configuration.
         extra: the options of the user's own directory.
 
     Raises:
-        UserError: the class may not stand there.
+        UserError: the class is not allowed there.
     """
     target, place = node["_target_"], KIND.sub("model.block", path)
     options = shipped().get(place, frozenset()) | {option for option in extra if option.node == place}
     if not options:
-        hint = "a value stands here, and no option file names a class for it"
+        hint = "no option file names a class for this key; it takes a value"
         raise UserError("class not allowed", key=f"{path}._target_", value=target, hint=hint)
     named = sorted({option.target for option in options})
     of_torch = place in TORCH and isinstance(target, str) and target.startswith(TORCH[place])
     if target not in named and not of_torch:
         more = f" or {TORCH[place]}*" if place in TORCH else ""
-        hint = f"{', '.join(named)}{more}; one of your own is named by an option file of your --config-dir"
+        hint = f"{', '.join(named)}{more}; to use your own class, name it in an option file of your --config-dir"
         raise UserError("class not allowed", key=f"{path}._target_", value=target, hint=hint)
     if marks_of(node) not in {option.marks for option in options}:
         known = [parse_json(option.marks) for option in options]
         mark = next((name for name in MARKS if not any(one.get(name) == node.get(name) for one in known)), MARKS[0])
-        hint = f"how the class is called is decided by its option file, e.g. {min(option.marks for option in options)}"
+        hint = f"it is set by the option file of the class, e.g. {min(option.marks for option in options)}"
         raise UserError("not allowed here", key=f"{path}.{mark}", value=node.get(mark), hint=hint)
 
 
 def check_classes(node: Any, path: str = "", extra: frozenset[Option] = frozenset()) -> None:
-    """Refuse a plain container in which a class stands that no option file names for its place.
+    """Refuse a plain container with a class that no option file names for its place.
 
     Raises:
-        UserError: there is one; the line names the key and the class.
+        UserError: with the key and the class.
     """
     for where, found in walk_nodes(node, path):
         check_class(found, where, extra)
@@ -146,7 +146,7 @@ def resolve_target(node: Mapping[Any, Any], *, path: str, extra: frozenset[Optio
 
     Args:
         node: a dict with a ``_target_``.
-        path: where it stands in the configuration.
+        path: its place in the configuration.
         extra: options besides those of ``conf/``.
 
     Raises:
@@ -158,11 +158,11 @@ def resolve_target(node: Mapping[Any, Any], *, path: str, extra: frozenset[Optio
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        hint = f"{error}; a class is written package.module.Class, and importable from here"
+        hint = f"{error}; write package.module.Class, importable from the current directory"
         raise UserError("no such class", key=where, value=target, hint=hint) from error
     if not callable(found) or (target.startswith(tuple(TORCH.values())) and not _is_optimizer(found)):
-        hint = "name a class or function that is defined there"
-        raise UserError("not a class of that package", key=where, value=target, hint=hint)
+        hint = "name a class or function that the module defines"
+        raise UserError("not a class or function", key=where, value=target, hint=hint)
     return found
 
 
@@ -171,7 +171,7 @@ def _is_optimizer(found: Any) -> bool:
 
 
 def type_problem(value: Any, annotation: Any) -> str | None:
-    """What is allowed, when ``value`` is not of the annotated type; None when it fits or nothing is known."""
+    """A description of the allowed values if ``value`` is not of the annotated type; None if it is or may be."""
     if _fits(value, annotation):
         return None
     return _describe(annotation)
@@ -209,10 +209,10 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """``value`` with a float wherever the annotation says so and a whole number was written, in sequences as well.
+    """``value`` with whole numbers turned into floats where the annotation asks for floats, also in sequences.
 
-    What may be a whole number stays one. Libraries tell 0 from 0.0 where people do not: torch refuses betas of two
-    types.
+    A whole number stays one where the annotation allows it. Libraries distinguish 0 from 0.0 where people do not: torch
+    rejects betas of two types.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is float:

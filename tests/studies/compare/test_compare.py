@@ -152,7 +152,7 @@ MORE_BAD = [
     (("attn=mha,mqa", "trainer.eval_every=0"), "error: a comparison needs evaluations (trainer.eval_every=0)"),
     (("attn=mha,mqa", "trainer.max_steps=5"), "error: two horizons (trainer.max_steps)"),
     (("attn=mha,mqa", "tune=optimizer.lr=1e-3"), "error: nothing to choose from (tune=optimizer.lr=1e-3)"),
-    (("attn=mha,mqa", "-m"), "error: flag not offered (-m)"),
+    (("attn=mha,mqa", "-m"), "error: flag not supported (-m)"),
     (("attn=mha", "seed=1,2"), "error: the key cannot differ between arms (seed=1,2)"),
     (("attn=mha,mqa", "optimizer.lr=abc"), "error: wrong type (optimizer.lr=abc)"),
     (("attn=mha,mqa", "probes=[recal]"), "error: no such option (tasks=recal): did you mean recall?"),

@@ -190,7 +190,7 @@ BAD = {
     "tasks as arms": ("tasks=recall,copying", "tasks=recall,copying", "one value for all arms"),
     "sizes that do not go together": ("model.n_heads=3", "model.d_model=64", "n_heads"),
     "one of several arms": ("attn=mha,mla model.block.attn.head_dim=8", "model.block.attn.head_dim=8", "arm mla"),
-    "a multirun": ("-m attn=mha,gqa", "-m", "several values of a key are arms"),
+    "a multirun": ("-m attn=mha,gqa", "-m", "several values of a key make arms"),
 }
 
 

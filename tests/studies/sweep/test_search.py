@@ -90,7 +90,7 @@ def test_stopped_jobs_are_continued_before_new_ones_start(call: Call, corpus: li
         ("seed=interval(5,1)", "not an interval (seed=interval(5,1))"),
         ("trainer.eval_every=0 seed=1,2", "a search needs evaluations (trainer.eval_every=0)"),
         ("trainer.max_step=1,2", "unknown key (trainer.max_step=1): did you mean trainer.max_steps?"),
-        ("seed=1,2 run.dir=x", "a multirun has no use for it (run.dir=x)"),
+        ("seed=1,2 run.dir=x", "not allowed in a multirun (run.dir=x)"),
     ],
 )
 def test_an_invalid_search_is_one_line_and_creates_nothing(

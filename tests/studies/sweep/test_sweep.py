@@ -139,7 +139,7 @@ def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("seed=1,2 run.dir=x", "a multirun has no use for it (run.dir=x): each job has its own directory"),
+        ("seed=1,2 run.dir=x", "not allowed in a multirun (run.dir=x): each job has its own directory"),
         ("seed=1,2 resume=x", "a multirun cannot continue a run (resume=x): leave out -m"),
         ("seed=1,2 hydra.sweep.dir=FILE", "cannot create the sweep directory (hydra.sweep.dir=FILE): it is a file"),
         ("seed=1,2 hydra.sweep.dir=FILE/below", "cannot create the sweep directory (hydra.sweep.dir=FILE/below): "),
@@ -175,7 +175,7 @@ def test_an_invalid_sweep_is_one_line_and_creates_nothing(
 def test_sweep_settings_without_m_are_an_error(call: Call, corpus: str, setting: str) -> None:
     answer = call("train", *corpus.split(), *SMALL, setting)
     assert answer.code == 2
-    assert "it has an effect in a multirun only" in answer.err and "add -m" in answer.err
+    assert "only has an effect in a multirun" in answer.err and "add -m" in answer.err
     assert answer.made == []
 
 

@@ -1,4 +1,4 @@
-"""The command line before Hydra acts on it: mistakes of form, which Hydra answers with its usage text."""
+"""Read the command line before Hydra does, and report mistakes that Hydra would answer with its usage text."""
 
 import argparse
 import difflib
@@ -21,50 +21,49 @@ from tinyllm.config.suggestions import meant_by, near, option_meant
 from tinyllm.errors import UserError
 
 CLOSED = ("config_path", "config_name", "experimental_rerun")
-"""Flags of Hydra that would replace our configuration by one that nothing here checks, or unpickle a file."""
-
-
+"""Hydra's flags that would replace our configuration with an unchecked one, or unpickle a file."""
 OF_SWEEPS = ("hydra.sweep.dir", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
-"""Hydra's settings of a multirun."""
+"""Hydra's settings for a multirun."""
 OF_HYDRA = (*OF_SWEEPS, "hydra.searchpath", "hydra.job.env_set", "hydra.job.env_copy", "hydra.callbacks")
-"""All of Hydra's settings that do something here."""
+"""Hydra's settings that have an effect here."""
 OTHERWISE = {
     "hydra.run.dir": "use run.dir",
-    "hydra.sweep.subdir": "a job's directory is named by its number and what varies; hydra.sweep.dir is that of all",
-    "hydra.mode": "-m runs once for each combination of values",
-    "hydra.job.chdir": "programs stay in the directory that they are started in",
-    "hydra.output_subdir": "a run's configuration is config.yaml in its directory",
-    "hydra.verbose": "the environment variable LOG_LEVEL=DEBUG shows more",
+    "hydra.sweep.subdir": "jobs are named by their number and what varies; hydra.sweep.dir is the directory of all",
+    "hydra.mode": "-m runs every combination of the values",
+    "hydra.job.chdir": "programs stay in the directory in which they are started",
+    "hydra.output_subdir": "the configuration is saved as config.yaml in the run directory",
+    "hydra.verbose": "the environment variable LOG_LEVEL=DEBUG shows tracebacks",
 }
-"""What to use instead of some that do nothing."""
+"""What to use instead of Hydra's settings that have no effect."""
 OWN_PLACE = {
     "run.dir": "each job has its own directory below hydra.sweep.dir; leave it out",
-    "run.name": "each job's directory is named by its number and what varies; leave it out",
-    "resume": "start the same command again with hydra.sweep.dir=<the sweep's directory>",
+    "run.name": "jobs are named by their number and what varies; leave it out",
+    "resume": "to resume a sweep, run the same command with hydra.sweep.dir=<the sweep's directory>",
 }
-"""Keys that the sweep sets for each job."""
+"""Keys that a sweep sets for each job, and what to do instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandLine:
-    """A command line in two heaps."""
+    """A command line, separated into flags and settings."""
 
     flags: list[str] = field(default_factory=list)
     """Hydra's flags with their values."""
     settings: list[str] = field(default_factory=list)
-    """Settings and choices, in Hydra's grammar; literal values are quoted, unless it is a multirun."""
+    """Settings and choices in Hydra's grammar. Literal values are quoted, except in a multirun."""
     multirun: bool = False
     config_dir: str | None = None
 
 
 def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
-    """The command line, its form checked. Flags may stand anywhere.
+    """Read a command line and check its form. Flags may stand anywhere.
 
     Args:
+        arguments: the command line without the program's name.
         several: a key may have several values without a multirun.
 
     Raises:
-        UserError: a flag that does not exist, misses its value or is not offered; see :func:`check_settings`.
+        UserError: a flag does not exist, is not supported or lacks its value; also see :func:`check_settings`.
     """
     parser = get_args_parser()
     flags, settings = _apart(arguments, parser)
@@ -75,15 +74,15 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
         raise _unknown_flag(unknown[0], parser)
     for name in CLOSED:
         if getattr(known, name) is not None:
-            hint = "own option files are added with --config-dir=<directory>"
+            hint = "add your own option files with --config-dir=<directory>"
             raise UserError(
-                "flag not offered", key=f"--{name.replace('_', '-')}", value=getattr(known, name), hint=hint
+                "flag not supported", key=f"--{name.replace('_', '-')}", value=getattr(known, name), hint=hint
             )
     if known.config_dir is not None and not Path(known.config_dir).is_dir():
         hint = "a directory with group folders, e.g. attn/"
         raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
     if several and known.multirun:
-        raise UserError("flag not offered", file="-m", hint="several values of a key are arms without it")
+        raise UserError("flag not supported", file="-m", hint="several values of a key make arms without it")
     if not known.multirun:
         _refuse_sweep_keys(settings, hint="leave it out" if several else "add -m, or leave it out")
     settings = quote_literals(settings, several=several, multirun=bool(known.multirun))
@@ -94,16 +93,15 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
 
 
 def check_settings(settings: Iterable[str], *, several: bool = False, directories: Iterable[str | Path] = ()) -> None:
-    """Refuse settings that Hydra understands and tinyllm has no meaning for.
+    """Refuse settings that Hydra accepts but that mean nothing to tinyllm.
 
     Args:
         settings: in Hydra's grammar, literal values quoted.
-        several: several values for a key are wanted.
-        directories: further directories of option files.
+        several: a key may have several values.
+        directories: directories of option files besides ``conf/``.
 
     Raises:
-        UserError: not ``key=value``, several values where one is wanted, a key taken out with ``~``, a group
-            without an option.
+        UserError: not ``key=value``, several values for one key, a key removed with ``~``, a group without an option.
     """
     settings = list(settings)
     with explain(settings):
@@ -119,7 +117,7 @@ def within_hydra(key: str) -> bool:
 
 
 def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
-    """A setting of a multirun does nothing in a single run.
+    """Refuse settings for a multirun in a single run.
 
     Raises:
         UserError: there is one.
@@ -127,11 +125,11 @@ def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
     for one in settings:
         key, _, value = one.partition("=")
         if key.lstrip("+~").startswith(OF_SWEEPS):
-            raise UserError("it has an effect in a multirun only", key=key.lstrip("+~"), value=value, hint=hint)
+            raise UserError("only has an effect in a multirun", key=key.lstrip("+~"), value=value, hint=hint)
 
 
 def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """Flags with their values, and the rest: argparse takes settings on one side of the flags only."""
+    """Separate flags and their values from settings: argparse accepts positional arguments on one side only."""
     flags: list[str] = []
     settings: list[str] = []
     takes_value = may_take_value = False
@@ -151,13 +149,9 @@ def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[l
 
 
 def _refuse(message: str) -> NoReturn:
-    """What argparse would answer with its usage text: a flag without its value, or with an unknown one."""
-    what = message.removeprefix("argument ")
-    raise UserError(
-        "flag not understood",
-        file=what,
-        hint="--help tells how settings are written, --hydra-help lists the flags",
-    )
+    """Replaces argparse's ``error``, which prints the usage: a flag lacks its value, or has a wrong one."""
+    hint = "--help explains how to write settings, --hydra-help lists the flags"
+    raise UserError("flag not understood", file=message.removeprefix("argument "), hint=hint)
 
 
 def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
@@ -167,16 +161,16 @@ def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
     hint = (
         f"did you mean {near[0]}?"
         if near
-        else f"settings have no dashes: key=value, e.g. {setting} if that is a key; see --help"
+        else f"settings are written without dashes, e.g. {setting} if that is a key; see --help"
     )
     return UserError("no such flag", file=flag, hint=hint)
 
 
 def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """A flag of another program: argparse would take some for the beginning of one of Hydra's.
+    """Refuse flags of other tools. argparse would take some for abbreviations of Hydra's flags.
 
     Raises:
-        UserError: there is one; it tells what it is called here.
+        UserError: with our name for the flag.
     """
     for flag, following in itertools.pairwise([*arguments, ""]):
         name, _, value = flag.partition("=")
@@ -185,7 +179,7 @@ def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParse
         value = value or ("" if following.startswith("-") or "=" in following else following)
         meant = meant_by(name, value)
         if meant:
-            hint = meant if " " in meant and "=<" in meant else f"here it is {meant} (settings have no dashes)"
+            hint = meant if " " in meant and "=<" in meant else f"use {meant} (settings are written without dashes)"
             raise UserError("no such flag", file=flag, hint=hint)
 
 
@@ -193,19 +187,19 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
     key, text = override.key_or_group, str(override.input_line)
     typed = text.partition("=")[2]
     if override.is_delete():
-        hint = "give it another value; a group that can be off has the option none"
-        raise UserError("a key cannot be taken out", file=text, hint=hint)
+        hint = "set another value; a group that can be off has the option none"
+        raise UserError("a key cannot be removed", file=text, hint=hint)
     if not key:
         raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
     if within_hydra(key) and not key.startswith(OF_HYDRA):
-        hint = OTHERWISE.get(key, f"of Hydra's own settings there are {', '.join(OF_HYDRA)}")
-        raise UserError("a setting of Hydra without effect here", key=key, value=typed, hint=hint)
+        hint = OTHERWISE.get(key, f"supported settings of Hydra: {', '.join(OF_HYDRA)}")
+        raise UserError("this setting of Hydra has no effect here", key=key, value=typed, hint=hint)
     in_group = any((place / key).is_dir() for place in places)
     if override.is_sweep_override():
         for one in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():
             _check_option(key, one.strip("'\""), places)
         if not several:
-            hint = f"add -m to run once for each; one text with commas is written '{key}=\"{typed}\"'"
+            hint = f"add -m to run once per value; write a text with commas as '{key}=\"{typed}\"'"
             raise UserError("several values", key=key, value=typed, hint=hint)
         return
     groups = [place / key for place in places if (place / key).is_dir()]
@@ -216,7 +210,7 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         return
     options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
     if isinstance(value, list) and side_by_side(groups):
-        _check_options(key, [str(one) for one in value], options)  # of several, Hydra tells less than of one
+        _check_options(key, [str(one) for one in value], options)  # Hydra's error for a list says less
         for one in value:
             _check_option(key, str(one), places)
         return
@@ -227,9 +221,9 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
 
 def _check_option(group: str, name: str, places: list[Path]) -> None:
     if not is_option(group, name, places):
-        hint = f"an option is a name: put the file into {group}/ of a directory and add --config-dir=<directory>"
+        hint = f"an option is a name, not a path: put the file into DIR/{group}/ and add --config-dir=DIR"
         if group in TAKES_PATH and os.path.exists(name):
-            hint = f"a path has a key of its own: {group}={TAKES_PATH[group]} {group}.path={name}"
+            hint = f"for a path use {group}={TAKES_PATH[group]} {group}.path={name}"
         raise UserError("no such option", key=group, value=name, hint=hint)
     for place in places:
         file = place / group / f"{name}.yaml"
@@ -239,7 +233,7 @@ def _check_option(group: str, name: str, places: list[Path]) -> None:
 
 def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
     if not chosen:
-        raise UserError("none is chosen", key=group, value="[]", hint=f"one or more of {', '.join(options)}")
+        raise UserError("no option is chosen", key=group, value="[]", hint=f"one or more of {', '.join(options)}")
     for name in chosen:
         if name not in options:
             meant = near(name, options)
@@ -248,10 +242,10 @@ def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
 
 
 def sweep_overrides(arguments: Iterable[str]) -> list[Override]:
-    """The settings as Hydra reads them, the last one of each key.
+    """Parse the settings of a multirun; of each key the last one counts.
 
     Raises:
-        UserError: a key that the sweep itself sets.
+        UserError: one sets a key that the sweep itself sets for each job.
     """
     arguments = list(arguments)
     with explain(arguments):
@@ -260,5 +254,5 @@ def sweep_overrides(arguments: Iterable[str]) -> list[Override]:
         hint = OWN_PLACE.get(override.key_or_group)
         if hint:
             typed = str(override.input_line).partition("=")[2]
-            raise UserError("a multirun has no use for it", key=override.key_or_group, value=typed, hint=hint)
+            raise UserError("not allowed in a multirun", key=override.key_or_group, value=typed, hint=hint)
     return list({override.get_key_element(): override for override in parsed}.values())

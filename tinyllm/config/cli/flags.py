@@ -1,4 +1,4 @@
-"""Programs that look at run directories take flags instead of settings; their mistakes are one line too."""
+"""Command-line flags of the programs that read run directories, with one-line errors."""
 
 import argparse
 import difflib
@@ -35,7 +35,7 @@ class Flags(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=f"tinyllm {tinyllm.__version__}")
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line in one line.
+        """Replaces argparse's usage text with a one-line error.
 
         Raises:
             UserError: always.
@@ -46,7 +46,7 @@ class Flags(argparse.ArgumentParser):
 
 
 def answer(work: Callable[[], int]) -> NoReturn:
-    """End the process with the exit code of ``work``; what a person can mend is one line and exit code 2."""
+    """Exit with the code of ``work``. A user's mistake is reported in one line, with exit code 2."""
     prepare_streams()
     try:
         log_level()
