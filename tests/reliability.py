@@ -23,7 +23,7 @@ traceback; `…` stands for the parts that vary."""
 
 
 RESUME, SAVER = "training/test_resume.py", "runs/test_checkpoint_writer.py"
-BAD_INPUT = "programs/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
+BAD_INPUT = "programs/test_bad_input.py::test_a_mistake_is_one_line_and_creates_nothing"
 
 ROWS = (
     # determinism, on which every other row rests
@@ -290,8 +290,8 @@ ROWS = (
         message="…(model.d_modle=3): …did you mean model.d_model?",
         tests=(
             BAD_INPUT,
-            "config/test_checks.py::test_every_bound_refuses_what_lies_outside",
-            "config/test_compose.py::test_a_yaml_that_says_a_key_twice",
+            "config/test_checks.py::test_values_out_of_range_are_refused",
+            "config/test_compose.py::test_an_option_file_with_a_duplicate_key",
         ),
     ),
     Row(

@@ -1,4 +1,4 @@
-"""What may stand as a class where: what an option file names for that very node, of all that the package holds."""
+"""Which classes may stand where: of all in the package, only those that an option file names for the node."""
 
 import importlib
 import re
@@ -38,7 +38,7 @@ def plain(*overrides: str) -> Any:
 
 
 def nodes(node: Any, path: str = "") -> dict[str, Any]:
-    """Every key of a configuration with its value, inner nodes included."""
+    """Every key of a configuration with its value, including inner nodes."""
     found = {}
     for name, child in node.items():
         where = f"{path}.{name}" if path else name
@@ -49,11 +49,11 @@ def nodes(node: Any, path: str = "") -> dict[str, Any]:
 
 
 def no_import(name: str) -> None:
-    """A class that is refused is not even looked up."""
+    """A refused class is not even imported."""
     raise AssertionError(f"{name} was imported")
 
 
-def test_nothing_of_the_package_is_allowed_but_what_an_option_file_names_for_that_node(
+def test_only_classes_that_an_option_file_names_for_the_node_are_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     everywhere = nodes(plain(*MIXED))
@@ -77,7 +77,7 @@ def test_nothing_of_the_package_is_allowed_but_what_an_option_file_names_for_tha
                 raise AssertionError(f"{path} takes {target}")
 
 
-def test_nothing_of_the_package_is_called_where_a_number_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_class_is_allowed_in_place_of_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", no_import)
     model = {"_target_": "tinyllm.models.transformer.Transformer", "d_model": 8}
     for target in EVERYTHING:
@@ -89,7 +89,7 @@ def test_nothing_of_the_package_is_called_where_a_number_stands(monkeypatch: pyt
 @pytest.mark.parametrize(
     "marks", [{"_args_": [1]}, {"_convert_": "none"}, {"_recursive_": False}, {"_partial_": False}]
 )
-def test_how_a_class_is_called_is_the_option_files_business(marks: dict[str, Any]) -> None:
+def test_only_option_files_say_how_a_class_is_called(marks: dict[str, Any]) -> None:
     node = {"_target_": "tinyllm.nn.norm.RMSNorm", "_partial_": True, "eps": 1e-5}
     build(node, path="model.norm")
     with pytest.raises(UserError, match=rf"not allowed here \(model.norm.{next(iter(marks))}="):
@@ -101,14 +101,14 @@ def test_how_a_class_is_called_is_the_option_files_business(marks: dict[str, Any
     ["block.attn", "block[0]", 7, None, "block\nattn", "model.norm"],
     ids=["dot", "index", "7", "null", "line", "own"],
 )
-def test_a_key_that_spells_the_path_of_another_node_is_none(name: Any) -> None:
+def test_a_key_that_spells_the_path_of_another_node_is_refused(name: Any) -> None:
     node = {"_target_": "tinyllm.nn.attention.mha.MHA", "_partial_": True}
     check_classes({"model": {"block": {"attn": node}}})
     with pytest.raises(UserError, match="class not allowed"):
         check_classes({"model": {name: node}})
 
 
-def test_where_option_files_of_ones_own_put_their_classes(tmp_path: Path) -> None:
+def test_classes_of_the_users_option_files_belong_to_their_nodes(tmp_path: Path) -> None:
     files = {
         "attn/mine.yaml": "# @package model.block.attn\n_target_: mine.A\n_partial_: true\n",
         "optimizer/mine.yaml": "_target_: mine.O\n",
@@ -142,13 +142,13 @@ def test_where_option_files_of_ones_own_put_their_classes(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["d/${x}.txt", "${oc.env:HOME}", "${", r"\${a}", "${a:${b}}", "???x", "a\\"])
-def test_a_text_that_looks_like_an_interpolation_is_a_text(text: str) -> None:
+def test_text_that_looks_like_an_interpolation_is_not_resolved(text: str) -> None:
     corpus = build({"_target_": "tinyllm.data.text.TextCorpus"} | plain("dataset=text", "dataset.path=x")["dataset"]
                    | {"path": text}, path="dataset")  # fmt: skip
     assert text in str(vars(corpus))
 
 
-def test_what_a_constructor_says_is_told_whatever_it_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_of_a_constructor_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: Any) -> None:
         raise RuntimeError("needs 512 GB")
 

@@ -1,4 +1,4 @@
-"""Arguments get the types that signatures say, whatever was written."""
+"""Constructors receive arguments of the annotated types."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -38,19 +38,21 @@ OPTIMIZERS = ("adamw", "lion", "muon")
     ],
     ids=str,
 )
-def test_whole_numbers_are_floats_where_floats_are_asked_for(written: Any, annotation: Any, wanted: Any) -> None:
+def test_whole_numbers_become_floats_where_the_annotation_says_float(
+    written: Any, annotation: Any, wanted: Any
+) -> None:
     found = converted(written, annotation)
     assert found == wanted and repr(found) == repr(wanted)
 
 
-def test_what_is_in_a_mapping_is_checked() -> None:
+def test_values_of_a_mapping_are_checked() -> None:
     assert type_problem({"a": 1, "b": 2.5}, dict[str, float]) is None
     assert type_problem({"a": "x"}, dict[str, float]) == "names, each with a number"
     assert type_problem("x", int | float | None) == "a number or null"
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_betas_of_two_types_make_a_step(optimizer: str) -> None:
+def test_betas_of_two_types_are_accepted(optimizer: str) -> None:
     cfg = tinyllm.compose(f"optimizer={optimizer}", "optimizer.betas=[0.9,0]", "optimizer.weight_decay=0")
     model = small()
     made, _ = build_optimizer(cfg, model, allow=frozenset())
@@ -59,13 +61,13 @@ def test_betas_of_two_types_make_a_step(optimizer: str) -> None:
     made.step()
 
 
-def test_torchs_own_optimizer_too() -> None:
+def test_an_optimizer_of_torch_gets_floats_too() -> None:
     node = {"_target_": "torch.optim.Adam", "_partial_": True, "betas": [0, 0.9], "lr": 1}
     made = build(node, path="optimizer")([torch.nn.Parameter(torch.ones(2))])
     assert made.defaults["betas"] == (0.0, 0.9) and isinstance(made.defaults["lr"], float)
 
 
-def test_numbers_below_the_node_are_converted_as_well() -> None:
+def test_numbers_in_nested_nodes_are_converted() -> None:
     cfg = tinyllm.compose("model=pico", "model.norm.eps=1")
     model = build(cfg.model, path="model", vocab_size=9)
     assert isinstance(model, Transformer) and isinstance(model.norm.eps, float)

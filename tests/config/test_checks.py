@@ -1,4 +1,4 @@
-"""The check of a composed configuration: types, ranges, and what takes no effect."""
+"""The check of a composed configuration: types, ranges and keys without effect."""
 
 import ast
 import dataclasses
@@ -55,12 +55,12 @@ ROOTS = {
         ({"any": "thing"}, dict[str, str], None),
     ],
 )
-def test_what_fits_a_parameter(value: object, annotation: Any, allowed: str | None) -> None:
+def test_type_problem(value: object, annotation: Any, allowed: str | None) -> None:
     assert type_problem(value, annotation) == allowed
 
 
 def fields_of(cls: Any, path: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, metadata) of every field of a schema that is no group."""
+    """(dotted key, metadata) of every field in a schema that is not a group."""
     found = []
     for field in dataclasses.fields(cls):
         where = f"{path}{field.name}"
@@ -77,7 +77,7 @@ def defaults(program: str) -> DictConfig:
 
 
 def check_with(key: str, value: object, program: str) -> None:
-    """The preflight of a program's defaults with one value changed."""
+    """Check a program's defaults with one value changed."""
     cfg = defaults(program).copy()
     OmegaConf.update(cfg, key, value)
     check(cfg, schema.SCHEMAS[program])
@@ -93,7 +93,7 @@ BOUNDED = [
 
 
 @pytest.mark.parametrize(("program", "key", "metadata"), BOUNDED, ids=lambda value: str(value)[:40])
-def test_every_bound_refuses_what_lies_outside(program: str, key: str, metadata: dict[str, Any]) -> None:
+def test_values_out_of_range_are_refused(program: str, key: str, metadata: dict[str, Any]) -> None:
     at_least, above = metadata["at_least"], metadata["above"]
     outside = int(at_least) - 1 if at_least is not None else int(above)
     with pytest.raises(UserError, match=rf"value out of range \({re.escape(key)}={outside}(\.0)?\): ") as refused:
@@ -112,7 +112,7 @@ def test_every_bound_refuses_what_lies_outside(program: str, key: str, metadata:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_every_choice_is_taken_and_no_other(program: str, key: str, metadata: dict[str, Any]) -> None:
+def test_only_the_listed_choices_are_accepted(program: str, key: str, metadata: dict[str, Any]) -> None:
     for choice in metadata["choices"]:
         check_with(key, choice, program)
     with pytest.raises(UserError, match="value not allowed") as refused:
@@ -124,7 +124,7 @@ def test_every_choice_is_taken_and_no_other(program: str, key: str, metadata: di
 @pytest.mark.parametrize(
     "key", ["trainer.batch_size", "trainer.max_tokens", "trainer.seq_len", "model.n_layers", "seed"]
 )
-def test_a_whole_number_beyond_all_sense_is_refused(key: str) -> None:
+def test_an_absurdly_large_number_is_refused(key: str) -> None:
     with pytest.raises(UserError, match=rf"value out of range \({key}=10{'0' * 20}\): .*at most \d+"):
         check_with(key, 10**21, "train")
 
@@ -156,7 +156,7 @@ PARAMETERS_IN_CODE = {
     for argument in node.args.kwonlyargs
 }
 ONLY_HYDRAS_SIDE = {"debug", "resume"}
-"""Keys that act before there is a configuration: they are read from the command line."""
+"""Keys that are read from the command line before a configuration exists."""
 
 
 @pytest.mark.parametrize("program", ROOTS)
@@ -174,7 +174,7 @@ def test_every_key_of_a_root_file_is_read_by_code(program: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.by)
-def test_the_keys_of_a_rule_on_effects_exist(rule: Any) -> None:
+def test_the_keys_of_no_effect_rules_exist(rule: Any) -> None:
     offered = [
         set(setting_keys(OmegaConf.to_container(tinyllm.compose(*settings, program=program))))
         for program, settings in {
@@ -205,7 +205,7 @@ def test_the_keys_of_a_rule_on_effects_exist(rule: Any) -> None:
         (["attn=mqa", "model.n_kv_heads=1"], "model.n_kv_heads"),
     ],
 )
-def test_a_named_key_without_effect(settings: list[str], key: str) -> None:
+def test_a_key_without_effect_is_refused(settings: list[str], key: str) -> None:
     with pytest.raises(UserError, match="the key has no effect here") as refused:
         tinyllm.compose(*settings)
     assert refused.value.key == key
@@ -223,11 +223,11 @@ def test_a_named_key_without_effect(settings: list[str], key: str) -> None:
         ["model.attn_dropout=0.1"],
     ],
 )
-def test_a_named_key_with_effect(settings: list[str]) -> None:
+def test_a_key_with_an_effect_is_accepted(settings: list[str]) -> None:
     tinyllm.compose(*settings)
 
 
-def test_near_names_are_suggested_and_far_ones_are_not() -> None:
+def test_only_similar_names_are_suggested() -> None:
     for wrong, meant in {
         "trainer.max_step": "trainer.max_steps",
         "trainer.batchsize": "trainer.batch_size",
@@ -245,7 +245,7 @@ def test_near_names_are_suggested_and_far_ones_are_not() -> None:
         tinyllm.compose("+trainer.zzz=1")
 
 
-def test_a_missing_value_is_named() -> None:
+def test_a_missing_value_is_reported_with_its_key() -> None:
     with pytest.raises(UserError, match=r"value missing \(dataset.path=\?\?\?\): set it: dataset.path=…"):
         tinyllm.compose("dataset=text")
 

@@ -1,4 +1,4 @@
-"""What composes: every option on disk, in every group, alone and with the choices that other options make."""
+"""Composition: every option of every group, alone and with the choices that other options make."""
 
 import re
 from pathlib import Path
@@ -26,19 +26,19 @@ LAYERS = {
         'model.layers.json={"attn": "mha", "n_head": 4, "moe": false, "up_dim": 8, "non_linearity": "relu"}',
     ),
 }
-"""What the layers must be told."""
+"""Required keys of the layers."""
 OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.yaml"))
 
 
 def composed(*overrides: str, **more: Any) -> DictConfig:
-    """The composition, with the values that only a user can give."""
+    """Compose, and set the keys that have no default."""
     needed = [f"{group}.path=somewhere" for group in ("dataset", "tokenizer") if wants_path(group, overrides)]
     described = [one for choice in overrides for one in LAYERS.get(choice, ())]
     return tinyllm.compose(*overrides, *needed, *described, **more)
 
 
 def wants_path(group: str, overrides: tuple[str, ...]) -> bool:
-    """Whether the option of a group that was chosen last, by an experiment too, has no default for its path."""
+    """Whether the option chosen last for a group, also by an experiment, has no default path."""
     chosen = [one.partition("=")[2] for one in overrides if one.startswith(f"{group}=")]
     for name in (one.partition("=")[2] for one in overrides if one.startswith("experiment=")):
         written = read_yaml(conf_dir() / "experiment" / f"{name}.yaml")
@@ -47,12 +47,12 @@ def wants_path(group: str, overrides: tuple[str, ...]) -> bool:
 
 
 def program_with(group: str) -> str:
-    """The first program that has the group."""
+    """The first program with the group."""
     return next(name for name in programs() if group in [one.name for one in read_program(name).groups])
 
 
 def package_of(file: Path) -> str:
-    """The node where the keys of an option file stand."""
+    """The node that an option file fills."""
     found = re.match(r"# @package (\S+)", file.read_text(encoding="utf-8"))
     assert found is not None, f"{file} does not begin with # @package"
     return found[1]
@@ -82,7 +82,7 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
     node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
     other = [key for key, value in flatten(written) if value != "???" and OmegaConf.select(node, key) != value]
     assert other == []
-    # every part takes keyword-only parameters by name, so that an unknown key is found without building anything
+    # all parameters are keyword-only and named, so that unknown keys are found without building anything
     for path, described in walk_nodes(plain(chosen), ""):
         target = described["_target_"]
         parameters = parameters_of(resolve_target(described, path=path))
@@ -97,13 +97,13 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
 
 
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
-def test_the_tokenizer_of_a_size_is_a_choice_that_the_command_line_changes(model: str) -> None:
+def test_the_command_line_overrides_the_tokenizer_of_a_model_size(model: str) -> None:
     chosen = tinyllm.compose("tokenizer=char", f"model={model}")
     assert plain(chosen.tokenizer) == plain(tinyllm.compose("model=nano", "tokenizer=char").tokenizer)
     assert chosen.tokenizer._target_.endswith(".CharTrainer") and "vocab_size" not in chosen.tokenizer
 
 
-def test_the_choices_that_options_make_for_others() -> None:
+def test_options_choose_options_of_other_groups() -> None:
     assert tinyllm.compose("model=tiny").tokenizer.vocab_size == 32000
     assert tinyllm.compose("model=gpt2").tokenizer.vocab_size == 50257
     assert tinyllm.compose("model=gpt2", "tokenizer=bpe").tokenizer.vocab_size == 32000
@@ -115,7 +115,7 @@ def test_the_choices_that_options_make_for_others() -> None:
     assert composed("model=tiny", "dataset=npy").tokenizer._target_.endswith("IdsTrainer")
 
 
-def test_the_attention_keeps_its_place_when_the_model_is_chosen() -> None:
+def test_choosing_a_model_keeps_the_attention() -> None:
     for order in (("attn=gqa", "model=large"), ("model=large", "attn=gqa")):
         cfg = tinyllm.compose(*order)
         assert cfg.model.block.attn._target_.endswith("GQA")
@@ -123,7 +123,7 @@ def test_the_attention_keeps_its_place_when_the_model_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("experiment", [option for group, option in OPTIONS if group == "experiment"])
-def test_the_command_line_wins_over_an_experiment(experiment: str) -> None:
+def test_the_command_line_overrides_an_experiment(experiment: str) -> None:
     recipe = composed(f"experiment={experiment}")
     other = composed(
         f"experiment={experiment}", "model.n_layers=7", "seed=5", "optimizer.lr=0.5", "attn=mqa", "pos=none"
@@ -134,7 +134,7 @@ def test_the_command_line_wins_over_an_experiment(experiment: str) -> None:
     assert other.trainer == recipe.trainer
 
 
-def test_composing_twice_gives_the_same_and_leaves_no_trace() -> None:
+def test_composing_twice_gives_the_same_result() -> None:
     first = plain(tinyllm.compose("model=tiny", "attn=gqa"))
     tinyllm.compose("model=large")
     assert plain(tinyllm.compose("model=tiny", "attn=gqa")) == first
@@ -142,14 +142,14 @@ def test_composing_twice_gives_the_same_and_leaves_no_trace() -> None:
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory of a user's own options; classes beside it can be imported."""
+    """A directory of the user's own options; modules beside it can be imported."""
     monkeypatch.syspath_prepend(tmp_path)
     for group in ("attn", "experiment"):
         (tmp_path / "conf" / group).mkdir(parents=True)
     return tmp_path
 
 
-def test_a_class_and_a_yaml_of_ones_own(mine: Path) -> None:
+def test_the_users_own_class_and_option_file(mine: Path) -> None:
     (mine / "their_attention.py").write_text(
         "from tinyllm.nn.attention.mha import MHA\n\n\n"
         "class Mine(MHA):\n    def __init__(self, *, strength: float, **more):\n        super().__init__(**more)\n"
@@ -176,7 +176,7 @@ def test_a_class_and_a_yaml_of_ones_own(mine: Path) -> None:
         ("NoModule", "package.module.Class"),
     ],
 )
-def test_a_yaml_that_names_a_missing_class(mine: Path, target: str, said: str) -> None:
+def test_an_option_file_that_names_a_missing_class(mine: Path, target: str, said: str) -> None:
     (mine / "conf" / "attn" / "mine.yaml").write_text(
         f"# @package model.block.attn\n_target_: {target}\n_partial_: true\n"
     )
@@ -186,7 +186,7 @@ def test_a_yaml_that_names_a_missing_class(mine: Path, target: str, said: str) -
     assert said in str(refused.value)
 
 
-def test_a_yaml_that_says_a_key_twice(mine: Path) -> None:
+def test_an_option_file_with_a_duplicate_key(mine: Path) -> None:
     file = mine / "conf" / "attn" / "mine.yaml"
     file.write_text("# @package model.block.attn\n_target_: a.B\nqk_norm: true\nqk_norm: false\n")
     with pytest.raises(UserError) as refused:
@@ -196,14 +196,14 @@ def test_a_yaml_that_says_a_key_twice(mine: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_a_yaml_that_is_none(mine: Path) -> None:
+def test_an_option_file_that_is_not_yaml(mine: Path) -> None:
     file = mine / "conf" / "attn" / "mine.yaml"
     file.write_text("a: [1,\nb: 2\n")
     with pytest.raises(UserError, match=re.escape(str(file))):
         tinyllm.compose("attn=mine", config_dir=mine / "conf")
 
 
-def test_an_experiment_that_names_a_key_without_effect(mine: Path) -> None:
+def test_an_experiment_that_sets_a_key_without_effect(mine: Path) -> None:
     (mine / "conf" / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /attn: mha\n  - _self_\nmodel:\n  n_kv_heads: 2\n"
     )
@@ -230,7 +230,7 @@ def test_an_experiment_with_a_mistake(mine: Path, content: str, said: str) -> No
 
 
 @pytest.mark.parametrize("group", ["attn", "experiment"])
-def test_a_file_without_the_line_that_says_where_it_belongs(mine: Path, group: str) -> None:
+def test_an_option_file_without_its_package_line(mine: Path, group: str) -> None:
     (mine / "conf" / group / "mine.yaml").write_text("trainer:\n  max_steps: 3\n")
     with pytest.raises(UserError, match="does not say where its keys belong") as refused:
         tinyllm.compose(f"{group}=mine", config_dir=mine / "conf")

@@ -1,4 +1,4 @@
-"""Layers that differ: what kinds and lines compose to, and what is refused."""
+"""Layers that differ: what kinds and written-out layers compose to, and which are refused."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def kinds(**texts: str) -> str:
 
 
 def line(**changes: Any) -> str:
-    """A line with other values; ``...`` leaves the key out."""
+    """A line with some values changed; ``...`` omits the key."""
     return json.dumps({key: value for key, value in (LINE | changes).items() if value is not ...})
 
 
@@ -47,15 +47,15 @@ def plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True)
 
 
-def test_a_kind_is_the_block_of_its_overrides() -> None:
-    """Node by node what the same overrides give as a uniform model."""
+def test_a_kind_equals_the_block_of_a_uniform_model_with_its_overrides() -> None:
+    """Compares node by node."""
     changes = ("attn=gqa", "ffn=swiglu", "moe=aux_free", "model.block.attn.window=8", "model.block.moe.n_experts=4")
     cfg = tinyllm.compose(*A_B, kinds(a="", b=" ".join(changes)))
     assert plain(cfg.model.layers.kinds.a) == plain(tinyllm.compose().model.block)
     assert plain(cfg.model.layers.kinds.b) == plain(tinyllm.compose(*changes).model.block)
 
 
-def test_the_shape_of_a_kind_is_bound_to_its_block() -> None:
+def test_a_kind_may_have_its_own_heads_and_sizes() -> None:
     text = "attn=gqa model.n_heads=8 model.n_kv_heads=1 model.d_ff=96 model.parallel_block=true model.attn_dropout=0.5"
     model = sketch(*A_B, kinds(a="", b=text))
     first, second, third, _ = model.layers()
@@ -74,8 +74,8 @@ def test_the_pattern_is_repeated() -> None:
     assert cut.kinds == [0, 0, 2, 0, 0]
 
 
-def test_the_base_of_a_kind_is_the_run_with_its_own_settings() -> None:
-    """A base setting stays where the kind's option has it, and goes with the option that it belongs to."""
+def test_a_kind_is_composed_on_top_of_the_runs_settings() -> None:
+    """A setting of the run is kept if the kind's option has the key, and dropped otherwise."""
     base = ("attn=mla", "model.block.attn.kv_latent_dim=24", "model.block.attn.window=8", "ffn=swiglu")
     cfg = tinyllm.compose(*A_B, *base, kinds(a="", b="attn=mqa"))
     a, b = cfg.model.layers.kinds.a, cfg.model.layers.kinds.b
@@ -83,7 +83,7 @@ def test_the_base_of_a_kind_is_the_run_with_its_own_settings() -> None:
     assert "kv_latent_dim" not in b.attn and b.ffn.gate == "silu"
 
 
-def test_lines_compose_to_what_their_keys_say() -> None:
+def test_written_out_layers_compose_to_their_values() -> None:
     lines = [
         line(),
         line(attn="gqa", n_head=2, n_kv_heads=1, non_linearity="geglu", up_dim=40),
@@ -107,7 +107,7 @@ def test_lines_compose_to_what_their_keys_say() -> None:
     assert (blocks[5].moe.coeff, blocks[5].moe.n_active) == (0.5, 1)
 
 
-def test_a_file_a_text_and_an_array_are_the_same(tmp_path: Path) -> None:
+def test_a_file_a_text_and_an_array_give_the_same_layers(tmp_path: Path) -> None:
     lines = [line(), line(attn="mqa"), line()]
     file = tmp_path / "layers.jsonl"
     file.write_text("\n" + "\n\n".join(lines) + "\n")
@@ -129,10 +129,10 @@ def test_equal_lines_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Composition, "with_overrides", counting)
     tinyllm.compose("layers=jsonl", "model.n_layers=8", "model.layers.json=" + "\n".join([line()] * 8))
-    assert len(calls) == 2  # the attention for what it takes, and the line
+    assert len(calls) == 2  # once for the parameters of the attention, once for the line
 
 
-def test_the_settings_of_the_block_that_no_line_replaces_hold_for_all() -> None:
+def test_settings_that_no_line_replaces_apply_to_all_layers() -> None:
     cfg = tinyllm.compose(*TWO, f"model.layers.json={line()}\n{line(attn='mqa')}", "model.block.attn.window=5")
     assert [kind.attn.window for kind in cfg.model.layers.kinds.values()] == [5, 5]
 
@@ -172,7 +172,7 @@ def test_the_settings_of_the_block_that_no_line_replaces_hold_for_all() -> None:
         ),
     ],
 )  # fmt: skip
-def test_what_is_refused_in_a_pattern(overrides: tuple[str, ...], sentence: str) -> None:
+def test_a_wrong_kind_is_refused(overrides: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         sketch(*A_B, *overrides)
     assert sentence in str(refused.value)
@@ -188,18 +188,18 @@ def test_what_is_refused_in_a_pattern(overrides: tuple[str, ...], sentence: str)
         (["a", "b"], 3, "does not divide n_layers=3; model.layers.truncate=true"),
     ],
 )
-def test_what_is_refused_in_the_pattern_itself(names: list[str], n_layers: int, sentence: str) -> None:
+def test_a_wrong_pattern_is_refused(names: list[str], n_layers: int, sentence: str) -> None:
     with pytest.raises(ValueError) as refused:
         pattern(n_layers=n_layers, kinds={"a": Block, "b": Block}, pattern=names, truncate=False)
     assert sentence in str(refused.value)
 
 
-def test_a_kind_beyond_the_cut_is_of_no_layer() -> None:
+def test_a_kind_that_truncation_removes_has_no_layer() -> None:
     with pytest.raises(ValueError, match="uses no kind b in 2 layers"):
         pattern(n_layers=2, kinds={"a": Block, "b": Block}, pattern=["a", "a", "b"], truncate=True)
 
 
-def test_a_key_that_one_kind_has_a_use_for_takes_effect() -> None:
+def test_a_key_that_one_kind_uses_takes_effect() -> None:
     gqa = sketch(*A_B, kinds(a="attn=gqa", b="attn=mha"), "model.n_kv_heads=1").layers()[0].attn
     assert gqa.n_kv_heads == 1
     sinks = tinyllm.compose(*A_B, kinds(a="", b="model.block.attn.window=4"), "model.block.attn.window=8")
@@ -215,7 +215,7 @@ PLACE = "(model.layers.json:2): "
     [
         (line(n_head=...), f"key missing {PLACE}n_head=???: required for every layer"),
         (line(attn="gqa"), f"key missing {PLACE}n_kv_heads=???: required with attn=gqa"),
-        (line(attn="mla", kv_latent_dim=8, q_latent_dim=None), f"key missing {PLACE}rope_head_dim=???: attn=mla"),
+        (line(attn="mla", kv_latent_dim=8, q_latent_dim=None), f"{PLACE}rope_head_dim=???: required with attn=mla"),
         (line(**MOE), f"key missing {PLACE}aux_free=???: required with moe=true"),
         (line(**MOE, aux_free=False), f"key missing {PLACE}coeff=???: required with aux_free=false"),
         (line(**MOE, aux_free=True, gamma=0.1), f"key missing {PLACE}alpha=???: required with aux_free=true"),
@@ -229,12 +229,12 @@ PLACE = "(model.layers.json:2): "
         (line(moe=1), f"wrong type {PLACE}moe=1: must be true or false"),
         (line(attn=None), f"wrong type {PLACE}attn=null: must be text"),
         ('{"attn":', "not JSON (model.layers.json:2): Expecting value at column 9"),
-        ("3", "not a layer (model.layers.json:2): an object with the keys attn, n_head"),
+        ("3", "not a layer (model.layers.json:2): must be an object with the keys attn, n_head"),
         ('{"attn": "mha", "attn": "mqa"}', "not a layer (model.layers.json:2): the key attn occurs 2 times"),
         ('{"up_dim": NaN}', "not a layer (model.layers.json:2): NaN is not a JSON number"),
     ],
 )  # fmt: skip
-def test_what_is_refused_in_a_line(second: str, sentence: str) -> None:
+def test_a_wrong_line_is_refused(second: str, sentence: str) -> None:
     known = {"mha": set(), "gqa": {"n_kv_heads"}, "mla": {"q_latent_dim", "kv_latent_dim", "rope_head_dim"}}
     with pytest.raises(UserError) as refused:
         read_layers(f"{line()}\n{second}", source="model.layers.json", parameters=known.__getitem__)
@@ -245,7 +245,7 @@ def test_what_is_refused_in_a_line(second: str, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("second", "sentence"),
     [
-        (line(attn="mla", kv_latent_dim=8, q_latent_dim=None), f"key missing {PLACE}rope_head_dim=???: attn=mla"),
+        (line(attn="mla", kv_latent_dim=8, q_latent_dim=None), f"{PLACE}rope_head_dim=???: required with attn=mla"),
         (line(attn="mgha"), f"no such option {PLACE}attn=mgha: did you mean"),
         (line(attn="mha,mqa"), f"several values {PLACE}attn=mha,mqa"),
         (line(n_head=5), "(model.layers.kinds.line2.n_heads=5): d_model=128 is not divisible by n_heads=5"),
@@ -254,7 +254,7 @@ def test_what_is_refused_in_a_line(second: str, sentence: str) -> None:
         (line() + "\n" + line(), "the number of objects is not the number of layers (model.layers.json): 3 objects"),
     ],
 )  # fmt: skip
-def test_what_lines_are_refused_with_the_rest(second: str, sentence: str) -> None:
+def test_lines_that_do_not_fit_the_model_are_refused(second: str, sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         sketch(*TWO, f"model.layers.json={line()}\n{second}")
     assert sentence in str(refused.value)
@@ -281,13 +281,13 @@ def test_errors_of_files_and_arrays_name_the_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("named", ["attn=mqa", "model.n_heads=2", "model.d_ff=8", "model.block.ffn.activation=relu"])
-def test_what_the_lines_replace_cannot_be_named_as_well(named: str) -> None:
+def test_a_key_that_every_line_replaces_is_refused(named: str) -> None:
     with pytest.raises(UserError, match="the key has no effect here") as refused:
         sketch(*TWO, f"model.layers.json={line()}\n{line()}", named)
     assert named.partition("=")[0] in str(refused.value)
 
 
-def test_the_lines_of_a_text_by_hand() -> None:
+def test_read_layers_returns_the_expected_overrides() -> None:
     [one] = read_layers(line(attn="gqa", n_kv_heads=2), source="x", parameters=lambda attn: {"n_kv_heads", "bias"})
     assert (one.name, one.place) == ("line1", "x:1")
     assert set(one.overrides) == {
@@ -296,12 +296,12 @@ def test_the_lines_of_a_text_by_hand() -> None:
     }  # fmt: skip
 
 
-def test_overrides_are_split_at_spaces_that_stand_alone() -> None:
+def test_overrides_are_split_at_unquoted_spaces() -> None:
     assert words("") == words("  ") == []
     assert words(" attn=mqa\n 'model.x=[1, 2]'  a={b: \"c d\"}") == ["attn=mqa", "model.x=[1, 2]", 'a={b: "c d"}']
 
 
-def test_options_of_the_users_directory_are_known_to_kinds(tmp_path: Path) -> None:
+def test_kinds_may_use_the_users_options(tmp_path: Path) -> None:
     (tmp_path / "attn").mkdir()
     (tmp_path / "attn" / "near.yaml").write_text("# @package model.block.attn\ndefaults: [mha, _self_]\nwindow: 3\n")
     cfg = tinyllm.compose(*A_B, kinds(a="", b="attn=near"), config_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""A configuration of the first version is one of today with what came later at its neutral values."""
+"""Configurations of earlier versions are upgraded with values that reproduce the old behaviour."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ LATER = {
 }
 
 
-def test_what_came_later_is_filled_in() -> None:
+def test_missing_keys_are_filled_in() -> None:
     today = tinyllm.compose("attn=gqa", "model.d_model=64", "model.n_heads=2", "trainer.batch_size=3", "ffn=swiglu")
     old = OmegaConf.create(OmegaConf.to_container(today))
     assert isinstance(old, DictConfig)
@@ -35,7 +35,7 @@ def test_what_came_later_is_filled_in() -> None:
     assert OmegaConf.to_container(upgraded(old), resolve=True) == OmegaConf.to_container(today, resolve=True)
 
 
-def test_the_model_alone_may_be_of_an_earlier_version() -> None:
+def test_an_old_model_with_new_training_keys_is_upgraded() -> None:
     today = tinyllm.compose("attn=gqa", "layers=pattern", 'model.layers.kinds={a:"attn=mqa",b:""}',
                             "model.layers.pattern=[a,b]")  # fmt: skip
     old = OmegaConf.create(OmegaConf.to_container(today))
@@ -48,15 +48,15 @@ def test_the_model_alone_may_be_of_an_earlier_version() -> None:
     assert upgraded(old) is old
 
 
-def test_what_is_of_today_stays() -> None:
+def test_a_current_configuration_is_unchanged() -> None:
     today = tinyllm.compose("attn=mla", "moe=aux_free", "layers=pattern", 'model.layers.kinds={a:"attn=mqa",b:""}',
                             "model.layers.pattern=[a,b]")  # fmt: skip
     assert upgraded(today) is today
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_that_was_muons_stays_muons(tied: bool, tmp_path: Path) -> None:
-    """An earlier version had no key for it; whatever names the optimizer when the run goes on says nothing of it."""
+def test_an_untied_head_trained_by_muon_stays_with_muon(tied: bool, tmp_path: Path) -> None:
+    """Earlier versions had no key for it, so choosing the optimizer when resuming does not change it."""
     asked = ("optimizer=muon", f"model.tie_embeddings={str(tied).lower()}")
     old = OmegaConf.create(OmegaConf.to_container(tinyllm.compose(*asked), resolve=True))
     assert isinstance(old, DictConfig)
@@ -74,14 +74,14 @@ def test_a_head_that_was_muons_stays_muons(tied: bool, tmp_path: Path) -> None:
             reconcile(tinyllm.compose(*asked), checkpoint, named=["optimizer.orthogonal_head"])
 
 
-def test_an_untied_head_has_to_be_there() -> None:
+def test_orthogonal_head_needs_an_untied_head() -> None:
     with pytest.raises(UserError, match=r"\(optimizer.orthogonal_head=true\): model.tie_embeddings=true turns"):
         tinyllm.compose("optimizer=muon", "optimizer.orthogonal_head=true")
 
 
 @pytest.mark.parametrize("option", ["char", "byte", "bpe", "pretrained"])
-def test_a_tokenizer_stays_what_it_was(option: str) -> None:
-    """Without markers and, for BPE, with words of any length; so a lost token cache is made again as it was."""
+def test_an_old_tokenizer_keeps_its_behaviour(option: str) -> None:
+    """No markers and, for BPE, words of any length, so that a lost token cache is rebuilt unchanged."""
     overrides = [f"tokenizer={option}", *(["tokenizer.path=x"] if option == "pretrained" else [])]
     old = OmegaConf.create(OmegaConf.to_container(tinyllm.compose(*overrides)))
     assert isinstance(old, DictConfig)
@@ -95,8 +95,8 @@ def test_a_tokenizer_stays_what_it_was(option: str) -> None:
 
 
 @pytest.mark.parametrize("option", ["mha", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gqa", "mqa"))])
-def test_a_run_goes_on_without_a_word_about_keys_that_came_later(option: str, tmp_path: Path) -> None:
-    """At the values that change nothing, wherever the part stands: in the block, or in a kind of layers."""
+def test_an_old_run_resumes_without_notes_about_new_keys(option: str, tmp_path: Path) -> None:
+    """The filled-in values change nothing, whether the part is in the block or in a kind of layer."""
     kinds = f'model.layers.kinds={{a:"attn={option}",b:"moe=aux_loss"}}'
     asked = (f"attn={option}", "moe=aux_free", "layers=pattern", kinds, "model.layers.pattern=[a,b]")
     today = tinyllm.compose(*asked)
@@ -110,7 +110,7 @@ def test_a_run_goes_on_without_a_word_about_keys_that_came_later(option: str, tm
 
 
 def _without(node: Any, keys: set[str]) -> set[str]:
-    """Take keys out wherever they stand, and say which were there."""
+    """Remove keys wherever they occur, and return those found."""
     there: set[str] = set()
     with open_dict(node):
         for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
@@ -123,7 +123,7 @@ def _without(node: Any, keys: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize("old", MOVED)
-def test_a_class_that_moved_is_found_by_its_older_name(old: str, tmp_path: Path) -> None:
+def test_a_moved_class_is_found_by_its_old_name(old: str, tmp_path: Path) -> None:
     node: dict[str, Any] = {"_target_": old}
     content: dict[str, Any] = {"model": {}, "strategy": node}
     if old.startswith("tinyllm.nn.attention"):
@@ -131,6 +131,6 @@ def test_a_class_that_moved_is_found_by_its_older_name(old: str, tmp_path: Path)
         content = {"model": {"block": {"attn": node}}}
     file = tmp_path / "config.yaml"
     OmegaConf.save(content, file)
-    saved = saved_content(file)  # refuses what no option file names for that node
+    saved = saved_content(file)  # refuses classes that no option file names for the node
     found = saved.model.block.attn if "strategy" not in content else saved.strategy
     assert found._target_ == MOVED[old] != old

@@ -1,4 +1,4 @@
-"""Reading yaml with its comments, and what is made of it: --help and the option reference."""
+"""Reading yaml files with their comments, --help and the option reference."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ def shown(path: Path) -> str:
     return path.relative_to(conf_dir()).as_posix()
 
 
-def test_comments_behind_and_above_a_key_and_in_quotes(tmp_path: Path) -> None:
+def test_comments_beside_and_above_keys(tmp_path: Path) -> None:
     file = tmp_path / "attn" / "mine.yaml"
     file.parent.mkdir()
     file.write_text(
@@ -73,14 +73,14 @@ def test_a_file_on_top_of_another_keeps_its_comments(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", OPTION_FILES, ids=shown)
-def test_every_file_says_what_it_is_and_what_each_key_means(path: Path) -> None:
+def test_every_option_file_and_key_has_a_description(path: Path) -> None:
     read = read_file(path)
     assert read.meaning.endswith((".", ".)")), "the comment at the top is a sentence"
-    if path.parent.name != "experiment":  # an overlay: its keys are explained where they belong
+    if path.parent.name != "experiment":  # its keys are explained where they belong
         assert [key.path for key in read.keys.values() if not key.meaning] == []
 
 
-def test_every_group_of_a_program_is_there_and_its_default_too() -> None:
+def test_every_group_and_its_default_exist() -> None:
     for name in programs():
         for group in read_program(name).groups:
             options = [option.name for option in group.options]
@@ -90,7 +90,7 @@ def test_every_group_of_a_program_is_there_and_its_default_too() -> None:
 
 
 @pytest.mark.parametrize("name", programs())
-def test_the_defaults_shown_are_those_that_hydra_composes(name: str) -> None:
+def test_the_shown_defaults_equal_the_composed_ones(name: str) -> None:
     schema.register()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose(name)
@@ -102,7 +102,7 @@ def test_the_defaults_shown_are_those_that_hydra_composes(name: str) -> None:
         if option in group.chosen and option.package
         for key in option.keys.values()
     }
-    keys |= {key.path: key.default for key in program.keys.values()}  # the root file has the last word
+    keys |= {key.path: key.default for key in program.keys.values()}  # the root file takes precedence
     assert keys
     for path, default in keys.items():
         if default == "???":
@@ -116,7 +116,7 @@ def test_the_defaults_shown_are_those_that_hydra_composes(name: str) -> None:
 
 @pytest.mark.parametrize("name", programs())
 @pytest.mark.parametrize("width", [80, 110])
-def test_help_names_every_group_and_option(name: str, width: int) -> None:
+def test_help_lists_every_group_and_option(name: str, width: int) -> None:
     text = help_text(name, width=width)
     words = set(text.split())
     for group in read_program(name).groups:
@@ -129,7 +129,7 @@ def test_help_names_every_group_and_option(name: str, width: int) -> None:
 
 
 def test_keys_named_in_the_help_exist() -> None:
-    """A key that was renamed must not live on in an example or in the short list."""
+    """A renamed key must not remain in an example or in the list of most used keys."""
     from tinyllm.config.cli.help import _EXAMPLES, _MOST_USED
 
     for name in set(_EXAMPLES) & set(programs()):
@@ -164,7 +164,7 @@ def test_the_first_sentence() -> None:
     assert first_sentence("Alone") == "Alone"
 
 
-def test_the_reference_names_every_file_and_key() -> None:
+def test_the_reference_lists_every_option_and_key() -> None:
     text = reference.markdown()
     for name in programs():
         program = read_program(name)

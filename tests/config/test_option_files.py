@@ -1,4 +1,4 @@
-"""Option files of one's own: only those that are chosen count, and they say what they seem to."""
+"""The user's own option files: only the chosen ones are checked, and mistakes in them are reported."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ SIGNATURE = "*, d_model, n_heads, bias, attn_dropout, norm_eps, pos, window"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with option files of one's own, some of them broken."""
+    """A current directory with the user's own option files, some of them broken."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     text = CLASS.replace("*, window, **rest", SIGNATURE)
@@ -51,7 +51,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_with_a_part_of_ones_own_goes_on_with_the_same_directory(
+def test_a_run_with_the_users_own_class_resumes_with_the_same_config_dir(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = f"dataset.path={write_corpus(place / 'words.txt', n_words=300)}"
@@ -81,12 +81,12 @@ def test_a_run_with_a_part_of_ones_own_goes_on_with_the_same_directory(
         ("experiment=/somewhere/mine", r"no such option \(experiment=/somewhere/mine\): an option is a name"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_when_it_is_chosen(setting: str, said: str, place: Path) -> None:
+def test_a_broken_option_file_is_reported_when_it_is_chosen(setting: str, said: str, place: Path) -> None:
     with pytest.raises(UserError, match=said) as refused:
         tinyllm.compose(setting, config_dir=place / "conf")
     assert len(str(refused.value).splitlines()) == 1
 
 
-def test_what_nobody_chose_and_what_is_right_is_no_hindrance(place: Path) -> None:
+def test_option_files_that_are_not_chosen_may_be_broken(place: Path) -> None:
     cfg = tinyllm.compose("experiment=quoted", "attn=mine", config_dir=place / "conf")
     assert (cfg.seed, cfg.run.name, cfg.model.block.attn._target_) == (10, "010", "mine.Mine")

@@ -1,4 +1,4 @@
-"""Free text reaches the program as it was typed."""
+"""Free text reaches the program as typed."""
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -59,7 +59,7 @@ AWKWARD = [
 
 
 def arrives(text: str) -> object:
-    """The text after Hydra's parser and OmegaConf's resolution."""
+    """The text after parsing by Hydra and resolution by OmegaConf."""
     override = OverridesParser.create().parse_override(f"prompt={quote(text)}")
     cfg = OmegaConf.create({"prompt": "", "seed": 3})
     OmegaConf.update(cfg, override.key_or_group, override.value())
@@ -67,7 +67,7 @@ def arrives(text: str) -> object:
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_awkward_text_arrives(text: str) -> None:
+def test_awkward_text_arrives_unchanged(text: str) -> None:
     assert arrives(text) == text
 
 
@@ -75,24 +75,24 @@ def test_awkward_text_arrives(text: str) -> None:
 @example("\\${a}")
 @example('\\"${')
 @given(st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("\\${}\"',[]()= \n"))))
-def test_any_text_arrives(text: str) -> None:
-    assume(text != "???")  # OmegaConf's mark of a missing value, which nothing escapes; one line refuses it
+def test_any_text_arrives_unchanged(text: str) -> None:
+    assume(text != "???")  # OmegaConf's marker of a missing value, which cannot be escaped; it is refused in one line
     assert arrives(text) == text
 
 
 @pytest.mark.parametrize("program, key", [("generate", "prompt"), ("train", "trainer.sample_prompt")])
-def test_in_a_whole_configuration_too(program: str, key: str) -> None:
+def test_text_arrives_in_a_composed_configuration(program: str, key: str) -> None:
     for text in (' it\'s (a, \\\\${seed}) = \n["b"], ', "null", ""):
         assert OmegaConf.select(tinyllm.compose(f"{key}={text}", program=program), key) == text
 
 
-def test_a_key_whose_value_is_not_literal_tells_how_to_quote() -> None:
+def test_an_unparsable_value_says_how_to_quote_it() -> None:
     with pytest.raises(UserError, match="quote it twice"):
         tinyllm.compose("optimizer.lr=it's (a)")
     assert tinyllm.compose('run.name="it\'s (a)"').run.name == "it's (a)"
 
 
-def test_only_the_named_keys_are_quoted() -> None:
+def test_only_literal_keys_are_quoted() -> None:
     line = ["prompt=a, b", "seed=1", "+prompt=1,2", "--cfg", "promptly=x", "prompt", "run.dir=x y"]
     assert quote_literals(line) == [
         'prompt="a, b"',
@@ -105,6 +105,6 @@ def test_only_the_named_keys_are_quoted() -> None:
     ]
 
 
-def test_quoting_is_one_string_of_the_grammar() -> None:
+def test_quoting_gives_one_string_of_the_grammar() -> None:
     assert quote('a"b') == '"a\\"b"'
     assert quote("${a}") == '"\\${a}"'

@@ -1,4 +1,4 @@
-"""The hidden size follows the width unless it is given, and stands as a number in whatever is saved."""
+"""model.d_ff follows from the width unless it is given, and is saved as a number."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,18 +29,18 @@ SIZES |= {"xlarge": 8192, "7b": 16512}
         (("model.d_ff=null",), 512),
     ],
 )
-def test_four_times_the_width_unless_it_is_given(settings: tuple[str, ...], wanted: int) -> None:
+def test_d_ff_is_four_times_the_width_by_default(settings: tuple[str, ...], wanted: int) -> None:
     assert tinyllm.compose(*settings).model.d_ff == wanted
 
 
-def test_each_kind_of_layer_may_have_its_own() -> None:
+def test_each_kind_of_layer_may_have_its_own_d_ff() -> None:
     kinds = 'model.layers.kinds={a:"model.d_ff=64",b:"attn=gqa",c:"model.d_ff=null"}'
     pattern = ("layers=pattern", kinds, "model.layers.pattern=[a,b,c]", "model.n_layers=3")
     cfg = tinyllm.compose(*pattern, "model.d_ff=100", "tokenizer=byte")
     assert figures_of(cfg)[0]["model"]["hidden size"] == "64, 100, 512"
 
 
-def test_a_model_of_ones_own_may_take_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_own_model_may_accept_a_null_d_ff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_model.py").write_text("def model(*, d_model: int, d_ff: int | None, **more): ...\n")
     (tmp_path / "model").mkdir()
     text = "# @package model\ndefaults: [nano, _self_]\n_target_: own_model.model\n"
@@ -49,8 +49,8 @@ def test_a_model_of_ones_own_may_take_null(tmp_path: Path, monkeypatch: pytest.M
     assert tinyllm.compose("model=own", config_dir=tmp_path).model.d_ff is None
 
 
-def test_a_run_from_before_keeps_what_it_had(tmp_path: Path) -> None:
-    """model.d_model alone left the hidden size as it was; whoever resumes it with the same line gets the same model."""
+def test_an_old_run_keeps_its_d_ff(tmp_path: Path) -> None:
+    """Then, model.d_model alone did not change d_ff; resuming with the same command gives the same model."""
     asked = ("model=tiny", "model.d_model=384")
     OmegaConf.save(tinyllm.compose(*asked, "model.d_ff=1024"), tmp_path / CONFIG)
     checkpoint: Any = SimpleNamespace(path=tmp_path, run_dir=tmp_path)
@@ -61,7 +61,7 @@ def test_a_run_from_before_keeps_what_it_had(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("settings", "held"), [((), True), (("ffn=swiglu", "model.block.ffn.d_ff=64"), False)])
-def test_matching_by_the_width_names_the_hidden_size_it_counted_with(settings: tuple[str, ...], held: bool) -> None:
+def test_matching_by_width_reports_d_ff(settings: tuple[str, ...], held: bool) -> None:
     cfg = tinyllm.compose(*settings, "model.vocab_size=300")
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
     target = account_of_node(node | {"d_model": 192}, vocab_size=300, seq_len=None, allow=frozenset())

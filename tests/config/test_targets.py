@@ -1,4 +1,4 @@
-"""No configuration, whoever wrote it, makes the program run code that is no part of it."""
+"""No configuration, not even a malicious one, makes the program run foreign code."""
 
 import json
 import shutil
@@ -53,7 +53,7 @@ HOSTILE = {
     "urllib.request.urlretrieve": ["file:///etc/passwd", "MARKER"],
     "webbrowser.open": ["file:///etc/passwd"],
     "hydra.utils.instantiate": [{"_target_": "os.system", "_args_": ["touch MARKER"]}],
-    # by way of our own packages
+    # through our own modules
     "tinyllm.data.prepare.os.system": ["touch MARKER"],
     "tinyllm.data.prepare.shutil.rmtree": ["VICTIM"],
     "tinyllm.runs.checkpoint.shutil.rmtree": ["VICTIM"],
@@ -71,12 +71,12 @@ HOSTILE = {
     "": [],
     "tinyllm.nn.": [],
 }
-"""Target -> arguments that would leave a mark."""
+"""Target and arguments that would leave a trace if it were called."""
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory with a file that is to stay, and without one that is not to come."""
+    """A current directory with a file that must not be removed, and without one that must not be created."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "VICTIM").write_text("here")
     return tmp_path
@@ -95,24 +95,24 @@ def test_a_hostile_target_is_refused(target: str, place: Path) -> None:
     assert unharmed(place)
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_many_hostile_targets() -> None:
     assert len(HOSTILE) >= 30
 
 
 @pytest.mark.parametrize("node", ["model", "model.block.attn", "tokenizer", "dataset", "optimizer", "strategy"])
-def test_from_the_command_line(node: str, place: Path) -> None:
+def test_a_hostile_target_on_the_command_line_is_refused(node: str, place: Path) -> None:
     with pytest.raises(UserError, match=rf"\({node}._target_=os.system\)"):
         tinyllm.compose(f"{node}._target_=os.system", f"+{node}._args_=['touch MARKER']")
     assert unharmed(place)
 
 
-def test_in_a_node_that_nobody_builds(place: Path) -> None:
+def test_a_hostile_target_in_an_unused_node_is_refused(place: Path) -> None:
     with pytest.raises(UserError):
         tinyllm.compose("+loss.extra={_target_:os.system,_args_:['touch MARKER']}")
     assert unharmed(place)
 
 
-def test_any_optimizer_of_torch_may_be_named_and_nothing_else_of_it() -> None:
+def test_only_optimizers_of_torch_may_be_named() -> None:
     node = {"_target_": "torch.optim.SGD", "_partial_": True}
     assert resolve_target(node, path="optimizer").__name__ == "SGD"
     for target in ("torch.optim.swa_utils.update_bn", "torch.optim.lr_scheduler.StepLR", "torch.optim.adam.Tensor"):
@@ -133,7 +133,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "tinyllm.runs.directory.subprocess.run"])
 @pytest.mark.parametrize("node", ["model", "block"])
-def test_out_of_a_checkpoint_that_somebody_else_wrote(target: str, node: str, trained: Path, place: Path) -> None:
+def test_a_hostile_target_in_a_checkpoint_is_refused(target: str, node: str, trained: Path, place: Path) -> None:
     run = place / "run"
     shutil.copytree(trained, run)
     [checkpoint] = (run / "checkpoints").glob("step-*")

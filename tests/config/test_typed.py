@@ -1,4 +1,4 @@
-"""A value is read by the type of its key: texts as typed, whole numbers as people write them."""
+"""Values are read by the types of their keys: text as typed, whole numbers in all notations."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ def value_of(key: str, value: str, *more: str, program: str = "train") -> Any:
     return OmegaConf.select(tinyllm.compose(*more, f"{key}={value}", program=program), key)
 
 
-def test_a_text_is_what_was_typed() -> None:
+def test_text_is_kept_as_typed() -> None:
     keys = ("run.name", "logger.notes", "logger.group", "logger.name", "logger.project")
     for begin in range(0, len(TEXTS), len(keys)):
         given = dict(zip(keys, TEXTS[begin:], strict=False))
@@ -39,10 +39,10 @@ TEXT_KEYS = sorted(
 
 
 @pytest.mark.parametrize("key", sorted({key for _, key in TEXT_KEYS}))
-def test_every_key_that_holds_text_keeps_it(key: str) -> None:
+def test_every_text_key_keeps_text_as_typed(key: str) -> None:
     for text in TEXTS:
         if key in PATH_KEYS and text.startswith("~"):
-            continue  # the home directory
+            continue  # ~ expands to the home directory
         [quoted] = quote_literals([f"{key}={text}"])
         [again] = quote_literals(unquoted([quoted]))
         assert again == quoted
@@ -55,7 +55,7 @@ def arrived(quoted: str) -> Any:
     return OmegaConf.create({"text": OverridesParser.create().parse_override(quoted).value()}).text
 
 
-def test_a_name_means_the_same_in_all_programs() -> None:
+def test_a_key_means_the_same_in_all_programs() -> None:
     kinds: dict[str, set[str]] = {}
     for root in schema.SCHEMAS.values():
         for key, one in schema.fields_of(root):
@@ -64,19 +64,19 @@ def test_a_name_means_the_same_in_all_programs() -> None:
     assert all("text" in kinds[key] for key in LITERAL_KEYS & kinds.keys() - {"stop"})
 
 
-def test_null_and_references_stay_what_they_are_where_they_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_null_and_interpolations_are_kept_where_they_make_sense(monkeypatch: pytest.MonkeyPatch) -> None:
     assert value_of("run.name", "null") is None
     assert value_of("logger.group", "null", "logger=wandb") is None
     monkeypatch.setenv("WHO", "2024_01")
     assert value_of("logger.name", "${oc.env:WHO}, ${seed}", "logger=wandb") == "2024_01, 1337"
 
 
-def test_lists_of_texts() -> None:
+def test_lists_of_texts_are_kept_as_typed() -> None:
     assert value_of("logger.tags", "[2024_01, a b,1e3,it's]", "logger=wandb") == ["2024_01", "a b", "1e3", "it's"]
     assert value_of("tokenizer.special_tokens", '[1,"a, b"]', "tokenizer=bpe") == ["1", "a, b"]
 
 
-def test_in_a_multirun_commas_separate() -> None:
+def test_commas_separate_values_in_a_multirun() -> None:
     line = ["run.name=2024_01,b", "init_from=a (1),b", "trainer.max_steps=1e3,20", "hydra.sweep.dir=x, 010"]
     assert quote_literals(line, multirun=True) == [
         'run.name="2024_01",b',
@@ -91,7 +91,7 @@ def test_in_a_multirun_commas_separate() -> None:
 COUNTING = ("trainer.max_tokens", "model.d_ff", "trainer.total_batch_tokens", "loss.chunk_tokens")
 
 
-def test_whole_numbers_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_numbers_in_all_notations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOW_MANY", "1e3")
     for text, number in WHOLE.items() | {("${oc.env:HOW_MANY}", 1000)}:
         cfg = tinyllm.compose(*(f"{key}={text}" for key in COUNTING))
@@ -106,7 +106,7 @@ def test_whole_numbers_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> 
         assert refused.value.key == key
 
 
-def test_numbers_in_lists_and_unions() -> None:
+def test_numbers_in_lists_and_unions_are_converted() -> None:
     assert value_of("widths", "[1e2,2**8]", program="coord_check") == [100, 256]
     assert value_of("schedule.warmup_steps", "1e2") == 100
     assert value_of("schedule.warmup_steps", "0.5") == 0.5
@@ -126,7 +126,9 @@ def test_numbers_in_lists_and_unions() -> None:
         ("seed", "7", 7),
     ],
 )
-def test_the_environment_has_texts_only(key: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_from_the_environment_are_converted(
+    key: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIVEN", text)
     found = value_of(key, "${oc.env:GIVEN}")
     assert (found, type(found)) == (value, type(value))
@@ -137,12 +139,12 @@ def test_the_environment_has_texts_only(key: str, text: str, value: object, monk
         assert refused.value.key == key
 
 
-def test_lists_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_from_the_environment_are_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BETA", "0.8")
     assert value_of("optimizer.betas", "[${oc.env:BETA},0.9]") == [0.8, 0.9]
 
 
-def test_what_does_not_fit_stays_as_it_is() -> None:
+def test_values_of_a_wrong_type_are_left_alone() -> None:
     for value, annotation in ((1.5, int), ("x", float), ({"a": 1}, dict), (None, int | None), ("1", str), (2.0, float)):
         assert conformed(value, annotation) is value
     assert whole_number("") is None and whole_number("1__0") is None

@@ -1,4 +1,4 @@
-"""Everything a person can get wrong ends with one line that says what, where and what to do, and leaves nothing."""
+"""Every user mistake ends with one line that says what is wrong, where, and what to do; nothing is created."""
 
 import re
 from dataclasses import dataclass, field
@@ -15,16 +15,16 @@ CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
-    """A call that must fail. ``IN`` stands for the directory of inputs."""
+    """A call that must fail. ``IN`` is replaced with the directory of inputs."""
 
     args: str
     where: str
-    """What the brackets name: the key with its value, or the file."""
+    """What the parentheses contain: the key with its value, or the file."""
     hint: str
-    """A part of what is allowed, or of what to do."""
+    """Part of the hint."""
     program: str = "train"
     base: bool = True
-    """Put a small model on a good text before the arguments."""
+    """Whether a small model and a valid text are chosen before the arguments."""
     environ: dict[str, str] = field(default_factory=dict)
 
 
@@ -113,7 +113,7 @@ TABLE = {
     "a vocabulary without bytes": bad(
         "tokenizer=bpe tokenizer.vocab_size=10", "tokenizer.vocab_size=10", "at least 257"
     ),
-    # what must fit together
+    # values that must fit together
     "d_model not divisible": bad("model.d_model=33", "model.d_model=33", "not divisible by n_heads=2"),
     "n_kv_heads not dividing": bad("attn=gqa model.n_kv_heads=3", "model.n_kv_heads=3", "does not divide n_heads=2"),
     "more active experts than experts": bad(
@@ -207,7 +207,7 @@ TABLE = {
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if place % 3 else []) for place, name in enumerate(TABLE)]
 )
-def test_ends_with_one_line_and_nothing_made(name: str, call: Call, inputs: Path) -> None:
+def test_a_mistake_is_one_line_and_creates_nothing(name: str, call: Call, inputs: Path) -> None:
     case = TABLE[name]
     before = files_of(inputs)
     base = [*SMALL, "dataset=text", f"dataset.path={inputs / 'good.txt'}"] if case.base else []
@@ -223,11 +223,11 @@ def test_ends_with_one_line_and_nothing_made(name: str, call: Call, inputs: Path
     assert "Traceback" not in answer.err + answer.out
     assert answer.made == []
     assert files_of(inputs) == before
-    assert answer.seconds < 10  # a fraction of a second on a machine that is not busy
+    assert answer.seconds < 10  # less than a second on an idle machine
 
 
 def files_of(place: Path) -> dict[str, int]:
-    """Every file below a directory with the time of its last change."""
+    """Every file below a directory with its modification time."""
     return {str(path): path.stat().st_mtime_ns for path in place.rglob("*")}
 
 
@@ -241,7 +241,7 @@ LONG = "x" * 5000
         *(("compare", (f"study={LONG}",)), ("runs", (LONG,)), ("replay", (LONG,))),
     ],
 )
-def test_a_path_that_the_file_system_does_not_take(program: str, arguments: tuple[str, ...], call: Call) -> None:
+def test_an_invalid_path_is_reported(program: str, arguments: tuple[str, ...], call: Call) -> None:
     answer = call(program, *arguments)
     assert answer.code == 2 and answer.made == [], answer
     assert answer.err == f"error: File name too long ({LONG[:200]}…)\n"

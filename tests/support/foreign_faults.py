@@ -16,12 +16,11 @@ ROWS = (
         tests=(
             "runs/test_checkpoint.py::test_a_hostile_state_executes_nothing",
             "config/test_targets.py::test_a_hostile_target_is_refused",
-            "config/test_allowed.py::"
-            "test_nothing_of_the_package_is_allowed_but_what_an_option_file_names_for_that_node",
+            "config/test_allowed.py::test_only_classes_that_an_option_file_names_for_the_node_are_allowed",
             "faults/test_foreign_files.py::test_a_class_where_no_option_file_names_it",
             "faults/test_foreign_files.py::test_settings_out_of_a_file_choose_options_by_name_and_set_keys",
             "faults/test_foreign_files.py::test_what_config_json_says_becomes_numbers_and_names_only",
-            "config/test_targets.py::test_out_of_a_checkpoint_that_somebody_else_wrote",
+            "config/test_targets.py::test_a_hostile_target_in_a_checkpoint_is_refused",
             "faults/test_hostile_checkpoint.py::test_hostile_overrides",
             "faults/test_hostile_checkpoint.py::test_forged_tensors",
             "faults/test_hostile_checkpoint.py::test_a_manifest_that_lists_files_elsewhere",

@@ -3,7 +3,7 @@
 from tests.support.fault_row import Row
 
 RESUME, SAVER = "training/test_resume.py", "runs/test_checkpoint_writer.py"
-BAD_INPUT = "programs/test_bad_input.py::test_ends_with_one_line_and_nothing_made"
+BAD_INPUT = "programs/test_bad_input.py::test_a_mistake_is_one_line_and_creates_nothing"
 
 ROWS = (
     Row(

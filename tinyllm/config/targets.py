@@ -122,7 +122,9 @@ def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) ->
     of_torch = place in TORCH and isinstance(target, str) and target.startswith(TORCH[place])
     if target not in named and not of_torch:
         more = f" or {TORCH[place]}*" if place in TORCH else ""
-        hint = f"{', '.join(named)}{more}; to use your own class, name it in an option file of your --config-dir"
+        hint = (
+            f"allowed: {', '.join(named)}{more}; to use your own class, name it in an option file of your --config-dir"
+        )
         raise UserError("class not allowed", key=f"{path}._target_", value=target, hint=hint)
     if marks_of(node) not in {option.marks for option in options}:
         known = [parse_json(option.marks) for option in options]
