@@ -147,6 +147,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         notes += reconcile(cfg, resumption.checkpoint, named=resumption.named, allow=allow)
     check_resumable(cfg, invocation)
     strategy = build(cfg.strategy, path="strategy", allow=allow)
+    # Built now, because a logger refuses a missing library or a missing login when it is constructed.
     logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger and strategy.rank == 0 else Callback()
     device = strategy.device(pick_device(cfg.trainer.device))
     check_several_ranks(cfg, invocation, world_size=strategy.world_size)
@@ -155,7 +156,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     batch = planned_batch(cfg, world_size=strategy.world_size)
     check_horizon(**{name: cfg.trainer[name] for name in HORIZON})
     curriculum = Curriculum(**plain(cfg.curriculum), seq_len=batch.seq_len)
-    # Built before the data is opened, because sizes that do not fit together are refused by its constructor.
+    # Built before the data is opened: sizes that do not fit together are refused by the constructors of its parts.
     vocab_size = cfg.model.vocab_size or PLACEHOLDER_VOCAB
     meta_model = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
     strategy.check(build_optimizer(cfg, meta_model, allow=allow)[0])
@@ -175,7 +176,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     path, is_new = place_run(cfg, invocation, resumption)
     if resumption:
         notes += abandoned_steps(resumption, path)
-    if is_new and strategy.rank == 0:
+    if is_new and strategy.rank == 0:  # on another rank it may exist already, created by rank 0
         check_new(path)
     precision = pick_precision(cfg.trainer.precision, device)
     if resumption and cfg.trainer.precision == "auto":  # another machine must not change the run's precision
@@ -203,7 +204,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
 
 
 def open_run_data(settings: CheckedSettings) -> TokenData:
-    """Step 2: open the token cache, which is built if need be, and refuse what does not fit the tokenizer.
+    """Step 2: open the token cache, preparing the data if necessary, and refuse what does not fit the tokenizer.
 
     Raises:
         UserError: the data cannot be opened, is not what a resumed run was trained on, or does not fit the model.
@@ -276,9 +277,8 @@ def moved_horizon(settings: CheckedSettings, horizon: Horizon, schedule: Schedul
     ]
     length, old_length = lengths.at(step), settings.curriculum.lengths(old_steps - shift, shift=shift).at(step)
     if length != old_length:
-        notes.append(
-            f"its sequences have {length} tokens instead of {old_length}: curriculum.steps is half the horizon"
-        )
+        reason = "curriculum.steps is half the horizon by default"
+        notes.append(f"its sequences have {length} tokens instead of {old_length}: {reason}")
     return notes
 
 
@@ -318,9 +318,13 @@ def check_memory(cfg: DictConfig, model: Any, *, strategy: Any, device: torch.de
     available = device_memory(device)
     if available is None or needed <= available:
         return
-    hint = f"weights, gradients and optimizer state need {quantity(needed, 'B')} of {quantity(available, 'B')}"
+    hint = (
+        f"weights, gradients and optimizer state need {quantity(needed, 'B')}, available are {quantity(available, 'B')}"
+    )
     if 2 * counts.embedding > counts.total:
-        hint += f"; most of it is for {model.vocab_size:,} vocabulary entries (largest id {model.vocab_size - 1})"
+        hint += (
+            f"; most of it is for {model.vocab_size:,} vocabulary entries (the largest id is {model.vocab_size - 1})"
+        )
     shape = f"{short(counts.total)} parameters, model.d_model={cfg.model.d_model}, model.n_layers={cfg.model.n_layers}"
     raise UserError("the model does not fit into memory", file=shape, hint=hint)
 

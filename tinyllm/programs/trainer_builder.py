@@ -1,4 +1,4 @@
-"""Builds the trainer of a planned run: state, objective, compiler, checkpoints, loggers."""
+"""Build the trainer of a planned run: training state, objective, compiler, checkpoints, loggers."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -117,6 +117,7 @@ def make_state(plan: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[st
         The state, the groups of its optimizer, and the saved states of the loggers.
     """
     cfg, strategy, allow = plan.cfg, plan.strategy, plan.invocation.allow
+    # The model's weights do not use the global streams; this is for third-party parts that draw from them.
     seed_globals(cfg.seed, strategy.rank)
     model = build_model(
         cfg,
@@ -238,7 +239,7 @@ def make_saver(plan: RunPlan, run_dir: RunDir, files: RunFiles) -> Saver:
         run_dir.checkpoints,
         rank=strategy.rank,
         writers=strategy.writers,
-        token=strategy.on_rank_zero(partial(secrets.token_hex, 4)),
+        token=strategy.on_rank_zero(partial(secrets.token_hex, 4)),  # all ranks write into one temporary directory
         texts=files.texts,
         facts=files.facts,
         keep=settings.keep,
