@@ -147,7 +147,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         notes += reconcile(cfg, resumption.checkpoint, named=resumption.named, allow=allow)
     check_resumable(cfg, invocation)
     strategy = build(cfg.strategy, path="strategy", allow=allow)
-    # Built now, because a logger refuses a missing library or a missing login when it is constructed.
+    # Built now, because a logger refuses settings out of range and a missing library in its constructor.
     logger = build(cfg.logger, path="logger", allow=allow) if cfg.logger and strategy.rank == 0 else Callback()
     device = strategy.device(pick_device(cfg.trainer.device))
     check_several_ranks(cfg, invocation, world_size=strategy.world_size)
@@ -318,13 +318,10 @@ def check_memory(cfg: DictConfig, model: Any, *, strategy: Any, device: torch.de
     available = device_memory(device)
     if available is None or needed <= available:
         return
-    hint = (
-        f"weights, gradients and optimizer state need {quantity(needed, 'B')}, available are {quantity(available, 'B')}"
-    )
+    memory = f"{quantity(needed, 'B')} of {quantity(available, 'B')} available"
+    hint = f"weights, gradients and optimizer state need {memory}"
     if 2 * counts.embedding > counts.total:
-        hint += (
-            f"; most of it is for {model.vocab_size:,} vocabulary entries (the largest id is {model.vocab_size - 1})"
-        )
+        hint += f"; most of it is for {model.vocab_size:,} vocabulary entries (largest id {model.vocab_size - 1})"
     shape = f"{short(counts.total)} parameters, model.d_model={cfg.model.d_model}, model.n_layers={cfg.model.n_layers}"
     raise UserError("the model does not fit into memory", file=shape, hint=hint)
 
