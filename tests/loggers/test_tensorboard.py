@@ -26,7 +26,7 @@ def read(directory: Path) -> EventAccumulator:
 
 def curves(directory: Path) -> dict[str, list[tuple[int, float]]]:
     events = read(directory)
-    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def expected(run_dir: Path, x_axis: str) -> dict[str, list[tuple[int, float]]]:
@@ -41,7 +41,8 @@ def expected(run_dir: Path, x_axis: str) -> dict[str, list[tuple[int, float]]]:
 
 def samples(directory: Path) -> list[tuple[int, str]]:
     return [
-        (one.step, one.tensor_proto.string_val[0].decode()) for one in read(directory).Tensors("samples/text_summary")
+        (event.step, event.tensor_proto.string_val[0].decode())
+        for event in read(directory).Tensors("samples/text_summary")
     ]
 
 
@@ -65,7 +66,7 @@ def test_samples_and_configuration_are_logged_as_text(tmp_path: Path) -> None:
 def test_wall_time_follows_training_seconds(tmp_path: Path) -> None:
     saved, _ = play(logger(), tmp_path, until=3)
     play(logger(), tmp_path, start=3, until=6, state=saved)
-    times = [one.wall_time for one in read(tmp_path / "tensorboard").Scalars("train/loss")]
+    times = [event.wall_time for event in read(tmp_path / "tensorboard").Scalars("train/loss")]
     seconds = [record(step)["seconds"] for step in range(1, 7)]
     assert np.allclose(np.diff(times), np.diff(seconds), atol=1e-5)
 
@@ -95,10 +96,10 @@ def test_resumed_run_with_another_logger_is_logged_from_its_first_record(before:
 def test_killed_run_loses_no_event(tmp_path: Path) -> None:
     """Every event is in the file before the next step, even if on_end is never called."""
     with mock.patch.object(TensorBoard, "on_end"):
-        play(one := logger(), tmp_path, until=4)
+        play(board := logger(), tmp_path, until=4)
         assert curves(tmp_path / "tensorboard") == expected(tmp_path, "tokens")
-    assert one._file is not None
-    one._file.close()
+    assert board._file is not None
+    board._file.close()
 
 
 def test_full_disk_ends_the_file_but_not_the_run(tmp_path: Path) -> None:

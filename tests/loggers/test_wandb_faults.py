@@ -106,15 +106,15 @@ import os, pathlib, signal, sys, time
 from tests.support.recorded_callbacks import play
 from tests.support.wandb_keys import logger
 
-one, calls = logger(), pathlib.Path(os.environ["STUB_LOG"])
+run_logger, calls = logger(), pathlib.Path(os.environ["STUB_LOG"])
 
 def end(outcome):
     while not calls.exists() or calls.read_text().count('"call": "log"') < 6:
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 
-one.on_end = end
-play(one, pathlib.Path(sys.argv[1]), until=6)
+run_logger.on_end = end
+play(run_logger, pathlib.Path(sys.argv[1]), until=6)
 """
 
 

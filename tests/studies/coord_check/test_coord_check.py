@@ -43,11 +43,11 @@ def test_slopes_are_fitted_to_the_last_step() -> None:
         power_law(width, seed, step, kind, size + (step == 1), change)
         for width, seed, step, (kind, (size, change)) in product((16, 32, 128), (0, 1), (1, 2), powers.items())
     ]
-    fits = {(one.kind, one.figure): one for one in slopes(found, **LIMITS)}
+    fits = {(fit.kind, fit.figure): fit for fit in slopes(found, **LIMITS)}
     for kind, (size, change) in powers.items():
         assert fits[kind, "size"].slope == pytest.approx(size)
         assert fits[kind, "change"].slope == pytest.approx(change)
-    failing = {key for key, one in fits.items() if not one.passes}
+    failing = {key for key, fit in fits.items() if not fit.passes}
     assert failing == {("feed-forward", "change"), ("residual stream", "size"), ("residual stream", "change")}
 
 
@@ -56,7 +56,7 @@ def test_blocks_enter_as_their_geometric_mean() -> None:
         Coordinate(width=width, seed=0, step=1, kind=kind, block=block, size=1.0, change=float(width) ** block)
         for width, kind, block in product((2, 8), ("attention", "feed-forward", "residual stream", "logits"), (0, 2))
     ]
-    assert [one.slope for one in slopes(found, **LIMITS) if one.figure == "change"] == pytest.approx([1.0] * 4)
+    assert [fit.slope for fit in slopes(found, **LIMITS) if fit.figure == "change"] == pytest.approx([1.0] * 4)
 
 
 def test_slope_of_nan_fails() -> None:
@@ -101,10 +101,10 @@ def failing(*overrides: str, spoil: Callable[[Any, torch.optim.Optimizer], None]
         return model, optimizer
 
     ids = torch.randint(VOCABULARY, (5, 8, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
-    batches = [Batch(inputs=one[:, :-1], targets=one[:, 1:]) for one in ids[:-1]]
+    batches = [Batch(inputs=sequences[:, :-1], targets=sequences[:, 1:]) for sequences in ids[:-1]]
     lr, probe = cfg.optimizer.lr, ids[-1][:, :-1]
     found = check(make, batches, probe, widths=WIDTHS, seeds=(0,), lr=lr, grad_clip=cfg.trainer.grad_clip)
-    return [f"{one.kind} {one.figure} {one.slope:.2f}" for one in slopes(found, **LIMITS) if not one.passes]
+    return [f"{fit.kind} {fit.figure} {fit.slope:.2f}" for fit in slopes(found, **LIMITS) if not fit.passes]
 
 
 OPTIMIZERS = [(f"optimizer={name}",) for name in options("optimizer")]
@@ -114,7 +114,7 @@ OPTIMIZERS += [
     ("model.tie_embeddings=false",),
 ]
 PARTS = list(product(distinct("attn"), distinct("ffn"), distinct("moe")))
-LATIN = [one for i, one in enumerate(PARTS) if i % 5 == 0]
+LATIN = [parts for i, parts in enumerate(PARTS) if i % 5 == 0]
 """A few combinations in which every option occurs."""
 
 
@@ -134,8 +134,8 @@ def test_selected_combinations_cover_every_option() -> None:
 @pytest.mark.parametrize(
     "parts",
     [
-        pytest.param(one, id=" ".join(one), marks=pytest.mark.slow if one in LATIN else pytest.mark.exhaustive)
-        for one in PARTS
+        pytest.param(parts, id=" ".join(parts), marks=pytest.mark.slow if parts in LATIN else pytest.mark.exhaustive)
+        for parts in PARTS
     ],
 )
 def test_every_combination(parts: tuple[str, str, str]) -> None:
@@ -156,10 +156,10 @@ def no_rates(model: Any, optimizer: torch.optim.Optimizer) -> None:
 @pytest.mark.slow
 def test_missing_mup_rule_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     """muP fails if one of its rules is removed."""
-    assert {one.split()[0] for one in failing("parametrization=mup", spoil=no_output_multiplier)} == {"logits"}
-    assert [one for one in failing("parametrization=mup", spoil=no_rates) if "change" in one]
+    assert {failure.split()[0] for failure in failing("parametrization=mup", spoil=no_output_multiplier)} == {"logits"}
+    assert [failure for failure in failing("parametrization=mup", spoil=no_rates) if "change" in failure]
     monkeypatch.setattr(MatrixScaling, "std_factor", 1.0)
-    assert [one for one in failing("parametrization=mup") if "feed-forward size" in one]
+    assert [failure for failure in failing("parametrization=mup") if "feed-forward size" in failure]
 
 
 def program(*overrides: str) -> int:

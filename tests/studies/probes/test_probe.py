@@ -20,7 +20,7 @@ from tinyllm.studies.probes.copying import Copying
 from tinyllm.studies.probes.task import Sequences
 from tinyllm.studies.probes.trials import probe_accuracies
 
-SMALL = [one for one in TINY if not one.startswith("tasks=")]
+SMALL = [setting for setting in TINY if not setting.startswith("tasks=")]
 
 
 class Echo(Copying):
@@ -55,10 +55,10 @@ def test_accuracy_of_every_arm(call: Call, trained_tasks: list[str]) -> None:
     arms = {arm["arm"]: arm["probes"][0] for arm in json.loads(again.out)["arms"]}
     assert list(arms) == ["mha", "mqa"] and arms["mha"]["parameters"] > arms["mqa"]["parameters"]
     for name, probe in arms.items():
-        one = probe["scores"]["recall"]
-        assert f"{name}, seed 1337: recall {one['accuracy']:.3f} (" in answer.out
-        assert re.search(rf"{name} +{one['accuracy']:.3f} \({one['low']:.3f}–{one['high']:.3f}\)  ", answer.out)
-        assert one["low"] <= one["accuracy"] <= one["high"]
+        score = probe["scores"]["recall"]
+        assert f"{name}, seed 1337: recall {score['accuracy']:.3f} (" in answer.out
+        assert re.search(rf"{name} +{score['accuracy']:.3f} \({score['low']:.3f}–{score['high']:.3f}\)  ", answer.out)
+        assert score["low"] <= score["accuracy"] <= score["high"]
 
 
 @pytest.mark.slow
@@ -85,10 +85,10 @@ def test_every_arm_on_every_test_with_every_seed(call: Call, trained_tasks: list
         rows = list(csv.DictReader(file))
     assert len(rows) == 4 * 2 * 4
     wanted = [
-        (arm["arm"], probe["seed"], test, one["accuracy"], one["low"], one["high"])
+        (arm["arm"], probe["seed"], test, score["accuracy"], score["low"], score["high"])
         for arm in arms
         for probe in arm["probes"]
-        for test, one in probe["scores"].items()
+        for test, score in probe["scores"].items()
     ]
     numbers = ("accuracy", "low", "high")
     assert [(row["arm"], int(row["seed"]), row["test"], *(float(row[n]) for n in numbers)) for row in rows] == wanted
@@ -157,7 +157,7 @@ def test_accuracies_of_a_training_composition(tmp_path: Path) -> None:
         "seed=3",
         "model.block.attn.window=4",
     ]
-    more = [one for one in TINY if not one.startswith("tasks=")]
+    more = [setting for setting in TINY if not setting.startswith("tasks=")]
     got = probe_accuracies(training, ["length"], out=str(tmp_path), more=more)
     assert list(got) == ["length@1x", "length@2x", "length@4x"]
     assert all(0 <= accuracy <= 1 for accuracy in got.values())
@@ -194,7 +194,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(one, marks=() if one in EVERY_DAY else pytest.mark.slow) for one in BAD])
+@pytest.mark.parametrize(
+    "name", [pytest.param(case, marks=() if case in EVERY_DAY else pytest.mark.slow) for case in BAD]
+)
 def test_mistakes_are_one_line_and_leave_nothing(name: str, call: Call) -> None:
     arguments, where, hint = BAD[name]
     answer = call("probe", *arguments.split())

@@ -66,7 +66,7 @@ class Oracle(torch.nn.Module):
 
 def recalled(row: Tensor) -> Tensor:
     pairs = dict(row[:8].reshape(4, 2).tolist())
-    return torch.tensor([pairs.get(one, 0) for one in row.tolist()])
+    return torch.tensor([pairs.get(token, 0) for token in row.tolist()])
 
 
 def copied(row: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def copied(row: Tensor) -> Tensor:
 
 def induced(row: Tensor) -> Tensor:
     after = dict(zip(row[:8].tolist(), row[1:9].tolist(), strict=True))
-    return torch.tensor([after.get(one, 0) for one in row.tolist()])
+    return torch.tensor([after.get(token, 0) for token in row.tolist()])
 
 
 @pytest.mark.parametrize(
@@ -128,13 +128,13 @@ def test_probes_are_reproducible_and_seeds_differ(tmp_path: Path) -> None:
     def plain(probes: list[Probe]) -> list[object]:
         return [(probe.task, probe.seed, probe.scores, probe.steps, probe.parameters) for probe in probes]
 
-    once, again = measured("seeds=2"), [one for one, _ in trials("seeds=2").run(ResultCache(tmp_path))]
+    once, again = measured("seeds=2"), [result for result, _ in trials("seeds=2").run(ResultCache(tmp_path))]
     assert plain(once) == plain(again)
     assert [(probe.task, probe.seed) for probe in once] == [
         (task, seed) for task in ("recall", "length") for seed in (1337, 1338)
     ]
     assert [list(probe.scores) for probe in once[::2]] == [["recall"], ["length@1x", "length@2x", "length@4x"]]
-    chances = [one.chance for one in once[2].scores.values()]
+    chances = [score.chance for score in once[2].scores.values()]
     assert chances == [1 / 5, 1 / 13, 1 / 29]
     assert len({probe.parameters for probe in once}) == 1, "embeddings are not counted"
 
@@ -146,7 +146,7 @@ def test_context_is_that_of_the_task_unless_typed() -> None:
     cfg = copy.deepcopy(tiny())
     cfg.model.max_seq_len = 200
     wide = Trials(cfg, typed=frozenset({"model.max_seq_len"}), allow=frozenset())
-    assert {one.model.max_seq_len for one in wide.configurations.values()} == {200}
+    assert {cfg.model.max_seq_len for cfg in wide.configurations.values()} == {200}
     cfg.model.max_seq_len = 111
     with pytest.raises(tinyllm.errors.UserError, match=r"\(model.max_seq_len=111\): tasks.length has sequences of 112"):
         Trials(cfg, typed=frozenset({"model.max_seq_len"}), allow=frozenset())
@@ -199,8 +199,8 @@ def test_fingerprint_depends_on_foreign_classes(tmp_path: Path) -> None:
 
 
 def test_result_survives_the_round_trip_to_disk(tmp_path: Path) -> None:
-    one = Score(accuracy=1 / 3, low=0.1, high=0.7, chance=0.125, sequences=3, questions=6)
-    probe = Probe(task="recall", seed=4, scores={"recall": one}, steps=9, parameters=8, seconds=0.7)
+    score = Score(accuracy=1 / 3, low=0.1, high=0.7, chance=0.125, sequences=3, questions=6)
+    probe = Probe(task="recall", seed=4, scores={"recall": score}, steps=9, parameters=8, seconds=0.7)
     cache = ResultCache(tmp_path / "new" / "place")
     cache.put(probe, {"a": 1}, "f" * 64)
     assert cache.find("recall", 4, "f" * 64) == probe

@@ -74,7 +74,7 @@ def test_recall_questions_are_uniform_after_the_pairs() -> None:
 def test_copying_asks_for_the_symbols_in_order() -> None:
     places = Counter[int]()
     for row, wanted in zip(*drawn(COPYING), strict=True):
-        symbols = [one for one in row.tolist() if one < 8]
+        symbols = [token for token in row.tolist() if token < 8]
         assert len(set(symbols)) == 5
         assert row[14:].tolist() == [9] * 5
         assert wanted[14:].tolist() == symbols and (wanted[:14] == IGNORE).all()
@@ -86,7 +86,7 @@ def test_induction_questions_were_followed_only_by_their_answer() -> None:
     for row, wanted in zip(*drawn(INDUCTION), strict=True):
         assert len(set(row[:9])) == 9
         for i in np.flatnonzero(wanted != IGNORE):
-            before = [after for one, after in pairwise(row[: i + 1]) if one == row[i] and after != 12]
+            before = [after for token, after in pairwise(row[: i + 1]) if token == row[i] and after != 12]
             assert set(before) == {wanted[i]}
             assert wanted[i] == row[i + 1], "the passage goes on with it"
     assert (drawn(INDUCTION)[1][:, :9] == IGNORE).all()

@@ -17,23 +17,23 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-default-apps"]
 ACT = """
-const one = (selector) => document.querySelector(selector);
+const find = (selector) => document.querySelector(selector);
 const fire = (node, kind, more) => node.dispatchEvent(new PointerEvent(kind, { bubbles: true, ...more }));
 const names = () => [...document.querySelectorAll("#arms tbody .name")].map((node) => node.textContent);
 const seen = { start: names() };
-const point = one("#differences .point");
+const point = find("#differences .point");
 point.scrollIntoView();
 const box = point.getBoundingClientRect();
 fire(point.closest("svg"), "pointermove", { clientX: box.x + box.width / 2, clientY: box.y + box.height / 2 });
-seen.readout = one("#readout").textContent;
-seen.readoutShown = !one("#readout").hidden;
+seen.readout = find("#readout").textContent;
+seen.readoutShown = !find("#readout").hidden;
 const heading = document.querySelectorAll("#arms thead th")[1];
 heading.click();
 seen.ascending = names();
 heading.click();
 seen.descending = names();
-const button = one('.legend button[data-for="1"]');
-const hidden = () => getComputedStyle(one('#curves svg [data-arm="1"]')).display === "none";
+const button = find('.legend button[data-for="1"]');
+const hidden = () => getComputedStyle(find('#curves svg [data-arm="1"]')).display === "none";
 seen.before = hidden();
 button.click();
 seen.hidden = hidden();
@@ -77,23 +77,23 @@ def opened(browser: str, page: Path, place: Path) -> tuple[str, list[str], list[
         timeout=120,
         check=True,
     )
-    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     events = [event.get("params", {}) for event in json.loads(log.read_text(encoding="utf-8"))["events"]]
     asked = [event for event in events if "url" in event and event.get("initiator", "not an origin") != "not an origin"]
-    return done.stdout, said, [event["url"] for event in asked]
+    return done.stdout, messages, [event["url"] for event in asked]
 
 
 def test_page_opens_without_messages_and_requests(browser: str, page: Path, tmp_path: Path) -> None:
-    document, said, addresses = opened(browser, page, tmp_path)
-    assert "</html>" in document and said == []
+    document, messages, addresses = opened(browser, page, tmp_path)
+    assert "</html>" in document and messages == []
     assert addresses == []
 
 
 def test_errors_and_requests_of_a_page_are_detected(browser: str, tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text("<img src='http://127.0.0.1:9/x.png'><script>undefined.x</script>", encoding="utf-8")
-    _, said, addresses = opened(browser, page, tmp_path)
-    assert any("TypeError" in line for line in said)
+    _, messages, addresses = opened(browser, page, tmp_path)
+    assert any("TypeError" in line for line in messages)
     assert "http://127.0.0.1:9/x.png" in addresses
 
 
@@ -103,8 +103,8 @@ def test_interaction(browser: str, page: Path, tmp_path: Path) -> None:
     acted = tmp_path / "acted.html"
     text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     acted.write_text(text.replace("</body>", f"<script>{ACT}</script></body>"), encoding="utf-8")
-    document, said, _ = opened(browser, acted, tmp_path)
-    assert said == []
+    document, messages, _ = opened(browser, acted, tmp_path)
+    assert messages == []
     found = re.search(r'<body[^>]* data-seen="([^"]+)"', document)
     assert found is not None
     seen: dict[str, Any] = json.loads(found[1].replace("&quot;", '"'))
@@ -119,5 +119,5 @@ def test_injected_script_does_not_run(browser: str, page: Path, tmp_path: Path) 
     text = page.read_text(encoding="utf-8").replace("</body>", "<script>document.title = 'taken'</script></body>")
     bad = tmp_path / "injected.html"
     bad.write_text(text, encoding="utf-8")
-    document, said, _ = opened(browser, bad, tmp_path)
-    assert "<title>taken" not in document and any("Content Security Policy" in line for line in said)
+    document, messages, _ = opened(browser, bad, tmp_path)
+    assert "<title>taken" not in document and any("Content Security Policy" in line for line in messages)

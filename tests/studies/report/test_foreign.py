@@ -30,11 +30,11 @@ def everywhere(value: Any, text: str) -> Any:
     if isinstance(value, str):
         return value + text
     if isinstance(value, dict):
-        return {key: everywhere(one, text) for key, one in value.items()}
+        return {key: everywhere(item, text) for key, item in value.items()}
     if isinstance(value, list):
-        return [everywhere(one, text) for one in value]
+        return [everywhere(item, text) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: everywhere(getattr(value, one.name), text) for one in fields(value)})
+        return replace(value, **{field.name: everywhere(getattr(value, field.name), text) for field in fields(value)})
     return value
 
 
@@ -42,7 +42,7 @@ def hostile() -> Study:
     """Two arms with control characters in every text except the words that the program interprets."""
     study = everywhere(made.study(arms=2, seeds=2), CONTROL)
     plain = made.study(arms=2, seeds=2)
-    runs = [replace(run, status=one.status) for run, one in zip(study.runs, plain.runs, strict=True)]
+    runs = [replace(run, status=other.status) for run, other in zip(study.runs, plain.runs, strict=True)]
     words = {name: getattr(plain, name) for name in ("metric", "match", "budget", "trial_metric")}
     return replace(study, runs=runs, **words)
 
@@ -68,7 +68,9 @@ def test_no_csv_cell_is_a_formula(name: str) -> None:
     names = {"gqa": name}
     arms = [replace(arm, name=names.get(arm.name, arm.name), settings=[name]) for arm in study.arms]
     runs = [replace(run, arm=names.get(run.arm, run.arm), error=name, command=name) for run in study.runs]
-    changed = replace(study, arms=arms, runs=runs, differences=[replace(one, arm=name) for one in study.differences])
+    changed = replace(
+        study, arms=arms, runs=runs, differences=[replace(difference, arm=name) for difference in study.differences]
+    )
     cells = [cell for text in csv_files(changed).values() for row in csv.reader(io.StringIO(text)) for cell in row]
     assert any(cell.startswith("'") for cell in cells)
     for cell in cells:

@@ -62,7 +62,7 @@ def test_curve_has_the_steps_that_all_finished_seeds_share() -> None:
     records = study.runs[1].records
     runs = [
         study.runs[0],
-        replace(study.runs[1], records=[one for one in records if one["step"] != 60]),
+        replace(study.runs[1], records=[record for record in records if record["step"] != 60]),
         replace(study.runs[2], status="failed", value=None),
     ]
     [arm] = summaries(replace(study, runs=runs))
@@ -70,13 +70,13 @@ def test_curve_has_the_steps_that_all_finished_seeds_share() -> None:
     assert found is not None
     assert found.seeds == 2
     assert found.steps == [step for step in made.STEPS if step != 60]
-    by_step = [{one["step"]: one for one in run.records} for run in runs[:2]]
+    by_step = [{record["step"]: record for record in run.records} for run in runs[:2]]
     for place, step in enumerate(found.steps):
         pair = [records[step] for records in by_step]
-        assert found.x[place] == pytest.approx(sum(one["seconds"] for one in pair) / 2, rel=1e-12)
-        assert found.mean[place] == pytest.approx(sum(one["val/bpb"] for one in pair) / 2, rel=1e-12)
-        assert found.low[place] == min(one["val/bpb"] for one in pair)
-        assert found.high[place] == max(one["val/bpb"] for one in pair)
+        assert found.x[place] == pytest.approx(sum(record["seconds"] for record in pair) / 2, rel=1e-12)
+        assert found.mean[place] == pytest.approx(sum(record["val/bpb"] for record in pair) / 2, rel=1e-12)
+        assert found.low[place] == min(record["val/bpb"] for record in pair)
+        assert found.high[place] == max(record["val/bpb"] for record in pair)
     assert curve(arm, axis="tokens", metric="val/none") is None
 
 

@@ -93,7 +93,7 @@ def expected_arm(name: str) -> dict[str, str]:
     arm = next(arm for arm in STUDY.arms if arm.name == name)
     runs = [run for run in STUDY.runs if run.arm == name and run.status == "finished"]
     values = [run.value for run in runs if run.value is not None]
-    found = next((one for one in STUDY.differences if one.arm == name), None)
+    found = next((difference for difference in STUDY.differences if difference.arm == name), None)
     row = {
         "seeds": str(len(runs)),
         "parameters": f"{arm.account.parameters:,}",
@@ -146,11 +146,11 @@ def test_tables_of_matching_tuning_probes_and_statistics(page: read.Page) -> Non
     assert "did not have the same number of trials" in page.shown
     assert page.table("probes")["mha"] == {"recall": "98.0 %", "copying": "75.0 %"}
     assert page.table("probes")["mixture"] == {"recall": "–", "copying": "–"}
-    one = STUDY.differences[1]
-    assert one.sd is not None and one.p is not None
+    difference = STUDY.differences[1]
+    assert difference.sd is not None and difference.p is not None
     row = page.table("statistics")["mixture"]
-    assert (row["pairs"], row["mean"], row["sd"]) == ("3", f"{one.mean:+.4f}", f"{one.sd:.4f}")
-    assert (row["p"], row["seeds needed"]) == (f"{one.p:.3f}", "9")
+    assert (row["pairs"], row["mean"], row["sd"]) == ("3", f"{difference.mean:+.4f}", f"{difference.sd:.4f}")
+    assert (row["p"], row["seeds needed"]) == (f"{difference.p:.3f}", "9")
 
 
 def test_commands_versions_and_hashes_are_shown(page: read.Page) -> None:
@@ -186,10 +186,10 @@ def test_other_csv_files_are_not_rounded(written: Path) -> None:
         expected = (run.arm, str(run.seed), run.status, plain(run.error))
         assert (row["arm"], row["seed"], row["status"], row["error"]) == expected
         assert row["value"] == ("" if run.value is None else repr(run.value))
-    for row, one in zip(rows_of(written / "differences.csv"), STUDY.differences, strict=True):
-        assert (row["arm"], row["seeds"]) == (one.arm, " ".join(map(str, one.seeds)))
+    for row, difference in zip(rows_of(written / "differences.csv"), STUDY.differences, strict=True):
+        assert (row["arm"], row["seeds"]) == (difference.arm, " ".join(map(str, difference.seeds)))
         assert [row[key] for key in ("mean", "sd", "low", "high", "p")] == [
-            repr(getattr(one, key)) for key in ("mean", "sd", "low", "high", "p")
+            repr(getattr(difference, key)) for key in ("mean", "sd", "low", "high", "p")
         ]
     for row, arm in zip(rows_of(written / "arms.csv"), STUDY.arms, strict=True):
         assert int(row["active_parameters"]) == arm.account.active_parameters

@@ -45,8 +45,8 @@ def equal() -> Study:
     runs = [replace(study.runs[seed - 1], arm=arm.name, seed=seed) for arm in study.arms for seed in (1, 2)]
     arms = [replace(study.arms[0], name=arm.name) for arm in study.arms]
     differences = [
-        replace(one, mean=0.0, sd=0.0, low=0.0, high=0.0, p=1.0, p_corrected=1.0, detectable=0.0, seeds_needed=2)
-        for one in study.differences
+        replace(difference, mean=0.0, sd=0.0, low=0.0, high=0.0, p=1.0, p_corrected=1.0, detectable=0.0, seeds_needed=2)
+        for difference in study.differences
     ]
     return replace(study, arms=arms, runs=runs, differences=differences)
 

@@ -36,7 +36,7 @@ from tinyllm.studies.scaling.study import ScalingStudy, Trained, study_of
 LAW = Law(E=1.2, A=60.0, alpha=0.4, B=90.0, beta=0.38)
 PRICE = Price(factor=9.0, exponent=0.98)
 BUDGETS = (1e12, 3e12, 1e13)
-TINY = [one for one in SMALL if not one.startswith("trainer.eval")]
+TINY = [setting for setting in SMALL if not setting.startswith("trainer.eval")]
 
 
 def ladder(law: Law = LAW, *, noise: float = 0.0, seed: int = 0, away: float = 1.0, sizes: int = 5) -> list[Point]:
@@ -55,7 +55,7 @@ def ladder(law: Law = LAW, *, noise: float = 0.0, seed: int = 0, away: float = 1
 
 def huber_loss(law: Law, points: Sequence[Point]) -> float:
     """Objective of the fit, implemented independently."""
-    residuals = [abs(np.log(law.loss(one.parameters, one.tokens)) - np.log(one.loss)) for one in points]
+    residuals = [abs(np.log(law.loss(point.parameters, point.tokens)) - np.log(point.loss)) for point in points]
     return sum(r**2 / 2 if r < HUBER else HUBER * (r - HUBER / 2) for r in residuals)
 
 
@@ -121,22 +121,26 @@ def test_price_per_token() -> None:
     found = price_of(ladder())
     assert (found.factor, found.exponent) == (pytest.approx(9.0, rel=1e-2), pytest.approx(0.98, rel=1e-3))
     with pytest.raises(UserError, match="one size is not a ladder"):
-        price_of([one for one in ladder() if one.parameters == ladder()[0].parameters])
+        price_of([point for point in ladder() if point.parameters == ladder()[0].parameters])
 
 
 def test_parabolas_find_the_minimum() -> None:
-    points = [replace(one, loss=2.0 + 0.1 * np.log(one.parameters / 2e5) ** 2) for one in ladder() if one.budget < 1e13]
-    bent_down = [replace(one, loss=4.0 - one.loss / 2) for one in points]
-    found = valleys(points, PRICE)
-    assert [one.budget for one in found] == [1e12, 3e12]
-    for one in found:
-        assert one.parameters == pytest.approx(2e5) and one.loss == pytest.approx(2.0)
-        assert one.tokens * PRICE.flops(one.parameters) == pytest.approx(one.budget)
-        mine = [point.parameters for point in points if point.budget == one.budget]
-        assert one.inside == (min(mine) <= 2e5 <= max(mine))
+    points = [
+        replace(point, loss=2.0 + 0.1 * np.log(point.parameters / 2e5) ** 2)
+        for point in ladder()
+        if point.budget < 1e13
+    ]
+    bent_down = [replace(point, loss=4.0 - point.loss / 2) for point in points]
+    parabolas = valleys(points, PRICE)
+    assert [valley.budget for valley in parabolas] == [1e12, 3e12]
+    for valley in parabolas:
+        assert valley.parameters == pytest.approx(2e5) and valley.loss == pytest.approx(2.0)
+        assert valley.tokens * PRICE.flops(valley.parameters) == pytest.approx(valley.budget)
+        sizes = [point.parameters for point in points if point.budget == valley.budget]
+        assert valley.inside == (min(sizes) <= 2e5 <= max(sizes))
     assert valleys(bent_down, PRICE) == [] and valleys(points[:2], PRICE) == []
-    moved = valleys([replace(one, loss=2.0 + np.log(one.parameters) ** 2) for one in points], PRICE)
-    assert not any(one.inside for one in moved)
+    moved = valleys([replace(point, loss=2.0 + np.log(point.parameters) ** 2) for point in points], PRICE)
+    assert not any(valley.inside for valley in moved)
 
 
 def test_too_few_runs_are_refused() -> None:
@@ -175,14 +179,16 @@ def test_intervals_have_about_their_nominal_coverage() -> None:
 def study(points: Sequence[Point], *, targets: Sequence[float] = (), train_tokens: int = 10**12) -> ScalingStudy:
     runs = [
         Trained(
-            size=f"n{one.parameters}",
-            budget=one.budget,
-            parameters=one.parameters,
-            tokens=one.tokens,
-            flops_per_token=one.flops_per_token,
-            run=Run(arm=f"n{one.parameters}", seed=1, path=f"runs/{i}", command="", status="finished", value=one.loss),
+            size=f"n{point.parameters}",
+            budget=point.budget,
+            parameters=point.parameters,
+            tokens=point.tokens,
+            flops_per_token=point.flops_per_token,
+            run=Run(
+                arm=f"n{point.parameters}", seed=1, path=f"runs/{i}", command="", status="finished", value=point.loss
+            ),
         )
-        for i, one in enumerate(points)
+        for i, point in enumerate(points)
     ]
     runs.append(replace(runs[0], run=Run(arm="lost", seed=1, path="x", command="", status="failed", error="disk full")))
     known = {"command": "c", "draws": 20, "seed": 0, "provenance": {}}
@@ -212,9 +218,9 @@ def test_sentences_and_csv_files() -> None:
     assert shown[0].startswith("L(N, D) = 1.2 + 60/N^0.4 + 90/D^0.38 nats per token, fitted to 15 runs")
     assert [line.partition(" FLOPs: ")[0] for line in shown[3:7]] == ["1e+12", "3e+12", "1e+13", "2e+13"]
     rows = list(csv.DictReader(io.StringIO(optima_csv(found))))
-    assert [float(row["parameters"]) for row in rows] == [one.parameters for one in found.optima]
+    assert [float(row["parameters"]) for row in rows] == [best.parameters for best in found.optima]
     runs = list(csv.DictReader(io.StringIO(runs_csv(found))))
-    assert [row["loss"] for row in runs] == [*(repr(one.loss) for one in ladder()), ""]
+    assert [row["loss"] for row in runs] == [*(repr(point.loss) for point in ladder()), ""]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +264,7 @@ def test_mistakes_are_one_line(settings: tuple[str, ...], said: str, tmp_path: P
 def test_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
     sizes = ",".join(f'"model.d_model={width} model.d_ff={2 * width}"' for width in (8, 16, 32))
     given = (
-        *(one for one in TINY if not one.startswith("model.d_")),
+        *(setting for setting in TINY if not setting.startswith("model.d_")),
         *("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", f"scaling.sizes=[{sizes}]"),
         *("scaling.budgets=[1e7,3e7]", "scaling.draws=100", "scaling.targets=[1e8]", "scaling.out=study"),
     )
@@ -275,11 +281,11 @@ def test_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
         "scaling.md", "runs.csv", "optima.csv", "figures/losses.svg", "figures/frontier.svg",
     }  # fmt: skip
     found = json.loads((place / "scaling.json").read_text(encoding="utf-8"))
-    for one in found["runs"]:
-        log = (place / one["run"]["path"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    for trained in found["runs"]:
+        log = (place / trained["run"]["path"] / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         last = json.loads(log[-1])
-        assert one["run"]["value"] == last["val/loss"] and one["tokens"] == last["tokens"]
-        assert last["flops"] <= one["budget"] < last["flops"] + 4 * 16 * one["flops_per_token"]
+        assert trained["run"]["value"] == last["val/loss"] and trained["tokens"] == last["tokens"]
+        assert last["flops"] <= trained["budget"] < last["flops"] + 4 * 16 * trained["flops_per_token"]
     again = call("scaling", *given)
     assert again.code == 0 and "6 of 6 runs have finished already" in again.out and "[" not in again.out
     assert all((place / name).read_bytes() == content for name, content in files.items())

@@ -70,10 +70,10 @@ class Induction(Task):
         passages = np.take_along_axis(text, places, axis=1).reshape(n, self.passages, self.passage)
         inputs = np.full((n, self.passages, 1 + self.passage), separator, dtype=np.int64)
         inputs[:, :, 1:] = passages
-        asked = np.full_like(inputs, no_questions(1, 1)[0, 0])
-        asked[:, :, 1:-1] = passages[:, :, 1:]
+        questions = np.full_like(inputs, no_questions(1, 1)[0, 0])
+        questions[:, :, 1:-1] = passages[:, :, 1:]
         targets = no_questions(n, self.seq_len)
-        targets[:, self.text :] = asked.reshape(n, -1)
+        targets[:, self.text :] = questions.reshape(n, -1)
         return np.concatenate([text, inputs.reshape(n, -1)], axis=1), targets
 
     def longer(self, factor: int) -> "Induction":

@@ -66,7 +66,7 @@ def _differences(study: Study, arms: list[ArmSummary]) -> Section:
         f"Difference of each arm's mean {numbers.metric_name(study.metric)} from that of {one_line(study.reference)}."
         " Bars are 95 % intervals (paired by seed, not corrected), small circles are single seeds, and p is corrected"
         f" for the number of arms. The grey band covers differences below ±{study.effect:g}, the smallest one worth"
-        " seeing. An interval that crosses zero leaves the sign open."
+        " detecting. An interval that crosses zero leaves the sign open."
     )
     blocks: list[Block] = [Figures(pictures=[drawn], caption=caption)] if drawn else []
     return Section(name="differences", title="Differences", blocks=blocks)

@@ -31,7 +31,7 @@ def arm_rows(study: Study) -> list[dict[str, Any]]:
 
 def difference_rows(study: Study) -> list[dict[str, Any]]:
     """One row per arm other than the reference."""
-    return [asdict(one) | {"seeds": " ".join(map(str, one.seeds))} for one in study.differences]
+    return [asdict(row) | {"seeds": " ".join(map(str, row.seeds))} for row in study.differences]
 
 
 def _arm_row(summary: ArmSummary) -> dict[str, Any]:

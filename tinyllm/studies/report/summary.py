@@ -89,8 +89,8 @@ def seed_differences(summary: ArmSummary, reference: ArmSummary | None) -> dict[
     """Metric minus the reference's, for each seed that both have finished; empty for the reference itself."""
     if reference is None or summary.is_reference:
         return {}
-    theirs = reference.values
-    return {seed: value - theirs[seed] for seed, value in summary.values.items() if seed in theirs}
+    baseline = reference.values
+    return {seed: value - baseline[seed] for seed, value in summary.values.items() if seed in baseline}
 
 
 def tried(arm: Arm, key: str) -> list[tuple[float, float]]:
