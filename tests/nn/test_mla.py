@@ -221,7 +221,7 @@ def test_nothing_is_derived_and_nothing_stale() -> None:
         ({"kv_latent_dim": 0}, "kv_latent_dim=0 must be at least 1"),
         ({"q_latent_dim": 0}, "q_latent_dim=0 must be at least 1"),
         ({"d_model": 50}, "d_model=50 is not divisible by n_heads=4"),
-        ({"sinks": 2}, "sinks=2 needs window"),
+        ({"sinks": 2}, "sinks=2 needs a window"),
         ({"latent_norm_eps": 0.0}, "eps=0.0 must be positive"),
     ],
     ids=str,

@@ -379,5 +379,5 @@ def test_more_that_cannot_be() -> None:
         def __init__(self, *, d_model: int, bias: bool, d_ff: int) -> None:
             super().__init__(d_model=d_model, model_d_ff=d_ff, bias=bias, activation="gelu")
 
-    with pytest.raises(ValueError, match=r"ffn=.*Fixed.* cannot be an expert: its constructor takes no linear"):
+    with pytest.raises(ValueError, match=r"ffn=.*Fixed.* cannot be an expert: its constructor has no linear"):
         AuxLoss(ffn=Fixed, **NUMBERS | SHAPE, router="softmax", coeff=0.1)

@@ -88,7 +88,7 @@ def test_names_that_are_not_known_and_sizes_that_do_not_fit() -> None:
         ({"head_dim": 0}, "head_dim=0 must be at least 1"),
         ({"window": -1}, "window=-1 must be at least 0"),
         ({"softcap": -2.0}, "softcap=-2.0 must be at least 0"),
-        ({"sinks": 4}, "sinks=4 needs window"),
+        ({"sinks": 4}, "sinks=4 needs a window"),
     ):
         with pytest.raises(ValueError, match=message):
             GQA(d_model=32, n_heads=4, n_kv_heads=2, **common | wrong)

@@ -79,7 +79,7 @@ def test_constant_without_warmup_is_the_peak_from_the_first_step() -> None:
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": None, "stable_steps": 40, "shape": "sqrt"}, "stable_steps=40"),  # noqa: E501
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 0, "stable_steps": None, "shape": "linear"}, "decay_steps=0"),
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 45, "stable_steps": None, "shape": "linear"}, "decay_steps=45"),  # noqa: E501
-        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": 5, "shape": "linear"}, "twice"),
+        (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": 5, "shape": "linear"}, "are alternatives"),
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": None, "shape": "sin"}, "shape=sin"),
     ],
 )  # fmt: skip

@@ -207,7 +207,7 @@ def test_an_error_of_the_training_is_reported(corpus: str, call: Call) -> None:
     answer = call("verify_resume", "dataset=text", corpus, *SIZE, "schedule.warmup_steps=30")
     assert answer.code == 2
     assert answer.err == (
-        "error: value not allowed (schedule.warmup_steps=30): warmup_steps=30 leaves nothing after it: it must be"
+        "error: value not allowed (schedule.warmup_steps=30): warmup_steps=30 leaves no steps after warmup: it must be"
         " below the horizon of 20 steps\n"
     )
     assert answer.made == []

@@ -1,4 +1,4 @@
-"""What attention remembers of the tokens it has seen, in buffers of fixed size."""
+"""Key-value caches: buffers of fixed size for what attention reads of earlier tokens."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -8,17 +8,16 @@ from torch import Tensor
 
 
 class LayerCache:
-    """The memory of one attention layer, in one slot per position; of a layer with a window, in a ring of slots.
+    """The cache of one attention layer: a slot per position, or a ring of slots with a window.
 
-    With a window, a position keeps its slot until the position ``window`` further on takes it; the first ``sinks``
-    positions keep theirs for good. So the buffers hold what the next query sees and nothing else, however long the
-    text.
+    With a window, a position keeps its slot until the position ``window`` later overwrites it; the first ``sinks``
+    positions keep theirs. So the buffers hold what the next query sees and nothing else, whatever the length.
 
     Args:
-        shapes: heads and their size, for each thing that is remembered of a token (keys and values: two).
-        max_len: positions there is room for.
-        window: how many positions a query sees; 0: all.
-        sinks: first positions that every query sees as well.
+        shapes: (heads, size) of each cached tensor; two for keys and values.
+        max_len: capacity in positions.
+        window: positions that a query sees; 0: all.
+        sinks: number of first positions that every query also sees.
 
     Attributes:
         buffers: (B, heads, slots, size) each.
@@ -43,17 +42,17 @@ class LayerCache:
         ]
 
     def update(self, *new_BGTD: Tensor, start: int | Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Write what is to be remembered of T tokens; what their queries see comes back.
+        """Write T tokens and return what their queries attend to.
 
         Args:
-            new_BGTD: a tensor for each of the ``shapes``.
-            start: position of the first token; of each row (B,) where they differ.
+            new_BGTD: one tensor per entry of ``shapes``.
+            start: position of the first token; (B,) where the rows differ.
 
         Returns:
-            For each shape (B, heads, S, size), the positions in order, the new ones last; those in between that no
-            query sees may be missing, and the order is any if T = 1. And which of the S keys each query sees
-            (B, 1, T, S), where rows differ; None where they do not: then it is the first ``sinks`` and, of the others,
-            the last ``window`` up to the query itself.
+            For each of ``shapes`` a tensor (B, heads, S, size) of positions in order, new ones last. Positions that no
+            query sees may be missing, and with T = 1 the order is arbitrary. Second, where rows differ, the keys that
+            each query sees, (B, 1, T, S) bool. None otherwise: then each query sees the first ``sinks`` keys, and of
+            the rest the last ``window`` up to itself.
         """
         if isinstance(start, Tensor):
             return self._update_each(new_BGTD, start)
@@ -69,7 +68,7 @@ class LayerCache:
                 buffer[:, :, slot : slot + 1] = new
             return self.buffers, None
         seen = list(new_BGTD)
-        if start:  # read before the new positions take the slots of old ones that their first queries see
+        if start:  # read first: new positions overwrite slots that the first of the new queries still see
             old = [*range(min(start, self.sinks)), *range(max(self.sinks, start - self.window + 1), start)]
             slots = _index([self._slot(position) for position in old], new_BGTD[0].device)
             seen = [
@@ -84,7 +83,7 @@ class LayerCache:
         longest = int(start_B.max()) + n_new
         starts, start_B = start_B, start_B.to(device)
         queries_BT = start_B[:, None] + torch.arange(n_new, device=device)
-        if n_new == 1 or not self.wraps:  # nothing that one of the queries sees is overwritten
+        if n_new == 1 or not self.wraps:  # no slot that a query sees is overwritten
             rows_B1 = torch.arange(len(start_B), device=device)[:, None]
             slots_BT = queries_BT
             if self.wraps:
@@ -113,7 +112,7 @@ class LayerCache:
         return position if position < self.n_slots else self.sinks + (position - self.sinks) % self.window
 
     def _write_last(self, new_BGTD: Sequence[Tensor], start: int) -> None:
-        """Write those of the positions start … start+T−1 that a later query may see."""
+        """Write the positions among start … start+T−1 that a later query may see."""
         end = start + new_BGTD[0].shape[2]
         last = [*range(start, min(end, self.sinks)), *range(max(self.sinks, start, end - self.window), end)]
         device = new_BGTD[0].device
@@ -123,7 +122,7 @@ class LayerCache:
             buffer.index_copy_(2, slots, new.index_select(2, chosen).to(buffer.dtype))
 
     def _positions(self, length_B: Tensor) -> Tensor:
-        """(B, slots): the position that each slot holds after that many positions; −1 where it holds none."""
+        """(B, slots): the position that each slot holds after ``length_B`` positions; −1: empty."""
         slots_S = torch.arange(self.n_slots, device=length_B.device)
         later_BS = length_B[:, None] - 1 - slots_S
         positions_BS = slots_S.expand_as(later_BS)
@@ -133,18 +132,18 @@ class LayerCache:
         return positions_BS.masked_fill(later_BS < 0, -1)
 
     def rows(self, start: int, stop: int) -> "LayerCache":
-        """The memory of the sequences start … stop−1 of the batch; writing into it writes here."""
+        """A view of rows start … stop−1 of the batch; writes go to this cache."""
         view = copy(self)
         view.buffers = [buffer[start:stop] for buffer in self.buffers]
         return view
 
     def repeat_first(self) -> None:
-        """Give every row what the first one holds."""
+        """Copy the first row to all others."""
         for buffer in self.buffers:
             buffer[1:] = buffer[:1]
 
     def copy_row(self, source: int, target: int) -> None:
-        """Give one row what another one holds."""
+        """Copy one row to another."""
         for buffer in self.buffers:
             buffer[target].copy_(buffer[source])
 
@@ -158,12 +157,12 @@ def _index(numbers: list[int], device: torch.device) -> Tensor:
 
 
 class Cache:
-    """The memory of a model: one ``LayerCache`` per layer, and how many positions of each row are filled.
+    """The cache of a model: a ``LayerCache`` per layer, and the number of positions filled in each row.
 
     Attributes:
         layers: one per block, in order.
-        max_len: positions there is room for.
-        lengths_B: positions filled in each row, int64 on the CPU; a row's next token gets this position.
+        max_len: capacity in positions.
+        lengths_B: positions filled in each row, which is the position of its next token; int64 on the CPU.
     """
 
     def __init__(self, layers: Sequence[LayerCache], *, max_len: int) -> None:
@@ -178,30 +177,29 @@ class Cache:
 
     @property
     def start(self) -> int | Tensor:
-        """Position of the next token; ``lengths_B`` where the rows differ."""
+        """Position of the next token: an int if it is the same for all rows, else ``lengths_B``."""
         shortest, longest = torch.aminmax(self.lengths_B)
         return int(longest) if shortest == longest else self.lengths_B
 
     def advance(self, n_tokens: int) -> None:
-        """Note that every row holds this many more."""
+        """Count ``n_tokens`` more positions as filled in every row."""
         self.lengths_B += n_tokens
 
     def rows(self, start: int, stop: int) -> "Cache":
-        """The memory of the sequences start … stop−1; what is done to it is done here, the lengths included."""
+        """A view of rows start … stop−1; writes and lengths go to this cache."""
         view = copy(self)
         view.layers = [layer.rows(start, stop) for layer in self.layers]
         view.lengths_B = self.lengths_B[start:stop]
         return view
 
     def repeat_first(self) -> None:
-        """Give every row what the first one holds, its length too."""
+        """Copy the first row and its length to all others."""
         for layer in self.layers:
             layer.repeat_first()
         self.lengths_B.fill_(self.lengths_B[0])
 
     def keep(self, rows: Sequence[int]) -> "Cache":
-        """The memory of these sequences alone, in this ascending order, in the same buffers; this one is of no use
-        any more."""
+        """A cache of ``rows`` (ascending) in the same buffers; this one becomes invalid."""
         for target, source in enumerate(rows):
             if target != source:
                 for layer in self.layers:
@@ -210,7 +208,7 @@ class Cache:
         return self.rows(0, len(rows))
 
     def reset(self) -> None:
-        """Forget everything; the buffers stay and are overwritten."""
+        """Empty the cache; the buffers stay and are overwritten."""
         self.lengths_B.zero_()
 
     def nbytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Tokens to their experts and back, by permutations: no pass adds into rows that others write, nothing is dropped."""
+"""Dropless dispatch of tokens to experts and back, by gathers only: no scatter-add into shared rows."""
 
 from typing import Any
 
@@ -9,39 +9,39 @@ from torch.autograd.function import once_differentiable
 
 
 class Dispatch:
-    """The choices of one forward pass as rows in the order of the experts.
+    """The (token, expert) pairs of one forward pass, as rows sorted by expert.
 
-    Letters: N tokens, K choices per token, M rows: one for each choice, and those that fill blocks.
+    Letters: N tokens, K experts per token, M rows: one per pair, plus padding.
 
     Args:
-        chosen_NK: the experts of each token.
-        load_E: how many choices fell on each expert.
-        block: the rows of an expert are filled up to a multiple of this, with the first token, weighted by 0.
+        chosen_NK: experts of each token.
+        load_E: number of tokens of each expert.
+        block: the rows of each expert are padded to a multiple of this, with copies of the first token of weight 0.
     """
 
     rows_E: Tensor
-    """Rows of each expert."""
+    """Number of rows of each expert, padding included."""
 
     def __init__(self, chosen_NK: Tensor, load_E: Tensor, *, block: int) -> None:
         n_tokens, n_choices = chosen_NK.shape
         expert_M, choice_M = chosen_NK.flatten().sort(stable=True)
         load_E = load_E.to(torch.int64)
         self.rows_E = (load_E + block - 1) // block * block
-        filled_E = self.rows_E - load_E
-        row_M = torch.arange(len(choice_M), device=chosen_NK.device) + (filled_E.cumsum(0) - filled_E)[expert_M]
+        padding_E = self.rows_E - load_E
+        row_M = torch.arange(len(choice_M), device=chosen_NK.device) + (padding_E.cumsum(0) - padding_E)[expert_M]
         self._row_NK = torch.empty_like(row_M).scatter_(0, choice_M, row_M).view_as(chosen_NK)
         n_rows = len(choice_M) if block == 1 else int(self.rows_E.sum())
         token_NK = torch.arange(n_tokens, device=chosen_NK.device)[:, None].expand(-1, n_choices)
         self._token_M = row_M.new_zeros(n_rows).scatter_(0, self._row_NK.flatten(), token_NK.flatten())
 
     def gather(self, x_NC: Tensor) -> Tensor:
-        """The tokens (M, C) that the rows stand for."""
+        """The tokens (N, C) in row order, (M, C)."""
         x_MC = _Gather.apply(x_NC, self._token_M, self._row_NK)
         assert isinstance(x_MC, Tensor)
         return x_MC
 
     def combine(self, y_MC: Tensor, gate_NK: Tensor) -> Tensor:
-        """The sum (N, C) over each token's rows, weighted by its gates, in the dtype of ``y_MC``."""
+        """Sum each token's rows weighted by its gates: (M, C) → (N, C), in the dtype of ``y_MC``."""
         y_NC = _Combine.apply(y_MC, gate_NK.to(y_MC.dtype), self._token_M, self._row_NK)
         assert isinstance(y_NC, Tensor)
         return y_NC
@@ -61,7 +61,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    # embedding_bag reads, weighs and adds the rows in one pass, several times faster than doing one after the other
+    # embedding_bag gathers, weights and sums in one pass, several times faster than separate operations
     @staticmethod
     def forward(ctx: Any, y_MC: Tensor, gate_NK: Tensor, token_M: Tensor, row_NK: Tensor) -> Tensor:
         ctx.save_for_backward(y_MC, gate_NK, token_M, row_NK)

@@ -38,26 +38,31 @@ GATES: dict[str, Activation] = {name: ACTIVATIONS[name] for name in ("silu", "ge
 
 
 def lookup(table: dict[str, Activation], name: str, *, parameter: str) -> Activation:
-    """The function called ``name``; a ValueError that lists the names of ``table`` if there is none."""
+    """The function called ``name`` in ``table``.
+
+    Raises:
+        ValueError: unknown name; the message lists the known ones.
+    """
     if name not in table:
         raise ValueError(f"{parameter}={name} is not known: choose one of {' '.join(table)}")
     return table[name]
 
 
 class Routing(NamedTuple):
-    """How a mixture of experts spread the tokens of one forward pass.
+    """Routing statistics of a mixture of experts in one forward pass.
 
-    It is returned and never kept on a module, so that activation recompute neither loses a gradient nor counts twice.
+    Returned rather than stored on the module, so that activation checkpointing neither loses the gradient of the
+    balance loss nor counts tokens twice.
     """
 
     loss: Tensor
-    """Balance loss with its coefficient, a scalar in fp32."""
+    """Balance loss times its coefficient; fp32 scalar."""
     load_E: Tensor
-    """Tokens that each routed expert was given, fp32, without gradient."""
+    """Tokens per routed expert; fp32, no gradient."""
 
 
 class FeedForward(nn.Module, ABC):
-    """What a block asks of its feed-forward layer.
+    """The interface of feed-forward layers.
 
     Attributes:
         d_ff: hidden size.
@@ -67,26 +72,30 @@ class FeedForward(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, Routing | None]:
-        """The same shape as the input, each position by itself; a mixture in training also says how it routed."""
+        """(B, T, C) → (B, T, C), and the routing statistics of a mixture of experts in training."""
 
     @abstractmethod
     def init_weights(self, *, std: float, residual_std: float) -> None:
-        """Draw the weights: those that write into the residual stream with ``residual_std``."""
+        """Initialise the weights, with ``residual_std`` for the projection into the residual stream."""
 
     @abstractmethod
     def flops_per_token(self) -> int:
-        """Floating-point operations of the forward pass for one token (matrix products only)."""
+        """FLOPs of the forward pass for one token, matrix products only."""
 
     def inactive_parameters(self) -> int:
-        """Parameters that one token does not pass through."""
+        """Number of parameters not used for one token: the inactive experts."""
         return 0
 
     def has_data_dependent_shapes(self, device: torch.device) -> bool:
-        """Whether a forward pass there reads numbers out of tensors, such as how many tokens go where."""
+        """Whether shapes in the forward pass depend on values, such as the tokens per expert."""
         return False
 
     def balance(self, load_E: Tensor) -> None:
-        """Take note of the loads of a finished optimizer step, summed over its micro-batches and ranks."""
+        """Update the balancing state after an optimizer step.
+
+        Args:
+            load_E: tokens per expert, summed over micro-batches and ranks.
+        """
 
 
 class MLP(FeedForward):
@@ -94,11 +103,11 @@ class MLP(FeedForward):
 
     Args:
         d_model: width of the residual stream.
-        model_d_ff: the hidden size of the model, used if ``d_ff`` is None.
+        model_d_ff: the model's hidden size, used if ``d_ff`` is None.
         bias: biases in both layers.
         activation: a name of ``ACTIVATIONS``.
         d_ff: hidden size.
-        linear: factory of the layers; a mixture of experts hands in that of stacked ones.
+        linear: factory of the linear layers; a mixture of experts passes that of its stacked ones.
     """
 
     def __init__(
@@ -133,12 +142,12 @@ class GLU(FeedForward):
 
     Args:
         d_model: width of the residual stream.
-        model_d_ff: the hidden size that a plain MLP of this model has; 2/3 of it, to the nearest multiple of 8,
-            is the hidden size here, so that three matrices have the parameters of the MLP's two.
+        model_d_ff: hidden size of a plain MLP in this model. The hidden size here is 2/3 of it, to the nearest multiple
+            of 8, so that three matrices have as many parameters as the MLP's two.
         bias: biases in all layers.
         gate: a name of ``GATES``.
-        d_ff: hidden size, instead of the 2/3 rule.
-        linear: factory of the layers, as in ``MLP``.
+        d_ff: hidden size, overriding the 2/3 rule.
+        linear: factory of the linear layers, as in ``MLP``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Linear layers that hold one matrix per expert, and rows of tokens that know whose they are."""
+"""Linear layers with one matrix per expert, applied to rows sorted by expert."""
 
 from typing import Any
 
@@ -11,61 +11,56 @@ from tinyllm.nn.inference_linear import reorder_
 from tinyllm.utils.tensors import autocast_dtype
 
 ALIGNED = 8
-"""Matrices whose sizes are multiples of this are what torch's grouped product takes in every dtype (16 bytes)."""
-
+"""torch's grouped product wants sizes that are multiples of 16 bytes; 8 elements are enough in every dtype."""
 
 ROW_MULTIPLE = 32
-"""What the rows of a group are filled up to a multiple of where products are compiled per size. Without it nearly every
-group of nearly every step has a size never seen before, and compiling takes several times as long as multiplying."""
+"""oneDNN compiles a half-precision product for each new size. Without padding to a multiple of this, nearly every group
+of every step has a size never seen before, and compiling takes several times as long as multiplying."""
 
 
 class RowGroups:
-    """Whose rows are whose: the rows of expert e stand behind those of e − 1.
+    """Row range of each expert.
 
-    A mixture of experts says so with :meth:`assign` right before it runs its experts, and their layers, which hold the
-    same object, read it. Nothing of it outlives the forward pass that said it: what a backward pass needs, the
-    products keep themselves.
+    A mixture of experts sets it with :meth:`assign` right before it runs its experts, whose layers hold the same
+    object. It is valid in that forward pass only; products save for themselves what their backward pass needs.
     """
 
     ends_E: Tensor
-    """Where the rows of each expert end."""
+    """End of the rows of each expert (int32)."""
     slices: list[slice]
-    """The rows of each expert, where products are made one expert at a time."""
+    """Rows of each expert as slices; empty where one kernel multiplies all groups."""
 
     def assign(self, rows_E: Tensor, n_rows: int) -> None:
-        """The first ``rows_E[0]`` of ``n_rows`` rows are expert 0's, and so on."""
+        """Give each expert its rows: the first ``rows_E[0]`` of ``n_rows`` belong to expert 0, and so on."""
         self.ends_E = rows_E.cumsum(0).to(torch.int32)
         self.slices = [] if has_grouped_mm(rows_E.device) else _slices(self.ends_E, n_rows)
 
 
 def has_grouped_mm(device: torch.device) -> bool:
-    """Whether the device multiplies all groups in one kernel, without telling the CPU how large each is."""
+    """Whether one kernel multiplies all groups on this device, without their sizes being known to the CPU."""
     return device.type == "cuda" and hasattr(F, "grouped_mm")
 
 
 def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
-    """What the rows of a group are filled up to a multiple of; 1: nothing is filled up."""
+    """The rows of each group are padded to a multiple of this; 1: no padding."""
     return ROW_MULTIPLE if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 1
 
 
 def _slices(ends_E: Tensor, n_rows: int) -> list[slice]:
-    # On the meta device no row knows its expert; as many for each cost the same.
+    # On the meta device the counts are unknown; an even split costs the same FLOPs.
     even = (n_rows * (e + 1) // len(ends_E) for e in range(len(ends_E)))
     ends = list(even) if ends_E.is_meta else ends_E.tolist()
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class GroupedLinear(nn.Module):
-    """``n_experts`` linear layers in one; each row goes through that of its expert.
+    """``n_experts`` stacked linear layers; each row is multiplied with its expert's matrix.
 
     Args:
-        d_in, d_out: widths.
-        bias: whether there are biases.
-        n_experts: how many.
-        groups: says whose the rows are.
+        groups: row range of each expert.
 
     Attributes:
-        std_factor: as in ``Linear``.
+        std_factor: see ``Linear``.
     """
 
     std_factor = 1.0
@@ -77,7 +72,7 @@ class GroupedLinear(nn.Module):
         self.groups = groups
 
     def forward(self, x_NI: Tensor) -> Tensor:
-        """Rows (N, d_in) in the order that ``groups`` says → (N, d_out)."""
+        """(N, d_in) → (N, d_out), rows sorted by expert as in ``groups``."""
         groups, dtype = self.groups, autocast_dtype(x_NI.device, x_NI.dtype)
         if self.uses_grouped_mm(x_NI.device):
             return grouped_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
@@ -87,29 +82,29 @@ class GroupedLinear(nn.Module):
         return y_NO
 
     def uses_grouped_mm(self, device: torch.device) -> bool:
-        """Whether the device multiplies all groups of these sizes in one kernel."""
+        """Whether one kernel multiplies all groups of these sizes on this device."""
         aligned = self.weight.shape[1] % ALIGNED == 0 and self.weight.shape[2] % ALIGNED == 0
         return aligned and has_grouped_mm(device)
 
     def init_weights(self, std: float) -> None:
-        """Weights and biases as of one linear layer."""
+        """Initialise as ``Linear`` does."""
         nn.init.normal_(self.weight, std=std * self.std_factor)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
-        """Itself, with its weights in ``dtype`` for good, see ``Linear.for_inference``."""
+        """This layer with its weights converted to ``dtype``, see ``Linear.for_inference``."""
         self.weight.data = self.weight.data.to(dtype)
         reorder_(self.weight)
         return self
 
     def flops(self) -> int:
-        """Floating-point operations for one row, which passes one expert."""
+        """FLOPs for one row, which passes one expert."""
         return 2 * self.weight[0].numel()
 
 
 def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:
-    """The products of all experts by torch's grouped one, which reads the sizes of the groups on the device."""
+    """The products of all experts by torch's grouped kernel, which reads group sizes on the device."""
     y_NO: Tensor = F.grouped_mm(x_NI, weight_EOI.transpose(1, 2), offs=groups.ends_E)
     if bias_EO is None:
         return y_NO
@@ -118,9 +113,9 @@ def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, gr
 
 
 class _Product(torch.autograd.Function):
-    """The products one expert at a time, each written where it belongs; an expert without rows has gradient 0.
+    """One product per expert, written into its rows of the output; an expert without rows gets gradient 0.
 
-    Under autocast the rounded weights are kept for the backward pass, as autocast itself keeps them.
+    Under autocast the rounded weights are saved for the backward pass, as autocast itself does.
     """
 
     @staticmethod
@@ -162,5 +157,5 @@ class _Product(torch.autograd.Function):
 
 
 def _without_autocast(x: Tensor) -> torch.autocast:
-    """Autocast off: the products are in the dtypes they are given."""
+    """Context without autocast: products in the dtypes of their operands."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -1,5 +1,5 @@
-"""Linear layers for reading only: weights in the number format they are computed in, and in the order in which a
-product with few rows reads them fastest (``benchmarks/decode_speed.py --products``)."""
+"""Linear layers for inference: weights in the dtype of computation and in the memory order that is fastest for few rows
+(``benchmarks/decode_speed.py --products``)."""
 
 import torch
 import torch.nn.functional as F
@@ -7,17 +7,17 @@ from torch import Tensor, nn
 
 
 def reorder_(weight: Tensor) -> None:
-    """Store fp32 matrices (…, d_out, d_in) on the CPU column by column, in place: the same values at the same indices.
+    """Change the memory order of fp32 CPU matrices (…, d_out, d_in) to column-major, in place; values are unchanged.
 
-    One row times such a matrix takes 0.90 to 0.98 of the time, 8 rows 2/3 of it. Elsewhere and in other formats
-    nothing is changed.
+    A product with one row then takes 0.90 to 0.98 of the time, with 8 rows 2/3. Other devices and dtypes stay
+    unchanged.
     """
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         weight.data = weight.data.mT.contiguous().mT
 
 
 def has_packed(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN multiplies with weights in an order of its own, on this device and in this format."""
+    """Whether oneDNN supports packed weights on this device in this dtype."""
     ops = torch.ops.mkldnn
     if device.type != "cpu" or not torch.backends.mkldnn.is_available() or not hasattr(ops, "_reorder_linear_weight"):
         return False
@@ -27,21 +27,21 @@ def has_packed(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer of half precision on the CPU, its weight in oneDNN's order.
+    """A half-precision linear layer on the CPU with its weight packed by oneDNN.
 
-    Takes 2/3 of the time of a product that has to bring the weight into that order first, and gives a row the same
-    bits whatever the number of rows.
+    Takes 2/3 of the time of a product that packs the weight first, and a row's result has the same bits whatever the
+    number of rows.
 
     Args:
         weight_OI: (d_out, d_in), copied.
-        bias_O: added if given.
-        dtype: what to compute in, see :func:`has_packed`.
+        bias_O: None: no bias.
+        dtype: dtype of computation, see :func:`has_packed`.
     """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        # For one row; more rows are as fast in that order, and without the hint results depend on their number.
+        # Packed for one row: more rows are as fast, and without this hint results depend on their number.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype), 1)
         self.bias_O = None if bias_O is None else bias_O.detach().to(dtype)
 
@@ -51,7 +51,7 @@ class PackedLinear(nn.Module):
 
 
 class RoundedLinear(nn.Module):
-    """A linear layer whose weight is kept in the format it is computed in."""
+    """A linear layer whose weight is stored in the dtype of computation."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The linear layer of every part, and how its weights begin."""
+"""The linear layer that all layers are built from."""
 
 import torch
 from torch import nn
@@ -7,10 +7,10 @@ from tinyllm.nn.inference_linear import PackedLinear, RoundedLinear, has_packed,
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` with keyword arguments, whose weights begin when the model says so.
+    """``torch.nn.Linear`` with keyword arguments, initialised by the model.
 
     Attributes:
-        std_factor: on the standard deviation of the first weights, from the model's parametrization.
+        std_factor: factor on the initial standard deviation, set by the model's parametrization.
     """
 
     std_factor = 1.0
@@ -19,20 +19,20 @@ class Linear(nn.Linear):
         super().__init__(d_in, d_out, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Nothing: the model draws every weight once, in one order, by ``init_weights``."""
+        """Do nothing: the model initialises every weight once, in a fixed order, with ``init_weights``."""
 
     def init_weights(self, std: float) -> None:
-        """Weights from N(0, (std · std_factor)²), biases 0."""
+        """Draw weights from N(0, (std · std_factor)²); biases are 0."""
         nn.init.normal_(self.weight, std=std * self.std_factor)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def flops(self) -> int:
-        """Floating-point operations for one input vector: a multiplication and an addition per weight."""
+        """FLOPs for one input vector: a multiplication and an addition per weight."""
         return 2 * self.weight.numel()
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
-        """What takes this layer's place in a model that is never trained again and computes in ``dtype``."""
+        """The layer to replace this one with for inference in ``dtype``."""
         if dtype == self.weight.dtype:
             reorder_(self.weight)
             return self
@@ -42,7 +42,7 @@ class Linear(nn.Linear):
 
 
 class UnpackedLinear(Linear):
-    """A linear layer whose weight others read too, so that it stays a matrix in every form."""
+    """A linear layer whose weight is read from outside, so that inference never packs it."""
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
         if dtype == self.weight.dtype:
@@ -51,7 +51,7 @@ class UnpackedLinear(Linear):
 
 
 class ExactLinear(Linear):
-    """A linear layer that computes with its weight as it is, at any precision."""
+    """A linear layer whose weight is never rounded for inference."""
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
         return super().for_inference(self.weight.dtype)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head, in chunks of tokens, so that all logits never exist at once."""
+"""Cross-entropy of a linear head in chunks of tokens, so that the logits never exist all at once."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,27 +11,27 @@ from torch.autograd.function import once_differentiable
 from tinyllm.utils.tensors import autocast_dtype
 
 IGNORE = -100
-"""A target that is not counted."""
+"""Target id of tokens that do not count towards the loss."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of the logits of one chunk when it is chosen here; larger ones are no faster and take memory."""
+"""Default size of a chunk's logits; larger chunks are no faster and take more memory."""
 
 ONE_PASS_DEVICES = ("cpu",)
-"""Where softmax in place, one kernel, beats logsumexp and exp one after the other."""
+"""Devices where one in-place softmax is faster than logsumexp followed by exp."""
 
 ALIGN = 32
-"""Vocabularies are padded to this multiple where the head is copied to a shorter dtype anyway: rows of logits that
-begin on a cache line make the products up to a third faster (benchmarks/attention_kernels.py --head)."""
+"""Where the head is copied to a shorter dtype anyway, its rows are padded to a multiple of this: logits that start on a
+cache line make the products up to a third faster (benchmarks/attention_kernels.py --head)."""
 
 
 class HeadLoss(NamedTuple):
-    """The loss of a head in nats, summed over the counted targets; scalars in fp32.
+    """The loss of a head in nats, summed over the counted targets; fp32 scalars.
 
     Attributes:
-        total: what to minimise, the sum of the others; the only one with a gradient.
+        total: the sum of the other three, to be minimised; the only one with a gradient.
         nats: plain cross-entropy.
-        smoothing: what label smoothing adds to it.
-        z: what the z-loss adds to it.
+        smoothing: the part that label smoothing adds.
+        z: the part that the z-loss adds.
     """
 
     total: Tensor
@@ -43,7 +43,7 @@ class HeadLoss(NamedTuple):
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int | None = None
 ) -> Tensor:
-    """Sum over the targets that are not −100 of −log softmax(hidden · weightᵀ)[target]; see :func:`head_loss`."""
+    """Σ −log softmax(hidden · weightᵀ)[target] over targets other than −100; see :func:`head_loss`."""
     return head_loss(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens).total
 
 
@@ -56,16 +56,16 @@ def head_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> HeadLoss:
-    """Cross-entropy of a linear head and, if asked for, what regularises it.
+    """Cross-entropy of a linear head, with optional label smoothing and z-loss.
 
-    The gradient is computed together with the value, chunk by chunk, so the logits are made once and dropped.
-    Under autocast the products are in its dtype; the loss and the gradient of the weight are summed in fp32.
+    Value and gradient are computed together, chunk by chunk, so the logits are computed once and freed. Under autocast
+    the products are in its dtype; the loss and the gradient of the weight are accumulated in fp32.
 
     Args:
         hidden_ND: hidden states.
-        weight_VD: the head.
-        targets_N: ids in 0 … V−1, or −100 for "not counted".
-        chunk_tokens: tokens per chunk; None: as many as give ``CHUNK_BYTES`` of logits.
+        weight_VD: matrix of the head.
+        targets_N: ids in 0 … V−1, or −100 (``IGNORE``).
+        chunk_tokens: tokens per chunk; None: as many as fit ``CHUNK_BYTES`` of logits.
         label_smoothing: ε; the target is (1−ε)·one-hot + ε/V (Szegedy et al. 2016, §7).
         z_loss: factor on logsumexp(logits)² (PaLM, Chowdhery et al. 2022, §5).
     """
@@ -92,7 +92,7 @@ def head_loss(
 
 
 class _Settings(NamedTuple):
-    """In which format the products are, how many tokens a chunk has, and what regularises."""
+    """Dtype of the products, tokens per chunk, label smoothing and z-loss."""
 
     dtype: torch.dtype
     size: int
@@ -115,7 +115,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.dweight is None:
-            raise RuntimeError("the gradients of linear_cross_entropy are used up by the first backward pass")
+            raise RuntimeError(
+                "linear_cross_entropy supports a single backward pass: its gradients are freed by the first"
+            )
         hidden_dtype, weight_dtype = ctx.dtypes
         dhidden, dweight = ctx.dhidden.mul_(grad).to(hidden_dtype), ctx.dweight.mul_(grad).to(weight_dtype)
         ctx.dhidden = ctx.dweight = None
@@ -125,32 +127,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _value_and_gradients(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, settings: _Settings
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """The parts of the loss and its derivatives: of the hidden states in ``dtype``, of the weight in fp32."""
+    """The parts of the loss, and the gradients of the hidden states (in ``dtype``) and of the weight (in fp32)."""
     dtype, size, smoothing, z_loss = settings
     counted = targets_N != IGNORE
     targets_N1 = targets_N.where(counted, 0)[:, None]
-    # Tokens that are not counted have a hidden state of zero, so they add nothing to the weight's gradient.
+    # Hidden states of ignored tokens are zeroed, so they add nothing to the gradient of the weight.
     hidden = hidden_ND.to(dtype) * counted[:, None]
-    weight, n_words = weight_VD, weight_VD.shape[0]
+    weight, n_vocab = weight_VD, weight_VD.shape[0]
     if dtype != weight_VD.dtype:
-        weight = hidden.new_zeros(-(-n_words // ALIGN) * ALIGN, weight_VD.shape[1])
-        weight[:n_words] = weight_VD
+        weight = hidden.new_zeros(-(-n_vocab // ALIGN) * ALIGN, weight_VD.shape[1])
+        weight[:n_vocab] = weight_VD
     dhidden, dweight = torch.empty_like(hidden), None
     losses = torch.zeros(3, hidden.shape[0], device=hidden.device)
     for start in range(0, hidden.shape[0], size):
         chunk = slice(start, start + size)
         logits = hidden[chunk] @ weight.t()
         if smoothing or z_loss:
-            losses[:, chunk], gradient = _regularised(logits, targets_N1[chunk], n_words, smoothing, z_loss)
+            losses[:, chunk], gradient = _regularised(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
         else:
-            logits[:, n_words:] = float("-inf")
+            logits[:, n_vocab:] = float("-inf")
             losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
             if logits.device.type in ONE_PASS_DEVICES:
-                lost = (losses[0, chunk] > _most_nats(dtype)).nonzero().squeeze(1) + start
+                lost = (losses[0, chunk] > _max_nats(dtype)).nonzero().squeeze(1) + start
             else:
                 lost = targets_N[:0]
-            if len(lost):  # the probability of the target is too small for the dtype
-                logits = hidden[lost] @ weight[:n_words].t()
+            if len(lost):  # the target's probability is too small for the dtype: take these losses from the logits
+                logits = hidden[lost] @ weight[:n_vocab].t()
                 losses[0, lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
             # d loss / d logits = softmax − one-hot
             gradient.scatter_(1, targets_N1[chunk], gradient.gather(1, targets_N1[chunk]) - 1)
@@ -160,53 +162,53 @@ def _value_and_gradients(
     if dweight is None:  # no tokens
         dweight = torch.zeros_like(weight, dtype=torch.float32)
     nats, smoothed, z = (losses * counted).sum(1).unbind()
-    return (nats, smoothed, z), dhidden.mul_(counted[:, None]), dweight[:n_words]
+    return (nats, smoothed, z), dhidden.mul_(counted[:, None]), dweight[:n_vocab]
 
 
-def _most_nats(dtype: torch.dtype) -> float:
-    """The largest loss that a probability rounded to ``dtype`` gives to 2⁻⁹, the precision of bf16.
+def _max_nats(dtype: torch.dtype) -> float:
+    """The largest loss that a probability in ``dtype`` represents to a relative precision of 2⁻⁹, that of bf16.
 
-    Below the normal numbers of a format precision is lost bit by bit; in fp16 that is from 1e-5 on, 11 nats.
+    Subnormal numbers lose precision bit by bit; in fp16 that begins at a probability of 1e-5, or 11 nats.
     """
     limits = torch.finfo(dtype)
     return -math.log(limits.tiny * limits.eps * 2**8)
 
 
 def _regularised(
-    logits_NV: Tensor, targets_N1: Tensor, n_words: int, smoothing: float, z_loss: float
+    logits_NV: Tensor, targets_N1: Tensor, n_vocab: int, smoothing: float, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy, what smoothing and what z add, (3, N) in fp32, and the gradient of their sum in the logits' dtype.
+    """(3, N) cross-entropy, smoothing and z parts in fp32, and the gradient of their sum in the logits' dtype.
 
-    With n = logsumexp(logits): the smoothed loss is n − (1−ε)·logits[target] − ε·mean(logits), the other one z·n², and
+    With n = logsumexp(logits), the smoothed loss is n − (1−ε)·logits[target] − ε·mean(logits), the z-loss is z·n², and
     d/d logits = (1 + 2·z·n)·softmax − (1−ε)·one-hot − ε/V.
     """
-    scores = logits_NV[:, :n_words].float()
+    scores = logits_NV[:, :n_vocab].float()
     normaliser = scores.logsumexp(-1, keepdim=True)
     target = scores.gather(1, targets_N1)
-    nothing = torch.zeros_like(target)  # and not 0 · ∞, where the other part is not finite
+    nothing = torch.zeros_like(target)  # rather than 0 · ∞ = NaN where the other factor is infinite
     smoothed = smoothing * (target - scores.mean(-1, keepdim=True)) if smoothing else nothing
     losses = (normaliser - target, smoothed, z_loss * normaliser.square() if z_loss else nothing)
     gradient = torch.zeros_like(logits_NV, dtype=torch.float32)
-    gradient[:, :n_words] = scores.sub_(normaliser).exp_().mul_(1 + 2 * z_loss * normaliser).sub_(smoothing / n_words)
+    gradient[:, :n_vocab] = scores.sub_(normaliser).exp_().mul_(1 + 2 * z_loss * normaliser).sub_(smoothing / n_vocab)
     gradient.scatter_add_(1, targets_N1, torch.full_like(target, smoothing - 1))
     return torch.cat(losses, dim=1).t(), gradient.to(logits_NV.dtype)
 
 
 def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
-    """−log softmax of the targets (N,) in fp32 and the softmax (N, V) in the logits' dtype; uses the logits up."""
+    """−log softmax of the targets (N,) in fp32, and the softmax (N, V) in the logits' dtype; overwrites the logits."""
     if logits_NV.device.type not in ONE_PASS_DEVICES:
         scores = logits_NV.float()
         normaliser = scores.logsumexp(-1, keepdim=True)
         losses = normaliser - scores.gather(1, targets_N1)
         return losses.squeeze(1), scores.sub_(normaliser).exp_().to(logits_NV.dtype)
-    # One pass over the chunk instead of five. The kernel computes in fp32 and rounds its result, so the loss of a token
-    # is off by no more than the rounding of its probability (0.002 nats in bf16), without bias.
+    # One pass over the chunk instead of five. The kernel computes in fp32 and rounds its result, so a token's loss is
+    # off by at most the rounding of its probability (0.002 nats in bf16), without bias.
     torch._softmax(logits_NV, -1, False, out=logits_NV)
     return -logits_NV.gather(1, targets_N1).squeeze(1).float().log(), logits_NV
 
 
 def perplexity(nats: float) -> float:
-    """exp of a mean cross-entropy; inf where that is beyond the largest number, above 709 nats."""
+    """exp of a mean cross-entropy; inf above 709 nats, where it overflows."""
     try:
         return math.exp(nats)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Mixtures of experts around any feed-forward layer, and the absence of one."""
+"""Mixtures of experts around any feed-forward layer."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,51 +16,51 @@ from tinyllm.utils.signatures import make, names_of
 from tinyllm.utils.tensors import autocast_dtype
 
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {"softmax": partial(torch.softmax, dim=-1), "sigmoid": torch.sigmoid}
-"""How logits of the router become scores, by the names that ``router`` accepts."""
+"""Values of ``router``: the functions from router logits to scores."""
 
-LEAST_SUM = 1e-20
-"""Sigmoid scores are divided by no smaller sum. A router that is sure of no expert gives scores that round to 0, and
-0/0 is no number; the bound also keeps 1/sum, a factor of the gradient, far from overflowing."""
+MIN_SUM = 1e-20
+"""Lower bound on the sum that gates are divided by. Sigmoid scores can all round to 0, and 0/0 is NaN; the bound also
+keeps 1/sum, a factor of the gradient, far from overflow."""
 
 
 def dense(*, ffn: Callable[..., FeedForward], d_model: int, model_d_ff: int, bias: bool) -> FeedForward:
-    """One feed-forward layer for every token: no mixture."""
+    """The feed-forward layer itself, without a mixture (``moe=none``)."""
     layer: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
     return layer
 
 
-MOST_EXPERTS = 2**16
-"""Of a layer; more would take minutes to make before anything could refuse them."""
+MAX_EXPERTS = 2**16
+"""A larger n_experts, likely a typo, would take minutes to build before any other check could refuse it."""
 
 
 class Mixture(FeedForward):
-    """Shared experts that every token passes, and routed ones of which a router chooses a few per token.
+    """Shared experts for every token, and routed experts of which a router chooses a few per token.
 
-    No token is dropped, and no expert computes a token that is not its own. The routed experts are one layer of the
-    kind ``ffn`` whose matrices are stacked, (E, out, in); the shared ones are another, as wide as all of them.
-    The router computes in fp32 at any precision.
+    Dropless: every token is computed by all of its experts and by no others. The routed experts are one ``ffn`` layer
+    with stacked matrices (E, out, in), the shared experts another one, as wide as all of them together. The router
+    computes in fp32 at any precision. Subclasses decide how experts are kept balanced.
 
     Letters: E routed experts, K of them chosen per token, N tokens.
 
     Args:
         ffn: factory of an expert; its constructor must take ``d_ff`` and ``linear``, the factory of its linear layers.
-        n_experts: experts, shared and routed.
-        n_shared: how many of ``n_experts``, and of ``n_active``, are shared.
-        n_active: experts that a token passes.
-        expert_d_ff: hidden size of one; None: ``n_active`` of them are as wide as the dense layer would be.
-        router: a name of ``SCORES``.
-        routed_scale: factor on what the routed experts add.
-        normalize: the gates of a token's routed experts are divided by their sum; None: if there are several.
-        n_groups: the routed experts form so many groups of neighbours.
-        n_active_groups: those of the groups with the best experts from which a token's are chosen; None: all.
+        n_experts: number of experts, shared and routed.
+        n_shared: shared experts, which are among ``n_experts`` and ``n_active``.
+        n_active: experts per token.
+        expert_d_ff: hidden size of an expert; None: ``n_active`` experts are as wide as the dense layer would be.
+        router: a name in ``SCORES``.
+        routed_scale: factor on the output of the routed experts.
+        normalize: divide the gates of a token's routed experts by their sum; None: if there are several.
+        n_groups: number of groups of consecutive routed experts.
+        n_active_groups: groups from which a token's experts are chosen, the best ones; None: all.
         d_model, model_d_ff, bias: the model's shape.
 
     Attributes:
-        best_of_group: a group of experts ranks by the sum of so many of its best scores.
+        best_of_group: groups are ranked by the sum of this many of their best scores.
         balance_coeff: factor on the balance loss.
 
     Raises:
-        ValueError: numbers that do not go together, or a feed-forward layer that cannot be stacked.
+        ValueError: a number is out of range, numbers do not match, or ``ffn`` cannot be stacked.
     """
 
     best_of_group = 1
@@ -87,16 +87,16 @@ class Mixture(FeedForward):
         if n_shared < 0:
             raise ValueError(f"n_shared={n_shared} must be at least 0")
         if n_active <= n_shared:
-            raise ValueError(f"n_active={n_active} must be more than n_shared={n_shared}, which are among them")
-        if n_experts > MOST_EXPERTS:
-            raise ValueError(f"n_experts={n_experts} must be at most {MOST_EXPERTS}")
+            raise ValueError(f"n_active={n_active} must be more than n_shared={n_shared}, which it includes")
+        if n_experts > MAX_EXPERTS:
+            raise ValueError(f"n_experts={n_experts} must be at most {MAX_EXPERTS}")
         if n_experts < n_active:
             raise ValueError(f"n_experts={n_experts} must be at least n_active={n_active}")
         if not routed_scale > 0:
             raise ValueError(f"routed_scale={routed_scale} must be positive")
         missing = {"d_ff", "linear"} - names_of(ffn)
         if missing:
-            raise ValueError(f"ffn={ffn} cannot be an expert: its constructor takes no {' and no '.join(missing)}")
+            raise ValueError(f"ffn={ffn} cannot be an expert: its constructor has no {' and no '.join(missing)}")
         self.score = lookup(SCORES, router, parameter="router")
         self.n_routed, self.n_chosen = n_experts - n_shared, n_active - n_shared
         self.routed_scale = routed_scale
@@ -105,8 +105,8 @@ class Mixture(FeedForward):
         self.n_active_groups = n_groups if n_active_groups is None else n_active_groups
         self._check_groups()
         with torch.device("meta"):
-            whole: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
-        self.d_ff = max(8, 8 * round(whole.d_ff / n_active / 8)) if expert_d_ff is None else expert_d_ff
+            dense_layer: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
+        self.d_ff = max(8, 8 * round(dense_layer.d_ff / n_active / 8)) if expert_d_ff is None else expert_d_ff
         if self.d_ff < 1:
             raise ValueError(f"expert_d_ff={expert_d_ff} must be at least 1")
         expert = partial(make, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
@@ -125,23 +125,25 @@ class Mixture(FeedForward):
             raise ValueError(f"n_active_groups={n_active_groups} must be from 1 to n_groups={n_groups}")
         if n_active_groups < n_groups and n_active_groups * size < self.n_chosen:
             raise ValueError(
-                f"n_active_groups={n_active_groups} of {size} experts each are fewer than the {self.n_chosen} chosen"
+                f"n_active_groups={n_active_groups} of {size} experts each are fewer than {self.n_chosen} per token"
             )
         if n_active_groups < n_groups and size < self.best_of_group:
-            raise ValueError(f"n_groups={n_groups} have {size} experts each, and the best {self.best_of_group} count")
+            raise ValueError(
+                f"n_groups={n_groups} makes groups of {size}; groups are ranked by their best {self.best_of_group}"
+            )
 
     def choose(self, score_NE: Tensor) -> Tensor:
-        """The experts (N, K) of each token: those with the highest scores, within the best groups."""
+        """The experts (N, K) of each token: the highest scores within the best groups."""
         if self.n_active_groups < self.n_groups:
             score_NGe = score_NE.unflatten(1, (self.n_groups, -1))
-            of_group_NG = score_NGe.topk(self.best_of_group, dim=-1).values.sum(-1)
-            kept_NG = torch.zeros_like(of_group_NG, dtype=torch.bool)
-            kept_NG.scatter_(1, of_group_NG.topk(self.n_active_groups).indices, value=True)
-            score_NE = score_NGe.masked_fill(~kept_NG[..., None], -torch.inf).flatten(1)
+            group_score_NG = score_NGe.topk(self.best_of_group, dim=-1).values.sum(-1)
+            active_NG = torch.zeros_like(group_score_NG, dtype=torch.bool)
+            active_NG.scatter_(1, group_score_NG.topk(self.n_active_groups).indices, value=True)
+            score_NE = score_NGe.masked_fill(~active_NG[..., None], -torch.inf).flatten(1)
         return score_NE.topk(self.n_chosen).indices
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, Routing | None]:
-        """What shared and chosen experts give for each token; in training also how the tokens were spread."""
+        """The output of shared and chosen experts, and in training the routing statistics."""
         x_NC = x_BTC.flatten(0, -2)
         score_NE = self.score(self._logits(x_NC))
         chosen_NK = self.choose(score_NE.detach())
@@ -153,7 +155,7 @@ class Mixture(FeedForward):
         load_BE.scatter_add_(1, chosen_NK.view(x_BTC.shape[0], -1), ones)
         load_E = load_BE.sum(0)
 
-        x_NC = x_NC.to(autocast_dtype(x_NC.device, x_NC.dtype))  # rounded before it is copied to K experts, not after
+        x_NC = x_NC.to(autocast_dtype(x_NC.device, x_NC.dtype))  # round before copying to K experts
         dispatch = Dispatch(chosen_NK, load_E, block=row_multiple(x_NC.device, x_NC.dtype))
         x_MC = dispatch.gather(x_NC)
         self.groups.assign(dispatch.rows_E, len(x_MC))
@@ -165,15 +167,15 @@ class Mixture(FeedForward):
         return y_NC.view(x_BTC.shape), routing
 
     def _logits(self, x_NC: Tensor) -> Tensor:
-        """The router's output, in fp32 or better: a rounded score sends tokens to other experts."""
+        """Router logits in fp32 or better: rounded scores would send tokens to other experts."""
         with torch.autocast("cpu" if x_NC.is_meta else x_NC.device.type, enabled=False):
             dtype = torch.promote_types(x_NC.dtype, torch.float32)
             return F.linear(x_NC.to(dtype), self.router.weight.to(dtype))
 
     def _balance_loss(self, score_NE: Tensor, load_BE: Tensor) -> Tensor:
-        """Σ f_i·P_i of each sequence, averaged over the sequences, times its coefficient; 1 is perfect balance.
+        """Balance loss: coefficient · Σ f_i·P_i, averaged over sequences; the sum is 1 in perfect balance.
 
-        P_i is the mean share of expert i in a token's scores, f_i the fraction of the choices that fell on it, times E
+        P_i is the mean share of expert i in the scores of a token, f_i the fraction of choices that fell on it, times E
         (DeepSeek-V3, equations 17 to 20; Switch Transformer, equation 4).
         """
         if not self.balance_coeff:
@@ -196,21 +198,21 @@ class Mixture(FeedForward):
         return any(isinstance(part, GroupedLinear) and not part.uses_grouped_mm(device) for part in self.modules())
 
     def inactive_parameters(self) -> int:
-        one = sum(parameter[0].numel() for parameter in self.experts.parameters())
-        return (self.n_routed - self.n_chosen) * one
+        per_expert = sum(parameter[0].numel() for parameter in self.experts.parameters())
+        return (self.n_routed - self.n_chosen) * per_expert
 
 
 def shares(score_NE: Tensor) -> Tensor:
-    """Scores (≥ 0) divided by their sum over the last dimension; 0 where all of them are."""
-    return score_NE / score_NE.sum(-1, keepdim=True).clamp_min(LEAST_SUM)
+    """Scores (≥ 0) divided by their sum over the last dimension; 0 where all are 0."""
+    return score_NE / score_NE.sum(-1, keepdim=True).clamp_min(MIN_SUM)
 
 
 class AuxLoss(Mixture):
-    """A mixture that an auxiliary loss keeps balanced: the experts with the highest scores are chosen.
+    """A mixture balanced by an auxiliary loss: the experts with the highest scores are chosen.
 
     Args:
         coeff: factor on the balance loss.
-        shared: see :class:`Mixture`.
+        shared: arguments of :class:`Mixture`.
     """
 
     def __init__(self, *, coeff: float, **shared: Any) -> None:
@@ -219,14 +221,14 @@ class AuxLoss(Mixture):
 
 
 class AuxFree(Mixture):
-    """A mixture that a bias keeps balanced (DeepSeek-V3): experts are chosen by score + bias and weighted by score.
+    """A mixture balanced by a bias (DeepSeek-V3): experts are chosen by score + bias and weighted by score.
 
     No forward pass changes the bias; :meth:`balance` does, once per optimizer step.
 
     Args:
-        gamma: how far the bias of an expert moves in one step.
-        alpha: factor on the balance loss of each sequence.
-        shared: see :class:`Mixture`.
+        gamma: change of an expert's bias per step.
+        alpha: factor on the balance loss.
+        shared: arguments of :class:`Mixture`.
     """
 
     bias_E: Tensor

@@ -1,5 +1,4 @@
-"""Normalisation over the last dimension. Each norm has the attribute ``eps``, which the QK-norm of
-attention shares."""
+"""Norms over the last dimension. Their attribute ``eps`` is also the default of attention's QK-norm."""
 
 from typing import Any
 
@@ -10,37 +9,37 @@ from torch.autograd.function import once_differentiable
 
 from tinyllm.utils.tensors import autocast_dtype
 
-LEAST_EPS = 1e-20
-"""The gradient has a factor of eps^(−3/2), which fp32 has to hold where the input is 0."""
+MIN_EPS = 1e-20
+"""The gradient has a factor of eps^(−3/2) where the input is 0, which must not overflow fp32."""
 
 
-def _positive(eps: float) -> float:
-    if not eps >= LEAST_EPS:
-        raise ValueError(f"eps={eps} must be positive, at least {LEAST_EPS:g}")
+def _checked(eps: float) -> float:
+    if not eps >= MIN_EPS:
+        raise ValueError(f"eps={eps} must be at least {MIN_EPS:g}")
     return eps
 
 
-def _single(weight: Tensor) -> Tensor:
-    """A weight in fp32 at least; a sharded model gathers its weights in half precision."""
+def _at_least_fp32(weight: Tensor) -> Tensor:
+    """The weight in fp32 or better; FSDP gathers weights in half precision."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
     """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32.
 
-    Under autocast the result has autocast's dtype, which the linear layer behind it would cast to anyway.
+    Under autocast the result has autocast's dtype, to which the next linear layer would cast it anyway.
     """
 
     def __init__(self, *, dim: int, eps: float) -> None:
         super().__init__()
-        self.eps = _positive(eps)
+        self.eps = _checked(eps)
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = autocast_dtype(x.device, x.dtype)
-        if x.device.type != "cpu":  # has a fused kernel
-            return F.rms_norm(x.float(), self.weight.shape, _single(self.weight), self.eps).to(dtype)
-        y = _RMSNorm.apply(x, _single(self.weight), self.eps, dtype)
+        if x.device.type != "cpu":  # torch has a fused kernel
+            return F.rms_norm(x.float(), self.weight.shape, _at_least_fp32(self.weight), self.eps).to(dtype)
+        y = _RMSNorm.apply(x, _at_least_fp32(self.weight), self.eps, dtype)
         assert isinstance(y, Tensor)
         return y
 
@@ -49,7 +48,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """The norm in the fewest passes over memory that torch's operations allow; twice as fast as autograd's."""
+    """RMSNorm in as few passes over memory as torch's operations allow; twice as fast as autograd's on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -74,18 +73,17 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class LayerNorm(nn.Module):
-    """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension (Ba et al. 2016), computed
-    in fp32."""
+    """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension (Ba et al. 2016), computed in fp32."""
 
     def __init__(self, *, dim: int, eps: float, bias: bool) -> None:
         super().__init__()
-        self.eps = _positive(eps)
+        self.eps = _checked(eps)
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else _single(self.bias)
-        return F.layer_norm(x.float(), self.weight.shape, _single(self.weight), bias, self.eps)
+        bias = None if self.bias is None else _at_least_fp32(self.bias)
+        return F.layer_norm(x.float(), self.weight.shape, _at_least_fp32(self.weight), bias, self.eps)
 
     def init_weights(self) -> None:
         nn.init.ones_(self.weight)

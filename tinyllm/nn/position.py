@@ -1,8 +1,7 @@
-"""How a model knows the order of its tokens.
+"""Positions: how a model knows the order of its tokens.
 
-A position object is asked twice: ``embed`` adds something to the token embeddings, and ``rotary`` gives
-attention, at
-construction, the module that turns its queries and keys (None where there is none).
+A position object acts in two places: ``embed`` adds to the token embeddings, and ``rotary`` gives each attention layer
+the module that rotates its queries and keys, if any.
 """
 
 from abc import ABC, abstractmethod
@@ -13,74 +12,74 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-LARGEST_FREQUENCY = 1e30
+MAX_FREQUENCY = 1e30
+"""Angles are position · frequency and must fit in fp32."""
 
 
 class Position(nn.Module, ABC):
-    """The interface; by itself it knows nothing of positions.
+    """The interface; its defaults add no position information.
 
     Attributes:
-        rotates: whether attention turns its queries and keys.
-        score_factor: factor on the scores of latent attention, which YaRN raises with the context.
+        rotates: whether queries and keys are rotated.
+        score_factor: factor on the attention scores of MLA, which YaRN increases with the context.
     """
 
     rotates = False
     score_factor = 1.0
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
-        """The embeddings of the tokens at positions start … start+T−1 with position information added.
+        """Add position information to the embeddings of tokens at positions start … start+T−1.
 
-        ``start`` is a tensor (B,) where the rows begin at different positions, and (B, T) where every token is given
-        its position; likewise in ``Rotary``.
+        Args:
+            start: position of the first token; (B,) where the rows differ; (B, T) to give the position of every token.
         """
         return x_BTC
 
     def rotary(self, dim: int) -> "Rotary | None":
-        """The rotation for heads of this size, shared by all layers that ask, or None."""
+        """The rotation for heads of this size, shared by all layers; None: no rotation."""
         return None
 
     @abstractmethod
     def init_weights(self, std: float) -> None:
-        """Draw the weights and fill the tables."""
+        """Initialise the weights and fill the tables."""
 
 
 class NoPosition(Position):
-    """The causal mask alone (Haviv et al. 2022)."""
+    """No positions but the causal mask (NoPE, Haviv et al. 2022)."""
 
     def init_weights(self, std: float) -> None:
         pass
 
 
 class Learned(Position):
-    """A trained vector per position (Radford et al. 2019)."""
+    """A learned vector per position (Radford et al. 2019)."""
 
     def __init__(self, *, d_model: int, max_seq_len: int) -> None:
         super().__init__()
         self.table = nn.Embedding(max_seq_len, d_model, _weight=torch.empty(max_seq_len, d_model))
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
-        return x_BTC + _at(self.table.weight, start, x_BTC.shape[1])
+        return x_BTC + _rows_at(self.table.weight, start, x_BTC.shape[1])
 
     def init_weights(self, std: float) -> None:
         nn.init.normal_(self.table.weight, std=std)
 
 
 class _Table(nn.Module):
-    """Constant fp32 buffers that are no part of the state dict and stay fp32 when the model's dtype is
-    changed."""
+    """Constant buffers outside the state dict, which stay fp32 when the model is cast to another dtype."""
 
     def __init__(self, build: Callable[[torch.device], dict[str, Tensor]], **shapes: tuple[int, ...]) -> None:
         super().__init__()
         self._build = build
         device = torch.empty(0).device
-        # on meta a cosine would first import torch's compiler, and a context of millions would fill the memory
+        # On meta, cos() would import torch's compiler, and the angles of a context of millions would fill the memory.
         on_meta = device.type == "meta"
         tables = {name: torch.empty(shape) for name, shape in shapes.items()} if on_meta else build(device)
         for name, value in tables.items():
             self.register_buffer(name, value, persistent=False)
 
     def fill(self) -> None:
-        """Compute the tables where the buffers are now (they hold nothing after meta → ``to_empty``)."""
+        """Compute the tables on the current device; needed after ``to_empty``, which leaves them uninitialised."""
         device = next(self.buffers()).device
         for name, value in self._build(device).items():
             setattr(self, name, value)
@@ -97,7 +96,7 @@ class _Sinusoids(_Table):
 
 
 class Sinusoidal(Position):
-    """Sines in the even, cosines in the odd columns (Vaswani et al. 2017, §3.5)."""
+    """Fixed sinusoids: sines in even columns, cosines in odd ones (Vaswani et al. 2017, §3.5)."""
 
     def __init__(self, *, d_model: int, max_seq_len: int, base: float) -> None:
         super().__init__()
@@ -111,7 +110,7 @@ class Sinusoidal(Position):
         self.table = _Sinusoids(build, values=(max_seq_len, d_model))
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
-        return x_BTC + _at(self.table.values, start, x_BTC.shape[1])
+        return x_BTC + _rows_at(self.table.values, start, x_BTC.shape[1])
 
     def init_weights(self, std: float) -> None:
         self.table.fill()
@@ -120,10 +119,10 @@ class Sinusoidal(Position):
 class Rope(Position):
     """Rotary position embedding (Su et al. 2021).
 
-    ``tinyllm.nn.rope`` has those that stretch a context, which differ in the frequencies.
+    ``tinyllm.nn.rope`` has variants with other frequencies, for longer contexts.
 
     Attributes:
-        table_factor: factor on what queries and keys become when they are turned.
+        table_factor: factor on rotated queries and keys.
     """
 
     rotates = True
@@ -136,7 +135,7 @@ class Rope(Position):
         self.by_dim = nn.ModuleDict()
 
     def frequencies(self, dim: int, device: torch.device) -> Tensor:
-        """(dim/2,) in float64: the angle by which a step of one position turns each pair."""
+        """(dim/2,) float64: rotation per position of each pair, in radians."""
         return base_frequencies(self.base, dim, device)
 
     def rotary(self, dim: int) -> "Rotary":
@@ -154,14 +153,14 @@ class Rope(Position):
 
 
 class Rotary(_Table):
-    """Turns the pairs (x_i, x_{i+dim/2}) of each head by position · frequency_i; fp32 tables.
+    """Rotates the pairs (x_i, x_{i+dim/2}) of each head by position · frequency_i, with fp32 tables.
 
     Args:
-        frequencies: of so many features, see ``Rope.frequencies``.
-        factor: on the turned pairs.
+        frequencies: see ``Rope.frequencies``.
+        factor: factor on the rotated pairs.
 
     Attributes:
-        cos, sin: (positions, dim): what x_i, and what the other one of its pair, is multiplied with.
+        cos, sin: (positions, dim): factors on x_i and on the other element of its pair.
 
     Raises:
         ValueError: an odd ``dim``.
@@ -177,7 +176,7 @@ class Rotary(_Table):
             raise ValueError(f"head_dim={dim} is odd: rotary positions turn pairs, so it must be even")
 
         def build(device: torch.device) -> dict[str, Tensor]:
-            angles = _turned(max_seq_len, frequencies(dim, device))
+            angles = _angles_of(max_seq_len, frequencies(dim, device))
             cos, sin = angles.cos(), angles.sin()
             if factor != 1:
                 cos, sin = cos * factor, sin * factor
@@ -186,21 +185,21 @@ class Rotary(_Table):
         super().__init__(build, cos=(max_seq_len, dim), sin=(max_seq_len, dim))
 
     def forward(self, x_BTHD: Tensor, start: int | Tensor) -> Tensor:
-        """The heads of the tokens at positions start … start+T−1, turned, as (B, H, T, dim) in the same dtype."""
-        cos, sin = (_at(table, start, x_BTHD.shape[1]) for table in (self.cos, self.sin))
-        if isinstance(start, Tensor):  # (B, T, dim), alike for all heads
+        """Rotate heads at positions start … start+T−1: (B, T, H, dim) → (B, H, T, dim), in the same dtype."""
+        cos, sin = (_rows_at(table, start, x_BTHD.shape[1]) for table in (self.cos, self.sin))
+        if isinstance(start, Tensor):  # (B, T, dim) → (B, 1, T, dim)
             cos, sin = cos[:, None], sin[:, None]
         x_BHTD = x_BTHD.transpose(1, 2)
-        if not torch.is_grad_enabled():  # the same in fewer calls, which is what a single token's time goes into
+        if not torch.is_grad_enabled():  # the same in fewer calls: decoding one token is bound by call overhead
             swapped = x_BHTD.roll(x_BHTD.shape[-1] // 2, -1)
             return torch.addcmul(x_BHTD * cos, swapped, sin).to(x_BTHD.dtype)
-        turned = _Rotation.apply(x_BHTD, cos, sin)
-        assert isinstance(turned, Tensor)
-        return turned
+        rotated = _Rotation.apply(x_BHTD, cos, sin)
+        assert isinstance(rotated, Tensor)
+        return rotated
 
 
 class _Rotation(torch.autograd.Function):
-    """The rotation in few passes over memory; its gradient is the rotation back."""
+    """The rotation in few passes over memory; its gradient is the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Any, x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -216,16 +215,18 @@ class _Rotation(torch.autograd.Function):
 
 def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x_BHTD.shape[-1] // 2
-    exact = torch.promote_types(x_BHTD.dtype, torch.float32)
-    x = torch.empty(x_BHTD.shape, dtype=exact, device=x_BHTD.device).copy_(x_BHTD)  # contiguous for what follows
-    turned = x * cos
-    turned[..., :half].addcmul_(x[..., half:], sin[..., :half])
-    turned[..., half:].addcmul_(x[..., :half], sin[..., half:])
-    return turned.to(x_BHTD.dtype)
+    at_least_fp32 = torch.promote_types(x_BHTD.dtype, torch.float32)
+    x = torch.empty(x_BHTD.shape, dtype=at_least_fp32, device=x_BHTD.device).copy_(
+        x_BHTD
+    )  # contiguous for the slices below
+    rotated = x * cos
+    rotated[..., :half].addcmul_(x[..., half:], sin[..., :half])
+    rotated[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return rotated.to(x_BHTD.dtype)
 
 
-def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
-    """Rows start … start+n−1 of a table (positions, size): (n, size), or (B, n, size) of a ``start`` (B,) or (B, n)."""
+def _rows_at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
+    """Rows start … start+n−1 of a table (positions, size): (n, size), (B, n, size) if start is (B,) or (B, n)."""
     if isinstance(start, int):
         return table[start : start + n]
     if start.ndim == 2:
@@ -235,22 +236,22 @@ def _at(table: Tensor, start: int | Tensor, n: int) -> Tensor:
 
 def _angles(n: int, dim: int, base: float, device: torch.device) -> Tensor:
     """(n, dim/2): position · base^(−2i/dim), computed in float64 and rounded once."""
-    return _turned(n, base_frequencies(base, dim, device))
+    return _angles_of(n, base_frequencies(base, dim, device))
 
 
 def base_frequencies(base: float, dim: int, device: torch.device) -> Tensor:
-    """(dim/2,) in float64: base^(−2i/dim).
+    """(dim/2,) float64: base^(−2i/dim).
 
     Raises:
-        ValueError: times a position, one of them would be no number in fp32.
+        ValueError: a frequency is so large that angles would overflow fp32.
     """
-    if base ** (2 / dim - 1) > LARGEST_FREQUENCY:
-        raise ValueError(f"base={base} is too small: the angles of {dim} features are beyond fp32")
+    if base ** (2 / dim - 1) > MAX_FREQUENCY:
+        raise ValueError(f"base={base} is too small: with head_dim={dim}, angles overflow fp32")
     return torch.as_tensor(base ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim))
 
 
-def _turned(n: int, frequencies: Tensor) -> Tensor:
-    """(n, dim/2) in fp32: the angle of each pair at positions 0 … n−1."""
+def _angles_of(n: int, frequencies: Tensor) -> Tensor:
+    """(n, dim/2) fp32: the angle of each pair at positions 0 … n−1."""
     return (torch.arange(n, dtype=torch.float64, device=frequencies.device)[:, None] * frequencies).float()
 
 

@@ -1,6 +1,6 @@
-"""Rotary positions that stretch a context: a model trained on a short one reads a longer one, or is trained on it.
+"""Context extension for rotary positions: variants of ``Rope`` that read contexts longer than those trained on.
 
-Each changes the frequencies of ``Rope`` as ``transformers`` does for the ``rope_type`` of its name.
+Each changes the frequencies as ``transformers`` does for the ``rope_type`` of the same name.
 """
 
 import math
@@ -15,7 +15,7 @@ class LinearRope(Rope):
     """Position interpolation (Chen et al. 2023): positions divided by ``factor``.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     def __init__(self, *, max_seq_len: int, base: float, factor: float) -> None:
@@ -27,20 +27,20 @@ class LinearRope(Rope):
 
 
 class StretchedRope(Rope):
-    """Rotary positions that know the context from which they stretch.
+    """Base class of the variants that know the original context.
 
     Args:
-        factor: how much longer the context may become.
-        original_max_seq_len: the context to stretch; None: max_seq_len / factor.
+        factor: ratio of the extended context to the original one.
+        original_max_seq_len: the context trained on; None: max_seq_len / factor.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     def __init__(self, *, max_seq_len: int, base: float, factor: float, original_max_seq_len: int | None) -> None:
         super().__init__(max_seq_len=max_seq_len, base=base)
         if base <= 1:
-            raise ValueError(f"base={base} must be more than 1, so that each pair turns slower than the one before it")
+            raise ValueError(f"base={base} must be more than 1, so that frequencies decrease from pair to pair")
         self.factor = _at_least_one(factor)
         if original_max_seq_len is None:
             original_max_seq_len = max(1, round(max_seq_len / factor))
@@ -50,15 +50,15 @@ class StretchedRope(Rope):
 
 
 class NtkRope(StretchedRope):
-    """NTK-aware scaling at the length of the model's context: a larger base, so that slow pairs turn slower still.
+    """NTK-aware scaling for the model's context: a larger base, which slows low frequencies most.
 
-    What transformers calls ``dynamic`` gives a sequence of ``max_seq_len`` tokens these frequencies. They are fixed
-    here, so that cached keys stay right; up to the original context they are those of ``Rope``.
+    These are the frequencies that ``dynamic`` scaling in transformers gives a sequence of ``max_seq_len`` tokens. They
+    are fixed here, so that cached keys stay valid. Up to the original context they equal those of ``Rope``.
     """
 
     def rotary(self, dim: int) -> Rotary:
         if dim < 4:
-            raise ValueError(f"head_dim={dim} is too small for a base that follows the context: at least 4")
+            raise ValueError(f"head_dim={dim} is too small for NTK scaling: it must be at least 4")
         return super().rotary(dim)
 
     def frequencies(self, dim: int, device: torch.device) -> Tensor:
@@ -67,19 +67,18 @@ class NtkRope(StretchedRope):
 
 
 class YarnRope(StretchedRope):
-    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071): slow pairs are interpolated, fast ones stay.
+    """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071): interpolates low frequencies, keeps high ones.
 
     Args:
-        beta_fast: a pair that turns this often or more within the original context stays as it is.
-        beta_slow: one that turns this often or less is interpolated; between the two it is a mixture.
-        attention_factor: factor on turned queries and keys; None: 0.1·ln(factor) + 1, or what ``mscale`` says.
-        mscale: with ``mscale_all_dim``, attention_factor is (0.1·mscale·ln(factor) + 1) over the same of that.
-        mscale_all_dim: the scores of latent attention are multiplied with (0.1·mscale_all_dim·ln(factor) + 1)²
-            (DeepSeek-V2).
-        truncate: the bounds of the mixture are whole pairs.
+        beta_fast: pairs with at least this many turns within the original context keep their frequency.
+        beta_slow: pairs with at most this many turns are interpolated; between the two, frequencies are blended.
+        attention_factor: factor on rotated queries and keys; None: 0.1·ln(factor) + 1, or as given by ``mscale``.
+        mscale: attention_factor = (0.1·mscale·ln(factor) + 1) / (0.1·mscale_all_dim·ln(factor) + 1).
+        mscale_all_dim: MLA's attention scores are multiplied with (0.1·mscale_all_dim·ln(factor) + 1)² (DeepSeek-V2).
+        truncate: round the bounds of the blend to whole pairs.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -99,17 +98,17 @@ class YarnRope(StretchedRope):
         super().__init__(max_seq_len=max_seq_len, base=base, factor=factor, original_max_seq_len=original_max_seq_len)
         if not beta_fast > beta_slow > 0:
             raise ValueError(f"beta_slow={beta_slow} must be positive and less than beta_fast={beta_fast}")
-        given = {"attention_factor": attention_factor, "mscale": mscale, "mscale_all_dim": mscale_all_dim}
-        for name, value in given.items():
+        factors = {"attention_factor": attention_factor, "mscale": mscale, "mscale_all_dim": mscale_all_dim}
+        for name, value in factors.items():
             if value is not None and not value > 0:
                 raise ValueError(f"{name}={value} must be positive")
         if mscale is not None and (mscale_all_dim is None or attention_factor is not None):
-            raise ValueError(f"mscale={mscale} counts beside mscale_all_dim and without attention_factor alone")
+            raise ValueError(f"mscale={mscale} needs mscale_all_dim, and cannot be combined with attention_factor")
         self.beta_fast, self.beta_slow, self.truncate = beta_fast, beta_slow, truncate
         self.attention_factor, self.mscale, self.mscale_all_dim = attention_factor, mscale, mscale_all_dim
-        usual = self._magnitude(1.0 if mscale is None else mscale)
-        usual /= self._magnitude(None if mscale is None else mscale_all_dim)
-        self.table_factor = usual if attention_factor is None else attention_factor
+        default = self._magnitude(1.0 if mscale is None else mscale)
+        default /= self._magnitude(None if mscale is None else mscale_all_dim)
+        self.table_factor = default if attention_factor is None else attention_factor
         self.score_factor = self._magnitude(mscale_all_dim) ** 2
 
     def _magnitude(self, scale: float | None) -> float:
@@ -126,19 +125,20 @@ class YarnRope(StretchedRope):
         return frequencies * (1 - interpolated) + frequencies / self.factor * interpolated
 
     def _pair_of(self, turns: float, dim: int) -> float:
-        """The pair, counted from 0, that turns so often within the original context."""
+        """Fractional index of the pair with this many turns within the original context."""
         return dim * math.log(self.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
 
 class Llama3Rope(StretchedRope):
-    """Llama 3.1's scaling (Llama Team 2024): wavelengths beyond a part of the original context are stretched.
+    """Llama 3.1's scaling (Llama Team 2024): stretches wavelengths that are long relative to the original context.
 
     Args:
-        low_freq_factor: a pair of a wavelength beyond original_max_seq_len / this turns ``factor`` times slower.
-        high_freq_factor: one below original_max_seq_len / this stays as it is; between the two it is a mixture.
+        low_freq_factor: pairs with a wavelength above original_max_seq_len / this rotate ``factor`` times slower.
+        high_freq_factor: pairs with a wavelength below original_max_seq_len / this are unchanged; between the two,
+            frequencies are blended.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
     """
 
     def __init__(
@@ -161,8 +161,8 @@ class Llama3Rope(StretchedRope):
     def frequencies(self, dim: int, device: torch.device) -> Tensor:
         frequencies = super().frequencies(dim, device)
         turns = self.original_max_seq_len * frequencies / (2 * math.pi)  # within the original context
-        kept = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
-        return frequencies * kept + frequencies / self.factor * (1 - kept)
+        unchanged = ((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)).clamp(0, 1)
+        return frequencies * unchanged + frequencies / self.factor * (1 - unchanged)
 
 
 def _at_least_one(factor: float) -> float:

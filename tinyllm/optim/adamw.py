@@ -1,4 +1,4 @@
-"""AdamW with the implementation that the device runs fastest."""
+"""AdamW, fused where possible."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 def adamw(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), fused where every tensor's device has it.
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), fused if all devices support it.
 
     Args:
         params: parameter groups; a group's own ``weight_decay`` wins.

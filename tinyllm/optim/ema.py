@@ -11,14 +11,14 @@ from tinyllm.utils.tensors import local_tensor, part_of
 
 
 class Average:
-    """No average: what the loop asks of one, with nothing behind it."""
+    """The interface of an average of the weights, and the default without one."""
 
     def after_step(self, step: int) -> None:
-        """Take the weights in when ``step`` steps are finished (0: none yet); not called for a skipped step."""
+        """Update the average after ``step`` finished steps (0: before the first); not called for skipped steps."""
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """In this context the model has the averaged weights, if there are any yet."""
+        """Context in which the model has the averaged weights, once they exist."""
         yield
 
     def state_dict(self) -> dict[str, Any]:
@@ -32,14 +32,14 @@ class Average:
 class EMA(Average):
     """s ← d·s + (1 − d)·w with d = min(decay, (1 + t)/(10 + t)), t updates so far (Polyak & Juditsky 1992).
 
-    The shadow s starts as a copy of the weights w when ``start_step`` steps are finished, so the initialisation is no
-    part of it unless it starts at 0, and there the small d of the first updates forgets it.
+    The shadow s starts as a copy of the weights w after ``start_step`` finished steps. If that is 0, the small d of the
+    first updates makes it forget the initialisation.
 
     Args:
-        model: its parameters are averaged; buffers are not.
-        decay: at most this much of the shadow stays in an update.
+        model: its parameters are averaged, buffers are not.
+        decay: largest d.
         update_every: steps between updates.
-        start_step: finished steps at which it starts.
+        start_step: finished steps before the average starts.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, update_every: int, start_step: int) -> None:
@@ -68,21 +68,22 @@ class EMA(Average):
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        """In place: whoever wraps the model, or compiled it, holds on to the memory of its weights."""
+        """Swap weights and shadow in place: wrappers and compiled code hold pointers to the weights' memory."""
         for name, shadow in self.shadow.items():
-            here, there = local_tensor(shadow), local_tensor(self.parameters[name].detach())
-            kept = there.clone()
-            there.copy_(here)
-            here.copy_(kept)
+            average, weight = local_tensor(shadow), local_tensor(self.parameters[name].detach())
+            saved = weight.clone()
+            weight.copy_(average)
+            average.copy_(saved)
 
     def state_dict(self) -> dict[str, Any]:
         return {"shadow": dict(self.shadow), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`, its tensors whole; from that of no average, start with the next step."""
+        """Continue from a :meth:`state_dict` of full tensors; from one without an average, start at the next step."""
         self.updates = state.get("updates", 0)
         self.shadow = {}
         saved = state.get("shadow", {})
-        for name in [one for one in self.parameters if one in saved]:  # in this order: several ranks saved in another
+        # in the order of the parameters: checkpoints of several ranks have another
+        for name in [name for name in self.parameters if name in saved]:
             self.shadow[name] = self.parameters[name].detach().clone()
             local_tensor(self.shadow[name]).copy_(part_of(saved[name], self.shadow[name]))

@@ -1,4 +1,4 @@
-"""Parameter groups: which tensors get weight decay, and which have a learning rate of their own."""
+"""Parameter groups: which parameters get weight decay, and which have their own learning rate."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 MATRIX = "matrix"
 KINDS = (MATRIX, "head", "embedding", "vector")
-"""The matrix of a linear layer; that of an output head that is no embedding table; a look-up table; anything else."""
+"""Matrix of a linear layer, matrix of an untied head, look-up table, anything else."""
 DECAYED = KINDS[:2]
 
 
@@ -17,44 +17,43 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """One optimizer group per kind of parameter, in the order of ``KINDS``; only matrices and the head are decayed.
 
-    Parameters that grow with the width of the model are in groups of their own, one for each scaling.
+    Under a parametrization, each distinct scaling of a kind has its own group.
 
     Args:
-        model: its parameters, each once (a tied tensor under its first name).
-        kinds: one of ``KINDS`` by parameter name, from ``model.parameter_kinds()``.
-        scalings: of some of the parameters, by name, see :func:`scale_with_width`.
+        model: each parameter counts once, a tied tensor under its first name.
+        kinds: kind by parameter name, from ``model.parameter_kinds()``.
+        scalings: scaling by parameter name (``MatrixScaling``), for those whose learning rate depends on the width.
 
     Returns:
-        Groups with ``params``, ``names``, ``kind`` and ``scaling``; those without decay set ``weight_decay`` to 0.
+        Groups with ``params``, ``names``, ``kind`` and ``scaling``; groups without decay set ``weight_decay`` to 0.
 
     Raises:
         ValueError: a parameter has no kind, a kind is unknown, or no parameter is a matrix.
     """
-    found: dict[tuple[str, Hashable], dict[str, Any]] = {}
+    groups: dict[tuple[str, Hashable], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
-        kind, own = kinds.get(name), (scalings or {}).get(name)
+        kind, scaling = kinds.get(name), (scalings or {}).get(name)
         if kind not in KINDS:
-            raise ValueError(f"parameter {name} has kind {kind}: one of {', '.join(KINDS)}")
-        group = found.setdefault((kind, own), {"params": [], "names": [], "kind": kind, "scaling": own})
+            raise ValueError(f"parameter {name} has kind {kind}: it must be one of {', '.join(KINDS)}")
+        group = groups.setdefault((kind, scaling), {"params": [], "names": [], "kind": kind, "scaling": scaling})
         if kind not in DECAYED:
             group["weight_decay"] = 0.0
         group["params"].append(parameter)
         group["names"].append(name)
-    if all(kind not in DECAYED for kind, _ in found):
-        raise ValueError("weight decay would apply to nothing: the model has no matrix of a linear layer")
-    return sorted(found.values(), key=lambda group: KINDS.index(group["kind"]))
+    if all(kind not in DECAYED for kind, _ in groups):
+        raise ValueError("weight decay would apply to nothing: the model has no linear layer")
+    return sorted(groups.values(), key=lambda group: KINDS.index(group["kind"]))
 
 
 def scale_with_width(optimizer: Optimizer) -> None:
-    """Let the learning rates of the groups that grow with the width of the model follow it.
+    """Scale the learning rates of the groups that have a ``scaling``.
 
-    The decay of a step is lr·weight_decay; it stays as it is at every width, so that the weights forget in the same
-    number of steps (Wang & Aitchison 2024, https://arxiv.org/abs/2405.13698, §4).
+    lr·weight_decay, the decay per step, is kept constant over widths, so that weights decay on the same time scale
+    (Wang & Aitchison 2024, https://arxiv.org/abs/2405.13698, §4).
 
     Args:
         optimizer: its ``update_norm(rows, columns)`` is the spectral norm of a matrix's step at learning rate 1, up to
-            a constant; one that has none makes steps whose entries have one size, and so does every one for the groups
-            that name ``entrywise``.
+            a constant. Without it, and for groups marked ``entrywise``, :func:`entrywise_norm` is used.
     """
     norm = getattr(optimizer, "update_norm", entrywise_norm)
     for group in optimizer.param_groups:
@@ -65,5 +64,5 @@ def scale_with_width(optimizer: Optimizer) -> None:
 
 
 def entrywise_norm(rows: int, columns: int) -> float:
-    """The spectral norm of a step in few directions whose entries are all about 1."""
+    """Spectral norm of a low-rank step whose entries are all about 1, as Adam's and Lion's are."""
     return float((rows * columns) ** 0.5)

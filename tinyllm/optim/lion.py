@@ -1,4 +1,4 @@
-"""Lion: the sign of a momentum."""
+"""Lion."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from tinyllm.utils.tensors import local_tensor
 
 @keeps_state(one_moment)
 class Lion(Optimizer):
-    """Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2, decoupled weight decay.
+    """Lion (Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2): the sign of an interpolated momentum.
 
-    u = sign(β1·m + (1−β1)·g); w ← w − lr·(u + weight_decay·w); m ← β2·m + (1−β2)·g. One state per weight, m.
+    u = sign(β1·m + (1−β1)·g); w ← w − lr·(u + weight_decay·w); m ← β2·m + (1−β2)·g. The state is m.
 
     Args:
         params: parameter groups; a group's own ``weight_decay`` wins.
@@ -50,7 +50,7 @@ class Lion(Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1 - beta2)
 
     def state_shapes(self, group: dict[str, Any], shape: tuple[int, ...]) -> Shapes:
-        """The shape of each entry kept of a parameter."""
+        """The state kept for a parameter."""
         return {"m": shape}
 
     def _momentum(self, weight: Tensor) -> Tensor:

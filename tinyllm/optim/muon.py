@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrix is made orthogonal."""
+"""Muon: momentum orthogonalised by Newton–Schulz iteration."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,45 +14,45 @@ from tinyllm.optim.groups import DECAYED, MATRIX
 from tinyllm.utils.tensors import full_tensor, local_tensor, part_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration: its slope at 0 is as large as the singular values' staying near 1 allows (Jordan 2024)."""
+"""Of the quintic iteration, chosen for the largest slope at 0 that keeps singular values near 1 (Jordan 2024)."""
 STEPS = 5
 
-ORDINARY = 20
-"""Matrices whose largest entry is within 2^±20 are divided by their norm as they are; others are scaled first."""
+MAX_EXPONENT = 20
+"""Matrices whose largest entry is outside 2^±20 are scaled by a power of two before they are normalised."""
 
 Scale = Literal["spectral", "rms"]
 
 
 def state_bytes(groups: Groups, *, orthogonal_head: bool = False, **settings: Any) -> int:
-    """One momentum of the matrices, AdamW's two moments of the others."""
-    ours = orthogonalised_kinds(orthogonal_head=orthogonal_head)
-    return sum((one_moment if group["kind"] in ours else two_moments)([group]) for group in groups)
+    """Bytes of state: one momentum for Muon's matrices, AdamW's two moments for the rest."""
+    muon_kinds = orthogonalised_kinds(orthogonal_head=orthogonal_head)
+    return sum((one_moment if group["kind"] in muon_kinds else two_moments)([group]) for group in groups)
 
 
 def orthogonalised_kinds(*, orthogonal_head: bool) -> tuple[str, ...]:
-    """Kinds of the parameters that are Muon's."""
+    """Kinds of parameters that Muon updates; AdamW updates the rest."""
     return DECAYED if orthogonal_head else (MATRIX,)
 
 
 @keeps_state(state_bytes)
 class Muon(Optimizer):
-    """Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, for matrices; AdamW for everything else.
+    """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for matrices, AdamW for everything else.
 
-    An output head is AdamW's, as there: its rows are tokens, and a step with equal singular values moves rare ones as
-    far as frequent ones.
+    The head is left to AdamW, as in the original: its rows are tokens, and a step with equal singular values would move
+    rare tokens as far as frequent ones.
 
-    m ← β·m + (1−β)·g; u = orthogonalised β·m + (1−β)·g (Nesterov); w ← w − lr·(s·u + weight_decay·w). Of a stack of
-    matrices, such as a mixture's experts, each is made orthogonal by itself; all matrices of one shape go through one
+    m ← β·m + (1−β)·g; u = orthogonalised β·m + (1−β)·g (Nesterov); w ← w − lr·(s·u + weight_decay·w). In a stack of
+    matrices, such as a mixture's experts, each is orthogonalised by itself. All matrices of one shape go through one
     batched iteration. Sharded matrices are gathered for it, and every rank computes all of them.
 
     Args:
-        params: groups with their ``kind``; those of kind ``matrix`` are Muon's, the others get ``entrywise``.
-        lr: of the matrices.
-        adamw_lr: of everything else at the peak; None: ``lr``. A group's ``lr_scale`` is adamw_lr / lr.
+        params: groups with their ``kind``; Muon updates kind ``matrix``, other groups are marked ``entrywise``.
+        lr: peak learning rate of the matrices.
+        adamw_lr: peak learning rate of everything else; None: ``lr``. Sets ``lr_scale`` = adamw_lr / lr of its groups.
         momentum: β.
-        scale: s. ``rms``: 0.2·√(larger side), which gives an update the size of AdamW's, so that its learning rates
-            serve (Liu et al. 2025, https://arxiv.org/abs/2502.16982, eq. 4); ``spectral``: √max(1, rows/columns).
-        orthogonal_head: the head is Muon's too.
+        scale: s. ``rms``: 0.2·√(larger side), which gives updates the RMS of AdamW's, so that AdamW's learning rates
+            carry over (Liu et al. 2025, https://arxiv.org/abs/2502.16982, eq. 4); ``spectral``: √max(1, rows/columns).
+        orthogonal_head: Muon updates the head too.
         betas, eps: of AdamW.
 
     Raises:
@@ -74,19 +74,19 @@ class Muon(Optimizer):
     ) -> None:
         check_not_negative(lr=lr, weight_decay=weight_decay)
         if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum} is out of range: at least 0 and below 1")
+            raise ValueError(f"momentum={momentum} is out of range: it must be at least 0 and below 1")
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
-            raise ValueError(f"adamw_lr={adamw_lr} must be above 0, as must lr")
+            raise ValueError(f"adamw_lr={adamw_lr} and lr={lr} must both be above 0")
         self.momentum, self.scale = momentum, scale
-        ours = orthogonalised_kinds(orthogonal_head=orthogonal_head)
-        others = [group for group in params if group["kind"] not in ours]
+        muon_kinds = orthogonalised_kinds(orthogonal_head=orthogonal_head)
+        others = [group for group in params if group["kind"] not in muon_kinds]
         for group in params:
-            group["entrywise"] = group["kind"] not in ours
+            group["entrywise"] = group["kind"] not in muon_kinds
         for group in others:
             group["lr_scale"] = 1.0 if adamw_lr is None else adamw_lr / lr
         self.adamw = adamw(others, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay) if others else None
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-        if self.adamw is not None:  # its groups are ours already; its state shall be too
+        if self.adamw is not None:  # it shares our groups; sharing its state makes one state dict of both
             self.adamw.state = self.state
 
     @torch.no_grad()
@@ -101,7 +101,7 @@ class Muon(Optimizer):
             self.adamw.step()
 
     def state_shapes(self, group: dict[str, Any], shape: tuple[int, ...]) -> Shapes:
-        """The shape of each entry state_bytes of a parameter."""
+        """The state kept for a parameter."""
         return adamw_shapes(shape) if group["entrywise"] else {"m": shape}
 
     def _update(self, weights: list[Tensor], *, lr: float, weight_decay: float) -> None:
@@ -111,7 +111,9 @@ class Muon(Optimizer):
                 self.state[weight]["m"] = torch.zeros_like(weight)
         momenta = [self.state[weight]["m"] for weight in weights]
         torch._foreach_lerp_(momenta, gradients, 1 - self.momentum)
-        updates = torch.stack([full_tensor(one) for one in torch._foreach_lerp(gradients, momenta, self.momentum)])
+        updates = torch.stack(
+            [full_tensor(update) for update in torch._foreach_lerp(gradients, momenta, self.momentum)]
+        )
         size = self.update_norm(*updates.shape[-2:])
         orthogonal = orthogonalise(updates.flatten(0, -3)).view(updates.shape)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
@@ -119,26 +121,26 @@ class Muon(Optimizer):
         torch._foreach_add_([local_tensor(weight) for weight in weights], steps, alpha=-lr * size)
 
     def update_norm(self, rows: int, columns: int) -> float:
-        """s: the singular values of a matrix's step at learning rate 1."""
+        """s, which is the spectral norm of a step at learning rate 1."""
         return 0.2 * max(rows, columns) ** 0.5 if self.scale == "rms" else max(1.0, rows / columns) ** 0.5
 
 
 def by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
-    """The weights of each shape, in their order."""
-    found: dict[torch.Size, list[Tensor]] = defaultdict(list)
+    """The weights grouped by shape."""
+    groups: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for weight in weights:
-        found[weight.shape].append(weight)
-    return list(found.values())
+        groups[weight.shape].append(weight)
+    return list(groups.values())
 
 
 def orthogonalise(matrices_NRC: Tensor) -> Tensor:
-    """The nearest matrices with singular values about 1 (0.7 to 1.2), by Newton–Schulz iteration in bf16.
+    """Push all singular values to about 1 (0.7 to 1.2) by Newton–Schulz iteration in bf16.
 
     Args:
         matrices_NRC: N matrices of one shape.
 
     Returns:
-        The same shape, bf16. A matrix of zeros stays one.
+        The same shape, bf16. A zero matrix stays zero.
     """
     x = _scaled(matrices_NRC).bfloat16()
     tall = x.shape[-2] > x.shape[-1]
@@ -153,13 +155,13 @@ def orthogonalise(matrices_NRC: Tensor) -> Tensor:
 
 
 def _scaled(matrices_NRC: Tensor) -> Tensor:
-    """Very small and very large matrices times a power of two, so that the largest entry is near 1.
+    """Scale very small and very large matrices by a power of two, so that the largest entry is near 1.
 
-    A step does not depend on the size of the gradient. Without this, that of a gradient below 1e-7 would: its norm is
-    less than what keeps a matrix of zeros from being divided by 0; and the squares in a norm leave the range of fp32
-    for entries below 1e-19 or above 1e19.
+    A step must not depend on the size of the gradient. Without this it would for gradients below 1e-7, whose norm is
+    less than the constant that guards against division by 0. Also, the squares in a norm leave the range of fp32 for
+    entries below 1e-19 or above 1e19.
     """
     peak = matrices_NRC.abs().amax((-2, -1), keepdim=True)
     exponent = torch.frexp(peak).exponent
-    shift = torch.where(exponent.abs() <= ORDINARY, 0, -exponent).clamp(-126, 126)  # 2^127 is the last that fp32 has
+    shift = torch.where(exponent.abs() <= MAX_EXPONENT, 0, -exponent).clamp(-126, 126)  # fp32 ends at 2^127
     return torch.ldexp(matrices_NRC, shift)

@@ -1,8 +1,8 @@
-"""Learning-rate schedules: plain objects, a pure function of the step, so that resume needs no state.
+"""Learning-rate schedules: pure functions of the step, so that resuming needs no state.
 
 With s = step from 0, W = warmup steps, N = horizon and x = (s + 1 − W)/(N − W): during warmup the rate is
-lr·(s + 1)/W; afterwards it falls, so that the last step s = N − 1 (x = 1) has exactly ``min_lr``. The only step of a
-horizon of one has ``lr``.
+lr·(s + 1)/W; then it falls to exactly ``min_lr`` at the last step s = N − 1 (x = 1). With N = 1 the only step has
+``lr``.
 """
 
 import math
@@ -19,7 +19,7 @@ class Schedule(ABC):
         min_lr: learning rate of the last step; None: lr/10.
 
     Raises:
-        ValueError: the plan does not fit into the horizon.
+        ValueError: warmup or min_lr is out of range.
     """
 
     def __init__(self, *, lr: float, n_steps: int, warmup_steps: int | float, min_lr: float | None) -> None:
@@ -28,14 +28,15 @@ class Schedule(ABC):
         self.warmup = steps_of("warmup_steps", warmup_steps, n_steps)
         if self.warmup >= n_steps:
             raise ValueError(
-                f"warmup_steps={warmup_steps} leaves nothing after it: it must be below the horizon of {n_steps} steps"
+                f"warmup_steps={warmup_steps} leaves no steps after warmup: it must be below the horizon of "
+                f"{n_steps} steps"
             )
         if not 0 <= self.min_lr <= lr:
             raise ValueError(f"min_lr={self.min_lr:g} is out of range: it must be between 0 and the peak, {lr:g}")
 
     def __call__(self, step: int) -> float:
-        """Learning rate of ``step`` (from 0)."""
-        if self.n_steps == 1:  # the only step is the last one too, and it is to train
+        """Learning rate of ``step``, counted from 0."""
+        if self.n_steps == 1:  # the only step is also the last one, and should train at the peak
             return self.lr
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
@@ -47,12 +48,12 @@ class Schedule(ABC):
         """Learning rate at progress x in (0, 1] after the warmup."""
 
     def between(self, fraction: float) -> float:
-        """min_lr at 0, the peak at 1, exactly at both ends."""
+        """Interpolate linearly from min_lr (fraction 0) to the peak (1), exact at both ends."""
         return self.min_lr + (self.lr - self.min_lr) * fraction if fraction else self.min_lr
 
 
 class Constant(Schedule):
-    """The peak throughout."""
+    """The peak learning rate after warmup."""
 
     def __init__(self, *, lr: float, n_steps: int, warmup_steps: int | float) -> None:
         super().__init__(lr=lr, n_steps=n_steps, warmup_steps=warmup_steps, min_lr=lr)
@@ -62,14 +63,14 @@ class Constant(Schedule):
 
 
 class Cosine(Schedule):
-    """Half a cosine (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, without restarts)."""
+    """Half a cosine period (Loshchilov & Hutter 2017, https://arxiv.org/abs/1608.03983, without restarts)."""
 
     def after_warmup(self, x: float) -> float:
         return self.between(0.5 * (1 + math.cos(math.pi * x)) if x < 1 else 0.0)
 
 
 class Linear(Schedule):
-    """A straight line."""
+    """Linear decay."""
 
     def after_warmup(self, x: float) -> float:
         return self.between(1 - x)
@@ -86,12 +87,12 @@ class WSD(Schedule):
     """Warmup, stable, decay (Hu et al. 2024, https://arxiv.org/abs/2404.06395).
 
     Args:
-        decay_steps: length of the decay, a fraction of the horizon or a whole number of steps; None: 0.2 of it.
-        stable_steps: steps at the peak, instead of ``decay_steps``: the decay takes the rest.
-        shape: of the decay: ``linear``, ``cosine`` or ``sqrt`` (1 − √x).
+        decay_steps: length of the decay, a fraction of the horizon or a whole number of steps; None: 0.2.
+        stable_steps: steps at the peak, as an alternative to ``decay_steps``; the decay takes the rest.
+        shape: shape of the decay: ``linear``, ``cosine`` or ``sqrt`` (1 − √x).
 
     Raises:
-        ValueError: the decay would never begin, or would not fit.
+        ValueError: the decay has no steps or does not fit into the horizon.
     """
 
     def __init__(
@@ -113,12 +114,12 @@ class WSD(Schedule):
             decay_steps = 0.2 if decay_steps is None else decay_steps
             self.decay = steps_of("decay_steps", decay_steps, n_steps)
             if is_fraction(warmup_steps) and is_fraction(decay_steps) and warmup_steps + decay_steps < 1 + 1e-9:
-                # fractions of one horizon that fit into it, of which both were rounded up
+                # the fractions fit into the horizon, but both may have been rounded up
                 self.decay = min(self.decay, n_steps - self.warmup)
             given = f"decay_steps={decay_steps}"
         elif decay_steps is not None:
             raise ValueError(
-                f"stable_steps={stable_steps} and decay_steps={decay_steps} say the same twice: give one of them"
+                f"stable_steps={stable_steps} and decay_steps={decay_steps} are alternatives: set only one of them"
             )
         else:
             if stable_steps < 0:
@@ -127,7 +128,8 @@ class WSD(Schedule):
             given = f"stable_steps={stable_steps}"
         if self.decay < 1:
             raise ValueError(
-                f"{given} leaves no decay: warmup takes {self.warmup} of {n_steps} steps, at least 1 must decay"
+                f"{given} leaves no steps for the decay: warmup takes {self.warmup} of {n_steps} steps, "
+                "and the decay needs at least 1"
             )
         if self.warmup + self.decay > n_steps:
             raise ValueError(f"{given} does not fit: warmup takes {self.warmup} of {n_steps} steps")
@@ -138,18 +140,18 @@ class WSD(Schedule):
 
 
 def is_fraction(value: float) -> bool:
-    """Whether a number of steps is meant as a part of the horizon."""
+    """Whether a number of steps is a fraction of the horizon."""
     return isinstance(value, float) and value < 1
 
 
 def steps_of(name: str, value: int | float, n_steps: int) -> int:
-    """A number of steps given as a whole number, or as a fraction (a float below 1) of the horizon.
+    """Convert to steps a whole number of steps or a fraction of the horizon (a float below 1).
 
     Raises:
         ValueError: it is negative, or a float that is neither a fraction nor whole.
     """
     if value < 0:
-        raise ValueError(f"{name}={value} is negative: a fraction of the horizon or a whole number of steps")
+        raise ValueError(f"{name}={value} is negative: it must be a fraction of the horizon or a whole number of steps")
     if is_fraction(value):
         return round(value * n_steps)
     if int(value) != value:

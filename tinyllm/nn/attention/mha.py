@@ -10,7 +10,7 @@ from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_l
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
-from tinyllm.nn.norm import LEAST_EPS, RMSNorm
+from tinyllm.nn.norm import MIN_EPS, RMSNorm
 from tinyllm.nn.position import Position
 
 
@@ -52,8 +52,8 @@ class MHA(Attention):
         nope: bool = False,
     ) -> None:
         super().__init__()
-        if qk_norm_eps is not None and not qk_norm_eps >= LEAST_EPS:
-            raise ValueError(f"qk_norm_eps={qk_norm_eps} must be positive, at least {LEAST_EPS:g}")
+        if qk_norm_eps is not None and not qk_norm_eps >= MIN_EPS:
+            raise ValueError(f"qk_norm_eps={qk_norm_eps} must be at least {MIN_EPS:g}")
         eps = norm_eps if qk_norm_eps is None else qk_norm_eps
         n_kv_heads = self._kv_heads(n_heads)
         if n_kv_heads < 1 or n_heads % n_kv_heads:
