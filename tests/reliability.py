@@ -116,7 +116,7 @@ ROWS = (
         tests=(
             "faults/test_killed_while_saving.py::test_kills_at_random_moments",
             f"{RESUME}::test_kill_9_loses_at_most_checkpoint_every_steps",
-            f"{SAVER}::test_kill_9_at_named_points_and_at_any_moment_leaves_a_whole_newest",
+            f"{SAVER}::test_kill_9_at_any_moment_leaves_a_complete_newest_checkpoint",
         ),
     ),
     Row(
@@ -322,9 +322,9 @@ ROWS = (
         fault="standard output or error is closed, lacks a character, or loses its reader (`| head`)",
         outcome="training, sweeps and comparisons continue; a program that only prints exits with code 0",
         tests=(
-            "programs/test_streams.py::test_an_encoding_without_the_characters",
-            "programs/test_streams.py::test_a_closed_stream_swallows_and_its_number_is_taken",
-            "programs/test_streams.py::test_a_reader_that_leaves_ends_only_what_is_for_readers",
+            "programs/test_streams.py::test_characters_missing_in_the_encoding_are_replaced",
+            "programs/test_streams.py::test_a_closed_stream_discards_output_and_keeps_its_descriptor",
+            "programs/test_streams.py::test_a_lost_reader_ends_only_programs_that_just_print",
         ),
     ),
     *OF_RANKS,

@@ -1,4 +1,4 @@
-"""What other programs leave in the environment."""
+"""Environment variables that launchers and batch systems leave behind."""
 
 from unittest import mock
 
@@ -23,14 +23,14 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         ({}, 0, 0),
         ({"WORLD_SIZE": ""}, 0, 0),
         ({"WORLD_SIZE": " ", "RANK": ""}, 0, 0),
-        ({"WORLD_SIZE": "1"}, 0, 0),  # left by something that is no launcher
+        ({"WORLD_SIZE": "1"}, 0, 0),  # left behind by a batch system
         ({"WORLD_SIZE": "1", "RANK": "0"}, 0, 0),
         ({"RANK": "3"}, 0, 0),
         ({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, 1, 0),
         ({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}, 2, 1),
     ],
 )
-def test_who_started_this_process(
+def test_rank_and_number_of_processes(
     found: dict[str, str], processes: int, rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in found.items():
@@ -40,7 +40,7 @@ def test_who_started_this_process(
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "2;", "²"])
-def test_a_number_of_processes_that_is_none(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_world_size_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
     with pytest.raises(UserError, match=rf"\(WORLD_SIZE={value}\): a whole number, at least"):
         environment.started_processes()
@@ -48,7 +48,7 @@ def test_a_number_of_processes_that_is_none(value: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("value", ["", "1"])
-def test_processes_are_started_although_something_left_a_world_of_one(
+def test_a_leftover_world_size_of_one_does_not_stop_the_launch(
     value: str, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
@@ -58,14 +58,14 @@ def test_processes_are_started_although_something_left_a_world_of_one(
 
 
 @pytest.mark.parametrize("arguments", [(), RANKS, ("-m", "seed=1,2"), ("strategy=ddp",), ("strategy=single",)])
-def test_a_world_that_is_no_number_is_one_line(arguments: tuple[str, ...], call: Call) -> None:
+def test_an_invalid_world_size_is_a_one_line_error(arguments: tuple[str, ...], call: Call) -> None:
     answer = call("train", *arguments, WORLD_SIZE="many")
     [line] = answer.err.splitlines()
     assert line.startswith("error: not a value that torchrun sets (WORLD_SIZE=many): ")
     assert (answer.code, answer.made) == (2, [])
 
 
-def test_a_world_without_a_launcher_says_what_is_missing(call: Call) -> None:
+def test_a_world_size_without_launcher_names_what_is_missing(call: Call) -> None:
     answer = call("train", WORLD_SIZE="2")
     assert answer.err == (
         "error: no launcher started this process (WORLD_SIZE=2): torchrun sets RANK too: start with torchrun, or"
@@ -78,7 +78,7 @@ def test_a_world_without_a_launcher_says_what_is_missing(call: Call) -> None:
     [(value, False) for value in ("", "0", "false", "False", "no", "off")]
     + [(value, True) for value in ("1", "true", "yes")],
 )
-def test_tracebacks_are_shown_to_who_asks(value: str, shown: bool, call: Call) -> None:
+def test_tracebacks_are_shown_on_request(value: str, shown: bool, call: Call) -> None:
     assert ("Traceback" in call("train", "trainer.max_steps=-1", HYDRA_FULL_ERROR=value).err) == shown
-    asked = call("train", "trainer.max_steps=-1", f"debug={value or 'false'}")
-    assert ("Traceback" in asked.err) == shown
+    answer = call("train", "trainer.max_steps=-1", f"debug={value or 'false'}")
+    assert ("Traceback" in answer.err) == shown

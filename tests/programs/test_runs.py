@@ -1,4 +1,4 @@
-"""Run directories are found, filtered, sorted and compared by what their files say; damaged ones are listed as such."""
+"""The runs command finds, filters, sorts and compares run directories, and lists damaged ones as damaged."""
 
 import csv
 import io
@@ -36,8 +36,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path) -> Path:
-    """A copy that a test may damage."""
+def copied(made: Path, tmp_path: Path) -> Path:
+    """A copy of ``made`` to damage."""
     return shutil.copytree(made, tmp_path / "all")
 
 
@@ -98,7 +98,7 @@ def test_conditions(made: Path, conditions: list[str], found: set[str], call: Ca
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--where", "attn"), "not a condition (--where=attn)"),
         (("--where", "step<x"), "no number to compare with (--where=step<x)"),
@@ -111,12 +111,12 @@ def test_conditions(made: Path, conditions: list[str], found: set[str], call: Ca
         (("--diff", "here", "there"), "the run cannot be compared (here): not a run directory"),
     ],
 )
-def test_mistakes(made: Path, flags: tuple[str, ...], said: str, call: Call) -> None:
+def test_wrong_flags_are_one_line(made: Path, flags: tuple[str, ...], message: str, call: Call) -> None:
     answer = call("runs", str(made), *flags)
-    assert answer.code == 2 and said in answer.err and len(answer.err.splitlines()) == 1, answer
+    assert answer.code == 2 and message in answer.err and len(answer.err.splitlines()) == 1, answer
 
 
-def test_nothing_there(made: Path, tmp_path: Path, call: Call) -> None:
+def test_no_runs(made: Path, tmp_path: Path, call: Call) -> None:
     assert call("runs", str(tmp_path)).out == "no runs\n"
     assert call("runs", str(made), "--where", "step<0").out == "none of 2 runs matches\n"
     assert call("runs", str(tmp_path), "--json").out == "[]\n"
@@ -142,7 +142,7 @@ def test_csv_has_all_digits(made: Path, call: Call) -> None:
     assert one == [str(made / "one"), repr(last["val/loss"]), "0.0003"]
 
 
-def test_what_two_runs_differ_in(made: Path, call: Call) -> None:
+def test_diff_of_two_runs(made: Path, call: Call) -> None:
     pair = (str(made / "one"), str(made / "sweep" / "two"))
     found = json.loads(call("runs", "--diff", *pair, "--json").out)
     assert found["configuration"]["model.n_kv_heads"] == [2, 1]
@@ -165,8 +165,8 @@ def change(run: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def test_a_run_that_goes_on_and_one_that_was_killed(place: Path) -> None:
-    run = place / "one"
+def test_running_and_killed_runs_are_told_apart_by_the_lock(copied: Path) -> None:
+    run = copied / "one"
     change(run, lambda facts: facts.update(status="running"))
     log = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(log[:3]) + log[3][:20], encoding="utf-8")
@@ -193,21 +193,21 @@ def test_a_run_that_goes_on_and_one_that_was_killed(place: Path) -> None:
         (lambda run: (run / "run.json").unlink(), "not a run directory"),
     ],
 )
-def test_a_damaged_one_is_listed_as_such(
-    place: Path,
+def test_a_damaged_run_is_listed_as_damaged(
+    copied: Path,
     damage: Callable[[Path], object],
     note: str,
     call: Call,
 ) -> None:
-    damage(place / "one")
-    answer = call("runs", str(place), "--sort", "run")
+    damage(copied / "one")
+    answer = call("runs", str(copied), "--sort", "run")
     assert answer.code == 0, answer
-    [line] = [line for line in answer.out.splitlines() if line.split()[0] == str(place / "one")]
+    [line] = [line for line in answer.out.splitlines() if line.split()[0] == str(copied / "one")]
     assert line.split()[1] == "damaged" and note in line
     assert "finished" in answer.out
 
 
-def test_the_only_run_is_listed_though_it_is_damaged(tmp_path: Path, call: Call) -> None:
+def test_a_single_damaged_run_is_listed(tmp_path: Path, call: Call) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text("[" * 100_000)
     for flags in ([], ["--sort", "val/loss"], ["--columns", "run,status,val/loss,note"]):
@@ -216,41 +216,41 @@ def test_the_only_run_is_listed_though_it_is_damaged(tmp_path: Path, call: Call)
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl"])
-def test_what_is_left_of_a_damaged_one_is_shown(place: Path, name: str, call: Call) -> None:
+def test_the_intact_files_of_a_damaged_run_are_shown(copied: Path, name: str, call: Call) -> None:
     aliases = "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
     for content in (b"\x00\xff: [", b"", b"[" * 100_000, f"a0: &a0 [x]\n{aliases}".encode(), None):
-        (place / "one" / name).unlink() if content is None else (place / "one" / name).write_bytes(content)
-        answer = call("runs", str(place), "--sort", "run", "--columns", "run,status,parameters,seed,val/loss")
+        (copied / "one" / name).unlink() if content is None else (copied / "one" / name).write_bytes(content)
+        answer = call("runs", str(copied), "--sort", "run", "--columns", "run,status,parameters,seed,val/loss")
         assert answer.code == 0 and len(answer.out.splitlines()) == 3, answer
         assert answer.out.splitlines()[1].split()[1:3] == ["finished", "17.1k"]
 
 
-def test_nothing_of_a_run_commands_the_terminal(place: Path, call: Call) -> None:
+def test_nothing_of_a_run_commands_the_terminal(copied: Path, call: Call) -> None:
     escape = "\x1b]0;owned\x07\x1b[2J\u202e"
-    facts = json.loads((place / "one" / "run.json").read_text(encoding="utf-8"))
+    facts = json.loads((copied / "one" / "run.json").read_text(encoding="utf-8"))
     facts["machine"] = facts["choices"]["attn"] = f"mha{escape}"
-    (place / "one" / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    config = (place / "one" / "config.yaml").read_text(encoding="utf-8")
+    (copied / "one" / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    config = (copied / "one" / "config.yaml").read_text(encoding="utf-8")
     odd = escape.replace("\x1b", "\\e").replace("\x07", "\\a")
-    (place / "one" / "config.yaml").write_text(f'{config}\n"odd{odd}": "x{odd}"\n', encoding="utf-8")
-    one, two = str(place / "one"), str(place / "sweep" / "two")
-    for flags in ([str(place)], [str(place), "--columns", "run,attn,machine"], ["--diff", one, two], [one, "--csv"]):
+    (copied / "one" / "config.yaml").write_text(f'{config}\n"odd{odd}": "x{odd}"\n', encoding="utf-8")
+    one, two = str(copied / "one"), str(copied / "sweep" / "two")
+    for flags in ([str(copied)], [str(copied), "--columns", "run,attn,machine"], ["--diff", one, two], [one, "--csv"]):
         answer = call("runs", *flags)
         assert answer.code == 0, answer
         assert not set("\x1b\x07\u202e") & set(answer.out + answer.err)
-    answer = call("runs", str(place), "--where", f"attn{escape}=1")
+    answer = call("runs", str(copied), "--where", f"attn{escape}=1")
     assert answer.code == 2 and not set("\x1b\x07\u202e") & set(answer.out + answer.err)
 
 
-def test_a_file_changed_by_hand_is_found(place: Path, call: Call) -> None:
-    with (place / "one" / "metrics.jsonl").open("a", encoding="utf-8") as file:
+def test_check_finds_a_file_changed_by_hand(copied: Path, call: Call) -> None:
+    with (copied / "one" / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"step": 5, "val/loss": 0.1}\n')
-    assert {one["status"] for one in json.loads(call("runs", str(place), "--json").out)} == {"finished"}
-    shown = call("runs", str(place), "--check", "--json", "--sort", "run").out
+    assert {one["status"] for one in json.loads(call("runs", str(copied), "--json").out)} == {"finished"}
+    shown = call("runs", str(copied), "--check", "--json", "--sort", "run").out
     assert [one["status"] for one in json.loads(shown)] == ["changed", "finished"]
 
 
-def test_files_are_read_from_their_end(tmp_path: Path) -> None:
+def test_metrics_are_read_backwards(tmp_path: Path) -> None:
     file = tmp_path / "lines"
     lines = [str(index).encode() * (index % 7) for index in range(40_000)]
     file.write_bytes(b"\n".join(lines) + b"\n")
@@ -271,7 +271,7 @@ def test_files_are_read_from_their_end(tmp_path: Path) -> None:
     assert last_values(file) == {"step": 3, "train/loss": 0.5, "val/loss": 1.5}
 
 
-def test_conditions_are_read_as_typed() -> None:
+def test_parse_condition() -> None:
     assert parse_condition("a.b<=-1e-3") == parse_condition("a.b <= -0.001")
     assert parse_condition("run~a=b").value == "a=b"
     assert parse_condition("x=").value == ""

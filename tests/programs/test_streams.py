@@ -1,4 +1,4 @@
-"""Standard streams as a shell may leave them, and how much is printed (LOG_LEVEL)."""
+"""Standard streams that are closed, lose their reader or lack characters; and LOG_LEVEL."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ open({mark!r}, "w").write(f"{{opened}} {{sys.stdin.read()!r}}")
 
 
 def shell(tmp_path: Path, redirected: str, *, ends: bool = False, **environ: str) -> tuple[int, str, str]:
-    """Exit code, output of the pipeline and what the program wrote at its end."""
+    """Exit code, output of the pipeline, and the file that the program writes at its end."""
     mark = tmp_path / "mark"
     mark.unlink(missing_ok=True)
     code = PRINTS.format(ends=ends, mark=str(mark))
@@ -45,30 +45,30 @@ def shell(tmp_path: Path, redirected: str, *, ends: bool = False, **environ: str
     return done.returncode, done.stdout, mark.read_text() if mark.is_file() else ""
 
 
-def test_an_encoding_without_the_characters(tmp_path: Path) -> None:
+def test_characters_missing_in_the_encoding_are_replaced(tmp_path: Path) -> None:
     code, out, _ = shell(tmp_path, "", PYTHONIOENCODING="ascii")
     assert (code, out) == (0, "4 ? MHA ?\nn\\xf6te\nend\n")
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_swallows_and_its_number_is_taken(tmp_path: Path, closed: str) -> None:
+def test_a_closed_stream_discards_output_and_keeps_its_descriptor(tmp_path: Path, closed: str) -> None:
     code, out, mark = shell(tmp_path, closed)
     assert (code, "Error" in out) == (0, False)
-    assert int(mark.split()[0]) > 2  # no file is mistaken for the terminal
+    assert int(mark.split()[0]) > 2  # no file takes the descriptor of a standard stream
     assert mark.split()[1] == "''"
 
 
-def test_a_reader_that_leaves_ends_only_what_is_for_readers(tmp_path: Path) -> None:
+def test_a_lost_reader_ends_only_programs_that_just_print(tmp_path: Path) -> None:
     for ends, mark in ((False, True), (True, False)):
         code, out, written = shell(tmp_path, "2>&1 | true", ends=ends)
         assert (code, out, bool(written)) == (0, "", mark)
 
 
-def test_only_a_lost_reader_is_forgiven() -> None:
+def test_other_write_errors_are_raised() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     assert _Unbreakable(writer, ends=False).write(b"abc") == 3
-    assert _Unbreakable(writer, ends=True).write(b"abc") == 3  # it leads nowhere by now
+    assert _Unbreakable(writer, ends=True).write(b"abc") == 3  # discarded by now
     os.close(writer)
     full = os.open("/dev/full", os.O_WRONLY)
     with pytest.raises(OSError, match="No space"):
@@ -76,7 +76,9 @@ def test_only_a_lost_reader_is_forgiven() -> None:
     os.close(full)
 
 
-def test_how_much_a_run_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_level_decides_what_a_run_shows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     shown = {}
     for level in ("DEBUG", "", "info", "WARN", "WARNING", "ERROR", "critical"):
         monkeypatch.setenv("LOG_LEVEL", level)
@@ -95,7 +97,7 @@ def test_how_much_a_run_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert shown["ERROR"] == shown["critical"] == ("", "")
 
 
-def test_a_level_that_there_is_not(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+def test_an_unknown_log_level_is_refused(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.setenv("LOG_LEVEL", "loud")
     with pytest.raises(UserError, match=r"no such level \(LOG_LEVEL=loud\): one of DEBUG, INFO, WARNING, ERROR"):
         log_level()

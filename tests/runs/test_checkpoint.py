@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, hostile or whole, and how they are found."""
+"""Finding and verifying checkpoints: intact, damaged and hostile ones."""
 
 import json
 import os
@@ -35,7 +35,7 @@ DAMAGE = {
     "missing": ("model.safetensors", Path.unlink),
     "manifest missing": ("manifest.json", Path.unlink),
     "manifest empty": ("manifest.json", lambda p: p.write_text("")),
-    "manifest of another kind": ("manifest.json", lambda p: p.write_text("[]")),
+    "manifest of another type": ("manifest.json", lambda p: p.write_text("[]")),
     "configuration edited": ("config.yaml", lambda p: p.write_text("a: 2\n")),
 }
 
@@ -47,21 +47,22 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used(
     save(tmp_path / "checkpoints", 1)
     newest = save(tmp_path / "checkpoints", 2)
     damage(newest / name)  # type: ignore[operator]
-    told: list[str] = []
-    assert checkpoints.find(tmp_path, tell=told.append).step == 1
-    assert len(told) == 1 and name in told[0] and "step-000002" in told[0] and "step-000001" in told[0]
+    messages: list[str] = []
+    assert checkpoints.find(tmp_path, tell=messages.append).step == 1
+    assert len(messages) == 1
+    assert all(text in messages[0] for text in (name, "step-000002", "step-000001"))
     with pytest.raises(UserError, match=re.escape(name)):
         checkpoints.verify(newest)
 
 
-def test_when_none_is_whole_each_is_listed_with_its_reason(tmp_path: Path) -> None:
+def test_if_all_checkpoints_are_damaged_each_is_listed_with_its_reason(tmp_path: Path) -> None:
     for step in (1, 2):
         flip(save(tmp_path / "checkpoints", step) / "state.pt")
     with pytest.raises(UserError, match=r"no complete checkpoint.*step-000002.*step-000001"):
         checkpoints.find(tmp_path)
 
 
-def test_swapped_files_of_two_steps_are_found(tmp_path: Path) -> None:
+def test_swapped_files_of_two_steps_are_detected(tmp_path: Path) -> None:
     one, two = save(tmp_path / "checkpoints", 1, 1.0), save(tmp_path / "checkpoints", 2, 2.0)
     shutil.copy(one / "model.safetensors", two / "model.safetensors")
     assert checkpoints.find(tmp_path).step == 1
@@ -75,7 +76,7 @@ def test_hints_may_be_missing_or_wrong(tmp_path: Path) -> None:
         (directory / "best").write_text(hint)
         assert checkpoints.find(tmp_path, prefer="best").step == 2
     (directory / "best").unlink()
-    os.mkfifo(directory / "best")  # opened as a file it would be waited for
+    os.mkfifo(directory / "best")  # opening it would block
     assert checkpoints.find(tmp_path, prefer="best").step == 2
     checkpoints.set_hint(directory, "best", 1)
     assert checkpoints.find(tmp_path, prefer="best").step == 1
@@ -129,7 +130,7 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_checkpoint_holds_what_it_says(trained: Path) -> None:
+def test_the_files_of_a_run_and_a_checkpoint(trained: Path) -> None:
     files = {path.name for path in (trained / "checkpoints" / "step-000006").iterdir()}
     assert files == {
         "model.safetensors",

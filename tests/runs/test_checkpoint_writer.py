@@ -1,4 +1,4 @@
-"""Checkpoints written in the background and by several ranks, under changes, failures and kills."""
+"""Writing checkpoints in the background and from several ranks, under changes, failures and kills."""
 
 import copy
 import os
@@ -30,7 +30,7 @@ from tinyllm.utils.fault_injection import POINTS
 
 @pytest.fixture
 def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Nothing is written before this is set."""
+    """Blocks writing until it is set."""
     event, write = threading.Event(), saver_module.write_part
 
     def late(*args: Any, **keywords: Any) -> Any:
@@ -42,8 +42,8 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     event.set()
 
 
-def test_what_changes_after_the_call_is_not_saved(tmp_path: Path, gate: threading.Event) -> None:
-    """Weights, moments, the step counter (a tensor without dimensions), the average, lists and dictionaries."""
+def test_changes_after_begin_are_not_saved(tmp_path: Path, gate: threading.Event) -> None:
+    """Weights, moments, the step counter (a 0-d tensor), the average, lists and dictionaries."""
     model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
     optimizer = torch.optim.AdamW(model.parameters())
     average = EMA(model, decay=0.5, update_every=1, start_step=0)
@@ -81,7 +81,7 @@ def test_what_changes_after_the_call_is_not_saved(tmp_path: Path, gate: threadin
             torch.testing.assert_close(found.state()[name], state[name], rtol=0, atol=0)
 
 
-def test_memory_of_the_copy_is_used_again_where_shapes_stay(tmp_path: Path) -> None:
+def test_the_snapshot_reuses_memory_if_shapes_are_unchanged(tmp_path: Path) -> None:
     saver = savers(tmp_path / "checkpoints")[0]
     assert saver.snapshot is not None
     value = {"same": torch.ones(3), "other": torch.ones(2), "alone": [torch.tensor(1.0)]}
@@ -111,8 +111,8 @@ def test_saves_in_a_row(writers: int, asynchronous: bool, tmp_path: Path) -> Non
             for n in (1, 2, 3)
         }
         files |= {"model.safetensors.index.json"}
-    assert {one.name for one in path.iterdir()} == files | set(TEXTS) | {"manifest.json"}
-    assert {one.stat().st_mode & 0o777 for one in path.iterdir()} == {(path / "config.yaml").stat().st_mode & 0o777}
+    assert {file.name for file in path.iterdir()} == files | set(TEXTS) | {"manifest.json"}
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {(path / "config.yaml").stat().st_mode & 0o777}
     for saver in ranks:
         saver.close()
 
@@ -129,7 +129,7 @@ def test_a_save_must_be_committed_before_the_next_and_close_drops_it(tmp_path: P
 
 @contextmanager
 def files_no_larger_than(limit: int) -> Iterator[None]:
-    """The size limit of a process stands in for a full disk."""
+    """A full disk, imitated by the file size limit of the process."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -143,7 +143,7 @@ def files_no_larger_than(limit: int) -> Iterator[None]:
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("writers", [1, 2])
 @pytest.mark.parametrize("call", ["wait", "commit", "begin"])
-def test_a_full_disk_is_told_by_the_next_call(call: str, writers: int, asynchronous: bool, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_by_the_next_call(call: str, writers: int, asynchronous: bool, tmp_path: Path) -> None:
     ranks = savers(tmp_path / "checkpoints", writers=writers, asynchronous=asynchronous)
     begin(ranks, 1)
     commit(ranks)
@@ -164,15 +164,15 @@ def test_a_full_disk_is_told_by_the_next_call(call: str, writers: int, asynchron
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (OSError(28, "No space left on device"), r"^rank 1: no space left while writing \(.*step-000002\)"),
         (ValueError("odd"), r"^rank 1 did not write its part of the checkpoint \(.*\): ValueError\('odd'\)"),
         (None, r"^rank 1 did not write its part of the checkpoint"),
     ],
 )
-def test_rank_0_tells_why_another_rank_has_not_written(
-    error: Exception | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rank_0_reports_why_another_rank_failed_to_write(
+    error: Exception | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ranks = savers(tmp_path / "checkpoints", writers=2)
     begin(ranks, 1)
@@ -188,7 +188,7 @@ def test_rank_0_tells_why_another_rank_has_not_written(
     begin(ranks if error else ranks[:1], 2)
     while not all(saver.written() for saver in ranks):
         time.sleep(0.001)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         ranks[0].commit()
     if error:
         with pytest.raises(type(error) if isinstance(error, ValueError) else UserError):
@@ -213,10 +213,10 @@ import torch
 from tests.support.saves import begin, check, checkpoints, commit, savers
 from tests.runs.test_checkpoint_writer import NEWEST_AFTER_KILL
 torch.set_num_threads(1)
-place = Path(sys.argv[2])
-# Children of one process, which imports once; it has no threads when it forks.
+root = Path(sys.argv[2])
+# The children are forked from a process without threads that has imported everything.
 for point, newest in NEWEST_AFTER_KILL.items():
-    directory = place / point / "checkpoints"
+    directory = root / point / "checkpoints"
     if not (child := os.fork()):
         ranks = savers(directory, writers=2)
         for step in (1, 2, 3):
@@ -230,8 +230,8 @@ for point, newest in NEWEST_AFTER_KILL.items():
     assert set(checkpoints.steps_in(directory)) <= {1, 2, 3}
     checkpoints.clean(directory)
     assert not list(directory.glob(".tmp*"))
-# Fifteen kills while a child does nothing but save 4 MB, one checkpoint after the other.
-directory, newest = place / "storm" / "checkpoints", 0
+# Fifteen kills of a child that keeps saving checkpoints of 4 MB.
+directory, newest = root / "storm" / "checkpoints", 0
 for attempt in range(15):
     writers, asynchronous = 1 + attempt % 2, attempt % 3 > 0
     checkpoints.clean(directory)  # as every start does
@@ -258,7 +258,7 @@ assert not list(directory.glob(".tmp*"))
 
 
 @pytest.mark.slow
-def test_kill_9_at_named_points_and_at_any_moment_leaves_a_whole_newest(tmp_path: Path) -> None:
+def test_kill_9_at_any_moment_leaves_a_complete_newest_checkpoint(tmp_path: Path) -> None:
     assert {point for point in POINTS if point.startswith("save:")} == NEWEST_AFTER_KILL.keys()
     subprocess.run([sys.executable, "-c", KILLED, str(Path.cwd()), str(tmp_path)], check=True)
 
@@ -267,14 +267,16 @@ def test_kill_9_at_named_points_and_at_any_moment_leaves_a_whole_newest(tmp_path
 @given(
     keep=st.integers(1, 3),
     writers=st.integers(1, 2),
-    saves=st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=6, unique_by=lambda one: one[0]),
+    saves=st.lists(
+        st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=6, unique_by=lambda save: save[0]
+    ),
 )
-def test_the_newest_and_the_best_stay_and_an_abandoned_future_goes(
+def test_the_newest_and_the_best_stay_and_abandoned_steps_go(
     tmp_path_factory: pytest.TempPathFactory, keep: int, writers: int, saves: list[tuple[int, bool]]
 ) -> None:
     directory = tmp_path_factory.mktemp("rotation") / "checkpoints"
     ranks = savers(directory, writers=writers, asynchronous=False, keep=keep)
-    begin(ranks, 5000)  # of a run that was continued from before it
+    begin(ranks, 5000)  # an abandoned step: the run was resumed from an earlier one
     commit(ranks)
     best, done = None, []
     for step, is_best in sorted(saves):
@@ -291,7 +293,7 @@ def test_the_newest_and_the_best_stay_and_an_abandoned_future_goes(
 
 @pytest.mark.slow
 def test_a_signal_while_a_checkpoint_is_written_in_the_background(corpus: str, tmp_path: Path) -> None:
-    """The program ends when it is written, and the run goes on as if nothing had been."""
+    """The program exits after the write has finished, and the resumed run is the same."""
     options = ("trainer.max_steps=20", "trainer.checkpoint_every=4", "checkpoint.asynchronous=true", "ema.enabled=true")
     shared = ["dataset=text", corpus, *SMALL, *options]
     environment = os.environ | {"TINYLLM_FAULT": "term@save:mid_write:2"}

@@ -1,4 +1,4 @@
-"""metrics.jsonl after a crash: what can be read stays, what cannot is counted and kept."""
+"""metrics.jsonl after a crash: readable records stay, damaged lines are counted and the file is kept."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ def line(step: int, **values: object) -> bytes:
     return json.dumps({"step": step, "train/loss": 1.0, **values}).encode() + b"\n"
 
 
-SPOILT: dict[str, bytes] = {
+DAMAGED: dict[str, bytes] = {
     "half a line": b'{"step": 2, "trai\n',
     "zeros": b"\0" * 100 + b"\n",
     "zeros before a record": b"\0" * 4096 + line(2),
@@ -29,20 +29,20 @@ SPOILT: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
-def test_a_spoilt_line_hides_no_other(name: str, tmp_path: Path) -> None:
-    path, before = tmp_path / "metrics.jsonl", line(1) + SPOILT[name] + line(4) + line(5) + line(9)
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_line_does_not_affect_others(name: str, tmp_path: Path) -> None:
+    path, before = tmp_path / "metrics.jsonl", line(1) + DAMAGED[name] + line(4) + line(5) + line(9)
     path.write_bytes(before + b'{"step": 10, "tra')
     records, damaged = scan(path)
     assert ([record["step"] for record in records], damaged) == ([1, 4, 5, 9], 1)
-    told: list[str] = []
-    log = MetricsLog(path, step=5, tell=told.append)
+    messages: list[str] = []
+    log = MetricsLog(path, step=5, tell=messages.append)
     log.write({"step": 6, "val/loss": float("nan")})
     log.close()
     assert read_metrics(path) == [json.loads(line(step)) for step in (1, 4, 5)] + [{"step": 6, "val/loss": None}]
-    kept = tmp_path / "metrics.damaged-1.jsonl"
-    assert told == [f"1 line of metrics.jsonl could not be read and are left out; the file as it was: {kept}"]
-    assert kept.read_bytes() == before + b'{"step": 10, "tra'
+    backup = tmp_path / "metrics.damaged-1.jsonl"
+    assert messages == [f"1 line of metrics.jsonl could not be read and are left out; the file as it was: {backup}"]
+    assert backup.read_bytes() == before + b'{"step": 10, "tra'
 
 
 def test_each_damaged_file_is_kept(tmp_path: Path) -> None:
@@ -51,13 +51,13 @@ def test_each_damaged_file_is_kept(tmp_path: Path) -> None:
     (tmp_path / "metrics.damaged-1.jsonl").symlink_to(tmp_path / "outside")
     for number in (2, 3):
         path.write_bytes(b"x\ny\n" + line(number))
-        told: list[str] = []
-        MetricsLog(path, step=9, tell=told.append).close()
-        assert told[0].startswith("2 lines") and told[0].endswith(f"metrics.damaged-{number}.jsonl")
+        messages: list[str] = []
+        MetricsLog(path, step=9, tell=messages.append).close()
+        assert messages[0].startswith("2 lines") and messages[0].endswith(f"metrics.damaged-{number}.jsonl")
     assert (tmp_path / "outside").read_text() == "mine"
 
 
-def test_a_line_that_a_killed_process_was_writing_is_no_damage(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_not_damage(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line(1) + line(2)[:-5])
     log = MetricsLog(path, step=2, tell=lambda text: pytest.fail(text))
@@ -66,7 +66,7 @@ def test_a_line_that_a_killed_process_was_writing_is_no_damage(tmp_path: Path) -
     assert [one.name for one in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_no_number_of_a_record_is_read_as_one_that_is_not_finite(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_read_as_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "a": NaN, "b": -Infinity, "c": 1e999, "d": 2.5}\n\n')
     assert scan(path) == ([{"step": 1, "a": None, "b": None, "c": None, "d": 2.5}], 0)

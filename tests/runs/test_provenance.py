@@ -1,4 +1,4 @@
-"""The fingerprint of the code covers what training computes, and a seal tells when a run's files were changed."""
+"""The code fingerprint covers all training code, and the seal detects changed files of a run."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ NOT_TRAINING |= {f"programs/{name}.py" for name in ("__init__", "run_summary", "
 """Files that training imports and that cannot change its numbers: they compose the configuration, show and check."""
 
 
-def test_all_that_training_imports_is_in_the_fingerprint_or_decides_nothing() -> None:
+def test_everything_training_imports_is_fingerprinted_or_listed_as_irrelevant() -> None:
     counted = set(training_files(PACKAGE))
     seen, left = set(), [PACKAGE / "programs" / "train.py"]
     while left:
@@ -32,11 +32,11 @@ def test_all_that_training_imports_is_in_the_fingerprint_or_decides_nothing() ->
                 left += [file for file in (place.with_suffix(".py"), place.parent.with_suffix(".py")) if file.is_file()]
     names = [path.relative_to(PACKAGE) for path in seen - counted]
     others = {name.as_posix() if name.parts[0] == "programs" else name.parts[0] for name in names}
-    assert others <= NOT_TRAINING, "decide: TRAINING_CODE, or NOT_TRAINING if no number of a run depends on it"
+    assert others <= NOT_TRAINING, "add it to TRAINING_CODE, or to NOT_TRAINING if no number of a run depends on it"
     assert len(seen & counted) > 50
 
 
-def test_any_change_of_a_counted_file_is_another_fingerprint(tmp_path: Path) -> None:
+def test_changing_a_fingerprinted_file_changes_the_fingerprint(tmp_path: Path) -> None:
     copy = tmp_path / "tinyllm"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     before = fingerprint_of(copy)
@@ -62,7 +62,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", SEALED)
-def test_a_file_changed_or_taken_away_is_named(ended: Path, tmp_path: Path, name: str) -> None:
+def test_a_changed_or_removed_file_is_named(ended: Path, tmp_path: Path, name: str) -> None:
     run = shutil.copytree(ended, tmp_path / "run")
     check_seal(run)
     with (run / name).open("a", encoding="utf-8") as file:
@@ -74,7 +74,7 @@ def test_a_file_changed_or_taken_away_is_named(ended: Path, tmp_path: Path, name
         check_seal(run)
 
 
-def test_a_seal_is_made_at_each_end_and_starts_are_kept(ended: Path, tmp_path: Path) -> None:
+def test_each_end_is_sealed_and_each_start_recorded(ended: Path, tmp_path: Path) -> None:
     run = shutil.copytree(ended, tmp_path / "run")
     assert read_run_json(run)["status"] == "interrupted"
     assert train(f"resume={run}", "trainer.grad_clip=0.5") == 0
@@ -86,7 +86,7 @@ def test_a_seal_is_made_at_each_end_and_starts_are_kept(ended: Path, tmp_path: P
     assert "trainer.grad_clip=0.5" not in facts["starts"][0]["settings"]
 
 
-def test_a_run_without_an_end_has_no_seal(ended: Path, tmp_path: Path) -> None:
+def test_a_run_without_a_seal_is_refused(ended: Path, tmp_path: Path) -> None:
     run = shutil.copytree(ended, tmp_path / "run")
     facts = read_run_json(run)
     del facts["sha256"]

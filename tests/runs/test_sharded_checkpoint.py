@@ -1,4 +1,4 @@
-"""Checkpoints of several ranks, read by one process, by some of its rows, by torch and by transformers."""
+"""Checkpoints of several ranks, read by one process, row by row, by torch and by transformers."""
 
 import json
 import shutil
@@ -16,29 +16,29 @@ from tinyllm.runs import checkpoint as checkpoints
 
 
 def sharded(path: Path, writers: int = 2) -> Path:
-    """The same checkpoint as several ranks would have written it, in its place."""
+    """Replace a checkpoint by the same one as written by several ranks."""
     whole = checkpoints.verify(path)
     weights, state = whole.weights(), whole.state()
     ranks = savers(path.parent, writers=writers, asynchronous=False, keep=9)
     for saver in ranks:
         saver.facts = {name: fact for name, fact in whole.manifest.items() if name not in ("writers", "files")}
         saver.texts = {name: (path / name).read_text() for name in TEXTS}
-        mine = set(list(weights)[saver.rank :: writers])
-        own = {
+        names = set(list(weights)[saver.rank :: writers])
+        part = {
             **(state if saver.rank == 0 else {}),
-            "optimizer": {name: one for name, one in state["optimizer"].items() if name in mine},
+            "optimizer": {name: one for name, one in state["optimizer"].items() if name in names},
             "average": {
-                "shadow": {name: one for name, one in state["average"]["shadow"].items() if name in mine},
+                "shadow": {name: one for name, one in state["average"]["shadow"].items() if name in names},
                 "updates": state["average"]["updates"],
             },
         }
-        saver.begin(step=whole.step, weights={name: weights[name] for name in mine}, state=own, best=False)
+        saver.begin(step=whole.step, weights={name: weights[name] for name in names}, state=part, best=False)
     return commit(ranks)
 
 
 @pytest.fixture(scope="module")
 def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of four steps with an average, saved at 2 and 4."""
+    """A run of four steps with weight averaging, saved at steps 2 and 4."""
     path = tmp_path_factory.mktemp("trained") / "run"
     options = ("trainer.max_steps=4", "trainer.checkpoint_every=2", "ema.enabled=true")
     assert train("dataset=text", corpus, *SMALL, *options, f"run.dir={path}") == 0
@@ -47,13 +47,13 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def parts(trained: Path, tmp_path: Path) -> Path:
-    """That run with the last checkpoint in parts."""
+    """A copy of that run whose last checkpoint is sharded."""
     shutil.copytree(trained, tmp_path / "run")
     sharded(tmp_path / "run" / "checkpoints" / "step-000004")
     return tmp_path / "run"
 
 
-def test_one_process_reads_what_several_wrote(trained: Path, parts: Path) -> None:
+def test_one_process_reads_a_checkpoint_of_several(trained: Path, parts: Path) -> None:
     assert checkpoints.find(parts).writers == 2
     assert digest(parts) == digest(trained)
     whole, _ = tinyllm.load(trained)
@@ -62,7 +62,7 @@ def test_one_process_reads_what_several_wrote(trained: Path, parts: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_in_parts_goes_on_as_the_whole_one(trained: Path, parts: Path, tmp_path: Path) -> None:
+def test_a_run_resumed_from_a_sharded_checkpoint_is_the_same(trained: Path, parts: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path / "whole")
     for run in (parts, tmp_path / "whole"):
         assert train(f"resume={run}", "trainer.max_steps=7") == 0
@@ -70,8 +70,8 @@ def test_a_run_in_parts_goes_on_as_the_whole_one(trained: Path, parts: Path, tmp
     assert metrics(parts) == metrics(tmp_path / "whole")
 
 
-def test_rows_are_read_without_the_others(trained: Path, parts: Path) -> None:
-    """A stand-in for a rank that has some rows of each matrix: the memory behind a tensor is its local part."""
+def test_a_rank_loads_only_its_rows(trained: Path, parts: Path) -> None:
+    """Imitates a rank that holds some rows of each matrix; ``local`` maps a tensor to the memory for them."""
     model, _ = tinyllm.load(trained, weights="raw")
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     local = {name: one[1:3].clone().zero_() if one.ndim else one for name, one in expected.items()}
@@ -120,18 +120,18 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("name", "damage"), DAMAGE.values(), ids=DAMAGE.keys())
-def test_a_checkpoint_with_a_damaged_part_is_passed_over(name: str, damage: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_damaged_part_is_skipped(name: str, damage: Any, tmp_path: Path) -> None:
     ranks = savers(tmp_path / "checkpoints", writers=2)
     for step in (1, 2):
         begin(ranks, step)
         newest = commit(ranks)
     damage(newest / name)
-    told: list[str] = []
-    assert checkpoints.find(tmp_path, tell=told.append).step == 1
-    assert len(told) == 1 and name in told[0] and "step-000002" in told[0]
+    messages: list[str] = []
+    assert checkpoints.find(tmp_path, tell=messages.append).step == 1
+    assert len(messages) == 1 and name in messages[0] and "step-000002" in messages[0]
 
 
-def test_an_index_names_only_files_of_the_manifest(tmp_path: Path) -> None:
+def test_an_index_that_names_other_files_is_refused(tmp_path: Path) -> None:
     ranks = savers(tmp_path / "checkpoints", writers=2)
     begin(ranks, 1)
     path = commit(ranks)

@@ -1,4 +1,4 @@
-"""Two runs are compared bit by bit, and what differs is named."""
+"""Two runs are compared bit by bit, and the differences are named."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def run(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_everything_that_a_resume_needs_is_compared(run: Path) -> None:
+def test_contents_has_everything_a_resume_needs(run: Path) -> None:
     found = contents(find(run))
     assert {path.partition("/")[0] for path in found} >= {
         "weights",
@@ -43,13 +43,13 @@ def test_everything_that_a_resume_needs_is_compared(run: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["weights/", "average/", "optimizer/", "scaler/", "rng/", "counters/step"])
-def test_one_changed_bit_anywhere_is_found_and_named(path: str, run: Path) -> None:
+def test_a_single_changed_bit_is_named(path: str, run: Path) -> None:
     one, other = contents(find(run)), contents(find(run))
     assert all(section.equal for section in compare(one, other))
-    place = next(key for key in other if key.startswith(path))
-    other[place] = changed(other[place])
+    key = next(key for key in other if key.startswith(path))
+    other[key] = changed(other[key])
     [section] = [section for section in compare(one, other) if not section.equal]
-    assert section.differences[0].startswith(f"{place}: ") and len(section.differences) == 1
+    assert section.differences[0].startswith(f"{key}: ") and len(section.differences) == 1
     assert digest(one) != digest(other)
 
 
@@ -63,7 +63,7 @@ def changed(value: object) -> object:
     return f"{value}1"
 
 
-def test_what_only_looks_equal_is_not() -> None:
+def test_difference_sees_bits_dtypes_and_types() -> None:
     nan, zero = torch.tensor([float("nan")]), torch.tensor([0.0])
     assert not difference(nan, nan.clone())
     assert "0 of 1 values differ" in difference(zero, -zero)
@@ -72,13 +72,13 @@ def test_what_only_looks_equal_is_not() -> None:
     assert difference(1, 1.0) and not difference([1, "a"], [1, "a"])
 
 
-def test_what_only_one_run_has_is_named() -> None:
+def test_values_of_one_run_only_are_named() -> None:
     one: Contents = dict(leaves({"w": torch.ones(1), "b": torch.ones(1)}, "weights"))
     [section] = compare(one, {"weights/w": torch.ones(1)})
     assert section.differences == ["weights/b: only in the first run"] and section.values == 2
 
 
-def test_records_without_the_clock(tmp_path: Path) -> None:
+def test_records_are_compared_without_the_clock(tmp_path: Path) -> None:
     lines = [{"step": 1, "seconds": 3.0, "speed/mfu": 0.1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kept = comparable_records(tmp_path / "metrics.jsonl")

@@ -39,11 +39,11 @@ ROWS = (
         outcome="refused in bounded time and memory; other runs are still listed",
         message="nested deeper",
         tests=(
-            f"{FILES}::test_json_that_is_none_is_one_line",
-            f"{FILES}::test_yaml_that_is_none_is_one_line",
-            f"{FILES}::test_only_a_regular_file_of_a_bounded_size_is_read",
-            f"{RUNS}::test_a_damaged_one_is_listed_as_such",
-            f"{RUNS}::test_the_only_run_is_listed_though_it_is_damaged",
+            f"{FILES}::test_invalid_json_is_a_one_line_error",
+            f"{FILES}::test_invalid_yaml_is_a_one_line_error",
+            f"{FILES}::test_only_regular_files_of_bounded_size_are_read",
+            f"{RUNS}::test_a_damaged_run_is_listed_as_damaged",
+            f"{RUNS}::test_a_single_damaged_run_is_listed",
         ),
     ),
     Row(
@@ -52,9 +52,9 @@ ROWS = (
         outcome="nothing is written outside",
         message="not a lock file",
         tests=(
-            f"{FILES}::test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed",
-            f"{FILES}::test_a_planted_link_is_not_opened",
-            f"{FILES}::test_the_name_of_what_is_unfinished_cannot_be_foreseen",
+            f"{FILES}::test_a_link_at_the_target_is_replaced_and_not_followed",
+            f"{FILES}::test_planted_links_are_not_opened",
+            f"{FILES}::test_temporary_names_are_unpredictable",
             "test_static_rules.py::test_the_package_keeps_the_rule",
         ),
     ),
@@ -76,7 +76,7 @@ ROWS = (
         fault="lines in the middle of metrics.jsonl are torn or zeros",
         outcome="the other lines stay; the damaged file is kept under another name",
         message="could not be read and are left out; the file as it was:",
-        tests=("runs/test_metrics_log.py::test_a_spoilt_line_hides_no_other",),
+        tests=("runs/test_metrics_log.py::test_a_damaged_line_does_not_affect_others",),
     ),
     Row(
         number="R64",
@@ -109,9 +109,9 @@ ROWS = (
         fault="a file system without locks, modes or directory fsync",
         outcome="the run continues",
         tests=(
-            f"{FILES}::test_where_there_are_no_locks_nobody_holds_one",
-            f"{FILES}::test_a_file_system_without_fsync_or_modes_is_good_enough",
-            f"{FILES}::test_a_disk_that_fails_is_told",
+            f"{FILES}::test_a_file_system_without_locks_holds_nothing",
+            f"{FILES}::test_a_file_system_without_fsync_or_modes_suffices",
+            f"{FILES}::test_a_disk_error_is_reported",
         ),
     ),
     Row(

@@ -1,4 +1,4 @@
-"""Small checkpoints by one rank or several, without a run."""
+"""Writes small checkpoints from one or several ranks, without a run."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ TEXTS = {"config.yaml": "a: 1\n", "overrides.yaml": "[]\n", "tokenizer.json": "{
 
 
 def savers(directory: Path, *, writers: int = 1, asynchronous: bool = True, keep: int = 2) -> list[Saver]:
-    """Those of all ranks, and of one that has nothing to write."""
+    """The savers of all ranks, and of one further rank that has nothing to write."""
     directory.mkdir(parents=True, exist_ok=True)
     return [
         Saver(
@@ -30,7 +30,7 @@ def savers(directory: Path, *, writers: int = 1, asynchronous: bool = True, keep
 
 
 def begin(ranks: list[Saver], step: int, *, size: int = 3, best: bool = False) -> None:
-    """Hand over tensors full of the step, each rank's under names of its own."""
+    """Begin a save of tensors filled with the step; each rank has its own tensor names."""
     for saver in ranks:
         name = f"w{saver.rank}"
         value = torch.full((size, 4), float(step))
@@ -39,7 +39,7 @@ def begin(ranks: list[Saver], step: int, *, size: int = 3, best: bool = False) -
 
 
 def commit(ranks: list[Saver]) -> Path:
-    """As training does it: all are waited for, then rank 0 commits."""
+    """Wait for all ranks, then commit on rank 0, as training does."""
     for saver in ranks:
         saver.wait()
     assert all(saver.written() for saver in ranks)
@@ -47,7 +47,7 @@ def commit(ranks: list[Saver]) -> Path:
 
 
 def check(run: Path, *, step: int, writers: int) -> None:
-    """The newest checkpoint is that of ``step``, whole, and nothing damaged is beside it."""
+    """Check that the newest checkpoint is that of ``step``, and that no checkpoint is damaged."""
     found = checkpoints.find(run, tell=lambda text: pytest.fail(text))
     assert found.step == step and found.writers == writers
     assert set(found.weights()) == {f"w{rank}" for rank in range(writers)} == set(found.state()["optimizer"])
@@ -55,6 +55,7 @@ def check(run: Path, *, step: int, writers: int) -> None:
 
 
 def flip(path: Path) -> None:
+    """Flip a bit in the middle of a file."""
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

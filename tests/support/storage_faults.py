@@ -23,7 +23,7 @@ ROWS = (
         message="checkpoint damaged (…): its content does not match the manifest's sha256",
         tests=(
             "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
-            "runs/test_checkpoint.py::test_swapped_files_of_two_steps_are_found",
+            "runs/test_checkpoint.py::test_swapped_files_of_two_steps_are_detected",
             "runs/test_checkpoint.py::"
             "test_resume_from_a_run_whose_newest_checkpoint_is_damaged_equals_the_undamaged_run",
         ),
@@ -37,7 +37,7 @@ ROWS = (
         tests=(
             "faults/test_storage.py::test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged",
             "faults/test_storage.py::test_the_pointer_to_the_newest_is_only_a_hint",
-            "runs/test_checkpoint.py::test_when_none_is_whole_each_is_listed_with_its_reason",
+            "runs/test_checkpoint.py::test_if_all_checkpoints_are_damaged_each_is_listed_with_its_reason",
         ),
     ),
     Row(
@@ -49,7 +49,7 @@ ROWS = (
             "faults/test_storage.py::test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole",
             "faults/test_storage.py::test_a_disk_that_turns_read_only",
             "faults/test_storage.py::test_a_disk_that_is_full_when_a_checkpoint_is_written",
-            f"{SAVER}::test_a_full_disk_is_told_by_the_next_call",
+            f"{SAVER}::test_a_full_disk_is_reported_by_the_next_call",
             "data/test_token_cache.py::test_full_disk",
         ),
     ),
@@ -88,7 +88,7 @@ ROWS = (
         fault="any order of better and worse saves; a stale checkpoint of a later step",
         outcome="the newest and the best always stay; old ones are removed only after the new one is on disk",
         tests=(
-            f"{SAVER}::test_the_newest_and_the_best_stay_and_an_abandoned_future_goes",
+            f"{SAVER}::test_the_newest_and_the_best_stay_and_abandoned_steps_go",
             "training/test_trainer.py::test_the_best_checkpoint_is_that_of_the_lowest_val_loss",
         ),
     ),

@@ -1,4 +1,4 @@
-"""Programs in a Python without what Windows lacks: ``python -m tests.utils.hidden_posix tinyllm.train <settings>``."""
+"""Runs programs in a Python stripped of what Windows lacks: ``python -m tests.utils.hidden_posix tinyllm.train …``."""
 
 import builtins
 import importlib
@@ -16,11 +16,11 @@ OF_SIGNAL = (
     *("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT", "SIGCHLD", "SIGALRM", "pthread_sigmask"),
     *("SIG_BLOCK", "SIG_UNBLOCK", "SIG_SETMASK", "setitimer"),
 )
-"""Without what Python's own modules, which know that this is no Windows, cannot do without."""
+"""Excluding what the standard library itself needs on this platform."""
 
 
 def hide() -> None:
-    """Take it all away, after the import of the libraries, whose builds for this platform want it."""
+    """Remove all of it, after importing the libraries, whose builds for this platform need it."""
     import hydra  # noqa: F401
     import torch.distributed.checkpoint
     import torch.multiprocessing
@@ -46,7 +46,7 @@ def hide() -> None:
 
 
 def run_all(arguments: list[str]) -> None:
-    """Run programs one after the other, ``tinyllm.train <settings> + tinyllm.generate …``, each to its end."""
+    """Run programs one after another, separated by ``+``: ``tinyllm.train <settings> + tinyllm.generate …``."""
     while arguments:
         end = arguments.index("+") if "+" in arguments else len(arguments)
         sys.argv, arguments = arguments[:end], arguments[end + 1 :]

@@ -1,4 +1,4 @@
-"""Freed memory stays in the process, seen by the page faults of making the same tensor again."""
+"""Freed memory stays in the process, measured by the page faults of allocating the same tensor again."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ if sys.argv[1] == "keep":
     assert keep_freed_memory()
 def make():
     torch.ones(16 * 2**20)  # 64 MiB
-for _ in range(20):  # aligned blocks of one size settle into free ones after a few rounds
+for _ in range(20):  # the allocator needs a few rounds to settle
     make()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
@@ -23,9 +23,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left alone")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is used with glibc only")
 @pytest.mark.slow
-def test_the_same_pages_are_used_again() -> None:
+def test_freed_pages_are_reused() -> None:
     faults = {
         mode: int(
             subprocess.run([sys.executable, "-c", PROGRAM, mode], check=True, capture_output=True, text=True).stdout
@@ -33,4 +33,4 @@ def test_the_same_pages_are_used_again() -> None:
         for mode in ("keep", "leave")
     }
     assert faults["keep"] < 100
-    assert faults["leave"] > 5 * 16 * 2**10 / 1024  # at least one fault per 4 MiB, whatever the size of a page
+    assert faults["leave"] > 5 * 16 * 2**10 / 1024  # at least one fault per 4 MiB, for any page size

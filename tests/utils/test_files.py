@@ -1,4 +1,4 @@
-"""Files are written whole and through no link, and read in bounded time and memory."""
+"""Files are written atomically and never through links, and read in bounded time and memory."""
 
 import errno
 import fcntl
@@ -15,13 +15,13 @@ from tinyllm.utils.yaml_files import parse_yaml, read_yaml
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A file that nothing may touch."""
+    """A file that must not change."""
     file = tmp_path / "outside"
     file.write_text("mine")
     return file
 
 
-def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Path, outside: Path) -> None:
+def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path: Path, outside: Path) -> None:
     target = tmp_path / "a.json"
     target.symlink_to(outside)
     files.write_json(target, {"a": float("nan"), "b": [float("inf"), 1.5]})
@@ -35,7 +35,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_not_followed(tmp_path: Pa
 
 
 @pytest.mark.parametrize("where", ["outside", "nowhere"])
-def test_a_planted_link_is_not_opened(tmp_path: Path, outside: Path, where: str) -> None:
+def test_planted_links_are_not_opened(tmp_path: Path, outside: Path, where: str) -> None:
     link = tmp_path / "link"
     link.symlink_to(tmp_path / where)
     with pytest.raises(FileExistsError):
@@ -49,7 +49,7 @@ def test_a_planted_link_is_not_opened(tmp_path: Path, outside: Path, where: str)
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_the_name_of_what_is_unfinished_cannot_be_foreseen(tmp_path: Path) -> None:
+def test_temporary_names_are_unpredictable(tmp_path: Path) -> None:
     names = {files.temporary(tmp_path / ("long" * 100)).name for _ in range(100)}
     assert len(names) == 100
     assert max(map(len, names)) < 120
@@ -68,7 +68,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert file.read_text() == "old"
 
 
-def test_the_holder_is_not_written_into_a_file_with_two_names(tmp_path: Path, outside: Path) -> None:
+def test_the_holder_is_not_written_into_a_hard_linked_file(tmp_path: Path, outside: Path) -> None:
     (tmp_path / ".lock").hardlink_to(outside)
     handle = locks.try_lock(tmp_path / ".lock")
     assert handle is not None
@@ -77,9 +77,7 @@ def test_the_holder_is_not_written_into_a_file_with_two_names(tmp_path: Path, ou
     assert outside.read_text() == "mine"
 
 
-def test_looking_at_a_lock_takes_nothing_and_needs_no_right_to_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_is_held_neither_creates_nor_opens_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock = tmp_path / ".lock"
     handle = locks.try_lock(lock)
     assert handle is not None
@@ -93,7 +91,7 @@ def test_looking_at_a_lock_takes_nothing_and_needs_no_right_to_write(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
-def test_where_there_are_no_locks_nobody_holds_one(
+def test_a_file_system_without_locks_holds_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:
@@ -104,12 +102,12 @@ def test_where_there_are_no_locks_nobody_holds_one(
     assert handle is not None
     os.close(handle)
     assert not locks.is_held(tmp_path / ".lock")
-    with locks.locked(tmp_path / ".lock", waiting=lambda: pytest.fail("nobody is waited for")):
+    with locks.locked(tmp_path / ".lock", waiting=lambda: pytest.fail("must not wait")):
         pass
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_file_system_without_fsync_or_modes_is_good_enough(
+def test_a_file_system_without_fsync_or_modes_suffices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -122,7 +120,7 @@ def test_a_file_system_without_fsync_or_modes_is_good_enough(
     assert (tmp_path / "a").read_text() == "text"
 
 
-def test_a_disk_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_error_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -145,7 +143,7 @@ NOT_JSON = {
     "not UTF-8": (b'{"a": "\xff"}', "byte 0xff at 7 is not UTF-8"),
     "a list": ("[1]", "must hold one JSON object"),
     "null": ("null", "must hold one JSON object"),
-    "half of it": ('{"a": 1', "delimiter"),
+    "truncated": ('{"a": 1', "delimiter"),
     "empty": ("", "Expecting value"),
     "NULs": ("\0" * 64, "Expecting value"),
 }
@@ -165,7 +163,7 @@ NOT_YAML = {
     "a NUL": ("a: \0", "control characters"),
     "a list": ("[1]", "must hold a mapping"),
     "text": ("hello", "must hold a mapping"),
-    "half of it": ("a: [1", "expected"),
+    "truncated": ("a: [1", "expected"),
     "an integer of 5000 digits": ("a: " + "1" * 5000, "digits"),
 }
 
@@ -175,7 +173,7 @@ def _write(file: Path, content: str | bytes) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_JSON)
-def test_json_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
+def test_invalid_json_is_a_one_line_error(tmp_path: Path, name: str) -> None:
     content, why = NOT_JSON[name]
     file = tmp_path / "run.json"
     _write(file, content)
@@ -185,7 +183,7 @@ def test_json_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NOT_YAML)
-def test_yaml_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
+def test_invalid_yaml_is_a_one_line_error(tmp_path: Path, name: str) -> None:
     content, why = NOT_YAML[name]
     file = tmp_path / "config.yaml"
     _write(file, content)
@@ -194,7 +192,7 @@ def test_yaml_that_is_none_is_one_line(tmp_path: Path, name: str) -> None:
     assert str(caught.value).startswith(f"unreadable configuration file ({file}): ")
 
 
-def test_only_a_regular_file_of_a_bounded_size_is_read(tmp_path: Path) -> None:
+def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     with (tmp_path / "huge").open("wb") as stream:
@@ -215,7 +213,7 @@ def test_only_a_regular_file_of_a_bounded_size_is_read(tmp_path: Path) -> None:
         read_json(tmp_path / "a\0b")
 
 
-def test_what_is_json_and_yaml_is_read_as_it_is(tmp_path: Path) -> None:
+def test_valid_json_and_yaml_are_read(tmp_path: Path) -> None:
     assert parse_json('{"a": [1, 2.5, "x", null, {"b": true}]}') == {"a": [1, 2.5, "x", None, {"b": True}]}
     assert parse_json("[" * 60 + "]" * 60)
     with pytest.raises(ValueError, match="key a occurs 2 times"):

@@ -1,4 +1,4 @@
-"""What Windows lacks is asked for in one place, and the programs do without it."""
+"""Only one file uses what Windows lacks, and the programs run without it."""
 
 import ast
 import fcntl
@@ -15,15 +15,15 @@ from tests.support.training_runs import SMALL, write_corpus
 from tests.utils.hidden_posix import MODULES, OF_OS, OF_SIGNAL
 from tinyllm.utils import locks, platforms
 
-ASKS = ("utils/platforms.py",)
+EXEMPT = ("utils/platforms.py",)
 
 
-def test_nothing_else_uses_what_windows_lacks() -> None:
-    """Unless it looks first, ``hasattr(os, "setpgid")``, or answers an ImportError."""
+def test_only_platforms_uses_what_windows_lacks() -> None:
+    """Other files must check first with ``hasattr(os, "setpgid")`` or handle the ImportError."""
     found = []
     for file in sorted((sources.ROOT / "tinyllm").rglob("*.py")):
         name, text = file.relative_to(sources.ROOT / "tinyllm").as_posix(), file.read_text(encoding="utf-8")
-        if name in ASKS:
+        if name in EXEMPT:
             continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import) and any(one.name in MODULES for one in node.names):
@@ -37,7 +37,7 @@ def test_nothing_else_uses_what_windows_lacks() -> None:
 
 
 @pytest.mark.slow
-def test_the_programs_without_it(tmp_path: Path) -> None:
+def test_the_programs_run_without_what_windows_lacks(tmp_path: Path) -> None:
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt', n_words=300)}")
     model = (*SMALL, *data, "trainer.max_steps=2", "trainer.checkpoint_every=1")
     again = ("resume=run", "trainer.max_steps=3", "trainer.sample_every=1", "trainer.sample_tokens=3")
@@ -58,10 +58,10 @@ def test_the_programs_without_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def windows_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lock of Windows, by that of this platform; a byte that is locked can be locked by nobody, its holder too."""
+    """Imitates Windows locks with flock. A locked byte cannot be locked again, not even by its holder."""
 
     def locking(descriptor: int, mode: int, count: int) -> None:
-        assert os.lseek(descriptor, 0, os.SEEK_CUR) > 1 << 20 and count == 1, "whoever holds it is to be read"
+        assert os.lseek(descriptor, 0, os.SEEK_CUR) > 1 << 20 and count == 1, "the holder's name must stay readable"
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -87,9 +87,9 @@ def test_locks_on_windows(windows_locks: None, tmp_path: Path) -> None:
     assert not locks.is_held(path)
 
 
-def test_where_there_are_no_locks_nobody_has_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_locks_nothing_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(locks, "fcntl", None)
-    with locks.locked(tmp_path / ".lock", lambda: pytest.fail("nobody can have it")):
+    with locks.locked(tmp_path / ".lock", lambda: pytest.fail("must not wait")):
         assert not locks.is_held(tmp_path / ".lock")
 
 
@@ -116,7 +116,7 @@ CGROUPS: dict[str, tuple[str, dict[str, str], int]] = {
 
 
 @pytest.mark.parametrize("name", CGROUPS)
-def test_cpus_that_a_control_group_grants(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_usable_cpus_respects_control_groups(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     groups, files, wanted = CGROUPS[name]
     (tmp_path / "cgroup").write_text(groups)
     for path, text in files.items():
@@ -128,14 +128,14 @@ def test_cpus_that_a_control_group_grants(name: str, tmp_path: Path, monkeypatch
     assert platforms.usable_cpus() == wanted
 
 
-def test_cpus_without_an_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_usable_cpus_without_an_affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(platforms, "PROC", tmp_path / "none")
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
     assert platforms.usable_cpus() == 5
 
 
-def test_flags_that_are_missing_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_flags_and_signals_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "O_NOFOLLOW")
     assert platforms.open_flags("O_RDONLY", "O_NOFOLLOW") == os.O_RDONLY | os.O_CLOEXEC
     assert platforms.signals("SIGINT", "SIGNONE") == (2,)

@@ -1,4 +1,4 @@
-"""Numbers and commands as a person reads and copies them."""
+"""Numbers and durations to read, and commands to copy."""
 
 import shlex
 import subprocess
@@ -46,7 +46,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 @given(st.text())
-def test_plain_text_holds_no_control_character(text: str) -> None:
+def test_plain_escapes_control_characters(text: str) -> None:
     shown = plain(text)
     assert all(character.isprintable() or character in "\n\t" or ord(character) > 159 for character in shown)
     if text.isascii() and text.isprintable():
@@ -58,7 +58,7 @@ def test_a_command_survives_the_shell(value: str) -> None:
     assert shlex.split(command("train", f"resume={value}"))[-1] == f"resume={value}"
 
 
-def test_the_shell_itself_agrees() -> None:
+def test_bash_parses_a_quoted_command_back() -> None:
     value = 'it\'s a $HOME `dir` (1), "x" \\ *'
     line = command("generate", f"run={value}")
     words = line.split(" -m ", 1)[1]
@@ -72,7 +72,7 @@ def test_plain_words_are_left_unquoted() -> None:
     )
 
 
-def test_the_interpreter_named_is_this_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_python_command_starts_this_interpreter(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     assert python_command() in ("python", "python3")
     monkeypatch.setenv("PATH", str(tmp_path))
