@@ -7,16 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyllm.loggers.wandb_client import PROJECT, Background, Mode, messages, resolve_mode, start
+from tinyllm.loggers.wandb_client import PROJECT, Background, Mode, finish, messages, resolve_mode, start
 from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import read_metrics
 from tinyllm.runs.provenance import provenance
 from tinyllm.training.callbacks import Axis, Callback, Outcome, RunInfo
-from tinyllm.utils.optional import is_installed
 
 STOP_TIMEOUT = 10.0
 """Seconds that wandb gets to finish after a signal or an error: a scheduler may kill the run soon."""
-NOT_INSTALLED = "wandb is not installed, so the run continues without it: pip install 'tinyllm[wandb]'"
 BACKUP = f"{METRICS} has every record"
 """Ends every message about records that wandb lost."""
 
@@ -70,8 +68,9 @@ class Wandb(Callback):
         mode = resolve_mode(self._mode)
         if mode == "disabled":
             return
-        if not is_installed("wandb"):
-            self.report(NOT_INSTALLED)
+        directory = (Path(self._dir) if self._dir else info.run_dir).absolute()
+        self._process = start(directory, report=self.report, without="the run continues without it")
+        if self._process is None:
             return
         if info.start_step and not read_metrics(info.run_dir / METRICS):
             self._saved = {}  # resumed into another directory: that is a new wandb run
@@ -80,14 +79,7 @@ class Wandb(Callback):
             "project": self._project or self._saved.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT,
         }
         name = self._labels["name"] or os.environ.get("WANDB_NAME") or info.run_dir.resolve().name
-        directory = (Path(self._dir) if self._dir else info.run_dir).absolute()
         summary = {key: value for key, value in asdict(info).items() if key != "config"}
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._process = start()
-        except OSError as error:
-            self.report(f"wandb cannot be started, so the run continues without it: {error}")
-            return
         self._process.send(
             {
                 "mode": mode,
@@ -108,7 +100,8 @@ class Wandb(Callback):
         self._process.send({"record": record, "samples": self._samples})
         self._samples = []
         if self._process.ended() is None:
-            self._report_messages(self._process)
+            for text in messages(self._process, backup=BACKUP):
+                self.report(text)
         else:
             self._finish(self._process, timeout=1.0)
 
@@ -130,17 +123,6 @@ class Wandb(Callback):
         self._saved = dict(state.get("wandb", {}))
 
     def _finish(self, process: Background, *, timeout: float) -> None:
-        """End the wandb process and report its messages and any lost records."""
         self._process = None
-        in_time = process.finish(timeout)
-        self._report_messages(process)
-        if not in_time:
-            self.report(f"wandb was still busy after {timeout:g} s and was stopped; wandb sync uploads what it wrote")
-        elif process.ended():
-            self.report(f"wandb died (exit code {process.ended()}); {BACKUP}")
-        if process.dropped:
-            self.report(f"wandb fell behind and missed {process.dropped} records; {METRICS} has them")
-
-    def _report_messages(self, process: Background) -> None:
-        for text in messages(process, backup=BACKUP):
+        for text in finish(process, timeout, backup=BACKUP):
             self.report(text)

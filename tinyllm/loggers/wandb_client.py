@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from tinyllm.errors import one_line
 from tinyllm.utils.files import parse_json
+from tinyllm.utils.optional import is_installed
 from tinyllm.utils.platforms import end_now
 from tinyllm.utils.text import shown_path
 
@@ -111,14 +112,40 @@ def resolve_mode(mode: Mode) -> str:
     return {"dryrun": "offline", "run": "online"}.get(variable or "", variable) or mode
 
 
-def start() -> Background:
-    """Start the wandb process.
+def start(directory: Path, *, report: Callable[[str], None], without: str) -> Background | None:
+    """Start the wandb process; None, and a message to ``report``, if that is not possible.
 
-    Raises:
-        OSError: it cannot be started.
+    Args:
+        directory: where wandb's files go; created if it is missing.
+        without: what happens without wandb: ``the run continues without it``.
     """
+    if not is_installed("wandb"):
+        report(f"wandb is not installed, so {without}: pip install 'tinyllm[wandb]'")
+        return None
+    # Error reports to wandb's developers are opt-in here; wandb's own console output would disturb the display.
     environ = {"WANDB_ERROR_REPORTING": "false"} | os.environ | {"WANDB_SILENT": "true"}
-    return Background(Path(__file__).with_name("wandb_process.py"), environ=environ)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return Background(Path(__file__).with_name("wandb_process.py"), environ=environ)
+    except OSError as error:
+        report(f"wandb cannot be started, so {without}: {error}")
+        return None
+
+
+def finish(process: Background, timeout: float, *, backup: str) -> Iterator[str]:
+    """End the process; its last messages, and one about anything that was lost.
+
+    Args:
+        backup: as for :func:`messages`.
+    """
+    in_time = process.finish(timeout)
+    yield from messages(process, backup=backup)
+    if not in_time:
+        yield f"wandb was still busy after {timeout:g} s and was stopped; wandb sync uploads what it wrote"
+    elif process.ended():
+        yield f"wandb died (exit code {process.ended()}); {backup}"
+    if process.dropped:
+        yield f"wandb fell behind and missed {process.dropped} records; {backup}"
 
 
 def messages(process: Background, *, backup: str) -> Iterator[str]:

@@ -18,10 +18,10 @@ LOGGER: dict[str, Any] = {"_target_": sending.TARGET, **KEYS}
 
 @pytest.fixture
 def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start() -> None:
+    def start(*arguments: Any, **named: Any) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(sending, "start", start)
+    monkeypatch.setattr("tinyllm.loggers.wandb_client.Background", start)
 
 
 def test_target_is_the_wandb_logger() -> None:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllm.loggers.wandb_client import PROJECT, messages, resolve_mode, start
+from tinyllm.loggers.wandb_client import PROJECT, finish, resolve_mode, start
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.report.csv_files import arm_rows, difference_rows
-from tinyllm.utils.optional import is_installed
 
 TARGET = "tinyllm.loggers.wandb.Wandb"
 """``_target_`` of the logger for which a comparison is sent."""
@@ -31,31 +30,24 @@ def send(study: Study, directory: Path, logger: Mapping[str, Any], *, say: Calla
     mode = resolve_mode(logger["mode"])
     if mode == "disabled":
         return
-    if not is_installed("wandb"):
-        say("wandb is not installed, so the comparison is not sent: pip install 'tinyllm[wandb]'")
+    directory = directory.absolute()
+    wandb_dir = Path(logger["dir"]).absolute() if logger["dir"] else directory
+    process = start(wandb_dir, report=say, without="the comparison is not sent")
+    if process is None:
         return
-    try:
-        process = start()
-    except OSError as error:
-        say(f"wandb cannot be started, so the comparison is not sent: {error}")
-        return
-    process.send(_run_to_open(study, directory.absolute(), logger, mode))
+    process.send(_run_to_open(study, directory, logger, mode, wandb_dir))
     tables = {"arms": _table(arm_rows(study)), "differences": _table(difference_rows(study))}
-    process.send({"tables": tables, "page": str(directory.absolute() / "report.html")})
+    process.send({"tables": tables, "page": str(directory / "report.html")})
     process.send({"end": {"status": "finished", "verdicts": study.verdicts}, "samples": []})
-    in_time = process.finish(logger["init_timeout"] + logger["finish_timeout"])
-    for text in messages(process, backup=BACKUP):
+    for text in finish(process, logger["init_timeout"] + logger["finish_timeout"], backup=BACKUP):
         say(text)
-    if not in_time:
-        say(f"wandb did not finish in time and was stopped; {BACKUP}")
-    elif process.ended():
-        say(f"wandb died (exit code {process.ended()}); {BACKUP}")
 
 
-def _run_to_open(study: Study, directory: Path, logger: Mapping[str, Any], mode: str) -> dict[str, Any]:
+def _run_to_open(
+    study: Study, directory: Path, logger: Mapping[str, Any], mode: str, wandb_dir: Path
+) -> dict[str, Any]:
     """First message to the wandb process. The run's id is a hash, so that sending again finds the same run."""
     group = logger["group"] or directory.name
-    wandb_dir = Path(logger["dir"]) if logger["dir"] else directory
     init = {
         "id": hashlib.sha256(f"{group}\n{directory.name}\n{study.command}".encode()).hexdigest()[:8],
         "project": logger["project"] or os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -65,7 +57,7 @@ def _run_to_open(study: Study, directory: Path, logger: Mapping[str, Any], mode:
         "job_type": "comparison",
         "tags": list(logger["tags"]) or None,
         "notes": study.question,
-        "dir": str(wandb_dir.absolute()),
+        "dir": str(wandb_dir),
     }
     fields = ("command", "metric", "match", "budget", "amount", "effect", "seeds", "reference", "provenance")
     return {

@@ -65,7 +65,7 @@ class Law:
 class Price:
     """Training FLOPs per token by model size: factor · N^exponent, fitted to a ladder on log-log scale.
 
-    The usual 6·N omits attention, and for small models that is a large share of the cost.
+    The usual 6·N omits attention and whatever else is not a weight matrix, a large share of the cost in small models.
     """
 
     factor: float
@@ -112,6 +112,7 @@ def price_of(points: Sequence[Point]) -> Price:
         raise UserError(
             "one size is not a ladder", key="scaling.sizes", value=len(sizes), hint="train at least two sizes"
         )
+    # A power law, so that the optimum below has a closed form.
     logs = np.log(np.array(sizes, dtype=float))
     exponent, intercept = np.polyfit(logs[:, 0], logs[:, 1], 1)
     return Price(factor=float(np.exp(intercept)), exponent=float(exponent))
@@ -127,6 +128,7 @@ def fit(points: Sequence[Point]) -> Law:
         hint = f"a law with {PARAMETERS} parameters needs at least {PARAMETERS + 1}; add budgets or sizes"
         raise UserError(f"{len(points)} runs are too few to fit", file="scaling", hint=hint)
     columns = _columns(points)
+    # The loss surface has local minima, so the fit descends from several starts (appendix D.2 uses a grid of them).
     ends = [_descend(start, *columns) for start in _starts(*columns)]
     return _law(min(ends, key=lambda end: end.cost).x)
 
@@ -134,7 +136,7 @@ def fit(points: Sequence[Point]) -> Law:
 def bootstrap(points: Sequence[Point], law: Law, *, draws: int, seed: int) -> list[Law]:
     """Fit the law to bootstrap samples of the runs, stratified by budget.
 
-    A sample with fewer distinct runs than the law has parameters determines no fit and is resample.
+    A sample with fewer distinct runs than the law has parameters determines no fit and is drawn again.
 
     Args:
         law: the fit to all runs, from which each fit starts.
