@@ -81,20 +81,20 @@ def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:
 
 def refused(message: str, node: Any, path: str) -> UserError:
     """The error for a constructor's message. The first ``name=value`` in the message gives the configuration key."""
-    found = []
+    places_found = []
     for name, text in re.findall(r"(\w+)=(\S*)", message):
         text = text.rstrip(".,;:")
         places = sorted(_places(node, DERIVED.get(name, name)), key=lambda place: place[0].count("."))
         if places:
             same = [place for place in places if text in (str(place[1]), _as_float(place[1]))]
             where, value = (same or places)[0]
-            found.append((where, value))
+            places_found.append((where, value))
             if text == _as_float(value):  # show the value as the user wrote it
                 message = message.replace(f"{name}={text}", f"{name}={value}", 1)
-    if not found:
+    if not places_found:
         return UserError(one_line(message), file=path or None)
     # if the message names several keys, prefer one of a single kind of layer
-    where, value = next((one for one in found if one[0].startswith("layers.kinds.")), found[0])
+    where, value = next((one for one in places_found if one[0].startswith("layers.kinds.")), places_found[0])
     return UserError("value not allowed", key=f"{path}.{where}" if path else where, value=value, hint=one_line(message))
 
 
@@ -107,5 +107,5 @@ def _places(node: Any, name: str) -> Iterator[tuple[str, Any]]:
     for child, value in node.items() if isinstance(node, Mapping) else ():
         if child == name and not isinstance(value, Mapping):
             yield child, value
-        for where, found in _places(value, name):
-            yield f"{child}.{where}", found
+        for where, nested in _places(value, name):
+            yield f"{child}.{where}", nested

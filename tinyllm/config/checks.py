@@ -128,7 +128,7 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
 def _check_range(value: Any, metadata: Any, where: str) -> None:
     choices, at_least, above, below = (metadata.get(name) for name in ("choices", "at_least", "above", "below"))
     at_most = metadata.get("at_most")
-    if value is None or (choices and any(value == one and type(value) is type(one) for one in choices)):
+    if value is None or (choices and any(value == choice and type(value) is type(choice) for choice in choices)):
         return
     if metadata.get("filled") and value == "":
         raise UserError("empty text", key=where, value=value, hint="give a text, or leave the key out")
@@ -137,14 +137,14 @@ def _check_range(value: Any, metadata: Any, where: str) -> None:
     bounds += [f"below {below:g}"] if below is not None else []
     bounds += [f"at most {at_most}"] if at_most is not None else []
     if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
-        words = [str(one).lower() if isinstance(one, bool) else str(one) for one in choices]
-        meant = near(str(value), words)
+        words = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
+        similar = near(str(value), words)
         hint = f"one of {', '.join(words)}" + (f", or a number {bounds[0]}" if bounds else "")
         raise UserError(
             "value not allowed",
             key=where,
             value=value,
-            hint=hint + (f"; did you mean {meant[0]}?" if meant else ""),
+            hint=hint + (f"; did you mean {similar[0]}?" if similar else ""),
         )
     if choices and isinstance(value, float):  # a key that holds a word or a number counts something
         raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
@@ -161,7 +161,7 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[Option], roo
     for name, value in given.items():
         where = f"{path}.{name}"
         if parameters is not None and name not in parameters:
-            known = [one for one in given if one in parameters]
+            known = [name for name in given if name in parameters]
             owner = getattr(target, "__name__", str(target))
             raise unknown_key(where, value, known, owner=owner, root=_without(root, where))
         filled_in = value is None and where in AT_RUN_TIME

@@ -47,7 +47,9 @@ class Composition:
         return cls(
             program=program,
             overrides=as_given(hydra_node.overrides.task),
-            hydra=[one for one in as_given(hydra_node.overrides.hydra) if key_of(one) == "hydra.searchpath"],
+            hydra=[
+                override for override in as_given(hydra_node.overrides.hydra) if key_of(override) == "hydra.searchpath"
+            ],
             directories=[source.path for source in hydra_node.runtime.config_sources if source.schema == "file"],
         )
 
@@ -120,7 +122,10 @@ def compose_on_top(
     Raises:
         UserError: the overrides do not compose, or the configuration does not pass the checks.
     """
-    more = [one if one.partition("=")[2][:1] in ("'", '"') else quote_literals([one])[0] for one in words(text)]
+    more = [
+        override if override.partition("=")[2][:1] in ("'", '"') else quote_literals([override])[0]
+        for override in words(text)
+    ]
     directories = [str(config_dir)] if config_dir else []
     base = Composition(
         program=program, overrides=list(overrides), hydra=_search_path(config_dir), directories=directories
@@ -175,7 +180,9 @@ def checked(
     """
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
     sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
-    overrides = [one for one in as_given(hydra_node.overrides.task) if typed is None or key_of(one) in typed]
+    overrides = [
+        override for override in as_given(hydra_node.overrides.task) if typed is None or key_of(override) in typed
+    ]
     named = {key_of(override) for override in overrides}
     if "experiment" in named:
         named |= experiment_keys(choices["experiment"], sources)

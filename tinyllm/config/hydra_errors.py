@@ -89,12 +89,12 @@ def _in_file(error: OmegaConfBaseException, file: str) -> UserError:
         hint = "its first line must be '# @package <node>', in an experiment '# @package _global_'"
         return UserError("the file does not say where its keys belong", file=file, hint=hint)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        found = _unknown(error, [])
+        located = _unknown(error, [])
     elif isinstance(error, ValidationError) and error.full_key:
-        found = _wrong_type(error, [])
+        located = _wrong_type(error, [])
     else:
         return UserError(_first_line(error), file=file)
-    return UserError(f"{found.what} {found.key}", file=file, hint=found.hint)
+    return UserError(f"{located.what} {located.key}", file=file, hint=located.hint)
 
 
 def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:
@@ -135,11 +135,11 @@ def _missing_option(error: MissingConfigException) -> UserError:
     options = sorted(error.options or [])
     if group == "hydra/launcher" and option in LAUNCHERS:
         return UserError("not installed", key=group, value=option, hint="pip install 'tinyllm[sweep]'")
-    meant = near(option, options)
+    similar = near(option, options)
     if group in TAKES_PATH and Path(option).exists():
         hint = f"for a path use {group}={TAKES_PATH[group]} {group}.path={option}"
         return UserError("no such option", key=group, value=option, hint=hint)
-    likely = option_meant(group, option) or (meant[0] if meant else "")
+    likely = option_meant(group, option) or (similar[0] if similar else "")
     hint = f"did you mean {likely}? one of " if likely else "one of "
     return UserError("no such option", key=group, value=option, hint=hint + ", ".join(options))
 
@@ -160,7 +160,7 @@ def _unparsable(error: OverrideParseException) -> UserError:
 
 def _unknown(error: ConfigKeyError | ConfigAttributeError, overrides: list[str]) -> UserError:
     path = str(error.full_key or error.key)
-    below = (one for one in _settings(overrides) if one[0] == path or one[0].startswith(f"{path}."))
+    below = (setting for setting in _settings(overrides) if setting[0] == path or setting[0].startswith(f"{path}."))
     key, value = next(below, (path, ""))
     node = error.parent_node
     known = [str(name) for name in node] if isinstance(node, DictConfig) else []
@@ -199,9 +199,9 @@ def _keys_below(path: str, value: str) -> str:
 
 
 def _composition(message: str, overrides: list[str]) -> UserError:
-    found = re.search(r"Could not override '([^']+)'", message)
-    meant = next((one for one in overrides if found and found[1] in one), None)
-    if meant is None:
+    match = re.search(r"Could not override '([^']+)'", message)
+    override = next((override for override in overrides if match and match[1] in override), None)
+    if override is None:
         return UserError(message)
-    key, _, value = meant.partition("=")
+    key, _, value = override.partition("=")
     return UserError("no such group or key", key=key, value=value, hint="--help lists the groups")

@@ -66,7 +66,7 @@ def expand(
     keys_of_block = _keys_of_block(cfg, allow)
     blocks, own = {}, []
     for name, kind in kinds.items():
-        keys = {key_of(one) for one in kind.overrides}
+        keys = {key_of(override) for override in kind.overrides}
         try:
             _check_keys(kind.overrides, keys_of_block)
             composed = recompose(kind.overrides) if kind.overrides else cfg
@@ -159,12 +159,12 @@ def _text(path: Any, json: Any) -> tuple[str, str]:
 
 def _check_keys(overrides: Iterable[str], keys_of_block: list[str]) -> None:
     """Refuse overrides of what all layers share."""
-    for one in overrides:
-        key = key_of(one)
+    for override in overrides:
+        key = key_of(override)
         if key not in GROUPS and not key.startswith("model.block.") and key.removeprefix("model.") not in keys_of_block:
             own = [f"model.{name}" for name in keys_of_block]
             hint = f"layers may differ in {', '.join(GROUPS)}, model.block.*, {', '.join(own)}"
-            raise UserError("the same for all layers", key=key, value=one.partition("=")[2], hint=hint)
+            raise UserError("the same for all layers", key=key, value=override.partition("=")[2], hint=hint)
 
 
 def _check_reach(

@@ -128,12 +128,12 @@ def _overrides(content: dict[str, Any], parameters: Parameters) -> Iterator[str]
     """The overrides that an object stands for."""
     for key, value in content.items():
         if key not in KNOWN:
-            meant = near(key, KNOWN)
-            hint = f"did you mean {meant[0]}?" if meant else f"the keys are {', '.join(KNOWN)}"
+            similar = near(key, KNOWN)
+            hint = f"did you mean {similar[0]}?" if similar else f"the keys are {', '.join(KNOWN)}"
             raise UserError("unknown key", key=key, value=value, hint=hint)
     _check(content, REQUIRED, because="required for every layer")
     choice = [setting(key, content[key]) for key in ("attn", "moe")]
-    used = {key: one for key, one in OF_ATTENTION.items() if key in parameters(content["attn"])}
+    used = {key: target for key, target in OF_ATTENTION.items() if key in parameters(content["attn"])}
     _check(content, used, because=f"required with {choice[0]}")
     hidden, mixture = "model.block.ffn.d_ff", "none"
     if content["moe"]:

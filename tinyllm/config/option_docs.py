@@ -160,7 +160,7 @@ def _group_name(text: str) -> str:
 def _as_typed(option: yaml.Node) -> str | None:
     """The option of a defaults list as it would be typed."""
     if isinstance(option, yaml.SequenceNode):
-        return f"[{','.join(one.value for one in option.value)}]"
+        return f"[{','.join(node.value for node in option.value)}]"
     return None if option.value == "null" else str(option.value)
 
 

@@ -68,10 +68,12 @@ def unquoted(overrides: Iterable[str]) -> list[str]:
     """Overrides in Hydra's grammar as a user would type them: undoes :func:`quote_literals`."""
     parsed = parse_settings(overrides)
     return [
-        f"{one.get_key_element()}={text_of(one.value())}"
-        if one.key_or_group in LITERAL_KEYS and one.value_type is ValueType.ELEMENT and isinstance(one.value(), str)
-        else str(one.input_line)
-        for one in parsed
+        f"{override.get_key_element()}={text_of(override.value())}"
+        if override.key_or_group in LITERAL_KEYS
+        and override.value_type is ValueType.ELEMENT
+        and isinstance(override.value(), str)
+        else str(override.input_line)
+        for override in parsed
     ]
 
 
@@ -165,10 +167,10 @@ def kind_of(annotation: Any, metadata: Any = None) -> Kind:
 @cache
 def _kind_in_schemas() -> dict[str, Kind]:
     """The kind of every key of the root files. A key means the same in all programs."""
-    found: dict[str, Kind] = {"hydra.sweep.dir": "text"}
+    kinds: dict[str, Kind] = {"hydra.sweep.dir": "text"}
     for root in schema.SCHEMAS.values():
-        found |= {key: kind_of(one.type, one.metadata) for key, one in schema.fields_of(root)}
-    return {key: kind for key, kind in found.items() if kind}
+        kinds |= {key: kind_of(field.type, field.metadata) for key, field in schema.fields_of(root)}
+    return {key: kind for key, kind in kinds.items() if kind}
 
 
 def _kind_in_groups(key: str, value: str, *, several: bool) -> Kind:
@@ -227,7 +229,7 @@ def conformed(value: Any, annotation: Any, *, typed: str | None = None) -> Any:
         return typed if wrong else value
     if isinstance(value, list | tuple):
         items = typing.get_args(annotation)[:1]
-        return [conformed(one, items[0]) for one in value] if items else value
+        return [conformed(item, items[0]) for item in value] if items else value
     if isinstance(value, dict) or value is None:
         return value
     wanted = set(typing.get_args(annotation)) or {annotation}

@@ -36,7 +36,9 @@ def groups_table(program: str) -> str:
     rows = [
         (
             f"`{group.name}`",
-            " ".join(f"**`{one.name}`**" if one in group.chosen else f"`{one.name}`" for one in group.options),
+            " ".join(
+                f"**`{option.name}`**" if option in group.chosen else f"`{option.name}`" for option in group.options
+            ),
             f"`{group.package}.*`" if group.package else "any key",
         )
         for group in read_program(program).groups
@@ -50,11 +52,18 @@ def _program(program: Program, earlier: dict[str, Program]) -> list[str]:
     for other in earlier.values():
         keys = [key for key in program.keys if program.keys[key] == other.keys.get(key)]
         defaults = {group.name: group.default for group in other.groups}
-        groups = [group for group in program.groups if any(_same_options(group, one) for one in other.groups)]
+        groups = [
+            group for group in program.groups if any(_same_options(group, other_group) for other_group in other.groups)
+        ]
         if groups:
             names = [
-                f"`{one.name}`" + ("" if one.default == defaults[one.name] else f" (here `{one.default}` by default)")
-                for one in groups
+                f"`{other_group.name}`"
+                + (
+                    ""
+                    if other_group.default == defaults[other_group.name]
+                    else f" (here `{other_group.default}` by default)"
+                )
+                for other_group in groups
             ]
             parts.append(f"Groups as in {other.name}: {', '.join(names)}.")
         if len(keys) > 9:  # fewer are easier to read in the table
@@ -65,7 +74,7 @@ def _program(program: Program, earlier: dict[str, Program]) -> list[str]:
         parts.append(_table(("key", "default", "meaning"), rows))
     known = [group for other in earlier.values() for group in other.groups]
     for group in program.groups:
-        if group.options and not any(_same_options(group, one) for one in known):
+        if group.options and not any(_same_options(group, other_group) for other_group in known):
             parts += _group(group)
     return parts
 
@@ -79,7 +88,8 @@ def _group(group: Group) -> list[str]:
     """The options of a group, their keys, and the defaults in which the options differ."""
     node = f", the keys of `{group.package}`" if group.package else ""
     rows = [
-        (f"**`{one.name}`**" if one in group.chosen else f"`{one.name}`", _text(one.meaning)) for one in group.options
+        (f"**`{option.name}`**" if option in group.chosen else f"`{option.name}`", _text(option.meaning))
+        for option in group.options
     ]
     parts = [f"### `{group.name}=…`{node}", _table(("option", "what"), rows)]
     if not group.package:  # experiments set keys of other groups, where they are explained
@@ -121,10 +131,10 @@ def _group(group: Group) -> list[str]:
 
 def _by_text(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
     """The options that share each text."""
-    found: dict[str, list[str]] = defaultdict(list)
+    options: dict[str, list[str]] = defaultdict(list)
     for text, option in pairs:
-        found[text].append(option)
-    return found
+        options[text].append(option)
+    return options
 
 
 def _told_apart(by_text: dict[str, list[str]]) -> str:

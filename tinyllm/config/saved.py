@@ -72,14 +72,16 @@ def saved_settings(file: Path, *, config: Path, config_dir: str | Path | None) -
     what = "not the settings of a run"
     settings = read_yaml(file, of=list, what=what)
     check_saved(settings, file=file, what=what, config_dir=config_dir, resolved=True)
-    for one in settings:
-        if parse(one)[0].key_or_group.partition(".")[0] in NOT_SAVED:
-            raise UserError(what, file=file, hint=f"{one}: it applies to one start of the program only")
+    for setting in settings:
+        if parse(setting)[0].key_or_group.partition(".")[0] in NOT_SAVED:
+            raise UserError(what, file=file, hint=f"{setting}: it applies to one start of the program only")
     if not any(map(_is_open, settings)):
         return settings
     settings = literal_settings(settings, read_yaml(config, of=dict, what="checkpoint damaged"))
-    for one in filter(_is_open, settings):
-        raise UserError(what, file=file, hint=f"{one}: {config.name} does not hold its value at the start of the run")
+    for setting in filter(_is_open, settings):
+        raise UserError(
+            what, file=file, hint=f"{setting}: {config.name} does not hold its value at the start of the run"
+        )
     return settings
 
 
@@ -90,19 +92,19 @@ def literal_settings(settings: Iterable[str], values: dict[str, Any]) -> list[st
         settings: in Hydra's grammar.
         values: the resolved configuration as plain containers.
     """
-    found = []
-    for one in settings:
-        [override] = parse(one)
+    replaced = []
+    for setting in settings:
+        [override] = parse(setting)
         key = override.key_or_group
-        if _is_open(one) and not key.startswith(EXPANDED) and has_key(values, key):
-            one = f"{override.get_key_element()}={written(value_at(values, key))}"
-        found.append(one)
-    return found
+        if _is_open(setting) and not key.startswith(EXPANDED) and has_key(values, key):
+            setting = f"{override.get_key_element()}={written(value_at(values, key))}"
+        replaced.append(setting)
+    return replaced
 
 
-def _is_open(one: str) -> bool:
+def _is_open(setting: str) -> bool:
     """Whether a setting contains an interpolation."""
-    return any(_interpolations(parse(one)[0]))
+    return any(_interpolations(parse(setting)[0]))
 
 
 def settings_text(settings: Iterable[str]) -> str:
@@ -134,25 +136,25 @@ def check_saved(
     """
     places = [conf_dir(), *([Path(config_dir)] if config_dir else [])]
     settings = list(settings)
-    if sum(count_values(one) for one in settings if isinstance(one, str)) > MOST:
+    if sum(count_values(setting) for setting in settings if isinstance(setting, str)) > MOST:
         raise UserError(what, file=file, hint=f"more than {MOST:,} values")
-    for one in settings:
-        problem = _problem(one, places, several=several, resolved=resolved)
+    for setting in settings:
+        problem = _problem(setting, places, several=several, resolved=resolved)
         if problem:
-            raise UserError(what, file=file, hint=f"{one}: {problem}")
+            raise UserError(what, file=file, hint=f"{setting}: {problem}")
 
 
-def parse(one: str) -> list[Override]:
+def parse(setting: str) -> list[Override]:
     """Parse one setting as Hydra does."""
-    return parse_settings([one])
+    return parse_settings([setting])
 
 
-def _problem(one: Any, places: list[Path], *, several: bool, resolved: bool) -> str:
+def _problem(setting: Any, places: list[Path], *, several: bool, resolved: bool) -> str:
     """What is wrong with a setting; "" if nothing is."""
-    if not isinstance(one, str) or one.startswith("-") or "=" not in one:
+    if not isinstance(setting, str) or setting.startswith("-") or "=" not in setting:
         return "settings are written key=value or group=option"
     try:
-        [override] = parse(one)
+        [override] = parse(setting)
     except HydraException as error:
         return str(error).splitlines()[0]
     key = override.key_or_group
@@ -168,8 +170,8 @@ def _problem(one: Any, places: list[Path], *, several: bool, resolved: bool) -> 
     if groups and (override.is_add() or override.is_force_add()) and places[0] in groups:
         return "options are chosen without +"
     if groups:
-        wrong = [name for name in _choices(override) if not is_option(key, name, places)]
-        return f"{wrong[0]} is not the name of an option" if wrong else ""
+        unknown = [name for name in _choices(override) if not is_option(key, name, places)]
+        return f"{unknown[0]} is not the name of an option" if unknown else ""
     if "/" in key:
         return "no such group; your own groups need --config-dir"
     foreign = [] if resolved else [text for text in _interpolations(override) if not _refers(text)]

@@ -283,11 +283,11 @@ def meant_by(name: str, value: str | None = None) -> str:
     plain = name.lstrip("-").replace("-", "_").lower()
     if plain in COMMANDS:
         return COMMANDS[plain]
-    ours = _BY_NAME.get(plain, "")
-    if ours.endswith("="):
-        return option_meant(ours[:-1], value or "") or f"{ours}{value or '…'}"
-    is_key = bool(ours) and "=" not in ours.split(" ")[-1]
-    return f"{ours}={value or '…'}" if is_key and value is not None else ours
+    our_name = _BY_NAME.get(plain, "")
+    if our_name.endswith("="):
+        return option_meant(our_name[:-1], value or "") or f"{our_name}{value or '…'}"
+    is_key = bool(our_name) and "=" not in our_name.split(" ")[-1]
+    return f"{our_name}={value or '…'}" if is_key and value is not None else our_name
 
 
 def option_meant(group: str, value: str) -> str:

@@ -72,10 +72,10 @@ def marks_of(node: Mapping[Any, Any]) -> str:
 @cache
 def shipped() -> dict[str, frozenset[Option]]:
     """The options of ``conf/`` by node."""
-    found: dict[str, set[Option]] = {}
+    by_node: dict[str, set[Option]] = {}
     for option in options_of(conf_dir()):
-        found.setdefault(option.node, set()).add(option)
-    return {node: frozenset(options) for node, options in found.items()}
+        by_node.setdefault(option.node, set()).add(option)
+    return {node: frozenset(options) for node, options in by_node.items()}
 
 
 def options_of(directory: Path) -> frozenset[Option]:
@@ -83,13 +83,13 @@ def options_of(directory: Path) -> frozenset[Option]:
 
     Unreadable files are skipped; choosing one is an error elsewhere.
     """
-    found: set[Option] = set()
+    options: set[Option] = set()
     for folder, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if name.endswith(".yaml"):
-                found.update(_options_in(Path(folder) / name, group=os.path.relpath(folder, directory)))
-    return frozenset(found)
+                options.update(_options_in(Path(folder) / name, group=os.path.relpath(folder, directory)))
+    return frozenset(options)
 
 
 def _options_in(file: Path, *, group: str) -> Iterator[Option]:
@@ -139,8 +139,8 @@ def check_classes(node: Any, path: str = "", extra: frozenset[Option] = frozense
     Raises:
         UserError: with the key and the class.
     """
-    for where, found in walk_nodes(node, path):
-        check_class(found, where, extra)
+    for where, target_node in walk_nodes(node, path):
+        check_class(target_node, where, extra)
 
 
 def resolve_target(node: Mapping[Any, Any], *, path: str, extra: frozenset[Option] = frozenset()) -> Any:
@@ -158,18 +158,18 @@ def resolve_target(node: Mapping[Any, Any], *, path: str, extra: frozenset[Optio
     target, where = str(node["_target_"]), f"{path}._target_"
     module_name, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        target_object = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
         hint = f"{error}; write package.module.Class, importable from the current directory"
         raise UserError("no such class", key=where, value=target, hint=hint) from error
-    if not callable(found) or (target.startswith(tuple(TORCH.values())) and not _is_optimizer(found)):
+    if not callable(target_object) or (target.startswith(tuple(TORCH.values())) and not _is_optimizer(target_object)):
         hint = "name a class or function that the module defines"
         raise UserError("not a class or function", key=where, value=target, hint=hint)
-    return found
+    return target_object
 
 
-def _is_optimizer(found: Any) -> bool:
-    return inspect.isclass(found) and issubclass(found, importlib.import_module("torch.optim").Optimizer)
+def _is_optimizer(target: Any) -> bool:
+    return inspect.isclass(target) and issubclass(target, importlib.import_module("torch.optim").Optimizer)
 
 
 def type_problem(value: Any, annotation: Any) -> str | None:
@@ -182,9 +182,9 @@ def type_problem(value: Any, annotation: Any) -> str | None:
 def _fits(value: Any, annotation: Any) -> bool:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(_fits(value, item) for item in arguments)
     if origin is typing.Literal:
-        return any(value == one and type(value) is type(one) for one in arguments)
+        return any(value == item and type(value) is type(item) for item in arguments)
     if annotation is None or annotation is type(None):
         return value is None
     if annotation is bool:
@@ -204,9 +204,9 @@ def _fits(value: Any, annotation: Any) -> bool:
         if fixed and len(value) != len(arguments):
             return False
         kinds = arguments if fixed else arguments[:1] * len(value)
-        return all(_fits(one, kind) for one, kind in zip(value, kinds, strict=False))
+        return all(_fits(item, kind) for item, kind in zip(value, kinds, strict=False))
     if origin in MAPPINGS:
-        return isinstance(value, dict) and all(_fits(one, arguments[1]) for one in value.values())
+        return isinstance(value, dict) and all(_fits(item, arguments[1]) for item in value.values())
     return True
 
 
@@ -221,16 +221,16 @@ def converted(value: Any, annotation: Any) -> Any:
         return float(value) if _fits(value, int) else value
     if origin in (typing.Union, types.UnionType):
         if _fits(value, int):
-            whole = [one for one in arguments if one is int or typing.get_origin(one) is typing.Literal]
-            stays = float not in arguments or any(_fits(value, one) for one in whole)
+            whole = [item for item in arguments if item is int or typing.get_origin(item) is typing.Literal]
+            stays = float not in arguments or any(_fits(value, item) for item in whole)
             return value if stays else float(value)
-        return converted(value, next((one for one in arguments if _fits(value, one)), None))
+        return converted(value, next((item for item in arguments if _fits(value, item)), None))
     if origin in SEQUENCES and _fits(value, annotation):
         fixed = origin is tuple and Ellipsis not in arguments
         kinds = arguments if fixed else arguments[:1] * len(value)
-        return [converted(one, kind) for one, kind in zip(value, kinds, strict=True)]
+        return [converted(item, kind) for item, kind in zip(value, kinds, strict=True)]
     if origin in MAPPINGS and isinstance(value, dict):
-        return {key: converted(one, arguments[1]) for key, one in value.items()}
+        return {key: converted(item, arguments[1]) for key, item in value.items()}
     return value
 
 
@@ -240,7 +240,7 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 def _describe(annotation: Any) -> str:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(one) for one in arguments if one is not int or float not in arguments)
+        return " or ".join(_describe(part) for part in arguments if part is not int or float not in arguments)
     if origin is typing.Literal:
         return "one of " + ", ".join(map(str, arguments))
     if annotation in _WORDS:

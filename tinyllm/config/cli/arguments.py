@@ -122,8 +122,8 @@ def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
     Raises:
         UserError: there is one.
     """
-    for one in settings:
-        key, _, value = one.partition("=")
+    for setting in settings:
+        key, _, value = setting.partition("=")
         if key.lstrip("+~").startswith(OF_SWEEPS):
             raise UserError("only has an effect in a multirun", key=key.lstrip("+~"), value=value, hint=hint)
 
@@ -177,9 +177,13 @@ def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParse
         if not name.startswith("--") or name in parser._option_string_actions:
             continue
         value = value or ("" if following.startswith("-") or "=" in following else following)
-        meant = meant_by(name, value)
-        if meant:
-            hint = meant if " " in meant and "=<" in meant else f"use {meant} (settings are written without dashes)"
+        our_name = meant_by(name, value)
+        if our_name:
+            hint = (
+                our_name
+                if " " in our_name and "=<" in our_name
+                else f"use {our_name} (settings are written without dashes)"
+            )
             raise UserError("no such flag", file=flag, hint=hint)
 
 
@@ -196,8 +200,8 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         raise UserError("this setting of Hydra has no effect here", key=key, value=typed, hint=hint)
     in_group = any((place / key).is_dir() for place in places)
     if override.is_sweep_override():
-        for one in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():
-            _check_option(key, one.strip("'\""), places)
+        for option in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():
+            _check_option(key, option.strip("'\""), places)
         if not several:
             hint = f"add -m to run once per value; write a text with commas as '{key}=\"{typed}\"'"
             raise UserError("several values", key=key, value=typed, hint=hint)
@@ -210,9 +214,9 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         return
     options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
     if isinstance(value, list) and side_by_side(groups):
-        _check_options(key, [str(one) for one in value], options)  # Hydra's error for a list says less
-        for one in value:
-            _check_option(key, str(one), places)
+        _check_options(key, [str(option) for option in value], options)  # Hydra's error for a list says less
+        for option in value:
+            _check_option(key, str(option), places)
         return
     likely = option_meant(key, typed)
     hint = (f"did you mean {likely}? " if likely else "") + f"one of {', '.join(options)}; or leave it out"
@@ -236,8 +240,8 @@ def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
         raise UserError("no option is chosen", key=group, value="[]", hint=f"one or more of {', '.join(options)}")
     for name in chosen:
         if name not in options:
-            meant = near(name, options)
-            hint = (f"did you mean {meant[0]}? " if meant else "") + f"some of {', '.join(options)}"
+            similar = near(name, options)
+            hint = (f"did you mean {similar[0]}? " if similar else "") + f"some of {', '.join(options)}"
             raise UserError("no such option", key=group, value=name, hint=hint)
 
 

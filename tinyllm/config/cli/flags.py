@@ -40,9 +40,9 @@ class Flags(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        wrong = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
-        near = difflib.get_close_matches(wrong, self._option_string_actions, n=1) if wrong.startswith("-") else []
-        raise UserError(message, hint=(f"did you mean {near[0]}? " if near else "") + "--help lists the flags")
+        flag = message.partition("unrecognized arguments: ")[2].partition(" ")[0].partition("=")[0]
+        similar = difflib.get_close_matches(flag, self._option_string_actions, n=1) if flag.startswith("-") else []
+        raise UserError(message, hint=(f"did you mean {similar[0]}? " if similar else "") + "--help lists the flags")
 
 
 def answer(work: Callable[[], int]) -> NoReturn:
