@@ -59,4 +59,5 @@ class Session:
             return generate_batch(self.model, self.tokenizer, prompts, seed=seed, **self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("model", "tokenizer")}
+        names = [each.name for each in fields(self) if each.name not in ("model", "tokenizer")]
+        return {name: getattr(self, name) for name in names}

@@ -14,7 +14,7 @@ DENSE = "first_k_dense_replace"
 
 
 class Deepseek(RopeFamily):
-    """What DeepSeek-V2 and V3 share.
+    """The common part of DeepSeek-V2 and V3.
 
     Attributes:
         moe: the option of ``moe``.

@@ -44,7 +44,7 @@ class ModelDirectory:
         arch: the architecture.
 
     Raises:
-        UserError: it is no model directory, or tinyllm cannot express the model; the message names the entry.
+        UserError: it is not a model directory, or tinyllm cannot express the model; the message names the entry.
     """
 
     family: Family

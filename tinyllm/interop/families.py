@@ -49,10 +49,10 @@ def family_for(arch: Architecture) -> Family:
     """
     mismatches = {family: family.mismatches(arch) for family in FAMILIES}
     # Another option of a group counts twice: it changes the model more than another value does.
-    nearest = min(FAMILIES, key=lambda family: sum(1 + (one.key in CHOICES) for one in mismatches[family]))
+    nearest = min(FAMILIES, key=lambda family: sum(1 + (mismatch.key in CHOICES) for mismatch in mismatches[family]))
     if not mismatches[nearest]:
         return nearest
     first, *others = mismatches[nearest]
     hint = f"{nearest.title}, the nearest family, takes {first.allowed_settings()}"
-    hint += f"; and {', '.join(one.allowed_settings() for one in others)}" if others else ""
+    hint += f"; and {', '.join(mismatch.allowed_settings() for mismatch in others)}" if others else ""
     raise UserError("no Hugging Face family expresses this composition", key=first.key, value=first.value, hint=hint)

@@ -265,7 +265,7 @@ class Family(ABC):
         """Every tensor of the model with its names and layout in transformers."""
 
     def ignored(self, name: str, config: Config) -> bool:
-        """Whether a tensor in the files is no weight; older files hold buffers such as rotary tables."""
+        """Whether a tensor in the files is not a weight; older files hold buffers such as rotary tables."""
         return name.endswith("rotary_emb.inv_freq")
 
 

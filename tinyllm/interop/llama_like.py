@@ -1,4 +1,4 @@
-"""What Llama and the families derived from it share."""
+"""Base classes of Llama and the families derived from it."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar

@@ -37,8 +37,8 @@ class Tokenizer(ABC):
         kind: name of the class in saved files.
         content: what it encodes, ``text`` or ``numbers``.
         vocab_size: number of ids.
-        eot_id: id that ends a document; None: there is none.
-        unk_id: id of text that the tokenizer cannot express; None: there is none.
+        eot_id: id that ends a document, or None.
+        unk_id: id of text that the tokenizer cannot express, or None.
         special: ids of the special tokens by spelling.
         match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
         bos_id: id that an imported model expects at the beginning of a text; None: no such id.
@@ -73,7 +73,7 @@ class Tokenizer(ABC):
         """The ids of each text as unsigned integers, encoded in parallel where that pays."""
 
     def encode_measured(self, texts: Sequence[Any]) -> list[Encoded]:
-        """Like ``encode_batch``, with the bytes of text behind every token and the number of unknown characters."""
+        """Like ``encode_batch``, with the bytes that every token stands for and the number of unknown characters."""
         return [Encoded(ids, None) for ids in self.encode_batch(texts)]
 
     @abstractmethod
@@ -82,7 +82,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def token_bytes(self) -> np.ndarray:
-        """Number of UTF-8 bytes behind each id, int64 of shape (vocab_size,); 0 for special ids."""
+        """Number of UTF-8 bytes that each id stands for, int64 of shape (vocab_size,); 0 for special ids."""
 
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Tokenizer(ABC):
         yield from cut_text(chunks, size, self.last_cut)
 
     def last_cut(self, text: str) -> int:
-        """The last place where cutting ``text`` changes no id, whatever follows; 0: there is none."""
+        """The last place where cutting ``text`` changes no id, whatever follows; 0 if there is no such place."""
         return len(text)
 
     def covering(self, texts: Iterable[Any]) -> "Tokenizer":

@@ -94,7 +94,7 @@ class BPETrainer(TokenizerTrainer):
         return cut_text(chunks, LEARN_PIECE, self._last_cut)
 
     def _last_cut(self, text: str) -> int:
-        """The last place where the trained tokenizer would cut a training text; 0: there is none."""
+        """The last place where the trained tokenizer would cut a training text; 0 if there is no such place."""
         rules = [plain_cuts().last] + ([self._words.last_cut] if self._words else [])
         cuts = (rule(text) for rule in rules)
         return next((cut for cut in cuts if cut and self._matched.may_cut(text, cut)), 0)

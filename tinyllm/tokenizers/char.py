@@ -43,7 +43,7 @@ class CharTokenizer(Tokenizer):
         n = len(alphabet)
         eot, unk = eot or END in special, unk or UNKNOWN in special
         self.eot_id = n if eot else None
-        self._unknown = n + int(eot)  # the table's value outside the alphabet, even if that is no id
+        self._unknown = n + int(eot)  # the table's value outside the alphabet, an id or not
         self.unk_id = self._unknown if unk else None
         first = self._unknown + int(unk)
         self._others = [token for token in special if token not in (END, UNKNOWN)]

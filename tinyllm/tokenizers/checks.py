@@ -91,9 +91,9 @@ def _check_growth(kind: str, parts: list[Mapping[str, Any]]) -> None:
     growth = 1
     for part in parts:
         if part["type"] == "Replace":
-            found, content = part["pattern"].get("String"), part["content"]
+            searched, content = part["pattern"].get("String"), part["content"]
             # A regular expression may match the empty string between any two characters.
-            growth *= max(1, -(-len(content) // len(found)) if found else len(content) + 1)
+            growth *= max(1, -(-len(content) // len(searched)) if searched else len(content) + 1)
         elif part["type"] == "Prepend":
             growth *= max(1, len(part["prepend"]))
     if growth > MOST_GROWTH:
@@ -156,8 +156,8 @@ def _elements(rule: str) -> Iterator[tuple[str, int]]:
                 end += 1
             yield "[]", end
         else:
-            found = ELEMENT.match(rule, place)
-            end = found.end() if found else len(rule)
+            element = ELEMENT.match(rule, place)
+            end = element.end() if element else len(rule)
             yield rule[place:end], end
         place = end
 

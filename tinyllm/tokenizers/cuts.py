@@ -68,7 +68,7 @@ class Cuts:
         return self._pattern is not None
 
     def last(self, text: str) -> int:
-        """The last place where ``text`` can be cut, whatever follows; 0: there is none."""
+        """The last place where ``text`` can be cut, whatever follows; 0 if there is no such place."""
         if self._pattern is None:
             return 0
         for window in (512, len(text)):  # the last cut is nearly always close to the end
@@ -122,7 +122,7 @@ def _normalized(part: Mapping[str, Any], pairs: Pairs, normalize: Callable[[str]
         return _mapped(pairs, str.lower)
     if kind == "Nmt":
         return _mapped(pairs, lambda c: " " if c in BLANKS else c)
-    if kind == "Strip":  # a piece is encoded behind a letter and ends in a letter, so nothing is stripped
+    if kind == "Strip":  # a piece is encoded after a letter and ends in a letter, so nothing is stripped
         return _mapped(pairs, lambda c: c)
     if kind == "Precompiled":
         table = {c: normalize(c) for c in LETTERS + " \t\n" + MARKS}

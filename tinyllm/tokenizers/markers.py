@@ -66,11 +66,11 @@ class Markers:
         return joined(encoded)
 
     def last_end(self, text: str) -> int:
-        """The end of the last special token in ``text``; 0: there is none."""
+        """The end of the last special token in ``text``; 0 if it has no special token."""
         return max((match.end() for match in self._pattern.finditer(text)), default=0)
 
     def last_cut(self, text: str) -> int:
-        """The last place in ``text`` that no special token can span, whatever follows; 0: there is none."""
+        """The last place in ``text`` that no special token can span, whatever follows; 0 if there is no such place."""
         end = len(text)
         while begun := self._begun(text, end):
             end -= begun

@@ -43,8 +43,8 @@ def bounded(limit: int) -> str:
 
 def bound_of(rule: str) -> int | None:
     """The limit if ``rule`` is ``bounded(limit)``."""
-    found = re.search(r"\{1,(\d{1,6})\}", rule)
-    return int(found[1]) if found and rule == bounded(int(found[1])) else None
+    limit = re.search(r"\{1,(\d{1,6})\}", rule)
+    return int(limit[1]) if limit and rule == bounded(int(limit[1])) else None
 
 
 class BoundedWords:
@@ -60,7 +60,7 @@ class BoundedWords:
         self._markers = markers
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text``, which must begin with a word, can be cut; 0: there is none."""
+        """The last place where ``text``, which must begin with a word, can be cut; 0 if there is no such place."""
         start = self._markers.last_end(text)
         certain = len(text) - self._reach
         for _, (begin, _) in reversed(self._split.pre_tokenize_str(text[start:])):
