@@ -146,9 +146,7 @@ def read_prompts(cfg: DictConfig) -> list[str]:
         hint = "give a text file, one prompt per line"
         raise UserError("no file given", key="prompts", value=cfg.prompts, hint=hint)
     try:
-        text = Path(cfg.prompts).read_text(
-            encoding="utf-8-sig"
-        )  # -sig drops a byte order mark
+        text = Path(cfg.prompts).read_text(encoding="utf-8-sig")  # -sig drops a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror or "cannot be read"
         raise UserError(what, key="prompts", value=cfg.prompts, hint="give a text file, one prompt per line") from error
