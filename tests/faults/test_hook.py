@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from tinyllm.errors import UserError
-from tinyllm.utils.fault_injection import EXIT_CODE, POINTS, VARIABLE, fault, parsed, spoilt
+from tinyllm.utils.fault_injection import EXIT_CODE, POINTS, VARIABLE, fault, makes_loss_nan, parsed
 
 
 def test_nothing_happens_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     for point in POINTS:
         fault(point, step=5)
-    assert not spoilt(step=5)
+    assert not makes_loss_nan(step=5)
 
 
 def test_a_step_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,11 +46,11 @@ def test_the_rank_is_that_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_spoilt_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "nan@step=7,rank=1")
-    assert not spoilt(step=7, rank=0) and not spoilt(step=6, rank=1)
-    assert spoilt(step=7, rank=1)
+    assert not makes_loss_nan(step=7, rank=0) and not makes_loss_nan(step=6, rank=1)
+    assert makes_loss_nan(step=7, rank=1)
     fault("step", step=7, rank=1)
     monkeypatch.setenv(VARIABLE, "nan@step")
-    assert spoilt(step=1) and spoilt(step=2)
+    assert makes_loss_nan(step=1) and makes_loss_nan(step=2)
 
 
 @pytest.mark.parametrize(("action", "code"), [("kill", -9), ("term", -15), ("usr1", -10), ("exit", EXIT_CODE)])

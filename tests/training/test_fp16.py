@@ -94,7 +94,7 @@ def test_a_loss_that_is_no_number_is_a_fault_and_not_an_overflow(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = NextToken.forward
-    monkeypatch.setattr(NextToken, "forward", lambda *arguments: original(*arguments).spoilt())
+    monkeypatch.setattr(NextToken, "forward", lambda *arguments: original(*arguments).as_nan())
     assert train(corpus, *FP16, "trainer.max_steps=9", "trainer.nonfinite.patience=3", f"run.dir={tmp_path / 'a'}") == 2
     assert "not finite for 3 steps in a row" in capsys.readouterr().err
     assert train(corpus, *FP16, "trainer.nonfinite.action=stop", f"run.dir={tmp_path / 'b'}") == 2

@@ -93,7 +93,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
 
     def forward(self: NextToken, *arguments: Any) -> Loss:
         loss = original(self, *arguments)
-        return loss.spoilt() if next(count) in steps else loss
+        return loss.as_nan() if next(count) in steps else loss
 
     monkeypatch.setattr(NextToken, "forward", forward)
     yield steps

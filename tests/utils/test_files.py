@@ -30,7 +30,7 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path: Path, outsi
     assert read_json(target) == {"a": None, "b": [None, 1.5]}
     target.unlink()
     target.symlink_to(outside)
-    files.renewed(target).close()
+    files.recreate(target).close()
     assert outside.read_text() == "mine"
 
 

@@ -89,12 +89,12 @@ def _in_file(error: OmegaConfBaseException, file: str) -> UserError:
         hint = "its first line must be '# @package <node>', in an experiment '# @package _global_'"
         return UserError("the file does not say where its keys belong", file=file, hint=hint)
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        located = _unknown(error, [])
+        full_location = _unknown(error, [])
     elif isinstance(error, ValidationError) and error.full_key:
-        located = _wrong_type(error, [])
+        full_location = _wrong_type(error, [])
     else:
         return UserError(_first_line(error), file=file)
-    return UserError(f"{located.what} {located.key}", file=file, hint=located.hint)
+    return UserError(f"{full_location.what} {full_location.key}", file=file, hint=full_location.hint)
 
 
 def _settings(overrides: Iterable[str]) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tinyllm.data.content_hashes import FoundFile, stamp_of
 from tinyllm.errors import UserError
-from tinyllm.utils.files import in_home
+from tinyllm.utils.files import expand_home
 
 Inode = tuple[int, int]
 """Device and inode number, which identify a file whatever its name."""
@@ -66,7 +66,7 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
     except UnicodeEncodeError:  # the yaml files of a run could not store the path, so no run could be resumed
         hint = "it is not UTF-8; rename it, or use a glob with a ? for each such byte"
         raise UserError("the settings of a run cannot store this path", key=key, value=path, hint=hint) from None
-    place = in_home(path)
+    place = expand_home(path)
     try:
         status = os.stat(place)
     except (OSError, ValueError):  # ValueError: a NUL in the path

@@ -15,7 +15,7 @@ from tinyllm.data.batch import Batch, WindowSource
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
-from tinyllm.utils.platforms import held_back, ignore, signals
+from tinyllm.utils.platforms import blocked_signals, ignore, signals
 
 STOP_SIGNALS = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # training finishes its step on these
 
@@ -127,7 +127,7 @@ def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
     error, whose traceback keeps this generator alive, the program would hang; hence the ``atexit`` callback.
     """
     child_handlers = [(number, signal.getsignal(number)) for number in signals("SIGCHLD")]
-    with held_back(STOP_SIGNALS):
+    with blocked_signals(STOP_SIGNALS):
         only_reference = [iter(loader)]  # starts the workers, which inherit the blocked signals
     if threading.current_thread() is threading.main_thread():
         # Undo torch's SIGCHLD handler, which raises wherever the program happens to be when a worker dies. A dead

@@ -18,7 +18,7 @@ from tinyllm.data.token_cache import FORMAT, SIDES, DamagedCacheError, TokenWrit
 from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
-from tinyllm.utils.files import TEMPORARY, in_home, remove, sync
+from tinyllm.utils.files import TEMPORARY, expand_home, remove, sync
 from tinyllm.utils.locks import locked
 
 LONG_PIECE = 2**21
@@ -90,7 +90,7 @@ def cached(
 def cache_root(cache_dir: str | Path | None = None) -> Path:
     """The folder of all caches: ``cache_dir``, ``$TINYLLM_CACHE`` or ``~/.cache/tinyllm``."""
     try:
-        return in_home(cache_dir or os.environ.get("TINYLLM_CACHE") or "~/.cache/tinyllm")
+        return expand_home(cache_dir or os.environ.get("TINYLLM_CACHE") or "~/.cache/tinyllm")
     except UserError as error:
         hint = "set the environment variable TINYLLM_CACHE to a writable folder, or set HOME"
         raise UserError("no folder for the token cache", file=error.file, hint=hint) from error

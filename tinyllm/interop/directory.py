@@ -16,7 +16,7 @@ from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family, refused
 from tinyllm.interop.kinds import HARMLESS
 from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors
-from tinyllm.utils.files import check_utf8, create, read_json, remove, set_mode, sync, temporary, translated
+from tinyllm.utils.files import check_utf8, create, read_json, readable_write_errors, remove, set_mode, sync, temporary
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 READABLE = {"F32", "BF16", "F16"}
@@ -184,7 +184,7 @@ def new_directory(out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir()
     try:
-        with translated(out):
+        with readable_write_errors(out):
             yield folder
             mode = 0o666 & ~_umask()
             for file in folder.rglob("*"):

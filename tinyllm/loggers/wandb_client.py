@@ -15,7 +15,7 @@ from typing import Any, Literal
 from tinyllm.errors import one_line
 from tinyllm.utils.files import parse_json
 from tinyllm.utils.optional import is_installed
-from tinyllm.utils.platforms import end_now
+from tinyllm.utils.platforms import kill_process
 from tinyllm.utils.text import shown_path
 
 
@@ -77,7 +77,7 @@ class Background:
             self._process.wait(max(0.0, until - time.monotonic()))
             by_itself = True
         except (queue.Full, subprocess.TimeoutExpired):
-            end_now(self._process.pid)
+            kill_process(self._process.pid)
             self._process.wait()
             by_itself = False
         for thread in self._threads:

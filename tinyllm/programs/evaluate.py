@@ -27,7 +27,7 @@ from tinyllm.utils.device import autocast, pick_device, pick_precision
 from tinyllm.utils.environment import shows
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.tables import Column, Table
-from tinyllm.utils.text import say_aside
+from tinyllm.utils.text import print_note
 
 METRICS = ("loss", "ppl", "bpb")
 
@@ -70,7 +70,7 @@ def evaluate_run(
     """
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
-    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
+    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
     trainer, context = saved.cfg.trainer, saved.cfg.model.max_seq_len
     seq_len = cfg.seq_len or trainer.seq_len or context
     stride = cfg.stride or seq_len

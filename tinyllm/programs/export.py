@@ -11,7 +11,7 @@ from tinyllm.interop.convert import convert
 from tinyllm.interop.directory import check_out, write
 from tinyllm.interop.tokenizer import special_ids, tokenizer_files
 from tinyllm.programs.load_model import build_saved, open_saved
-from tinyllm.utils.text import say_aside
+from tinyllm.utils.text import print_note
 
 
 def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
@@ -44,7 +44,7 @@ def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset())
         UserError: the run cannot be loaded, ``out`` exists, or no family expresses the composition.
     """
     out = check_out(cfg.out, command=f"python -m tinyllm.export run={run}")
-    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=say_aside)
+    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
     model = build_saved(saved, allow=allow)
     family, config, tensors = convert(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer)

@@ -22,7 +22,7 @@ from tinyllm.inference.session import Session
 from tinyllm.programs.load_model import load
 from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision
 from tinyllm.utils.platforms import module
-from tinyllm.utils.text import plain, say_aside
+from tinyllm.utils.text import plain, print_note
 
 
 def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
@@ -74,7 +74,7 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
     model, tokenizer = load(
-        run, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=say_aside
+        run, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=print_note
     )
     session = Session(
         model=model,
@@ -91,7 +91,7 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     key = "prompt" if cfg.prompts is None else "prompts"
     longest = max(len(session.prompt_ids(prompt, key=key)) for prompt in prompts)
     if longest > model.max_seq_len:
-        say_aside(f"a prompt has {longest:,} tokens: the model reads the last {model.max_seq_len:,}, its context")
+        print_note(f"a prompt has {longest:,} tokens: the model reads the last {model.max_seq_len:,}, its context")
     model.for_inference(compute_dtype(precision))
     return session
 
@@ -106,7 +106,7 @@ def show(session: Session, prompts: list[str], *, seed: int) -> None:
     start = time.perf_counter()
     printer.show(session.stream(prompts, seed=seed))
     seconds = time.perf_counter() - start
-    say_aside(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
+    print_note(f"{printer.tokens:,} token{'s' * (printer.tokens != 1)} in {seconds:.1f} s, seed {seed}")
 
 
 def converse(session: Session, *, first: str, seed: int) -> None:

@@ -15,7 +15,7 @@ from tinyllm.runs import layout
 from tinyllm.runs.checkpoint_writer import Saver
 from tinyllm.runs.provenance import provenance
 from tinyllm.utils.files import write_json, write_text
-from tinyllm.utils.text import say_aside
+from tinyllm.utils.text import print_note
 
 
 def command(cfg: DictConfig, invocation: Invocation) -> int:
@@ -52,7 +52,7 @@ def import_hf(path: str, out: str | None) -> dict[str, Any]:
     """
     target = check_out(out, command=f"python -m tinyllm.import_hf path={path}")
     final = target.absolute() / layout.TOKENIZER
-    saved = open_hugging_face(path, tokenizer_file=final, tell=say_aside)
+    saved = open_hugging_face(path, tokenizer_file=final, tell=print_note)
     weights = saved.weights("raw")
     facts = {
         "out": str(target),

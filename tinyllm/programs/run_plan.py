@@ -56,7 +56,7 @@ from tinyllm.training.compilation import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.memory_estimate import trained_bytes
 from tinyllm.utils.device import device_memory, pick_device, pick_precision
-from tinyllm.utils.files import in_home
+from tinyllm.utils.files import expand_home
 from tinyllm.utils.seeds import stream
 from tinyllm.utils.text import quantity, short
 
@@ -348,7 +348,7 @@ def place_run(cfg: DictConfig, invocation: Invocation, resumption: Resumption | 
     if resumption and ("run.dir" not in resumption.named or cfg.resume == "auto"):
         return resumption.checkpoint.run_dir, False
     if cfg.run.dir is not None:
-        path = in_home(cfg.run.dir)
+        path = expand_home(cfg.run.dir)
         continues = cfg.resume == "auto" and path.is_dir()
         if continues and checkpoints.steps_in(path / CHECKPOINTS):
             hint = f"they would be lost; continue with resume={path}, or choose another directory"

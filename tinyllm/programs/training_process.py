@@ -14,10 +14,10 @@ from tinyllm.config.cli.main import ERROR_FILE, SIGNALLED
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import LOCK, METRICS
 from tinyllm.runs.metrics_log import last_record
-from tinyllm.utils.environment import for_several
-from tinyllm.utils.files import open_append, renewed
+from tinyllm.utils.environment import without_run_names
+from tinyllm.utils.files import open_append, recreate
 from tinyllm.utils.locks import try_lock
-from tinyllm.utils.platforms import end_now
+from tinyllm.utils.platforms import kill_process
 from tinyllm.utils.stop_signal import PARENT
 
 POLL_S = 0.002
@@ -87,10 +87,10 @@ class TrainingProcess:
             return
         self.error_file = error_file or log.with_suffix(".error")
         self.error_file.unlink(missing_ok=True)
-        environment = {**for_several(os.environ), ERROR_FILE: str(self.error_file), **(environ or {})}
+        environment = {**without_run_names(os.environ), ERROR_FILE: str(self.error_file), **(environ or {})}
         if nproc is None:  # the launcher watches its parent in any case, and would hand the variable down to the ranks
             environment[PARENT] = str(os.getpid())
-        with open_append(log) if append else renewed(log) as stream:
+        with open_append(log) if append else recreate(log) as stream:
             self.process = subprocess.Popen(
                 command,
                 env=environment,
@@ -135,7 +135,7 @@ class TrainingProcess:
             UserError: a process still holds the directory.
         """
         for pid in [*descendants(self.process.pid), self.process.pid]:
-            end_now(pid)
+            kill_process(pid)
         self.process.wait()
         deadline = time.perf_counter() + LOCK_RELEASE_S
         while self.run_dir is not None and self.run_dir.is_dir():

@@ -24,7 +24,16 @@ from tinyllm.runs.checkpoint_parts import STATE, numbered, read_state
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES, RUN_JSON
 from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors, weight_map
 from tinyllm.utils.fault_injection import fault
-from tinyllm.utils.files import TEMPORARY, in_home, is_file_name, read_json, read_text, sha256, temporary, write_text
+from tinyllm.utils.files import (
+    TEMPORARY,
+    expand_home,
+    is_file_name,
+    read_json,
+    read_text,
+    sha256,
+    temporary,
+    write_text,
+)
 from tinyllm.utils.files import remove as remove_files
 from tinyllm.utils.nested import value_at
 
@@ -215,7 +224,7 @@ def _required(writers: int) -> Iterator[str]:
     yield from (CONFIG, OVERRIDES)
 
 
-def located(where: str | Path) -> Path:
+def full_location(where: str | Path) -> Path:
     """The path of a run or checkpoint with the parent directories that tell which run a checkpoint belongs to.
 
     A path stays as typed unless it contains ``..``, is ``.``, or names a checkpoint from inside ``checkpoints/`` or
@@ -224,7 +233,7 @@ def located(where: str | Path) -> Path:
     Raises:
         UserError: the path begins with ``~`` and there is no home directory.
     """
-    path = in_home(where)
+    path = expand_home(where)
     if path.name in HINTS and path.is_file():
         path = read_hint(path.parent, path.name) or path
     if ".." in path.parts or not path.name:
@@ -241,7 +250,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 def run_of(path: Path) -> Path | None:
     """The run directory of a path to a run, its ``checkpoints`` folder or a checkpoint; None if it has no run."""
-    directory = located(path)
+    directory = full_location(path)
     if _is_checkpoint(directory):
         directory = directory.parent
         if directory.name != CHECKPOINTS:
@@ -264,7 +273,7 @@ def find(
     Raises:
         UserError: no checkpoint, or no complete one; then the message lists each with its reason.
     """
-    path = located(where)
+    path = full_location(where)
     if not path.exists():
         raise UserError("no such directory", key=key, value=where, hint="a run directory or one of its checkpoints")
     if _is_checkpoint(path):
@@ -274,7 +283,7 @@ def find(
     if not steps:
         raise UserError("no checkpoint found", key=key, value=where, hint="a run directory has checkpoints/step-…")
     if prefer not in ("last", "best"):
-        candidates = (located(prefer), directory / prefer)
+        candidates = (full_location(prefer), directory / prefer)
         chosen = next((path for path in candidates if (path / MANIFEST).exists()), None)
         if chosen is None:
             names = ", ".join(path.name for path in steps.values())

@@ -16,7 +16,17 @@ from tinyllm.runs.checkpoint import FORMAT, MANIFEST, prune, set_hint
 from tinyllm.runs.checkpoint_parts import STATE, numbered
 from tinyllm.runs.tensor_files import INDEX, MODEL
 from tinyllm.utils.fault_injection import fault
-from tinyllm.utils.files import create, read_json, remove, set_mode, sha256, sync, temporary, translated, write_json
+from tinyllm.utils.files import (
+    create,
+    read_json,
+    readable_write_errors,
+    remove,
+    set_mode,
+    sha256,
+    sync,
+    temporary,
+    write_json,
+)
 
 KEPT = "the checkpoints before it are complete"
 
@@ -140,7 +150,7 @@ def publish(
         UserError: the disk is full or cannot be written.
     """
     directory, writers = target.parent, len(parts)
-    with translated(target, kept=KEPT):
+    with readable_write_errors(target, kept=KEPT):
         files = {name: listed for part in parts for name, listed in part.files.items()}
         if writers > 1:
             _write_index(folder / INDEX, parts)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tinyllm.runs.checkpoint import name_of
 from tinyllm.runs.checkpoint_format import KEPT, Part, publish, read_note, withdraw, write_note, write_part
-from tinyllm.utils.files import remove, translated
+from tinyllm.utils.files import readable_write_errors, remove
 
 
 class Saver:
@@ -140,7 +140,7 @@ class Saver:
         """Write this rank's part; a single writer also completes the checkpoint."""
         texts = self.texts if self.rank == 0 else {}
         try:
-            with translated(self.target, kept=KEPT):
+            with readable_write_errors(self.target, kept=KEPT):
                 part = write_part(
                     self._folder,
                     writer=self.rank,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyllm.utils.files import open_append, parse_json, sync_open, translated, write_text
+from tinyllm.utils.files import open_append, parse_json, readable_write_errors, sync_open, write_text
 
 Record = dict[str, Any]
 LONGEST_LINE = 1 << 20
@@ -57,7 +57,7 @@ class MetricsLog(Log):
         Raises:
             UserError: the disk is full.
         """
-        with translated(self.path):
+        with readable_write_errors(self.path):
             self._file.write(_line(record).encode())
             self._file.flush()
 
@@ -67,7 +67,7 @@ class MetricsLog(Log):
         Raises:
             UserError: the disk is full or fails.
         """
-        with translated(self.path):
+        with readable_write_errors(self.path):
             self._file.flush()
             sync_open(self._file.fileno())
 

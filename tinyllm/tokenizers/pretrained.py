@@ -12,7 +12,7 @@ from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
-from tinyllm.utils.files import in_home, parse_json, read_text
+from tinyllm.utils.files import expand_home, parse_json, read_text
 
 LARGEST = 256 << 20
 """Size limit of a tokenizer file in bytes; the largest published ones have 40 MB."""
@@ -75,7 +75,7 @@ class PretrainedTrainer(TokenizerTrainer):
         return {"content": self._content()} | _counting(self._load()) | match
 
     def _file(self) -> Path:
-        path = in_home(self._path)
+        path = expand_home(self._path)
         return path / "tokenizer.json" if path.is_dir() else path
 
     def _content(self) -> str:
@@ -93,7 +93,7 @@ class PretrainedTrainer(TokenizerTrainer):
         return self._tokenizer
 
     def _from_tiktoken(self) -> Tokenizer:
-        path = in_home(self._path)
+        path = expand_home(self._path)
         if path.is_dir():
             raise UserError("the directory has no tokenizer.json", key="tokenizer.path", value=self._path)
         known = tiktoken.names()

@@ -25,7 +25,7 @@ from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.stopwatch import Stopwatch
 from tinyllm.utils.device import peak_memory
-from tinyllm.utils.fault_injection import fault, spoilt
+from tinyllm.utils.fault_injection import fault, makes_loss_nan
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.seeds import stream
 from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
@@ -202,8 +202,8 @@ class Trainer:
             with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
                 with self.autocast():
                     loss = self.forward(batch.to(self.device), active_blocks)
-                if spoilt(step=state.step):
-                    loss = loss.spoilt()
+                if makes_loss_nan(step=state.step):
+                    loss = loss.as_nan()
                 state.scaler.scale(loss.share_of_step(weight=weight, sequences=sequences)).backward()
             names = list(loss.metrics)
             means = means + torch.stack(list(loss.metrics.values())).detach() / weight

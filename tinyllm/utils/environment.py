@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from tinyllm.errors import UserError
 
-OF_ONE_RUN = ("WANDB_RUN_ID", "WANDB_NAME")
-"""Variables that name a run of wandb. A program that starts several runs removes them, or they would share one."""
+RUN_NAMES = ("WANDB_RUN_ID", "WANDB_NAME")
+"""Variables that name a run of wandb. A program that starts several runs removes them: each is a run of its own."""
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 """Values of ``LOG_LEVEL``. DEBUG adds tracebacks, WARNING hides progress, ERROR hides notes too."""
 SYNONYMS = {"": "INFO", "WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "NOTSET": "DEBUG"}
@@ -73,6 +73,6 @@ def _number(name: str, *, least: int) -> int | None:
     return int(text)
 
 
-def for_several(environ: Mapping[str, str]) -> dict[str, str]:
+def without_run_names(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment for one of several runs, without the variables that name a run."""
-    return {name: value for name, value in environ.items() if name not in OF_ONE_RUN}
+    return {name: value for name, value in environ.items() if name not in RUN_NAMES}

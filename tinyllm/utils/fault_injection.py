@@ -9,7 +9,7 @@ Its value is ``<action>@<where>``, for example:
 
 Actions: ``kill``, ``stop``, ``term``, ``int`` and ``usr1`` send this process that signal; ``exit`` exits with code 3
 without cleaning up; ``raise`` raises a RuntimeError, ``memory`` a MemoryError, ``nospace`` the OSError of a full disk;
-``nan`` makes the loss NaN, for which the training loop asks :func:`spoilt`.
+``nan`` makes the loss NaN, for which the training loop asks :func:`makes_loss_nan`.
 """
 
 import errno
@@ -79,7 +79,7 @@ def fault(point: str, **facts: int) -> None:
         _happen(planned)
 
 
-def spoilt(**facts: int) -> bool:
+def makes_loss_nan(**facts: int) -> bool:
     """Whether to replace the loss of this step by NaN.
 
     Args:

@@ -63,7 +63,7 @@ def open_append(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, _CREATE | os.O_APPEND, 0o666), "ab")
 
 
-def renewed(path: Path) -> BinaryIO:
+def recreate(path: Path) -> BinaryIO:
     """Replace a file by a new, empty one, open for writing."""
     path.unlink(missing_ok=True)
     return create(path)
@@ -98,7 +98,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: no space is left, or the file cannot be written; an existing file at ``path`` is unchanged.
     """
-    with translated(path):
+    with readable_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace(path, write)
 
@@ -182,7 +182,7 @@ _SIGNS = ("unexpected pos", "write", "iostream error")
 """Parts of torch's messages when a file could not be written."""
 
 
-class translated:
+class readable_write_errors:
     """Turns a failed write inside the block into a UserError that names the file and the free space.
 
     torch and safetensors report a full disk without errno, so the free space is looked up.
@@ -256,7 +256,7 @@ def check_utf8(path: Path, *, key: str | None = None) -> None:
         raise UserError("the path is not UTF-8", **where, hint="rename it, or choose another place") from error
 
 
-def in_home(path: str | Path) -> Path:
+def expand_home(path: str | Path) -> Path:
     """A path with ``~`` expanded to the home directory.
 
     Raises:

@@ -31,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError | ImportError | OSError) and bool(WORDS.search(str(error)))
 
 
-def asked_for(error: BaseException) -> str:
+def failed_allocation(error: BaseException) -> str:
     """The size of the failed allocation if the error has it, else the error itself."""
     match = AMOUNT.search(str(error))
     if match is None:
@@ -72,4 +72,4 @@ def memory_for(what: str, *, hint: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # frees the tensors in them, or reporting would run out too
-        raise UserError("not enough memory", file=what, hint=f"{asked_for(error)}; {hint}") from error
+        raise UserError("not enough memory", file=what, hint=f"{failed_allocation(error)}; {hint}") from error

@@ -37,7 +37,7 @@ def signals(*names: str) -> tuple[signal.Signals, ...]:
     return tuple(signal.Signals[name] for name in names if hasattr(signal, name))
 
 
-def end_now(pid: int) -> None:
+def kill_process(pid: int) -> None:
     """SIGKILL a process, and its whole group if it leads one; ignores a process that is gone."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg") and os.getpgid(pid) == pid:
@@ -47,7 +47,7 @@ def end_now(pid: int) -> None:
 
 
 @contextmanager
-def held_back(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+def blocked_signals(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
     """Block signals inside the block and deliver them after it. Processes started inside inherit the block."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -60,7 +60,7 @@ def held_back(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
 
 
 def ignore(numbers: tuple[signal.Signals, ...]) -> None:
-    """Ignore signals from now on, including those that :func:`held_back` blocks."""
+    """Ignore signals from now on, including those that :func:`blocked_signals` blocks."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):

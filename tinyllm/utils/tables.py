@@ -54,7 +54,7 @@ class Table:
     def lines(self) -> list[str]:
         """Plain text of full width: columns padded with blanks, two blanks apart, the title above."""
         cells = [[column.name for column in self.columns]] * self.header + [
-            [plain(one) for one in row] for row in self.rows
+            [plain(cell) for cell in row] for row in self.rows
         ]
         widths = [max((len(row[index]) for row in cells), default=0) for index in range(len(self.columns))]
         lines = [

@@ -88,7 +88,7 @@ def silent(text: str) -> None:
     """In place of :func:`say` where standard output holds JSON."""
 
 
-def say_aside(text: str) -> None:
+def print_note(text: str) -> None:
     """Print a note to standard error, keeping standard output for the result."""
     print(plain(text), file=sys.stderr, flush=True)
 

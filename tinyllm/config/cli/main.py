@@ -27,9 +27,9 @@ from tinyllm.config.hydra_errors import explain
 from tinyllm.config.option_files import conf_dir
 from tinyllm.config.targets import Option, options_of
 from tinyllm.errors import RankError, UserError, about_path, one_line
-from tinyllm.utils.environment import OF_ONE_RUN, is_follower, is_on, log_level, started_processes
+from tinyllm.utils.environment import RUN_NAMES, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
-from tinyllm.utils.memory import asked_for, is_out_of_memory
+from tinyllm.utils.memory import failed_allocation, is_out_of_memory
 from tinyllm.utils.stop_signal import remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import plain
@@ -167,7 +167,7 @@ class _Start:
         if line.multirun and self.jobs is not None:
             sweep_overrides(settings)  # refuses the keys that each job is given
         if line.multirun:
-            for name in OF_ONE_RUN:
+            for name in RUN_NAMES:
                 os.environ.pop(name, None)  # each job is a run of its own
         _refuse_untyped(settings, line.settings)
         check_settings(settings, several=line.multirun, directories=filter(None, [line.config_dir]))
@@ -257,7 +257,9 @@ def _guarded(action: Callable[[], int], debug: bool) -> int:
         return SIGNALLED + signal.SIGINT
     except Exception as error:
         if is_out_of_memory(error):
-            return _report(UserError("not enough memory", hint=f"{asked_for(error)}; {LESS_MEMORY}"), error, debug)
+            return _report(
+                UserError("not enough memory", hint=f"{failed_allocation(error)}; {LESS_MEMORY}"), error, debug
+            )
         if path_error := about_path(error):
             return _report(path_error, error, debug)
         if debug:

@@ -14,7 +14,7 @@ from tinyllm.studies.compare.run_ledger import FINISHED
 from tinyllm.studies.compare.runner import conduct, locked_study_dir, prepare, study_dir
 from tinyllm.studies.probes.trials import trials_of
 from tinyllm.studies.report import send, show, write_report
-from tinyllm.utils.files import translated
+from tinyllm.utils.files import readable_write_errors
 from tinyllm.utils.stop_signal import listening
 
 NOT_FINISHED = 1
@@ -33,7 +33,7 @@ def compare(cfg: DictConfig, invocation: Invocation) -> int:
     for arm in prepared.arms if cfg.probes else ():
         trials_of(arm.overrides, cfg.probes, config_dir=invocation.config_dir)  # raises if it cannot be probed
     directory = study_dir(cfg, arm_set)
-    with listening() as stop, locked_study_dir(directory), translated(directory):
+    with listening() as stop, locked_study_dir(directory), readable_write_errors(directory):
         try:
             study = conduct(cfg, invocation, prepared, directory, stop, screen)
         except Stopped:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.job import Job, short_name
 from tinyllm.studies.sweep.job_record import INTERRUPTED, NOT_STARTED, RUNNING, WAITING, JobRecord, read_record
-from tinyllm.utils.files import renewed, write_text
+from tinyllm.utils.files import recreate, write_text
 from tinyllm.utils.locks import try_lock
 from tinyllm.utils.tables import csv_text
 
@@ -65,7 +65,7 @@ class SweepDir:
 
     def request_stop(self) -> None:
         """Ask the sweep and all its jobs to end."""
-        renewed(self.stop_file).close()
+        recreate(self.stop_file).close()
 
     def run_dir(self, record: JobRecord) -> Path:
         """The run directory of a job."""

@@ -39,7 +39,7 @@ class Loss(NamedTuple):
         loss = self.total / max(weight, 1)  # 0 and not 0/0 if no target counts
         return loss if self.expert_load is None else loss + self.expert_load.balance_loss * sequences
 
-    def spoilt(self) -> "Loss":
+    def as_nan(self) -> "Loss":
         """The loss as NaN, for ``tinyllm.utils.fault_injection``."""
         metrics = {name: value * math.nan for name, value in self.metrics.items()}
         return self._replace(total=self.total * math.nan, metrics=metrics)
