@@ -88,6 +88,7 @@ def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()
     Args:
         flags: flags that every program needs for this run, such as ``--config-dir my_conf``.
     """
+    # Without checkpoints the run can neither generate nor resume.
     if not (outcome.has_checkpoint and (outcome.run_dir / "checkpoints").is_dir()):
         return []
     run = shown_path(outcome.run_dir)

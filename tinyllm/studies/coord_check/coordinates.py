@@ -200,6 +200,7 @@ def _fit(coordinates: Sequence[Coordinate], figure: str, *, low: float, high: fl
 
 def means(coordinates: Iterable[Coordinate], figure: str) -> dict[tuple[int, int], float]:
     """Geometric mean over blocks, by width and seed."""
+    # Geometric, because the slopes are fitted to logarithms.
     values: dict[tuple[int, int], list[float]] = {}
     for coordinate in coordinates:
         values.setdefault((coordinate.width, coordinate.seed), []).append(getattr(coordinate, figure))

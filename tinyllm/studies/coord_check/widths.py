@@ -56,6 +56,7 @@ def at_width(cfg: DictConfig, width: int) -> DictConfig:
             hint = f"model.{name}={cfg.model[name]} at model.d_model={cfg.model.d_model} does not scale to an integer"
             raise UserError(f"{name} does not scale to this width", key="widths", value=width, hint=hint)
         scaled.model[name] = cfg.model[name] * width // cfg.model.d_model
+    # base_heads=null means the model's own n_heads. Here they grow with the width, so the base model's must as well.
     parametrization = scaled.model.parametrization
     if parametrization.get("base_heads", 1) is None:
         base_heads = cfg.model.n_heads * parametrization.base_width / cfg.model.d_model

@@ -62,7 +62,7 @@ def measure(cfg: DictConfig, name: str, task: Task, *, seed: int, allow: frozens
         seed=seed,
         scores=scores,
         steps=cfg.trainer.max_steps,
-        parameters=counts.total - counts.embedding,
+        parameters=counts.total - counts.embedding,  # the vocabulary is the task's
         seconds=time.perf_counter() - began,
     )
 

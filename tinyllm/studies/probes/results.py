@@ -64,6 +64,7 @@ def score(shares: Sequence[float], *, chance: float, questions: int) -> Score:
     """
     accuracy = statistics.fmean(shares)
     low, high = proportion_confint(accuracy * len(shares), len(shares), alpha=0.05, method="wilson")
+    # Rounding can put the bounds slightly outside [0, 1].
     return Score(
         accuracy=accuracy,
         low=max(0.0, float(low)),

@@ -25,6 +25,7 @@ def batches_to_train(
 
 def batches_to_test(task: Task, *, seed: int, examples: int, batch_size: int) -> Iterator[Batch]:
     """``examples`` test sequences, always the same ones for a seed."""
+    # By length, so that tests at several lengths use different random numbers.
     return _split(task.draw(examples, generator(seed, "test", task.seq_len)), batch_size)
 
 

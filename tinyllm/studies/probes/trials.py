@@ -44,7 +44,7 @@ class Trials:
         self.configurations = {
             name: for_task(cfg, name, task, max_seq_len=max_seq_len) for name, task in self.tasks.items()
         }
-        pick_device(cfg.trainer.device)
+        pick_device(cfg.trainer.device)  # raises if it does not exist
         meta = torch.device("meta")
         for name, task in self.tasks.items():
             task_cfg = self.configurations[name]
@@ -108,7 +108,7 @@ def for_task(cfg: DictConfig, name: str, task: Task, *, max_seq_len: int | None)
         raise UserError("context too short for the task", key="model.max_seq_len", value=max_seq_len, hint=hint)
     cfg = copy.deepcopy(cfg)
     cfg.model.max_seq_len = max_seq_len or needed
-    cfg.model.vocab_size = None
+    cfg.model.vocab_size = None  # the model gets the task's
     return cfg
 
 

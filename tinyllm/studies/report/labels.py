@@ -84,6 +84,7 @@ def place_names(
                 box = text.get_window_extent(renderer).padded(1)
                 hits = sum(box.overlaps(other) for other in taken)
                 outside = not (frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1)
+                # Leaving the axes is less bad than covering something; among equals, the nearest place wins.
                 cost = hits + 0.6 * outside + distance / 100
                 candidates.append((cost, len(candidates), (dx, dy, ha, va, distance), box))
         _, _, (dx, dy, ha, va, distance), box = min(candidates)

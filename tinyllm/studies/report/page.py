@@ -33,4 +33,4 @@ def page(report: Report) -> str:
         script=script,
         script_hash=f"sha256-{digest}",
     )
-    return text.lstrip()
+    return text.lstrip()  # the macros leave blank lines, which must not precede the doctype

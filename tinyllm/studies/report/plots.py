@@ -99,7 +99,7 @@ def _rows(arms: list[ArmSummary]) -> tuple[Figure, Any]:
     """A figure with a labelled row for each arm, the first on top."""
     figure = Figure(figsize=(7.2, _EDGES + _ROW * len(arms)), layout="constrained")
     axes = figure.subplots()
-    axes.set_ylim(len(arms) - 0.4, -0.6)
+    axes.set_ylim(len(arms) - 0.4, -0.6)  # inverted: the first arm on top
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

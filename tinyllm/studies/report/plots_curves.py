@@ -117,6 +117,7 @@ def _draw(axes: Any, summary: ArmSummary, line: Curve, axis: str, scale: float, 
     if not markers:
         return
     looks = {"ms": 6, "color": style.light, "mec": theme.PAPER, "mew": 0.7}
+    # Counted from the end, so that the last evaluation always has a marker.
     every = -(-len(x) // _MAX_MARKERS)
     for i in range(len(x) - 1, -1, -every):
         at = duration(line.x[i]) if axis == "seconds" else f"{numbers.brief(line.x[i])} {axis}"

@@ -102,6 +102,7 @@ def _set_limits(axes: Any, costs: list[float]) -> None:
     least, most = min(costs), max(costs)
     if least > 0 and most / least >= _LOG_FROM:
         axes.set_xscale("log")
+        # Less than two decades have too few powers of ten for ticks.
         axes.xaxis.set_major_locator(LogLocator(base=10 if most / least > 100 else 2))
         axes.xaxis.set_minor_locator(NullLocator())
         room = (most / least) ** 0.16

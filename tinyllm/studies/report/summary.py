@@ -74,6 +74,7 @@ def _summary(study: Study, arm: Arm, *, style: int, difference: Difference | Non
         finished=finished,
         mean=statistics.fmean(values) if values else None,
         sd=statistics.stdev(values) if len(values) > 1 else None,
+        # The median ignores a run that was slowed down by something else on the machine.
         tokens_per_s=statistics.median(speeds) if speeds else None,
         peak_memory_bytes=max(peaks, default=None),
         difference=difference,

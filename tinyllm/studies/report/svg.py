@@ -60,6 +60,7 @@ def picture(figure: Figure, *, name: str, label: str, description: str) -> Pictu
     file = _text(root, xmlns=True)
     for background in [node for node in root.iter("g") if node.get("class") == "paper"]:
         background.clear()
+    # The page scales pictures to its width; this is their natural width, 4/3 CSS pixels per point.
     width = float(root.attrib.pop("width").removesuffix("pt"))
     root.attrib.pop("height")
     root.set("style", f"--width: {width * 4 / 3:.0f}px")
@@ -81,7 +82,7 @@ def _tidy(root: ET.Element, *, prefix: str) -> None:
         used |= {name for text in node.attrib.values() for name in _REFERENCE.findall(text)}
     for node in root.iter():
         node_id = node.attrib.pop("id", None)
-        if node_id in used:
+        if node_id in used:  # prefixed, because all pictures share the ids of one page
             node.set("id", f"{prefix}-{node_id}")
         elif node_id is not None:
             _mark(node, node_id)

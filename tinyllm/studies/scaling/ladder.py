@@ -141,6 +141,7 @@ def _composed(
     Raises:
         UserError: a requested size does not compose, too few automatic sizes do, or two sizes are the same.
     """
+    # The runs are composed from train.yaml, which does not know the default of scaling.yaml.
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
     arms: list[ComposedArm] = []
     refused: UserError | None = None

@@ -227,13 +227,14 @@ def _starts(n: Column, d: Column, loss: Column) -> list[Column]:
         # Centred on the ladder to keep the columns of similar size; divided by L to make the errors relative.
         columns = np.stack([np.exp(-alpha * (n - n.mean())), np.exp(-beta * (d - d.mean())), np.ones_like(n)], axis=1)
         sizes, error = nnls(columns / np.exp(loss)[:, None], np.ones_like(n))
-        a, b, e = np.log(np.maximum(sizes, 1e-9))
+        a, b, e = np.log(np.maximum(sizes, 1e-9))  # nnls may return zeros
         candidates.append((error, [a + alpha * n.mean(), b + beta * d.mean(), e, alpha, beta]))
     return [np.array(start) for _, start in sorted(candidates)[:STARTS]]
 
 
 def _descend(start: Column, n: Column, d: Column, loss: Column) -> Any:
     """Minimize the Huber loss of log L over x = (log A, log B, log E, α, β), from an initial value."""
+    # E ≤ the smallest loss; exponents within the search range.
     least = loss.min()
     low = np.array([-np.inf, -np.inf, least - FLOOR, EXPONENTS[0], EXPONENTS[0]])
     high = np.array([np.inf, np.inf, least, EXPONENTS[1], EXPONENTS[1]])

@@ -25,7 +25,7 @@ from tinyllm.utils.files import write_json
 from tinyllm.utils.nested import is_within
 from tinyllm.utils.stop_signal import StopRequest
 
-METRIC = "val/loss"
+METRIC = "val/loss"  # nats per token, in which the law is stated
 STUDY = "scaling.json"
 REPEATS = 4
 """Epochs beyond which repeated data is worth less than fresh data (Muennighoff et al. 2023, arXiv 2305.16264)."""
