@@ -1,4 +1,4 @@
-"""Rows that hold several documents give what each document gives by itself, for the options found on disk."""
+"""Documents packed into rows equal each document alone, for every option found in ``conf/``."""
 
 import pytest
 import torch
@@ -12,13 +12,13 @@ from tinyllm.nn.loss import linear_cross_entropy
 ALL = combinations_of_all()
 EVERYDAY = sorted(everyday(ALL))[::4]
 DOC_IDS = torch.tensor([[7] * 5 + [2] * 6 + [9], [3] + [0] * 9 + [-1] * 2])
-"""Two rows of three documents; most are longer than the window, and ids are in no order."""
+"""Two rows of three documents, some longer than the window; ids need not be ordered."""
 IDS = torch.randint(VOCABULARY, DOC_IDS.shape, generator=torch.Generator().manual_seed(1))
 assert DOC_IDS.shape[1] == CONTEXT
 
 
 def loss_and_gradients(model: Transformer, *batches: tuple[Tensor, Tensor | None]) -> tuple[Tensor, dict[str, Tensor]]:
-    """The cross-entropy of predicting each token itself, summed over batches of ids and documents."""
+    """Cross-entropy with each token as its own target, summed over (ids, doc_ids) batches."""
     losses = []
     for ids_BT, doc_ids in batches:
         hidden_BTC = model(ids_BT, doc_ids=doc_ids)
@@ -54,14 +54,14 @@ def test_loss_and_gradients_equal_those_of_each_document_alone(choice: Choice) -
 
 @pytest.mark.parametrize("attn", ["gqa", "mla"])
 @pytest.mark.parametrize("pos", ["rope", "learned"])
-def test_sinks_and_softcap_count_within_a_document(attn: str, pos: str) -> None:
+def test_sinks_are_per_document(attn: str, pos: str) -> None:
     keys = {"window": 2, "sinks": 1, "softcap": 2.0}
     assert_equal_to_each_alone(
         small(f"attn={attn}", f"pos={pos}", *(f"model.block.attn.{key}={value}" for key, value in keys.items()))
     )
 
 
-def test_documents_are_computed_again_for_the_backward_pass() -> None:
+def test_activation_checkpointing_with_documents() -> None:
     model = small("attn=gqa", "model.block.attn.window=3")
     expected = loss_and_gradients(model, (IDS, DOC_IDS))
     model.recompute_every = 1
@@ -77,7 +77,7 @@ def test_a_document_is_a_run_of_equal_ids() -> None:
     assert document_positions(torch.tensor([[4, 4, 0, 0, 0, 4]])).tolist() == [[0, 1, 0, 1, 2, 0]]
 
 
-def test_window_and_sinks_in_a_mask() -> None:
+def test_mask_of_documents_with_window_and_sinks() -> None:
     visible_TS = AttentionMask(window=2, sinks=1).within_documents(torch.tensor([[0, 0, 0, 0, 1, 1]]))[0, 0]
     assert visible_TS.int().tolist() == [
         [1, 0, 0, 0, 0, 0],

@@ -1,4 +1,4 @@
-"""What every attention × position × window × feed-forward × mixture × norm must do, for the options found on disk."""
+"""The contract of every attention × position × window × feed-forward × mixture × norm found in ``conf/``."""
 
 from functools import partial
 from typing import Any
@@ -17,10 +17,10 @@ from tests.support.options import (
     built,
     combinations_of_all,
     everyday,
-    of_every_day,
     pairs,
     params,
     shared,
+    without_similar,
 )
 from tinyllm.inference.decoding import Decoder
 from tinyllm.models.transformer import Transformer
@@ -38,33 +38,33 @@ def tokens(*shape: int, seed: int = 1) -> Tensor:
 
 
 def groups_tokens(model: Transformer) -> bool:
-    """Whether the size of a matrix product depends on what other tokens chose, and with it the last bits."""
+    """Whether sizes of matrix products, and so the last bits, depend on the routing of other tokens."""
     return any(block.ffn.inactive_parameters() for block in model.layers())
 
 
 def losses(model: Transformer, ids_BT: Tensor) -> Tensor:
-    """Cross-entropy of saying the same token again, and the balance losses."""
+    """Cross-entropy with each token as its own target, plus the balance losses."""
     hidden, routings = model.run(ids_BT)
     balance = sum((routing.loss for routing in routings if routing is not None), torch.zeros(()))
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, ids_BT.flatten()) + balance
 
 
 def gradients(model: Transformer) -> dict[str, Tensor]:
-    """The gradients, which are taken away from the model."""
+    """Take the gradients from the model."""
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     return found
 
 
-def test_the_everyday_choices_have_every_pair() -> None:
-    wanted = of_every_day(ALL)
+def test_everyday_choices_cover_every_pair() -> None:
+    wanted = without_similar(ALL)
     assert {choice[:3] for choice in EVERYDAY} == {choice[:3] for choice in wanted}
     assert set().union(*map(pairs, EVERYDAY)) == set().union(*map(pairs, wanted))
 
 
 @every
 def test_causal(choice: Choice) -> None:
-    """What comes before a changed token does not change: no bit, unless tokens of different places share a product."""
+    """Outputs before a changed token keep every bit, unless tokens are grouped into shared products."""
     model = shared(choice)
     ids = tokens(2, CONTEXT)
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_causal(choice: Choice) -> None:
 
 @every
 def test_cached_decoding_equals_the_full_forward(choice: Choice) -> None:
-    """After a prefill of any length, in one piece or two, past the window and up to the end of the context."""
+    """After a prefill of any length, past the window, up to the end of the context."""
     model = shared(choice)
     ids = tokens(2, CONTEXT)
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_cached_decoding_equals_the_full_forward(choice: Choice) -> None:
 def test_generation_past_the_context_is_the_same_with_and_without_a_cache(choice: Choice) -> None:
     model = built(choice).eval()
     with torch.no_grad():
-        model.embedding.weight.mul_(4)  # else many a model repeats one token for ever
+        model.embedding.weight.mul_(4)  # without this, many models repeat one token forever
     said: list[list[list[int]]] = [[], []]
     for kv_cache in (True, False):  # two prompts of different lengths, each greedily
         prompts = [tokens(3).tolist(), tokens(7, seed=2).tolist()]
@@ -129,8 +129,8 @@ def test_gradients_reach_every_parameter(choice: Choice) -> None:
 
 
 @every
-def test_recompute_gives_the_same(choice: Choice) -> None:
-    """Loss, balance loss and gradients, with dropout, when the activations of each block are computed twice."""
+def test_activation_checkpointing_gives_the_same_bits(choice: Choice) -> None:
+    """Loss, balance loss and gradients, with dropout, when every block is recomputed."""
     model = built(choice, dropout=0.1, attn_dropout=0.1)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     results = []
@@ -151,7 +151,7 @@ def test_recompute_gives_the_same(choice: Choice) -> None:
 
 @every
 def test_state_dict_round_trip(choice: Choice) -> None:
-    """And from the meta device: made real and given the weights, a model is the same model."""
+    """Loading a state dict into a model materialised from the meta device gives the same model."""
     one = shared(choice)
     with torch.device("meta"):
         empty = built(choice, seed=1)
@@ -174,10 +174,10 @@ def test_same_seed_same_weights(choice: Choice) -> None:
 
 
 @every
-def test_flops_are_those_torch_counts(choice: Choice) -> None:
-    """Of a whole sequence and of one more token; with a window a sequence is computed in blocks, which take more."""
+def test_flops_equal_torchs_count(choice: Choice) -> None:
+    """For a sequence and for one decoded token; blocks of windowed attention compute more than is counted."""
     model = shared(choice)
-    # torch counts no operation for the fused attention kernel of the CPU, so the products it stands for run
+    # torch does not count the fused CPU attention kernel, so use the one made of matrix products
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         whole, one = FlopCounterMode(display=False), FlopCounterMode(display=False)
         with whole:
@@ -197,7 +197,7 @@ def test_flops_are_those_torch_counts(choice: Choice) -> None:
 
 
 @every
-def test_cache_bytes_are_those_of_the_buffers(choice: Choice) -> None:
+def test_cache_bytes_equal_the_size_of_the_buffers(choice: Choice) -> None:
     model = shared(choice)
     for dtype, length in ((torch.float32, 3), (torch.bfloat16, CONTEXT)):
         cache = model.make_cache(3, length, dtype=dtype)
@@ -224,7 +224,7 @@ def test_compiled_with_inductor(choice: Choice) -> None:
 
 
 def _compiled(choice: Choice, backend: str) -> None:
-    """Loss and gradients of the compiled model are those of the plain one."""
+    """Loss and gradients of the compiled model equal those of the plain one."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = built(choice)
@@ -246,14 +246,14 @@ ATTENTION: list[Any] = params(
     [Choice(*one) for one in dict.fromkeys((*c[:3], *min(ALL)[3:]) for c in ALL)],
     [Choice(*c[:3], *min(ALL)[3:]) for c in EVERYDAY if not c.window],
 )
-"""Each attention with each position and window, the rest left alone."""
+"""Each attention with each position and window; the first option of everything else."""
 
 
 @pytest.mark.parametrize("choice", ATTENTION)
 @pytest.mark.parametrize(
     "variant", [{"parallel_block": True}, {"bias": True}, {"tie_embeddings": False}], ids=lambda v: next(iter(v))
 )
-def test_variants_of_the_block(choice: Choice, variant: dict[str, bool]) -> None:
+def test_block_variants_decode_and_train(choice: Choice, variant: dict[str, bool]) -> None:
     model = built(choice, **variant)
     ids = tokens(2, CONTEXT)
     full = model(ids)
@@ -261,14 +261,14 @@ def test_variants_of_the_block(choice: Choice, variant: dict[str, bool]) -> None
     cached = torch.cat([model(ids[:, :5], cache=cache), model(ids[:, 5:], cache=cache)], dim=1)
     torch.testing.assert_close(cached, full, **CLOSE)
     losses(model, ids).backward()
-    # A bias on the keys adds the same to all scores of a query, so its gradient may be zero under pos=none.
+    # A bias of the keys adds the same to all scores of a query, so its gradient may be 0 with pos=none.
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert all(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("choice", ATTENTION)
 def test_bf16_autocast_stays_near_fp32(choice: Choice) -> None:
-    model = built(choice._replace(moe="none"), init_std=0.05)  # a rounded score may send a token to another expert
+    model = built(choice._replace(moe="none"), init_std=0.05)  # rounding may send a token to another expert
     ids = tokens(2, CONTEXT)
     exact = model(ids)
     with torch.autocast("cpu", torch.bfloat16):
@@ -291,7 +291,7 @@ def test_beyond_the_context_is_an_error(choice: Choice) -> None:
 
 
 @pytest.mark.parametrize("choice", ATTENTION)
-def test_dropout_acts_in_training_alone(choice: Choice) -> None:
+def test_dropout_acts_only_in_training(choice: Choice) -> None:
     for changes in ({"dropout": 0.5}, {"attn_dropout": 0.5}):
         model = built(choice, **changes)
         ids = tokens(2, CONTEXT)

@@ -1,4 +1,4 @@
-"""Every size with every part, on the meta device; pairs that do not go together; options that a user adds."""
+"""Every size with every option on the meta device, invalid combinations, and options that a user adds."""
 
 from itertools import product
 from pathlib import Path
@@ -18,7 +18,7 @@ SIZES = options("model")
 
 
 def check(content: dict[str, Any]) -> Transformer:
-    """Builds on the meta device, and the accounting is defined."""
+    """Build the model on the meta device and check its accounting."""
     with torch.device("meta"):
         model = build(content | {"vocab_size": 32000}, path="model")
     assert isinstance(model, Transformer)
@@ -35,7 +35,7 @@ def check(content: dict[str, Any]) -> Transformer:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_builds_with_every_option(size: str) -> None:
-    """All layers of a model are alike, so two stand for them; the whole once."""
+    """The full depth once, then two layers, since all layers are alike."""
     of_size = node((f"model={size}",))
     check(of_size)
     two = of_size | {"n_layers": 2}
@@ -64,15 +64,15 @@ def test_every_size_builds_with_every_combination(size: str) -> None:
 @pytest.mark.parametrize("group", PARTS)
 @pytest.mark.parametrize("size", [pytest.param(one, marks=[pytest.mark.slow] * (one != "7b")) for one in SIZES])
 def test_a_size_takes_every_option(size: str, group: str) -> None:
-    """What the command line names beside a size is what composes, and nothing else of the size changes."""
+    """An option next to a size replaces its own node and nothing else."""
     for name in options(group):
         chosen = node((f"model={size}", f"{group}={name}"))
         assert chosen == assembled(node((f"model={size}",)), **{group: name})
         assert at(chosen, PLACES[group]) == at(node((f"{group}={name}",)), PLACES[group])
 
 
-def test_the_heads_of_large() -> None:
-    """25 heads have 5 heads of keys and values under gqa."""
+def test_gqa_heads_of_large() -> None:
+    """With gqa, 25 query heads share 5 key-value heads."""
     large = node(("model=large",))
     attn = check(assembled(large, attn="gqa")).layers()[0].attn
     assert (attn.n_heads, attn.n_kv_heads, attn.qkv.weight.shape) == (25, 5, (35 * 64, 1600))
@@ -96,7 +96,7 @@ def test_the_heads_of_large() -> None:
         (("moe=aux_free", "model.block.moe.n_shared=3"), "n_active=3 must be more than n_shared=3"),
     ],
 )
-def test_what_does_not_go_together_says_why(overrides: tuple[str, ...], sentence: str) -> None:
+def test_invalid_combinations_say_why(overrides: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(UserError) as refused:
         cfg = tinyllm.compose(*overrides)
         build_model(cfg, vocab_size=20, seed=0, device=torch.device("meta"), allow=frozenset())
@@ -104,7 +104,7 @@ def test_what_does_not_go_together_says_why(overrides: tuple[str, ...], sentence
 
 
 @pytest.mark.parametrize("pos", [pos for pos in distinct("pos") if not pos.startswith("rope")])
-def test_odd_heads_are_for_other_positions(pos: str) -> None:
+def test_odd_head_sizes_work_without_rope(pos: str) -> None:
     assert check(assembled(node(()), pos=pos) | {"d_model": 36}).layers()[0].attn.head_dim == 9
 
 
@@ -117,8 +117,8 @@ class Slow(GQA):
 """
 
 
-def test_new_files_are_found_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One yaml and one class in a directory of the user's become an option that these tests can build."""
+def test_new_option_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A yaml file and a class in a user's directory become an option that builds."""
     shipped = options("attn")
     (tmp_path / "attn").mkdir()
     text = "# @package model.block.attn\n# GQA under another name.\ndefaults: [gqa, _self_]\n"
@@ -131,7 +131,7 @@ def test_new_files_are_found_by_themselves(tmp_path: Path, monkeypatch: pytest.M
     assert options("attn") == shipped
 
 
-def test_the_groups_are_those_of_the_option_table() -> None:
+def test_documented_options_exist() -> None:
     assert {"mha", "mqa", "gqa", "mla"} <= set(options("attn"))
     assert {"mlp", "glu", "gelu", "swiglu"} <= set(options("ffn"))
     assert {"none", "aux_loss", "aux_free"} <= set(options("moe"))

@@ -69,7 +69,7 @@ def test_llama(attn: str, kv_heads: int) -> None:
 
 @pytest.mark.parametrize(("attn", "kv_heads"), [("mha", 4), ("gqa", 2), ("mqa", 1)])
 def test_qwen3(attn: str, kv_heads: int) -> None:
-    """The same with QK-norm before RoPE."""
+    """As Llama, with QK-norm before RoPE."""
     model = randomise_norms(small(f"attn={attn}", "ffn=swiglu", "model.block.attn.qk_norm=true"))
     theirs = llama_like("Qwen3", model, kv_heads)
     torch.testing.assert_close(model.logits(model(IDS)), theirs(IDS).logits, rtol=1e-4, atol=1e-4)

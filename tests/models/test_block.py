@@ -1,4 +1,4 @@
-"""What a block's switches do: the three kinds of dropout, and the norm of queries and keys."""
+"""Blocks: the three kinds of dropout, and QK-norm."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.support.options import small
 
 
 class Ones(nn.Module):
-    """In place of a part of a block."""
+    """Stands in for a layer of the block; its output is all ones."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Ones(nn.Module):
 
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("part", ["attn", "ffn"])
-def test_residual_dropout_is_on_what_each_part_adds(part: str, parallel: bool) -> None:
+def test_residual_dropout_applies_to_the_output_of_each_layer(part: str, parallel: bool) -> None:
     block = small(dropout=0.25, parallel_block=parallel).layers()[0]
     block.attn = Ones(torch.ones_like if part == "attn" else torch.zeros_like)
     block.ffn = Ones(lambda x: (torch.ones_like(x) if part == "ffn" else torch.zeros_like(x), None))
@@ -35,7 +35,7 @@ def test_residual_dropout_is_on_what_each_part_adds(part: str, parallel: bool) -
 
 
 @pytest.mark.parametrize("pos", ["rope", "learned", "sinusoidal"])
-def test_embedding_dropout_is_on_the_sum_of_token_and_position(pos: str) -> None:
+def test_embedding_dropout_applies_to_the_sum_of_token_and_position(pos: str) -> None:
     model = small(f"pos={pos}", dropout=0.25, max_seq_len=200)
     model.norm, ids = nn.Identity(), torch.randint(31, (8, 200))  # type: ignore[assignment]
     dropped = model.run(ids, active_blocks=[False, False])[0]
@@ -46,8 +46,8 @@ def test_embedding_dropout_is_on_the_sum_of_token_and_position(pos: str) -> None
 
 
 @pytest.mark.parametrize("attn", ["mha", "gqa", "mla"])
-def test_attention_dropout_is_on_the_weights(attn: str) -> None:
-    """The first token sees itself alone, with weight 1: each head's value is there, 1/(1−p) strong, or is not."""
+def test_attention_dropout_applies_to_the_weights(attn: str) -> None:
+    """The first token sees only itself, with weight 1: each head's value is scaled by 1/(1−p) or dropped."""
     layer = small(f"attn={attn}", attn_dropout=0.25).layers()[0].attn
     layer.out = nn.Identity()
     x = torch.randn(1, 1, 32).expand(3000, -1, -1)
@@ -58,8 +58,8 @@ def test_attention_dropout_is_on_the_weights(attn: str) -> None:
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.015)
 
 
-def test_qk_norm_is_over_each_head_before_the_rotation() -> None:
-    """Against the formula written out in float64, with weights that are not at their initial values."""
+def test_qk_norm_is_per_head_and_before_the_rotation() -> None:
+    """Against the formula in float64, with weights other than the initial ones."""
     overrides = ("attn=gqa", "model.block.attn.qk_norm=true", "model.norm.eps=1e-3")
     layer: Any = small(*overrides).layers()[0].attn
     with torch.no_grad():

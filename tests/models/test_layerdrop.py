@@ -1,4 +1,4 @@
-"""LayerDrop: its law, its gradients, and where it does not act."""
+"""LayerDrop: probabilities, gradients, and evaluation without it."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_blocks_are_dropped_independently() -> None:
     assert torch.corrcoef(draws.t()[1:])[0, 1].abs() < 0.08
 
 
-def test_the_decision_is_the_seeds_alone() -> None:
+def test_the_draw_depends_only_on_the_seed() -> None:
     before = torch.get_rng_state()
     draws = [draw_active_blocks(0.5, 8, seed=7)]
     assert torch.equal(torch.get_rng_state(), before)
@@ -44,15 +44,15 @@ def test_the_decision_is_the_seeds_alone() -> None:
 
 
 def without(model: Transformer, block: int) -> Transformer:
-    """The model that never had the block."""
+    """A copy of the model without the block."""
     rest = small(n_layers=len(model.blocks))
     rest.load_state_dict(model.state_dict())
     rest.blocks = nn.ModuleList([one for i, one in enumerate(rest.blocks) if i != block])
     return rest
 
 
-def test_a_dropped_block_is_not_there_and_its_gradients_are_zero() -> None:
-    """Nothing is rescaled: what is left is the model without the block, bit for bit, gradients too."""
+def test_a_dropped_block_has_no_effect_and_zero_gradients() -> None:
+    """No rescaling: output and gradients equal those of the model without the block, bit for bit."""
     model = small(n_layers=3, layerdrop=0.5)
     rest = without(model, 1)
     hidden, expected = model.run(IDS, active_blocks=[True, False, True])[0], rest(IDS)
@@ -76,15 +76,15 @@ def test_all_blocks_may_be_dropped() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_nothing_is_dropped_unless_asked() -> None:
-    """Evaluation, generation and the plain forward pass are those of the same model without LayerDrop."""
+def test_nothing_is_dropped_without_active_blocks() -> None:
+    """Evaluation, generation and the plain forward pass equal those of the model without LayerDrop."""
     model, plain = small(layerdrop=0.9), small()
     assert plain.draw_active_blocks(1) is None
     assert torch.equal(model(IDS), plain(IDS))
     assert torch.equal(model.eval()(IDS), plain.eval()(IDS))
 
 
-def test_a_dropped_mixture_neither_routes_nor_balances() -> None:
+def test_a_dropped_mixture_reports_no_routing() -> None:
     choice = Choice("mha", "rope", 0, "gelu", "aux_loss", "rmsnorm")
     model = built(choice, layerdrop=0.5)
     _, routings = model.run(IDS, active_blocks=[True, False])

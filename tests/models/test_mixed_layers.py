@@ -1,4 +1,4 @@
-"""One model of layers that have little in common: in the arithmetic, in a run, and in what is loaded again."""
+"""A model of very different layers: its arithmetic, a run, and loading it again."""
 
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ def mixed(seed: int = 0, **changes: Any) -> Transformer:
     return model
 
 
-def test_the_layers_are_what_they_were_asked_to_be() -> None:
+def test_layers_are_of_the_configured_kinds() -> None:
     model = mixed()
     parts = [(type(b.attn).__name__, type(b.ffn).__name__, b.parallel_block) for b in model.layers()]
     near = ("GQA", "GLU", False)
@@ -46,7 +46,7 @@ def test_the_layers_are_what_they_were_asked_to_be() -> None:
 
 
 def test_cached_decoding_equals_the_full_forward() -> None:
-    """Caches of a ring, a latent and a plain one, side by side."""
+    """With a ring, a latent and a plain cache in one model."""
     model = mixed()
     with torch.no_grad():
         full = model(IDS)
@@ -73,7 +73,7 @@ def test_rows_of_different_lengths_decode_as_if_alone() -> None:
     torch.testing.assert_close(torch.cat(together, 1), torch.stack((full[0, 7:12], full[1, 3:8])), **CLOSE)
 
 
-def test_generation_past_the_context_needs_no_cache_to_be_the_same() -> None:
+def test_generation_past_the_context_is_the_same_with_and_without_a_cache() -> None:
     model = mixed().eval()
     with torch.no_grad():
         model.embedding.weight.mul_(4)
@@ -131,7 +131,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 @pytest.mark.slow
-def test_a_resumed_run_is_the_whole_one(run: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(run: tuple[Path, list[str]], tmp_path: Path) -> None:
     whole, arguments = run
     parts = tmp_path / "parts"
     assert train(*arguments, f"run.dir={parts}", "trainer.eval_every=4", "trainer.stop_after_steps=3") == 0
@@ -141,8 +141,8 @@ def test_a_resumed_run_is_the_whole_one(run: tuple[Path, list[str]], tmp_path: P
 
 
 @pytest.mark.slow
-def test_the_saved_configuration_stands_for_itself(run: tuple[Path, list[str]]) -> None:
-    """Loading composes nothing: the blocks themselves are saved, under the names of their kinds."""
+def test_the_saved_configuration_is_self_contained(run: tuple[Path, list[str]]) -> None:
+    """Loading composes nothing: the blocks are saved in full, by the names of their kinds."""
     saved = read_yaml(run[0] / "config.yaml")["model"]["layers"]
     assert saved["pattern"] == ["near", "far", "near", "mixed"]
     assert saved["kinds"]["near"]["n_kv_heads"] == 1
@@ -174,8 +174,8 @@ def test_other_layers_cannot_be_resumed(
 
 
 @pytest.mark.slow
-def test_lines_may_be_edited_once_the_run_has_begun(tmp_path: Path, run: tuple[Path, list[str]]) -> None:
-    """The run keeps its own layers, and says that the file is another one now."""
+def test_the_layers_file_may_change_after_the_start(tmp_path: Path, run: tuple[Path, list[str]]) -> None:
+    """The run keeps its layers and reports that the file has changed."""
     line = '{"attn": "mha", "n_head": 2, "moe": false, "up_dim": 64, "non_linearity": "relu"}\n'
     file = tmp_path / "layers.jsonl"
     file.write_text(line * 2)

@@ -1,4 +1,4 @@
-"""What follows the width under muP, against formulas written out by hand, and that at the base width nothing does."""
+"""muP against formulas written by hand; at the base width it equals the standard parametrization."""
 
 import math
 from functools import cache
@@ -18,7 +18,7 @@ from tinyllm.programs.builders import build_optimizer
 from tinyllm.training.objectives.next_token import NextToken
 
 M = 4
-"""How many times as wide the model is as its base."""
+"""Width of the model relative to its base."""
 MUP = MuP(base_width=32, base_heads=None)
 WIDE: dict[str, Any] = {"d_model": 32 * M, "d_ff": 96 * M, "bias": True, "init_std": 0.02, "max_seq_len": 16}
 ALL = combinations_of_all()
@@ -27,7 +27,7 @@ WITHOUT_WINDOW = [choice for choice in ALL if not choice.window]
 
 @cache
 def optimizer_of(*overrides: str) -> DictConfig:
-    """A configuration with the optimizer that the overrides say."""
+    """A configuration with the optimizer given by the overrides."""
     return tinyllm.compose(*overrides)
 
 
@@ -42,7 +42,7 @@ def ids(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("optimizer", options("optimizer"))
-def test_at_the_base_width_it_is_the_standard_one_bit_by_bit(optimizer: str) -> None:
+def test_at_the_base_width_it_equals_standard_bit_for_bit(optimizer: str) -> None:
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     weights = []
@@ -130,7 +130,7 @@ def test_initial_weights(overrides: tuple[str, ...], own: dict[str, tuple[float,
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "lion"])
 @pytest.mark.parametrize(("overrides", "own"), COMPOSITIONS)
-def test_learning_rates_of_optimizers_with_steps_of_one_size(
+def test_learning_rates_of_entrywise_optimizers(
     optimizer: str, overrides: tuple[str, ...], own: dict[str, tuple[float, float]]
 ) -> None:
     if optimizer == "adamw8bit":
@@ -148,13 +148,13 @@ def test_learning_rates_of_optimizers_with_steps_of_one_size(
 @pytest.mark.parametrize("scale", ["rms", "spectral"])
 @pytest.mark.parametrize(("overrides", "own"), COMPOSITIONS)
 def test_learning_rates_of_muon(orthogonal: str, scale: str, overrides: tuple[str, ...], own: dict[str, Any]) -> None:
-    """A step's spectral norm is in proportion to √(rows/columns), and M times that of a head, whose logits are 1/M."""
+    """The spectral norm of a step is ∝ √(rows/columns), times M for the head, whose logits are scaled by 1/M."""
     mup = small(*overrides, parametrization=MUP, tie_embeddings=False, **WIDE)
     base_shape = small(*overrides, tie_embeddings=False, **WIDE | {"d_model": 32, "d_ff": 96})
     shapes = {name: p.shape[-2:] for name, p in base_shape.named_parameters()}
 
     def size(rows: int, columns: int) -> float:
-        """Of the singular values of a step at rate 1, as ``Muon`` documents them."""
+        """Spectral norm of a step at learning rate 1, as ``Muon`` documents it."""
         return 0.2 * math.sqrt(max(rows, columns)) if scale == "rms" else math.sqrt(max(1, rows / columns))
 
     chosen = ("optimizer=muon", f"optimizer.scale={scale}", "optimizer.lr=3e-3", "optimizer.adamw_lr=6e-4",
@@ -172,8 +172,8 @@ def test_learning_rates_of_muon(orthogonal: str, scale: str, overrides: tuple[st
 
 
 @pytest.mark.parametrize("attn", options("attn"))
-def test_the_scale_of_attention(attn: str) -> None:
-    """1/d where the heads grow, equal to 1/√d at the base; what it was where their number grows."""
+def test_attention_scale(attn: str) -> None:
+    """∝ 1/head_dim if the heads grow, 1/√head_dim at the base; unchanged if their number grows."""
     model = small(f"attn={attn}", parametrization=MUP, **WIDE)
     layer = model.layers()[0].attn
     d = layer.nope_dim + layer.rope_dim if attn.startswith("mla") else layer.head_dim
@@ -183,8 +183,8 @@ def test_the_scale_of_attention(attn: str) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logits_are_divided_by_the_width_wherever_they_come_from(tied: bool) -> None:
-    """In the loss, in the logits and in generation; nothing else differs from the same weights without it."""
+def test_logits_are_scaled_everywhere(tied: bool) -> None:
+    """In the loss, in the logits and in generation; the same weights give nothing else that differs."""
     model = small(parametrization=MUP, tie_embeddings=tied, **WIDE).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -202,22 +202,22 @@ def test_logits_are_divided_by_the_width_wherever_they_come_from(tied: bool) -> 
     torch.testing.assert_close(loss, expected)
 
 
-def test_the_number_of_key_value_heads_of_the_base() -> None:
-    """As many queries share one as here, or as near to it as divides."""
+def test_key_value_heads_of_the_base_model() -> None:
+    """The ratio of the model, or the nearest one that divides."""
     mup = MuP(base_width=64, base_heads=4)
     for heads, key_values, there in ((8, 8, 4), (8, 4, 2), (8, 1, 1), (12, 4, 1), (12, 6, 2)):
         shape = mup.base_shape(d_model=256, n_heads=heads, n_kv_heads=key_values, d_ff=1024)
         assert shape == {"d_model": 64, "n_heads": 4, "n_kv_heads": there, "d_ff": 256}
 
 
-def test_layers_that_differ_are_compared_with_their_own_base_shapes() -> None:
+def test_mixed_layers_are_compared_with_their_own_base_shapes() -> None:
     kinds = 'model.layers.kinds={a:"attn=mla",b:"moe=aux_loss"}'
     model = small("layers=pattern", "model.layers.pattern=[a,b]", kinds, parametrization=MUP, **WIDE)
     assert model.matrix_scalings["blocks.0.attn.kv_up.weight"].base_shape == (4 * (8 + 8), 32)
     assert model.matrix_scalings["blocks.1.ffn.router.weight"].base_shape[1] == 32
 
 
-def test_refusals() -> None:
+def test_invalid_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="base_width=0"):
         MuP(base_width=0, base_heads=None)
     with pytest.raises(ValueError, match="base_heads=0"):
@@ -227,7 +227,7 @@ def test_refusals() -> None:
         small(*twelve, **WIDE | {"d_model": 192, "n_heads": 12, "n_kv_heads": 6})
 
 
-def test_attention_of_ones_own_without_a_scale_is_refused() -> None:
+def test_attention_without_a_scale_is_refused() -> None:
     def build(**shape: int) -> Any:
         model = small(**WIDE | shape)
         for block in model.layers():
@@ -239,8 +239,8 @@ def test_attention_of_ones_own_without_a_scale_is_refused() -> None:
         MUP.apply(build(**shape), build, shape=shape)
 
 
-def test_a_matrix_of_ones_own_that_grows_is_refused() -> None:
-    """Nobody would set how it starts."""
+def test_a_growing_matrix_outside_linear_layers_is_refused() -> None:
+    """Nothing would scale its initialisation."""
 
     class Gate(torch.nn.Module):
         def __init__(self, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""Sizes, initial weights, tying, the block's two forms, and what the constructor refuses."""
+"""Sizes, initial weights, tying, parallel blocks, and invalid arguments."""
 
 import math
 from typing import Any
@@ -49,7 +49,7 @@ def test_sizes(size: str, vocab_size: int, total: int) -> None:
     }.get(size, 768)
 
 
-def test_sizes_are_those_the_documents_name() -> None:
+def test_sizes_match_the_documents() -> None:
     millions = {"tiny": 11.3, "medium": 110, "large": 1030, "xlarge": 2080, "7b": 6740}
     for size, expected in millions.items():
         assert on_meta(f"model={size}", vocab_size=32000).parameter_counts().total / 1e6 == pytest.approx(
@@ -57,7 +57,7 @@ def test_sizes_are_those_the_documents_name() -> None:
         )
 
 
-def test_swiglu_keeps_the_parameters() -> None:
+def test_swiglu_has_as_many_parameters_as_the_mlp() -> None:
     gelu, swiglu = (
         on_meta("model=medium", f"ffn={f}", vocab_size=32000).parameter_counts().total for f in ("gelu", "swiglu")
     )
@@ -99,7 +99,7 @@ def test_parameter_kinds() -> None:
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_the_two_forms_of_the_block(parallel: bool) -> None:
+def test_sequential_and_parallel_blocks_equal_the_formula(parallel: bool) -> None:
     block = small(parallel_block=parallel).layers()[0]
     x = torch.randn(2, 5, 32)
     if parallel:
@@ -124,7 +124,7 @@ def test_the_two_forms_of_the_block(parallel: bool) -> None:
     ],
     ids=str,
 )
-def test_refusals(changes: dict[str, Any], sentence: str) -> None:
+def test_invalid_arguments_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises((UserError, ValueError), match=sentence):
         small(**changes)
 
@@ -134,14 +134,14 @@ def test_gqa_refuses_heads_that_do_not_divide() -> None:
         small("attn=gqa", n_kv_heads=3)
 
 
-def test_flops_by_hand() -> None:
-    """GPT-2 small: 2 operations per weight that multiplies, and 4·d_model per layer and key."""
+def test_flops_equal_the_formula() -> None:
+    """GPT-2 small: 2 FLOPs per matrix weight, and 4·d_model per layer and key."""
     model = on_meta("model=gpt2", vocab_size=50257)
     weights = 12 * (4 * 768**2 + 2 * 768 * 3072) + 50257 * 768
     assert model.flops_per_token(1024) == 2 * weights + 12 * 4 * 768 * 1024
 
 
-def test_the_cache_is_made_in_what_attention_computes_in() -> None:
+def test_the_cache_has_the_dtype_of_attention() -> None:
     model = small()
     assert model.make_cache(1, 4).layers[0].buffers[0].dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
@@ -149,8 +149,8 @@ def test_the_cache_is_made_in_what_attention_computes_in() -> None:
     assert model.to(torch.bfloat16).make_cache(1, 4).layers[0].buffers[0].dtype == torch.bfloat16
 
 
-def test_a_model_gets_its_memory_outside_of_meta() -> None:
-    """What a strategy fills on the way, such as the tables of rotary positions, must not land on meta as well."""
+def test_a_model_is_materialised_outside_of_meta() -> None:
+    """Tables that a strategy fills, such as those of rotary positions, must not land on meta."""
     places: list[str] = []
 
     def place(model: Any) -> Any:

@@ -41,16 +41,16 @@ def layer(kind: type[Attention], **changes: Any) -> Attention:
     return built.double()
 
 
-def turned(x_TD: Tensor, rotary: Rotary) -> Tensor:
-    """Complex numbers (x_i, x_{i+D/2}), multiplied by exp(i·angle)."""
+def rotated(x_TD: Tensor, rotary: Rotary) -> Tensor:
+    """Rotation written as complex numbers (x_i, x_{i+D/2}) times exp(i·angle)."""
     cos, sin = rotary.cos[: len(x_TD)].double(), rotary.sin[: len(x_TD)].double()
     half = x_TD.shape[-1] // 2
     z = torch.complex(x_TD[:, :half], x_TD[:, half:]) * torch.complex(cos[:, half:], sin[:, half:])
     return torch.cat((z.real, z.imag), dim=-1)
 
 
-def seen(q_TD: Tensor, k_TD: Tensor, v_TE: Tensor, rule: dict[str, Any]) -> Tensor:
-    """Query by query, the softmax over the keys it sees."""
+def attend_each(q_TD: Tensor, k_TD: Tensor, v_TE: Tensor, rule: dict[str, Any]) -> Tensor:
+    """Attention computed query by query, over the keys that each sees."""
     rows = []
     for i in range(len(q_TD)):
         keys = [j for j in range(i + 1) if not rule["window"] or j > i - rule["window"] or j < rule["sinks"]]
@@ -69,7 +69,7 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @pytest.mark.parametrize("head_dim", [None, 10])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("kind", [MHA, GQA, MQA])
-def test_heads_by_hand(kind: type[Any], qk_norm: bool, head_dim: int | None, rule: dict[str, Any]) -> None:
+def test_heads_equal_the_formula(kind: type[Any], qk_norm: bool, head_dim: int | None, rule: dict[str, Any]) -> None:
     attn = layer(kind, qk_norm=qk_norm, head_dim=head_dim, **rule)
     size, groups = head_dim or 6, {MHA: 4, GQA: 2, MQA: 1}[kind]
     assert attn.qkv.weight.shape == ((4 + 2 * groups) * size, 24) and attn.out.weight.shape == (24, 4 * size)
@@ -83,13 +83,13 @@ def test_heads_by_hand(kind: type[Any], qk_norm: bool, head_dim: int | None, rul
         parts = [q[:, size * head :][:, :size], k[:, size * group :][:, :size]]
         if qk_norm:
             parts = [norm(p, w, 1e-5) for p, w in zip(parts, (attn.q_norm.weight, attn.k_norm.weight), strict=True)]
-        heads.append(seen(*(turned(p, attn.rotary) for p in parts), v[:, size * group :][:, :size], rule))
+        heads.append(attend_each(*(rotated(p, attn.rotary) for p in parts), v[:, size * group :][:, :size], rule))
     check(attn, x, torch.cat(heads, 1) @ attn.out.weight.t())
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("q_latent_dim", [None, 14])
-def test_latents_by_hand(q_latent_dim: int | None, rule: dict[str, Any]) -> None:
+def test_mla_equals_the_formula(q_latent_dim: int | None, rule: dict[str, Any]) -> None:
     """DeepSeek-V2, equations 9 to 19, head by head."""
     attn: Any = layer(MLA, q_latent_dim=q_latent_dim, kv_latent_dim=13, nope_head_dim=7, v_head_dim=5, **rule)
     x = torch.randn(1, LENGTH, 24, dtype=torch.float64)
@@ -98,18 +98,18 @@ def test_latents_by_hand(q_latent_dim: int | None, rule: dict[str, Any]) -> None
     else:
         queries = norm(x[0] @ attn.q_down.weight.t(), attn.q_norm.weight, 1e-6) @ attn.q_up.weight.t()
     c, k_rope = (x[0] @ attn.kv_down.weight.t()).split((13, 4), dim=1)
-    c, k_rope = norm(c, attn.kv_norm.weight, 1e-6), turned(k_rope, attn.rotary)
+    c, k_rope = norm(c, attn.kv_norm.weight, 1e-6), rotated(k_rope, attn.rotary)
     heads = []
     for head in range(4):
         q_nope, q_rope = queries[:, 11 * head :][:, :11].split((7, 4), dim=1)
         w_uk, w_uv = attn.kv_up.weight[12 * head :][:12].split((7, 5))
-        q = torch.cat((q_nope, turned(q_rope, attn.rotary)), dim=1)
-        heads.append(seen(q, torch.cat((c @ w_uk.t(), k_rope), dim=1), c @ w_uv.t(), rule))
+        q = torch.cat((q_nope, rotated(q_rope, attn.rotary)), dim=1)
+        heads.append(attend_each(q, torch.cat((c @ w_uk.t(), k_rope), dim=1), c @ w_uv.t(), rule))
     check(attn, x, torch.cat(heads, 1) @ attn.out.weight.t())
 
 
 def check(attn: Any, x: Tensor, expected: Tensor) -> None:
-    """Value and gradients of every parameter."""
+    """Compare the output and the gradient of every parameter."""
     found = attn(x)[0]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     upstream = torch.randn_like(found)
@@ -124,8 +124,8 @@ def check(attn: Any, x: Tensor, expected: Tensor) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("kind", [MHA, GQA, MQA, MLA])
-def test_flops_count_the_keys_that_are_seen(kind: type[Any], rule: dict[str, Any]) -> None:
-    """One token that continues a cache, beyond the window, and a sequence within it, as torch counts them."""
+def test_flops_count_only_visible_keys(kind: type[Any], rule: dict[str, Any]) -> None:
+    """torch's counter agrees for decoding beyond the window and for a sequence within it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -144,7 +144,7 @@ def test_flops_count_the_keys_that_are_seen(kind: type[Any], rule: dict[str, Any
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
 @pytest.mark.parametrize("kind", [MHA, MLA])
-def test_dropout_acts_in_training_alone(kind: type[Any], rule: dict[str, Any]) -> None:
+def test_dropout_acts_only_in_training(kind: type[Any], rule: dict[str, Any]) -> None:
     attn = layer(kind, **rule | {"attn_dropout": 0.5})
     x = torch.randn(1, LENGTH, 24, dtype=torch.float64)
     assert not torch.allclose(attn(x), attn(x))
@@ -152,20 +152,20 @@ def test_dropout_acts_in_training_alone(kind: type[Any], rule: dict[str, Any]) -
 
 
 @pytest.mark.parametrize("attn", ["mha", "gqa", "mqa", "mla"])
-def test_sinks_named_without_a_window_are_refused(attn: str) -> None:
+def test_sinks_without_a_window_are_refused(attn: str) -> None:
     with pytest.raises(UserError, match=r"model\.block\.attn\.window=0 turns it off"):
         tinyllm.compose(f"attn={attn}", "model.block.attn.sinks=4")
     tinyllm.compose(f"attn={attn}", "model.block.attn.sinks=4", "model.block.attn.window=8")
 
 
 @pytest.mark.parametrize("kind", [MHA, GQA, MQA])
-def test_the_norm_of_queries_and_keys_has_an_eps_of_its_own(kind: type[Any]) -> None:
+def test_qk_norm_has_its_own_eps(kind: type[Any]) -> None:
     own, usual = (layer(kind, qk_norm=True, qk_norm_eps=eps) for eps in (1e-2, None))
     assert own.q_norm.eps == own.k_norm.eps == 1e-2 and usual.q_norm.eps == usual.k_norm.eps == 1e-5
 
 
 @pytest.mark.parametrize("attn", ["mha", "gqa", "mqa"])
-def test_eps_of_that_norm_from_the_command_line(attn: str) -> None:
+def test_qk_norm_eps_from_the_command_line(attn: str) -> None:
     key = "model.block.attn.qk_norm_eps"
     with pytest.raises(UserError, match=r"no effect here \(.*qk_norm_eps=0.01\): model.block.attn.qk_norm=false turns"):
         tinyllm.compose(f"attn={attn}", f"{key}=0.01")

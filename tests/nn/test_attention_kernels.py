@@ -1,4 +1,4 @@
-"""Every kernel of attention against softmax written out in float64, with its mask."""
+"""Every attention kernel against a masked softmax in float64."""
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -14,11 +14,11 @@ from tinyllm.nn.attention.window_kernel import folded_attention
 
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 SEEN = [(0, 0), (1, 0), (3, 0), (3, 2), (1, 1), (7, 3), (12, 1), (5, 20)]
-"""Windows and sinks: one key, some, more than there are."""
+"""(window, sinks): one key, a few, more than the sequence has."""
 
 
 def weights(q: Tensor, k: Tensor, rule: AttentionMask, scale: float) -> Tensor:
-    """(B, H, T, S) with the mask written out: query i of the last T positions is at position S−T+i."""
+    """(B, H, T, S) attention weights; query i of the last T positions is at position S−T+i."""
     scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) * scale
     if rule.softcap:
         scores = rule.softcap * torch.tanh(scores / rule.softcap)
@@ -52,7 +52,7 @@ def tensors(
 
 
 def kernels(rule: AttentionMask, scale: float) -> Iterator[Kernel]:
-    """All that can compute this, in blocks that divide the length and that do not, and what ``attend`` chooses."""
+    """Every kernel that supports the mask, with block sizes that divide the length or not, and ``attend`` itself."""
     for block in (1, 3, 4, 16):
         shape = BlockConfig(block, rule.window, rule.sinks, rule.softcap, scale, 0.0)
         yield partial(block_attention, shape=shape)
@@ -64,8 +64,8 @@ def kernels(rule: AttentionMask, scale: float) -> Iterator[Kernel]:
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize(("window", "sinks"), SEEN)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (2, 2), (13, 13), (13, 20), (3, 40), (33, 33)])
-def test_value_and_gradients(queries: int, keys: int, window: int, sinks: int, softcap: float) -> None:
-    """Shared heads, values of another size than keys, queries that are the last of more keys."""
+def test_output_and_gradients_of_every_kernel(queries: int, keys: int, window: int, sinks: int, softcap: float) -> None:
+    """With shared heads, values of another size than keys, and more keys than queries."""
     rule = AttentionMask(window=window, sinks=sinks if window else 0, softcap=softcap)
     for kv_heads, sizes in ((4, (6, 6)), (2, (6, 4)), (1, (4, 6))):
         inputs = tensors(4, kv_heads, queries, keys, torch.float64, sizes)
@@ -94,7 +94,9 @@ def test_value_and_gradients(queries: int, keys: int, window: int, sinks: int, s
     ids=str,
 )
 @pytest.mark.parametrize("length", [5, 130, 390])
-def test_the_kernel_that_is_chosen(length: int, rule: AttentionMask, kv_heads: int, dtype: torch.dtype) -> None:
+def test_chosen_kernel_equals_the_reference(
+    length: int, rule: AttentionMask, kv_heads: int, dtype: torch.dtype
+) -> None:
     inputs = tensors(4, kv_heads, length, length, dtype)
     upstream = torch.randn(2, 4, length, 8)
     expected = reference(*inputs, rule, 8**-0.5)
@@ -111,7 +113,7 @@ def test_the_kernel_that_is_chosen(length: int, rule: AttentionMask, kv_heads: i
 @pytest.mark.parametrize("sizes", [(8, 8), (12, 8), (8, 12)], ids=str)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (4, 9), (9, 9)])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_queries_are_the_last_positions(
+def test_queries_are_aligned_with_the_last_keys(
     kv_heads: int, queries: int, keys: int, sizes: tuple[int, int], dtype: torch.dtype
 ) -> None:
     with torch.no_grad():
@@ -123,7 +125,7 @@ def test_queries_are_the_last_positions(
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("queries", [1, 3])
-def test_a_mask_says_what_each_query_sees(queries: int, softcap: float) -> None:
+def test_visible_keys_can_be_given_as_a_mask(queries: int, softcap: float) -> None:
     inputs = tensors(4, 2, queries, 7, torch.float64)
     mask = torch.rand(2, 1, queries, 7) < 0.5
     mask[..., 0] = True
@@ -141,8 +143,8 @@ def test_a_mask_says_what_each_query_sees(queries: int, softcap: float) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("kernel", ["bf16", "fp32", "folded"])
-def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule: AttentionMask) -> None:
-    """With values of one, an output is the sum of the weights that are left, scaled by 1/(1−p)."""
+def test_dropout_has_the_right_rate_and_mean(kernel: str, rule: AttentionMask) -> None:
+    """With values of 1, an output is the sum of the remaining weights, scaled by 1/(1−p)."""
     if kernel == "folded" and not rule.window:
         pytest.skip("folds windows only")
     torch.manual_seed(0)
@@ -163,7 +165,7 @@ def test_dropout_drops_weights_at_its_rate_and_keeps_the_mean(kernel: str, rule:
 
 
 @pytest.mark.parametrize(("window", "sinks", "softcap"), [(0, 0, 0.0), (3, 0, 0.0), (2, 2, 1.5)])
-def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks: int, softcap: float) -> None:
+def test_dropout_gradients_of_the_block_kernel(window: int, sinks: int, softcap: float) -> None:
     """With values that are the identity, the output is the dropped weights; what is left of them is what dropped
     weights times values must be, and so are the gradients."""
     rule, p, length = AttentionMask(window=window, sinks=sinks, softcap=softcap), 0.4, 11
@@ -193,7 +195,7 @@ def test_dropout_in_blocks_is_that_of_the_weights_written_out(window: int, sinks
 @pytest.mark.parametrize(
     "rule", [AttentionMask(), AttentionMask(window=6), AttentionMask(window=3, sinks=2, softcap=2.0)], ids=str
 )
-def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: AttentionMask) -> None:
+def test_invisible_keys_do_not_change_a_bit(rule: AttentionMask) -> None:
     for block in (4, 8, 16):
         shape = BlockConfig(block, rule.window, rule.sinks, rule.softcap, 0.4, 0.0)
         q, k, v = tensors(4, 2, 16, 16, torch.bfloat16)
@@ -212,8 +214,8 @@ def test_no_bit_depends_on_later_tokens_or_on_those_before_the_window(rule: Atte
             assert not torch.equal(last[:, :, 5 + rule.window - 1], after[:, :, 5 + rule.window - 1])
 
 
-def test_sinks_in_bf16_get_the_gradients_of_all_blocks() -> None:
-    """Sums of many blocks in bf16 would stop to grow."""
+def test_sinks_in_bf16_accumulate_gradients_of_all_blocks() -> None:
+    """A bf16 sum over many blocks would stop growing."""
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, 1024, 1024, torch.bfloat16))
     rule = AttentionMask(window=4, sinks=1)
     upstream = torch.ones(2, 1, 1024, 8)
@@ -222,8 +224,8 @@ def test_sinks_in_bf16_get_the_gradients_of_all_blocks() -> None:
     torch.testing.assert_close(found.double(), exact.double(), rtol=0.02, atol=0)
 
 
-def kept_values(kernel: Callable[[], Tensor], length: int) -> int:
-    """Numbers that are kept for the backward pass in tensors of scores: (N, rows, columns)."""
+def saved_values(kernel: Callable[[], Tensor], length: int) -> int:
+    """Number of values in score tensors (N, rows, columns) that are saved for the backward pass."""
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -243,7 +245,7 @@ def kept_values(kernel: Callable[[], Tensor], length: int) -> int:
     ids=str,
 )
 @pytest.mark.parametrize("length", [16, 128, 520])
-def test_the_choice_is_named_and_counted(
+def test_chosen_kernel_is_named_and_its_memory_counted(
     length: int, rule: AttentionMask, dtype: torch.dtype, dropout_p: float
 ) -> None:
     block = block_size("cpu", dtype, length, window=rule.window_within(length), softcap=rule.softcap)
@@ -255,11 +257,11 @@ def test_the_choice_is_named_and_counted(
     assert f"blocks ({-(-length // block)}" in name
     assert (f"window {rule.window}" in name) == (length > rule.window + rule.sinks > 0)
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, length, length, dtype))
-    found = kept_values(lambda: attend(q, k, v, mask=rule, dropout_p=dropout_p), length)
+    found = saved_values(lambda: attend(q, k, v, mask=rule, dropout_p=dropout_p), length)
     assert found == 2 * saved_activations("cpu", dtype, length, rule, dropout_p=dropout_p)
 
 
-def test_on_other_devices_the_fused_kernel_is_chosen() -> None:
+def test_other_devices_use_the_fused_kernel() -> None:
     assert chosen_kernel("cuda", torch.bfloat16, 128) == "scaled_dot_product_attention"
     assert chosen_kernel("cuda", torch.bfloat16, 512, AttentionMask(window=64)) == (
         "scaled_dot_product_attention (blocks, window 64)"
@@ -269,8 +271,8 @@ def test_on_other_devices_the_fused_kernel_is_chosen() -> None:
 
 
 @pytest.mark.parametrize("kernel", ["blocks", "folded"])
-def test_with_a_window_the_work_grows_with_the_length(kernel: str) -> None:
-    """Products counted, and the largest tensor made on the way: no tensor of T² numbers."""
+def test_windowed_attention_is_linear_in_the_length(kernel: str) -> None:
+    """In FLOPs and in the size of the largest intermediate tensor, which is never T²."""
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,4 +1,4 @@
-"""The memory of attention: rings, rows of different lengths, and rows taken by themselves."""
+"""Key-value caches: rings, rows of different lengths, and views of rows."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ LENGTH = 40
 
 
 def layer(**changes: int) -> LayerCache:
-    """Two rows of one head of three numbers and one of two."""
+    """A cache of two rows, with a head of size 3 and one of size 2."""
     sizes = {"batch_size": 2, "max_len": 5} | changes
     return LayerCache([(1, 3), (1, 2)], **sizes, device=CPU, dtype=torch.float32)
 
@@ -61,7 +61,7 @@ def attn(request: pytest.FixtureRequest, kind: str) -> Attention:
     return attention(kind, request.param)
 
 
-def test_what_was_written_comes_back() -> None:
+def test_update_returns_what_was_written() -> None:
     cache = layer()
     k, v = torch.randn(2, 1, 4, 3), torch.randn(2, 1, 4, 2)
     cache.update(k[:, :, :3], v[:, :, :3], start=0)
@@ -74,8 +74,8 @@ def test_what_was_written_comes_back() -> None:
     "pieces", [[1] * LENGTH, [17] + [1] * 23, [3] * 13 + [1], [1, 12, 2, 20, 5], [LENGTH]], ids=str
 )
 @torch.no_grad()
-def test_in_pieces_of_any_length_it_is_the_same(attn: Attention, pieces: list[int]) -> None:
-    """Far past the window; the pieces are shorter and longer than it."""
+def test_pieces_of_any_length_equal_the_full_forward(attn: Attention, pieces: list[int]) -> None:
+    """Far past the window, in pieces shorter and longer than it."""
     x = torch.randn(2, LENGTH, 24, dtype=torch.float64)
     cache, start, found = cache_of(attn), 0, []
     for n in pieces:
@@ -85,7 +85,7 @@ def test_in_pieces_of_any_length_it_is_the_same(attn: Attention, pieces: list[in
 
 
 @torch.no_grad()
-def test_every_prefill_length(attn: Attention) -> None:
+def test_every_prefill_length_equals_the_full_forward(attn: Attention) -> None:
     x = torch.randn(1, LENGTH, 24, dtype=torch.float64)
     full = attn(x)
     cache = cache_of(attn, 1)
@@ -96,8 +96,8 @@ def test_every_prefill_length(attn: Attention) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 9])
 @torch.no_grad()
-def test_rows_of_different_lengths_are_each_row_alone(attn: Attention, n: int) -> None:
-    """Prompts of several lengths, one longer than the window, then all rows together, n tokens at a time."""
+def test_rows_of_different_lengths_equal_each_row_alone(attn: Attention, n: int) -> None:
+    """Prompts of several lengths, one beyond the window, then all rows together, n tokens at a time."""
     lengths, steps = [1, 19, 8], LENGTH - 19
     x = torch.randn(3, LENGTH, 24, dtype=torch.float64)
     full = attn(x)
@@ -112,7 +112,7 @@ def test_rows_of_different_lengths_are_each_row_alone(attn: Attention, n: int) -
 
 
 @torch.no_grad()
-def test_rows_of_one_length_given_one_by_one_are_the_same(attn: Attention) -> None:
+def test_equal_lengths_as_a_tensor_equal_an_int(attn: Attention) -> None:
     x = torch.randn(2, 12, 24, dtype=torch.float64)
     one, other = cache_of(attn), cache_of(attn)
     for i in range(12):
@@ -121,7 +121,7 @@ def test_rows_of_one_length_given_one_by_one_are_the_same(attn: Attention) -> No
 
 
 @torch.no_grad()
-def test_a_row_can_begin_again_while_the_others_go_on(attn: Attention) -> None:
+def test_a_row_can_restart_while_the_others_continue(attn: Attention) -> None:
     x = torch.randn(2, LENGTH, 24, dtype=torch.float64)
     cache = cache_of(attn)
     attn(x[:, :25], start=0, cache=cache)
@@ -132,7 +132,7 @@ def test_a_row_can_begin_again_while_the_others_go_on(attn: Attention) -> None:
 
 
 @torch.no_grad()
-def test_one_prompt_for_all_rows(attn: Attention) -> None:
+def test_one_prompt_can_be_copied_to_all_rows(attn: Attention) -> None:
     x = torch.randn(1, 20, 24, dtype=torch.float64).repeat(3, 1, 1)
     x[:, 15:] = torch.randn(3, 5, 24, dtype=torch.float64)
     cache = cache_of(attn, 3)
@@ -142,7 +142,7 @@ def test_one_prompt_for_all_rows(attn: Attention) -> None:
 
 
 def test_memory_is_bounded_by_the_window(attn: Attention) -> None:
-    """However long the text may be, and what the layer says of it is what its buffers take."""
+    """Whatever the length; and the layer's own count equals the size of its buffers."""
     slots = {0: 1000, 1: 1, 5: 5, 4: 7, 30: 32}[attn.mask.window]  # type: ignore[union-attr]
     for max_len in (1000, 3):
         cache = cache_of(attn, 2, max_len)
@@ -150,8 +150,8 @@ def test_memory_is_bounded_by_the_window(attn: Attention) -> None:
         assert cache.nbytes() == 2 * min(slots, max_len) * attn.cache_bytes_per_token(torch.float64)
 
 
-def test_decoding_needs_no_mask_and_no_copy() -> None:
-    """With one token for rows of one length, the buffers themselves come back."""
+def test_decoding_uses_no_mask_and_no_copy() -> None:
+    """One token per row of equal length returns the buffers themselves."""
     for window, filled in ((0, [1, 2, 3, 4, 5]), (2, [1, 2, 3, 3, 3])):
         cache = layer(window=window, sinks=1 if window else 0)
         for start, expected in enumerate(filled):
@@ -161,7 +161,7 @@ def test_decoding_needs_no_mask_and_no_copy() -> None:
                 assert tensor.shape[2] == expected and tensor.data_ptr() == buffer.data_ptr()
 
 
-def test_lengths_of_rows() -> None:
+def test_lengths_advance_per_row() -> None:
     cache = Cache([layer()], max_len=5)
     cache.rows(1, 2).advance(3)
     assert cache.length == 3 and isinstance(cache.start, Tensor) and cache.start.tolist() == [0, 3]

@@ -1,4 +1,4 @@
-"""Numbers at the ends of their formats: no division by 0, no root or logarithm of nothing, no overflow in between."""
+"""Numerical extremes: no division by 0, no root or logarithm of 0, no overflow."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("coeff", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["aux_free", "aux_loss"])
 @pytest.mark.parametrize("router", ["softmax", "sigmoid"])
-def test_a_router_that_is_sure(router: str, kind: str, coeff: float, logit: float) -> None:
-    """Value, balance loss and every gradient are finite where all scores round to 0, or all to 1."""
+def test_saturated_router_is_finite(router: str, kind: str, coeff: float, logit: float) -> None:
+    """Output, balance loss and every gradient are finite when all scores round to 0 or to 1."""
     made = aux_free(router=router, alpha=coeff) if kind == "aux_free" else aux_loss(router=router, coeff=coeff)
     with torch.no_grad():
         made.router.weight.fill_(logit / 16)
@@ -35,8 +35,8 @@ def test_a_router_that_is_sure(router: str, kind: str, coeff: float, logit: floa
 
 @pytest.mark.parametrize("gap", [1.0, 9.0, 11.0, 14.0, 16.5, 17.5, 30.0, 90.0, 100.0, 1000.0])
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_the_loss_of_unlikely_targets(dtype: torch.dtype, gap: float) -> None:
-    """The target's logit is ``gap`` below another one, its probability perhaps no number of the format any more."""
+def test_loss_of_unlikely_targets_is_exact(dtype: torch.dtype, gap: float) -> None:
+    """The target's logit is ``gap`` below another one, so that its probability may underflow."""
     hidden = torch.eye(4, requires_grad=True)
     weight = torch.zeros(40, 4)
     weight[0], weight[1] = gap, 1e-3
@@ -51,7 +51,7 @@ def test_the_loss_of_unlikely_targets(dtype: torch.dtype, gap: float) -> None:
 
 @pytest.mark.parametrize(("smoothing", "z"), [(0.0, 0.0), (0.1, 0.0), (0.0, 1e-3)])
 @pytest.mark.parametrize("grad", [True, False])
-def test_no_tokens(grad: bool, smoothing: float, z: float) -> None:
+def test_loss_of_no_tokens_is_zero(grad: bool, smoothing: float, z: float) -> None:
     hidden, weight = torch.zeros(0, 4, requires_grad=grad), torch.ones(9, 4, requires_grad=grad)
     found = head_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), label_smoothing=smoothing, z_loss=z)
     assert [float(part.detach()) for part in found] == [0.0] * 4
@@ -61,8 +61,8 @@ def test_no_tokens(grad: bool, smoothing: float, z: float) -> None:
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_what_is_off_cannot_spoil_what_is_on(grad: bool) -> None:
-    """A square beyond fp32 times a factor of 0 is no number; z and smoothing that are off are not computed."""
+def test_disabled_parts_of_the_loss_cannot_make_it_nan(grad: bool) -> None:
+    """0 times an overflowing square would be NaN, so a disabled z-loss or smoothing is not computed."""
     weight = torch.zeros(3, 2, requires_grad=grad)
     hidden = torch.full((1, 2), 1e20, requires_grad=grad)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_what_is_off_cannot_spoil_what_is_on(grad: bool) -> None:
 @pytest.mark.parametrize("size", [0.0, 1e-38, 1e-15, 1.0, 1e4, 1e15])
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
-def test_norms_of_nothing_and_of_a_lot(kind: str, dtype: torch.dtype, size: float, eps: float) -> None:
+def test_norms_of_tiny_and_huge_inputs_are_finite(kind: str, dtype: torch.dtype, size: float, eps: float) -> None:
     norm = RMSNorm(dim=8, eps=eps) if kind == "rmsnorm" else LayerNorm(dim=8, eps=eps, bias=True)
     x = (size * torch.linspace(-1, 1, 24).view(3, 8)).clamp(-6e4, 6e4).to(dtype).requires_grad_()
     for given in (x, x.detach()[:0].requires_grad_()):
@@ -88,14 +88,14 @@ def test_norms_of_nothing_and_of_a_lot(kind: str, dtype: torch.dtype, size: floa
 
 
 @pytest.mark.parametrize("eps", [0.0, -1.0, 1e-30, 1e-50])
-def test_an_eps_that_fp32_cannot_take_is_refused(eps: float) -> None:
+def test_eps_too_small_for_fp32_is_refused(eps: float) -> None:
     for make_norm in (lambda: RMSNorm(dim=8, eps=eps), lambda: LayerNorm(dim=8, eps=eps, bias=False)):
         with pytest.raises(ValueError, match=r"eps=.* must be at least 1e-20"):
             make_norm()
 
 
 @pytest.mark.parametrize("base", [1e-30, 0.5, 1.0, 1e4, 1e300])
-def test_angles_are_numbers_or_refused(base: float) -> None:
+def test_angles_are_finite_or_the_base_is_refused(base: float) -> None:
     for dim in (2, 64):
         rotary = Rope(max_seq_len=128, base=base).rotary(dim)
         assert all(buffer.isfinite().all() for buffer in rotary.buffers())
@@ -105,7 +105,7 @@ def test_angles_are_numbers_or_refused(base: float) -> None:
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-def test_activations_of_a_lot(name: str, dtype: torch.dtype) -> None:
+def test_activations_of_huge_inputs_are_finite(name: str, dtype: torch.dtype) -> None:
     x = torch.tensor([-6e4, -100.0, -1e-7, 0.0, 1e-7, 100.0, 6e4], dtype=dtype, requires_grad=True)
     y = ACTIVATIONS[name](x)
     y.float().sum().backward()
@@ -114,7 +114,7 @@ def test_activations_of_a_lot(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("n_steps", [1, 2, 3, 1000])
 @pytest.mark.parametrize("lr", [0.0, 5e-324, 1e-3, 1e300])
-def test_rates_of_short_and_long_schedules(n_steps: int, lr: float) -> None:
+def test_schedules_of_any_length_are_finite(n_steps: int, lr: float) -> None:
     wsd = {"decay_steps": 1, "stable_steps": None}
     for warmup in {0, 0.5, n_steps - 1}:
         common = {"lr": lr, "n_steps": n_steps, "warmup_steps": warmup, "min_lr": None}
@@ -123,7 +123,7 @@ def test_rates_of_short_and_long_schedules(n_steps: int, lr: float) -> None:
         assert all(0 <= rate <= lr for rate in rates)
 
 
-def test_a_cap_that_is_next_to_none_is_refused() -> None:
+def test_softcap_near_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="softcap=1e-40 is too small"):
         AttentionMask(softcap=1e-40)
 

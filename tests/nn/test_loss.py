@@ -1,4 +1,4 @@
-"""The chunked head and loss against torch's cross-entropy on all logits."""
+"""The chunked head and loss against torch's cross-entropy of all logits."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("chunk", [None, 1, 5, 23, 100])
 @pytest.mark.parametrize("ignored", [[], [0], [3, 22], list(range(23))], ids=str)
-def test_value_and_gradients(chunk: int | None, ignored: list[int]) -> None:
+def test_loss_and_gradients_equal_torch(chunk: int | None, ignored: list[int]) -> None:
     hidden, weight, targets = example()
     targets[ignored] = -100
     expected = plain(hidden, weight, targets)
@@ -39,8 +39,8 @@ def test_value_and_gradients(chunk: int | None, ignored: list[int]) -> None:
 
 @pytest.mark.parametrize("chunk", [None, 5])
 @pytest.mark.parametrize(("smoothing", "z"), [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
-def test_smoothing_and_z_loss_are_what_their_papers_say(chunk: int | None, smoothing: float, z: float) -> None:
-    """Value and gradient against torch's label smoothing and the z-loss written out; each part is reported apart."""
+def test_smoothing_and_z_loss_equal_the_formulas(chunk: int | None, smoothing: float, z: float) -> None:
+    """Loss, gradient and the separate parts, against torch's label smoothing and the formula of the z-loss."""
     hidden, weight, targets = example()
     targets[4] = -100
     logits = (hidden @ weight.t()).double()
@@ -62,7 +62,7 @@ def test_smoothing_and_z_loss_are_what_their_papers_say(chunk: int | None, smoot
 
 
 @pytest.mark.parametrize("vocab", [31, 32, 33])
-def test_under_autocast(vocab: int) -> None:
+def test_autocast_stays_near_fp32(vocab: int) -> None:
     """bf16 products, with and without padding of the vocabulary; fp32 loss and gradients."""
     _autocast_stays_near(vocab, label_smoothing=0.0, z_loss=0.0)
 
@@ -87,8 +87,8 @@ def _autocast_stays_near(vocab: int, *, label_smoothing: float, z_loss: float) -
         assert (one - other).norm() / other.norm() < 0.02
 
 
-def test_a_target_without_probability_has_its_true_loss() -> None:
-    """Also where exp(logit − max) is zero in the dtype."""
+def test_target_whose_probability_underflows_has_the_true_loss() -> None:
+    """Also where exp(logit − max) is 0 in the dtype."""
     hidden = torch.tensor([[300.0, 0.0], [0.0, 1.0]], requires_grad=True)
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.5]])
     targets = torch.tensor([2, 0])
@@ -96,7 +96,7 @@ def test_a_target_without_probability_has_its_true_loss() -> None:
     torch.testing.assert_close(actual.double(), plain(hidden, weight, targets), rtol=1e-6, atol=1e-6)
 
 
-def test_other_devices_take_the_same_value(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_of_other_devices_gives_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     """The branch without the CPU's softmax kernel."""
 
     def elsewhere(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +114,8 @@ def test_other_devices_take_the_same_value(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(torch.autograd.grad(there, (hidden, weight)), gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_all_logits_never_live_at_once() -> None:
-    """No tensor made on the way is larger than a chunk of logits."""
+def test_logits_never_exist_all_at_once() -> None:
+    """No intermediate tensor is larger than the logits of a chunk."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     largest = 0

@@ -1,4 +1,4 @@
-"""Latent attention against transformers' DeepseekV3, and its two forms against each other."""
+"""MLA against transformers' DeepseekV3, and its two forms against each other."""
 
 from typing import Any
 
@@ -98,8 +98,8 @@ def test_equals_transformers_deepseek_v3(sizes: dict[str, Any], interleave: bool
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
 @pytest.mark.parametrize("rule", [{}, {"window": 3}, {"window": 4, "sinks": 2, "softcap": 1.0}], ids=str)
-def test_in_the_latent_space_it_is_the_same(variant: dict[str, Any], rule: dict[str, Any]) -> None:
-    """Token by token, in pieces, and rows that do not continue at the same position."""
+def test_decoding_in_the_latent_space_equals_the_full_forward(variant: dict[str, Any], rule: dict[str, Any]) -> None:
+    """Token by token, in pieces, and with rows at different positions."""
     layer = mla(**variant, **rule).double()
     x = torch.randn(2, 12, 48, dtype=torch.float64)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_in_the_latent_space_it_is_the_same(variant: dict[str, Any], rule: dict[
             lengths = [length + n for length in lengths]
 
 
-def test_against_the_equations() -> None:
+def test_equals_the_equations() -> None:
     """DeepSeek-V2, equations 9 to 19 without dropout, head by head."""
     layer = mla(rope=False, q_latent_dim=20, nope_head_dim=10, v_head_dim=6, kv_latent_dim=16).double()
     x = torch.randn(1, 7, 48, dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_against_the_equations() -> None:
     torch.testing.assert_close(layer(x), torch.cat(outs, -1) @ layer.out.weight.t())
 
 
-def test_defaults_are_those_of_the_option_table() -> None:
+def test_default_sizes() -> None:
     layer = mla()
     assert (layer.latent_dim, layer.rope_dim, layer.nope_dim, layer.v_dim) == (4 * 12, 6, 12, 12)
     assert layer.scale == (12 + 6) ** -0.5
@@ -151,7 +151,7 @@ def test_defaults_are_those_of_the_option_table() -> None:
     assert not hasattr(layer, "q_down") and hasattr(mla(q_latent_dim=8), "q_down")
 
 
-def test_decoding_makes_no_keys_of_heads_and_remembers_the_latent_alone() -> None:
+def test_decoding_computes_no_keys_per_head_and_caches_only_the_latent() -> None:
     layer = mla(kv_latent_dim=16, rope_head_dim=4)
     cache = layer.make_cache(3, 64, device=torch.device("cpu"), dtype=torch.bfloat16)
     assert cache.nbytes() == 3 * 64 * (16 + 4) * 2 == 3 * 64 * layer.cache_bytes_per_token(torch.bfloat16)
@@ -178,7 +178,7 @@ def test_decoding_makes_no_keys_of_heads_and_remembers_the_latent_alone() -> Non
     assert max(sizes) <= 4 * (16 + 4)
 
 
-def test_flops_of_both_forms_are_those_torch_counts() -> None:
+def test_flops_of_both_forms_equal_torchs_count() -> None:
     for layer in (mla(), mla(q_latent_dim=20, v_head_dim=6), mla(rope=False)):
         x = torch.randn(2, 9, 48)
         cache = layer.make_cache(2, 10, device=x.device, dtype=x.dtype)
@@ -191,8 +191,8 @@ def test_flops_of_both_forms_are_those_torch_counts() -> None:
             assert counter.get_total_flops() == 2 * layer.decode_flops_per_token(10)
 
 
-def test_nothing_is_derived_and_nothing_stale() -> None:
-    """The state is the parameters; after a change of them decoding follows at once."""
+def test_no_derived_state_can_become_stale() -> None:
+    """The state dict holds the parameters only, and decoding follows a change of them at once."""
     layer = mla(q_latent_dim=20)
     assert set(layer.state_dict()) == {name for name, _ in layer.named_parameters()}
     x = torch.randn(1, 6, 48)
@@ -222,10 +222,10 @@ def test_nothing_is_derived_and_nothing_stale() -> None:
         ({"q_latent_dim": 0}, "q_latent_dim=0 must be at least 1"),
         ({"d_model": 50}, "d_model=50 is not divisible by n_heads=4"),
         ({"sinks": 2}, "sinks=2 needs a window"),
-        ({"latent_norm_eps": 0.0}, "eps=0.0 must be positive"),
+        ({"latent_norm_eps": 0.0}, "eps=0.0 must be at least 1e-20"),
     ],
     ids=str,
 )
-def test_what_it_refuses(changes: dict[str, Any], message: str) -> None:
+def test_invalid_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mla(**changes)

@@ -1,4 +1,4 @@
-"""Mixtures of experts against a loop over tokens and experts, transformers' own, and closed forms."""
+"""Mixtures of experts against a loop over tokens and experts, against transformers, and against closed forms."""
 
 from functools import partial
 from itertools import product
@@ -33,7 +33,7 @@ def aux_free(ffn: str = "mlp", **changes: Any) -> AuxFree:
 
 
 def filled(mixture: Any, *, seed: int = 0) -> Any:
-    """Weights and biases that all matter."""
+    """Random weights and biases, none of them 0."""
     torch.manual_seed(seed)
     for parameter in mixture.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
@@ -41,7 +41,7 @@ def filled(mixture: Any, *, seed: int = 0) -> Any:
 
 
 def one_expert(layer: FeedForward, e: int, x_C: Tensor) -> Tensor:
-    """What expert e gives for one token, written out."""
+    """Output of expert e for one token, from the formula."""
     weights = {name: parameter[e] for name, parameter in layer.named_parameters()}
     return written_out(layer, weights, x_C)
 
@@ -93,7 +93,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("make", "ffn", "changes"), CASES)
-def test_equals_a_loop_over_tokens_and_experts_gradients_too(make: Any, ffn: str, changes: dict[str, Any]) -> None:
+def test_output_and_gradients_equal_a_loop_over_tokens_and_experts(
+    make: Any, ffn: str, changes: dict[str, Any]
+) -> None:
     mixture = make(ffn, **changes).double()
     x = torch.randn(2, 7, 16, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(2, 7, 16, dtype=torch.float64)
@@ -162,7 +164,7 @@ def test_equals_deepseek_v3_of_transformers(n_active: int) -> None:
     torch.testing.assert_close(ours(x)[0], theirs(x), rtol=1e-5, atol=1e-5)
 
 
-def test_balance_loss_is_its_coefficient_in_perfect_balance_and_more_towards_collapse() -> None:
+def test_balance_loss_is_its_coefficient_in_perfect_balance_and_larger_otherwise() -> None:
     """With the identity as router and one-hot tokens, token t goes to expert t mod 4."""
     mixture = aux_loss(n_experts=4, n_shared=0, n_active=1, d_model=4, coeff=0.25)
     with torch.no_grad():
@@ -171,16 +173,16 @@ def test_balance_loss_is_its_coefficient_in_perfect_balance_and_more_towards_col
     assert float(mixture(x)[1].loss.detach()) == pytest.approx(0.25)
     collapsed = torch.eye(4)[:1].repeat(12, 1)[None]
     assert float(mixture(collapsed)[1].loss.detach()) == pytest.approx(4 * 0.25)
-    # Sequences that are each collapsed are not balanced by one another: the loss is per sequence.
+    # The loss is per sequence: two collapsed sequences do not balance each other.
     each = torch.eye(4)[:, None].repeat(1, 12, 1)
     loss, load_E = mixture(each)[1]
     assert float(loss.detach()) == pytest.approx(4 * 0.25) and load_E.tolist() == [12, 12, 12, 12]
     with torch.no_grad():
-        mixture.router.weight.zero_()  # all scores 1/4: whoever is chosen, Σ f_i/4 = 1
+        mixture.router.weight.zero_()  # all scores 1/4: whichever is chosen, Σ f_i/4 = 1
     assert float(mixture(x)[1].loss.detach()) == pytest.approx(0.25)
 
 
-def test_the_bias_decides_who_is_chosen_and_never_what_the_output_weighs() -> None:
+def test_bias_changes_the_choice_but_not_the_gates() -> None:
     mixture = aux_free(n_experts=4, n_shared=0, n_active=1)
     x = torch.randn(1, 50, 16)
     mixture.bias_E.copy_(torch.tensor([0.0, 0.0, 9.0, 0.0]))
@@ -194,7 +196,7 @@ def test_the_bias_decides_who_is_chosen_and_never_what_the_output_weighs() -> No
     torch.testing.assert_close(mixture.bias_E - before, torch.tensor([0.01, 0.01, -0.01, 0.0]), rtol=0, atol=1e-6)
 
 
-def test_forward_changes_no_buffer_and_evaluation_says_nothing_of_routing() -> None:
+def test_forward_changes_no_buffer_and_evaluation_returns_no_routing() -> None:
     mixture = aux_free()
     before = mixture.bias_E.clone()
     x = torch.randn(2, 20, 16)
@@ -206,7 +208,7 @@ def test_forward_changes_no_buffer_and_evaluation_says_nothing_of_routing() -> N
 
 @pytest.mark.parametrize("make", [aux_loss, aux_free])
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_recompute_gives_the_same_gradients_and_counts_once(make: Any, use_reentrant: bool) -> None:
+def test_recompute_gives_the_same_gradients_and_counts_tokens_once(make: Any, use_reentrant: bool) -> None:
     mixture = make("glu", bias=True)
     x = torch.randn(2, 20, 16, requires_grad=True)
     inputs = [x, *mixture.parameters()]
@@ -230,7 +232,7 @@ def test_recompute_gives_the_same_gradients_and_counts_once(make: Any, use_reent
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_experts_without_tokens_have_gradients_of_zero(dtype: torch.dtype) -> None:
+def test_experts_without_tokens_have_zero_gradients(dtype: torch.dtype) -> None:
     mixture = aux_free("mlp", bias=True, n_shared=0, n_active=2)
     mixture.bias_E.copy_(torch.tensor([9.0, 0, 0, 9.0, 0, 0]))
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
@@ -243,8 +245,8 @@ def test_experts_without_tokens_have_gradients_of_zero(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("ffn", FFN)
 @pytest.mark.parametrize("make", [aux_loss, aux_free])
-def test_bf16_autocast_stays_near_fp32_and_routes_alike(make: Any, ffn: str) -> None:
-    """The router computes in fp32, so every token finds the same experts; gradients stay fp32."""
+def test_bf16_autocast_stays_near_fp32_with_the_same_routing(make: Any, ffn: str) -> None:
+    """The router computes in fp32, so every token has the same experts; gradients are fp32."""
     mixture = make(ffn, bias=True)
     x = torch.randn(4, 50, 16, requires_grad=True)
     inputs = [x, *mixture.parameters()]
@@ -261,7 +263,7 @@ def test_bf16_autocast_stays_near_fp32_and_routes_alike(make: Any, ffn: str) -> 
 
 
 @pytest.mark.parametrize("block", [1, 4, 32])
-def test_rows_filled_up_change_nothing(block: int) -> None:
+def test_padding_rows_change_nothing(block: int) -> None:
     chosen_NK = torch.tensor([[0, 3], [3, 1], [3, 0], [0, 1], [3, 1]])
     load_E = torch.tensor([3.0, 3, 0, 4])
     dispatch = Dispatch(chosen_NK, load_E, block=block)
@@ -278,8 +280,8 @@ def test_rows_filled_up_change_nothing(block: int) -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_grouped_product_equals_one_per_expert(dtype: torch.dtype, bias: bool) -> None:
-    """The way of a GPU, on the CPU, where torch computes it by a loop of its own."""
+def test_grouped_product_equals_one_product_per_expert(dtype: torch.dtype, bias: bool) -> None:
+    """The GPU path, run on the CPU, where torch loops over the groups."""
     torch.manual_seed(0)
     groups = RowGroups()
     layer = filled(GroupedLinear(d_in=16, d_out=24, bias=bias, n_experts=4, groups=groups))
@@ -301,7 +303,7 @@ def test_one_grouped_product_equals_one_per_expert(dtype: torch.dtype, bias: boo
 
 @pytest.mark.parametrize("make", [aux_loss, aux_free])
 @pytest.mark.parametrize(("ffn", "numbers"), [("mlp", (6, 1, 3)), ("glu", (16, 0, 2)), ("glu", (4, 3, 4))])
-def test_accounting_is_what_runs(make: Any, ffn: str, numbers: tuple[int, int, int]) -> None:
+def test_flops_and_parameters_equal_what_runs(make: Any, ffn: str, numbers: tuple[int, int, int]) -> None:
     n_experts, n_shared, n_active = numbers
     mixture = make(ffn, n_experts=n_experts, n_shared=n_shared, n_active=n_active, model_d_ff=192)
     for device in ("cpu", "meta"):
@@ -324,7 +326,7 @@ def test_accounting_is_what_runs(make: Any, ffn: str, numbers: tuple[int, int, i
 @pytest.mark.parametrize("ffn", FFN)
 @pytest.mark.parametrize("d_ff", [512, 1024, 3072, 6400])
 @pytest.mark.parametrize("n_active", [2, 3])
-def test_active_parameters_are_those_of_the_dense_layer(ffn: str, d_ff: int, n_active: int) -> None:
+def test_active_parameters_equal_those_of_the_dense_layer(ffn: str, d_ff: int, n_active: int) -> None:
     shape = {"d_model": 128, "model_d_ff": d_ff, "bias": False}
     with torch.device("meta"):
         dense = FFN[ffn](**shape)
@@ -338,7 +340,7 @@ def test_active_parameters_are_those_of_the_dense_layer(ffn: str, d_ff: int, n_a
     assert blocks[0] / blocks[1] == pytest.approx(1, abs=0.02)
 
 
-def test_weights_begin_as_those_of_a_dense_layer() -> None:
+def test_initial_weights_are_those_of_a_dense_layer() -> None:
     torch.manual_seed(0)
     mixture = AuxFree(ffn=FFN["mlp"], **NUMBERS | SHAPE | {"bias": True}, router="sigmoid", gamma=0.1, alpha=0.0)
     mixture.bias_E.fill_(3)
@@ -364,12 +366,12 @@ ILLEGAL = [
 
 
 @pytest.mark.parametrize(("changes", "message"), ILLEGAL)
-def test_numbers_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
+def test_invalid_numbers_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         aux_loss(**changes)
 
 
-def test_more_that_cannot_be() -> None:
+def test_invalid_factories_and_factors_are_refused() -> None:
     with pytest.raises(ValueError, match="gamma=-1 must be at least 0"):
         aux_free(gamma=-1)
     with pytest.raises(ValueError, match="alpha=-1 must be at least 0"):

@@ -9,7 +9,7 @@ from tinyllm.nn.norm import LayerNorm, RMSNorm
 
 @pytest.mark.parametrize("shape", [(3, 5, 16), (16,), (2, 3, 4, 16)], ids=str)
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
-def test_rmsnorm_value_and_gradients(shape: tuple[int, ...], eps: float) -> None:
+def test_rmsnorm_output_and_gradients(shape: tuple[int, ...], eps: float) -> None:
     torch.manual_seed(0)
     norm = RMSNorm(dim=16, eps=eps)
     torch.nn.init.normal_(norm.weight)
@@ -25,7 +25,7 @@ def test_rmsnorm_value_and_gradients(shape: tuple[int, ...], eps: float) -> None
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
 
-def test_rmsnorm_gives_what_the_next_layer_computes_in() -> None:
+def test_rmsnorm_returns_the_dtype_of_autocast() -> None:
     norm = RMSNorm(dim=16, eps=1e-5)
     x = torch.randn(4, 16, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
@@ -46,7 +46,7 @@ def test_rmsnorm_of_strided_heads() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_layernorm(bias: bool) -> None:
+def test_layernorm_equals_torch(bias: bool) -> None:
     norm = LayerNorm(dim=16, eps=1e-5, bias=bias)
     x = torch.randn(4, 16)
     own = torch.nn.LayerNorm(16, eps=1e-5)

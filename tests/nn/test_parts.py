@@ -1,4 +1,4 @@
-"""Activations, feed-forward sizes, positions, the cache, and how parts are made."""
+"""Activations, feed-forward sizes, positions, and ``make``."""
 
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ TORCH_MODULES = {
 
 
 @pytest.mark.parametrize("name", [*TORCH_MODULES, "relu2"])
-def test_activation_is_torchs_own(name: str) -> None:
+def test_activation_equals_torchs(name: str) -> None:
     x = torch.linspace(-5, 5, 101)
     expected = torch.where(x > 0, x * x, 0.0) if name == "relu2" else TORCH_MODULES[name](x)
     assert torch.equal(ACTIVATIONS[name](x), expected)
@@ -39,13 +39,13 @@ def test_activation_is_torchs_own(name: str) -> None:
     assert torch.equal(mlp(h)[0], by_hand)
 
 
-def test_every_activation_is_there() -> None:
+def test_every_documented_activation_exists() -> None:
     assert set(ACTIVATIONS) == {*TORCH_MODULES, "relu2"}
     assert set(GATES) == {"silu", "gelu", "relu", "sigmoid"}
 
 
 @pytest.mark.parametrize("gate", list(GATES))
-def test_glu_by_hand(gate: str) -> None:
+def test_glu_equals_the_formula(gate: str) -> None:
     glu = GLU(d_model=8, model_d_ff=24, bias=False, gate=gate)
     glu.init_weights(std=0.5, residual_std=0.5)
     x = torch.randn(3, 8)
@@ -55,7 +55,7 @@ def test_glu_by_hand(gate: str) -> None:
 
 
 @pytest.mark.parametrize("d_ff", [512, 1024, 1536, 3072, 6400, 8192, 16512])
-def test_glu_keeps_the_parameters_of_the_mlp(d_ff: int) -> None:
+def test_glu_has_as_many_parameters_as_the_mlp(d_ff: int) -> None:
     with torch.device("meta"):
         glu = GLU(d_model=128, model_d_ff=d_ff, bias=False, gate="silu")
         mlp = MLP(d_model=128, model_d_ff=d_ff, bias=False, activation="gelu")
@@ -65,12 +65,12 @@ def test_glu_keeps_the_parameters_of_the_mlp(d_ff: int) -> None:
     assert abs(counts[0] / counts[1] - 1) < 0.02
 
 
-def test_d_ff_of_the_part_wins() -> None:
+def test_own_d_ff_overrides_the_models() -> None:
     assert GLU(d_model=8, model_d_ff=24, bias=False, gate="silu", d_ff=20).down.in_features == 20
     assert MLP(d_model=8, model_d_ff=24, bias=False, activation="relu", d_ff=20).down.in_features == 20
 
 
-def test_names_that_are_not_known_and_sizes_that_do_not_fit() -> None:
+def test_unknown_names_and_invalid_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="activation=swish is not known: choose one of gelu gelu_tanh relu"):
         MLP(d_model=8, model_d_ff=24, bias=False, activation="swish")
     with pytest.raises(ValueError, match="gate=tanh is not known: choose one of silu gelu relu sigmoid"):
@@ -96,8 +96,8 @@ def test_names_that_are_not_known_and_sizes_that_do_not_fit() -> None:
         Rope(max_seq_len=8, base=10000.0).rotary(5)
 
 
-def test_rope_turns_as_complex_numbers_do() -> None:
-    """Pairs (x_i, x_{i+dim/2}) are complex numbers, multiplied by exp(i·position·base^(−2i/dim))."""
+def test_rope_equals_complex_multiplication() -> None:
+    """Pairs (x_i, x_{i+dim/2}) as complex numbers, times exp(i·position·base^(−2i/dim))."""
     rotary = Rope(max_seq_len=50, base=100.0).rotary(6)
     assert rotary is not None
     x = torch.randn(2, 7, 3, 6, requires_grad=True)
@@ -120,7 +120,7 @@ def test_rope_turns_as_complex_numbers_do() -> None:
 
 
 @pytest.mark.parametrize("kind", [Learned, Sinusoidal, Rope])
-def test_rows_may_begin_at_different_positions(kind: type[Position]) -> None:
+def test_rows_can_start_at_different_positions(kind: type[Position]) -> None:
     shape: dict[str, Any] = {"d_model": 8, "max_seq_len": 20, "base": 10000.0}
     pos = make(kind, **shape)
     pos.init_weights(1.0)
@@ -135,7 +135,7 @@ def test_rows_may_begin_at_different_positions(kind: type[Position]) -> None:
         assert torch.equal(found, torch.cat([rotary(heads[row : row + 1], int(at)) for row, at in enumerate(starts)]))
 
 
-def test_rope_scores_depend_on_the_distance_alone() -> None:
+def test_rope_scores_depend_only_on_the_distance() -> None:
     rotary = Rope(max_seq_len=64, base=10000.0).rotary(8)
     assert rotary is not None
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
@@ -143,7 +143,7 @@ def test_rope_scores_depend_on_the_distance_alone() -> None:
     torch.testing.assert_close(scores[1:], [scores[0]] * 2, rtol=1e-4, atol=1e-5)
 
 
-def test_tables_are_shared_stay_fp32_and_out_of_the_state_dict() -> None:
+def test_tables_are_shared_stay_fp32_and_are_not_saved() -> None:
     rope = Rope(max_seq_len=16, base=10000.0)
     assert rope.rotary(8) is rope.rotary(8) is not rope.rotary(4)
     before = rope.rotary(8).cos.clone()
@@ -165,14 +165,14 @@ def test_sinusoidal_table(d_model: int) -> None:
             assert table[row, column] == pytest.approx((math.cos if column % 2 else math.sin)(angle), abs=1e-6)
 
 
-def test_learned_positions_start_where_they_are_told() -> None:
+def test_learned_positions_begin_at_start() -> None:
     pos = Learned(d_model=4, max_seq_len=10)
     pos.init_weights(1.0)
     assert torch.equal(pos.embed(torch.zeros(1, 3, 4), 7)[0], pos.table.weight[7:])
     assert NoPosition().rotary(3) is None and pos.rotary(4) is None
 
 
-def test_make_offers_what_is_named_and_not_bound() -> None:
+def test_make_passes_arguments_that_are_named_and_not_bound() -> None:
     def part(*, a: int, b: int = 5, c: int | None = None) -> tuple[int, int, int | None]:
         return a, b, c
 

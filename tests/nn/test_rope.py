@@ -1,4 +1,4 @@
-"""Scaled rotary positions against those of transformers, pair by pair."""
+"""Frequencies of scaled rotary positions against transformers."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
         (Llama3Rope, "llama3", {"factor": 8.0, **LLAMA3}, 24),
     ],
 )
-def test_the_frequencies_are_those_of_transformers(kind: Any, name: str, own: dict[str, Any], original: int) -> None:
+def test_frequencies_equal_those_of_transformers(kind: Any, name: str, own: dict[str, Any], original: int) -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -55,7 +55,7 @@ def test_the_frequencies_are_those_of_transformers(kind: Any, name: str, own: di
     torch.testing.assert_close(rotary.cos[:, : DIM // 2], (factor * angles.cos()).float(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_context_that_is_not_stretched_keeps_its_base() -> None:
+def test_a_context_that_is_not_extended_keeps_its_base() -> None:
     one, other = (NtkRope(max_seq_len=n, base=BASE, factor=4.0, original_max_seq_len=32) for n in (32, 64))
     plain = LinearRope(max_seq_len=32, base=BASE, factor=1.0).frequencies(DIM, torch.device("cpu"))
     assert torch.equal(one.frequencies(DIM, torch.device("cpu")), plain)

@@ -1,4 +1,4 @@
-"""AdamW and its groups against the rule written out."""
+"""AdamW and parameter groups."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from tinyllm.optim.groups import parameter_groups
 from tinyllm.programs.builders import build_model, build_optimizer
 
 
-def test_the_update_is_that_of_the_paper() -> None:
-    """Decoupled decay and bias-corrected moments, written out in float64."""
+def test_update_equals_the_paper() -> None:
+    """Decoupled decay and bias-corrected moments, in float64."""
     torch.manual_seed(0)
     lr, b1, b2, eps, decay = 1e-2, 0.9, 0.95, 1e-8, 0.1
     weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
@@ -32,7 +32,7 @@ def test_the_update_is_that_of_the_paper() -> None:
 @pytest.mark.parametrize(
     "overrides", [(), ("model.tie_embeddings=false", "model.bias=true", "norm=layernorm", "pos=learned")]
 )
-def test_only_matrices_of_linear_layers_are_decayed(overrides: tuple[str, ...]) -> None:
+def test_only_matrices_of_linear_layers_decay(overrides: tuple[str, ...]) -> None:
     cfg = tinyllm.compose("model.d_model=32", "model.n_layers=2", "model.n_heads=2", *overrides)
     model = build_model(cfg, vocab_size=50, seed=1, device=torch.device("cpu"), allow=frozenset())
     optimizer, groups = build_optimizer(cfg, model, allow=frozenset())
@@ -46,7 +46,7 @@ def test_only_matrices_of_linear_layers_are_decayed(overrides: tuple[str, ...]) 
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
 
 
-def test_a_rule_that_matches_nothing_is_refused() -> None:
+def test_decay_that_applies_to_nothing_is_refused() -> None:
     model = torch.nn.LayerNorm(4)
     with pytest.raises(ValueError, match="apply to nothing"):
         parameter_groups(model, {"weight": "vector", "bias": "vector"})

@@ -1,4 +1,4 @@
-"""8-bit AdamW: where its moments are bytes, how near it stays to AdamW, and what it takes."""
+"""8-bit AdamW: which moments are quantised, its distance to AdamW, and what it refuses."""
 
 import sys
 from typing import Any
@@ -23,7 +23,7 @@ def parameters() -> list[dict[str, Any]]:
     ]
 
 
-def test_moments_are_bytes_but_for_embeddings_and_small_tensors() -> None:
+def test_moments_are_8_bit_except_for_embeddings_and_small_tensors() -> None:
     pytest.importorskip("bitsandbytes")
     groups = parameters()
     optimizer = adamw8bit(groups, **RIGHT)
@@ -35,7 +35,7 @@ def test_moments_are_bytes_but_for_embeddings_and_small_tensors() -> None:
 
 
 def test_it_stays_near_adamw() -> None:
-    """The same path up to the moments' rounding: exact for fp32 moments, a few percent for bytes."""
+    """Equal with fp32 moments, within a few percent with 8-bit moments."""
     pytest.importorskip("bitsandbytes")
     groups, others = parameters(), parameters()
     ours, theirs = adamw8bit(groups, **RIGHT), adamw(others, **RIGHT)
@@ -52,7 +52,7 @@ def test_it_stays_near_adamw() -> None:
         assert float((here - there).norm() / (there - before).norm()) < limit
 
 
-def test_without_bitsandbytes_a_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_bitsandbytes_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(
         UserError, match=r"bitsandbytes.optim cannot be imported \(.*\) \(optimizer=adamw8bit\): pip install"

@@ -1,4 +1,4 @@
-"""The moving average against its rule written out."""
+"""The moving average of the weights against its formula."""
 
 import torch
 from torch import nn
@@ -28,7 +28,7 @@ def one(weight: float = 0.0) -> nn.Linear:
     return model
 
 
-def test_the_decay_grows_with_the_updates_up_to_its_limit() -> None:
+def test_decay_grows_with_the_updates_up_to_its_limit() -> None:
     model = one(5.0)
     ema = EMA(model, decay=0.5, update_every=1, start_step=0)
     run(ema, model, 30)
@@ -44,7 +44,7 @@ def test_it_starts_as_a_copy_and_then_takes_every_kth_step() -> None:
     model = one()
     ema = EMA(model, decay=0.9999, update_every=3, start_step=4)
     run(ema, model, 3)
-    assert average(ema, model) == 3.0  # not there yet: the weights as they are
+    assert average(ema, model) == 3.0  # not started yet: the weights themselves
     model = one()
     ema = EMA(model, decay=0.9999, update_every=3, start_step=4)
     run(ema, model, 6)
@@ -57,8 +57,8 @@ def test_it_starts_as_a_copy_and_then_takes_every_kth_step() -> None:
         assert abs(average(averages, model) - (0.1 * 4 + 0.9 * 7)) < 1e-6
 
 
-def test_at_a_decay_of_0_9999_two_thousand_steps_forget_the_beginning() -> None:
-    """Without the growing decay 82 % of the average would be the first weights."""
+def test_two_thousand_steps_at_decay_0_9999_forget_the_initial_weights() -> None:
+    """With a constant decay, 82 % of the average would be the initial weights."""
     model = one(1.0)
     ema = EMA(model, decay=0.9999, update_every=1, start_step=0)
     ema.after_step(0)
@@ -69,7 +69,7 @@ def test_at_a_decay_of_0_9999_two_thousand_steps_forget_the_beginning() -> None:
     assert 0.9999**2000 > 0.8
 
 
-def test_the_weights_come_back_after_an_error() -> None:
+def test_weights_are_restored_after_an_error() -> None:
     model = one()
     ema = EMA(model, decay=0.9, update_every=1, start_step=0)
     run(ema, model, 5)

@@ -1,4 +1,4 @@
-"""Lion against the rule written out."""
+"""Lion against its formula."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from tinyllm.optim.lion import Lion
 
 
-def test_the_update_is_that_of_the_paper() -> None:
+def test_update_equals_the_paper() -> None:
     torch.manual_seed(0)
     lr, b1, b2, decay = 1e-2, 0.9, 0.99, 0.3
     weight = torch.nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
@@ -21,7 +21,7 @@ def test_the_update_is_that_of_the_paper() -> None:
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_the_momentum_keeps_beta2_and_not_the_product_of_both() -> None:
+def test_momentum_decays_with_beta2_only() -> None:
     """After 50 unit gradients m = 1 − 0.99⁵⁰ = 0.395; with both rates applied in place it would be 0.997."""
     weight = torch.nn.Parameter(torch.zeros(1, 1))
     optimizer = Lion([{"params": [weight]}], lr=0.0, betas=(0.9, 0.99), weight_decay=0.0)
@@ -32,7 +32,7 @@ def test_the_momentum_keeps_beta2_and_not_the_product_of_both() -> None:
     assert round(1 - 0.99**50, 3) == 0.395
 
 
-def test_a_parameter_without_gradient_stays() -> None:
+def test_a_parameter_without_gradient_is_unchanged() -> None:
     with_gradient, without = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = Lion([{"params": [with_gradient, without]}], lr=0.1, betas=(0.9, 0.99), weight_decay=0.1)
     with_gradient.grad = torch.ones(2, 2)

@@ -1,4 +1,4 @@
-"""Muon against torch's own, against the singular values it promises, and against AdamW for what it leaves to it."""
+"""Muon against torch's Muon, its singular values, and AdamW for the other parameters."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ RIGHT: dict[str, Any] = {
 
 
 def groups(matrices: list[torch.nn.Parameter], vectors: list[torch.nn.Parameter] | None = None) -> list[dict[str, Any]]:
-    """As ``parameter_groups`` makes them."""
+    """Groups like those of ``parameter_groups``."""
     made: list[dict[str, Any]] = [{"params": matrices, "kind": "matrix"}]
     return [*made, {"params": vectors, "kind": "vector", "weight_decay": 0.0}] if vectors else made
 
@@ -40,7 +40,7 @@ def test_singular_values_end_near_one(shape: tuple[int, int]) -> None:
     assert float(cosine.min()) > 0.97
 
 
-def test_a_batch_is_each_matrix_by_itself() -> None:
+def test_a_batch_equals_each_matrix_alone() -> None:
     torch.manual_seed(0)
     matrices = torch.randn(4, 8, 24)
     alone = torch.cat([orthogonalise(one[None]) for one in matrices])
@@ -54,14 +54,14 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient(power: int) -> None:
     matrix = torch.randn(1, 12, 20)
     matrix = torch.ldexp(torch.ldexp(matrix, torch.tensor(100)).round(), torch.tensor(-100))
     scaled = torch.ldexp(torch.ldexp(matrix, torch.tensor(power // 2)), torch.tensor(power - power // 2))
-    coarse = power == -140  # numbers below the normal ones have few bits
+    coarse = power == -140  # subnormal numbers have few bits
     torch.testing.assert_close(
         orthogonalise(scaled), orthogonalise(matrix), rtol=0, atol=0.2 if coarse else 0.01, msg=lambda text: text
     )
 
 
 @pytest.mark.parametrize("orthogonal", [False, True])
-def test_an_untied_head_is_adamws_unless_it_is_asked_for(orthogonal: bool) -> None:
+def test_an_untied_head_is_adamws_unless_orthogonal_head_is_set(orthogonal: bool) -> None:
     torch.manual_seed(0)
     heads = [torch.nn.Parameter(torch.randn(8, 6)) for _ in range(2)]
     named: list[dict[str, Any]] = [{"params": heads[:1], "kind": "head"}]
@@ -78,7 +78,7 @@ def test_an_untied_head_is_adamws_unless_it_is_asked_for(orthogonal: bool) -> No
 
 
 @pytest.mark.parametrize(("scale", "theirs"), [("rms", "match_rms_adamw"), ("spectral", "original")])
-def test_the_update_is_torchs(scale: str, theirs: str) -> None:
+def test_update_equals_torchs(scale: str, theirs: str) -> None:
     torch.manual_seed(0)
     start = [torch.randn(shape) for shape in ((16, 16), (16, 48), (48, 16), (16, 16))]
     ours, other = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
@@ -94,7 +94,7 @@ def test_the_update_is_torchs(scale: str, theirs: str) -> None:
         assert float((a - b).detach().norm() / (a - w).detach().norm()) < 0.02  # both iterate in bf16, in another order
 
 
-def test_experts_are_made_orthogonal_one_by_one() -> None:
+def test_experts_are_orthogonalised_one_by_one() -> None:
     torch.manual_seed(0)
     stack = torch.nn.Parameter(torch.zeros(3, 8, 8))
     optimizer = Muon(groups([stack]), **RIGHT | {"scale": "spectral", "lr": 1.0})
@@ -104,7 +104,7 @@ def test_experts_are_made_orthogonal_one_by_one() -> None:
     assert float(singular.min()) > 0.4 and float(singular.max()) < 1.3
 
 
-def test_the_rest_is_adamws_at_its_own_rate() -> None:
+def test_other_parameters_are_adamws_at_its_own_rate() -> None:
     torch.manual_seed(0)
     vectors = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
     muon = Muon(groups([torch.nn.Parameter(torch.ones(4, 4))], vectors[:1]), **RIGHT | {"adamw_lr": 1e-3})

@@ -83,7 +83,7 @@ def test_constant_without_warmup_is_the_peak_from_the_first_step() -> None:
         (WSD, {"warmup_steps": 10, **AUTO, "decay_steps": 5, "stable_steps": None, "shape": "sin"}, "shape=sin"),
     ],
 )  # fmt: skip
-def test_a_plan_that_does_not_fit_is_refused(kind: type, options: dict[str, object], word: str) -> None:
+def test_settings_that_do_not_fit_the_horizon_are_refused(kind: type, options: dict[str, object], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         kind(lr=LR, n_steps=N, **options)
 
@@ -95,7 +95,7 @@ def test_steps_are_a_fraction_or_a_whole_number() -> None:
 
 
 def test_fractions_that_fill_the_horizon_always_fit() -> None:
-    """Each is rounded by itself; of a hundredth of 290 steps and the rest both may go up."""
+    """Each is rounded separately: 1 % and 99 % of 290 steps are both rounded up."""
     for n_steps in (10, 290, 333):
         for hundredths in range(1, 100):
             warmup, decay = hundredths / 100, 1 - hundredths / 100

@@ -1,4 +1,4 @@
-"""Which options there are, read from disk, and small models of any combination of them.
+"""The options found in ``conf/``, and small models of any combination of them.
 
 Options that compose to the same node, such as ffn=gelu and ffn=mlp, count once. Every combination of attention,
 position, window, feed-forward layer and mixture is a test; those of the everyday run have every attention with every
@@ -31,7 +31,7 @@ PLACES = {
 }
 WINDOWS = (0, 5)
 SAME_ROTATION = ("rope_linear", "rope_ntk", "rope_llama3")
-"""Positions that differ from rope_yarn in frequencies alone; every day that stands for them."""
+"""Positions that differ from rope_yarn only in frequencies; the everyday run tests rope_yarn for all of them."""
 CONTEXT = 12
 VOCABULARY = 31
 SHAPE = {"d_model": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "max_seq_len": CONTEXT}
@@ -53,13 +53,13 @@ class Choice(NamedTuple):
 
 
 def options(group: str, *, directory: Path | None = None) -> list[str]:
-    """The names of the option files of a group in the shipped ``conf`` or another such directory."""
+    """Names of the option files of a group, in ``conf/`` or another directory."""
     return sorted(path.stem for path in ((directory or conf_dir()) / group).glob("*.yaml"))
 
 
 @cache
 def distinct(group: str) -> list[str]:
-    """The options of a group without those that compose to the node of another one."""
+    """The options of a group without aliases, which compose to the same node."""
     found: dict[str, str] = {}
     for name in options(group):
         found.setdefault(repr(at(node((f"{group}={name}",)), PLACES[group])), name)
@@ -79,7 +79,7 @@ def at(content: dict[str, Any], path: Iterable[str]) -> Any:
 
 
 def assembled(base: dict[str, Any], **names: str) -> dict[str, Any]:
-    """A model node with the nodes of other options in it, as the command line would compose it."""
+    """A model node with options replaced, as the command line would compose it."""
     block = dict(base["block"])
     outside = {}
     for group, name in names.items():
@@ -92,7 +92,7 @@ def assembled(base: dict[str, Any], **names: str) -> dict[str, Any]:
 
 
 def small(*overrides: str, config_dir: Path | None = None, seed: int = 0, **changes: Any) -> Transformer:
-    """Two layers of width 32 with weights large enough that every part matters."""
+    """A model of two layers of width 32, with weights large enough that every part matters."""
     allow = options_of(config_dir) if config_dir else frozenset()
     torch.manual_seed(seed)
     built = build(node(("model=nano", *overrides), config_dir) | SHAPE | changes, path="model", allow=allow)
@@ -101,7 +101,7 @@ def small(*overrides: str, config_dir: Path | None = None, seed: int = 0, **chan
 
 
 def built(choice: Choice, *, seed: int = 0, **changes: Any) -> Transformer:
-    """The model of a combination, of the same size."""
+    """A model of the same size for a combination."""
     names = choice._asdict()
     window = names.pop("window")
     content = assembled(node(()), **names)
@@ -114,7 +114,7 @@ def built(choice: Choice, *, seed: int = 0, **changes: Any) -> Transformer:
 
 @cache
 def shared(choice: Choice) -> Transformer:
-    """The model of a combination; tests leave its weights and its mode as they are."""
+    """A cached model of a combination; tests must not change its weights or mode."""
     return built(choice)
 
 
@@ -124,15 +124,15 @@ def combinations_of_all() -> list[Choice]:
 
 
 def everyday(choices: list[Choice]) -> set[Choice]:
-    """Each attention with each position and window once, the rest such that all pairs are there."""
-    choices = of_every_day(choices)
+    """Each attention × position × window once, with the rest chosen so that every pair occurs."""
+    choices = without_similar(choices)
     missing = {pair for choice in choices for pair in pairs(choice)}
     rows: dict[tuple[Any, ...], list[Choice]] = {}
     for choice in choices:
         rows.setdefault(choice[:3], []).append(choice)
     chosen = set()
     for index, row in enumerate(rows.values()):
-        first = 5 * index % len(row)  # where several bring as much, not always the same ones
+        first = 5 * index % len(row)  # vary which of equally good ones is chosen
         best = max(row[first:] + row[:first], key=lambda choice: len(pairs(choice) & missing))
         chosen.add(best)
         missing -= pairs(best)
@@ -140,17 +140,17 @@ def everyday(choices: list[Choice]) -> set[Choice]:
     return chosen
 
 
-def of_every_day(choices: list[Choice]) -> list[Choice]:
-    """Those whose parts do something of their own."""
+def without_similar(choices: list[Choice]) -> list[Choice]:
+    """The choices without ``SAME_ROTATION``."""
     return [choice for choice in choices if choice.pos not in SAME_ROTATION]
 
 
 def pairs(choice: Choice) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """The options of a combination, two and two."""
+    """All pairs of options in a combination."""
     return set(combinations(choice._asdict().items(), 2))
 
 
 def params(choices: Iterable[Choice], quick: Iterable[Choice]) -> list[Any]:
-    """Parameters of a test; those that are not quick are exhaustive."""
+    """Test parameters; those not in ``quick`` are marked exhaustive."""
     quick = set(quick)
     return [pytest.param(one, id=str(one), marks=() if one in quick else pytest.mark.exhaustive) for one in choices]

@@ -150,6 +150,7 @@ class MuP(Parametrization):
             elif isinstance(module, Linear | GroupedLinear):
                 is_head = name == "head"
                 scaling = MatrixScaling(sides(module.weight), sides(base_module.weight), multiplier if is_head else 1.0)
+                # the head starts like an embedding, because it may be one; output_multiplier scales its logits
                 module.std_factor = 1.0 if is_head else scaling.std_factor
                 scalings[f"{name}.weight"] = scaling
         self._check(model, base, set(scalings))

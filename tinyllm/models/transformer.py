@@ -102,6 +102,7 @@ class Transformer(nn.Module):
         layers: Callable[..., list[BlockFactory]],
         parametrization: Parametrization,
     ) -> None:
+        # kept to build the same model in another shape, for the parametrization
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "max_seq_len": max_seq_len}
@@ -210,6 +211,7 @@ class Transformer(nn.Module):
             if active_blocks is None or active_blocks[i]:
                 layer_cache = None if cache is None else cache.layers[i]
                 if self.training and self.recomputes(i):
+                    # non-reentrant: takes keyword arguments, and inputs that need no gradient
                     x_BTC, routing = checkpoint(
                         block, x_BTC, start=start, cache=layer_cache, doc_ids=doc_ids, use_reentrant=False
                     )

@@ -73,7 +73,7 @@ def head_loss(
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
     at_most = max(1, CHUNK_BYTES // per_token) if chunk_tokens is None else chunk_tokens
     n_chunks = max(1, -(-n_tokens // at_most))
-    size = max(1, -(-n_tokens // n_chunks))
+    size = max(1, -(-n_tokens // n_chunks))  # equal chunks, rather than full ones and a short last one
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
         settings = _Settings(dtype, size, label_smoothing, z_loss)
         return HeadLoss(*_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, settings))

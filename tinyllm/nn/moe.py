@@ -100,11 +100,12 @@ class Mixture(FeedForward):
         self.score = lookup(SCORES, router, parameter="router")
         self.n_routed, self.n_chosen = n_experts - n_shared, n_active - n_shared
         self.routed_scale = routed_scale
+        # With a single expert the normalised gate would be 1, and the router would get no gradient.
         self.normalize = self.n_chosen > 1 if normalize is None else normalize
         self.n_groups = n_groups
         self.n_active_groups = n_groups if n_active_groups is None else n_active_groups
         self._check_groups()
-        with torch.device("meta"):
+        with torch.device("meta"):  # built only to ask it for its hidden size
             dense_layer: FeedForward = make(ffn, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
         self.d_ff = max(8, 8 * round(dense_layer.d_ff / n_active / 8)) if expert_d_ff is None else expert_d_ff
         if self.d_ff < 1:
@@ -150,6 +151,7 @@ class Mixture(FeedForward):
         gate_NK = score_NE.gather(1, chosen_NK)
         if self.normalize:
             gate_NK = shares(gate_NK)
+        # scatter_add rather than bincount, which would synchronise a GPU
         load_BE = score_NE.new_zeros(x_BTC.shape[0], self.n_routed)
         ones = load_BE.new_ones(()).expand(x_BTC.shape[0], x_BTC.shape[-2] * self.n_chosen)
         load_BE.scatter_add_(1, chosen_NK.view(x_BTC.shape[0], -1), ones)

@@ -252,6 +252,7 @@ def base_frequencies(base: float, dim: int, device: torch.device) -> Tensor:
 
 def _angles_of(n: int, frequencies: Tensor) -> Tensor:
     """(n, dim/2) fp32: the angle of each pair at positions 0 … n−1."""
+    # float64, because an fp32 product of a large position and a frequency is off by a visible part of a turn
     return (torch.arange(n, dtype=torch.float64, device=frequencies.device)[:, None] * frequencies).float()
 
 

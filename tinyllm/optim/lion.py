@@ -42,6 +42,7 @@ class Lion(Optimizer):
             gradients = [local_tensor(p.grad) for p in weights]
             momenta = [local_tensor(self._momentum(p)) for p in weights]
             weights = [local_tensor(p) for p in weights]
+            # foreach kernels: one launch for all weights of the group
             (beta1, beta2), lr = group["betas"], group["lr"]
             signs = torch._foreach_lerp(momenta, gradients, 1 - beta1)
             torch._foreach_sign_(signs)

@@ -124,12 +124,15 @@ def block_size(
         trains: a backward pass follows.
     """
     exact = dtype != torch.bfloat16
+    # The fused kernel has no softcap, and on the CPU it is slower with a window than our blocks.
     if softcap or (window and device == "cpu" and window <= MAX_BLOCKED_LEN):
         return 64 if exact else 128
+    # Elsewhere and on long sequences the fused kernel wins: it saves no attention weights.
     if window or device != "cpu" or seq_len > MAX_BLOCKED_LEN:
         return 0
     if exact:
-        return 0 if same_head_dim else 64
+        return 0 if same_head_dim else 64  # with other value sizes the fused kernel would need padded values
+    # In bf16 on the CPU the backward pass of the fused kernel is slow; few large blocks are fastest.
     n_blocks = 1 if seq_len < 128 else 2 if seq_len < 384 else 4
     return -(-seq_len // n_blocks) if trains else 0
 

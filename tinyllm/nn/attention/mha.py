@@ -69,7 +69,7 @@ class MHA(Attention):
         self.rotary = None if nope else pos.rotary(self.head_dim)
         self.q_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
         self.k_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
-        self.qkv = Linear(
+        self.qkv = Linear(  # one matrix product for queries, keys and values
             d_in=d_model,
             d_out=(n_heads + 2 * n_kv_heads) * self.head_dim,
             bias=bias if qkv_bias is None else qkv_bias,
