@@ -33,7 +33,7 @@ ROWS = (
         outcome="the same",
         tests=(
             f"{RESUME}::test_the_same_command_twice_gives_the_same_bits",
-            "faults/test_every_combination.py::test_interrupted_is_the_same",
+            "faults/test_every_combination.py::test_an_interrupted_run_is_bitwise_equal",
         ),
     ),
     Row(
@@ -41,7 +41,7 @@ ROWS = (
         fault="observing a run: evaluations, samples, checkpoints, logs, loggers, profiles",
         outcome="the same weights",
         tests=(
-            f"{RESUME}::test_looking_at_a_run_does_not_change_it",
+            f"{RESUME}::test_evaluation_samples_and_logging_do_not_change_a_run",
             "training/test_profiler.py::test_a_profile_changes_no_bit_of_the_run",
         ),
     ),
@@ -61,14 +61,14 @@ ROWS = (
         " second epoch,"
         " before the last step",
         outcome="after a resume, the same",
-        tests=("faults/test_stops.py::test_stops_at_the_places_where_others_lose_data",),
+        tests=("faults/test_stops.py::test_stops_at_epoch_and_warm_up_boundaries_lose_no_data",),
     ),
     Row(
         number="R06",
         fault="stopped and resumed with any optimizer, schedule and feature",
         outcome="the same",
         tests=(
-            "faults/test_every_combination.py::test_interrupted_is_the_same",
+            "faults/test_every_combination.py::test_an_interrupted_run_is_bitwise_equal",
             f"{RESUME}::test_train_2n_equals_train_n_and_resume_n",
         ),
     ),
@@ -78,7 +78,7 @@ ROWS = (
         outcome="the same",
         tests=(
             f"{RESUME}::test_train_2n_equals_train_n_and_resume_n",
-            "faults/test_stops.py::test_stops_at_the_places_where_others_lose_data",
+            "faults/test_stops.py::test_stops_at_epoch_and_warm_up_boundaries_lose_no_data",
         ),
     ),
     Row(
@@ -104,7 +104,7 @@ ROWS = (
         fault="a finished run is started again",
         outcome="writes nothing, exit code 0",
         message="nothing to do: …complete at step 2 of 2",
-        tests=(f"{RESUME}::test_a_finished_run_is_left_alone",),
+        tests=(f"{RESUME}::test_resuming_a_finished_run_changes_nothing",),
     ),
     # killed processes
     Row(
@@ -131,7 +131,7 @@ ROWS = (
         fault="half-written checkpoints of killed processes",
         outcome="never loaded; removed only by the next process that locks the run directory",
         tests=(
-            "faults/test_killed_while_saving.py::test_what_a_kill_left_is_removed_but_only_by_whoever_holds_the_run",
+            "faults/test_killed_while_saving.py::test_leftovers_of_a_kill_are_removed_only_by_the_owner_of_the_run",
         ),
     ),
     Row(
@@ -143,7 +143,7 @@ ROWS = (
         message="train on: …resume=",
         tests=(
             f"{RESUME}::test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact",
-            "faults/test_stops.py::test_a_signal_while_something_else_goes_on",
+            "faults/test_stops.py::test_a_signal_outside_of_a_step_is_handled",
             "faults/test_stops.py::test_a_second_signal_leaves_at_once_and_loses_only_the_steps_since_the_checkpoint",
             f"{SAVER}::test_a_signal_while_a_checkpoint_is_written_in_the_background",
         ),
@@ -162,7 +162,7 @@ ROWS = (
         fault="a data loader worker is killed, e.g. by the out-of-memory killer",
         outcome="the run ends; its last checkpoint is complete",
         message="a data loading worker was killed (dataloader.workers=2): …memory may have run out",
-        tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole",),
+        tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_intact",),
     ),
     # numbers
     Row(
@@ -175,7 +175,7 @@ ROWS = (
             "faults/test_numbers.py::test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone",
             "faults/test_numbers.py::test_a_run_that_gives_up_keeps_its_last_good_checkpoint",
             "training/test_moe_training.py::test_a_skipped_step_leaves_the_bias",
-            "distributed/test_lost_ranks.py::test_a_loss_that_is_no_number_on_one_rank",
+            "distributed/test_lost_ranks.py::test_a_nan_loss_on_one_rank",
         ),
     ),
     Row(
@@ -185,8 +185,8 @@ ROWS = (
         " checkpoint to go back to",
         message="…the last checkpoint, may already have ruined weights; resume=…",
         tests=(
-            "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_way_back_is_told",
-            "faults/test_numbers.py::test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart",
+            "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_error_names_a_good_checkpoint",
+            "faults/test_numbers.py::test_a_checkpoint_of_the_step_that_ruined_the_weights_is_marked_doubtful",
             "distributed/test_lost_ranks.py::test_ruined_weights_are_not_saved_by_any_rank",
         ),
     ),
@@ -196,10 +196,10 @@ ROWS = (
         outcome="interrupted on all ranks; the finished step is saved at once, and the resumed run starts with the"
         " evaluation. Under nohup, SIGHUP is ignored",
         tests=(
-            "training/test_stop_and_resume.py::test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up",
-            "training/test_stop_and_resume.py::test_a_signal_breaks_a_sample_off",
-            "training/test_stop_and_resume.py::test_sighup_is_left_alone_where_nohup_ignores_it",
-            "distributed/test_lost_ranks.py::test_one_rank_alone_is_asked_to_stop_in_an_evaluation",
+            "training/test_stop_and_resume.py::test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume",
+            "training/test_stop_and_resume.py::test_a_signal_interrupts_a_sample",
+            "training/test_stop_and_resume.py::test_sighup_stays_ignored_under_nohup",
+            "distributed/test_lost_ranks.py::test_a_signal_to_one_rank_interrupts_the_evaluation_of_all",
         ),
     ),
     Row(
@@ -207,7 +207,9 @@ ROWS = (
         fault="a logger or display raises an error",
         outcome="reported once; the run continues unchanged",
         message="…failed in …; training continues",
-        tests=("training/test_stop_and_resume.py::test_a_listener_that_raises_is_told_of_and_costs_nothing",),
+        tests=(
+            "training/test_stop_and_resume.py::test_a_callback_that_raises_is_reported_once_and_training_continues",
+        ),
     ),
     Row(
         number="R57",
@@ -224,7 +226,7 @@ ROWS = (
         fault="fp16 overflows until the loss scale has adapted",
         outcome="skipped steps are reported; the logged gradient norm does not depend on the scale; the scale"
         " is resumed",
-        tests=("training/test_trainer.py::test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it",),
+        tests=("training/test_trainer.py::test_fp16_keeps_its_scale_and_logs_the_unscaled_norm",),
     ),
     # data
     Row(
@@ -232,7 +234,11 @@ ROWS = (
         fault="text that is empty, blank, too short, UTF-16, not UTF-8, binary, missing, or lacks a validation part",
         outcome="refused, with the byte offset or the missing part",
         message="byte 0x…at offset …is not UTF-8",
-        tests=(BAD_INPUT, "data/test_files.py::test_bad_byte_far_into_the_file", "data/test_files.py::test_nul"),
+        tests=(
+            BAD_INPUT,
+            "data/test_files.py::test_bad_byte_far_into_the_file",
+            "data/test_files.py::test_a_nul_byte_is_an_error_or_replaced",
+        ),
     ),
     Row(
         number="R40",
@@ -242,16 +248,16 @@ ROWS = (
         outcome="rebuilt or refused; never trained on",
         message="the …data is not what the run was trained on",
         tests=(
-            "data/test_token_cache.py::test_damage_is_found_and_mended",
-            "data/test_token_cache.py::test_a_running_training_keeps_its_data_when_the_cache_is_mended",
+            "data/test_token_cache.py::test_damage_is_found_and_repaired",
+            "data/test_token_cache.py::test_a_running_training_keeps_its_data_when_the_cache_is_rebuilt",
             "data/test_token_cache.py::test_writer_refuses_ids_beyond_the_vocabulary",
-            "data/test_token_cache.py::test_type_by_vocabulary",
+            "data/test_token_cache.py::test_the_dtype_follows_the_vocabulary_size",
             "data/test_npy.py::test_damaged_files_are_refused_at_once",
-            "data/test_prepare.py::test_text_that_changes_while_it_is_read",
+            "data/test_prepare.py::test_text_that_changes_while_it_is_read_is_refused",
             "data/test_finding.py::test_each_file_once_and_loops_end",
             "data/test_finding.py::test_a_folder_that_cannot_be_read_is_refused",
-            "data/test_formats.py::test_the_file_is_named_for_what_it_is",
-            "training/test_older_split.py::test_resumed_and_evaluated_on_its_own_split",
+            "data/test_formats.py::test_a_file_of_another_format_is_refused_by_name",
+            "training/test_older_split.py::test_an_older_run_is_resumed_and_evaluated_on_its_own_split",
             f"{RESUME}::test_resume_refuses_a_changed_corpus",
         ),
     ),
@@ -262,8 +268,8 @@ ROWS = (
         tests=(
             "data/test_prepare.py::test_killed_while_preparing",
             "data/test_prepare.py::test_two_processes_build_once",
-            "data/test_prepare.py::test_the_one_who_waits_takes_over_when_the_builder_is_killed",
-            "distributed/test_lost_ranks.py::test_one_directory_and_one_token_cache_whoever_comes_first",
+            "data/test_prepare.py::test_a_waiting_process_takes_over_when_the_builder_is_killed",
+            "distributed/test_lost_ranks.py::test_ranks_share_one_run_directory_and_one_token_cache",
         ),
     ),
     Row(

@@ -34,7 +34,7 @@ def test_pydocs_is_english(pydocs) -> None:
 
 
 @pytest.mark.slow
-def test_pydocs_share_and_sides(pydocs) -> None:
+def test_pydocs_split(pydocs) -> None:
     share = pydocs.val.n_tokens / (pydocs.train.n_tokens + pydocs.val.n_tokens)
     assert 0.09 < share <= 0.1
     paragraphs = [
@@ -74,7 +74,7 @@ def test_stdlib_holds_nothing_installed_or_tested() -> None:
     assert source_files() == sorted(source_files(), key=lambda file: file.as_posix())
 
 
-def test_python_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_sources_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     for corpus in (StdlibCorpus(val_fraction=0.1), PydocsCorpus(val_fraction=0.1)):
         with pytest.raises(UserError, match="without the sources"):

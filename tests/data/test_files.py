@@ -39,7 +39,7 @@ def write(path: Path, content: bytes) -> Path:
     ),
     chunk=st.integers(1, 9),
 )
-def test_text_is_what_open_reads(tmp_path_factory, content: str, chunk: int) -> None:
+def test_text_equals_what_open_reads(tmp_path_factory, content: str, chunk: int) -> None:
     """Python's own text mode is the reference, at any chunk size."""
     file = write(tmp_path_factory.getbasetemp() / "text", content.encode("utf-8", "surrogatepass"))
     if content.startswith("\ufeff") or kind_of(content.encode(), "text"):
@@ -91,7 +91,7 @@ def test_offset_counts_the_byte_order_mark(tmp_path: Path) -> None:
         read(write(tmp_path / "a", codecs.BOM_UTF8 + b"a\xff"))
 
 
-def test_nul(tmp_path: Path) -> None:
+def test_a_nul_byte_is_an_error_or_replaced(tmp_path: Path) -> None:
     file = write(tmp_path / "a", b"ab\0c\xe2\x82\xac")
     with pytest.raises(UserError, match="NUL byte at offset 2"):
         read(file)
@@ -106,12 +106,12 @@ def test_other_encodings_are_an_error(tmp_path: Path, encoding: str) -> None:
         text_corpus(file).check()
 
 
-def test_utf16_says_what_to_do(tmp_path: Path) -> None:
+def test_utf16_is_refused_with_the_command_to_convert_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="iconv -f UTF-16"):
         text_corpus(write(tmp_path / "a", "hello".encode("utf-16"))).check()
 
 
-def test_a_file_is_never_in_memory_whole(tmp_path: Path) -> None:
+def test_a_file_is_never_fully_in_memory(tmp_path: Path) -> None:
     file = write(tmp_path / "big.txt", b"All work and no play makes Jack a dull boy.\n" * 500_000)
     tracemalloc.start()
     try:
@@ -137,7 +137,7 @@ def test_finding_files(tmp_path: Path) -> None:
     assert names(tmp_path / ".hidden") == [".hidden"]
 
 
-def test_a_name_with_glob_characters_is_a_file_first(tmp_path: Path) -> None:
+def test_an_existing_file_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
     file = write(tmp_path / "a[1].txt", b"text")
     assert found(file) == [file]
 
@@ -148,7 +148,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert found("~/a.txt") == [tmp_path / "a.txt"]
 
 
-def test_blank_beginning(tmp_path: Path) -> None:
+def test_a_text_with_a_long_blank_beginning(tmp_path: Path) -> None:
     """Of more than what is read at a time."""
     file = write(tmp_path / "a.txt", b" \n" * (files.CHUNK // 2 + 10) + b"text")
     text_corpus(file).check()
@@ -216,7 +216,7 @@ def dangling_link(folder: Path) -> str:
         (lambda folder: "", "empty path"),
     ],
 )
-def test_what_cannot_be_read_is_named_before_anything_starts(tmp_path: Path, make, what: str, key: str) -> None:
+def test_unreadable_data_are_refused_before_anything_starts(tmp_path: Path, make, what: str, key: str) -> None:
     good = write(tmp_path / "good.txt", b"good text")
     path = make(tmp_path)
     places = {"path": str(good), key.removeprefix("dataset."): path}
@@ -235,11 +235,11 @@ def test_file_without_permission(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
-def test_impossible_share(fraction: float) -> None:
+def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match=r"dataset.val_fraction"):
         text_corpus("x", val_fraction=fraction)
 
 
-def test_unknown_way_to_meet_errors() -> None:
+def test_an_unknown_errors_mode_is_refused() -> None:
     with pytest.raises(UserError, match=r"dataset.errors=ignore"):
         text_corpus("x", errors="ignore")

@@ -73,7 +73,7 @@ def test_a_linked_folder_is_read_once(tmp_path: Path) -> None:
     assert names(tmp_path / "link", tmp_path / "link") == expected
 
 
-def test_what_exists_is_taken_literally(tmp_path: Path) -> None:
+def test_an_existing_path_is_taken_literally(tmp_path: Path) -> None:
     write(tmp_path / "a [v1] b" / "x.txt")
     write(tmp_path / "a v b" / "other.txt")
     write(tmp_path / "set" / "a [v1] b" / "*.txt")
@@ -98,7 +98,7 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
         find(os.fsdecode(bytes(tmp_path) + b"/latin-\xe9.txt"))
 
 
-def test_suffixes_in_any_case_and_the_first_group_that_is_there(tmp_path: Path) -> None:
+def test_suffixes_ignore_case_and_the_first_group_with_a_match_counts(tmp_path: Path) -> None:
     for name in ("a.JSONL", "b.ndjson", "info.json", "x.txt"):
         write(tmp_path / name)
     groups = ((".jsonl", ".ndjson"), (".json",))
@@ -111,7 +111,7 @@ def test_suffixes_in_any_case_and_the_first_group_that_is_there(tmp_path: Path) 
         find(tmp_path, suffixes=groups)
 
 
-def test_what_is_passed_over_is_told(tmp_path: Path) -> None:
+def test_skipped_entries_are_reported(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "text " * 50)
     (tmp_path / "gone").symlink_to("nowhere")
     (tmp_path / "ring").symlink_to("ring")
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_read_is_refused(
     assert caught.value.key == "dataset.path"
 
 
-def test_what_vanishes_while_it_is_listed_was_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_that_vanishes_during_the_walk_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.txt")
     write(tmp_path / "b.txt")
     write(tmp_path / "sub" / "c.txt")
@@ -179,7 +179,7 @@ class _Closing(list):
         pass
 
 
-def test_what_vanishes_before_it_is_read_is_one_error(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_before_it_is_read_is_one_error(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", "some text")
     write(tmp_path / "b.txt", "other text")
     corpus = text_corpus(tmp_path)
@@ -210,14 +210,16 @@ def ring(folder: Path) -> str:
         (lambda folder: "x" * 5000, "no such file or folder", ""),
     ],
 )
-def test_paths_that_are_no_files(tmp_path: Path, make, what: str, hint: str) -> None:
+def test_paths_that_are_not_files_are_refused(tmp_path: Path, make, what: str, hint: str) -> None:
     """At once; a pipe that nobody writes to is not opened."""
     with pytest.raises(UserError, match=what) as caught:
         find(make(tmp_path))
     assert hint in caught.value.hint
 
 
-def test_a_folder_is_walked_once_and_its_files_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_folder_is_walked_once_and_its_files_are_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the second start on, whatever their number: what was read of them is remembered."""
     for i in range(60):
         write(tmp_path / "data" / str(i % 3) / f"{i}.txt", f"text {i}" if i % 5 else "\0binary")

@@ -78,7 +78,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("errors", ["strict", "replace"])
-def test_the_file_is_named_for_what_it_is(tmp_path: Path, name: str, errors: str) -> None:
+def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path, name: str, errors: str) -> None:
     """Never the advice to read it with dataset.errors=replace, which would train on noise."""
     content, kind, advice = FILES[name]
     file = tmp_path / name
@@ -99,7 +99,9 @@ def test_the_file_is_named_for_what_it_is(tmp_path: Path, name: str, errors: str
     ("codec", "name"),
     [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")],
 )
-def test_text_in_another_unicode_encoding_is_converted(tmp_path: Path, codec: str, name: str) -> None:
+def test_text_in_utf16_or_utf32_is_refused_with_the_command_to_convert_it(
+    tmp_path: Path, codec: str, name: str
+) -> None:
     file = tmp_path / "a b.jsonl"
     file.write_bytes(TEXT.decode().encode(codec))
     corpora = [
@@ -111,18 +113,18 @@ def test_text_in_another_unicode_encoding_is_converted(tmp_path: Path, codec: st
             corpus.check()
 
 
-def test_a_program_is_no_text_that_wants_to_be_converted(tmp_path: Path) -> None:
+def test_an_executable_is_not_mistaken_for_utf16(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"\x7fELF\x02\x01\x01\0\0\xd0")
     with pytest.raises(UserError, match="this is not a text file"):
         text_corpus(tmp_path / "a").check()
 
 
-def test_a_database(tmp_path: Path) -> None:
+def test_an_sqlite_database_is_recognized(tmp_path: Path) -> None:
     assert kind_of(database(tmp_path / "a.db"), "a.db") == "an SQLite database"
 
 
 @pytest.mark.parametrize("tool", ["zstd", "lz4"])
-def test_what_other_programs_write(tmp_path: Path, tool: str) -> None:
+def test_files_written_by_other_programs_are_recognized(tmp_path: Path, tool: str) -> None:
     import subprocess
 
     if shutil.which(tool) is None:
@@ -146,11 +148,11 @@ def test_what_other_programs_write(tmp_path: Path, tool: str) -> None:
         b"x = 3",
     ],
 )
-def test_text_is_text(text: bytes) -> None:
+def test_text_is_not_mistaken_for_another_format(text: bytes) -> None:
     assert kind_of(text, "a.txt") == ""
 
 
-def test_in_a_folder_they_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_other_formats_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
     for name, (content, _, _) in FILES.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match="the folder holds no text file") as caught:
@@ -170,7 +172,7 @@ def test_the_command_in_the_advice_is_quoted(tmp_path: Path) -> None:
     assert "NUL" in advice_for(BINARY, "x")
 
 
-def test_raw_numbers_become_an_array_as_told(tmp_path: Path) -> None:
+def test_the_advice_for_raw_numbers_works(tmp_path: Path) -> None:
     """nanoGPT's train.bin: no pickle is in it, and nothing advises to load one."""
     file = tmp_path / "train.bin"
     np.arange(1000, dtype=np.uint16).tofile(file)

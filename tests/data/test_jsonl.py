@@ -91,7 +91,7 @@ def test_field_within_objects(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.JSONL", "a.NdJson", "a.json"])
-def test_a_folder_of_files_named_otherwise(tmp_path: Path, name: str) -> None:
+def test_a_folder_of_files_with_other_suffixes(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, '{"text": "found"}')
     assert texts_of(corpus(tmp_path), tmp_path) == ["found"]
 
@@ -104,7 +104,7 @@ def test_a_folder_of_files_named_otherwise(tmp_path: Path, name: str) -> None:
         ('{\n  "text": "a"\n}', "jq -c . "),
     ],
 )
-def test_json_that_is_not_lines_says_how_to_make_some(tmp_path: Path, content: str, hint: str) -> None:
+def test_a_json_document_is_refused_with_the_command_to_convert_it(tmp_path: Path, content: str, hint: str) -> None:
     with pytest.raises(UserError, match="the line is not") as caught:
         corpus(write(tmp_path / "a.json", content)).check()
     assert hint in caught.value.hint
@@ -123,12 +123,12 @@ def test_a_large_document_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.M
         assert max(len(chunk.encode()) for chunk in chunks) <= size
 
 
-def test_mark_at_the_start_of_a_text_is_no_letter(tmp_path: Path) -> None:
+def test_a_byte_order_mark_at_the_start_of_a_text_is_dropped(tmp_path: Path) -> None:
     lines = [json.dumps({"text": f"\ufeff{word}\r\nand more"}) for word in ("one", "two")]
     assert texts_of(corpus(write(tmp_path / "a.jsonl", *lines)), tmp_path) == ["one\r\nand more", "two\r\nand more"]
 
 
-def test_the_same_text_with_other_line_ends_is_one_document(tmp_path: Path) -> None:
+def test_line_endings_do_not_make_another_document(tmp_path: Path) -> None:
     texts = ["one\ntwo\n" * 30, "one\r\ntwo\r\n" * 30, "one\rtwo\r" * 30]
     file = write(tmp_path / "a.jsonl", *(json.dumps({"text": text}) for text in texts))
     data = prepare(corpus(file), ByteTrainer(), cache_dir=tmp_path / "cache")
@@ -156,18 +156,18 @@ def test_a_character_beyond_ascii_does_not_slow_the_rest(tmp_path: Path, monkeyp
     assert counts[1] <= counts[0] + 20
 
 
-def test_missing_field_says_what_there_is(tmp_path: Path) -> None:
+def test_a_missing_field_is_refused_with_the_fields_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset.field=text.*the line has body, id"):
         corpus(write(tmp_path / "a.jsonl", '{"id": 1, "body": "x"}')).check()
 
 
-def test_replace(tmp_path: Path) -> None:
+def test_errors_replace(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", b'{"text": "a\xffb"}', '{"text": "c\\ud800d"}')
     assert texts_of(corpus(file, errors="replace"), tmp_path) == ["a\ufffdb", "c\ufffdd"]
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n', '{"text": " \\n"}\n', "\ufeff"])
-def test_no_text(tmp_path: Path, content: str) -> None:
+def test_files_without_text_are_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError, match="there is no text in it"):
         corpus(write(tmp_path / "a.jsonl", content)).check()
 

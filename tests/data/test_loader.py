@@ -129,7 +129,7 @@ for _ in train_batches(Sampler(split, seq_len=8, seed=0), start_step=0, end_step
     assert done.stderr.rstrip().endswith("RuntimeError: in the middle")
 
 
-def test_a_split_travels_without_its_content(split: Split) -> None:
+def test_a_split_pickles_without_its_content(split: Split) -> None:
     import pickle
 
     split.read(0, 10)
@@ -174,14 +174,14 @@ def test_every_token_but_the_first_is_predicted_once(
         assert all(seen >= wanted for seen, wanted in zip(context, least, strict=True))
 
 
-def test_windows_lie_side_by_side(split: Split) -> None:
+def test_evaluation_windows_are_adjacent(split: Split) -> None:
     inputs = torch.cat([batch.inputs for batch in eval_batches(split, seq_len=64, batch_size=7)])
     assert inputs.shape == (-(-2999 // 64), 64)
     assert inputs.flatten()[:2999].tolist() == split.read(0, 2999).tolist()
 
 
 @pytest.mark.parametrize("stride", [0, -1, 11])
-def test_impossible_stride(split: Split, stride: int) -> None:
+def test_a_stride_out_of_range_is_refused(split: Split, stride: int) -> None:
     with pytest.raises(UserError, match="stride"):
         list(eval_batches(split, seq_len=10, batch_size=2, stride=stride))
 

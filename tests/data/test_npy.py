@@ -165,7 +165,7 @@ def test_damaged_files_are_refused_at_once(tmp_path: Path, make, what: str) -> N
     assert "\n" not in str(caught.value)
 
 
-def test_columns_first(tmp_path: Path) -> None:
+def test_an_array_in_fortran_order(tmp_path: Path) -> None:
     rows = np.arange(40, dtype=np.int64).reshape(10, 4)
     one = ready(save(tmp_path / "a.npy", rows), tmp_path)
     other = ready(save(tmp_path / "b.npy", np.asfortranarray(rows)), tmp_path)
@@ -181,7 +181,7 @@ def test_folder_in_capitals(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "what"), [(-1, "row 2 has the negative number -1"), (2**32, "row 2 has the number")]
 )
-def test_impossible_numbers(tmp_path: Path, number: int, what: str) -> None:
+def test_ids_out_of_range_are_refused(tmp_path: Path, number: int, what: str) -> None:
     rows = np.arange(20, dtype=np.int64).reshape(4, 5)
     rows[2, 3] = number
     with pytest.raises(UserError, match=what):

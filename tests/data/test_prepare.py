@@ -81,7 +81,7 @@ def test_killed_while_preparing(text: Path, tmp_path: Path, stage: str) -> None:
 
 
 @pytest.mark.slow
-def test_leftovers_of_other_data_are_removed_too_but_not_a_living_process(text: Path, tmp_path: Path) -> None:
+def test_leftovers_are_removed_but_not_those_of_a_living_process(text: Path, tmp_path: Path) -> None:
     other, third = tmp_path / "other.txt", tmp_path / "third.txt"
     other.write_text(SENTENCE[:50] * 100)
     third.write_text(SENTENCE[:60] * 100)
@@ -109,7 +109,7 @@ def test_two_processes_build_once(text: Path, tmp_path: Path) -> None:
         assert other["stages"] in ([], ["waiting for another process that prepares these data"])
 
 
-def test_the_one_who_waits_takes_over_when_the_builder_is_killed(text: Path, tmp_path: Path) -> None:
+def test_a_waiting_process_takes_over_when_the_builder_is_killed(text: Path, tmp_path: Path) -> None:
     builder = start(text, tmp_path / "cache", seconds=30)
     while not list((tmp_path / "cache").glob("tokens/.tmp-*")):
         assert builder.poll() is None
@@ -212,7 +212,7 @@ def test_progress(text: Path, tmp_path: Path) -> None:
     assert calls == []
 
 
-def test_text_that_changes_while_it_is_read(text: Path, tmp_path: Path) -> None:
+def test_text_that_changes_while_it_is_read_is_refused(text: Path, tmp_path: Path) -> None:
     def progress(stage: str, done: int, total: int) -> None:
         if stage == "tokenizing":
             text.write_text("something else " * 100)

@@ -67,7 +67,7 @@ def test_windows_stay_within_rows(folder: Path, rows: int, length: int, seq_len:
     assert np.bincount(windows[:, 0]).tolist() == [(length - 1) // seq_len] * rows
 
 
-def test_row_that_is_a_window_is_taken_as_it_is(folder: Path) -> None:
+def test_a_row_as_long_as_a_window_is_the_window(folder: Path) -> None:
     ids = np.arange(12 * 9)
     sampler = Sampler(make_split(folder, ids, row_length=9), seq_len=8, seed=3)
     windows = sampler.windows(np.arange(12))
@@ -83,7 +83,7 @@ def test_offsets_change_from_epoch_to_epoch(folder: Path) -> None:
 
 @MANY
 @given(samples=st.lists(st.integers(0, 10_000), min_size=1, max_size=20), seed=st.integers(0, 2**31))
-def test_a_sample_does_not_depend_on_what_else_is_asked(folder: Path, samples: list[int], seed: int) -> None:
+def test_a_sample_does_not_depend_on_the_others_in_its_batch(folder: Path, samples: list[int], seed: int) -> None:
     split = make_split(folder, np.arange(777))
     together = Sampler(split, seq_len=16, seed=seed).windows(np.array(samples))
     alone = [Sampler(split, seq_len=16, seed=seed).window(i) for i in samples]

@@ -43,7 +43,7 @@ def texts_of(documents) -> list[str]:
 
 @MANY
 @given(st.lists(st.text("ab", min_size=1, max_size=6), min_size=2, max_size=40), st.floats(0.01, 0.99))
-def test_documents_are_on_one_side_and_none_is_lost(texts: list[str], fraction: float) -> None:
+def test_every_document_is_in_exactly_one_split(texts: list[str], fraction: float) -> None:
     if len(set(texts)) == 1:
         return
     parts = split(source_of(texts), fraction, rules=1)
@@ -61,7 +61,7 @@ def test_documents_are_on_one_side_and_none_is_lost(texts: list[str], fraction: 
 
 @MANY
 @given(st.lists(st.integers(1, 3000), min_size=2, max_size=12), st.floats(0.02, 0.9), st.integers(0, 3))
-def test_share_of_documents_of_any_sizes(sizes: list[int], fraction: float, copies: int) -> None:
+def test_the_fraction_is_met_for_documents_of_any_sizes(sizes: list[int], fraction: float, copies: int) -> None:
     """About what was asked for; at most one document is on both sides, and nothing is lost but its copies."""
     letters = "abcdefghijkl"[: len(sizes)]
     texts = [letter * size for letter, size in zip(letters, sizes, strict=True)]
@@ -88,7 +88,7 @@ def test_the_choice_does_not_depend_on_the_order(texts: list[str], random) -> No
     assert set(texts_of(split(source_of(texts), 0.3).val())) == before
 
 
-def test_share_of_many_documents() -> None:
+def test_the_fraction_is_met_with_many_documents() -> None:
     texts = [f"document {i} " + "x" * (i % 50) for i in range(2000)]
     parts = split(source_of(texts), 0.1)
     share = sum(map(len, texts_of(parts.val()))) / sum(map(len, texts))
@@ -128,7 +128,7 @@ def test_copies_of_one_document_are_used_once() -> None:
     ],
     ids=["a text and a README", "two books", "five books", "six books", "seven books"],
 )
-def test_few_documents_give_the_share_too(prepared, sizes: tuple[int, ...], share: float) -> None:
+def test_the_fraction_is_met_with_few_documents(prepared, sizes: tuple[int, ...], share: float) -> None:
     data = prepared(*(f"{i}" + "word " * (size // 5) for i, size in enumerate(sizes)))
     total = data.val.n_tokens + data.train.n_tokens
     assert data.val.n_tokens / total == pytest.approx(share, rel=0.02)
@@ -137,7 +137,7 @@ def test_few_documents_give_the_share_too(prepared, sizes: tuple[int, ...], shar
     assert not data.notes or f"made {old / sum(sizes):.1%} of the data validation instead of 10.0%" in data.notes[0]
 
 
-def test_copies_of_the_document_that_is_cut_are_on_neither_side() -> None:
+def test_copies_of_the_cut_document_are_in_neither_split() -> None:
     """With other line ends they would be cut at another place."""
     books = ["\n".join(f"book {book} line {i}" for i in range(300)) for book in "ab"]
     windows = books[0].replace("\n", "\r\n")
@@ -151,14 +151,14 @@ def test_copies_of_the_document_that_is_cut_are_on_neither_side() -> None:
     assert cut is books[1] or "occurs 3 times and was used once" in parts.notes[1]
 
 
-def test_rows_are_not_cut_and_the_share_is_told() -> None:
+def test_rows_are_not_cut_and_the_note_states_the_fraction() -> None:
     source = dataclasses.replace(source_of(["a" * 100, "b" * 100, "c" * 100]), rows=True)
     parts = split(source, 0.1)
     assert len(texts_of(parts.val())) == 1
     assert parts.notes == ["Validation is 33.3% of the data instead of 10.0%: rows are not cut."]
 
 
-def test_older_rules_are_still_there(tmp_path: Path) -> None:
+def test_version_1_of_the_rules_still_works(tmp_path: Path) -> None:
     """The split that a run was made with, and the cache of it under the name it always had."""
     for name, text in (("a", "word " * 2000), ("b", "README\n"), ("c", "README\r\n")):
         (tmp_path / name).write_bytes(text.encode())
@@ -173,7 +173,7 @@ def test_older_rules_are_still_there(tmp_path: Path) -> None:
     assert before.path.name == key[:32]
 
 
-def test_the_same_text_with_other_line_ends_or_a_mark_is_one_document(tmp_path: Path) -> None:
+def test_line_endings_and_byte_order_marks_do_not_make_another_document(tmp_path: Path) -> None:
     text = "".join(f"line {i} of a text\n" for i in range(400))
     dos = text.replace("\n", "\r\n")
     forms = {
@@ -292,6 +292,6 @@ def test_empty_validation_is_refused(prepared) -> None:
         prepared("abcdefgh", trainer=CharTrainer(), val_fraction=0.0001)
 
 
-def test_impossible_share_is_refused() -> None:
+def test_an_impossible_fraction_is_refused() -> None:
     with pytest.raises(UserError, match="val_fraction"):
         text_corpus("x", val_fraction=2)

@@ -125,7 +125,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-def test_damage_is_found_and_mended(data: TokenData, text: Path, tmp_path: Path, damage) -> None:
+def test_damage_is_found_and_repaired(data: TokenData, text: Path, tmp_path: Path, damage) -> None:
     expected = data.train.read(0, data.train.n_tokens).tolist()
     damage(data.path)
     assert cached(text_corpus(text), CharTrainer(), cache_dir=tmp_path / "cache") is None
@@ -145,7 +145,7 @@ def test_what_is_stored(data: TokenData) -> None:
     assert not (data.path / "train.bin").stat().st_mode & 0o222
 
 
-def test_a_running_training_keeps_its_data_when_the_cache_is_mended(
+def test_a_running_training_keeps_its_data_when_the_cache_is_rebuilt(
     data: TokenData, text: Path, tmp_path: Path
 ) -> None:
     before = data.train.read(0, 100).tolist()
@@ -179,7 +179,7 @@ def test_text_changed_just_before_it_was_hashed_is_hashed_again(
 
 
 @pytest.mark.parametrize("memo", ["", "[]", "{", '{"x": 1}', '{"x": [1]}', '{"x": [1, 2, 3, 4, true, 5, "", null, 9]}'])
-def test_damaged_memory_of_hashes_is_only_forgotten(data: TokenData, text: Path, tmp_path: Path, memo: str) -> None:
+def test_a_damaged_memo_of_hashes_is_ignored(data: TokenData, text: Path, tmp_path: Path, memo: str) -> None:
     [file] = (tmp_path / "cache" / "sources").iterdir()
     file.write_text(memo)
     assert again(text, tmp_path).fingerprint == data.fingerprint
@@ -211,7 +211,7 @@ def test_other_settings_have_other_caches(data: TokenData, text: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(2, "uint16"), (65535, "uint16"), (65536, "uint16"), (65537, "uint32")])
-def test_type_by_vocabulary(vocab: int, dtype: str, tmp_path: Path) -> None:
+def test_the_dtype_follows_the_vocabulary_size(vocab: int, dtype: str, tmp_path: Path) -> None:
     """The boundary: id 65535 fits into 16 bits, id 65536 would wrap to 0 without a word."""
     assert dtype_for(vocab) == dtype
     with TokenWriter(tmp_path / "x.bin", IdsTokenizer(vocab_size=vocab)) as writer:
@@ -250,7 +250,7 @@ def test_large_cache_with_an_untouched_stamp_is_sampled(text: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("where", ["cache", "cache/tokens", "cache/sources"])
-def test_place_that_cannot_be_written(text: Path, tmp_path: Path, where: str) -> None:
+def test_a_cache_folder_that_cannot_be_written_is_refused(text: Path, tmp_path: Path, where: str) -> None:
     (tmp_path / where).parent.mkdir(exist_ok=True)
     (tmp_path / where).write_text("a file is in the way")
     if where == "cache/sources":
@@ -286,6 +286,6 @@ except UserError as error:
     assert again(text, tmp_path).notes == []
 
 
-def test_place_is_taken_from_the_environment(text: Path, tmp_path: Path, monkeypatch) -> None:
+def test_the_cache_folder_is_taken_from_the_environment(text: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("TINYLLM_CACHE", str(tmp_path / "elsewhere"))
     assert prepare(text_corpus(text), CharTrainer()).path.is_relative_to(tmp_path / "elsewhere")

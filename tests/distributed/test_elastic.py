@@ -62,7 +62,7 @@ def test_two_to_one_to_four_and_back_to_two(whole: Path, corpus: str, tmp_path: 
 
 
 @pytest.mark.slow
-def test_in_parts_from_two_to_four_to_whole_to_one(whole: Path, corpus: str, tmp_path: Path) -> None:
+def test_switching_between_fsdp_ddp_and_one_process(whole: Path, corpus: str, tmp_path: Path) -> None:
     place = begin(2, tmp_path / "run", corpus, "fsdp")
     go_on(4, place, "trainer.stop_after_steps=9")
     go_on(2, place, "strategy=ddp", "trainer.stop_after_steps=13")
@@ -80,7 +80,7 @@ def test_in_parts_from_two_to_four_to_whole_to_one(whole: Path, corpus: str, tmp
     ],
     ids=["whole", "in parts"],
 )
-def test_the_same_ranks_go_on_with_every_bit(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
+def test_a_resume_on_the_same_ranks_is_bitwise_equal(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
     """Dropout too, whose streams are each rank's own."""
     options = (*EMA, *options, "model.dropout=0.1", "model.attn_dropout=0.1", "trainer.max_steps=8")
     one = run(2, tmp_path / "whole", *SHARED, corpus, *options)
@@ -102,7 +102,7 @@ def in_parts(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_programs_of_one_process_read_what_two_wrote(in_parts: Path, call: Call) -> None:
+def test_a_sharded_checkpoint_is_read_by_programs_of_one_process(in_parts: Path, call: Call) -> None:
     answer = call("evaluate", f"run={in_parts}", "--json")
     assert json.loads(answer.out)["val/loss"] == pytest.approx(logged(in_parts, "val/loss")[-1], abs=1e-6)
     assert call("generate", f"run={in_parts}", "prompt=the ", "max_new_tokens=5").out.startswith("the ")
@@ -111,7 +111,7 @@ def test_programs_of_one_process_read_what_two_wrote(in_parts: Path, call: Call)
 
 
 @pytest.mark.slow
-def test_what_is_said_about_dropout_and_a_batch_that_is_named(in_parts: Path) -> None:
+def test_notes_on_dropout_and_on_a_given_batch_size(in_parts: Path) -> None:
     notes = go_on(4, in_parts, "trainer.max_steps=11")
     assert "note: dropout draws from other random streams than with the former number of ranks" in notes
     assert go_on(2, in_parts, "trainer.batch_size=3", "trainer.max_steps=12") == []
@@ -119,7 +119,7 @@ def test_what_is_said_about_dropout_and_a_batch_that_is_named(in_parts: Path) ->
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_dealt_out(
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = run(1, tmp_path / "run", *SHARED, corpus, "trainer.stop_after_steps=1")

@@ -44,7 +44,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Iterator[Three]:
         rank.close()
 
 
-def test_nothing_is_wrong_with_ranks_that_all_ask(three: Three) -> None:
+def test_no_fault_is_reported_when_all_ranks_wait(three: Three) -> None:
     found: list[str] = []
     asking = [threading.Thread(target=lambda rank=rank: found.append(rank.diagnosis())) for rank in three.ranks]
     for one in asking:
@@ -54,7 +54,7 @@ def test_nothing_is_wrong_with_ranks_that_all_ask(three: Three) -> None:
     assert found == ["", "", ""]
 
 
-def test_one_is_silent(three: Three) -> None:
+def test_silent_ranks_are_named(three: Three) -> None:
     three.at(7, 6, 7)
     three.ranks[1].close()
     assert three.ranks[0].diagnosis() == "no heartbeat from rank 1 (last seen at step 6)"
@@ -63,7 +63,7 @@ def test_one_is_silent(three: Three) -> None:
     assert three.ranks[0].diagnosis() == both
 
 
-def test_one_hangs_while_its_thread_goes_on(three: Three) -> None:
+def test_a_rank_that_hangs_while_its_heartbeat_goes_on_is_named(three: Three) -> None:
     """The one that asks too is none that hangs."""
     three.at(7, 7, 3)
     asks = threading.Thread(target=three.ranks[1].diagnosis)
@@ -74,13 +74,13 @@ def test_one_hangs_while_its_thread_goes_on(three: Three) -> None:
     assert found.endswith("(diagnosis)")  # where this process's main thread is
 
 
-def test_one_left_word(three: Three) -> None:
+def test_a_reported_error_is_quoted(three: Three) -> None:
     three.ranks[1].report_error("ValueError: out of cheese")
     three.ranks[1].close()
     assert three.ranks[2].diagnosis() == "rank 1 failed: ValueError: out of cheese"
 
 
-def test_the_ranks_of_another_start_are_not_asked(three: Three) -> None:
+def test_heartbeats_of_another_start_are_ignored(three: Three) -> None:
     three.ranks[1].report_error("what happened before the restart")
     port = three.store.port
     again = [Heartbeat(host=HERE, port=port, rank=rank, world_size=3, generation="test/1") for rank in range(3)]
@@ -97,7 +97,7 @@ def test_a_store_that_does_not_answer(three: Three, monkeypatch: pytest.MonkeyPa
     answer.set()
 
 
-def test_the_launcher_is_gone(three: Three) -> None:
+def test_a_launcher_that_is_gone_is_named(three: Three) -> None:
     three.store = None
     assert "launcher" in three.ranks[0].diagnosis()
 
@@ -112,7 +112,7 @@ def rank_1(three: Three, monkeypatch: pytest.MonkeyPatch) -> DDP:
     return strategy
 
 
-def test_an_error_is_told_with_rank_and_step_and_to_the_others(three: Three, rank_1: DDP) -> None:
+def test_an_error_is_shown_with_rank_and_step_and_published(three: Three, rank_1: DDP) -> None:
     shown = rank_1.explained(ValueError("out of\ncheese"), step=7)
     assert isinstance(shown, RankError)
     assert str(shown) == "ValueError: out of cheese (rank 1, step 7)"
@@ -122,7 +122,7 @@ def test_an_error_is_told_with_rank_and_step_and_to_the_others(three: Three, ran
     assert rank_1.explained(shown, step=7) is shown
 
 
-def test_an_error_of_the_connection_is_about_the_other_rank(three: Three, rank_1: DDP) -> None:
+def test_a_connection_error_is_explained_by_the_other_rank(three: Three, rank_1: DDP) -> None:
     three.ranks[0].close()
     shown = str(rank_1.explained(RuntimeError("Connection closed by peer [127.0.0.1]:44"), step=7))
     assert shown.startswith("a rank was lost (rank 1, step 7): no heartbeat from rank 0 (last seen at step 7); ")
@@ -142,5 +142,5 @@ def test_an_error_of_the_connection_is_about_the_other_rank(three: Three, rank_1
         (MemoryError(), False),
     ],
 )
-def test_which_errors_are_of_the_connection(error: Exception, expected: bool) -> None:
+def test_connection_errors_are_recognized(error: Exception, expected: bool) -> None:
     assert is_of_connection(error) is expected

@@ -105,7 +105,7 @@ def test_a_rank_hangs(corpus: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGTERM), (0, signal.SIGUSR1)])
-def test_one_rank_alone_is_asked_to_stop(
+def test_a_signal_to_one_rank_stops_all(
     rank: int, number: signal.Signals, whole: Path, corpus: str, tmp_path: Path
 ) -> None:
     name = number.name.removeprefix("SIG").lower()
@@ -119,7 +119,7 @@ def test_one_rank_alone_is_asked_to_stop(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_one_rank_alone_is_asked_to_stop_in_an_evaluation(
+def test_a_signal_to_one_rank_interrupts_the_evaluation_of_all(
     strategy: str, whole: Path, corpus: str, tmp_path: Path
 ) -> None:
     """All break it off together, and make it up in the resumed run."""
@@ -148,7 +148,7 @@ def test_ruined_weights_are_not_saved_by_any_rank(strategy: str, corpus: str, tm
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_on_one_rank(corpus: str, tmp_path: Path) -> None:
+def test_a_nan_loss_on_one_rank(corpus: str, tmp_path: Path) -> None:
     """All ranks leave out the step, and go on alike; with stop, all end."""
     place, fault = tmp_path / "run", "nan@step=3,rank=1"
     options = (*SHARED, corpus, "trainer.max_steps=5", "trainer.checkpoint_every=1", "checkpoint.keep=9")
@@ -166,7 +166,7 @@ def test_a_loss_that_is_no_number_on_one_rank(corpus: str, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_ranks_that_were_started_differently(corpus: str, tmp_path: Path) -> None:
+def test_ranks_with_different_settings_are_refused(corpus: str, tmp_path: Path) -> None:
     options = (*SHARED, corpus, f"run.dir={tmp_path / 'run'}")
     answers = train_ranks(2, *options, last_rank=("optimizer.lr=1e-5",))
     assert [answer.code for answer in answers] == [2, 2]
@@ -177,7 +177,7 @@ def test_ranks_that_were_started_differently(corpus: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_ranks_that_find_other_data(tmp_path: Path) -> None:
+def test_ranks_with_different_data_are_refused(tmp_path: Path) -> None:
     def first() -> None:
         folder = tmp_path / os.environ["RANK"]
         folder.mkdir()
@@ -190,7 +190,7 @@ def test_ranks_that_find_other_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_directory_and_one_token_cache_whoever_comes_first(tmp_path: Path) -> None:
+def test_ranks_share_one_run_directory_and_one_token_cache(tmp_path: Path) -> None:
     """Nobody has prepared the data, no directory is named, and rank 0 comes late."""
     place, cache = tmp_path / "place", tmp_path / "cache"
     place.mkdir()
@@ -212,7 +212,7 @@ def test_one_directory_and_one_token_cache_whoever_comes_first(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_rank_that_does_not_come(corpus: str, tmp_path: Path) -> None:
+def test_a_rank_that_never_connects(corpus: str, tmp_path: Path) -> None:
     def first() -> None:
         if os.environ["RANK"] == "1":
             os._exit(0)

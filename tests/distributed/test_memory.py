@@ -31,7 +31,7 @@ with strategy.running(cpu, backend="gloo", timeout_s=60):
 
 
 @pytest.mark.slow
-def test_each_of_four_ranks_takes_about_a_quarter(tmp_path: Path) -> None:
+def test_each_of_four_ranks_needs_about_a_quarter_of_the_memory(tmp_path: Path) -> None:
     script = tmp_path / "build.py"
     script.write_text(BUILD)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]

@@ -82,7 +82,7 @@ def n_parameters(place: Path) -> int:
 
 
 @pytest.mark.slow
-def test_whole(corpus: str, tmp_path: Path) -> None:
+def test_ddp_sends_each_gradient_once_per_step(corpus: str, tmp_path: Path) -> None:
     def begin() -> None:
         recording(tmp_path)
         ddp.DistributedDataParallel = partial(ddp.DistributedDataParallel, bucket_cap_mb=0.02)  # type: ignore[misc]
@@ -96,7 +96,7 @@ def test_whole(corpus: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_in_parts(corpus: str, tmp_path: Path) -> None:
+def test_fsdp_sends_each_block_in_one_message(corpus: str, tmp_path: Path) -> None:
     """Of each block in one message, and of what is outside the blocks."""
     ranks = told(corpus, tmp_path, "strategy=fsdp", first=partial(recording, tmp_path))
     for rank in ranks:

@@ -51,7 +51,7 @@ def same_bits(one: Path, other: Path) -> None:
     assert losses(one) == pytest.approx(losses(other), rel=2e-7)
 
 
-def test_two_ranks_give_the_bits_of_one_that_accumulates(corpus: str, tmp_path: Path) -> None:
+def test_two_ranks_are_bitwise_equal_to_one_process_that_accumulates(corpus: str, tmp_path: Path) -> None:
     one = run(1, tmp_path / "one", *SHARED, corpus, *PLAIN, "trainer.grad_accum_steps=2")
     two = run(2, tmp_path / "two", *SHARED, corpus, *PLAIN)
     same_bits(one, two)
@@ -75,7 +75,7 @@ def test_two_ranks_with_other_features(options: tuple[str, ...], apart: float, c
 
 
 @pytest.mark.slow
-def test_four_ranks_and_parts_to_rounding(corpus: str, tmp_path: Path) -> None:
+def test_four_ranks_and_fsdp_agree_to_rounding(corpus: str, tmp_path: Path) -> None:
     """Eight sequences a step, however they are dealt out."""
     whole = run(1, tmp_path / "whole", *SHARED, corpus, *PLAIN, "trainer.batch_size=8")
     halves = ("trainer.batch_size=2", "trainer.grad_accum_steps=2")

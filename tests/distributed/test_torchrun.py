@@ -64,7 +64,7 @@ def test_a_signal_to_torchrun_stops_all_ranks_after_the_step(
     assert same(place, whole)
 
 
-def test_torchrun_itself_is_killed(launch: Launch, corpus: str, tmp_path: Path) -> None:
+def test_ranks_stop_with_a_checkpoint_when_torchrun_is_killed(launch: Launch, corpus: str, tmp_path: Path) -> None:
     """Its ranks notice, and stop with a checkpoint instead of going on alone."""
     place = tmp_path / "run"
     running = launch(*SHARED, corpus, *OPTIONS, f"run.dir={place}", "trainer.max_steps=100000")
@@ -97,7 +97,7 @@ def test_a_rank_fails(launch: Launch, corpus: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
-def test_a_mistake_is_told_once(launch: Launch, corpus: str, tmp_path: Path) -> None:
+def test_a_user_error_is_shown_once(launch: Launch, corpus: str, tmp_path: Path) -> None:
     """One that every rank finds by itself, and one that rank 0 finds alone."""
     answer = launch(*SHARED, corpus, "trainer.max_steps=-1", f"run.dir={tmp_path / 'run'}").answer()
     assert answer.code == 1
@@ -110,7 +110,7 @@ def test_a_mistake_is_told_once(launch: Launch, corpus: str, tmp_path: Path) -> 
 
 
 @pytest.mark.exhaustive
-def test_ranks_leave_in_order(launch: Launch, corpus: str, tmp_path: Path) -> None:
+def test_ranks_disconnect_in_order(launch: Launch, corpus: str, tmp_path: Path) -> None:
     """A group that is torn down in another order aborts one process in twelve."""
     options = (*SHARED, corpus, "trainer.max_steps=1")
     answers = [launch(*options, f"run.dir={tmp_path / str(number)}").answer() for number in range(5)]

@@ -76,7 +76,7 @@ def for_who_asks(chosen: Iterable[tuple[str, ...]], everything: Iterable[tuple[s
     ]
 
 
-def test_every_pair_is_there() -> None:
+def test_every_pair_of_options_occurs() -> None:
     for first, second in combinations(range(3), 2):
         assert {(one[first], one[second]) for one in PAIRS} == set(product(AXES[first], AXES[second]))
     for chosen in (EACH_ONCE, [one[1:] for one in ON_TWO_RANKS]):
@@ -89,7 +89,9 @@ def test_every_pair_is_there() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "schedule", "feature"), for_who_asks(EACH_ONCE, product(*AXES)))
-def test_interrupted_is_the_same(optimizer: str, schedule: str, feature: str, corpus: str, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_bitwise_equal(
+    optimizer: str, schedule: str, feature: str, corpus: str, tmp_path: Path
+) -> None:
     shared = ["dataset=text", corpus, *SMALL, f"trainer.max_steps={N}", "trainer.eval_every=2", "optimizer.lr=2e-3"]
     shared += [f"optimizer={optimizer}", f"schedule={schedule}", *FEATURES[feature]]
     assert train(*dict.fromkeys(shared), f"run.dir={tmp_path / 'whole'}") == 0
@@ -122,7 +124,7 @@ EVERYTHING_ON_TWO_RANKS = [one for one in product(("ddp", "fsdp"), *AXES) if one
     ("strategy", "optimizer", "schedule", "feature"),
     for_who_asks(ON_TWO_RANKS, EVERYTHING_ON_TWO_RANKS),
 )
-def test_interrupted_is_the_same_on_two_ranks(
+def test_an_interrupted_run_on_two_ranks_is_bitwise_equal(
     strategy: str, optimizer: str, schedule: str, feature: str, tokens: str, tmp_path: Path
 ) -> None:
     shared = ["dataset=text", tokens, *SMALL, f"trainer.max_steps={N}", "trainer.eval_every=2", "optimizer.lr=2e-3"]

@@ -71,7 +71,7 @@ def call(program: str, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-def test_what_looks_like_an_interpolation_is_a_text_and_the_environment_is_asked_once(
+def test_text_like_an_interpolation_stays_text_and_the_environment_is_read_once(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert train(f"resume={run}", "trainer.max_steps=3") == 0  # RATE and STEPS are not set any more
@@ -92,7 +92,7 @@ def test_what_looks_like_an_interpolation_is_a_text_and_the_environment_is_asked
         pytest.param("tokenizer", "tinyllm.nn.norm.RMSNorm", marks=pytest.mark.slow),
     ],
 )
-def test_a_class_where_no_option_file_names_it(
+def test_a_class_that_no_option_file_names_is_refused(
     key: str, target: str, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "evil.py").write_text(EVIL.format(str(tmp_path / "MARKER")))
@@ -136,7 +136,7 @@ HOSTILE_SETTINGS = (
 
 
 @pytest.mark.parametrize("setting", HOSTILE_SETTINGS)
-def test_settings_out_of_a_file_choose_options_by_name_and_set_keys(setting: str, tmp_path: Path) -> None:
+def test_settings_in_a_file_may_only_choose_options_and_set_keys(setting: str, tmp_path: Path) -> None:
     files = tmp_path / "overrides.yaml", tmp_path / "study.yaml"
     (tmp_path / "config.yaml").write_text("model: {d_model: 8}")
     files[0].write_text(yaml.safe_dump(["model.d_model=8", setting]))
@@ -149,7 +149,7 @@ def test_settings_out_of_a_file_choose_options_by_name_and_set_keys(setting: str
             read_study(files[1])
 
 
-def test_settings_out_of_a_file_are_of_a_bounded_number(tmp_path: Path) -> None:
+def test_the_number_of_settings_in_a_file_is_bounded(tmp_path: Path) -> None:
     file, config = tmp_path / "overrides.yaml", tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(["seed=1"] * 4_001))
     with pytest.raises(UserError, match="more than 4,000 values"):
@@ -159,7 +159,7 @@ def test_settings_out_of_a_file_are_of_a_bounded_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["experiment=../../x", "+hydra.callbacks.x={_target_:a.B}", "run.dir=x", "--help"])
-def test_settings_of_a_run_that_somebody_else_wrote(
+def test_forged_settings_of_a_run_are_refused(
     setting: str, run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     forge(run, "overrides.yaml", lambda settings: [*settings, setting])

@@ -10,7 +10,7 @@ from tinyllm.errors import UserError
 from tinyllm.utils.fault_injection import EXIT_CODE, POINTS, VARIABLE, fault, makes_loss_nan, parsed
 
 
-def test_nothing_happens_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_fault_is_injected_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     for point in POINTS:
         fault(point, step=5)
@@ -26,7 +26,7 @@ def test_a_step_of_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
         fault("step", step=5, rank=1)
 
 
-def test_the_second_time_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_can_wait_for_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "nospace@save:mid_write:2")
     fault("save:mid_write")
     fault("save:before_write")
@@ -61,6 +61,6 @@ def test_the_process_ends(action: str, code: int, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("text", ["kill", "die@step=3", "kill@save:nowhere", "kill@step=x", "kill@step,day=1"])
-def test_what_cannot_be_read_is_refused(text: str) -> None:
+def test_an_invalid_fault_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="not a fault"):
         parsed(text)

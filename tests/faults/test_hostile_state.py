@@ -111,7 +111,7 @@ def state(trained: Path) -> State:
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_a_field_of_the_wrong_kind(name: str, run: Path, state: State) -> None:
+def test_a_state_field_of_the_wrong_type_is_refused(name: str, run: Path, state: State) -> None:
     changed = copy.deepcopy(state)
     DAMAGE[name](changed)
     file = forge(run, "state.pt", saved(changed))
@@ -121,7 +121,7 @@ def test_a_field_of_the_wrong_kind(name: str, run: Path, state: State) -> None:
 
 
 @pytest.mark.parametrize("name", OF_THE_MODEL)
-def test_a_state_of_something_else(name: str, trained: Path, state: State) -> None:
+def test_the_state_of_another_model_is_refused(name: str, trained: Path, state: State) -> None:
     model, _ = tinyllm.load(trained)
     named = dict(model.named_parameters())
     optimizer = torch.optim.AdamW([{"params": list(named.values()), "names": list(named)}])
@@ -172,7 +172,7 @@ MANIFESTS: dict[str, Callable[[State], object]] = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_of_the_wrong_kind(name: str, run: Path) -> None:
+def test_a_manifest_of_the_wrong_type_is_refused(name: str, run: Path) -> None:
     [checkpoint] = (run / "checkpoints").glob("step-*")
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     MANIFESTS[name](manifest)

@@ -87,7 +87,7 @@ def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, ca
 
 
 @pytest.mark.slow
-def test_what_a_kill_left_is_removed_but_only_by_whoever_holds_the_run(
+def test_leftovers_of_a_kill_are_removed_only_by_the_owner_of_the_run(
     shared: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "killed"

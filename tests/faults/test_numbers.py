@@ -46,7 +46,7 @@ def test_a_run_that_gives_up_keeps_its_last_good_checkpoint(asked: str, corpus: 
 
 
 @pytest.mark.slow
-def test_ruined_weights_are_never_saved_and_the_way_back_is_told(
+def test_ruined_weights_are_never_saved_and_the_error_names_a_good_checkpoint(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A learning rate that ruins the weights in one step: the loss after it is no number, whatever the batch."""
@@ -66,7 +66,7 @@ def test_ruined_weights_are_never_saved_and_the_way_back_is_told(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_told_apart(
+def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_marked_doubtful(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"

@@ -28,7 +28,7 @@ def shared(corpus: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path: Path) -> None:
+def test_stops_at_epoch_and_warm_up_boundaries_lose_no_data(shared: list[str], tmp_path: Path) -> None:
     """Also a resume of a resume of a resume: the position in the data is not that of the first one."""
     from tinyllm.runs.checkpoint import find
 
@@ -51,7 +51,7 @@ def test_stops_at_the_places_where_others_lose_data(shared: list[str], tmp_path:
         *(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("save:after_rename", "step:5")),
     ],
 )
-def test_a_signal_while_something_else_goes_on(place: str, corpus: str, tmp_path: Path) -> None:
+def test_a_signal_outside_of_a_step_is_handled(place: str, corpus: str, tmp_path: Path) -> None:
     options = ("trainer.eval_every=4", "trainer.checkpoint_every=4", "trainer.max_steps=10")
     shared = ["dataset=text", corpus, *SMALL, *options]
     answer = train_copy(*shared, f"run.dir={tmp_path / 'parts'}", fault=f"term@{place}")

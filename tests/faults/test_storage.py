@@ -54,7 +54,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 @pytest.mark.slow  # without a run around it: tests/runs/test_checkpoint.py
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_named_and_the_checkpoint_before_it_is_taken(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used(
     damage: str, name: str, run: Path, trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = run / "checkpoints" / "step-000006" / name
@@ -67,7 +67,7 @@ def test_damage_is_named_and_the_checkpoint_before_it_is_taken(
     assert digest(run) == digest(trained) and metrics(run) == metrics(trained)
 
 
-def test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged(
+def test_auto_does_not_start_over_when_all_checkpoints_are_damaged(
     run: Path, corpus: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for path in (run / "checkpoints").glob("step-*"):
@@ -83,7 +83,7 @@ def test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged(
 @pytest.mark.parametrize(
     "hint", ["wrong", *(pytest.param(one, marks=pytest.mark.slow) for one in ("gone", "a link to nothing"))]
 )
-def test_the_pointer_to_the_newest_is_only_a_hint(hint: str, run: Path, trained: Path) -> None:
+def test_the_last_file_is_only_a_hint(hint: str, run: Path, trained: Path) -> None:
     pointer = run / "checkpoints" / "last"
     pointer.unlink()
     if hint == "wrong":
@@ -102,7 +102,7 @@ def limit_files(size: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole(run: Path, trained: Path) -> None:
+def test_a_disk_that_fills_up_ends_the_run_with_its_last_checkpoint_intact(run: Path, trained: Path) -> None:
     size = (trained / "checkpoints" / "step-000006" / "state.pt").stat().st_size
     answer = train_copy(f"resume={run}", "trainer.max_steps=9", first=lambda: limit_files(size - 1000))
     assert answer.code == 2, answer
@@ -190,7 +190,7 @@ def test_a_run_directory_that_cannot_be_made_is_refused_before_the_data_is_read(
 
 
 @pytest.mark.slow
-def test_what_may_not_be_entered_is_named(closed: Path, tmp_path: Path) -> None:
+def test_a_folder_without_access_is_named(closed: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o600)
     text = f"dataset.path={closed / 'words.txt'}"
     answer = train_copy("dataset=text", f"dataset.path={tmp_path / 'a.txt'}", *SMALL, first=without_privileges)

@@ -38,7 +38,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_data_that_moved_are_the_same_data(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_moved_data_are_the_same_data(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(f"resume={place / 'run'}") == 2
     error = capsys.readouterr().err
     assert "words.txt" in error and "a relative path counts from the current directory" in error
@@ -54,7 +54,7 @@ def test_data_that_moved_are_the_same_data(place: Path, tmp_path: Path, capsys: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ticks", [0.0, -1.0], ids=["stands still", "goes back"])
-def test_a_clock_that_does_not_go(ticks: float, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_stands_still(ticks: float, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(1e6, ticks) if ticks else itertools.repeat(1e6)
     for name in ("perf_counter", "monotonic", "time"):
         monkeypatch.setattr(time, name, lambda: next(clock))
@@ -97,7 +97,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_a_strange_record_of_a_job(name: str, tmp_path: Path) -> None:
+def test_a_damaged_job_record_is_reported(name: str, tmp_path: Path) -> None:
     file = tmp_path / "000_x.json"
     file.write_text(json.dumps(RECORD))
     assert read_record(file) == JobRecord(**RECORD)
@@ -108,7 +108,7 @@ def test_a_strange_record_of_a_job(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root gives files away")
-def test_a_cache_that_another_user_planted_is_not_believed(
+def test_a_cache_planted_by_another_user_is_not_used(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "cache"
@@ -142,7 +142,7 @@ def test_a_path_that_is_not_utf8(place: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_be_written_goes_on_elsewhere(
+def test_a_read_only_run_continues_in_another_directory(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     real = os.open
@@ -159,7 +159,9 @@ def test_a_run_that_cannot_be_written_goes_on_elsewhere(
     assert train(f"resume={place / 'run'}", moved, f"run.dir={tmp_path / 'new'}", "trainer.stop_after_steps=2") == 0
 
 
-def test_without_a_home_directory_the_cache_asks_for_a_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_home_directory_the_cache_folder_must_be_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def nobody(*of: object) -> NoReturn:
         raise KeyError("uid not found")
 

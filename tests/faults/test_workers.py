@@ -13,7 +13,7 @@ from tinyllm.runs.checkpoint import find
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole(corpus: str, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_run_with_its_last_checkpoint_intact(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = ("trainer.max_steps=100000", "trainer.checkpoint_every=5", "dataloader.workers=2")
     elsewhere = Elsewhere("dataset=text", corpus, *SMALL, *options, f"run.dir={run}")
@@ -29,7 +29,7 @@ def test_a_killed_worker_ends_the_run_with_its_last_checkpoint_whole(corpus: str
     assert train(f"resume={run}", f"trainer.stop_after_steps={step + 1}", "dataloader.workers=0") == 0
 
 
-def test_an_error_in_a_worker_is_the_error_of_the_run(corpus: str, tmp_path: Path) -> None:
+def test_an_error_in_a_worker_is_shown_as_the_error_of_the_run(corpus: str, tmp_path: Path) -> None:
     """Not a line about workers: what they met, with its own words."""
     shared = ("dataset=text", corpus, *SMALL, "trainer.max_steps=100000", "dataloader.workers=1")
     elsewhere = Elsewhere(*shared, f"run.dir={tmp_path / 'run'}", first=spoil_the_sampler)

@@ -48,9 +48,9 @@ TABLE = {
     "a PDF for a text that may be bad": bad(
         "dataset.errors=replace dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"
     ),
-    "a pipe": bad("dataset.path=IN/pipe", "dataset.path=IN/pipe", "write them to a file"),
+    "a pipe": bad("dataset.path=IN/pipe", "dataset.path=IN/pipe", "write the data to a file"),
     "validation of the training text": bad(
-        "dataset.val_path=IN/good.txt", "dataset.val_path=IN/good.txt", "leave it out and a part is split off"
+        "dataset.val_path=IN/good.txt", "dataset.val_path=IN/good.txt", "omit dataset.val_path to split off a part"
     ),
     "numbers without a header": bad("dataset=npy dataset.path=IN/train.bin", "IN/train.bin", "numpy.uint16"),
     "numbers in one row": bad("dataset=npy dataset.path=IN/flat.npy", "IN/flat.npy", "array.reshape"),

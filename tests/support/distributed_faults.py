@@ -11,19 +11,19 @@ ROWS = (
         fault="the same batch on one, two or four ranks, with ddp or fsdp, with or without gradient accumulation",
         outcome="two ranks are the same as one rank that accumulates; other divisions agree to rounding",
         tests=(
-            f"{LOSSES}::test_two_ranks_give_the_bits_of_one_that_accumulates",
+            f"{LOSSES}::test_two_ranks_are_bitwise_equal_to_one_process_that_accumulates",
             f"{LOSSES}::test_two_ranks_with_other_features",
-            f"{LOSSES}::test_four_ranks_and_parts_to_rounding",
+            f"{LOSSES}::test_four_ranks_and_fsdp_agree_to_rounding",
             f"{LOSSES}::test_dropped_blocks_are_dropped_on_all_ranks",
-            "distributed/test_messages.py::test_whole",
-            "distributed/test_messages.py::test_in_parts",
+            "distributed/test_messages.py::test_ddp_sends_each_gradient_once_per_step",
+            "distributed/test_messages.py::test_fsdp_sends_each_block_in_one_message",
         ),
     ),
     Row(
         number="R08",
         fault="two ranks stopped and resumed twice, with dropout, under ddp and fsdp",
         outcome="the same, including the random state of each rank",
-        tests=(f"{ELASTIC}::test_the_same_ranks_go_on_with_every_bit",),
+        tests=(f"{ELASTIC}::test_a_resume_on_the_same_ranks_is_bitwise_equal",),
     ),
     Row(
         number="R09",
@@ -32,8 +32,8 @@ ROWS = (
         message="the batch does not divide over the ranks (WORLD_SIZE=3): it has 4 …",
         tests=(
             f"{ELASTIC}::test_two_to_one_to_four_and_back_to_two",
-            f"{ELASTIC}::test_what_is_said_about_dropout_and_a_batch_that_is_named",
-            f"{ELASTIC}::test_a_batch_that_cannot_be_dealt_out",
+            f"{ELASTIC}::test_notes_on_dropout_and_on_a_given_batch_size",
+            f"{ELASTIC}::test_a_batch_that_does_not_divide_over_the_ranks_is_refused",
         ),
     ),
     Row(
@@ -41,8 +41,8 @@ ROWS = (
         fault="a sharded checkpoint, read by unsharded ranks, by one process, and by other programs",
         outcome="read as it is; tensors have the names of the model",
         tests=(
-            f"{ELASTIC}::test_in_parts_from_two_to_four_to_whole_to_one",
-            f"{ELASTIC}::test_programs_of_one_process_read_what_two_wrote",
+            f"{ELASTIC}::test_switching_between_fsdp_ddp_and_one_process",
+            f"{ELASTIC}::test_a_sharded_checkpoint_is_read_by_programs_of_one_process",
         ),
     ),
     Row(
@@ -70,14 +70,14 @@ ROWS = (
         outcome="as with SIGTERM; ranks without a launcher save and end, and no process is left",
         tests=(
             f"{TORCHRUN}::test_a_signal_to_torchrun_stops_all_ranks_after_the_step",
-            f"{TORCHRUN}::test_torchrun_itself_is_killed",
+            f"{TORCHRUN}::test_ranks_stop_with_a_checkpoint_when_torchrun_is_killed",
         ),
     ),
     Row(
         number="R22",
         fault="a signal to one rank alone",
         outcome="all ranks stop after the same step; after a resume, the same",
-        tests=(f"{LOST}::test_one_rank_alone_is_asked_to_stop",),
+        tests=(f"{LOST}::test_a_signal_to_one_rank_stops_all",),
     ),
     Row(
         number="R23",
@@ -88,7 +88,7 @@ ROWS = (
             f"{LOST}::test_a_rank_is_stopped",
             f"{LOST}::test_a_rank_hangs",
             f"{NODES}::test_the_cable_is_cut",
-            f"{HEARTBEAT}::test_one_hangs_while_its_thread_goes_on",
+            f"{HEARTBEAT}::test_a_rank_that_hangs_while_its_heartbeat_goes_on_is_named",
         ),
     ),
     Row(
@@ -98,16 +98,16 @@ ROWS = (
         message="error: RuntimeError: … (rank 1, step 5)",
         tests=(
             f"{LOST}::test_a_rank_fails",
-            f"{LOST}::test_ranks_that_were_started_differently",
-            f"{LOST}::test_ranks_that_find_other_data",
+            f"{LOST}::test_ranks_with_different_settings_are_refused",
+            f"{LOST}::test_ranks_with_different_data_are_refused",
             f"{TORCHRUN}::test_a_rank_fails",
-            f"{TORCHRUN}::test_a_mistake_is_told_once",
+            f"{TORCHRUN}::test_a_user_error_is_shown_once",
         ),
     ),
     Row(
         number="R27",
         fault="ranks exit at the end",
         outcome="exit code 0, no abort",
-        tests=(f"{TORCHRUN}::test_ranks_leave_in_order",),
+        tests=(f"{TORCHRUN}::test_ranks_disconnect_in_order",),
     ),
 )

@@ -12,7 +12,7 @@ ROWS = (
         outcome="the checkpoint before it is used, with the same result as resuming from there",
         message="checkpoint damaged (…); using step-000004 instead",
         tests=(
-            "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
+            "faults/test_storage.py::test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used",
             "runs/test_checkpoint.py::test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_it_is_used",
         ),
     ),
@@ -22,7 +22,7 @@ ROWS = (
         outcome="detected by the sha256 in the manifest; the checkpoint before it is used",
         message="checkpoint damaged (…): its content does not match the manifest's sha256",
         tests=(
-            "faults/test_storage.py::test_damage_is_named_and_the_checkpoint_before_it_is_taken",
+            "faults/test_storage.py::test_a_damaged_checkpoint_is_named_and_the_previous_one_is_used",
             "runs/test_checkpoint.py::test_swapped_files_of_two_steps_are_detected",
             "runs/test_checkpoint.py::"
             "test_resume_from_a_run_whose_newest_checkpoint_is_damaged_equals_the_undamaged_run",
@@ -35,8 +35,8 @@ ROWS = (
         " newest is found",
         message="no complete checkpoint",
         tests=(
-            "faults/test_storage.py::test_auto_never_starts_again_beside_checkpoints_that_are_all_damaged",
-            "faults/test_storage.py::test_the_pointer_to_the_newest_is_only_a_hint",
+            "faults/test_storage.py::test_auto_does_not_start_over_when_all_checkpoints_are_damaged",
+            "faults/test_storage.py::test_the_last_file_is_only_a_hint",
             "runs/test_checkpoint.py::test_if_all_checkpoints_are_damaged_each_is_listed_with_its_reason",
         ),
     ),
@@ -46,7 +46,7 @@ ROWS = (
         outcome="the run ends; the partial checkpoint is removed, the one before it is complete",
         message="no space left while writing (…): …MB are free",
         tests=(
-            "faults/test_storage.py::test_a_disk_that_gets_full_ends_the_run_with_its_last_checkpoint_whole",
+            "faults/test_storage.py::test_a_disk_that_fills_up_ends_the_run_with_its_last_checkpoint_intact",
             "faults/test_storage.py::test_a_disk_that_turns_read_only",
             "faults/test_storage.py::test_a_disk_that_is_full_when_a_checkpoint_is_written",
             f"{SAVER}::test_a_full_disk_is_reported_by_the_next_call",
@@ -60,7 +60,7 @@ ROWS = (
         message="the run directory cannot be made (…): …Permission denied",
         tests=(
             "faults/test_storage.py::test_a_run_directory_that_cannot_be_made_is_refused_before_the_data_is_read",
-            "faults/test_storage.py::test_what_may_not_be_entered_is_named",
+            "faults/test_storage.py::test_a_folder_without_access_is_named",
             BAD_INPUT,
         ),
     ),
@@ -80,7 +80,7 @@ ROWS = (
         outcome="each has its own directory below outputs/",
         tests=(
             "faults/test_storage.py::test_runs_of_the_same_second_have_directories_of_their_own",
-            "distributed/test_lost_ranks.py::test_one_directory_and_one_token_cache_whoever_comes_first",
+            "distributed/test_lost_ranks.py::test_ranks_share_one_run_directory_and_one_token_cache",
         ),
     ),
     Row(
@@ -89,7 +89,7 @@ ROWS = (
         outcome="the newest and the best always stay; old ones are removed only after the new one is on disk",
         tests=(
             f"{SAVER}::test_the_newest_and_the_best_stay_and_abandoned_steps_go",
-            "training/test_trainer.py::test_the_best_checkpoint_is_that_of_the_lowest_val_loss",
+            "training/test_trainer.py::test_the_best_checkpoint_has_the_lowest_val_loss",
         ),
     ),
 )

@@ -14,7 +14,9 @@ SIZES = st.integers(1, 64)
 
 
 @given(batch_size=SIZES, accum=SIZES, seq_len=SIZES, world_size=st.integers(1, 8))
-def test_the_batch_given_either_way_is_the_same(batch_size: int, accum: int, seq_len: int, world_size: int) -> None:
+def test_total_batch_tokens_and_grad_accum_steps_give_the_same_batch(
+    batch_size: int, accum: int, seq_len: int, world_size: int
+) -> None:
     tokens = batch_size * accum * seq_len * world_size
     shape = {"batch_size": batch_size, "seq_len": seq_len, "max_seq_len": 64, "world_size": world_size}
     by_steps = plan_batch(**shape, grad_accum_steps=accum, total_batch_tokens=None)
@@ -24,7 +26,7 @@ def test_the_batch_given_either_way_is_the_same(batch_size: int, accum: int, seq
 
 
 @given(batch_size=SIZES, seq_len=SIZES, tokens=st.integers(1, 10**6))
-def test_tokens_that_do_not_divide_are_refused_with_the_nearest_that_do(
+def test_total_batch_tokens_that_do_not_divide_are_refused_with_the_nearest(
     batch_size: int, seq_len: int, tokens: int
 ) -> None:
     micro = batch_size * seq_len
@@ -56,7 +58,7 @@ def test_defaults_of_the_batch() -> None:
     ("text", "tokens"),
     [(1, 1), (512, 512), ("512", 512), ("2**19", 2**19), ("2 ** 19", 2**19), (" 10**6 ", 10**6), ("3**1", 3)],
 )
-def test_numbers_of_tokens(text: int | str, tokens: int) -> None:
+def test_token_counts_are_parsed(text: int | str, tokens: int) -> None:
     assert parse_tokens(text) == tokens
 
 
@@ -65,7 +67,7 @@ def test_numbers_of_tokens(text: int | str, tokens: int) -> None:
     ["", "0", 0, -1, "-5", "2**-1", "2**2**2", "1e-6", "10k", "9**99", 1.5, "2*3", "x", True, "2**", "**2", "2**100000",
      "0**3", "__import__('os')", "2^19", "²"],
 )  # fmt: skip
-def test_what_is_no_number_of_tokens(text: object) -> None:
+def test_invalid_token_counts_are_refused(text: object) -> None:
     with pytest.raises(UserError, match=r"not a number of tokens \(trainer.total_batch_tokens=") as refused:
         parse_tokens(text)  # type: ignore[arg-type]
     assert "2**19" in refused.value.hint
@@ -88,7 +90,7 @@ def test_a_horizon_in_epochs_is_floored(epochs: float, epoch_tokens: int) -> Non
     assert steps == int(epochs * epoch_tokens) // 128
 
 
-def test_the_other_horizons() -> None:
+def test_horizons_in_steps_and_by_default() -> None:
     assert plan_steps(BATCH, **NONE, epoch_tokens=0, curriculum=OFF) == 2000
     assert plan_steps(BATCH, **NONE | {"max_steps": 7}, epoch_tokens=0, curriculum=OFF) == 7
 
@@ -111,7 +113,7 @@ def test_the_other_horizons() -> None:
         ),
     ],
 )
-def test_a_horizon_that_is_none(horizon: dict[str, float], said: str) -> None:
+def test_impossible_horizons_are_refused(horizon: dict[str, float], said: str) -> None:
     with pytest.raises(UserError) as refused:
         plan_steps(BATCH, **NONE | horizon, epoch_tokens=1000, curriculum=OFF)
     assert said in str(refused.value)

@@ -54,7 +54,7 @@ def programs() -> list[tuple[int, ...]]:
 
 
 @pytest.mark.slow
-def test_compiled_steps_are_the_same_steps_and_their_checkpoint_is_anyones(corpus: str, tmp_path: Path) -> None:
+def test_compiled_training_is_bitwise_equal_and_its_checkpoint_loads_anywhere(corpus: str, tmp_path: Path) -> None:
     """This backend runs torch's own operations, so what dropout draws and every bit are those of a run without."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "model.dropout=0.1", "model.layerdrop=0.3"]
     shared += ["ema.enabled=true", "trainer.eval_every=2", "trainer.sample_every=2", "trainer.sample_tokens=5"]
@@ -99,7 +99,9 @@ def test_compiled_steps_are_the_same_steps_and_their_checkpoint_is_anyones(corpu
         ),
     ],
 )
-def test_every_option_is_the_same_run(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
+def test_compiled_training_equals_eager_training_with_every_option(
+    options: tuple[str, ...], corpus: str, tmp_path: Path
+) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", *options]
     plain = [one for one in shared if not one.startswith("trainer.compile")]
     assert train(*plain, f"run.dir={tmp_path / 'eager'}") == 0
@@ -129,7 +131,7 @@ RAMP = ("model.max_seq_len=44", "curriculum.enabled=true", "curriculum.steps=5")
 
 
 @pytest.mark.slow
-def test_lengths_share_a_program_and_reading_needs_none(
+def test_lengths_share_a_program_and_evaluation_compiles_none(
     corpus: str, tmp_path: Path, programs: list[tuple[int, ...]]
 ) -> None:
     assert len(counted(corpus, tmp_path / "ramp", programs, *RAMP)) == 2
@@ -149,7 +151,7 @@ def test_programs_are_made_before_the_first_step(corpus: str, tmp_path: Path, pr
 
 
 @pytest.mark.slow
-def test_a_failure_is_known_before_the_first_step(
+def test_a_compile_failure_is_reported_before_the_first_step(
     corpus: str, tmp_path: Path, programs: list[tuple[int, ...]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.compile.enabled=true", "trainer.max_steps=2"]
@@ -219,7 +221,7 @@ def test_what_is_refused(
     assert re.search(said, capsys.readouterr().err)
 
 
-def test_what_is_tried_leaves_no_trace() -> None:
+def test_warm_up_restores_buffers_and_random_streams() -> None:
     model = small_model("moe=aux_free")
     model.register_buffer("count", torch.zeros(2))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -235,7 +237,7 @@ def test_what_is_tried_leaves_no_trace() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_failures_in_a_line() -> None:
+def test_a_compiler_error_is_shortened_to_one_line() -> None:
     assert in_a_line(None) == "another rank failed"
     assert in_a_line(RuntimeError("\n one \n two")) == "one"
     assert (
@@ -247,7 +249,7 @@ def test_failures_in_a_line() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_ranks_compile_as_one_does(strategy: str, corpus: str, tmp_path: Path) -> None:
+def test_two_ranks_compile_like_one_process(strategy: str, corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "model.layerdrop=0.3", f"strategy={strategy}"]
     assert train(*shared[:-1], f"run.dir={tmp_path / 'one'}") == 0  # the tokens are in the cache from here on
     run(2, tmp_path / "eager", *shared)
@@ -290,7 +292,7 @@ def test_inductor_on_two_threads_is_repeatable_and_resumable(
     "options",
     [pytest.param(("trainer.precision=bf16",), marks=pytest.mark.exhaustive), ("moe=aux_free", "ema.enabled=true")],
 )
-def test_inductor_trains_as_well(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
+def test_inductor_reaches_the_same_losses(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", *options]
     assert train(*shared, f"run.dir={tmp_path / 'eager'}") == 0
     assert train(*shared, *INDUCTOR, f"run.dir={tmp_path / 'compiled'}") == 0

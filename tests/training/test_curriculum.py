@@ -51,7 +51,9 @@ def test_lengths_and_their_sum(lengths: Lengths, n: int, step: int) -> None:
     steps=st.none() | st.integers(1, 40),
     tokens=st.integers(30_000, 200_000),
 )
-def test_a_horizon_in_tokens_is_of_true_tokens(seq_len: int, start: int | None, steps: int | None, tokens: int) -> None:
+def test_a_horizon_in_tokens_counts_the_short_sequences(
+    seq_len: int, start: int | None, steps: int | None, tokens: int
+) -> None:
     batch = BatchPlan(batch_size=3, grad_accum_steps=2, seq_len=seq_len, world_size=1)
     curriculum = Curriculum(enabled=True, start_seq_len=start, steps=steps, seq_len=seq_len)
     horizon = {"max_steps": None, "max_tokens": tokens, "max_epochs": None}
@@ -62,7 +64,7 @@ def test_a_horizon_in_tokens_is_of_true_tokens(seq_len: int, start: int | None, 
     assert plan_steps(batch, **as_epochs, epoch_tokens=tokens // 2, curriculum=curriculum) in (n - 1, n)
 
 
-def test_what_is_left_out() -> None:
+def test_defaults_of_the_curriculum() -> None:
     at = {"enabled": True, "start_seq_len": None, "steps": None}
     assert Curriculum(**at, seq_len=1024).lengths(100) == Lengths(seq_len=1024, start=128, steps=50)
     assert Curriculum(**at, seq_len=100).lengths(7) == Lengths(seq_len=100, start=8, steps=3)
@@ -84,7 +86,7 @@ def test_what_is_refused(settings: dict[str, int], said: str) -> None:
         Curriculum(**{"enabled": True, "start_seq_len": None, "steps": None, "seq_len": 40} | settings).check(10)
 
 
-def test_a_ramp_longer_than_the_run_leaves_nothing_behind(
+def test_a_ramp_longer_than_the_run_is_refused_before_a_directory_is_made(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -101,7 +103,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_windows_are_those_of_full_length_cut(split: Split, workers: int) -> None:
+def test_short_windows_are_the_beginnings_of_full_ones(split: Split, workers: int) -> None:
     steps, length_at = range(3, 9), {3: 2, 4: 2, 5: 5, 6: 7, 7: 10, 8: 10}.__getitem__
     short = steps_of(split, steps, 3, accum=2, world=2, length_at=length_at, workers=workers)
     whole = steps_of(split, steps, 12)
@@ -109,7 +111,7 @@ def test_windows_are_those_of_full_length_cut(split: Split, workers: int) -> Non
         assert np.array_equal(cut, full[:, : length_at(step) + 1])
 
 
-def test_tokens_are_counted_truly_everywhere(corpus: str, tmp_path: Path) -> None:
+def test_tokens_and_flops_count_the_real_lengths(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ramp = (*RAMP, "curriculum.start_seq_len=8", "curriculum.steps=8")
     shared = ("dataset=text", corpus, *SMALL, *ramp, "trainer.grad_accum_steps=2")
@@ -134,7 +136,7 @@ def test_tokens_are_counted_truly_everywhere(corpus: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_step_of_the_ramp_is_a_step_of_a_run_at_that_length(corpus: str, tmp_path: Path) -> None:
+def test_a_step_of_the_ramp_equals_a_step_of_a_run_at_that_length(corpus: str, tmp_path: Path) -> None:
     """The first loss is that of the same windows cut, and steps behind the ramp are of full length."""
     shared = ["dataset=text", corpus, *SMALL, "model.max_seq_len=40", "trainer.max_steps=4", "optimizer.lr=0"]
     assert train(*shared, "curriculum.enabled=true", "curriculum.steps=2", f"run.dir={tmp_path / 'ramp'}") == 0

@@ -34,7 +34,7 @@ BALANCED = ("moe=aux_loss", "model.block.moe.coeff=100", "loss.z_loss=1e-3", "tr
 @pytest.mark.parametrize(
     "options", [pytest.param((), id="plain"), pytest.param(BALANCED, id="balanced", marks=pytest.mark.slow)]
 )
-def test_a_power_of_two_changes_nothing_that_is_logged(
+def test_a_power_of_two_as_loss_scale_changes_no_metric(
     options: tuple[str, ...], corpus: str, tmp_path: Path, scaler: dict[str, float]
 ) -> None:
     """Gradients are unscaled before they are measured and clipped, and every part of the loss is scaled."""
@@ -52,7 +52,7 @@ def test_a_power_of_two_changes_nothing_that_is_logged(
 
 
 @pytest.mark.slow
-def test_overflows_leave_everything_alone_and_say_so(
+def test_an_overflow_skips_the_step_and_is_reported(
     corpus: str, tmp_path: Path, scaler: dict[str, float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = (corpus, *FP16, *MIXED, "trainer.max_steps=12", "schedule=linear")
@@ -90,7 +90,7 @@ def flat(node: Any) -> list[Any]:
     return [node.tolist()] if isinstance(node, torch.Tensor) else [node]
 
 
-def test_a_loss_that_is_no_number_is_a_fault_and_not_an_overflow(
+def test_a_nan_loss_is_a_fault_and_not_an_overflow(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = NextToken.forward
@@ -101,7 +101,7 @@ def test_a_loss_that_is_no_number_is_a_fault_and_not_an_overflow(
     assert "trainer.nonfinite.action=stop" in capsys.readouterr().err
 
 
-def test_a_scale_that_cannot_help_does_not_skip_for_ever(
+def test_steps_are_not_skipped_forever_when_no_scale_helps(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every gradient is a number, their norm is none: the scaler sees no overflow."""
@@ -117,7 +117,7 @@ def test_a_scale_that_cannot_help_does_not_skip_for_ever(
 @pytest.mark.parametrize(
     "options", [pytest.param((), id="plain", marks=pytest.mark.exhaustive), pytest.param(MIXED, id="mixed")]
 )
-def test_scale_and_growth_go_on_where_they_were(
+def test_loss_scale_and_growth_counter_survive_a_resume(
     options: tuple[str, ...], corpus: str, tmp_path: Path, scaler: dict[str, float]
 ) -> None:
     """Through an overflow and two growths, with the stops in between."""

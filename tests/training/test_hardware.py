@@ -10,7 +10,7 @@ from tinyllm.utils import device as hardware
 
 
 @pytest.mark.parametrize(("speed", "most"), [(1e9, 6e8), (1e12, 2.5e10)])
-def test_the_peak_of_a_slow_format_is_found_by_small_products(
+def test_the_peak_of_a_slow_format_is_measured_with_small_products(
     speed: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A clock that goes as if the machine did ``speed`` FLOPs per second; the small products come first."""
@@ -23,7 +23,7 @@ def test_the_peak_of_a_slow_format_is_found_by_small_products(
 
 
 @pytest.mark.parametrize(("cpus", "asked", "wanted"), [(2, None, 2), (16, None, 4), (2, "4", 4)])
-def test_no_more_threads_than_cpus_that_may_be_used(
+def test_no_more_threads_than_usable_cpus(
     cpus: int, asked: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container with a share of a large machine; what was asked for stays."""

@@ -136,7 +136,7 @@ def test_the_balance_loss_is_averaged_over_mixtures_not_over_blocks() -> None:
     assert NextToken(dense, chunk_tokens=0)(batch_of(tokens())).expert_load is None and StepLoad().metrics() == {}
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_against_values_computed_by_hand() -> None:
     routing = StepLoad()
     load = torch.tensor([4.0, 0.0, 4.0, 0.0])
     for sequences in (0.25, 0.75):

@@ -13,7 +13,7 @@ from tinyllm.runs.checkpoint import find
 
 
 @pytest.mark.slow
-def test_resumed_and_evaluated_on_its_own_split(
+def test_an_older_run_is_resumed_and_evaluated_on_its_own_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two books: half of the data validated then, a tenth does now."""
@@ -34,7 +34,7 @@ def test_resumed_and_evaluated_on_its_own_split(
     assert evaluate_run(cfg, cfg.run)["tokens"] > 1000  # about half of 1,200 words
 
 
-def test_a_checkpoint_that_names_no_rules_is_from_before_they_changed(tmp_path: Path, monkeypatch) -> None:
+def test_a_checkpoint_without_a_rules_version_uses_version_1(tmp_path: Path, monkeypatch) -> None:
     from tests.data.conftest import text_corpus
     from tinyllm.tokenizers.byte import ByteTrainer
 

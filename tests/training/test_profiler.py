@@ -95,7 +95,7 @@ def test_the_innermost_operator_is_found(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_full_disk_costs_the_profile_and_not_the_run(tmp_path: Path) -> None:
+def test_a_full_disk_loses_the_profile_and_not_the_run(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:

@@ -80,7 +80,7 @@ def test_the_same_command_twice_gives_the_same_bits(corpus: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_looking_at_a_run_does_not_change_it(corpus: str, tmp_path: Path) -> None:
+def test_evaluation_samples_and_logging_do_not_change_a_run(corpus: str, tmp_path: Path) -> None:
     """Evaluation, samples, checkpoints, logging and workers leave every bit of the weights alone."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "model.dropout=0.1"]
     variants = {
@@ -146,7 +146,9 @@ def test_kill_9_loses_at_most_checkpoint_every_steps(corpus: str, tmp_path: Path
     assert not list((tmp_path / "parts" / "checkpoints").glob(".tmp*"))
 
 
-def test_a_finished_run_is_left_alone(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_finished_run_changes_nothing(
+    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=2", f"run.dir={tmp_path / 'run'}") == 0
     before = {
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()
@@ -227,7 +229,7 @@ def test_resume_refuses_a_changed_corpus(tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_a_changed_batch_continues_where_the_data_stood(
+def test_a_changed_batch_size_continues_at_the_same_point_in_the_data(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No sequence of an epoch is seen twice or left out when the batch size changes in between."""
@@ -253,7 +255,7 @@ def test_a_changed_batch_continues_where_the_data_stood(
     assert seen == list(range(3 * 4 + 3 * 3))
 
 
-def test_init_from_takes_the_weights_alone(
+def test_init_from_loads_only_the_weights(
     stopped_run: Path, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", f"init_from={stopped_run}"]

@@ -9,7 +9,7 @@ from tests.support.training_runs import SMALL, logged, train
 
 @pytest.mark.slow
 @pytest.mark.parametrize("horizon", ["trainer.max_steps=4", "trainer.max_tokens=256", "trainer.max_epochs=0.05"])
-def test_a_new_horizon_takes_the_place_of_the_old_one(horizon: str, corpus: str, tmp_path: Path) -> None:
+def test_a_new_horizon_replaces_the_old_one(horizon: str, corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train("dataset=text", corpus, *SMALL, horizon, f"run.dir={run}") == 0
     ended = logged(run, "step")[-1]
@@ -18,7 +18,7 @@ def test_a_new_horizon_takes_the_place_of_the_old_one(horizon: str, corpus: str,
 
 
 @pytest.mark.slow
-def test_a_new_way_to_give_the_batch_takes_the_place_of_the_old_one(corpus: str, tmp_path: Path) -> None:
+def test_another_batch_setting_replaces_the_old_one(corpus: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shared = [
         "dataset=text",

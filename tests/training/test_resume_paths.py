@@ -66,7 +66,7 @@ def test_the_run_is_found(
 
 
 @pytest.mark.parametrize("place", [f"copy/{STEP}", f"other/checkpoints/{STEP}", f"{STEP}"])
-def test_a_copy_of_a_checkpoint_is_of_no_run(
+def test_a_copied_checkpoint_belongs_to_no_run(
     place: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "copies" / place
@@ -81,7 +81,7 @@ def test_a_copy_of_a_checkpoint_is_of_no_run(
         assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_copy_goes_on_in_a_new_directory(run: Path, tmp_path: Path) -> None:
+def test_a_copied_checkpoint_continues_in_a_new_directory(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run / "checkpoints" / STEP, tmp_path / "copy" / STEP)
     before = sorted(run.rglob("*"))
     assert train(f"resume={copy}", "trainer.max_steps=3", f"run.dir={tmp_path / 'new'}") == 0
@@ -90,7 +90,7 @@ def test_a_copy_goes_on_in_a_new_directory(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_whose_name_looks_like_an_interpolation_goes_on(
+def test_a_run_whose_name_looks_like_an_interpolation_can_be_resumed(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +101,9 @@ def test_a_run_whose_name_looks_like_an_interpolation_goes_on(
     assert [one["step"] for one in metrics(tmp_path / "q ${y}")] == [1, 2]
 
 
-def test_there_is_no_home(made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tilde_without_a_home_directory_is_refused(
+    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(made)
     assert train("resume=~nobody-of-that-name/run") == 2
     assert "no such home directory (resume=~nobody-of-that-name/run)" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def scores(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
 
 
 @pytest.mark.slow
-def test_the_best_is_one_of_the_line_that_the_run_is_on(
+def test_the_best_checkpoint_is_one_of_the_steps_the_run_keeps(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
@@ -88,7 +88,7 @@ def test_the_best_is_one_of_the_line_that_the_run_is_on(
     assert find(run).state()["best_loss"] == 2.6
 
 
-def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up(
+def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also that of the last step, after which there would be nothing left to do."""
@@ -120,7 +120,7 @@ def test_a_signal_breaks_an_evaluation_off_and_the_resumed_run_makes_it_up(
     assert read_hint(parts / "checkpoints", "best") == parts / "checkpoints/step-000004"
 
 
-def test_a_signal_breaks_a_sample_off(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_interrupts_a_sample(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, asked = trainers.generate_text, []
 
     def generate_text(*arguments: Any, stopping: Any, **settings: Any) -> str:
@@ -140,7 +140,7 @@ def test_a_signal_breaks_a_sample_off(corpus: str, tmp_path: Path, monkeypatch: 
     assert len(asked) == 3 and find(run).step == 2
 
 
-def test_sighup_is_left_alone_where_nohup_ignores_it() -> None:
+def test_sighup_stays_ignored_under_nohup() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with listening():
@@ -154,7 +154,7 @@ def test_sighup_is_left_alone_where_nohup_ignores_it() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_listener_that_raises_is_told_of_and_costs_nothing(
+def test_a_callback_that_raises_is_reported_once_and_training_continues(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tinyllm.loggers.curves import Curves
@@ -173,9 +173,7 @@ def test_a_listener_that_raises_is_told_of_and_costs_nothing(
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
-def test_a_perplexity_beyond_all_numbers_is_inf(
-    corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_perplexity_that_overflows_is_inf(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     settings = ["trainer.max_steps=1", "trainer.eval_every=1", "model.init_std=300", f"run.dir={run}"]
     assert train("dataset=text", corpus, *SMALL, *settings) == 0
@@ -187,7 +185,7 @@ def test_a_perplexity_beyond_all_numbers_is_inf(
 
 
 @pytest.mark.slow
-def test_a_run_that_saves_nothing(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_without_checkpoints(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same records as with checkpoints, no file of weights, and no command that would need one."""
     shared = ["dataset=text", corpus, *[one for one in SMALL if "checkpoint_every" not in one], "trainer.max_steps=2"]
     shared += ["trainer.eval_every=1"]
@@ -216,7 +214,7 @@ def test_a_run_that_saves_nothing(corpus: str, tmp_path: Path, capsys: pytest.Ca
         training_settings(cfg, Invocation())
 
 
-def test_a_stop_before_the_first_step_names_no_command_that_cannot_work(
+def test_a_stop_before_the_first_step_suggests_no_command_that_would_fail(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     original = trainers.make_compiler

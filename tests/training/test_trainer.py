@@ -99,7 +99,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
     yield steps
 
 
-def test_a_step_that_is_not_finite_is_skipped_untouched(corpus: str, tmp_path: Path, poisoned: set[int]) -> None:
+def test_a_step_with_a_nan_loss_is_skipped_and_changes_nothing(corpus: str, tmp_path: Path, poisoned: set[int]) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4"]
     assert train(*shared, f"run.dir={tmp_path / 'before'}", "trainer.stop_after_steps=2") == 0
     poisoned.add(2 + 2)  # the third step of the next run
@@ -113,7 +113,7 @@ def test_a_step_that_is_not_finite_is_skipped_untouched(corpus: str, tmp_path: P
     assert find(tmp_path / "skipped").state()["skipped"] == 0
 
 
-def test_patience_and_stop_end_the_run_with_its_last_checkpoint_whole(
+def test_patience_and_stop_end_the_run_with_its_last_checkpoint_intact(
     corpus: str, tmp_path: Path, poisoned: set[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=20", "trainer.checkpoint_every=2"]
@@ -129,7 +129,7 @@ def test_patience_and_stop_end_the_run_with_its_last_checkpoint_whole(
     assert not list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
 
 
-def test_fp16_keeps_the_scale_and_the_logged_norm_does_not_depend_on_it(
+def test_fp16_keeps_its_scale_and_logs_the_unscaled_norm(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.precision=fp16"]
@@ -161,7 +161,7 @@ def test_a_record_is_the_mean_since_the_last_one_and_carries_every_axis(corpus: 
     assert third[-1]["flops"] == 7 * 64 * per_token
 
 
-def test_the_best_checkpoint_is_that_of_the_lowest_val_loss(
+def test_the_best_checkpoint_has_the_lowest_val_loss(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tinyllm.programs import trainer_builder as trainers
@@ -176,7 +176,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_val_loss(
     assert [record["val/loss"] for record in metrics(run)] == [3.0, None, 2.0, None, 2.5]
 
 
-def test_the_weights_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     cfg = tinyllm.compose("model.d_model=32", "model.n_heads=2")
     build = lambda seed: build_model(cfg, vocab_size=9, seed=seed, device=torch.device("cpu"), allow=frozenset())  # noqa: E731
     torch.manual_seed(5)
@@ -190,7 +190,7 @@ def test_the_weights_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.slow
-def test_terms_of_training_alone_are_logged_apart(corpus: str, tmp_path: Path) -> None:
+def test_regularisation_terms_are_logged_separately(corpus: str, tmp_path: Path) -> None:
     """The first step's plain loss is the same with and without them, and so is that of the weights as they began."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", "trainer.eval_every=1", "optimizer.lr=0"]
     assert train(*shared, f"run.dir={tmp_path / 'plain'}") == 0
@@ -214,7 +214,7 @@ def test_recompute_changes_memory_and_no_bit(corpus: str, tmp_path: Path, every:
     assert logged(tmp_path / "kept", "train/loss") == logged(tmp_path / "again", "train/loss")
 
 
-def test_recompute_keeps_the_inputs_of_blocks_alone() -> None:
+def test_recompute_saves_only_the_inputs_of_blocks() -> None:
     """Counted by what autograd asks to keep for the backward pass, and by the estimate."""
     kept = {}
     for every in (0, 2, 1):
@@ -236,7 +236,7 @@ def test_recompute_keeps_the_inputs_of_blocks_alone() -> None:
 
 
 @pytest.mark.slow
-def test_the_average_is_what_is_evaluated_sampled_and_loaded(corpus: str, tmp_path: Path) -> None:
+def test_averaged_weights_are_evaluated_sampled_and_loaded(corpus: str, tmp_path: Path) -> None:
     """Beside the raw weights, which are bit for bit those of a run without it."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "trainer.eval_every=6", "optimizer.lr=0.01"]
     assert train(*shared, f"run.dir={tmp_path / 'without'}") == 0
