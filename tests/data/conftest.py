@@ -1,4 +1,4 @@
-"""Small data sets and what turns them into splits."""
+"""Small data sets and splits."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ def text_corpus(path: Path | str, **changes) -> TextCorpus:
 
 
 def make_split(folder: Path, ids: np.ndarray, row_length: int | None = None, name: str = "train") -> Split:
-    """A split over ``ids`` without a cache around it."""
+    """A split of ``ids`` without a token cache."""
     path = folder / f"{name}.bin"
     ids.astype(np.uint32).tofile(path)
     lengths = np.ones(int(ids.max()) + 1, dtype=np.int64) if row_length is None else None
@@ -28,7 +28,7 @@ def make_split(folder: Path, ids: np.ndarray, row_length: int | None = None, nam
 
 @pytest.fixture
 def prepared(tmp_path: Path) -> Callable[..., TokenData]:
-    """Writes texts to files, one document each, and prepares them."""
+    """Write texts to files, one document each, and prepare them."""
 
     def prepare_texts(*texts: str, trainer: TokenizerTrainer | None = None, **changes) -> TokenData:
         folder = tmp_path / "texts"

@@ -1,4 +1,4 @@
-"""The corpora that are on every machine."""
+"""The corpora that are present on every machine."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Reading text: what is refused and how it is named, what is mended, that memory stays small."""
+"""Reading text: refused and replaced bytes, marks and line endings, bounded memory."""
 
 import codecs
 import os
@@ -40,7 +40,7 @@ def write(path: Path, content: bytes) -> Path:
     chunk=st.integers(1, 9),
 )
 def test_text_equals_what_open_reads(tmp_path_factory, content: str, chunk: int) -> None:
-    """Python's own text mode is the reference, at any chunk size."""
+    """Python's own text mode is the reference, for any chunk size."""
     file = write(tmp_path_factory.getbasetemp() / "text", content.encode("utf-8", "surrogatepass"))
     if content.startswith("\ufeff") or kind_of(content.encode(), "text"):
         return
@@ -56,7 +56,7 @@ def test_text_equals_what_open_reads(tmp_path_factory, content: str, chunk: int)
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=40).map(lambda b: b.replace(b"\0", b"x")), chunk=st.integers(1, 9))
 def test_bad_bytes_at_any_chunk_size(tmp_path_factory, content: bytes, chunk: int) -> None:
-    """The offset is that of decoding the whole, and so is the replacement."""
+    """Offset and replacement equal those of decoding the whole content."""
     if kind_of(content, "bytes") or content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return
     file = write(tmp_path_factory.getbasetemp() / "bytes", content)
@@ -149,7 +149,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_text_with_a_long_blank_beginning(tmp_path: Path) -> None:
-    """Of more than what is read at a time."""
+    """Longer than a chunk."""
     file = write(tmp_path / "a.txt", b" \n" * (files.CHUNK // 2 + 10) + b"text")
     text_corpus(file).check()
     write(tmp_path / "a.txt", b" \n" * (files.CHUNK // 2 + 10) + b"\xff")

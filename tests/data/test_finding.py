@@ -1,4 +1,4 @@
-"""Which files a path names: each once, nothing without a word, and no walk without an end."""
+"""Finding files: each once, skipped entries reported, loops ended."""
 
 import os
 import socket
@@ -29,7 +29,7 @@ def write(path: Path, content: str = "some text") -> Path:
 
 @pytest.fixture
 def looped(tmp_path: Path) -> Path:
-    """A folder with loops of every kind, and a file that links lead to in several ways."""
+    """A folder with loops of every kind, and a file with several paths through links."""
     root = tmp_path / "l"
     write(root / "a.txt", "a")
     write(root / "sub" / "b.txt", "b")
@@ -43,7 +43,7 @@ def looped(tmp_path: Path) -> Path:
 
 
 def test_each_file_once_and_loops_end(looped: Path) -> None:
-    """By the name without a link, and of several such names by the first."""
+    """By a path without links, and of several such paths by the first."""
     once = ["a.txt", "sub/b.txt"]
     assert names(looped, looped) == once
     for pattern in ("**/*.txt", "**", "**/**/*.txt", "**/*"):
@@ -129,7 +129,7 @@ def test_skipped_entries_are_reported(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, where: str
 ) -> None:
-    """scandir stands in for the permission, which root does not need."""
+    """scandir is patched to fail, because permissions do not stop root."""
     write(tmp_path / "data" / "a.txt")
     secret = tmp_path / ("data/secret" if where == "inside" else "secret")
     write(secret / "b.txt")
@@ -211,7 +211,7 @@ def ring(folder: Path) -> str:
     ],
 )
 def test_paths_that_are_not_files_are_refused(tmp_path: Path, make, what: str, hint: str) -> None:
-    """At once; a pipe that nobody writes to is not opened."""
+    """Immediately: a pipe without a writer is not opened."""
     with pytest.raises(UserError, match=what) as caught:
         find(make(tmp_path))
     assert hint in caught.value.hint
@@ -220,7 +220,7 @@ def test_paths_that_are_not_files_are_refused(tmp_path: Path, make, what: str, h
 def test_a_cached_folder_is_walked_once_and_its_files_are_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the second start on, whatever their number: what was read of them is remembered."""
+    """From the second start on, because the content hashes are cached."""
     for i in range(60):
         write(tmp_path / "data" / str(i % 3) / f"{i}.txt", f"text {i}" if i % 5 else "\0binary")
     monkeypatch.setattr("tinyllm.data.content_hashes.SETTLED_NS", 0)

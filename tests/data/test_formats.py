@@ -1,4 +1,4 @@
-"""Files that are no text: said what they are and what to do with them, whichever data set reads them."""
+"""Files that are not text: every corpus names the format and what to do."""
 
 import bz2
 import gzip
@@ -79,7 +79,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path, name: str, errors: str) -> None:
-    """Never the advice to read it with dataset.errors=replace, which would train on noise."""
+    """The advice is never dataset.errors=replace, which would train on noise."""
     content, kind, advice = FILES[name]
     file = tmp_path / name
     file.write_bytes(content)
@@ -173,7 +173,7 @@ def test_the_command_in_the_advice_is_quoted(tmp_path: Path) -> None:
 
 
 def test_the_advice_for_raw_numbers_works(tmp_path: Path) -> None:
-    """nanoGPT's train.bin: no pickle is in it, and nothing advises to load one."""
+    """For nanoGPT's train.bin; the advice does not involve pickle."""
     file = tmp_path / "train.bin"
     np.arange(1000, dtype=np.uint16).tofile(file)
     corpus = NpyCorpus(path=str(file), val_path=None, val_fraction=0.1)

@@ -1,4 +1,4 @@
-"""JSON lines."""
+"""JSON lines corpus."""
 
 import json
 import sys
@@ -112,7 +112,7 @@ def test_a_json_document_is_refused_with_the_command_to_convert_it(tmp_path: Pat
 
 
 def test_a_large_document_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Held as UTF-8, of which a character may lie on a border."""
+    """Stored as UTF-8, so that a chunk may end within a character."""
     text = "aé€😀" * 50
     file = write(tmp_path / "a.jsonl", json.dumps({"text": text}))
     for size in (4, 7, 30, 1000):
@@ -136,7 +136,7 @@ def test_line_endings_do_not_make_another_document(tmp_path: Path) -> None:
 
 
 def test_a_character_beyond_ascii_does_not_slow_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No Python code runs for each character: as many calls for a long text as for a short one."""
+    """No Python code runs per character: a long text takes as many calls as a short one."""
     counts = []
     for length in (10, 10_000):
         file = write(tmp_path / f"{length}.jsonl", json.dumps({"text": "é" + "x" * length}))

@@ -1,4 +1,4 @@
-"""Training batches do not depend on how they are divided or prepared; evaluation predicts each token once."""
+"""Training batches do not depend on ranks, accumulation or workers; evaluation predicts each token once."""
 
 import os
 import random
@@ -73,7 +73,7 @@ def test_targets_are_the_next_tokens(split: Split) -> None:
 @pytest.mark.parametrize("persistent", [True, False])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(split: Split, workers: int, persistent: bool) -> None:
-    """Over the end of epochs too: an epoch has 299 windows, these are 3 epochs."""
+    """Across the ends of epochs: an epoch has 299 windows, and these steps read 3 epochs."""
     steps = range(20, 80)
     plain = steps_of(split, steps, 6, 2)
     how = {"workers": workers, "prefetch_factor": 3, "persistent_workers": persistent}
@@ -96,7 +96,7 @@ def test_global_generators_are_left_alone(split: Split, workers: int) -> None:
 
 
 def test_workers_outlive_the_signals_that_end_training(split: Split) -> None:
-    """SIGTERM and Ctrl-C reach the whole process group; the loop wants to finish its step."""
+    """SIGTERM and Ctrl-C reach the whole process group, but the loop still needs the batches of its step."""
     batches = train_batches(Sampler(split, seq_len=10, seed=5), start_step=0, end_step=40, batch_size=4, workers=2)
     first = [next(batches)]
     children = {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()}
@@ -112,7 +112,7 @@ def test_workers_outlive_the_signals_that_end_training(split: Split) -> None:
 
 @pytest.mark.slow
 def test_uncaught_error_ends_the_program_with_its_workers(tmp_path: Path) -> None:
-    """They ignore SIGTERM, which is what Python ends children with, and the traceback keeps the iterator alive."""
+    """Workers ignore Python's SIGTERM at exit, and the traceback keeps their iterator alive."""
     code = f"""
 import numpy as np
 from pathlib import Path
@@ -189,7 +189,7 @@ def test_a_stride_out_of_range_is_refused(split: Split, stride: int) -> None:
 @MANY
 @given(texts=st.lists(st.text("aé€😀 ", min_size=3, max_size=30), min_size=1, max_size=4), data=st.data())
 def test_bytes_of_predicted_tokens(tmp_path_factory, texts: list[str], data: st.DataObject) -> None:
-    """Against the text itself: end-of-text has no bytes, unknown characters have their own."""
+    """Against the text itself: an end-of-text has no bytes, an unknown character its own."""
     from tinyllm.tokenizers.char import CharTokenizer
 
     tokenizer = CharTokenizer(" a", eot=True, unk=True)

@@ -1,4 +1,4 @@
-"""Arrays of numbers."""
+"""Corpus of token ids in .npy files."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The whole way from files to ids: streaming, kills, rivals."""
+"""Preparing data from files to ids: streaming, kills, concurrent processes."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def bpe() -> BPETrainer:
 
 @pytest.mark.parametrize("stage", ["reading", "learning the vocabulary", "tokenizing"])
 def test_killed_while_preparing(text: Path, tmp_path: Path, stage: str) -> None:
-    """Nothing half-made is used, nothing is left behind, and the result is that of an undisturbed run."""
+    """No partial cache is used, nothing is left behind, and the result equals that of an undisturbed run."""
     killed = start(text, tmp_path / "cache", kill_at=stage)
     killed.communicate(timeout=60)
     assert killed.returncode == -9
@@ -136,7 +136,7 @@ def test_a_waiting_process_takes_over_when_the_builder_is_killed(text: Path, tmp
 
 
 def test_ids_do_not_depend_on_how_the_text_is_streamed(tmp_path: Path, monkeypatch) -> None:
-    """One text, one sequence of ids: whatever is read, cut and encoded at a time."""
+    """Whatever the sizes of reads, pieces and batches."""
     folder = tmp_path / "texts"
     folder.mkdir()
     for i in range(12):
@@ -157,7 +157,7 @@ def test_ids_do_not_depend_on_how_the_text_is_streamed(tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_memory_is_bounded_whatever_the_size(tmp_path: Path) -> None:
-    """Resident memory of preparing 100 MB against 5 MB: far less than the text between them."""
+    """Peak memory for 100 MB of text exceeds that for 5 MB by far less than the difference."""
     code = """
 import resource, sys
 from tests.data.conftest import text_corpus
@@ -180,7 +180,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.parametrize("trainer", [CharTrainer(), ByteTrainer(), bpe()], ids=["char", "byte", "bpe"])
 def test_bad_byte_late_in_the_text_is_one_error(tmp_path: Path, trainer) -> None:
-    """Also when it is met inside the library that trains; and nothing stays behind."""
+    """Even if it surfaces inside the library that trains the tokenizer; and nothing is left behind."""
     file, n = tmp_path / "text.txt", files.CHUNK // len(SENTENCE.encode()) + 10  # beyond what is looked at first
     file.write_bytes(SENTENCE.encode() * n + b"\xfe" + SENTENCE.encode() * 10)
     with pytest.raises(UserError, match=f"byte 0xfe at offset {len(SENTENCE.encode()) * n}"):

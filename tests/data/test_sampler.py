@@ -1,4 +1,4 @@
-"""The order of training: a permutation per epoch, a pure function of (seed, sample number)."""
+"""Sampler: a permutation per epoch, as a pure function of seed and sample number."""
 
 from pathlib import Path
 

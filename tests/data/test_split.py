@@ -1,4 +1,4 @@
-"""Nothing of validation is in training."""
+"""The split: no text is in both training and validation."""
 
 import dataclasses
 import hashlib
@@ -62,7 +62,7 @@ def test_every_document_is_in_exactly_one_split(texts: list[str], fraction: floa
 @MANY
 @given(st.lists(st.integers(1, 3000), min_size=2, max_size=12), st.floats(0.02, 0.9), st.integers(0, 3))
 def test_the_fraction_is_met_for_documents_of_any_sizes(sizes: list[int], fraction: float, copies: int) -> None:
-    """About what was asked for; at most one document is on both sides, and nothing is lost but its copies."""
+    """Approximately; at most one document is cut, and nothing but its copies is lost."""
     letters = "abcdefghijkl"[: len(sizes)]
     texts = [letter * size for letter, size in zip(letters, sizes, strict=True)]
     parts = split(source_of(texts + texts[:1] * copies), fraction)
@@ -138,7 +138,7 @@ def test_the_fraction_is_met_with_few_documents(prepared, sizes: tuple[int, ...]
 
 
 def test_copies_of_the_cut_document_are_in_neither_split() -> None:
-    """With other line ends they would be cut at another place."""
+    """With other line endings they would be cut at another place."""
     books = ["\n".join(f"book {book} line {i}" for i in range(300)) for book in "ab"]
     windows = books[0].replace("\n", "\r\n")
     sources = source_of([*books, windows, windows])
@@ -159,7 +159,7 @@ def test_rows_are_not_cut_and_the_note_states_the_fraction() -> None:
 
 
 def test_version_1_of_the_rules_still_works(tmp_path: Path) -> None:
-    """The split that a run was made with, and the cache of it under the name it always had."""
+    """It gives the split of older runs, in a cache of the same name as then."""
     for name, text in (("a", "word " * 2000), ("b", "README\n"), ("c", "README\r\n")):
         (tmp_path / name).write_bytes(text.encode())
     corpus = partial(text_corpus, tmp_path / "[abc]")
@@ -244,7 +244,7 @@ def test_tinyshakespeare_is_cut_as_nanogpt_does_it(prepared, tinyshakespeare: Pa
 
 
 def test_no_token_of_validation_is_ever_trained_on(prepared) -> None:
-    """The +1 target included: every id says which document it is from."""
+    """Including the target after the last input: every id tells its document."""
     texts = ["".join(chr(0x4E00 + 40 * d + i) for i in range(40)) for d in range(12)]
     data = prepared(*texts, trainer=CharTrainer(), val_fraction=0.25)
     sampler = Sampler(data.train, seq_len=7, seed=0)
@@ -258,7 +258,7 @@ def test_no_token_of_validation_is_ever_trained_on(prepared) -> None:
 
 
 def test_the_tokenizer_learns_from_training_only(prepared) -> None:
-    """Validation is full of a word that would be merged at once."""
+    """Validation is full of a word that would be merged first."""
     texts = ["ab cd ef gh " * 50 + "zzzzzzzz" * 200]
     trainer = BPETrainer(vocab_size=320, min_frequency=2, special_tokens=["<|endoftext|>"])
     data = prepared(*texts, trainer=trainer, val_fraction=0.75)

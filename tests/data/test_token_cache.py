@@ -1,4 +1,4 @@
-"""The token cache: what is stored, and that whatever is done to it, no run trains on wrong ids."""
+"""The token cache: its content, and that no damage or edit makes a run train on wrong ids."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def again(text: Path, tmp_path: Path) -> TokenData:
 
 
 def edit(file: Path, change) -> None:
-    """Changes bytes in place, in a file that is read-only."""
+    """Change bytes in place in a read-only file."""
     file.chmod(0o644)
     content = bytearray(file.read_bytes())
     changed = change(content)
@@ -59,7 +59,7 @@ def flip(content: bytearray) -> None:
 
 
 def re_seal(meta: dict) -> None:
-    """What a careful forger would do: a digest that fits."""
+    """As a careful forger would: with a matching digest."""
     meta.pop("digest")
     meta["digest"] = cache._digest(meta)
 
@@ -70,7 +70,7 @@ def forged(meta: dict, **changes) -> None:
 
 
 def replace_ids(folder: Path, values: np.ndarray) -> None:
-    """Other ids under a meta.json whose hashes fit them."""
+    """Other ids, with a meta.json whose hashes match them."""
     entry: dict = {}
 
     def rewrite(content: bytearray) -> bytes:
@@ -155,7 +155,7 @@ def test_a_running_training_keeps_its_data_when_the_cache_is_rebuilt(
 
 
 def settle(folder: Path) -> None:
-    """As if the files had been there for a while when they were hashed."""
+    """As if the files had been older when they were hashed."""
     [file] = (folder / "cache" / "sources").iterdir()
     memo = json.loads(file.read_bytes())
     file.write_text(json.dumps({name: [*entry[:4], True, *entry[5:]] for name, entry in memo.items()}))
@@ -170,7 +170,7 @@ def test_unchanged_text_is_not_read_again(data: TokenData, text: Path, tmp_path:
 def test_text_changed_just_before_it_was_hashed_is_hashed_again(
     data: TokenData, text: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    """A second change within the same tick of the clock would leave the same stamp."""
+    """A second change within the same clock tick would leave the same stamp."""
     read: list[Path] = []
     content = hashes._content
     monkeypatch.setattr(hashes, "_content", lambda file: read.append(file) or content(file))
@@ -187,7 +187,7 @@ def test_a_damaged_memo_of_hashes_is_ignored(data: TokenData, text: Path, tmp_pa
 
 @pytest.mark.parametrize("settled", [False, True])
 def test_edited_text_is_noticed(data: TokenData, text: Path, tmp_path: Path, settled: bool) -> None:
-    """Same size, and the modification time set back as some editors do."""
+    """Of the same size and with the modification time set back, as some editors do."""
     if settled:
         settle(tmp_path)
     status = text.stat()
@@ -212,7 +212,7 @@ def test_other_settings_have_other_caches(data: TokenData, text: Path, tmp_path:
 
 @pytest.mark.parametrize(("vocab", "dtype"), [(2, "uint16"), (65535, "uint16"), (65536, "uint16"), (65537, "uint32")])
 def test_the_dtype_follows_the_vocabulary_size(vocab: int, dtype: str, tmp_path: Path) -> None:
-    """The boundary: id 65535 fits into 16 bits, id 65536 would wrap to 0 without a word."""
+    """At the boundary: id 65535 fits into 16 bits, id 65536 would silently wrap to 0."""
     assert dtype_for(vocab) == dtype
     with TokenWriter(tmp_path / "x.bin", IdsTokenizer(vocab_size=vocab)) as writer:
         writer.write(np.array([0, vocab - 1], dtype=np.uint32), None)
@@ -229,7 +229,7 @@ def test_writer_refuses_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 
 def test_large_cache_with_an_untouched_stamp_is_sampled(text: Path, tmp_path: Path, monkeypatch) -> None:
-    """And an edit of it is found all the same, since it changes the stamp."""
+    """An edit is found nevertheless, because it changes the stamp."""
     monkeypatch.setattr(cache, "BLOCK_BYTES", 512)
     monkeypatch.setattr(cache, "ALWAYS_CHECKED_BYTES", 1024)
     data = again(text, tmp_path)
@@ -262,7 +262,7 @@ def test_a_cache_folder_that_cannot_be_written_is_refused(text: Path, tmp_path: 
 
 
 def test_full_disk(text: Path, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE stands in for it: a write fails in the middle of a file."""
+    """Simulated by RLIMIT_FSIZE: a write fails in the middle of a file."""
     import subprocess
     import sys
 

@@ -1,1 +1,1 @@
-"""Several processes that train together, on this machine's CPU, connected by gloo."""
+"""Training with several processes on the CPU, connected by gloo."""

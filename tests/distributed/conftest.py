@@ -1,4 +1,4 @@
-"""Fixtures of the tests of several ranks."""
+"""Fixtures for tests with several ranks."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.support.training_runs import SMALL, train, write_corpus
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory, own_token_cache: Path) -> str:
-    """The setting that chooses a small text, whose tokens are in the cache."""
+    """The setting that selects a small text whose tokens are cached."""
     folder = tmp_path_factory.mktemp("corpus")
     chosen = f"dataset.path={write_corpus(folder / 'words.txt')}"
     assert train(*SMALL, "dataset=text", chosen, "trainer.max_steps=1", f"run.dir={folder / 'run'}") == 0

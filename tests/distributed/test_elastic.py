@@ -1,4 +1,4 @@
-"""A run goes on with another number of ranks, whole or in parts, as if nothing had been."""
+"""A run resumed with another number of ranks or another strategy equals an uninterrupted run."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ EMA = ("ema.enabled=true", "ema.decay=0.9", "ema.update_every=2", "ema.start_ste
 
 @pytest.fixture(scope="module")
 def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One rank that is never stopped, with eight sequences in two micro-steps."""
+    """An uninterrupted run of one rank, with eight sequences in two micro-steps."""
     place = tmp_path_factory.mktemp("whole") / "run"
     return run(1, place, *SHARED, corpus, *EMA, "trainer.grad_accum_steps=2")
 
@@ -27,7 +27,7 @@ def begin(world_size: int, place: Path, corpus: str, strategy: str) -> Path:
 
 
 def go_on(world_size: int, place: Path, *more: str) -> list[str]:
-    """Resume; returns what is noted about ranks and dropout."""
+    """Resume the run; returns its notes about ranks and dropout."""
     if world_size == 1:
         assert train(f"resume={place}", "strategy=auto", *more) == 0
         return []
@@ -81,7 +81,7 @@ def test_switching_between_fsdp_ddp_and_one_process(whole: Path, corpus: str, tm
     ids=["whole", "in parts"],
 )
 def test_a_resume_on_the_same_ranks_is_bitwise_equal(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
-    """Dropout too, whose streams are each rank's own."""
+    """Including dropout, whose random streams differ by rank."""
     options = (*EMA, *options, "model.dropout=0.1", "model.attn_dropout=0.1", "trainer.max_steps=8")
     one = run(2, tmp_path / "whole", *SHARED, corpus, *options)
     run(2, tmp_path / "parts", *SHARED, corpus, *options, "trainer.stop_after_steps=3")
@@ -93,7 +93,7 @@ def test_a_resume_on_the_same_ranks_is_bitwise_equal(options: tuple[str, ...], c
 
 @pytest.fixture(scope="module")
 def in_parts(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose last checkpoint two ranks wrote, with a form that other programs know, and with dropout."""
+    """A run with dropout whose last checkpoint was written by two ranks, of a model that can be exported."""
     place = tmp_path_factory.mktemp("in_parts") / "run"
     options = ("strategy=fsdp", "ffn=swiglu", "trainer.eval_tokens=null", "model.dropout=0.1", "trainer.max_steps=10")
     run(2, place, *SHARED, corpus, *options)

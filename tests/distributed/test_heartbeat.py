@@ -1,4 +1,4 @@
-"""Who is said to be lost, and how an error is told."""
+"""Which rank is reported as lost, and how errors are shown."""
 
 import threading
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tinyllm.training.distributed.process_group import is_of_connection
 
 
 class Three:
-    """Three ranks' signs of life, each through its own connection to one store."""
+    """Heartbeats of three ranks, each with its own connection to one store."""
 
     def __init__(self) -> None:
         self.store: Any = TCPStore(HERE, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=10))
@@ -64,7 +64,7 @@ def test_silent_ranks_are_named(three: Three) -> None:
 
 
 def test_a_rank_that_hangs_while_its_heartbeat_goes_on_is_named(three: Three) -> None:
-    """The one that asks too is none that hangs."""
+    """A rank that is itself looking for the fault does not count as hanging."""
     three.at(7, 7, 3)
     asks = threading.Thread(target=three.ranks[1].diagnosis)
     asks.start()

@@ -1,4 +1,4 @@
-"""A rank dies, fails, hangs or disagrees: the others end, each with a line that says which one and why."""
+"""When a rank dies, fails, hangs or disagrees, the others end with one line that says which rank and why."""
 
 import os
 import re
@@ -20,19 +20,19 @@ TIMEOUT = "distributed.timeout_s=3"
 
 @pytest.fixture(scope="module")
 def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks that nothing happened to."""
+    """An undisturbed run of two ranks."""
     return run(2, tmp_path_factory.mktemp("whole") / "run", *SHARED, corpus, *OPTIONS)
 
 
 def goes_on(place: Path, whole: Path) -> None:
-    """Started again, the run is the one that nothing happened to."""
+    """Resumed, the run equals the undisturbed one."""
     assert [answer.code for answer in train_ranks(2, f"resume={place}")] == [0, 0]
     assert digest(place) == digest(whole)
     assert metrics(place) == metrics(whole)
 
 
 def errors(answers: list[Answer]) -> list[str]:
-    """The only line that each rank has on standard error."""
+    """The single line that each rank writes to standard error."""
     assert all(len(answer.err.splitlines()) <= 1 for answer in answers), answers
     return [answer.err.strip() for answer in answers]
 
@@ -69,7 +69,7 @@ def test_a_rank_fails(fault: str, corpus: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_a_rank_is_stopped(world_size: int, corpus: str, tmp_path: Path) -> None:
-    """All the others name it, not one another."""
+    """All others name it, and not each other."""
     begun = time.monotonic()
     ranks = start(world_size, *SHARED, corpus, TIMEOUT, f"run.dir={tmp_path / 'run'}", fault="stop@step=5,rank=1")
     assert ranks[1].stopped
@@ -83,7 +83,7 @@ def test_a_rank_is_stopped(world_size: int, corpus: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_rank_hangs(corpus: str, tmp_path: Path) -> None:
-    """Its signs of life go on, but its program does not."""
+    """Its heartbeat continues while its program hangs."""
 
     def first() -> None:
         train_step = Trainer.train_step
@@ -122,7 +122,7 @@ def test_a_signal_to_one_rank_stops_all(
 def test_a_signal_to_one_rank_interrupts_the_evaluation_of_all(
     strategy: str, whole: Path, corpus: str, tmp_path: Path
 ) -> None:
-    """All break it off together, and make it up in the resumed run."""
+    """All interrupt it together, and repeat it in the resumed run."""
     place, shared = tmp_path / "run", (*SHARED, corpus, *OPTIONS)
     answers = train_ranks(2, *shared, f"strategy={strategy}", f"run.dir={place}", fault="term@evaluate,rank=1")
     assert [answer.code for answer in answers] == [143, 143], answers
@@ -149,7 +149,7 @@ def test_ruined_weights_are_not_saved_by_any_rank(strategy: str, corpus: str, tm
 
 @pytest.mark.slow
 def test_a_nan_loss_on_one_rank(corpus: str, tmp_path: Path) -> None:
-    """All ranks leave out the step, and go on alike; with stop, all end."""
+    """All ranks skip the step and continue with equal weights; with action=stop, all end."""
     place, fault = tmp_path / "run", "nan@step=3,rank=1"
     options = (*SHARED, corpus, "trainer.max_steps=5", "trainer.checkpoint_every=1", "checkpoint.keep=9")
     answers = train_ranks(2, *options, f"run.dir={place}", "trainer.stop_after_steps=4", fault=fault)
@@ -191,7 +191,7 @@ def test_ranks_with_different_data_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_share_one_run_directory_and_one_token_cache(tmp_path: Path) -> None:
-    """Nobody has prepared the data, no directory is named, and rank 0 comes late."""
+    """With unprepared data, no directory given, and rank 0 late."""
     place, cache = tmp_path / "place", tmp_path / "cache"
     place.mkdir()
     options = (*SHARED, f"dataset.path={write_corpus(tmp_path / 'words.txt', n_words=20_000)}", "trainer.max_steps=2")

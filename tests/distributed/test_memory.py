@@ -1,4 +1,4 @@
-"""A sharded model is never whole in one process, not even while its first weights are drawn."""
+"""A sharded model is never complete in one process, not even during initialization."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What ranks send each other: each gradient once a step; and what they keep to themselves: their dropout."""
+"""Ranks exchange each gradient once per step, and draw different dropout masks."""
 
 import json
 import os
@@ -25,7 +25,7 @@ OPTIONS = ("trainer.grad_accum_steps=3", "model.dropout=0.2", f"trainer.max_step
 
 
 def recording(folder: Path) -> None:
-    """In a rank: write down what it sends for its gradients in each step, its dropout, and its weights in the end."""
+    """In a rank: record the gradient messages of each step, the dropout masks, and the final weights."""
     sent: list[list[int]] = []
     masks: list[str] = []
     weights: list[str] = []
@@ -63,13 +63,13 @@ def recording(folder: Path) -> None:
 
 
 def told(corpus: str, place: Path, *options: str, first: Callable[[], object]) -> list[dict[str, Any]]:
-    """What each of two ranks wrote down."""
+    """The records of two ranks."""
     run(2, place / "run", *SHARED, corpus, *OPTIONS, *options, first=first)
     return [json.loads((place / f"rank{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 def check_the_rest(ranks: list[dict[str, Any]]) -> None:
-    """Each has other masks in every micro-step, and all have the same weights."""
+    """Masks differ between ranks and micro-steps; weights are equal."""
     masks = [set(rank["masks"]) for rank in ranks]
     assert not masks[0] & masks[1]
     assert len(masks[0]) == len(masks[1]) == STEPS * 3 * (1 + 2 * N_LAYERS)
@@ -97,7 +97,7 @@ def test_ddp_sends_each_gradient_once_per_step(corpus: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_fsdp_sends_each_block_in_one_message(corpus: str, tmp_path: Path) -> None:
-    """Of each block in one message, and of what is outside the blocks."""
+    """And the parameters outside the blocks in another."""
     ranks = told(corpus, tmp_path, "strategy=fsdp", first=partial(recording, tmp_path))
     for rank in ranks:
         assert [len(step) for step in rank["sent"]] == [N_LAYERS + 1] * STEPS

@@ -1,4 +1,4 @@
-"""The same batch on 1, 2 or 4 ranks, whole or in parts, is the same training."""
+"""The same batch on 1, 2 or 4 ranks, with DDP or FSDP, gives the same training."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ FEATURES: dict[str, tuple[tuple[str, ...], float]] = {
     ),
     "fp16 with scaler": (("trainer.precision=fp16",), 1e-4),
 }  # fmt: skip
-"""Options, and how far the loss in parts may be from that of one rank."""
+"""Options, and the tolerance of the FSDP loss against one rank."""
 EXACT = ("moe/", "train/grad_norm", "train/lr", "val/", "step", "tokens", "flops")
 """Metrics that are summed in the same order wherever they are; the loss is summed in double over the ranks."""
 
@@ -41,7 +41,7 @@ def losses(place: Path) -> list[float]:
 
 
 def same_bits(one: Path, other: Path) -> None:
-    """Two runs with the same weights, states and metrics."""
+    """Whether two runs have equal weights, states and metrics."""
     assert digest(tensors(one)) == digest(tensors(other))
     exactly = [
         [{k: v for k, v in record.items() if k.startswith(EXACT)} for record in metrics(place)]
@@ -76,7 +76,7 @@ def test_two_ranks_with_other_features(options: tuple[str, ...], apart: float, c
 
 @pytest.mark.slow
 def test_four_ranks_and_fsdp_agree_to_rounding(corpus: str, tmp_path: Path) -> None:
-    """Eight sequences a step, however they are dealt out."""
+    """Eight sequences per step, divided in several ways."""
     whole = run(1, tmp_path / "whole", *SHARED, corpus, *PLAIN, "trainer.batch_size=8")
     halves = ("trainer.batch_size=2", "trainer.grad_accum_steps=2")
     others = [
@@ -92,7 +92,7 @@ def test_four_ranks_and_fsdp_agree_to_rounding(corpus: str, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_dropped_blocks_are_dropped_on_all_ranks(corpus: str, tmp_path: Path) -> None:
-    """Also one that is there in the first micro-step and not in the last, in which the gradients are summed."""
+    """Including a block that runs in the first micro-step and not in the last, in which gradients are all-reduced."""
     seeds = [[stream(1337, "layerdrop", step, micro) for micro in range(2)] for step in range(STEPS)]
     assert [True, False] in [[draw_active_blocks(0.7, 4, seed=seed)[-1] for seed in step] for step in seeds]  # type: ignore[index]
     options = ("model.n_layers=4", "model.layerdrop=0.7", "trainer.batch_size=2", "trainer.grad_accum_steps=2")

@@ -1,4 +1,4 @@
-"""What torchrun does to a run and its ranks: signals, a launcher that dies, a restart in place, errors told once."""
+"""Runs under torchrun: signals, a killed launcher, a restart in place, errors shown once."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ Launch = Callable[..., Torchrun]
 
 @pytest.fixture
 def launch() -> Iterator[Launch]:
-    """Starts a torchrun, and leaves nothing of it behind."""
+    """Start torchrun, and clean up its processes."""
     started: list[Torchrun] = []
 
     def begin(*overrides: str, **named: object) -> Torchrun:
@@ -35,7 +35,7 @@ def launch() -> Iterator[Launch]:
 
 @pytest.fixture(scope="module")
 def whole(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks that nothing happened to."""
+    """An undisturbed run of two ranks."""
     return run(2, tmp_path_factory.mktemp("whole") / "run", *SHARED, corpus, *OPTIONS)
 
 
@@ -65,7 +65,7 @@ def test_a_signal_to_torchrun_stops_all_ranks_after_the_step(
 
 
 def test_ranks_stop_with_a_checkpoint_when_torchrun_is_killed(launch: Launch, corpus: str, tmp_path: Path) -> None:
-    """Its ranks notice, and stop with a checkpoint instead of going on alone."""
+    """They notice its death instead of training on alone."""
     place = tmp_path / "run"
     running = launch(*SHARED, corpus, *OPTIONS, f"run.dir={place}", "trainer.max_steps=100000")
     wait_for_steps(place / "metrics.jsonl", 5)
@@ -90,7 +90,7 @@ def test_a_rank_is_killed_and_torchrun_starts_all_again(
 
 
 def test_a_rank_fails(launch: Launch, corpus: str, tmp_path: Path) -> None:
-    """The first line is that of the rank, though rank 0 ends too."""
+    """The first line is that of the failed rank, although rank 0 ends too."""
     answer = launch(*SHARED, corpus, f"run.dir={tmp_path / 'run'}", fault="raise@step=5,rank=1").answer()
     assert answer.code == 1
     assert errors(answer)[0] == "error: RuntimeError: TINYLLM_FAULT=raise@step=5,rank=1 (rank 1, step 5)"
@@ -98,7 +98,7 @@ def test_a_rank_fails(launch: Launch, corpus: str, tmp_path: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_a_user_error_is_shown_once(launch: Launch, corpus: str, tmp_path: Path) -> None:
-    """One that every rank finds by itself, and one that rank 0 finds alone."""
+    """One that every rank raises, and one that only rank 0 raises."""
     answer = launch(*SHARED, corpus, "trainer.max_steps=-1", f"run.dir={tmp_path / 'run'}").answer()
     assert answer.code == 1
     assert len(errors(answer)) == 1 and "trainer.max_steps=-1" in errors(answer)[0]
@@ -111,7 +111,7 @@ def test_a_user_error_is_shown_once(launch: Launch, corpus: str, tmp_path: Path)
 
 @pytest.mark.exhaustive
 def test_ranks_disconnect_in_order(launch: Launch, corpus: str, tmp_path: Path) -> None:
-    """A group that is torn down in another order aborts one process in twelve."""
+    """In another order, one process in twelve aborts."""
     options = (*SHARED, corpus, "trainer.max_steps=1")
     answers = [launch(*options, f"run.dir={tmp_path / str(number)}").answer() for number in range(5)]
     assert [answer.code for answer in answers] == [0] * 5

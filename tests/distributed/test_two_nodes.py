@@ -1,4 +1,4 @@
-"""Two hosts: network namespaces of this machine, each with an address of its own, and a cable between them."""
+"""Two hosts, simulated by network namespaces with separate addresses and a virtual cable."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def ip(*words: str) -> str:
 
 
 class Network:
-    """Two hosts and what runs on them."""
+    """Two hosts and their processes."""
 
     def __init__(self, names: list[str]) -> None:
         self.names = names
@@ -87,7 +87,7 @@ def network() -> Iterator[Network]:
 
 
 def fixed(node: int) -> tuple[str, ...]:
-    """Each host is told its number and where the first one is."""
+    """Each host is given its number and the address of the first."""
     return (f"--node-rank={node}", f"--master-addr={ADDRESSES[0]}", f"--master-port={PORT}")
 
 
@@ -117,7 +117,7 @@ def test_a_host_is_lost_and_the_run_started_again(network: Network, corpus: str,
 
 @pytest.mark.exhaustive
 def test_the_cable_is_cut(network: Network, corpus: str, tmp_path: Path) -> None:
-    """Neither host hears anything any more; both end."""
+    """Both hosts end."""
     place = tmp_path / "run"
     options = (*SHARED, corpus, "trainer.max_steps=100000", f"run.dir={place}", "distributed.timeout_s=20")
     nodes = network.start(*options, where=fixed)

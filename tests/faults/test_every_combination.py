@@ -1,4 +1,4 @@
-"""An interrupted run is the same as an uninterrupted one, whatever it is composed of.
+"""An interrupted run equals an uninterrupted one, for every combination of parts.
 
 In CI every optimizer, schedule and feature occurs in one of the runs; every pair of them, and all combinations, are for
 who asks (``exhaustive``).
@@ -42,7 +42,7 @@ FEATURES = {
 
 
 def covering(*lists: list[str]) -> list[tuple[str, ...]]:
-    """Few combinations in which every pair of entries of two lists occurs."""
+    """A small set of combinations in which every pair of entries of two lists occurs."""
 
     def pairs(one: tuple[str, ...]) -> set[tuple[tuple[int, str], tuple[int, str]]]:
         return set(combinations(enumerate(one), 2))
@@ -64,11 +64,11 @@ EACH_ONCE = [
     (OPTIMIZERS[index % len(OPTIMIZERS)], SCHEDULES[(index + index // len(OPTIMIZERS)) % len(SCHEDULES)], feature)
     for index, feature in enumerate(FEATURES)
 ]
-"""The schedules are shifted against the optimizers, so that not always the same two meet."""
+"""Schedules are shifted against optimizers, so that all pairs meet."""
 
 
 def for_who_asks(chosen: Iterable[tuple[str, ...]], everything: Iterable[tuple[str, ...]]) -> list[Any]:
-    """Parameters of a test; those that are not chosen are exhaustive."""
+    """Test parameters; those that are not selected are marked exhaustive."""
     chosen = set(chosen)
     return [
         pytest.param(*one, id="-".join(one), marks=() if one in chosen else pytest.mark.exhaustive)
@@ -105,7 +105,7 @@ def test_an_interrupted_run_is_bitwise_equal(
 
 @pytest.fixture(scope="module")
 def tokens(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The setting that chooses the small text, whose tokens are in the cache."""
+    """The setting that selects the small text whose tokens are cached."""
     place = tmp_path_factory.mktemp("tokens") / "run"
     assert train(*SMALL, "dataset=text", corpus, "trainer.max_steps=1", f"run.dir={place}") == 0
     return corpus

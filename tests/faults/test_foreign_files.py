@@ -1,4 +1,4 @@
-"""Runs, studies, models and layers that somebody else wrote: nothing in them is called, looked up or read elsewhere."""
+"""Untrusted runs, studies, models and layers: nothing in them is executed, and no file outside is read."""
 
 import json
 import os
@@ -32,7 +32,7 @@ LITERAL = "words ${oc.env:HOME} ${x.txt"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose data lies at a path that looks like an interpolation: who resolves it twice does not find it."""
+    """A run whose data path looks like an interpolation; resolving it twice would not find the data."""
     folder = tmp_path_factory.mktemp("trained")
     write_corpus(folder / LITERAL, n_words=300)
     with mock.patch.dict(os.environ, {"RATE": "0.002", "STEPS": "2"}):
@@ -45,13 +45,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, in a current directory of its own."""
+    """A copy of the run, in a new working directory."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def forge(run: Path, name: str, change: Any) -> None:
-    """Change what a yaml file of the checkpoint and of the run says, and let the manifest agree."""
+    """Edit a yaml file of run and checkpoint, and update the manifest."""
     [checkpoint] = (run / "checkpoints").glob("step-*")
     content = change(yaml.safe_load((checkpoint / name).read_text(encoding="utf-8")))
     for place in (checkpoint, run):
@@ -64,7 +64,7 @@ def forge(run: Path, name: str, change: Any) -> None:
 
 
 def call(program: str, *arguments: str) -> int:
-    """The exit code of a program, run in this process."""
+    """The exit code of a program that runs in this process."""
     argv = mock.patch.object(sys, "argv", [program, *arguments])
     with argv, mock.patch.dict(os.environ), pytest.raises(SystemExit) as end:
         PROGRAMS[program]()

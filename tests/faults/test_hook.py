@@ -1,4 +1,4 @@
-"""The hook that the tests of faults use."""
+"""Fault injection."""
 
 import errno
 import subprocess

@@ -1,6 +1,6 @@
-"""A checkpoint that somebody else wrote, its manifest in order: nothing of it is executed, nothing is taken on trust.
+"""Untrusted checkpoints with a valid manifest: nothing in them is executed, and nothing is taken on trust.
 
-Classes that its configuration names: tests/config/test_targets.py; a pickle in its state: tests/training/
+Classes that its configuration names: tests/config/test_targets.py; a pickle in its state: tests/runs/
 test_checkpoint.py.
 """
 
@@ -22,7 +22,7 @@ from tinyllm.errors import UserError
 from tinyllm.utils.files import sha256
 
 MEMORY = 300_000_000
-"""Bytes of memory that refusing a small file may cost at most, generously."""
+"""A generous limit on the memory for refusing a small file."""
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +34,13 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy, in a current directory of its own."""
+    """A copy of the run, in a new working directory."""
     monkeypatch.chdir(tmp_path)
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
 def forge(run: Path, name: str, content: bytes) -> Path:
-    """Put another file into the checkpoint, and let the manifest agree."""
+    """Replace a file of the checkpoint, and update the manifest."""
     [checkpoint] = (run / "checkpoints").glob("step-*")
     file, manifest = checkpoint / name, checkpoint / "manifest.json"
     file.write_bytes(content)

@@ -1,4 +1,4 @@
-"""A state or a manifest of the wrong kind, its checksums in order: one line that names the file, nothing trained."""
+"""States and manifests of the wrong type but with valid checksums are refused with one line naming the file."""
 
 import copy
 import json

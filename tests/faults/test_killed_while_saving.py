@@ -1,4 +1,4 @@
-"""kill -9 wherever a checkpoint is being written: the newest whole one is found, and the run goes on from it."""
+"""kill -9 at any point of saving: the newest complete checkpoint is found, and the run resumes from it."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ NEWEST = {
     "save:before_write": 4, "save:mid_write": 4, "save:after_sync": 4,
     "save:after_rename": 6, "save:between_hints": 6, "save:mid_prune": 6,
 }  # fmt: skip
-"""Point at which the save of step 6 is killed -> the newest whole checkpoint."""
+"""Point at which the save of step 6 is killed -> the newest complete checkpoint."""
 
 EVERY_DAY = (("save:mid_write", False),)
 
@@ -34,7 +34,7 @@ def whole(shared: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkpoints(run: Path) -> list[object]:
-    """Which checkpoints there are, what the hints say, and what else lies beside them."""
+    """The checkpoints, the content of the hints, and other files beside them."""
     return [(path.name, path.is_file() and path.read_text()) for path in sorted((run / "checkpoints").iterdir())]
 
 
@@ -51,7 +51,7 @@ def test_every_point_of_saving_is_tried() -> None:
     ],
 )
 def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Path, tmp_path: Path) -> None:
-    """The save of step 6 is the fourth: step 3 is the best so far and saved besides 2 and 4."""
+    """The save of step 6 is the fourth: step 3 is saved as the best besides 2 and 4."""
     run = tmp_path / "killed"
     mode = f"checkpoint.asynchronous={str(asynchronous).lower()}"
     occasion = 2 if point == "save:mid_prune" else 4  # the first two saves have nothing to remove
@@ -70,7 +70,7 @@ def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Pat
     [(6, False), *(pytest.param(30, one, marks=pytest.mark.exhaustive) for one in (False, True))],
 )
 def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, call: Call) -> None:
-    """Twelve million bytes of weights and twice that of moments: a good part of the time goes into saving them."""
+    """12 MB of weights and twice that of moments, so that much of the time goes into saving."""
     every = 2
     size = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=16")
     answer = call(

@@ -1,4 +1,4 @@
-"""A loss that is no finite number: the step leaves nothing behind."""
+"""NaN and infinity: the step is skipped, and ruined weights are not saved."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tinyllm.runs.state_diff import compare, contents
 
 
 def changed(one: Path, other: Path) -> set[str]:
-    """The sections of two checkpoints that differ."""
+    """The sections in which two checkpoints differ."""
     return {section.name for section in compare(contents(find(one)), contents(find(other))) if not section.equal}
 
 
@@ -49,7 +49,7 @@ def test_a_run_that_gives_up_keeps_its_last_good_checkpoint(asked: str, corpus: 
 def test_ruined_weights_are_never_saved_and_the_error_names_a_good_checkpoint(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A learning rate that ruins the weights in one step: the loss after it is no number, whatever the batch."""
+    """A learning rate that ruins the weights in one step: after it, every batch has a NaN loss."""
     run = tmp_path / "run"
     shared = ["dataset=text", corpus, *SMALL, "trainer.checkpoint_every=2", f"run.dir={run}", "trainer.max_steps=6"]
     assert train(*shared) == 0

@@ -1,4 +1,4 @@
-"""A run is stopped, by itself or by a signal, wherever it may be, and goes on as if nothing had been."""
+"""A run that is stopped at any point, by a limit or a signal, resumes without a difference."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.support.training_runs import SMALL, digest, logged, metrics, train
 
 STEPS_PER_EPOCH = 8
 STOPS = (1, 3, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1, 12, 19)
-"""The first step, the end of the warm-up, around the end of an epoch, within the second, the last but one."""
+"""The first step, the end of warm-up, around the end of an epoch, within the second, the last but one."""
 
 
 def whole_equals_parts(place: Path) -> bool:
@@ -20,7 +20,7 @@ def whole_equals_parts(place: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def shared(corpus: str) -> list[str]:
-    """Twenty steps of which eight read the whole text, with dropout, warm-up and an average."""
+    """Twenty steps, eight of which make an epoch, with dropout, warm-up and averaged weights."""
     return [
         "dataset=text", corpus, *SMALL, "trainer.max_steps=20", "schedule.warmup_steps=3", "model.dropout=0.1",
         "ema.enabled=true", "ema.start_step=2", "trainer.batch_size=40", "trainer.grad_accum_steps=1",
@@ -29,7 +29,7 @@ def shared(corpus: str) -> list[str]:
 
 @pytest.mark.slow
 def test_stops_at_epoch_and_warm_up_boundaries_lose_no_data(shared: list[str], tmp_path: Path) -> None:
-    """Also a resume of a resume of a resume: the position in the data is not that of the first one."""
+    """Including a resume of a resume of a resume, each at another position in the data."""
     from tinyllm.runs.checkpoint import find
 
     assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0

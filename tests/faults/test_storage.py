@@ -1,4 +1,4 @@
-"""Damaged checkpoints, full disks, and directories that cannot be used: said in one line, and nothing is lost."""
+"""Damaged checkpoints, full disks and unusable directories: reported in one line, and nothing is lost."""
 
 import ctypes
 import os
@@ -32,7 +32,7 @@ def trained(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of it to be damaged."""
+    """A copy of the run, to be damaged."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
@@ -96,7 +96,7 @@ def test_the_last_file_is_only_a_hint(hint: str, run: Path, trained: Path) -> No
 
 
 def limit_files(size: int) -> None:
-    """Stands in for a full disk: writing past the limit fails just as on a disk without room."""
+    """Simulate a full disk: writing beyond the limit fails as on a disk without space."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
@@ -127,7 +127,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(asynchronous: str, run
 
 @pytest.fixture
 def becomes_read_only(run: Path) -> Iterator[threading.Thread]:
-    """Puts the run's directory on a file system that nobody can write, as soon as it has a checkpoint of step 8."""
+    """Remount the run's directory read-only as soon as it has a checkpoint of step 8."""
     if subprocess.run(["mount", "--bind", run, run], capture_output=True, check=False).returncode:
         pytest.skip("needs the right to mount")
 
@@ -160,7 +160,7 @@ def test_a_disk_that_turns_read_only(asynchronous: str, run: Path, becomes_read_
 
 @pytest.fixture
 def closed() -> Iterator[Path]:
-    """A directory that its reader may not write into; not below one that only its owner may enter."""
+    """A directory without write permission, whose parents anyone may enter."""
     path = Path(tempfile.mkdtemp())
     write_corpus(path / "words.txt")
     (path / "file.txt").write_text("in the way")
@@ -170,7 +170,7 @@ def closed() -> Iterator[Path]:
 
 
 def without_privileges() -> None:
-    """To the superuser every directory is open: give up that right, not the user, who may own all that is imported."""
+    """Drop root's right to ignore permissions, but stay root, who may own the imported files."""
     if os.getuid() == 0:
         version_3, this_process = 0x20080522, 0
         nothing = struct.pack("=6I", *6 * [0])  # effective, permitted and inheritable capabilities, twice 32 each

@@ -1,4 +1,4 @@
-"""What lies around a run changes: data move, clocks stand still, caches and records are somebody else's."""
+"""Changes around a run: data move, clocks stop, caches and records come from others."""
 
 import errno
 import itertools
@@ -20,7 +20,7 @@ from tinyllm.utils.files import is_trusted
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text and a run of one step of three, whose path to the text is relative."""
+    """A folder with a text and a run, stopped after one of three steps, whose path to the text is relative."""
     folder = tmp_path_factory.mktemp("made")
     write_corpus(folder / "words.txt")
     before = Path.cwd()

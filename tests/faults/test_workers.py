@@ -1,4 +1,4 @@
-"""A process that reads batches for the training dies."""
+"""Data loading workers that die or fail."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def test_a_killed_worker_ends_the_run_with_its_last_checkpoint_intact(corpus: st
 
 
 def test_an_error_in_a_worker_is_shown_as_the_error_of_the_run(corpus: str, tmp_path: Path) -> None:
-    """Not a line about workers: what they met, with its own words."""
+    """With its own message, not one about workers."""
     shared = ("dataset=text", corpus, *SMALL, "trainer.max_steps=100000", "dataloader.workers=1")
     elsewhere = Elsewhere(*shared, f"run.dir={tmp_path / 'run'}", first=spoil_the_sampler)
     answer = elsewhere.answer()

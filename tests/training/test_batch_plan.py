@@ -1,4 +1,4 @@
-"""The arithmetic of batch and horizon, against closed forms."""
+"""Batch plan and horizon, against closed forms."""
 
 import re
 

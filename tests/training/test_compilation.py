@@ -1,4 +1,4 @@
-"""Compiled blocks: the same run, the same checkpoints, few programs, and failures that say so."""
+"""Compiled blocks: the same training and checkpoints as without, few programs, and clear failures."""
 
 import json
 import os
@@ -25,13 +25,13 @@ INDUCTOR = ("trainer.compile.enabled=true",)
 
 
 def outcome(run: Path) -> Any:
-    """What run.json says of compiling."""
+    """The facts on compiling in run.json."""
     return json.loads((run / "run.json").read_text(encoding="utf-8"))["compile"]
 
 
 @pytest.fixture(scope="module")
 def programs() -> list[tuple[int, ...]]:
-    """The sizes of the inputs of every program that the backend ``counting`` was given; ``failing`` always fails."""
+    """Input sizes of every program compiled by the backend ``counting``; the backend ``failing`` always fails."""
     import torch._dynamo
 
     made: list[tuple[int, ...]] = []
@@ -55,7 +55,7 @@ def programs() -> list[tuple[int, ...]]:
 
 @pytest.mark.slow
 def test_compiled_training_is_bitwise_equal_and_its_checkpoint_loads_anywhere(corpus: str, tmp_path: Path) -> None:
-    """This backend runs torch's own operations, so what dropout draws and every bit are those of a run without."""
+    """This backend runs torch's own operations, so that every bit, dropout included, equals uncompiled training."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "model.dropout=0.1", "model.layerdrop=0.3"]
     shared += ["ema.enabled=true", "trainer.eval_every=2", "trainer.sample_every=2", "trainer.sample_tokens=5"]
     whole, parts = tmp_path / "eager", tmp_path / "compiled"
@@ -117,7 +117,7 @@ def test_compiled_training_equals_eager_training_with_every_option(
 
 
 def counted(corpus: str, run: Path, programs: list[tuple[int, ...]], *options: str) -> list[tuple[int, ...]]:
-    """The programs of a run that also evaluates and samples; run.json knows their number before the first step."""
+    """The programs of a run that also evaluates and samples; run.json has their number before the first step."""
     torch._dynamo.reset()  # what earlier runs of this process have taught the compiler about lengths
     programs.clear()
     shared = ["dataset=text", corpus, *SMALL, "trainer.compile.enabled=true", "trainer.compile.backend=counting"]
@@ -185,7 +185,7 @@ def test_a_compile_failure_is_reported_before_the_first_step(
     ids=" ".join,
 )
 def test_a_block_is_one_graph_forwards_and_backwards(options: tuple[str, ...], precision: torch.dtype) -> None:
-    """With several blocks of queries, whose gradients are written into parts of one tensor."""
+    """With several blocks of queries, whose gradients are written into slices of one tensor."""
     model = small_model(*options, "model.max_seq_len=144")
     block, x_BTC = model.layers()[0].train(), torch.randn(2, 144, 32)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32), warnings.catch_warnings():
@@ -270,7 +270,7 @@ def test_two_ranks_compile_like_one_process(strategy: str, corpus: str, tmp_path
 def test_inductor_on_two_threads_is_repeatable_and_resumable(
     options: tuple[str, ...], corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only with torch's deterministic algorithms, which is what trainer.deterministic means on a CPU."""
+    """Only with torch's deterministic algorithms, which trainer.deterministic selects on a CPU."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     shared = ["dataset=text", corpus, *SMALL, *INDUCTOR, "trainer.max_steps=8", "model.dropout=0.1", *options]
     for name in ("one", "two"):

@@ -1,4 +1,4 @@
-"""Short sequences first: their lengths, the tokens that are counted, the order of the data, what is refused."""
+"""Sequence-length curriculum: lengths, counted tokens, the order of the data, and refused settings."""
 
 import json
 from fractions import Fraction
@@ -22,7 +22,7 @@ RAMP = ("model.max_seq_len=40", "curriculum.enabled=true")
 
 
 def by_hand(step: int, *, seq_len: int, start: int, steps: int) -> int:
-    """The length of a step, with exact fractions."""
+    """The length of a step, computed with exact fractions."""
     if step >= steps:
         return seq_len
     return int(start + Fraction((seq_len - start) * step, steps)) // 8 * 8
@@ -137,7 +137,7 @@ def test_tokens_and_flops_count_the_real_lengths(corpus: str, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_step_of_the_ramp_equals_a_step_of_a_run_at_that_length(corpus: str, tmp_path: Path) -> None:
-    """The first loss is that of the same windows cut, and steps behind the ramp are of full length."""
+    """The first loss equals that of the same windows shortened; after the ramp, steps have the full length."""
     shared = ["dataset=text", corpus, *SMALL, "model.max_seq_len=40", "trainer.max_steps=4", "optimizer.lr=0"]
     assert train(*shared, "curriculum.enabled=true", "curriculum.steps=2", f"run.dir={tmp_path / 'ramp'}") == 0
     assert train(*shared, f"run.dir={tmp_path / 'full'}") == 0

@@ -1,4 +1,4 @@
-"""fp16 with a loss scale: what the scale may not change, what an overflow may not touch, and where it is kept."""
+"""fp16 with a loss scale: what the scale must not change, what an overflow must not touch, and resuming."""
 
 import copy
 import math
@@ -20,7 +20,7 @@ GradScaler = torch.amp.GradScaler
 
 @pytest.fixture
 def scaler(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """The settings of the scalers that runs make from here on."""
+    """Settings for all scalers created from here on."""
     settings: dict[str, float] = {}
     monkeypatch.setattr(
         torch.amp, "GradScaler", lambda device, enabled: GradScaler(device, enabled=enabled, **settings)
@@ -37,7 +37,7 @@ BALANCED = ("moe=aux_loss", "model.block.moe.coeff=100", "loss.z_loss=1e-3", "tr
 def test_a_power_of_two_as_loss_scale_changes_no_metric(
     options: tuple[str, ...], corpus: str, tmp_path: Path, scaler: dict[str, float]
 ) -> None:
-    """Gradients are unscaled before they are measured and clipped, and every part of the loss is scaled."""
+    """Gradients are unscaled before their norm is logged and clipped, and every term of the loss is scaled."""
     runs: dict[float, list[dict[str, Any]]] = {}
     for scale in (2.0**10, 2.0**13):  # no underflow that matters, no overflow
         scaler["init_scale"] = scale
@@ -104,7 +104,7 @@ def test_a_nan_loss_is_a_fault_and_not_an_overflow(
 def test_steps_are_not_skipped_forever_when_no_scale_helps(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every gradient is a number, their norm is none: the scaler sees no overflow."""
+    """The gradients are finite but their norm is not, so the scaler sees no overflow."""
     from tinyllm.training import trainer
 
     monkeypatch.setattr(trainer, "clip", lambda parameters, max_norm: torch.tensor(math.inf))
@@ -120,7 +120,7 @@ def test_steps_are_not_skipped_forever_when_no_scale_helps(
 def test_loss_scale_and_growth_counter_survive_a_resume(
     options: tuple[str, ...], corpus: str, tmp_path: Path, scaler: dict[str, float]
 ) -> None:
-    """Through an overflow and two growths, with the stops in between."""
+    """Across an overflow and two growths, with stops in between."""
     scaler |= {"init_scale": 2.0**24, "growth_interval": 3}
     shared = (corpus, *FP16, *options, "trainer.max_steps=20", "model.dropout=0.1")
     assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0

@@ -1,4 +1,4 @@
-"""What is found out about the machine before a run starts."""
+"""Facts about the machine that are determined before a run starts."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from tinyllm.utils import device as hardware
 def test_the_peak_of_a_slow_format_is_measured_with_small_products(
     speed: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A clock that goes as if the machine did ``speed`` FLOPs per second; the small products come first."""
+    """With a clock that runs as if the machine did ``speed`` FLOPs per second; small products come first."""
     with FlopCounterMode(display=False) as done:
         overhead = itertools.count(0, 1e-9)
         monkeypatch.setattr(hardware.time, "perf_counter", lambda: done.get_total_flops() / speed + next(overhead))
@@ -26,7 +26,7 @@ def test_the_peak_of_a_slow_format_is_measured_with_small_products(
 def test_no_more_threads_than_usable_cpus(
     cpus: int, asked: str | None, wanted: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a container with a share of a large machine; what was asked for stays."""
+    """In a container with a share of a large machine; a given number of threads stays."""
     threads = [4]
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:

@@ -1,4 +1,4 @@
-"""Training mixtures of experts: when the bias moves, by which loads, what is logged, and that a resume is exact."""
+"""Training mixtures of experts: when and by which loads the bias moves, the metrics, and exact resuming."""
 
 import copy
 import subprocess
@@ -43,7 +43,7 @@ def batch_of(ids: torch.Tensor) -> Batch:
 
 
 def one_step(model: Any, micro_batches: list[torch.Tensor], *, n_sequences: int = 12) -> StepLoad:
-    """What the loop does with the routing of one step, up to moving the biases."""
+    """The loop's handling of one step's loads, up to moving the biases."""
     objective, step_load = NextToken(model, chunk_tokens=0), StepLoad()
     for ids in micro_batches:
         loss = objective(batch_of(ids))
@@ -62,7 +62,7 @@ def biases(model: Any) -> torch.Tensor:
 
 
 def test_bias_and_gradient_of_micro_batches_are_those_of_one_batch() -> None:
-    """The loads are summed first: what each micro-batch alone would do to the bias does not add up to this."""
+    """The loads are summed before the bias moves; moving it for each micro-batch would give another result."""
     whole = small_model(*FREE, "model.block.moe.alpha=0.1")
     parts, apart = copy.deepcopy(whole), copy.deepcopy(whole)
     figures = []
@@ -80,7 +80,7 @@ def test_bias_and_gradient_of_micro_batches_are_those_of_one_batch() -> None:
 
 
 def as_rank(rank: int, directory: Path) -> dict[str, Any]:
-    """One step of one of two processes: the sequences 0, 1 and 6 … 11, or 2 … 5."""
+    """A step in one of two processes, with the sequences 0, 1 and 6 … 11, or 2 … 5."""
     dist.init_process_group("gloo", init_method=f"file://{directory / 'store'}", rank=rank, world_size=2)
     model = small_model(*FREE)
     mine = list(tokens().split([2, 4, 6]))[rank::2]
@@ -169,7 +169,7 @@ def test_resume_is_bitwise_and_the_metrics_are_there(kind: tuple[str, ...], corp
 
 
 def test_train_loss_is_plain_cross_entropy(corpus: str, tmp_path: Path) -> None:
-    """The first step's loss does not know the coefficient; the weights after it do."""
+    """The coefficient does not enter the first step's loss, but the weights after it."""
     small, large = (
         run(
             tmp_path / str(coeff),
@@ -215,7 +215,7 @@ def _not_finite(share_of_step: Callable[..., torch.Tensor], *, times: int) -> Ca
 def test_a_real_run_stays_balanced_and_without_balancing_does_not(
     kind: tuple[str, ...], least: float, most: float, tmp_path: Path
 ) -> None:
-    """nano on the standard library's code; the mean over the second half of the run."""
+    """nano on the code of the standard library; the mean over the second half of the run."""
     settings = ("dataset=stdlib", "trainer.max_steps=300", "trainer.batch_size=16", "optimizer.lr=1e-3")
     quiet = ("trainer.eval_every=0", "trainer.sample_every=0", "trainer.log_every=1")
     assert train(*kind, *settings, *quiet, f"run.dir={tmp_path / 'run'}") == 0

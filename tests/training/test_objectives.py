@@ -1,4 +1,4 @@
-"""The loop trains any objective on any source of windows; both are defined here, next-token prediction is neither."""
+"""The loop trains any objective on any source of windows, here a preference loss on pairs of sequences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ def small_model() -> Any:
 
 
 class Pairs:
-    """Sequences that repeat their first half, in two documents each, with a rejected sequence beside the chosen one."""
+    """Sequences of two equal documents, each with a rejected sequence and a reward."""
 
     windows_per_epoch = 7
 
@@ -65,7 +65,7 @@ class Pairs:
 
 
 class Preference(Objective):
-    """The chosen sequence is to be likelier than the rejected one (Rafailov et al. 2023, without a reference model)."""
+    """Makes the chosen sequence likelier than the rejected one (as Rafailov et al. 2023, but without a reference)."""
 
     selects = "pairs/accuracy"
     lower_is_better = False
@@ -106,7 +106,7 @@ class Saved(NoCheckpoints):
 
 
 def trained(source: WindowSource, accuracies: Sequence[float]) -> Trainer:
-    """A training of 4 steps, evaluated after each."""
+    """Train one step per accuracy, with an evaluation after each that reports it."""
     model = small_model()
     state = TrainState(
         model=model,
@@ -152,7 +152,7 @@ def test_another_objective_on_another_source_trains_with_its_own_metrics() -> No
     margins = [record["pairs/margin"] for record in trainer.log.records]
     assert losses[-1] < losses[0] and margins[-1] > margins[0]
     assert "loss/z" not in trainer.log.records[0] and "moe/max_load" not in trainer.log.records[0]
-    # the highest accuracy is the best; an equal one later is none
+    # Higher is better, and an equal value later is not.
     assert trainer.checkpoints.best == [True, True, False]
     assert (trainer.state.best_loss, trainer.state.best_step) == (0.75, 2)
 
@@ -184,7 +184,7 @@ def test_the_first_loss_is_the_mean_over_what_the_objective_weighs_by() -> None:
 
 
 def test_next_token_keeps_attention_within_the_documents_of_a_batch() -> None:
-    """A row of two documents has the loss of the documents in rows of their own."""
+    """A row of two documents has the same loss as the documents in separate rows."""
     objective, batch = NextToken(small_model(), chunk_tokens=None), Pairs().batch(np.arange(4))
     packed = objective(batch).total
     apart = Batch(inputs=batch.inputs.reshape(8, 8), targets=batch.targets.reshape(8, 8))

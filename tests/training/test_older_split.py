@@ -1,4 +1,4 @@
-"""A run from before the rules of the split changed finds its own split again."""
+"""Runs made under version 1 of the split's rules keep their split."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from tinyllm.runs.checkpoint import find
 def test_an_older_run_is_resumed_and_evaluated_on_its_own_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two books: half of the data validated then, a tenth does now."""
+    """With two documents: validation was half of the data then and is a tenth now."""
     books = tmp_path / "books"
     books.mkdir()
     for seed in (1, 2):

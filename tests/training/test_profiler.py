@@ -1,4 +1,4 @@
-"""trainer.profile: what is recorded, that it changes nothing, and that its failure is not the run's."""
+"""trainer.profile: what is recorded, that it changes nothing, and that its failure does not end the run."""
 
 import csv
 import gzip
@@ -16,7 +16,7 @@ from tinyllm.training.profiler import WARM_UP, Profiler, write_memory
 
 
 def profiled(directory: Path, *, made: int, steps: int, memory: bool = False, prefix: str = "") -> list[str]:
-    """Make some steps of a small model under the profiler; returns what was said."""
+    """Train a small model for some steps under the profiler; returns its messages."""
     said: list[str] = []
     model = nn.Linear(64, 64)
     profiler = Profiler(
@@ -71,7 +71,7 @@ def test_the_memory_of_the_cpu_is_a_table_that_adds_up(tmp_path: Path) -> None:
 
 
 def test_the_innermost_operator_is_found(tmp_path: Path) -> None:
-    """Nested, one after the other, and of another thread."""
+    """Of nested, consecutive and another thread's operators."""
 
     def op(name: str, ts: float, dur: float, tid: int = 1) -> dict[str, Any]:
         return {"ph": "X", "cat": "cpu_op", "name": name, "ts": ts, "dur": dur, "tid": tid}

@@ -1,4 +1,4 @@
-"""A run that was stopped and continued is the run that was not stopped, bit for bit."""
+"""A run that was stopped and resumed equals the uninterrupted run, bit for bit."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ OPTIONS = {
 }  # fmt: skip
 EVERY_DAY = {"muon"}
 ALSO_ELSEWHERE = {"bf16", "fp16 with scaler", "lion", "adamw8bit", "wsd", "constant, no clip"}
-"""CI has them in tests/faults/test_every_combination.py too."""
+"""Options that tests/faults/test_every_combination.py covers as well."""
 SETS = [
     pytest.param(
         options,
@@ -81,7 +81,7 @@ def test_the_same_command_twice_gives_the_same_bits(corpus: str, tmp_path: Path)
 
 @pytest.mark.slow
 def test_evaluation_samples_and_logging_do_not_change_a_run(corpus: str, tmp_path: Path) -> None:
-    """Evaluation, samples, checkpoints, logging and workers leave every bit of the weights alone."""
+    """Evaluation, samples, checkpoints, logging and workers change no bit of the weights."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "model.dropout=0.1"]
     variants = {
         "bare": ("trainer.log_every=0",),
@@ -189,7 +189,7 @@ REFUSED = {
 
 @pytest.fixture(scope="module")
 def stopped_run(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run stopped after two of four steps."""
+    """A run that was stopped after two of four steps."""
     path = tmp_path_factory.mktemp("stopped") / "run"
     assert (
         train("dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.stop_after_steps=2", f"run.dir={path}")
@@ -232,7 +232,7 @@ def test_resume_refuses_a_changed_corpus(tmp_path: Path, capsys: pytest.CaptureF
 def test_a_changed_batch_size_continues_at_the_same_point_in_the_data(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No sequence of an epoch is seen twice or left out when the batch size changes in between."""
+    """No sequence of an epoch is repeated or skipped when the batch size changes."""
     from tinyllm.data.sampler import Sampler
 
     seen: list[int] = []

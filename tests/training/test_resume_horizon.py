@@ -1,4 +1,4 @@
-"""The command that a finished run prints to train on works whatever its horizon was given in."""
+"""The command that a finished run prints to continue works for every kind of horizon."""
 
 from pathlib import Path
 

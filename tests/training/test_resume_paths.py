@@ -1,4 +1,4 @@
-"""However a run or a checkpoint is named, the run that goes on is the one that it lies in."""
+"""A run is resumed in place, whichever way the run or its checkpoint is named."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ STEP = "step-000002"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text and a finished run of two steps."""
+    """A folder with a text file and a finished run of two steps."""
     folder = tmp_path_factory.mktemp("made")
     text = write_corpus(folder / "words.txt")
     assert (

@@ -1,4 +1,4 @@
-"""What a stop and a resume must not change or lose: the horizon, the time of a start, the best checkpoint."""
+"""Stopping and resuming: horizon, time limit, best checkpoint, interrupted evaluations."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def test_the_best_checkpoint_is_one_of_the_steps_the_run_keeps(
 def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also that of the last step, after which there would be nothing left to do."""
+    """Including that of the last step, after which nothing else is left to do."""
     asked: list[int] = []
     original = trainers.evaluate
 
@@ -186,7 +186,7 @@ def test_a_perplexity_that_overflows_is_inf(corpus: str, tmp_path: Path, capsys:
 
 @pytest.mark.slow
 def test_a_run_without_checkpoints(corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same records as with checkpoints, no file of weights, and no command that would need one."""
+    """The same records as with checkpoints, no files of weights, and no suggested command that needs them."""
     shared = ["dataset=text", corpus, *[one for one in SMALL if "checkpoint_every" not in one], "trainer.max_steps=2"]
     shared += ["trainer.eval_every=1"]
     run, saving = tmp_path / "run", tmp_path / "saving"

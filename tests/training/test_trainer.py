@@ -1,4 +1,4 @@
-"""The arithmetic of a step: accumulation, clipping, values that are not finite, what is logged."""
+"""The training loop: accumulation, clipping, NaN and infinity, metrics, recompute, averaged weights."""
 
 import math
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def test_clipping_equals_torch_and_reports_the_norm_before(max_norm: float) -> N
 
 @pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[int]]:
-    """Forward passes (counted from 0) whose loss becomes NaN; fill the set."""
+    """A set to fill with the numbers of forward passes, from 0, whose loss is to become NaN."""
     steps: set[int] = set()
     count = iter(range(10**6))
     original = NextToken.forward
@@ -191,7 +191,7 @@ def test_initial_weights_depend_only_on_the_seed() -> None:
 
 @pytest.mark.slow
 def test_regularisation_terms_are_logged_separately(corpus: str, tmp_path: Path) -> None:
-    """The first step's plain loss is the same with and without them, and so is that of the weights as they began."""
+    """The plain loss of the first step, and the validation loss at lr 0, are the same with and without them."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", "trainer.eval_every=1", "optimizer.lr=0"]
     assert train(*shared, f"run.dir={tmp_path / 'plain'}") == 0
     assert train(*shared, f"run.dir={tmp_path / 'terms'}", "loss.label_smoothing=0.1", "loss.z_loss=1e-3") == 0
@@ -205,7 +205,7 @@ def test_regularisation_terms_are_logged_separately(corpus: str, tmp_path: Path)
 
 @pytest.mark.parametrize("every", ["true", pytest.param("2", marks=pytest.mark.slow)])
 def test_recompute_changes_memory_and_no_bit(corpus: str, tmp_path: Path, every: str) -> None:
-    """With everything that draws or counts in a forward pass: dropout, LayerDrop, a mixture's bias, accumulation."""
+    """With everything random or stateful in a forward pass: dropout, LayerDrop, a mixture's bias, accumulation."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "moe=aux_free", "model.dropout=0.1"]
     shared += ["model.attn_dropout=0.1", "model.layerdrop=0.5", "model.n_layers=3", "trainer.grad_accum_steps=2"]
     assert train(*shared, f"run.dir={tmp_path / 'kept'}") == 0
@@ -215,7 +215,7 @@ def test_recompute_changes_memory_and_no_bit(corpus: str, tmp_path: Path, every:
 
 
 def test_recompute_saves_only_the_inputs_of_blocks() -> None:
-    """Counted by what autograd asks to keep for the backward pass, and by the estimate."""
+    """By the tensors that autograd saves for the backward pass, and by the estimate."""
     kept = {}
     for every in (0, 2, 1):
         model: Any = small_model("model.n_layers=4")
@@ -237,7 +237,7 @@ def test_recompute_saves_only_the_inputs_of_blocks() -> None:
 
 @pytest.mark.slow
 def test_averaged_weights_are_evaluated_sampled_and_loaded(corpus: str, tmp_path: Path) -> None:
-    """Beside the raw weights, which are bit for bit those of a run without it."""
+    """The raw weights are bit for bit those of a run without averaging."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", "trainer.eval_every=6", "optimizer.lr=0.01"]
     assert train(*shared, f"run.dir={tmp_path / 'without'}") == 0
     assert train(*shared, f"run.dir={tmp_path / 'with'}", "ema.enabled=true", "ema.decay=0.5") == 0
