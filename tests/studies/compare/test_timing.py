@@ -43,7 +43,11 @@ def test_arms_with_unequal_training_times_are_named() -> None:
 def test_long_evaluation_is_warned_about() -> None:
     """Evaluating 300 tokens takes as long as training on 100."""
     assert evaluation_warning(evaluations=1, tokens=300, trained=200) is None
-    told = evaluation_warning(evaluations=10, tokens=300, trained=200)
-    assert told is not None and "5 times as long as training: 10 times 300 tokens" in told and "evaluations=1" in told
+    warning = evaluation_warning(evaluations=10, tokens=300, trained=200)
+    assert (
+        warning is not None
+        and "5 times as long as training: 10 times 300 tokens" in warning
+        and "evaluations=1" in warning
+    )
     once = evaluation_warning(evaluations=1, tokens=900, trained=200)
     assert once is not None and "1.5 times" in once and "evaluations=1" not in once

@@ -46,24 +46,24 @@ def no_collection() -> Iterator[None]:
         yield
 
 
-def said(*found: Difference, metric: str = "val/bpb", effect: float = 0.01) -> list[str]:
+def sentences(*found: Difference, metric: str = "val/bpb", effect: float = 0.01) -> list[str]:
     return verdicts(found, reference="mha", metric=metric, effect=effect)
 
 
 def test_a_detected_difference() -> None:
-    first, meaning = said(DETECTED)
+    first, legend = sentences(DETECTED)
     assert first == "mla is better than mha by 0.021 ± 0.008 bpb (n = 5, p = 0.002)"
-    assert "95 % interval" in meaning and "Holm" not in meaning
-    worse = said(replace(DETECTED, mean=0.02104, low=0.01274, high=0.02934), metric="val/loss")[0]
+    assert "95 % interval" in legend and "Holm" not in legend
+    worse = sentences(replace(DETECTED, mean=0.02104, low=0.01274, high=0.02934), metric="val/loss")[0]
     assert worse == "mla is worse than mha by 0.021 ± 0.008 nats per token (n = 5, p = 0.002)"
 
 
 def test_a_detected_difference_below_the_effect_is_qualified() -> None:
-    assert said(DETECTED, effect=0.05)[0].endswith("; less than 0.05, the smallest difference worth detecting")
+    assert sentences(DETECTED, effect=0.05)[0].endswith("; less than 0.05, the smallest difference worth detecting")
 
 
 def test_an_undetected_difference_tells_what_could_be_detected() -> None:
-    assert said(UNDETECTED)[0] == (
+    assert sentences(UNDETECTED)[0] == (
         "mla against mha: no difference above 0.015 bpb can be detected with 3 seeds (measured +0.004 ± 0.012, p = "
         "0.280); 9 seeds would be needed to detect 0.01 (the interval of ± 0.012 is wider than that)"
     )
@@ -78,22 +78,24 @@ def test_a_spread_larger_than_the_values_shows_nothing() -> None:
 
 
 def test_a_difference_significant_only_on_its_own_is_not_called_better() -> None:
-    first, _, meaning = said(replace(DETECTED, p=0.03, p_corrected=0.09), replace(UNDETECTED, arm="gqa"))
+    first, _, legend = sentences(replace(DETECTED, p=0.03, p_corrected=0.09), replace(UNDETECTED, arm="gqa"))
     assert "better" not in first and first.endswith("significant on its own, but not among this many comparisons")
-    assert "corrected for 2 comparisons (Holm)" in meaning
+    assert "corrected for 2 comparisons (Holm)" in legend
 
 
 def test_an_effect_outside_the_interval_is_ruled_out() -> None:
     small = replace(UNDETECTED, mean=0.001, low=-0.002, high=0.004, detectable=0.005, seeds_needed=2)
-    assert said(small)[0].endswith("; a difference of 0.01 is outside the 95 % interval")
+    assert sentences(small)[0].endswith("; a difference of 0.01 is outside the 95 % interval")
     near = replace(small, low=-0.009, high=0.011, seeds_needed=3)
-    assert said(near)[0].endswith("; a difference of 0.01 would have been detected with a probability of 0.8")
+    assert sentences(near)[0].endswith("; a difference of 0.01 would have been detected with a probability of 0.8")
 
 
 def test_one_seed_gives_no_verdict() -> None:
     nothing = {"low": None, "high": None, "sd": None, "p": None, "p_corrected": None, "detectable": None}
     one = replace(DETECTED, seeds=[1], seeds_needed=None, **nothing)  # type: ignore[arg-type]
-    assert said(one) == ["mla against mha: −0.021 bpb with the only shared seed; one seed does not measure the noise"]
+    assert sentences(one) == [
+        "mla against mha: −0.021 bpb with the only shared seed; one seed does not measure the noise"
+    ]
 
 
 def test_identical_differences_are_not_tested() -> None:
@@ -127,12 +129,12 @@ values = st.floats(-0.1, 0.1).map(lambda value: 1.8 + round(value, 4))
 def test_better_and_worse_only_below_the_level(rows: list[tuple[float, float, float]], effect: float) -> None:
     arms = {name: {seed: row[i] for seed, row in enumerate(rows)} for i, name in enumerate(("mha", "b", "c"))}
     found = differences(arms, reference="mha", effect=effect)
-    sentences = verdicts(found, reference="mha", metric="val/bpb", effect=effect, arms=list(arms))
-    for one, sentence in zip(found, sentences, strict=False):
+    found_sentences = verdicts(found, reference="mha", metric="val/bpb", effect=effect, arms=list(arms))
+    for one, sentence in zip(found, found_sentences, strict=False):
         passes = one.p_corrected is not None and one.p_corrected < 0.05 and one.sd != 0
         assert (f"{one.arm} is better than mha" in sentence) == (passes and one.mean < 0)
         assert (f"{one.arm} is worse than mha" in sentence) == (passes and one.mean > 0)
-    assert all("nan" not in sentence and "None" not in sentence for sentence in sentences)
+    assert all("nan" not in sentence and "None" not in sentence for sentence in found_sentences)
 
 
 @pytest.mark.parametrize(

@@ -43,9 +43,9 @@ def test_short_names_of_jobs(swept: list[str], name: str) -> None:
 def test_a_job_is_found_by_its_settings_in_any_order(directory: SweepDir) -> None:
     first = directory.register(jobs(1, 2))
     assert [record.name for record in first] == ["000_seed-1", "001_seed-2"]
-    turned = Job(overrides=["seed=2", "trainer.max_minutes=3", "optimizer.lr=1e-3"], swept=["seed=2"])
-    [again] = directory.register([turned])
-    assert (again.name, again.overrides) == ("001_seed-2", list(turned.overrides))
+    reordered = Job(overrides=["seed=2", "trainer.max_minutes=3", "optimizer.lr=1e-3"], swept=["seed=2"])
+    [again] = directory.register([reordered])
+    assert (again.name, again.overrides) == ("001_seed-2", list(reordered.overrides))
     assert directory.register(jobs(3))[0].name == "002_seed-3"
     with pytest.raises(UserError, match=r"000_seed-1 has optimizer.lr=1e-3, this command has optimizer.lr=1e-2"):
         directory.register(jobs(1, lr="1e-2"))

@@ -9,6 +9,7 @@ import pytest
 from tests.support.elsewhere import train_copy
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, metrics, train, write_corpus
+from tinyllm.loggers import wandb
 
 SWEEP = "hydra.sweep.dir=swept"
 TINY = (*SMALL, "trainer.max_steps=2", "schedule.warmup_steps=0")
@@ -127,32 +128,30 @@ def test_an_experiment_may_name_its_runs(call: Call, corpus: tuple[str, ...], tm
 
 @pytest.mark.slow
 def test_each_job_is_a_separate_wandb_run(call: Call, corpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    from tinyllm.loggers import wandb
-
     opened: list[dict[str, Any]] = []
 
     class Process:
         dropped = 0
 
-        def send(self, order: dict[str, Any]) -> None:
-            opened.extend([order["init"]] if "init" in order else [])
+        def send(self, message: dict[str, Any]) -> None:
+            opened.extend([message["init"]] if "init" in message else [])
 
-        def heard(self) -> list[Any]:
+        def received(self) -> list[Any]:
             return []
 
         def ended(self) -> None:
             return None
 
-        def finish(self, patience: float) -> bool:
+        def finish(self, timeout: float) -> bool:
             return True
 
     monkeypatch.setattr(wandb, "start", Process)
-    monkeypatch.setattr(wandb, "is_installed", lambda: True)
+    monkeypatch.setattr(wandb, "is_installed", lambda name: True)
     shared = ("logger=wandb", "logger.mode=offline", *corpus, *TINY)
     environ = {"WANDB_RUN_ID": "abc123", "WANDB_NAME": "mine"}
     assert call("train", "-m", *shared, "seed=1,2", SWEEP, **environ).code == 0
-    assert len({one["id"] for one in opened}) == 2
-    assert "abc123" not in {one["id"] for one in opened}
-    assert [one["name"] for one in opened] == ["000_seed-1", "001_seed-2"]
+    assert len({run["id"] for run in opened}) == 2
+    assert "abc123" not in {run["id"] for run in opened}
+    assert [run["name"] for run in opened] == ["000_seed-1", "001_seed-2"]
     assert call("train", *shared, "run.dir=one", **environ).code == 0
     assert (opened[-1]["id"], opened[-1]["name"]) == ("abc123", "mine")
