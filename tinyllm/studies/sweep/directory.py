@@ -1,12 +1,13 @@
 """The directory of a sweep: a run directory and a record per job, and sweep.csv."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from tinyllm.errors import UserError
 from tinyllm.studies.sweep.job import Job, short_name
 from tinyllm.studies.sweep.job_record import INTERRUPTED, NOT_STARTED, RUNNING, WAITING, JobRecord, read_record
-from tinyllm.utils.files import recreate, write_text
+from tinyllm.utils.files import recreate, write_json, write_text
 from tinyllm.utils.locks import try_lock
 from tinyllm.utils.tables import csv_text
 
@@ -80,8 +81,8 @@ class SweepDir:
         return sorted(map(read_record, self.records_dir.glob("*.json")), key=lambda record: record.number)
 
     def write(self, record: JobRecord) -> None:
-        """Write a record to its file."""
-        record.write(self.records_dir)
+        """Write a record to its file, atomically."""
+        write_json(self.records_dir / f"{record.name}.json", asdict(record))
 
     def get(self, name: str) -> JobRecord | None:
         """The record with this name; None if there is none."""

@@ -12,7 +12,7 @@ from tinyllm.errors import UserError
 from tinyllm.runs.layout import METRICS, RUN_JSON
 from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.studies.sweep.job import Job, short_setting
-from tinyllm.utils.files import read_json, write_json
+from tinyllm.utils.files import read_json
 from tinyllm.utils.platforms import signals
 from tinyllm.utils.signatures import annotations_of
 
@@ -71,10 +71,6 @@ class JobRecord:
         """Mark the job as running in this process."""
         self.reset()
         self.status, self.pid, self.host = RUNNING, os.getpid(), socket.gethostname()
-
-    def write(self, directory: Path) -> None:
-        """Write the record to its file, atomically."""
-        write_json(directory / f"{self.name}.json", asdict(self))
 
     def shown_status(self, skipped: Iterable[str] = ()) -> str:
         """The status for display after the sweep.
