@@ -140,6 +140,7 @@ def changed_defaults(settings: Sequence[str], config: Mapping[str, Any], *, conf
     accepted: list[str] = []
     for override in wanted:
         with contextlib.suppress(UserError):
+            # One at a time: a value that is refused must not take the others with it.
             compose(*settings, *accepted, override, config_dir=config_dir)
             accepted.append(override)
     return accepted

@@ -134,6 +134,7 @@ class TrainingProcess:
         Raises:
             UserError: a process still holds the directory.
         """
+        # Listed first and killed after: the children of a dead process can no longer be found.
         for pid in [*descendants(self.process.pid), self.process.pid]:
             kill_process(pid)
         self.process.wait()

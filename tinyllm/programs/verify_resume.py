@@ -122,7 +122,7 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, report
             report("the run ended before the last kill; starting over with other moments")
             shutil.rmtree(out / "killed")
         hits = train_with_kills(settings, out, moments(whole.arrivals, kills, draw), report=report)
-        if len(hits) == kills or len(whole.arrivals) < 2:
+        if len(hits) == kills or len(whole.arrivals) < 2:  # a single step leaves no moment for a kill
             break
     return hits
 

@@ -183,8 +183,9 @@ def verify(path: Path) -> Checkpoint:
             raise UserError("incomplete checkpoint", file=path / name, hint="the manifest does not list it")
     for name, facts in listed.items():
         member = path / name
-        if member.parent != path or not member.is_file():
+        if member.parent != path or not member.is_file():  # a manifest from a stranger may list ../secret
             raise UserError("checkpoint damaged", file=member, hint="the file is missing")
+        # The size first: a truncated file is found without hashing gigabytes.
         if member.stat().st_size != facts["bytes"]:
             hint = f"{member.stat().st_size} bytes, the manifest says {facts['bytes']}"
             raise UserError("checkpoint damaged", file=member, hint=hint)
@@ -290,6 +291,7 @@ def find(
             raise UserError("no such checkpoint", key="checkpoint", value=prefer, hint=f"best, last or one of {names}")
         return verify(chosen)
     order = [steps[step] for step in reversed(steps)]
+    # Hints are only hints: the newest step wins over `last`, and without `best` the newest is taken.
     best = read_hint(directory, "best") if prefer == "best" else None
     if best is not None:
         order = [best, *(path for path in order if path != best)]

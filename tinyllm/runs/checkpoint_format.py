@@ -69,6 +69,7 @@ def write_part(
         for name, text in texts.items():
             with create(folder / name) as stream:
                 stream.write(text.encode())
+        # The manifest will vouch for these files, so they must be on disk before it is.
         for file in files:
             sync(file)
         part = Part(
@@ -165,7 +166,7 @@ def publish(
             os.replace(target, doomed)
         os.replace(folder, target)
         fault("save:after_rename")
-        sync(directory)
+        sync(directory)  # the rename itself must survive a power cut before older checkpoints are removed
         if best:
             set_hint(directory, "best", step)
         fault("save:between_hints")

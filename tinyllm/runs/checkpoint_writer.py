@@ -81,6 +81,7 @@ class Saver:
         if self.snapshot is not None:
             weights, state = self.snapshot.take((dict(weights), dict(state)))
         self.target = self.directory / name_of(step)
+        # The step and the token keep writers of different saves, and of a killed start, out of each other's folder.
         self._folder = self.directory / f".tmp-{step}-{self.token}"
         self._step, self._best = step, best
         self._work = _Write(partial(self._write, weights, state))
@@ -212,6 +213,7 @@ class Snapshot:
         devices: set[torch.device] = set()
         copy = self._copy(value, (), used, devices)
         self._buffers = used
+        # The copies from a GPU are asynchronous; the caller may change its tensors as soon as this returns.
         for device in devices:
             torch.cuda.current_stream(device).synchronize()
         return copy

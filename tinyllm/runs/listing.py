@@ -77,6 +77,7 @@ class ListedRun:
         if best is None and EVALUATED in newest:
             losses = (record.get(EVALUATED) for record in read_metrics(log))
             best = min((loss for loss in losses if loss is not None), default=None)
+        # Hydra records a group without option as the text "None".
         choices = {name: option for name, option in _mapping(facts.get("choices")).items() if option != "None"}
         written = max(file.stat().st_mtime for file in (self.path / RUN_JSON, log) if file.is_file())
         return {

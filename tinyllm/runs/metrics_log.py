@@ -47,6 +47,7 @@ class MetricsLog(Log):
         if damaged:
             lines = f"{damaged} line{'s' * (damaged > 1)} of {path.name}"
             tell(f"{lines} could not be read and are left out; the file as it was: {_set_aside(path)}")
+        # Always a new file, so that a watching process can tell it from the log of the process before.
         write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
         self.path = path
         self._file = open_append(path)
@@ -103,7 +104,7 @@ def scan(path: Path) -> tuple[list[Record], int]:
         return [], 0
     records, damaged = [], 0
     with path.open("rb") as file:
-        while line := file.readline(LONGEST_LINE):
+        while line := file.readline(LONGEST_LINE):  # bounded: after a power cut a line of zeros may be huge
             record = record_of(line)
             if record is not None:
                 records.append(record)

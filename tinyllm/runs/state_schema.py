@@ -17,7 +17,7 @@ from tinyllm.runs.checkpoint_parts import STATE
 Rule = tuple[str, Callable[[Any], bool]]
 """What a value must be, in words, and the test for it."""
 
-_MERSENNE_WORDS = 624
+_MERSENNE_WORDS = 624  # the state of MT19937, the generator of Python and numpy
 
 
 def read_checked(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Tensors:
             if not file.is_file():
                 raise UserError("no weights", file=file, hint="the file is missing")
             try:
-                self._open[file] = safe_open(file, framework="pt")
+                self._open[file] = safe_open(file, framework="pt")  # stays open: tensors are read when used
             except (SafetensorError, OSError) as error:
                 raise UserError("damaged weights", file=file, hint=str(error)) from error
             names = self._open[file].keys()

@@ -275,10 +275,12 @@ def read_bytes(file: Path, *, what: str = "cannot be read", largest: int = LARGE
         UserError: it is missing, not a regular file (a pipe would block), or larger; the message begins with ``what``.
     """
     try:
+        # O_NONBLOCK: opening a named pipe would wait for a writer.
         with open(os.open(file, open_flags("O_RDONLY", "O_NONBLOCK")), "rb") as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(what, file=file, hint="not a regular file")
+            # One byte more than allowed, for a file that grows or, like those in /proc, hides its size.
             content = stream.read(largest + 1) if status.st_size <= largest else b""
     except OSError as error:
         raise UserError(what, file=file, hint=error.strerror or str(error)) from error
@@ -350,6 +352,7 @@ def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, 
         if "int_max_str_digits" in str(error):  # Python's message advises to change the limit
             raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
         raise
+    # Level by level, for recursion would hit the limit that this checks.
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):
         level = [

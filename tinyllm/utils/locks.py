@@ -99,6 +99,7 @@ def _take(descriptor: int, *, shared: bool = False) -> bool:
     """Try to take a lock; False if another process has it. True on a file system without locks."""
     try:
         if fcntl is not None:
+            # Not lockf: its lock would end when any other descriptor of the file is closed in this process.
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         elif msvcrt is not None:
             _lock_byte(descriptor)

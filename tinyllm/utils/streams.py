@@ -66,7 +66,7 @@ class _Unbreakable(io.RawIOBase):
             if error.errno not in _GONE:
                 raise
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self._number)
+        os.dup2(null, self._number)  # on the descriptor, so that output of C libraries is discarded too
         os.close(null)
         if self._ends:
             sys.exit(0)

@@ -115,6 +115,7 @@ def shown_path(path: Path) -> str:
 def python_command() -> str:
     """How to start this interpreter from a shell: ``python`` if that is on the PATH, else its path."""
     for name in ("python", "python3"):
+        # Compare folders, not files: the python of every virtual environment links to the same file.
         found = shutil.which(name)
         if found and os.path.samefile(os.path.dirname(found), os.path.dirname(sys.executable)):
             return name
