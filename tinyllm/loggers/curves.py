@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from tinyllm.errors import UserError
+from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import read_metrics
 from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.utils.files import write_atomic
@@ -43,7 +44,7 @@ def draw_curves(run_dir: Path) -> Path | None:
     Returns:
         The path of the picture; None if there is nothing to draw yet.
     """
-    records = by_step(run_dir / "metrics.jsonl")
+    records = by_step(run_dir / METRICS)
     train, val, lr = (series(records, key) for key in ("train/loss", "val/loss", "train/lr"))
     if not train[0] and not val[0]:
         return None
