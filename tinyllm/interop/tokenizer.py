@@ -10,7 +10,7 @@ from tinyllm.tokenizers import Tokenizer, load
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.decoders import BYTE_OF
-from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
+from tinyllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer, bpe_model, library_json
 from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.tokenizers.markers import END, UNKNOWN
 from tinyllm.utils.files import read_json, read_text
@@ -21,38 +21,20 @@ OTHER_FILES = ("tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "te
 SPECIAL = ("bos", "eos", "pad", "unk")
 
 
-def _tokenizer_json(model: dict[str, Any], *, special: dict[str, int], **parts: Any) -> dict[str, Any]:
-    """The content of a tokenizer.json."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": i, "content": content, **flags} for content, i in special.items()]
-    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
-    return {"version": "1.0", **empty, "added_tokens": added, **parts, "model": model}
-
-
 def _from_char(tokenizer: CharTokenizer) -> dict[str, Any]:
     """A word per character. Without ``<unk>`` the library raises on unknown characters, as CharTokenizer does."""
     special = dict(tokenizer.special)
     vocab = {char: i for i, char in enumerate(tokenizer.alphabet)} | special
     split = {"type": "Split", "pattern": {"Regex": r"[\s\S]"}, "behavior": "Isolated", "invert": False}
     model: dict[str, Any] = {"type": "WordLevel", "vocab": vocab, "unk_token": UNKNOWN}
-    return _tokenizer_json(model, special=special, pre_tokenizer=split, decoder={"type": "Fuse"})
+    return library_json(model, special=special, pre_tokenizer=split, decoder={"type": "Fuse"})
 
 
 def _from_byte(tokenizer: ByteTokenizer) -> dict[str, Any]:
     """Byte-level BPE without merges."""
     special = dict(tokenizer.special)
     vocab = {char: byte for char, byte in sorted(BYTE_OF.items(), key=lambda item: item[1])} | special
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
-    model: dict[str, Any] = {
-        "type": "BPE",
-        **off,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "vocab": vocab,
-        "merges": [],
-    }
-    return _tokenizer_json(model, special=special, pre_tokenizer=byte_level, decoder=byte_level)
+    return library_json(bpe_model(vocab, []), special=special, pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL)
 
 
 WRITERS: dict[type[Tokenizer], Callable[[Any], dict[str, Any] | None]] = {

@@ -68,13 +68,13 @@ class Tokenizer(ABC):
             UserError: a character is unknown, and ``strict`` is set or there is no ``<unk>``; the message names it.
         """
 
-    @abstractmethod
     def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
         """The ids of each text as unsigned integers, encoded in parallel where that pays."""
+        return [encoded.ids for encoded in self.encode_measured(texts)]
 
+    @abstractmethod
     def encode_measured(self, texts: Sequence[Any]) -> list[Encoded]:
         """Like ``encode_batch``, with the bytes that every token stands for and the number of unknown characters."""
-        return [Encoded(ids, None) for ids in self.encode_batch(texts)]
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:

@@ -31,9 +31,6 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
         return self._encode(text).ids.astype(np.int64)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self._encode(text).ids for text in texts]
-
     def encode_measured(self, texts: Sequence[str]) -> list[Encoded]:
         return [self._encode(text) for text in texts]
 

@@ -32,6 +32,10 @@ KEEPS_TEXT = ("ByteLevel", "Digits", "Split", "Punctuation")
 """Pre-tokenizers that drop no text unless their behavior is Removed."""
 
 
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+"""The part of a tokenizer.json that spells bytes in GPT-2's alphabet."""
+
+
 class Piece(str):
     """A piece of a document that knows the character before it."""
 
@@ -320,6 +324,20 @@ class HuggingFaceTokenizer(Tokenizer):
         if len(unknown):
             start, end = unknown[0]
             raise UserError(f"the tokenizer has no token for {text[start:end]!r}", hint="leave it out")
+
+
+def library_json(model: dict[str, Any], *, special: Mapping[str, int], **parts: Any) -> dict[str, Any]:
+    """The content of a tokenizer.json with the given special tokens, and pre-tokenizer and decoder in ``parts``."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": i, "content": content, **flags} for content, i in special.items()]
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder"))
+    return {"version": "1.0", **empty, "added_tokens": added, **parts, "model": model}
+
+
+def bpe_model(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], **more: Any) -> dict[str, Any]:
+    """The BPE model of a tokenizer.json; ``more`` are further entries."""
+    off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
+    return {"type": "BPE", **off, "fuse_unk": False, "byte_fallback": False, **more, "vocab": vocab, "merges": merges}
 
 
 def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:

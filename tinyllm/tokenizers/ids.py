@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllm.errors import UserError
-from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer
 
 
 class IdsTokenizer(Tokenizer):
@@ -35,10 +35,10 @@ class IdsTokenizer(Tokenizer):
         self._refuse_outside(ids)
         return ids
 
-    def encode_batch(self, texts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def encode_measured(self, texts: Sequence[np.ndarray]) -> list[Encoded]:
         for ids in texts:
             self._refuse_outside(ids, key="tokenizer.vocab_size", value=self.vocab_size)
-        return [ids.astype(np.uint32) for ids in texts]
+        return [Encoded(ids.astype(np.uint32), None) for ids in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         return " ".join(str(int(i)) for i in ids)

@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.decoders import CHAR_OF
+from tinyllm.tokenizers.huggingface import BYTE_LEVEL, bpe_model, library_json
 from tinyllm.utils.optional import is_installed, library
 
 # In tiktoken's regex dialect ``{1,3}+`` is possessive. In the dialect of ``tokenizers`` it repeats a repetition, which
@@ -58,38 +59,17 @@ def converted(encoding: Any) -> str:
             parts = _split(ranks, value, rank)
             if len(parts) == 2:
                 merges.append([spelled(parts[0]), spelled(parts[1])])
-    special = sorted(encoding._special_tokens.items(), key=lambda item: item[1])
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": POSSESSIVE.sub(r"(?>\1)", encoding._pat_str)},
-        "behavior": "Isolated",
-        "invert": False,
-    }
+    special = dict(sorted(encoding._special_tokens.items(), key=lambda item: item[1]))
+    pattern = {"Regex": POSSESSIVE.sub(r"(?>\1)", encoding._pat_str)}
+    split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    vocab = {spelled(value): rank for value, rank in ranks.items()}
     return json.dumps(
-        {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [{"id": i, "content": content, **flags} for content, i in special],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": None,
-            "decoder": byte_level | {"use_regex": True},
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": True,  # tiktoken takes a word that is a token whole, without merging
-                "vocab": {spelled(value): rank for value, rank in ranks.items()},
-                "merges": merges,
-            },
-        }
+        library_json(
+            bpe_model(vocab, merges, ignore_merges=True),  # tiktoken takes a word that is a token as it is, unmerged
+            special=special,
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]},
+            decoder=BYTE_LEVEL | {"use_regex": True},
+        )
     )
 
 
