@@ -1,4 +1,4 @@
-"""Accounts of compositions: closed forms, what describe says, and what a built model has and computes."""
+"""The cost of compositions against closed forms, describe, and built models."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tinyllm.programs.cost import account, vocabulary
 VOCABULARY = 50
 
 
-def test_the_closed_form_of_nano() -> None:
+def test_the_cost_of_nano_matches_the_closed_form() -> None:
     found = account(tinyllm.compose("model=nano"), vocab_size=VOCABULARY)
     d, layers, ff, context = 128, 4, 512, 128
     matrices = layers * (4 * d * d + 2 * d * ff)
@@ -26,13 +26,13 @@ def test_the_closed_form_of_nano() -> None:
     assert found.kv_bytes_per_token == layers * 2 * d * 2
 
 
-def test_a_mixture_has_parameters_that_a_token_does_not_pass() -> None:
+def test_inactive_experts_count_only_in_the_total() -> None:
     found = account(tinyllm.compose("moe=aux_free"), vocab_size=VOCABULARY)
     one_expert = 2 * 128 * 168  # 512 / 3 to the nearest multiple of 8
     assert found.parameters - found.active_parameters == 4 * 5 * one_expert
 
 
-def test_the_training_context_counts_for_training_alone() -> None:
+def test_seq_len_changes_training_flops_and_not_decode_flops() -> None:
     whole = account(tinyllm.compose("model=nano"), vocab_size=VOCABULARY)
     half = account(tinyllm.compose("model=nano", "trainer.seq_len=64"), vocab_size=VOCABULARY)
     assert whole.flops_per_token - half.flops_per_token == 3 * 4 * 4 * 64 * 128
@@ -40,19 +40,19 @@ def test_the_training_context_counts_for_training_alone() -> None:
 
 
 @pytest.mark.parametrize("choices", [("attn=mla", "moe=aux_loss"), ("attn=gqa", "ffn=swiglu", "trainer.seq_len=32")])
-def test_describe_says_the_same(choices: tuple[str, ...]) -> None:
+def test_describe_shows_the_same_cost(choices: tuple[str, ...]) -> None:
     cfg = tinyllm.compose("model=tiny", "model.vocab_size=300", "tokenizer=char", *choices)
-    facts, _ = describe.figures_of(cfg)
+    figures, _ = describe.figures_of(cfg)
     found = account(cfg, vocab_size=VOCABULARY)
-    assert facts["parameters"]["total"] == found.parameters
-    assert facts["parameters"]["active per token"] == found.active_parameters
-    assert facts["FLOPs per token"]["train"] == found.flops_per_token
-    assert facts["FLOPs per token"]["decode"] == found.decode_flops_per_token
-    assert facts["KV cache, bytes"]["per token, bf16"] == found.kv_bytes_per_token
+    assert figures["parameters"]["total"] == found.parameters
+    assert figures["parameters"]["active per token"] == found.active_parameters
+    assert figures["FLOPs per token"]["train"] == found.flops_per_token
+    assert figures["FLOPs per token"]["decode"] == found.decode_flops_per_token
+    assert figures["KV cache, bytes"]["per token, bf16"] == found.kv_bytes_per_token
 
 
 @pytest.mark.parametrize("attn", distinct("attn"))
-def test_a_built_model_has_and_computes_as_much(attn: str) -> None:
+def test_the_cost_matches_a_built_model(attn: str) -> None:
     cfg = tinyllm.compose(
         "model.d_model=32", "model.n_layers=2", "model.max_seq_len=16", f"attn={attn}", "moe=aux_free"
     )
@@ -68,12 +68,12 @@ def test_a_built_model_has_and_computes_as_much(attn: str) -> None:
     assert held == 10 * found.kv_bytes_per_token
 
 
-def test_sizes_that_do_not_go_together_are_told() -> None:
+def test_sizes_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(UserError, match="not divisible by n_heads=3"):
         account(tinyllm.compose("model.n_heads=3"), vocab_size=VOCABULARY)
 
 
-def test_the_vocabulary_as_far_as_it_is_known() -> None:
+def test_the_vocabulary_is_read_from_the_settings() -> None:
     assert vocabulary(tinyllm.compose("model.vocab_size=77")) == (77, [])
     assert vocabulary(tinyllm.compose("tokenizer=bpe", "tokenizer.vocab_size=500")) == (500, [])
     assert account(tinyllm.compose("model.vocab_size=77"), vocab_size=20) == account(tinyllm.compose(), vocab_size=77)

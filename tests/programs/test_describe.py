@@ -1,4 +1,4 @@
-"""describe, prepare and load: figures against closed forms, output against what a program can read."""
+"""describe and prepare: figures against closed forms and built models, output as text and as JSON."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tinyllm.training.memory_estimate import activation_bytes
 
 
 def call(program: object, capsys: pytest.CaptureFixture[str], *overrides: str) -> tuple[int, str]:
-    """Exit code and standard output of a program run in this process."""
+    """Run a program in this process; returns its exit code and standard output."""
     capsys.readouterr()
     argv = mock.patch.object(sys, "argv", ["tinyllm", *overrides])
     with argv, mock.patch.dict(os.environ), pytest.raises(SystemExit) as end:  # main() sets HYDRA_FULL_ERROR
@@ -34,7 +34,7 @@ def described(capsys: pytest.CaptureFixture[str], *overrides: str) -> Any:
     return json.loads(out)
 
 
-def test_the_parameters_of_large_are_those_of_the_formula(capsys: pytest.CaptureFixture[str]) -> None:
+def test_parameters_and_flops_of_large_match_the_closed_form(capsys: pytest.CaptureFixture[str]) -> None:
     d, layers, ff, vocabulary = 1600, 32, 6400, 32000
     facts = described(capsys, "model=large")
     expected = vocabulary * d + layers * (4 * d * d + 2 * d * ff + 2 * d) + d
@@ -46,7 +46,7 @@ def test_the_parameters_of_large_are_those_of_the_formula(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize(("attn", "heads"), [("mha", 25), ("gqa", 5), ("mqa", 1)])
-def test_the_cache_holds_unrepeated_heads(attn: str, heads: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cache_holds_each_key_value_head_once(attn: str, heads: int, capsys: pytest.CaptureFixture[str]) -> None:
     facts = described(capsys, "model=large", f"attn={attn}")
     per_token = 32 * 2 * heads * 64
     assert facts["KV cache, bytes"] == {
@@ -59,8 +59,8 @@ def test_the_cache_holds_unrepeated_heads(attn: str, heads: int, capsys: pytest.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("attn", ["mha", "gqa", "mqa", "mla"])
-def test_the_cache_figures_of_large_are_those_of_a_live_cache(attn: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Two of its 32 like layers, filled with a few tokens in the dtype of each column."""
+def test_the_cache_figures_of_large_match_a_real_cache(attn: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured on two of the 32 equal layers, with a few tokens in the dtype of each column."""
     facts = described(capsys, "model=large", f"attn={attn}")["KV cache, bytes"]
     cfg = tinyllm.compose("model=large", f"attn={attn}", "model.n_layers=2", "model.d_ff=8", "model.vocab_size=300")
     model = build_model(cfg, vocab_size=300, seed=0, device=torch.device("cpu"), allow=frozenset()).eval()
@@ -74,7 +74,7 @@ def test_the_cache_figures_of_large_are_those_of_a_live_cache(attn: str, capsys:
         assert held * 32 / 2 == 5 * facts[f"per token, {name}"] == 5 / 4096 * facts[f"whole context, {name}"]
 
 
-def test_layers_with_a_window_stop_growing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_window_limits_cache_and_decode_flops(capsys: pytest.CaptureFixture[str]) -> None:
     kinds = 'model.layers.kinds={far:"",near:"attn=mqa model.block.attn.window=16"}'
     facts = described(capsys, "layers=pattern", kinds, "model.layers.pattern=[near,near,near,far]")
     one_head = 2 * 32 * 4
@@ -90,7 +90,7 @@ def test_layers_with_a_window_stop_growing(capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
-def test_two_compositions_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
+def test_vs_shows_two_compositions_and_their_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     both = described(capsys, "model=tiny", "attn=mla", "model.block.attn.kv_latent_dim=32", "vs=attn=gqa moe=aux_free")
     second = described(capsys, "model=tiny", "attn=gqa", "moe=aux_free")
     assert {section: both["vs"][section] for section in both["vs"]} == {k: v for k, v in second.items() if k != "notes"}
@@ -112,7 +112,7 @@ def test_two_compositions_side_by_side(capsys: pytest.CaptureFixture[str]) -> No
         ("", "empty text (vs=)"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_vs_names_it(vs: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_in_vs_names_vs(vs: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         mock.patch.object(sys, "argv", ["tinyllm", f"vs={vs}"]),
         mock.patch.dict(os.environ),
@@ -124,8 +124,8 @@ def test_a_mistake_in_vs_names_it(vs: str, sentence: str, capsys: pytest.Capture
 
 
 @pytest.mark.slow
-def test_the_compiler_is_not_imported() -> None:
-    """It takes as long as all the rest together; the 3 s for the largest size rest on its absence."""
+def test_describe_does_not_import_the_compiler() -> None:
+    """Importing it would double the time, which is 3 s at most for the largest model."""
     code = (
         "import sys, tinyllm.describe\n"
         "sys.argv = ['describe', 'model=xlarge', 'attn=mla', 'moe=aux_free', 'ffn=swiglu', 'trainer.device=cpu']\n"
@@ -136,7 +136,7 @@ def test_the_compiler_is_not_imported() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_the_vocabulary_is_assumed_and_said_until_it_is_in_the_cache(
+def test_a_note_says_that_the_vocabulary_is_assumed_until_the_data_are_cached(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt', seed=99)}")
@@ -151,7 +151,7 @@ def test_the_vocabulary_is_assumed_and_said_until_it_is_in_the_cache(
     assert after["notes"] == []
 
 
-def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_units_and_no_escape_codes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out = call(tinyllm.describe, capsys, "model=xlarge", "attn=gqa", "trainer.batch_size=1")
     assert code == 0
     assert "untied" not in out and "tied" in out and "GB" in out and "\x1b" not in out
@@ -169,8 +169,8 @@ def test_the_table_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_the_activation_estimate_is_near_what_autograd_keeps(choices: tuple[str, ...]) -> None:
-    """Against the bytes that a real pass on the CPU asks autograd to keep."""
+def test_the_activation_estimate_is_close_to_what_autograd_saves(choices: tuple[str, ...]) -> None:
+    """Measured by the bytes that autograd saves in a real forward pass on the CPU."""
     cfg = tinyllm.compose("model.d_model=64", "model.n_heads=4", "model.n_layers=3", "model.d_ff=256", *choices)
     build = {"vocab_size": 50, "seed": 0, "allow": frozenset()}
     model = build_model(cfg, device=torch.device("cpu"), **build)

@@ -1,4 +1,4 @@
-"""No argument of any program is a traceback: it is taken, or refused in one line."""
+"""Random arguments of every program: accepted, or refused in one line, never a traceback."""
 
 import random
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def argument_lists(dice: random.Random, number: int) -> Iterator[tuple[str, list
 
 
 def is_taken_or_refused(program: str, given: list[str]) -> bool:
-    """Whether the arguments are taken; False: refused in one line."""
+    """Whether the program accepts the arguments; False: it refuses them in one line."""
     for action in (lambda: read(given), lambda: read(["-m", *given]), lambda: compose(*given, program=program)):
         try:
             action()

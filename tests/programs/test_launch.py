@@ -1,4 +1,4 @@
-"""Several processes for one run, started by the program itself."""
+"""A run in several processes that ``tinyllm.train`` starts by itself."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def node(nproc: int | None, per_job: int | None = None) -> OmegaConf:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
-    """What would be started."""
+    """Command lines and process counts that would be started."""
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     calls: list[tuple[list[str], int]] = []
 
@@ -37,13 +37,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
     return calls
 
 
-def test_a_run_is_started_with_the_command_line_as_it_was_typed(started: list[tuple[list[str], int]]) -> None:
+def test_the_processes_get_the_command_line_as_typed(started: list[tuple[list[str], int]]) -> None:
     typed = ["--config-dir", "mine", "dataset.path=a, b", *RANKS]
     assert launch.launched(node(2), Invocation(arguments=typed, overrides=["dataset.path='a, b'"])) == 7
     assert started == [(typed, 2)]
 
 
-def test_a_job_of_a_sweep_is_started_by_itself_in_its_directory(started: list[tuple[list[str], int]]) -> None:
+def test_a_job_of_a_sweep_gets_its_own_settings_and_directory(started: list[tuple[list[str], int]]) -> None:
     typed = ["-m", "seed=1,2", *RANKS]
     overrides = ["seed=1", "dataset.path='a, b'"]
     invocation = Invocation(arguments=typed, overrides=overrides, config_dir="mine", is_job=True)
@@ -52,7 +52,7 @@ def test_a_job_of_a_sweep_is_started_by_itself_in_its_directory(started: list[tu
     assert started == [(["--config-dir", "mine", *settings], 3)]
 
 
-def test_nothing_is_started_without_the_wish_or_by_a_rank(
+def test_no_processes_are_started_unless_asked_for_or_by_a_rank(
     started: list[tuple[list[str], int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert launch.launched(node(None), Invocation()) is None
@@ -68,18 +68,18 @@ def test_nothing_is_started_without_the_wish_or_by_a_rank(
 
 
 class Killed:
-    """What torchrun reports of a rank that a signal ended."""
+    """torchrun's report of a rank that a signal killed."""
 
     exitcode, pid = -signal.SIGKILL, 4711
 
 
 class Refused:
-    """What torchrun reports of a rank that ended by itself."""
+    """torchrun's report of a rank that exited with an error."""
 
     exitcode, pid = 2, 4711
 
 
-def test_the_exit_code_is_that_of_the_rank_and_a_killed_one_is_named(
+def test_a_failed_rank_gives_the_exit_code_and_a_killed_rank_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ERROR_FILE, str(tmp_path / "error"))
@@ -97,7 +97,7 @@ def corpus(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_torchrun_trains(corpus: list[str], tmp_path: Path) -> None:
+def test_two_processes_train_the_same_bits_as_under_torchrun(corpus: list[str], tmp_path: Path) -> None:
     settings = [*SMALL, *corpus, "trainer.max_steps=6"]
     assert train(*settings, *RANKS, f"run.dir={tmp_path / 'ours'}") == 0
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tinyllm.train", *settings]
@@ -114,7 +114,7 @@ def started_alone(*settings: str, **environ: str) -> "subprocess.Popen[str]":
 
 
 @pytest.mark.slow
-def test_an_error_of_the_ranks_is_the_programs(corpus: list[str], tmp_path: Path) -> None:
+def test_an_error_of_the_ranks_is_shown_once(corpus: list[str], tmp_path: Path) -> None:
     running = started_alone(*SMALL, "dataset=text", "dataset.path=/nope", **{ERROR_FILE: str(tmp_path / "error")})
     out, err = running.communicate(timeout=300)
     assert (running.returncode, out) == (2, "")
@@ -128,7 +128,7 @@ def test_an_error_of_the_ranks_is_the_programs(corpus: list[str], tmp_path: Path
     "number",
     [signal.SIGTERM, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in (signal.SIGINT, signal.SIGUSR1))],
 )
-def test_a_signal_saves_and_the_next_start_goes_on(corpus: list[str], tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_saves_and_the_next_start_resumes(corpus: list[str], tmp_path: Path, number: signal.Signals) -> None:
     settings = [*SMALL, *corpus, "trainer.max_steps=100000", f"run.dir={tmp_path / 'run'}", "resume=auto"]
     running = started_alone(*settings)
     while not logged(tmp_path / "run", "train/loss"):

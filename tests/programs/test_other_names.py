@@ -1,4 +1,4 @@
-"""Options of other tools are answered with our names for them."""
+"""Option names of other tools are answered with the names of tinyllm."""
 
 import re
 from functools import cache
@@ -16,7 +16,7 @@ from tinyllm.errors import UserError
 
 @cache
 def keys() -> frozenset[str]:
-    """Every key that some choice of options has."""
+    """Every key of the configuration under any choice of options."""
     from tinyllm.config.suggestions import setting_keys
 
     found: set[str] = set()
@@ -49,7 +49,7 @@ def test_every_suggestion_exists(ours: str) -> None:
             assert name in keys()
 
 
-def test_no_other_name_is_listed_twice() -> None:
+def test_no_foreign_name_is_listed_twice() -> None:
     names = [name for row in NAMES for name in row.split()]
     assert sorted(names) == sorted(set(names))
 
@@ -72,7 +72,7 @@ def test_no_other_name_is_listed_twice() -> None:
         (["--kv-lora-rank", "8"], "attn=mla model.block.attn.kv_latent_dim=8"),
     ],
 )
-def test_flags_of_other_tools(typed: list[str], ours: str) -> None:
+def test_a_flag_of_another_tool_gets_our_name(typed: list[str], ours: str) -> None:
     with pytest.raises(UserError, match="no such flag") as refused:
         read(typed)
     assert ours in refused.value.hint
@@ -100,13 +100,13 @@ def test_flags_of_other_tools(typed: list[str], ours: str) -> None:
         ("kv_cache=true", "python -m tinyllm.generate"),
     ],
 )
-def test_settings_of_other_tools(typed: str, ours: str) -> None:
+def test_a_setting_of_another_tool_gets_our_name(typed: str, ours: str) -> None:
     with pytest.raises(UserError) as refused:
         tinyllm.compose(typed)
     assert ours in refused.value.hint
 
 
-def test_every_other_name_in_every_form(call: Call) -> None:
+def test_every_foreign_name_is_answered_in_every_spelling(call: Call) -> None:
     for row in NAMES:
         for name in row.split():
             assert meant_by(name) and meant_by(f"--{name}") == meant_by(f"--{name.replace('_', '-')}")
@@ -117,12 +117,12 @@ def test_every_other_name_in_every_form(call: Call) -> None:
 @pytest.mark.parametrize(
     ("program", "typed", "ours"), [("runs", "--sorts", "--sort"), ("replay", "--step=3", "--steps")]
 )
-def test_a_misspelt_flag(program: str, typed: str, ours: str, call: Call) -> None:
+def test_a_misspelt_flag_gets_the_nearest_one(program: str, typed: str, ours: str, call: Call) -> None:
     answer = call(program, "x", typed)
     [line] = answer.err.splitlines()
     assert answer.code == 2 and f"did you mean {ours}?" in line
 
 
-def test_an_empty_command_line_is_the_default_run() -> None:
+def test_train_without_arguments_is_the_default_run() -> None:
     line = read([])
     assert not line.settings and not line.multirun

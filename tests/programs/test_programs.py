@@ -1,4 +1,4 @@
-"""The programs as processes: what stays off the screen, what is never imported, what a sweep does."""
+"""The programs as processes: what they import, what they print, how errors and multiruns end."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ print(*(name for name in {heavy!r} if name in sys.modules), file=sys.stderr)
 
 
 def process(*command: str, **keywords: Any) -> "subprocess.CompletedProcess[str]":
-    """A finished process of this Python."""
+    """Run a command with this Python and wait for it."""
     environ = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     return subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, timeout=120, env=environ, **keywords
@@ -43,7 +43,7 @@ def process(*command: str, **keywords: Any) -> "subprocess.CompletedProcess[str]
         ("describe", ["--cfg", "job", "--package", "optimizer"], "weight_decay: 0.1"),
     ],
 )
-def test_looking_at_the_configuration_imports_nothing_heavy(
+def test_showing_the_configuration_imports_nothing_heavy(
     program: str, flags: list[str], shown: str, tmp_path: Path
 ) -> None:
     code = WITHOUT_RUNNING.format(program=program, arguments=flags, heavy=HEAVY)
@@ -54,7 +54,7 @@ def test_looking_at_the_configuration_imports_nothing_heavy(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_is_one_line_of_a_process_too(tmp_path: Path) -> None:
+def test_a_user_error_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     done = process("-m", "tinyllm.train", "model.d_modle=64", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: unknown key (model.d_modle=64): did you mean model.d_model?\n"
@@ -62,7 +62,7 @@ def test_a_mistake_is_one_line_of_a_process_too(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_traceback_is_there_for_who_asks(call: Call) -> None:
+def test_debug_and_hydra_full_error_add_the_traceback(call: Call) -> None:
     plain = call("train", "trainer.max_steps=-1")
     asked = call("train", "trainer.max_steps=-1", "debug=true")
     environ = call("train", "trainer.max_steps=-1", HYDRA_FULL_ERROR="1")
@@ -74,7 +74,7 @@ def test_the_traceback_is_there_for_who_asks(call: Call) -> None:
     assert "Traceback" not in plain.err
 
 
-def test_what_nobody_foresaw_is_one_line_with_its_place(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unexpected_error_is_one_line_with_its_source_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("on\ntwo lines")
 
@@ -87,11 +87,11 @@ def test_what_nobody_foresaw_is_one_line_with_its_place(call: Call, monkeypatch:
     assert "Traceback" in call("train", "debug=true").err
 
 
-def test_the_version_is_ours(call: Call) -> None:
+def test_version_prints_the_version_of_tinyllm(call: Call) -> None:
     assert call("train", "--version").out == f"tinyllm {tinyllm.__version__}\n"
 
 
-def test_flags_and_settings_in_any_order(call: Call) -> None:
+def test_flags_and_settings_can_be_in_any_order(call: Call) -> None:
     orders = (
         ["--cfg", "job", "seed=3", "model.d_model=64"],
         ["seed=3", "--cfg=job", "model.d_model=64"],
@@ -103,7 +103,7 @@ def test_flags_and_settings_in_any_order(call: Call) -> None:
 
 
 @pytest.mark.slow
-def test_a_multirun_of_another_program_goes_on_after_a_job_that_fails(call: Call, inputs: Path) -> None:
+def test_a_multirun_of_another_program_continues_after_a_failed_job(call: Call, inputs: Path) -> None:
     answer = call("evaluate", "-m", f"run={inputs / 'run'}", "split=val,test")
     assert answer.code == 2
     error, job = answer.err.splitlines()[-2:]
@@ -112,7 +112,7 @@ def test_a_multirun_of_another_program_goes_on_after_a_job_that_fails(call: Call
     assert answer.out.splitlines()[-1] == "2 jobs, 1 failed: 1"
 
 
-def test_a_sweep_composes_its_defaults_before_it_starts(call: Call) -> None:
+def test_a_sweep_refuses_bad_settings_before_its_first_job(call: Call) -> None:
     answer = call("train", "-m", "seed=1,2", "model.d_modle=3")
     assert answer.code == 2
     assert answer.err.startswith("error: unknown key (model.d_modle=3): did you mean model.d_model?")
@@ -128,7 +128,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 
 @pytest.mark.slow
-def test_an_output_directory_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_output_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir(mode=0o555)
     probe = "import pathlib; pathlib.Path('outputs/x').touch()"
     if "Permission denied" not in process("-c", WITHOUT_PRIVILEGE, "-c", probe, cwd=tmp_path).stderr:

@@ -1,4 +1,4 @@
-"""The plan of a run: the model is built once without memory and once to be trained."""
+"""The plan of a run: its model is built once on meta, to count on, and once to train."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return devices
 
 
-def test_a_run_builds_its_model_once_on_meta_and_once_for_real(tmp_path: Path, builds: list[str]) -> None:
+def test_a_run_builds_its_model_once_on_meta_and_once_to_train(tmp_path: Path, builds: list[str]) -> None:
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}")
     run = tmp_path / "run"
     assert train(*SMALL, *data, "trainer.max_steps=2", "trainer.stop_after_steps=1", f"run.dir={run}") == 0
