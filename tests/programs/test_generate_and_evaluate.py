@@ -46,9 +46,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return run
 
 
-def test_prompt_and_text_on_standard_output_the_rest_on_standard_error(
-    cli: Callable[..., Answer], tiny_run: Path
-) -> None:
+def test_prompt_and_text_go_to_stdout_and_the_rest_to_stderr(cli: Callable[..., Answer], tiny_run: Path) -> None:
     code, out, err = cli("generate", f"run={tiny_run}", "prompt=the h", "max_new_tokens=30")
     assert code == 0
     assert out.startswith("the h")
@@ -56,9 +54,7 @@ def test_prompt_and_text_on_standard_output_the_rest_on_standard_error(
     assert "30 tokens in" in err
 
 
-def test_the_same_text_again_without_a_cache_as_json_and_among_several(
-    cli: Callable[..., Answer], tiny_run: Path
-) -> None:
+def test_text_does_not_depend_on_cache_json_or_n_samples(cli: Callable[..., Answer], tiny_run: Path) -> None:
     asked = (f"run={tiny_run}", "prompt= of the ", "max_new_tokens=50", "seed=3")
     texts = [
         cli("generate", *asked)[1],
@@ -73,14 +69,14 @@ def test_the_same_text_again_without_a_cache_as_json_and_among_several(
 
 
 @pytest.mark.slow
-def test_greedy_past_the_context_and_from_an_empty_prompt(cli: Callable[..., Answer], tiny_run: Path) -> None:
+def test_greedy_text_past_the_context_does_not_depend_on_the_cache(cli: Callable[..., Answer], tiny_run: Path) -> None:
     for prompt in ("", "t", "the have from or", "it was for the of and in is that it"):
         asked = (f"run={tiny_run}", f"prompt={prompt}", "max_new_tokens=40", "temperature=0")
         assert cli("generate", *asked)[:2] == cli("generate", *asked, "kv_cache=false")[:2]
 
 
 @pytest.mark.slow
-def test_prompts_of_a_file_are_continued_as_each_alone(
+def test_prompts_of_a_file_get_the_texts_they_get_alone(
     cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path
 ) -> None:
     prompts = ["the have from or and of", "t", "it was"]
@@ -101,14 +97,16 @@ def test_prompts_of_a_file_are_continued_as_each_alone(
     assert "prompts=naïve" in cli("generate", *asked, f"prompts={file}")[2]
 
 
-def test_a_stop_string_with_a_line_end(cli: Callable[..., Answer], tiny_run: Path) -> None:
+def test_stop_string_may_be_a_line_end(cli: Callable[..., Answer], tiny_run: Path) -> None:
     whole = cli("generate", f"run={tiny_run}", "prompt=a", "max_new_tokens=200")[1]
     assert "\n" in whole[:-1]
     stopped = cli("generate", f"run={tiny_run}", "prompt=a", "max_new_tokens=200", "stop=\n")[1]
     assert stopped == whole[: whole.index("\n") + 1]
 
 
-def test_prompts_from_a_pipe(cli: Callable[..., Answer], tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interactive_reads_prompts_from_a_pipe(
+    cli: Callable[..., Answer], tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("the\né\nof"))
     code, out, err = cli("generate", f"run={tiny_run}", "interactive=true", "max_new_tokens=5", "stop=\n")
     assert code == 0
@@ -151,7 +149,7 @@ def test_mistakes_are_one_line(
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_without_a_run_the_line_says_what_to_do(
+def test_missing_run_says_how_to_give_one(
     cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -176,7 +174,9 @@ def test_evaluate_gives_the_loss_of_the_training_log(cli: Callable[..., Answer],
     assert (result["seq_len"], result["stride"], result["precision"]) == (16, 16, "fp32")
 
 
-def test_evaluate_with_overlap_on_the_training_split_as_a_table(cli: Callable[..., Answer], tiny_run: Path) -> None:
+def test_evaluate_prints_a_table_for_the_training_split_with_a_stride(
+    cli: Callable[..., Answer], tiny_run: Path
+) -> None:
     code, out, _ = cli("evaluate", f"run={tiny_run}", "split=train", "seq_len=8", "stride=2", "batch_size=128")
     assert code == 0
     table = dict(line.split(maxsplit=1) for line in out.splitlines())
@@ -195,7 +195,7 @@ def test_evaluate_with_overlap_on_the_training_split_as_a_table(cli: Callable[..
         (("stride=0",), "stride=0"),
     ],
 )
-def test_windows_that_do_not_fit(
+def test_windows_that_do_not_fit_are_refused(
     cli: Callable[..., Answer], tiny_run: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
     code, out, err = cli("evaluate", f"run={tiny_run}", *arguments)
@@ -203,7 +203,7 @@ def test_windows_that_do_not_fit(
     assert expected in err
 
 
-def test_data_that_has_changed_since_is_refused(cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path) -> None:
+def test_changed_data_is_refused(cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path) -> None:
     text = tiny_run.parent / "words.txt"
     before = text.read_text(encoding="utf-8")
     try:
@@ -215,7 +215,7 @@ def test_data_that_has_changed_since_is_refused(cli: Callable[..., Answer], tiny
     assert "the data has changed since this run was trained" in err
 
 
-def test_data_that_is_not_where_it_was(
+def test_missing_data_is_refused(
     cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = tiny_run.parent / "words.txt"
@@ -229,13 +229,13 @@ def test_data_that_is_not_where_it_was(
     assert "the run's own setting" in err
 
 
-def test_the_settings_of_samples_while_training_are_those_of_generate() -> None:
+def test_trainer_sampling_settings_equal_those_of_generate() -> None:
     cfg = tinyllm.compose(program="generate")
     for name, default in asdict(Sampling()).items():
         assert cfg[name] == default, name
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
+def test_damaged_checkpoint_is_named_and_the_previous_one_used(
     cli: Callable[..., Answer], tiny_run: Path, tmp_path: Path
 ) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
@@ -260,7 +260,7 @@ def start(*arguments: str, first: Callable[[], object] = int, **keywords: object
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_is_no_error(tiny_run: Path) -> None:
+def test_closed_stdout_is_not_an_error(tiny_run: Path) -> None:
     with start(f"run={tiny_run}", "max_new_tokens=100000", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(5)
         process.stdout.close()
@@ -268,7 +268,7 @@ def test_a_reader_that_goes_away_is_no_error(tiny_run: Path) -> None:
     assert process.returncode == 0
 
 
-def test_ctrl_c_ends_with_130_and_a_whole_line(tiny_run: Path) -> None:
+def test_ctrl_c_ends_the_line_and_exits_with_130(tiny_run: Path) -> None:
     with start(f"run={tiny_run}", "max_new_tokens=100000", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(5)
         process.send_signal(signal.SIGINT)
@@ -277,7 +277,7 @@ def test_ctrl_c_ends_with_130_and_a_whole_line(tiny_run: Path) -> None:
     assert process.returncode == 130
 
 
-def test_a_conversation_in_a_terminal(tiny_run: Path) -> None:
+def test_conversation_in_a_terminal(tiny_run: Path) -> None:
     ours, theirs = pty.openpty()
     with start(
         f"run={tiny_run}",

@@ -34,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_transformers_writes_the_same_text(place: Path) -> None:
+def test_transformers_generates_the_same_text(place: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     hub.quiet()
@@ -54,7 +54,7 @@ def test_transformers_writes_the_same_text(place: Path) -> None:
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_an_imported_run_has_the_weights_and_the_tokenizer(place: Path) -> None:
+def test_imported_run_has_the_weights_and_the_tokenizer(place: Path) -> None:
     (before, words), (after, again) = tinyllm.load(place / "run"), tinyllm.load(place / "imported")
     assert again.fingerprint() == words.fingerprint()
     state = after.state_dict()
@@ -63,7 +63,7 @@ def test_an_imported_run_has_the_weights_and_the_tokenizer(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_generate_and_evaluate_take_all_three(place: Path, call: Any) -> None:
+def test_generate_and_evaluate_take_run_export_and_import(place: Path, call: Any) -> None:
     texts, losses = set(), set()
     data = ("dataset=text", f"dataset.path={place / 'a.txt'}")
     for run in ("run", "model", "imported"):
@@ -77,7 +77,7 @@ def test_generate_and_evaluate_take_all_three(place: Path, call: Any) -> None:
     assert json.loads(call("evaluate", f"run={place / 'run'}", "--json").out)["val/loss"] in losses
 
 
-def test_export_and_import_as_programs(place: Path, call: Any, tmp_path: Path) -> None:
+def test_export_and_import_print_what_they_wrote(place: Path, call: Any, tmp_path: Path) -> None:
     answer = call("export", f"run={place / 'imported'}", f"out={tmp_path / 'again'}")
     assert (answer.code, answer.out) == (0, f"Llama, {count(place):,} parameters in float32: {tmp_path / 'again'}\n")
     first, second = ((path / "config.json").read_text() for path in (place / "model", tmp_path / "again"))
@@ -125,7 +125,7 @@ def test_mistakes_are_one_line(program: str, arguments: list[str], said: str, pl
     assert answer.made == []
 
 
-def test_training_goes_on_from_an_imported_model(place: Path, tmp_path: Path) -> None:
+def test_init_from_an_imported_run_trains(place: Path, tmp_path: Path) -> None:
     data = ("dataset=text", f"dataset.path={place / 'a.txt'}")
     words = ("tokenizer=pretrained", f"tokenizer.path={place / 'imported' / 'tokenizer.json'}")
     shape = ("model.block.ffn.d_ff=88", "model.tie_embeddings=true")
@@ -133,7 +133,7 @@ def test_training_goes_on_from_an_imported_model(place: Path, tmp_path: Path) ->
     assert train(*SHAPE, *shape, *SMALL, *data, *words, start, f"run.dir={tmp_path / 'more'}") == 0
 
 
-def test_a_failed_write_leaves_nothing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_write_leaves_nothing_behind(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyllm.config.compose import compose
     from tinyllm.interop import directory
     from tinyllm.programs.export import export
@@ -147,6 +147,6 @@ def test_a_failed_write_leaves_nothing(place: Path, tmp_path: Path, monkeypatch:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_moved_import_is_whole(place: Path, tmp_path: Path) -> None:
+def test_moved_import_still_loads(place: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(place / "imported", tmp_path / "moved")
     assert tinyllm.load(moved)[1].fingerprint() == tinyllm.load(place / "imported")[1].fingerprint()

@@ -1,4 +1,4 @@
-"""Small models of transformers, with weights far from their initial values."""
+"""Small transformers models of every family, with random weights far from their initial values."""
 
 import random
 import warnings
@@ -15,7 +15,7 @@ CONTEXT = 48
 
 
 def quiet() -> None:
-    """No progress bars and no log of transformers in the tests' output."""
+    """Turn off the progress bars and the log of transformers."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -23,7 +23,7 @@ def quiet() -> None:
 
 
 class Dice(random.Random):
-    """Random choices; the first flags are the bits of the seed, so that few seeds see all their combinations."""
+    """Random choices. The first flags are the bits of the seed, so few seeds cover all combinations."""
 
     def __init__(self, family: str, seed: int) -> None:
         super().__init__(f"{family}{seed}")
@@ -204,7 +204,7 @@ FAMILIES = {make.__name__: make for make in MAKERS}
 
 
 def random_model(family: str, seed: int) -> Any:
-    """A model of the family whose shape, weights, biases, norms and buffers come from ``seed``."""
+    """A model of the family; ``seed`` decides its shape and all weights and buffers."""
     quiet()
     model = FAMILIES[family](Dice(family, seed))
     generator = torch.Generator().manual_seed(seed)
@@ -217,24 +217,24 @@ def random_model(family: str, seed: int) -> Any:
 
 
 def saved(model: Any, path: Path, **settings: Any) -> Path:
-    """The model on the disk."""
+    """Save a model; returns its directory."""
     model.save_pretrained(path, **settings)
     return path
 
 
 def load(path: Path) -> Any:
-    """The model of a directory, as ours."""
+    """The tinyllm model of a Hugging Face directory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*has no tokenizer")
         return tinyllm.load(path)[0]
 
 
 def ids(*, batch: int = 2, length: int = 24, seed: int = 0) -> Tensor:
-    """Tokens."""
+    """Random token ids (batch, length)."""
     return torch.randint(3, VOCAB, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
 @torch.inference_mode()
 def logits(model: Any, ids_BT: Tensor) -> Tensor:
-    """Of a model of ours or of theirs."""
+    """Logits of a tinyllm or transformers model."""
     return model.logits(model(ids_BT)) if hasattr(model, "head_weight") else model(ids_BT).logits
