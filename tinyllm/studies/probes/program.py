@@ -1,6 +1,7 @@
 """``python -m tinyllm.probe``: train every arm on every task, show a table of accuracies."""
 
 import json
+import shutil
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -45,8 +46,17 @@ def probe(cfg: DictConfig, invocation: Invocation) -> int:
     if invocation.json:
         print(json.dumps({"arms": [row.as_dict() for row in rows]}))
     else:
-        accuracy_table(rows).show()
+        _show(rows)
     return FAILED if failed else 0
+
+
+def _show(rows: list[Row]) -> None:
+    """Print the table; as plain lines where a drawn one would not fit, because folded intervals are unreadable."""
+    table = accuracy_table(rows)
+    if table.drawn_width > shutil.get_terminal_size().columns:
+        print("\n".join(table.lines()))
+    else:
+        table.show()
 
 
 def _trials(spec: ArmSpec, arm_set: ArmSet, invocation: Invocation) -> Trials:
