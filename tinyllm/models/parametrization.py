@@ -44,8 +44,10 @@ class MatrixScaling:
 
     def rate_factor(self, norm: UpdateNorm) -> float:
         """Factor on the learning rate, relative to the base shape; 1/fan_in for Adam, whose entries all move alike."""
-        here, there = ((rows / columns) ** 0.5 / norm(rows, columns) for rows, columns in (self.shape, self.base_shape))
-        return here / there / self.multiplier
+        factor, base_factor = (
+            (rows / columns) ** 0.5 / norm(rows, columns) for rows, columns in (self.shape, self.base_shape)
+        )
+        return factor / base_factor / self.multiplier
 
 
 class ModelScaling(NamedTuple):
@@ -158,13 +160,13 @@ class MuP(Parametrization):
             multiplier, {name: scaling for name, scaling in scalings.items() if scaling.shape != scaling.base_shape}
         )
 
-    def _check(self, model: nn.Module, base: nn.Module, known: set[str]) -> None:
+    def _check(self, model: nn.Module, base: nn.Module, scaled: set[str]) -> None:
         """Refuse a growing matrix outside our linear layers: nothing would scale its initialisation."""
         tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         base_parameters = dict(base.named_parameters())
         for name, parameter in model.named_parameters():
             grows = parameter.ndim >= 2 and sides(parameter) != sides(base_parameters[name])
-            if grows and name not in known | tables and not name.endswith(".bias"):
+            if grows and name not in scaled | tables and not name.endswith(".bias"):
                 raise ValueError(f"base_width={self.base_width}: {name} grows with the width outside a tinyllm Linear")
 
 

@@ -164,8 +164,8 @@ class Transformer(nn.Module):
                 self.head = Linear(d_in=self.d_model, d_out=vocab_size, bias=False)
         scaling = self.matrix_scalings.get("head.weight")
         if scaling is not None:  # the head has the same rows, one per token, in the base model
-            here, base = (vocab_size, scaling.shape[1]), (vocab_size, scaling.base_shape[1])
-            self.matrix_scalings["head.weight"] = replace(scaling, shape=here, base_shape=base)
+            shape, base_shape = (vocab_size, scaling.shape[1]), (vocab_size, scaling.base_shape[1])
+            self.matrix_scalings["head.weight"] = replace(scaling, shape=shape, base_shape=base_shape)
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) for the head; see :meth:`run`."""

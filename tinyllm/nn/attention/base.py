@@ -5,6 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+from tinyllm.nn.attention.kernels import chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 
 
@@ -74,3 +76,49 @@ class Attention(nn.Module, ABC):
     def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
         """Values per sequence that this kernel saves for the backward pass, besides its inputs and outputs."""
         return 0
+
+
+class MaskedAttention(Attention):
+    """Attention computed by ``kernels.attend``, which chooses the kernel.
+
+    Attributes:
+        mask: window, sinks and softcap.
+        n_heads: number of query heads.
+        attn_dropout: on the attention weights.
+        cache_shapes: (heads, size) of each tensor that the cache holds.
+        same_head_dim: values are as wide as keys.
+    """
+
+    mask: AttentionMask
+    n_heads: int
+    attn_dropout: float
+    cache_shapes: list[tuple[int, int]]
+    same_head_dim = True
+
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        return LayerCache(
+            self.cache_shapes,
+            batch_size=batch_size,
+            max_len=max_len,
+            window=self.mask.window,
+            sinks=self.mask.sinks,
+            device=device,
+            dtype=dtype,
+        )
+
+    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+        return sum(heads * size for heads, size in self.cache_shapes) * dtype.itemsize
+
+    def cache_slots(self, max_len: int) -> int:
+        return self.mask.keys_seen(max_len)
+
+    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
+        return chosen_kernel(device, dtype, seq_len, self.mask, same_head_dim=self.same_head_dim)
+
+    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        return recompiles_per_length(device, dtype, seq_len, self.mask, same_head_dim=self.same_head_dim)
+
+    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        return self.n_heads * saved_activations(
+            device, dtype, seq_len, self.mask, same_head_dim=self.same_head_dim, dropout_p=self.attn_dropout
+        )

@@ -121,8 +121,8 @@ class _BlockAttention(torch.autograd.Function):
             if span.hidden:
                 key = (n, span.hidden, span.diagonal)  # equal for all but the first and last blocks
                 if key not in past:
-                    gone = torch.full(key[:2], float("-inf"), dtype=q.dtype, device=q.device)
-                    past[key] = gone.tril_(span.diagonal)
+                    outside = torch.full(key[:2], float("-inf"), dtype=q.dtype, device=q.device)
+                    past[key] = outside.tril_(span.diagonal)
                 by_query[..., shape.sinks : shape.sinks + span.hidden] += past[key]
             weights = torch.ops.aten._softmax(scores, -1, False)
             if trains:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.base import MaskedAttention
+from tinyllm.nn.attention.kernels import attend
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
@@ -14,7 +13,7 @@ from tinyllm.nn.norm import MIN_EPS, RMSNorm
 from tinyllm.nn.position import Position
 
 
-class MHA(Attention):
+class MHA(MaskedAttention):
     """Multi-head attention (Vaswani et al. 2017): every query head has its own keys and values.
 
     ``MQA`` and ``GQA`` differ only in the number of key-value heads, each shared by n_heads / n_kv_heads query heads.
@@ -61,6 +60,7 @@ class MHA(Attention):
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
         self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
         self.scale = self.head_dim**-0.5
+        self.cache_shapes = [(n_kv_heads, self.head_dim)] * 2  # keys and values
         self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
         if nope and not pos.rotates:
@@ -105,18 +105,6 @@ class MHA(Attention):
         )
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
-    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
-        shapes = [(self.n_kv_heads, self.head_dim)] * 2
-        return LayerCache(
-            shapes,
-            batch_size=batch_size,
-            max_len=max_len,
-            window=self.mask.window,
-            sinks=self.mask.sinks,
-            device=device,
-            dtype=dtype,
-        )
-
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.qkv.init_weights(std)
         self.out.init_weights(residual_std)
@@ -127,21 +115,6 @@ class MHA(Attention):
     def flops_per_token(self, context: int) -> int:
         scores_and_values = 2 * 2 * self.n_heads * self.head_dim * self.mask.keys_seen(context)
         return self.qkv.flops() + self.out.flops() + scores_and_values
-
-    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
-        return 2 * self.n_kv_heads * self.head_dim * dtype.itemsize
-
-    def cache_slots(self, max_len: int) -> int:
-        return self.mask.keys_seen(max_len)
-
-    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
-        return chosen_kernel(device, dtype, seq_len, self.mask)
-
-    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        return recompiles_per_length(device, dtype, seq_len, self.mask)
-
-    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        return self.n_heads * saved_activations(device, dtype, seq_len, self.mask, dropout_p=self.attn_dropout)
 
 
 class MQA(MHA):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.attention.base import Attention
-from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.base import MaskedAttention
+from tinyllm.nn.attention.kernels import attend
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.mha import size_of_head
 from tinyllm.nn.cache import LayerCache
@@ -13,7 +13,7 @@ from tinyllm.nn.norm import RMSNorm
 from tinyllm.nn.position import Position
 
 
-class MLA(Attention):
+class MLA(MaskedAttention):
     """Multi-head latent attention: the cache holds one latent per token for all heads, and one rotated key.
 
     c = norm(W_dkv·x). Head h has the key [W_uk·c; RoPE(W_kr·x)] and the value W_uv·c; its query comes from x or from a
@@ -72,6 +72,8 @@ class MLA(Attention):
         self.rotary, self.rope_dim = _rotary(rope_head_dim, head_dim, pos)
         self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
         self.attn_dropout = attn_dropout
+        self.cache_shapes = [(1, self.latent_dim + self.rope_dim)]
+        self.same_head_dim = self.v_dim == self.nope_dim + self.rope_dim
         self.scale = (self.nope_dim + self.rope_dim) ** -0.5 * pos.score_factor
         d_query = n_heads * (self.nope_dim + self.rope_dim)
         self.q: nn.Module
@@ -128,17 +130,6 @@ class MLA(Attention):
             y_BHTD = sum_BHTL[..., : self.latent_dim] @ w_uv_HDL.transpose(1, 2)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
-    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
-        return LayerCache(
-            [(1, self.latent_dim + self.rope_dim)],
-            batch_size=batch_size,
-            max_len=max_len,
-            window=self.mask.window,
-            sinks=self.mask.sinks,
-            device=device,
-            dtype=dtype,
-        )
-
     def init_weights(self, *, std: float, residual_std: float) -> None:
         for module in (*self._query_parts(), self.kv_down, self.kv_norm, self.kv_up):
             if isinstance(module, Linear):
@@ -162,28 +153,6 @@ class MLA(Attention):
         """FLOPs of decoding one token in the latent space: keys and values are as wide as a cache entry."""
         scores_and_values = 2 * 2 * self.n_heads * (self.latent_dim + self.rope_dim)
         return self._projection_flops() + self.kv_up.flops() + scores_and_values * self.mask.keys_seen(context)
-
-    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
-        return (self.latent_dim + self.rope_dim) * dtype.itemsize
-
-    def cache_slots(self, max_len: int) -> int:
-        return self.mask.keys_seen(max_len)
-
-    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
-        return chosen_kernel(device, dtype, seq_len, self.mask, same_head_dim=self._same_head_dim)
-
-    def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
-        return recompiles_per_length(device, dtype, seq_len, self.mask, same_head_dim=self._same_head_dim)
-
-    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
-        per_head = saved_activations(
-            device, dtype, seq_len, self.mask, same_head_dim=self._same_head_dim, dropout_p=self.attn_dropout
-        )
-        return self.n_heads * per_head
-
-    @property
-    def _same_head_dim(self) -> bool:
-        return self.v_dim == self.nope_dim + self.rope_dim
 
 
 def _rotary(rope_head_dim: int | None, head_dim: int, pos: Position) -> tuple[nn.Module | None, int]:
