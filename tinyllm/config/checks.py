@@ -6,6 +6,7 @@ dataclasses against their ranges, nodes with a ``_target_`` against the construc
 
 import dataclasses
 import math
+import operator
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from tinyllm.utils.text import LARGEST_INTEGER, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments that the program fills in where they are null."""
+LIMITS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt, "at_most": operator.le}
+"""Bounds of :func:`tinyllm.config.schema.key`, and when a value satisfies them."""
 HYDRA_KEYS = ("_target_", *MARKS)
 
 
@@ -125,32 +128,23 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
             _check_range(value, field.metadata, where)
 
 
-def _check_range(value: Any, metadata: Any, where: str) -> None:
-    choices, at_least, above, below = (metadata.get(name) for name in ("choices", "at_least", "above", "below"))
-    at_most = metadata.get("at_most")
+def _check_range(value: Any, metadata: Mapping[str, Any], where: str) -> None:
+    choices = metadata.get("choices")
     if value is None or (choices and any(value == choice and type(value) is type(choice) for choice in choices)):
         return
     if metadata.get("filled") and value == "":
         raise UserError("empty text", key=where, value=value, hint="give a text, or leave the key out")
-    bounds = [f"at least {at_least:g}"] if at_least is not None else []
-    bounds += [f"above {above:g}"] if above is not None else []
-    bounds += [f"below {below:g}"] if below is not None else []
-    bounds += [f"at most {at_most}"] if at_most is not None else []
+    limits = [(name, metadata[name]) for name in LIMITS if metadata.get(name) is not None]
+    bounds = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits]
     if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
         words = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
         similar = near(str(value), words)
         hint = f"one of {', '.join(words)}" + (f", or a number {bounds[0]}" if bounds else "")
-        raise UserError(
-            "value not allowed",
-            key=where,
-            value=value,
-            hint=hint + (f"; did you mean {similar[0]}?" if similar else ""),
-        )
+        hint += f"; did you mean {similar[0]}?" if similar else ""
+        raise UserError("value not allowed", key=where, value=value, hint=hint)
     if choices and isinstance(value, float):  # a key that holds a word or a number counts something
         raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
-    too_small = (at_least is not None and not value >= at_least) or (above is not None and not value > above)
-    too_large = (below is not None and not value < below) or (at_most is not None and not value <= at_most)
-    if too_small or too_large:
+    if not all(LIMITS[name](value, limit) for name, limit in limits):  # nan satisfies none of them
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
 

@@ -103,18 +103,19 @@ def read_file(path: Path) -> File:
     package, meaning = _header(text)
     keys: dict[str, Key] = {}
     choices: dict[str, str | None] = {}
-    for group, option in _defaults(root):
+    defaults = list(_defaults(root))
+    for group, option, is_override in defaults:
         file = path.parent / f"{option}.yaml"
-        if group is not None:
+        if group is not None and not is_override:
             choices[group] = option
-        elif file.is_file():  # not _self_, and not a schema registered with Hydra
+        elif group is None and file.is_file():  # not _self_, and not a schema registered with Hydra
             below = read_file(file)
             keys |= below.keys
             choices |= below.choices
     for key in _leaves(root, text, ""):
         known = keys.get(key.path)
         keys[key.path] = replace(key, meaning=known.meaning) if known and not key.meaning else key
-    choices |= {group: option for group, option in _overridden(root) if group in choices}
+    choices |= {group: option for group, option, is_override in defaults if is_override and group in choices}
     return File(name=path.stem, meaning=meaning, package=package, keys=keys, choices=choices)
 
 
@@ -132,25 +133,16 @@ def _header(text: str) -> tuple[str, str]:
     return package, " ".join(sentences)
 
 
-def _defaults(root: yaml.MappingNode) -> Iterator[tuple[str | None, str | None]]:
-    """(None, file) and (group, option) of the entries in the defaults list, without overrides."""
-    for key, value in root.value:
-        for entry in value.value if key.value == "defaults" else []:
-            if isinstance(entry, yaml.ScalarNode):
-                yield None, entry.value
-                continue
+def _defaults(root: yaml.MappingNode) -> Iterator[tuple[str | None, str | None, bool]]:
+    """(group, option, is an override) of each entry in the defaults list; the group of a plain file is None."""
+    entries: list[yaml.Node] = next((value.value for key, value in root.value if key.value == "defaults"), [])
+    for entry in entries:
+        if isinstance(entry, yaml.ScalarNode):
+            yield None, entry.value, False
+        else:
             [(group, option)] = entry.value
-            if not group.value.startswith(OVERRIDE):
-                yield _group_name(group.value), _as_typed(option)
-
-
-def _overridden(root: yaml.MappingNode) -> Iterator[tuple[str, str | None]]:
-    """(group, option) of the overrides in the defaults list."""
-    for key, value in root.value:
-        for entry in value.value if key.value == "defaults" else []:
-            for group, option in entry.value if isinstance(entry, yaml.MappingNode) else []:
-                if group.value.startswith(OVERRIDE):
-                    yield _group_name(group.value.removeprefix(OVERRIDE)), _as_typed(option)
+            name = group.value.removeprefix(OVERRIDE)
+            yield _group_name(name), _as_typed(option), name != group.value
 
 
 def _group_name(text: str) -> str:

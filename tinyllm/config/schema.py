@@ -16,6 +16,8 @@ MOST_STEPS, MOST_TOKENS = 10**12, 10**15
 """Longer horizons are typing errors: the largest known runs took some 10¹³ tokens."""
 MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**20
 """Most sequences in a micro-batch, and most micro-steps in an optimizer step, whose batches are all in memory."""
+PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda", "mps")
+WEIGHTS, SWITCH = ("auto", "raw", "ema"), ("auto", True, False)
 
 
 def key(
@@ -93,9 +95,9 @@ class TrainerConfig:
     total_batch_tokens: Any = key(whole=True)
     seq_len: int | None = key(at_least=1)
     grad_clip: float = key(at_least=0)
-    precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
-    deterministic: Any = key(choices=("auto", True, False))
+    precision: str = key(choices=PRECISIONS)
+    device: str = key(choices=DEVICES)
+    deterministic: Any = key(choices=SWITCH)
     compile: CompileConfig = field(default_factory=CompileConfig)
     activation_checkpointing: Any = key(at_least=1, choices=(False, True), whole=True)
     log_every: int = key(at_least=0)
@@ -138,21 +140,21 @@ class DataloaderConfig:
     workers: int = key(at_least=0, at_most=1024)
     prefetch_factor: int = key(at_least=1, at_most=10**4)
     persistent_workers: bool = key()
-    pin_memory: Any = key(choices=("auto", True, False))
+    pin_memory: Any = key(choices=SWITCH)
 
 
 @dataclass
 class CheckpointConfig:
     enabled: bool = key()
     keep: int = key(at_least=2)
-    asynchronous: Any = key(choices=("auto", True, False))
+    asynchronous: Any = key(choices=SWITCH)
 
 
 @dataclass
 class DistributedConfig:
     backend: str = key(choices=("auto", "gloo", "nccl"))
     timeout_s: float = key(above=0)
-    find_unused_parameters: Any = key(choices=("auto", True, False))
+    find_unused_parameters: Any = key(choices=SWITCH)
 
 
 @dataclass
@@ -286,16 +288,16 @@ class GenerateConfig:
     min_p: float | None = key(at_least=0)
     repetition_penalty: float = key(above=0)
     stop: Any = key()
-    bos: Any = key(choices=("auto", True, False))
+    bos: Any = key(choices=SWITCH)
     special: bool = key()
     n_samples: int = key(at_least=1, at_most=10**6)
     seed: int = key(at_least=0)
     interactive: bool = key()
     checkpoint: str = key()
-    weights: str = key(choices=("auto", "raw", "ema"))
+    weights: str = key(choices=WEIGHTS)
     kv_cache: bool = key()
-    precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = key(choices=PRECISIONS)
+    device: str = key(choices=DEVICES)
     debug: bool = key()
 
 
@@ -306,12 +308,12 @@ class EvaluateConfig:
     run: str | None = key()
     split: str = key(choices=("val", "train"))
     checkpoint: str = key()
-    weights: str = key(choices=("auto", "raw", "ema"))
+    weights: str = key(choices=WEIGHTS)
     seq_len: int | None = key(at_least=1)
     stride: int | None = key(at_least=1)
     batch_size: int | None = key(at_least=1, at_most=MOST_SEQUENCES)
-    precision: str = key(choices=("auto", "fp32", "bf16", "fp16"))
-    device: str = key(choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = key(choices=PRECISIONS)
+    device: str = key(choices=DEVICES)
     debug: bool = key()
     tokenizer: Any = None
     dataset: Any = None
@@ -325,7 +327,7 @@ class ExportConfig:
     format: str = key(choices=("hf",))
     out: str | None = key()
     checkpoint: str = key()
-    weights: str = key(choices=("auto", "raw", "ema"))
+    weights: str = key(choices=WEIGHTS)
     debug: bool = key()
 
 

@@ -75,93 +75,32 @@ _EXAMPLES = {
 """By program: the purpose of each example, and its arguments."""
 
 _MOST_USED = {
-    "train": (
-        "trainer.max_steps",
-        "trainer.batch_size",
-        "trainer.seq_len",
-        "trainer.max_minutes",
-        "trainer.precision",
-        "optimizer.lr",
-        "model.d_model",
-        "model.n_layers",
-        "seed",
-        "run.dir",
-        "resume",
-    ),
-    "describe": (
-        "vs",
-        "model.d_model",
-        "model.n_layers",
-        "model.n_heads",
-        "model.max_seq_len",
-        "trainer.batch_size",
-        "trainer.seq_len",
-        "trainer.precision",
-        "trainer.activation_checkpointing",
-    ),
-    "verify_resume": (
-        "kills",
-        "kill_seed",
-        "out",
-        "trainer.max_steps",
-        "trainer.checkpoint_every",
-        "trainer.batch_size",
-        "trainer.seq_len",
-        "seed",
-    ),
-    "probe": (
-        "seeds",
-        "examples",
-        "out",
-        "trainer.max_steps",
-        "trainer.batch_size",
-        "optimizer.lr",
-        "seed",
-    ),
-    "scaling": (
-        "scaling.budgets",
-        "scaling.sizes",
-        "scaling.targets",
-        "scaling.seeds",
-        "scaling.out",
-        "trainer.batch_size",
-        "optimizer.lr",
-    ),
-    "coord_check": (
-        "widths",
-        "more_heads",
-        "steps",
-        "seeds",
-        "growth",
-        "shrinkage",
-        "out",
-        "trainer.batch_size",
-        "trainer.seq_len",
-        "trainer.grad_clip",
-        "optimizer.lr",
-        "seed",
-    ),
-    "compare": (
-        "study",
-        "question",
-        "reference",
-        "match",
-        "match_by",
-        "tolerance",
-        "budget.amount",
-        "seeds",
-        "effect",
-        "max_minutes",
-        "tune",
-        "tune_trials",
-        "evaluations",
-        "probes",
-        "parallel",
-        "out",
-        "seed",
-        "trainer.batch_size",
-        "optimizer.lr",
-    ),
+    program: keys.split()
+    for program, keys in {
+        "train": (
+            "trainer.max_steps trainer.batch_size trainer.seq_len trainer.max_minutes trainer.precision "
+            "optimizer.lr model.d_model model.n_layers seed run.dir resume"
+        ),
+        "describe": (
+            "vs model.d_model model.n_layers model.n_heads model.max_seq_len trainer.batch_size "
+            "trainer.seq_len trainer.precision trainer.activation_checkpointing"
+        ),
+        "verify_resume": (
+            "kills kill_seed out trainer.max_steps trainer.checkpoint_every trainer.batch_size trainer.seq_len seed"
+        ),
+        "probe": "seeds examples out trainer.max_steps trainer.batch_size optimizer.lr seed",
+        "scaling": (
+            "scaling.budgets scaling.sizes scaling.targets scaling.seeds scaling.out trainer.batch_size optimizer.lr"
+        ),
+        "coord_check": (
+            "widths more_heads steps seeds growth shrinkage out trainer.batch_size trainer.seq_len "
+            "trainer.grad_clip optimizer.lr seed"
+        ),
+        "compare": (
+            "study question reference match match_by tolerance budget.amount seeds effect max_minutes tune "
+            "tune_trials evaluations probes parallel out seed trainer.batch_size optimizer.lr"
+        ),
+    }.items()
 }
 """Keys that the help shows. Programs that are not listed have few keys and show all of them."""
 
