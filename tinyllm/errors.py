@@ -5,6 +5,11 @@ import os
 
 from tinyllm.utils.text import plain
 
+USER_ERROR = 2
+"""Exit code of a user's mistake; a crash exits with 1."""
+SIGNALLED = 128
+"""A process that a signal ended exits with this plus the number of the signal."""
+
 
 class UserError(Exception):
     """An error that the user can fix: printed as ``error: <what> (<where>): <hint>``, exit code 2, no traceback.

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config.cli.flags import USER_ERROR
+from tinyllm.errors import USER_ERROR
 from tinyllm.programs.recorded_run import recorded_run
 from tinyllm.programs.training_process import TrainingFailed, TrainingProcess
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify

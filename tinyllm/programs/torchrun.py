@@ -13,7 +13,8 @@ from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from tinyllm.config.cli.main import SIGNALLED, tell
+from tinyllm.config.cli.main import tell
+from tinyllm.errors import SIGNALLED
 from tinyllm.utils.platforms import usable_cpus
 from tinyllm.utils.stop_signal import HANDLED, end_with_parent
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tinyllm.config.cli.main import ERROR_FILE, SIGNALLED
-from tinyllm.errors import UserError
+from tinyllm.config.cli.main import ERROR_FILE
+from tinyllm.errors import SIGNALLED, UserError
 from tinyllm.runs.layout import LOCK, METRICS
 from tinyllm.runs.metrics_log import last_record
 from tinyllm.utils.environment import without_run_names

@@ -2,16 +2,15 @@
 
 import argparse
 import difflib
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 import tinyllm
-from tinyllm.errors import UserError, about_path
+from tinyllm.errors import SIGNALLED, USER_ERROR, UserError, about_path
 from tinyllm.utils.environment import log_level
 from tinyllm.utils.streams import prepare_streams
-
-USER_ERROR, INTERRUPTED = 2, 130
 
 
 class Flags(argparse.ArgumentParser):
@@ -62,5 +61,5 @@ def answer(work: Callable[[], int]) -> NoReturn:
         code = USER_ERROR
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
+        code = SIGNALLED + signal.SIGINT
     sys.exit(code)

@@ -26,7 +26,7 @@ from tinyllm.config.grammar import as_given, key_of
 from tinyllm.config.hydra_errors import explain
 from tinyllm.config.option_files import conf_dir
 from tinyllm.config.targets import Option, options_of
-from tinyllm.errors import RankError, UserError, about_path, one_line
+from tinyllm.errors import SIGNALLED, USER_ERROR, RankError, UserError, about_path, one_line
 from tinyllm.utils.environment import RUN_NAMES, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
 from tinyllm.utils.memory import failed_allocation, is_out_of_memory
@@ -34,10 +34,6 @@ from tinyllm.utils.stop_signal import remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import plain
 
-SIGNALLED = 128
-"""Exit codes above this are 128 plus the number of the signal that ended the process."""
-USER_ERROR = 2
-"""Exit code of a user's mistake; a crash exits with 1."""
 OTHERS_WAIT_S = 15.0
 """All ranks find the same mistake. Rank 0 reports it; the others wait this long for the launcher to end them."""
 ERROR_FILE = "TINYLLM_ERROR_FILE"

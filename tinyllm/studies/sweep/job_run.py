@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import ERROR_FILE, Jobs
 from tinyllm.config.grammar import as_given
-from tinyllm.errors import UserError
+from tinyllm.errors import SIGNALLED, UserError
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.job import Job
 from tinyllm.studies.sweep.job_record import FINISHED, STOPPED, JobRecord
-from tinyllm.studies.sweep.sweep_runner import SIGNALLED, THIS_PROCESS
+from tinyllm.studies.sweep.sweep_runner import THIS_PROCESS
 from tinyllm.utils.files import open_append
 from tinyllm.utils.platforms import signals
 

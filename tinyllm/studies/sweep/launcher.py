@@ -15,10 +15,9 @@ from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tinyllm.config.cli.arguments import check_settings
-from tinyllm.config.cli.main import USER_ERROR
 from tinyllm.config.grammar import key_of, quote
 from tinyllm.config.hydra_errors import explained
-from tinyllm.errors import UserError, one_line
+from tinyllm.errors import USER_ERROR, UserError, one_line
 from tinyllm.runs.layout import LOCK
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.gpu_slots import GpuSlots

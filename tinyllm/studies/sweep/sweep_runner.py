@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from tinyllm.errors import SIGNALLED
 from tinyllm.studies.sweep.directory import CSV, SweepDir
 from tinyllm.studies.sweep.job import Job
 from tinyllm.studies.sweep.job_record import FAILED, FINISHED, RUNNING, STOPPED, WAITING, JobRecord
@@ -19,8 +20,6 @@ from tinyllm.utils.stop_signal import unless_nohup
 from tinyllm.utils.text import plain
 
 POLL_S = 0.5
-SIGNALLED = 128
-"""Exit codes above it name the signal that ended the program."""
 
 
 @dataclass
