@@ -64,7 +64,7 @@ def check(
         _check_target(node, path, allow, plain)
     for path, number in _numbers(plain, ""):
         if not math.isfinite(number):
-            raise UserError("not a finite number", key=path, value=number, hint="nan and inf are not allowed")
+            raise UserError("not a finite number", key=path, value=number, hint="must be finite")
         if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
             raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST_INTEGER}")
     check_effects(plain, named=named, filled=filled, allow=allow)
