@@ -197,8 +197,8 @@ def naming_saved_setting(resumption: Resumption | None) -> Iterator[None]:
     except UserError as error:
         if resumption is None or error.key not in PROVEN or error.key in resumption.named:
             raise
-        saved = "the run's saved setting; a relative path counts from the current directory;"
-        hint = f"{error.hint + '; ' if error.hint else ''}{saved} {error.key}=… says where the same data are now"
+        saved = "this is the run's saved setting, and relative paths start at the current directory;"
+        hint = f"{error.hint + '; ' if error.hint else ''}{saved} set {error.key}=… to where the same data are now"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
@@ -246,7 +246,7 @@ def check_same_data(resumption: Resumption, data: TokenData) -> None:
     saved, current = resumption.checkpoint.manifest["data"], data.fingerprints()
     for name, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
         if saved[name] != current[name]:
-            # runs made before the split had versioned rules did not follow links to folders
+            # Runs made before the rules of the split had versions did not follow links to folders.
             links = "" if "rules" in saved else " (links to folders were not followed when the run was made)"
             hint = (
                 f"the checkpoint has {saved[name][:12]}; restore the old data{links},"
