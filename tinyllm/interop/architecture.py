@@ -128,7 +128,7 @@ def _layer(block: Block) -> dict[str, Any]:
 
 def _attention(attn: nn.Module) -> dict[str, Any]:
     if type(attn) is MLA:
-        own = {
+        values = {
             f"{ATTN}.kv_latent_dim": attn.latent_dim,
             f"{ATTN}.q_latent_dim": attn.q_down.out_features if attn.compresses_q else None,
             f"{ATTN}.rope_head_dim": attn.rope_dim,
@@ -139,14 +139,14 @@ def _attention(attn: nn.Module) -> dict[str, Any]:
         kind, bias = "mla", attn.out.bias is not None
     elif type(attn) in HEADS:
         assert isinstance(attn, MHA)
-        own = {f"{ATTN}.head_dim": attn.head_dim, f"{ATTN}.qk_norm": attn.q_norm is not None}
-        own |= {"model.n_kv_heads": attn.n_kv_heads, f"{ATTN}.nope": attn.nope}
-        own[f"{ATTN}.qkv_bias"] = attn.qkv.bias is not None
+        values = {f"{ATTN}.head_dim": attn.head_dim, f"{ATTN}.qk_norm": attn.q_norm is not None}
+        values |= {"model.n_kv_heads": attn.n_kv_heads, f"{ATTN}.nope": attn.nope}
+        values[f"{ATTN}.qkv_bias"] = attn.qkv.bias is not None
         kind, bias = heads_option(attn.n_heads, attn.n_kv_heads), attn.out.bias is not None
     else:
         raise _custom_part(ATTN, attn)
     shared = {f"{ATTN}.{name}": getattr(attn.mask, name) for name in ("window", "sinks", "softcap")}
-    return {"attn": kind, "model.n_heads": attn.n_heads, f"{ATTN}.bias": bias} | own | shared
+    return {"attn": kind, "model.n_heads": attn.n_heads, f"{ATTN}.bias": bias} | values | shared
 
 
 def heads_option(n_heads: int, n_kv_heads: int) -> str:
@@ -159,7 +159,7 @@ def _feed_forward(ffn: FeedForward) -> dict[str, Any]:
         return {"moe": "none", f"{FFN}.d_ff": ffn.d_ff} | _dense(ffn)
     assert isinstance(ffn, Mixture)
     n_shared = 0 if ffn.shared is None else ffn.shared.d_ff // ffn.d_ff
-    own = {
+    values = {
         "n_experts": ffn.n_routed + n_shared,
         "n_shared": n_shared,
         "n_active": ffn.n_chosen + n_shared,
@@ -169,8 +169,10 @@ def _feed_forward(ffn: FeedForward) -> dict[str, Any]:
         "normalize": ffn.normalize,
     }
     limited = ffn.n_active_groups < ffn.n_groups
-    own |= {"n_groups": ffn.n_groups if limited else 1, "n_active_groups": ffn.n_active_groups if limited else None}
-    return {"moe": MIXTURES[type(ffn)]} | {f"{MOE}.{name}": value for name, value in own.items()} | _dense(ffn.experts)
+    values |= {"n_groups": ffn.n_groups if limited else 1, "n_active_groups": ffn.n_active_groups if limited else None}
+    return (
+        {"moe": MIXTURES[type(ffn)]} | {f"{MOE}.{name}": value for name, value in values.items()} | _dense(ffn.experts)
+    )
 
 
 def _dense(ffn: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from tinyllm.utils.files import expand_home, parse_json, read_text
 
 LARGEST = 256 << 20
 """Size limit of a tokenizer file in bytes; the largest published ones have 40 MB."""
-KINDS: dict[str, type[Tokenizer]] = {cls.kind: cls for cls in (CharTokenizer, ByteTokenizer, IdsTokenizer)}
+CLASSES: tuple[type[Tokenizer], ...] = (CharTokenizer, ByteTokenizer, IdsTokenizer, HuggingFaceTokenizer)
+KINDS = {cls.kind: cls for cls in CLASSES}
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -45,9 +46,7 @@ def loads(text: str) -> Tokenizer:
     state = parse_json(text)
     if state.get("kind") in KINDS:
         return KINDS[state["kind"]].from_dict(state)
-    if state.get("kind") == HuggingFaceTokenizer.kind:
-        return HuggingFaceTokenizer.from_dict(state)
-    return HuggingFaceTokenizer.from_json(text)
+    return HuggingFaceTokenizer.from_json(text)  # not written by Tokenizer.save
 
 
 class PretrainedTrainer(TokenizerTrainer):
