@@ -126,7 +126,7 @@ TABLE = {
     ),
     "batch not divisible": bad("trainer.total_batch_tokens=100", "trainer.total_batch_tokens=100", "64 or 128"),
     "the batch twice": bad(
-        "trainer.total_batch_tokens=64 trainer.grad_accum_steps=1", "trainer.grad_accum_steps=1", "leave"
+        "trainer.total_batch_tokens=64 trainer.grad_accum_steps=1", "trainer.grad_accum_steps=1", "omit"
     ),
     "two horizons": bad("trainer.max_steps=9 trainer.max_tokens=9", "trainer.max_tokens=9", "not both"),
     "less than a step": bad("trainer.max_tokens=63", "trainer.max_tokens=63", "one step takes 64"),
@@ -176,7 +176,7 @@ TABLE = {
         "resume=IN/run dataset.path=IN/other.txt", "dataset=", "restore the old data", base=False
     ),
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
-    "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in this model"),
+    "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in the model"),
     "start from another tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
     # the other programs
     "generate without a run": bad("", "run=null", "run=<directory>", program="generate", base=False),
