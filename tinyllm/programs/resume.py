@@ -26,7 +26,7 @@ from tinyllm.runs.directory import check_free
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
 from tinyllm.runs.lineage import later_than
 from tinyllm.runs.state_schema import read_checked
-from tinyllm.training.batch_plan import Standing, regroup
+from tinyllm.training.batch_plan import RunProgress, regroup
 from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
@@ -183,10 +183,10 @@ def reconcile(
     return notes
 
 
-def standing_of(checkpoint: Checkpoint) -> Standing:
+def progress_of(checkpoint: Checkpoint) -> RunProgress:
     """Steps, tokens and sequences that a checkpoint has consumed."""
     state = read_checked(checkpoint)
-    return Standing(step=state["step"], tokens=state["tokens"], sequences=state["sequences"])
+    return RunProgress(step=state["step"], tokens=state["tokens"], sequences=state["sequences"])
 
 
 @contextmanager

@@ -42,15 +42,15 @@ from tinyllm.programs.resume import (
     check_same_data,
     keep_batch,
     naming_saved_setting,
+    progress_of,
     reconcile,
-    standing_of,
 )
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LONGEST_NAME, auto_path, check_new
 from tinyllm.runs.layout import CHECKPOINTS
 from tinyllm.runs.state_schema import read_checked
 from tinyllm.tokenizers import Tokenizer
-from tinyllm.training.batch_plan import BatchPlan, Horizon, Standing, check_horizon, plan_horizon
+from tinyllm.training.batch_plan import BatchPlan, Horizon, RunProgress, check_horizon, plan_horizon
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.compilation import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
@@ -76,7 +76,7 @@ class CheckedSettings:
     init_from: checkpoints.Checkpoint | None
     batch: BatchPlan
     curriculum: Curriculum
-    standing: Standing | None
+    progress: RunProgress | None
     """Progress of a resumed run whose horizon is in tokens or epochs."""
     meta_model: Any
     """The model on ``meta``, without memory: parameters, FLOPs, memory and optimizer groups are counted on it.
@@ -161,9 +161,9 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     meta_model = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
     strategy.check(build_optimizer(cfg, meta_model, allow=allow)[0])
     check_memory(cfg, meta_model, strategy=strategy, device=device, allow=allow)
-    standing = standing_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None
+    progress = progress_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None
     if cfg.trainer.max_epochs is None:  # a horizon in epochs is known only with the data
-        n_steps = horizon_of(cfg, batch, curriculum, standing, epoch_tokens=0).steps
+        n_steps = horizon_of(cfg, batch, curriculum, progress, epoch_tokens=0).steps
         build_schedule(cfg, n_steps=n_steps, allow=allow)
     pin_memory = pins_memory(cfg, device)
     if cfg.trainer.compile.enabled:
@@ -193,7 +193,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         init_from=init_from,
         batch=batch,
         curriculum=curriculum,
-        standing=standing,
+        progress=progress,
         meta_model=meta_model,
         corpus=corpus,
         tokenizer_trainer=tokenizer_trainer,
@@ -238,7 +238,7 @@ def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
     cfg, batch, curriculum = settings.cfg, settings.batch, settings.curriculum
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
     epoch_tokens = sampler.windows_per_epoch * batch.seq_len
-    horizon = horizon_of(cfg, batch, curriculum, settings.standing, epoch_tokens=epoch_tokens)
+    horizon = horizon_of(cfg, batch, curriculum, settings.progress, epoch_tokens=epoch_tokens)
     schedule = build_schedule(cfg, n_steps=horizon.steps, allow=settings.invocation.allow)
     lengths = curriculum.lengths(horizon.steps, shift=horizon.shift)
     moved = moved_horizon(settings, horizon, schedule, lengths) if settings.resumption else []
@@ -253,11 +253,11 @@ def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
 
 
 def horizon_of(
-    cfg: DictConfig, batch: BatchPlan, curriculum: Curriculum, standing: Standing | None, *, epoch_tokens: int
+    cfg: DictConfig, batch: BatchPlan, curriculum: Curriculum, progress: RunProgress | None, *, epoch_tokens: int
 ) -> Horizon:
     """The end of the run that ``trainer.max_*`` asks for; see :func:`plan_horizon`."""
     horizon = {name: cfg.trainer[name] for name in HORIZON}
-    return plan_horizon(batch, **horizon, curriculum=curriculum, standing=standing, epoch_tokens=epoch_tokens)
+    return plan_horizon(batch, **horizon, curriculum=curriculum, progress=progress, epoch_tokens=epoch_tokens)
 
 
 def moved_horizon(settings: CheckedSettings, horizon: Horizon, schedule: Schedule, lengths: Lengths) -> list[str]:

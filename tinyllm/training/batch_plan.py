@@ -14,7 +14,7 @@ MOST_MICRO_STEPS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class RunProgress:
     """Progress of a run before this start."""
 
     step: int = 0
@@ -166,14 +166,14 @@ def plan_horizon(
     max_epochs: float | None,
     epoch_tokens: int,
     curriculum: Curriculum,
-    standing: Standing | None = None,
+    progress: RunProgress | None = None,
 ) -> Horizon:
     """The horizon of a run, given in steps, tokens or epochs.
 
     Args:
         epoch_tokens: training tokens in one pass over the training split.
         curriculum: shorter sequences take fewer tokens per step, so a horizon in tokens or epochs has more steps.
-        standing: progress of a resumed run, from which the rest of a horizon in tokens or epochs is counted.
+        progress: of a resumed run, from which the rest of a horizon in tokens or epochs is counted.
 
     Raises:
         UserError: several horizons are given, or one is shorter than a step or than the curriculum.
@@ -181,8 +181,8 @@ def plan_horizon(
     check_horizon(max_steps=max_steps, max_tokens=max_tokens, max_epochs=max_epochs)
     horizon = Horizon(steps=max_steps or DEFAULT_STEPS)
     if max_tokens is not None or max_epochs is not None:
-        standing = standing or Standing()
-        done = standing.in_steps_of(batch.sequences)
+        progress = progress or RunProgress()
+        done = progress.in_steps_of(batch.sequences)
         steps = _steps_within(
             batch,
             max_tokens=max_tokens,
@@ -190,9 +190,9 @@ def plan_horizon(
             epoch_tokens=epoch_tokens,
             curriculum=curriculum,
             done=done,
-            done_tokens=standing.tokens,
+            done_tokens=progress.tokens,
         )
-        horizon = Horizon(steps=steps, shift=standing.step - done)
+        horizon = Horizon(steps=steps, shift=progress.step - done)
     curriculum.check(horizon.steps)
     return horizon
 
