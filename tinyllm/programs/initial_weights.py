@@ -45,12 +45,12 @@ def check_multipliers(
         UserError: the factors differ.
     """
     source_cfg = saved_config(source.path / CONFIG, allow=allow)
-    theirs, ours = source_cfg.model.get("parametrization"), cfg.model.get("parametrization")
-    if theirs is None or ours is None or theirs == ours:
+    source_node, node = source_cfg.model.get("parametrization"), cfg.model.get("parametrization")
+    if source_node is None or node is None or source_node == node:  # runs of the first versions have no such key
         return
     source_model = build_model(source_cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
     if multipliers(source_model) != multipliers(meta_model):
-        hint = f"that run has {_shown(theirs)}, this one {_shown(ours)}"
+        hint = f"that run has {_shown(source_node)}, this one {_shown(node)}"
         raise UserError("its weights belong to other multipliers", key="init_from", value=cfg.init_from, hint=hint)
 
 

@@ -10,7 +10,7 @@ from tinyllm.utils.device import compute_dtype, describe_device
 
 
 def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, run_dir: Path, *, tokens: int) -> RunInfo:
-    """What the start of a run shows, counted on the plan's model.
+    """The summary shown at the start of a run, counted on the plan's model.
 
     Args:
         groups: of the optimizer.

@@ -204,7 +204,7 @@ def make_profiler(plan: RunPlan, run_dir: Path, *, report: Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What every checkpoint of a run repeats, so that it can be used without the run directory."""
+    """The files and facts that each checkpoint contains, so that it can be used without its run directory."""
 
     texts: dict[str, str]
     """Configuration, overrides and tokenizer, by file name."""
