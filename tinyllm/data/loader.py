@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,47 +78,38 @@ def train_batches(
         yield from _until_exit(loader, len(stretch))
 
 
+@dataclass(frozen=True)
 class _MicroBatches(Dataset[Batch]):
     """The micro-batches of one rank; number step·grad_accum_steps + m is micro-batch m of a step."""
 
-    def __init__(
-        self,
-        source: WindowSource,
-        batch_size: int,
-        grad_accum_steps: int,
-        rank: int,
-        world_size: int,
-        shift: int,
-        length_at: Callable[[int], int] | None,
-    ) -> None:
-        self._source = source
-        self._batch_size = batch_size
-        self._grad_accum_steps = grad_accum_steps
-        self._rank = rank
-        self._world_size = world_size
-        self._shift = shift
-        self._length_at = length_at
+    source: WindowSource
+    batch_size: int
+    grad_accum_steps: int
+    rank: int
+    world_size: int
+    shift: int
+    length_at: Callable[[int], int] | None
 
     def __getitem__(self, number: int) -> Batch:
         first = self._first_sample(number)
-        batch = self._source.batch(np.arange(first, first + self._batch_size))
-        if self._length_at is None:
+        batch = self.source.batch(np.arange(first, first + self.batch_size))
+        if self.length_at is None:
             return batch
-        return batch.shortened(self._length_at(number // self._grad_accum_steps))
+        return batch.shortened(self.length_at(number // self.grad_accum_steps))
 
     def by_epoch(self, numbers: range) -> Iterator[range]:
         """``numbers``, divided by the epoch in which each micro-batch starts."""
         start = numbers.start
         while start < numbers.stop:
-            epoch = self._first_sample(start) // self._source.windows_per_epoch
+            epoch = self._first_sample(start) // self.source.windows_per_epoch
             stop = start + 1
-            while stop < numbers.stop and self._first_sample(stop) // self._source.windows_per_epoch == epoch:
+            while stop < numbers.stop and self._first_sample(stop) // self.source.windows_per_epoch == epoch:
                 stop += 1
             yield range(start, stop)
             start = stop
 
     def _first_sample(self, number: int) -> int:
-        return self._shift + (number * self._world_size + self._rank) * self._batch_size
+        return self.shift + (number * self.world_size + self.rank) * self.batch_size
 
 
 def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:

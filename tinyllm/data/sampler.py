@@ -76,9 +76,5 @@ class Sampler:
         windows = torch.from_numpy(self.windows(samples))
         return Batch(inputs=windows[:, :-1].contiguous(), targets=windows[:, 1:].contiguous())
 
-    def window(self, sample: int) -> np.ndarray:
-        """The ids of one window, int64 of shape (seq_len+1,)."""
-        return self.windows(np.array([sample]))[0]
-
 
 ROLE_OFFSET = 2**32  # larger than any round number of the permutation, whose keys are drawn from the same key
