@@ -107,15 +107,15 @@ def test_generation_past_the_context_is_the_same_with_and_without_a_cache(choice
     model = built(choice).eval()
     with torch.no_grad():
         model.embedding.weight.mul_(4)  # without this, many models repeat one token forever
-    said: list[list[list[int]]] = [[], []]
+    generated: list[list[list[int]]] = [[], []]
     for kv_cache in (True, False):  # two prompts of different lengths, each greedily
         prompts = [tokens(3).tolist(), tokens(7, seed=2).tolist()]
         decoder = Decoder(model, prompts, n_samples=1, max_new_tokens=CONTEXT + 5, kv_cache=kv_cache)
         for _ in range(CONTEXT + 5):
             ids_B = decoder.logits().argmax(-1)
             decoder.append(ids_B)
-            said[kv_cache].append(ids_B.tolist())
-    assert said[0] == said[1]
+            generated[kv_cache].append(ids_B.tolist())
+    assert generated[0] == generated[1]
 
 
 @every

@@ -98,7 +98,7 @@ def test_gpt2() -> None:
     for i, block in enumerate(model.layers()):
         for their_name, our_name in names.items():
             part = block.get_submodule(our_name)
-            matrix = part.weight.t() if part.weight.ndim == 2 else part.weight  # theirs are stored transposed
+            matrix = part.weight.t() if part.weight.ndim == 2 else part.weight  # stored transposed in transformers
             weights |= {
                 f"transformer.h.{i}.{their_name}.weight": matrix,
                 f"transformer.h.{i}.{their_name}.bias": part.bias,

@@ -77,14 +77,14 @@ def test_generation_past_the_context_is_the_same_with_and_without_a_cache() -> N
     model = mixed().eval()
     with torch.no_grad():
         model.embedding.weight.mul_(4)
-    said: list[list[list[int]]] = [[], []]
+    generated: list[list[list[int]]] = [[], []]
     for kv_cache in (True, False):
         decoder = Decoder(model, [[1, 2, 3], [4, 5, 6, 7, 8, 9]], n_samples=1, max_new_tokens=20, kv_cache=kv_cache)
         for _ in range(20):
             ids_B = decoder.logits().argmax(-1)
             decoder.append(ids_B)
-            said[kv_cache].append(ids_B.tolist())
-    assert said[0] == said[1]
+            generated[kv_cache].append(ids_B.tolist())
+    assert generated[0] == generated[1]
 
 
 def test_gradients_recompute_and_accounting() -> None:

@@ -15,7 +15,7 @@ from tinyllm.nn.attention.mha import GQA, MHA, MQA
 from tinyllm.nn.attention.mla import MLA
 from tinyllm.nn.position import Rope, Rotary
 
-RULES: list[dict[str, Any]] = [
+MASKS: list[dict[str, Any]] = [
     {"window": 0, "sinks": 0, "softcap": 0.0},
     {"window": 3, "sinks": 0, "softcap": 0.0},
     {"window": 2, "sinks": 2, "softcap": 0.0},
@@ -28,7 +28,7 @@ LENGTH = 9
 def layer(kind: type[Attention], **changes: Any) -> Attention:
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"d_model": 24, "n_heads": 4, "bias": False, "attn_dropout": 0.0}
-    sizes |= RULES[0] | {"pos": Rope(max_seq_len=64, base=100.0)}
+    sizes |= MASKS[0] | {"pos": Rope(max_seq_len=64, base=100.0)}
     if kind is MLA:
         names = ("kv_latent_dim", "q_latent_dim", "rope_head_dim", "nope_head_dim", "v_head_dim")
         sizes |= dict.fromkeys(names) | {"latent_norm_eps": 1e-6, "rope_head_dim": 4}
@@ -49,14 +49,14 @@ def rotated(x_TD: Tensor, rotary: Rotary) -> Tensor:
     return torch.cat((z.real, z.imag), dim=-1)
 
 
-def attend_each(q_TD: Tensor, k_TD: Tensor, v_TE: Tensor, rule: dict[str, Any]) -> Tensor:
+def attend_each(q_TD: Tensor, k_TD: Tensor, v_TE: Tensor, mask: dict[str, Any]) -> Tensor:
     """Attention computed query by query, over the keys that each sees."""
     rows = []
     for i in range(len(q_TD)):
-        keys = [j for j in range(i + 1) if not rule["window"] or j > i - rule["window"] or j < rule["sinks"]]
+        keys = [j for j in range(i + 1) if not mask["window"] or j > i - mask["window"] or j < mask["sinks"]]
         scores = k_TD[keys] @ q_TD[i] / q_TD.shape[-1] ** 0.5
-        if rule["softcap"]:
-            scores = rule["softcap"] * torch.tanh(scores / rule["softcap"])
+        if mask["softcap"]:
+            scores = mask["softcap"] * torch.tanh(scores / mask["softcap"])
         rows.append(scores.softmax(0) @ v_TE[keys])
     return torch.stack(rows)
 
@@ -65,12 +65,12 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt() * weight
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("head_dim", [None, 10])
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("kind", [MHA, GQA, MQA])
-def test_heads_equal_the_formula(kind: type[Any], qk_norm: bool, head_dim: int | None, rule: dict[str, Any]) -> None:
-    attn = layer(kind, qk_norm=qk_norm, head_dim=head_dim, **rule)
+def test_heads_equal_the_formula(kind: type[Any], qk_norm: bool, head_dim: int | None, mask: dict[str, Any]) -> None:
+    attn = layer(kind, qk_norm=qk_norm, head_dim=head_dim, **mask)
     size, groups = head_dim or 6, {MHA: 4, GQA: 2, MQA: 1}[kind]
     assert attn.qkv.weight.shape == ((4 + 2 * groups) * size, 24) and attn.out.weight.shape == (24, 4 * size)
     if qk_norm:
@@ -83,15 +83,15 @@ def test_heads_equal_the_formula(kind: type[Any], qk_norm: bool, head_dim: int |
         parts = [q[:, size * head :][:, :size], k[:, size * group :][:, :size]]
         if qk_norm:
             parts = [norm(p, w, 1e-5) for p, w in zip(parts, (attn.q_norm.weight, attn.k_norm.weight), strict=True)]
-        heads.append(attend_each(*(rotated(p, attn.rotary) for p in parts), v[:, size * group :][:, :size], rule))
+        heads.append(attend_each(*(rotated(p, attn.rotary) for p in parts), v[:, size * group :][:, :size], mask))
     check(attn, x, torch.cat(heads, 1) @ attn.out.weight.t())
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("q_latent_dim", [None, 14])
-def test_mla_equals_the_formula(q_latent_dim: int | None, rule: dict[str, Any]) -> None:
+def test_mla_equals_the_formula(q_latent_dim: int | None, mask: dict[str, Any]) -> None:
     """DeepSeek-V2, equations 9 to 19, head by head."""
-    attn: Any = layer(MLA, q_latent_dim=q_latent_dim, kv_latent_dim=13, nope_head_dim=7, v_head_dim=5, **rule)
+    attn: Any = layer(MLA, q_latent_dim=q_latent_dim, kv_latent_dim=13, nope_head_dim=7, v_head_dim=5, **mask)
     x = torch.randn(1, LENGTH, 24, dtype=torch.float64)
     if q_latent_dim is None:
         queries = x[0] @ attn.q.weight.t()
@@ -104,7 +104,7 @@ def test_mla_equals_the_formula(q_latent_dim: int | None, rule: dict[str, Any]) 
         q_nope, q_rope = queries[:, 11 * head :][:, :11].split((7, 4), dim=1)
         w_uk, w_uv = attn.kv_up.weight[12 * head :][:12].split((7, 5))
         q = torch.cat((q_nope, rotated(q_rope, attn.rotary)), dim=1)
-        heads.append(attend_each(q, torch.cat((c @ w_uk.t(), k_rope), dim=1), c @ w_uv.t(), rule))
+        heads.append(attend_each(q, torch.cat((c @ w_uk.t(), k_rope), dim=1), c @ w_uv.t(), mask))
     check(attn, x, torch.cat(heads, 1) @ attn.out.weight.t())
 
 
@@ -122,14 +122,14 @@ def check(attn: Any, x: Tensor, expected: Tensor) -> None:
     )
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("kind", [MHA, GQA, MQA, MLA])
-def test_flops_count_only_visible_keys(kind: type[Any], rule: dict[str, Any]) -> None:
+def test_flops_count_only_visible_keys(kind: type[Any], mask: dict[str, Any]) -> None:
     """torch's counter agrees for decoding beyond the window and for a sequence within it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    attn = layer(kind, **rule)
+    attn = layer(kind, **mask)
     cache = attn.make_cache(1, 30, device=torch.device("cpu"), dtype=torch.float64)
     x = torch.randn(1, 30, 24, dtype=torch.float64)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -142,13 +142,13 @@ def test_flops_count_only_visible_keys(kind: type[Any], rule: dict[str, Any]) ->
         assert counter.get_total_flops() == 3 * attn.flops_per_token(3)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("mask", MASKS, ids=str)
 @pytest.mark.parametrize("kind", [MHA, MLA])
-def test_dropout_acts_only_in_training(kind: type[Any], rule: dict[str, Any]) -> None:
-    attn = layer(kind, **rule | {"attn_dropout": 0.5})
+def test_dropout_acts_only_in_training(kind: type[Any], mask: dict[str, Any]) -> None:
+    attn = layer(kind, **mask | {"attn_dropout": 0.5})
     x = torch.randn(1, LENGTH, 24, dtype=torch.float64)
     assert not torch.allclose(attn(x), attn(x))
-    assert torch.equal(attn.eval()(x), layer(kind, **rule)(x))
+    assert torch.equal(attn.eval()(x), layer(kind, **mask)(x))
 
 
 @pytest.mark.parametrize("attn", ["mha", "gqa", "mqa", "mla"])

@@ -17,20 +17,20 @@ SEEN = [(0, 0), (1, 0), (3, 0), (3, 2), (1, 1), (7, 3), (12, 1), (5, 20)]
 """(window, sinks): one key, a few, more than the sequence has."""
 
 
-def weights(q: Tensor, k: Tensor, rule: AttentionMask, scale: float) -> Tensor:
+def weights(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     """(B, H, T, S) attention weights; query i of the last T positions is at position S−T+i."""
     scores = q @ k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2) * scale
-    if rule.softcap:
-        scores = rule.softcap * torch.tanh(scores / rule.softcap)
-    return scores.masked_fill(~visible(q.shape[2], k.shape[2], rule), float("-inf")).softmax(-1)
+    if mask.softcap:
+        scores = mask.softcap * torch.tanh(scores / mask.softcap)
+    return scores.masked_fill(~visible(q.shape[2], k.shape[2], mask), float("-inf")).softmax(-1)
 
 
 @cache
-def visible(n_queries: int, n_keys: int, rule: AttentionMask) -> Tensor:
+def visible(n_queries: int, n_keys: int, mask: AttentionMask) -> Tensor:
     return torch.tensor(
         [
             [
-                key <= query and (not rule.window or query - key < rule.window or key < rule.sinks)
+                key <= query and (not mask.window or query - key < mask.window or key < mask.sinks)
                 for key in range(n_keys)
             ]
             for query in range(n_keys - n_queries, n_keys)
@@ -38,9 +38,9 @@ def visible(n_queries: int, n_keys: int, rule: AttentionMask) -> Tensor:
     )
 
 
-def reference(q: Tensor, k: Tensor, v: Tensor, rule: AttentionMask, scale: float) -> Tensor:
+def reference(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float) -> Tensor:
     values = v.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    return weights(q.double(), k.double(), rule, scale) @ values.double()
+    return weights(q.double(), k.double(), mask, scale) @ values.double()
 
 
 def tensors(
@@ -51,14 +51,14 @@ def tensors(
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in shapes]
 
 
-def kernels(rule: AttentionMask, scale: float) -> Iterator[Kernel]:
+def kernels(mask: AttentionMask, scale: float) -> Iterator[Kernel]:
     """Every kernel that supports the mask, with block sizes that divide the length or not, and ``attend`` itself."""
     for block in (1, 3, 4, 16):
-        shape = BlockConfig(block, rule.window, rule.sinks, rule.softcap, scale, 0.0)
+        shape = BlockConfig(block, mask.window, mask.sinks, mask.softcap, scale, 0.0)
         yield partial(block_attention, shape=shape)
-    if rule.window and not rule.softcap:
-        yield partial(folded_attention, window=rule.window, sinks=rule.sinks, scale=scale, dropout_p=0.0)
-    yield partial(attend, mask=rule, scale=scale, dropout_p=0.0)
+    if mask.window and not mask.softcap:
+        yield partial(folded_attention, window=mask.window, sinks=mask.sinks, scale=scale, dropout_p=0.0)
+    yield partial(attend, mask=mask, scale=scale, dropout_p=0.0)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
@@ -66,16 +66,16 @@ def kernels(rule: AttentionMask, scale: float) -> Iterator[Kernel]:
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (2, 2), (13, 13), (13, 20), (3, 40), (33, 33)])
 def test_output_and_gradients_of_every_kernel(queries: int, keys: int, window: int, sinks: int, softcap: float) -> None:
     """With shared heads, values of another size than keys, and more keys than queries."""
-    rule = AttentionMask(window=window, sinks=sinks if window else 0, softcap=softcap)
+    mask = AttentionMask(window=window, sinks=sinks if window else 0, softcap=softcap)
     for kv_heads, sizes in ((4, (6, 6)), (2, (6, 4)), (1, (4, 6))):
         inputs = tensors(4, kv_heads, queries, keys, torch.float64, sizes)
         upstream = torch.randn(2, 4, queries, sizes[1], dtype=torch.float64)
-        expected = reference(*inputs, rule, 0.4)
-        wanted = torch.autograd.grad(expected, inputs, upstream)
-        for kernel in kernels(rule, 0.4):
+        expected = reference(*inputs, mask, 0.4)
+        expected_grads = torch.autograd.grad(expected, inputs, upstream)
+        for kernel in kernels(mask, 0.4):
             actual = kernel(*inputs)
             found = torch.autograd.grad(actual, inputs, upstream)
-            torch.testing.assert_close((actual, *found), (expected, *wanted), rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close((actual, *found), (expected, *expected_grads), rtol=1e-9, atol=1e-9)
             with torch.no_grad():
                 torch.testing.assert_close(kernel(*inputs), expected, rtol=1e-9, atol=1e-9)
 
@@ -83,7 +83,7 @@ def test_output_and_gradients_of_every_kernel(queries: int, keys: int, window: i
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
-    "rule",
+    "mask",
     [
         AttentionMask(),
         AttentionMask(window=70),
@@ -95,18 +95,18 @@ def test_output_and_gradients_of_every_kernel(queries: int, keys: int, window: i
 )
 @pytest.mark.parametrize("length", [5, 130, 390])
 def test_chosen_kernel_equals_the_reference(
-    length: int, rule: AttentionMask, kv_heads: int, dtype: torch.dtype
+    length: int, mask: AttentionMask, kv_heads: int, dtype: torch.dtype
 ) -> None:
     inputs = tensors(4, kv_heads, length, length, dtype)
     upstream = torch.randn(2, 4, length, 8)
-    expected = reference(*inputs, rule, 8**-0.5)
-    actual = attend(*inputs, mask=rule, dropout_p=0.0)
+    expected = reference(*inputs, mask, 8**-0.5)
+    actual = attend(*inputs, mask=mask, dropout_p=0.0)
     assert actual.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
-    wanted = torch.autograd.grad(expected, inputs, upstream.double())
+    expected_grads = torch.autograd.grad(expected, inputs, upstream.double())
     found = torch.autograd.grad(actual, inputs, upstream.to(dtype))
-    for one, other in zip((actual, *found), (expected, *wanted), strict=True):
-        assert (one.double() - other.double()).norm() / other.double().norm() < tolerance
+    for tensor, other in zip((actual, *found), (expected, *expected_grads), strict=True):
+        assert (tensor.double() - other.double()).norm() / other.double().norm() < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -127,36 +127,36 @@ def test_queries_are_aligned_with_the_last_keys(
 @pytest.mark.parametrize("queries", [1, 3])
 def test_visible_keys_can_be_given_as_a_mask(queries: int, softcap: float) -> None:
     inputs = tensors(4, 2, queries, 7, torch.float64)
-    mask = torch.rand(2, 1, queries, 7) < 0.5
-    mask[..., 0] = True
+    seen = torch.rand(2, 1, queries, 7) < 0.5
+    seen[..., 0] = True
     q, k, v = inputs
     scores = q @ k.repeat_interleave(2, 1).transpose(-1, -2) * 8**-0.5
     scores = softcap * torch.tanh(scores / softcap) if softcap else scores
-    expected = scores.masked_fill(~mask, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
-    actual = attend(*inputs, mask=AttentionMask(window=2, softcap=softcap), visible=mask, dropout_p=0.0)
+    expected = scores.masked_fill(~seen, float("-inf")).softmax(-1) @ v.repeat_interleave(2, 1)
+    actual = attend(*inputs, mask=AttentionMask(window=2, softcap=softcap), visible=seen, dropout_p=0.0)
     torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(
-    "rule",
+    "mask",
     [AttentionMask(), AttentionMask(window=40), AttentionMask(window=30, sinks=10), AttentionMask(softcap=3.0)],
     ids=str,
 )
 @pytest.mark.parametrize("kernel", ["bf16", "fp32", "folded"])
-def test_dropout_has_the_right_rate_and_mean(kernel: str, rule: AttentionMask) -> None:
+def test_dropout_has_the_right_rate_and_mean(kernel: str, mask: AttentionMask) -> None:
     """With values of 1, an output is the sum of the remaining weights, scaled by 1/(1−p)."""
-    if kernel == "folded" and not rule.window:
+    if kernel == "folded" and not mask.window:
         pytest.skip("folds windows only")
     torch.manual_seed(0)
     n, p = 64, 0.3
     q = torch.zeros(256, 4, n, 8, dtype=torch.bfloat16 if kernel == "bf16" else torch.float32, requires_grad=True)
     k, v = torch.zeros_like(q), torch.ones_like(q)
     if kernel == "folded":
-        out = folded_attention(q, k, v, window=rule.window, sinks=rule.sinks, scale=1.0, dropout_p=p)
+        out = folded_attention(q, k, v, window=mask.window, sinks=mask.sinks, scale=1.0, dropout_p=p)
     else:
-        out = attend(q, k, v, mask=rule, dropout_p=p)
+        out = attend(q, k, v, mask=mask, dropout_p=p)
     out = out.detach().float()[..., 0]
-    seen = rule.keys_seen(n)
+    seen = mask.keys_seen(n)
     assert abs(out.mean() - 1) < 0.01
     last = out[:, :, -1]  # that many weights of 1/seen, each dropped with p
     assert abs(last.var() - p / (1 - p) / seen) < 0.2 * p / (1 - p) / seen
@@ -168,7 +168,7 @@ def test_dropout_has_the_right_rate_and_mean(kernel: str, rule: AttentionMask) -
 def test_dropout_gradients_of_the_block_kernel(window: int, sinks: int, softcap: float) -> None:
     """With values that are the identity, the output is the dropped weights; what is left of them is what dropped
     weights times values must be, and so are the gradients."""
-    rule, p, length = AttentionMask(window=window, sinks=sinks, softcap=softcap), 0.4, 11
+    mask, p, length = AttentionMask(window=window, sinks=sinks, softcap=softcap), 0.4, 11
     q, k, v = tensors(4, 2, length, length, torch.float64)
     shape = BlockConfig(4, window, sinks, softcap, 0.4, p)
 
@@ -176,7 +176,7 @@ def test_dropout_gradients_of_the_block_kernel(window: int, sinks: int, softcap:
         torch.manual_seed(1)
         return block_attention(q, k, values, shape=shape)
 
-    exact = weights(q, k, rule, 0.4)
+    exact = weights(q, k, mask, 0.4)
     dropped = attended(torch.eye(length, dtype=torch.float64).expand(2, 2, -1, -1))
     kept = (dropped != 0).double() / (1 - p)
     assert 0 < (exact[kept == 0] > 0).double().mean() < 1
@@ -193,11 +193,11 @@ def test_dropout_gradients_of_the_block_kernel(window: int, sinks: int, softcap:
 
 
 @pytest.mark.parametrize(
-    "rule", [AttentionMask(), AttentionMask(window=6), AttentionMask(window=3, sinks=2, softcap=2.0)], ids=str
+    "mask", [AttentionMask(), AttentionMask(window=6), AttentionMask(window=3, sinks=2, softcap=2.0)], ids=str
 )
-def test_invisible_keys_do_not_change_a_bit(rule: AttentionMask) -> None:
+def test_invisible_keys_do_not_change_a_bit(mask: AttentionMask) -> None:
     for block in (4, 8, 16):
-        shape = BlockConfig(block, rule.window, rule.sinks, rule.softcap, 0.4, 0.0)
+        shape = BlockConfig(block, mask.window, mask.sinks, mask.softcap, 0.4, 0.0)
         q, k, v = tensors(4, 2, 16, 16, torch.bfloat16)
         before = block_attention(q, k, v, shape=shape)
         with torch.no_grad():
@@ -205,22 +205,22 @@ def test_invisible_keys_do_not_change_a_bit(rule: AttentionMask) -> None:
             v[:, :, 10:] -= 2
         after = block_attention(q, k, v, shape=shape)
         assert torch.equal(before[:, :, :10], after[:, :, :10])
-        if rule.window:
+        if mask.window:
             with torch.no_grad():
                 k[:, :, 5] += 3
                 v[:, :, 5] -= 2
             last = block_attention(q, k, v, shape=shape)
-            assert torch.equal(last[:, :, 5 + rule.window :], after[:, :, 5 + rule.window :])
-            assert not torch.equal(last[:, :, 5 + rule.window - 1], after[:, :, 5 + rule.window - 1])
+            assert torch.equal(last[:, :, 5 + mask.window :], after[:, :, 5 + mask.window :])
+            assert not torch.equal(last[:, :, 5 + mask.window - 1], after[:, :, 5 + mask.window - 1])
 
 
 def test_sinks_in_bf16_accumulate_gradients_of_all_blocks() -> None:
     """A bf16 sum over many blocks would stop growing."""
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, 1024, 1024, torch.bfloat16))
-    rule = AttentionMask(window=4, sinks=1)
+    mask = AttentionMask(window=4, sinks=1)
     upstream = torch.ones(2, 1, 1024, 8)
-    found = torch.autograd.grad(attend(q, k, v, mask=rule, dropout_p=0.0), v, upstream.bfloat16())[0][:, :, 0]
-    exact = weights(q.double(), k.double(), rule, 8**-0.5).sum(2)[:, :, 0, None].expand_as(found)
+    found = torch.autograd.grad(attend(q, k, v, mask=mask, dropout_p=0.0), v, upstream.bfloat16())[0][:, :, 0]
+    exact = weights(q.double(), k.double(), mask, 8**-0.5).sum(2)[:, :, 0, None].expand_as(found)
     torch.testing.assert_close(found.double(), exact.double(), rtol=0.02, atol=0)
 
 
@@ -240,25 +240,25 @@ def saved_values(kernel: Callable[[], Tensor], length: int) -> int:
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "rule",
+    "mask",
     [AttentionMask(), AttentionMask(window=50), AttentionMask(window=60, sinks=3), AttentionMask(softcap=2.0)],
     ids=str,
 )
 @pytest.mark.parametrize("length", [16, 128, 520])
 def test_chosen_kernel_is_named_and_its_memory_counted(
-    length: int, rule: AttentionMask, dtype: torch.dtype, dropout_p: float
+    length: int, mask: AttentionMask, dtype: torch.dtype, dropout_p: float
 ) -> None:
-    block = block_size("cpu", dtype, length, window=rule.window_within(length), softcap=rule.softcap)
-    name = chosen_kernel("cpu", dtype, length, rule)
+    block = block_size("cpu", dtype, length, window=mask.window_within(length), softcap=mask.softcap)
+    name = chosen_kernel("cpu", dtype, length, mask)
     if not block:
         assert name == "scaled_dot_product_attention"
-        assert saved_activations("cpu", dtype, length, rule) == 0
+        assert saved_activations("cpu", dtype, length, mask) == 0
         return
     assert f"blocks ({-(-length // block)}" in name
-    assert (f"window {rule.window}" in name) == (length > rule.window + rule.sinks > 0)
+    assert (f"window {mask.window}" in name) == (length > mask.window + mask.sinks > 0)
     q, k, v = (t.detach().requires_grad_() for t in tensors(1, 1, length, length, dtype))
-    found = saved_values(lambda: attend(q, k, v, mask=rule, dropout_p=dropout_p), length)
-    assert found == 2 * saved_activations("cpu", dtype, length, rule, dropout_p=dropout_p)
+    found = saved_values(lambda: attend(q, k, v, mask=mask, dropout_p=dropout_p), length)
+    assert found == 2 * saved_activations("cpu", dtype, length, mask, dropout_p=dropout_p)
 
 
 def test_other_devices_use_the_fused_kernel() -> None:
@@ -307,7 +307,7 @@ def test_windowed_attention_is_linear_in_the_length(kernel: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("sizes", [(64, 64), (96, 64)], ids=str)
 @pytest.mark.parametrize(
-    "rule",
+    "mask",
     [
         AttentionMask(),
         AttentionMask(window=70),
@@ -317,16 +317,16 @@ def test_windowed_attention_is_linear_in_the_length(kernel: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize(("queries", "keys"), [(300, 300), (40, 300), (1, 30)])
-def test_on_a_gpu(queries: int, keys: int, rule: AttentionMask, sizes: tuple[int, int], dtype: torch.dtype) -> None:
+def test_on_a_gpu(queries: int, keys: int, mask: AttentionMask, sizes: tuple[int, int], dtype: torch.dtype) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     inputs = tensors(4, 2, queries, keys, dtype, sizes)
     moved = [t.detach().cuda().requires_grad_() for t in inputs]
-    expected = reference(*inputs, rule, sizes[0] ** -0.5)
-    actual = attend(*moved, mask=rule, dropout_p=0.0)
+    expected = reference(*inputs, mask, sizes[0] ** -0.5)
+    actual = attend(*moved, mask=mask, dropout_p=0.0)
     upstream = torch.randn(expected.shape, dtype=torch.float64)
-    wanted = torch.autograd.grad(expected, inputs, upstream)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
     found = torch.autograd.grad(actual, moved, upstream.to(actual))
     tolerance = 1e-2 if dtype == torch.float32 else 0.03  # fp32 products may run in TF32
-    for one, other in zip((actual, *found), (expected, *wanted), strict=True):
-        assert (one.double().cpu() - other.double()).norm() / other.double().norm() < tolerance
+    for tensor, other in zip((actual, *found), (expected, *expected_grads), strict=True):
+        assert (tensor.double().cpu() - other.double()).norm() / other.double().norm() < tolerance

@@ -13,7 +13,7 @@ from tinyllm.nn.cache import Cache, LayerCache
 from tinyllm.nn.position import NoPosition, Rope
 
 CPU = torch.device("cpu")
-RULES: list[dict[str, Any]] = [
+MASKS: list[dict[str, Any]] = [
     {"window": 0, "sinks": 0, "softcap": 0.0},
     {"window": 1, "sinks": 0, "softcap": 0.0},
     {"window": 5, "sinks": 0, "softcap": 0.0},
@@ -29,9 +29,9 @@ def layer(**changes: int) -> LayerCache:
     return LayerCache([(1, 3), (1, 2)], **sizes, device=CPU, dtype=torch.float32)
 
 
-def attention(kind: str, rule: dict[str, Any]) -> Attention:
+def attention(kind: str, mask: dict[str, Any]) -> Attention:
     torch.manual_seed(0)
-    common = {"d_model": 24, "n_heads": 4, "bias": True, "attn_dropout": 0.0} | rule
+    common = {"d_model": 24, "n_heads": 4, "bias": True, "attn_dropout": 0.0} | mask
     pos = Rope(max_seq_len=LENGTH, base=100.0) if kind != "gqa, no positions" else NoPosition()
     built: Attention
     if kind == "mla":
@@ -56,7 +56,7 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=RULES, ids=str)
+@pytest.fixture(params=MASKS, ids=str)
 def attn(request: pytest.FixtureRequest, kind: str) -> Attention:
     return attention(kind, request.param)
 
@@ -65,8 +65,8 @@ def test_update_returns_what_was_written() -> None:
     cache = layer()
     k, v = torch.randn(2, 1, 4, 3), torch.randn(2, 1, 4, 2)
     cache.update(k[:, :, :3], v[:, :, :3], start=0)
-    found, mask = cache.update(k[:, :, 3:], v[:, :, 3:], start=3)
-    assert torch.equal(found[0], k) and torch.equal(found[1], v) and mask is None
+    found, visible = cache.update(k[:, :, 3:], v[:, :, 3:], start=3)
+    assert torch.equal(found[0], k) and torch.equal(found[1], v) and visible is None
     assert cache.nbytes() == 2 * 5 * (3 + 2) * 4
 
 
@@ -114,10 +114,10 @@ def test_rows_of_different_lengths_equal_each_row_alone(attn: Attention, n: int)
 @torch.no_grad()
 def test_equal_lengths_as_a_tensor_equal_an_int(attn: Attention) -> None:
     x = torch.randn(2, 12, 24, dtype=torch.float64)
-    one, other = cache_of(attn), cache_of(attn)
+    by_row, together = cache_of(attn), cache_of(attn)
     for i in range(12):
         piece = x[:, i : i + 1]
-        close(attn(piece, start=torch.tensor([i, i]), cache=one), attn(piece, start=i, cache=other))
+        close(attn(piece, start=torch.tensor([i, i]), cache=by_row), attn(piece, start=i, cache=together))
 
 
 @torch.no_grad()
@@ -155,8 +155,8 @@ def test_decoding_uses_no_mask_and_no_copy() -> None:
     for window, filled in ((0, [1, 2, 3, 4, 5]), (2, [1, 2, 3, 3, 3])):
         cache = layer(window=window, sinks=1 if window else 0)
         for start, expected in enumerate(filled):
-            found, mask = cache.update(torch.randn(2, 1, 1, 3), torch.randn(2, 1, 1, 2), start=start)
-            assert mask is None
+            found, visible = cache.update(torch.randn(2, 1, 1, 3), torch.randn(2, 1, 1, 2), start=start)
+            assert visible is None
             for tensor, buffer in zip(found, cache.buffers, strict=True):
                 assert tensor.shape[2] == expected and tensor.data_ptr() == buffer.data_ptr()
 

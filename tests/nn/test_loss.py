@@ -29,9 +29,9 @@ def test_loss_and_gradients_equal_torch(chunk: int | None, ignored: list[int]) -
     actual = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk)
     assert actual.dtype == torch.float32 and actual.ndim == 0
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
-    wanted = torch.autograd.grad(expected / 7, (hidden, weight))
+    expected_grads = torch.autograd.grad(expected / 7, (hidden, weight))
     found = torch.autograd.grad(actual / 7, (hidden, weight))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected_grads, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         value = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk)
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
@@ -52,13 +52,13 @@ def test_smoothing_and_z_loss_equal_the_formulas(chunk: int | None, smoothing: f
     torch.testing.assert_close(actual.z.double(), squares.detach(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close((actual.nats + actual.smoothing).double(), smooth.detach(), rtol=1e-5, atol=1e-5)
     assert not any(part.requires_grad for part in actual[1:])
-    wanted = torch.autograd.grad((smooth + squares) / 7, (hidden, weight))
+    expected_grads = torch.autograd.grad((smooth + squares) / 7, (hidden, weight))
     found = torch.autograd.grad(actual.total / 7, (hidden, weight))
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected_grads, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         value = head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
-    for one, other in zip(value, actual, strict=True):
-        torch.testing.assert_close(one, other.detach(), rtol=1e-5, atol=1e-5)
+    for tensor, other in zip(value, actual, strict=True):
+        torch.testing.assert_close(tensor, other.detach(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("vocab", [31, 32, 33])
@@ -77,14 +77,14 @@ def _autocast_stays_near(vocab: int, *, label_smoothing: float, z_loss: float) -
     targets[5] = -100
     terms = {"label_smoothing": label_smoothing, "z_loss": z_loss}
     expected = head_loss(hidden, weight, targets, **terms).total
-    wanted = torch.autograd.grad(expected, (hidden, weight))
+    expected_grads = torch.autograd.grad(expected, (hidden, weight))
     with torch.autocast("cpu", torch.bfloat16):
         actual = head_loss(hidden, weight, targets, chunk_tokens=64, **terms).total
     found = torch.autograd.grad(actual, (hidden, weight))
     assert abs(actual - expected) / expected < 0.005
-    for one, other in zip(found, wanted, strict=True):
-        assert one.dtype == torch.float32 and one.shape == other.shape
-        assert (one - other).norm() / other.norm() < 0.02
+    for tensor, other in zip(found, expected_grads, strict=True):
+        assert tensor.dtype == torch.float32 and tensor.shape == other.shape
+        assert (tensor - other).norm() / other.norm() < 0.02
 
 
 def test_target_whose_probability_underflows_has_the_true_loss() -> None:

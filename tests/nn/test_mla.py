@@ -46,12 +46,12 @@ VARIANTS: list[dict[str, Any]] = [
     ids=str,
 )
 def test_equals_transformers_deepseek_v3(sizes: dict[str, Any], interleave: bool) -> None:
-    """The same weights by another implementation. With rope_interleave theirs turns the pairs (x_2i, x_2i+1) of
-    what the weights give, ours (x_i, x_i+r/2): rows of the weights in another order."""
+    """With the same weights. With rope_interleave, transformers rotates the pairs (x_2i, x_2i+1) instead of
+    (x_i, x_i+r/2), which permutes rows of the weights."""
     from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Attention, DeepseekV3RotaryEmbedding
 
-    biased = sizes["q_lora_rank"] is not None  # theirs has none on the queries where they are not compressed
+    biased = sizes["q_lora_rank"] is not None  # transformers has no bias on queries that are not compressed
     config = DeepseekV3Config(
         hidden_size=48,
         num_attention_heads=4,
@@ -62,8 +62,8 @@ def test_equals_transformers_deepseek_v3(sizes: dict[str, Any], interleave: bool
         attn_implementation="eager",
         **sizes,
     )
-    theirs = DeepseekV3Attention(config, 0).eval()
-    ours = mla(
+    reference = DeepseekV3Attention(config, 0).eval()
+    attn = mla(
         bias=biased,
         q_latent_dim=sizes["q_lora_rank"],
         kv_latent_dim=sizes["kv_lora_rank"],
@@ -73,7 +73,7 @@ def test_equals_transformers_deepseek_v3(sizes: dict[str, Any], interleave: bool
     )
     rope, nope = sizes["qk_rope_head_dim"], sizes["qk_nope_head_dim"]
     order = torch.arange(rope).view(2, -1).t().flatten() if interleave else torch.arange(rope)
-    weights = ours.state_dict()
+    weights = attn.state_dict()
     q = "q_up" if biased else "q"
     by_head = weights[f"{q}.weight"].unflatten(0, (4, -1))
     permuted = torch.cat((by_head[:, :nope], by_head[:, nope:][:, order]), 1).flatten(0, 1)
@@ -83,24 +83,24 @@ def test_equals_transformers_deepseek_v3(sizes: dict[str, Any], interleave: bool
     for kind in ("weight", "bias") if biased else ("weight",):
         down = weights[f"kv_down.{kind}"]
         weights[f"kv_down.{kind}"] = torch.cat((down[:-rope], down[-rope:][order]))
-    theirs.load_state_dict({f"{names[n.split('.')[0]]}.{n.split('.')[1]}": w for n, w in weights.items()})
+    reference.load_state_dict({f"{names[n.split('.')[0]]}.{n.split('.')[1]}": w for n, w in weights.items()})
 
     x = torch.randn(2, 11, 48)
     angles = DeepseekV3RotaryEmbedding(config)(x, torch.arange(11)[None])
-    mask = torch.full((11, 11), float("-inf")).triu(1)[None, None]
-    expected = theirs(x, position_embeddings=angles, attention_mask=mask)[0]
-    torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)
+    causal = torch.full((11, 11), float("-inf")).triu(1)[None, None]
+    expected = reference(x, position_embeddings=angles, attention_mask=causal)[0]
+    torch.testing.assert_close(attn(x), expected, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        cache = ours.make_cache(2, 11, device=torch.device("cpu"), dtype=torch.float32)
-        steps = [ours(x[:, i : i + 1], start=i, cache=cache) for i in range(11)]
+        cache = attn.make_cache(2, 11, device=torch.device("cpu"), dtype=torch.float32)
+        steps = [attn(x[:, i : i + 1], start=i, cache=cache) for i in range(11)]
     torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-@pytest.mark.parametrize("rule", [{}, {"window": 3}, {"window": 4, "sinks": 2, "softcap": 1.0}], ids=str)
-def test_decoding_in_the_latent_space_equals_the_full_forward(variant: dict[str, Any], rule: dict[str, Any]) -> None:
+@pytest.mark.parametrize("mask", [{}, {"window": 3}, {"window": 4, "sinks": 2, "softcap": 1.0}], ids=str)
+def test_decoding_in_the_latent_space_equals_the_full_forward(variant: dict[str, Any], mask: dict[str, Any]) -> None:
     """Token by token, in pieces, and with rows at different positions."""
-    layer = mla(**variant, **rule).double()
+    layer = mla(**variant, **mask).double()
     x = torch.randn(2, 12, 48, dtype=torch.float64)
     with torch.no_grad():
         full = layer(x)

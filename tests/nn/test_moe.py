@@ -109,22 +109,24 @@ def test_output_and_gradients_equal_a_loop_over_tokens_and_experts(
     torch.testing.assert_close(y, expected_y, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(routing.loss, loss.float())
     assert torch.equal(routing.load_E.float(), load_E) and not routing.load_E.requires_grad
-    for parameter, one, other in zip(inputs, got, expected, strict=True):
-        torch.testing.assert_close(one, torch.zeros_like(parameter) if other is None else other, rtol=1e-6, atol=1e-8)
+    for parameter, tensor, other in zip(inputs, got, expected, strict=True):
+        torch.testing.assert_close(
+            tensor, torch.zeros_like(parameter) if other is None else other, rtol=1e-6, atol=1e-8
+        )
 
 
 def test_equals_mixtral_of_transformers() -> None:
     from transformers.models.mixtral.configuration_mixtral import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-    ours = aux_loss("glu", n_experts=8, n_shared=0, n_active=2, expert_d_ff=24)
+    mixture = aux_loss("glu", n_experts=8, n_shared=0, n_active=2, expert_d_ff=24)
     config = MixtralConfig(hidden_size=16, intermediate_size=24, num_local_experts=8, num_experts_per_tok=2)
-    theirs = MixtralSparseMoeBlock(config)
+    reference = MixtralSparseMoeBlock(config)
     names = {"router.weight": "gate.weight", "experts.gate_up.weight": "experts.gate_up_proj"}
     names["experts.down.weight"] = "experts.down_proj"
-    theirs.load_state_dict({names[name]: tensor for name, tensor in ours.state_dict().items()})
+    reference.load_state_dict({names[name]: tensor for name, tensor in mixture.state_dict().items()})
     x = torch.randn(3, 9, 16)
-    torch.testing.assert_close(ours(x)[0], theirs(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixture(x)[0], reference(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("n_active", [2, 5])
@@ -132,8 +134,8 @@ def test_equals_deepseek_v3_of_transformers(n_active: int) -> None:
     from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
-    ours = aux_free("glu", n_experts=9, n_shared=1, n_active=1 + n_active, expert_d_ff=24, routed_scale=2.5)
-    theirs = DeepseekV3MoE(
+    mixture = aux_free("glu", n_experts=9, n_shared=1, n_active=1 + n_active, expert_d_ff=24, routed_scale=2.5)
+    reference = DeepseekV3MoE(
         DeepseekV3Config(
             hidden_size=16,
             moe_intermediate_size=24,
@@ -147,9 +149,9 @@ def test_equals_deepseek_v3_of_transformers(n_active: int) -> None:
             routed_scaling_factor=2.5,
         )
     )
-    weights = ours.state_dict()
+    weights = mixture.state_dict()
     gate, up = weights["shared.gate_up.weight"].chunk(2)
-    theirs.load_state_dict(
+    reference.load_state_dict(
         {
             "gate.weight": weights["router.weight"],
             "gate.e_score_correction_bias": weights["bias_E"],
@@ -161,7 +163,7 @@ def test_equals_deepseek_v3_of_transformers(n_active: int) -> None:
         }
     )
     x = torch.randn(3, 9, 16)
-    torch.testing.assert_close(ours(x)[0], theirs(x), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixture(x)[0], reference(x), rtol=1e-5, atol=1e-5)
 
 
 def test_balance_loss_is_its_coefficient_in_perfect_balance_and_larger_otherwise() -> None:
@@ -218,17 +220,17 @@ def test_recompute_gives_the_same_gradients_and_counts_tokens_once(make: Any, us
         return y, routing.loss, routing.load_E
 
     def gradients(y: Tensor, loss: Tensor, load_E: Tensor) -> list[Tensor]:
-        for one in inputs:
-            one.grad = None
+        for tensor in inputs:
+            tensor.grad = None
         (y.square().sum() + loss).backward()
-        return [one.grad.clone() for one in inputs]
+        return [tensor.grad.clone() for tensor in inputs]
 
     before = [buffer.clone() for buffer in mixture.buffers()]
     plain, recomputed = flat(x), checkpoint(flat, x, use_reentrant=use_reentrant)
     assert torch.equal(plain[2], recomputed[2])
-    for one, other in zip(gradients(*plain), gradients(*recomputed), strict=True):
-        assert torch.equal(one, other)
-    assert all(torch.equal(one, other) for one, other in zip(mixture.buffers(), before, strict=True))
+    for tensor, other in zip(gradients(*plain), gradients(*recomputed), strict=True):
+        assert torch.equal(tensor, other)
+    assert all(torch.equal(tensor, other) for tensor, other in zip(mixture.buffers(), before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -257,9 +259,9 @@ def test_bf16_autocast_stays_near_fp32_with_the_same_routing(make: Any, ffn: str
     got = torch.autograd.grad(rounded.float().square().sum(), inputs)
     assert rounded.dtype == torch.bfloat16 and torch.equal(routing.load_E, same.load_E)
     assert torch.equal(routing.loss, same.loss)
-    for one, other in zip([rounded.float(), *got], [exact, *expected], strict=True):
-        assert one.dtype == torch.float32
-        assert (one - other).norm() / other.norm() < 0.02
+    for tensor, other in zip([rounded.float(), *got], [exact, *expected], strict=True):
+        assert tensor.dtype == torch.float32
+        assert (tensor - other).norm() / other.norm() < 0.02
 
 
 @pytest.mark.parametrize("block", [1, 4, 32])
@@ -295,9 +297,9 @@ def test_grouped_product_equals_one_product_per_expert(dtype: torch.dtype, bias:
     assert at_once.dtype == looped.dtype == dtype
     expected = [looped, *torch.autograd.grad(looped, inputs, upstream.to(dtype))]
     got = [at_once, *torch.autograd.grad(at_once, inputs, upstream.to(dtype))]
-    for one, other in zip(got, expected, strict=True):
+    for tensor, other in zip(got, expected, strict=True):
         torch.testing.assert_close(
-            one, other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-2 * (dtype != torch.float32) + 1e-5
+            tensor, other, rtol=1e-5 if dtype == torch.float32 else 2e-2, atol=1e-2 * (dtype != torch.float32) + 1e-5
         )
 
 
@@ -318,9 +320,9 @@ def test_flops_and_parameters_equal_what_runs(make: Any, ffn: str, numbers: tupl
         assert counter.get_total_flops() == 21 * 2 * mixture.flops_per_token()
         assert x.grad is not None and x.grad.shape == x.shape
     total = sum(parameter.numel() for parameter in mixture.parameters())
-    one = sum(parameter[0].numel() for parameter in mixture.experts.parameters())
-    assert mixture.inactive_parameters() == (n_experts - n_active) * one
-    assert total == n_experts * one + mixture.router.weight.numel()
+    per_expert = sum(parameter[0].numel() for parameter in mixture.experts.parameters())
+    assert mixture.inactive_parameters() == (n_experts - n_active) * per_expert
+    assert total == n_experts * per_expert + mixture.router.weight.numel()
 
 
 @pytest.mark.parametrize("ffn", FFN)

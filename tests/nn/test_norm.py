@@ -19,10 +19,10 @@ def test_rmsnorm_output_and_gradients(shape: tuple[int, ...], eps: float) -> Non
     weight = norm.weight.detach().double().requires_grad_()
     expected = F.rms_norm(exact, (16,), weight, eps)
     torch.testing.assert_close(norm(x).double(), expected, rtol=1e-5, atol=1e-6)
-    wanted = torch.autograd.grad(expected, (exact, weight), upstream.double())
+    expected_grads = torch.autograd.grad(expected, (exact, weight), upstream.double())
     found = torch.autograd.grad(norm(x), (x, norm.weight), upstream)
-    for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+    for tensor, other in zip(found, expected_grads, strict=True):
+        torch.testing.assert_close(tensor.double(), other, rtol=1e-5, atol=1e-5)
 
 
 def test_rmsnorm_returns_the_dtype_of_autocast() -> None:
@@ -41,8 +41,10 @@ def test_rmsnorm_of_strided_heads() -> None:
     norm = RMSNorm(dim=8, eps=1e-5)
     heads = torch.randn(2, 5, 3 * 4, 8)[:, :, 4:8].requires_grad_()
     torch.testing.assert_close(norm(heads), F.rms_norm(heads, (8,), None, 1e-5))
-    one = torch.autograd.grad(norm(heads).square().sum(), heads)
-    torch.testing.assert_close(one, torch.autograd.grad(F.rms_norm(heads, (8,), None, 1e-5).square().sum(), heads))
+    gradients = torch.autograd.grad(norm(heads).square().sum(), heads)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(F.rms_norm(heads, (8,), None, 1e-5).square().sum(), heads)
+    )
 
 
 @pytest.mark.parametrize("bias", [False, True])

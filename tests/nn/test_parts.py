@@ -108,11 +108,11 @@ def test_rope_equals_complex_multiplication() -> None:
     expected = torch.cat((z.real, z.imag), -1).transpose(1, 2)
     torch.testing.assert_close(turned.double(), expected, rtol=1e-5, atol=1e-5)
     upstream = torch.randn_like(turned)
-    found, wanted = (
+    found, expected_grads = (
         torch.autograd.grad(y, x, g, retain_graph=True)[0]
         for y, g in ((turned, upstream), (expected, upstream.double()))
     )
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected_grads, rtol=1e-5, atol=1e-5)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
         with torch.no_grad():
             alone = rotary(x.to(dtype), 40)
