@@ -43,7 +43,8 @@ def main() -> None:
 
 def _run() -> int:
     parser = Flags("runs", description="List, filter, sort and compare run directories.", epilog=EXAMPLES)
-    parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs")], help="folders to search; default: outputs")
+    searched = "folders to search; default: outputs"
+    parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs")], help=searched)
     where = "only runs that meet every condition"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=where)
     parser.add_argument("--sort", default="age", metavar="KEY", help="sort by this key; default: age, newest first")
