@@ -106,7 +106,7 @@ TABLE = {
     "negative steps": bad("trainer.max_steps=-1", "trainer.max_steps=-1", "at least 1"),
     "negative learning rate": bad("optimizer.lr=-1", "optimizer.lr=-1", "at least 0"),
     "negative weight decay": bad("optimizer.weight_decay=-1", "optimizer.weight_decay=-1", "at least 0"),
-    "negative eps": bad("model.norm.eps=-1", "model.norm.eps=-1", "positive"),
+    "negative eps": bad("model.norm.eps=-1", "model.norm.eps=-1", "at least"),
     "dropout of everything": bad("model.dropout=1", "model.dropout=1", "less than 1"),
     "half a chunk": bad("loss.chunk_tokens=1.5", "loss.chunk_tokens=1.5", "whole"),
     "unknown activation": bad("model.block.ffn.activation=gelo", "model.block.ffn.activation=gelo", "relu2"),
@@ -135,7 +135,7 @@ TABLE = {
         "trainer.max_steps=9 schedule.warmup_steps=9", "schedule.warmup_steps=9", "below the horizon of 9"
     ),
     "never decays": bad(
-        "trainer.max_steps=9 schedule=wsd schedule.stable_steps=9", "schedule.stable_steps=9", "no decay"
+        "trainer.max_steps=9 schedule=wsd schedule.stable_steps=9", "schedule.stable_steps=9", "no steps for the decay"
     ),
     "rises at the end": bad("schedule.min_lr=1", "schedule.min_lr=1", "between 0 and the peak"),
     # keys without effect
