@@ -1,20 +1,12 @@
 """``python -m tinyllm.compare attn=mha,gqa,mla seeds=3``: which arm is better, and how sure is that?"""
 
-from typing import Any
+from tinyllm.config.cli.main import run
 
 
 def main() -> None:
     """Entry point of ``tinyllm-compare``."""
-    from tinyllm.config.cli.main import run
-    from tinyllm.studies.compare.arms import prepare_arms
-
-    run("compare", _task, prepare=prepare_arms, several=True)
-
-
-def _task(cfg: Any, invocation: Any) -> int:
-    from tinyllm.studies.compare.program import compare
-
-    return compare(cfg, invocation)
+    prepare = "tinyllm.studies.compare.arms:prepare_arms"
+    run("compare", "tinyllm.studies.compare.program:compare", prepare=prepare, several=True)
 
 
 if __name__ == "__main__":

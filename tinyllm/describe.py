@@ -1,19 +1,11 @@
 """``python -m tinyllm.describe model=large attn=gqa``: what a composition costs, without training it."""
 
-from typing import Any
+from tinyllm.config.cli.main import run
 
 
 def main() -> None:
     """Entry point of ``tinyllm-describe``."""
-    from tinyllm.config.cli.main import run
-
-    run("describe", _run)
-
-
-def _run(cfg: Any, invocation: Any) -> int:
-    from tinyllm.programs.describe import describe
-
-    return describe(cfg, invocation)
+    run("describe", "tinyllm.programs.describe:describe")
 
 
 if __name__ == "__main__":

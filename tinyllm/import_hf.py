@@ -1,19 +1,11 @@
 """``python -m tinyllm.import_hf path=<directory of Hugging Face> out=<new run directory>``: a model from elsewhere."""
 
-from typing import Any
+from tinyllm.config.cli.main import run
 
 
 def main() -> None:
     """Entry point of ``tinyllm-import-hf``."""
-    from tinyllm.config.cli.main import run
-
-    run("import_hf", _run)
-
-
-def _run(cfg: Any, invocation: Any) -> int:
-    from tinyllm.programs.import_hf import command
-
-    return command(cfg, invocation)
+    run("import_hf", "tinyllm.programs.import_hf:command")
 
 
 if __name__ == "__main__":

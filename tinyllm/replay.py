@@ -1,20 +1,12 @@
 """``python -m tinyllm.replay <run dir>``: train a recorded run again; are the numbers bitwise the same?"""
 
+from tinyllm.config.cli.flags import answer
+from tinyllm.programs.replay_flags import parse_flags
+
 
 def main() -> None:
     """Entry point of ``tinyllm-replay``."""
-    from tinyllm.config.cli.flags import answer
-
-    answer(_run)
-
-
-def _run() -> int:
-    from tinyllm.programs.replay_flags import parse_flags
-
-    flags = parse_flags()  # before torch is loaded
-    from tinyllm.programs.replay import replay
-
-    return replay(flags)
+    answer(parse_flags, "tinyllm.programs.replay:replay")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,11 @@
 """``python -m tinyllm.scaling scaling.budgets=[1e12,3e12,1e13]``: which model size is best for a FLOP budget?"""
 
-from typing import Any
+from tinyllm.config.cli.main import run
 
 
 def main() -> None:
     """Entry point of ``tinyllm-scaling``."""
-    from tinyllm.config.cli.main import run
-
-    run("scaling", _run)
-
-
-def _run(cfg: Any, invocation: Any) -> int:
-    from tinyllm.studies.scaling.program import scaling
-
-    return scaling(cfg, invocation)
+    run("scaling", "tinyllm.studies.scaling.program:scaling")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Figure instead of pyplot: no global state and no display backend.
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
-
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import read_metrics
 from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.utils.files import write_atomic
+from tinyllm.utils.late_imports import library
 from tinyllm.utils.text import short
 
+INSTALL = "pip install matplotlib"
 _TRAIN, _VAL, _LR, _GRID = "#9ab8d3", "#d1495b", "#5b8e7d", "#e3e6ea"
 Series = tuple[list[float], list[float]]
 
@@ -48,7 +46,9 @@ def draw_curves(run_dir: Path) -> Path | None:
     train, val, lr = (series(records, key) for key in ("train/loss", "val/loss", "train/lr"))
     if not train[0] and not val[0]:
         return None
-    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
+    # Loaded here, because training would start 0.3 s later otherwise. Figure instead of pyplot: no global state, no
+    # display backend.
+    figure = library("matplotlib.figure", hint=INSTALL).Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
     loss_axes, lr_axes = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     loss_axes.plot(*train, color=_TRAIN, linewidth=1.2, label="training")
     loss_axes.plot(*val, color=_VAL, linewidth=1.8, marker="o", markersize=4, label="validation")
@@ -63,7 +63,8 @@ def draw_curves(run_dir: Path) -> Path | None:
     lr_axes.set_ylabel("learning rate")
     lr_axes.set_ylim(bottom=0)
     lr_axes.set_xlabel("training tokens")
-    lr_axes.xaxis.set_major_formatter(FuncFormatter(lambda tokens, _: short(tokens).replace(".00", "")))
+    ticker = library("matplotlib.ticker", hint=INSTALL)
+    lr_axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda tokens, _: short(tokens).replace(".00", "")))
     for axes in (loss_axes, lr_axes):
         axes.grid(color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)

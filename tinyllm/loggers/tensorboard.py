@@ -13,7 +13,7 @@ from tinyllm.errors import UserError
 from tinyllm.runs.layout import METRICS
 from tinyllm.runs.metrics_log import read_metrics
 from tinyllm.training.callbacks import Axis, Callback, Outcome, RunInfo
-from tinyllm.utils.optional import library
+from tinyllm.utils.late_imports import library
 
 INSTALL = "pip install 'tinyllm[tensorboard]'"
 NOT_INSTALLED = f"tensorboard is not installed, so the run continues without it: {INSTALL}"

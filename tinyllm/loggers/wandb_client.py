@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from tinyllm.errors import one_line
 from tinyllm.utils.files import parse_json
-from tinyllm.utils.optional import is_installed
+from tinyllm.utils.late_imports import is_installed
 from tinyllm.utils.platforms import kill_process
 from tinyllm.utils.text import shown_path
 

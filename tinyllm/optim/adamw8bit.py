@@ -5,7 +5,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from tinyllm.optim.base import QUANTISED_BLOCK, Groups, check_betas, check_not_negative, keeps_state
-from tinyllm.utils.optional import library
+from tinyllm.utils.late_imports import library
 
 MIN_QUANTISED = 4096
 """bitsandbytes quantises the moments of tensors with at least this many weights."""

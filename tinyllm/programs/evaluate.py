@@ -21,6 +21,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.programs.builders import open_corpus, open_data
 from tinyllm.programs.load_model import SavedModel, model_of, open_saved
+from tinyllm.runs.listing import required_run
 from tinyllm.runs.metrics_log import finite
 from tinyllm.tokenizers.pretrained import FixedTrainer
 from tinyllm.utils.device import autocast, pick_device, pick_precision
@@ -32,13 +33,12 @@ from tinyllm.utils.text import print_note
 METRICS = ("loss", "ppl", "bpb")
 
 
-def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
+def command(cfg: DictConfig, invocation: Invocation) -> int:
     """Print the metrics of a run. Returns the exit code.
 
-    Args:
-        cfg: the settings of ``conf/evaluate.yaml``.
-        run: a run directory, one of its checkpoints, or a Hugging Face directory.
+    ``run`` names a run directory, one of its checkpoints, or a Hugging Face directory.
     """
+    run = required_run(cfg.run, program=invocation.program)
     tokenizer_keys = [key for key in sorted(invocation.typed) if key.partition(".")[0] == "tokenizer"]
     if tokenizer_keys:
         hint = "text is encoded with the tokenizer of the run; leave it out"

@@ -11,16 +11,16 @@ from tinyllm.interop.convert import convert
 from tinyllm.interop.directory import check_out, write
 from tinyllm.interop.tokenizer import special_ids, tokenizer_files
 from tinyllm.programs.load_model import build_saved, open_saved
+from tinyllm.runs.listing import required_run
 from tinyllm.utils.text import print_note
 
 
-def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
+def command(cfg: DictConfig, invocation: Invocation) -> int:
     """Export a run and print what was written. Returns the exit code.
 
-    Args:
-        cfg: the settings of ``conf/export.yaml``.
-        run: a run directory, one of its checkpoints, or a Hugging Face directory.
+    ``run`` names a run directory, one of its checkpoints, or a Hugging Face directory.
     """
+    run = required_run(cfg.run, program=invocation.program)
     facts = export(cfg, run, allow=invocation.allow)
     if invocation.json:
         print(json.dumps(facts))

@@ -20,18 +20,18 @@ from tinyllm.inference.printer import Printer
 from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.session import Session
 from tinyllm.programs.load_model import load
+from tinyllm.runs.listing import required_run
 from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision
 from tinyllm.utils.platforms import module
 from tinyllm.utils.text import plain, print_note
 
 
-def command(cfg: DictConfig, invocation: Invocation, run: str) -> int:
+def command(cfg: DictConfig, invocation: Invocation) -> int:
     """Continue the prompts of the command line, of a file, or as they are typed. Returns the exit code.
 
-    Args:
-        cfg: the settings of ``conf/generate.yaml``.
-        run: a run directory, one of its checkpoints, or a Hugging Face directory.
+    ``run`` names a run directory, one of its checkpoints, or a Hugging Face directory.
     """
+    run = required_run(cfg.run, program=invocation.program)
     if cfg.interactive and invocation.json:
         raise UserError(
             "--json prints one answer, interactive many", key="interactive", value=True, hint="leave one out"

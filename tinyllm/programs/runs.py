@@ -38,10 +38,15 @@ examples:
 
 def main() -> None:
     """Entry point of ``tinyllm-runs``."""
-    answer(_run)
+    answer(parse_flags, "tinyllm.programs.runs:work")
 
 
-def _run() -> int:
+def parse_flags() -> argparse.Namespace:
+    """The flags of this process.
+
+    Raises:
+        UserError: an unknown flag or a wrong value.
+    """
     parser = Flags("runs", description="List, filter, sort and compare run directories.", epilog=EXAMPLES)
     searched = "folders to search; default: outputs"
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs")], help=searched)
@@ -56,7 +61,11 @@ def _run() -> int:
     formats = parser.add_mutually_exclusive_group()
     formats.add_argument("--csv", action="store_true", help="print CSV with all digits")
     formats.add_argument("--json", action="store_true", help="print every known value of each run")
-    flags = parser.parse_args()
+    return parser.parse_args()
+
+
+def work(flags: argparse.Namespace) -> int:
+    """List runs, or show how two of them differ. Returns the exit code."""
     return _diff(flags) if flags.diff else _list(flags)
 
 

@@ -156,6 +156,15 @@ def required_run(run: str | None, *, program: str) -> str:
     raise UserError("which run?", key="run", value=run, hint=hint)
 
 
+def check_run(cfg: Any, invocation: Any) -> None:
+    """Refuse a command without a run; the first task of programs that read one, before torch is loaded.
+
+    Raises:
+        UserError: see :func:`required_run`.
+    """
+    required_run(cfg.run, program=invocation.program)
+
+
 def newest_run(outputs: Path) -> Path | None:
     """The run one or two levels below ``outputs`` whose checkpoints changed last."""
     folders = {

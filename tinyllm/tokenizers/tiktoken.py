@@ -9,7 +9,7 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.decoders import CHAR_OF
 from tinyllm.tokenizers.huggingface import BYTE_LEVEL, bpe_model, library_json
-from tinyllm.utils.optional import is_installed, library
+from tinyllm.utils.late_imports import is_installed, library
 
 # In tiktoken's regex dialect ``{1,3}+`` is possessive. In the dialect of ``tokenizers`` it repeats a repetition, which
 # would make 12345 one word.

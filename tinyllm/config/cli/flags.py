@@ -10,6 +10,7 @@ from typing import NoReturn
 import tinyllm
 from tinyllm.errors import SIGNALLED, USER_ERROR, UserError, about_path
 from tinyllm.utils.environment import log_level
+from tinyllm.utils.late_imports import function
 from tinyllm.utils.streams import prepare_streams
 
 
@@ -44,12 +45,16 @@ class Flags(argparse.ArgumentParser):
         raise UserError(message, hint=(f"did you mean {similar[0]}? " if similar else "") + "--help lists the flags")
 
 
-def answer(work: Callable[[], int]) -> NoReturn:
-    """Exit with the code of ``work``. A user's mistake is reported in one line, with exit code 2."""
+def answer(parse_flags: Callable[[], argparse.Namespace], work: str) -> NoReturn:
+    """Exit with the code of ``work``. A user's mistake is reported in one line, with exit code 2.
+
+    Args:
+        work: a function ``module:name`` that takes the flags; imported once they are parsed.
+    """
     prepare_streams()
     try:
         log_level()
-        code = work()
+        code = function(work)(parse_flags())
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

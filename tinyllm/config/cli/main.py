@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.cli.arguments import CommandLine, check_settings, read, sweep_overrides
+from tinyllm.config.cli.arguments import check_settings, read, sweep_overrides
 from tinyllm.config.cli.help import help_text
 from tinyllm.config.compose import checked
 from tinyllm.config.grammar import as_given, key_of
@@ -29,6 +29,7 @@ from tinyllm.config.targets import Option, options_of
 from tinyllm.errors import SIGNALLED, USER_ERROR, RankError, UserError, about_path, one_line
 from tinyllm.utils.environment import RUN_NAMES, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
+from tinyllm.utils.late_imports import function
 from tinyllm.utils.memory import failed_allocation, is_out_of_memory
 from tinyllm.utils.stop_signal import remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
@@ -57,6 +58,8 @@ class Invocation:
     """``--json`` was given: standard output holds nothing but JSON."""
     choices: dict[str, str] = field(default_factory=dict)
     """The chosen option of each group."""
+    program: str = ""
+    """Name of the program: ``train``, ``generate``, …"""
     config_dir: str | None = None
     """The directory of ``--config-dir``, as typed."""
     typed: frozenset[str] = frozenset()
@@ -67,10 +70,6 @@ class Invocation:
     """This is one job of a multirun."""
     prepared: Any = None
     """What ``prepare`` found out about the command line; see :func:`run`."""
-
-
-Task = Callable[[DictConfig, Invocation], int]
-"""The work of a program; returns the exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +85,25 @@ class Jobs:
 @remembering_interrupts()
 def run(
     program: str,
-    task: Task,
-    *,
-    prepare: Callable[[CommandLine], tuple[list[str], Any]] | None = None,
+    *tasks: str,
+    prepare: str | None = None,
+    prepare_for: str | None = None,
     jobs: Jobs | None = None,
     several: bool = False,
     ends_with_reader: bool = False,
 ) -> None:
-    """Run ``task`` on the configuration of ``conf/<program>.yaml`` and the command line, then exit.
+    """Run the tasks on the configuration of ``conf/<program>.yaml`` and the command line, then exit.
 
     Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). A user's mistake is one line
     on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` adds the traceback.
 
     Args:
         program: name of the root file.
-        task: called once; in a multirun, once per job.
-        prepare: returns the settings for Hydra, e.g. those of a run to resume before those of the command line, and
-            a value that the task gets as ``Invocation.prepared``.
+        tasks: functions ``module:name`` that take the configuration and an :class:`Invocation`; each is imported when
+            it is its turn, and the first that returns an exit code is the last. In a multirun, once per job.
+        prepare: a function ``module:name`` that takes the :class:`CommandLine`. It returns the settings for Hydra, e.g.
+            those of a run to resume before those of the command line, and a value for ``Invocation.prepared``.
+        prepare_for: the key that ``prepare`` is about; without it on the command line ``prepare`` is not imported.
         jobs: how to run the jobs of a multirun; None: like a single run, and failures are counted.
         several: a key may have several values without ``-m``; ``prepare`` has to turn them into one.
         ends_with_reader: end when the reader of standard output leaves.
@@ -119,8 +120,8 @@ def run(
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
     if not debug:
         os.environ[ONE_LINE] = "1"
-    start = _Start(program=program, task=task, jobs=jobs, debug=debug)
-    code = _guarded(partial(start.run, arguments, prepare, several), debug)
+    start = _Start(program=program, tasks=tasks, jobs=jobs, debug=debug)
+    code = _guarded(partial(start.run, arguments, prepare, prepare_for, several), debug)
     if len(start.codes) > 1:
         failed = [str(index) for index, job_code in enumerate(start.codes) if job_code]
         print(f"{len(start.codes)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
@@ -133,7 +134,7 @@ class _Start:
     """One start of a program. Hydra calls :meth:`job` once, or once per job of a multirun, and keeps no result."""
 
     program: str
-    task: Task
+    tasks: Sequence[str]
     jobs: Jobs | None
     debug: bool
     settings: list[str] = field(default_factory=list)
@@ -144,7 +145,8 @@ class _Start:
     def run(
         self,
         arguments: list[str],
-        prepare: Callable[[CommandLine], tuple[list[str], Any]] | None,
+        prepare: str | None,
+        prepare_for: str | None,
         several: bool,
     ) -> int:
         """Read the command line and let Hydra run the job or jobs.
@@ -159,7 +161,9 @@ class _Start:
         if line.multirun and started_processes() > 1:
             hint = "start the multirun without torchrun, or a single job with it"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
-        settings, prepared = prepare(line) if prepare else (line.settings, None)
+        settings, prepared = line.settings, None
+        if prepare and (prepare_for is None or any(one.startswith(f"{prepare_for}=") for one in settings)):
+            settings, prepared = function(prepare)(line)
         if line.multirun and self.jobs is not None:
             sweep_overrides(settings)  # refuses the keys that each job is given
         if line.multirun:
@@ -174,6 +178,7 @@ class _Start:
         self.invocation = Invocation(
             allow=_options_in(line.config_dir),
             json=as_json,
+            program=self.program,
             config_dir=line.config_dir,
             typed=frozenset(map(key_of, line.settings)),
             arguments=arguments,
@@ -207,7 +212,8 @@ class _Start:
         filled = FILLED_IN if is_job else ()
         with explain(self.settings):
             cfg = checked(cfg, hydra_node, self.program, allow=invocation.allow, typed=invocation.typed, filled=filled)
-            return self.task(cfg, invocation)
+            codes = (function(task)(cfg, invocation) for task in self.tasks)
+            return next((code for code in codes if code is not None), 0)
 
 
 def _wants_tracebacks(arguments: list[str]) -> bool:

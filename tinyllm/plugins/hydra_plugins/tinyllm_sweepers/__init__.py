@@ -69,7 +69,7 @@ class Search(_Sweeper):
         self.params = params
 
     def sweep(self, arguments: list[str]) -> Any:
-        from tinyllm.utils.optional import library
+        from tinyllm.utils.late_imports import library
 
         library("optuna", file="hydra/sweeper=search", hint="pip install 'tinyllm[sweep]'")
         from tinyllm.studies.sweep.search import run_search

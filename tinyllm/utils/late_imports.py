@@ -1,7 +1,8 @@
-"""Third-party libraries that only some users install."""
+"""Imports at the moment of use: optional or heavy libraries, and the work of a command."""
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +16,8 @@ def is_installed(name: str) -> bool:
 
 
 def library(name: str, *, hint: str, **where: Any) -> ModuleType:
-    """Import an optional library, such as ``wandb`` or ``optuna.samplers``.
+    """Import a library that only some users install, such as ``wandb`` or ``optuna.samplers``, or that only some
+    moments need, such as ``matplotlib.figure``.
 
     For classes and functions that must be importable without the library. Never for tinyllm's own modules.
 
@@ -30,3 +32,14 @@ def library(name: str, *, hint: str, **where: Any) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{name} cannot be imported ({error})", hint=hint, **where) from error
+
+
+def function(name: str) -> Callable[..., Any]:
+    """The function ``package.module:name``.
+
+    Commands name their work like this, so that a mistake in the command line is answered before the work's file, and
+    with it torch, is loaded.
+    """
+    module, _, attribute = name.partition(":")
+    work: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return work

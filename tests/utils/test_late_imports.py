@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tinyllm.errors import UserError
-from tinyllm.utils.optional import is_installed, library
+from tinyllm.utils.late_imports import is_installed, library
 
 
 def test_library_imports_what_is_installed() -> None:
