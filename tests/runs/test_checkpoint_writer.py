@@ -117,6 +117,21 @@ def test_saves_in_a_row(writers: int, asynchronous: bool, tmp_path: Path) -> Non
         saver.close()
 
 
+@pytest.mark.parametrize("writers", [1, 2])
+def test_nothing_is_published_or_pruned_before_commit(writers: int, tmp_path: Path) -> None:
+    """The loop drops a save whose weights turn out to be ruined while it is being written."""
+    ranks = savers(tmp_path / "checkpoints", writers=writers, asynchronous=True)
+    for step in (1, 2):
+        begin(ranks, step)
+        commit(ranks)
+    begin(ranks, 3)
+    while not all(saver.written() for saver in ranks):
+        time.sleep(0.001)
+    for saver in ranks:
+        saver.close()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step-000001", "step-000002", "last"}
+
+
 def test_a_save_must_be_committed_before_the_next_and_close_drops_it(tmp_path: Path) -> None:
     ranks = savers(tmp_path / "checkpoints", writers=2)
     begin(ranks, 1)

@@ -121,9 +121,17 @@ class Saver:
             raise RuntimeError("commit() without begin()")
         self.wait()
         try:
-            if self.writers > 1:
-                assert self._work.part is not None
-                self._publish([self._work.part, *(read_note(self._folder, rank) for rank in range(1, self.writers))])
+            assert self._work.part is not None
+            others = [read_note(self._folder, rank) for rank in range(1, self.writers)]
+            publish(
+                self._folder,
+                self.target,
+                step=self._step,
+                parts=[self._work.part, *others],
+                facts=self.facts,
+                best=self._best,
+                keep=self.keep,
+            )
         finally:
             self._forget()
         return self.target
@@ -138,7 +146,7 @@ class Saver:
         self._forget()
 
     def _write(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Part:
-        """Write this rank's part; a single writer also completes the checkpoint."""
+        """Write this rank's part. Publishing it is left to :meth:`commit`, because the loop may have to drop it."""
         texts = self.texts if self.rank == 0 else {}
         try:
             with readable_write_errors(self.target, kept=KEPT):
@@ -150,26 +158,13 @@ class Saver:
                     state=state,
                     texts=texts,
                 )
-            if self.writers == 1:
-                self._publish([part])
-            elif self.rank > 0:
+            if self.rank > 0:
                 write_note(self._folder, self.rank, part)
         except Exception as error:
             if self.rank > 0:
                 write_note(self._folder, self.rank, error)
             raise
         return part
-
-    def _publish(self, parts: list[Part]) -> None:
-        publish(
-            self._folder,
-            self.target,
-            step=self._step,
-            parts=parts,
-            facts=self.facts,
-            best=self._best,
-            keep=self.keep,
-        )
 
     def _forget(self) -> None:
         """Prepare for the next save; rank 0 removes parts that were not published."""
