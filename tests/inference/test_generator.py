@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.models import Scripted, options, tiny_model
 from tinyllm.errors import UserError
-from tinyllm.inference.generator import Piece, echo, generate_text, prompt_ids, stream_text
+from tinyllm.inference.generator import GeneratedPiece, generate_text, printed_prompt, prompt_ids, stream_text
 from tinyllm.inference.sampling import Sampling
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
@@ -79,7 +79,7 @@ def test_each_sample_ends_independently() -> None:
     model = Scripted([*b"ab", EOT], [*b"abcd", EOT])
     pieces = list(stream_text(model, BYTES, "x", max_new_tokens=3, n_samples=2, sampling=Sampling(temperature=0)))
     assert [piece.sample for piece in pieces if piece.ended] == [0, 1]
-    assert pieces[-1] == Piece(sample=1, text="c", ended=True)
+    assert pieces[-1] == GeneratedPiece(sample=1, text="c", ended=True)
 
 
 def test_unknown_token_is_never_generated() -> None:
@@ -115,10 +115,10 @@ def test_unseen_character_in_a_prompt_is_named() -> None:
 
 def test_token_numbers_are_separated_by_spaces() -> None:
     tokenizer = IdsTokenizer(vocab_size=9)
-    assert echo(tokenizer, "1 2") == "1 2 "
+    assert printed_prompt(tokenizer, "1 2") == "1 2 "
     text = generate_text(Scripted([3, 4], vocab_size=9), tokenizer, "1 2", max_new_tokens=2, temperature=0)
     assert text.split() == ["1", "2", "3", "4"]
-    assert echo(BYTES, "née ") == "née "
+    assert printed_prompt(BYTES, "née ") == "née "
 
 
 def test_space_before_the_first_word_survives_metaspace_tokenizers() -> None:

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from tinyllm.inference.generator import Piece
+from tinyllm.inference.generator import GeneratedPiece
 from tinyllm.inference.printer import Printer
 
 
@@ -13,10 +13,10 @@ def test_samples_are_printed_one_after_the_other_as_they_grow() -> None:
     printer = Printer(prompts=["P:"], n_samples=3, out=out, notes=notes)
     states = []
 
-    def stream() -> list[Piece]:
+    def stream() -> list[GeneratedPiece]:
         for piece in (
-            Piece(0, "a1", False), Piece(1, "b1", False), Piece(2, "c1", True),
-            Piece(0, "a2", True), Piece(1, "b2\n", True),
+            GeneratedPiece(0, "a1", False), GeneratedPiece(1, "b1", False), GeneratedPiece(2, "c1", True),
+            GeneratedPiece(0, "a2", True), GeneratedPiece(1, "b2\n", True),
         ):  # fmt: skip
             yield piece
             states.append(out.getvalue())
@@ -34,7 +34,7 @@ def test_interrupted_output_ends_with_a_line_end() -> None:
     out = io.StringIO()
 
     def stream() -> object:
-        yield Piece(0, "half", False)
+        yield GeneratedPiece(0, "half", False)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -44,13 +44,22 @@ def test_interrupted_output_ends_with_a_line_end() -> None:
 
 def test_clean_is_applied_to_all_printed_text() -> None:
     out = io.StringIO()
-    Printer(prompts=["p"], n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show([Piece(0, "a", True)])
+    Printer(prompts=["p"], n_samples=1, clean=str.upper, out=out, notes=io.StringIO()).show(
+        [GeneratedPiece(0, "a", True)]
+    )
     assert out.getvalue() == "PA\n"
 
 
 def test_each_sample_is_printed_after_its_prompt() -> None:
     out, notes = io.StringIO(), io.StringIO()
     printer = Printer(prompts=["P:", "Q:"], n_samples=2, out=out, notes=notes)
-    printer.show([Piece(1, "q2", True, 1), Piece(0, "q1", True, 1), Piece(1, "p2", True, 0), Piece(0, "p1", True, 0)])
+    printer.show(
+        [
+            GeneratedPiece(1, "q2", True, 1),
+            GeneratedPiece(0, "q1", True, 1),
+            GeneratedPiece(1, "p2", True, 0),
+            GeneratedPiece(0, "p1", True, 0),
+        ]
+    )
     assert out.getvalue() == "P:p1\n\nP:p2\n\nQ:q1\n\nQ:q2\n"
     assert notes.getvalue().splitlines()[2] == "prompt 2 of 2, sample 1 of 2"

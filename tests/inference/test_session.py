@@ -6,7 +6,7 @@ import torch
 from tests.inference.test_generator import LETTERS
 from tests.support.models import tiny_model
 from tinyllm.errors import UserError
-from tinyllm.inference.generator import echo, generate_text
+from tinyllm.inference.generator import generate_text, printed_prompt
 from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.session import Session
 
@@ -22,7 +22,7 @@ def session(**settings: object) -> Session:
 @pytest.mark.parametrize("kv_cache", [True, False])
 def test_stream_gives_the_text_of_generate_text(kv_cache: bool) -> None:
     some = session(kv_cache=kv_cache)
-    streamed = echo(LETTERS, "abc") + "".join(piece.text for piece in some.stream("abc", seed=3))
+    streamed = printed_prompt(LETTERS, "abc") + "".join(piece.text for piece in some.stream("abc", seed=3))
     settings = {"max_new_tokens": 15, "temperature": 5.0, "seed": 3}
     assert streamed == generate_text(some.model, LETTERS, "abc", kv_cache=kv_cache, **settings)  # type: ignore[arg-type]
     assert streamed != generate_text(some.model, LETTERS, "abc", **settings | {"seed": 4})  # type: ignore[arg-type]

@@ -180,11 +180,11 @@ def test_defaults_equal_those_of_transformers(family: Family) -> None:
     hub.quiet()
     theirs = CONFIG_MAPPING[family.model_type]()
     given = CONFIG_MAPPING[family.model_type].__dataclass_fields__
-    for one in (*family.entries, *family.facts):
+    for one in (*family.entries, *family.interpreted):
         name = next((name for name in (one.name, *one.also) if name in given), None)
         if one.default is not REQUIRED and name is not None:
             assert given[name].default == one.default, one.name
-    for only in family.only:
+    for only in family.fixed:
         if hasattr(theirs, only.name):
             assert getattr(theirs, only.name) == only.value, only.name
     assert family.architecture.startswith(type(theirs).__name__.removesuffix("Config"))

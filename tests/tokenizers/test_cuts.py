@@ -9,7 +9,7 @@ import tokenizers as library
 
 from tests.tokenizers.kinds import KINDS, UNCUT, WORDS, built
 from tinyllm.data.corpus import Document
-from tinyllm.data.encode import Tally, encode_documents
+from tinyllm.data.encode import EncodingStats, encode_documents
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.bpe import BPETrainer
@@ -141,9 +141,9 @@ def test_unknown_text_is_counted_in_characters_and_bytes() -> None:
         tokenizer = made(kind)
         assert tokenizer.unk_id is not None
         for text in ("the 🦓🦓 cat 🦓", "🦓🦓"):
-            tally = Tally()
-            list(encode_documents(tokenizer, documents(text), tally=tally))
-            assert (tally.characters, tally.bytes) == (text.count("🦓"), 4 * text.count("🦓")), (kind, text)
+            stats = EncodingStats()
+            list(encode_documents(tokenizer, documents(text), stats=stats))
+            assert (stats.characters, stats.bytes) == (text.count("🦓"), 4 * text.count("🦓")), (kind, text)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "word piece", "word level", "metaspace always"])
@@ -158,9 +158,9 @@ def test_characters_dropped_without_unk_are_counted_and_refused_in_prompts() -> 
     """BPE without an unknown token drops unknown characters."""
     state = json.loads(built("metaspace always"))
     state["model"]["unk_token"] = None
-    tokenizer, tally = HuggingFaceTokenizer.from_json(json.dumps(state)), Tally()
-    parts = list(encode_documents(tokenizer, documents("the 🦓🦓 cat 🦓"), tally=tally))
-    assert (tally.characters, tally.bytes) == (3, 12)
+    tokenizer, stats = HuggingFaceTokenizer.from_json(json.dumps(state)), EncodingStats()
+    parts = list(encode_documents(tokenizer, documents("the 🦓🦓 cat 🦓"), stats=stats))
+    assert (stats.characters, stats.bytes) == (3, 12)
     usual = tokenizer.token_bytes()
     assert sum(int((usual[ids] if n is None else n).sum()) for ids, n in parts) == len("the 🦓🦓 cat 🦓".encode())
     with pytest.raises(UserError, match="'🦓'"):

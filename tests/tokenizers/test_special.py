@@ -18,8 +18,8 @@ from tinyllm.tokenizers import Tokenizer, TokenizerTrainer, load
 from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.byte import ByteTrainer
 from tinyllm.tokenizers.char import CharTrainer
-from tinyllm.tokenizers.markers import Markers
 from tinyllm.tokenizers.pretrained import PretrainedTrainer
+from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher
 
 MARKS = ["<|endoftext|>", "<user>", "<user>s", "## End", "ab ab"]
 TEXT = WORDS + "".join(MARKS) + " ".join("".join(MARKS))  # each character also by itself
@@ -68,13 +68,15 @@ def test_matched_special_tokens_get_their_ids(both: list[Tokenizer]) -> None:
     assert matched.eot_id == matched.special["<|endoftext|>"]
     for text in texts():
         expected = []
-        for part, i in Markers(matched.special).split(text):
+        for part, i in SpecialTokenMatcher(matched.special).split(text):
             expected += [i] if i is not None else both[0].encode(part).tolist()
         if matched.kind != "huggingface":  # there what is learnt differs
             assert matched.encode(text).tolist() == expected
         ids = matched.encode(text).tolist()
         assert matched.encode_batch([text])[0].tolist() == ids
-        assert matched.decode(ids) == "".join(part for part, i in Markers(matched.special).split(text) if i is None)
+        assert matched.decode(ids) == "".join(
+            part for part, i in SpecialTokenMatcher(matched.special).split(text) if i is None
+        )
 
 
 def test_pieces_and_byte_counts_of_text_with_special_tokens(both: list[Tokenizer]) -> None:

@@ -11,11 +11,11 @@ from tinyllm.tokenizers import Tokenizer
 PIECE = 2**16  # characters per piece, small enough to spread a batch evenly over two cores
 BATCH = 2**21  # characters per batch, which bounds the memory
 
-Encoded = tuple[np.ndarray, np.ndarray | None]
+IdsAndLengths = tuple[np.ndarray, np.ndarray | None]
 
 
 @dataclass
-class Tally:
+class EncodingStats:
     """Statistics of the encoding.
 
     Attributes:
@@ -34,17 +34,17 @@ def encode_documents(
     *,
     piece: int = PIECE,
     batch: int = BATCH,
-    tally: Tally | None = None,
-) -> Iterator[Encoded]:
+    stats: EncodingStats | None = None,
+) -> Iterator[IdsAndLengths]:
     """The ids of all documents in order, each followed by an end-of-text, in arrays of about a batch.
 
     With the ids come the UTF-8 bytes of each token, or None if they are those of the tokenizer's table. They add up to
     the bytes of the documents.
 
     Args:
-        tally: receives the statistics.
+        stats: receives the statistics.
     """
-    encoder = _Encoder(tokenizer, Tally() if tally is None else tally)
+    encoder = _Encoder(tokenizer, EncodingStats() if stats is None else stats)
     texts: list = []
     slots: list[int | None] = []  # the index of the next text; None: an end-of-text
     length = 0
@@ -63,19 +63,19 @@ def encode_documents(
 
 
 class _Encoder:
-    def __init__(self, tokenizer: Tokenizer, tally: Tally) -> None:
+    def __init__(self, tokenizer: Tokenizer, stats: EncodingStats) -> None:
         self._tokenizer = tokenizer
-        self._tally = tally
-        self._end: Encoded = (np.array([tokenizer.eot_id if tokenizer.eot_id is not None else 0]), None)
+        self._stats = stats
+        self._end: IdsAndLengths = (np.array([tokenizer.eot_id if tokenizer.eot_id is not None else 0]), None)
         self._pending = 0  # bytes of text that gave no token, e.g. blanks: they count with the next token
 
-    def encode(self, texts: list, slots: list[int | None]) -> Encoded:
+    def encode(self, texts: list, slots: list[int | None]) -> IdsAndLengths:
         """The ids of one batch, and their bytes."""
         encoded = self._tokenizer.encode_measured(texts)
         for text, encoding in zip(texts, encoded, strict=True):
-            self._tally.longest = max(self._tally.longest, len(text))
-            self._tally.characters += encoding.unknown[0]
-            self._tally.bytes += encoding.unknown[1]
+            self._stats.longest = max(self._stats.longest, len(text))
+            self._stats.characters += encoding.unknown[0]
+            self._stats.bytes += encoding.unknown[1]
         usual = (
             self._tokenizer.token_bytes()
             if any(encoding.lengths is not None or not len(encoding.ids) for encoding in encoded)

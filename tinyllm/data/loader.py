@@ -17,8 +17,7 @@ from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.utils.platforms import blocked_signals, ignore, signals
-
-STOP_SIGNALS = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")  # training finishes its step on these
+from tinyllm.utils.stop_signal import HANDLED
 
 
 def train_batches(
@@ -64,18 +63,18 @@ def train_batches(
             batch = micro_batches[number]
             yield batch.pin_memory() if pin_memory else batch
         return
-    for stretch in [numbers] if persistent_workers else micro_batches.by_epoch(numbers):
+    for numbers_of_epoch in [numbers] if persistent_workers else micro_batches.by_epoch(numbers):
         loader = DataLoader(
             micro_batches,
             batch_size=None,
-            sampler=stretch,
+            sampler=numbers_of_epoch,
             num_workers=workers,
             prefetch_factor=prefetch_factor,
             pin_memory=pin_memory,
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # by default the iterator would draw from the global generator
         )
-        yield from _until_exit(loader, len(stretch))
+        yield from _iterate_with_cleanup(loader, len(numbers_of_epoch))
 
 
 @dataclass(frozen=True)
@@ -112,29 +111,29 @@ class _MicroBatches(Dataset[Batch]):
         return self.shift + (number * self.world_size + self.rank) * self.batch_size
 
 
-def _until_exit(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
+def _iterate_with_cleanup(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
     """The batches of ``loader``, whose workers end with this generator or with the program.
 
     At exit Python sends SIGTERM to its child processes and waits for them, but the workers ignore it. After an uncaught
     error, whose traceback keeps this generator alive, the program would hang; hence the ``atexit`` callback.
     """
     child_handlers = [(number, signal.getsignal(number)) for number in signals("SIGCHLD")]
-    with blocked_signals(STOP_SIGNALS):
-        only_reference = [iter(loader)]  # starts the workers, which inherit the blocked signals
+    with blocked_signals(HANDLED):
+        iterator_holder = [iter(loader)]  # starts the workers, which inherit the blocked signals
     if threading.current_thread() is threading.main_thread():
         # Undo torch's SIGCHLD handler, which raises wherever the program happens to be when a worker dies. A dead
         # worker is noticed anyway when the next batch is requested.
         for number, handler in child_handlers:
             signal.signal(number, handler or signal.SIG_DFL)
-    atexit.register(only_reference.clear)
+    atexit.register(iterator_holder.clear)
     try:
         for _ in range(count):
-            with _naming_dead_workers(only_reference[0]):
-                batch = next(only_reference[0])
+            with _naming_dead_workers(iterator_holder[0]):
+                batch = next(iterator_holder[0])
             yield batch
     finally:
-        atexit.unregister(only_reference.clear)
-        only_reference.clear()
+        atexit.unregister(iterator_holder.clear)
+        iterator_holder.clear()
 
 
 @contextmanager
@@ -163,7 +162,7 @@ def _naming_dead_workers(batches: Any) -> Iterator[None]:
 
 def _ignore_signals(worker: int) -> None:
     """Ignore stop signals, which reach the whole process group: training still needs the batches of its last step."""
-    ignore(STOP_SIGNALS)
+    ignore(HANDLED)
 
 
 def eval_batches(

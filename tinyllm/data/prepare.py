@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
-from tinyllm.data.encode import Tally, encode_documents
+from tinyllm.data.encode import EncodingStats, encode_documents
 from tinyllm.data.split import RULES, Parts, split
 from tinyllm.data.token_cache import FORMAT, SIDES, DamagedCacheError, TokenWriter, open_cache, remove_stale, save_rest
 from tinyllm.data.token_data import TokenData
@@ -152,30 +152,30 @@ def _write(
     meta["splits"], exceptions = {}, {}
     read = _Meter("tokenizing", source.size, show)
     for side, documents in zip(SIDES, (parts.train, parts.val), strict=True):
-        tally = Tally()
+        stats = EncodingStats()
         with TokenWriter(folder / f"{side}.bin", tokenizer) as writer:
-            for ids, lengths in encode_documents(tokenizer, read.documents(documents()), tally=tally):
+            for ids, lengths in encode_documents(tokenizer, read.documents(documents()), stats=stats):
                 writer.write(ids, lengths)
             entry, exceptions[side] = writer.finish()
         _require_some(side, writer.n_tokens, meta["val_fraction"])
         row = len(next(next(documents()).chunks())) if source.rows else None
         meta["splits"][side] = entry | {"row_length": row}
-        meta["notes"] += _notes(tokenizer, {"train": "training", "val": "validation"}[side], tally)
+        meta["notes"] += _notes(tokenizer, {"train": "training", "val": "validation"}[side], stats)
     save_rest(folder, tokenizer, exceptions, meta)
 
 
-def _notes(tokenizer: Tokenizer, side: str, tally: Tally) -> list[str]:
+def _notes(tokenizer: Tokenizer, side: str, stats: EncodingStats) -> list[str]:
     """Remarks for the user on how the text was encoded."""
     notes = []
-    if tally.characters:
+    if stats.characters:
         became = "became <unk>" if tokenizer.unk_id is not None else "were left out"
         notes.append(
-            f"{tally.characters:,} characters of the {side} text are not in the tokenizer's vocabulary "
-            f"and {became}; their {tally.bytes:,} bytes are counted."
+            f"{stats.characters:,} characters of the {side} text are not in the tokenizer's vocabulary "
+            f"and {became}; their {stats.bytes:,} bytes are counted."
         )
-    if tally.longest > LONG_PIECE and tokenizer.content == "text":
+    if stats.longest > LONG_PIECE and tokenizer.content == "text":
         notes.append(
-            f"{tally.longest:,} characters of the {side} text were encoded in one piece, because this tokenizer "
+            f"{stats.longest:,} characters of the {side} text were encoded in one piece, because this tokenizer "
             "cannot cut them anywhere; that takes about 0.2 GB of memory per million."
         )
     return notes

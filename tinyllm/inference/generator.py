@@ -12,7 +12,7 @@ from tinyllm.inference.sampling import Sampling, TokenChooser
 from tinyllm.utils.stop_signal import Interrupted, Stopping
 
 
-class Piece(NamedTuple):
+class GeneratedPiece(NamedTuple):
     """The text that one token added to one sample."""
 
     sample: int
@@ -38,7 +38,7 @@ def stream_text(
     bos: bool | str = "auto",
     special: bool = False,
     autocast: Autocast = nullcontext,
-) -> Generator[Piece, None, None]:
+) -> Generator[GeneratedPiece, None, None]:
     """Yields the continuation of one or several prompts as it is generated, one piece per token and sample.
 
     A sample ends at one of the model's end tokens, at a stop string, or after ``max_new_tokens`` tokens. End tokens and
@@ -98,7 +98,7 @@ def stream_text(
             for row, token in chosen:
                 text = writers[row].write(token, last=step == max_new_tokens)
                 ended[row] = writers[row].ended
-                yield Piece(row % n_samples, text, ended[row], row // n_samples)
+                yield GeneratedPiece(row % n_samples, text, ended[row], row // n_samples)
     finally:
         if torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()
@@ -138,7 +138,7 @@ def generate_text(
         kv_cache=kv_cache,
         autocast=autocast,
     )
-    texts = [echo(tokenizer, prompt)]
+    texts = [printed_prompt(tokenizer, prompt)]
     with closing(pieces):
         while not stopping():
             piece = next(pieces, None)
@@ -197,7 +197,7 @@ def prompt_ids(
         return [0]
 
 
-def echo(tokenizer: Any, prompt: str) -> str:
+def printed_prompt(tokenizer: Any, prompt: str) -> str:
     """The prompt as printed before its continuation: as given, plus the space that separates token numbers."""
     text = "".join(map(tokenizer.stream().push, prompt_ids(tokenizer, prompt, bos=False))) if prompt else ""
     return text if text.startswith(prompt) else prompt

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import TextIO
 
-from tinyllm.inference.generator import Piece
+from tinyllm.inference.generator import GeneratedPiece
 
 
 class Printer:
@@ -39,7 +39,7 @@ class Printer:
         self._shown: int | None = None
         self._last = "\n"
 
-    def show(self, pieces: Iterable[Piece]) -> None:
+    def show(self, pieces: Iterable[GeneratedPiece]) -> None:
         """Print a stream until it ends. The output ends with a line end even if the stream raises."""
         try:
             self._begin(0)

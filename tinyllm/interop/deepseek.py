@@ -4,9 +4,9 @@ import re
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
-from tinyllm.interop.family import Config, Entry, Fact, Mismatch, Only, entry, refused, replaced
-from tinyllm.interop.kinds import ANY, EXPERTS, FLAG, FLOAT, HEADS, TEXT, WIDTH, Kind, nullable, whole
-from tinyllm.interop.layouts import Interleaved, Layout, Same, Weight
+from tinyllm.interop.entry_types import ANY, EXPERTS, FLAG, FLOAT, HEADS, TEXT, WIDTH, EntryType, nullable, whole
+from tinyllm.interop.family import Config, ConfigEntry, FixedEntry, MappedEntry, Mismatch, mapped, refused, replaced
+from tinyllm.interop.layouts import InterleavedLayout, Layout, SameLayout, Weight
 from tinyllm.interop.llama_like import RopeFamily, glu_weights, linear_parts
 from tinyllm.interop.mixtures import ACTIVE, PROJECTIONS, check_active, mixture_weights
 
@@ -30,30 +30,30 @@ class Deepseek(RopeFamily):
         f"{ATTN}.latent_norm_eps": (1e-6,),
         f"{FFN}.bias": (False,),
     }
-    entries: ClassVar[tuple[Entry, ...]] = (
+    entries: ClassVar[tuple[MappedEntry, ...]] = (
         *RopeFamily.entries,
-        entry("kv_lora_rank", f"{ATTN}.kv_latent_dim", 512),
-        entry("q_lora_rank", f"{ATTN}.q_latent_dim", 1536, kind=nullable(WIDTH)),
-        entry("qk_rope_head_dim", f"{ATTN}.rope_head_dim", 64),
-        entry("qk_nope_head_dim", f"{ATTN}.nope_head_dim", 128),
-        entry("v_head_dim", f"{ATTN}.v_head_dim", 128),
-        entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
-        entry("intermediate_size", f"{FFN}.d_ff", 11008),
-        entry("moe_intermediate_size", f"{MOE}.expert_d_ff", 1407),
-        entry("routed_scaling_factor", f"{MOE}.routed_scale", 1.0, kind=FLOAT),
+        mapped("kv_lora_rank", f"{ATTN}.kv_latent_dim", 512),
+        mapped("q_lora_rank", f"{ATTN}.q_latent_dim", 1536, type=nullable(WIDTH)),
+        mapped("qk_rope_head_dim", f"{ATTN}.rope_head_dim", 64),
+        mapped("qk_nope_head_dim", f"{ATTN}.nope_head_dim", 128),
+        mapped("v_head_dim", f"{ATTN}.v_head_dim", 128),
+        mapped("attention_bias", f"{ATTN}.bias", False, type=FLAG),
+        mapped("intermediate_size", f"{FFN}.d_ff", 11008),
+        mapped("moe_intermediate_size", f"{MOE}.expert_d_ff", 1407),
+        mapped("routed_scaling_factor", f"{MOE}.routed_scale", 1.0, type=FLOAT),
     )
-    facts: ClassVar[tuple[Fact, ...]] = (
-        *RopeFamily.facts,
-        Fact("num_key_value_heads", nullable(HEADS), None),
-        Fact("n_group", nullable(EXPERTS), None),
-        Fact("topk_group", nullable(EXPERTS), None),
-        Fact("n_shared_experts", EXPERTS, 2),
-        Fact("n_routed_experts", EXPERTS, 64, also=("num_experts",)),
-        Fact(ACTIVE, EXPERTS),
-        Fact(DENSE, whole(0), 0),
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (
+        *RopeFamily.interpreted,
+        ConfigEntry("num_key_value_heads", nullable(HEADS), None),
+        ConfigEntry("n_group", nullable(EXPERTS), None),
+        ConfigEntry("topk_group", nullable(EXPERTS), None),
+        ConfigEntry("n_shared_experts", EXPERTS, 2),
+        ConfigEntry("n_routed_experts", EXPERTS, 64, also=("num_experts",)),
+        ConfigEntry(ACTIVE, EXPERTS),
+        ConfigEntry(DENSE, whole(0), 0),
     )
-    only: ClassVar[tuple[Only, ...]] = (Only("moe_layer_freq", 1),)
-    harmless: ClassVar[dict[str, Kind]] = RopeFamily.harmless | {
+    fixed: ClassVar[tuple[FixedEntry, ...]] = (FixedEntry("moe_layer_freq", 1),)
+    harmless: ClassVar[dict[str, EntryType]] = RopeFamily.harmless | {
         **dict.fromkeys(("aux_loss_alpha", "ep_size"), ANY),
         **dict.fromkeys(("head_dim", "qk_head_dim"), nullable(whole(-(2**31)))),  # follow from other entries
         **dict.fromkeys(("output_router_logits", "seq_aux"), FLAG),
@@ -134,11 +134,11 @@ class Deepseek(RopeFamily):
     def attention(self, layer: dict[str, Any], name: str, hf_name: str, config: Config) -> list[Weight]:
         rotary, plain = layer[f"{ATTN}.rope_head_dim"], layer[f"{ATTN}.nope_head_dim"]
         interleaved = self.interleaved(config)
-        queries = Interleaved(plain, rotary) if interleaved else Same()
-        keys = Interleaved(layer[f"{ATTN}.kv_latent_dim"], rotary) if interleaved else Same()
+        queries = InterleavedLayout(plain, rotary) if interleaved else SameLayout()
+        keys = InterleavedLayout(layer[f"{ATTN}.kv_latent_dim"], rotary) if interleaved else SameLayout()
         residual: list[tuple[str, str, Layout]] = [
             ("kv_down", "kv_a_proj_with_mqa", keys),
-            ("out", "o_proj", Same()),
+            ("out", "o_proj", SameLayout()),
         ]  # layers that read or write the residual stream; attention_bias gives all of them a bias
         weights = [
             Weight(f"{name}.kv_norm.weight", (f"{hf_name}.kv_a_layernorm.weight",)),
@@ -147,7 +147,7 @@ class Deepseek(RopeFamily):
         if layer[f"{ATTN}.q_latent_dim"] is None:
             weights.append(Weight(f"{name}.q.weight", (f"{hf_name}.q_proj.weight",), queries))
         else:
-            residual.append(("q_down", "q_a_proj", Same()))
+            residual.append(("q_down", "q_a_proj", SameLayout()))
             weights.append(Weight(f"{name}.q_norm.weight", (f"{hf_name}.q_a_layernorm.weight",)))
             weights.append(Weight(f"{name}.q_up.weight", (f"{hf_name}.q_b_proj.weight",), queries))
         for part in linear_parts(layer[f"{ATTN}.bias"]):
@@ -188,8 +188,12 @@ class DeepseekV2(Deepseek):
         f"{MOE}.router": ("softmax",),
         f"{MOE}.normalize": (False,),
     }
-    facts: ClassVar[tuple[Fact, ...]] = (*Deepseek.facts, Fact("topk_method", TEXT, "greedy"))
-    only: ClassVar[tuple[Only, ...]] = (*Deepseek.only, Only("scoring_func", "softmax"), Only("norm_topk_prob", False))
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (*Deepseek.interpreted, ConfigEntry("topk_method", TEXT, "greedy"))
+    fixed: ClassVar[tuple[FixedEntry, ...]] = (
+        *Deepseek.fixed,
+        FixedEntry("scoring_func", "softmax"),
+        FixedEntry("norm_topk_prob", False),
+    )
     varying: ClassVar[dict[str, Any]] = {"moe": "aux_loss"}
 
     def write(self, arch: Architecture) -> dict[str, Any]:
@@ -216,30 +220,30 @@ class DeepseekV3(Deepseek):
         "moe": ("aux_free", "none"),
         f"{MOE}.router": ("sigmoid",),
     }
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         Deepseek.entries,
-        entry("intermediate_size", f"{FFN}.d_ff", 18432),
-        entry("moe_intermediate_size", f"{MOE}.expert_d_ff", 2048),
-        entry("routed_scaling_factor", f"{MOE}.routed_scale", 2.5, kind=FLOAT),
-        entry("norm_topk_prob", f"{MOE}.normalize", True, kind=FLAG),
+        mapped("intermediate_size", f"{FFN}.d_ff", 18432),
+        mapped("moe_intermediate_size", f"{MOE}.expert_d_ff", 2048),
+        mapped("routed_scaling_factor", f"{MOE}.routed_scale", 2.5, type=FLOAT),
+        mapped("norm_topk_prob", f"{MOE}.normalize", True, type=FLAG),
     )
-    facts: ClassVar[tuple[Fact, ...]] = replaced(
-        Deepseek.facts,
-        Fact("num_key_value_heads", nullable(HEADS), 128),
-        Fact("n_group", nullable(EXPERTS), 8),
-        Fact("topk_group", nullable(EXPERTS), 4),
-        Fact("n_shared_experts", EXPERTS, 1),
-        Fact("n_routed_experts", EXPERTS, 256, also=("num_local_experts",)),
-        Fact(ACTIVE, EXPERTS, 8),
-        Fact(DENSE, whole(0), 3),
-        Fact("rope_interleave", FLAG, True),
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = replaced(
+        Deepseek.interpreted,
+        ConfigEntry("num_key_value_heads", nullable(HEADS), 128),
+        ConfigEntry("n_group", nullable(EXPERTS), 8),
+        ConfigEntry("topk_group", nullable(EXPERTS), 4),
+        ConfigEntry("n_shared_experts", EXPERTS, 1),
+        ConfigEntry("n_routed_experts", EXPERTS, 256, also=("num_local_experts",)),
+        ConfigEntry(ACTIVE, EXPERTS, 8),
+        ConfigEntry(DENSE, whole(0), 3),
+        ConfigEntry("rope_interleave", FLAG, True),
     )
-    only: ClassVar[tuple[Only, ...]] = (
-        *Deepseek.only,
-        Only("scoring_func", "sigmoid"),
-        Only("topk_method", "noaux_tc"),
+    fixed: ClassVar[tuple[FixedEntry, ...]] = (
+        *Deepseek.fixed,
+        FixedEntry("scoring_func", "sigmoid"),
+        FixedEntry("topk_method", "noaux_tc"),
     )
-    harmless: ClassVar[dict[str, Kind]] = Deepseek.harmless | {"num_mtp_layers": whole(0)}
+    harmless: ClassVar[dict[str, EntryType]] = Deepseek.harmless | {"num_mtp_layers": whole(0)}
     written: ClassVar[dict[str, Any]] = {"rope_interleave": True, "num_nextn_predict_layers": 0}
     varying: ClassVar[dict[str, Any]] = {"moe": "aux_free"}
 

@@ -3,20 +3,7 @@
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, Architecture
-from tinyllm.interop.family import (
-    ACTIVATIONS,
-    COMMON,
-    Config,
-    Entry,
-    Fact,
-    Family,
-    Mismatch,
-    Only,
-    entry,
-    refused,
-    replaced,
-)
-from tinyllm.interop.kinds import (
+from tinyllm.interop.entry_types import (
     ANY,
     FLAG,
     FLOAT,
@@ -27,12 +14,25 @@ from tinyllm.interop.kinds import (
     TEXT,
     VOCABULARY,
     WIDTH,
-    Kind,
+    EntryType,
     listed,
     nullable,
     whole,
 )
-from tinyllm.interop.layouts import Transposed, Weight
+from tinyllm.interop.family import (
+    ACTIVATIONS,
+    COMMON,
+    Config,
+    ConfigEntry,
+    Family,
+    FixedEntry,
+    MappedEntry,
+    Mismatch,
+    mapped,
+    refused,
+    replaced,
+)
+from tinyllm.interop.layouts import TransposedLayout, Weight
 from tinyllm.interop.llama_like import HeadsFamily, WindowedFamily, linear_parts
 
 
@@ -56,23 +56,23 @@ class GPT2(Family):
         f"{ATTN}.qk_norm": (False,),
         f"{ATTN}.window": (0,),
     }
-    entries: ClassVar[tuple[Entry, ...]] = (
-        entry("vocab_size", "model.vocab_size", kind=VOCABULARY),
-        entry("n_embd", "model.d_model", also=("hidden_size",)),
-        entry("n_layer", "model.n_layers", kind=LAYERS, also=("num_hidden_layers",)),
-        entry("n_head", "model.n_heads", kind=HEADS, also=("num_attention_heads",)),
-        entry("n_positions", "model.max_seq_len", 1024, kind=POSITIONS, also=("max_position_embeddings",)),
-        entry("n_inner", f"{FFN}.d_ff", None, kind=nullable(WIDTH)),
-        entry("activation_function", f"{FFN}.activation", "gelu_new", kind=TEXT, names=ACTIVATIONS),
-        entry("layer_norm_epsilon", "model.norm.eps", 1e-5, kind=FLOAT),
-        entry("tie_word_embeddings", "model.tie_embeddings", True, kind=FLAG),
+    entries: ClassVar[tuple[MappedEntry, ...]] = (
+        mapped("vocab_size", "model.vocab_size", type=VOCABULARY),
+        mapped("n_embd", "model.d_model", also=("hidden_size",)),
+        mapped("n_layer", "model.n_layers", type=LAYERS, also=("num_hidden_layers",)),
+        mapped("n_head", "model.n_heads", type=HEADS, also=("num_attention_heads",)),
+        mapped("n_positions", "model.max_seq_len", 1024, type=POSITIONS, also=("max_position_embeddings",)),
+        mapped("n_inner", f"{FFN}.d_ff", None, type=nullable(WIDTH)),
+        mapped("activation_function", f"{FFN}.activation", "gelu_new", type=TEXT, names=ACTIVATIONS),
+        mapped("layer_norm_epsilon", "model.norm.eps", 1e-5, type=FLOAT),
+        mapped("tie_word_embeddings", "model.tie_embeddings", True, type=FLAG),
     )
-    only = (
-        Only("scale_attn_weights", True),
-        Only("scale_attn_by_inverse_layer_idx", False),
-        Only("add_cross_attention", False),
+    fixed = (
+        FixedEntry("scale_attn_weights", True),
+        FixedEntry("scale_attn_by_inverse_layer_idx", False),
+        FixedEntry("add_cross_attention", False),
     )
-    harmless: ClassVar[dict[str, Kind]] = {
+    harmless: ClassVar[dict[str, EntryType]] = {
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"), SHARE),
         **dict.fromkeys(("reorder_and_upcast_attn", "summary_use_proj", "summary_proj_to_labels"), FLAG),
         **dict.fromkeys(("n_ctx", "gradient_checkpointing"), ANY),
@@ -112,7 +112,7 @@ class GPT2(Family):
                 ("ffn.down", "mlp.c_proj"),
             ):
                 prefix = f"transformer.{hf_name}.{hf_layer}"
-                weights.append(Weight(f"{name}.{layer}.weight", (f"{prefix}.weight",), Transposed()))
+                weights.append(Weight(f"{name}.{layer}.weight", (f"{prefix}.weight",), TransposedLayout()))
                 weights.append(Weight(f"{name}.{layer}.bias", (f"{prefix}.bias",)))
         for norm, hf_norm in norms:
             weights += [Weight(f"{norm}.{part}", (f"transformer.{hf_norm}.{part}",)) for part in linear_parts(True)]
@@ -122,7 +122,7 @@ class GPT2(Family):
         return name.endswith((".attn.bias", ".attn.masked_bias"))  # the causal mask
 
 
-INTERMEDIATE = entry("intermediate_size", f"{FFN}.d_ff")
+INTERMEDIATE = mapped("intermediate_size", f"{FFN}.d_ff")
 KV_HEADS = "num_key_value_heads"
 
 
@@ -139,15 +139,15 @@ class Llama(HeadsFamily):
         f"{ATTN}.bias": (False, True),
         f"{FFN}.bias": (False, True),
     }
-    entries: ClassVar[tuple[Entry, ...]] = (
+    entries: ClassVar[tuple[MappedEntry, ...]] = (
         *HeadsFamily.entries,
         INTERMEDIATE,
-        entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
-        entry("mlp_bias", f"{FFN}.bias", False, kind=FLAG),
+        mapped("attention_bias", f"{ATTN}.bias", False, type=FLAG),
+        mapped("mlp_bias", f"{FFN}.bias", False, type=FLAG),
     )
 
 
-WINDOW_LAYERS = Fact("max_window_layers", whole(0), 28)
+WINDOW_LAYERS = ConfigEntry("max_window_layers", whole(0), 28)
 
 
 class Qwen2(WindowedFamily):
@@ -158,12 +158,12 @@ class Qwen2(WindowedFamily):
     architecture = "Qwen2ForCausalLM"
     qkv_bias: ClassVar[bool | None] = True
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {f"{ATTN}.qk_norm": (False,)}
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         HeadsFamily.entries,
         INTERMEDIATE,
-        entry(KV_HEADS, "model.n_kv_heads", 32, kind=nullable(HEADS)),
+        mapped(KV_HEADS, "model.n_kv_heads", 32, type=nullable(HEADS)),
     )
-    facts: ClassVar[tuple[Fact, ...]] = (*WindowedFamily.facts, WINDOW_LAYERS)
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (*WindowedFamily.interpreted, WINDOW_LAYERS)
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.neutral | {"attention_bias": (True,)}
 
     def write(self, arch: Architecture) -> dict[str, Any]:
@@ -190,10 +190,10 @@ class Qwen3(Qwen2):
         f"{ATTN}.qk_norm": (True,),
         f"{ATTN}.bias": (False, True),
     }
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         Qwen2.entries,
-        entry("head_dim", f"{ATTN}.head_dim", 128),
-        entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
+        mapped("head_dim", f"{ATTN}.head_dim", 128),
+        mapped("attention_bias", f"{ATTN}.bias", False, type=FLAG),
     )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.neutral
 
@@ -205,11 +205,11 @@ class Mistral(HeadsFamily):
     model_type = "mistral"
     architecture = "MistralForCausalLM"
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = HeadsFamily.allowed | {f"{ATTN}.qk_norm": (False,)}
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         HeadsFamily.entries,
         INTERMEDIATE,
-        entry(KV_HEADS, "model.n_kv_heads", 8, kind=nullable(HEADS)),
-        entry("sliding_window", f"{ATTN}.window", 4096, kind=nullable(whole()), null=0),
+        mapped(KV_HEADS, "model.n_kv_heads", 8, type=nullable(HEADS)),
+        mapped("sliding_window", f"{ATTN}.window", 4096, type=nullable(whole()), null=0),
     )
 
 
@@ -226,19 +226,19 @@ class SmolLM3(WindowedFamily):
         f"{ATTN}.nope": (False, True),
         f"{FFN}.bias": (False, True),
     }
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         Llama.entries,
-        entry(KV_HEADS, "model.n_kv_heads", 4, kind=nullable(HEADS)),
-        entry("tie_word_embeddings", "model.tie_embeddings", True, kind=FLAG),
+        mapped(KV_HEADS, "model.n_kv_heads", 4, type=nullable(HEADS)),
+        mapped("tie_word_embeddings", "model.tie_embeddings", True, type=FLAG),
     )
     varying: ClassVar[dict[str, Any]] = WindowedFamily.varying | {f"{ATTN}.nope": False}
-    facts: ClassVar[tuple[Fact, ...]] = (
-        *WindowedFamily.facts[:-1],
-        Fact("sliding_window", nullable(whole()), None),
-        Fact("no_rope_layers", nullable(listed(whole(0, 1))), None),
-        Fact("no_rope_layer_interval", whole(), 4),
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (
+        *WindowedFamily.interpreted[:-1],
+        ConfigEntry("sliding_window", nullable(whole()), None),
+        ConfigEntry("no_rope_layers", nullable(listed(whole(0, 1))), None),
+        ConfigEntry("no_rope_layer_interval", whole(), 4),
     )
-    harmless: ClassVar[dict[str, Kind]] = HeadsFamily.harmless | {"max_window_layers": whole(0)}
+    harmless: ClassVar[dict[str, EntryType]] = HeadsFamily.harmless | {"max_window_layers": whole(0)}
 
     def write(self, arch: Architecture) -> dict[str, Any]:
         with_rope = [int(not layer[f"{ATTN}.nope"]) for layer in arch.layers]  # the name says the opposite

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tinyllm.errors import UserError
+from tinyllm.interop.entry_types import HARMLESS
 from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family, refused
-from tinyllm.interop.kinds import HARMLESS
 from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors
 from tinyllm.utils.files import check_utf8, create, read_json, readable_write_errors, remove, set_mode, sync, temporary
 

@@ -4,8 +4,8 @@ from tinyllm.errors import UserError
 from tinyllm.interop.architecture import CHOICES, Architecture
 from tinyllm.interop.deepseek import DeepseekV2, DeepseekV3
 from tinyllm.interop.dense import GPT2, Llama, Mistral, Qwen2, Qwen3, SmolLM3
+from tinyllm.interop.entry_types import HARMLESS
 from tinyllm.interop.family import Config, Family, refused
-from tinyllm.interop.kinds import HARMLESS
 from tinyllm.interop.mixtures import Mixtral, Qwen3Moe
 
 FAMILIES: tuple[Family, ...] = (

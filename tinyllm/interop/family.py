@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 from tinyllm.errors import UserError, setting
 from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
-from tinyllm.interop.kinds import ANY, HARMLESS, NEUTRAL, WIDTH, Kind
+from tinyllm.interop.entry_types import ANY, HARMLESS, NEUTRAL, WIDTH, EntryType
 from tinyllm.interop.layouts import Weight
 
 Config = Mapping[str, Any]
@@ -39,18 +39,18 @@ COMMON: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class Fact:
+class ConfigEntry:
     """An entry of config.json that the code of a family interprets.
 
     Attributes:
         name: its name in config.json.
-        kind: the values it may have.
+        type: the values it may have.
         default: its value when it is missing, from transformers' configuration class.
         also: other names for it.
     """
 
     name: str
-    kind: Kind
+    type: EntryType
     default: Any = REQUIRED
     also: tuple[str, ...] = ()
 
@@ -58,7 +58,7 @@ class Fact:
         """The value of the entry in a config.json.
 
         Raises:
-            UserError: it is missing without a default, has two different values, or a value of the wrong kind.
+            UserError: it is missing without a default, has two different values, or a value of the wrong type.
         """
         given = {name: config[name] for name in (self.name, *self.also) if name in config}
         if not given:
@@ -68,13 +68,13 @@ class Fact:
         (name, value), *others = given.items()
         if any(other != value for _, other in others):
             raise refused(others[0][0], others[0][1], f"{setting(name, value)}, since both name the same entry")
-        if not self.kind.fits(value):
-            raise refused(name, value, self.kind.words)
+        if not self.type.fits(value):
+            raise refused(name, value, self.type.words)
         return value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry(Fact):
+class MappedEntry(ConfigEntry):
     """An entry of config.json with a configuration key of the same meaning.
 
     Attributes:
@@ -108,21 +108,21 @@ class Entry(Fact):
         raise refused(self.name, value, f"one of {known}")
 
 
-def entry(name: str, key: str, default: Any = REQUIRED, *, kind: Kind = WIDTH, **more: Any) -> Entry:
-    """Shorthand for an :class:`Entry`; its kind is a size unless given."""
-    return Entry(name, kind, default, key=key, **more)
+def mapped(name: str, key: str, default: Any = REQUIRED, *, type: EntryType = WIDTH, **more: Any) -> MappedEntry:
+    """Shorthand for a :class:`MappedEntry`, whose type is ``WIDTH`` unless given."""
+    return MappedEntry(name, type, default, key=key, **more)
 
 
-AnyFact = TypeVar("AnyFact", bound=Fact)
+AnyEntry = TypeVar("AnyEntry", bound=ConfigEntry)
 
 
-def replaced(facts: tuple[AnyFact, ...], *others: AnyFact) -> tuple[AnyFact, ...]:
-    """A family's facts or entries, overridden by others of the same name; new ones are appended."""
-    return tuple({fact.name: fact for fact in (*facts, *others)}.values())
+def replaced(entries: tuple[AnyEntry, ...], *others: AnyEntry) -> tuple[AnyEntry, ...]:
+    """Replace the entries of a family that ``others`` name too, and append the new ones."""
+    return tuple({entry.name: entry for entry in (*entries, *others)}.values())
 
 
 @dataclass(frozen=True)
-class Only:
+class FixedEntry:
     """An entry of config.json with a single supported value, which is transformers' default and is always written."""
 
     name: str
@@ -164,8 +164,8 @@ class Family(ABC):
         allowed: values that configuration keys may have; an import sets the first. Keys of ``entries`` are optional
             here.
         entries: entries of config.json with an equivalent configuration key.
-        facts: further entries, interpreted by code of the family.
-        only: entries that must have one value.
+        interpreted: further entries, which code of the family interprets.
+        fixed: entries that must have one value.
         neutral: entries that must be missing or have one of the values without effect.
         harmless: entries that do not affect what the model computes.
         written: entries an export writes without reading them.
@@ -176,11 +176,11 @@ class Family(ABC):
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     allowed: ClassVar[dict[str, tuple[Any, ...]]]
-    entries: ClassVar[tuple[Entry, ...]]
-    facts: ClassVar[tuple[Fact, ...]] = ()
-    only: ClassVar[tuple[Only, ...]] = ()
+    entries: ClassVar[tuple[MappedEntry, ...]]
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = ()
+    fixed: ClassVar[tuple[FixedEntry, ...]] = ()
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    harmless: ClassVar[dict[str, Kind]] = {}
+    harmless: ClassVar[dict[str, EntryType]] = {}
     written: ClassVar[dict[str, Any]] = {}
     varying: ClassVar[dict[str, Any]] = {}
 
@@ -189,11 +189,11 @@ class Family(ABC):
         mismatches = []
         for key, allowed in self.allowed.items():
             mismatches += [Mismatch(key, value, allowed) for value in arch.values(key) if value not in allowed]
-        for fact in self.entries:
-            names = fact.names
+        for entry in self.entries:
+            names = entry.names
             if names is not None:
-                values = arch.values(fact.key)
-                mismatches += [Mismatch(fact.key, value, tuple(names)) for value in values if value not in names]
+                values = arch.values(entry.key)
+                mismatches += [Mismatch(entry.key, value, tuple(names)) for value in values if value not in names]
         for key in {key for layer in arch.layers for key in layer}:
             values = arch.values(key)
             if len(values) > 1 and key not in self.varying and not any(mismatch.key == key for mismatch in mismatches):
@@ -203,20 +203,20 @@ class Family(ABC):
     def write(self, arch: Architecture) -> dict[str, Any]:
         """The content of config.json for an architecture without mismatches."""
         config: dict[str, Any] = {"architectures": [self.architecture], "model_type": self.model_type}
-        for fact in self.entries:
-            if values := arch.values(fact.key):
-                config[fact.name] = fact.encode(values[0])
-        return config | {fact.name: fact.value for fact in self.only} | self.written
+        for entry in self.entries:
+            if values := arch.values(entry.key):
+                config[entry.name] = entry.encode(values[0])
+        return config | {entry.name: entry.value for entry in self.fixed} | self.written
 
     def checked(self, config: Config) -> dict[str, Any]:
-        """The facts and entries of a config.json by name, with defaults filled in.
+        """The mapped and interpreted entries of a config.json by name, with defaults filled in.
 
         Raises:
-            UserError: an entry is missing, has a value of the wrong kind, or is unknown.
+            UserError: an entry is missing, has a value of the wrong type, or is unknown.
         """
-        neutral = NEUTRAL | self.neutral | {fact.name: (fact.value,) for fact in self.only}
+        neutral = NEUTRAL | self.neutral | {entry.name: (entry.value,) for entry in self.fixed}
         harmless = HARMLESS | dict.fromkeys(self.written, ANY) | self.harmless
-        read = {name for fact in (*self.entries, *self.facts) for name in (fact.name, *fact.also)}
+        read = {name for entry in (*self.entries, *self.interpreted) for name in (entry.name, *entry.also)}
         for name, value in config.items():
             if name in read:
                 continue
@@ -228,7 +228,7 @@ class Family(ABC):
                 raise refused(name, value, hint)
             elif not harmless[name].fits(value):
                 raise refused(name, value, harmless[name].words)
-        return {fact.name: fact.take(config) for fact in (*self.entries, *self.facts)}
+        return {entry.name: entry.take(config) for entry in (*self.entries, *self.interpreted)}
 
     def read(self, config: Config) -> Architecture:
         """The architecture that a config.json describes.
@@ -238,10 +238,10 @@ class Family(ABC):
         """
         entries = self.checked(config)
         values = {key: allowed[0] for key, allowed in self.allowed.items()} | self.varying
-        values |= {fact.key: fact.decode(entries[fact.name]) for fact in self.entries}
+        values |= {entry.key: entry.decode(entries[entry.name]) for entry in self.entries}
         for key, allowed in self.allowed.items():
             if values[key] not in allowed:
-                name = next(fact.name for fact in self.entries if fact.key == key)
+                name = next(entry.name for entry in self.entries if entry.key == key)
                 raise refused(name, values[key], " or ".join(map(str, allowed)))
         return self.arrange(entries, values)
 

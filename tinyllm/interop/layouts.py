@@ -28,7 +28,7 @@ class Layout(ABC):
         """The tinyllm tensor of transformers' tensors."""
 
 
-class Same(Layout):
+class SameLayout(Layout):
     """One tensor, unchanged."""
 
     def split(self, tensor: Tensor) -> list[Tensor]:
@@ -39,7 +39,7 @@ class Same(Layout):
         return tensor
 
 
-class Transposed(Layout):
+class TransposedLayout(Layout):
     """One matrix stored as (in, out), like GPT-2's Conv1D."""
 
     def split(self, tensor: Tensor) -> list[Tensor]:
@@ -51,7 +51,7 @@ class Transposed(Layout):
 
 
 @dataclass(frozen=True)
-class Rows(Layout):
+class RowsLayout(Layout):
     """Fused layers: the rows of several tensors, concatenated."""
 
     sizes: tuple[int, ...]
@@ -68,7 +68,7 @@ class Rows(Layout):
 
 
 @dataclass(frozen=True)
-class Experts(Layout):
+class ExpertsLayout(Layout):
     """Experts stacked along the first dimension; ``each`` is the layout of one expert."""
 
     n_experts: int
@@ -87,7 +87,7 @@ class Experts(Layout):
 
 
 @dataclass(frozen=True)
-class Interleaved(Layout):
+class InterleavedLayout(Layout):
     """Rotary rows stored as adjacent pairs (x0 y0 x1 y1 …), which tinyllm stores in halves (x0 x1 … y0 y1 …).
 
     Rows come in groups, one per head: first ``plain`` rows, which stay in place, then ``rotary`` rows.
@@ -118,4 +118,4 @@ class Weight:
 
     name: str
     hf_names: tuple[str, ...]
-    layout: Layout = field(default_factory=Same)
+    layout: Layout = field(default_factory=SameLayout)

@@ -4,8 +4,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, Architecture, heads_option
-from tinyllm.interop.family import COMMON, GATES, Config, Entry, Fact, Family, Mismatch, entry, refused
-from tinyllm.interop.kinds import (
+from tinyllm.interop.entry_types import (
     FLAG,
     FLOAT,
     HEADS,
@@ -14,13 +13,14 @@ from tinyllm.interop.kinds import (
     TEXT,
     VOCABULARY,
     WIDTH,
-    Kind,
+    EntryType,
     listed,
     nullable,
     whole,
 )
-from tinyllm.interop.layouts import Rows, Weight
-from tinyllm.interop.rope_parameters import FACTS, ROPES, WHOLE, ntk_mismatches, read_rope, write_rope
+from tinyllm.interop.family import COMMON, GATES, Config, ConfigEntry, Family, MappedEntry, Mismatch, mapped, refused
+from tinyllm.interop.layouts import RowsLayout, Weight
+from tinyllm.interop.rope_parameters import ROPE_ENTRIES, ROPES, WHOLE, ntk_mismatches, read_rope, write_rope
 
 
 class RopeFamily(Family):
@@ -39,17 +39,20 @@ class RopeFamily(Family):
         "ffn": ("glu",),
         "moe": ("none",),
     }
-    entries: ClassVar[tuple[Entry, ...]] = (
-        entry("vocab_size", "model.vocab_size", kind=VOCABULARY),
-        entry("hidden_size", "model.d_model"),
-        entry("num_hidden_layers", "model.n_layers", kind=LAYERS),
-        entry("num_attention_heads", "model.n_heads", kind=HEADS),
-        entry("max_position_embeddings", "model.max_seq_len", kind=POSITIONS),
-        entry("rms_norm_eps", "model.norm.eps", 1e-6, kind=FLOAT),
-        entry("tie_word_embeddings", "model.tie_embeddings", False, kind=FLAG),
-        entry("hidden_act", f"{FFN}.gate", "silu", kind=TEXT, names=GATES),
+    entries: ClassVar[tuple[MappedEntry, ...]] = (
+        mapped("vocab_size", "model.vocab_size", type=VOCABULARY),
+        mapped("hidden_size", "model.d_model"),
+        mapped("num_hidden_layers", "model.n_layers", type=LAYERS),
+        mapped("num_attention_heads", "model.n_heads", type=HEADS),
+        mapped("max_position_embeddings", "model.max_seq_len", type=POSITIONS),
+        mapped("rms_norm_eps", "model.norm.eps", 1e-6, type=FLOAT),
+        mapped("tie_word_embeddings", "model.tie_embeddings", False, type=FLAG),
+        mapped("hidden_act", f"{FFN}.gate", "silu", type=TEXT, names=GATES),
     )
-    facts: ClassVar[tuple[Fact, ...]] = (*FACTS, Fact("layer_types", nullable(listed(TEXT)), None))
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (
+        *ROPE_ENTRIES,
+        ConfigEntry("layer_types", nullable(listed(TEXT)), None),
+    )
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "partial_rotary_factor": WHOLE,
         "rope_interleaved": (False,),
@@ -58,7 +61,7 @@ class RopeFamily(Family):
         "sliding_window": (None,),
         "use_sliding_window": (False,),
     }
-    harmless: ClassVar[dict[str, Kind]] = {"pretraining_tp": nullable(whole())}
+    harmless: ClassVar[dict[str, EntryType]] = {"pretraining_tp": nullable(whole())}
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
         mismatches = super().mismatches(arch) + ntk_mismatches(arch)
@@ -118,10 +121,10 @@ class HeadsFamily(RopeFamily):
         f"{ATTN}.nope": (False,),
         f"{FFN}.bias": (False,),
     }
-    entries: ClassVar[tuple[Entry, ...]] = (
+    entries: ClassVar[tuple[MappedEntry, ...]] = (
         *RopeFamily.entries,
-        entry("num_key_value_heads", "model.n_kv_heads", None, kind=nullable(HEADS)),
-        entry("head_dim", f"{ATTN}.head_dim", None, kind=nullable(WIDTH)),
+        mapped("num_key_value_heads", "model.n_kv_heads", None, type=nullable(HEADS)),
+        mapped("head_dim", f"{ATTN}.head_dim", None, type=nullable(WIDTH)),
     )
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
@@ -146,7 +149,7 @@ class HeadsFamily(RopeFamily):
 
     def attention(self, layer: dict[str, Any], name: str, hf_name: str, config: Config) -> list[Weight]:
         dim, heads, kv_heads = layer[f"{ATTN}.head_dim"], layer["model.n_heads"], layer["model.n_kv_heads"]
-        rows = Rows((heads * dim, kv_heads * dim, kv_heads * dim))
+        rows = RowsLayout((heads * dim, kv_heads * dim, kv_heads * dim))
         weights = [
             Weight(f"{name}.qkv.{part}", tuple(f"{hf_name}.{x}_proj.{part}" for x in "qkv"), rows)
             for part in linear_parts(layer[f"{ATTN}.qkv_bias"])
@@ -178,10 +181,10 @@ class WindowedFamily(HeadsFamily):
     """Families with a sliding window in all layers or in some."""
 
     varying: ClassVar[dict[str, Any]] = {f"{ATTN}.window": 0}
-    facts: ClassVar[tuple[Fact, ...]] = (
-        *HeadsFamily.facts,
-        Fact("use_sliding_window", FLAG, False),
-        Fact("sliding_window", nullable(whole()), 4096),
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (
+        *HeadsFamily.interpreted,
+        ConfigEntry("use_sliding_window", FLAG, False),
+        ConfigEntry("sliding_window", nullable(whole()), 4096),
     )
 
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
@@ -219,7 +222,7 @@ def glu_weights(name: str, hf_name: str, d_ff: int, *, bias: bool = False) -> li
     weights = []
     for part in linear_parts(bias):
         names = (f"{hf_name}.gate_proj.{part}", f"{hf_name}.up_proj.{part}")
-        weights.append(Weight(f"{name}.gate_up.{part}", names, Rows((d_ff, d_ff))))
+        weights.append(Weight(f"{name}.gate_up.{part}", names, RowsLayout((d_ff, d_ff))))
         weights.append(Weight(f"{name}.down.{part}", (f"{hf_name}.down_proj.{part}",)))
     return weights
 

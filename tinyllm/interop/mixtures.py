@@ -3,9 +3,9 @@
 from typing import Any, ClassVar
 
 from tinyllm.interop.architecture import ATTN, FFN, MOE, Architecture
-from tinyllm.interop.family import Config, Entry, Fact, entry, refused, replaced
-from tinyllm.interop.kinds import EXPERTS, FLAG, FLOAT, HEADS, SHARE, Kind, listed, nullable, whole
-from tinyllm.interop.layouts import Experts, Rows, Same, Weight
+from tinyllm.interop.entry_types import EXPERTS, FLAG, FLOAT, HEADS, SHARE, EntryType, listed, nullable, whole
+from tinyllm.interop.family import Config, ConfigEntry, MappedEntry, mapped, refused, replaced
+from tinyllm.interop.layouts import ExpertsLayout, RowsLayout, SameLayout, Weight
 from tinyllm.interop.llama_like import HeadsFamily, check_layer_types
 
 SOFTMAX_MIXTURE: dict[str, tuple[Any, ...]] = {
@@ -16,7 +16,7 @@ SOFTMAX_MIXTURE: dict[str, tuple[Any, ...]] = {
     f"{MOE}.n_groups": (1,),
     f"{MOE}.n_active_groups": (None,),
 }
-BALANCE: dict[str, Kind] = {
+BALANCE: dict[str, EntryType] = {
     "output_router_logits": FLAG,
     "router_aux_loss_coef": nullable(SHARE),
     "router_jitter_noise": SHARE,
@@ -35,16 +35,16 @@ class Mixtral(HeadsFamily):
     allowed: ClassVar[dict[str, tuple[Any, ...]]] = (
         HeadsFamily.allowed | SOFTMAX_MIXTURE | {f"{ATTN}.qk_norm": (False,), f"{MOE}.normalize": (True,)}
     )
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         HeadsFamily.entries,
-        entry("rms_norm_eps", "model.norm.eps", 1e-5, kind=FLOAT),
-        entry("num_key_value_heads", "model.n_kv_heads", 8, kind=nullable(HEADS)),
-        entry("sliding_window", f"{ATTN}.window", None, kind=nullable(whole()), null=0),
-        entry("num_local_experts", f"{MOE}.n_experts", 8, kind=EXPERTS, also=("num_experts",)),
-        entry(ACTIVE, f"{MOE}.n_active", 2, kind=EXPERTS),
-        entry("intermediate_size", f"{MOE}.expert_d_ff"),
+        mapped("rms_norm_eps", "model.norm.eps", 1e-5, type=FLOAT),
+        mapped("num_key_value_heads", "model.n_kv_heads", 8, type=nullable(HEADS)),
+        mapped("sliding_window", f"{ATTN}.window", None, type=nullable(whole()), null=0),
+        mapped("num_local_experts", f"{MOE}.n_experts", 8, type=EXPERTS, also=("num_experts",)),
+        mapped(ACTIVE, f"{MOE}.n_active", 2, type=EXPERTS),
+        mapped("intermediate_size", f"{MOE}.expert_d_ff"),
     )
-    harmless: ClassVar[dict[str, Kind]] = HeadsFamily.harmless | BALANCE
+    harmless: ClassVar[dict[str, EntryType]] = HeadsFamily.harmless | BALANCE
 
     def arrange(self, entries: Config, values: dict[str, Any]) -> Architecture:
         check_active(values[f"{MOE}.n_active"], values[f"{MOE}.n_experts"])
@@ -70,12 +70,12 @@ def mixture_weights(layer: dict[str, Any], name: str, hf_name: str, names: tuple
         Weight(
             f"{name}.experts.gate_up.weight",
             tuple(f"{expert}.{name}.weight" for expert in experts for name in (gate, up)),
-            Experts(n_routed, Rows((d_ff, d_ff))),
+            ExpertsLayout(n_routed, RowsLayout((d_ff, d_ff))),
         ),
         Weight(
             f"{name}.experts.down.weight",
             tuple(f"{expert}.{down}.weight" for expert in experts),
-            Experts(n_routed, Same()),
+            ExpertsLayout(n_routed, SameLayout()),
         ),
     ]
 
@@ -94,24 +94,24 @@ class Qwen3Moe(HeadsFamily):
         | SOFTMAX_MIXTURE
         | {"moe": ("aux_loss", "none"), f"{ATTN}.qk_norm": (True,), f"{ATTN}.bias": (False, True)}
     )
-    entries: ClassVar[tuple[Entry, ...]] = replaced(
+    entries: ClassVar[tuple[MappedEntry, ...]] = replaced(
         HeadsFamily.entries,
-        entry("num_key_value_heads", "model.n_kv_heads", 4, kind=HEADS),
-        entry("intermediate_size", f"{FFN}.d_ff", 6144),
-        entry("attention_bias", f"{ATTN}.bias", False, kind=FLAG),
-        entry("num_experts", f"{MOE}.n_experts", 128, kind=EXPERTS, also=("num_local_experts",)),
-        entry(ACTIVE, f"{MOE}.n_active", 8, kind=EXPERTS),
-        entry("moe_intermediate_size", f"{MOE}.expert_d_ff", 768),
-        entry("norm_topk_prob", f"{MOE}.normalize", False, kind=FLAG),
+        mapped("num_key_value_heads", "model.n_kv_heads", 4, type=HEADS),
+        mapped("intermediate_size", f"{FFN}.d_ff", 6144),
+        mapped("attention_bias", f"{ATTN}.bias", False, type=FLAG),
+        mapped("num_experts", f"{MOE}.n_experts", 128, type=EXPERTS, also=("num_local_experts",)),
+        mapped(ACTIVE, f"{MOE}.n_active", 8, type=EXPERTS),
+        mapped("moe_intermediate_size", f"{MOE}.expert_d_ff", 768),
+        mapped("norm_topk_prob", f"{MOE}.normalize", False, type=FLAG),
     )
-    facts: ClassVar[tuple[Fact, ...]] = (
-        *HeadsFamily.facts,
-        Fact("use_sliding_window", FLAG, False),
-        Fact("sliding_window", nullable(whole()), 4096),
-        Fact("mlp_only_layers", nullable(listed(whole(0))), None),
-        Fact("decoder_sparse_step", whole(), 1),
+    interpreted: ClassVar[tuple[ConfigEntry, ...]] = (
+        *HeadsFamily.interpreted,
+        ConfigEntry("use_sliding_window", FLAG, False),
+        ConfigEntry("sliding_window", nullable(whole()), 4096),
+        ConfigEntry("mlp_only_layers", nullable(listed(whole(0))), None),
+        ConfigEntry("decoder_sparse_step", whole(), 1),
     )
-    harmless: ClassVar[dict[str, Kind]] = HeadsFamily.harmless | BALANCE | {"max_window_layers": whole(0)}
+    harmless: ClassVar[dict[str, EntryType]] = HeadsFamily.harmless | BALANCE | {"max_window_layers": whole(0)}
     varying: ClassVar[dict[str, Any]] = {"moe": "aux_loss"}
 
     def write(self, arch: Architecture) -> dict[str, Any]:

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinyllm.interop.architecture import Architecture
-from tinyllm.interop.family import Config, Entry, Fact, Mismatch, entry, refused, same
-from tinyllm.interop.kinds import FLAG, OBJECT, POSITIONS, nullable, number
+from tinyllm.interop.entry_types import FLAG, OBJECT, POSITIONS, nullable, number
+from tinyllm.interop.family import Config, ConfigEntry, MappedEntry, Mismatch, mapped, refused, same
 
 POS = "model.pos"
-THETA = Fact("rope_theta", number(1.0), None)
-FACTS = (
-    Fact("rope_parameters", nullable(OBJECT), None),
-    Fact("rope_scaling", nullable(OBJECT), None),
+THETA = ConfigEntry("rope_theta", number(1.0), None)
+ROPE_ENTRIES = (
+    ConfigEntry("rope_parameters", nullable(OBJECT), None),
+    ConfigEntry("rope_scaling", nullable(OBJECT), None),
     THETA,
-    Fact("original_max_position_embeddings", POSITIONS, None),
+    ConfigEntry("original_max_position_embeddings", POSITIONS, None),
 )
-ORIGINAL = entry("original_max_position_embeddings", f"{POS}.original_max_seq_len", None, kind=POSITIONS)
-FACTOR = entry("factor", f"{POS}.factor", kind=number(0.0, at_most=1e4))
+ORIGINAL = mapped("original_max_position_embeddings", f"{POS}.original_max_seq_len", None, type=POSITIONS)
+FACTOR = mapped("factor", f"{POS}.factor", type=number(0.0, at_most=1e4))
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,11 @@ class RopeType:
 
     name: str
     option: str
-    entries: tuple[Entry, ...] = ()
+    entries: tuple[MappedEntry, ...] = ()
 
 
-def _positive(name: str, key: str, default: Any, *, null: Any = None) -> Entry:
-    return entry(name, f"{POS}.{key}", default, kind=nullable(number()), null=null)
+def _positive(name: str, key: str, default: Any, *, null: Any = None) -> MappedEntry:
+    return mapped(name, f"{POS}.{key}", default, type=nullable(number()), null=null)
 
 
 TYPES = (
@@ -53,7 +53,7 @@ TYPES = (
             _positive("attention_factor", "attention_factor", None),
             _positive("mscale", "mscale", None),
             _positive("mscale_all_dim", "mscale_all_dim", None),
-            entry("truncate", f"{POS}.truncate", True, kind=FLAG),
+            mapped("truncate", f"{POS}.truncate", True, type=FLAG),
         ),
     ),
     RopeType(
@@ -62,8 +62,8 @@ TYPES = (
         (
             FACTOR,
             ORIGINAL,
-            entry("low_freq_factor", f"{POS}.low_freq_factor", kind=number()),
-            entry("high_freq_factor", f"{POS}.high_freq_factor", kind=number()),
+            mapped("low_freq_factor", f"{POS}.low_freq_factor", type=number()),
+            mapped("high_freq_factor", f"{POS}.high_freq_factor", type=number()),
         ),
     ),
 )
@@ -80,7 +80,7 @@ def read_rope(config: Config, *, theta: float, context: int) -> dict[str, Any]:
     As in transformers, ``rope_scaling`` replaces ``rope_parameters`` as a whole.
 
     Args:
-        config: the checked entries of ``FACTS``.
+        config: the checked entries of ``ROPE_ENTRIES``.
         theta: the base if config.json has none.
         context: ``max_position_embeddings``.
 
@@ -93,7 +93,7 @@ def read_rope(config: Config, *, theta: float, context: int) -> dict[str, Any]:
     rope = next((rope for rope in TYPES if rope.name == kind), None)
     if rope is None:
         raise refused(f"{name}.rope_type", kind, " ".join(rope.name for rope in TYPES))
-    known = {fact.name for fact in rope.entries}
+    known = {entry.name for entry in rope.entries}
     for key, value in parameters.items():
         if isinstance(value, dict):
             raise refused(f"{name}.{key}", value, "a plain value, since all layers share one rope")
@@ -103,8 +103,8 @@ def read_rope(config: Config, *, theta: float, context: int) -> dict[str, Any]:
         raise refused(f"{name}.partial_rotary_factor", parameters["partial_rotary_factor"], "1.0")
     top_level = theta if config["rope_theta"] is None else config["rope_theta"]
     values: dict[str, Any] = {"pos": rope.option, f"{POS}.base": float(_take(THETA, parameters, name, top_level))}
-    for fact in rope.entries:
-        values[fact.key] = fact.decode(_take(fact, parameters, name, fact.default))
+    for entry in rope.entries:
+        values[entry.key] = entry.decode(_take(entry, parameters, name, entry.default))
     if ORIGINAL in rope.entries:
         values[ORIGINAL.key] = config["original_max_position_embeddings"] or values[ORIGINAL.key] or context
     elif kind == "dynamic":
@@ -116,9 +116,9 @@ def read_rope(config: Config, *, theta: float, context: int) -> dict[str, Any]:
     return values
 
 
-def _take(fact: Fact, parameters: dict[str, Any], name: str, default: Any) -> Any:
+def _take(entry: ConfigEntry, parameters: dict[str, Any], name: str, default: Any) -> Any:
     """The value of a parameter; an error names it by its path in config.json."""
-    nested = Fact(f"{name}.{fact.name}", fact.kind, default)
+    nested = ConfigEntry(f"{name}.{entry.name}", entry.type, default)
     return nested.take({f"{name}.{key}": value for key, value in parameters.items()})
 
 
@@ -136,7 +136,7 @@ def write_rope(arch: Architecture) -> dict[str, Any]:
     rope = next(rope for rope in TYPES if rope.option == arch.value("pos"))
     base = arch.value(f"{POS}.base")
     scaling = {
-        fact.name: fact.encode(arch.value(fact.key)) for fact in rope.entries if arch.value(fact.key) is not None
+        entry.name: entry.encode(arch.value(entry.key)) for entry in rope.entries if arch.value(entry.key) is not None
     }
     parameters = {"rope_theta": base, "rope_type": rope.name, **scaling}
     older = {} if rope.name == "default" else {"rope_scaling": parameters}

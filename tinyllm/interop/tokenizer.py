@@ -12,7 +12,7 @@ from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.decoders import BYTE_OF
 from tinyllm.tokenizers.huggingface import BYTE_LEVEL, HuggingFaceTokenizer, bpe_model, library_json
 from tinyllm.tokenizers.ids import IdsTokenizer
-from tinyllm.tokenizers.markers import END, UNKNOWN
+from tinyllm.tokenizers.special_tokens import END, UNKNOWN
 from tinyllm.utils.files import read_json, read_text
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"

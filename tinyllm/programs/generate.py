@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
-from tinyllm.inference.generator import echo, stop_strings
+from tinyllm.inference.generator import printed_prompt, stop_strings
 from tinyllm.inference.printer import Printer
 from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.session import Session
@@ -99,7 +99,7 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
 def show(session: Session, prompts: list[str], *, seed: int) -> None:
     """Print the samples of each prompt as they grow, then their tokens, time and seed."""
     printer = Printer(
-        prompts=[echo(session.tokenizer, prompt) for prompt in prompts],
+        prompts=[printed_prompt(session.tokenizer, prompt) for prompt in prompts],
         n_samples=session.n_samples,
         clean=plain if sys.stdout.isatty() else str,
     )

@@ -13,7 +13,7 @@ from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer, cut_text
 from tinyllm.tokenizers.cuts import plain_cuts
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
-from tinyllm.tokenizers.markers import Markers, require_special
+from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher, require_special
 from tinyllm.tokenizers.splitting import BoundedWords, bounded
 
 LEARN_FROM_BYTES = 2**30
@@ -65,7 +65,7 @@ class BPETrainer(TokenizerTrainer):
         self._special_tokens = special
         self._match_special = match_special
         self._max_word = max_word
-        self._matched = Markers(dict.fromkeys(special if match_special else (), 0))
+        self._matched = SpecialTokenMatcher(dict.fromkeys(special if match_special else (), 0))
         """Special tokens to find in texts; nothing is learnt from them."""
         self._words = None if max_word is None else BoundedWords(max_word, self._matched)
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer
-from tinyllm.tokenizers.markers import END, Markers, require_special, special_settings
+from tinyllm.tokenizers.special_tokens import END, SpecialTokenMatcher, require_special, special_settings
 
 
 class ByteTokenizer(Tokenizer):
@@ -26,7 +26,7 @@ class ByteTokenizer(Tokenizer):
         self.special = {END: 256} | {token: 257 + i for i, token in enumerate(further)}
         self.match_special = match_special
         self.vocab_size = 256 + len(self.special)
-        self._markers = Markers(self.special if match_special else {})
+        self._special_matcher = SpecialTokenMatcher(self.special if match_special else {})
 
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
         return self._encode(text).ids.astype(np.int64)
@@ -44,7 +44,7 @@ class ByteTokenizer(Tokenizer):
         return np.array([1] * 256 + [0] * len(self.special), dtype=np.int64)
 
     def last_cut(self, text: str) -> int:
-        return self._markers.last_cut(text)
+        return self._special_matcher.last_cut(text)
 
     def matching(self, match_special: bool) -> "ByteTokenizer":
         return ByteTokenizer(list(self.special), match_special=match_special)
@@ -60,7 +60,7 @@ class ByteTokenizer(Tokenizer):
         return cls(state.get("special_tokens", ()), match_special=state.get("match_special", False))
 
     def _encode(self, text: str) -> Encoded:
-        return self._markers.encode(
+        return self._special_matcher.encode(
             text, lambda part: Encoded(_bytes(part).astype(np.uint16), None), lambda ids: np.ones(len(ids), np.int64)
         )
 

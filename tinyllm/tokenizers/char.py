@@ -7,7 +7,7 @@ import numpy as np
 
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer, cut_text
-from tinyllm.tokenizers.markers import END, UNKNOWN, Markers, require_special, special_settings
+from tinyllm.tokenizers.special_tokens import END, UNKNOWN, SpecialTokenMatcher, require_special, special_settings
 
 CODE_POINTS = 0x110000
 """Number of Unicode code points."""
@@ -53,7 +53,7 @@ class CharTokenizer(Tokenizer):
         self.match_special = match_special
         # <unk> is never matched in text: it stands for unknown characters, and its spelling consists of ordinary ones.
         matchable = {token: i for token, i in self.special.items() if token != UNKNOWN}
-        self._markers = Markers(matchable if match_special else {})
+        self._special_matcher = SpecialTokenMatcher(matchable if match_special else {})
         self.vocab_size = first + len(self._others)
         self._codes = code_points(alphabet)
         self._table = np.full(CODE_POINTS, self._unknown, dtype=np.uint16 if n + 2 <= 2**16 else np.uint32)
@@ -75,7 +75,7 @@ class CharTokenizer(Tokenizer):
         return lengths
 
     def covering(self, texts: Iterable[str]) -> "CharTokenizer":
-        plain = self._markers.plain(texts)
+        plain = self._special_matcher.plain(texts)
         if self.unk_id is None and any((self._lookup(text) == self._unknown).any() for text in plain):
             return self._changed(unk=True)
         return self
@@ -84,7 +84,7 @@ class CharTokenizer(Tokenizer):
         return self._changed(match_special=match_special)
 
     def last_cut(self, text: str) -> int:
-        return self._markers.last_cut(text)
+        return self._special_matcher.last_cut(text)
 
     def to_dict(self) -> dict[str, Any]:
         has_eot, has_unk = self.eot_id is not None, self.unk_id is not None
@@ -106,7 +106,7 @@ class CharTokenizer(Tokenizer):
         )
 
     def _encode(self, text: str, *, strict: bool = False) -> Encoded:
-        return self._markers.encode(
+        return self._special_matcher.encode(
             text, lambda part: self._plain(part, strict=strict), lambda ids: self.token_bytes()[ids]
         )
 
@@ -152,21 +152,23 @@ class CharTrainer(TokenizerTrainer):
     def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:
         self._special = require_special(special_tokens, match=match_special)
         self._match = match_special
-        self._markers = Markers({token: 0 for token in self._special if match_special and token != UNKNOWN})
+        self._special_matcher = SpecialTokenMatcher(
+            {token: 0 for token in self._special if match_special and token != UNKNOWN}
+        )
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> CharTokenizer:
         seen = np.zeros(CODE_POINTS, dtype=bool)
         count = 0
         for text in texts:
             count += 1
-            for part in self._markers.plain([text]):
+            for part in self._special_matcher.plain([text]):
                 seen[code_points(part)] = True
         alphabet = "".join(map(chr, np.flatnonzero(seen)))
         several = (count if n_documents is None else n_documents) > 1
         return CharTokenizer(alphabet, eot=several, special=self._special, match_special=self._match)
 
     def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
-        return cut_text(chunks, LEARN_PIECE, self._markers.last_cut) if self._match else chunks
+        return cut_text(chunks, LEARN_PIECE, self._special_matcher.last_cut) if self._match else chunks
 
     def settings(self) -> dict[str, Any]:
         return special_settings(self._special, match=self._match)

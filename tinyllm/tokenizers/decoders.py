@@ -143,7 +143,7 @@ class StripFused(Stage):
         return []
 
 
-class Whole(Stage):
+class DeferredDecoder(Stage):
     """An unknown decoder: holds all tokens back until the end, and lets the library decode them."""
 
     def __init__(self, decode: Callable[[list[str]], str]) -> None:
@@ -188,12 +188,12 @@ class ChainStream(TextStream):
         return "".join(tokens)
 
 
-def stages(parts: Iterable[Mapping[str, Any]] | None, *, whole: Callable[[list[str]], str]) -> list[Stage]:
+def stages(parts: Iterable[Mapping[str, Any]] | None, *, decode_all: Callable[[list[str]], str]) -> list[Stage]:
     """The streaming stages of a tokenizer.json's decoder.
 
     Args:
         parts: the decoders in order; None: there is no decoder, and tokens are joined by blanks.
-        whole: decodes all tokens at once, for decoders without a streaming equivalent.
+        decode_all: decodes all tokens at once, for decoders without a streaming equivalent.
     """
     if parts is None:
         return [Stage(lambda token, first: token if first else f" {token}")]
@@ -206,7 +206,7 @@ def stages(parts: Iterable[Mapping[str, Any]] | None, *, whole: Callable[[list[s
             continue
         stage = _stage(part, fused=fused)
         if stage is None:
-            return [Whole(whole)]
+            return [DeferredDecoder(decode_all)]
         chain.append(stage)
         fused = fused or kind == "ByteLevel"
     return chain

@@ -16,7 +16,7 @@ from tinyllm.tokenizers.char import code_points, utf8_lengths
 from tinyllm.tokenizers.checks import first_line, is_panic, library_errors, parts_of, require_harmless
 from tinyllm.tokenizers.cuts import Cuts, find_cuts
 from tinyllm.tokenizers.decoders import BYTE, BYTE_OF, CHAR_OF, ChainStream, Stage, spelled_bytes, stages
-from tinyllm.tokenizers.markers import Markers
+from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher
 from tinyllm.tokenizers.splitting import BoundedWords, bound_of
 from tinyllm.utils.files import parse_json
 
@@ -36,7 +36,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 """The part of a tokenizer.json that spells bytes in GPT-2's alphabet."""
 
 
-class Piece(str):
+class DocumentPiece(str):
     """A piece of a document that knows the character before it."""
 
     before: str
@@ -199,7 +199,7 @@ class HuggingFaceTokenizer(Tokenizer):
         alone = self._exact and not any(token["single_word"] for token in self._searched)
         before = ""
         for text in super().pieces(chunks, size):
-            yield text if alone else Piece(text, before)
+            yield text if alone else DocumentPiece(text, before)
             before = text[-1]
 
     def last_cut(self, text: str) -> int:
@@ -224,7 +224,7 @@ class HuggingFaceTokenizer(Tokenizer):
         limit = bound_of(parts[0]["pattern"].get("Regex", ""))
         if limit is None or parts[0]["behavior"] != "Isolated" or any(t["single_word"] for t in self._searched):
             return None
-        return BoundedWords(limit, Markers({token["content"]: token["id"] for token in self._searched}))
+        return BoundedWords(limit, SpecialTokenMatcher({token["content"]: token["id"] for token in self._searched}))
 
     @cached_property
     def _spellings(self) -> Mapping[int, str]:
@@ -235,7 +235,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def _stages(self) -> list[Stage]:
         decoder = self._backend.decoder
         parts = None if self._state["decoder"] is None else self._decoders
-        return stages(parts, whole=lambda tokens: _decoded(decoder, tokens))
+        return stages(parts, decode_all=lambda tokens: _decoded(decoder, tokens))
 
     def _lead(self, before: str) -> int:
         """Number of ids of the character before a piece."""

@@ -4,7 +4,7 @@ import re
 
 from tokenizers import Regex, pre_tokenizers
 
-from tinyllm.tokenizers.markers import Markers
+from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -54,18 +54,18 @@ class BoundedWords:
     follows it.
     """
 
-    def __init__(self, limit: int, markers: Markers) -> None:
+    def __init__(self, limit: int, matcher: SpecialTokenMatcher) -> None:
         self._split = pre_tokenizers.Split(Regex(bounded(limit)), "isolated")
         self._reach = limit + 2
-        self._markers = markers
+        self._special_matcher = matcher
 
     def last_cut(self, text: str) -> int:
         """The last place where ``text``, which must begin with a word, can be cut; 0 if there is no such place."""
-        start = self._markers.last_end(text)
+        start = self._special_matcher.last_end(text)
         certain = len(text) - self._reach
         for _, (begin, _) in reversed(self._split.pre_tokenize_str(text[start:])):
             place = start + begin
-            if 0 < place <= certain and self._markers.may_cut(text, place) and _same_at_end(text, place):
+            if 0 < place <= certain and self._special_matcher.may_cut(text, place) and _same_at_end(text, place):
                 return place
         return 0
 

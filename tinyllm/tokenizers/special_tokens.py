@@ -14,7 +14,7 @@ END = "<|endoftext|>"
 UNKNOWN = "<unk>"
 
 
-class Markers:
+class SpecialTokenMatcher:
     """Finds special tokens in text: leftmost first, of several at one place the longest, as ``tokenizers`` does.
 
     Args:
@@ -41,7 +41,7 @@ class Markers:
 
     def plain(self, texts: Iterable[str]) -> Iterator[str]:
         """The parts of ``texts`` between special tokens."""
-        return (part for text in texts for part, marker in self.split(text) if marker is None)
+        return (part for text in texts for part, special_id in self.split(text) if special_id is None)
 
     def encode(
         self, text: str, plain: Callable[[str], Encoded], byte_counts: Callable[[np.ndarray], np.ndarray]
@@ -53,16 +53,16 @@ class Markers:
             byte_counts: the bytes of ids, used if ``plain`` returns none.
         """
         parts = list(self.split(text)) if self.ids else []
-        if all(marker is None for _, marker in parts):
+        if all(special_id is None for _, special_id in parts):
             return plain(text)
         encoded = []
-        for part, marker in parts:
-            if marker is None:
+        for part, special_id in parts:
+            if special_id is None:
                 between = plain(part)
                 lengths = byte_counts(between.ids) if between.lengths is None else between.lengths
                 encoded.append(between._replace(lengths=lengths))
             else:
-                encoded.append(Encoded(np.array([marker]), np.array([len(part.encode("utf-8", "surrogatepass"))])))
+                encoded.append(Encoded(np.array([special_id]), np.array([len(part.encode("utf-8", "surrogatepass"))])))
         return joined(encoded)
 
     def last_end(self, text: str) -> int:

@@ -9,7 +9,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Kind:
+class EntryType:
     """The values an entry may have.
 
     Attributes:
@@ -21,45 +21,47 @@ class Kind:
     fits: Callable[[Any], bool]
 
 
-def whole(at_least: int = 1, at_most: int = 2**31 - 1) -> Kind:
-    """A whole number; true and 2.0 are none."""
-    return Kind(
+def whole(at_least: int = 1, at_most: int = 2**31 - 1) -> EntryType:
+    """A whole number; true and 2.0 are not whole numbers."""
+    return EntryType(
         f"a whole number from {at_least:,} to {at_most:,}",
         lambda value: isinstance(value, int) and not isinstance(value, bool) and at_least <= value <= at_most,
     )
 
 
-def number(above: float = 0.0, *, at_most: float = 1e12) -> Kind:
+def number(above: float = 0.0, *, at_most: float = 1e12) -> EntryType:
     """A finite number in the range (above, at_most]."""
-    return Kind(
+    return EntryType(
         f"a number above {above:g}, at most {at_most:g}",
         lambda value: isinstance(value, int | float) and not isinstance(value, bool) and above < value <= at_most,
     )
 
 
-def nullable(kind: Kind) -> Kind:
-    """The kind, or null."""
-    return Kind(f"{kind.words}, or null", lambda value: value is None or kind.fits(value))
+def nullable(type: EntryType) -> EntryType:
+    """The type, or null."""
+    return EntryType(f"{type.words}, or null", lambda value: value is None or type.fits(value))
 
 
-def listed(kind: Kind) -> Kind:
-    """A list, possibly empty, of values of a kind."""
-    words = f"a list, each element {kind.words}"
-    return Kind(words, lambda value: isinstance(value, list) and all(kind.fits(element) for element in value))
+def listed(type: EntryType) -> EntryType:
+    """A list, possibly empty, of values of a type."""
+    words = f"a list, each element {type.words}"
+    return EntryType(words, lambda value: isinstance(value, list) and all(type.fits(element) for element in value))
 
 
-def either(first: Kind, second: Kind) -> Kind:
-    """One of two kinds."""
-    return Kind(f"{first.words}, or {second.words}", lambda value: first.fits(value) or second.fits(value))
+def either(first: EntryType, second: EntryType) -> EntryType:
+    """One of two types."""
+    return EntryType(f"{first.words}, or {second.words}", lambda value: first.fits(value) or second.fits(value))
 
 
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-TEXT = Kind("a text", lambda value: isinstance(value, str))
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-ANY = Kind("anything", lambda value: True)
+FLAG = EntryType("true or false", lambda value: isinstance(value, bool))
+TEXT = EntryType("a string", lambda value: isinstance(value, str))
+OBJECT = EntryType("an object", lambda value: isinstance(value, dict))
+ANY = EntryType("anything", lambda value: True)
 # transformers validates these as floats: it refuses 1, and takes 1.0.
-FLOAT = Kind("a number above 0 with a decimal point", lambda value: isinstance(value, float) and 0 < value < math.inf)
-SHARE = Kind(
+FLOAT = EntryType(
+    "a number above 0 with a decimal point", lambda value: isinstance(value, float) and 0 < value < math.inf
+)
+SHARE = EntryType(
     "a number from 0 to 1",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1,
 )
@@ -72,7 +74,7 @@ VOCABULARY = whole(1, 2**26)
 POSITIONS = whole(1, 2**22)
 EXPERTS = whole(1, 4096)
 
-DTYPE = Kind(
+DTYPE = EntryType(
     "the name of a dtype, such as bfloat16",
     lambda value: isinstance(value, str) and isinstance(vars(torch).get(value.removeprefix("torch.")), torch.dtype),
 )
@@ -96,7 +98,7 @@ GENERATION_SETTINGS = (
     "repetition_penalty", "return_dict_in_generate", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p",
 )  # fmt: skip
 """Settings of generation, which older versions of transformers kept in config.json."""
-HARMLESS: dict[str, Kind] = {
+HARMLESS: dict[str, EntryType] = {
     **dict.fromkeys((*METADATA, *GENERATION_SETTINGS), ANY),
     **dict.fromkeys(("use_cache", "output_attentions", "output_hidden_states", "return_dict"), FLAG),
     **dict.fromkeys(("bos_token_id", "pad_token_id", "sep_token_id", "unk_token_id"), TOKEN),
