@@ -71,7 +71,7 @@ def test_the_pattern_is_repeated() -> None:
     assert parts(sketch(*five, "model.n_layers=6")) == ["MQA+MLP", "MQA+MLP", "MHA+MLP"] * 2
     cut = sketch(*five, "model.n_layers=5", "model.layers.truncate=true")
     assert parts(cut) == ["MQA+MLP", "MQA+MLP", "MHA+MLP", "MQA+MLP", "MQA+MLP"]
-    assert cut.kinds == [0, 0, 2, 0, 0]
+    assert cut.first_of_kind == [0, 0, 2, 0, 0]
 
 
 def test_a_kind_is_composed_on_top_of_the_runs_settings() -> None:
@@ -116,7 +116,7 @@ def test_a_file_a_text_and_an_array_give_the_same_layers(tmp_path: Path) -> None
     assert len({tuple(one.overrides for one in layers) for layers in found}) == 1
     model = sketch("layers=jsonl", "model.n_layers=3", f"model.layers.path={file}")
     assert parts(model) == ["MHA+MLP", "MQA+MLP", "MHA+MLP"]
-    assert model.kinds == [0, 1, 0]
+    assert model.first_of_kind == [0, 1, 0]
 
 
 def test_equal_lines_are_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:

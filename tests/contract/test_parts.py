@@ -44,7 +44,7 @@ def groups_tokens(model: Transformer) -> bool:
 
 def losses(model: Transformer, ids_BT: Tensor) -> Tensor:
     """Cross-entropy with each token as its own target, plus the balance losses."""
-    hidden, routings = model.run(ids_BT)
+    hidden, routings = model.forward_with_routing(ids_BT)
     balance = sum((routing.loss for routing in routings if routing is not None), torch.zeros(()))
     return linear_cross_entropy(hidden.flatten(0, 1), model.head_weight, ids_BT.flatten()) + balance
 

@@ -38,8 +38,8 @@ def test_residual_dropout_applies_to_the_output_of_each_layer(part: str, paralle
 def test_embedding_dropout_applies_to_the_sum_of_token_and_position(pos: str) -> None:
     model = small(f"pos={pos}", dropout=0.25, max_seq_len=200)
     model.norm, ids = nn.Identity(), torch.randint(31, (8, 200))  # type: ignore[assignment]
-    dropped = model.run(ids, active_blocks=[False, False])[0]
-    whole = model.eval().run(ids, active_blocks=[False, False])[0]
+    dropped = model.forward_with_routing(ids, active_blocks=[False, False])[0]
+    whole = model.eval().forward_with_routing(ids, active_blocks=[False, False])[0]
     gone = (dropped == 0) & (whole != 0)
     torch.testing.assert_close(dropped[~gone], whole[~gone] / 0.75)
     assert gone.float().mean().item() == pytest.approx(0.25, abs=0.015)

@@ -55,7 +55,7 @@ def test_a_dropped_block_has_no_effect_and_zero_gradients() -> None:
     """No rescaling: output and gradients equal those of the model without the block, bit for bit."""
     model = small(n_layers=3, layerdrop=0.5)
     rest = without(model, 1)
-    hidden, expected = model.run(IDS, active_blocks=[True, False, True])[0], rest(IDS)
+    hidden, expected = model.forward_with_routing(IDS, active_blocks=[True, False, True])[0], rest(IDS)
     assert torch.equal(hidden, expected)
     hidden.square().sum().backward()
     expected.square().sum().backward()
@@ -70,7 +70,7 @@ def test_a_dropped_block_has_no_effect_and_zero_gradients() -> None:
 
 def test_all_blocks_may_be_dropped() -> None:
     model = small(layerdrop=0.5)
-    hidden = model.run(IDS, active_blocks=[False, False])[0]
+    hidden = model.forward_with_routing(IDS, active_blocks=[False, False])[0]
     assert torch.equal(hidden, model.norm(model.embedding(IDS)))
     hidden.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -87,7 +87,7 @@ def test_nothing_is_dropped_without_active_blocks() -> None:
 def test_a_dropped_mixture_reports_no_routing() -> None:
     choice = Choice("mha", "rope", 0, "gelu", "aux_loss", "rmsnorm")
     model = built(choice, layerdrop=0.5)
-    _, routings = model.run(IDS, active_blocks=[True, False])
+    _, routings = model.forward_with_routing(IDS, active_blocks=[True, False])
     assert routings[0] is not None and routings[1] is None
     objective, batch = NextToken(model, chunk_tokens=None), Batch(inputs=IDS, targets=IDS)
     loss = objective(batch, active_blocks=[True, False])

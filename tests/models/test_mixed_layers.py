@@ -42,7 +42,7 @@ def test_layers_are_of_the_configured_kinds() -> None:
     assert parts == [near, ("MLA", "MLP", False), near, ("MHA", "AuxFree", True)]
     assert model.pos.by_dim.keys() == {"16", "6", "8"}  # a table for each size that is rotated
     assert model.layers()[0].attn.rotary is model.layers()[2].attn.rotary
-    assert model.kinds == [0, 1, 0, 3]
+    assert model.first_of_kind == [0, 1, 0, 3]
 
 
 def test_cached_decoding_equals_the_full_forward() -> None:
@@ -95,7 +95,7 @@ def test_gradients_recompute_and_accounting() -> None:
             for block in model.layers():
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
         torch.manual_seed(1)
-        hidden, routings = model.run(IDS.repeat(4, 1))
+        hidden, routings = model.forward_with_routing(IDS.repeat(4, 1))
         assert [routing is not None for routing in routings] == [False, False, False, True]
         assert routings[3] is not None
         (hidden.square().sum() + routings[3].loss).backward()

@@ -6,7 +6,7 @@ import torch
 from tests.nn.test_moe import aux_free, aux_loss
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.feedforward import ACTIVATIONS
-from tinyllm.nn.loss import head_loss
+from tinyllm.nn.loss import lm_head_loss
 from tinyllm.nn.norm import LayerNorm, RMSNorm
 from tinyllm.nn.position import Rope
 from tinyllm.optim.schedules import SHAPES, WSD, Cosine, Linear
@@ -43,9 +43,9 @@ def test_loss_of_unlikely_targets_is_exact(dtype: torch.dtype, gap: float) -> No
     with torch.no_grad():
         weight[2] = torch.tensor([-3.0, 3.0, 0.5, 0.0])
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        found = head_loss(hidden, weight.requires_grad_(), torch.full((4,), 1)).nats
+        found = lm_head_loss(hidden, weight.requires_grad_(), torch.full((4,), 1)).nats
         with torch.no_grad():
-            exact = head_loss(hidden, weight, torch.full((4,), 1)).nats
+            exact = lm_head_loss(hidden, weight, torch.full((4,), 1)).nats
     assert float(found) / 4 == pytest.approx(float(exact) / 4, abs=2.1e-3)
 
 
@@ -53,7 +53,7 @@ def test_loss_of_unlikely_targets_is_exact(dtype: torch.dtype, gap: float) -> No
 @pytest.mark.parametrize("grad", [True, False])
 def test_loss_of_no_tokens_is_zero(grad: bool, smoothing: float, z: float) -> None:
     hidden, weight = torch.zeros(0, 4, requires_grad=grad), torch.ones(9, 4, requires_grad=grad)
-    found = head_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), label_smoothing=smoothing, z_loss=z)
+    found = lm_head_loss(hidden, weight, torch.zeros(0, dtype=torch.int64), label_smoothing=smoothing, z_loss=z)
     assert [float(part.detach()) for part in found] == [0.0] * 4
     if grad:
         found.total.backward()
@@ -68,7 +68,7 @@ def test_disabled_parts_of_the_loss_cannot_make_it_nan(grad: bool) -> None:
     with torch.no_grad():
         weight[0] = 1.0
     target = torch.zeros(1, dtype=torch.int64)
-    smoothed = head_loss(hidden, weight, target, label_smoothing=0.1)
+    smoothed = lm_head_loss(hidden, weight, target, label_smoothing=0.1)
     assert smoothed.z == 0 and smoothed.total.isfinite()
 
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyllm.nn import loss as module
-from tinyllm.nn.loss import head_loss, linear_cross_entropy
+from tinyllm.nn.loss import linear_cross_entropy, lm_head_loss
 
 
 def example(n: int = 23, dim: int = 8, vocab: int = 37) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +46,7 @@ def test_smoothing_and_z_loss_equal_the_formulas(chunk: int | None, smoothing: f
     logits = (hidden @ weight.t()).double()
     smooth = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing)
     squares = z * (logits.logsumexp(-1).square() * (targets != -100)).sum()
-    actual = head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
+    actual = lm_head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
     torch.testing.assert_close(actual.total.double(), smooth + squares, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual.nats.double(), plain(hidden, weight, targets), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(actual.z.double(), squares.detach(), rtol=1e-5, atol=1e-5)
@@ -56,7 +56,7 @@ def test_smoothing_and_z_loss_equal_the_formulas(chunk: int | None, smoothing: f
     found = torch.autograd.grad(actual.total / 7, (hidden, weight))
     torch.testing.assert_close(found, expected_grads, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        value = head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
+        value = lm_head_loss(hidden, weight, targets, chunk_tokens=chunk, label_smoothing=smoothing, z_loss=z)
     for tensor, other in zip(value, actual, strict=True):
         torch.testing.assert_close(tensor, other.detach(), rtol=1e-5, atol=1e-5)
 
@@ -76,10 +76,10 @@ def _autocast_stays_near(vocab: int, *, label_smoothing: float, z_loss: float) -
     hidden, weight, targets = example(n=200, vocab=vocab)
     targets[5] = -100
     terms = {"label_smoothing": label_smoothing, "z_loss": z_loss}
-    expected = head_loss(hidden, weight, targets, **terms).total
+    expected = lm_head_loss(hidden, weight, targets, **terms).total
     expected_grads = torch.autograd.grad(expected, (hidden, weight))
     with torch.autocast("cpu", torch.bfloat16):
-        actual = head_loss(hidden, weight, targets, chunk_tokens=64, **terms).total
+        actual = lm_head_loss(hidden, weight, targets, chunk_tokens=64, **terms).total
     found = torch.autograd.grad(actual, (hidden, weight))
     assert abs(actual - expected) / expected < 0.005
     for tensor, other in zip(found, expected_grads, strict=True):

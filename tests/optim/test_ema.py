@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 
-from tinyllm.optim.ema import EMA, Average
+from tinyllm.optim.ema import EMA, NoAverage
 
 
-def run(ema: Average, model: nn.Linear, steps: int) -> list[torch.Tensor]:
+def run(ema: NoAverage, model: nn.Linear, steps: int) -> list[torch.Tensor]:
     """Set the weight to the number of finished steps; the weights seen, one per step."""
     seen = []
     ema.after_step(0)
@@ -17,7 +17,7 @@ def run(ema: Average, model: nn.Linear, steps: int) -> list[torch.Tensor]:
     return seen
 
 
-def average(ema: Average, model: nn.Linear) -> float:
+def average(ema: NoAverage, model: nn.Linear) -> float:
     with ema.applied():
         return float(model.weight.detach())
 
@@ -83,6 +83,6 @@ def test_weights_are_restored_after_an_error() -> None:
 
 def test_no_average_changes_nothing() -> None:
     model = one()
-    nothing = Average()
+    nothing = NoAverage()
     run(nothing, model, 2)
     assert average(nothing, model) == 2.0 and nothing.state_dict() == {}

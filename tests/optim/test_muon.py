@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tinyllm.optim.adamw import adamw
-from tinyllm.optim.muon import Muon, orthogonalise
+from tinyllm.optim.muon import Muon, orthogonalize
 
 RIGHT: dict[str, Any] = {
     "lr": 0.02,
@@ -31,21 +31,21 @@ def test_singular_values_end_near_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(3, *shape)
     matrices[1] *= 1e-3
-    singular = torch.linalg.svdvals(orthogonalise(matrices).float())
+    singular = torch.linalg.svdvals(orthogonalize(matrices).float())
     assert float(singular.min()) > 0.4 and float(singular.max()) < 1.3
     # u·vᵀ of the singular value decomposition is the nearest orthogonal matrix
     u, _, vt = torch.linalg.svd(matrices, full_matrices=False)
     nearest = u @ vt
-    cosine = torch.nn.functional.cosine_similarity(orthogonalise(matrices).float().flatten(1), nearest.flatten(1))
+    cosine = torch.nn.functional.cosine_similarity(orthogonalize(matrices).float().flatten(1), nearest.flatten(1))
     assert float(cosine.min()) > 0.97
 
 
 def test_a_batch_equals_each_matrix_alone() -> None:
     torch.manual_seed(0)
     matrices = torch.randn(4, 8, 24)
-    alone = torch.cat([orthogonalise(one[None]) for one in matrices])
-    torch.testing.assert_close(orthogonalise(matrices), alone, rtol=2e-2, atol=1e-2)
-    assert not orthogonalise(torch.zeros(1, 4, 6)).any()
+    alone = torch.cat([orthogonalize(one[None]) for one in matrices])
+    torch.testing.assert_close(orthogonalize(matrices), alone, rtol=2e-2, atol=1e-2)
+    assert not orthogonalize(torch.zeros(1, 4, 6)).any()
 
 
 @pytest.mark.parametrize("power", [-140, -100, -40, -24, -12, 12, 40, 100, 120])
@@ -56,7 +56,7 @@ def test_a_step_does_not_depend_on_the_size_of_the_gradient(power: int) -> None:
     scaled = torch.ldexp(torch.ldexp(matrix, torch.tensor(power // 2)), torch.tensor(power - power // 2))
     coarse = power == -140  # subnormal numbers have few bits
     torch.testing.assert_close(
-        orthogonalise(scaled), orthogonalise(matrix), rtol=0, atol=0.2 if coarse else 0.01, msg=lambda text: text
+        orthogonalize(scaled), orthogonalize(matrix), rtol=0, atol=0.2 if coarse else 0.01, msg=lambda text: text
     )
 
 
@@ -94,7 +94,7 @@ def test_update_equals_torchs(scale: str, theirs: str) -> None:
         assert float((a - b).detach().norm() / (a - w).detach().norm()) < 0.02  # both iterate in bf16, in another order
 
 
-def test_experts_are_orthogonalised_one_by_one() -> None:
+def test_experts_are_orthogonalized_one_by_one() -> None:
     torch.manual_seed(0)
     stack = torch.nn.Parameter(torch.zeros(3, 8, 8))
     optimizer = Muon(groups([stack]), **RIGHT | {"scale": "spectral", "lr": 1.0})

@@ -127,7 +127,7 @@ def test_the_balance_loss_is_averaged_over_mixtures_not_over_blocks() -> None:
     for depth in (0, 2):
         model.blocks[depth] = dense.blocks[depth]
     every = NextToken(model, chunk_tokens=0)(batch_of(tokens())).expert_load
-    mixed = [routing.loss for routing in model.run(tokens())[1] if routing is not None]
+    mixed = [routing.loss for routing in model.forward_with_routing(tokens())[1] if routing is not None]
     assert list(every.loads) == [1, 3] and len(mixed) == 2
     torch.testing.assert_close(every.balance_loss, (mixed[0] + mixed[1]) / 2)
     kept = NextToken(model, chunk_tokens=0)(batch_of(tokens()), [True, True, True, False]).expert_load

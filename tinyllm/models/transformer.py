@@ -70,7 +70,7 @@ class Transformer(nn.Module):
     Attributes:
         output_multiplier: factor on the final hidden states, and so on the logits.
         matrix_scalings: by parameter name, for matrices whose learning rate depends on the width; for the optimizer.
-        kinds: for each block, the index of the first block of the same kind.
+        first_of_kind: for each block, the index of the first block of the same kind.
         recompute_every: activation checkpointing: every so many blocks, one saves only its input and is recomputed in
             the backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
 
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         self.pos: Position = make(pos, d_model=d_model, max_seq_len=max_seq_len)
         self.norm = make(norm, dim=d_model, bias=bias)
         factories = make(layers, block=block, n_layers=n_layers)
-        self.kinds = [factories.index(factory) for factory in factories]
+        self.first_of_kind = [factories.index(factory) for factory in factories]
         self.blocks = nn.ModuleList(
             make(
                 factory,
@@ -168,10 +168,10 @@ class Transformer(nn.Module):
             self.matrix_scalings["head.weight"] = replace(scaling, shape=shape, base_shape=base_shape)
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
-        """Hidden states (B, T, C) for the head; see :meth:`run`."""
-        return Transformer.run(self, ids_BT, cache=cache, doc_ids=doc_ids)[0]
+        """Hidden states (B, T, C) for the head; see :meth:`forward_with_routing`."""
+        return Transformer.forward_with_routing(self, ids_BT, cache=cache, doc_ids=doc_ids)[0]
 
-    def run(
+    def forward_with_routing(
         self,
         ids_BT: Tensor,
         *,

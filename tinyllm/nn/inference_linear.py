@@ -50,7 +50,7 @@ class PackedLinear(nn.Module):
         return y
 
 
-class RoundedLinear(nn.Module):
+class InferenceLinear(nn.Module):
     """A linear layer whose weight is stored in the dtype of computation."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tinyllm.nn.inference_linear import PackedLinear, RoundedLinear, has_packed, reorder_
+from tinyllm.nn.inference_linear import InferenceLinear, PackedLinear, has_packed, reorder_
 
 
 class Linear(nn.Linear):
@@ -38,19 +38,19 @@ class Linear(nn.Linear):
             return self
         if has_packed(self.weight.device, dtype):
             return PackedLinear(self.weight, self.bias, dtype=dtype)
-        return RoundedLinear(self.weight, self.bias, dtype=dtype)
+        return InferenceLinear(self.weight, self.bias, dtype=dtype)
 
 
-class UnpackedLinear(Linear):
+class NeverPackedLinear(Linear):
     """A linear layer whose weight is read from outside, so that inference never packs it."""
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
         if dtype == self.weight.dtype:
             return super().for_inference(dtype)
-        return RoundedLinear(self.weight, self.bias, dtype=dtype)
+        return InferenceLinear(self.weight, self.bias, dtype=dtype)
 
 
-class ExactLinear(Linear):
+class NeverRoundedLinear(Linear):
     """A linear layer whose weight is never rounded for inference."""
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:

@@ -24,7 +24,7 @@ ALIGN = 32
 cache line make the products up to a third faster (benchmarks/attention_kernels.py --head)."""
 
 
-class HeadLoss(NamedTuple):
+class LMHeadLoss(NamedTuple):
     """The loss of a head in nats, summed over the counted targets; fp32 scalars.
 
     Attributes:
@@ -43,11 +43,11 @@ class HeadLoss(NamedTuple):
 def linear_cross_entropy(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, *, chunk_tokens: int | None = None
 ) -> Tensor:
-    """Σ −log softmax(hidden · weightᵀ)[target] over targets other than −100; see :func:`head_loss`."""
-    return head_loss(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens).total
+    """Σ −log softmax(hidden · weightᵀ)[target] over targets other than −100; see :func:`lm_head_loss`."""
+    return lm_head_loss(hidden_ND, weight_VD, targets_N, chunk_tokens=chunk_tokens).total
 
 
-def head_loss(
+def lm_head_loss(
     hidden_ND: Tensor,
     weight_VD: Tensor,
     targets_N: Tensor,
@@ -55,7 +55,7 @@ def head_loss(
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
-) -> HeadLoss:
+) -> LMHeadLoss:
     """Cross-entropy of a linear head, with optional label smoothing and z-loss.
 
     Value and gradient are computed together, chunk by chunk, so the logits are computed once and freed. Under autocast
@@ -76,7 +76,7 @@ def head_loss(
     size = max(1, -(-n_tokens // n_chunks))  # equal chunks, rather than full ones and a short last one
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
         settings = _Settings(dtype, size, label_smoothing, z_loss)
-        return HeadLoss(*_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, settings))
+        return LMHeadLoss(*_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, settings))
     weight = weight_VD.to(dtype)
     parts = torch.zeros(3, device=hidden_ND.device)
     for hidden, targets in zip(hidden_ND.split(size), targets_N.split(size), strict=True):
@@ -88,7 +88,7 @@ def head_loss(
             parts[1] += label_smoothing * ((target_logits - logits.mean(-1)) * counted).sum()
         if z_loss:
             parts[2] += z_loss * (logits.logsumexp(-1).square() * counted).sum()
-    return HeadLoss(parts.sum(), *parts.unbind())
+    return LMHeadLoss(parts.sum(), *parts.unbind())
 
 
 class _Settings(NamedTuple):
@@ -143,7 +143,7 @@ def _value_and_gradients(
         chunk = slice(start, start + size)
         logits = hidden[chunk] @ weight.t()
         if smoothing or z_loss:
-            losses[:, chunk], gradient = _regularised(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
+            losses[:, chunk], gradient = _regularized(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
         else:
             logits[:, n_vocab:] = float("-inf")
             losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
@@ -174,7 +174,7 @@ def _max_nats(dtype: torch.dtype) -> float:
     return -math.log(limits.tiny * limits.eps * 2**8)
 
 
-def _regularised(
+def _regularized(
     logits_NV: Tensor, targets_N1: Tensor, n_vocab: int, smoothing: float, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """(3, N) cross-entropy, smoothing and z parts in fp32, and the gradient of their sum in the logits' dtype.
@@ -183,13 +183,13 @@ def _regularised(
     d/d logits = (1 + 2·z·n)·softmax − (1−ε)·one-hot − ε/V.
     """
     scores = logits_NV[:, :n_vocab].float()
-    normaliser = scores.logsumexp(-1, keepdim=True)
+    logsumexp = scores.logsumexp(-1, keepdim=True)
     target = scores.gather(1, targets_N1)
     nothing = torch.zeros_like(target)  # rather than 0 · ∞ = NaN where the other factor is infinite
     smoothed = smoothing * (target - scores.mean(-1, keepdim=True)) if smoothing else nothing
-    losses = (normaliser - target, smoothed, z_loss * normaliser.square() if z_loss else nothing)
+    losses = (logsumexp - target, smoothed, z_loss * logsumexp.square() if z_loss else nothing)
     gradient = torch.zeros_like(logits_NV, dtype=torch.float32)
-    gradient[:, :n_vocab] = scores.sub_(normaliser).exp_().mul_(1 + 2 * z_loss * normaliser).sub_(smoothing / n_vocab)
+    gradient[:, :n_vocab] = scores.sub_(logsumexp).exp_().mul_(1 + 2 * z_loss * logsumexp).sub_(smoothing / n_vocab)
     gradient.scatter_add_(1, targets_N1, torch.full_like(target, smoothing - 1))
     return torch.cat(losses, dim=1).t(), gradient.to(logits_NV.dtype)
 
@@ -198,9 +198,9 @@ def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Te
     """−log softmax of the targets (N,) in fp32, and the softmax (N, V) in the logits' dtype; overwrites the logits."""
     if logits_NV.device.type not in ONE_PASS_DEVICES:
         scores = logits_NV.float()
-        normaliser = scores.logsumexp(-1, keepdim=True)
-        losses = normaliser - scores.gather(1, targets_N1)
-        return losses.squeeze(1), scores.sub_(normaliser).exp_().to(logits_NV.dtype)
+        logsumexp = scores.logsumexp(-1, keepdim=True)
+        losses = logsumexp - scores.gather(1, targets_N1)
+        return losses.squeeze(1), scores.sub_(logsumexp).exp_().to(logits_NV.dtype)
     # One pass over the chunk instead of five. The kernel computes in fp32 and rounds its result, so a token's loss is
     # off by at most the rounding of its probability (0.002 nats in bf16), without bias.
     torch._softmax(logits_NV, -1, False, out=logits_NV)

@@ -11,7 +11,7 @@ from torch import Tensor
 from tinyllm.nn.expert_dispatch import Dispatch
 from tinyllm.nn.feedforward import FeedForward, Routing, lookup
 from tinyllm.nn.grouped_linear import GroupedLinear, RowGroups, row_multiple
-from tinyllm.nn.linear import ExactLinear
+from tinyllm.nn.linear import NeverRoundedLinear
 from tinyllm.utils.signatures import make, names_of
 from tinyllm.utils.tensors import autocast_dtype
 
@@ -111,7 +111,7 @@ class Mixture(FeedForward):
         if self.d_ff < 1:
             raise ValueError(f"expert_d_ff={expert_d_ff} must be at least 1")
         expert = partial(make, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
-        self.router = ExactLinear(d_in=d_model, d_out=self.n_routed, bias=False)
+        self.router = NeverRoundedLinear(d_in=d_model, d_out=self.n_routed, bias=False)
         self.groups = RowGroups()
         grouped = partial(GroupedLinear, n_experts=self.n_routed, groups=self.groups)
         self.experts: FeedForward = expert(partial(ffn, d_ff=self.d_ff), linear=grouped)

@@ -26,7 +26,7 @@ class LinearRope(Rope):
         return super().frequencies(dim, device) / self.factor
 
 
-class StretchedRope(Rope):
+class ScaledRope(Rope):
     """Base class of the variants that know the original context.
 
     Args:
@@ -49,7 +49,7 @@ class StretchedRope(Rope):
         self.original_max_seq_len = original_max_seq_len
 
 
-class NtkRope(StretchedRope):
+class NtkRope(ScaledRope):
     """NTK-aware scaling for the model's context: a larger base, which slows low frequencies most.
 
     These are the frequencies that ``dynamic`` scaling in transformers gives a sequence of ``max_seq_len`` tokens. They
@@ -66,7 +66,7 @@ class NtkRope(StretchedRope):
         return base_frequencies(self.base * max(1.0, growth) ** (dim / (dim - 2)), dim, device)
 
 
-class YarnRope(StretchedRope):
+class YarnRope(ScaledRope):
     """YaRN (Peng et al. 2023, https://arxiv.org/abs/2309.00071): interpolates low frequencies, keeps high ones.
 
     Args:
@@ -129,7 +129,7 @@ class YarnRope(StretchedRope):
         return dim * math.log(self.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(self.base))
 
 
-class Llama3Rope(StretchedRope):
+class Llama3Rope(ScaledRope):
     """Llama 3.1's scaling (Llama Team 2024): stretches wavelengths that are long relative to the original context.
 
     Args:

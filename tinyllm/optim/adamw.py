@@ -4,12 +4,12 @@ from typing import Any
 
 import torch
 
-from tinyllm.optim.base import check_betas, check_not_negative, keeps_state, two_moments
+from tinyllm.optim.base import check_betas, check_not_negative, declares_state_bytes, two_moments_bytes
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 
 
-@keeps_state(two_moments)
+@declares_state_bytes(two_moments_bytes)
 def adamw(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.AdamW:

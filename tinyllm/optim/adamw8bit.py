@@ -4,10 +4,10 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from tinyllm.optim.base import QUANTISED_BLOCK, Groups, check_betas, check_not_negative, keeps_state
+from tinyllm.optim.base import QUANTIZED_BLOCK, Groups, check_betas, check_not_negative, declares_state_bytes
 from tinyllm.utils.late_imports import library
 
-MIN_QUANTISED = 4096
+MIN_QUANTIZED = 4096
 """bitsandbytes quantises the moments of tensors with at least this many weights."""
 DEVICES = frozenset({"cpu", "cuda", "xpu", "meta"})
 
@@ -17,8 +17,8 @@ def state_bytes(groups: Groups, **settings: Any) -> int:
     total = 0
     for group in groups:
         for p in group["params"]:
-            in_fp32 = group["kind"] == "embedding" or p.numel() < MIN_QUANTISED
-            total += 8 * p.numel() if in_fp32 else 2 * (p.numel() + 4 * -(-p.numel() // QUANTISED_BLOCK))
+            in_fp32 = group["kind"] == "embedding" or p.numel() < MIN_QUANTIZED
+            total += 8 * p.numel() if in_fp32 else 2 * (p.numel() + 4 * -(-p.numel() // QUANTIZED_BLOCK))
     return total
 
 
@@ -33,7 +33,7 @@ class ExactEmbeddings:
         return config | {"optim_bits": 32} if group["kind"] == "embedding" else config
 
 
-@keeps_state(state_bytes)
+@declares_state_bytes(state_bytes)
 def adamw8bit(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> Optimizer:

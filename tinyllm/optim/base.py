@@ -13,7 +13,7 @@ Shapes = dict[str, tuple[int, ...]]
 """Shape of each entry of a parameter's state; () for a number."""
 F = TypeVar("F", bound=Callable[..., Any])
 STATE_BYTES = "state_bytes"
-QUANTISED_BLOCK = 256
+QUANTIZED_BLOCK = 256
 """Weights that share a scale in bitsandbytes' 8-bit moments, and also the number of values of 8 bits."""
 
 
@@ -38,7 +38,7 @@ def check_betas(betas: Sequence[float]) -> None:
         raise ValueError(f"betas={list(betas)} are out of range: each must be at least 0 and below 1")
 
 
-def keeps_state(count: Callable[..., int]) -> Callable[[F], F]:
+def declares_state_bytes(count: Callable[..., int]) -> Callable[[F], F]:
     """Decorator: declare how many bytes of state an optimizer keeps.
 
     Declared rather than measured, because making an optimizer imports torch's compiler.
@@ -54,14 +54,14 @@ def keeps_state(count: Callable[..., int]) -> Callable[[F], F]:
     return declare
 
 
-def one_moment(groups: Groups, **settings: Any) -> int:
+def one_moment_bytes(groups: Groups, **settings: Any) -> int:
     """Bytes of a momentum in fp32."""
     return 4 * sum(p.numel() for group in groups for p in group["params"])
 
 
-def two_moments(groups: Groups, **settings: Any) -> int:
+def two_moments_bytes(groups: Groups, **settings: Any) -> int:
     """Bytes of a first and a second moment in fp32."""
-    return 2 * one_moment(groups)
+    return 2 * one_moment_bytes(groups)
 
 
 def state_bytes(optimizer: Any, groups: Groups, **settings: Any) -> int:
@@ -71,7 +71,7 @@ def state_bytes(optimizer: Any, groups: Groups, **settings: Any) -> int:
         optimizer: the class or function that makes it.
         settings: its arguments other than the groups.
     """
-    count: Callable[..., int] = getattr(optimizer, STATE_BYTES, two_moments)
+    count: Callable[..., int] = getattr(optimizer, STATE_BYTES, two_moments_bytes)
     return count(groups, **settings)
 
 
@@ -98,8 +98,8 @@ def state_shapes(
         for number in "12":
             moment = saved.get(f"state{number}")
             if isinstance(moment, Tensor) and moment.dtype == torch.uint8:
-                blocks = -(-parameter.numel() // QUANTISED_BLOCK)
-                shapes |= {f"qmap{number}": (QUANTISED_BLOCK,), f"absmax{number}": (blocks,)}
+                blocks = -(-parameter.numel() // QUANTIZED_BLOCK)
+                shapes |= {f"qmap{number}": (QUANTIZED_BLOCK,), f"absmax{number}": (blocks,)}
         return shapes
     return None
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tinyllm.utils.tensors import local_tensor, part_of
 
 
-class Average:
+class NoAverage:
     """The interface of an average of the weights, and the default without one."""
 
     def after_step(self, step: int) -> None:
@@ -29,7 +29,7 @@ class Average:
         """Continue from :meth:`state_dict`."""
 
 
-class EMA(Average):
+class EMA(NoAverage):
     """s ← d·s + (1 − d)·w with d = min(decay, (1 + t)/(10 + t)), t updates so far (Polyak & Juditsky 1992).
 
     The shadow s starts as a copy of the weights w after ``start_step`` finished steps. If that is 0, the small d of the

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tinyllm.optim.base import Shapes, check_betas, check_not_negative, keeps_state, one_moment
+from tinyllm.optim.base import Shapes, check_betas, check_not_negative, declares_state_bytes, one_moment_bytes
 from tinyllm.utils.tensors import local_tensor
 
 
-@keeps_state(one_moment)
+@declares_state_bytes(one_moment_bytes)
 class Lion(Optimizer):
     """Lion (Chen et al. 2023, https://arxiv.org/abs/2302.06675, algorithm 2): the sign of an interpolated momentum.
 

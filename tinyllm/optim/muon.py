@@ -9,7 +9,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tinyllm.optim.adamw import adamw
-from tinyllm.optim.base import Groups, Shapes, adamw_shapes, check_not_negative, keeps_state, one_moment, two_moments
+from tinyllm.optim.base import (
+    Groups,
+    Shapes,
+    adamw_shapes,
+    check_not_negative,
+    declares_state_bytes,
+    one_moment_bytes,
+    two_moments_bytes,
+)
 from tinyllm.optim.groups import DECAYED, MATRIX
 from tinyllm.utils.tensors import full_tensor, local_tensor, part_of
 
@@ -25,16 +33,16 @@ Scale = Literal["spectral", "rms"]
 
 def state_bytes(groups: Groups, *, orthogonal_head: bool = False, **settings: Any) -> int:
     """Bytes of state: one momentum for Muon's matrices, AdamW's two moments for the rest."""
-    muon_kinds = orthogonalised_kinds(orthogonal_head=orthogonal_head)
-    return sum((one_moment if group["kind"] in muon_kinds else two_moments)([group]) for group in groups)
+    muon_kinds = orthogonalized_kinds(orthogonal_head=orthogonal_head)
+    return sum((one_moment_bytes if group["kind"] in muon_kinds else two_moments_bytes)([group]) for group in groups)
 
 
-def orthogonalised_kinds(*, orthogonal_head: bool) -> tuple[str, ...]:
+def orthogonalized_kinds(*, orthogonal_head: bool) -> tuple[str, ...]:
     """Kinds of parameters that Muon updates; AdamW updates the rest."""
     return DECAYED if orthogonal_head else (MATRIX,)
 
 
-@keeps_state(state_bytes)
+@declares_state_bytes(state_bytes)
 class Muon(Optimizer):
     """Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for matrices, AdamW for everything else.
 
@@ -78,7 +86,7 @@ class Muon(Optimizer):
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
             raise ValueError(f"adamw_lr={adamw_lr} and lr={lr} must both be above 0")
         self.momentum, self.scale = momentum, scale
-        muon_kinds = orthogonalised_kinds(orthogonal_head=orthogonal_head)
+        muon_kinds = orthogonalized_kinds(orthogonal_head=orthogonal_head)
         others = [group for group in params if group["kind"] not in muon_kinds]
         for group in params:
             group["entrywise"] = group["kind"] not in muon_kinds
@@ -115,7 +123,7 @@ class Muon(Optimizer):
             [full_tensor(update) for update in torch._foreach_lerp(gradients, momenta, self.momentum)]
         )
         size = self.update_norm(*updates.shape[-2:])
-        orthogonal = orthogonalise(updates.flatten(0, -3)).view(updates.shape)
+        orthogonal = orthogonalize(updates.flatten(0, -3)).view(updates.shape)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         steps = [part_of(step, weight) for step, weight in zip(orthogonal.to(weights[0].dtype), weights, strict=True)]
         torch._foreach_add_([local_tensor(weight) for weight in weights], steps, alpha=-lr * size)
@@ -133,7 +141,7 @@ def by_shape(weights: Iterable[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
-def orthogonalise(matrices_NRC: Tensor) -> Tensor:
+def orthogonalize(matrices_NRC: Tensor) -> Tensor:
     """Push all singular values to about 1 (0.7 to 1.2) by Newton–Schulz iteration in bf16.
 
     Args:

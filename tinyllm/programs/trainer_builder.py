@@ -19,7 +19,7 @@ from tinyllm.inference.evaluation import evaluate
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
-from tinyllm.optim.ema import EMA, Average
+from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_optimizer, plain
 from tinyllm.programs.resume import to_save
 from tinyllm.programs.run_plan import RunPlan
@@ -145,7 +145,7 @@ def new_state(
     optimizer, groups = build_optimizer(cfg, model, allow=allow)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     ema = plain(cfg.ema)
-    average = EMA(model, **ema) if ema.pop("enabled") else Average()
+    average = EMA(model, **ema) if ema.pop("enabled") else NoAverage()
     return TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy), groups
 
 

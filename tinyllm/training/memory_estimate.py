@@ -37,10 +37,10 @@ def activation_bytes(model: Any, *, batch_size: int, seq_len: int, device: str, 
         device: the kind of device that will train.
     """
     blocks = model.layers()
-    per_token = {kind: kept_values(blocks[kind], model.d_model) for kind in dict.fromkeys(model.kinds)}
+    per_token = {first: kept_values(blocks[first], model.d_model) for first in dict.fromkeys(model.first_of_kind)}
     whole = [
-        seq_len * per_token[kind] + block.attn.saved_activations(device, dtype, seq_len)
-        for kind, block in zip(model.kinds, blocks, strict=True)
+        seq_len * per_token[first] + block.attn.saved_activations(device, dtype, seq_len)
+        for first, block in zip(model.first_of_kind, blocks, strict=True)
     ]
     again = [values for i, values in enumerate(whole) if model.recomputes(i)]
     # A recomputed block saves its input alone; the backward pass holds the activations of one such block at a time.

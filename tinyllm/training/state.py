@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tinyllm.errors import UserError
 from tinyllm.optim.base import Shapes, state_shapes
-from tinyllm.optim.ema import Average
+from tinyllm.optim.ema import NoAverage
 from tinyllm.runs.state_schema import damaged
 from tinyllm.training.distributed.strategy import Strategy
 
@@ -26,7 +26,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    average: Average = field(default_factory=Average)
+    average: NoAverage = field(default_factory=NoAverage)
     """Averaged weights (EMA), for evaluation and samples."""
     strategy: Strategy = field(default_factory=Strategy)
     """Which part of the state this process holds and writes."""

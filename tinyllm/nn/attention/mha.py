@@ -58,7 +58,7 @@ class MHA(MaskedAttention):
         if n_kv_heads < 1 or n_heads % n_kv_heads:
             raise ValueError(f"n_kv_heads={n_kv_heads} does not divide n_heads={n_heads}")
         self.n_heads, self.n_kv_heads = n_heads, n_kv_heads
-        self.head_dim = size_of_head(head_dim, d_model=d_model, n_heads=n_heads)
+        self.head_dim = resolve_head_dim(head_dim, d_model=d_model, n_heads=n_heads)
         self.scale = self.head_dim**-0.5
         self.cache_shapes = [(n_kv_heads, self.head_dim)] * 2  # keys and values
         self.mask = AttentionMask(window=window, sinks=sinks, softcap=softcap)
@@ -135,7 +135,7 @@ class GQA(MHA):
         return self.n_kv_heads
 
 
-def size_of_head(head_dim: int | None, *, d_model: int, n_heads: int) -> int:
+def resolve_head_dim(head_dim: int | None, *, d_model: int, n_heads: int) -> int:
     """``head_dim``, or d_model / n_heads.
 
     Raises:

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from tinyllm.nn.attention.base import MaskedAttention
 from tinyllm.nn.attention.kernels import attend
 from tinyllm.nn.attention.masking import AttentionMask
-from tinyllm.nn.attention.mha import size_of_head
+from tinyllm.nn.attention.mha import resolve_head_dim
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.linear import Linear, UnpackedLinear
+from tinyllm.nn.linear import Linear, NeverPackedLinear
 from tinyllm.nn.norm import RMSNorm
 from tinyllm.nn.position import Position
 
@@ -63,7 +63,7 @@ class MLA(MaskedAttention):
             if size is not None and size < 1:
                 raise ValueError(f"{name}={size} must be at least 1")
         if rope_head_dim is None or None in sizes.values():
-            size_of_head(None, d_model=d_model, n_heads=n_heads)
+            resolve_head_dim(None, d_model=d_model, n_heads=n_heads)
         head_dim = d_model // n_heads
         self.n_heads = n_heads
         self.nope_dim = head_dim if nope_head_dim is None else nope_head_dim
@@ -86,7 +86,7 @@ class MLA(MaskedAttention):
         self.compresses_q = q_latent_dim is not None
         self.kv_down = Linear(d_in=d_model, d_out=self.latent_dim + self.rope_dim, bias=bias)
         self.kv_norm = RMSNorm(dim=self.latent_dim, eps=latent_norm_eps)
-        self.kv_up = UnpackedLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
+        self.kv_up = NeverPackedLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
         self.out = Linear(d_in=n_heads * self.v_dim, d_out=d_model, bias=bias)
 
     def forward(

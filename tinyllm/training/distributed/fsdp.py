@@ -59,7 +59,7 @@ class FSDP(ProcessGroup):
                 fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
         # Embedding, norm and head are needed at both ends of a pass: gathering them again would be pure cost.
         fully_shard(model, mesh=mesh, reshard_after_forward=False)
-        register_fsdp_forward_method(model, "run")
+        register_fsdp_forward_method(model, "forward_with_routing")
         for part in [model, *model.layers()]:
             part.set_gradient_divide_factor(1.0)  # sum and not mean: the loss is divided by the tokens of all ranks
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction

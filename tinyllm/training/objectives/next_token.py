@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from tinyllm.data.batch import Batch
-from tinyllm.nn.loss import head_loss
+from tinyllm.nn.loss import lm_head_loss
 from tinyllm.training.expert_load import ExpertLoad
 from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 
@@ -17,9 +17,9 @@ class NextToken(Objective):
 
     Args:
         model: a :class:`tinyllm.models.transformer.Transformer`.
-        chunk_tokens: tokens per chunk of head and loss; None: as many as :func:`tinyllm.nn.loss.head_loss` chooses;
+        chunk_tokens: tokens per chunk of head and loss; None: as many as :func:`tinyllm.nn.loss.lm_head_loss` chooses;
             0: no chunks.
-        label_smoothing, z_loss: see :func:`tinyllm.nn.loss.head_loss`.
+        label_smoothing, z_loss: see :func:`tinyllm.nn.loss.lm_head_loss`.
     """
 
     def __init__(
@@ -29,9 +29,11 @@ class NextToken(Objective):
         self.chunk_tokens, self.label_smoothing, self.z_loss = chunk_tokens, label_smoothing, z_loss
 
     def forward(self, batch: Batch, active_blocks: Sequence[bool] | None = None) -> Loss:
-        hidden_BTC, routings = self.model.run(batch.inputs, active_blocks=active_blocks, doc_ids=batch.doc_ids)
+        hidden_BTC, routings = self.model.forward_with_routing(
+            batch.inputs, active_blocks=active_blocks, doc_ids=batch.doc_ids
+        )
         hidden_ND = hidden_BTC.flatten(0, 1)
-        head = head_loss(
+        head = lm_head_loss(
             hidden_ND,
             self.model.head_weight,
             batch.targets.flatten(),
