@@ -94,7 +94,7 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
         device=device,
         dtype=compute_dtype(precision),
         lengths=Lengths(seq_len=length),
-        agree=bool,
+        any_rank=bool,
         stopping=lambda: False,
         **settings,
     )
@@ -111,7 +111,7 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
         assert facts is not None
         for _ in range(options.rounds):
             turn("compiled")
-            with compiler.reading():
+            with compiler.inference_context():
                 turn("eager")
     tokens = options.batch_size * length
     return {"seconds": facts["seconds"]} | {way: tokens / statistics.median(them) for way, them in durations.items()}

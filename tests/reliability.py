@@ -183,7 +183,7 @@ ROWS = (
         fault="a step ruins the weights: they are not finite, or every later step is skipped",
         outcome="never saved; while steps are skipped, no checkpoint is published or removed; the message names the"
         " checkpoint to go back to",
-        message="…the last checkpoint, may already have ruined weights; resume=…",
+        message="…the last checkpoint, may already contain bad weights; resume=…",
         tests=(
             "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_error_names_a_good_checkpoint",
             "faults/test_numbers.py::test_a_checkpoint_of_the_step_that_ruined_the_weights_is_marked_doubtful",

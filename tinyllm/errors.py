@@ -3,7 +3,7 @@
 import errno
 import os
 
-from tinyllm.utils.text import plain
+from tinyllm.utils.text import escape_control
 
 USER_ERROR = 2
 """Exit code of a user's mistake; a crash exits with 1."""
@@ -45,7 +45,7 @@ def one_line(text: str) -> str:
 
     Messages quote values and file names from foreign files, which must not control the terminal.
     """
-    return plain(" ".join(text.split()))
+    return escape_control(" ".join(text.split()))
 
 
 _REFUSED_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)

@@ -14,7 +14,7 @@ from tinyllm.errors import RankError, UserError
 from tinyllm.training.distributed import heartbeat
 from tinyllm.training.distributed.ddp import DDP
 from tinyllm.training.distributed.heartbeat import Heartbeat
-from tinyllm.training.distributed.process_group import is_of_connection
+from tinyllm.training.distributed.process_group import is_connection_error
 
 
 class Three:
@@ -113,18 +113,18 @@ def rank_1(three: Three, monkeypatch: pytest.MonkeyPatch) -> DDP:
 
 
 def test_an_error_is_shown_with_rank_and_step_and_published(three: Three, rank_1: DDP) -> None:
-    shown = rank_1.explained(ValueError("out of\ncheese"), step=7)
+    shown = rank_1.name_rank(ValueError("out of\ncheese"), step=7)
     assert isinstance(shown, RankError)
     assert str(shown) == "ValueError: out of cheese (rank 1, step 7)"
     assert three.ranks[0].diagnosis() == "rank 1 failed: ValueError: out of cheese"
-    shown = rank_1.explained(UserError("not finite", key="trainer.nonfinite.action", value="stop"), step=7)
+    shown = rank_1.name_rank(UserError("not finite", key="trainer.nonfinite.action", value="stop"), step=7)
     assert str(shown) == "not finite (trainer.nonfinite.action=stop) (rank 1, step 7)"
-    assert rank_1.explained(shown, step=7) is shown
+    assert rank_1.name_rank(shown, step=7) is shown
 
 
 def test_a_connection_error_is_explained_by_the_other_rank(three: Three, rank_1: DDP) -> None:
     three.ranks[0].close()
-    shown = str(rank_1.explained(RuntimeError("Connection closed by peer [127.0.0.1]:44"), step=7))
+    shown = str(rank_1.name_rank(RuntimeError("Connection closed by peer [127.0.0.1]:44"), step=7))
     assert shown.startswith("a rank was lost (rank 1, step 7): no heartbeat from rank 0 (last seen at step 7); ")
     assert "resume" in shown
 
@@ -143,4 +143,4 @@ def test_a_connection_error_is_explained_by_the_other_rank(three: Three, rank_1:
     ],
 )
 def test_connection_errors_are_recognized(error: Exception, expected: bool) -> None:
-    assert is_of_connection(error) is expected
+    assert is_connection_error(error) is expected

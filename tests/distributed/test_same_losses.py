@@ -8,7 +8,7 @@ from tests.support.copies import SHARED, STEPS, largest_difference, run, tensors
 from tests.support.training_runs import logged, metrics
 from tinyllm.models.layerdrop import draw_active_blocks
 from tinyllm.runs.state_diff import digest
-from tinyllm.utils.seeds import stream
+from tinyllm.utils.seeds import derive_seed
 
 EMA = ("ema.enabled=true", "ema.decay=0.9")
 MIXTURE = ("model.block.moe.n_experts=4", "model.block.moe.n_active=2")
@@ -93,7 +93,7 @@ def test_four_ranks_and_fsdp_agree_to_rounding(corpus: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_dropped_blocks_are_dropped_on_all_ranks(corpus: str, tmp_path: Path) -> None:
     """Including a block that runs in the first micro-step and not in the last, in which gradients are all-reduced."""
-    seeds = [[stream(1337, "layerdrop", step, micro) for micro in range(2)] for step in range(STEPS)]
+    seeds = [[derive_seed(1337, "layerdrop", step, micro) for micro in range(2)] for step in range(STEPS)]
     assert [True, False] in [[draw_active_blocks(0.7, 4, seed=seed)[-1] for seed in step] for step in seeds]  # type: ignore[index]
     options = ("model.n_layers=4", "model.layerdrop=0.7", "trainer.batch_size=2", "trainer.grad_accum_steps=2")
     whole = run(2, tmp_path / "whole", *SHARED, corpus, *options)

@@ -40,7 +40,7 @@ def test_a_run_that_gives_up_keeps_its_last_good_checkpoint(asked: str, corpus: 
     good = contents(find(tmp_path / "run"))
     answer = train_copy(f"resume={tmp_path / 'run'}", asked, fault="nan@step")
     assert answer.code == 2, answer
-    assert answer.err.startswith("error: not finite") and f"({asked})" in answer.err
+    assert answer.err.startswith("error: loss or gradient norm not finite") and f"({asked})" in answer.err
     assert len(answer.err.splitlines()) == 1
     assert all(section.equal for section in compare(good, contents(find(tmp_path / "run"))))
 
@@ -75,5 +75,5 @@ def test_a_checkpoint_of_the_step_that_ruined_the_weights_is_marked_doubtful(
     assert train(f"resume={run}", "trainer.max_steps=20", "optimizer.lr=1e30") == 2
     said = capsys.readouterr().err
     good = run / "checkpoints/step-000004"
-    assert f"step-000005, the last checkpoint, may already have ruined weights; resume={good}" in said
+    assert f"step-000005, the last checkpoint, may already contain bad weights; resume={good}" in said
     assert train(f"resume={good}", "optimizer.lr=1e-4", "trainer.max_steps=6") == 0

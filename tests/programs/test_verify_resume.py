@@ -15,7 +15,7 @@ from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.config.cli.arguments import read
 from tinyllm.config.quoting import quote_literals, unquoted
-from tinyllm.programs.training_process import Moment, TrainingProcess, descendants
+from tinyllm.programs.training_process import KillTime, TrainingProcess, descendants
 from tinyllm.programs.verify_resume import (
     ATTEMPTS,
     Kill,
@@ -224,7 +224,7 @@ def test_a_run_is_killed_only_when_its_moment_has_come(tmp_path: Path) -> None:
     os.replace(tmp_path / "new", metrics)
     assert training.newest_step() == 4
     training.arrivals = {3: 5.0, 6: 8.0}
-    moment = Moment(step=4, delay=1.0, latest=9)
+    moment = KillTime(step=4, delay=1.0, latest=9)
     assert not training._has_come(moment, step=3, now=99.0) and not training._has_come(moment, step=8, now=8.9)
     assert training._has_come(moment, step=8, now=9.0) and training._has_come(moment, step=9, now=8.0)
 
@@ -234,7 +234,7 @@ def test_a_run_that_ends_before_its_kill_is_started_over(
     ended_early: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs of four steps; the first ``ended_early`` runs end before their kill."""
-    killed: list[Moment] = []
+    killed: list[KillTime] = []
 
     class Quick:
         arrivals: ClassVar[dict[int, float]] = {1: 0.0, 2: 1.0, 3: 2.0, 4: 3.0}
@@ -250,7 +250,7 @@ def test_a_run_that_ends_before_its_kill_is_started_over(
         def __exit__(self, *_: object) -> None:
             pass
 
-        def follow(self, kill_at: Moment | None = None) -> int | None:
+        def follow(self, kill_at: KillTime | None = None) -> int | None:
             if kill_at is None:
                 return 0
             killed.append(kill_at)

@@ -10,7 +10,7 @@ from tests.support import sources
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
 from tinyllm.runs.facts import read_run_json
-from tinyllm.runs.provenance import PACKAGE, TRAINING_CODE, code_fingerprint, fingerprint_of, training_files
+from tinyllm.runs.provenance import PACKAGE, TRAINING_CODE, code_fingerprint, package_fingerprint, training_files
 from tinyllm.runs.seal import SEALED, check_seal
 
 NOT_TRAINING = {"config", "loggers", "errors.py", "__init__.py"}
@@ -39,18 +39,18 @@ def test_everything_training_imports_is_fingerprinted_or_listed_as_irrelevant() 
 def test_changing_a_fingerprinted_file_changes_the_fingerprint(tmp_path: Path) -> None:
     copy = tmp_path / "tinyllm"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    before = fingerprint_of(copy)
+    before = package_fingerprint(copy)
     assert before == code_fingerprint()
     (copy / "loggers" / "curves.py").write_text("", encoding="utf-8")
-    assert fingerprint_of(copy) == before
+    assert package_fingerprint(copy) == before
     folders = [name for name in TRAINING_CODE if (copy / name).is_dir()]
     for file in (copy / "programs" / "trainer_builder.py", *(min((copy / name).glob("*.py")) for name in folders)):
         content = file.read_bytes()
         file.write_bytes(content + b"\n")
-        assert fingerprint_of(copy) != before
+        assert package_fingerprint(copy) != before
         file.write_bytes(content)
     (copy / "nn" / "norm.py").rename(copy / "nn" / "norms.py")
-    assert fingerprint_of(copy) != before
+    assert package_fingerprint(copy) != before
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from tests.support.training_runs import SMALL, digest, logged, metrics, train, t
 from tests.training.test_trainer import small_model
 from tinyllm.inference.generator import generate_text
 from tinyllm.runs.checkpoint import find
-from tinyllm.training.compilation import in_a_line, untouched
+from tinyllm.training.compilation import in_a_line, preserving_state
 
 COMPILED = ("trainer.compile.enabled=true", "trainer.compile.backend=aot_eager")
 INDUCTOR = ("trainer.compile.enabled=true",)
@@ -228,7 +228,7 @@ def test_warm_up_restores_buffers_and_random_streams() -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
     torch.manual_seed(3)
-    with untouched(model):
+    with preserving_state(model):
         torch.rand(7)
         model.get_buffer("count").add_(1)
         model(torch.zeros(1, 4, dtype=torch.int64)).sum().backward()  # type: ignore[operator]

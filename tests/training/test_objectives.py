@@ -101,7 +101,7 @@ class Records(Log):
 class Saved(NoCheckpoints):
     best: list[bool] = field(default_factory=list)
 
-    def save(self, *, best: bool, cause: str, is_final: bool) -> None:
+    def save(self, *, best: bool, reason: str, is_final: bool) -> None:
         self.best.append(best)
 
 
@@ -118,7 +118,7 @@ def trained(source: WindowSource, accuracies: Sequence[float]) -> Trainer:
         state=state,
         objective=objective,
         forward=objective,
-        schedule=lambda step: 0.01,
+        lr_at=lambda step: 0.01,
         settings=Settings(
             seed=0, max_steps=len(accuracies), max_minutes=None, stop_after_steps=None, grad_clip=1.0, log_every=1,
             eval_every=1, sample_every=0, checkpoint_every=0, nonfinite_action="stop", nonfinite_patience=1,
@@ -136,7 +136,7 @@ def trained(source: WindowSource, accuracies: Sequence[float]) -> Trainer:
         log=Records(),
         events=Callback(),
         stop=StopRequest(),
-        prepare=lambda: None,
+        warm_up=lambda: None,
         profiler=NoProfiler(),
         peak_flops=None,
         run_dir=Path(),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm.utils.text import command, duration, plain, python_command, quantity, short, shown_path
+from tinyllm.utils.text import command, duration, escape_control, python_command, quantity, short, shown_path
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 @given(st.text())
 def test_plain_escapes_control_characters(text: str) -> None:
-    shown = plain(text)
+    shown = escape_control(text)
     assert all(character.isprintable() or character in "\n\t" or ord(character) > 159 for character in shown)
     if text.isascii() and text.isprintable():
         assert shown == text

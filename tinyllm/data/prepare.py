@@ -14,7 +14,15 @@ from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
 from tinyllm.data.encode import EncodingStats, encode_documents
 from tinyllm.data.split import RULES, Parts, split
-from tinyllm.data.token_cache import FORMAT, SIDES, DamagedCacheError, TokenWriter, open_cache, remove_stale, save_rest
+from tinyllm.data.token_cache import (
+    FORMAT,
+    SIDES,
+    DamagedCacheError,
+    TokenWriter,
+    open_cache,
+    remove_stale,
+    save_metadata,
+)
 from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
@@ -161,7 +169,7 @@ def _write(
         row = len(next(next(documents()).chunks())) if source.rows else None
         meta["splits"][side] = entry | {"row_length": row}
         meta["notes"] += _notes(tokenizer, {"train": "training", "val": "validation"}[side], stats)
-    save_rest(folder, tokenizer, exceptions, meta)
+    save_metadata(folder, tokenizer, exceptions, meta)
 
 
 def _notes(tokenizer: Tokenizer, side: str, stats: EncodingStats) -> list[str]:

@@ -108,7 +108,7 @@ def fingerprint_of_blocks(blocks: list[str]) -> str:
     return hashlib.sha256("".join(blocks).encode()).hexdigest()
 
 
-def save_rest(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
+def save_metadata(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write everything besides the ids, meta.json last; on return all files are durable."""
     packed = BytesIO()
     arrays: dict[str, Any] = dict(exceptions)  # Any: among numpy 2's keywords is a flag

@@ -20,7 +20,7 @@ from tinyllm.loggers.summary_rows import Rows, end_rows, next_commands, start_ro
 from tinyllm.runs.metrics_log import Speed
 from tinyllm.training.callbacks import Callback, Outcome, RunInfo
 from tinyllm.utils.environment import shows
-from tinyllm.utils.text import duration, plain, quantity, shown_path
+from tinyllm.utils.text import duration, escape_control, quantity, shown_path
 
 _STYLES = {"finished": "green", "interrupted": "yellow", "failed": "red"}
 _EXPECTED = ("periodic", "best", "last")
@@ -84,7 +84,7 @@ class PlainConsole(Callback):
         self._line(f"checkpoint at step {step} ({reason}): {shown_path(path)}")
 
     def on_message(self, text: str) -> None:
-        self._line(f"note: {plain(text)}")
+        self._line(f"note: {escape_control(text)}")
 
     def on_end(self, outcome: Outcome) -> None:
         self._line(f"{outcome.status} at step {outcome.step}")
@@ -100,7 +100,9 @@ class PlainConsole(Callback):
     def _line(self, text: str) -> None:
         """Write one line: control characters spelled out, characters outside the stream's encoding replaced."""
         encoding = self._stream.encoding or "utf-8"
-        line = plain(text).replace("\n", "\\n").replace("\t", "\\t").encode(encoding, "replace").decode(encoding)
+        line = (
+            escape_control(text).replace("\n", "\\n").replace("\t", "\\t").encode(encoding, "replace").decode(encoding)
+        )
         try:
             self._stream.write(line + "\n")
             self._stream.flush()
@@ -165,14 +167,14 @@ class TerminalConsole(Callback):
 
     def on_sample(self, step: int, text: str) -> None:
         self._console.print(Text.assemble((f"step {step:>7,}", "bold"), "   sample"))
-        self._console.print(Padding(Text(plain(text.expandtabs(4)).strip("\n"), "italic cyan"), (0, 4, 1, 4)))
+        self._console.print(Padding(Text(escape_control(text.expandtabs(4)).strip("\n"), "italic cyan"), (0, 4, 1, 4)))
 
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
         if reason not in _EXPECTED:
             self._console.print(Text(f"checkpoint at step {step:,} ({reason}): {shown_path(path)}", "yellow"))
 
     def on_message(self, text: str) -> None:
-        self._console.print(Text(f"note: {plain(text)}", "yellow"))
+        self._console.print(Text(f"note: {escape_control(text)}", "yellow"))
 
     def on_end(self, outcome: Outcome) -> None:
         if self._live:
@@ -224,7 +226,7 @@ def _panel(title: str, rows: Rows, *, style: str) -> Panel:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
-        table.add_row(Text(name), Text(plain(text), "yellow" if name == "note" else ""))
+        table.add_row(Text(name), Text(escape_control(text), "yellow" if name == "note" else ""))
     return Panel(table, title=title, title_align="left", border_style=style, expand=False)
 
 

@@ -18,7 +18,7 @@ from tinyllm.training.batch_plan import BatchPlan, plan_batch
 from tinyllm.training.callbacks import OptimizerGroup
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.progress import PreparationProgress
-from tinyllm.utils.seeds import stream
+from tinyllm.utils.seeds import derive_seed
 
 HORIZON = ("max_steps", "max_tokens", "max_epochs")
 """Keys of ``trainer`` that set the end of a run."""
@@ -60,7 +60,7 @@ def build_model(
     """
     vocab_size = vocabulary_of(cfg, vocab_size)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(stream(seed, "weights"))  # torch.manual_seed would import the compiler
+        torch.default_generator.manual_seed(derive_seed(seed, "weights"))  # torch.manual_seed would import the compiler
         with memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
                 model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)

@@ -23,7 +23,7 @@ from tinyllm.programs.load_model import load
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision
 from tinyllm.utils.platforms import module
-from tinyllm.utils.text import plain, print_note
+from tinyllm.utils.text import escape_control, print_note
 
 
 def command(cfg: DictConfig, invocation: Invocation) -> int:
@@ -101,7 +101,7 @@ def show(session: Session, prompts: list[str], *, seed: int) -> None:
     printer = Printer(
         prompts=[printed_prompt(session.tokenizer, prompt) for prompt in prompts],
         n_samples=session.n_samples,
-        clean=plain if sys.stdout.isatty() else str,
+        clean=escape_control if sys.stdout.isatty() else str,
     )
     start = time.perf_counter()
     printer.show(session.stream(prompts, seed=seed))

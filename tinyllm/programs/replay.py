@@ -16,7 +16,7 @@ from tinyllm.runs.directory import make_output_dir
 from tinyllm.runs.facts import compared_settings, differing, origins, read_config, read_run_json
 from tinyllm.runs.layout import CHECKPOINTS, METRICS
 from tinyllm.runs.state_diff import StateDiff, comparable_records, compare, compare_records, contents, table
-from tinyllm.utils.text import plain
+from tinyllm.utils.text import escape_control
 
 DIGEST_DIGITS = 12
 """Digits of a sha256 that are printed."""
@@ -41,17 +41,17 @@ def replay(flags: argparse.Namespace) -> int:
     """Train the run again, compare, print the result; returns the exit code."""
     run = recorded_run(flags.run, steps=flags.steps, config_dir=flags.config_dir)
     if not flags.json:
-        print(plain(f"replaying {run.steps} steps of {run.path}"), flush=True)
+        print(escape_control(f"replaying {run.steps} steps of {run.path}"), flush=True)
     out = make_output_dir(flags.out)
     keep = flags.out is not None
     try:
         train_again(run.command(out / "run"), out, threads=run.threads)
         result = compared(run.path, out / "run", steps=run.steps, checkpoint=run.checkpoint)
         keep = keep or not result.agree
-        print(json.dumps(asdict(result)) if flags.json else plain("\n".join(report(result))))
+        print(json.dumps(asdict(result)) if flags.json else escape_control("\n".join(report(result))))
         return 0 if result.agree else 1
     except TrainingFailed as failed:
-        print(plain(f"error: {failed}"), file=sys.stderr)
+        print(escape_control(f"error: {failed}"), file=sys.stderr)
         return USER_ERROR
     finally:
         if not keep:

@@ -57,7 +57,7 @@ from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.memory_estimate import trained_bytes
 from tinyllm.utils.device import device_memory, pick_device, pick_precision
 from tinyllm.utils.files import expand_home
-from tinyllm.utils.seeds import stream
+from tinyllm.utils.seeds import derive_seed
 from tinyllm.utils.text import quantity, short
 
 
@@ -111,7 +111,7 @@ class RunPlan(CheckedSettings):
         """The step at which the run is complete."""
         return self.horizon.max_steps
 
-    def lr(self, step: int) -> float:
+    def lr_at(self, step: int) -> float:
         """The scheduled learning rate of a step (from 0)."""
         return self.schedule(step - self.horizon.shift)
 
@@ -159,7 +159,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     # Built before the data is opened: sizes that do not fit together are refused by the constructors of its parts.
     vocab_size = cfg.model.vocab_size or PLACEHOLDER_VOCAB
     meta_model = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
-    strategy.check(build_optimizer(cfg, meta_model, allow=allow)[0])
+    strategy.check_optimizer(build_optimizer(cfg, meta_model, allow=allow)[0])
     check_memory(cfg, meta_model, strategy=strategy, device=device, allow=allow)
     progress = progress_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None
     if cfg.trainer.max_epochs is None:  # a horizon in epochs is known only with the data
@@ -236,7 +236,7 @@ def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
         UserError: the horizon is shorter than a step, or the schedule does not fit into it.
     """
     cfg, batch, curriculum = settings.cfg, settings.batch, settings.curriculum
-    sampler = Sampler(data.train, seq_len=batch.seq_len, seed=stream(cfg.seed, "data"))
+    sampler = Sampler(data.train, seq_len=batch.seq_len, seed=derive_seed(cfg.seed, "data"))
     epoch_tokens = sampler.windows_per_epoch * batch.seq_len
     horizon = horizon_of(cfg, batch, curriculum, settings.progress, epoch_tokens=epoch_tokens)
     schedule = build_schedule(cfg, n_steps=horizon.steps, allow=settings.invocation.allow)

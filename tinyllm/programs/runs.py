@@ -12,7 +12,7 @@ from tinyllm.runs.facts import compared_settings, differing, origins
 from tinyllm.runs.listing import DAMAGED, ListedRun, find_runs
 from tinyllm.runs.query import check_keys, in_order, parse_condition
 from tinyllm.utils.tables import Column, Table, csv_text
-from tinyllm.utils.text import duration, plain, short, shown_path
+from tinyllm.utils.text import duration, escape_control, short, shown_path
 
 COLUMNS = (
     *("run", "status", "model", "attn", "ffn", "moe", "optimizer", "dataset", "seed"),
@@ -103,7 +103,7 @@ def _show_runs(runs: Sequence[ListedRun], columns: Sequence[str], *, all_columns
     headings = [Column(name=key, right=key in numbers, styles=STYLES if key == "status" else {}) for key in columns]
     Table(columns=headings, rows=[[_cell(run, key) for key in columns] for run in runs]).show()
     if common:
-        print(plain("all: " + ", ".join(f"{key}={value}" for key, value in common.items())))
+        print(escape_control("all: " + ", ".join(f"{key}={value}" for key, value in common.items())))
 
 
 def _cell(run: ListedRun, key: str) -> str:

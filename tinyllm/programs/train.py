@@ -103,7 +103,7 @@ def execute(plan: RunPlan, run_dir: RunDir, stop: StopRequest) -> Outcome:
             with trainer.profiler:
                 outcome = trainer.fit()
         except Exception as error:
-            shown = plan.strategy.explained(error, trainer.state.step if trainer else plan.start_step)
+            shown = plan.strategy.name_rank(error, trainer.state.step if trainer else plan.start_step)
             if trainer:
                 trainer.events.on_end(trainer.outcome("failed", {}, f"{type(error).__name__}: {shown}"))
             if shown is error:

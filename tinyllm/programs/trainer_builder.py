@@ -35,7 +35,7 @@ from tinyllm.runs.provenance import provenance
 from tinyllm.runs.state_schema import read_checked
 from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup, RunInfo
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
-from tinyllm.training.compilation import Compiled, Eager, untouched
+from tinyllm.training.compilation import Compiled, Eager, preserving_state
 from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.objectives.base import Objective
 from tinyllm.training.objectives.next_token import NextToken
@@ -44,7 +44,7 @@ from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import Settings, Trainer
 from tinyllm.utils.device import autocast, compute_dtype, peak_flops
 from tinyllm.utils.fault_injection import fault
-from tinyllm.utils.seeds import seed_globals, stream
+from tinyllm.utils.seeds import derive_seed, seed_globals
 from tinyllm.utils.stop_signal import Stopping, StopRequest
 from tinyllm.utils.tensors import first_not_finite
 
@@ -82,7 +82,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
             saver=saver,
             log=log,
             events=events,
-            usable=trial.gives_finite_gradients,
+            has_finite_gradients=trial.gives_finite_gradients,
             directory=run_dir.checkpoints,
         )
     evaluator = Evaluator(plan=plan, state=state, compiler=compiler)
@@ -91,7 +91,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         state=state,
         objective=objective,
         forward=compiler.calls(forward),
-        schedule=plan.lr,
+        lr_at=plan.lr_at,
         settings=loop_settings(cfg, plan.max_steps),
         batch_plan=plan.batch,
         lengths=plan.lengths,
@@ -103,7 +103,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         log=log,
         events=events,
         stop=stop,
-        prepare=partial(warm_up, compiler, trial, events, run_dir),
+        warm_up=partial(warm_up, compiler, trial, events, run_dir),
         profiler=make_profiler(plan, run_dir.path, report=events.on_message),
         peak_flops=peak,
         run_dir=run_dir.path,
@@ -182,7 +182,7 @@ def make_compiler(plan: RunPlan, model: Any, stop: StopRequest) -> Eager:
         device=plan.device,
         dtype=compute_dtype(plan.precision),
         lengths=plan.lengths,
-        agree=partial(on_any_rank, plan.strategy),
+        any_rank=partial(on_any_rank, plan.strategy),
         stopping=lambda: stop.signal is not None,
         **settings,
     )
@@ -266,7 +266,7 @@ class TrialPass:
     def gives_finite_gradients(self) -> bool:
         """Whether the weights, as they are, give finite gradients on all ranks."""
         model = self.objective.model
-        with untouched(model):
+        with preserving_state(model):
             self.run(self.plan.batch.seq_len)
             gradients = [(name, p.grad) for name, p in model.named_parameters() if p.grad is not None]
             bad = first_not_finite(gradients)
@@ -307,7 +307,7 @@ class Evaluator:
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Averaged weights, the strategy's and the compiler's context for inference."""
-        with self.state.average.applied(), self.plan.strategy.reading(), self.compiler.reading():
+        with self.state.average.applied(), self.plan.strategy.inference_context(), self.compiler.inference_context():
             yield
 
     def evaluate(self, stopping: Stopping) -> dict[str, float]:
@@ -350,7 +350,7 @@ class Evaluator:
                 plan.data.tokenizer,
                 cfg.trainer.sample_prompt,
                 max_new_tokens=cfg.trainer.sample_tokens,
-                seed=stream(cfg.seed, "sample", step),
+                seed=derive_seed(cfg.seed, "sample", step),
                 **plain(cfg.trainer.sample),
                 autocast=partial(autocast, plan.device, plan.precision),
                 stopping=stopping,

@@ -40,7 +40,7 @@ class TrainingFailed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class KillTime:
     """When to kill a run: ``delay`` seconds after the record of ``step``, at the latest with that of ``latest``."""
 
     step: int
@@ -162,7 +162,7 @@ class TrainingProcess:
         if code:
             raise TrainingFailed(code, self.reason(code))
 
-    def follow(self, kill_at: Moment | None = None) -> int | None:
+    def follow(self, kill_at: KillTime | None = None) -> int | None:
         """Note in :attr:`arrivals` when records appear, until the process ends or is killed at ``kill_at``.
 
         Returns:
@@ -188,7 +188,7 @@ class TrainingProcess:
         record = last_record(self.run_dir / METRICS)
         return 0 if record is None else int(record["step"])
 
-    def _has_come(self, moment: Moment, step: int, now: float) -> bool:
+    def _has_come(self, moment: KillTime, step: int, now: float) -> bool:
         if step < moment.step:
             return False
         seen = min(arrival for arrived, arrival in self.arrivals.items() if arrived >= moment.step)

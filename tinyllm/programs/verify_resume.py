@@ -14,7 +14,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError, setting
-from tinyllm.programs.training_process import Moment, TrainingFailed, TrainingProcess
+from tinyllm.programs.training_process import KillTime, TrainingFailed, TrainingProcess
 from tinyllm.runs.checkpoint import find, read_hint, steps_in
 from tinyllm.runs.directory import make_output_dir
 from tinyllm.runs.layout import CHECKPOINTS, METRICS
@@ -128,7 +128,7 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, report
 
 
 def train_with_kills(
-    settings: list[str], out: Path, planned: list[Moment], *, report: Callable[[str], None]
+    settings: list[str], out: Path, planned: list[KillTime], *, report: Callable[[str], None]
 ) -> list[Kill]:
     """Train into ``out/killed``, killing the run at the planned moments; returns the kills that hit.
 
@@ -149,7 +149,7 @@ def train_with_kills(
     return hits
 
 
-def moments(arrivals: dict[int, float], kills: int, draw: Random) -> list[Moment]:
+def moments(arrivals: dict[int, float], kills: int, draw: Random) -> list[KillTime]:
     """Random moments between the first step and the last but one, uniform in time and sorted.
 
     The time spent on saving counts, so the more often a run saves, the more kills hit a save. A run that is faster
@@ -162,7 +162,7 @@ def moments(arrivals: dict[int, float], kills: int, draw: Random) -> list[Moment
     chosen = []
     for time in sorted(draw.uniform(first, last) for _ in range(kills)):
         step = max(candidate for candidate in steps if arrivals[candidate] <= time)
-        chosen.append(Moment(step=step, delay=time - arrivals[step], latest=steps[-2]))
+        chosen.append(KillTime(step=step, delay=time - arrivals[step], latest=steps[-2]))
     return chosen
 
 

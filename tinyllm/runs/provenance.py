@@ -42,10 +42,10 @@ def provenance() -> dict[str, Any]:
 @cache
 def code_fingerprint() -> str:
     """sha256 over the names and contents of the training code."""
-    return fingerprint_of(PACKAGE)
+    return package_fingerprint(PACKAGE)
 
 
-def fingerprint_of(package: Path) -> str:
+def package_fingerprint(package: Path) -> str:
     """:func:`code_fingerprint` of a copy of the package. Hashes name, length and bytes of each file, sorted by name."""
     # With the length of each file, no two sets of files give the same stream of bytes.
     total = hashlib.sha256()

@@ -107,10 +107,15 @@ class Callback:
         """After a record was written to ``metrics.jsonl``: step, tokens, flops, seconds and the step's metrics."""
 
     def on_checkpoint(self, step: int, path: Path, reason: str) -> None:
-        """Once a checkpoint is durable on disk; ``reason`` is periodic, best, last or the name of a signal."""
+        """Called once a checkpoint is safely on disk.
+
+        Args:
+            reason: ``periodic``, ``best``, ``last`` (of the whole run), ``stop_after_steps``, ``max_minutes``, or the
+                name of a signal such as ``SIGTERM``.
+        """
 
     def on_message(self, text: str) -> None:
-        """A sentence for the user, such as a skipped step or a damaged checkpoint passed over."""
+        """A sentence for the user, such as a skipped step or a damaged checkpoint that is not used."""
 
     def on_end(self, outcome: Outcome) -> None:
         """At the end of the run, after its last checkpoint; also after an interruption or an error."""

@@ -1,4 +1,4 @@
-"""Checkpoints of the training loop: when to save, and when not to because the weights may be ruined."""
+"""Checkpoints of the training loop: when to save, and when not to because the weights may be corrupted."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,17 +17,17 @@ from tinyllm.utils.tensors import first_not_finite
 
 
 class NoCheckpoints:
-    """Saves nothing; the interface of :class:`Checkpointing`."""
+    """The interface of :class:`Checkpointing`; this class saves nothing."""
 
     overdue = False
     """A periodic checkpoint was postponed."""
 
-    def save(self, *, best: bool, cause: str, is_final: bool) -> None:
+    def save(self, *, best: bool, reason: str, is_final: bool) -> None:
         """Start a checkpoint of this step.
 
         Args:
             best: it is the best so far by the metric that the objective selects by.
-            cause: why it is saved, for callbacks: best, last, periodic or the name of a signal.
+            reason: why it is saved; see :meth:`tinyllm.training.callbacks.Callback.on_checkpoint`.
             is_final: no step follows, so it must be complete on return.
         """
 
@@ -38,23 +38,23 @@ class NoCheckpoints:
     def finish_if_written(self, *, all_written: bool) -> None:
         """Publish the pending checkpoint if all ranks have written their parts and its weights can be trusted."""
 
-    def finish_trusted(self, *, taken: int) -> None:
-        """Publish the pending checkpoint before an error ends the run, if its weights can be trusted.
+    def finish_if_safe(self, *, last_applied_step: int) -> None:
+        """Publish the pending checkpoint before an error ends the run, if its weights are safe.
 
         Args:
-            taken: see :meth:`advice`.
+            last_applied_step: see :meth:`recovery_hint`.
         """
 
     def any_saved(self) -> bool:
         """Whether the run has a checkpoint."""
         return False
 
-    def advice(self, *, taken: int) -> str:
-        """Which checkpoint to go back to.
+    def recovery_hint(self, *, last_applied_step: int) -> str:
+        """Which checkpoint to resume from, for an error message.
 
         Args:
-            taken: the step count after the last step that was not skipped. Its weights are the newest, and no step has
-                succeeded from them, so that step may have ruined them; earlier checkpoints are good.
+            last_applied_step: The last step that was not skipped. It may have corrupted the weights, because every step
+                after it failed; checkpoints before it are safe.
         """
         return "checkpoint.enabled=false saved none"
 
@@ -63,9 +63,9 @@ class NoCheckpoints:
 class Checkpointing(NoCheckpoints):
     """Checkpoints of a training loop; all ranks must call every method.
 
-    While steps are skipped because of NaN or infinity, nothing is saved, published or pruned: the last step taken may
-    have ruined the weights, and a checkpoint of them would replace a good one. A checkpoint due meanwhile is saved
-    after the next step taken. A run that has to stop meanwhile saves only weights that still give finite gradients.
+    While steps are skipped because of NaN or infinity, nothing is saved, published or pruned: the last applied step may
+    have corrupted the weights, and a checkpoint of them would replace a good one. A checkpoint that falls due then is
+    saved after the next applied step. A run that must stop then saves its weights only if they give finite gradients.
     """
 
     state: TrainState
@@ -73,35 +73,36 @@ class Checkpointing(NoCheckpoints):
     saver: Saver
     log: Log
     events: Callback
-    usable: Callable[[], bool]
+    has_finite_gradients: Callable[[], bool]
     """Whether a forward and backward pass gives finite gradients; all ranks must call it."""
     directory: Path
 
     def __post_init__(self) -> None:
         self.pending: tuple[int, str] | None = None
-        """Step and cause of the checkpoint being written."""
+        """Step and reason of the checkpoint being written."""
 
-    def save(self, *, best: bool, cause: str, is_final: bool) -> None:
+    def save(self, *, best: bool, reason: str, is_final: bool) -> None:
         """Start a checkpoint of this step; :meth:`finish` publishes it.
 
         Raises:
-            UserError: the weights are not finite, or they are final and give no finite gradients.
+            UserError: the weights are not finite; or, with ``is_final`` after skipped steps, their gradients are not.
         """
         if self.state.skipped and not (best or is_final):
             self.overdue = True
             return
         self._check_finite()
-        if self.state.skipped and not self.usable():
+        if self.state.skipped and not self.has_finite_gradients():
             if is_final:
-                raise self._ruined(f"{self.state.skipped} steps were skipped, and the weights give no finite gradients")
+                what = f"{self.state.skipped} steps were skipped, and the weights give no finite gradients"
+                raise self._bad_weights(what)
             self.overdue = True
             return
         if self.pending:
             self.finish()
-        self.strategy.check_alike(self.state.model)
+        self.strategy.check_replicas_equal(self.state.model)
         self.log.sync()
         self.saver.begin(step=self.state.step, weights=self.state.weights(), state=self.to_save(), best=best)
-        self.pending, self.overdue = (self.state.step, cause), False
+        self.pending, self.overdue = (self.state.step, reason), False
         if is_final or self.saver.snapshot is None:
             self.finish()
 
@@ -115,12 +116,11 @@ class Checkpointing(NoCheckpoints):
     def finish_if_written(self, *, all_written: bool) -> None:
         if not (self.pending and all_written):
             return
-        last_taken = self.state.step - self.state.skipped
-        if not self.state.skipped or self.pending[0] < last_taken:
+        if not self.state.skipped or self.pending[0] < self.state.step - self.state.skipped:
             self.finish()
 
-    def finish_trusted(self, *, taken: int) -> None:
-        if self.pending and self.pending[0] < taken:
+    def finish_if_safe(self, *, last_applied_step: int) -> None:
+        if self.pending and self.pending[0] < last_applied_step:
             self.finish()
 
     def finish(self) -> None:
@@ -130,7 +130,7 @@ class Checkpointing(NoCheckpoints):
             UserError: on every rank, if rank 0 could not write its part or publish the whole.
         """
         assert self.pending is not None
-        (step, cause), self.pending = self.pending, None
+        (step, reason), self.pending = self.pending, None
         failure: UserError | None = None
         try:
             self.saver.wait()
@@ -138,7 +138,7 @@ class Checkpointing(NoCheckpoints):
             failure = error
         self.strategy.gather([1.0])  # a barrier: from here on no rank is writing
         path = self.strategy.on_rank_zero(partial(self._commit, failure))
-        self.events.on_checkpoint(step, path, cause)
+        self.events.on_checkpoint(step, path, reason)
 
     def _commit(self, failure: UserError | None) -> Path:
         if failure is not None:
@@ -148,30 +148,30 @@ class Checkpointing(NoCheckpoints):
     def any_saved(self) -> bool:
         return bool(steps_in(self.directory))
 
-    def advice(self, *, taken: int) -> str:
+    def recovery_hint(self, *, last_applied_step: int) -> str:
         steps = steps_in(self.directory)
-        good = max((step for step in steps if step < taken), default=None)
-        doubtful = max((step for step in steps if step >= taken), default=None)
+        good = max((step for step in steps if step < last_applied_step), default=None)
+        doubtful = max((step for step in steps if step >= last_applied_step), default=None)
         if doubtful is None and good is None:
             return "no checkpoint was saved before that"
         if doubtful is None:
             return f"{name_of(good or 0)}, the last checkpoint, was saved before that"
         if good is None:
-            return f"{name_of(doubtful)}, the only checkpoint, may already have ruined weights"
+            return f"{name_of(doubtful)}, the only checkpoint, may already contain bad weights"
         return (
-            f"{name_of(doubtful)}, the last checkpoint, may already have ruined weights;"
+            f"{name_of(doubtful)}, the last checkpoint, may already contain bad weights;"
             f" resume={steps[good]} continues from the one before"
         )
 
     def _check_finite(self) -> None:
-        """Refuse to save NaN and infinity, on all ranks if one of them has any."""
+        """Refuse to save NaN and infinity: if one rank has any, all ranks raise."""
         average = self.state.average.state_dict().get("shadow", {})
         bad_tensor = first_not_finite([*self.state.model.state_dict().items(), *average.items()])
         rows = self.strategy.gather([float(bad_tensor is not None)])
         if any(row[0] for row in rows):
-            raise self._ruined("the weights are not finite", where=bad_tensor)
+            raise self._bad_weights("the weights are not finite", where=bad_tensor)
 
-    def _ruined(self, what: str, where: str | None = None) -> UserError:
-        advice = self.advice(taken=self.state.step - self.state.skipped)
-        hint = f"step {self.state.step} was not saved; {advice}; lower optimizer.lr or trainer.grad_clip"
+    def _bad_weights(self, what: str, where: str | None = None) -> UserError:
+        recovery = self.recovery_hint(last_applied_step=self.state.step - self.state.skipped)
+        hint = f"step {self.state.step} was not saved; {recovery}; lower optimizer.lr or trainer.grad_clip"
         return UserError(what, file=where, hint=hint)

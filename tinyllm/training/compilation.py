@@ -42,7 +42,7 @@ class Eager:
         return None
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def inference_context(self) -> Iterator[None]:
         """The context of an evaluation or a sample."""
         yield
 
@@ -67,7 +67,7 @@ class Compiled(Eager):
         device, dtype: training device, and dtype of autocast there.
         lengths: sequence lengths of the run. If they vary, the program for all lengths is compiled from the same ones
             whatever step a run resumes at, so that it computes the same bits.
-        agree: given whether this rank failed, returns whether any rank did.
+        any_rank: given whether this rank failed, returns whether any rank did.
         stopping: whether the run was asked to stop. Errors that this causes in the compiler are not failures.
         backend, mode, fullgraph, dynamic: arguments of ``torch.compile``.
         fallback: after a failure, train uncompiled instead of raising.
@@ -80,7 +80,7 @@ class Compiled(Eager):
     device: torch.device
     dtype: torch.dtype
     lengths: Lengths
-    agree: Callable[[bool], bool]
+    any_rank: Callable[[bool], bool]
     stopping: Callable[[], bool]
     backend: str
     mode: str
@@ -129,8 +129,8 @@ class Compiled(Eager):
             UserError: it failed on some rank, without ``fallback``.
         """
         tell(f"compiling {len(self._blocks)} blocks with {self.backend}; this may take minutes")
-        start, before, failure = time.perf_counter(), programs_made(), None
-        with untouched(self.model), _quiet():
+        start, before, failure = time.perf_counter(), graphs_compiled(), None
+        with preserving_state(self.model), _quiet():
             try:
                 for length in self._warm_up_lengths():
                     run(length)
@@ -138,8 +138,8 @@ class Compiled(Eager):
                 failure = error
         seconds = round(time.perf_counter() - start, 1)
         facts = {"backend": self.backend, "mode": self.mode, "blocks": len(self._blocks), "seconds": seconds}
-        facts |= {"programs": programs_made() - before, "failure": None}
-        if not self.agree(failure is not None):
+        facts |= {"programs": graphs_compiled() - before, "failure": None}
+        if not self.any_rank(failure is not None):
             if self.fallback:
                 self._stack.enter_context(torch._dynamo.config.patch(suppress_errors=True))
             tell(f"compiled in {seconds} s: {facts['programs']} programs for {len(self._blocks)} blocks")
@@ -151,7 +151,7 @@ class Compiled(Eager):
         return facts | {"failure": in_a_line(failure)}
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def inference_context(self) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager"):
             yield
 
@@ -191,13 +191,13 @@ def check_backend(name: str) -> None:
         raise UserError("no such compiler", key="trainer.compile.backend", value=name, hint=f"torch has {known}")
 
 
-def programs_made() -> int:
+def graphs_compiled() -> int:
     """Number of graphs that torch has compiled in this process."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def preserving_state(model: nn.Module) -> Iterator[None]:
     """Restore random streams and buffers after the block, and drop the gradients."""
     streams, buffers = rng_state(), [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:

@@ -27,7 +27,7 @@ from tinyllm.training.stopwatch import Stopwatch
 from tinyllm.utils.device import peak_memory
 from tinyllm.utils.fault_injection import fault, makes_loss_nan
 from tinyllm.utils.memory import memory_for
-from tinyllm.utils.seeds import stream
+from tinyllm.utils.seeds import derive_seed
 from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
 from tinyllm.utils.tensors import full_tensor
 
@@ -61,7 +61,7 @@ class Trainer:
     objective: Objective
     forward: Callable[..., Loss]
     """The objective, wrapped by the strategy (DDP) and by the compiler's error messages."""
-    schedule: Callable[[int], float]
+    lr_at: Callable[[int], float]
     """Learning rate of a step."""
     settings: Settings
     batch_plan: BatchPlan
@@ -76,8 +76,8 @@ class Trainer:
     log: Log
     events: Callback
     stop: StopRequest
-    prepare: Callable[[], None]
-    """Runs before the first step, outside of its time: compiling."""
+    warm_up: Callable[[], None]
+    """Compiles the model before the first step, so that no step's time includes it."""
     profiler: NoProfiler
     peak_flops: float | None
     """Peak FLOP/s of all ranks together, for MFU; None: not known."""
@@ -88,7 +88,7 @@ class Trainer:
         self.model: Any = self.objective.model
         self.device: torch.device = self.model.device
         self.flops_per_token = cache(self.model.flops_per_token)
-        self.logged = self.state.tokens, self.state.flops
+        self.at_last_log = self.state.tokens, self.state.flops
         """Tokens and FLOPs at the last log line."""
         self.start_step = self.state.step
         self.last_metrics: dict[str, float] = {}
@@ -103,9 +103,9 @@ class Trainer:
         if not state.step:
             state.average.after_step(0)
         with watch.paused():
-            self.prepare()
+            self.warm_up()
         reason = self.reason_to_stop(watch)
-        if state.owed is not None:  # the run was interrupted in the evaluation of its last step
+        if state.owed is not None:  # the run was interrupted during the evaluation of its last step
             with watch.paused():
                 reason = self.after_step(dict(state.owed), watch, reason)
         while not reason:
@@ -118,7 +118,7 @@ class Trainer:
             reason = self.reason_to_stop(watch)
             record: dict[str, float] = {}
             if is_due(settings.log_every, state.step) or state.step == settings.max_steps:
-                record |= self.summarise(step_metrics, watch)
+                record |= self.summarize(step_metrics, watch)
                 self.events.on_log(state.step, dict(record))
             with watch.paused():
                 reason = self.after_step(record, watch, reason)
@@ -127,7 +127,7 @@ class Trainer:
         return self.outcome("finished" if finished else "interrupted", self.last_metrics, "" if finished else reason)
 
     def after_step(self, record: dict[str, float], watch: Stopwatch, reason: str) -> str:
-        """Evaluate, sample, log and save as far as each is due after a step.
+        """Evaluate, sample, log and save after a step, each if it is due.
 
         A signal interrupts an evaluation or a sample, and the step is saved at once. A resumed run then starts with
         the interrupted evaluation (``state.owed``), so that its metrics are those of an uninterrupted run.
@@ -162,9 +162,9 @@ class Trainer:
             self.last_metrics |= record
             self.log.write(line := self.axes() | record)
             self.events.on_record(line)
-        cause = "best" if best else "last" if is_last and state.owed is None else reason
-        if cause or is_due(settings.checkpoint_every, state.step) or self.checkpoints.overdue:
-            self.checkpoints.save(best=best, cause=cause or "periodic", is_final=bool(reason))
+        why_saved = "best" if best else "last" if is_last and state.owed is None else reason
+        if why_saved or is_due(settings.checkpoint_every, state.step) or self.checkpoints.overdue:
+            self.checkpoints.save(best=best, reason=why_saved or "periodic", is_final=bool(reason))
         else:
             self.checkpoints.finish_if_written(all_written=self.rank_status.all_written)
         return reason
@@ -179,25 +179,28 @@ class Trainer:
         """Take one optimizer step over all its micro-batches.
 
         Returns:
-            The metrics of the step: learning rate, gradient norm, and those of the objective but for ``train/loss``,
+            The metrics of the step: learning rate, gradient norm, and all objective metrics except ``train/loss``,
             which is averaged over the steps between two log lines.
         """
         state, optimizer = self.state, self.state.optimizer
-        lr = self.schedule(state.step)
+        lr = self.lr_at(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         self.strategy.report_step(state.step)
         fault("step", step=state.step)
-        # Dropout depends on seed, step and rank alone, so that a resumed run draws what the whole one would have.
-        torch.manual_seed(stream(self.settings.seed, "dropout", state.step, self.strategy.rank))
+        # Dropout depends on seed, step and rank alone, so that a resumed run draws the same masks as an uninterrupted
+        # one.
+        torch.manual_seed(derive_seed(self.settings.seed, "dropout", state.step, self.strategy.rank))
         micro_batches = [next(batches) for _ in range(self.batch_plan.grad_accum_steps)]
-        # Divide by the targets of the whole step, not per micro-batch or rank: every token weighs the same.
+        # Divide by the number of targets in the whole step, not per micro-batch or rank: every token weighs the same.
         own_weight = float(sum(self.objective.weight(batch) for batch in micro_batches))
         weight = int(sum(values[0] for values in self.strategy.gather([own_weight])))
         names: list[str] = []
-        means, step_load = torch.zeros((), device=self.device), StepLoad()
+        metric_sums, step_load = torch.zeros((), device=self.device), StepLoad()
         for micro, batch in enumerate(micro_batches):
-            active_blocks = self.model.draw_active_blocks(stream(self.settings.seed, "layerdrop", state.step, micro))
+            active_blocks = self.model.draw_active_blocks(
+                derive_seed(self.settings.seed, "layerdrop", state.step, micro)
+            )
             sequences = batch.sequences / self.batch_plan.sequences
             with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
                 with self.autocast():
@@ -206,13 +209,13 @@ class Trainer:
                     loss = loss.as_nan()
                 state.scaler.scale(loss.share_of_step(weight=weight, sequences=sequences)).backward()
             names = list(loss.metrics)
-            means = means + torch.stack(list(loss.metrics.values())).detach() / weight
+            metric_sums = metric_sums + torch.stack(list(loss.metrics.values())).detach() / weight
             step_load.add(loss.expert_load, sequences=sequences)
         state.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)
-        scalars = {"train/grad_norm": norm, **dict(zip(names, means, strict=True)), **step_load.metrics()}
-        metrics = dict(zip(scalars, to_floats(list(scalars.values())), strict=True))  # the step's one synchronisation
+        scalars = {"train/grad_norm": norm, **dict(zip(names, metric_sums, strict=True)), **step_load.metrics()}
+        metrics = dict(zip(scalars, to_floats(list(scalars.values())), strict=True))  # the step's only device sync
         metrics |= self.exchange_status({name: metrics[name] for name in names})
         train_loss = metrics.pop(TRAIN_LOSS)
         if all(map(math.isfinite, [train_loss, *metrics.values()])):
@@ -247,7 +250,7 @@ class Trainer:
         return {name: sum(row[i] for row in rows) for i, name in enumerate(metrics)}
 
     def skip_or_stop(self, loss: float, norm: float) -> None:
-        """Handle a NaN or infinite loss or gradient: skip the step, which leaves weights and optimizer alone, or stop.
+        """Handle a NaN or infinite loss or gradient: skip the step, leaving weights and optimizer unchanged, or stop.
 
         Raises:
             UserError: ``nonfinite.action=stop``, or as many skipped steps in a row as ``nonfinite.patience``.
@@ -266,19 +269,21 @@ class Trainer:
         stop = self.settings.nonfinite_action == "stop"
         if overflow or not (stop or state.skipped >= self.settings.nonfinite_patience):
             return
-        taken = state.step + 1 - state.skipped
-        self.checkpoints.finish_trusted(taken=taken)
+        last_applied_step = state.step + 1 - state.skipped
+        self.checkpoints.finish_if_safe(last_applied_step=last_applied_step)
+        recovery = self.checkpoints.recovery_hint(last_applied_step=last_applied_step)
+        when = "at" if stop else f"for {state.skipped} steps in a row, last at"
         raise UserError(
-            f"not finite at {what}" if stop else f"not finite for {state.skipped} steps in a row, last at {what}",
+            f"loss or gradient norm not finite {when} {what}",
             key=f"trainer.nonfinite.{'action' if stop else 'patience'}",
             value="stop" if stop else self.settings.nonfinite_patience,
-            hint=f"{self.checkpoints.advice(taken=taken)}; lower optimizer.lr or trainer.grad_clip",
+            hint=f"{recovery}; lower optimizer.lr or trainer.grad_clip",
         )
 
-    def summarise(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
-        """The log record of the steps since the last one."""
+    def summarize(self, step_metrics: dict[str, float], watch: Stopwatch) -> dict[str, float]:
+        """The log record of the steps since the last log record."""
         state, window = self.state, self.state.window
-        tokens, flops = state.tokens - self.logged[0], state.flops - self.logged[1]
+        tokens, flops = state.tokens - self.at_last_log[0], state.flops - self.at_last_log[1]
         seconds = watch.lap()
         metrics = dict(step_metrics)
         if window["steps"]:
@@ -292,13 +297,13 @@ class Trainer:
             metrics["speed/mfu"] = flops / seconds / self.peak_flops
         metrics["memory/peak_bytes"] = peak_memory(self.device)
         state.window = {"loss": 0.0, "steps": 0.0}
-        self.logged = state.tokens, state.flops
+        self.at_last_log = state.tokens, state.flops
         return metrics
 
     def update_best(self, value: float) -> bool:
-        """Whether ``value`` of the selecting metric is the best so far, in which case it is noted with its step.
+        """Record ``value`` of the selecting metric if it is the best so far, and return whether it is.
 
-        NaN and infinity never are.
+        A non-finite value is never the best.
         """
         state, sign = self.state, 1 if self.objective.lower_is_better else -1
         if not math.isfinite(value) or (state.best_loss is not None and sign * value >= sign * state.best_loss):
@@ -319,7 +324,7 @@ class Trainer:
             return "stop_after_steps"
         if settings.max_minutes is not None and state.step > self.start_step:  # at least one step per start
             over = [float(watch.since_start >= 60 * settings.max_minutes)]
-            if self.strategy.gather(over)[0][0]:  # clocks differ, so that of rank 0 decides
+            if self.strategy.gather(over)[0][0]:  # clocks differ, so rank 0's decides
                 return "max_minutes"
         return ""
 
@@ -350,7 +355,7 @@ class RankStatus:
     """Status of all ranks at the end of a step."""
 
     signal: int = 0
-    """Signal number that the first signalled rank received; 0: none."""
+    """Number of the signal received by the lowest rank that received one; 0: none."""
     all_written: bool = True
     """No rank is still writing its part of a checkpoint."""
     not_finite: Sequence[int] = ()
@@ -358,18 +363,18 @@ class RankStatus:
 
 
 def is_due(every: int, step: int) -> bool:
-    """Whether something done every ``every`` steps is due after this one; 0: never."""
+    """Whether an action repeated every ``every`` steps is due after this step; 0: never."""
     return bool(every) and step % every == 0
 
 
 def to_floats(scalars: list[Tensor]) -> list[float]:
-    """The values of scalars on one device, in one transfer."""
+    """The values of scalars on a device, in a single transfer."""
     values: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
     return values
 
 
 def clip(parameters: list[Tensor], max_norm: float) -> Tensor:
-    """Clip the gradients to a global norm of at most ``max_norm`` (0: no clipping); returns the norm before."""
+    """Clip the gradients to a global norm of ``max_norm`` (0: no clipping); returns the norm before clipping."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = full_tensor(torch.nn.utils.get_total_norm(gradients))
     if max_norm > 0:

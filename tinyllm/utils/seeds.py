@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 
-def stream(seed: int, use: str, *position: int) -> int:
+def derive_seed(seed: int, use: str, *position: int) -> int:
     """The 63-bit seed of one random stream.
 
     Args:
@@ -24,6 +24,6 @@ def seed_globals(seed: int, rank: int = 0) -> None:
 
     tinyllm does not use them unseeded, but a user's own class may. Checkpoints hold their states.
     """
-    torch.default_generator.manual_seed(stream(seed, "torch", rank))  # torch.manual_seed imports the compiler
-    np.random.seed(stream(seed, "numpy", rank) % 2**32)
-    random.seed(stream(seed, "python", rank))
+    torch.default_generator.manual_seed(derive_seed(seed, "torch", rank))  # torch.manual_seed imports the compiler
+    np.random.seed(derive_seed(seed, "numpy", rank) % 2**32)
+    random.seed(derive_seed(seed, "python", rank))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from tinyllm.utils.text import plain
+from tinyllm.utils.text import escape_control
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Table:
     def lines(self) -> list[str]:
         """Plain text of full width: columns padded with blanks, two blanks apart, the title above."""
         cells = [[column.name for column in self.columns]] * self.header + [
-            [plain(cell) for cell in row] for row in self.rows
+            [escape_control(cell) for cell in row] for row in self.rows
         ]
         widths = [max((len(row[index]) for row in cells), default=0) for index in range(len(self.columns))]
         lines = [
@@ -82,7 +82,7 @@ class Table:
             if index in self.sections:
                 table.add_section()
             texts = [
-                Text(plain(cell), style=column.styles.get(cell, ""))
+                Text(escape_control(cell), style=column.styles.get(cell, ""))
                 for cell, column in zip(row, self.columns, strict=True)
             ]
             table.add_row(*texts, style="bold" if index in self.bold else None)
@@ -107,7 +107,7 @@ def csv_text(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _not_a_formula(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell
-    cell = plain(cell)
+    cell = escape_control(cell)
     return f"'{cell}" if cell.lstrip().startswith(_FORMULA) and not _is_number(cell) else cell
 
 

@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
     return f"{days}d {clock}" if days else clock
 
 
-def plain(text: str) -> str:
+def escape_control(text: str) -> str:
     r"""The text with control and direction characters escaped (``\x1b``); line ends and tabs stay.
 
     The output of a model, a run's name or a stranger's file may hold escape sequences, which a terminal would execute.
@@ -90,19 +90,19 @@ def silent(text: str) -> None:
 
 def print_note(text: str) -> None:
     """Print a note to standard error, keeping standard output for the result."""
-    print(plain(text), file=sys.stderr, flush=True)
+    print(escape_control(text), file=sys.stderr, flush=True)
 
 
-def plain_data(value: Any) -> Any:
+def escape_control_in(value: Any) -> Any:
     """A copy of nested containers and dataclasses with :func:`plain` applied to every text, keys included."""
     if isinstance(value, str):
-        return plain(value)
+        return escape_control(value)
     if isinstance(value, dict):
-        return {plain_data(key): plain_data(item) for key, item in value.items()}
+        return {escape_control_in(key): escape_control_in(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(plain_data(item) for item in value)
+        return type(value)(escape_control_in(item) for item in value)
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{entry.name: plain_data(getattr(value, entry.name)) for entry in fields(value)})
+        return replace(value, **{entry.name: escape_control_in(getattr(value, entry.name)) for entry in fields(value)})
     return value
 
 

@@ -21,7 +21,7 @@ from tinyllm.config.compose import compose
 from tinyllm.data.batch import Batch
 from tinyllm.models.parametrization import MatrixScaling
 from tinyllm.programs.builders import build_model, build_optimizer
-from tinyllm.studies.coord_check.coordinates import Coordinate, Place, Slope, activations, check, slopes
+from tinyllm.studies.coord_check.coordinates import ActivationSite, Coordinate, Slope, activations, check, slopes
 
 WIDTHS = (32, 64, 128, 256)
 LIMITS = {"growth": 0.25, "shrinkage": 0.5}
@@ -74,8 +74,8 @@ def test_activations_are_the_outputs_of_the_parts() -> None:
             fed = block.ffn(block.norm2(x + attended))[0]
             x = x + attended + fed
             for kind, value in (("attention", attended), ("feed-forward", fed), ("residual stream", x)):
-                torch.testing.assert_close(found[Place(kind, i)], value)
-        torch.testing.assert_close(found[Place("logits", None)], model.logits(model.norm(x)))
+                torch.testing.assert_close(found[ActivationSite(kind, i)], value)
+        torch.testing.assert_close(found[ActivationSite("logits", None)], model.logits(model.norm(x)))
     assert not any(module._forward_hooks for module in model.modules())
 
 

@@ -13,7 +13,7 @@ from tests.support import read_report as read
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.report import tables, write_report
 from tinyllm.studies.report.summary import summaries
-from tinyllm.utils.text import plain
+from tinyllm.utils.text import escape_control
 
 EVIL = 'gqa <script>alert(1)</script> & "q" | `x` *y* $z$ [a](b) {{ c }} </svg>'
 ERROR = "RuntimeError: <img src=x onerror=alert(2)>\x1b[31m | broken"
@@ -183,7 +183,7 @@ def test_curves_csv_holds_the_records_to_the_last_digit(written: Path) -> None:
 
 def test_other_csv_files_are_not_rounded(written: Path) -> None:
     for row, run in zip(rows_of(written / "runs.csv"), STUDY.runs, strict=True):
-        expected = (run.arm, str(run.seed), run.status, plain(run.error))
+        expected = (run.arm, str(run.seed), run.status, escape_control(run.error))
         assert (row["arm"], row["seed"], row["status"], row["error"]) == expected
         assert row["value"] == ("" if run.value is None else repr(run.value))
     for row, difference in zip(rows_of(written / "differences.csv"), STUDY.differences, strict=True):

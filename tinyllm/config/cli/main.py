@@ -33,7 +33,7 @@ from tinyllm.utils.late_imports import function
 from tinyllm.utils.memory import failed_allocation, is_out_of_memory
 from tinyllm.utils.stop_signal import remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
-from tinyllm.utils.text import plain
+from tinyllm.utils.text import escape_control
 
 OTHERS_WAIT_S = 15.0
 """All ranks find the same mistake. Rank 0 reports it; the others wait this long for the launcher to end them."""
@@ -285,7 +285,7 @@ def _report(shown: UserError, error: Exception, debug: bool) -> int:
 
 def tell(line: str) -> None:
     """Print an error line; the first one also goes to the file that the parent process asked for."""
-    line = plain(line)
+    line = escape_control(line)
     print(line, file=sys.stderr, flush=True)
     if file := os.environ.get(ERROR_FILE):
         with contextlib.suppress(FileExistsError), create(Path(file)) as stream:

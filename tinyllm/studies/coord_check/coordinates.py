@@ -44,7 +44,7 @@ class Coordinate:
     """Mean absolute difference from the value before the first step."""
 
 
-class Place(NamedTuple):
+class ActivationSite(NamedTuple):
     """Where an activation is measured."""
 
     kind: str
@@ -116,25 +116,27 @@ def train_and_measure(
 
 
 @torch.no_grad()
-def activations(model: Any, ids_BT: Tensor) -> dict[Place, Tensor]:
+def activations(model: Any, ids_BT: Tensor) -> dict[ActivationSite, Tensor]:
     """Activations at every place, in evaluation mode."""
-    outputs: dict[Place, Tensor] = {}
+    outputs: dict[ActivationSite, Tensor] = {}
     model.eval()
     with ExitStack() as hooks:
         for i, block in enumerate(model.layers()):
             for kind, module in ((ATTENTION, block.attn), (FFN, block.ffn), (STREAM, block)):
-                hooks.callback(module.register_forward_hook(partial(_record, outputs, Place(kind, i))).remove)
-        outputs[Place(LOGITS, None)] = model.logits(model(ids_BT))
+                hooks.callback(module.register_forward_hook(partial(_record, outputs, ActivationSite(kind, i))).remove)
+        outputs[ActivationSite(LOGITS, None)] = model.logits(model(ids_BT))
     return outputs
 
 
-def _record(outputs: dict[Place, Tensor], place: Place, module: Any, inputs: Any, output: Any) -> None:
+def _record(
+    outputs: dict[ActivationSite, Tensor], place: ActivationSite, module: Any, inputs: Any, output: Any
+) -> None:
     """Forward hook. Feed-forward layers return their output together with routing statistics."""
     outputs[place] = output[0] if isinstance(output, tuple) else output
 
 
 def _coordinates(
-    now: dict[Place, Tensor], before: dict[Place, Tensor], *, width: int, seed: int, step: int
+    now: dict[ActivationSite, Tensor], before: dict[ActivationSite, Tensor], *, width: int, seed: int, step: int
 ) -> list[Coordinate]:
     return [
         Coordinate(

@@ -10,7 +10,7 @@ import torch
 from tinyllm.data.batch import Batch
 from tinyllm.nn.loss import IGNORE
 from tinyllm.studies.probes.task import Sequences, Task
-from tinyllm.utils.seeds import stream
+from tinyllm.utils.seeds import derive_seed
 
 
 def batches_to_train(
@@ -37,7 +37,7 @@ def _split(sequences: Sequences, batch_size: int) -> Iterator[Batch]:
 
 def generator(seed: int, use: str, number: int) -> np.random.Generator:
     """Random numbers of one draw. Training and test use different streams."""
-    return np.random.default_rng(stream(seed, f"probe {use}", number))
+    return np.random.default_rng(derive_seed(seed, f"probe {use}", number))
 
 
 @torch.no_grad()

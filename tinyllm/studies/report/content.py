@@ -11,7 +11,7 @@ from tinyllm.studies.report.plots_curves import curves
 from tinyllm.studies.report.plots_pareto import PRICES, front_names, fronts
 from tinyllm.studies.report.summary import ArmSummary, summaries
 from tinyllm.studies.report.svg import Picture, drawing
-from tinyllm.utils.text import plain_data
+from tinyllm.utils.text import escape_control_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Report:
 
 def report(study: Study) -> Report:
     """Lay out a report and draw its pictures. Control characters in the study's texts are spelled out."""
-    study = plain_data(study)
+    study = escape_control_in(study)
     arms = summaries(study)
     with drawing():
         sections = [

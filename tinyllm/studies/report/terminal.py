@@ -11,7 +11,7 @@ from tinyllm.studies.compare.results import Study
 from tinyllm.studies.report import numbers
 from tinyllm.studies.report.summary import ArmSummary, summaries
 from tinyllm.utils.tables import Column, Table
-from tinyllm.utils.text import plain_data, shown_path
+from tinyllm.utils.text import escape_control_in, shown_path
 
 Shown = dict[str, Callable[[ArmSummary], str]]
 """Columns of the table: heading, and the text for an arm."""
@@ -30,7 +30,7 @@ def show(study: Study, directory: Path | None = None) -> None:
 
     In a file or pipe there are no colours, and lines are neither wrapped nor cut off.
     """
-    study = plain_data(study)
+    study = escape_control_in(study)
     console = Console(highlight=False, soft_wrap=True)
     arms = summaries(study)
     console.print(Text(one_line(study.question), style="bold"))

@@ -17,7 +17,7 @@ from tinyllm.studies.sweep.table import sweep_table
 from tinyllm.utils.environment import shows
 from tinyllm.utils.platforms import signals
 from tinyllm.utils.stop_signal import unless_nohup
-from tinyllm.utils.text import plain
+from tinyllm.utils.text import escape_control
 
 POLL_S = 0.5
 
@@ -108,7 +108,7 @@ class Sweep:
         self._reported[record.name] = RUNNING
         again = "" if record.status == WAITING else f" again ({record.status} before)"
         if shows("INFO"):
-            print(f"job {record.number}: {plain(record.label)}{again}", flush=True)
+            print(f"job {record.number}: {escape_control(record.label)}{again}", flush=True)
 
     def report_total(self, total: int) -> None:
         """Print how many jobs the sweep has, and where their output goes."""
@@ -135,7 +135,7 @@ class Sweep:
             parts.append(record.error)
         stream = sys.stderr if record.status == FAILED else sys.stdout
         if record.status == FAILED or shows("INFO"):
-            print(plain(f"job {record.number} ({record.label}): {', '.join(parts)}"), file=stream, flush=True)
+            print(escape_control(f"job {record.number} ({record.label}): {', '.join(parts)}"), file=stream, flush=True)
 
     @contextmanager
     def polling(self) -> Iterator[None]:
@@ -186,10 +186,10 @@ class Sweep:
         sweep_table(self.records, self.skipped, best=best).show()
         for record in self.records:
             if record.status == FAILED:
-                print(plain(f"job {record.number} failed: {record.error}"))
+                print(escape_control(f"job {record.number} failed: {record.error}"))
         if best is not None:
             run_dir = self.directory.run_dir(best)
-            print(plain(f"best: job {best.number} ({best.label}), val loss {best.val_loss:.4f}: {run_dir}"))
+            print(escape_control(f"best: job {best.number} ({best.label}), val loss {best.val_loss:.4f}: {run_dir}"))
         print(f"table: {self.directory.path / CSV}")
         unfinished = sum(record.status not in (FINISHED, FAILED) for record in self.records)
         failed = sum(record.status == FAILED for record in self.records)

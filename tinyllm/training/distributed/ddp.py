@@ -45,7 +45,7 @@ class DDP(ProcessGroup):
         return self._wrapped
 
     @torch.no_grad()
-    def check_alike(self, model: nn.Module) -> None:
+    def check_replicas_equal(self, model: nn.Module) -> None:
         sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]  # of the bits, hence exact
         first, *others = self.gather_objects(torch.stack(sums).tolist())
         for rank, rank_sums in enumerate(others, start=1):

@@ -94,14 +94,14 @@ class FSDP(ProcessGroup):
         return full_tensor(tensor).cpu()
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def inference_context(self) -> Iterator[None]:
         """The context of an evaluation or a sample; frees the outer weights, as no backward pass does it."""
         try:
             yield
         finally:
             self._model.reshard()
 
-    def check(self, optimizer: torch.optim.Optimizer) -> None:
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if any(kind.__module__.startswith("bitsandbytes") for kind in type(optimizer).__mro__):
             hint = "it quantizes full weights block by block; use strategy=ddp, or another optimizer"
             raise UserError("the optimizer needs full weights", key="strategy", value="fsdp", hint=hint)

@@ -147,12 +147,12 @@ class ProcessGroup(Strategy):
         if self._heartbeat is not None:
             self._heartbeat.step = step
 
-    def explained(self, error: Exception, step: int) -> Exception:
+    def name_rank(self, error: Exception, step: int) -> Exception:
         """This rank's own error with rank and step; for a broken connection, the fault of the rank behind it."""
         if self._heartbeat is None or isinstance(error, RankError):
             return error
         where = f"rank {self.rank}, step {step}"
-        if is_of_connection(error):
+        if is_connection_error(error):
             cause = self._heartbeat.diagnosis() or one_line(str(error))
             hint = f"{cause}; the last checkpoint is intact, resume from it"
             return RankError("a rank was lost", file=where, hint=hint)
@@ -161,7 +161,7 @@ class ProcessGroup(Strategy):
         return RankError(text, file=where)
 
 
-def is_of_connection(error: Exception) -> bool:
+def is_connection_error(error: Exception) -> bool:
     """Whether an error comes from communication between ranks, so that its cause lies in another rank."""
     if isinstance(error, dist.DistError):
         return True

@@ -67,11 +67,11 @@ class Strategy:
     def report_step(self, step: int) -> None:
         """Record that this rank begins a step, for the heartbeat."""
 
-    def explained(self, error: Exception, step: int) -> Exception:
+    def name_rank(self, error: Exception, step: int) -> Exception:
         """The error as it is shown: with several ranks, it names the rank that failed."""
         return error
 
-    def check_alike(self, model: nn.Module) -> None:
+    def check_replicas_equal(self, model: nn.Module) -> None:
         """Refuse to save weights that should be equal on all ranks and are not.
 
         Raises:
@@ -103,11 +103,11 @@ class Strategy:
         return {name: full for name, tensor in named.items() for full in [self.full_tensor(tensor)] if self.owns(name)}
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
+    def inference_context(self) -> Iterator[None]:
         """The context of an evaluation or a sample: forward passes without training."""
         yield
 
-    def check(self, optimizer: torch.optim.Optimizer) -> None:
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Refuse an optimizer that does not work with this strategy.
 
         Raises:
