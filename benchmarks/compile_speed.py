@@ -75,7 +75,7 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
         ids = torch.randint(options.vocabulary, (options.batch_size, length), device=device)
         with in_autocast():
             loss = objective(Batch(inputs=ids, targets=ids))
-        loss.share_of_step(weight=ids.numel(), sequences=1.0).backward()
+        loss.share_of_step(weight=ids.numel(), fraction=1.0).backward()
 
     def step() -> float:
         started = time.perf_counter()

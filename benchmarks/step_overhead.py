@@ -99,7 +99,7 @@ def bare_step(trainer: Trainer, batches: Iterator[Any]) -> None:
     batch = next(batches)
     with trainer.autocast():
         loss = trainer.forward(batch)
-    loss.share_of_step(weight=batch.targets.numel(), sequences=1.0).backward()
+    loss.share_of_step(weight=batch.targets.numel(), fraction=1.0).backward()
     trainer.state.optimizer.step()
     trainer.state.optimizer.zero_grad(set_to_none=True)
 

@@ -94,7 +94,7 @@ def test_a_dropped_mixture_reports_no_routing() -> None:
     assert loss.expert_load is not None
     torch.testing.assert_close(loss.expert_load.balance_loss, routings[0].loss)
     assert list(loss.expert_load.loads) == [0]
-    loss.share_of_step(weight=24, sequences=1.0).backward()
+    loss.share_of_step(weight=24, fraction=1.0).backward()
     assert all(p.grad is not None for p in model.parameters())
     assert not any(p.grad.any() for p in model.blocks[1].parameters() if p.grad is not None)
     assert objective(batch, active_blocks=[False, False]).expert_load is None

@@ -52,7 +52,7 @@ def test_at_the_base_width_it_equals_standard_bit_for_bit(optimizer: str) -> Non
         objective = NextToken(model, chunk_tokens=None)
         for _ in range(3):
             loss = objective(Batch(inputs=ids(4, 12), targets=ids(4, 12)))
-            loss.share_of_step(weight=48, sequences=1.0).backward()
+            loss.share_of_step(weight=48, fraction=1.0).backward()
             trained.step()
             trained.zero_grad()
         weights.append([*(group["names"] for group in trained.param_groups), dict(model.state_dict())])

@@ -130,4 +130,4 @@ def test_softcap_near_zero_is_refused() -> None:
 
 def test_a_step_without_targets_has_no_loss() -> None:
     nothing = torch.zeros((), requires_grad=True)
-    assert Loss(nothing, {"train/loss": nothing}).share_of_step(weight=0, sequences=1.0) == 0
+    assert Loss(nothing, {"train/loss": nothing}).share_of_step(weight=0, fraction=1.0) == 0

@@ -42,7 +42,7 @@ def test_rank_and_number_of_processes(
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "2;", "²"])
 def test_an_invalid_world_size_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
-    with pytest.raises(UserError, match=rf"\(WORLD_SIZE={value}\): a whole number, at least"):
+    with pytest.raises(UserError, match=rf"\(WORLD_SIZE={value}\): must be a whole number ≥"):
         environment.started_processes()
     assert not environment.is_follower()
 
@@ -61,15 +61,15 @@ def test_a_leftover_world_size_of_one_does_not_stop_the_launch(
 def test_an_invalid_world_size_is_a_one_line_error(arguments: tuple[str, ...], call: Call) -> None:
     answer = call("train", *arguments, WORLD_SIZE="many")
     [line] = answer.err.splitlines()
-    assert line.startswith("error: not a value that torchrun sets (WORLD_SIZE=many): ")
+    assert line.startswith("error: invalid value (WORLD_SIZE=many): ")
     assert (answer.code, answer.made) == (2, [])
 
 
 def test_a_world_size_without_launcher_names_what_is_missing(call: Call) -> None:
     answer = call("train", WORLD_SIZE="2")
     assert answer.err == (
-        "error: no launcher started this process (WORLD_SIZE=2): torchrun sets RANK too: start with torchrun, or"
-        " unset WORLD_SIZE\n"
+        "error: no launcher started this process (WORLD_SIZE=2): RANK is not set, which torchrun would set as well:"
+        " start with torchrun, or unset WORLD_SIZE\n"
     )
 
 

@@ -99,7 +99,7 @@ def test_log_level_decides_what_a_run_shows(
 
 def test_an_unknown_log_level_is_refused(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     monkeypatch.setenv("LOG_LEVEL", "loud")
-    with pytest.raises(UserError, match=r"no such level \(LOG_LEVEL=loud\): one of DEBUG, INFO, WARNING, ERROR"):
+    with pytest.raises(UserError, match=r"no such log level \(LOG_LEVEL=loud\): one of DEBUG, INFO, WARNING, ERROR"):
         log_level()
     for program in ("train", "runs"):
         answer = call(program)

@@ -47,9 +47,9 @@ def one_step(model: Any, micro_batches: list[torch.Tensor], *, n_sequences: int 
     objective, step_load = NextToken(model, chunk_tokens=0), StepLoad()
     for ids in micro_batches:
         loss = objective(batch_of(ids))
-        sequences = len(ids) / n_sequences
-        loss.share_of_step(weight=n_sequences * 16, sequences=sequences).backward()
-        step_load.add(loss.expert_load, sequences=sequences)
+        fraction = len(ids) / n_sequences
+        loss.share_of_step(weight=n_sequences * 16, fraction=fraction).backward()
+        step_load.add(loss.expert_load, fraction=fraction)
     return step_load
 
 
@@ -139,8 +139,8 @@ def test_the_balance_loss_is_averaged_over_mixtures_not_over_blocks() -> None:
 def test_metrics_against_values_computed_by_hand() -> None:
     routing = StepLoad()
     load = torch.tensor([4.0, 0.0, 4.0, 0.0])
-    for sequences in (0.25, 0.75):
-        routing.add(ExpertLoad(torch.tensor(2.0), {1: load, 3: torch.ones(4)}), sequences=sequences)
+    for fraction in (0.25, 0.75):
+        routing.add(ExpertLoad(torch.tensor(2.0), {1: load, 3: torch.ones(4)}), fraction=fraction)
     figures = {name: float(value) for name, value in routing.metrics().items()}
     assert figures == pytest.approx({"loss/balance": 2.0, "moe/max_load": (2 + 1) / 2, "moe/load_entropy": 0.75})
 

@@ -261,7 +261,7 @@ class TrialPass:
         with plan.strategy.micro_step(last=True):
             with autocast(plan.device, plan.precision):
                 loss = self.objective(example)
-            loss.share_of_step(weight=self.objective.weight(example), sequences=1.0).backward()
+            loss.share_of_step(weight=self.objective.weight(example), fraction=1.0).backward()
 
     def gives_finite_gradients(self) -> bool:
         """Whether the weights, as they are, give finite gradients on all ranks."""

@@ -31,15 +31,15 @@ class RunProgress:
 class Horizon:
     """The planned length of a run in optimizer steps.
 
-    A horizon in tokens or epochs is a point in the data. If earlier starts used another batch size, they took more or
-    fewer steps to the same point than the present batch would have. ``shift`` is the difference: learning rate and
-    sequence length continue from the same point in the data.
+    A horizon in tokens or epochs is a point in the data. If earlier starts used a different batch size, they took more
+    or fewer steps to the same point than the current batch size would have. ``shift`` is the difference: learning rate
+    and sequence length continue from the same point in the data.
     """
 
     steps: int
-    """Steps if the present batch had been used from the start; the schedule spans them."""
+    """Steps if the current batch size had been used from the start; the schedule spans them."""
     shift: int = 0
-    """Steps taken minus those that the present batch would have taken."""
+    """Steps already taken, minus the steps the current batch size would have needed."""
 
     @property
     def max_steps(self) -> int:
@@ -124,7 +124,7 @@ def plan_batch(
 
 
 def regroup(batch: BatchPlan, world_size: int) -> tuple[int, int]:
-    """Batch size and accumulation steps that give the same batch on another number of ranks.
+    """Batch size and accumulation steps that give the same total batch on a different number of ranks.
 
     Raises:
         UserError: the batch does not divide over the ranks.
@@ -134,7 +134,8 @@ def regroup(batch: BatchPlan, world_size: int) -> tuple[int, int]:
             "the batch does not divide over the ranks",
             key="WORLD_SIZE",
             value=world_size,
-            hint=f"it has {batch.sequences} sequences: use a number of ranks that divides it or set trainer.batch_size",
+            hint=f"it has {batch.sequences} sequences: use a number of ranks that divides {batch.sequences},"
+            " or set trainer.batch_size",
         )
     per_rank = batch.sequences // world_size
     size = next(size for size in range(min(batch.batch_size, per_rank), 0, -1) if per_rank % size == 0)
@@ -145,7 +146,7 @@ def parse_tokens(value: int | str) -> int:
     """Parse a positive integer, which may be written ``1e6`` or ``2**19``; nothing is evaluated.
 
     Raises:
-        UserError: it is not one.
+        UserError: the value is not a positive integer.
     """
     tokens = None if isinstance(value, bool) else whole_number(str(value))
     if tokens is None or tokens < 1:
@@ -153,7 +154,7 @@ def parse_tokens(value: int | str) -> int:
             "not a number of tokens",
             key="trainer.total_batch_tokens",
             value=value,
-            hint="a whole number above 0, also written 1e6 or 2**19",
+            hint="a positive whole number; forms such as 1e6 and 2**19 are accepted",
         )
     return tokens
 
@@ -212,7 +213,7 @@ def _steps_within(
     done: int,
     done_tokens: int,
 ) -> int:
-    """The most steps whose tokens do not exceed the horizon; ``done`` steps count with the tokens they really took."""
+    """The most steps whose tokens do not exceed the horizon; the ``done`` steps count with the tokens they used."""
     key, value = ("max_tokens", max_tokens) if max_epochs is None else ("max_epochs", max_epochs)
     tokens = max_tokens if max_epochs is None else int(max_epochs * epoch_tokens)
     assert tokens is not None
@@ -229,7 +230,7 @@ def _steps_within(
             "horizon shorter than one step",
             key=f"trainer.{key}",
             value=value,
-            hint=f"{reach}one step takes {taken(1)}; raise it, or lower trainer.batch_size",
+            hint=f"{reach}one step takes {taken(1)} tokens; raise it, or lower trainer.batch_size",
         )
     return steps
 
@@ -238,7 +239,7 @@ def check_horizon(*, max_steps: int | None, max_tokens: int | None, max_epochs: 
     """Refuse more than one horizon.
 
     Raises:
-        UserError: several are given.
+        UserError: more than one is given.
     """
     given = {"max_steps": max_steps, "max_tokens": max_tokens, "max_epochs": max_epochs}
     named = [f"trainer.{name}={value}" for name, value in given.items() if value is not None]

@@ -16,21 +16,21 @@ from tinyllm.errors import UserError
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.state import rng_state, set_rng_state
 
-PROGRAMS = 8
-"""Programs a block may need besides those of single lengths; more mean that it is recompiled over and over."""
+GRAPHS = 8
+"""Graphs a block may need besides those of single lengths; more mean that it is recompiled over and over."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Eager:
-    """Compiles nothing; the interface of :class:`Compiled`."""
+    """The interface of :class:`Compiled`; compiles nothing."""
 
     def calls(self, forward: F) -> F:
-        """``forward`` with errors of the compiler turned into a :class:`UserError`."""
+        """``forward`` with compiler errors turned into a :class:`UserError`."""
         return forward
 
     def warm_up(self, run: Callable[[int], None], *, tell: Callable[[str], None]) -> dict[str, Any] | None:
-        """Compile what the first step needs.
+        """Compile the graphs that the first step needs.
 
         Args:
             run: a forward and backward pass over a micro-batch of sequences of the given length.
@@ -43,32 +43,32 @@ class Eager:
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:
-        """The context of an evaluation or a sample."""
+        """The context for evaluation and sampling."""
         yield
 
     def close(self) -> None:
-        """Release the compiled programs."""
+        """Release the compiled graphs."""
 
 
 @dataclass(kw_only=True)
 class Compiled(Eager):
     """Compiles the blocks of a model in place, one by one.
 
-    Blocks of one kind share a program, so it is compiled once and not once per layer. Parameter names stay the same,
-    and what works on whole blocks (DDP, FSDP, recompute, LayerDrop) needs no change.
+    Blocks of one kind share a graph, which is compiled once and not once per layer. Parameter names stay the same, and
+    features that act on whole blocks (DDP, FSDP, recompute, LayerDrop) need no change.
 
-    Evaluation and samples run uncompiled. Their inputs have many shapes; compiling a program for each would take longer
+    Evaluation and sampling run uncompiled. Their inputs have many shapes; compiling a graph for each would take longer
     than it saves. It also makes ``val/loss`` exactly what the ``evaluate`` command computes.
 
-    Layers whose program depends on more than the shapes of its inputs are not compiled.
+    Layers whose graph depends on more than the shapes of their inputs are not compiled.
 
     Args:
         model: its ``layers()`` are compiled.
         device, dtype: training device, and dtype of autocast there.
-        lengths: sequence lengths of the run. If they vary, the program for all lengths is compiled from the same ones
-            whatever step a run resumes at, so that it computes the same bits.
+        lengths: sequence lengths of the run. If they vary, the graph for all lengths is compiled from the same lengths
+            at whatever step a run resumes, so that it computes the same bits.
         any_rank: given whether this rank failed, returns whether any rank did.
-        stopping: whether the run was asked to stop. Errors that this causes in the compiler are not failures.
+        stopping: whether the run was asked to stop. Compiler errors caused by that are not failures.
         backend, mode, fullgraph, dynamic: arguments of ``torch.compile``.
         fallback: after a failure, train uncompiled instead of raising.
 
@@ -93,17 +93,20 @@ class Compiled(Eager):
         self._blocks = self.model.layers()
         self._stack = ExitStack()
         self._stack.callback(torch.compiler.reset)
-        limit = len(self._blocks) * (PROGRAMS + len(self._warm_up_lengths()))
-        # By default a block beyond the limit runs uncompiled without a word; here that takes fallback, else it raises.
+        limit = len(self._blocks) * (GRAPHS + len(self._warm_up_lengths()))
+        # torch silently runs a block uncompiled once it exceeds the limit; here that happens only with `fallback`,
+        # otherwise it raises.
         limits = {"recompile_limit": limit, "fail_on_recompile_limit_hit": not self.fallback}
         limits["accumulated_recompile_limit"] = max(limit, config.accumulated_recompile_limit)
         self._stack.enter_context(config.patch(**limits))
         uncompilable = list(self._uncompilable())
         if uncompilable and self.fullgraph:
-            hint = f"{type(uncompilable[0]).__name__} needs another program for every batch or length; set it to false"
-            raise UserError("a block is not a single graph", key="trainer.compile.fullgraph", value=True, hint=hint)
+            name = type(uncompilable[0]).__name__
+            hint = f"{name} needs a new graph for every batch or length; set trainer.compile.fullgraph=false"
+            what = "a block cannot be compiled as a single graph"
+            raise UserError(what, key="trainer.compile.fullgraph", value=True, hint=hint)
         for layer in uncompilable:
-            layer.forward = torch.compiler.disable(layer.forward, reason="it needs another program for every batch")
+            layer.forward = torch.compiler.disable(layer.forward, reason="it needs a new graph for every batch")
         mode = None if self.mode == "default" else self.mode
         with _quiet():
             for block in self._blocks:
@@ -121,12 +124,12 @@ class Compiled(Eager):
             raise self._compile_error(error) from error
 
     def warm_up(self, run: Callable[[int], None], *, tell: Callable[[str], None]) -> dict[str, Any] | None:
-        """Compile before the first step, which keeps it out of the measured speed and shows a failure at once.
+        """Compile before the first step, so that the measured speed excludes it and a failure shows at once.
 
         Random streams and buffers are restored, and no gradients are left.
 
         Raises:
-            UserError: it failed on some rank, without ``fallback``.
+            UserError: compilation failed on any rank, without ``fallback``.
         """
         tell(f"compiling {len(self._blocks)} blocks with {self.backend}; this may take minutes")
         start, before, failure = time.perf_counter(), graphs_compiled(), None
@@ -142,7 +145,7 @@ class Compiled(Eager):
         if not self.any_rank(failure is not None):
             if self.fallback:
                 self._stack.enter_context(torch._dynamo.config.patch(suppress_errors=True))
-            tell(f"compiled in {seconds} s: {facts['programs']} programs for {len(self._blocks)} blocks")
+            tell(f"compiled in {seconds} s: graphs: {facts['programs']}, blocks: {len(self._blocks)}")
             return facts
         if not self.fallback and not self.stopping():
             raise self._compile_error(failure) from failure
@@ -159,7 +162,7 @@ class Compiled(Eager):
         self._stack.close()
 
     def _uncompilable(self) -> Iterator[nn.Module]:
-        """The layers that would be recompiled over and over."""
+        """The layers that would be recompiled again and again."""
         lengths = self.lengths.distinct() if self.dynamic is not False else []
         for block in self._blocks:
             if block.ffn.has_data_dependent_shapes(self.device):
@@ -170,7 +173,7 @@ class Compiled(Eager):
                 yield block.attn
 
     def _warm_up_lengths(self) -> list[int]:
-        """The lengths to compile for: every one without dynamic shapes; else two, after which any length is covered."""
+        """The lengths to compile for: all of them without dynamic shapes; else two, which then cover any length."""
         if self.dynamic is False:
             return self.lengths.distinct()
         return list(dict.fromkeys([self.lengths.at(0), self.lengths.seq_len]))
@@ -188,7 +191,9 @@ def check_backend(name: str) -> None:
     """
     if name not in torch.compiler.list_backends(exclude_tags=()):
         known = ", ".join(torch.compiler.list_backends())
-        raise UserError("no such compiler", key="trainer.compile.backend", value=name, hint=f"torch has {known}")
+        raise UserError(
+            "unknown compiler backend", key="trainer.compile.backend", value=name, hint=f"torch offers {known}"
+        )
 
 
 def graphs_compiled() -> int:
@@ -198,7 +203,7 @@ def graphs_compiled() -> int:
 
 @contextmanager
 def preserving_state(model: nn.Module) -> Iterator[None]:
-    """Restore random streams and buffers after the block, and drop the gradients."""
+    """Restore random streams and buffers when the context ends, and drop the gradients."""
     streams, buffers = rng_state(), [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
@@ -212,7 +217,7 @@ def preserving_state(model: nn.Module) -> Iterator[None]:
 def in_a_line(error: Exception | None) -> str:
     """The essential line of a compiler error, which can fill pages."""
     if error is None:
-        return "another rank failed"
+        return "a different rank failed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith("raised:") else lines[0]
 

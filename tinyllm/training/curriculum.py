@@ -28,11 +28,11 @@ class Lengths:
 
     @property
     def full_from(self) -> int:
-        """The first step of the full length."""
+        """The first step with full-length sequences."""
         return self.steps + self.shift
 
     def at(self, step: int) -> int:
-        """Length of the sequences of a step."""
+        """Sequence length of a step."""
         step -= self.shift
         if step >= self.steps:
             return self.seq_len
@@ -74,7 +74,7 @@ class Curriculum:
         seq_len: length after the ramp.
 
     Raises:
-        UserError: ``seq_len`` leaves no room for a ramp, or ``start_seq_len`` is out of range.
+        UserError: ``seq_len`` is too short for a ramp, or ``start_seq_len`` is out of range.
     """
 
     enabled: bool
@@ -110,7 +110,7 @@ class Curriculum:
         """Refuse a ramp that is longer than the run.
 
         Raises:
-            UserError: it is.
+            UserError: the ramp is longer.
         """
         if self.enabled and self.steps is not None and self.steps > n_steps:
             raise UserError(

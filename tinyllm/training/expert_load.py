@@ -1,4 +1,4 @@
-"""Load of the experts: how mixtures of experts spread tokens, its metrics, and the balancing that follows from it."""
+"""Expert load: how mixtures of experts spread tokens, the metrics of it, and the balancing based on it."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class ExpertLoad(NamedTuple):
 
     @classmethod
     def of(cls, routings: Sequence[Routing | None]) -> "ExpertLoad | None":
-        """The load of one forward pass; None if it went through no mixture.
+        """The load of one forward pass; None if no mixture ran.
 
         Args:
             routings: one per block.
@@ -40,15 +40,15 @@ class StepLoad:
         self._balance_loss: Tensor | None = None
         self._loads: dict[int, Tensor] = {}
 
-    def add(self, load: ExpertLoad | None, *, sequences: float) -> None:
+    def add(self, load: ExpertLoad | None, *, fraction: float) -> None:
         """Add a micro-batch.
 
         Args:
-            sequences: its fraction of the step's sequences, those of all ranks.
+            fraction: this micro-batch's fraction of the step's sequences over all ranks.
         """
         if load is None:
             return
-        balance_loss = load.balance_loss.detach() * sequences
+        balance_loss = load.balance_loss.detach() * fraction
         self._balance_loss = balance_loss if self._balance_loss is None else self._balance_loss + balance_loss
         for block, load_E in load.loads.items():
             self._loads[block] = self._loads[block] + load_E if block in self._loads else load_E
@@ -70,7 +70,7 @@ class StepLoad:
         }
 
     def balance(self, layers: Sequence[FeedForward]) -> None:
-        """Pass the loads of a step that was taken to the feed-forward layers, one per block."""
+        """Pass the loads of an applied step to the feed-forward layers, one per block."""
         for block, load_E in self._loads.items():
             layers[block].balance(load_E)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 FP32 = 4
-"""Bytes of a weight and of its gradient; half precision is autocast, which works on copies."""
+"""Bytes of a weight and of its gradient; half precision is autocast, which uses copies."""
 
 
 def trained_bytes(parameters: int, of_optimizer: int, *, averaged: bool, ranks: int = 1) -> int:
@@ -56,7 +56,7 @@ def kept_values(part: nn.Module, width: int) -> int:
     """
     part = deepcopy(part)._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # as to_empty does
     own = {_storage(tensor) for tensor in [*part.parameters(), *part.buffers()]}
-    kept: dict[int, Tensor] = {}  # kept alive, so that no two have the same address
+    kept: dict[int, Tensor] = {}  # kept alive, so that no two storages have the same address
 
     def keep(tensor: Tensor) -> int:
         if _storage(tensor) not in own:
@@ -64,7 +64,7 @@ def kept_values(part: nn.Module, width: int) -> int:
         return _storage(tensor)
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda storage: storage)
-    with hooks, torch.random.fork_rng(devices=[]):  # dropout draws
+    with hooks, torch.random.fork_rng(devices=[]):  # dropout draws random numbers
         part(torch.zeros(1, TOKENS, width, requires_grad=True))
     # a saved view keeps the whole storage alive
     total = sum(tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values())

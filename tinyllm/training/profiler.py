@@ -27,7 +27,7 @@ HISTORY = 1_000_000
 
 
 class NoProfiler:
-    """Records nothing; the interface of :class:`Profiler`."""
+    """The interface of :class:`Profiler`; records nothing."""
 
     def __enter__(self) -> None:
         return None
@@ -126,7 +126,7 @@ class Profiler(NoProfiler):
         write_text(self._path("operators.txt"), table)
         times = {average.key: getattr(average, order) for average in averages}
         total = sum(times.values()) or 1
-        operators = [name for name in times if not name.startswith("ProfilerStep")]  # their own time is Python's
+        operators = [name for name in times if not name.startswith("ProfilerStep")]  # their self time is Python's
         slowest = sorted(operators, key=lambda name: -times[name])[:NAMED]
         shares = ", ".join(f"{name} {times[name] / total:.0%}" for name in slowest)
         fewer = "" if recorded == self._steps else f" of the {self._steps} requested"
@@ -193,12 +193,13 @@ def write_memory(trace: dict[str, Any], path: Path) -> None:
 
 
 class Operators:
-    """The operator that a thread was running at a moment; moments must be asked for in ascending order."""
+    """The operator that a thread was running at a given time; queries must be in ascending order of time."""
 
     def __init__(self, events: list[dict[str, Any]]) -> None:
         self._waiting: dict[Any, list[dict[str, Any]]] = {}
         self._open: dict[Any, list[dict[str, Any]]] = {}
-        for event in sorted(events, key=lambda event: (-event["ts"], event["dur"])):  # a stack: earliest on top
+        # Reversed, so that pop() returns the earliest.
+        for event in sorted(events, key=lambda event: (-event["ts"], event["dur"])):
             self._waiting.setdefault(event["tid"], []).append(event)
 
     def at(self, thread: Any, moment: float) -> str:

@@ -38,14 +38,14 @@ class TrainState:
     flops: int = 0
     seconds: float = 0.0
     best_loss: float | None = None
-    """Best value of the metric that the objective selects by; ``val/loss`` for next-token prediction."""
+    """Best value of the objective's selecting metric, ``val/loss`` for next-token prediction."""
     best_step: int | None = None
     skipped: int = 0
-    """Latest steps in a row that were skipped because of NaN or infinity."""
+    """Number of consecutive latest steps that were skipped because of NaN or infinity."""
     window: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "steps": 0.0})
     """Sum of the training loss since the last log record. Saved, so that a resume in between changes no record."""
     owed: dict[str, float] | None = None
-    """Metrics of the step so far, if a signal interrupted its evaluation, which a resumed run then makes up for."""
+    """Metrics of a step whose evaluation was interrupted; a resume finishes it."""
 
     COUNTERS = ("step", "tokens", "sequences", "flops", "seconds", "best_loss", "best_step", "skipped")
 
@@ -54,7 +54,7 @@ class TrainState:
         return self.strategy.part(self.model.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """What this rank writes besides the weights: plain containers and full tensors; all ranks must call it."""
+        """What this rank writes besides the weights: plain containers, full tensors. All ranks must call it."""
         average = self.average.state_dict()
         shadow = {"shadow": self.strategy.part(average["shadow"])} if "shadow" in average else {}
         return {
@@ -140,7 +140,7 @@ def load_optimizer_state(
     mismatched = sorted(set(saved) ^ set(parameters)) if saved else []
     if mismatched:
         hint = f"{mismatched[0]}; init_from starts from the weights alone"
-        raise UserError("optimizer state of other parameters", file=file, hint=hint)
+        raise UserError("the optimizer state does not match the model's parameters", file=file, hint=hint)
     for name in list(saved):
         (group, parameter), values = parameters[name], saved.pop(name)  # popped, so that no state is in memory twice
         check_entries(name, values, state_shapes(optimizer, group, parameter, values), parameter, file=file)
@@ -159,7 +159,7 @@ def check_entries(
         expected: shape of each entry; None for an optimizer we do not know, of which only matrices are checked.
 
     Raises:
-        UserError: an entry is missing, unexpected, or of another shape.
+        UserError: an entry is missing, unexpected, or of a different shape.
     """
     shapes = {key: tuple(value.shape) if isinstance(value, Tensor) else () for key, value in values.items()}
     if expected is None:  # moments have the parameter's shape; scalars and vectors may have any

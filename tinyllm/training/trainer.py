@@ -201,16 +201,16 @@ class Trainer:
             active_blocks = self.model.draw_active_blocks(
                 derive_seed(self.settings.seed, "layerdrop", state.step, micro)
             )
-            sequences = batch.sequences / self.batch_plan.sequences
+            fraction = batch.sequences / self.batch_plan.sequences
             with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
                 with self.autocast():
                     loss = self.forward(batch.to(self.device), active_blocks)
                 if makes_loss_nan(step=state.step):
                     loss = loss.as_nan()
-                state.scaler.scale(loss.share_of_step(weight=weight, sequences=sequences)).backward()
+                state.scaler.scale(loss.share_of_step(weight=weight, fraction=fraction)).backward()
             names = list(loss.metrics)
             metric_sums = metric_sums + torch.stack(list(loss.metrics.values())).detach() / weight
-            step_load.add(loss.expert_load, sequences=sequences)
+            step_load.add(loss.expert_load, fraction=fraction)
         state.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)

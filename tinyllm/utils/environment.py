@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from tinyllm.errors import UserError
 
 RUN_NAMES = ("WANDB_RUN_ID", "WANDB_NAME")
-"""Variables that name a run of wandb. A program that starts several runs removes them: each is a run of its own."""
+"""Variables that name a wandb run. A program that starts several runs removes them, so that each run gets its own."""
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 """Values of ``LOG_LEVEL``. DEBUG adds tracebacks, WARNING hides progress, ERROR hides notes too."""
 SYNONYMS = {"": "INFO", "WARN": "WARNING", "CRITICAL": "ERROR", "FATAL": "ERROR", "NOTSET": "DEBUG"}
@@ -14,7 +14,7 @@ OFF = ("", "0", "false", "no", "off")
 
 
 def is_on(value: str | None) -> bool:
-    """Whether the value of a switch is on: set, and neither empty nor 0, false, no or off."""
+    """Whether a switch is on: its value is set and is not empty, 0, false, no or off."""
     return value is not None and value.strip().lower() not in OFF
 
 
@@ -28,7 +28,7 @@ def log_level() -> str:
     level = SYNONYMS.get(text.upper(), text.upper())
     if level not in LEVELS:
         hint = f"one of {', '.join(LEVELS)}, or unset it"
-        raise UserError("no such level", key="LOG_LEVEL", value=text, hint=hint)
+        raise UserError("no such log level", key="LOG_LEVEL", value=text, hint=hint)
     return level
 
 
@@ -38,7 +38,7 @@ def shows(level: str) -> bool:
 
 
 def started_processes() -> int:
-    """The number of processes started by torchrun; 0 if this one was not.
+    """The number of processes started by torchrun; 0 if torchrun did not start this process.
 
     Batch systems may leave ``WORLD_SIZE=1`` in the environment. torchrun also sets ``LOCAL_RANK``.
 
@@ -68,8 +68,8 @@ def _number(name: str, *, least: int) -> int | None:
     if not text:
         return None
     if not text.isdecimal() or int(text) < least:
-        hint = f"a whole number, at least {least}; without torchrun unset it"
-        raise UserError("not a value that torchrun sets", key=name, value=text, hint=hint)
+        hint = f"must be a whole number ≥ {least}; if you are not using torchrun, unset it"
+        raise UserError("invalid value", key=name, value=text, hint=hint)
     return int(text)
 
 

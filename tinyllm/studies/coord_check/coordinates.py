@@ -107,7 +107,7 @@ def train_and_measure(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for step, batch in enumerate(batches, start=1):
         model.train()
-        objective(batch).share_of_step(weight=batch.targets.numel(), sequences=1.0).backward()
+        objective(batch).share_of_step(weight=batch.targets.numel(), fraction=1.0).backward()
         clip(parameters, grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

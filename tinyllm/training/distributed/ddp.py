@@ -15,7 +15,7 @@ from tinyllm.training.distributed.process_group import ProcessGroup
 from tinyllm.training.objectives.base import Objective
 
 SYNC_BUFFERS = next(
-    name  # torch 2.13 has another name for it
+    name  # torch 2.13 renamed it
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(DistributedDataParallel).parameters
 )
@@ -25,7 +25,7 @@ class DDP(ProcessGroup):
     """torch's DistributedDataParallel (Li et al. 2020, https://arxiv.org/abs/2006.15704) with summed gradients.
 
     Each rank's loss is already divided by the tokens of all ranks, so the gradients are summed, not averaged. The sum
-    has the same bits as that of one process which takes the micro-batches in turn.
+    has the same bits as that of a single process that takes the micro-batches in turn.
     """
 
     _wrapped: DistributedDataParallel
@@ -46,13 +46,14 @@ class DDP(ProcessGroup):
 
     @torch.no_grad()
     def check_replicas_equal(self, model: nn.Module) -> None:
-        sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]  # of the bits, hence exact
+        # Sums of the bit patterns, hence exact.
+        sums = [p.view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()]
         first, *others = self.gather_objects(torch.stack(sums).tolist())
         for rank, rank_sums in enumerate(others, start=1):
             if rank_sums != first:
                 names = [name for name, _ in model.named_parameters()]
                 name = next(name for name, a, b in zip(names, first, rank_sums, strict=True) if a != b)
-                hint = "a fault of the machine or of the code; resume from the last checkpoint"
+                hint = "a hardware fault or a bug; resume from the last checkpoint"
                 raise RankError(f"the weights of rank {rank} differ from those of rank 0", file=name, hint=hint)
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
@@ -71,6 +72,6 @@ def misses_gradients(objective: Objective) -> bool:
     parameters = [p for p in objective.parameters() if p.requires_grad]
     device = parameters[0].device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        loss = objective(objective.example(sequences=1, length=2)).share_of_step(weight=2, sequences=1.0)
+        loss = objective(objective.example(sequences=1, length=2)).share_of_step(weight=2, fraction=1.0)
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     return any(gradient is None for gradient in gradients)

@@ -95,7 +95,7 @@ class FSDP(ProcessGroup):
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:
-        """The context of an evaluation or a sample; frees the outer weights, as no backward pass does it."""
+        """The context for evaluation and sampling; reshards the root weights, since no backward pass will."""
         try:
             yield
         finally:
@@ -103,7 +103,7 @@ class FSDP(ProcessGroup):
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if any(kind.__module__.startswith("bitsandbytes") for kind in type(optimizer).__mro__):
-            hint = "it quantizes full weights block by block; use strategy=ddp, or another optimizer"
+            hint = "it quantizes full weights block by block; use strategy=ddp, or a different optimizer"
             raise UserError("the optimizer needs full weights", key="strategy", value="fsdp", hint=hint)
 
 
@@ -118,5 +118,5 @@ def owners(model: nn.Module, world_size: int) -> dict[str, int]:
 
 
 def _given_memory(tensor: Tensor) -> Tensor:
-    """An uninitialized CPU tensor in place of a meta tensor; others, such as tables that parts share, unchanged."""
+    """An uninitialized CPU tensor in place of a meta tensor; any other tensor, such as a shared table, unchanged."""
     return torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor

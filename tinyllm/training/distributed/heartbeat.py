@@ -23,9 +23,9 @@ class Beat(NamedTuple):
     number: str
     step: str
     waits: bool
-    """The rank itself waits for another rank, and is looking for it."""
+    """The rank is itself waiting for a different rank, and running its own diagnosis."""
     place: str
-    """What its main thread executes, see :func:`place`."""
+    """The line that its main thread executes, see :func:`place`."""
 
     @classmethod
     def read(cls, text: str) -> "Beat":
@@ -36,12 +36,12 @@ class Beat(NamedTuple):
 class Heartbeat:
     """Writes this rank's heartbeat from a thread, and reads those of the other ranks to find out which one failed.
 
-    The store belongs to the launcher, so it outlives every rank. The connection is a separate one: the process group's
-    may be locked by a thread that waits in it.
+    The store belongs to the launcher, so it outlives every rank. The heartbeat has its own connection, because that of
+    the process group may be locked by a waiting thread.
 
     Args:
         host, port: address of the launcher's store.
-        generation: unique to a start; after a restart the same store still holds the old heartbeats.
+        generation: unique to each start, because after a restart the store still holds the old heartbeats.
     """
 
     def __init__(self, *, host: str, port: int, rank: int, world_size: int, generation: str) -> None:
@@ -77,15 +77,14 @@ class Heartbeat:
     def diagnosis(self) -> str:
         """A sentence on which other rank failed and how; "" if no fault is visible.
 
-        Takes :data:`SILENT_AFTER_S`, so that living ranks can beat and waiting ranks can say that they wait.
+        Takes :data:`SILENT_AFTER_S`, so that live ranks can write a heartbeat, and waiting ranks one that says so.
         """
         answers: list[str] = []
         thread = threading.Thread(target=lambda: answers.append(self._diagnose()), name="diagnosis", daemon=True)
         thread.start()
         thread.join(timeout=SILENT_AFTER_S + ANSWER_WITHIN_S)  # reading hangs if the network is down
-        return (
-            answers[0] if answers else f"the launcher's store at {self.address} does not answer: is the network down?"
-        )
+        no_answer = f"the launcher's store at {self.address} does not answer; the network may be down"
+        return answers[0] if answers else no_answer
 
     def _diagnose(self) -> str:
         others = [rank for rank in range(self.world_size) if rank != self.rank]

@@ -27,11 +27,12 @@ class ProcessGroup(Strategy):
     Small messages go between CPUs (gloo), gradients between devices.
 
     Args:
-        nproc_per_node: processes that the command itself starts on this machine; None: torchrun starts them.
-        gpus_per_job: GPUs per job of a sweep, so that several jobs run at once; None: each job has them all.
+        nproc_per_node: processes for the command to start on this machine; None: they are started by torchrun.
+        gpus_per_job: GPUs per job of a sweep, so that several jobs run at once; None: each job uses all GPUs.
 
     Raises:
-        UserError: no launcher started this process, or it started another number of processes.
+        UserError: no launcher started this process.
+        ValueError: the launcher started a different number of processes, or a number is not positive.
     """
 
     def __init__(self, *, nproc_per_node: int | None, gpus_per_job: int | None) -> None:
@@ -41,7 +42,9 @@ class ProcessGroup(Strategy):
         self.world_size = started_processes()
         missing = [name for name in LAUNCHER_VARIABLES if not os.environ.get(name)]
         if self.world_size and missing:
-            hint = f"torchrun sets {missing[0]} too: start with torchrun, or unset WORLD_SIZE"
+            hint = (
+                f"{missing[0]} is not set, which torchrun would set as well: start with torchrun, or unset WORLD_SIZE"
+            )
             raise UserError("no launcher started this process", key="WORLD_SIZE", value=self.world_size, hint=hint)
         if not self.world_size:
             raise UserError(
@@ -63,9 +66,9 @@ class ProcessGroup(Strategy):
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"rank {self.rank} has no GPU of its own",
-                key="nproc_per_node",
+                key="strategy.nproc_per_node",
                 value=os.environ.get("LOCAL_WORLD_SIZE"),
-                hint=f"at most {torch.cuda.device_count()} here, or trainer.device=cpu",
+                hint=f"at most {torch.cuda.device_count()} on this machine, or set trainer.device=cpu",
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
@@ -90,8 +93,9 @@ class ProcessGroup(Strategy):
             dist.init_process_group(both, timeout=timedelta(seconds=timeout_s))
         except (RuntimeError, ValueError) as error:
             hint = (
-                f"{one_line(str(error))[:200]}; distributed.timeout_s={timeout_s:g} seconds passed, a host is down,"
-                " or gloo chose the wrong network device: set GLOO_SOCKET_IFNAME=<device>"
+                f"{one_line(str(error))[:200]}; possible causes: the timeout passed"
+                f" (distributed.timeout_s={timeout_s:g} seconds), a host is down, or gloo chose the wrong network"
+                " device (set GLOO_SOCKET_IFNAME=<device>)"
             )
             raise RankError("the ranks could not connect", file=f"rank {self.rank}", hint=hint) from error
         self._heartbeat = Heartbeat(
@@ -126,7 +130,7 @@ class ProcessGroup(Strategy):
         """Run ``action`` on rank 0 and broadcast its result.
 
         Raises:
-            UserError: on ranks above 0, if the action raised on rank 0, where its own error is raised.
+            UserError: on ranks above 0, if the action raised on rank 0; rank 0 raises the original error.
         """
         error: Exception | None = None
         message: list[Any] = [None, None]  # error text and result
@@ -148,13 +152,13 @@ class ProcessGroup(Strategy):
             self._heartbeat.step = step
 
     def name_rank(self, error: Exception, step: int) -> Exception:
-        """This rank's own error with rank and step; for a broken connection, the fault of the rank behind it."""
+        """This rank's own error with rank and step; for a broken connection, which rank failed and how."""
         if self._heartbeat is None or isinstance(error, RankError):
             return error
         where = f"rank {self.rank}, step {step}"
         if is_connection_error(error):
-            cause = self._heartbeat.diagnosis() or one_line(str(error))
-            hint = f"{cause}; the last checkpoint is intact, resume from it"
+            diagnosis = self._heartbeat.diagnosis() or one_line(str(error))
+            hint = f"{diagnosis}; the last checkpoint is intact, resume from it"
             return RankError("a rank was lost", file=where, hint=hint)
         text = str(error) if isinstance(error, UserError) else one_line(f"{type(error).__name__}: {error}")
         self._heartbeat.report_error(text)
@@ -162,7 +166,7 @@ class ProcessGroup(Strategy):
 
 
 def is_connection_error(error: Exception) -> bool:
-    """Whether an error comes from communication between ranks, so that its cause lies in another rank."""
+    """Whether an error comes from communication between ranks, so that its cause lies in a different rank."""
     if isinstance(error, dist.DistError):
         return True
     words = ("gloo", "nccl", "connection", "timed out", "socket", "peer", "broken pipe")

@@ -1,6 +1,6 @@
-"""Strategy: how many processes train together, and which part of the state each of them has.
+"""Strategy: how many processes train together, and which part of the state each of them holds.
 
-The rest of the program calls its methods and never asks which strategy it is.
+Other code calls its methods and never checks which strategy is in use.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +45,7 @@ class Strategy:
         return None
 
     def wrap(self, objective: Objective, *, find_unused: str | bool) -> Callable[..., Any]:
-        """The objective as training calls it; ``find_unused``: ``distributed.find_unused_parameters``."""
+        """The callable that training uses as the objective; ``find_unused``: ``distributed.find_unused_parameters``."""
         return objective
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:
@@ -53,7 +53,7 @@ class Strategy:
         return nullcontext()
 
     def gather(self, values: Values) -> list[Values]:
-        """All-gather: the values of every rank, by rank; each rank gives the same number of them."""
+        """All-gather: the values of every rank, by rank; all ranks must pass the same number of values."""
         return [values]
 
     def gather_objects(self, thing: Any) -> list[Any]:
@@ -68,11 +68,11 @@ class Strategy:
         """Record that this rank begins a step, for the heartbeat."""
 
     def name_rank(self, error: Exception, step: int) -> Exception:
-        """The error as it is shown: with several ranks, it names the rank that failed."""
+        """The error to show: with several ranks, it names the rank that failed."""
         return error
 
     def check_replicas_equal(self, model: nn.Module) -> None:
-        """Refuse to save weights that should be equal on all ranks and are not.
+        """Refuse to save if replicas of the weights, which must be equal on all ranks, differ.
 
         Raises:
             RankError: the weights of a rank differ from those of rank 0.
@@ -104,7 +104,7 @@ class Strategy:
 
     @contextmanager
     def inference_context(self) -> Iterator[None]:
-        """The context of an evaluation or a sample: forward passes without training."""
+        """The context for evaluation and sampling: forward passes without training."""
         yield
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:

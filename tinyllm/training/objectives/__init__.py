@@ -1,1 +1,1 @@
-"""Objectives: what training minimises."""
+"""Objectives: what training minimizes."""

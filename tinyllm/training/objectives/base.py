@@ -1,4 +1,4 @@
-"""Objective: what training minimises, given a model and a batch."""
+"""Objective: what training minimizes, given a model and a batch."""
 
 import math
 from abc import ABC, abstractmethod
@@ -22,22 +22,22 @@ class Loss(NamedTuple):
     """
 
     total: Tensor
-    """What to minimise, summed over what counts (see :meth:`Objective.weight`); a scalar with a gradient."""
+    """Loss summed over the counted targets (see :meth:`Objective.weight`); a scalar with a gradient."""
     metrics: dict[str, Tensor]
-    """Sums to log beside it, scalars without a gradient; each is logged divided by the weight of the step. The names
+    """Further sums to log, scalars without a gradient; each is logged divided by the weight of the step. The names
     are the same for every batch, and ``train/loss`` is one of them."""
     expert_load: ExpertLoad | None = None
-    """How the mixtures of experts spread the tokens; None: the forward pass went through none."""
+    """How the mixtures of experts spread the tokens; None if no mixture ran."""
 
-    def share_of_step(self, *, weight: int, sequences: float) -> Tensor:
-        """What the micro-batch contributes to the loss of the optimizer step; the scalar to call ``backward`` on.
+    def share_of_step(self, *, weight: int, fraction: float) -> Tensor:
+        """The micro-batch's contribution to the loss of the optimizer step; the scalar to call ``backward`` on.
 
         Args:
             weight: weight of the whole step, over all micro-batches and ranks.
-            sequences: the micro-batch's fraction of the step's sequences. A balance loss is a mean over sequences.
+            fraction: the micro-batch's fraction of the step's sequences. A balance loss is a mean over sequences.
         """
         loss = self.total / max(weight, 1)  # 0 and not 0/0 if no target counts
-        return loss if self.expert_load is None else loss + self.expert_load.balance_loss * sequences
+        return loss if self.expert_load is None else loss + self.expert_load.balance_loss * fraction
 
     def as_nan(self) -> "Loss":
         """The loss as NaN, for ``tinyllm.utils.fault_injection``."""
@@ -48,15 +48,16 @@ class Loss(NamedTuple):
 class Objective(nn.Module, ABC):
     """A model together with its loss.
 
-    They are one module, so that a wrapper (DDP, a compiler) sees a single forward pass. The training loop knows nothing
-    else of what is trained: which numbers are logged and which checkpoint is the best follow from the objective.
+    They are one module, so that a wrapper (DDP, a compiler) sees a single forward pass. The objective also defines
+    which training metrics are logged and which metric selects the best checkpoint.
 
     Args:
         model: a :class:`tinyllm.models.transformer.Transformer`.
 
     Attributes:
-        selects: the metric of the evaluation that decides which checkpoint is the best.
-        lower_is_better: whether a smaller value of it is the better one.
+        selects: the metric that decides which checkpoint is the best. The evaluation passed to the ``Trainer`` must
+            return it: an objective with a metric of its own brings its own evaluation.
+        lower_is_better: whether smaller values of that metric are better.
     """
 
     selects = "val/loss"
@@ -75,10 +76,10 @@ class Objective(nn.Module, ABC):
         """
 
     def weight(self, batch: Batch) -> int:
-        """What the loss of a batch is a sum over: by default the targets that count.
+        """Number of terms in the summed loss; by default the batch's counted targets.
 
         It is taken from the batch, because the weight of the whole step must be known before the first backward pass:
-        gradients are accumulated already divided.
+        each micro-batch's loss is divided by it before its gradients are accumulated.
         """
         return batch.counted
 

@@ -11,13 +11,13 @@ from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 
 
 class NextToken(Objective):
-    """Cross-entropy of the targets, with label smoothing and z-loss if asked for; attention stays within documents.
+    """Cross-entropy of the targets, optionally with label smoothing and z-loss; attention stays within documents.
 
-    ``train/loss`` is the plain cross-entropy; what regularises it is logged apart.
+    ``train/loss`` is the plain cross-entropy; regularization terms are logged separately.
 
     Args:
         model: a :class:`tinyllm.models.transformer.Transformer`.
-        chunk_tokens: tokens per chunk of head and loss; None: as many as :func:`tinyllm.nn.loss.lm_head_loss` chooses;
+        chunk_tokens: tokens per chunk of head and loss; None: chosen by :func:`tinyllm.nn.loss.lm_head_loss`;
             0: no chunks.
         label_smoothing, z_loss: see :func:`tinyllm.nn.loss.lm_head_loss`.
     """
