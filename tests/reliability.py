@@ -161,7 +161,7 @@ ROWS = (
         number="R26",
         fault="a data loader worker is killed, e.g. by the out-of-memory killer",
         outcome="the run ends; its last checkpoint is complete",
-        message="a data loading worker was killed (dataloader.workers=2): …memory may have run out",
+        message="a data loading worker was killed (dataloader.workers=2): …it may have run out of memory",
         tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_intact",),
     ),
     # numbers

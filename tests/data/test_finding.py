@@ -107,7 +107,7 @@ def test_suffixes_ignore_case_and_the_first_group_with_a_match_counts(tmp_path: 
     (tmp_path / "b.ndjson").unlink()
     assert names(tmp_path, tmp_path, suffixes=groups) == ["info.json"]
     (tmp_path / "info.json").rename(tmp_path / "info.json.gz")
-    with pytest.raises(UserError, match=r"no .jsonl or .ndjson file .*it holds 1 .gz, 1 .txt"):
+    with pytest.raises(UserError, match=r"no .jsonl or .ndjson file .*it contains 1 .gz, 1 .txt"):
         find(tmp_path, suffixes=groups)
 
 

@@ -59,18 +59,18 @@ FILES = {
     "a.xz": (lzma.compress(TEXT), "xz-compressed", "unxz -k"),
     "a.lzma": (lzma.compress(TEXT, format=lzma.FORMAT_ALONE), "LZMA-compressed", "unlzma -k"),
     "a.zlib": (zlib.compress(TEXT), "zlib-compressed", "zlib-flate"),
-    "a.pkl": (pickle.dumps([TEXT]), "a pickle of Python", "dataset=jsonl"),
+    "a.pkl": (pickle.dumps([TEXT]), "a Python pickle", "dataset=jsonl"),
     "a.zst": (b"\x28\xb5\x2f\xfd\x24\x0a\x51\0\0" + TEXT[:10] + b"\xff", "Zstandard-compressed", "unzstd"),
     "a.lz4": (b"\x04\x22\x4d\x18\x64\x40\xa7", "LZ4-compressed", "unlz4"),
     "a.zip": (zipped("a.txt"), "a zip archive", "unzip"),
-    "A.DOCX": (zipped("word/document.xml"), "a document of an office program", "pandoc -t plain"),
-    "a.npz": (zipped("a.npy"), "an archive of numpy arrays", "numpy.save"),
+    "A.DOCX": (zipped("word/document.xml"), "an office document", "pandoc -t plain"),
+    "a.npz": (zipped("a.npy"), "a NumPy archive", "numpy.save"),
     "a.tar": (tarred(), "a tar archive", "tar -xf"),
     "a.pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj\n", "a PDF", "pdftotext"),
     "a.doc": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(500), "an old Office document", "plain text"),
     "a.parquet": (b"PAR1\x15\x04\x15\x10" + bytes(30) + b"PAR1", "a Parquet table", "dataset=jsonl"),
     "a.arrow": (b"ARROW1\0\0\xff\xff\xff\xff", "an Arrow table", "dataset=jsonl"),
-    "data.npy": (array(), "an array of numpy", "dataset=npy"),
+    "data.npy": (array(), "a NumPy array", "dataset=npy"),
     "train.bin": (np.arange(5000, dtype=np.uint16).tobytes(), "raw numbers without a header", "numpy.uint16"),
     "a.png": (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "an image", "text files"),
 }
@@ -155,7 +155,7 @@ def test_text_is_not_mistaken_for_another_format(text: bytes) -> None:
 def test_other_formats_in_a_folder_are_skipped_and_counted(tmp_path: Path) -> None:
     for name, (content, _, _) in FILES.items():
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="the folder holds no text file") as caught:
+    with pytest.raises(UserError, match="the folder contains no text file") as caught:
         text_corpus(tmp_path).check()
     assert "2 bzip2-compressed, 1" in caught.value.hint
     (tmp_path / "a.txt").write_text("some text " * 20)

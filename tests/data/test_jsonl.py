@@ -57,8 +57,8 @@ def test_field_and_folder(tmp_path: Path) -> None:
             "a.jsonl:3",
         ),
         ("[1, 2]", "not a JSON object", "a.jsonl:3"),
-        ('{"body": "x", "id": 1}', "without the field", "a.jsonl:3"),
-        ("{}", "without the field", "a.jsonl:3"),
+        ('{"body": "x", "id": 1}', "lacks the field", "a.jsonl:3"),
+        ("{}", "lacks the field", "a.jsonl:3"),
         ('{"text": 7}', "the field is not text", "a.jsonl:3"),
         ('{"text": null}', "the field is not text", "a.jsonl:3"),
         (b'{"text": "\xff"}', "byte 0xff \\(byte 10 of the line\\) is not UTF-8", "a.jsonl:3"),
@@ -83,7 +83,7 @@ def test_field_within_objects(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", *map(json.dumps, lines))
     assert texts_of(corpus(file, field="doc.text"), tmp_path) == ["nested", "literal"]
     assert texts_of(corpus(file, field="doc.part.text"), tmp_path) == ["deeper", "other"]
-    with pytest.raises(UserError, match=r"the line has doc, doc.part, doc.text") as caught:
+    with pytest.raises(UserError, match=r"its fields are doc, doc.part, doc.text") as caught:
         corpus(file, field="doc.body").check()
     assert (caught.value.key, caught.value.value) == ("dataset.field", "doc.body")
     with pytest.raises(UserError, match="the field is not text"):
@@ -157,7 +157,7 @@ def test_a_character_beyond_ascii_does_not_slow_the_rest(tmp_path: Path, monkeyp
 
 
 def test_a_missing_field_is_refused_with_the_fields_there_are(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"dataset.field=text.*the line has body, id"):
+    with pytest.raises(UserError, match=r"dataset.field=text.*its fields are body, id"):
         corpus(write(tmp_path / "a.jsonl", '{"id": 1, "body": "x"}')).check()
 
 
@@ -168,7 +168,7 @@ def test_errors_replace(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "\n\n", '{"text": ""}\n', '{"text": " \\n"}\n', "\ufeff"])
 def test_files_without_text_are_refused(tmp_path: Path, content: str) -> None:
-    with pytest.raises(UserError, match="there is no text in it"):
+    with pytest.raises(UserError, match="it contains no text"):
         corpus(write(tmp_path / "a.jsonl", content)).check()
 
 

@@ -91,14 +91,14 @@ def test_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "what"),
     [
-        (np.zeros((3, 4)), "holds float64"),
-        (np.zeros((3, 4), np.int16), "holds int16"),
-        (np.zeros((3, 4), ">i4"), "holds >i4"),
-        (np.zeros((3, 4), bool), "holds bool"),
+        (np.zeros((3, 4)), "has dtype float64"),
+        (np.zeros((3, 4), np.int16), "has dtype int16"),
+        (np.zeros((3, 4), ">i4"), "has dtype >i4"),
+        (np.zeros((3, 4), bool), "has dtype bool"),
         (np.zeros(12, np.int32), "has 1 dimensions"),
         (np.zeros((1, 3, 4), np.int32), "has 3 dimensions"),
         (np.zeros((0, 4), np.int32), "cannot read the array|has no rows"),
-        (np.zeros((4, 1), np.int32), "rows of 1 numbers"),
+        (np.zeros((4, 1), np.int32), "rows have length 1"),
     ],
 )
 def test_wrong_arrays_are_refused_at_once(tmp_path: Path, array: np.ndarray, what: str) -> None:
@@ -143,13 +143,13 @@ def truncated(file: Path) -> None:
         (lambda file: file.write_bytes(b"\x93NUMPY\x09\0"), "cannot read the array"),
         (truncated, "the file is truncated"),
         (objects, "Python objects"),
-        (archive, "an archive of numpy arrays|a zip archive"),
+        (archive, "a NumPy archive|a zip archive"),
         (header("{'descr': '<i4', 'fortran_order': False, 'shape': (1000000, 1000), }"), "the file is truncated"),
         (header("{'descr': '<i8', 'fortran_order': False, 'shape': (9223372036854775807, 4), }"), "cannot read"),
         (header("{'descr': '<i8', 'fortran_order': False, 'shape': (-1, 4), }"), "cannot read|no rows"),
         (header("{'descr': '<i8', 'fortran_order': False, 'shape': (2, 'x'), }"), "cannot read"),
         (header("{'descr': '<q9', 'fortran_order': 7, 'shape': (2, 2), }"), "cannot read"),
-        (header("{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (2, 2), }"), "the array holds"),
+        (header("{'descr': [('a', '<i4')], 'fortran_order': False, 'shape': (2, 2), }"), "the array has dtype"),
         (header("{'descr': '<i4', 'fortran_order': False, 'shape': (), }"), "the array has 0 dimensions"),
         (header("__import__('os').getcwd()"), "cannot read"),
         (header("(" * 3000), "cannot read"),
@@ -179,7 +179,7 @@ def test_folder_in_capitals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "what"), [(-1, "row 2 has the negative number -1"), (2**32, "row 2 has the number")]
+    ("number", "what"), [(-1, "row 2 contains the negative id -1"), (2**32, "row 2 contains the id 4294967296")]
 )
 def test_ids_out_of_range_are_refused(tmp_path: Path, number: int, what: str) -> None:
     rows = np.arange(20, dtype=np.int64).reshape(4, 5)
@@ -191,13 +191,13 @@ def test_ids_out_of_range_are_refused(tmp_path: Path, number: int, what: str) ->
 def test_single_row_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a single row cannot be split"):
         ready(save(tmp_path / "a.npy", np.arange(20, dtype=np.int32).reshape(1, 20)), tmp_path)
-    with pytest.raises(UserError, match="all 3 rows are equal"):
+    with pytest.raises(UserError, match="all 3 rows are identical"):
         ready(save(tmp_path / "b.npy", np.ones((3, 20), dtype=np.int32)), tmp_path)
 
 
 def test_text_tokenizer_is_refused(tmp_path: Path) -> None:
     file = save(tmp_path / "a.npy", np.arange(20, dtype=np.int32).reshape(4, 5))
-    with pytest.raises(UserError, match="the data are numbers, the tokenizer is for text"):
+    with pytest.raises(UserError, match="the data are numbers, but the tokenizer is for text"):
         prepare(corpus(file), CharTrainer(), cache_dir=tmp_path)
 
 

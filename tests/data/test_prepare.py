@@ -225,7 +225,7 @@ def test_text_that_changes_while_it_is_read_is_refused(text: Path, tmp_path: Pat
 def test_numbers_and_text_do_not_mix(text: Path, tmp_path: Path) -> None:
     from tinyllm.tokenizers.ids import IdsTrainer
 
-    with pytest.raises(UserError, match="the data are text, the tokenizer is for numbers"):
+    with pytest.raises(UserError, match="the data are text, but the tokenizer is for numbers"):
         prepare(text_corpus(text), IdsTrainer(), cache_dir=tmp_path)
 
 

@@ -123,7 +123,7 @@ def test_a_cache_planted_by_another_user_is_not_used(
     assert not is_trusted(planted, root=cache) and not is_trusted(memo, root=cache)
     capsys.readouterr()
     assert train(*data, *SMALL, "trainer.max_steps=1", f"run.dir={tmp_path / 'two'}") == 0
-    assert "belongs to another user) and was rebuilt" in capsys.readouterr().out
+    assert "belongs to a different user) and was rebuilt" in capsys.readouterr().out
     assert is_trusted(folder / "train.bin", root=cache)
     os.chown(cache / "tokens", 12345, 12345)
     os.chown(folder / "train.bin", 12345, 12345)

@@ -68,8 +68,8 @@ class Batch:
 class WindowSource(Protocol):
     """Numbered training samples, in the order in which training reads them.
 
-    The loader deals the numbers out to ranks, micro-batches and workers and keeps no other position, so a resumed run
-    continues with the next number. A source must therefore have no state: equal numbers give equal batches, in every
+    The loader assigns sample numbers to ranks, micro-batches and workers; the next number is its only state, so a
+    resumed run continues there. A source must therefore have no state: equal numbers give equal batches, in every
     process.
     """
 
@@ -78,4 +78,4 @@ class WindowSource(Protocol):
         """Number of samples in one pass over the data."""
 
     def batch(self, samples: np.ndarray) -> Batch:
-        """The samples of these numbers (int64, from 0 without end), one sequence each, on the CPU."""
+        """The samples of these numbers (int64 ≥ 0, unbounded), one sequence each, on the CPU."""

@@ -16,8 +16,9 @@ from tinyllm.utils.files import is_trusted, read_json, write_bytes
 
 Stamp = list[int]
 LARGEST_MEMO = 512 << 20
-"""Most bytes of a memo; a corpus may have a million files."""
-SETTLED_NS = 2_000_000_000  # a file younger than this may change again within the clock tick of its stamp
+"""Size limit of a memo in bytes; a corpus may have a million files."""
+# A file modified more recently than this could change again without its timestamp changing.
+SETTLED_NS = 2_000_000_000
 CHUNK = 2**20
 
 
@@ -54,7 +55,7 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 
 def stamp(path: str | Path) -> Stamp:
-    """The present stamp of a file."""
+    """The current stamp of a file."""
     return stamp_of(os.stat(path))
 
 
@@ -99,7 +100,7 @@ class ContentHashes:
         """Refuse files that changed since :meth:`of`.
 
         Raises:
-            UserError: a file changed or is gone.
+            UserError: a file changed or no longer exists.
         """
         for file, then in self._stamps.items():
             try:
@@ -107,7 +108,7 @@ class ContentHashes:
             except OSError:
                 now = []
             if now != then:
-                raise UserError("the file changed while it was being read", file=file, hint="start again")
+                raise UserError("the file changed while it was being read", file=file, hint="run the command again")
 
 
 def _packed(content: Content) -> list:
@@ -147,8 +148,8 @@ def _is_digest(value: object) -> bool:
 
 
 def _content(file: str) -> Content:
-    """The content of a file, read once from front to back."""
-    whole, text = hashlib.sha256(), None  # the text gets its own hash at the first block where it differs
+    """The content of a file, read once from beginning to end."""
+    whole, text = hashlib.sha256(), None  # the text gets a hash of its own from the first block that differs
     head, size, text_size = b"", 0, 0
     for number, (block, plain) in enumerate(_blocks(file)):
         if number == 0:
@@ -164,7 +165,10 @@ def _content(file: str) -> Content:
 
 
 def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
-    """Each block as it is and as text: without marks at the start, with LF as line ending; one object if equal."""
+    """Yield each block raw and as text (leading byte order marks removed, line endings converted to LF).
+
+    If nothing changed, the text is the same object as the raw block.
+    """
     held = b""  # a CR at the end of a block, whose LF may follow in the next
     start = True
     try:

@@ -30,7 +30,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Source:
-    """The present content of a corpus.
+    """A corpus as it is on disk now.
 
     Attributes:
         fingerprint: sha256 (hex) of the content and of all settings that the documents depend on.
@@ -79,7 +79,7 @@ class Corpus(ABC):
         """Refuse unreadable data quickly, before a run exists.
 
         Raises:
-            UserError: the data cannot be read or hold nothing.
+            UserError: the data cannot be read or are empty.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ class EncodingStats:
 
     Attributes:
         characters, bytes: amount of text that is not in the tokenizer's vocabulary.
-        longest: characters of the longest text encoded in one piece.
+        longest: characters of the longest piece of text.
     """
 
     characters: int = 0
@@ -67,7 +67,7 @@ class _Encoder:
         self._tokenizer = tokenizer
         self._stats = stats
         self._end: IdsAndLengths = (np.array([tokenizer.eot_id if tokenizer.eot_id is not None else 0]), None)
-        self._pending = 0  # bytes of text that gave no token, e.g. blanks: they count with the next token
+        self._pending = 0  # bytes of text that produced no token, e.g. blanks; they are added to the next token
 
     def encode(self, texts: list, slots: list[int | None]) -> IdsAndLengths:
         """The ids of one batch, and their bytes."""

@@ -27,7 +27,7 @@ class FileCorpus(Corpus):
 
     rows = False
     suffixes: tuple[tuple[str, ...], ...] = ()
-    """Endings of the files to take from a folder: the first group with any match counts; empty: all text files."""
+    """Groups of file extensions: a folder gives the files of the first group that matches; empty: all text files."""
 
     def __init__(self, *, path: str, val_path: str | None, val_fraction: float) -> None:
         super().__init__(val_fraction=val_fraction)
@@ -41,7 +41,7 @@ class FileCorpus(Corpus):
         """Check the files of one path quickly.
 
         Raises:
-            UserError: they cannot be read or hold nothing.
+            UserError: they cannot be read or are empty.
         """
 
     @abstractmethod
@@ -67,7 +67,9 @@ class FileCorpus(Corpus):
                 files = [file for file in files if not contents[file.path].kind]
                 left_out += Counter(kind for file in listing.files if (kind := contents[file.path].kind))
             if not files:  # check() found some
-                raise UserError("the folder holds no text file", key=key, value=path, hint="it has just changed")
+                raise UserError(
+                    "the folder contains no text file", key=key, value=path, hint="its contents have just changed"
+                )
             chosen.append([file.path for file in files])
             size += sum(file.stamp[0] for file in files)
         digests = [[contents[path].digest.hex() for path in paths] for paths in chosen]

@@ -47,14 +47,15 @@ class _Name(NamedTuple):
 def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -> Listing:
     """The files that ``path`` names: itself, all files below a folder, or the matches of a glob (with ``**``).
 
-    An existing path is taken literally, also a folder with glob characters in its name within a pattern. Hidden files
-    and folders are skipped in folders and globs. Symbolic links to folders are followed, but each folder is entered
-    once, so loops end. A file with several paths counts once, by a path without symbolic links if it has one.
+    An existing path is taken literally, even if its name contains glob characters. The same holds for a folder within a
+    pattern. Hidden files and folders are skipped in folders and globs. Symbolic links to folders are followed, but each
+    folder is entered once, so loops end. A file reachable by several paths is listed once, under a path without
+    symbolic links if there is one.
 
     Args:
         key: configuration key, for error messages.
-        suffixes: groups of endings, case-insensitive. Of a folder, take the files of the first group with any match;
-            empty: all files.
+        suffixes: groups of extensions, case-insensitive. For a folder, only files of the first group that matches
+            anything are taken; empty: all files.
 
     Raises:
         UserError: there is no file, or a folder cannot be read.
@@ -79,7 +80,7 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
         chosen = _with_suffix(names, suffixes)
         if not chosen:
             wanted = " or ".join(suffixes[0]) if suffixes else "text"
-            raise UserError(f"the folder holds no {wanted} file", key=key, value=path, hint=_what_there_is(names))
+            raise UserError(f"the folder contains no {wanted} file", key=key, value=path, hint=_what_there_is(names))
         return Listing(_once(chosen), is_folder=True, left_out=search.left_out)
     if glob.has_magic(str(place)):
         names = list(search.matches(place))
@@ -101,12 +102,12 @@ class _Search:
         self.left_out: Counter[str] = Counter()
 
     def below(self, folder: str) -> Iterator[_Name]:
-        """All files below a folder, some by several paths."""
+        """All files below a folder, possibly the same file under several paths."""
         for current, linked, entries in self._folders(folder):
             yield from self._files(current, linked, entries)
 
     def matches(self, pattern: Path) -> Iterator[_Name]:
-        """All files that match a pattern, some by several paths."""
+        """All files that match a pattern, possibly the same file under several paths."""
         parts = list(pattern.parts)
         start = parts.pop(0) if pattern.is_absolute() else ""
         yield from self._expand(start, parts, False)
@@ -220,7 +221,7 @@ def _inode(status: os.stat_result) -> Inode:
 
 
 def _once(names: Sequence[_Name]) -> list[FoundFile]:
-    """Each file by one of its paths: preferably without links, then the first in order."""
+    """Each file once, under one of its paths: preferably one without links, then the first in order."""
     best: dict[Inode, _Name] = {}
     for name in sorted(names, key=lambda name: (name.linked, name.path)):
         best.setdefault(_inode(name.status), name)
@@ -236,12 +237,12 @@ def _with_suffix(names: Sequence[_Name], groups: Sequence[Sequence[str]]) -> Seq
 
 
 def _what_there_is(names: Sequence[_Name]) -> str:
-    """A hint that names the most frequent file endings of a folder."""
+    """A hint that names the most frequent file extensions of a folder."""
     if not names:
-        return "hidden files do not count; a file or a glob may be given instead"
-    endings = Counter(os.path.splitext(name.path)[1] or "without an ending" for name in names)
-    shown = ", ".join(f"{count:,} {ending}" for ending, count in endings.most_common(3))
-    return f"it holds {shown}; a file or a glob may be given instead"
+        return "hidden files are ignored; give a file or a glob instead"
+    extensions = Counter(os.path.splitext(name.path)[1] or "without an extension" for name in names)
+    shown = ", ".join(f"{count:,} {extension}" for extension, count in extensions.most_common(3))
+    return f"it contains {shown}; give a file or a glob instead"
 
 
 def _what_it_is(place: Path) -> str:

@@ -12,9 +12,12 @@ from tinyllm.errors import UserError
 HEAD = 8192  # bytes that are examined; as in git, a NUL among them marks a file as binary
 
 _TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)), then dataset=jsonl"
-_RAW = "numpy.fromfile({name}, numpy.uint16).astype(numpy.int32), cut and reshaped to (rows, length), by numpy.save"
+_RAW = (
+    "for dataset=npy, load it with numpy.fromfile({name}, numpy.uint16).astype(numpy.int32), trim and reshape it to"
+    " (rows, length), and write it with numpy.save"
+)
 
-# Pattern of the first bytes, name of the format, how to get text from it. The first match counts.
+# Pattern of the first bytes, name of the format, how to get text from it. The first match wins.
 _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x1f\x8b", "gzip-compressed", "unpack it first: gunzip -k {path}"),
     (rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", "bzip2-compressed", "unpack it first: bunzip2 -k {path}"),
@@ -32,26 +35,27 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"PAR[1E][\0-\x08\x0e-\x1f]", "a Parquet table", _TABLE),
     (rb"ARROW1\0\0|\xff\xff\xff\xff[^\0]..\0\x10\0\0\0", "an Arrow table", _TABLE),
     (rb"Obj\x01", "an Avro table", _TABLE),
-    (rb"\x80[\x03-\x05][\x95\]}c]", "a pickle of Python", "write its text as JSON lines, then dataset=jsonl"),
+    (rb"\x80[\x03-\x05][\x95\]}c]", "a Python pickle", "write its text as JSON lines, then dataset=jsonl"),
     (rb"SQLite format 3\0", "an SQLite database", "write its text as JSON lines, then dataset=jsonl"),
-    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as UTF-8, or its numbers by numpy.save"),
-    (rb"\x93NUMPY", "an array of numpy", "dataset=npy reads arrays of token ids"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as UTF-8, or its token ids with numpy.save"),
+    (rb"\x93NUMPY", "a NumPy array", "dataset=npy reads arrays of token ids"),
     (rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image", "choose text files"),
 )  # fmt: skip
 _PATTERNS = [(re.compile(start, re.DOTALL), kind, advice) for start, kind, advice in _FORMATS]
 _ADVICE = {kind: advice for _, kind, advice in _FORMATS}
 
-_OFFICE = "a document of an office program"
-_NUMBERS = "an archive of numpy arrays"
+_OFFICE = "an office document"
+_PYTORCH = "a PyTorch checkpoint"
+NUMPY_ARCHIVE = "a NumPy archive"
 _ZIPPED = {
     **dict.fromkeys((".docx", ".odt", ".pptx", ".xlsx", ".epub"), _OFFICE),
-    ".npz": _NUMBERS,
-    **dict.fromkeys((".pt", ".pth"), "a checkpoint of PyTorch"),
+    ".npz": NUMPY_ARCHIVE,
+    **dict.fromkeys((".pt", ".pth"), _PYTORCH),
 }
 _ADVICE |= {
     _OFFICE: "save it as plain text in UTF-8, or: pandoc -t plain {path}",
-    _NUMBERS: "save one array of token ids by numpy.save, then dataset=npy",
-    "a checkpoint of PyTorch": "choose text files",
+    NUMPY_ARCHIVE: "write one array of token ids with numpy.save, then dataset=npy",
+    _PYTORCH: "choose text files",
 }
 
 _MARKED = {  # the order matters: the mark of UTF-32LE starts with that of UTF-16LE
@@ -63,7 +67,7 @@ _MARKED = {  # the order matters: the mark of UTF-32LE starts with that of UTF-1
 
 RAW = "raw numbers without a header, like nanoGPT's train.bin"
 BINARY = "binary"
-_ADVICE |= {RAW: f"for dataset=npy: {_RAW}", BINARY: "it has a NUL byte near its start, which text never has"}
+_ADVICE |= {RAW: _RAW, BINARY: "it has a NUL byte near its start, which text never has"}
 
 
 def kind_of(head: bytes, name: str) -> str:
@@ -80,7 +84,7 @@ def kind_of(head: bytes, name: str) -> str:
 
 
 def _wide_encoding(head: bytes) -> str:
-    """UTF-16 or UTF-32 encoding of a text; "" for others.
+    """UTF-16 or UTF-32 encoding of a text; "" for any other content.
 
     Without a byte order mark only UTF-16 in ASCII letters is recognized, in which every other byte is NUL.
     """

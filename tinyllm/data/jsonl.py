@@ -16,13 +16,13 @@ from tinyllm.utils.files import parse_json
 
 
 class JsonlCorpus(FileCorpus):
-    """Files with one JSON object per line. Blank lines and empty texts are skipped.
+    """Files with one JSON object per line. Blank lines and empty documents are skipped.
 
     Args:
         path: a file, a folder (its ``.jsonl`` and ``.ndjson`` files, or ``.json`` files if it has none of these, with
             subfolders) or a glob.
-        val_path: the same for a separate validation set. Then nothing is split off, and training texts that are also in
-            it are left out.
+        val_path: the same for a separate validation set. Then nothing is split off, and training documents that are
+            also in it are left out.
         val_fraction: fraction of the bytes that becomes validation, by document; of a single document the tail.
         field: field that holds the text. ``doc.text`` means the field ``text`` of the object in ``doc``, unless a field
             is itself named ``doc.text``.
@@ -39,7 +39,8 @@ class JsonlCorpus(FileCorpus):
     def look(self, listing: Listing, *, key: str, path: str) -> None:
         texts = self._texts(file.path for file in listing.files)
         if all(chunk.isspace() for text in texts for chunk in _decoded(text)):
-            raise UserError("there is no text in it", key=key, value=path, hint=f"texts are taken from {self._field}")
+            hint = f"text is read from the field {self._field}"
+            raise UserError("it contains no text", key=key, value=path, hint=hint)
 
     def settings(self) -> list[Any]:
         return [self._field, self._errors]
@@ -53,7 +54,7 @@ class JsonlCorpus(FileCorpus):
             yield Document(digest, len(data), partial(_decoded, data), same)
 
     def _texts(self, files: Iterable[str]) -> Iterator[bytes]:
-        """The nonempty texts as UTF-8: a string with a single emoji would take four bytes per character."""
+        """The nonempty documents as UTF-8: a string with a single emoji would take four bytes per character."""
         for file in files:
             for number, line in enumerate(read_lines(file), start=1):
                 if data := self._text(line, file, number).encode():
@@ -83,8 +84,8 @@ class JsonlCorpus(FileCorpus):
             raise UserError("the line is not a JSON object", file=place, hint=hint)
         text, fields = _look_up(record, self._field)
         if fields is not None:
-            has = f"the line has {', '.join(fields[:20]) or 'no field'}"
-            raise UserError("a line without the field", key="dataset.field", value=self._field, file=place, hint=has)
+            hint = f"its fields are {', '.join(fields[:20])}" if fields else "it has no fields"
+            raise UserError("the line lacks the field", key="dataset.field", value=self._field, file=place, hint=hint)
         if not isinstance(text, str):
             raise UserError(
                 "the field is not text",

@@ -1,4 +1,4 @@
-"""Data loading: training batches in the sampler's order, evaluation batches from front to back."""
+"""Data loading: training batches in the sampler's order, evaluation batches from beginning to end."""
 
 import atexit
 import signal
@@ -43,8 +43,8 @@ def train_batches(
     follow from the arguments alone; the global random generators are not touched.
 
     Args:
-        shift: added to every sample number. If earlier steps had another batch size, it is the number of samples they
-            consumed minus the number this size would have, so that the order continues where it was.
+        shift: added to every sample number. If earlier steps had a different batch size, it is the number of samples
+            they consumed minus the number this size would have, so that the order continues where it was.
         length_at: the number of tokens that a step reads of each window, the first ones; None: all. Which windows a
             step reads does not depend on it.
         workers: processes that prepare batches in advance; 0: this process prepares each on demand. The batches are the
@@ -112,7 +112,7 @@ class _MicroBatches(Dataset[Batch]):
 
 
 def _iterate_with_cleanup(loader: DataLoader[Batch], count: int) -> Iterator[Batch]:
-    """The batches of ``loader``, whose workers end with this generator or with the program.
+    """Yield the batches of ``loader``, whose workers end with this generator or with the program.
 
     At exit Python sends SIGTERM to its child processes and waits for them, but the workers ignore it. After an uncaught
     error, whose traceback keeps this generator alive, the program would hang; hence the ``atexit`` callback.
@@ -155,14 +155,14 @@ def _naming_dead_workers(batches: Any) -> Iterator[None]:
             "a data loading worker was killed",
             key="dataloader.workers",
             value=len(batches._workers),
-            hint=f"process {', '.join(dead)}; memory may have run out: fewer workers or a smaller prefetch_factor need"
-            " less; the last checkpoint is intact",
+            hint=f"process {', '.join(dead)}; it may have run out of memory; use fewer workers or a smaller"
+            " prefetch_factor; the last checkpoint is intact",
         ) from error
 
 
 def _ignore_signals(worker: int) -> None:
     """Ignore stop signals, which reach the whole process group: training still needs the batches of its last step."""
-    ignore(HANDLED)
+    ignore(HANDLED)  # on these, training finishes its current step
 
 
 def eval_batches(

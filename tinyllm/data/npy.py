@@ -12,7 +12,7 @@ from tinyllm.data.corpus import Document
 from tinyllm.data.file_corpus import Contents, FileCorpus
 from tinyllm.data.files import read_head
 from tinyllm.data.finding import Listing
-from tinyllm.data.formats import RAW, advice_for, kind_of
+from tinyllm.data.formats import NUMPY_ARCHIVE, RAW, advice_for, kind_of
 from tinyllm.errors import UserError
 
 MAGIC = b"\x93NUMPY"
@@ -22,7 +22,7 @@ UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError),
     *(FloatingPointError, SyntaxError, TokenError),
 )
-"""Exceptions of numpy for an invalid header, which it parses as a Python literal."""
+"""Exceptions that NumPy raises for an invalid header, which it parses as a Python literal."""
 
 
 class NpyCorpus(FileCorpus):
@@ -32,7 +32,7 @@ class NpyCorpus(FileCorpus):
         path: a ``.npy`` file of int32 or int64 with shape (num_sequences, seq_length), a folder of them or a glob.
         val_path: the same for a separate validation set. Then nothing is split off, and training rows that are also in
             it are left out.
-        val_fraction: fraction of the rows that becomes validation; equal rows go to the same split.
+        val_fraction: fraction of the rows that becomes validation; identical rows go to the same split.
     """
 
     content = "numbers"
@@ -52,16 +52,16 @@ def _documents(files: Sequence[str]) -> Iterator[Document]:
     for file in files:
         for number, row in enumerate(_rows(file)):
             if row.min() < 0:
-                raise UserError(f"row {number} has the negative number {row.min()}", file=file, hint="ids start at 0")
+                raise UserError(f"row {number} contains the negative id {row.min()}", file=file, hint="ids start at 0")
             if row.max() > LARGEST:
-                raise UserError(f"row {number} has the number {row.max()}", file=file, hint="ids end at 2**32 - 2")
+                raise UserError(f"row {number} contains the id {row.max()}", file=file, hint="ids end at 2**32 - 2")
             data = np.ascontiguousarray(row, dtype=np.int64)
             digest = hashlib.sha256(data.tobytes()).digest()
             yield Document(digest, row.nbytes, partial(iter, (data,)), digest)
 
 
 def _rows(file: str) -> np.ndarray:
-    """The memory-mapped array of a file. Raises UserError if it does not hold rows of integers."""
+    """The memory-mapped array of a file. Raises UserError if it does not contain rows of integers."""
     head = read_head(file)
     if not head.startswith(MAGIC):
         raise _no_array(head, file)
@@ -72,35 +72,35 @@ def _rows(file: str) -> np.ndarray:
         raise UserError(f"cannot read the array: {_reason(error)}", file=file, hint="save it again") from None
     if array.dtype not in (np.int32, np.int64):
         hint = "it must be int32 or int64: numpy.save(file, array.astype(numpy.int32))"
-        raise UserError(f"the array holds {array.dtype}", file=file, hint=hint)
+        raise UserError(f"the array has dtype {array.dtype}", file=file, hint=hint)
     if array.ndim != 2:
         hint = f"it must have 2, {SHAPE}: array.reshape(-1, seq_length)"
         raise UserError(f"the array has {array.ndim} dimensions", file=file, hint=hint)
     if array.shape[0] == 0:
         raise UserError("the array has no rows", file=file, hint=SHAPE)
     if array.shape[1] < 2:
-        raise UserError(f"rows of {array.shape[1]} numbers", file=file, hint="prediction needs at least 2")
+        raise UserError(f"rows have length {array.shape[1]}", file=file, hint="prediction needs at least 2 ids")
     return array
 
 
 def _no_array(head: bytes, file: str) -> UserError:
     kind = kind_of(head, file)
     if not head:
-        return UserError("cannot read the array: the file is empty", file=file, hint="save it by numpy.save")
+        return UserError("cannot read the array: the file is empty", file=file, hint="save it with numpy.save")
     if kind == RAW:
         return UserError(f"the file is {RAW}, not an .npy file", file=file, hint=advice_for(RAW, file))
-    hint = "it has no header of numpy; numpy.save writes one"
+    hint = "it has no NumPy header; numpy.save writes one"
     what = kind or "text"
-    if kind == "an archive of numpy arrays":
+    if kind == NUMPY_ARCHIVE:
         hint = f"save one array of it: numpy.save('ids.npy', numpy.load({shlex.quote(file)})[name])"
     return UserError(f"cannot read the array: the file is {what}", file=file, hint=hint)
 
 
 def _reason(error: Exception) -> str:
-    """Why numpy refused the file."""
+    """Why NumPy refused the file."""
     said = str(error)
     if "Python objects" in said:
-        return "it holds Python objects, not numbers"
+        return "it contains Python objects, not numbers"
     if "greater than file size" in said:
-        return "the file is truncated, its header announces more"
+        return "the file is truncated; its header announces more data"
     return said or "the file is truncated"

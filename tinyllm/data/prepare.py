@@ -75,7 +75,8 @@ def prepare(
                 try:
                     _fill(work, corpus, tokenizer_trainer, source, key, rules, show)
                 finally:
-                    # Files that change while they are read give ids of no consistent text, and cause other errors.
+                    # If a file changes while being read, the ids match no version of it and other errors may follow, so
+                    # report the change.
                     hashes.require_unchanged()
             data = open_cache(folder, key, own=True)
     except OSError as error:
@@ -108,8 +109,8 @@ def _look(
     corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None, rules: int
 ) -> tuple[Path, ContentHashes, Source, str]:
     if corpus.content != trainer.content:
-        hint = "dataset=npy needs tokenizer=ids, which it selects by itself; all other data are text"
-        what = f"the data are {corpus.content}, the tokenizer is for {trainer.content}"
+        hint = "dataset=npy needs tokenizer=ids, which it selects automatically; every other dataset is text"
+        what = f"the data are {corpus.content}, but the tokenizer is for {trainer.content}"
         raise UserError(what, key="tokenizer._target_", value=type(trainer).__name__, hint=hint)
     trainer.check()
     place = cache_root(cache_dir)
@@ -123,8 +124,8 @@ def _look(
 @contextmanager
 def _working_folder(root: Path, key: str) -> Iterator[Path]:
     """A temporary folder that is renamed to the cache ``key`` on success and removed on failure."""
-    # The name starts with the key, whose lock tells whether a process is using the folder, and ends unpredictably, so
-    # that nobody can plant a folder under it.
+    # The name starts with the key, because its lock tells whether a process is using the folder. It ends unpredictably,
+    # so that nobody can plant a folder under that name.
     work, old = (root / f"{TEMPORARY}{key}-{secrets.token_hex(8)}" for _ in range(2))
     try:
         work.mkdir()

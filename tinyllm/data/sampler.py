@@ -36,7 +36,7 @@ class Sampler:
         if length < seq_len + 1:
             what = "tokens per row" if split.row_length else "tokens"
             raise UserError(
-                f"the {split.name} split has {length:,} {what}, one window needs {seq_len + 1:,}",
+                f"the {split.name} split has {length:,} {what}, but one window needs {seq_len + 1:,}",
                 key="trainer.seq_len",
                 value=seq_len,
                 hint=f"use more data, or a seq_len of at most {length - 1}",
@@ -77,4 +77,4 @@ class Sampler:
         return Batch(inputs=windows[:, :-1].contiguous(), targets=windows[:, 1:].contiguous())
 
 
-ROLE_OFFSET = 2**32  # larger than any round number of the permutation, whose keys are drawn from the same key
+ROLE_OFFSET = 2**32  # larger than any index of a Feistel round; the round keys are drawn from the same key

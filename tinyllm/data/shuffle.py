@@ -11,7 +11,7 @@ MASK_64 = 2**64 - 1
 
 
 def mix(value: int) -> int:
-    """Mix the bits of a 64-bit number (the finaliser of splitmix64, Steele et al. 2014)."""
+    """Mix the bits of a 64-bit number (the finalizer of splitmix64, Steele et al. 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & MASK_64
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK_64
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK_64

@@ -35,10 +35,10 @@ class Parts:
 def split(source: Source, val_fraction: float, *, rules: int = RULES) -> Parts:
     """Split by document; a single document is cut, and its tail is validation.
 
-    Documents of equal text stay together. In the order of their hashes, documents that fit into ``val_fraction`` of the
-    bytes go to validation, at least one; so the choice depends on the documents alone and not on their order on disk.
-    If that gives far more or less than requested (few documents, or a dominating one), the tail of the largest document
-    completes validation.
+    Documents with the same text stay together. In the order of their hashes, documents that fit into ``val_fraction``
+    of the bytes go to validation, at least one; so the choice depends on the documents alone and not on their order on
+    disk. If that gives far more or less than requested (few documents, or a dominating one), the tail of the largest
+    document completes validation.
 
     Raises:
         UserError: there is no text, or too little for two splits.
@@ -121,7 +121,7 @@ def _whole(
     identity: IdentityOf,
     notes: Iterable[str] = (),
 ) -> Parts:
-    """Validation consists of the chosen groups, training of all others."""
+    """Validation consists of the chosen groups, training of the rest."""
     validating = groups[chosen]  # sorted, since groups is
     in_val = chosen[inverse]
     return Parts(
@@ -187,7 +187,7 @@ def _choose_or_cut(
 ) -> Iterator[Document]:
     """The documents whose key is in the sorted ``keys`` (``inside``) or is not, and a part of the document ``divided``.
 
-    Its copies are in neither split: with other line endings they would be cut at another character.
+    Its copies are in neither split: with different line endings they would be cut at a different character.
     """
     done = False
     for document in documents():
@@ -225,7 +225,9 @@ def _cut_only(source: Source, val_fraction: float, copies: int) -> Parts:
     """Both splits are parts of the only document."""
     if source.rows:
         hint = "use more rows, or set dataset.val_path"
-        what = "a single row cannot be split" if copies == 1 else f"all {copies:,} rows are equal and cannot be split"
+        what = (
+            "a single row cannot be split" if copies == 1 else f"all {copies:,} rows are identical and cannot be split"
+        )
         raise UserError(what, key="dataset.path", value=source.path, hint=hint)
     document = next(source.documents())
     notes = [] if copies == 1 else [f"All {copies:,} documents are the same text; it was used once."]

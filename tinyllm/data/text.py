@@ -32,24 +32,27 @@ class TextCorpus(FileCorpus):
         self._errors = require_errors_mode(errors)
 
     def look(self, listing: Listing, *, key: str, path: str) -> None:
-        others: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
         examples: dict[str, str] = {}
         for file in listing.files:
             if listing.is_folder and (kind := look_at(file.path)):
-                others[kind] += 1
+                skipped[kind] += 1
                 examples.setdefault(kind, file.path)
                 continue
             if any(not chunk.isspace() for chunk in read_text(file.path, errors=self._errors)):
                 return
-        if others.total() == len(listing.files):
-            [(commonest, _)] = others.most_common(1)
-            hint = f"UTF-8 files of any name count; it has {counted(others)}"
+        if skipped.total() == len(listing.files):
+            [(commonest, _)] = skipped.most_common(1)
+            hint = f"any UTF-8 file is accepted, whatever its name; the folder contains {counted(skipped)}"
             if commonest != BINARY:
                 hint += f"; {advice_for(commonest, examples[commonest])}"
-            raise UserError("the folder holds no text file", key=key, value=path, hint=hint)
-        what = "the file is" if len(listing.files) == 1 else "all files are"
-        kind = "nothing but whitespace" if any(file.stamp[0] for file in listing.files) else "empty"
-        raise UserError(f"{what} {kind}", key=key, value=path, hint="there is no text to train on")
+            raise UserError("the folder contains no text file", key=key, value=path, hint=hint)
+        single, has_bytes = len(listing.files) == 1, any(file.stamp[0] for file in listing.files)
+        if has_bytes:
+            what = f"{'the file contains' if single else 'all files contain'} nothing but whitespace"
+        else:
+            what = "the file is empty" if single else "all files are empty"
+        raise UserError(what, key=key, value=path, hint="there is no text to train on")
 
     def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
         return documents_of(files, contents, self._errors)

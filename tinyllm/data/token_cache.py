@@ -38,7 +38,7 @@ DTYPES = ("uint16", "uint32")
 
 
 LARGEST_META = 512 << 20
-"""Most bytes of meta.json, which lists the hashes of all blocks."""
+"""Size limit of meta.json in bytes; it lists the hashes of all blocks."""
 
 
 class DamagedCacheError(Exception):
@@ -60,7 +60,8 @@ class TokenWriter:
 
     def write(self, ids: np.ndarray, lengths: np.ndarray | None) -> None:
         """Append ids; ``lengths`` are their UTF-8 bytes, None: those in the tokenizer's table."""
-        if len(ids) and int(ids.max()) >= self._vocab_size:  # a bug; without the check it would wrap around silently
+        # Only a bug can cause this; unchecked, the id would silently wrap around.
+        if len(ids) and int(ids.max()) >= self._vocab_size:
             raise RuntimeError(f"the tokenizer gave id {ids.max()} with a vocabulary of {self._vocab_size}")
         if lengths is not None:
             odd = np.flatnonzero(lengths != self._usual[ids])
@@ -111,7 +112,7 @@ def fingerprint_of_blocks(blocks: list[str]) -> str:
 def save_metadata(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write everything besides the ids, meta.json last; on return all files are durable."""
     packed = BytesIO()
-    arrays: dict[str, Any] = dict(exceptions)  # Any: among numpy 2's keywords is a flag
+    arrays: dict[str, Any] = dict(exceptions)  # typed Any, because np.savez in numpy 2 also has a boolean keyword
     np.savez(packed, **arrays)
     contents = {"tokenizer.json": tokenizer.to_json().encode(), "exceptions.npz": packed.getvalue()}
     meta = meta | {"format": FORMAT, "vocab_size": tokenizer.vocab_size, "kind": tokenizer.content}
@@ -120,7 +121,7 @@ def save_metadata(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.n
     for name, content in contents.items():
         replace(folder / name, partial(_put, content))
     for file in folder.iterdir():
-        set_mode(file, 0o444)  # read-only, because running trainings have these files mapped
+        set_mode(file, 0o444)  # read-only, because running training jobs have these files mapped
     sync(folder)
 
 
@@ -141,7 +142,7 @@ def open_cache(folder: Path, key: str, *, own: bool = False) -> TokenData:
     if not folder.is_dir():
         raise FileNotFoundError(folder)
     if not own and not all(is_trusted(path, root=folder.parent) for path in (folder, *folder.iterdir())):
-        raise DamagedCacheError("it belongs to another user")
+        raise DamagedCacheError("it belongs to a different user")
     try:
         return _open(folder, key)
     except UserError as error:
@@ -154,13 +155,13 @@ def _open(folder: Path, key: str) -> TokenData:
     meta = read_json(folder / "meta.json", largest=LARGEST_META)
     digest = meta.pop("digest")
     _require(digest == _digest(meta), "meta.json was edited")
-    _require(meta["format"] == FORMAT, "another format")
-    _require(meta["key"] == key, "it belongs to other data or another tokenizer")
+    _require(meta["format"] == FORMAT, "it has a different format")
+    _require(meta["key"] == key, "it belongs to different data or a different tokenizer")
     content = {name: (folder / name).read_bytes() for name in meta["files"]}
     for name, data in content.items():
         _require(hashlib.sha256(data).hexdigest() == meta["files"][name], f"{name} is not what was written")
     tokenizer = loads(content["tokenizer.json"].decode())
-    _require(tokenizer.vocab_size == meta["vocab_size"], "the tokenizer has another vocabulary")
+    _require(tokenizer.vocab_size == meta["vocab_size"], "the tokenizer has a different vocabulary")
     exceptions = np.load(BytesIO(content["exceptions.npz"]), allow_pickle=False)
     _check_ids(folder, meta)
     token_bytes = tokenizer.token_bytes() if meta["kind"] == "text" else None
