@@ -192,7 +192,7 @@ def test_what_config_json_says_becomes_numbers_and_names_only() -> None:
     for value in ("{_target_:a.B}", "${oc.env:HOME}", "1 model.x=2", [1], {"a": 1}, "", "a,b"):
         for node, key in ((arch.model, "model.norm.eps"), (arch.layers[0], "model.block.ffn.d_ff")):
             was, node[key] = node[key], value
-            with pytest.raises(UserError, match=r"not a value of a model \(model\."):
+            with pytest.raises(UserError, match=r"invalid value in config.json \(model\."):
                 settings_of(arch)
             node[key] = was
     settings_of(arch)

@@ -157,7 +157,7 @@ def test_bos_of_a_byte_tokenizer_is_its_end_of_text() -> None:
 
 @pytest.mark.parametrize("prompt", [b"caf\xe9".decode("utf-8", "surrogateescape"), "a\ud800"])
 def test_a_prompt_that_is_not_text_is_refused(prompt: str) -> None:
-    with pytest.raises(UserError, match="not text"):
+    with pytest.raises(UserError, match="not valid UTF-8"):
         prompt_ids(ByteTokenizer(), prompt)
 
 

@@ -146,7 +146,7 @@ def test_a_stride_that_leaves_tokens_out_is_refused(tmp_path: Path, stride: int)
 
 
 def test_a_split_of_one_token_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the val split has 1 tokens"):
+    with pytest.raises(UserError, match="the val split has 1 token:"):
         evaluate(tiny_model(max_seq_len=CONTEXT), split_of(tmp_path, 1), seq_len=12, batch_size=1, device="cpu")
 
 

@@ -98,7 +98,7 @@ def test_empty_prompt_starts_like_a_document() -> None:
 @pytest.mark.parametrize("tokenizer", [BYTES, CharTokenizer("ab")], ids=["byte", "char"])
 def test_prompt_with_invalid_utf8_is_refused(tokenizer) -> None:
     """On a command line, Python turns such a byte into half a surrogate pair."""
-    with pytest.raises(UserError, match="not text") as caught:
+    with pytest.raises(UserError, match="not valid UTF-8") as caught:
         prompt_ids(tokenizer, "a" + os.fsdecode(b"\xff"), key="trainer.sample_prompt")
     assert caught.value.key == "trainer.sample_prompt"
     assert prompt_ids(IdsTokenizer(vocab_size=9), "") == [0]

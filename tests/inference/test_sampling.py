@@ -54,7 +54,7 @@ def test_sampling_filters_equal_those_of_transformers(settings: dict[str, float]
 
     sampling = Sampling(**settings)  # type: ignore[arg-type]
     seen = torch.zeros(6, V, dtype=torch.bool).scatter_(1, history, True)
-    torch.testing.assert_close(sampling.filter(sampling.penalise(logits, seen)), expected)
+    torch.testing.assert_close(sampling.filter(sampling.penalize(logits, seen)), expected)
 
 
 @pytest.mark.parametrize("top_p", [0.1, 0.5, 0.9, 0.999])
@@ -82,8 +82,8 @@ def test_every_filter_keeps_the_most_likely_token() -> None:
 def test_penalty_lowers_probability_for_either_sign_of_the_logit() -> None:
     logits = torch.tensor([[2.0, -2.0, 0.0, 1.0]])
     seen = torch.tensor([[True, True, True, False]])
-    assert Sampling(repetition_penalty=2.0).penalise(logits, seen).tolist() == [[1.0, -4.0, 0.0, 1.0]]
-    assert Sampling(repetition_penalty=1.0).penalise(logits, seen) is logits
+    assert Sampling(repetition_penalty=2.0).penalize(logits, seen).tolist() == [[1.0, -4.0, 0.0, 1.0]]
+    assert Sampling(repetition_penalty=1.0).penalize(logits, seen) is logits
 
 
 def test_penalty_covers_the_prompt_and_chosen_tokens() -> None:

@@ -38,7 +38,7 @@ TABLE = {
     "a few characters": bad("dataset.path=IN/short.txt", "dataset.val_fraction=0.1", "more data"),
     "shorter than a window": bad("dataset.path=IN/line.txt", "trainer.seq_len=16", "at most"),
     "missing file": bad("dataset.path=IN/nope.txt", "dataset.path=IN/nope.txt", "but not nope.txt"),
-    "a folder without text": bad("dataset.path=IN/no_text", "dataset.path=IN/no_text", "UTF-8 files"),
+    "a folder without text": bad("dataset.path=IN/no_text", "dataset.path=IN/no_text", "any UTF-8 file"),
     "no path": bad("dataset=text", "dataset.path=???", "set it", base=False),
     "an empty path": bad("dataset.path=", "dataset.path=", "a file, a folder or a glob"),
     "bad UTF-8": bad("dataset.path=IN/bad_utf8.txt", "IN/bad_utf8.txt", "dataset.errors=replace"),

@@ -95,19 +95,39 @@ def count(place: Path) -> int:
     return int(tinyllm.load(place / "run")[0].parameter_counts().total)
 
 
+NO_OUT = "error: no output directory given (out=null):"
+EXISTS = "error: the directory already exists"
+
+
 @pytest.mark.parametrize(
     ("program", "arguments", "said"),
     [
-        ("export", ["run={place}/run"], "error: where to? (out=null): python -m tinyllm.export run={place}/run out="),
-        ("export", ["run={place}/run", "out={place}/model"], "error: it exists already (out={place}/model): "),
+        (
+            "export",
+            ["run={place}/run"],
+            "error: no output directory given (out=null): python -m tinyllm.export run={place}/run out=",
+        ),
+        (
+            "export",
+            ["run={place}/run", "out={place}/model"],
+            "error: the directory already exists (out={place}/model): ",
+        ),
         ("export", ["run={place}/run", "out=x", "format=gguf"], "error: value not allowed (format=gguf): one of hf"),
         ("export", ["run={place}/run", "out=x", "weights=ema"], "error: the run has no averaged weights (weights=ema)"),
         ("export", ["run={place}", "out=x"], "error: no checkpoint found (run={place})"),
         ("import_hf", ["out=x"], "error: which model? (path=null): "),
         ("import_hf", ["path={place}/nothing", "out=x"], "error: no such directory (path={place}/nothing)"),
         ("import_hf", ["path={place}/run", "out=x"], "error: cannot be read ({place}/run/config.json)"),
-        ("import_hf", ["path={place}/model"], "error: where to? (out=null): python -m tinyllm.import_hf path="),
-        ("import_hf", ["path={place}/model", "out={place}/run"], "error: it exists already (out={place}/run)"),
+        (
+            "import_hf",
+            ["path={place}/model"],
+            "error: no output directory given (out=null): python -m tinyllm.import_hf path=",
+        ),
+        (
+            "import_hf",
+            ["path={place}/model", "out={place}/run"],
+            "error: the directory already exists (out={place}/run)",
+        ),
         ("evaluate", ["run={place}/model"], "error: no data to evaluate on (dataset=null): "),
         ("evaluate", ["run={place}/imported"], "error: no data to evaluate on (dataset=null): "),
         ("evaluate", ["run={place}/run", "tokenizer=byte"], "error: the key has no effect here (tokenizer="),

@@ -119,6 +119,6 @@ def test_library_errors_become_one_line() -> None:
     state["model"]["unk_id"] = None
     tokenizer = HuggingFaceTokenizer.from_json(json.dumps(state))
     for encode in (tokenizer.encode, lambda text: tokenizer.encode_measured([text])):
-        with pytest.raises(UserError, match="fails on this text") as caught:
+        with pytest.raises(UserError, match="failed on this text") as caught:
             encode("the 🦓")
         assert "\n" not in str(caught.value)

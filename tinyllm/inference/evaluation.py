@@ -79,9 +79,8 @@ def evaluate(
     finally:
         model.train(was_training)
     if not tokens:
-        raise UserError(
-            f"the {split.name} split has {split.n_tokens} tokens", hint="at least 2 are needed to predict one"
-        )
+        size = "1 token" if split.n_tokens == 1 else f"{split.n_tokens:,} tokens"
+        raise UserError(f"the {split.name} split has {size}", hint="at least 2 are needed to predict one")
     # One transfer at the end: reading every sum at once would stall the device.
     rows = gather(torch.stack([torch.as_tensor(batch_nats) for batch_nats in nats]).tolist())
     in_order = [value for values in zip(*rows, strict=True) for value in values][:number]

@@ -122,7 +122,7 @@ def generate_text(
     of :func:`stream_text`.
 
     Args:
-        stopping: asked before each token; true ends the generation.
+        stopping: called before each token; true ends the generation.
 
     Raises:
         Interrupted: ``stopping`` returned true.
@@ -181,8 +181,8 @@ def prompt_ids(
     if prompt:
         shown = prompt if len(prompt) <= 40 else prompt[:40] + "…"
         if any("\ud800" <= char <= "\udfff" for char in prompt):  # bytes of a command line that are not UTF-8
-            hint = "half a surrogate pair is no character; write it in UTF-8"
-            raise UserError("not text", key=key, value=shown, hint=hint)
+            hint = "it contains half a surrogate pair; write it in UTF-8"
+            raise UserError("the prompt is not valid UTF-8", key=key, value=shown, hint=hint)
         try:
             ids = [int(i) for i in (tokenizer.matching(True) if special else tokenizer).encode(prompt, strict=True)]
         except UserError as error:
@@ -198,7 +198,7 @@ def prompt_ids(
 
 
 def printed_prompt(tokenizer: Any, prompt: str) -> str:
-    """The prompt as printed before its continuation: as given, plus the space that separates token numbers."""
+    """The prompt as printed before its continuation: as given, plus the space that separates token ids."""
     text = "".join(map(tokenizer.stream().push, prompt_ids(tokenizer, prompt, bos=False))) if prompt else ""
     return text if text.startswith(prompt) else prompt
 
@@ -207,7 +207,7 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     """No stop string, one or several, as a tuple.
 
     Raises:
-        UserError: one is empty.
+        UserError: a stop string is empty.
     """
     if stop is None or stop == "":
         return ()
@@ -221,7 +221,7 @@ class _Writer:
     """Decodes the tokens of one sample and stops at an end token or a stop string.
 
     Args:
-        context: the tokens before the sample; some tokenizers decode the first token of a text in another way (``▁``).
+        context: the tokens before the sample; some tokenizers decode the first token of a text differently (``▁``).
         ends: tokens that end the text.
     """
 

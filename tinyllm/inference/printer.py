@@ -1,4 +1,4 @@
-"""Printing of streamed samples: one after the other, each as it grows."""
+"""Printing of streamed samples: one after another, each as it grows."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence

@@ -63,13 +63,13 @@ class Sampling:
                         hint="leave it out or give a temperature above 0",
                     )
 
-    def penalise(self, logits_BV: Tensor, seen_BV: Tensor) -> Tensor:
+    def penalize(self, logits_BV: Tensor, seen_BV: Tensor) -> Tensor:
         """Apply the repetition penalty to the tokens marked in ``seen_BV`` (bool)."""
         if self.repetition_penalty == 1:
             return logits_BV
         theta = self.repetition_penalty
-        penalised_BV = torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta)
-        return torch.where(seen_BV, penalised_BV.clamp(-LARGEST, LARGEST), logits_BV)
+        penalized_BV = torch.where(logits_BV > 0, logits_BV / theta, logits_BV * theta)
+        return torch.where(seen_BV, penalized_BV.clamp(-LARGEST, LARGEST), logits_BV)
 
     def filter(self, logits_BV: Tensor) -> Tensor:
         """Logits divided by the temperature, which must not be 0, with −inf for tokens that must not be drawn."""
@@ -103,7 +103,7 @@ class TokenChooser:
         n_samples: samples of each prompt.
         n_prompts: number of prompts; rows are the samples of the first prompt, then of the second, and so on.
         vocab_size: number of tokenizer ids; a model may have more rows, which are never chosen.
-        unk_id: id of the unknown token, which is never chosen either; None: there is no such token.
+        unk_id: id of the unknown token, which is never chosen either; None: the tokenizer has no unknown token.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class TokenChooser:
         Raises:
             UserError: a logit is NaN.
         """
-        logits_BV = self.sampling.penalise(logits_BV[:, : self.vocab_size].float(), self.seen_BV)
+        logits_BV = self.sampling.penalize(logits_BV[:, : self.vocab_size].float(), self.seen_BV)
         if self.unk_id is not None:
             logits_BV = logits_BV.clone()
             logits_BV[:, self.unk_id] = -math.inf

@@ -10,7 +10,7 @@ from tinyllm.inference.generator import GeneratedPiece, generate_batch, prompt_i
 from tinyllm.inference.sampling import Sampling
 from tinyllm.utils.memory import memory_for
 
-LESS_MEMORY = "fewer samples or prompts at a time need less, as does a lower max_new_tokens"
+LESS_MEMORY = "generate fewer samples or prompts at a time, or lower max_new_tokens"
 
 
 @dataclass(frozen=True, kw_only=True)

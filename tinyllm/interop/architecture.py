@@ -45,7 +45,7 @@ POSITION_KEYS: dict[type[nn.Module], tuple[str, ...]] = {
     ),
     Llama3Rope: (*SCALED, "low_freq_factor", "high_freq_factor"),
 }
-"""Parameters of the rotary positions beside the base; attributes and configuration keys have the same names."""
+"""Parameters of the rotary positions besides the base; attributes and configuration keys have the same names."""
 HEADS = (MHA, MQA, GQA)
 MIXTURES: dict[type[nn.Module], str] = {AuxLoss: "aux_loss", AuxFree: "aux_free"}
 ATTN, FFN, MOE = "model.block.attn", "model.block.ffn", "model.block.moe"
@@ -116,7 +116,7 @@ def architecture_of(model: Transformer) -> Architecture:
     for block in model.layers():
         q_norm = getattr(block.attn, "q_norm", None) if isinstance(block.attn, MHA) else None
         if q_norm is not None and q_norm.eps != norm.eps:
-            hint = f"transformers has one eps for all norms, here {norm.eps}"
+            hint = f"transformers has a single eps for all norms, here {norm.eps}"
             key = f"{ATTN}.qk_norm_eps"
             raise UserError("this composition cannot be exported", key=key, value=q_norm.eps, hint=hint)
     return Architecture(values, [_layer(block) for block in model.layers()])
@@ -252,16 +252,19 @@ def _pattern(layers: list[dict[str, Any]], base: dict[str, Any]) -> list[str]:
 def _text(key: str, value: Any) -> str:
     """A value in Hydra's grammar.
 
-    Values may come from a stranger's config.json and become text that Hydra parses, so only null, booleans, numbers and
-    plain names pass.
+    Values may come from an untrusted config.json and become text that Hydra parses, so only null, booleans, numbers and
+    plain names are allowed.
 
     Raises:
-        UserError: any other value.
+        UserError: the value is none of these.
     """
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"[A-Za-z]\w*", value)):
         return str(value)
     raise UserError(
-        "not a value of a model", key=key, value=value, hint="config.json must have a number or a name here"
+        "invalid value in config.json",
+        key=key,
+        value=value,
+        hint="must be null, true, false, a number or a plain name",
     )

@@ -20,7 +20,7 @@ def convert(model: Transformer, state: Mapping[str, Tensor]) -> tuple[str, dict[
         state: its state dict, in any dtype.
 
     Raises:
-        UserError: no family expresses the architecture.
+        UserError: no family can represent the architecture.
     """
     arch = architecture_of(model)
     family = family_for(arch)

@@ -165,7 +165,7 @@ class Deepseek(RopeFamily):
         ]
 
     def balance(self, name: str, hf_name: str) -> list[Weight]:
-        """The router's weights beside its matrix."""
+        """The router's weights besides its matrix."""
         return []
 
     def ignored(self, name: str, config: Config) -> bool:
@@ -176,7 +176,7 @@ class Deepseek(RopeFamily):
 
 
 class DeepseekV2(Deepseek):
-    """DeepSeek-V2 (2024, arXiv 2405.04434): gates are softmax scores, not normalised."""
+    """DeepSeek-V2 (2024, arXiv 2405.04434): gates are softmax scores, not normalized."""
 
     title = "DeepSeek-V2"
     model_type = "deepseek_v2"

@@ -80,7 +80,7 @@ class ModelDirectory:
             wanted: the model's state dict, for the shapes; on the meta device.
 
         Raises:
-            UserError: a tensor is missing, superfluous or of another shape, or a file is damaged.
+            UserError: a tensor is missing, unexpected or of the wrong shape, or a file is damaged.
         """
         files = Files(self.path)
         table = self.family.weights(self.arch, self.entries)
@@ -98,7 +98,7 @@ class ModelDirectory:
         for name in unused:
             if name == HEAD and torch.equal(files.read(name), tensors["embedding.weight"]):
                 continue  # a copy of the tied embedding
-            hint = f"{name} has no place in this {self.family.title}"
+            hint = f"unexpected tensor {name}; this {self.family.title} has no such weight"
             raise UserError("the weights do not fit the architecture", file=files.file_of[name], hint=hint)
         return tensors
 
@@ -117,7 +117,7 @@ class Files(Tensors):
             pickled = sorted(file.name for file in path.glob("*.bin"))
             if error.what != "no weights" or not pickled:
                 raise
-            hint = f"{error.hint}; {pickled[0]} is not read, since loading it can run code; to convert it: "
+            hint = f"{error.hint}; {pickled[0]} is not read, since loading it can run code; convert it with "
             hint += "AutoModelForCausalLM.from_pretrained(directory).save_pretrained(new)"
             raise UserError(error.what, file=error.file, hint=hint) from error
 
@@ -130,25 +130,26 @@ class Files(Tensors):
         short = next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
         for spelling in (name, short):
             if spelling in self.unlisted:
-                hint = f"it does not list {spelling}, which is in {self.file_of[spelling].name} and which transformers "
-                raise UserError("damaged index", file=self.path / INDEX, hint=f"{hint}loads; save_pretrained lists it")
+                hint = f"it omits {spelling}, which {self.file_of[spelling].name} contains and transformers loads; "
+                hint += "re-save the model with save_pretrained"
+                raise UserError("damaged index", file=self.path / INDEX, hint=hint)
             if spelling in self.file_of:
                 return spelling
         hint = f"{name} is missing"
         if name == HEAD:
-            hint += ": transformers would initialise it at random; if the head is tied to the embedding, config.json "
+            hint += ": transformers would initialize it at random; if the head is tied to the embedding, config.json "
             hint += "must say tie_word_embeddings: true"
         raise UserError("the weights do not fit the architecture", file=self.path, hint=hint)
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
-        """Refuse a tensor of another shape or of an unsupported dtype."""
+        """Refuse a tensor of the wrong shape or of an unsupported dtype."""
         stored, dtype = self.shape(name), self.part(name).get_dtype()
         if stored != shape:
-            hint = f"{name} has shape {stored}, config.json asks for {shape}"
+            hint = f"{name} has shape {stored}, but config.json requires {shape}"
             raise UserError("the weights do not fit the architecture", file=self.file_of[name], hint=hint)
         if dtype not in READABLE:
             hint = f"{name} is {dtype}; supported: {', '.join(sorted(READABLE))}"
-            what = "weights in double precision" if dtype == "F64" else "quantized weights"
+            what = "double-precision weights are not supported" if dtype == "F64" else "unsupported weight dtype"
             raise UserError(what, file=self.file_of[name], hint=hint)
 
 
@@ -162,14 +163,15 @@ def check_out(out: str | Path | None, *, command: str) -> Path:
         UserError: ``out`` is not given, exists, or cannot be created.
     """
     if not out:
-        raise UserError("where to?", key="out", value=out, hint=f"{command} out=<new directory>")
+        raise UserError("no output directory given", key="out", value=out, hint=f"{command} out=<new directory>")
     path = Path(out)
     check_utf8(path, key="out")
     if path.exists():
-        raise UserError("it exists already", key="out", value=out, hint="choose another directory")
+        raise UserError("the directory already exists", key="out", value=out, hint="choose a different directory")
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError("cannot create a directory there", key="out", value=out, hint=f"{parent} is not writable")
+        hint = f"{parent} is not a writable directory"
+        raise UserError("cannot create the directory", key="out", value=out, hint=hint)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The supported model families. An export takes the first one that fits."""
+"""The supported model families. An export uses the first one that fits."""
 
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import CHOICES, Architecture
@@ -42,17 +42,19 @@ def family_of(config: Config) -> Family:
 
 
 def family_for(arch: Architecture) -> Family:
-    """The family that expresses an architecture.
+    """The family that can represent an architecture.
 
     Raises:
-        UserError: no family does; the message says what the nearest one would need.
+        UserError: no family does; the message says what the closest family requires.
     """
     mismatches = {family: family.mismatches(arch) for family in FAMILIES}
-    # Another option of a group counts twice: it changes the model more than another value does.
+    # A different option of a group counts twice: it changes the model more than a different value does.
     nearest = min(FAMILIES, key=lambda family: sum(1 + (mismatch.key in CHOICES) for mismatch in mismatches[family]))
     if not mismatches[nearest]:
         return nearest
-    first, *others = mismatches[nearest]
-    hint = f"{nearest.title}, the nearest family, takes {first.allowed_settings()}"
-    hint += f"; and {', '.join(mismatch.allowed_settings() for mismatch in others)}" if others else ""
-    raise UserError("no Hugging Face family expresses this composition", key=first.key, value=first.value, hint=hint)
+    first = mismatches[nearest][0]
+    *settings, last = [mismatch.allowed_settings() for mismatch in mismatches[nearest]]
+    required = f"{', '.join(settings)} and {last}" if settings else last
+    hint = f"{nearest.title}, the closest one, requires {required}"
+    what = "no supported Hugging Face family can represent this composition"
+    raise UserError(what, key=first.key, value=first.value, hint=hint)

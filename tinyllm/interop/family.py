@@ -46,7 +46,7 @@ class ConfigEntry:
         name: its name in config.json.
         type: the values it may have.
         default: its value when it is missing, from transformers' configuration class.
-        also: other names for it.
+        also: alternative names.
     """
 
     name: str
@@ -58,16 +58,17 @@ class ConfigEntry:
         """The value of the entry in a config.json.
 
         Raises:
-            UserError: it is missing without a default, has two different values, or a value of the wrong type.
+            UserError: it is missing and has no default, has two different values, or a value of the wrong type.
         """
         given = {name: config[name] for name in (self.name, *self.also) if name in config}
         if not given:
             if self.default is REQUIRED:
-                raise UserError("config.json lacks an entry", key=self.name, value="?", hint="every model needs it")
+                raise UserError("required entry missing from config.json", key=self.name, value="?")
             return self.default
         (name, value), *others = given.items()
         if any(other != value for _, other in others):
-            raise refused(others[0][0], others[0][1], f"{setting(name, value)}, since both name the same entry")
+            allowed = f"the same value as {setting(name, value)}, because both name one entry"
+            raise refused(others[0][0], others[0][1], allowed)
         if not self.type.fits(value):
             raise refused(name, value, self.type.words)
         return value
@@ -79,8 +80,9 @@ class MappedEntry(ConfigEntry):
 
     Attributes:
         key: the configuration key.
-        names: for each value here its spellings in config.json, the first of which is written; None: same value.
-        null: the value here that null stands for.
+        names: maps each configuration value to its spellings in config.json, the first of which is used when writing;
+            None: the values are identical.
+        null: the configuration value that null in config.json stands for.
     """
 
     key: str
@@ -144,8 +146,12 @@ class Mismatch:
 
 def refused(name: str, value: Any, allowed: str) -> UserError:
     """The error for an entry of config.json that tinyllm does not support."""
-    shown = value if len(str(value)) <= 80 else f"{str(value)[:79]}…"
-    return UserError("tinyllm cannot express this model", key=name, value=shown, hint=f"allowed: {allowed}")
+    return UserError("tinyllm cannot express this model", key=name, value=_shown(value), hint=f"allowed: {allowed}")
+
+
+def _shown(value: Any) -> Any:
+    """``value``, shortened to 80 characters for error messages."""
+    return value if len(str(value)) <= 80 else f"{str(value)[:79]}…"
 
 
 def same(value: Any, other: Any) -> bool:
@@ -159,7 +165,7 @@ class Family(ABC):
     An entry of config.json that is in none of the tables below is refused: it may change what the model computes.
 
     Attributes:
-        title: the name shown to people.
+        title: the name in messages.
         model_type, architecture: the names in config.json.
         allowed: values that configuration keys may have; an import sets the first. Keys of ``entries`` are optional
             here.
@@ -224,8 +230,8 @@ class Family(ABC):
                 if not any(same(value, allowed) for allowed in neutral[name]):
                     raise refused(name, value, " or ".join(setting(name, allowed) for allowed in neutral[name]))
             elif name not in harmless:
-                hint = f"entries of {self.title}; tinyllm does not read this one, and it may change the model"
-                raise refused(name, value, hint)
+                hint = f"tinyllm does not read it for {self.title}, and it may change the model"
+                raise UserError("unknown config.json entry", key=name, value=_shown(value), hint=hint)
             elif not harmless[name].fits(value):
                 raise refused(name, value, harmless[name].words)
         return {entry.name: entry.take(config) for entry in (*self.entries, *self.interpreted)}
@@ -292,4 +298,4 @@ MODEL_KEYS = frozenset(
         "model.tie_embeddings",
     }
 )
-"""Keys of the whole model, beside those of positions and norms."""
+"""Keys of the whole model, besides those of positions and norms."""

@@ -1,6 +1,6 @@
 """How transformers stores a tinyllm tensor: ``split`` for export and ``join``, its exact inverse, for import.
 
-Values are moved, never computed with, so a round trip is bit-exact in any dtype.
+Values are only rearranged, never changed, so a round trip is bit-exact in any dtype.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ class Layout(ABC):
 
     @property
     def parts(self) -> int:
-        """How many tensors of transformers make up one of tinyllm."""
+        """Number of tensors in transformers that make up one tinyllm tensor."""
         return 1
 
     @abstractmethod

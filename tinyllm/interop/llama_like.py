@@ -142,7 +142,7 @@ class HeadsFamily(RopeFamily):
             raise refused("num_key_value_heads", n_kv_heads, f"a divisor of num_attention_heads={n_heads}")
         head_dim = values[f"{ATTN}.head_dim"] or values["model.d_model"] // n_heads
         if head_dim < 2 or head_dim % 2:
-            raise refused("head_dim", head_dim, "an even number, since rotary positions rotate pairs")
+            raise refused("head_dim", head_dim, "an even number, because rotary positions rotate pairs")
         derived = {"model.n_kv_heads": n_kv_heads, f"{ATTN}.head_dim": head_dim}
         derived[f"{ATTN}.qkv_bias"] = values[f"{ATTN}.bias"] if self.qkv_bias is None else self.qkv_bias
         return super().arrange(entries, values | derived | {"attn": heads_option(n_heads, n_kv_heads)})
@@ -166,15 +166,15 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 def check_layer_types(entries: Config, values: dict[str, Any]) -> None:
-    """Refuse ``layer_types`` in families where transformers ignores them and gives all layers the same window.
+    """Refuse ``layer_types`` in families where transformers ignores them and uses a single window.
 
     Raises:
         UserError: they contradict that window.
     """
     types, expected = entries["layer_types"], SLIDING if values.get(f"{ATTN}.window") else FULL
     if types is not None and types != [expected] * values["model.n_layers"]:
-        hint = f"{expected} for each layer; for this model_type transformers ignores layer_types and has one window"
-        raise refused("layer_types", types, hint)
+        allowed = f"{expected} for every layer, because transformers ignores layer_types for this model_type and uses a"
+        raise refused("layer_types", types, f"{allowed} single window")
 
 
 class WindowedFamily(HeadsFamily):

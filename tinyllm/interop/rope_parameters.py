@@ -69,7 +69,7 @@ TYPES = (
 )
 ROPES = tuple(rope.option for rope in TYPES)
 WHOLE = (None, 1.0)
-"""``partial_rotary_factor``: only rotating the whole head is supported."""
+"""Supported values of ``partial_rotary_factor``: the whole head is rotated."""
 NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 """Parameters that every type has."""
 
@@ -96,7 +96,7 @@ def read_rope(config: Config, *, theta: float, context: int) -> dict[str, Any]:
     known = {entry.name for entry in rope.entries}
     for key, value in parameters.items():
         if isinstance(value, dict):
-            raise refused(f"{name}.{key}", value, "a plain value, since all layers share one rope")
+            raise refused(f"{name}.{key}", value, "a plain value, because all layers share one rope")
         if key not in known and key not in NAMES:
             raise refused(f"{name}.{key}", value, f"{', '.join((*NAMES, *sorted(known)))} with rope_type={kind}")
     if not any(same(parameters.get("partial_rotary_factor"), share) for share in WHOLE):

@@ -43,7 +43,7 @@ WRITERS: dict[type[Tokenizer], Callable[[Any], dict[str, Any] | None]] = {
     HuggingFaceTokenizer: HuggingFaceTokenizer.library_state,
     IdsTokenizer: lambda tokenizer: None,
 }
-"""Makes the content of tokenizer.json for each class; token numbers have none."""
+"""Functions that return the content of tokenizer.json, by class; None for token ids."""
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def special_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 def tokenizer_files(
     tokenizer: Tokenizer, *, special: Mapping[str, Any], max_length: int, chat: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """The contents of a tokenizer's files by file name; empty for token numbers.
+    """The contents of a tokenizer's files by file name; empty for token ids.
 
     Args:
         special: ``bos_token_id``, ``eos_token_id`` …, as in config.json.
@@ -93,10 +93,10 @@ def adds_bos(tokenizer: Tokenizer, bos_id: object, path: Path | None = None) -> 
 
 
 def read_chat_templates(path: Path) -> dict[str, Any]:
-    """The chat templates of a Hugging Face directory by file name. They are kept for export and never run.
+    """The chat templates of a Hugging Face directory by file name. They are kept for export and never executed.
 
     Raises:
-        UserError: a file is damaged or holds no template.
+        UserError: a file is damaged or contains no template.
     """
     templates: dict[str, Any] = {}
     if (path / CHAT).is_file():
@@ -111,7 +111,7 @@ def read_chat_templates(path: Path) -> dict[str, Any]:
 
 
 def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory. Without one, tokens are numbers.
+    """The tokenizer of a Hugging Face directory. If there is none, text is read and written as token ids.
 
     Args:
         vocab_size: rows of the model's embedding.
@@ -124,9 +124,9 @@ def read(path: Path, *, vocab_size: int, tell: Callable[[str], None]) -> Tokeniz
         return _without_extra_tokens(_as_exported(load(path / FILE)), vocab_size, path / FILE, tell)
     for name in OTHER_FILES:
         if (path / name).is_file():
-            hint = "to make one: AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
-            raise UserError("a tokenizer without tokenizer.json", file=path / name, hint=hint)
-    tell(f"{path} has no tokenizer: prompts and text are token numbers")
+            hint = "create one with AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+            raise UserError("the directory has no tokenizer.json", file=path / name, hint=hint)
+    tell(f"{path} has no tokenizer: prompts and output are token ids")
     return IdsTokenizer(vocab_size=vocab_size)
 
 
@@ -134,7 +134,7 @@ def _without_extra_tokens(tokenizer: Tokenizer, n_rows: int, file: Path, tell: C
     """The tokenizer without special tokens beyond the embedding's rows; a ``[PAD]`` is often added that way.
 
     Raises:
-        UserError: an ordinary token is beyond them.
+        UserError: an ordinary token is beyond those rows.
     """
     if tokenizer.vocab_size <= n_rows or not isinstance(tokenizer, HuggingFaceTokenizer):
         return tokenizer
@@ -152,14 +152,14 @@ def _without_extra_tokens(tokenizer: Tokenizer, n_rows: int, file: Path, tell: C
     if lost:
         shown, i = min(lost.items(), key=lambda item: item[1])
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size:,} ids, the model's embedding {n_rows:,} rows",
+            f"the tokenizer has {tokenizer.vocab_size:,} ids, but the model's embedding has {n_rows:,} rows",
             file=file,
             hint=f"{shown!r} has id {i}; use the tokenizer that the model was trained with,"
             " or give the model more rows (transformers: model.resize_token_embeddings)",
         )
     tell(
-        f"{file}: {', '.join(sorted(special, key=beyond.__getitem__))} left out:"
-        f" the model's embedding has {n_rows:,} rows and none for it"
+        f"{file}: {', '.join(sorted(special, key=beyond.__getitem__))} left out, because the id is beyond the"
+        f" {n_rows:,} rows of the model's embedding"
     )
     kept = [token for token in state["added_tokens"] if token["id"] < n_rows]
     return HuggingFaceTokenizer.from_dict(

@@ -41,9 +41,9 @@ class Tokenizer(ABC):
         unk_id: id of text that the tokenizer cannot express, or None.
         special: ids of the special tokens by spelling.
         match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
-        bos_id: id that an imported model expects at the beginning of a text; None: no such id.
+        bos_id: id that an imported model expects at the beginning of a text, or None.
         adds_bos: whether the imported tokenizer adds ``bos_id`` by itself.
-        eos_ids: ids with which an imported model ends a text; empty: only ``eot_id`` does.
+        eos_ids: ids that end a text of an imported model; empty: only ``eot_id`` does.
     """
 
     kind: ClassVar[str]
@@ -141,11 +141,11 @@ class Tokenizer(ABC):
         yield from cut_text(chunks, size, self.last_cut)
 
     def last_cut(self, text: str) -> int:
-        """The last place where cutting ``text`` changes no id, whatever follows; 0 if there is no such place."""
+        """The last position where cutting ``text`` changes no id, whatever follows; 0 if there is none."""
         return len(text)
 
     def covering(self, texts: Iterable[Any]) -> "Tokenizer":
-        """This tokenizer, extended by ``<unk>`` or by ids if ``texts`` need it; nothing else is learnt from them."""
+        """This tokenizer, extended by ``<unk>`` or by ids if ``texts`` need it; nothing else is learned from them."""
         return self
 
     def save(self, path: str | Path) -> None:
@@ -219,7 +219,7 @@ class TextStream:
 
 
 def cut_text(chunks: Iterable[str], size: int, last_cut: Callable[[str], int]) -> Iterator[str]:
-    """Cut text as :meth:`Tokenizer.pieces` does, with any function that gives the last allowed cut of a text."""
+    """Cut text as :meth:`Tokenizer.pieces` does, using ``last_cut``, which returns the last allowed cut."""
     pending: list[str] = []
     length, wanted = 0, size
     for chunk in chunks:

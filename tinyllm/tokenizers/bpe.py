@@ -66,7 +66,7 @@ class BPETrainer(TokenizerTrainer):
         self._match_special = match_special
         self._max_word = max_word
         self._matched = SpecialTokenMatcher(dict.fromkeys(special if match_special else (), 0))
-        """Special tokens to find in texts; nothing is learnt from them."""
+        """Special tokens to find in texts; nothing is learned from them."""
         self._words = None if max_word is None else BoundedWords(max_word, self._matched)
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
@@ -94,7 +94,7 @@ class BPETrainer(TokenizerTrainer):
         return cut_text(chunks, LEARN_PIECE, self._last_cut)
 
     def _last_cut(self, text: str) -> int:
-        """The last place where the trained tokenizer would cut a training text; 0 if there is no such place."""
+        """The last position where the trained tokenizer would cut a training text; 0 if there is none."""
         rules = [plain_cuts().last] + ([self._words.last_cut] if self._words else [])
         cuts = (rule(text) for rule in rules)
         return next((cut for cut in cuts if cut and self._matched.may_cut(text, cut)), 0)

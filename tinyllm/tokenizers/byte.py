@@ -66,10 +66,10 @@ class ByteTokenizer(Tokenizer):
 
 
 class ByteTrainer(TokenizerTrainer):
-    """Makes a :class:`ByteTokenizer`; nothing is learnt.
+    """Makes a :class:`ByteTokenizer`; nothing is learned.
 
     Args:
-        special_tokens: special tokens beside the end-of-text.
+        special_tokens: special tokens besides the end-of-text.
         match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
     """
 

@@ -1,6 +1,6 @@
 """Protection from harmful tokenizer.json files and from panics of the library ``tokenizers``.
 
-A tokenizer.json may come from a stranger, and the library trusts it. Some files make it panic, abort the process, or
+A tokenizer.json may be untrusted, but the library trusts it. Some files make the library panic, abort the process, or
 use unbounded time or memory, which Python can neither catch nor stop. They are refused before the library reads them.
 """
 
@@ -172,8 +172,8 @@ def library_errors() -> Iterator[None]:
     except BaseException as error:
         if not is_panic(error) and not isinstance(error, Exception):
             raise
-        hint = f"{first_line(error)}; use another tokenizer, or leave out the text it fails on"
-        raise UserError("the tokenizer fails on this text", hint=hint) from None
+        hint = f"{first_line(error)}; use a different tokenizer, or leave out the text it fails on"
+        raise UserError("the tokenizer failed on this text", hint=hint) from None
 
 
 def is_panic(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Places where a document can be cut so that the ids of its pieces are the ids of the whole.
+"""Find where text can be cut without changing the ids.
 
 A tokenizer.json is a pipeline: added tokens, normalizer, pre-tokenizers, model. A place between two characters a and b
 is a safe cut if no stage looks across it, whatever comes before a and after b. This is decided stage by stage for all
@@ -48,7 +48,7 @@ class Cuts:
 
     Args:
         before: for each character b that may follow a cut, the characters a that may precede it.
-        isolated: whether the neighbours of the pair must be characters that combine with nothing.
+        isolated: whether the neighbors of the pair must be characters that combine with nothing.
     """
 
     def __init__(self, before: Mapping[str, Iterable[str]], *, isolated: bool = False) -> None:
@@ -68,7 +68,7 @@ class Cuts:
         return self._pattern is not None
 
     def last(self, text: str) -> int:
-        """The last place where ``text`` can be cut, whatever follows; 0 if there is no such place."""
+        """The last position where ``text`` can be cut, whatever follows; 0 if there is none."""
         if self._pattern is None:
             return 0
         for window in (512, len(text)):  # the last cut is nearly always close to the end
@@ -82,7 +82,7 @@ class Cuts:
 
 @cache
 def plain_cuts() -> Cuts:
-    """The cuts of a tokenizer that has a rule of ``RULES`` and nothing else that could prevent a cut."""
+    """The cuts of a tokenizer that splits by one of ``RULES`` and has no other stage that could prevent a cut."""
     return Cuts(dict.fromkeys(BLANKS + MARKS, LETTERS))
 
 
@@ -90,8 +90,8 @@ def find_cuts(state: Mapping[str, Any], normalize: Callable[[str], str]) -> Cuts
     """The safe cuts of a tokenizer.
 
     Args:
-        state: the content of its tokenizer.json.
-        normalize: its normalizer.
+        state: the parsed tokenizer.json.
+        normalize: the tokenizer's normalizer, as a function.
     """
     pairs: Pairs | None = {b: (b, EVERY) for b in BLANKS + MARKS}
     normalizers = parts_of(state["normalizer"], "normalizers")
@@ -135,10 +135,10 @@ def _normalized(part: Mapping[str, Any], pairs: Pairs, normalize: Callable[[str]
 
 
 def _mapped(pairs: Pairs, change: Callable[[str], str], *, stable: bool = False) -> Pairs:
-    """The pairs after a change that makes one character of each half; other pairs are dropped.
+    """Apply ``change`` to both characters of every pair; a pair stays only if each becomes exactly one character.
 
     Args:
-        stable: keep only letters that do not change.
+        stable: also drop letters that change.
     """
     mapped: Pairs = {}
     done: dict[int, dict[str, str]] = {}  # most b share their letters
@@ -164,7 +164,7 @@ def _as_bert(char: str, part: Mapping[str, Any]) -> str:
 
 
 def _replaced(part: Mapping[str, Any], pairs: Pairs) -> Pairs | None:
-    """The pairs after a Replace; None: a regular expression other than the common ones, which join blanks."""
+    """The pairs after a Replace; None: its regular expression is not one of the common ones, which join blanks."""
     searched, content = part["pattern"].get("String"), part["content"]
     if not searched:
         known = part["pattern"].get("Regex") in (" {2,}", r"\s{2,}", r"\s+", " +") and content == " "
@@ -208,7 +208,7 @@ class Letters:
         self.groups: dict[str, set[str]] = {}
         """The letters of each group, by a representative of the characters they have become."""
         self.before: dict[str, set[str]] = {}
-        """For each character, the other letters that became it."""
+        """For each character, the letters that were changed into it."""
         first: dict[str, str] = {}
         for a, new in now.items():
             kind = new if new in named or new.isspace() else unicodedata.category(new)[0]

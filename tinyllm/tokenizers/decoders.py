@@ -144,7 +144,7 @@ class StripFused(Stage):
 
 
 class DeferredDecoder(Stage):
-    """An unknown decoder: holds all tokens back until the end, and lets the library decode them."""
+    """A decoder without a streaming equivalent: holds all tokens back, and lets the library decode them at the end."""
 
     def __init__(self, decode: Callable[[list[str]], str]) -> None:
         self._decode = decode
@@ -193,7 +193,7 @@ def stages(parts: Iterable[Mapping[str, Any]] | None, *, decode_all: Callable[[l
 
     Args:
         parts: the decoders in order; None: there is no decoder, and tokens are joined by blanks.
-        decode_all: decodes all tokens at once, for decoders without a streaming equivalent.
+        decode_all: decodes the list of all tokens, for decoders without a streaming equivalent.
     """
     if parts is None:
         return [Stage(lambda token, first: token if first else f" {token}")]

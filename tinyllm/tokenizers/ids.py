@@ -1,4 +1,4 @@
-"""The identity tokenizer, for data that consists of token numbers already."""
+"""The identity tokenizer, for data that already consists of token ids."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self

@@ -15,7 +15,7 @@ from tinyllm.tokenizers.ids import IdsTokenizer
 from tinyllm.utils.files import expand_home, parse_json, read_text
 
 LARGEST = 256 << 20
-"""Size limit of a tokenizer file in bytes; the largest published ones have 40 MB."""
+"""Size limit of a tokenizer file in bytes; the largest published files have 40 MB."""
 CLASSES: tuple[type[Tokenizer], ...] = (CharTokenizer, ByteTokenizer, IdsTokenizer, HuggingFaceTokenizer)
 KINDS = {cls.kind: cls for cls in CLASSES}
 
@@ -33,7 +33,7 @@ def load(path: str | Path) -> Tokenizer:
         raise UserError("tokenizer file not found", file=path) from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(
-            f"cannot read the tokenizer, the file is damaged or not a tokenizer: {error}", file=path
+            f"cannot read the tokenizer; the file is damaged or not a tokenizer: {error}", file=path
         ) from None
 
 
@@ -53,9 +53,9 @@ class PretrainedTrainer(TokenizerTrainer):
     """Loads an existing tokenizer instead of training one.
 
     Args:
-        path: a ``tokenizer.json`` of Hugging Face or of a run, a directory with one, or the name of a tiktoken
+        path: a ``tokenizer.json`` (Hugging Face's or a run's), a directory that contains one, or the name of a tiktoken
             encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and the encoding's file.
-        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
     def __init__(self, *, path: str, match_special: bool = False) -> None:
@@ -104,7 +104,7 @@ class PretrainedTrainer(TokenizerTrainer):
 
 
 class FixedTrainer(TokenizerTrainer):
-    """Returns a given tokenizer, for data other than it was trained on."""
+    """Returns a given tokenizer, for data that it was not trained on."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -15,7 +15,7 @@ UNKNOWN = "<unk>"
 
 
 class SpecialTokenMatcher:
-    """Finds special tokens in text: leftmost first, of several at one place the longest, as ``tokenizers`` does.
+    """Finds special tokens in text: leftmost first, and the longest of several at one position, as ``tokenizers`` does.
 
     Args:
         ids: the id of each spelling.
@@ -46,11 +46,11 @@ class SpecialTokenMatcher:
     def encode(
         self, text: str, plain: Callable[[str], Encoded], byte_counts: Callable[[np.ndarray], np.ndarray]
     ) -> Encoded:
-        """Encode ``text`` with its special tokens, each of which stands for the bytes of its spelling.
+        """Encode ``text`` including its special tokens; each counts as the UTF-8 bytes of its spelling.
 
         Args:
             plain: encodes the text between special tokens.
-            byte_counts: the bytes of ids, used if ``plain`` returns none.
+            byte_counts: returns the byte count of each id, used if ``plain`` returns no lengths.
         """
         parts = list(self.split(text)) if self.ids else []
         if all(special_id is None for _, special_id in parts):
@@ -70,7 +70,7 @@ class SpecialTokenMatcher:
         return max((match.end() for match in self._pattern.finditer(text)), default=0)
 
     def last_cut(self, text: str) -> int:
-        """The last place in ``text`` that no special token can span, whatever follows; 0 if there is no such place."""
+        """The last position in ``text`` that no special token can span, whatever follows; 0 if there is none."""
         end = len(text)
         while begun := self._begun(text, end):
             end -= begun
@@ -94,7 +94,7 @@ def joined(encoded: Sequence[Encoded]) -> Encoded:
 
 
 def special_settings(special: Sequence[str], *, match: bool) -> dict[str, Any]:
-    """The settings of special tokens; empty without any, so that caches of versions without them are still found."""
+    """The settings of special tokens; empty if there are none, so that caches of earlier versions are still found."""
     return ({"special_tokens": list(special)} if special else {}) | ({"match_special": True} if match else {})
 
 
@@ -102,7 +102,7 @@ def require_special(tokens: Sequence[Any], *, match: bool) -> list[str]:
     """The special tokens of a configuration as a list.
 
     Raises:
-        UserError: one is not a string, empty or repeated, or there are none to match.
+        UserError: a token is not a string, empty or repeated, or ``match`` is set without tokens.
     """
     special = list(tokens)
     if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(special):

@@ -60,7 +60,7 @@ class BoundedWords:
         self._special_matcher = matcher
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text``, which must begin with a word, can be cut; 0 if there is no such place."""
+        """The last position where ``text``, which must begin with a word, can be cut; 0 if there is none."""
         start = self._special_matcher.last_end(text)
         certain = len(text) - self._reach
         for _, (begin, _) in reversed(self._split.pre_tokenize_str(text[start:])):
