@@ -85,8 +85,8 @@ def attentions(cases: Sequence[tuple[Sequence[int], int]], clock: Callable[[], f
             kernels: dict[int, Callable[..., torch.Tensor]] = {-1: partial(fused, window=0)} if window else {}
             kernels[0] = partial(fused, window=window)
             for block in BLOCKS:
-                shape = BlockConfig(block, window, 0, 0.0, size**-0.5, 0.0)
-                kernels[block] = partial(block_attention, shape=shape)
+                config = BlockConfig(block, window, 0, 0.0, size**-0.5, 0.0)
+                kernels[block] = partial(block_attention, config=config)
             calls = [partial(run, kernel, (q, k, v), upstream) for kernel in kernels.values()]
             chosen = block_size("cpu", dtype, length, window=window, same_head_dim=size == v_size)
             columns = zip(kernels, interleaved(calls, clock, repeats), strict=True)

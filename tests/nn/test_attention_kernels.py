@@ -54,8 +54,8 @@ def tensors(
 def kernels(mask: AttentionMask, scale: float) -> Iterator[Kernel]:
     """Every kernel that supports the mask, with block sizes that divide the length or not, and ``attend`` itself."""
     for block in (1, 3, 4, 16):
-        shape = BlockConfig(block, mask.window, mask.sinks, mask.softcap, scale, 0.0)
-        yield partial(block_attention, shape=shape)
+        config = BlockConfig(block, mask.window, mask.sinks, mask.softcap, scale, 0.0)
+        yield partial(block_attention, config=config)
     if mask.window and not mask.softcap:
         yield partial(folded_attention, window=mask.window, sinks=mask.sinks, scale=scale, dropout_p=0.0)
     yield partial(attend, mask=mask, scale=scale, dropout_p=0.0)
@@ -170,11 +170,11 @@ def test_dropout_gradients_of_the_block_kernel(window: int, sinks: int, softcap:
     weights times values must be, and so are the gradients."""
     mask, p, length = AttentionMask(window=window, sinks=sinks, softcap=softcap), 0.4, 11
     q, k, v = tensors(4, 2, length, length, torch.float64)
-    shape = BlockConfig(4, window, sinks, softcap, 0.4, p)
+    config = BlockConfig(4, window, sinks, softcap, 0.4, p)
 
     def attended(values: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return block_attention(q, k, values, shape=shape)
+        return block_attention(q, k, values, config=config)
 
     exact = weights(q, k, mask, 0.4)
     dropped = attended(torch.eye(length, dtype=torch.float64).expand(2, 2, -1, -1))
@@ -197,19 +197,19 @@ def test_dropout_gradients_of_the_block_kernel(window: int, sinks: int, softcap:
 )
 def test_invisible_keys_do_not_change_a_bit(mask: AttentionMask) -> None:
     for block in (4, 8, 16):
-        shape = BlockConfig(block, mask.window, mask.sinks, mask.softcap, 0.4, 0.0)
+        config = BlockConfig(block, mask.window, mask.sinks, mask.softcap, 0.4, 0.0)
         q, k, v = tensors(4, 2, 16, 16, torch.bfloat16)
-        before = block_attention(q, k, v, shape=shape)
+        before = block_attention(q, k, v, config=config)
         with torch.no_grad():
             k[:, :, 10:] += 3
             v[:, :, 10:] -= 2
-        after = block_attention(q, k, v, shape=shape)
+        after = block_attention(q, k, v, config=config)
         assert torch.equal(before[:, :, :10], after[:, :, :10])
         if mask.window:
             with torch.no_grad():
                 k[:, :, 5] += 3
                 v[:, :, 5] -= 2
-            last = block_attention(q, k, v, shape=shape)
+            last = block_attention(q, k, v, config=config)
             assert torch.equal(last[:, :, 5 + mask.window :], after[:, :, 5 + mask.window :])
             assert not torch.equal(last[:, :, 5 + mask.window - 1], after[:, :, 5 + mask.window - 1])
 

@@ -13,11 +13,18 @@ from tinyllm.utils.signatures import make
 
 
 class Block(nn.Module):
-    """Pre-norm attention and feed-forward layers, each added to the residual stream.
+    """Pre-norm attention and feed-forward layers, each added to the residual stream (Xiong et al. 2020).
+
+    Factories are called by ``tinyllm.utils.signatures.make``, which passes on only the arguments that a constructor
+    names. A part may name:
+
+    - attention: d_model, n_heads, n_kv_heads, max_seq_len, bias, pos, norm_eps, attn_dropout;
+    - feed-forward: d_model, bias, model_d_ff; to serve as an expert, it must also name d_ff and linear;
+    - mixture: ffn, d_model, n_heads, n_kv_heads, max_seq_len, bias, model_d_ff;
+    - norm: dim, bias.
 
     Args:
-        attn: factory of the attention layer. Like the other factories, it is called with those parts of the model's
-            shape that its constructor names (``tinyllm.utils.signatures.make``).
+        attn: factory of the attention layer.
         ffn: factory of the feed-forward layer, passed to ``moe``.
         moe: factory of the layer in the feed-forward's place: a mixture of experts, or ``ffn`` itself.
         norm: factory of the two norms.
@@ -26,7 +33,8 @@ class Block(nn.Module):
         norm_eps: eps of the model's norms, for the norms inside attention.
         dropout: on the outputs of attention and feed-forward.
         attn_dropout: on the attention weights.
-        parallel_block: attention and feed-forward both read the block's input: x + attn(norm1(x)) + ffn(norm2(x)).
+        parallel_block: attention and feed-forward both read the block's input: x + attn(norm1(x)) + ffn(norm2(x))
+            (GPT-NeoX, Black et al. 2022).
 
     Raises:
         ValueError: a number is out of range, or sizes do not match.
@@ -63,9 +71,12 @@ class Block(nn.Module):
                 raise ValueError(f"{name}={p} must be at least 0 and less than 1")
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "max_seq_len": max_seq_len}
         shape |= {"bias": bias}
+        # A parallel block keeps both norms, as GPT-NeoX does: the parameters are the same with and without it.
         self.norm1 = make(norm, dim=d_model, bias=bias)
         self.attn = make(attn, **shape, pos=pos, norm_eps=norm_eps, attn_dropout=attn_dropout)
         self.norm2 = make(norm, dim=d_model, bias=bias)
+        # With moe=none the factory is nn.moe.dense, which returns the plain feed-forward layer. The size is called
+        # model_d_ff because an option's own d_ff, if set, overrides it.
         self.ffn = make(moe, ffn=ffn, **shape, model_d_ff=d_ff)
         self.dropout, self.parallel_block = dropout, parallel_block
 
@@ -96,7 +107,7 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
-        """Initialise the layers, in the order of the forward pass."""
+        """Initialize the layers, in the order of the forward pass."""
         self.norm1.init_weights()
         self.attn.init_weights(std=std, residual_std=residual_std)
         self.norm2.init_weights()

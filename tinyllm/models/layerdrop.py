@@ -1,4 +1,8 @@
-"""LayerDrop (Fan et al. 2020): training skips whole blocks at random, deeper ones more often."""
+"""LayerDrop (Fan et al. 2020, https://arxiv.org/abs/1909.11556): training skips whole blocks at random.
+
+Deeper blocks are skipped more often, by the linear rule of stochastic depth (Huang et al. 2016,
+https://arxiv.org/abs/1603.09382). Evaluation runs every block, without rescaling its output.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,10 +15,11 @@ def draw_active_blocks(p: float, n_layers: int, *, seed: int) -> list[bool] | No
     """LayerDrop: which blocks run, given a seed; None: all (p = 0).
 
     Block l = 0 … L−1 is dropped with probability p·l/(L−1), a single block with p. The draw depends only on the seed,
-    so every rank and every recomputation makes the same one.
+    so every rank and every resumed run makes the same one.
     """
     if not p:
         return None
+    # A generator of its own, on the CPU: the draw is the same on every device and leaves dropout's stream alone.
     draws = torch.rand(n_layers, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     dropped = p * torch.linspace(0, 1, n_layers, dtype=torch.float64) if n_layers > 1 else torch.tensor([p])
     return (draws >= dropped).tolist()

@@ -1,4 +1,4 @@
-"""Layouts: which block is at which depth."""
+"""Layouts: which kind of block is at which depth."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -32,12 +32,14 @@ def pattern(
     unknown = [name for name in pattern if name not in kinds]
     if unknown:
         raise ValueError(f"{shown} names {unknown[0]}, which is not among the kinds {', '.join(kinds) or 'none'}")
+    # Refused by default: a cut pattern has a different mix of kinds than the pattern says.
     if n_layers % len(pattern) and not truncate:
         raise ValueError(
             f"{shown} has {len(pattern)} layers, which does not divide n_layers={n_layers}; "
             "model.layers.truncate=true cuts the last repetition short"
         )
     names = [pattern[depth % len(pattern)] for depth in range(n_layers)]
+    # A kind without layers is likely a typo in the pattern; its overrides would silently have no effect.
     unused = [name for name in kinds if name not in names]
     if unused:
         raise ValueError(f"{shown} uses no kind {unused[0]} in {n_layers} layers; remove it from kinds")

@@ -70,7 +70,7 @@ class Parametrization(ABC):
         """Set the scale of attention and the ``std_factor`` of linear layers, and return the other factors.
 
         Args:
-            model: not initialised yet.
+            model: not initialized yet.
             build: builds the same model in another shape, with ``Standard``.
             shape: ``d_model``, ``n_heads``, ``n_kv_heads`` and ``d_ff``.
 
@@ -80,7 +80,7 @@ class Parametrization(ABC):
 
 
 class Standard(Parametrization):
-    """The same initialisation and learning rates at every width."""
+    """The same initialization and learning rates at every width."""
 
     def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
         return ModelScaling(1.0, {})
@@ -96,7 +96,7 @@ class MuP(Parametrization):
     - a matrix starts with std ∝ 1/√fan_in, or 1/fan_in if its fan-out does not grow (a router, a fixed-size latent);
     - its learning rate is such that a step changes its output as much as at the base width;
     - the attention scale is ∝ 1/head_dim instead of 1/√head_dim, and equal at the head size of the base model;
-    - logits are multiplied with base_width/d_model; the head is initialised and trained like an embedding, so it may be
+    - logits are multiplied with base_width/d_model; the head is initialized and trained like an embedding, so it may be
       tied;
     - embeddings, positions, gains and biases are unchanged.
 
@@ -120,7 +120,8 @@ class MuP(Parametrization):
     def base_shape(self, *, d_model: int, n_heads: int, n_kv_heads: int, d_ff: int) -> dict[str, int]:
         """The shape of the base model."""
         heads = n_heads if self.base_heads is None else self.base_heads
-        # the largest number of key-value heads that divides the heads and does not exceed the model's ratio
+        # The largest number of key-value heads that divides the heads and does not exceed the model's ratio, so that
+        # the base model is the same architecture as far as whole heads allow. Exact where n_heads is the same.
         kv_heads = (k for k in range(1, heads + 1) if heads % k == 0 and k * n_heads <= n_kv_heads * heads)
         return {
             "d_model": self.base_width,
@@ -130,7 +131,7 @@ class MuP(Parametrization):
         }
 
     def apply(self, model: nn.Module, build: Callable[..., nn.Module], *, shape: dict[str, int]) -> ModelScaling:
-        with torch.device("meta"):
+        with torch.device("meta"):  # only shapes are compared, so the base model needs no memory
             try:
                 base = build(**self.base_shape(**shape))
             except ValueError as error:
@@ -148,11 +149,13 @@ class MuP(Parametrization):
                     raise ValueError(
                         f"base_width={self.base_width}: {kind} has no scale, which parametrization=mup has to set"
                     )
+                # 1/√d becomes 1/√d · √d₀/√d = √d₀/d: proportional to 1/d, and unchanged at the base size d₀.
                 module.scale *= module.scale / base_module.scale
             elif isinstance(module, Linear | GroupedLinear):
                 is_head = name == "head"
                 scaling = MatrixScaling(sides(module.weight), sides(base_module.weight), multiplier if is_head else 1.0)
-                # the head starts like an embedding, because it may be one; output_multiplier scales its logits
+                # The head is initialized like an embedding, because it may be tied to it; output_multiplier scales
+                # its logits instead (Yang et al. 2022, table 8).
                 module.std_factor = 1.0 if is_head else scaling.std_factor
                 scalings[f"{name}.weight"] = scaling
         self._check(model, base, set(scalings))
@@ -161,11 +164,12 @@ class MuP(Parametrization):
         )
 
     def _check(self, model: nn.Module, base: nn.Module, scaled: set[str]) -> None:
-        """Refuse a growing matrix outside our linear layers: nothing would scale its initialisation."""
+        """Refuse a growing matrix outside our linear layers, because its initialization would not be scaled."""
         tables = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         base_parameters = dict(base.named_parameters())
         for name, parameter in model.named_parameters():
             grows = parameter.ndim >= 2 and sides(parameter) != sides(base_parameters[name])
+            # Experts' biases are stacked to two dimensions, but each one is a vector, which muP leaves unchanged.
             if grows and name not in scaled | tables and not name.endswith(".bias"):
                 raise ValueError(f"base_width={self.base_width}: {name} grows with the width outside a tinyllm Linear")
 

@@ -50,7 +50,8 @@ class Transformer(nn.Module):
     """Pre-norm decoder: token ids to the hidden states before the head.
 
     ``forward`` stops before the head: training computes head and loss in chunks (``tinyllm.nn.loss``), generation needs
-    the logits of the last position only.
+    the logits of the last position only. Training calls :meth:`forward_with_routing`, which also returns the routing
+    statistics of mixtures of experts.
 
     Args:
         vocab_size, d_model, n_layers, n_heads, n_kv_heads, d_ff, max_seq_len: the shape.
@@ -63,7 +64,7 @@ class Transformer(nn.Module):
         attn_dropout: on the attention weights.
         layerdrop: probability of skipping the deepest block in training, see ``models.layerdrop``.
         block, norm, pos: factories of the blocks, the norms and the position object; each is called with the arguments
-            that its constructor names (``tinyllm.utils.signatures.make``).
+            that its constructor names (``tinyllm.utils.signatures.make``; ``Block`` lists those of its parts).
         layers: called with ``block`` and ``n_layers``, returns one block factory per layer.
         parametrization: how initial weights, learning rates and multipliers depend on the width.
 
@@ -120,12 +121,15 @@ class Transformer(nn.Module):
         self.max_seq_len, self.dropout, self.layerdrop = max_seq_len, dropout, layerdrop
         self.recompute_every = 0
         self.init_std = init_std
+        # 2·n_layers projections add to the residual stream: with this factor their sum has the variance of one.
         self.residual_std = init_std / (2 * n_layers) ** 0.5 if scaled_init else init_std
 
+        # _weight keeps torch from drawing weights of its own: only init_weights may use the random stream.
         self.embedding = nn.Embedding(vocab_size, d_model, _weight=torch.empty(vocab_size, d_model))
         self.pos: Position = make(pos, d_model=d_model, max_seq_len=max_seq_len)
         self.norm = make(norm, dim=d_model, bias=bias)
         factories = make(layers, block=block, n_layers=n_layers)
+        # Layers of one kind share a factory, and so their memory estimate.
         self.first_of_kind = [factories.index(factory) for factory in factories]
         self.blocks = nn.ModuleList(
             make(
@@ -146,6 +150,7 @@ class Transformer(nn.Module):
             for factory in factories
         )
         self.head: nn.Module | None = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
+        # Before init_weights, which reads the std_factor that the parametrization sets on each linear layer.
         self.output_multiplier, self.matrix_scalings = parametrization.apply(
             self,
             partial(Transformer, **settings | {"parametrization": Standard()}),
@@ -169,6 +174,7 @@ class Transformer(nn.Module):
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) for the head; see :meth:`forward_with_routing`."""
+        # Called on the class: FSDP wraps the method of the instance, and forward has gathered the weights already.
         return Transformer.forward_with_routing(self, ids_BT, cache=cache, doc_ids=doc_ids)[0]
 
     def forward_with_routing(
@@ -190,7 +196,7 @@ class Transformer(nn.Module):
                 run of equal ids: its tokens attend only to each other, and its positions start at 0.
 
         Raises:
-            ValueError: a position is beyond ``max_seq_len`` or the cache, ``doc_ids`` has another shape than ids_BT
+            ValueError: a position is beyond ``max_seq_len`` or the cache, or ``doc_ids`` differs in shape from ids_BT
                 or is combined with a cache.
         """
         if doc_ids is not None and (cache is not None or doc_ids.shape != ids_BT.shape):
@@ -218,7 +224,7 @@ class Transformer(nn.Module):
                 else:
                     x_BTC, routing = block(x_BTC, start=start, cache=layer_cache, doc_ids=doc_ids)
                 routings.append(routing)
-            else:
+            else:  # zero gradients rather than none: ranks must reduce the same set of gradients
                 x_BTC = skip(x_BTC, block.parameters())
                 routings.append(None)
         if cache is not None:
@@ -259,7 +265,7 @@ class Transformer(nn.Module):
         replace the matrices, and a tied token table is kept in addition to its copy in the head.
         """
         tied, table = self.head is None, self.embedding.weight
-        for module in list(self.modules()):
+        for module in list(self.modules()):  # a copy, because children are replaced on the way
             for name, child in module.named_children():
                 if isinstance(child, Linear | GroupedLinear):
                     setattr(module, name, child.for_inference(dtype))
@@ -292,12 +298,13 @@ class Transformer(nn.Module):
         return Cache(layers, max_len=max_len)
 
     def init_weights(self) -> None:
-        """Initialise all weights from torch's global generator, in a fixed order, and fill the constant tables."""
+        """Initialize all weights from torch's global generator, in a fixed order, and fill the constant tables."""
         for _, fill in self.parts():
             fill()
 
     def parts(self) -> list[tuple[nn.Module, Callable[[], object]]]:
-        """The modules that make up the model, each with its initialiser, in the order of initialisation."""
+        """The modules that make up the model, each with its initializer, in the order of initialization."""
+        # Part by part, because FSDP initializes and shards one at a time and so never holds the whole model.
         std, residual_std = self.init_std, self.residual_std
         parts: list[tuple[nn.Module, Callable[[], object]]] = [
             (self.embedding, lambda: nn.init.normal_(self.embedding.weight, std=std)),
@@ -315,6 +322,7 @@ class Transformer(nn.Module):
         ``matrix``: of a linear layer; ``head``: the matrix of an untied head; ``embedding``: a look-up table;
         ``vector``: anything else.
         """
+        # By identity and not by name: a tied head is the same tensor as the token table, and counts as a table.
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         stacked = {id(m.bias) for m in self.modules() if isinstance(m, GroupedLinear)}  # a vector per expert
         head = self.head_weight
@@ -350,6 +358,7 @@ class Transformer(nn.Module):
         return self._head_flops() + sum(block.decode_flops_per_token(context) for block in self.layers())
 
     def _head_flops(self) -> int:
+        # The same for a tied head: sharing the matrix saves memory, not the product.
         return 2 * self.vocab_size * self.d_model
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:

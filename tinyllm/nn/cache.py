@@ -1,4 +1,7 @@
-"""Key-value caches: buffers of fixed size for what attention reads of earlier tokens."""
+"""Key-value caches: buffers of fixed size for what attention reads of earlier tokens.
+
+Allocated once: buffers that grow with each token would be copied each time.
+"""
 
 from collections.abc import Sequence
 from copy import copy
@@ -17,7 +20,7 @@ class LayerCache:
         shapes: (heads, size) of each cached tensor; two for keys and values.
         max_len: capacity in positions.
         window: positions that a query sees; 0: all.
-        sinks: number of first positions that every query also sees.
+        sinks: number of first positions that every query sees besides its window.
 
     Attributes:
         buffers: (B, heads, slots, size) each.
@@ -37,6 +40,7 @@ class LayerCache:
         self.window, self.sinks = window, sinks
         self.n_slots = min(max_len, window + sinks) if window else max_len
         self.wraps = self.n_slots < max_len
+        # Zeros and not uninitialized memory: masked keys have weight 0, but 0 · NaN is NaN.
         self.buffers = [
             torch.zeros(batch_size, heads, self.n_slots, size, device=device, dtype=dtype) for heads, size in shapes
         ]
@@ -62,7 +66,7 @@ class LayerCache:
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
                 buffer[:, :, start:end] = new
             return [buffer[:, :, :end] for buffer in self.buffers], None
-        if n_new == 1:
+        if n_new == 1:  # a softmax does not depend on the order of its keys, so the ring is returned as it is
             slot = self._slot(start)
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
                 buffer[:, :, slot : slot + 1] = new
@@ -81,7 +85,7 @@ class LayerCache:
     def _update_each(self, new_BGTD: Sequence[Tensor], start_B: Tensor) -> tuple[list[Tensor], Tensor]:
         n_new, device = new_BGTD[0].shape[2], new_BGTD[0].device
         longest = int(start_B.max()) + n_new
-        starts, start_B = start_B, start_B.to(device)
+        starts, start_B = start_B, start_B.to(device)  # starts stays on the CPU, where reading it waits for no GPU
         queries_BT = start_B[:, None] + torch.arange(n_new, device=device)
         if n_new == 1 or not self.wraps:  # no slot that a query sees is overwritten
             rows_B1 = torch.arange(len(start_B), device=device)[:, None]
@@ -100,6 +104,7 @@ class LayerCache:
                 torch.cat((buffer, new.to(buffer.dtype)), dim=2)
                 for buffer, new in zip(self.buffers, new_BGTD, strict=True)
             ]
+            # Row by row, because each may write a different number of positions. Decoding never comes here (T = 1).
             for row, start in enumerate(starts.tolist()):
                 self.rows(row, row + 1)._write_last([new[row : row + 1] for new in new_BGTD], start)
         keys_B1S, queries_BT1 = keys_BS[:, None], queries_BT[..., None]
@@ -168,6 +173,7 @@ class Cache:
     def __init__(self, layers: Sequence[LayerCache], *, max_len: int) -> None:
         self.layers = list(layers)
         self.max_len = max_len
+        # On the CPU, because the length decides shapes: reading it from a GPU would wait for the GPU at every token.
         self.lengths_B = torch.zeros(self.layers[0].buffers[0].shape[0], dtype=torch.int64, device="cpu")
 
     @property
@@ -200,6 +206,7 @@ class Cache:
 
     def keep(self, rows: Sequence[int]) -> "Cache":
         """A cache of ``rows`` (ascending) in the same buffers; this one becomes invalid."""
+        # Ascending rows only move down, so none is overwritten before it is copied.
         for target, source in enumerate(rows):
             if target != source:
                 for layer in self.layers:

@@ -1,4 +1,7 @@
-"""Dropless dispatch of tokens to experts and back, by gathers only: no scatter-add into shared rows."""
+"""Dropless dispatch of tokens to experts and back, by gathers only.
+
+No scatter-add, forward or backward: on a GPU it would add to a row in an order that varies from run to run.
+"""
 
 from typing import Any
 
@@ -24,12 +27,14 @@ class Dispatch:
 
     def __init__(self, chosen_NK: Tensor, load_E: Tensor, *, block: int) -> None:
         n_tokens, n_choices = chosen_NK.shape
+        # stable: the rows of an expert stay in token order, so that two runs sum in the same order
         expert_M, choice_M = chosen_NK.flatten().sort(stable=True)
         load_E = load_E.to(torch.int64)
         self.rows_E = (load_E + block - 1) // block * block
         padding_E = self.rows_E - load_E
         row_M = torch.arange(len(choice_M), device=chosen_NK.device) + (padding_E.cumsum(0) - padding_E)[expert_M]
         self._row_NK = torch.empty_like(row_M).scatter_(0, choice_M, row_M).view_as(chosen_NK)
+        # Without padding the number of rows is known beforehand; reading the sum would wait for the GPU.
         n_rows = len(choice_M) if block == 1 else int(self.rows_E.sum())
         token_NK = torch.arange(n_tokens, device=chosen_NK.device)[:, None].expand(-1, n_choices)
         self._token_M = row_M.new_zeros(n_rows).scatter_(0, self._row_NK.flatten(), token_NK.flatten())
@@ -71,6 +76,7 @@ class _Combine(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy_NC: Tensor) -> tuple[Tensor | None, ...]:
         y_MC, gate_NK, token_M, row_NK = ctx.saved_tensors
+        # Padding rows are no token's choice: their gate stays 0, and so does their gradient.
         gate_M = gate_NK.new_zeros(len(token_M)).scatter_(0, row_NK.flatten(), gate_NK.flatten())
         dy_MC = F.embedding_bag(token_M[:, None], dy_NC, per_sample_weights=gate_M[:, None], mode="sum")
         dgate_M = torch.linalg.vecdot(dy_NC.index_select(0, token_M), y_MC)

@@ -76,7 +76,7 @@ class FeedForward(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self, *, std: float, residual_std: float) -> None:
-        """Initialise the weights, with ``residual_std`` for the projection into the residual stream."""
+        """Initialize the weights, with ``residual_std`` for the projection into the residual stream."""
 
     @abstractmethod
     def flops_per_token(self) -> int:
@@ -162,7 +162,8 @@ class GLU(FeedForward):
     ) -> None:
         super().__init__()
         self.act = lookup(GATES, gate, parameter="gate")
-        self.d_ff = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)  # 2/3 · model_d_ff / 8
+        # 2/3 · model_d_ff, rounded to a multiple of 8, which suits tensor cores and torch's grouped product
+        self.d_ff = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)
         self.gate_up = linear(d_in=d_model, d_out=2 * self.d_ff, bias=bias)  # one product instead of two
         self.down = linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 

@@ -11,11 +11,12 @@ from tinyllm.nn.inference_linear import reorder_
 from tinyllm.utils.tensors import autocast_dtype
 
 ALIGNED = 8
-"""torch's grouped product wants sizes that are multiples of 16 bytes; 8 elements are enough in every dtype."""
+"""torch's grouped product requires sizes that are multiples of 16 bytes; 8 elements are enough in every dtype."""
 
 ROW_MULTIPLE = 32
 """oneDNN compiles a half-precision product for each new size. Without padding to a multiple of this, nearly every group
-of every step has a size never seen before, and compiling takes several times as long as multiplying."""
+of every step has a new size, and compiling takes longer than multiplying: a pass of ``model=nano`` took 330 to 590 ms,
+and 125 ms with padding (experiments/LOG.md)."""
 
 
 class RowGroups:
@@ -87,7 +88,7 @@ class GroupedLinear(nn.Module):
         return aligned and has_grouped_mm(device)
 
     def init_weights(self, std: float) -> None:
-        """Initialise as ``Linear`` does."""
+        """Initialize as ``Linear`` does."""
         nn.init.normal_(self.weight, std=std * self.std_factor)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -108,6 +109,7 @@ def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, gr
     y_NO: Tensor = F.grouped_mm(x_NI, weight_EOI.transpose(1, 2), offs=groups.ends_E)
     if bias_EO is None:
         return y_NO
+    # The expert of each row, found on the device: the CPU need not wait for the counts.
     rows = torch.arange(len(y_NO), device=y_NO.device)
     return y_NO + F.embedding(torch.bucketize(rows, groups.ends_E, right=True), bias_EO.to(y_NO.dtype))
 
@@ -127,7 +129,7 @@ class _Product(torch.autograd.Function):
         y_NO = x_NI.new_empty(len(x_NI), weight.shape[1])
         with _without_autocast(x_NI):
             for e, rows in enumerate(slices):
-                if rows.start == rows.stop:
+                if rows.start == rows.stop:  # routing left this expert without tokens
                     continue
                 if bias is None:
                     torch.mm(x_NI[rows], weight[e].t(), out=y_NO[rows])
@@ -157,5 +159,5 @@ class _Product(torch.autograd.Function):
 
 
 def _without_autocast(x: Tensor) -> torch.autocast:
-    """Context without autocast: products in the dtypes of their operands."""
+    """Context manager that disables autocast, so that products use the dtypes of their operands."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)

@@ -1,5 +1,8 @@
-"""Linear layers for inference: weights in the dtype of computation and in the memory order that is fastest for few rows
-(``benchmarks/decode_speed.py --products``)."""
+"""Linear layers for inference: weights in the dtype of computation, in the memory order that is fastest for few rows.
+
+Measured by ``benchmarks/decode_speed.py --products``. Decoding reads every weight once per token, so the memory's
+bandwidth bounds its speed.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +44,8 @@ class PackedLinear(nn.Module):
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
-        # Packed for one row: more rows are as fast, and without this hint results depend on their number.
+        # Packed for one row: more rows run just as fast, and without this hint the results would depend on the number
+        # of rows.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().to(dtype), 1)
         self.bias_O = None if bias_O is None else bias_O.detach().to(dtype)
 
@@ -51,7 +55,10 @@ class PackedLinear(nn.Module):
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer whose weight is stored in the dtype of computation."""
+    """A linear layer for inference whose weight is stored in the dtype of computation.
+
+    Autocast would convert the weight again in every call.
+    """
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:
         super().__init__()

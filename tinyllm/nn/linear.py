@@ -7,7 +7,7 @@ from tinyllm.nn.inference_linear import InferenceLinear, PackedLinear, has_packe
 
 
 class Linear(nn.Linear):
-    """``torch.nn.Linear`` with keyword arguments, initialised by the model.
+    """``torch.nn.Linear`` with keyword arguments, initialized by the model.
 
     Attributes:
         std_factor: factor on the initial standard deviation, set by the model's parametrization.
@@ -19,7 +19,7 @@ class Linear(nn.Linear):
         super().__init__(d_in, d_out, bias=bias)
 
     def reset_parameters(self) -> None:
-        """Do nothing: the model initialises every weight once, in a fixed order, with ``init_weights``."""
+        """Do nothing: the model initializes every weight once, in a fixed order, with ``init_weights``."""
 
     def init_weights(self, std: float) -> None:
         """Draw weights from N(0, (std · std_factor)²); biases are 0."""
@@ -42,7 +42,10 @@ class Linear(nn.Linear):
 
 
 class NeverPackedLinear(Linear):
-    """A linear layer whose weight is read from outside, so that inference never packs it."""
+    """A linear layer that inference never packs, because its weight is read from outside.
+
+    Packed weights have a layout that only oneDNN's own product can read.
+    """
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
         if dtype == self.weight.dtype:
@@ -51,7 +54,7 @@ class NeverPackedLinear(Linear):
 
 
 class NeverRoundedLinear(Linear):
-    """A linear layer whose weight is never rounded for inference."""
+    """A linear layer that inference never rounds to a shorter dtype."""
 
     def for_inference(self, dtype: torch.dtype) -> nn.Module:
         return super().for_inference(self.weight.dtype)

@@ -1,4 +1,9 @@
-"""Cross-entropy of a linear head in chunks of tokens, so that the logits never exist all at once."""
+"""Cross-entropy of the language-model head in chunks of tokens, so that the logits never exist all at once.
+
+With a large vocabulary the logits decide time and memory: at the ``tiny`` shape, 32,000 entries and a context of 512,
+chunks with the gradient computed in the forward pass take 446 ms, a compiled loss function 2,685 ms
+(experiments/LOG.md).
+"""
 
 import math
 from typing import Any, NamedTuple
@@ -14,21 +19,21 @@ IGNORE = -100
 """Target id of tokens that do not count towards the loss."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Default size of a chunk's logits; larger chunks are no faster and take more memory."""
+"""Default size of a chunk's logits; chunks of 128 MiB are no faster (experiments/LOG.md)."""
 
 ONE_PASS_DEVICES = ("cpu",)
 """Devices where one in-place softmax is faster than logsumexp followed by exp."""
 
 ALIGN = 32
-"""Where the head is copied to a shorter dtype anyway, its rows are padded to a multiple of this: logits that start on a
-cache line make the products up to a third faster (benchmarks/attention_kernels.py --head)."""
+"""The head's rows are padded to a multiple of this where it is copied to a shorter dtype anyway. Rows of logits then
+start on a cache line, and products are up to a third faster (benchmarks/attention_kernels.py --head)."""
 
 
 class LMHeadLoss(NamedTuple):
-    """The loss of a head in nats, summed over the counted targets; fp32 scalars.
+    """The loss of the language-model head in nats, summed over the counted targets; fp32 scalars.
 
     Attributes:
-        total: the sum of the other three, to be minimised; the only one with a gradient.
+        total: the sum of the other three, to be minimized; the only one with a gradient.
         nats: plain cross-entropy.
         smoothing: the part that label smoothing adds.
         z: the part that the z-loss adds.
@@ -56,7 +61,7 @@ def lm_head_loss(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> LMHeadLoss:
-    """Cross-entropy of a linear head, with optional label smoothing and z-loss.
+    """Cross-entropy of the language-model head, with optional label smoothing and z-loss.
 
     Value and gradient are computed together, chunk by chunk, so the logits are computed once and freed. Under autocast
     the products are in its dtype; the loss and the gradient of the weight are accumulated in fp32.
@@ -105,6 +110,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, settings: _Settings
     ) -> tuple[Tensor, ...]:
+        # The dtype is settled already, and autocast would cast the weight again for every chunk.
         with torch.autocast(hidden_ND.device.type, enabled=False):
             parts, ctx.dhidden, ctx.dweight = _value_and_gradients(hidden_ND, weight_VD, targets_N, settings)
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
@@ -130,8 +136,8 @@ def _value_and_gradients(
     """The parts of the loss, and the gradients of the hidden states (in ``dtype``) and of the weight (in fp32)."""
     dtype, size, smoothing, z_loss = settings
     counted = targets_N != IGNORE
-    targets_N1 = targets_N.where(counted, 0)[:, None]
-    # Hidden states of ignored tokens are zeroed, so they add nothing to the gradient of the weight.
+    targets_N1 = targets_N.where(counted, 0)[:, None]  # gather needs a valid index; these losses are zeroed below
+    # Hidden states of ignored tokens are zeroed, so that they do not contribute to the gradient of the weight.
     hidden = hidden_ND.to(dtype) * counted[:, None]
     weight, n_vocab = weight_VD, weight_VD.shape[0]
     if dtype != weight_VD.dtype:
@@ -145,7 +151,7 @@ def _value_and_gradients(
         if smoothing or z_loss:
             losses[:, chunk], gradient = _regularized(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
         else:
-            logits[:, n_vocab:] = float("-inf")
+            logits[:, n_vocab:] = float("-inf")  # padding of the head: probability 0
             losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
             if logits.device.type in ONE_PASS_DEVICES:
                 lost = (losses[0, chunk] > _max_nats(dtype)).nonzero().squeeze(1) + start
@@ -158,6 +164,7 @@ def _value_and_gradients(
             gradient.scatter_(1, targets_N1[chunk], gradient.gather(1, targets_N1[chunk]) - 1)
         torch.mm(gradient, weight, out=dhidden[chunk])
         part = gradient.t() @ hidden[chunk]
+        # Summed in fp32: over hundreds of chunks, a bf16 sum would lose small terms.
         dweight = part.float() if dweight is None else dweight.add_(part)
     if dweight is None:  # no tokens
         dweight = torch.zeros_like(weight, dtype=torch.float32)
@@ -201,7 +208,7 @@ def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Te
         logsumexp = scores.logsumexp(-1, keepdim=True)
         losses = logsumexp - scores.gather(1, targets_N1)
         return losses.squeeze(1), scores.sub_(logsumexp).exp_().to(logits_NV.dtype)
-    # One pass over the chunk instead of five. The kernel computes in fp32 and rounds its result, so a token's loss is
+    # One pass over memory instead of five. The kernel computes in fp32 and rounds its result, so a token's loss is
     # off by at most the rounding of its probability (0.002 nats in bf16), without bias.
     torch._softmax(logits_NV, -1, False, out=logits_NV)
     return -logits_NV.gather(1, targets_N1).squeeze(1).float().log(), logits_NV

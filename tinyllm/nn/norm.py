@@ -20,7 +20,7 @@ def _checked(eps: float) -> float:
 
 
 def _at_least_fp32(weight: Tensor) -> Tensor:
-    """The weight in fp32 or better; FSDP gathers weights in half precision."""
+    """The weight in at least fp32, because FSDP may gather it in half precision."""
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
@@ -53,7 +53,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        # vector_norm squares and sums in one pass
+        # vector_norm squares and sums in one pass; x.square().mean() would write and read the squares
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale = mean_square.add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -66,6 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         dim = x.shape[-1]
         grad = grad.to(x.dtype, copy=True)
         # With y = x·s·w and s = (mean(x²) + eps)^(−1/2):  dx = s·(g·w) − x · s³ · mean(x·g·w),  dw = Σ s·(g·x)
+        # Both sums over g·x are matrix-vector products, which need no further pass over memory.
         product = (grad * x).reshape(-1, dim)
         dweight = torch.mv(product.t(), scale.reshape(-1))
         correction = torch.mv(product, weight).view(scale.shape).div_(-dim).mul_(scale.pow(3))

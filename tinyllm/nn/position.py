@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 MAX_FREQUENCY = 1e30
-"""Angles are position · frequency and must fit in fp32."""
+"""Largest frequency, in radians per position: angles are position · frequency and must fit in fp32."""
 
 
 class Position(nn.Module, ABC):
@@ -41,7 +41,7 @@ class Position(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self, std: float) -> None:
-        """Initialise the weights and fill the tables."""
+        """Initialize the weights and fill the tables."""
 
 
 class NoPosition(Position):
@@ -66,7 +66,10 @@ class Learned(Position):
 
 
 class _Table(nn.Module):
-    """Constant buffers outside the state dict, which stay fp32 when the model is cast to another dtype."""
+    """Constant buffers outside the state dict, which stay fp32 when the model is cast to a different dtype.
+
+    Outside the state dict, because the configuration determines them: a checkpoint loads into a longer context.
+    """
 
     def __init__(self, build: Callable[[torch.device], dict[str, Tensor]], **shapes: tuple[int, ...]) -> None:
         super().__init__()
@@ -79,13 +82,14 @@ class _Table(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def fill(self) -> None:
-        """Compute the tables on the current device; needed after ``to_empty``, which leaves them uninitialised."""
+        """Compute the tables on the current device; needed after ``to_empty``, which leaves them uninitialized."""
         device = next(self.buffers()).device
         for name, value in self._build(device).items():
             setattr(self, name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Table":
         super()._apply(fn, recurse)
+        # Computed anew, because casting back to fp32 would keep the rounding.
         if any(b.dtype != torch.float32 for b in self.buffers()):
             self.fill()
         return self
@@ -117,7 +121,7 @@ class Sinusoidal(Position):
 
 
 class Rope(Position):
-    """Rotary position embedding (Su et al. 2021).
+    """Rotary position embedding (Su et al. 2021, https://arxiv.org/abs/2104.09864).
 
     ``tinyllm.nn.rope`` has variants with other frequencies, for longer contexts.
 
@@ -132,7 +136,7 @@ class Rope(Position):
         super().__init__()
         _check_base(base)
         self.max_seq_len, self.base = max_seq_len, base
-        self.by_dim = nn.ModuleDict()
+        self.by_dim = nn.ModuleDict()  # one table per head size, shared by all layers that rotate heads of this size
 
     def frequencies(self, dim: int, device: torch.device) -> Tensor:
         """(dim/2,) float64: rotation per position of each pair, in radians."""
@@ -155,6 +159,9 @@ class Rope(Position):
 class Rotary(_Table):
     """Rotates the pairs (x_i, x_{i+dim/2}) of each head by position · frequency_i, with fp32 tables.
 
+    Pairs are split in halves, as in transformers, and not neighbors as in the paper: weights of Llama models are
+    imported without a permutation, and each half is one contiguous slice.
+
     Args:
         frequencies: see ``Rope.frequencies``.
         factor: factor on the rotated pairs.
@@ -173,7 +180,7 @@ class Rotary(_Table):
         self, frequencies: Callable[[int, torch.device], Tensor], *, dim: int, max_seq_len: int, factor: float = 1.0
     ) -> None:
         if dim % 2:
-            raise ValueError(f"head_dim={dim} is odd: rotary positions turn pairs, so it must be even")
+            raise ValueError(f"head_dim={dim} is odd: rotary positions rotate pairs, so it must be even")
 
         def build(device: torch.device) -> dict[str, Tensor]:
             angles = _angles_of(max_seq_len, frequencies(dim, device))
@@ -190,7 +197,7 @@ class Rotary(_Table):
         if isinstance(start, Tensor):  # (B, T, dim) → (B, 1, T, dim)
             cos, sin = cos[:, None], sin[:, None]
         x_BHTD = x_BTHD.transpose(1, 2)
-        if not torch.is_grad_enabled():  # the same in fewer calls: decoding one token is bound by call overhead
+        if not torch.is_grad_enabled():  # the same in fewer calls: the overhead of calls dominates decoding
             swapped = x_BHTD.roll(x_BHTD.shape[-1] // 2, -1)
             return torch.addcmul(x_BHTD * cos, swapped, sin).to(x_BTHD.dtype)
         rotated = _Rotation.apply(x_BHTD, cos, sin)
@@ -199,7 +206,7 @@ class Rotary(_Table):
 
 
 class _Rotation(torch.autograd.Function):
-    """The rotation in few passes over memory; its gradient is the inverse rotation."""
+    """The rotation in few passes over memory; its gradient is the inverse rotation, so only the tables are saved."""
 
     @staticmethod
     def forward(ctx: Any, x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -216,9 +223,8 @@ class _Rotation(torch.autograd.Function):
 def _rotate(x_BHTD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x_BHTD.shape[-1] // 2
     at_least_fp32 = torch.promote_types(x_BHTD.dtype, torch.float32)
-    x = torch.empty(x_BHTD.shape, dtype=at_least_fp32, device=x_BHTD.device).copy_(
-        x_BHTD
-    )  # contiguous for the slices below
+    # Transposed, converted and made contiguous for the slices below in a single pass.
+    x = torch.empty(x_BHTD.shape, dtype=at_least_fp32, device=x_BHTD.device).copy_(x_BHTD)
     rotated = x * cos
     rotated[..., :half].addcmul_(x[..., half:], sin[..., :half])
     rotated[..., half:].addcmul_(x[..., :half], sin[..., half:])
@@ -252,7 +258,7 @@ def base_frequencies(base: float, dim: int, device: torch.device) -> Tensor:
 
 def _angles_of(n: int, frequencies: Tensor) -> Tensor:
     """(n, dim/2) fp32: the angle of each pair at positions 0 … n−1."""
-    # float64, because an fp32 product of a large position and a frequency is off by a visible part of a turn
+    # float64, because the fp32 product of a large position and a frequency is off by a visible part of a turn
     return (torch.arange(n, dtype=torch.float64, device=frequencies.device)[:, None] * frequencies).float()
 
 

@@ -52,8 +52,9 @@ class ScaledRope(Rope):
 class NtkRope(ScaledRope):
     """NTK-aware scaling for the model's context: a larger base, which slows low frequencies most.
 
-    These are the frequencies that ``dynamic`` scaling in transformers gives a sequence of ``max_seq_len`` tokens. They
-    are fixed here, so that cached keys stay valid. Up to the original context they equal those of ``Rope``.
+    These are the frequencies that ``dynamic`` scaling in transformers gives a sequence of ``max_seq_len`` tokens. Here
+    they do not depend on the sequence's length, so that cached keys stay valid. Up to the original context they equal
+    those of ``Rope``.
     """
 
     def rotary(self, dim: int) -> Rotary:
@@ -62,6 +63,7 @@ class NtkRope(ScaledRope):
         return super().rotary(dim)
 
     def frequencies(self, dim: int, device: torch.device) -> Tensor:
+        # The base grows by growth^(dim/(dim−2)), so that the lowest frequency is divided by exactly ``growth``.
         growth = self.factor * self.max_seq_len / self.original_max_seq_len - (self.factor - 1)
         return base_frequencies(self.base * max(1.0, growth) ** (dim / (dim - 2)), dim, device)
 
@@ -118,9 +120,9 @@ class YarnRope(ScaledRope):
         low, high = (self._pair_of(turns, dim) for turns in (self.beta_fast, self.beta_slow))
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
-        low, high = max(low, 0), min(high, dim - 1)
+        low, high = max(low, 0), min(high, dim - 1)  # dim and not dim/2, as in the authors' code and in transformers
         steps = torch.arange(dim // 2, dtype=torch.float64, device=device)
-        interpolated = ((steps - low) / ((high - low) or 0.001)).clamp(0, 1)
+        interpolated = ((steps - low) / ((high - low) or 0.001)).clamp(0, 1)  # low = high: a step, not 0/0
         frequencies = super().frequencies(dim, device)
         return frequencies * (1 - interpolated) + frequencies / self.factor * interpolated
 

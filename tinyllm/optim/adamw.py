@@ -7,6 +7,7 @@ import torch
 from tinyllm.optim.base import check_betas, check_not_negative, declares_state_bytes, two_moments_bytes
 
 FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
+"""Devices with a fused kernel, which reads and writes weights, gradients and moments once."""
 
 
 @declares_state_bytes(two_moments_bytes)
@@ -16,7 +17,7 @@ def adamw(
     """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), fused if all devices support it.
 
     Args:
-        params: parameter groups; a group's own ``weight_decay`` wins.
+        params: parameter groups; a group's own ``weight_decay`` overrides the argument.
 
     Raises:
         ValueError: a hyper-parameter is out of range.

@@ -8,8 +8,9 @@ from tinyllm.optim.base import QUANTIZED_BLOCK, Groups, check_betas, check_not_n
 from tinyllm.utils.late_imports import library
 
 MIN_QUANTIZED = 4096
-"""bitsandbytes quantises the moments of tensors with at least this many weights."""
+"""bitsandbytes quantizes the moments of tensors with at least this many weights."""
 DEVICES = frozenset({"cpu", "cuda", "xpu", "meta"})
+"""Devices with 8-bit kernels, and meta, where nothing is computed."""
 
 
 def state_bytes(groups: Groups, **settings: Any) -> int:
@@ -39,11 +40,11 @@ def adamw8bit(
 ) -> Optimizer:
     """bitsandbytes' AdamW8bit (Dettmers et al. 2022, https://arxiv.org/abs/2110.02861).
 
-    The moments are quantised in blocks of 256. Tensors of fewer than 4096 weights and embedding tables keep fp32
+    The moments are quantized in blocks of 256. Tensors of fewer than 4096 weights and embedding tables keep fp32
     moments; embeddings do because their gradients are the most uneven (ibid., §2.3).
 
     Args:
-        params: parameter groups with their ``kind``; a group's own ``weight_decay`` wins.
+        params: parameter groups with their ``kind``; a group's own ``weight_decay`` overrides the argument.
 
     Raises:
         UserError: bitsandbytes is not installed.
@@ -54,10 +55,10 @@ def adamw8bit(
     devices = {parameter.device.type for group in params for parameter in group["params"]}
     if not devices <= DEVICES:
         device = min(devices - DEVICES)
-        raise ValueError(f"adamw8bit has no kernels for device={device}: choose another optimizer or device")
+        raise ValueError(f"adamw8bit has no kernels for device={device}: choose a different optimizer or device")
     hint = "pip install 'tinyllm[8bit]', or choose optimizer=adamw"
     bitsandbytes = library("bitsandbytes.optim", hint=hint, key="optimizer", value="adamw8bit")
-    # made here because its base class may not be installed
+    # The class is created here because its base class may not be installed.
     cls = type("AdamW8bit", (ExactEmbeddings, bitsandbytes.AdamW8bit), {})
     optimizer: Optimizer = cls(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
     return optimizer

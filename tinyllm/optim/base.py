@@ -1,4 +1,4 @@
-"""What optimizers share: checks of hyper-parameters, and the size and shapes of their state."""
+"""Shared by all optimizers: checks of hyper-parameters, and the size and shapes of the state."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 Groups = Sequence[dict[str, Any]]
-"""Parameter groups as an optimizer gets them."""
+"""Parameter groups as an optimizer receives them."""
 Shapes = dict[str, tuple[int, ...]]
 """Shape of each entry of a parameter's state; () for a number."""
 F = TypeVar("F", bound=Callable[..., Any])
 STATE_BYTES = "state_bytes"
 QUANTIZED_BLOCK = 256
-"""Weights that share a scale in bitsandbytes' 8-bit moments, and also the number of values of 8 bits."""
+"""Weights that share a scale in bitsandbytes' 8-bit moments, and the number of codes an 8-bit value has."""
 
 
 def check_not_negative(**values: float) -> None:
@@ -24,7 +24,7 @@ def check_not_negative(**values: float) -> None:
         ValueError: one is negative; the message names it.
     """
     for name, value in values.items():
-        if not value >= 0:
+        if not value >= 0:  # also refuses NaN
             raise ValueError(f"{name}={value} is negative: {name} must be at least 0")
 
 
@@ -39,9 +39,9 @@ def check_betas(betas: Sequence[float]) -> None:
 
 
 def declares_state_bytes(count: Callable[..., int]) -> Callable[[F], F]:
-    """Decorator: declare how many bytes of state an optimizer keeps.
+    """Decorator: declare how many bytes of state an optimizer keeps, for the memory estimate before a run starts.
 
-    Declared rather than measured, because making an optimizer imports torch's compiler.
+    Declared rather than measured, because creating an optimizer imports torch's compiler.
 
     Args:
         count: called with the parameter groups and the optimizer's settings.
@@ -55,12 +55,12 @@ def declares_state_bytes(count: Callable[..., int]) -> Callable[[F], F]:
 
 
 def one_moment_bytes(groups: Groups, **settings: Any) -> int:
-    """Bytes of a momentum in fp32."""
+    """Bytes of one fp32 moment per weight."""
     return 4 * sum(p.numel() for group in groups for p in group["params"])
 
 
 def two_moments_bytes(groups: Groups, **settings: Any) -> int:
-    """Bytes of a first and a second moment in fp32."""
+    """Bytes of two fp32 moments per weight."""
     return 2 * one_moment_bytes(groups)
 
 
@@ -68,7 +68,7 @@ def state_bytes(optimizer: Any, groups: Groups, **settings: Any) -> int:
     """Bytes of state that an optimizer keeps; two fp32 moments per weight where it declares nothing.
 
     Args:
-        optimizer: the class or function that makes it.
+        optimizer: its class, or the function that creates it.
         settings: its arguments other than the groups.
     """
     count: Callable[..., int] = getattr(optimizer, STATE_BYTES, two_moments_bytes)
@@ -78,7 +78,7 @@ def state_bytes(optimizer: Any, groups: Groups, **settings: Any) -> int:
 def state_shapes(
     optimizer: Optimizer, group: dict[str, Any], parameter: Tensor, saved: dict[str, Any]
 ) -> Shapes | None:
-    """The state that ``optimizer`` keeps for a parameter, so that a saved state of other shapes is refused.
+    """The state that ``optimizer`` keeps for a parameter, so that a saved state with different shapes is refused.
 
     Args:
         group: the parameter's group.

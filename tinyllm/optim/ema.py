@@ -33,7 +33,7 @@ class EMA(NoAverage):
     """s ← d·s + (1 − d)·w with d = min(decay, (1 + t)/(10 + t)), t updates so far (Polyak & Juditsky 1992).
 
     The shadow s starts as a copy of the weights w after ``start_step`` finished steps. If that is 0, the small d of the
-    first updates makes it forget the initialisation.
+    first updates makes it forget the initialization (the warm-up of TensorFlow's ExponentialMovingAverage).
 
     Args:
         model: its parameters are averaged, buffers are not.
@@ -55,6 +55,7 @@ class EMA(NoAverage):
                 self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
         elif (step - self.start_step) % self.update_every == 0:
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            # both dictionaries are in parameter order, so values pair up
             torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - decay)
             self.updates += 1
 
@@ -63,7 +64,7 @@ class EMA(NoAverage):
         self._exchange()
         try:
             yield
-        finally:
+        finally:  # even if evaluation fails, training must go on, and save, with its own weights
             self._exchange()
 
     @torch.no_grad()
@@ -83,7 +84,7 @@ class EMA(NoAverage):
         self.updates = state.get("updates", 0)
         self.shadow = {}
         saved = state.get("shadow", {})
-        # in the order of the parameters: checkpoints of several ranks have another
+        # in parameter order: checkpoints written by several ranks are ordered differently
         for name in [name for name in self.parameters if name in saved]:
             self.shadow[name] = self.parameters[name].detach().clone()
             local_tensor(self.shadow[name]).copy_(part_of(saved[name], self.shadow[name]))

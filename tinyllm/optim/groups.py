@@ -10,6 +10,8 @@ MATRIX = "matrix"
 KINDS = (MATRIX, "head", "embedding", "vector")
 """Matrix of a linear layer, matrix of an untied head, look-up table, anything else."""
 DECAYED = KINDS[:2]
+"""Gains and biases are not decayed: they set scales, which decay would pull to 0. Nor are tables: only the rows of a
+batch's tokens get gradients, but decay would shrink every row."""
 
 
 def parameter_groups(
@@ -42,6 +44,7 @@ def parameter_groups(
         group["names"].append(name)
     if all(kind not in DECAYED for kind, _ in groups):
         raise ValueError("weight decay would apply to nothing: the model has no linear layer")
+    # A fixed order, in which the trainer sums the norm of the gradients.
     return sorted(groups.values(), key=lambda group: KINDS.index(group["kind"]))
 
 

@@ -18,7 +18,7 @@ class Lion(Optimizer):
     u = sign(β1·m + (1−β1)·g); w ← w − lr·(u + weight_decay·w); m ← β2·m + (1−β2)·g. The state is m.
 
     Args:
-        params: parameter groups; a group's own ``weight_decay`` wins.
+        params: parameter groups; a group's own ``weight_decay`` overrides the argument.
 
     Raises:
         ValueError: a hyper-parameter is out of range.
@@ -36,13 +36,14 @@ class Lion(Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
+            # A weight without a gradient is left alone, decay included, as in torch's optimizers.
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
                 continue
             gradients = [local_tensor(p.grad) for p in weights]
             momenta = [local_tensor(self._momentum(p)) for p in weights]
             weights = [local_tensor(p) for p in weights]
-            # foreach kernels: one launch for all weights of the group
+            # foreach kernels: one launch for all weights of the group, on this rank's shards (the sign is elementwise)
             (beta1, beta2), lr = group["betas"], group["lr"]
             signs = torch._foreach_lerp(momenta, gradients, 1 - beta1)
             torch._foreach_sign_(signs)

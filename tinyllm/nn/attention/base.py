@@ -11,7 +11,11 @@ from tinyllm.nn.cache import LayerCache
 
 
 class Attention(nn.Module, ABC):
-    """Causal self-attention, with its own cache format, FLOP count and initialisation.
+    """Causal self-attention, with its own cache format, FLOP count and initialization.
+
+    A block builds it with ``tinyllm.utils.signatures.make``: of d_model, n_heads, n_kv_heads, max_seq_len, bias, pos,
+    norm_eps and attn_dropout it receives those that its constructor names. The remaining arguments are the keys of the
+    option's yaml file.
 
     Attributes:
         scale: factor on q·k; a parametrization may change it before the first forward pass.
@@ -47,7 +51,7 @@ class Attention(nn.Module, ABC):
 
     @abstractmethod
     def init_weights(self, *, std: float, residual_std: float) -> None:
-        """Initialise the weights, with ``residual_std`` for the projection into the residual stream."""
+        """Initialize the weights, with ``residual_std`` for the projection into the residual stream."""
 
     @abstractmethod
     def flops_per_token(self, context: int) -> int:
@@ -86,7 +90,7 @@ class MaskedAttention(Attention):
         n_heads: number of query heads.
         attn_dropout: on the attention weights.
         cache_shapes: (heads, size) of each tensor that the cache holds.
-        same_head_dim: values are as wide as keys.
+        same_head_dim: values are as wide as keys, which the fused CPU kernel requires.
     """
 
     mask: AttentionMask

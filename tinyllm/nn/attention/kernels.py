@@ -1,7 +1,8 @@
 """softmax(scale · q·kᵀ)·v with a causal mask, by the fastest kernel for the device, dtype and shape.
 
-The choice is a fixed table, never a timing, so two runs always agree. ``chosen_kernel`` names it and
-``benchmarks/attention_kernels.py`` measures it.
+The choice is a fixed table, never a timing, so that two runs always agree: kernels round differently.
+``chosen_kernel`` names the choice. ``benchmarks/attention_kernels.py`` measured the thresholds; machines with AMX, with
+AVX512_BF16 alone and with neither have the same ones (experiments/LOG.md).
 """
 
 import torch
@@ -13,7 +14,8 @@ from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
 MAX_BLOCKED_LEN = 1024
-"""Most keys per query with the block kernel: it saves the attention weights for the backward pass, T·S values."""
+"""Most keys per query with the block kernel. It saves the attention weights for the backward pass, up to T·S values;
+beyond this length it is no faster than the fused kernel (experiments/LOG.md)."""
 
 CAUSAL = AttentionMask()
 
@@ -46,6 +48,7 @@ def attend(
     (H, T, D), (G, S, E) = q_BHTD.shape[1:], v_BGSE.shape[1:]
     scale = D**-0.5 if scale is None else scale
     window = mask.window_within(S)
+    # A single query sees every key up to itself, so it needs no mask and no blocks.
     if visible is not None or (T == 1 and not window):
         return _attend_each(q_BHTD, k_BGSD, v_BGSE, mask.softcap, scale, visible, dropout_p)
     trains = torch.is_grad_enabled() and (q_BHTD.requires_grad or k_BGSD.requires_grad or v_BGSE.requires_grad)
@@ -54,16 +57,16 @@ def attend(
         device, q_BHTD.dtype, T, window=window, softcap=mask.softcap, same_head_dim=D == E, trains=trains
     )
     if block and (T == S or window or mask.softcap):
-        shape = BlockConfig(block, window, mask.sinks if window else 0, mask.softcap, scale, dropout_p)
-        return block_attention(q_BHTD, k_BGSD, v_BGSE, shape=shape)
-    if E < D and device == "cpu":  # the fused CPU kernel wants keys and values of one size
+        config = BlockConfig(block, window, mask.sinks if window else 0, mask.softcap, scale, dropout_p)
+        return block_attention(q_BHTD, k_BGSD, v_BGSE, config=config)
+    if E < D and device == "cpu":  # the fused CPU kernel requires keys and values of the same size
         v_BGSE = F.pad(v_BGSE, (0, D - E))
     if window:
         out = folded_attention(
             q_BHTD, k_BGSD, v_BGSE, window=window, sinks=mask.sinks, scale=scale, dropout_p=dropout_p
         )
         return out[..., :E]
-    # is_causal aligns the first query with the first key, and these queries are the last of S positions.
+    # is_causal would align the first query with the first key, but these queries are the last of S positions.
     visible = None if T == S else torch.ones(T, S, dtype=torch.bool, device=q_BHTD.device).tril_(S - T)
     out = F.scaled_dot_product_attention(
         q_BHTD,
@@ -89,7 +92,7 @@ def _attend_each(
 ) -> Tensor:
     """Attention of queries that see every key, or the keys marked in ``visible``."""
     (B, H, T, D), G = q_BHTD.shape, k_BGSD.shape[1]
-    if T == 1:  # query heads that share a key head become rows of one matrix product
+    if T == 1:  # query heads that share a key head become rows of one product, which reads the keys once
         q_BHTD = q_BHTD.reshape(B, G, H // G, D)
     gqa = q_BHTD.shape[1] != G
     if not softcap:
@@ -124,14 +127,14 @@ def block_size(
         trains: a backward pass follows.
     """
     exact = dtype != torch.bfloat16
-    # The fused kernel has no softcap, and on the CPU it is slower with a window than our blocks.
+    # The fused kernel does not support softcap; on the CPU with a window it is slower than our blocks.
     if softcap or (window and device == "cpu" and window <= MAX_BLOCKED_LEN):
-        return 64 if exact else 128
-    # Elsewhere and on long sequences the fused kernel wins: it saves no attention weights.
+        return 64 if exact else 128  # smaller blocks compute fewer masked scores; bf16 products need larger ones
+    # On GPUs and on long sequences the fused kernel is faster; it does not store attention weights.
     if window or device != "cpu" or seq_len > MAX_BLOCKED_LEN:
         return 0
     if exact:
-        return 0 if same_head_dim else 64  # with other value sizes the fused kernel would need padded values
+        return 0 if same_head_dim else 64  # if values and keys differ in size, the fused kernel needs padded values
     # In bf16 on the CPU the backward pass of the fused kernel is slow; few large blocks are fastest.
     n_blocks = 1 if seq_len < 128 else 2 if seq_len < 384 else 4
     return -(-seq_len // n_blocks) if trains else 0

@@ -15,7 +15,8 @@ class AttentionMask:
 
     Attributes:
         window: W: query i sees keys i−W+1 … i; 0: all keys up to i.
-        sinks: number of first positions that every query also sees (Xiao et al. 2023); needs a window.
+        sinks: number of first positions that every query sees besides its window (Xiao et al. 2023); needs a window.
+            Models put attention there that no other key should get; without these keys, quality collapses.
         softcap: scores become softcap·tanh(score/softcap) (Gemma Team 2024); 0: off.
 
     Raises:
@@ -56,7 +57,7 @@ class AttentionMask:
         T = doc_ids_BT.shape[1]
         keys_T = torch.arange(T, device=doc_ids_BT.device)
         queries_T1, first_BT1 = keys_T[:, None], document_starts(doc_ids_BT)[..., None]
-        # Documents are contiguous: a query's own document is everything from its first token on.
+        # Documents are contiguous, so a query's own document is everything from its first token on.
         visible_BTS = (keys_T <= queries_T1) & (keys_T >= first_BT1)
         if self.window:
             visible_BTS &= (keys_T > queries_T1 - self.window) | (keys_T < first_BT1 + self.sinks)

@@ -21,7 +21,8 @@ class MHA(MaskedAttention):
     Args:
         bias: bias of the output projection, and of queries, keys and values unless ``qkv_bias`` says otherwise.
         head_dim: size of a head; None: d_model / n_heads.
-        qk_norm: RMSNorm with a weight on queries and keys, before the rotation.
+        qk_norm: RMSNorm with a weight on queries and keys, before the rotation (Henry et al. 2020; Qwen3, Gemma 3).
+            Scores then do not grow with the norms of queries and keys, which keeps high learning rates stable.
         norm_eps: eps of the model's norms.
         qk_norm_eps: eps of the norms of queries and keys; None: ``norm_eps``.
         window, sinks, softcap: see ``AttentionMask``.
@@ -69,7 +70,8 @@ class MHA(MaskedAttention):
         self.rotary = None if nope else pos.rotary(self.head_dim)
         self.q_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
         self.k_norm = RMSNorm(dim=self.head_dim, eps=eps) if qk_norm else None
-        self.qkv = Linear(  # one matrix product for queries, keys and values
+        # One product for queries, keys and values: fewer and larger calls, and x is read once.
+        self.qkv = Linear(
             d_in=d_model,
             d_out=(n_heads + 2 * n_kv_heads) * self.head_dim,
             bias=bias if qkv_bias is None else qkv_bias,

@@ -74,6 +74,7 @@ class MLA(MaskedAttention):
         self.attn_dropout = attn_dropout
         self.cache_shapes = [(1, self.latent_dim + self.rope_dim)]
         self.same_head_dim = self.v_dim == self.nope_dim + self.rope_dim
+        # in both forms: the latent form computes the same scores, although its vectors are longer
         self.scale = (self.nope_dim + self.rope_dim) ** -0.5 * pos.score_factor
         d_query = n_heads * (self.nope_dim + self.rope_dim)
         self.q: nn.Module
@@ -86,6 +87,7 @@ class MLA(MaskedAttention):
         self.compresses_q = q_latent_dim is not None
         self.kv_down = Linear(d_in=d_model, d_out=self.latent_dim + self.rope_dim, bias=bias)
         self.kv_norm = RMSNorm(dim=self.latent_dim, eps=latent_norm_eps)
+        # Decoding multiplies queries and sums with this weight itself, which would be impossible if it were packed.
         self.kv_up = NeverPackedLinear(d_in=self.latent_dim, d_out=n_heads * (self.nope_dim + self.v_dim), bias=False)
         self.out = Linear(d_in=n_heads * self.v_dim, d_out=d_model, bias=bias)
 
@@ -109,6 +111,8 @@ class MLA(MaskedAttention):
             new_B1TL = torch.cat((latent_BTL[:, None], k_rope), dim=-1)
             (seen,), visible_B1TS = cache.update(new_B1TL, start=start)
         dropout_p = self.attn_dropout if self.training else 0.0
+        # Training and prefill attend to new tokens only. Computing their keys and values once is cheaper than attending
+        # in the latent space, where each score takes latent_dim + rope_dim products instead of nope_dim + rope_dim.
         if seen is None or (isinstance(start, int) and start == 0):
             up_BTHD = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
             k_nope, v_BHTD = up_BTHD.transpose(1, 2).split((self.nope_dim, self.v_dim), dim=-1)
@@ -123,7 +127,7 @@ class MLA(MaskedAttention):
             )
             query_BHTL = torch.cat((q_nope @ w_uk_HDL, q_rope), dim=-1)
             # Values are the whole cache entries; the rotated keys in them are cut off after the sum. So keys and values
-            # are one buffer, and no copy is made.
+            # are the same buffer, and nothing is copied.
             sum_BHTL = attend(
                 query_BHTL, seen, seen, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
             )
@@ -165,7 +169,7 @@ def _rotary(rope_head_dim: int | None, head_dim: int, pos: Position) -> tuple[nn
     except ValueError as error:
         half = " (half of d_model / n_heads)" if rope_head_dim is None else ""
         raise ValueError(
-            f"rope_head_dim={size}{half} is odd, and rotary positions turn pairs: choose an even size"
+            f"rope_head_dim={size}{half} is odd, and rotary positions rotate pairs: choose an even size"
         ) from error
     if rotary is None and rope_head_dim:
         raise ValueError(f"rope_head_dim={rope_head_dim} needs rotary positions (pos=rope); leave it null without them")

@@ -1,4 +1,7 @@
-"""Windowed attention with the fused kernel: blocks of queries folded into the batch."""
+"""Windowed attention with the fused kernel: blocks of queries folded into the batch.
+
+With a mask for the whole sequence, the fused kernel would compute every score outside the window too.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -28,14 +31,15 @@ def folded_attention(
     """
     (B, H, T, _), (G, S, E) = q_BHTD.shape, v_BGSE.shape[1:]
     offset, gqa = S - T, H != G
-    n_head = min(max(window + sinks - offset, 0), T)
+    # Early queries, whose window reaches back to the first position or the sinks: an ordinary causal mask.
+    n_early = min(max(window + sinks - offset, 0), T)
     parts = []
-    if n_head:
-        seen = offset + n_head
-        visible = torch.ones(n_head, seen, dtype=torch.bool, device=q_BHTD.device).tril_(offset) if offset else None
+    if n_early:
+        seen = offset + n_early
+        visible = torch.ones(n_early, seen, dtype=torch.bool, device=q_BHTD.device).tril_(offset) if offset else None
         parts.append(
             F.scaled_dot_product_attention(
-                q_BHTD[:, :, :n_head],
+                q_BHTD[:, :, :n_early],
                 k_BGSD[:, :, :seen],
                 v_BGSE[:, :, :seen],
                 attn_mask=visible,
@@ -45,10 +49,10 @@ def folded_attention(
                 enable_gqa=gqa,
             )
         )
-    if n_head < T:
-        n_blocks = -(-(T - n_head) // window)
-        padding = n_blocks * window - (T - n_head)  # padding after the last query, which no real query sees
-        first = offset + n_head - window + 1
+    if n_early < T:
+        n_blocks = -(-(T - n_early) // window)
+        padding = n_blocks * window - (T - n_early)  # padding after the last query, which no real query sees
+        first = offset + n_early - window + 1
 
         def columns(x_BGSD: Tensor) -> Tensor:
             """(B·blocks, G, sinks + 2·window − 1, D)"""
@@ -57,9 +61,9 @@ def folded_attention(
             return torch.cat((fixed, slid), dim=3).transpose(1, 2).flatten(0, 1)
 
         # query heads that share a key head become rows of one matrix product
-        rows = F.pad(q_BHTD[:, :, n_head:], (0, 0, 0, padding)).unflatten(2, (n_blocks, window)).unflatten(1, (G, -1))
+        rows = F.pad(q_BHTD[:, :, n_early:], (0, 0, 0, padding)).unflatten(2, (n_blocks, window)).unflatten(1, (G, -1))
         visible = torch.ones(window, 2 * window - 1, dtype=torch.bool, device=q_BHTD.device).triu_().tril_(window - 1)
-        tail = F.scaled_dot_product_attention(
+        late = F.scaled_dot_product_attention(
             rows.permute(0, 3, 1, 2, 4, 5).flatten(3, 4).flatten(0, 1),
             columns(k_BGSD),
             columns(v_BGSE),
@@ -67,6 +71,6 @@ def folded_attention(
             scale=scale,
             dropout_p=dropout_p,
         )
-        by_block = tail.reshape(B, n_blocks, G, H // G, window, E).permute(0, 2, 3, 1, 4, 5)
-        parts.append(by_block.flatten(3, 4).flatten(1, 2)[:, :, : T - n_head])
+        by_block = late.reshape(B, n_blocks, G, H // G, window, E).permute(0, 2, 3, 1, 4, 5)
+        parts.append(by_block.flatten(3, 4).flatten(1, 2)[:, :, : T - n_early])
     return torch.cat(parts, dim=2)
