@@ -22,7 +22,7 @@ from tinyllm.optim.groups import DECAYED, MATRIX
 from tinyllm.utils.tensors import full_tensor, local_tensor, part_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic iteration: the largest slope at 0 that keeps singular values near 1 (Jordan et al. 2024)."""
+"""Coefficients of the quintic iteration: the largest slope at 0 that keeps singular values near 1 (Jordan 2024)."""
 
 STEPS = 5
 """Iterations; five take singular values from 0.0016 of the matrix's norm upwards to about 1 (0.7 to 1.2)."""
