@@ -129,8 +129,8 @@ def test_help_lists_every_group_and_option(name: str, width: int) -> None:
 
 
 def test_keys_named_in_the_help_exist() -> None:
-    """A renamed key must not remain in an example or in the list of most used keys."""
-    from tinyllm.config.cli.help import _EXAMPLES, _MOST_USED
+    """A renamed key must not remain in an example or in the list of common settings."""
+    from tinyllm.config.cli.help import _EXAMPLES, _COMMON
 
     for name in set(_EXAMPLES) & set(programs()):
         program = read_program(name)
@@ -138,7 +138,7 @@ def test_keys_named_in_the_help_exist() -> None:
             f"{group.package}.{key}" for group in program.groups for option in group.options for key in option.keys
         }
         groups = {group.name: {option.name for option in group.options} for group in program.groups}
-        assert set(_MOST_USED.get(name, ())) <= keys
+        assert set(_COMMON.get(name, ())) <= keys
         words = [word for _, example in _EXAMPLES[name] for word in example.split() if "=" in word]
         for word in words:
             left, _, right = word.partition("=")

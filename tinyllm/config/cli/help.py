@@ -1,4 +1,4 @@
-"""``--help``: what a program does, how to write settings, its most used keys, and every option of every group."""
+"""``--help``: what a program does, how to write settings, its common settings, and every option of every group."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ _EXAMPLES = {
     "train": [
         ("the default model on the built-in corpus", ""),
         ("your own text: a file, a folder or a glob", "dataset=text dataset.path=my.txt"),
-        ("another architecture", "attn=gqa ffn=swiglu norm=layernorm pos=learned"),
+        ("a different architecture", "attn=gqa ffn=swiglu norm=layernorm pos=learned"),
         ("a larger model, for longer", "model=tiny trainer.max_steps=5000"),
         ("resume a run that was stopped", "resume=outputs/2026-01-31/12-00-00_nano_a1b2"),
         ("three runs, one after another", "-m seed=1,2,3"),
@@ -18,42 +18,42 @@ _EXAMPLES = {
     "generate": [
         ("sample from a trained model", "run=outputs/2026-01-31/12-00-00_nano_a1b2 prompt='The '"),
         ("more predictable text", "run=outputs/2026-01-31/12-00-00_nano_a1b2 temperature=0.5 top_k=20"),
-        ("ask for one prompt after another", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
+        ("type prompts one after another", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
     ],
     "evaluate": [
         ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
-        ("a Hugging Face model on your own text", "run=gpt2 dataset=text dataset.path=my.txt"),
+        ("a Hugging Face model on your own text", "run=path/to/gpt2 dataset=text dataset.path=my.txt"),
     ],
     "export": [
         ("for transformers, vLLM and other libraries", "run=outputs/2026-01-31/12-00-00_nano_a1b2 out=my_model"),
     ],
     "import_hf": [
-        ("a run directory from a downloaded model", "path=gpt2 out=outputs/gpt2"),
+        ("a run directory from a downloaded model", "path=path/to/gpt2 out=outputs/gpt2"),
     ],
     "prepare": [
-        ("the built-in corpus, in characters", "dataset=pydocs tokenizer=char"),
+        ("the built-in corpus, one token per character", "dataset=pydocs tokenizer=char"),
         (
-            "your own text, in subwords",
+            "your own text, in sub-word tokens",
             "dataset=text dataset.path=my.txt tokenizer=bpe tokenizer.vocab_size=8000",
         ),
     ],
     "verify_resume": [
         ("the default model, killed once", ""),
         ("killed five times, in two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
-        ("another composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
+        ("a different composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
     ],
     "probe": [
         ("the default composition on every task", ""),
-        ("which attention recalls best?", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
-        ("what a sliding window cannot see", "model.block.attn.window=0,8 tasks=[recall]"),
+        ("compare kinds of attention", "attn=mha,gqa,mla tasks=[recall,induction] seeds=3"),
+        ("what is lost with a sliding window", "model.block.attn.window=0,8 tasks=[recall]"),
     ],
     "coord_check": [
         ("muP with AdamW at four widths", ""),
-        ("another composition", "optimizer=muon attn=mla moe=aux_free ffn=swiglu"),
+        ("a different composition", "optimizer=muon attn=mla moe=aux_free ffn=swiglu"),
         ("without muP: the check fails", "parametrization=standard"),
     ],
     "compare": [
-        ("which attention is best, at equal parameters and tokens", "attn=mha,gqa,mla seeds=3"),
+        ("compare kinds of attention at equal parameters and tokens", "attn=mha,gqa,mla seeds=3"),
         (
             "every combination of two choices, at equal FLOPs",
             "attn=mha,mla ffn=gelu,swiglu match=flops budget=flops budget.amount=1e13",
@@ -74,7 +74,7 @@ _EXAMPLES = {
 }
 """By program: the purpose of each example, and its arguments."""
 
-_MOST_USED = {
+_COMMON = {
     program: keys.split()
     for program, keys in {
         "train": (
@@ -102,7 +102,18 @@ _MOST_USED = {
         ),
     }.items()
 }
-"""Keys that the help shows. Programs that are not listed have few keys and show all of them."""
+"""Keys that the help shows. Programs that are not listed have few keys, all of which are shown."""
+
+_TO_QUOTE = {
+    "generate": "prompt='Once upon a time'",
+    "evaluate": "run='my runs/first'",
+    "export": "run='my runs/first'",
+    "import_hf": "path='my models/gpt2'",
+    "prepare": "dataset.path='my books/*.txt'",
+}
+"""By program: a setting that the shell would split or change without quotes."""
+_TO_QUOTE_IN_TRAINING = "dataset.path='my books/*.txt', 'optimizer.betas=[0.9,0.99]'"
+"""The same for programs with the settings of training."""
 
 
 def help_text(program: str, *, width: int | None = None) -> str:
@@ -121,22 +132,24 @@ def help_text(program: str, *, width: int | None = None) -> str:
         parts.append("Examples" + "".join(examples))
     parts.append(
         textwrap.fill(
-            "Write a setting as key=value and a choice as group=option, both without dashes. Quote what the shell"
-            " would interpret: prompt='Once upon a time', 'optimizer.betas=[0.9,0.99]'.",
+            "Write a setting as key=value and a choice as group=option. Settings take no dashes; flags such as --cfg do."
+            f" Quote what the shell would interpret: {_TO_QUOTE.get(program, _TO_QUOTE_IN_TRAINING)}.",
             columns,
         )
     )
-    wanted = _MOST_USED.get(program)
+    wanted = _COMMON.get(program)
     keys = [key for key in _all_keys(known) if wanted is None or key.path in wanted]
     if wanted:
         keys.sort(key=lambda key: wanted.index(key.path))
-    title = "Most used settings (key=default)" if wanted else "Settings (key=default)"
+    title = "Common settings (key=default)" if wanted else "Settings (key=default)"
     if keys:
         parts.append(title + "".join("\n" + _key_row(key, columns) for key in keys))
     parts += [_group_rows(group, columns) for group in known.groups if group.options]
+    own = "attn=gated" if any(group.name == "attn" for group in known.groups) else "dataset=mine"
     more = [
         ("print the composed configuration with every key, and run nothing", f"{command} --cfg job --resolve"),
-        *[("add your own option files", f"{command} --config-dir my_conf")] * bool(known.groups),
+        *[("add your own option files", f"{command} --config-dir my_conf {own}")] * bool(known.groups),
+        *[("print the result as JSON", f"{command} --json")] * (program != "train"),
         ("every program, group and key, explained", "python -m tinyllm.reference"),
     ]
     parts.append("More" + "".join(f"\n  # {what}\n  {line}" for what, line in more))
