@@ -5,8 +5,8 @@ from tinyllm.config.cli.main import run
 
 def main() -> None:
     """Entry point of ``tinyllm-compare``."""
-    prepare = "tinyllm.studies.compare.arms:prepare_arms"
-    run("compare", "tinyllm.studies.compare.program:compare", prepare=prepare, several=True)
+    rewrite = "tinyllm.studies.compare.arms:prepare_arms"
+    run("compare", "tinyllm.studies.compare.program:compare", rewrite_settings=rewrite, several=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import os
 from tinyllm.utils.text import escape_control
 
 USER_ERROR = 2
-"""Exit code of a user's mistake; a crash exits with 1."""
+"""Exit code of a user error; a crash exits with 1."""
 SIGNALLED = 128
-"""A process that a signal ended exits with this plus the number of the signal."""
+"""Exit code of a process ended by a signal, minus the number of the signal."""
 
 
 class UserError(Exception):
@@ -18,7 +18,7 @@ class UserError(Exception):
         what: the problem, in a few words.
         key: the configuration key, e.g. ``"model.n_heads"``; shown with ``value``.
         value: the offending value of ``key``.
-        file: the file or place, if no key is at fault.
+        file: the file or place where the problem is, if it is not a key.
         hint: the allowed values, or what to do.
     """
 
@@ -43,7 +43,7 @@ _LONGEST_SHOWN = 200
 def one_line(text: str) -> str:
     """The text on one line: white space collapsed to single spaces, control characters escaped.
 
-    Messages quote values and file names from foreign files, which must not control the terminal.
+    Messages quote values and file names from untrusted files, which must not control the terminal.
     """
     return escape_control(" ".join(text.split()))
 
@@ -52,9 +52,9 @@ _REFUSED_PATHS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EACCES, 
 
 
 def about_path(error: Exception) -> UserError | None:
-    """A path that the file system refuses (too long, not permitted, read-only) as a UserError; None: another error.
+    """A path that the file system refuses (too long, not permitted, read-only) as a UserError; None: a different error.
 
-    It can come up at any use of a path from the user: even ``is_dir`` raises for a name that is too long.
+    Any use of a path from the user can raise it: even ``is_dir`` raises for a name that is too long.
     """
     if not isinstance(error, OSError) or error.errno not in _REFUSED_PATHS or error.filename is None:
         return None

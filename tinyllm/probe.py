@@ -5,8 +5,8 @@ from tinyllm.config.cli.main import run
 
 def main() -> None:
     """Entry point of ``tinyllm-probe``."""
-    prepare = "tinyllm.studies.probes.arms:first_arm"
-    run("probe", "tinyllm.studies.probes.program:probe", prepare=prepare, several=True)
+    rewrite = "tinyllm.studies.probes.arms:first_arm"
+    run("probe", "tinyllm.studies.probes.program:probe", rewrite_settings=rewrite, several=True)
 
 
 if __name__ == "__main__":

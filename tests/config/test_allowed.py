@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import tinyllm
 from tests.support import sources
 from tinyllm.config.build import build
-from tinyllm.config.targets import Option, check_class, check_classes, options_of, shipped
+from tinyllm.config.targets import Option, builtin_options, check_class, check_classes, options_of
 from tinyllm.errors import UserError
 
 MIXED = (
@@ -61,7 +61,7 @@ def test_only_classes_that_an_option_file_names_for_the_node_are_allowed(
     assert len(EVERYTHING) > 1000 and len(everywhere) > 150
     for number, (path, value) in enumerate(everywhere.items()):
         place = re.sub(r"^model\.layers\.kinds\.\w+", "model.block", path)
-        options = {option.target: option.marks for option in shipped().get(place, ())}
+        options = {option.target: option.marks for option in builtin_options().get(place, ())}
         if isinstance(value, dict) and "_target_" in value:
             assert value["_target_"] in options
         for target in EVERYTHING if options else EVERYTHING[number % 40 :: 40]:
@@ -153,5 +153,5 @@ def test_any_exception_of_a_constructor_is_reported(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("needs 512 GB")
 
     monkeypatch.setattr("tinyllm.data.stdlib.StdlibCorpus", broken)
-    with pytest.raises(UserError, match=r"cannot build this part \(dataset\): RuntimeError: needs 512 GB"):
+    with pytest.raises(UserError, match=r"cannot build this component \(dataset\): RuntimeError: needs 512 GB"):
         build({"_target_": "tinyllm.data.stdlib.StdlibCorpus"}, path="dataset")

@@ -173,7 +173,7 @@ def test_every_key_of_a_root_file_is_read_by_code(program: str) -> None:
     assert dead == []
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.by)
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.key)
 def test_the_keys_of_no_effect_rules_exist(rule: Any) -> None:
     offered = [
         set(setting_keys(OmegaConf.to_container(tinyllm.compose(*settings, program=program))))
@@ -182,7 +182,7 @@ def test_the_keys_of_no_effect_rules_exist(rule: Any) -> None:
             "generate": (),
         }.items()
     ]
-    assert any({rule.by, *rule.keys} <= keys for keys in offered)
+    assert any({rule.key, *rule.disables} <= keys for keys in offered)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_settings_that_no_line_replaces_apply_to_all_layers() -> None:
         ((kinds(a="", b="model.block.attn.windo=1"),), "unknown key (model.layers.kinds.b=model.block.attn.windo=1)"),
         ((kinds(a="", b="+model.block.x=1"),), "unknown key (model.layers.kinds.b=+model.block.x=1): model.block.x=1"),
         ((kinds(a="", b="model.n_kv_heads=2"),), "no effect here (model.layers.kinds.b=model.n_kv_heads=2)"),
-        ((kinds(a="", b="model.n_heads=1,2"),), "several values (model.layers.kinds.b=model.n_heads=1,2)"),
+        ((kinds(a="", b="model.n_heads=1,2"),), "more than one value (model.layers.kinds.b=model.n_heads=1,2)"),
         ((kinds(a="", b="model.n_heads=two"),), "wrong type (model.layers.kinds.b=model.n_heads=two)"),
         ((kinds(a="", b="~attn"),), "cannot be removed (model.layers.kinds.b=~attn)"),
         ((kinds(a="", b="attn='mha"),), "not understood (model.layers.kinds.b=attn='mha)"),
@@ -157,7 +157,7 @@ def test_settings_that_no_line_replaces_apply_to_all_layers() -> None:
         ((kinds(a="", b="model.n_heads=3"),), "(model.layers.kinds.b.n_heads=3): d_model=128 is not divisible"),
         (("model.layers.kinds={a:1,b:2}",), "wrong type (model.layers.kinds={'a': 1, 'b': 2}): a mapping of"),
         (("model.layers.kinds=a",), "wrong type (model.layers.kinds=a): a mapping of names"),
-        (('model.layers.kinds={a.b:""}',), "invalid name of a kind (model.layers.kinds=a.b)"),
+        (('model.layers.kinds={a.b:""}',), "invalid name for a kind of layer (model.layers.kinds=a.b)"),
         ((), "value missing (model.layers.kinds=???)"),
         ((kinds(a="", b=""), "model.n_layers=3"), "does not divide n_layers=3; model.layers.truncate=true"),
         ((kinds(a="attn=mha", b="attn=mqa"), "attn=gqa"), "no effect here (attn): every layer sets its own"),
@@ -247,11 +247,11 @@ def test_a_wrong_line_is_refused(second: str, sentence: str) -> None:
     [
         (line(attn="mla", kv_latent_dim=8, q_latent_dim=None), f"{PLACE}rope_head_dim=???: required with attn=mla"),
         (line(attn="mgha"), f"no such option {PLACE}attn=mgha: did you mean"),
-        (line(attn="mha,mqa"), f"several values {PLACE}attn=mha,mqa"),
+        (line(attn="mha,mqa"), f"more than one value {PLACE}attn=mha,mqa"),
         (line(n_head=5), "(model.layers.kinds.line2.n_heads=5): d_model=128 is not divisible by n_heads=5"),
         (line(non_linearity="x,y"), "(model.layers.kinds.line2.ffn.activation=x,y): activation=x,y is not known"),
-        ("", "the number of objects is not the number of layers (model.layers.json): 1 objects, but model.n_layers=2"),
-        (line() + "\n" + line(), "the number of objects is not the number of layers (model.layers.json): 3 objects"),
+        ("", "objects does not match the number of layers (model.layers.json): 1 object, but model.n_layers=2"),
+        (line() + "\n" + line(), "the number of objects does not match the number of layers (model.layers.json): 3"),
     ],
 )  # fmt: skip
 def test_lines_that_do_not_fit_the_model_are_refused(second: str, sentence: str) -> None:

@@ -130,7 +130,7 @@ def test_help_lists_every_group_and_option(name: str, width: int) -> None:
 
 def test_keys_named_in_the_help_exist() -> None:
     """A renamed key must not remain in an example or in the list of common settings."""
-    from tinyllm.config.cli.help import _EXAMPLES, _COMMON
+    from tinyllm.config.cli.help import _COMMON, _EXAMPLES
 
     for name in set(_EXAMPLES) & set(programs()):
         program = read_program(name)

@@ -1,4 +1,4 @@
-"""Build objects from configuration nodes. This is the only place where a configuration decides what is called."""
+"""Build objects from configuration nodes. The only code that calls a class named in a configuration."""
 
 import functools
 import re
@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from tinyllm.config.targets import MARKS, Option, below, check_classes, converted, resolve_target
+from tinyllm.config.targets import HYDRA_CALL_KEYS, Option, check_classes, child_path, converted, resolve_target
 from tinyllm.errors import UserError, one_line
 from tinyllm.utils.memory import is_out_of_memory
 from tinyllm.utils.signatures import annotations_of
@@ -19,8 +19,8 @@ DERIVED = {"head_dim": "d_model"}
 def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = frozenset(), **runtime: Any) -> Any:
     """Build the object that a node describes, after checking every ``_target_`` in it.
 
-    Hydra's ``instantiate`` would resolve interpolations in the node's texts a second time, which changes a path or
-    prompt with ``${…}`` in it. Here texts are taken as they are.
+    Hydra's ``instantiate`` would resolve interpolations in the node's strings a second time, which changes a path or
+    prompt with ``${…}`` in it. Here strings are taken as they are.
 
     Args:
         node: a dict (or DictConfig) with ``_target_``; ``_partial_: true`` gives a ``functools.partial``.
@@ -34,35 +34,39 @@ def build(node: Any, *args: Any, path: str = "", allow: frozenset[Option] = froz
     plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     check_classes(plain, path, allow)
     try:
-        return _made(plain, path, allow, args, runtime)
+        return _instantiate(plain, path, allow, args, runtime)
     except UserError:
         raise
     except (ValueError, TypeError) as error:
-        raise refused(str(error), plain, path) from error
+        raise constructor_error(str(error), plain, path) from error
     except Exception as error:
         if is_out_of_memory(error):
             raise  # the caller knows what the memory was for
-        raise UserError("cannot build this part", file=path or None, hint=f"{type(error).__name__}: {error}") from error
+        raise UserError(
+            "cannot build this component", file=path or None, hint=f"{type(error).__name__}: {error}"
+        ) from error
 
 
-def _made(
+def _instantiate(
     node: Any, path: str, allow: frozenset[Option], args: tuple[Any, ...] = (), runtime: Mapping[str, Any] | None = None
 ) -> Any:
     """The node with every class in it called, innermost first."""
     if isinstance(node, list | tuple):
-        return [_made(child, f"{path}[{index}]", allow) for index, child in enumerate(node)]
+        return [_instantiate(child, f"{path}[{index}]", allow) for index, child in enumerate(node)]
     if not isinstance(node, Mapping):
         if node == MISSING:
             raise UserError("value missing", key=path, value=node, hint=f"set it: {path}=…")
         return node
     if "_target_" not in node:
-        return {name: _made(child, below(path, name), allow) for name, child in node.items()}
+        return {name: _instantiate(child, child_path(path, name), allow) for name, child in node.items()}
     target = resolve_target(node, path=path, extra=allow)
     annotations, values = annotations_of(target), dict(runtime or {})
     for name, child in node.items():
-        if name not in ("_target_", *MARKS) and name not in values:
+        if name not in ("_target_", *HYDRA_CALL_KEYS) and name not in values:
             value = converted(child, annotations.get(name))
-            values[name] = _made(value, below(path, name), allow) if node.get("_recursive_", True) else value
+            values[name] = (
+                _instantiate(value, child_path(path, name), allow) if node.get("_recursive_", True) else value
+            )
     arguments = args or tuple(node.get("_args_", ()))
     return functools.partial(target, *arguments, **values) if node.get("_partial_") else target(*arguments, **values)
 
@@ -76,10 +80,10 @@ def call(factory: Any, *args: Any, node: Any, path: str, **runtime: Any) -> Any:
     try:
         return factory(*args, **runtime)
     except ValueError as error:
-        raise refused(str(error), node, path) from error
+        raise constructor_error(str(error), node, path) from error
 
 
-def refused(message: str, node: Any, path: str) -> UserError:
+def constructor_error(message: str, node: Any, path: str) -> UserError:
     """The error for a constructor's message. The first ``name=value`` in the message gives the configuration key."""
     places_found = []
     for name, text in re.findall(r"(\w+)=(\S*)", message):
@@ -94,7 +98,7 @@ def refused(message: str, node: Any, path: str) -> UserError:
     if not places_found:
         return UserError(one_line(message), file=path or None)
     # if the message names several keys, prefer one of a single kind of layer
-    where, value = next((one for one in places_found if one[0].startswith("layers.kinds.")), places_found[0])
+    where, value = next((place for place in places_found if place[0].startswith("layers.kinds.")), places_found[0])
     return UserError("value not allowed", key=f"{path}.{where}" if path else where, value=value, hint=one_line(message))
 
 

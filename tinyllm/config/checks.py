@@ -17,7 +17,7 @@ from tinyllm.config.no_effect import check_effects
 from tinyllm.config.quoting import conformed, kind_of
 from tinyllm.config.schema import fields_of
 from tinyllm.config.suggestions import near, setting_keys, unknown_key
-from tinyllm.config.targets import MARKS, Option, check_classes, resolve_target, type_problem, walk_nodes
+from tinyllm.config.targets import HYDRA_CALL_KEYS, Option, check_classes, resolve_target, type_problem, walk_nodes
 from tinyllm.errors import UserError
 from tinyllm.utils.nested import value_at
 from tinyllm.utils.signatures import annotations_of, parameters_of
@@ -27,7 +27,7 @@ AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments that the program fills in where they are null."""
 LIMITS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt, "at_most": operator.le}
 """Bounds of :func:`tinyllm.config.schema.key`, and when a value satisfies them."""
-HYDRA_KEYS = ("_target_", *MARKS)
+HYDRA_KEYS = ("_target_", *HYDRA_CALL_KEYS)
 
 
 def check(
@@ -35,7 +35,7 @@ def check(
     schema: type,
     *,
     named: Iterable[str] = (),
-    filled: Collection[str] = (),
+    set_by_program: Collection[str] = (),
     typed: Mapping[str, str] | None = None,
     allow: frozenset[Option] = frozenset(),
 ) -> None:
@@ -45,7 +45,7 @@ def check(
         cfg: the composed configuration, without the ``hydra`` node.
         schema: the dataclass of its root.
         named: keys that the user set on the command line or in an experiment; they must take effect.
-        filled: keys that the program itself has set; they turn no other key off.
+        set_by_program: keys set by the program; they never disable another key.
         typed: the value of each key on the command line, in Hydra's grammar.
         allow: options besides those of ``conf/``.
 
@@ -67,7 +67,7 @@ def check(
             raise UserError("not a finite number", key=path, value=number, hint="must be finite")
         if isinstance(number, int) and abs(number) > LARGEST_INTEGER:
             raise UserError("value out of range", key=path, value=number, hint=f"at most {LARGEST_INTEGER}")
-    check_effects(plain, named=named, filled=filled, allow=allow)
+    check_effects(plain, named=named, set_by_program=set_by_program, allow=allow)
 
 
 def _read_interpolated(cfg: DictConfig, schema: type) -> None:
@@ -122,7 +122,9 @@ def _check_fields(node: dict[str, Any], schema: type, path: str, root: dict[str,
         field = fields[name]
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             if not isinstance(value, dict):
-                raise UserError("wrong type", key=where, value=value, hint="a group of keys, not a single value")
+                raise UserError(
+                    "wrong type", key=where, value=value, hint="must be a group of keys, not a single value"
+                )
             _check_fields(value, field.type, where, root)
         else:
             _check_range(value, field.metadata, where)
@@ -132,8 +134,8 @@ def _check_range(value: Any, metadata: Mapping[str, Any], where: str) -> None:
     choices = metadata.get("choices")
     if value is None or (choices and any(value == choice and type(value) is type(choice) for choice in choices)):
         return
-    if metadata.get("filled") and value == "":
-        raise UserError("empty text", key=where, value=value, hint="give a text, or leave the key out")
+    if metadata.get("nonempty") and value == "":
+        raise UserError("empty string", key=where, value=value, hint="give a value, or leave the key out")
     limits = [(name, metadata[name]) for name in LIMITS if metadata.get(name) is not None]
     bounds = [f"{name.replace('_', ' ')} {limit}" for name, limit in limits]
     if choices and (not bounds or not isinstance(value, int | float) or isinstance(value, bool)):
@@ -144,7 +146,7 @@ def _check_range(value: Any, metadata: Mapping[str, Any], where: str) -> None:
         raise UserError("value not allowed", key=where, value=value, hint=hint)
     if choices and isinstance(value, float):  # a key that holds a word or a number counts something
         raise UserError("wrong type", key=where, value=value, hint="must be a whole number")
-    if not all(LIMITS[name](value, limit) for name, limit in limits):  # nan satisfies none of them
+    if not all(LIMITS[name](value, limit) for name, limit in limits):  # NaN satisfies none of them
         raise UserError("value out of range", key=where, value=value, hint=" and ".join(bounds))
 
 
@@ -158,8 +160,8 @@ def _check_target(node: dict[str, Any], path: str, allow: frozenset[Option], roo
             known = [name for name in given if name in parameters]
             owner = getattr(target, "__name__", str(target))
             raise unknown_key(where, value, known, owner=owner, root=_without(root, where))
-        filled_in = value is None and where in AT_RUN_TIME
-        if name in annotations and not (isinstance(value, dict) and "_target_" in value) and not filled_in:
+        filled_later = value is None and where in AT_RUN_TIME
+        if name in annotations and not (isinstance(value, dict) and "_target_" in value) and not filled_later:
             allowed = type_problem(value, annotations[name])
             if allowed:
                 raise UserError("wrong type", key=where, value=value, hint=f"must be {allowed}")

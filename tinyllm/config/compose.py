@@ -1,4 +1,4 @@
-"""Compose a configuration from the shipped groups and a list of overrides, and check it."""
+"""Compose a configuration from the option groups of ``conf/`` and a list of overrides, and check it."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config import schema
 from tinyllm.config.checks import check
-from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.cli.arguments import check_override_grammar
 from tinyllm.config.grammar import as_given, key_of, words
 from tinyllm.config.hydra_errors import explain
 from tinyllm.config.layers import expand
@@ -56,7 +56,7 @@ class Composition:
     def with_overrides(self, more: Iterable[str], /, *, keep_hydra: bool = False) -> DictConfig:
         """Compose with ``more`` on top.
 
-        If ``more`` chooses another option of a group, earlier overrides of that group's keys are kept where the new
+        If ``more`` chooses a different option of a group, earlier overrides of that group's keys are kept where the new
         option has the key, and dropped otherwise.
 
         Args:
@@ -67,16 +67,16 @@ class Composition:
             UserError: ``more`` does not compose.
         """
         more = list(more)
-        check_settings(more, directories=self.directories)
+        check_override_grammar(more, directories=self.directories)
         replaced = {key_of(override) for override in more}
         replaced_nodes = tuple(f"{node}." for group in replaced for node in nodes_of(group))
         kept = [override for override in self.overrides if key_of(override) not in replaced]
-        doubtful = [override for override in kept if key_of(override).startswith(replaced_nodes)]
-        cfg = self.compose([override for override in kept if override not in doubtful] + more, keep_hydra)
-        fitting = [override for override in doubtful if has_key(cfg, key_of(override))]
-        if not fitting:
+        maybe_stale = [override for override in kept if key_of(override).startswith(replaced_nodes)]
+        cfg = self.compose([override for override in kept if override not in maybe_stale] + more, keep_hydra)
+        still_valid = [override for override in maybe_stale if has_key(cfg, key_of(override))]
+        if not still_valid:
             return cfg
-        kept = [override for override in kept if override not in doubtful or override in fitting]
+        kept = [override for override in kept if override not in maybe_stale or override in still_valid]
         return self.compose(kept + more, keep_hydra)
 
     def compose(self, overrides: Sequence[str], keep_hydra: bool) -> DictConfig:
@@ -102,7 +102,7 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     """
     schema.register()
     quoted = quote_literals(overrides)
-    check_settings(quoted, directories=[config_dir] if config_dir else [])
+    check_override_grammar(quoted, directories=[config_dir] if config_dir else [])
     composition = Composition(program=program, overrides=quoted, hydra=_search_path(config_dir))
     cfg = composition.compose(quoted, keep_hydra=True)
     return _checked_without_hydra(cfg, program, quoted, config_dir=config_dir)
@@ -163,7 +163,7 @@ def checked(
     *,
     allow: frozenset[Option] = frozenset(),
     typed: frozenset[str] | None = None,
-    filled: Collection[str] = (),
+    set_by_program: Collection[str] = (),
 ) -> DictConfig:
     """Expand the layer descriptions of ``cfg`` into blocks, then check every key.
 
@@ -173,7 +173,7 @@ def checked(
         program: the root file's name.
         allow: options besides those of ``conf/``.
         typed: keys of the command line itself, if the overrides hold more than that; None: all overrides.
-        filled: keys that the program itself has set; the user is not blamed for the keys that they turn off.
+        set_by_program: keys set by the program; they never disable another key.
 
     Raises:
         UserError: see :func:`tinyllm.config.checks.check` and :func:`tinyllm.config.layers.expand`.
@@ -187,7 +187,7 @@ def checked(
     if "experiment" in named:
         named |= experiment_keys(choices["experiment"], sources)
     values = {key_of(override): override.partition("=")[2] for override in hydra_node.overrides.task}
-    check_composed = partial(_check, program=program, filled=filled, typed=values, allow=allow)
+    check_composed = partial(_check, program=program, set_by_program=set_by_program, typed=values, allow=allow)
     fill_sizes(cfg, allow)
     recompose = Composition.of(hydra_node, program).with_overrides
     expand(cfg, recompose=recompose, check=check_composed, named=named, allow=allow)
@@ -200,13 +200,13 @@ def _check(
     named: set[str],
     *,
     program: str,
-    filled: Collection[str],
+    set_by_program: Collection[str],
     typed: Mapping[str, str],
     allow: frozenset[Option],
 ) -> None:
     """Fill in sizes, then check; ``expand`` also applies this to the composition of each kind of layer."""
     fill_sizes(cfg, allow)
-    check(cfg, schema.SCHEMAS[program], named=named, filled=filled, typed=typed, allow=allow)
+    check(cfg, schema.SCHEMAS[program], named=named, set_by_program=set_by_program, typed=typed, allow=allow)
 
 
 def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
@@ -218,7 +218,7 @@ def experiment_keys(experiment: str, sources: Iterable[str]) -> set[str]:
 
 @contextmanager
 def hydra_on_conf() -> Iterator[None]:
-    """Initialise Hydra on ``conf/``, unless ``hydra.main`` already has."""
+    """Initialize Hydra on ``conf/``, unless ``hydra.main`` already has."""
     if GlobalHydra.instance().is_initialized():
         yield
     else:

@@ -69,7 +69,7 @@ def as_given(overrides: Any) -> list[str]:
 
 
 def split(text: str) -> list[str]:
-    """Split a text at its commas, except those inside quotes or brackets."""
+    """Split a string at its commas, except those inside quotes or brackets."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if character == "," and not depth and not quote:
@@ -86,17 +86,17 @@ def split(text: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """Split a text into overrides, at the spaces that are not inside quotes or brackets.
+    """Split a string into overrides, at the spaces that are not inside quotes or brackets.
 
     Quotes around a whole override, as a shell would need them, are removed.
 
     Raises:
         UserError: quotes or brackets do not match.
     """
-    found, word, open_quote, depth = [], "", "", 0
+    overrides, word, open_quote, depth = [], "", "", 0
     for character in f"{text} ":
         if character.isspace() and not open_quote and not depth:
-            found.append(word)
+            overrides.append(word)
             word = ""
             continue
         word += character
@@ -108,12 +108,12 @@ def words(text: str) -> list[str]:
             depth += (character in "{[(") - (character in ")]}")
     if word.strip():
         problem = f"the {open_quote} is never closed" if open_quote else "the brackets do not match"
-        raise UserError("value not understood", file=text, hint=f"{problem}; separate overrides by spaces")
-    return [re.sub(r"""^(['"])(.*)\1$""", r"\2", one) for one in found if one]
+        raise UserError("value not understood", file=text, hint=f"{problem}; separate overrides with spaces")
+    return [re.sub(r"""^(['"])(.*)\1$""", r"\2", override) for override in overrides if override]
 
 
 def escaped(node: Any) -> Any:
-    """A plain container with its texts escaped, so that OmegaConf sees no interpolation in them."""
+    """A plain container with its strings escaped, so that OmegaConf sees no interpolation in them."""
     if isinstance(node, dict):
         return {name: escaped(child) for name, child in node.items()}
     if isinstance(node, list):
@@ -127,7 +127,7 @@ def quote(text: str) -> str:
     return QuotedString(escaped(text), Quote.double).with_quotes()
 
 
-def written(value: Any) -> str:
+def to_grammar(value: Any) -> str:
     """A plain value written in Hydra's grammar, which reads it back unchanged.
 
     Raises:
@@ -138,9 +138,9 @@ def written(value: Any) -> str:
     if isinstance(value, dict):
         if not all(isinstance(name, str) and re.fullmatch(r"[A-Za-z_][\w-]*", name) for name in value):
             raise ValueError(f"not all keys are identifiers: {', '.join(map(str, value))}")
-        return f"{{{','.join(f'{name}:{written(child)}' for name, child in value.items())}}}"
+        return f"{{{','.join(f'{name}:{to_grammar(child)}' for name, child in value.items())}}}"
     if isinstance(value, list):
-        return f"[{','.join(map(written, value))}]"
+        return f"[{','.join(map(to_grammar, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -59,7 +59,7 @@ def explained(error: Exception, overrides: list[str]) -> UserError:
     causes = (error.__cause__, error.__context__)
     cause = next((cause for cause in causes if isinstance(cause, OmegaConfBaseException)), error)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
-        cause = error  # it knows the key; what it was raised from does not
+        cause = error  # this error knows the key; its cause does not
     if isinstance(error, MissingConfigException) and error.options is not None:
         return _missing_option(error)
     if isinstance(error, OverrideParseException):

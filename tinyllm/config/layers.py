@@ -1,4 +1,4 @@
-"""Layers that differ: compose the block of each kind on top of the run's settings, and put it into the configuration.
+"""Layers of different kinds: compose a block per kind on top of the run's settings, into the configuration.
 
 The result is an ordinary configuration: it is checked, saved, compared and built like any other, and loading a model
 composes nothing.
@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config.grammar import key_of, words
-from tinyllm.config.layers_jsonl import at, read_layers
+from tinyllm.config.layers_jsonl import read_layers, with_place
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.errors import UserError, setting
 from tinyllm.utils.nested import has_key
@@ -36,7 +36,7 @@ class Kind:
     """The description of a kind of layer."""
 
     overrides: tuple[str, ...]
-    wrong: Callable[[UserError], UserError]
+    with_place: Callable[[UserError], UserError]
     """Adds the place of the description to an error."""
 
 
@@ -60,7 +60,7 @@ def expand(
     if "json" in plain:
         kinds, pattern = _from_lines(plain, cfg, recompose, allow)
     elif plain.get("kinds", "???") != "???":
-        kinds, pattern = _from_texts(plain["kinds"]), plain["pattern"]
+        kinds, pattern = _from_descriptions(plain["kinds"]), plain["pattern"]
     else:
         return
     keys_of_block = _keys_of_block(cfg, allow)
@@ -75,7 +75,7 @@ def expand(
                     composed.model.layers = UNIFORM
                 check(composed, keys)
         except UserError as error:
-            raise kind.wrong(error) from error
+            raise kind.with_place(error) from error
         block: Any = OmegaConf.to_container(composed.model.block, resolve=True)
         own.append((keys, block))
         blocks[name] = block | {key: composed.model[key] for key in keys_of_block if f"model.{key}" in keys}
@@ -92,22 +92,22 @@ def _keys_of_block(cfg: DictConfig, allow: frozenset[Option]) -> list[str]:
     return [key for key, value in values.items() if not isinstance(value, DictConfig)]
 
 
-def _from_texts(texts: Any) -> dict[str, Kind]:
-    """The kinds in ``model.layers.kinds``."""
+def _from_descriptions(descriptions: Any) -> dict[str, Kind]:
+    """The layer kinds described in ``model.layers.kinds``, by name."""
     where = "model.layers.kinds"
-    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+    if not isinstance(descriptions, dict) or not all(isinstance(text, str) for text in descriptions.values()):
         hint = 'a mapping of names to overrides, e.g. {global:"",local:"model.block.attn.window=64"}'
-        raise UserError("wrong type", key=where, value=texts, hint=hint)
+        raise UserError("wrong type", key=where, value=descriptions, hint=hint)
     kinds = {}
-    for name, text in texts.items():
+    for name, text in descriptions.items():
         if not re.fullmatch(r"[A-Za-z]\w*", str(name)):
-            hint = "a letter, then letters, digits and _"
-            raise UserError("invalid name of a kind", key=where, value=name, hint=hint)
-        wrong = partial(_in_kind, f"{where}.{name}", text)
+            hint = "use a letter followed by letters, digits or _"
+            raise UserError("invalid name for a kind of layer", key=where, value=name, hint=hint)
+        in_kind = partial(_in_kind, f"{where}.{name}", text)
         try:
-            kinds[name] = Kind(overrides=tuple(words(text)), wrong=wrong)
+            kinds[name] = Kind(overrides=tuple(words(text)), with_place=in_kind)
         except UserError as error:
-            raise wrong(error) from error
+            raise in_kind(error) from error
     return kinds
 
 
@@ -126,14 +126,14 @@ def _from_lines(
     text, source = _text(plain["path"], plain["json"])
     lines = read_layers(text, source=source, parameters=parameters)
     if len(lines) != cfg.model.n_layers:
-        hint = f"{len(lines)} objects, but model.n_layers={cfg.model.n_layers}"
-        raise UserError("the number of objects is not the number of layers", file=source, hint=hint)
+        hint = f"{len(lines)} object{'s' * (len(lines) != 1)}, but model.n_layers={cfg.model.n_layers}"
+        raise UserError("the number of objects does not match the number of layers", file=source, hint=hint)
     names: dict[tuple[str, ...], str] = {}
     kinds = {}
     for line in lines:
         name = names.setdefault(line.overrides, line.name)
         if name == line.name:
-            kinds[name] = Kind(overrides=line.overrides, wrong=partial(at, line.place))
+            kinds[name] = Kind(overrides=line.overrides, with_place=partial(with_place, line.place))
     return kinds, [names[line.overrides] for line in lines]
 
 
@@ -147,7 +147,7 @@ def _text(path: Any, json: Any) -> tuple[str, str]:
     """The JSON text and its source."""
     if (path is None) == (json is None):
         what = "no layers are given" if path is None else "the layers are given twice"
-        hint = "set one of model.layers.path and model.layers.json"
+        hint = "set exactly one of model.layers.path and model.layers.json"
         raise UserError(what, key="model.layers.path", value=path, hint=hint)
     if path is None:
         return str(json), "model.layers.json"
@@ -164,7 +164,9 @@ def _check_keys(overrides: Iterable[str], keys_of_block: list[str]) -> None:
         if key not in GROUPS and not key.startswith("model.block.") and key.removeprefix("model.") not in keys_of_block:
             own = [f"model.{name}" for name in keys_of_block]
             hint = f"layers may differ in {', '.join(GROUPS)}, model.block.*, {', '.join(own)}"
-            raise UserError("the same for all layers", key=key, value=override.partition("=")[2], hint=hint)
+            raise UserError(
+                "this key cannot differ between layers", key=key, value=override.partition("=")[2], hint=hint
+            )
 
 
 def _check_reach(

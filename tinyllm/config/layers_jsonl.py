@@ -57,7 +57,7 @@ class Line:
 
 
 def read_layers(text: str, *, source: str, parameters: Parameters) -> list[Line]:
-    """Read the layers in a text: one object per line, or one array of objects.
+    """Read the layers in a string: one object per line, or one array of objects.
 
     Args:
         text: JSON.
@@ -72,11 +72,11 @@ def read_layers(text: str, *, source: str, parameters: Parameters) -> list[Line]
         try:
             lines.append(Line(name=name, place=place, overrides=tuple(_overrides(content, parameters))))
         except UserError as error:
-            raise at(place, error) from error
+            raise with_place(place, error) from error
     return lines
 
 
-def at(place: str, error: UserError) -> UserError:
+def with_place(place: str, error: UserError) -> UserError:
     """Add a place in a file to an error."""
     if error.file is None and error.key is None:
         return UserError(error.what, file=place, hint=error.hint)
@@ -125,7 +125,7 @@ def _parse(text: str, place: str, *, of: type = dict) -> Any:
 
 
 def _overrides(content: dict[str, Any], parameters: Parameters) -> Iterator[str]:
-    """The overrides that an object stands for."""
+    """The overrides that an object translates to."""
     for key, value in content.items():
         if key not in KNOWN:
             similar = near(key, KNOWN)

@@ -50,7 +50,7 @@ PARTS: dict[str, dict[str, Any]] = {
     BPE: {"match_special": False},
     "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False},
 }
-"""By class: keys that parts did not have, wherever they occur, with values that reproduce the old behaviour."""
+"""By class: keys that earlier versions lacked, wherever they occur, with values that reproduce the old behavior."""
 
 
 MOVED = {
@@ -76,42 +76,42 @@ def renamed(content: Any) -> Any:
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:
-    """Add the keys that a saved configuration lacks, with values that reproduce the old behaviour.
+    """Add the keys that a saved configuration lacks, with values that reproduce the old behavior.
 
     Current configurations are returned unchanged. The model of a user's own class is left alone.
     """
-    then = as_it_was(partial(OmegaConf.select, cfg))
+    defaults = legacy_defaults(partial(OmegaConf.select, cfg))
     missing = [key for key in LATER if not has_key(cfg, key)]
     if missing or not all(has_key(cfg, key) for key in MODEL):
         today = compose()
         if cfg.model.get("_target_") == today.model._target_:
             missing += FIRST if "layers" not in cfg.model else ()
             missing += [key for key in MODEL if not has_key(cfg, key)]
-    then |= dict(_of_parts(OmegaConf.to_container(cfg), ""))
-    if not missing and not then:
+    defaults |= dict(_of_parts(OmegaConf.to_container(cfg), ""))
+    if not missing and not defaults:
         return cfg
     filled = OmegaConf.create(OmegaConf.to_container(cfg))
     assert isinstance(filled, DictConfig)
     with open_dict(filled):
         for key in missing:
             OmegaConf.update(filled, key, OmegaConf.select(today, key), force_add=True)
-        for key, value in then.items():
+        for key, value in defaults.items():
             OmegaConf.update(filled, key, value, force_add=True)
     return filled
 
 
-def as_it_was(saved: Callable[[str], Any]) -> dict[str, Any]:
-    """The old behaviour, by key, where a key is missing and its current default differs.
+def legacy_defaults(saved: Callable[[str], Any]) -> dict[str, Any]:
+    """Values that reproduce the old behavior, for keys that are missing and whose default has changed since.
 
     Args:
         saved: returns the value of a key in the saved configuration; None if it has no such key.
     """
-    then: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     if saved("optimizer._target_") == MUON and saved(ORTHOGONAL_HEAD) is None:
-        then[ORTHOGONAL_HEAD] = saved("model.tie_embeddings") is False
+        defaults[ORTHOGONAL_HEAD] = saved("model.tie_embeddings") is False
     if saved("tokenizer._target_") == BPE and saved("tokenizer.max_word") is None:
-        then["tokenizer.max_word"] = None
-    return then
+        defaults["tokenizer.max_word"] = None
+    return defaults
 
 
 def _of_parts(node: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""Keys that the value of another key turns off. Setting such a key is reported as a mistake, not ignored."""
+"""Keys that the value of a different key disables. Setting such a key is an error instead of being ignored."""
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -11,32 +11,32 @@ from tinyllm.utils.signatures import parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Off:
-    """Keys that have no effect while another key has a certain value."""
+class DisabledBy:
+    """Keys that have no effect while ``key`` has a certain value."""
 
-    by: str
-    """The key that turns them off."""
+    key: str
+    """The key that disables them."""
     when: Callable[[Any], bool]
-    """Whether a value of that key turns them off."""
-    keys: tuple[str, ...]
+    """Whether a value of ``key`` disables them."""
+    disables: tuple[str, ...]
 
 
-def given(value: Any) -> bool:
+def is_set(value: Any) -> bool:
     """Whether a value is set."""
     return value is not None
 
 
-def zero(value: Any) -> bool:
+def is_zero(value: Any) -> bool:
     """Whether a number is 0, which turns a feature off."""
     return bool(value == 0)
 
 
-def a_path(value: Any) -> bool:
+def is_run_path(value: Any) -> bool:
     """Whether ``resume`` names a run. ``auto`` may find no run, and every job of a sweep has it."""
     return value not in (None, "auto")
 
 
-def off(value: Any) -> bool:
+def is_false(value: Any) -> bool:
     """Whether a switch is false."""
     return value is False
 
@@ -45,64 +45,77 @@ FILTERS = ("top_k", "top_p", "min_p")
 SAMPLE = tuple(f"trainer.sample.{key}" for key in ("temperature", *FILTERS, "repetition_penalty"))
 
 RULES = (
-    Off(
-        by="dataloader.workers",
-        when=zero,
-        keys=("dataloader.prefetch_factor", "dataloader.persistent_workers"),
+    DisabledBy(
+        key="dataloader.workers",
+        when=is_zero,
+        disables=("dataloader.prefetch_factor", "dataloader.persistent_workers"),
     ),
-    Off(by="ema.enabled", when=off, keys=("ema.decay", "ema.update_every", "ema.start_step")),
-    Off(by="curriculum.enabled", when=off, keys=("curriculum.start_seq_len", "curriculum.steps")),
-    Off(
-        by="trainer.compile.enabled",
-        when=off,
-        keys=tuple(f"trainer.compile.{key}" for key in ("backend", "mode", "fullgraph", "dynamic", "fallback")),
+    DisabledBy(key="ema.enabled", when=is_false, disables=("ema.decay", "ema.update_every", "ema.start_step")),
+    DisabledBy(key="curriculum.enabled", when=is_false, disables=("curriculum.start_seq_len", "curriculum.steps")),
+    DisabledBy(
+        key="trainer.compile.enabled",
+        when=is_false,
+        disables=tuple(f"trainer.compile.{key}" for key in ("backend", "mode", "fullgraph", "dynamic", "fallback")),
     ),
-    Off(by="trainer.compile.backend", when=lambda value: bool(value != "inductor"), keys=("trainer.compile.mode",)),
-    Off(
-        by="checkpoint.enabled",
-        when=off,
-        keys=("checkpoint.keep", "checkpoint.asynchronous", "trainer.checkpoint_every"),
+    DisabledBy(
+        key="trainer.compile.backend", when=lambda value: bool(value != "inductor"), disables=("trainer.compile.mode",)
     ),
-    Off(by="trainer.profile.steps", when=zero, keys=("trainer.profile.memory",)),
-    Off(by="trainer.sample_every", when=zero, keys=("trainer.sample_prompt", "trainer.sample_tokens", *SAMPLE)),
-    Off(by="trainer.eval_every", when=zero, keys=("trainer.eval_tokens", "trainer.eval_train_tokens")),
-    Off(
-        by="trainer.nonfinite.action",
+    DisabledBy(
+        key="checkpoint.enabled",
+        when=is_false,
+        disables=("checkpoint.keep", "checkpoint.asynchronous", "trainer.checkpoint_every"),
+    ),
+    DisabledBy(key="trainer.profile.steps", when=is_zero, disables=("trainer.profile.memory",)),
+    DisabledBy(
+        key="trainer.sample_every", when=is_zero, disables=("trainer.sample_prompt", "trainer.sample_tokens", *SAMPLE)
+    ),
+    DisabledBy(key="trainer.eval_every", when=is_zero, disables=("trainer.eval_tokens", "trainer.eval_train_tokens")),
+    DisabledBy(
+        key="trainer.nonfinite.action",
         when=lambda value: bool(value == "stop"),
-        keys=("trainer.nonfinite.patience",),
+        disables=("trainer.nonfinite.patience",),
     ),
-    Off(by="model.tie_embeddings", when=lambda value: value is True, keys=("optimizer.orthogonal_head",)),
-    Off(by="run.dir", when=given, keys=("run.name",)),
-    Off(by="dataset.val_path", when=given, keys=("dataset.val_fraction",)),
-    Off(by="model.block.attn.window", when=zero, keys=("model.block.attn.sinks",)),
-    Off(by="model.block.attn.qk_norm", when=off, keys=("model.block.attn.qk_norm_eps",)),
-    Off(by="model.block.moe.n_groups", when=lambda value: bool(value == 1), keys=("model.block.moe.n_active_groups",)),
-    Off(by="model.block.moe.n_active_groups", when=lambda value: value is None, keys=("model.block.moe.n_groups",)),
-    Off(by="model.block.ffn.d_ff", when=given, keys=("model.d_ff",)),
-    Off(by="model.block.moe.expert_d_ff", when=given, keys=("model.block.ffn.d_ff", "model.d_ff")),
-    Off(by="resume", when=a_path, keys=("init_from",)),
-    Off(by="temperature", when=zero, keys=FILTERS),
-    Off(by="trainer.sample.temperature", when=zero, keys=tuple(f"trainer.sample.{key}" for key in FILTERS)),
+    DisabledBy(key="model.tie_embeddings", when=lambda value: value is True, disables=("optimizer.orthogonal_head",)),
+    DisabledBy(key="run.dir", when=is_set, disables=("run.name",)),
+    DisabledBy(key="dataset.val_path", when=is_set, disables=("dataset.val_fraction",)),
+    DisabledBy(key="model.block.attn.window", when=is_zero, disables=("model.block.attn.sinks",)),
+    DisabledBy(key="model.block.attn.qk_norm", when=is_false, disables=("model.block.attn.qk_norm_eps",)),
+    DisabledBy(
+        key="model.block.moe.n_groups",
+        when=lambda value: bool(value == 1),
+        disables=("model.block.moe.n_active_groups",),
+    ),
+    DisabledBy(
+        key="model.block.moe.n_active_groups", when=lambda value: value is None, disables=("model.block.moe.n_groups",)
+    ),
+    DisabledBy(key="model.block.ffn.d_ff", when=is_set, disables=("model.d_ff",)),
+    DisabledBy(key="model.block.moe.expert_d_ff", when=is_set, disables=("model.block.ffn.d_ff", "model.d_ff")),
+    DisabledBy(key="resume", when=is_run_path, disables=("init_from",)),
+    DisabledBy(key="temperature", when=is_zero, disables=FILTERS),
+    DisabledBy(
+        key="trainer.sample.temperature", when=is_zero, disables=tuple(f"trainer.sample.{key}" for key in FILTERS)
+    ),
 )
 
 BLOCK = "model.block"
-OFFERED = {
+PASSED_DOWN = {
     "model.n_kv_heads": {"n_kv_heads"},
     "model.attn_dropout": {"attn_dropout"},
     "model.d_ff": {"d_ff", "model_d_ff"},
 }
-"""Values that the model passes to its parts, with the parameters that take them. Parts without one ignore the value."""
+"""Model keys whose values are passed to the layers, with the constructor parameters that take them. A layer without
+such a parameter ignores the value."""
 
 
 def check_effects(
-    plain: dict[str, Any], *, named: Iterable[str], filled: Collection[str] = (), allow: frozenset[Option]
+    plain: dict[str, Any], *, named: Iterable[str], set_by_program: Collection[str] = (), allow: frozenset[Option]
 ) -> None:
     """Refuse a key that the user set and that cannot take effect.
 
     Args:
         plain: the composed configuration as plain containers.
         named: keys of the command line and of the experiment.
-        filled: keys that the program itself has set; they turn no other key off.
+        set_by_program: keys set by the program; they never disable another key.
         allow: options besides those of ``conf/``.
 
     Raises:
@@ -110,18 +123,18 @@ def check_effects(
     """
     named = set(named)
     blocks = _blocks(plain)
-    # A key of the block is off only if every kind of layer turns it off: look at the model once with each block.
+    # A key of the block is disabled only if every kind of layer disables it: evaluate the rules once per kind of block.
     views = [plain | {"model": plain["model"] | block | {"block": block}} for block in blocks] or [plain]
     for rule in RULES:
-        without_effect = sorted(named.intersection(rule.keys))
-        if not without_effect or rule.by in filled:
+        without_effect = sorted(named.intersection(rule.disables))
+        if not without_effect or rule.key in set_by_program:
             continue
-        if all(rule.when(value_at(view, rule.by)) for view in views):
+        if all(rule.when(value_at(view, rule.key)) for view in views):
             key = without_effect[0]
-            hint = f"{setting(rule.by, value_at(views[0], rule.by))} turns it off; leave one of the two out"
+            hint = f"{setting(rule.key, value_at(views[0], rule.key))} turns it off; leave one of the two out"
             raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
     if blocks:
-        _check_offered(plain, named, blocks, allow)
+        _check_passed_down(plain, named, blocks, allow)
 
 
 def _blocks(plain: dict[str, Any]) -> list[dict[str, Any]]:
@@ -131,22 +144,24 @@ def _blocks(plain: dict[str, Any]) -> list[dict[str, Any]]:
     return [block for block in blocks if isinstance(block, dict)]
 
 
-def _check_offered(plain: dict[str, Any], named: set[str], blocks: list[Any], allow: frozenset[Option]) -> None:
-    """Refuse a value that the model passes to its parts and that none of the parts takes."""
+def _check_passed_down(plain: dict[str, Any], named: set[str], blocks: list[Any], allow: frozenset[Option]) -> None:
+    """Refuse a value that is passed to the layers and that no layer takes."""
     nodes = [
         (path, node)
         for block in blocks
         for name, child in block.items()
         for path, node in walk_nodes(child, f"{BLOCK}.{name}")
     ]
-    parts = list(dict.fromkeys(resolve_target(node, path=path, extra=allow) for path, node in nodes))
-    for key in sorted(named.intersection(OFFERED)):
-        if not any(_reads(part, OFFERED[key]) for part in parts):
-            names = ", ".join(part.__name__ for part in parts)
-            hint = f"none of {names} uses it; leave it out, or choose an option that does (attn=gqa: n_kv_heads)"
+    layers = list(dict.fromkeys(resolve_target(node, path=path, extra=allow) for path, node in nodes))
+    for key in sorted(named.intersection(PASSED_DOWN)):
+        if not any(_reads(layer, PASSED_DOWN[key]) for layer in layers):
+            names = ", ".join(layer.__name__ for layer in layers)
+            hint = (
+                f"not used by {names}; leave it out, or choose an option that uses it (e.g. attn=gqa uses n_kv_heads)"
+            )
             raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
 
 
-def _reads(part: Any, names: set[str]) -> bool:
-    parameters = parameters_of(part)
+def _reads(layer: Any, names: set[str]) -> bool:
+    parameters = parameters_of(layer)
     return parameters is None or not names.isdisjoint(parameters)

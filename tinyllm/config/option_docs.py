@@ -1,7 +1,7 @@
 """Read the shipped yaml files with their comments, from which ``--help`` and the option reference are made.
 
 The first comment of a file describes the option; the comment beside or above a key describes the key. This module does
-without Hydra, which is slow to import.
+not import Hydra, which is slow.
 """
 
 import re
@@ -150,7 +150,7 @@ def _group_name(text: str) -> str:
 
 
 def _as_typed(option: yaml.Node) -> str | None:
-    """The option of a defaults list as it would be typed."""
+    """The option chosen by a defaults-list entry, as a user would type it; None for null."""
     if isinstance(option, yaml.SequenceNode):
         return f"[{','.join(node.value for node in option.value)}]"
     return None if option.value == "null" else str(option.value)

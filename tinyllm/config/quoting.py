@@ -2,7 +2,7 @@
 
 Hydra reads ``run.name=2024_01`` as the number 202401, cannot parse ``logger.notes=it's`` and reads
 ``trainer.max_tokens=1e6`` as a float. Here a key that holds text gets the text as typed, and a key that holds a whole
-number accepts the ways in which people write one.
+number accepts the usual ways of writing one.
 """
 
 import os
@@ -53,8 +53,9 @@ PATH_KEYS = frozenset(
     }
 )
 """Keys that hold a path. A leading ``~`` is the home directory, which shells do not expand after an equals sign."""
-Kind = Literal["text", "text or null", "texts", "whole", "wholes", ""]
-"""What a key holds, as far as quoting depends on it; "": something else."""
+ValueKind = Literal["text", "text or null", "texts", "whole", "wholes", ""]
+"""The kind of value that a key holds, as far as quoting depends on it: a string, a whole number or a list of either;
+"" for anything else."""
 
 
 def _in_home(key: str, value: str) -> str:
@@ -78,9 +79,9 @@ def unquoted(overrides: Iterable[str]) -> list[str]:
 
 
 def quote_literals(argv: Iterable[str], *, several: bool = False, multirun: bool = False) -> list[str]:
-    """Write a command line in Hydra's grammar: quote texts, convert whole numbers, expand ``~``.
+    """Write a command line in Hydra's grammar: quote strings, convert whole numbers, expand ``~``.
 
-    ``prompt=`` sets the empty text.
+    ``prompt=`` sets the empty string.
 
     Args:
         argv: settings and flags as typed.
@@ -117,14 +118,14 @@ def in_grammar(key: str, value: str, *, several: bool) -> str:
         inner = value.strip()
         if not (inner.startswith("[") and inner.endswith("]")):
             return value
-        item: Kind = "text" if kind == "texts" else "whole"
+        item: ValueKind = "text" if kind == "texts" else "whole"
         return f"[{','.join(_element(part, item) for part in split(inner[1:-1]))}]"
     if several:
         return ",".join(_element(part, kind, several=True) for part in split(value))
     return _element(value, kind)
 
 
-def _element(text: str, kind: Kind, *, several: bool = False) -> str:
+def _element(text: str, kind: ValueKind, *, several: bool = False) -> str:
     if kind == "whole":
         number = whole_number(text)
         return text if number is None else str(number)
@@ -138,7 +139,7 @@ def _element(text: str, kind: Kind, *, several: bool = False) -> str:
     return QuotedString(text, Quote.double).with_quotes()  # ${…} stays a reference to another key
 
 
-def kind_of(annotation: Any, metadata: Any = None) -> Kind:
+def kind_of(annotation: Any, metadata: Any = None) -> ValueKind:
     """What a key of this type holds.
 
     Args:
@@ -165,16 +166,17 @@ def kind_of(annotation: Any, metadata: Any = None) -> Kind:
 
 
 @cache
-def _kind_in_schemas() -> dict[str, Kind]:
-    """The kind of every key of the root files. A key means the same in all programs."""
-    kinds: dict[str, Kind] = {"hydra.sweep.dir": "text"}
+def _kind_in_schemas() -> dict[str, ValueKind]:
+    """The kind of every key of the root files. A key has the same kind in every program."""
+    kinds: dict[str, ValueKind] = {"hydra.sweep.dir": "text"}
     for root in schema.SCHEMAS.values():
         kinds |= {key: kind_of(field.type, field.metadata) for key, field in schema.fields_of(root)}
     return {key: kind for key, kind in kinds.items() if kind}
 
 
-def _kind_in_groups(key: str, value: str, *, several: bool) -> Kind:
-    """The kind of a key that belongs to an option of a group; "" if Hydra reads the value as typed anyway.
+def _kind_in_groups(key: str, value: str, *, several: bool) -> ValueKind:
+    """The kind of a key that belongs to an option of a group; "" if Hydra reads the value as exactly the text
+    entered, or as a number that can be converted later.
 
     Finding the kind means importing the option's class, which is slow, so it is avoided where the answer does not
     matter. Numbers are converted after the composition, by :func:`conformed`.
@@ -186,7 +188,7 @@ def _kind_in_groups(key: str, value: str, *, several: bool) -> Kind:
 
 
 def _as_typed(text: str, *, several: bool) -> bool:
-    """Whether Hydra reads a value as typed, or as a number that can be converted afterwards."""
+    """Whether Hydra reads a value as exactly the text entered, or as a number that can be converted later."""
     override = parsed(text)
     if override is None or (override.is_sweep_override() and not several):
         return False

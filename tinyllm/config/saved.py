@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.grammar import MOST, count_values, escaped, parse_settings, written
+from tinyllm.config.grammar import MOST, count_values, escaped, parse_settings, to_grammar
 from tinyllm.config.migrations import renamed, upgraded
 from tinyllm.config.option_files import conf_dir, is_option
 from tinyllm.config.start_keys import NOT_SAVED
@@ -37,7 +37,7 @@ def saved_config(file: Path, *, allow: frozenset[Option] = frozenset()) -> DictC
 
 
 def saved_content(file: Path, *, allow: frozenset[Option] = frozenset()) -> DictConfig:
-    """The resolved configuration exactly as a run saved it; nothing in its texts is interpolated.
+    """The resolved configuration exactly as a run saved it; nothing in its strings is interpolated.
 
     Args:
         file: the run's ``config.yaml``.
@@ -74,7 +74,7 @@ def saved_settings(file: Path, *, config: Path, config_dir: str | Path | None) -
     check_saved(settings, file=file, what=what, config_dir=config_dir, resolved=True)
     for setting in settings:
         if parse(setting)[0].key_or_group.partition(".")[0] in NOT_SAVED:
-            raise UserError(what, file=file, hint=f"{setting}: it applies to one start of the program only")
+            raise UserError(what, file=file, hint=f"{setting} applies only to a single start and is not saved")
     if not any(map(_is_open, settings)):
         return settings
     settings = literal_settings(settings, read_yaml(config, of=dict, what="checkpoint damaged"))
@@ -97,7 +97,7 @@ def literal_settings(settings: Iterable[str], values: dict[str, Any]) -> list[st
         [override] = parse(setting)
         key = override.key_or_group
         if _is_open(setting) and not key.startswith(EXPANDED) and has_key(values, key):
-            setting = f"{override.get_key_element()}={written(value_at(values, key))}"
+            setting = f"{override.get_key_element()}={to_grammar(value_at(values, key))}"
         replaced.append(setting)
     return replaced
 
@@ -152,7 +152,7 @@ def parse(setting: str) -> list[Override]:
 def _problem(setting: Any, places: list[Path], *, several: bool, resolved: bool) -> str:
     """What is wrong with a setting; "" if nothing is."""
     if not isinstance(setting, str) or setting.startswith("-") or "=" not in setting:
-        return "settings are written key=value or group=option"
+        return "settings are to_grammar key=value or group=option"
     try:
         [override] = parse(setting)
     except HydraException as error:
@@ -165,7 +165,7 @@ def _problem(setting: Any, places: list[Path], *, several: bool, resolved: bool)
     if re.split("[./]", key)[0] == "hydra":
         return "a file must not change Hydra's own settings"
     if override.is_sweep_override() and not several:
-        return "several values"
+        return "more than one value"
     groups = [place for place in places if (place / key).is_dir()]
     if groups and (override.is_add() or override.is_force_add()) and places[0] in groups:
         return "options are chosen without +"
@@ -191,23 +191,23 @@ def _choices(override: Override) -> list[Any]:
 
 
 def _interpolations(override: Override) -> Iterator[str]:
-    """The texts with interpolations in the value of an override."""
-    for text in _texts(override._value):
+    """The strings with interpolations in the value of an override."""
+    for text in _strings(override._value):
         if re.search(r"(?<!\\)(\\\\)*\$\{", text):
             yield text
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, QuotedString):
         yield value.text
     elif isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for name, child in value.items():
-            yield from _texts(name)
-            yield from _texts(child)
+            yield from _strings(name)
+            yield from _strings(child)
     elif isinstance(value, list | tuple | set):
         for child in value:
-            yield from _texts(child)
+            yield from _strings(child)
     elif hasattr(value, "__dict__"):  # a sweep: look at its values and arguments
-        yield from _texts(list(vars(value).values()))
+        yield from _strings(list(vars(value).values()))

@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 MOST_STEPS, MOST_TOKENS = 10**12, 10**15
-"""Longer horizons are typing errors: the largest known runs took some 10¹³ tokens."""
+"""Longer horizons are typos: the largest known runs took some 10¹³ tokens."""
 MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**20
 """Most sequences in a micro-batch, and most micro-steps in an optimizer step, whose batches are all in memory."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda", "mps")
@@ -27,7 +27,7 @@ def key(
     below: float | None = None,
     at_most: int | None = None,
     choices: tuple[Any, ...] = (),
-    filled: bool = False,
+    nonempty: bool = False,
     whole: bool = False,
 ) -> Any:
     """A dataclass field whose value comes from yaml, with its allowed values.
@@ -36,20 +36,20 @@ def key(
         at_least: smallest allowed number.
         above: numbers must be larger than this.
         below: numbers must be smaller than this.
-        at_most: largest allowed number; set where a typing error would keep the program busy forever.
+        at_most: largest allowed number; set where a typo would keep the program busy forever.
         choices: allowed values; with a range, words that are allowed besides numbers.
-        filled: text must not be empty.
+        nonempty: the string must not be empty.
         whole: numbers must be whole, in a key that also holds words.
     """
     allowed: dict[str, Any] = {"at_least": at_least, "above": above, "below": below, "at_most": at_most}
-    allowed |= {"choices": choices, "filled": filled, "whole": whole}
+    allowed |= {"choices": choices, "nonempty": nonempty, "whole": whole}
     return field(default=MISSING, metadata=allowed)
 
 
 @dataclass
 class RunConfig:
-    name: str | None = key(filled=True)
-    dir: str | None = key(filled=True)
+    name: str | None = key(nonempty=True)
+    dir: str | None = key(nonempty=True)
 
 
 @dataclass
@@ -61,7 +61,7 @@ class NonfiniteConfig:
 @dataclass
 class CompileConfig:
     enabled: bool = key()
-    backend: str = key(filled=True)
+    backend: str = key(nonempty=True)
     mode: str = key(choices=("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"))
     fullgraph: bool = key()
     dynamic: bool | None = key()
@@ -162,8 +162,8 @@ class TrainConfig:
     """Root of ``conf/train.yaml``. Nodes of type Any are groups; their ``_target_`` is their schema."""
 
     seed: int = key(at_least=0)
-    resume: str | None = key(filled=True)
-    init_from: str | None = key(filled=True)
+    resume: str | None = key(nonempty=True)
+    init_from: str | None = key(nonempty=True)
     debug: bool = key()
     run: RunConfig = field(default_factory=RunConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -186,7 +186,7 @@ class TrainConfig:
 class DescribeConfig(TrainConfig):
     """Root of ``conf/describe.yaml``."""
 
-    vs: str | None = key(filled=True)
+    vs: str | None = key(nonempty=True)
 
 
 @dataclass
@@ -195,28 +195,28 @@ class VerifyResumeConfig(TrainConfig):
 
     kills: int = key(at_least=0, at_most=10**4)
     kill_seed: int = key(at_least=0)
-    out: str | None = key(filled=True)
+    out: str | None = key(nonempty=True)
 
 
 @dataclass
 class CompareConfig(TrainConfig):
     """Root of ``conf/compare.yaml``."""
 
-    study: str | None = key(filled=True)
-    question: str | None = key(filled=True)
-    reference: str | None = key(filled=True)
+    study: str | None = key(nonempty=True)
+    question: str | None = key(nonempty=True)
+    reference: str | None = key(nonempty=True)
     match: str = key(choices=("params", "active_params", "flops", "kv_bytes", "none"))
     match_by: list[str] | None = key()
     tolerance: float = key(above=0, below=1)
     seeds: Any = key(choices=("auto",), at_least=1, whole=True)
     effect: float = key(above=0)
     max_minutes: float | None = key(above=0)
-    tune: str | None = key(filled=True)
+    tune: str | None = key(nonempty=True)
     tune_trials: int = key(at_least=1, at_most=10**4)
     evaluations: int = key(at_least=1)
     probes: list[str] = key()
     parallel: Any = key(choices=("auto",), at_least=1, whole=True)
-    out: str | None = key(filled=True)
+    out: str | None = key(nonempty=True)
     budget: Any = MISSING
 
 
@@ -232,7 +232,7 @@ class ScalingKeys:
     targets: list[float] = key()
     reach: float = key(at_least=1)
     parallel: Any = key(choices=("auto",), at_least=1, whole=True)
-    out: str | None = key(filled=True)
+    out: str | None = key(nonempty=True)
 
 
 @dataclass
@@ -248,7 +248,7 @@ class ProbeConfig(TrainConfig):
 
     seeds: int = key(at_least=1, at_most=10**4)
     examples: int = key(at_least=1, at_most=10**7)
-    out: str = key(filled=True)
+    out: str = key(nonempty=True)
     tasks: Any = MISSING
 
 
@@ -262,7 +262,7 @@ class CoordCheckConfig(TrainConfig):
     seeds: int = key(at_least=1, at_most=10**4)
     growth: float = key(above=0)
     shrinkage: float = key(above=0)
-    out: str | None = key(filled=True)
+    out: str | None = key(nonempty=True)
 
 
 @dataclass

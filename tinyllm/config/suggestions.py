@@ -119,7 +119,7 @@ NAMES: dict[str, str] = {
     "coeff router_aux_loss_coef aux_loss_coeff": "moe=aux_loss model.block.moe.coeff",
     "layer_configs": "layers=jsonl model.layers.json",
     "layer_configs_jsonl": "layers=jsonl model.layers.path",
-    # several processes, what watches
+    # distributed training, loggers
     "ddp use_ddp": "strategy=ddp",
     "fsdp": "strategy=fsdp",
     "ddp_backend backend": "distributed.backend",

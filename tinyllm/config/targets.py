@@ -25,11 +25,11 @@ from tinyllm.errors import UserError
 from tinyllm.utils.files import parse_json, read_text
 from tinyllm.utils.yaml_files import parse_yaml
 
-MARKS = ("_partial_", "_convert_", "_recursive_", "_args_")
+HYDRA_CALL_KEYS = ("_partial_", "_convert_", "_recursive_", "_args_")
 """Keys beside a ``_target_`` that say how Hydra calls it."""
 TORCH = {"optimizer": "torch.optim."}
-"""Nodes that may name a class of torch without an option file. Constructing an optimizer has no side effects."""
-KIND = re.compile(r"^model\.layers\.kinds\.[\w-]+(?=\.|$)")
+"""Nodes that may name a PyTorch class without an option file. Constructing an optimizer has no side effects."""
+LAYER_KIND_PATH = re.compile(r"^model\.layers\.kinds\.[\w-]+(?=\.|$)")
 """The block of a kind of layer, which is composed like ``model.block``."""
 SEQUENCES = (list, tuple, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
@@ -41,8 +41,8 @@ class Option:
 
     node: str
     target: str
-    marks: str
-    """The keys of ``MARKS`` with their values, as JSON."""
+    call_flags: str
+    """The keys of ``HYDRA_CALL_KEYS`` with their values, as JSON."""
 
 
 def walk_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[Any, Any]]]:
@@ -51,26 +51,27 @@ def walk_nodes(node: Any, path: str) -> Iterator[tuple[str, dict[Any, Any]]]:
         if "_target_" in node:
             yield path, node
         for name, child in node.items():
-            yield from walk_nodes(child, below(path, name))
+            yield from walk_nodes(child, child_path(path, name))
     elif isinstance(node, list | tuple):
         for index, child in enumerate(node):
             yield from walk_nodes(child, f"{path}[{index}]")
 
 
-def below(path: str, name: Any) -> str:
-    """The path of a child. A name such as ``block.attn``, not an identifier, gets a path that no other node has."""
+def child_path(path: str, name: Any) -> str:
+    """The path of a child. A name such as ``block.attn``, not an identifier, is quoted, so it cannot collide with a
+    dotted path."""
     if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
         return f"{path}[{name!r}]"
     return f"{path}.{name}" if path else name
 
 
-def marks_of(node: Mapping[Any, Any]) -> str:
-    """The keys of ``MARKS`` in a node, in a form that can be compared."""
-    return json.dumps({name: node[name] for name in MARKS if name in node}, sort_keys=True, default=repr)
+def call_flags_of(node: Mapping[Any, Any]) -> str:
+    """The keys of ``HYDRA_CALL_KEYS`` in a node, in a form that can be compared."""
+    return json.dumps({name: node[name] for name in HYDRA_CALL_KEYS if name in node}, sort_keys=True, default=repr)
 
 
 @cache
-def shipped() -> dict[str, frozenset[Option]]:
+def builtin_options() -> dict[str, frozenset[Option]]:
     """The options of ``conf/`` by node."""
     by_node: dict[str, set[Option]] = {}
     for option in options_of(conf_dir()):
@@ -99,7 +100,7 @@ def _options_in(file: Path, *, group: str) -> Iterator[Option]:
     except (ValueError, UserError):
         return
     for path, node in walk_nodes(content, package_in(text, group=group, name=file.stem)):
-        yield Option(node=path, target=str(node["_target_"]), marks=marks_of(node))
+        yield Option(node=path, target=str(node["_target_"]), call_flags=call_flags_of(node))
 
 
 def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) -> None:
@@ -113,8 +114,8 @@ def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) ->
     Raises:
         UserError: the class is not allowed there.
     """
-    target, place = node["_target_"], KIND.sub("model.block", path)
-    options = shipped().get(place, frozenset()) | {option for option in extra if option.node == place}
+    target, place = node["_target_"], LAYER_KIND_PATH.sub("model.block", path)
+    options = builtin_options().get(place, frozenset()) | {option for option in extra if option.node == place}
     if not options:
         hint = "no option file names a class for this key; it takes a value"
         raise UserError("class not allowed", key=f"{path}._target_", value=target, hint=hint)
@@ -126,11 +127,14 @@ def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) ->
             f"allowed: {', '.join(named)}{more}; to use your own class, name it in an option file of your --config-dir"
         )
         raise UserError("class not allowed", key=f"{path}._target_", value=target, hint=hint)
-    if marks_of(node) not in {option.marks for option in options}:
-        known = [parse_json(option.marks) for option in options]
-        mark = next((name for name in MARKS if not any(one.get(name) == node.get(name) for one in known)), MARKS[0])
-        hint = f"it is set by the option file of the class, e.g. {min(option.marks for option in options)}"
-        raise UserError("not allowed here", key=f"{path}.{mark}", value=node.get(mark), hint=hint)
+    if call_flags_of(node) not in {option.call_flags for option in options}:
+        known = [parse_json(option.call_flags) for option in options]
+        flag = next(
+            (name for name in HYDRA_CALL_KEYS if not any(flags.get(name) == node.get(name) for flags in known)),
+            HYDRA_CALL_KEYS[0],
+        )
+        hint = f"it is set by the option file of the class, e.g. {min(option.call_flags for option in options)}"
+        raise UserError("not allowed here", key=f"{path}.{flag}", value=node.get(flag), hint=hint)
 
 
 def check_classes(node: Any, path: str = "", extra: frozenset[Option] = frozenset()) -> None:
@@ -211,10 +215,10 @@ def _fits(value: Any, annotation: Any) -> bool:
 
 
 def converted(value: Any, annotation: Any) -> Any:
-    """``value`` with whole numbers turned into floats where the annotation asks for floats, also in sequences.
+    """``value`` with whole numbers turned into floats where the annotation asks for floats, including in sequences.
 
-    A whole number stays one where the annotation allows it. Libraries distinguish 0 from 0.0 where people do not: torch
-    rejects betas of two types.
+    A whole number stays one where the annotation allows it. Some libraries distinguish 0 from 0.0: PyTorch
+    rejects betas of mixed types.
     """
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation is float:

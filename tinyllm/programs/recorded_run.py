@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyllm.config.compose import compose
 from tinyllm.config.grammar import key_of, quote
-from tinyllm.config.migrations import as_it_was
+from tinyllm.config.migrations import legacy_defaults
 from tinyllm.config.quoting import LITERAL_KEYS, unquoted
 from tinyllm.config.saved import saved_settings
 from tinyllm.config.start_keys import NOT_COMPARED
@@ -111,7 +111,7 @@ def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str
     saved = saved_settings(run / OVERRIDES, config=run / CONFIG, config_dir=config_dir)
     saved = [override for override in saved if not is_within(key_of(override), NOT_COMPARED)]
     config = read_config(run)
-    config |= as_it_was(config.get)
+    config |= legacy_defaults(config.get)
     if config.get("init_from") is not None:
         saved.append(f"init_from={quote(config['init_from'])}")
     if world_size > 1 and config.get("strategy.nproc_per_node", 0) is None:  # it was started by torchrun

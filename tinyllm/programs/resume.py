@@ -13,7 +13,7 @@ from tinyllm.config.cli.arguments import CommandLine
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.compose import D_FF
 from tinyllm.config.grammar import escaped, key_of, parse_settings, text_of
-from tinyllm.config.migrations import as_it_was, upgraded
+from tinyllm.config.migrations import legacy_defaults, upgraded
 from tinyllm.config.option_files import nodes_of
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.start_keys import NOT_SAVED
@@ -155,7 +155,7 @@ def reconcile(
     """
     content = saved_content(checkpoint.path / CONFIG, allow=allow)
     # Keys that the run did not have yet, and a size that follows from others: naming their group does not change them.
-    unnamed = {*as_it_was(partial(OmegaConf.select, content)), D_FF} - set(named)
+    unnamed = {*legacy_defaults(partial(OmegaConf.select, content)), D_FF} - set(named)
     saved = upgraded(content)
     nodes = {node_of(name) for name in named}
     notes = []

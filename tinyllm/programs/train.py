@@ -29,7 +29,7 @@ def train(cfg: DictConfig, invocation: Invocation) -> int:
     Raises:
         UserError: something does not fit together; raised before anything is written wherever that is possible.
     """
-    resumption = continue_job(cfg, invocation) if invocation.is_job else invocation.prepared
+    resumption = continue_job(cfg, invocation) if invocation.is_job else invocation.rewrite_result
     plan = make_plan(cfg, invocation, resumption)
     if plan.is_complete:
         print(f"nothing to do: {plan.path} is complete at step {plan.start_step} of {plan.max_steps}")

@@ -147,7 +147,7 @@ def test_custom_task_is_chosen_by_name(call: Call, tmp_path: Path) -> None:
     assert list(arm["accuracies"]) == ["echo", "recall"]
     assert arm["probes"][0]["scores"]["echo"]["chance"] == 1 / 7
     refused = call("probe", "tasks=[ecko]", *flags)
-    assert "no such option (tasks=ecko): did you mean echo? some of copying, echo, induction" in refused.err
+    assert "no such option (tasks=ecko): did you mean echo? choose from copying, echo, induction" in refused.err
 
 
 def test_accuracies_of_a_training_composition(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ BAD = {
     "tasks as arms": ("tasks=recall,copying", "tasks=recall,copying", "one value for all arms"),
     "sizes that do not go together": ("model.n_heads=3", "model.d_model=64", "n_heads"),
     "one of several arms": ("attn=mha,mla model.block.attn.head_dim=8", "model.block.attn.head_dim=8", "arm mla"),
-    "a multirun": ("-m attn=mha,gqa", "-m", "several values of a key make arms"),
+    "a multirun": ("-m attn=mha,gqa", "-m", "giving a key several values already creates arms"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Read the command line before Hydra does, and report mistakes that Hydra would answer with its usage text."""
+"""Read the command line before Hydra does, and report errors in one line instead of Hydra's usage text."""
 
 import argparse
 import difflib
@@ -20,22 +20,24 @@ from tinyllm.config.quoting import quote_literals
 from tinyllm.config.suggestions import meant_by, near, option_meant
 from tinyllm.errors import UserError
 
-CLOSED = ("config_path", "config_name", "experimental_rerun")
+UNSUPPORTED_FLAGS = ("config_path", "config_name", "experimental_rerun")
 """Hydra's flags that would replace our configuration with an unchecked one, or unpickle a file."""
-OF_SWEEPS = ("hydra.sweep.dir", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
-"""Hydra's settings for a multirun."""
-OF_HYDRA = (*OF_SWEEPS, "hydra.searchpath", "hydra.job.env_set", "hydra.job.env_copy", "hydra.callbacks")
-"""Hydra's settings that have an effect here."""
-OTHERWISE = {
+SWEEP_KEYS = ("hydra.sweep.dir", "hydra.sweeper", "hydra/sweeper", "hydra.launcher", "hydra/launcher")
+"""Hydra settings for a multirun."""
+SUPPORTED_HYDRA_KEYS = (*SWEEP_KEYS, "hydra.searchpath", "hydra.job.env_set", "hydra.job.env_copy", "hydra.callbacks")
+"""Hydra settings that have an effect here."""
+REPLACEMENTS = {
     "hydra.run.dir": "use run.dir",
-    "hydra.sweep.subdir": "jobs are named by their number and what varies; hydra.sweep.dir is the directory of all",
+    "hydra.sweep.subdir": (
+        "jobs are named by their number and what varies; hydra.sweep.dir is their common parent directory"
+    ),
     "hydra.mode": "-m runs every combination of the values",
     "hydra.job.chdir": "programs stay in the directory in which they are started",
     "hydra.output_subdir": "the configuration is saved as config.yaml in the run directory",
     "hydra.verbose": "the environment variable LOG_LEVEL=DEBUG shows tracebacks",
 }
-"""What to use instead of Hydra's settings that have no effect."""
-OWN_PLACE = {
+"""Hydra settings that have no effect here, with what to use instead."""
+SET_PER_JOB = {
     "run.dir": "each job has its own directory below hydra.sweep.dir; leave it out",
     "run.name": "jobs are named by their number and what varies; leave it out",
     "resume": "to resume a sweep, run the same command with hydra.sweep.dir=<the sweep's directory>",
@@ -63,16 +65,16 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
         several: a key may have several values without a multirun.
 
     Raises:
-        UserError: a flag does not exist, is not supported or lacks its value; also see :func:`check_settings`.
+        UserError: a flag does not exist, is not supported or lacks its value; also see :func:`check_override_grammar`.
     """
     parser = get_args_parser()
-    flags, settings = _apart(arguments, parser)
-    _refuse_other_names(arguments, parser)
+    flags, settings = _separate(arguments, parser)
+    _refuse_foreign_flags(arguments, parser)
     parser.error = _refuse  # type: ignore[method-assign]
     known, unknown = parser.parse_known_args(flags)
     if unknown:
         raise _unknown_flag(unknown[0], parser)
-    for name in CLOSED:
+    for name in UNSUPPORTED_FLAGS:
         if getattr(known, name) is not None:
             hint = "add your own option files with --config-dir=<directory>"
             raise UserError(
@@ -82,18 +84,24 @@ def read(arguments: Sequence[str], *, several: bool = False) -> CommandLine:
         hint = "a directory with group folders, e.g. attn/"
         raise UserError("no such directory", key="--config-dir", value=known.config_dir, hint=hint)
     if several and known.multirun:
-        raise UserError("flag not supported", file="-m", hint="several values of a key make arms without it")
+        raise UserError(
+            "flag not supported",
+            file="-m",
+            hint="it is not needed here: giving a key several values already creates arms",
+        )
     if not known.multirun:
         _refuse_sweep_keys(settings, hint="leave it out" if several else "add -m, or leave it out")
     settings = quote_literals(settings, several=several, multirun=bool(known.multirun))
-    check_settings(
+    check_override_grammar(
         settings, several=several or known.multirun, directories=[known.config_dir] if known.config_dir else []
     )
     return CommandLine(flags=flags, settings=settings, multirun=known.multirun, config_dir=known.config_dir)
 
 
-def check_settings(settings: Iterable[str], *, several: bool = False, directories: Iterable[str | Path] = ()) -> None:
-    """Refuse settings that Hydra accepts but that mean nothing to tinyllm.
+def check_override_grammar(
+    settings: Iterable[str], *, several: bool = False, directories: Iterable[str | Path] = ()
+) -> None:
+    """Refuse overrides whose form Hydra accepts and tinyllm does not support.
 
     Args:
         settings: in Hydra's grammar, literal values quoted.
@@ -101,7 +109,7 @@ def check_settings(settings: Iterable[str], *, several: bool = False, directorie
         directories: directories of option files besides ``conf/``.
 
     Raises:
-        UserError: not ``key=value``, several values for one key, a key removed with ``~``, a group without an option.
+        UserError: not ``key=value``, more than one value, a key removed with ``~``, a group without an option.
     """
     settings = list(settings)
     with explain(settings):
@@ -124,11 +132,11 @@ def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
     """
     for setting in settings:
         key, _, value = setting.partition("=")
-        if key.lstrip("+~").startswith(OF_SWEEPS):
+        if key.lstrip("+~").startswith(SWEEP_KEYS):
             raise UserError("only has an effect in a multirun", key=key.lstrip("+~"), value=value, hint=hint)
 
 
-def _apart(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
+def _separate(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
     """Separate flags and their values from settings: argparse accepts positional arguments on one side only."""
     flags: list[str] = []
     settings: list[str] = []
@@ -166,7 +174,7 @@ def _unknown_flag(flag: str, parser: argparse.ArgumentParser) -> UserError:
     return UserError("no such flag", file=flag, hint=hint)
 
 
-def _refuse_other_names(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
+def _refuse_foreign_flags(arguments: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Refuse flags of other tools. argparse would take some for abbreviations of Hydra's flags.
 
     Raises:
@@ -195,16 +203,16 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         raise UserError("a key cannot be removed", file=text, hint=hint)
     if not key:
         raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
-    if within_hydra(key) and not key.startswith(OF_HYDRA):
-        hint = OTHERWISE.get(key, f"supported settings of Hydra: {', '.join(OF_HYDRA)}")
-        raise UserError("this setting of Hydra has no effect here", key=key, value=typed, hint=hint)
+    if within_hydra(key) and not key.startswith(SUPPORTED_HYDRA_KEYS):
+        hint = REPLACEMENTS.get(key, f"supported Hydra settings: {', '.join(SUPPORTED_HYDRA_KEYS)}")
+        raise UserError("this Hydra setting has no effect here", key=key, value=typed, hint=hint)
     in_group = any((place / key).is_dir() for place in places)
     if override.is_sweep_override():
         for option in override.sweep_string_iterator() if several and in_group and override.is_discrete_sweep() else ():
             _check_option(key, option.strip("'\""), places)
         if not several:
-            hint = f"add -m to run once per value; write a text with commas as '{key}=\"{typed}\"'"
-            raise UserError("several values", key=key, value=typed, hint=hint)
+            hint = f"add -m to run once per value; to pass a string that contains commas, write '{key}=\"{typed}\"'"
+            raise UserError("more than one value", key=key, value=typed, hint=hint)
         return
     groups = [place / key for place in places if (place / key).is_dir()]
     value = override.value()
@@ -214,7 +222,7 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
         return
     options = sorted({file.stem for group in groups for file in group.glob("*.yaml")})
     if isinstance(value, list) and side_by_side(groups):
-        _check_options(key, [str(option) for option in value], options)  # Hydra's error for a list says less
+        _check_options(key, [str(option) for option in value], options)  # Hydra's error for a list is less specific
         for option in value:
             _check_option(key, str(option), places)
         return
@@ -237,11 +245,11 @@ def _check_option(group: str, name: str, places: list[Path]) -> None:
 
 def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
     if not chosen:
-        raise UserError("no option is chosen", key=group, value="[]", hint=f"one or more of {', '.join(options)}")
+        raise UserError("no option is chosen", key=group, value="[]", hint=f"choose from {', '.join(options)}")
     for name in chosen:
         if name not in options:
             similar = near(name, options)
-            hint = (f"did you mean {similar[0]}? " if similar else "") + f"some of {', '.join(options)}"
+            hint = (f"did you mean {similar[0]}? " if similar else "") + f"choose from {', '.join(options)}"
             raise UserError("no such option", key=group, value=name, hint=hint)
 
 
@@ -255,7 +263,7 @@ def sweep_overrides(arguments: Iterable[str]) -> list[Override]:
     with explain(arguments):
         parsed = parse_settings(arguments)
     for override in parsed:
-        hint = OWN_PLACE.get(override.key_or_group)
+        hint = SET_PER_JOB.get(override.key_or_group)
         if hint:
             typed = str(override.input_line).partition("=")[2]
             raise UserError("not allowed in a multirun", key=override.key_or_group, value=typed, hint=hint)

@@ -46,7 +46,7 @@ class Flags(argparse.ArgumentParser):
 
 
 def answer(parse_flags: Callable[[], argparse.Namespace], work: str) -> NoReturn:
-    """Exit with the code of ``work``. A user's mistake is reported in one line, with exit code 2.
+    """Exit with the code of ``work``. A user error is reported as one line, with exit code 2.
 
     Args:
         work: a function ``module:name`` that takes the flags; imported once they are parsed.

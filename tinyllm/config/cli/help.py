@@ -132,8 +132,8 @@ def help_text(program: str, *, width: int | None = None) -> str:
         parts.append("Examples" + "".join(examples))
     parts.append(
         textwrap.fill(
-            "Write a setting as key=value and a choice as group=option. Settings take no dashes; flags such as --cfg do."
-            f" Quote what the shell would interpret: {_TO_QUOTE.get(program, _TO_QUOTE_IN_TRAINING)}.",
+            "Write a setting as key=value and a choice as group=option. Settings take no dashes; flags such as --cfg"
+            f" do. Quote what the shell would interpret: {_TO_QUOTE.get(program, _TO_QUOTE_IN_TRAINING)}.",
             columns,
         )
     )

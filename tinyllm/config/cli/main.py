@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import tinyllm
 from tinyllm.config import schema
-from tinyllm.config.cli.arguments import check_settings, read, sweep_overrides
+from tinyllm.config.cli.arguments import check_override_grammar, read, sweep_overrides
 from tinyllm.config.cli.help import help_text
 from tinyllm.config.compose import checked
 from tinyllm.config.grammar import as_given, key_of
@@ -36,13 +36,13 @@ from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import escape_control
 
 OTHERS_WAIT_S = 15.0
-"""All ranks find the same mistake. Rank 0 reports it; the others wait this long for the launcher to end them."""
+"""All ranks meet the same error. Rank 0 reports it; the others wait this long for the launcher to end them."""
 ERROR_FILE = "TINYLLM_ERROR_FILE"
 """Environment variable: a file that receives the first error line, for the process that started this one."""
 ONE_LINE = "TINYLLM_ONE_LINE_ERRORS"
 """Environment variable: HYDRA_FULL_ERROR was set by this program in a parent process, not by the user."""
-LESS_MEMORY = "use a smaller model, batch or context, or a machine with more"
-FILLED_IN = ("run.dir", "resume")
+LESS_MEMORY = "use a smaller model, batch or context, or a machine with more memory"
+SET_PER_JOB = ("run.dir", "resume")
 """Keys that a sweep sets for each of its jobs."""
 
 
@@ -68,8 +68,8 @@ class Invocation:
     """The command line as typed, without ``--json``."""
     is_job: bool = False
     """This is one job of a multirun."""
-    prepared: Any = None
-    """What ``prepare`` found out about the command line; see :func:`run`."""
+    rewrite_result: Any = None
+    """What ``rewrite_settings`` found out about the command line; see :func:`run`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,27 +86,28 @@ class Jobs:
 def run(
     program: str,
     *tasks: str,
-    prepare: str | None = None,
-    prepare_for: str | None = None,
+    rewrite_settings: str | None = None,
+    rewrite_only_for: str | None = None,
     jobs: Jobs | None = None,
     several: bool = False,
     ends_with_reader: bool = False,
 ) -> None:
     """Run the tasks on the configuration of ``conf/<program>.yaml`` and the command line, then exit.
 
-    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). A user's mistake is one line
-    on standard error and exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` adds the traceback.
+    Hydra's flags work (``--cfg job --resolve``, ``--config-dir``, ``-m``, ``--info`` …). A user error is reported as
+    one line on standard error, with exit code 2; ``HYDRA_FULL_ERROR=1`` or ``debug=true`` adds the traceback.
 
     Args:
         program: name of the root file.
-        tasks: functions ``module:name`` that take the configuration and an :class:`Invocation`; each is imported when
-            it is its turn, and the first that returns an exit code is the last. In a multirun, once per job.
-        prepare: a function ``module:name`` that takes the :class:`CommandLine`. It returns the settings for Hydra, e.g.
-            those of a run to resume before those of the command line, and a value for ``Invocation.prepared``.
-        prepare_for: the key that ``prepare`` is about; without it on the command line ``prepare`` is not imported.
+        tasks: functions ``module:name`` that take the configuration and an :class:`Invocation`. Each is imported just
+            before it runs; the first that returns an exit code ends the sequence. In a multirun, they run once per job.
+        rewrite_settings: a function ``module:name`` that takes the :class:`CommandLine`. It returns the settings for
+            Hydra, e.g. the settings of the run to resume, followed by those of the command line, and a value for
+            ``Invocation.rewrite_result``.
+        rewrite_only_for: run ``rewrite_settings`` only if this key is on the command line.
         jobs: how to run the jobs of a multirun; None: like a single run, and failures are counted.
-        several: a key may have several values without ``-m``; ``prepare`` has to turn them into one.
-        ends_with_reader: end when the reader of standard output leaves.
+        several: allow comma-separated values without ``-m``; ``rewrite_settings`` must reduce them to one.
+        ends_with_reader: exit when the reader of standard output goes away.
     """
     prepare_streams(ends_with_reader=ends_with_reader)
     arguments = sys.argv[1:]
@@ -121,7 +122,7 @@ def run(
     if not debug:
         os.environ[ONE_LINE] = "1"
     start = _Start(program=program, tasks=tasks, jobs=jobs, debug=debug)
-    code = _guarded(partial(start.run, arguments, prepare, prepare_for, several), debug)
+    code = _guarded(partial(start.run, arguments, rewrite_settings, rewrite_only_for, several), debug)
     if len(start.codes) > 1:
         failed = [str(index) for index, job_code in enumerate(start.codes) if job_code]
         print(f"{len(start.codes)} jobs, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
@@ -145,8 +146,8 @@ class _Start:
     def run(
         self,
         arguments: list[str],
-        prepare: str | None,
-        prepare_for: str | None,
+        rewrite_settings: str | None,
+        rewrite_only_for: str | None,
         several: bool,
     ) -> int:
         """Read the command line and let Hydra run the job or jobs.
@@ -161,18 +162,19 @@ class _Start:
         if line.multirun and started_processes() > 1:
             hint = "start the multirun without torchrun, or a single job with it"
             raise UserError("a multirun cannot run inside torchrun", file="-m", hint=hint)
-        settings, prepared = line.settings, None
-        if prepare and (prepare_for is None or any(one.startswith(f"{prepare_for}=") for one in settings)):
-            settings, prepared = function(prepare)(line)
+        settings, rewrite_result = line.settings, None
+        applies = rewrite_only_for is None or any(setting.startswith(f"{rewrite_only_for}=") for setting in settings)
+        if rewrite_settings and applies:
+            settings, rewrite_result = function(rewrite_settings)(line)
         if line.multirun and self.jobs is not None:
-            sweep_overrides(settings)  # refuses the keys that each job is given
+            sweep_overrides(settings)  # refuses keys that the sweep sets for each job
         if line.multirun:
             for name in RUN_NAMES:
                 os.environ.pop(name, None)  # each job is a run of its own
         _refuse_untyped(settings, line.settings)
-        check_settings(settings, several=line.multirun, directories=filter(None, [line.config_dir]))
+        check_override_grammar(settings, several=line.multirun, directories=filter(None, [line.config_dir]))
         if line.multirun and self.jobs is None:
-            # conf/train.yaml chooses a sweeper that trains; programs whose root file includes it do not want that one
+            # conf/train.yaml chooses a sweeper that trains; programs that include its root file must not inherit it
             settings = [*settings, "hydra/sweeper=basic"]
         self.settings = settings
         self.invocation = Invocation(
@@ -182,10 +184,10 @@ class _Start:
             config_dir=line.config_dir,
             typed=frozenset(map(key_of, line.settings)),
             arguments=arguments,
-            prepared=prepared,
+            rewrite_result=rewrite_result,
         )
         schema.register()
-        sys.argv = [sys.argv[0], *line.flags, *settings]  # hydra.main has no other way in
+        sys.argv = [sys.argv[0], *line.flags, *settings]  # hydra.main reads its arguments only from sys.argv
         with explain(settings):
             hydra.main(config_path=str(conf_dir()), config_name=self.program, version_base="1.3")(self.job)()
         return self.jobs.exit_code() if self.jobs is not None and line.multirun else 0
@@ -209,9 +211,11 @@ class _Start:
         choices = {str(k): str(v) for k, v in hydra_node.runtime.choices.items() if not str(k).startswith("hydra/")}
         overrides = as_given(hydra_node.overrides.task)
         invocation = replace(self.invocation, overrides=overrides, choices=choices, is_job=is_job)
-        filled = FILLED_IN if is_job else ()
+        by_program = SET_PER_JOB if is_job else ()
         with explain(self.settings):
-            cfg = checked(cfg, hydra_node, self.program, allow=invocation.allow, typed=invocation.typed, filled=filled)
+            cfg = checked(
+                cfg, hydra_node, self.program, allow=invocation.allow, typed=invocation.typed, set_by_program=by_program
+            )
             codes = (function(task)(cfg, invocation) for task in self.tasks)
             return next((code for code in codes if code is not None), 0)
 
@@ -245,7 +249,9 @@ def _refuse_untyped(settings: Iterable[str], typed: Iterable[str]) -> None:
     for setting in settings:
         key = key_of(setting)
         if "hydra" in re.split(r"[./@:]", key) and key not in known:
-            raise UserError("a file must not change Hydra's own settings", file=setting, hint="type it if you want it")
+            raise UserError(
+                "a file must not change Hydra's own settings", file=setting, hint="give it on the command line instead"
+            )
 
 
 def _guarded(action: Callable[[], int], debug: bool) -> int:

@@ -103,7 +103,7 @@ def levels_of(size: MatchableSize, node: Node, fixed: Collection[str]) -> list[L
 
 def replaced_by(key: str) -> list[str]:
     """The keys that lose their effect once ``key`` has a number."""
-    return [dead for rule in RULES if rule.by == key and rule.when(1) for dead in rule.keys]
+    return [dead for rule in RULES if rule.key == key and rule.when(1) for dead in rule.disables]
 
 
 def value_of(node: Node, key: str) -> Any:

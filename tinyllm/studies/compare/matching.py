@@ -107,7 +107,7 @@ def solve(
 
 def _kept_d_ff(values: Mapping[str, int], node: Node, fixed: Collection[str]) -> dict[str, int]:
     """The d_ff to set beside a new d_model: left out, it would follow d_model, and the search held it fixed."""
-    without_effect = any(rule.when(value_of(node, rule.by)) for rule in RULES if D_FF in rule.keys)
+    without_effect = any(rule.when(value_of(node, rule.key)) for rule in RULES if D_FF in rule.disables)
     if "model.d_model" not in values or D_FF in {*values, *fixed} or without_effect or "d_ff" not in node:
         return {}
     return {D_FF: node["d_ff"]}

@@ -28,7 +28,7 @@ def compare(cfg: DictConfig, invocation: Invocation) -> int:
         UserError: an invalid setting, reported before anything trains; a changed run file; no space for the report.
     """
     screen = Screen(quiet=invocation.json)
-    arm_set: ArmSet = invocation.prepared
+    arm_set: ArmSet = invocation.rewrite_result
     prepared = prepare(cfg, invocation, arm_set)
     for arm in prepared.arms if cfg.probes else ():
         trials_of(arm.overrides, cfg.probes, config_dir=invocation.config_dir)  # raises if it cannot be probed

@@ -26,7 +26,7 @@ def probe(cfg: DictConfig, invocation: Invocation) -> int:
     Raises:
         UserError: a setting is wrong; all arms are checked before anything is trained.
     """
-    arm_set: ArmSet = invocation.prepared
+    arm_set: ArmSet = invocation.rewrite_result
     tell = silent if invocation.json else say
     arms = [(spec, _trials(spec, arm_set, invocation)) for spec in arm_set.specs]
     cache = ResultCache(Path(cfg.out))

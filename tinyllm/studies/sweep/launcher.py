@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from tinyllm.config.cli.arguments import check_settings
+from tinyllm.config.cli.arguments import check_override_grammar
 from tinyllm.config.grammar import key_of, quote
 from tinyllm.config.hydra_errors import explained
 from tinyllm.errors import USER_ERROR, UserError, one_line
@@ -69,7 +69,7 @@ class JobLauncher:
         Raises:
             UserError: the settings do not compose.
         """
-        check_settings(job.overrides, directories=self.flags[1::2])
+        check_override_grammar(job.overrides, directories=self.flags[1::2])
         try:
             return self.context.config_loader.load_sweep_config(self.config, list(job.overrides))
         except (HydraException, OmegaConfBaseException) as error:
