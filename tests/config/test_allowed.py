@@ -61,7 +61,7 @@ def test_only_classes_that_an_option_file_names_for_the_node_are_allowed(
     assert len(EVERYTHING) > 1000 and len(everywhere) > 150
     for number, (path, value) in enumerate(everywhere.items()):
         place = re.sub(r"^model\.layers\.kinds\.\w+", "model.block", path)
-        options = {option.target: option.marks for option in builtin_options().get(place, ())}
+        options = {option.target: option.call_flags for option in builtin_options().get(place, ())}
         if isinstance(value, dict) and "_target_" in value:
             assert value["_target_"] in options
         for target in EVERYTHING if options else EVERYTHING[number % 40 :: 40]:
@@ -127,12 +127,12 @@ def test_classes_of_the_users_option_files_belong_to_their_nodes(tmp_path: Path)
         file.write_bytes(content if isinstance(content, bytes) else content.encode())
     (tmp_path / "attn" / "folder.yaml").mkdir()
     assert options_of(tmp_path) == {
-        Option(node="model.block.attn", target="mine.A", marks='{"_partial_": true}'),
-        Option(node="optimizer", target="mine.O", marks="{}"),
-        Option(node="layers.deep", target="mine.L", marks="{}"),
-        Option(node="logger", target="mine.G", marks="{}"),
-        Option(node="mine.a", target="mine.N", marks="{}"),
-        Option(node="model.norms[0]", target="mine.M", marks='{"_args_": [1]}'),
+        Option(node="model.block.attn", target="mine.A", call_flags='{"_partial_": true}'),
+        Option(node="optimizer", target="mine.O", call_flags="{}"),
+        Option(node="layers.deep", target="mine.L", call_flags="{}"),
+        Option(node="logger", target="mine.G", call_flags="{}"),
+        Option(node="mine.a", target="mine.N", call_flags="{}"),
+        Option(node="model.norms[0]", target="mine.M", call_flags='{"_args_": [1]}'),
     }
     own = options_of(tmp_path)
     check_class({"_target_": "mine.A", "_partial_": True}, "model.layers.kinds.far.attn", own)
