@@ -95,10 +95,6 @@ def count(place: Path) -> int:
     return int(tinyllm.load(place / "run")[0].parameter_counts().total)
 
 
-NO_OUT = "error: no output directory given (out=null):"
-EXISTS = "error: the directory already exists"
-
-
 @pytest.mark.parametrize(
     ("program", "arguments", "said"),
     [
