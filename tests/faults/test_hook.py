@@ -62,5 +62,5 @@ def test_the_process_ends(action: str, code: int, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("text", ["kill", "die@step=3", "kill@save:nowhere", "kill@step=x", "kill@step,day=1"])
 def test_an_invalid_fault_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="not a fault"):
+    with pytest.raises(UserError, match="invalid fault specification"):
         parsed(text)

@@ -177,7 +177,7 @@ def test_a_manifest_of_the_wrong_type_is_refused(name: str, run: Path) -> None:
     manifest = json.loads((checkpoint / "manifest.json").read_text(encoding="utf-8"))
     MANIFESTS[name](manifest)
     (checkpoint / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    with pytest.raises(UserError, match=r"incomplete checkpoint|of another step|damaged|missing") as caught:
+    with pytest.raises(UserError, match=r"incomplete checkpoint|disagree about the step|damaged|missing") as caught:
         verify(checkpoint).require(*FACTS)
     assert str(checkpoint) in str(caught.value)
 

@@ -196,7 +196,7 @@ def test_a_folder_without_access_is_named(closed: Path, tmp_path: Path) -> None:
     answer = train_copy("dataset=text", f"dataset.path={tmp_path / 'a.txt'}", *SMALL, first=without_privileges)
     assert answer.err.startswith("error: no such file or folder") and "no permission to enter" in answer.err
     answer = train_copy("dataset=text", text, *SMALL, f"run.dir={tmp_path / 'run'}", first=without_privileges)
-    assert answer.err.startswith("error: the run directory cannot be made") and "Permission denied" in answer.err
+    assert answer.err.startswith("error: the run directory cannot be created") and "Permission denied" in answer.err
 
 
 @pytest.mark.slow

@@ -190,7 +190,7 @@ def test_trainer_sample_settings_are_applied(tmp_path: Path, call: Call) -> None
 
 def test_latest_is_the_newest_run(tmp_path: Path, call: Call) -> None:
     answer = call("generate", "run=latest")
-    assert answer.code == 2 and "python -m tinyllm.train makes one" in answer.err
+    assert answer.code == 2 and "python -m tinyllm.train creates one" in answer.err
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", "trainer.max_steps=1")
     assert train(*SMALL, *data, "run.dir=outputs/2026-01-01/one") == 0
     answer = call("generate", "run=latest", "max_new_tokens=1", "--json")

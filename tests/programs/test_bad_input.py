@@ -154,7 +154,7 @@ TABLE = {
     # directories
     "a run directory that exists": bad("run.dir=IN/run", "run.dir=IN/run", "resume=IN/run"),
     "a file in the way": bad("run.dir=IN/good.txt/run", "run.dir=IN/good.txt/run", "not a directory"),
-    "a place that cannot be written": bad("run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "another place"),
+    "a place that cannot be written": bad("run.dir=/proc/nope/run", "run.dir=/proc/nope/run", "a different place"),
     "an empty directory name": bad("run.dir=", "run.dir=", "leave the key out"),
     "a cache that cannot be written": bad(
         "", "/proc/nope", "a writable folder", environ={"TINYLLM_CACHE": "/proc/nope"}

@@ -161,7 +161,7 @@ def test_missing_run_says_how_to_give_one(
         (folder / "step-000001").mkdir(parents=True)
         os.utime(folder, (time.time() - age,) * 2)
     (tmp_path / "outputs" / "2026-01-31" / "empty" / "checkpoints").mkdir(parents=True)
-    assert "run=outputs/2026-01-31/new takes the newest" in cli(program)[2]
+    assert "run=outputs/2026-01-31/new uses the newest" in cli(program)[2]
 
 
 def test_evaluate_gives_the_loss_of_the_training_log(cli: Callable[..., Answer], tiny_run: Path) -> None:

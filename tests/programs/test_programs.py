@@ -139,6 +139,6 @@ def test_an_unwritable_output_directory_is_refused(tmp_path: Path) -> None:
     done = process(*program, *settings, cwd=tmp_path)
     assert done.returncode == 2, done.stdout
     [line] = done.stderr.splitlines()
-    assert line.startswith("error: the run directory cannot be made (run.dir=outputs/")
+    assert line.startswith("error: the run directory cannot be created (run.dir=outputs/")
     assert "Permission denied" in line
     assert list((tmp_path / "outputs").iterdir()) == []

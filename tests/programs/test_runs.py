@@ -182,10 +182,10 @@ def test_running_and_killed_runs_are_told_apart_by_the_lock(copied: Path) -> Non
 @pytest.mark.parametrize(
     ("damage", "note"),
     [
-        (lambda run: (run / "run.json").write_text("{"), "a damaged file"),
+        (lambda run: (run / "run.json").write_text("{"), "damaged file"),
         (lambda run: (run / "run.json").write_text("[]"), "one JSON object"),
-        (lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"), "a damaged file"),
-        (lambda run: (run / "run.json").write_text('{"info": 3}'), "a damaged file"),
+        (lambda run: (run / "run.json").write_bytes(b"\xff\xfe\x00"), "damaged file"),
+        (lambda run: (run / "run.json").write_text('{"info": 3}'), "damaged file"),
         (lambda run: (run / "run.json").write_text("[" * 100_000), "nested"),
         (lambda run: (run / "run.json").write_text('{"info": ' * 1000 + "1" + "}" * 1000), "nested"),
         (lambda run: (run / "run.json").write_text('{"info": {"flops": NaN}}'), "NaN"),

@@ -73,7 +73,7 @@ def test_unquoted_settings_are_the_typed_ones(text: str) -> None:
         (("run.dir=x",), "not a setting of this program (run.dir): out=<directory>"),
         (("resume=x",), "not a setting of this program (resume)"),
         (("trainer.max_minutes=1",), "(trainer.max_minutes): both runs go to the same step"),
-        (("out=.",), "the directory exists (out=.): choose another"),
+        (("out=.",), "the directory exists (out=.): choose a different one"),
         (("kills=-1",), "(kills=-1): at least 0"),
         (
             ("trainer.log_every=0", "trainer.checkpoint_every=0"),

@@ -167,7 +167,7 @@ def test_a_full_disk_is_reported_by_the_next_call(call: str, writers: int, async
         begin(ranks, 2, size=100_000)
         while not all(saver.written() for saver in ranks):
             time.sleep(0.001)
-        with pytest.raises(UserError, match=r"^no space left while writing \(.*step-000002\).*are complete"):
+        with pytest.raises(UserError, match=r"^no space left while writing \(.*step-000002\).*are intact"):
             calls[call]()
         for saver in ranks:
             saver.close()

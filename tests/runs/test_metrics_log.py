@@ -41,7 +41,7 @@ def test_a_damaged_line_does_not_affect_others(name: str, tmp_path: Path) -> Non
     log.close()
     assert read_metrics(path) == [json.loads(line(step)) for step in (1, 4, 5)] + [{"step": 6, "val/loss": None}]
     backup = tmp_path / "metrics.damaged-1.jsonl"
-    assert messages == [f"1 line of metrics.jsonl could not be read and are left out; the file as it was: {backup}"]
+    assert messages == [f"1 line of metrics.jsonl could not be read and was left out; the original file: {backup}"]
     assert backup.read_bytes() == before + b'{"step": 10, "tra'
 
 

@@ -67,10 +67,10 @@ def test_a_changed_or_removed_file_is_named(ended: Path, tmp_path: Path, name: s
     check_seal(run)
     with (run / name).open("a", encoding="utf-8") as file:
         file.write("\n")
-    with pytest.raises(UserError, match=rf"was changed after its end \(.*{name}\)"):
+    with pytest.raises(UserError, match=rf"was changed after the run ended \(.*{name}\)"):
         check_seal(run)
     (run / name).unlink()
-    with pytest.raises(UserError, match=rf"is missing after its end \(.*{name}\)"):
+    with pytest.raises(UserError, match=rf"was removed after the run ended \(.*{name}\)"):
         check_seal(run)
 
 
@@ -91,10 +91,10 @@ def test_a_run_without_a_seal_is_refused(ended: Path, tmp_path: Path) -> None:
     facts = read_run_json(run)
     del facts["sha256"]
     (run / "run.json").write_text(json.dumps(facts), encoding="utf-8")
-    with pytest.raises(UserError, match="no seal tells"):
+    with pytest.raises(UserError, match="the run has no seal"):
         check_seal(run)
     (run / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match=r"a damaged file \(.*run.json\)"):
+    with pytest.raises(UserError, match=r"damaged file \(.*run.json\)"):
         check_seal(run)
     (run / "run.json").unlink()
     with pytest.raises(UserError, match="not a run directory"):

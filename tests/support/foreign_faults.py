@@ -73,9 +73,9 @@ ROWS = (
     ),
     Row(
         number="R63",
-        fault="lines in the middle of metrics.jsonl are torn or zeros",
-        outcome="the other lines stay; the damaged file is kept under another name",
-        message="could not be read and are left out; the file as it was:",
+        fault="lines in the middle of metrics.jsonl are truncated or zero-filled",
+        outcome="all other lines are kept; the damaged file is kept under a different name",
+        message="could not be read and …left out; the original file:",
         tests=("runs/test_metrics_log.py::test_a_damaged_line_does_not_affect_others",),
     ),
     Row(

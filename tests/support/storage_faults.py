@@ -57,7 +57,7 @@ ROWS = (
         number="R32",
         fault="the run directory cannot be created: a file is in the way, no permission",
         outcome="refused before the data is read",
-        message="the run directory cannot be made (…): …Permission denied",
+        message="the run directory cannot be created (…): …Permission denied",
         tests=(
             "faults/test_storage.py::test_a_run_directory_that_cannot_be_made_is_refused_before_the_data_is_read",
             "faults/test_storage.py::test_a_folder_without_access_is_named",

@@ -179,7 +179,7 @@ def test_invalid_json_is_a_one_line_error(tmp_path: Path, name: str) -> None:
     _write(file, content)
     with pytest.raises(UserError, match=why) as caught:
         read_json(file)
-    assert str(caught.value).startswith(f"a damaged file ({file}): ")
+    assert str(caught.value).startswith(f"damaged file ({file}): ")
 
 
 @pytest.mark.parametrize("name", NOT_YAML)

@@ -92,12 +92,12 @@ class Checkpoint:
         return {name: tensors.read(name) for name in tensors.names()}
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs besides the weights: plain containers and tensors, on the CPU.
+        """The state that a resumed run needs besides the weights: plain containers and tensors, on the CPU.
 
         With several writers the tensors are memory-mapped: copy them, do not keep them.
 
         Raises:
-            UserError: a file holds other objects; none of their code was executed.
+            UserError: a file holds anything else; none of its code was executed.
         """
         return read_state(self.path, writers=self.writers)
 
@@ -130,15 +130,16 @@ def read_hint(directory: Path, hint: str) -> Path | None:
 
 
 def clean(directory: Path) -> None:
-    """Remove the unfinished files of killed writers. Only for the process that holds the run's lock."""
+    """Remove the unfinished files of killed writers. Call it only in the process that holds the run's lock."""
     for path in directory.glob(f"{TEMPORARY}*"):
         remove_files(path)
 
 
 def prune(directory: Path, *, keep: int, current: int) -> None:
-    """Remove old checkpoints; the newest ``keep`` up to step ``current`` and the best one stay.
+    """Remove old checkpoints, except the newest ``keep`` up to step ``current`` and the best one.
 
-    Checkpoints of later steps go too: the run was resumed from an older one, so they belong to an abandoned branch.
+    Checkpoints of later steps are removed too: the run was resumed from an older one, so they belong to an abandoned
+    branch.
     """
     best = read_hint(directory, "best")
     steps = steps_in(directory)
@@ -169,12 +170,11 @@ def verify(path: Path) -> Checkpoint:
         listed = dict(manifest["files"])
         step, writers = int(manifest["step"]), int(manifest.get("writers", 1))
     except (ValueError, KeyError, TypeError) as error:
-        hint = f"damaged manifest ({type(error).__name__}: {error})"
-        raise UserError("incomplete checkpoint", file=file, hint=hint) from error
+        raise UserError("damaged manifest", file=file, hint=f"{type(error).__name__}: {error}") from error
     _check_facts(manifest, file)
     if (named := _NAME.fullmatch(path.name)) and int(named[1]) != step:
-        hint = f"its manifest says step {step}; rename the directory back"
-        raise UserError("the checkpoint is of another step", file=path, hint=hint)
+        hint = f"the manifest says step {step}; rename the directory back"
+        raise UserError("the directory name and the manifest disagree about the step", file=path, hint=hint)
     if manifest.get("format") != FORMAT:
         hint = f"format {manifest.get('format')}; this version reads {FORMAT}"
         raise UserError("unknown checkpoint format", file=file, hint=hint)
@@ -183,9 +183,9 @@ def verify(path: Path) -> Checkpoint:
             raise UserError("incomplete checkpoint", file=path / name, hint="the manifest does not list it")
     for name, facts in listed.items():
         member = path / name
-        if member.parent != path or not member.is_file():  # a manifest from a stranger may list ../secret
+        if member.parent != path or not member.is_file():  # an untrusted manifest may list ../secret
             raise UserError("checkpoint damaged", file=member, hint="the file is missing")
-        # The size first: a truncated file is found without hashing gigabytes.
+        # Check the size first: a truncated file is found without hashing gigabytes.
         if member.stat().st_size != facts["bytes"]:
             hint = f"{member.stat().st_size} bytes, the manifest says {facts['bytes']}"
             raise UserError("checkpoint damaged", file=member, hint=hint)
@@ -212,7 +212,7 @@ def _check_facts(manifest: dict[str, Any], file: Path) -> None:
         if not sound or not is_file_name(name):
             wrong.append(f"files: {name[:40]}")
     if wrong:
-        raise UserError("incomplete checkpoint", file=file, hint=f"damaged manifest: {wrong[0]}")
+        raise UserError("damaged manifest", file=file, hint=f"{wrong[0]} has an unexpected value")
 
 
 def _required(writers: int) -> Iterator[str]:
@@ -226,13 +226,13 @@ def _required(writers: int) -> Iterator[str]:
 
 
 def full_location(where: str | Path) -> Path:
-    """The path of a run or checkpoint with the parent directories that tell which run a checkpoint belongs to.
+    """The path of a run or checkpoint, including the parent directories that show which run a checkpoint belongs to.
 
     A path stays as typed unless it contains ``..``, is ``.``, or names a checkpoint from inside ``checkpoints/`` or
-    through a link. ``checkpoints/best`` and ``last`` become the checkpoint that the file names.
+    through a link. ``checkpoints/best`` and ``last`` become the path of the checkpoint that the file names.
 
     Raises:
-        UserError: the path begins with ``~`` and there is no home directory.
+        UserError: the path begins with ``~`` and no home directory is known.
     """
     path = expand_home(where)
     if path.name in HINTS and path.is_file():
@@ -272,7 +272,7 @@ def find(
         key: the setting that gave ``where``, for messages.
 
     Raises:
-        UserError: no checkpoint, or no complete one; then the message lists each with its reason.
+        UserError: there is no checkpoint; or none is complete, and the message lists each with its reason.
     """
     path = full_location(where)
     if not path.exists():
@@ -291,7 +291,7 @@ def find(
             raise UserError("no such checkpoint", key="checkpoint", value=prefer, hint=f"best, last or one of {names}")
         return verify(chosen)
     order = [steps[step] for step in reversed(steps)]
-    # Hints are only hints: the newest step wins over `last`, and without `best` the newest is taken.
+    # Hints are not authoritative: the newest step wins over `last`, and without `best` the newest is used.
     best = read_hint(directory, "best") if prefer == "best" else None
     if best is not None:
         order = [best, *(path for path in order if path != best)]
@@ -312,7 +312,7 @@ def check_fits(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Check that names and shapes of a checkpoint's weights are those of ``model``, without reading the weights.
 
     Raises:
-        UserError: they differ; the message names the first tensor that does.
+        UserError: they differ; the message names the first tensor that differs.
     """
     tensors = checkpoint.tensors()
     check_shapes({name: tensors.shape(name) for name in tensors.names()}, model, file=checkpoint.path / MODEL)
@@ -322,7 +322,7 @@ def check_shapes(saved: Mapping[str, tuple[int, ...]], model: nn.Module, *, file
     """Check that names and shapes of tensors are those of ``model``.
 
     Raises:
-        UserError: they differ; the message names the first tensor that does.
+        UserError: they differ; the message names the first tensor that differs.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in [*wanted, *saved]:

@@ -28,7 +28,7 @@ from tinyllm.utils.files import (
     write_json,
 )
 
-KEPT = "the checkpoints before it are complete"
+KEPT = "the checkpoints before it are intact"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def write_part(
     state: Mapping[str, Any],
     texts: Mapping[str, str],
 ) -> Part:
-    """Write one writer's weights, state and texts, and flush them to disk. After an error none of them is left."""
+    """Write one writer's weights, state and texts, and flush them to disk. After an error, all of them are removed."""
     model, rest = folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)
     files = [model, rest, *(folder / name for name in texts)]
     try:
@@ -69,7 +69,7 @@ def write_part(
         for name, text in texts.items():
             with create(folder / name) as stream:
                 stream.write(text.encode())
-        # The manifest will vouch for these files, so they must be on disk before it is.
+        # The manifest will list these files as complete, so they must be on disk before it.
         for file in files:
             sync(file)
         part = Part(
@@ -90,7 +90,7 @@ def entry(file: Path) -> dict[str, Any]:
 
 
 def write_note(folder: Path, writer: int, outcome: Part | Exception) -> None:
-    """Leave a file that tells rank 0 what a writer has written, or why it failed."""
+    """Write a note that tells rank 0 which files a writer has written, or why it failed."""
     if isinstance(outcome, Part):
         write_json(_note(folder, writer), asdict(outcome))
         return
@@ -101,7 +101,7 @@ def write_note(folder: Path, writer: int, outcome: Part | Exception) -> None:
 
 
 def withdraw(folder: Path, writer: int, writers: int) -> None:
-    """Remove a writer's files from ``folder``, and the folder if it is empty."""
+    """Remove a writer's unpublished files from ``folder``, and the folder itself once it is empty."""
     for file in (folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)):
         remove(file)
     remove(_note(folder, writer))
@@ -110,16 +110,16 @@ def withdraw(folder: Path, writer: int, writers: int) -> None:
 
 
 def read_note(folder: Path, writer: int) -> Part:
-    """The part of another writer, from its note.
+    """The part of a different writer, from its note.
 
     Raises:
-        UserError: it failed, with its reason; or it left no note.
+        UserError: that writer failed, with its reason; or it left no note.
     """
     what = f"rank {writer} did not write its part of the checkpoint"
     try:
         content = read_json(_note(folder, writer))
     except UserError as error:
-        hint = "see the error of that rank; or the hosts do not share the run directory"
+        hint = "see that rank's error, or check that all hosts share the run directory"
         raise UserError(what, file=folder, hint=hint) from error
     reason = content.get("error")
     if isinstance(reason, dict):

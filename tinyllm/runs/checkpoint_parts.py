@@ -15,8 +15,8 @@ BY_NAME = ("optimizer", "average")
 
 def numbered(name: str, writer: int, writers: int) -> str:
     """The file name of one writer's part: ``name`` for a single writer, else ``model-00001-of-00004.safetensors``."""
-    stem, _, ending = name.partition(".")
-    return name if writers == 1 else f"{stem}-{writer + 1:05d}-of-{writers:05d}.{ending}"
+    stem, _, extension = name.partition(".")
+    return name if writers == 1 else f"{stem}-{writer + 1:05d}-of-{writers:05d}.{extension}"
 
 
 def read_state(folder: Path, *, writers: int) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def read_state(folder: Path, *, writers: int) -> dict[str, Any]:
     With several writers the tensors are memory-mapped: copy them, do not keep them.
 
     Raises:
-        UserError: a file holds other objects than plain containers and tensors; none of their code was executed.
+        UserError: a file holds anything but plain containers and tensors; none of its code was executed.
     """
     parts: list[dict[str, Any]] = []
     for writer in range(writers):
@@ -40,7 +40,7 @@ def read_state(folder: Path, *, writers: int) -> dict[str, Any]:
 
 
 def merged(parts: Sequence[Any]) -> Any:
-    """Merge dictionaries recursively; of other values the first wins."""
+    """Merge dictionaries recursively; for all other values the first one is used."""
     if not isinstance(parts[0], dict):
         return parts[0]
     names = dict.fromkeys(name for part in parts for name in part)

@@ -27,16 +27,16 @@ from tinyllm.utils.files import readable_write_errors, remove
 class Saver:
     """Writes this process's part of each checkpoint; on rank 0 it also commits.
 
-    One save takes these calls, on every rank: :meth:`begin`; :meth:`written` until it is true on all ranks, or
-    :meth:`wait`; :meth:`wait` on all ranks to raise errors; then :meth:`commit` on rank 0.
+    Each save is: :meth:`begin` on every rank; poll :meth:`written` until it is true on all ranks, or block in
+    :meth:`wait`; call :meth:`wait` on every rank so that errors are raised; then :meth:`commit` on rank 0.
 
     Args:
         directory: the run's ``checkpoints`` folder.
-        rank: rank of this process; ranks from ``writers`` on write nothing, and their calls do nothing.
+        rank: rank of this process; ranks ≥ ``writers`` write nothing.
         writers: number of processes that write a part.
         token: names the temporary directory: the same on all ranks, different at each start; None: random.
-        texts: contents of further files by name, e.g. the configuration.
-        facts: further entries of the manifest.
+        texts: contents of additional files by name, e.g. the configuration.
+        facts: additional entries of the manifest.
         keep: number of newest checkpoints to keep.
         asynchronous: write in a background thread, from a snapshot in memory.
     """
@@ -64,14 +64,14 @@ class Saver:
     def begin(self, *, step: int, weights: Mapping[str, Tensor], state: Mapping[str, Any], best: bool) -> None:
         """Write this rank's part of the checkpoint of ``step``, or start writing it in the background.
 
-        Errors are raised by the next call, not by this one, so that no rank leaves while the others wait for it.
+        Errors are raised by the next call, so that a failing rank does not leave the others blocked in a collective.
 
         Args:
             step: number of finished steps.
             weights: full tensors by name, tied tensors once; no two ranks pass the same name.
             state: plain containers and tensors (loadable with ``weights_only=True``). Entries keyed by parameter
-                (``optimizer``, ``average``) are merged over the ranks; all others are taken from rank 0.
-            best: whether ``best`` is to name this checkpoint; taken from rank 0.
+                (``optimizer``, ``average``) are merged over the ranks; all other entries are those of rank 0.
+            best: whether the file ``best`` should name this checkpoint; rank 0's value counts.
         """
         if self.rank >= self.writers:
             return
@@ -81,7 +81,7 @@ class Saver:
         if self.snapshot is not None:
             weights, state = self.snapshot.take((dict(weights), dict(state)))
         self.target = self.directory / name_of(step)
-        # The step and the token keep writers of different saves, and of a killed start, out of each other's folder.
+        # The step and the token keep the writers of different saves, and of a killed process, in separate folders.
         self._folder = self.directory / f".tmp-{step}-{self.token}"
         self._step, self._best = step, best
         self._work = _Write(partial(self._write, weights, state))
@@ -98,7 +98,7 @@ class Saver:
         """Wait until this rank has finished writing.
 
         Raises:
-            UserError: writing failed; earlier checkpoints are complete.
+            UserError: writing failed; earlier checkpoints are intact.
         """
         work = self._work
         if work is None:
@@ -115,7 +115,7 @@ class Saver:
         """Complete the checkpoint and return its path. Only on rank 0, when all ranks have written their parts.
 
         Raises:
-            UserError: a part is missing, or no space is left; earlier checkpoints are complete.
+            UserError: a part is missing, or no space is left; earlier checkpoints are intact.
         """
         if self._work is None:
             raise RuntimeError("commit() without begin()")
@@ -146,7 +146,7 @@ class Saver:
         self._forget()
 
     def _write(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> Part:
-        """Write this rank's part. Publishing it is left to :meth:`commit`, because the loop may have to drop it."""
+        """Write this rank's part. Only :meth:`commit` publishes it, because the loop may have to drop it."""
         texts = self.texts if self.rank == 0 else {}
         try:
             with readable_write_errors(self.target, kept=KEPT):
@@ -193,7 +193,7 @@ class _Write(threading.Thread):
 
 
 class Snapshot:
-    """Copies nested containers with their tensors to the CPU, reusing the memory of the copy before.
+    """Copies nested containers with their tensors to the CPU, reusing the memory of the previous copy.
 
     Each :meth:`take` overwrites the previous copy. GPU tensors go to pinned memory, so the copies run asynchronously.
     """
@@ -203,7 +203,7 @@ class Snapshot:
 
     @torch.no_grad()
     def take(self, value: Any) -> Any:
-        """A copy of ``value`` with its present contents; each tensor has its own storage on the CPU."""
+        """A copy of ``value`` as it is now; each tensor has its own storage on the CPU."""
         used: dict[tuple[Any, ...], Tensor] = {}
         devices: set[torch.device] = set()
         copy = self._copy(value, (), used, devices)

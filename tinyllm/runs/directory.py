@@ -34,27 +34,28 @@ def check_new(path: Path) -> None:
     """Check that a run directory does not exist and can be created. Leaves nothing behind.
 
     Raises:
-        UserError: it exists, a file is in the way, or the parent directory is not writable.
+        UserError: it exists, part of its path is a file, or the parent directory is not writable.
     """
     check_utf8(path, key="run.dir")
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
         hint = f"each part of a path has at most {LONGEST_NAME} bytes"
         raise UserError("directory name too long", key="run.dir", value=f"{str(path)[:40]}…", hint=hint)
     if os.path.exists(path):  # Path.exists raises where a parent directory may not be entered
-        hint = f"choose another, or continue that run with resume={path}"
+        hint = f"choose a different one, or continue that run with resume={path}"
         raise UserError("the run directory exists", key="run.dir", value=path, hint=hint)
     parent = next(folder for folder in path.absolute().parents if os.path.exists(folder))
     if not parent.is_dir():
         hint = f"{parent} is not a directory"
-        raise UserError("a file is in the way of the run directory", key="run.dir", value=path, hint=hint)
-    # Permissions, quotas and read-only mounts are only known by trying.
+        what = "cannot create the run directory: part of its path is a file"
+        raise UserError(what, key="run.dir", value=path, hint=hint)
+    # Permissions, quotas and read-only mounts can only be discovered by trying.
     probe = parent / f".tinyllm-probe-{os.getpid()}-{secrets.token_hex(2)}"
     try:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
-        hint = f"{parent}: {error.strerror}; choose another place"
-        raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=hint) from error
+        hint = f"{parent}: {error.strerror}; choose a different place"
+        raise UserError("the run directory cannot be created", key="run.dir", value=path, hint=hint) from error
 
 
 def make_output_dir(out: str | Path | None) -> Path:
@@ -68,9 +69,9 @@ def make_output_dir(out: str | Path | None) -> Path:
     try:
         Path(out).mkdir(parents=True)
     except FileExistsError as error:
-        raise UserError("the directory exists", key="out", value=out, hint="choose another") from error
+        raise UserError("the directory exists", key="out", value=out, hint="choose a different one") from error
     except OSError as error:
-        raise UserError("the directory cannot be made", key="out", value=out, hint=str(error.strerror)) from error
+        raise UserError("the directory cannot be created", key="out", value=out, hint=str(error.strerror)) from error
     return Path(out)
 
 
@@ -78,7 +79,7 @@ def check_free(path: Path) -> None:
     """Check that no other process has locked a run directory.
 
     Raises:
-        UserError: a process has.
+        UserError: a different process has locked it.
     """
     if is_held(path / LOCK) and not is_follower():  # on other ranks, rank 0 may hold it already
         raise _in_use(path)
@@ -89,7 +90,7 @@ def _lock(path: Path) -> int:
     try:
         descriptor = try_lock(path / LOCK)
     except OSError as error:
-        hint = f"{error.strerror}; run.dir=… continues in another directory"
+        hint = f"{error.strerror}; run.dir=… continues in a different directory"
         raise UserError("the run directory cannot be written", key="run.dir", value=path, hint=hint) from error
     if descriptor is None:
         raise _in_use(path)
@@ -104,7 +105,7 @@ def _in_use(path: Path) -> UserError:
 
 
 class RunDir:
-    """The directory of a run. On ranks other than 0 it is this class, whose writes do nothing."""
+    """The directory of a run, as ranks other than 0 use it: writes do nothing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -118,7 +119,7 @@ class RunDir:
         """Update ``run.json`` with ``status`` and ``facts``; any status but "running" also seals the directory."""
 
     def write_start(self, start: Mapping[str, Any], **facts: Any) -> None:
-        """Append to the starts in ``run.json``, dropping those of steps that are trained again.
+        """Append to the starts in ``run.json``, dropping starts from steps that are trained again.
 
         Args:
             start: ``step``, where training begins, and the settings and machine of this process.
@@ -142,10 +143,11 @@ class LockedRunDir(RunDir):
             try:
                 path.mkdir(parents=True)
             except FileExistsError as error:
-                raise UserError("the run directory exists", key="run.dir", value=path, hint="choose another") from error
+                hint = "choose a different one"
+                raise UserError("the run directory exists", key="run.dir", value=path, hint=hint) from error
             except OSError as error:
                 hint = str(error.strerror)
-                raise UserError("the run directory cannot be made", key="run.dir", value=path, hint=hint) from error
+                raise UserError("the run directory cannot be created", key="run.dir", value=path, hint=hint) from error
         self._descriptor = _lock(path)
         _LOCKED.add(self)
         write_holder(self._descriptor, f"pid {os.getpid()} on host {socket.gethostname()}")

@@ -1,4 +1,4 @@
-"""Reads what a run directory says about its run, without torch: ``run.json``, the configuration, where it came from."""
+"""Reads the facts that a run directory holds, without torch: ``run.json``, the configuration, its provenance."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ def read_run_json(run_dir: Path) -> dict[str, Any]:
         UserError: it is missing or damaged.
     """
     file = run_dir / RUN_JSON
-    content: dict[str, Any] = read_json(file, what="a damaged file" if file.exists() else "not a run directory")
+    content: dict[str, Any] = read_json(file, what="damaged file" if file.exists() else "not a run directory")
     starts, result = content.get("starts"), content.get("result")
     wrong = [name for name in _MAPPINGS if not isinstance(content.get(name), dict | None)]
     if starts is not None and not (isinstance(starts, list) and all(map(_is_start, starts))):
@@ -33,7 +33,7 @@ def read_run_json(run_dir: Path) -> dict[str, Any]:
     if isinstance(result, dict) and not all(_is_amount(result.get(name, 0)) for name in ("step", "seconds")):
         wrong.append("result")
     if wrong:
-        raise UserError("a damaged file", file=file, hint=f"{wrong[0]} is not what a run writes there")
+        raise UserError("damaged file", file=file, hint=f"{wrong[0]} has an unexpected value")
     return content
 
 
@@ -55,11 +55,11 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    return dict(flatten(read_yaml(run_dir / CONFIG, of=dict, what="a damaged file")))
+    return dict(flatten(read_yaml(run_dir / CONFIG, of=dict, what="damaged file")))
 
 
 def origins(run_json: Mapping[str, Any]) -> dict[str, Any]:
-    """What produced a run besides its configuration, by name: code, versions, data, machine."""
+    """Everything besides its configuration that determined a run, by name: code, versions, data, machine."""
     values = {name: run_json.get(name) for name in ORIGINS}
     values |= {f"data.{name}": digest for name, digest in (run_json.get("facts") or {}).get("data", {}).items()}
     values |= {name: (run_json.get("info") or {}).get(name) for name in INFO_ORIGINS}
@@ -67,7 +67,7 @@ def origins(run_json: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def compared_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that describe the run, without those of one start of the program."""
+    """The settings that describe the run, without those that describe a single start of the program."""
     return {key: value for key, value in config.items() if not is_within(key, NOT_COMPARED)}
 
 

@@ -18,10 +18,10 @@ def later_than(directory: Path, step: int) -> list[str]:
 def repair_hints(
     directory: Path, records: list[Record], *, step: int, best: Best, metric: str = "val/loss", lower: bool = True
 ) -> Best:
-    """Point ``best`` and ``last`` to checkpoints up to ``step``. Only for the process that holds the run's lock.
+    """Point ``best`` and ``last`` to checkpoints up to ``step``. Call it only in the process that holds the run's lock.
 
     The best checkpoint of the resumed state may be gone: an abandoned branch had a better one and removed it, or the
-    run continues in another directory. The best of the remaining checkpoints then takes its place.
+    run continues in a different directory. The best of the remaining checkpoints then takes its place.
 
     Args:
         directory: the run's ``checkpoints`` folder.

@@ -1,4 +1,4 @@
-"""Finds run directories, and summarises each without opening a checkpoint or loading torch."""
+"""Finds run directories, and summarizes each without opening a checkpoint or loading torch."""
 
 import os
 import time
@@ -46,7 +46,7 @@ class ListedRun:
         except OSError as error:
             self.values["note"] = str(error)
         except (TypeError, ValueError, KeyError, AttributeError) as error:  # valid JSON that no run has written
-            self.values["note"] = f"a damaged file: {type(error).__name__}: {error}"
+            self.values["note"] = f"damaged file: {type(error).__name__}: {error}"
 
     def get(self, key: str) -> Any:
         """The value of a name or a configuration key; None if there is no value."""
@@ -77,7 +77,7 @@ class ListedRun:
         if best is None and EVALUATED in newest:
             losses = (record.get(EVALUATED) for record in read_metrics(log))
             best = min((loss for loss in losses if loss is not None), default=None)
-        # Hydra records a group without option as the text "None".
+        # Hydra records a group without an option as the string "None".
         choices = {name: option for name, option in _mapping(facts.get("choices")).items() if option != "None"}
         written = max(file.stat().st_mtime for file in (self.path / RUN_JSON, log) if file.is_file())
         return {
@@ -118,7 +118,7 @@ def find_runs(folders: Iterable[Path], *, check: bool = False) -> list[ListedRun
 
 
 def run_dirs(root: Path) -> Iterator[Path]:
-    """The directories that hold a run or its remains. Does not look inside runs or hidden folders."""
+    """The directories that hold a run or what is left of it. Does not look inside runs or hidden folders."""
     for folder, folders, files in os.walk(root):
         folders.sort()
         if RUN_JSON in files or METRICS in files:
@@ -150,10 +150,10 @@ def required_run(run: str | None, *, program: str) -> str:
     if run and newest is not None:
         return str(newest)
     if newest is None:
-        hint = f"python -m tinyllm.{program} run=<directory>; python -m tinyllm.train makes one, below outputs/"
+        hint = f"python -m tinyllm.{program} run=<directory>; python -m tinyllm.train creates one below outputs/"
     else:
-        hint = f"python -m tinyllm.{program} run={newest} takes the newest one here"
-    raise UserError("which run?", key="run", value=run, hint=hint)
+        hint = f"python -m tinyllm.{program} run={newest} uses the newest run here"
+    raise UserError("no run given", key="run", value=run, hint=hint)
 
 
 def check_run(cfg: Any, invocation: Any) -> None:

@@ -1,4 +1,4 @@
-"""Writes and reads ``metrics.jsonl``, one JSON object per line, from which every curve and table is made."""
+"""Writes and reads ``metrics.jsonl``, one JSON object per line, the source of every curve and table."""
 
 import contextlib
 import json
@@ -46,8 +46,9 @@ class MetricsLog(Log):
         records, damaged = scan(path)
         if damaged:
             lines = f"{damaged} line{'s' * (damaged > 1)} of {path.name}"
-            tell(f"{lines} could not be read and are left out; the file as it was: {_set_aside(path)}")
-        # Always a new file, so that a watching process can tell it from the log of the process before.
+            were = "were" if damaged > 1 else "was"
+            tell(f"{lines} could not be read and {were} left out; the original file: {_set_aside(path)}")
+        # Always a new file, so that a process that watches it can tell it from the previous process's log.
         write_text(path, "".join(_line(record) for record in records if record["step"] <= step))
         self.path = path
         self._file = open_append(path)
@@ -90,15 +91,15 @@ def read_backwards(path: Path) -> Iterator[Record]:
 
 
 def last_record(path: Path) -> Record | None:
-    """The newest record; None when there is none."""
+    """The newest record; None if there are no records."""
     return next(read_backwards(path), None)
 
 
 def scan(path: Path) -> tuple[list[Record], int]:
     """Every record of a file, and the number of damaged lines.
 
-    A torn last line is what a killed process was writing; it does not count as damaged. After a power cut a file may
-    have a block of zeros with records behind it.
+    A torn last line, left by a killed process, does not count as damaged. After a power cut, a file may have a block
+    of zeros with records after it.
     """
     if not path.is_file():
         return [], 0
@@ -169,7 +170,7 @@ def _set_aside(path: Path) -> Path:
 
 
 def finite(record: Mapping[str, Any]) -> Record:
-    """The record with NaN and infinity replaced by None, for JSON has neither."""
+    """The record with NaN and infinity, which JSON lacks, replaced by None."""
     return {name: _finite(value) for name, value in record.items()}
 
 

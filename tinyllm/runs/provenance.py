@@ -22,7 +22,7 @@ TRAINING_CODE = (
 )
 """Folders and files of the package that determine what training computes from a resolved configuration and its data.
 
-The rest composes that configuration, which the run directory holds in its resolved form, or displays results.
+All other files compose that configuration, whose resolved form the run directory holds, or display results.
 """
 
 
@@ -47,7 +47,7 @@ def code_fingerprint() -> str:
 
 def package_fingerprint(package: Path) -> str:
     """:func:`code_fingerprint` of a copy of the package. Hashes name, length and bytes of each file, sorted by name."""
-    # With the length of each file, no two sets of files give the same stream of bytes.
+    # Hash each file's length as well, so that different sets of files never produce the same byte stream.
     total = hashlib.sha256()
     for name, path in sorted((path.relative_to(package).as_posix(), path) for path in training_files(package)):
         content = path.read_bytes()

@@ -29,7 +29,7 @@ class Condition:
     value: Any
 
     def matches(self, run: ListedRun) -> bool:
-        """Whether a run meets the condition. A run without the key has null there."""
+        """Whether a run meets the condition. A missing key counts as null."""
         value = run.get(self.key)
         if self.sign in COMPARISONS:
             return _is_number(value) and COMPARISONS[self.sign](value, self.value)
@@ -42,11 +42,11 @@ def parse_condition(text: str) -> Condition:
     """Parse a condition of ``--where``.
 
     Raises:
-        UserError: not a condition, or ``<`` and its like with something other than a number.
+        UserError: not a condition; or ``<``, ``>``, ``<=`` or ``>=`` without a number.
     """
     match = CONDITION.fullmatch(text)
     if match is None:
-        hint = "key=value, key!=value, key<value, key>=value, or key~part of a text; quote it for the shell"
+        hint = "key=value, key!=value, key<value, key>=value, or key~part of a string; quote it for the shell"
         raise UserError("not a condition", key="--where", value=text, hint=hint)
     key, sign, value = match[1].strip(), match[2], _parse_value(match[3].strip())
     if sign in COMPARISONS and not _is_number(value):
@@ -55,7 +55,7 @@ def parse_condition(text: str) -> Condition:
 
 
 def check_keys(keys: Iterable[str], runs: Sequence[ListedRun], *, flag: str) -> None:
-    """Refuse a key that no run has. Damaged runs do not count, and where no other runs exist any key passes.
+    """Refuse a key that no run has. Damaged runs are ignored; if all runs are damaged, any key passes.
 
     Raises:
         UserError: no run has the key; the hint suggests near names.
@@ -70,7 +70,7 @@ def check_keys(keys: Iterable[str], runs: Sequence[ListedRun], *, flag: str) -> 
 
 
 def in_order(runs: Iterable[ListedRun], key: str, *, reverse: bool = False) -> list[ListedRun]:
-    """The runs sorted by a value, numbers before texts. Runs without it come last in both directions."""
+    """The runs sorted by a value, numbers before strings. Runs without the value come last in both directions."""
     runs = list(runs)
     with_value = [run for run in runs if run.get(key) is not None]
     with_value.sort(key=lambda run: _sort_key(run.get(key)), reverse=reverse)

@@ -27,11 +27,11 @@ def check_seal(run_dir: Path) -> None:
     """
     seal = read_run_json(run_dir).get(SEAL)
     if not isinstance(seal, dict) or not seal:
-        hint = "the run was killed, or was made before runs were sealed"
-        raise UserError("no seal tells whether the files are as the run left them", file=run_dir, hint=hint)
+        hint = "the run was killed, or is from a version without seals"
+        raise UserError("the run has no seal, so changes to its files cannot be detected", file=run_dir, hint=hint)
     now = sealed(run_dir)
     for name in SEALED:
         if seal.get(name) != now.get(name):
-            what = "is missing" if name not in now else "was added" if name not in seal else "was changed"
+            what = "was removed" if name not in now else "was added" if name not in seal else "was changed"
             hint = "restore the old file, or remove the directory and train again"
-            raise UserError(f"a file of the run {what} after its end", file=run_dir / name, hint=hint)
+            raise UserError(f"a file {what} after the run ended", file=run_dir / name, hint=hint)

@@ -18,7 +18,7 @@ from tinyllm.runs.metrics_log import read_metrics
 CLOCK = ("speed/", "memory/", "seconds")
 """Prefixes of the names of values that depend on the clock."""
 NOT_COMPARED = (*CLOCK, "loggers")
-"""Prefixes of the parts of a checkpoint that differ between equal runs; loggers keep the name of their run."""
+"""Prefixes of the parts of a checkpoint that differ even between equal runs; loggers store the name of their run."""
 COUNTERS = "counters"
 SHOWN = 5
 """Differences printed for each section."""
@@ -120,10 +120,10 @@ def compare_records(first: list[dict[str, Any]], second: list[dict[str, Any]]) -
     if steps[0] != steps[1]:
         section.differences.append(f"steps: {_short(steps[0])} and {_short(steps[1])}")
         return section
-    for one, other in zip(first, second, strict=True):
-        for key in dict.fromkeys([*one, *other]):
-            if sentence := difference(one.get(key), other.get(key)):
-                section.differences.append(f"{key} of step {one['step']}: {sentence}")
+    for record, counterpart in zip(first, second, strict=True):
+        for key in dict.fromkeys([*record, *counterpart]):
+            if sentence := difference(record.get(key), counterpart.get(key)):
+                section.differences.append(f"{key} of step {record['step']}: {sentence}")
     return section
 
 

@@ -1,6 +1,6 @@
 """Checks the state of a checkpoint against the types and ranges that training writes.
 
-A checkpoint may come from a stranger: a wrong field is refused before any of the state is used.
+A checkpoint may be untrusted: a wrong field is refused before any of the state is used.
 """
 
 import math
@@ -15,9 +15,9 @@ from tinyllm.runs.checkpoint import Checkpoint
 from tinyllm.runs.checkpoint_parts import STATE
 
 Rule = tuple[str, Callable[[Any], bool]]
-"""What a value must be, in words, and the test for it."""
+"""The requirement in words, and the test for it."""
 
-_MERSENNE_WORDS = 624  # the state of MT19937, the generator of Python and numpy
+_MERSENNE_WORDS = 624  # the state of MT19937, the generator of Python and NumPy
 
 
 def read_checked(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def rules(step: int) -> dict[str, Rule]:
         "average": ("a tensor for each parameter and the number of updates, or {}", _is_average),
         "rng": ("the state of each random generator", _is_rng),
         "owed": ("None or numbers by name", _is_owed),
-        "loggers": ("texts and numbers by logger and name", _is_loggers),
+        "loggers": ("strings and numbers by logger and name", _is_loggers),
     }
 
 
@@ -120,7 +120,7 @@ def _is_window(value: Any) -> bool:
 
 
 def _is_optimizer(value: Any) -> bool:
-    """Integer tensors too: 8-bit moments."""
+    """Tensors and numbers by parameter; integer tensors too, for 8-bit moments."""
     return _is_named(value) and all(
         _is_named(entries)
         and all(entry is None or is_number(entry) or is_plain(entry, floating=False) for entry in entries.values())
@@ -202,7 +202,7 @@ def _is_loggers(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """Any value in a few words."""
+    """A short description of any value."""
     if isinstance(value, Tensor):
         return f"a tensor {tuple(value.shape)}"
     if isinstance(value, dict | list | tuple | set):

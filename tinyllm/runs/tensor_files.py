@@ -15,7 +15,7 @@ MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 class Tensors:
     """The tensors of a directory, read lazily; opening reads only names and shapes.
 
-    If a tensor is in several files, the one that the index names counts.
+    If a tensor is in several files, it is read from the file that the index names.
 
     Args:
         path: the directory.

@@ -18,7 +18,7 @@ from tinyllm.utils.platforms import peak_resident_bytes, usable_cpus
 def auto_precision(device: torch.device | str) -> str:
     """The value of ``precision=auto`` on a device: "bf16" if it has bf16 matrix hardware, else "fp32".
 
-    Decided by the hardware and not by a timing, so that it is the same in every run. CPUs need AMX or AVX512_BF16;
+    The hardware decides and not a timing, so that it is the same in every run. CPUs need AMX or AVX512_BF16;
     without them bf16 products are slower than fp32 ones (benchmarks/attention_kernels.py --isa AVX512_CORE).
     """
     device = torch.device(device)
@@ -109,7 +109,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
-    """Peak FLOP/s for the model FLOPs utilisation (MFU); None if unknown.
+    """Peak FLOP/s for the model FLOPs utilization (MFU); None if unknown.
 
     On a GPU it is the data sheet's figure, except for fp32, where products may or may not use TF32. On a CPU it is
     the best rate of timed matrix products. Their size grows until ``PEAK_SECONDS`` have passed: without fp16 hardware
@@ -145,8 +145,8 @@ def peak_memory(device: torch.device) -> int:
 def deterministic(wanted: str | bool, device: torch.device) -> Iterator[None]:
     """Use torch's deterministic algorithms inside the block.
 
-    torch then also fills uninitialised memory, as a debugging aid. That is switched off: it costs time and changes no
-    bit, as a test shows.
+    By default torch then fills even uninitialized memory, as a debugging aid. That is switched off: it costs time and
+    changes no bit, as a test shows.
 
     Args:
         wanted: true, false, or auto, which means true on a CPU.

@@ -48,11 +48,11 @@ class Fault:
     action: str
     point: str
     occasion: int
-    """Which passage of the point, under the conditions, has the fault; 0: every one."""
+    """At which matching pass through the point the fault happens, from 1; 0: at every one."""
     conditions: dict[str, int]
 
     def is_at(self, point: str, facts: dict[str, int]) -> bool:
-        """Whether the fault happens now. Counts the passages that meet its conditions."""
+        """Whether the fault happens now. Counts the passes that meet its conditions."""
         known = {"rank": int(os.environ.get("RANK", "0"))} | facts
         if point != self.point or any(known.get(name) != value for name, value in self.conditions.items()):
             return False
@@ -69,7 +69,7 @@ def fault(point: str, **facts: int) -> None:
 
     Raises:
         RuntimeError, MemoryError, OSError: the injected fault.
-        UserError: the value of the variable is not a fault.
+        UserError: the value of the variable is not a valid fault.
     """
     text = os.environ.get(VARIABLE)
     if not text:
@@ -80,7 +80,7 @@ def fault(point: str, **facts: int) -> None:
 
 
 def makes_loss_nan(**facts: int) -> bool:
-    """Whether to replace the loss of this step by NaN.
+    """Whether to replace the loss of this step with NaN.
 
     Args:
         facts: ``step``, the number of finished steps, and optionally ``rank``.
@@ -107,7 +107,7 @@ def parsed(text: str) -> Fault:
     is_valid = all(value.isdecimal() for value in conditions.values()) and conditions.keys() <= {"step", "rank"}
     if action not in ACTIONS or name not in POINTS or not is_valid:
         hint = f"<action>@<point>; actions: {', '.join(ACTIONS)}; points: {', '.join(POINTS)}"
-        raise UserError("not a fault", key=VARIABLE, value=text, hint=hint)
+        raise UserError("invalid fault specification", key=VARIABLE, value=text, hint=hint)
     return Fault(
         text=text,
         action=action,

@@ -1,6 +1,6 @@
 """Writes files atomically and reads files of bounded size, safely in directories that other users can write to.
 
-A run, a study or a cache may come from a stranger or lie in a shared folder. So every file is written under a new,
+A run, a study or a cache may be untrusted or lie in a shared folder. So every file is written under a new,
 unpredictable name (``O_EXCL``) and renamed over the old one, files opened in place must not be symbolic links
 (``O_NOFOLLOW``), and only regular files up to a given size are read.
 """
@@ -27,7 +27,7 @@ TEMPORARY = ".tmp-"
 LONGEST_NAME = 255
 """Bytes in a file name, the limit of all common file systems."""
 LARGEST = 64 << 20
-"""Bytes in a file that is read at once; the index of the largest published models has 9 MB."""
+"""Bytes in a file that is read whole; the index of the largest published models has 9 MB."""
 DEEPEST = 64
 """Levels of nested containers; the files of a run have fewer than ten."""
 MOST = 4_000_000
@@ -49,7 +49,7 @@ def create(path: Path) -> BinaryIO:
     """Create a file and open it for writing.
 
     Raises:
-        FileExistsError: the name is taken, if only by a dangling link.
+        FileExistsError: the name is taken, even if only by a dangling link.
     """
     return os.fdopen(os.open(path, _CREATE | os.O_EXCL, 0o666), "wb")
 
@@ -131,7 +131,7 @@ def _finite(content: Any) -> Any:
 def remove(path: Path) -> None:
     """Remove a file, a link, or a directory with its contents. Ignores errors.
 
-    It cleans up after other errors, which an error of its own would hide.
+    It cleans up after an earlier error, which a new error would hide.
     """
     with suppress(OSError):
         if path.is_dir() and not path.is_symlink():
@@ -233,7 +233,7 @@ def is_trusted(path: Path, *, root: Path) -> bool:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a text is a plain file name: not a path, and accepted by file systems."""
+    """Whether a string is a plain file name: not a path, and accepted by file systems."""
     try:
         return (
             0 < len(name.encode()) <= LONGEST_NAME and "/" not in name and "\0" not in name and name not in (".", "..")
@@ -253,14 +253,14 @@ def check_utf8(path: Path, *, key: str | None = None) -> None:
     except UnicodeEncodeError as error:
         shown = os.fsencode(path).decode("utf-8", "backslashreplace")
         where: dict[str, Any] = {"key": key, "value": shown} if key else {"file": shown}
-        raise UserError("the path is not UTF-8", **where, hint="rename it, or choose another place") from error
+        raise UserError("the path is not UTF-8", **where, hint="rename it, or choose a different place") from error
 
 
 def expand_home(path: str | Path) -> Path:
     """A path with ``~`` expanded to the home directory.
 
     Raises:
-        UserError: there is no home directory.
+        UserError: no home directory is known.
     """
     try:
         return Path(path).expanduser()
@@ -272,7 +272,8 @@ def read_bytes(file: Path, *, what: str = "cannot be read", largest: int = LARGE
     """The content of a regular file.
 
     Raises:
-        UserError: it is missing, not a regular file (a pipe would block), or larger; the message begins with ``what``.
+        UserError: it is missing, not a regular file (a pipe would block), or too large; the message begins with
+            ``what``.
     """
     try:
         # O_NONBLOCK: opening a named pipe would wait for a writer.
@@ -305,7 +306,7 @@ def read_text(file: Path, *, what: str = "cannot be read", largest: int = LARGES
         raise UserError(what, file=file, hint=hint) from error
 
 
-def read_json(file: Path, *, of: type = dict, what: str = "a damaged file", largest: int = LARGEST) -> Any:
+def read_json(file: Path, *, of: type = dict, what: str = "damaged file", largest: int = LARGEST) -> Any:
     """The content of a JSON file, which must have the type ``of``.
 
     Raises:
@@ -352,7 +353,7 @@ def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, 
         if "int_max_str_digits" in str(error):  # Python's message advises to change the limit
             raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
         raise
-    # Level by level, for recursion would hit the limit that this checks.
+    # Level by level, because recursion could exceed Python's own limit.
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):
         level = [

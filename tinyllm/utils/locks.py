@@ -58,7 +58,7 @@ def is_held(path: Path) -> bool:
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock of ``path`` inside the block. If another process has it, call ``waiting`` once and wait."""
+    """Hold the lock of ``path`` inside the block. If another process holds it, call ``waiting`` once and wait."""
     locked_at_once = try_lock(path)
     if locked_at_once is None:
         waiting()
@@ -72,7 +72,7 @@ def locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def write_holder(descriptor: int, text: str) -> None:
-    """Write into a locked file who holds it. Not if it has hard links: someone may have linked a file to overwrite."""
+    """Write the lock's holder into its file, unless that has hard links: it might be a file that must not change."""
     if os.fstat(descriptor).st_nlink == 1:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, text.encode("utf-8", "replace"))
@@ -125,7 +125,7 @@ def _wait_for(descriptor: int) -> None:
 
 
 def _lock_byte(descriptor: int) -> None:
-    """Take the lock on Windows, which has locks on ranges of bytes only."""
+    """Take the lock on Windows, which only locks ranges of bytes."""
     os.lseek(descriptor, _BYTE, os.SEEK_SET)
     try:
         msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)

@@ -1,4 +1,4 @@
-"""Out-of-memory errors, reported in one line that says what needed how much."""
+"""Out-of-memory errors, reported in one line that names the task and the size of the allocation."""
 
 import errno
 import re
@@ -17,7 +17,7 @@ WORDS = re.compile(
     r"|unable to mmap|CUBLAS_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
-"""Messages of torch, numpy and the C library. torch has an exception class for GPU memory only."""
+"""Messages of torch, NumPy and the C library. torch has an exception class for GPU memory only."""
 UNITS = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 AMOUNT = re.compile(r"allocate (\d+(?:\.\d+)?) ?([kmgt]?)i?b(?:ytes)?\b", re.IGNORECASE)
 

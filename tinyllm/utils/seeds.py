@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(seed: int, use: str, *position: int) -> int:
-    """The 63-bit seed of one random stream.
+    """The 63-bit seed of a random stream.
 
     Args:
         seed: the run's ``seed``.
@@ -20,9 +20,9 @@ def derive_seed(seed: int, use: str, *position: int) -> int:
 
 
 def seed_globals(seed: int, rank: int = 0) -> None:
-    """Seed the global generators of torch, numpy and Python.
+    """Seed the global generators of torch, NumPy and Python.
 
-    tinyllm does not use them unseeded, but a user's own class may. Checkpoints hold their states.
+    tinyllm never uses them without seeding them first, but a user's own class may. Checkpoints hold their states.
     """
     torch.default_generator.manual_seed(derive_seed(seed, "torch", rank))  # torch.manual_seed imports the compiler
     np.random.seed(derive_seed(seed, "numpy", rank) % 2**32)

@@ -1,4 +1,4 @@
-"""What a class or function can be called with; ``**kwargs`` of a constructor stands for the parameters of its base."""
+"""The arguments a class or function accepts; a constructor's ``**kwargs`` stands for the parameters of its base."""
 
 import inspect
 import typing
@@ -30,7 +30,7 @@ def names_of(factory: Callable[..., Any]) -> set[str]:
 
 
 def parameters_of(target: Any) -> dict[str, inspect.Parameter] | None:
-    """The named parameters of a class or function; None when it takes any."""
+    """The named parameters of a class or function; None if it accepts any."""
     base = None
     if inspect.isclass(target):
         owner = _constructor_class(target)
@@ -61,11 +61,11 @@ def annotations_of(target: Any) -> dict[str, Any]:
 
 
 def _constructor_class(target: type) -> Any:
-    """The class whose constructor ``target`` has."""
+    """The class that defines the constructor of ``target``."""
     return next(base for base in target.__mro__ if "__init__" in vars(base))
 
 
 def _base_of(owner: type) -> Any:
-    """The class whose constructor that of ``owner`` calls; None: one that takes anything or nothing."""
+    """The class whose constructor is called by the constructor of ``owner``; None if it takes anything or nothing."""
     base = _constructor_class(owner.__mro__[1]) if owner is not object else object
     return None if base is object or base.__module__.startswith("torch.") else base

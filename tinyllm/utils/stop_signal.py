@@ -15,20 +15,20 @@ from tinyllm.utils.platforms import signals
 
 HANDLED = signals("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 PARENT = "TINYLLM_PARENT"
-"""Environment variable: id of the process that started this training and must not be outlived by it."""
+"""Environment variable: PID of the parent; training stops when it exits."""
 POLL_S = 0.5
-"""Seconds between two looks at the parent process."""
+"""Seconds between checks of the parent process."""
 
 Stopping = Callable[[], bool]
-"""Asked between batches or tokens whether to stop. With several ranks it is a collective: every rank must call it."""
+"""Called between batches or tokens: whether to stop. With several ranks it is a collective: all ranks must call it."""
 
 
 class Interrupted(Exception):
-    """An evaluation or a sample was abandoned because the run stops; it has no result."""
+    """An evaluation or a sample was abandoned because the run is stopping; it has no result."""
 
 
 class StopRequest:
-    """Holds the signal that asked the run to stop, if one came."""
+    """The signal that asked the run to stop, if any."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -39,7 +39,7 @@ class StopRequest:
         return 128 + self.signal if self.signal else 0
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler: notes the first signal, exits at the second."""
+        """The signal handler: records the first signal, exits at the second."""
         if self.signal is not None:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
@@ -54,7 +54,7 @@ def unless_nohup(numbers: Iterable[signal.Signals]) -> list[signal.Signals]:
 class EarlyInterrupt:
     """SIGINT handler for the time before :func:`listening`: raises ``KeyboardInterrupt`` and remembers it.
 
-    Some libraries catch every exception during their import. Without this note the run would then train on.
+    Some libraries catch every exception during their import. Otherwise the run would ignore the Ctrl-C.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ def listening() -> Iterator[StopRequest]:
 
 
 def end_with_parent() -> None:
-    """Send this process one SIGTERM when its parent ends, for whatever reason.
+    """Send this process a single SIGTERM when its parent ends, for whatever reason.
 
     Linux could do so itself (``PR_SET_PDEATHSIG``), but sends a signal for each thread of the parent that ends, and
     the second one would exit without a checkpoint.
@@ -104,9 +104,9 @@ def end_with_parent() -> None:
 
 
 def end_with_caller() -> None:
-    """:func:`end_with_parent`, if the parent asked for it by :data:`PARENT`.
+    """:func:`end_with_parent`, if the parent requested it with :data:`PARENT`.
 
-    Removes the variable from the environment: for the children of this process the parent is this process.
+    Removes the variable from the environment, because children of this process have a different parent.
     """
     caller = os.environ.pop(PARENT, "")
     if caller.isdecimal():

@@ -1,4 +1,4 @@
-"""Makes standard output and standard error safe to write to: closed, in any encoding, or after their reader left."""
+"""Makes standard output and standard error safe to write to: closed, in any encoding, or without a reader."""
 
 import errno
 import io

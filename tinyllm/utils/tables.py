@@ -21,17 +21,17 @@ class Column:
 
     name: str
     right: bool = False
-    """Align to the right, as numbers are."""
+    """Align to the right, as for numbers."""
     styles: Mapping[str, str] = field(default_factory=dict)
     """The rich style of a cell by its text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns, rows of cells, and how they are set apart; control characters in cells are shown escaped.
+    """Columns, rows of cells, and their formatting; control characters in cells are escaped.
 
     Args:
-        bold: indices of rows to emphasise.
+        bold: indices of rows to emphasize.
         sections: indices of rows above which a line is drawn.
         header: show the names of the columns.
     """
@@ -52,7 +52,7 @@ class Table:
             print("\n".join(self.lines()), file=stream)
 
     def lines(self) -> list[str]:
-        """Plain text of full width: columns padded with blanks, two blanks apart, the title above."""
+        """Untruncated plain text: columns padded with spaces and separated by two, below the title."""
         cells = [[column.name for column in self.columns]] * self.header + [
             [escape_control(cell) for cell in row] for row in self.rows
         ]
@@ -112,7 +112,7 @@ def _not_a_formula(cell: Any) -> Any:
 
 
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""First characters of a formula. Spreadsheets accept the full-width forms too, and skip blanks before them."""
+"""First characters of a formula. Spreadsheets accept the full-width forms too, and skip spaces before them."""
 
 
 def _is_number(text: str) -> bool:

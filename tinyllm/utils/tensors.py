@@ -31,8 +31,8 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
     if not is_sharded(like):
         return full
     sharded: Any = like
-    # Every rank has the whole of it: a replicated DTensor, of which each keeps its own part. The class is taken from
-    # the tensor because importing torch.distributed.tensor takes seconds.
+    # Every rank has the full tensor: a replicated DTensor, of which each rank keeps its own part. The class is taken
+    # from the tensor because importing torch.distributed.tensor takes seconds.
     replicated = type(sharded).from_local(full.to(sharded.device), sharded.device_mesh, run_check=False)
     return local_tensor(replicated.redistribute(placements=sharded.placements))
 
@@ -40,7 +40,7 @@ def part_of(full: Tensor, like: Tensor) -> Tensor:
 def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     """Name of the first floating-point tensor with a NaN or infinity in this process's part; None: all are finite.
 
-    The device is synchronised once, whatever the number of tensors.
+    The device is synchronized once, whatever the number of tensors.
     """
     floating = [(name, local_tensor(tensor.detach())) for name, tensor in named if tensor.is_floating_point()]
     if not floating:

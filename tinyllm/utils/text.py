@@ -17,7 +17,7 @@ _CONTROL |= {code: f"\\u{code:04x}" for code in (0x2028, 0x2029, 0xFEFF, *_DIREC
 
 
 LARGEST_INTEGER = 2**63 - 1
-"""torch has no larger integers, and no counter gets there."""
+"""The largest integer of torch, which no counter reaches."""
 _WHOLE = re.compile(r"([+-]?)([0-9]+(?:_[0-9]+)*)(?:\.([0-9]*))?(?:[eE]\+?([0-9]{1,2}))?")
 _POWER = re.compile(r"([0-9]{1,19})\s*\*\*\s*([0-9]{1,2})")
 
@@ -25,7 +25,7 @@ _POWER = re.compile(r"([0-9]{1,19})\s*\*\*\s*([0-9]{1,2})")
 def whole_number(text: str) -> int | None:
     """Parse a whole number as people write it: ``1000``, ``1_000``, ``1e3``, ``2.5e6`` or ``2**19``.
 
-    Nothing is evaluated. None for any other text, and for numbers beyond 64 bits.
+    Nothing is evaluated. None for any other string, and for numbers beyond 64 bits.
     """
     text = text.strip()
     if power := _POWER.fullmatch(text):
@@ -73,19 +73,19 @@ def duration(seconds: float) -> str:
 def escape_control(text: str) -> str:
     r"""The text with control and direction characters escaped (``\x1b``); line ends and tabs stay.
 
-    The output of a model, a run's name or a stranger's file may hold escape sequences, which a terminal would execute.
+    Model output, the name of a run or an untrusted file may contain escape sequences that a terminal would execute.
     The result is also valid UTF-8 and XML.
     """
     return text.translate(_CONTROL)
 
 
 def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line and flush it, so that it appears at once even in a pipe."""
     print(text, flush=True)
 
 
 def silent(text: str) -> None:
-    """In place of :func:`say` where standard output holds JSON."""
+    """Prints nothing; replaces :func:`say` where standard output holds JSON."""
 
 
 def print_note(text: str) -> None:
@@ -94,7 +94,7 @@ def print_note(text: str) -> None:
 
 
 def escape_control_in(value: Any) -> Any:
-    """A copy of nested containers and dataclasses with :func:`plain` applied to every text, keys included."""
+    """A copy of nested containers and dataclasses with :func:`plain` applied to every string, keys included."""
     if isinstance(value, str):
         return escape_control(value)
     if isinstance(value, dict):

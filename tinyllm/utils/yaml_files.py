@@ -1,4 +1,4 @@
-"""Reads yaml files safely: plain data only, in bounded time and memory, whoever wrote the file."""
+"""Reads yaml files safely, even untrusted ones: plain data only, in bounded time and memory."""
 
 import re
 from pathlib import Path
@@ -56,7 +56,7 @@ def read_yaml(file: Path, *, of: type = object, what: str = "unreadable configur
 
     Args:
         file: the file.
-        of: the type of the content, e.g. ``dict``; an empty file is an empty one.
+        of: the type of the content, e.g. ``dict``; an empty file gives an empty ``dict`` or ``list``.
         what: the beginning of the error message.
 
     Raises:
@@ -78,7 +78,7 @@ _NAMES: dict[type, str] = {dict: "a mapping", list: "a list"}
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse a yaml text into plain containers.
+    """Parse yaml into plain containers.
 
     Raises:
         ValueError: not yaml, has tags, is nested too deeply, or is too large with aliases expanded.
@@ -95,7 +95,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """Parse a yaml text into nodes, which know their line and column; None for an empty text.
+    """Parse yaml into nodes, which know their line and column; None for an empty string.
 
     Raises:
         ValueError: see :func:`parse_yaml`.
@@ -108,12 +108,12 @@ def compose_yaml(text: str) -> yaml.Node | None:
 
 
 def check_bounds(text: str) -> None:
-    """Refuse a text that would have too many or too deep nodes, without building them.
+    """Refuse yaml with too many or too deeply nested nodes, without building them.
 
-    Aliases make a small text huge: nine lists of ten aliases each expand to a billion entries ("billion laughs").
+    Aliases make a small file huge: nine lists of ten aliases each expand to a billion entries ("billion laughs").
 
     Raises:
-        ValueError: the text is too large, too deep, or not yaml.
+        ValueError: too large, nested too deeply, or not yaml.
     """
     sizes: dict[str, tuple[int, int]] = {}
     total, length, open_nodes = 0, 0, list[tuple[str | None, int, int]]()
