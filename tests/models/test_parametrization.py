@@ -240,7 +240,7 @@ def test_attention_without_a_scale_is_refused() -> None:
 
 
 def test_a_growing_matrix_outside_linear_layers_is_refused() -> None:
-    """Nothing would scale its initialisation."""
+    """Its initialization would not be scaled."""
 
     class Gate(torch.nn.Module):
         def __init__(self, dim: int) -> None:

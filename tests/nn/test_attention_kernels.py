@@ -65,7 +65,7 @@ def kernels(mask: AttentionMask, scale: float) -> Iterator[Kernel]:
 @pytest.mark.parametrize(("window", "sinks"), SEEN)
 @pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 9), (2, 2), (13, 13), (13, 20), (3, 40), (33, 33)])
 def test_output_and_gradients_of_every_kernel(queries: int, keys: int, window: int, sinks: int, softcap: float) -> None:
-    """With shared heads, values of another size than keys, and more keys than queries."""
+    """With shared heads, values that differ in size from keys, and more keys than queries."""
     mask = AttentionMask(window=window, sinks=sinks if window else 0, softcap=softcap)
     for kv_heads, sizes in ((4, (6, 6)), (2, (6, 4)), (1, (4, 6))):
         inputs = tensors(4, kv_heads, queries, keys, torch.float64, sizes)

@@ -36,7 +36,7 @@ def test_saturated_router_is_finite(router: str, kind: str, coeff: float, logit:
 @pytest.mark.parametrize("gap", [1.0, 9.0, 11.0, 14.0, 16.5, 17.5, 30.0, 90.0, 100.0, 1000.0])
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 def test_loss_of_unlikely_targets_is_exact(dtype: torch.dtype, gap: float) -> None:
-    """The target's logit is ``gap`` below another one, so that its probability may underflow."""
+    """The target's logit is ``gap`` below a different one, so that its probability may underflow."""
     hidden = torch.eye(4, requires_grad=True)
     weight = torch.zeros(40, 4)
     weight[0], weight[1] = gap, 1e-3

@@ -1,4 +1,4 @@
-"""8-bit AdamW: which moments are quantised, its distance to AdamW, and what it refuses."""
+"""8-bit AdamW: which moments are quantized, its distance to AdamW, and what it refuses."""
 
 import sys
 from typing import Any

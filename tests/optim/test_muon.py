@@ -91,7 +91,7 @@ def test_update_equals_torchs(scale: str, theirs: str) -> None:
         muon.step()
         reference.step()
     for a, b, w in zip(ours, other, start, strict=True):
-        assert float((a - b).detach().norm() / (a - w).detach().norm()) < 0.02  # both iterate in bf16, in another order
+        assert float((a - b).detach().norm() / (a - w).detach().norm()) < 0.02  # both in bf16, in different orders
 
 
 def test_experts_are_orthogonalized_one_by_one() -> None:

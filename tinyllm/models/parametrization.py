@@ -71,7 +71,7 @@ class Parametrization(ABC):
 
         Args:
             model: not initialized yet.
-            build: builds the same model in another shape, with ``Standard``.
+            build: builds the same model in a different shape, with ``Standard``.
             shape: ``d_model``, ``n_heads``, ``n_kv_heads`` and ``d_ff``.
 
         Raises:

@@ -72,8 +72,8 @@ class Transformer(nn.Module):
         output_multiplier: factor on the final hidden states, and so on the logits.
         matrix_scalings: by parameter name, for matrices whose learning rate depends on the width; for the optimizer.
         first_of_kind: for each block, the index of the first block of the same kind.
-        recompute_every: activation checkpointing: every so many blocks, one saves only its input and is recomputed in
-            the backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
+        recompute_every: activation checkpointing: one block in ``recompute_every`` saves only its input and is
+            recomputed in the backward pass (Chen et al. 2016, https://arxiv.org/abs/1604.06174); 0: none.
 
     Raises:
         ValueError: a number is out of range, or sizes do not match.
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
         layers: Callable[..., list[BlockFactory]],
         parametrization: Parametrization,
     ) -> None:
-        # kept to build the same model in another shape, for the parametrization
+        # kept so that the parametrization can build the same model in a different shape
         settings = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         positive = {"vocab_size": vocab_size, "d_model": d_model, "n_layers": n_layers, "max_seq_len": max_seq_len}

@@ -74,7 +74,10 @@ class _RMSNorm(torch.autograd.Function):
 
 
 class LayerNorm(nn.Module):
-    """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension (Ba et al. 2016), computed in fp32."""
+    """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension (Ba et al. 2016), computed in fp32.
+
+    The result is fp32 in every case.
+    """
 
     def __init__(self, *, dim: int, eps: float, bias: bool) -> None:
         super().__init__()

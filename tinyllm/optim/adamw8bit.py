@@ -23,10 +23,10 @@ def state_bytes(groups: Groups, **settings: Any) -> int:
     return total
 
 
-class ExactEmbeddings:
+class FP32EmbeddingMoments:
     """Mixin for AdamW8bit: fp32 moments for embeddings, set per group.
 
-    bitsandbytes' own way, a table of overrides, is shared by all optimizers of a process.
+    bitsandbytes' own mechanism, a global table of overrides, would apply to every optimizer in the process.
     """
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +59,6 @@ def adamw8bit(
     hint = "pip install 'tinyllm[8bit]', or choose optimizer=adamw"
     bitsandbytes = library("bitsandbytes.optim", hint=hint, key="optimizer", value="adamw8bit")
     # The class is created here because its base class may not be installed.
-    cls = type("AdamW8bit", (ExactEmbeddings, bitsandbytes.AdamW8bit), {})
+    cls = type("AdamW8bit", (FP32EmbeddingMoments, bitsandbytes.AdamW8bit), {})
     optimizer: Optimizer = cls(params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
     return optimizer

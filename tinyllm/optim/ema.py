@@ -11,7 +11,7 @@ from tinyllm.utils.tensors import local_tensor, part_of
 
 
 class NoAverage:
-    """The interface of an average of the weights, and the default without one."""
+    """Averages nothing; the interface of :class:`EMA`."""
 
     def after_step(self, step: int) -> None:
         """Update the average after ``step`` finished steps (0: before the first); not called for skipped steps."""

@@ -152,8 +152,8 @@ class _BlockAttention(torch.autograd.Function):
         grad = grad_BHTE.unflatten(1, (-1, R))  # (B, G, R, T, E)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         # Every block adds to the gradient of the sinks, and a bf16 sum would lose small terms.
-        exact = torch.promote_types(q.dtype, torch.float32)
-        dk_sinks, dv_sinks = (torch.zeros_like(t[:, : config.sinks], dtype=exact) for t in (k, v))
+        at_least_fp32 = torch.promote_types(q.dtype, torch.float32)
+        dk_sinks, dv_sinks = (torch.zeros_like(t[:, : config.sinks], dtype=at_least_fp32) for t in (k, v))
         # In reverse, so that each block pops from ``saved`` what it appended last.
         for span in reversed(block_spans(T, k.shape[1], config)):
             n = span.end - span.start

@@ -1,8 +1,8 @@
 """softmax(scale · q·kᵀ)·v with a causal mask, by the fastest kernel for the device, dtype and shape.
 
 The choice is a fixed table, never a timing, so that two runs always agree: kernels round differently.
-``chosen_kernel`` names the choice. ``benchmarks/attention_kernels.py`` measured the thresholds; machines with AMX, with
-AVX512_BF16 alone and with neither have the same ones (experiments/LOG.md).
+``chosen_kernel`` names the choice. ``benchmarks/attention_kernels.py`` measured the thresholds; they are the same with
+AMX, with AVX512_BF16 alone and with neither (experiments/LOG.md).
 """
 
 import torch
@@ -126,14 +126,14 @@ def block_size(
         same_head_dim: values are as wide as keys, as the fused CPU kernel requires.
         trains: a backward pass follows.
     """
-    exact = dtype != torch.bfloat16
+    is_bf16 = dtype == torch.bfloat16
     # The fused kernel does not support softcap; on the CPU with a window it is slower than our blocks.
     if softcap or (window and device == "cpu" and window <= MAX_BLOCKED_LEN):
-        return 64 if exact else 128  # smaller blocks compute fewer masked scores; bf16 products need larger ones
+        return 128 if is_bf16 else 64  # smaller blocks compute fewer masked scores; bf16 products need larger ones
     # On GPUs and on long sequences the fused kernel is faster; it does not store attention weights.
     if window or device != "cpu" or seq_len > MAX_BLOCKED_LEN:
         return 0
-    if exact:
+    if not is_bf16:
         return 0 if same_head_dim else 64  # if values and keys differ in size, the fused kernel needs padded values
     # In bf16 on the CPU the backward pass of the fused kernel is slow; few large blocks are fastest.
     n_blocks = 1 if seq_len < 128 else 2 if seq_len < 384 else 4

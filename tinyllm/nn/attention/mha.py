@@ -130,7 +130,7 @@ class GQA(MHA):
     """Grouped-query attention (Ainslie et al. 2023): each key-value head serves n_heads / n_kv_heads query heads."""
 
     def __init__(self, *, n_kv_heads: int, **shared: Any) -> None:
-        self.n_kv_heads = n_kv_heads
+        self.n_kv_heads = n_kv_heads  # first, because the constructor of MHA asks for it
         super().__init__(**shared)
 
     def _kv_heads(self, n_heads: int) -> int:
