@@ -149,7 +149,7 @@ def test_the_cache_has_the_dtype_of_attention() -> None:
     assert model.to(torch.bfloat16).make_cache(1, 4).layers[0].buffers[0].dtype == torch.bfloat16
 
 
-def test_a_model_is_materialised_outside_of_meta() -> None:
+def test_a_model_is_materialized_outside_of_meta() -> None:
     """Tables that a strategy fills, such as those of rotary positions, must not land on meta."""
     places: list[str] = []
 
