@@ -1,4 +1,4 @@
-"""``python -m tinyllm.compare attn=mha,gqa,mla seeds=3``: which arm is better, and how sure is that?"""
+"""``python -m tinyllm.compare attn=mha,gqa,mla seeds=3``: find out which arm is better, and how certain that is."""
 
 from tinyllm.config.cli.main import run
 

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.coord_check optimizer=muon``: do activations keep their size at every width?"""
+"""``python -m tinyllm.coord_check optimizer=muon``: check that activations keep their size at every width."""
 
 from tinyllm.config.cli.main import run
 

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.describe model=large attn=gqa``: what a composition costs, without training it."""
+"""``python -m tinyllm.describe model=large attn=gqa``: show the cost of a composition without building it."""
 
 from tinyllm.config.cli.main import run
 

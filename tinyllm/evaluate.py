@@ -1,4 +1,4 @@
-"""``python -m tinyllm.evaluate run=<run directory>``: loss, perplexity and bits per byte on a whole split."""
+"""``python -m tinyllm.evaluate run=<run directory>``: compute loss, perplexity and bits per byte on a split."""
 
 from tinyllm.config.cli.main import run
 

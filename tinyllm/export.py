@@ -1,4 +1,4 @@
-"""``python -m tinyllm.export run=<run directory> out=<new directory>``: a trained model for transformers."""
+"""``python -m tinyllm.export run=<run directory> out=<new directory>``: export a trained model to Hugging Face format."""
 
 from tinyllm.config.cli.main import run
 

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.generate run=<run directory> prompt="Once"``: text from a trained model."""
+"""``python -m tinyllm.generate run=<run directory> prompt="Once"``: sample text from a trained model."""
 
 from tinyllm.config.cli.main import run
 

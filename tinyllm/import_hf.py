@@ -1,4 +1,4 @@
-"""``python -m tinyllm.import_hf path=<directory of Hugging Face> out=<new run directory>``: a model from elsewhere."""
+"""``python -m tinyllm.import_hf path=<model directory> out=<new run directory>``: convert a Hugging Face model to a run."""
 
 from tinyllm.config.cli.main import run
 

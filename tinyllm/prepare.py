@@ -1,4 +1,4 @@
-"""``python -m tinyllm.prepare dataset=… tokenizer=…``: tokenize once into the shared cache."""
+"""``python -m tinyllm.prepare dataset=… tokenizer=…``: tokenize a corpus into the shared cache."""
 
 from tinyllm.config.cli.main import run
 

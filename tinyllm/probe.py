@@ -1,4 +1,4 @@
-"""``python -m tinyllm.probe attn=mha,gqa,mla``: what can a composition do on synthetic tasks, in CPU minutes?"""
+"""``python -m tinyllm.probe attn=mha,gqa,mla``: find out what a composition can learn, in CPU minutes."""
 
 from tinyllm.config.cli.main import run
 

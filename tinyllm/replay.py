@@ -1,4 +1,4 @@
-"""``python -m tinyllm.replay <run dir>``: train a recorded run again; are the numbers bitwise the same?"""
+"""``python -m tinyllm.replay <run dir>``: repeat a run and compare it with the original bit for bit."""
 
 from tinyllm.config.cli.flags import answer
 from tinyllm.programs.replay_flags import parse_flags

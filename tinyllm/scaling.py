@@ -1,4 +1,4 @@
-"""``python -m tinyllm.scaling scaling.budgets=[1e12,3e12,1e13]``: which model size is best for a FLOP budget?"""
+"""``python -m tinyllm.scaling scaling.budgets=[1e12,3e12,1e13]``: find the best model size for a FLOP budget."""
 
 from tinyllm.config.cli.main import run
 

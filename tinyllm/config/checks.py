@@ -1,7 +1,7 @@
 """Check a whole configuration before a run directory, a corpus or a model exists.
 
-Hydra accepts ``+key=`` on a dataclass and anything in an untyped node. So every node is checked here: fields of
-dataclasses against their ranges, nodes with a ``_target_`` against the constructor that it names.
+Hydra accepts ``+key=`` on a dataclass and any key in an untyped node. So every node is checked here: dataclass fields
+against their ranges, nodes with a ``_target_`` against the constructor that it names.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from tinyllm.utils.signatures import annotations_of, parameters_of
 from tinyllm.utils.text import LARGEST_INTEGER, whole_number
 
 AT_RUN_TIME = frozenset({"model.vocab_size"})
-"""Arguments that the program fills in where they are null."""
+"""Arguments that are filled in at run time where they are null."""
 LIMITS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt, "at_most": operator.le}
 """Bounds of :func:`tinyllm.config.schema.key`, and when a value satisfies them."""
 HYDRA_KEYS = ("_target_", *HYDRA_CALL_KEYS)
@@ -71,7 +71,7 @@ def check(
 
 
 def _read_interpolated(cfg: DictConfig, schema: type) -> None:
-    """Read whole numbers from the environment, which may be written as on the command line, e.g. ``1e3``."""
+    """Convert whole numbers from environment variables, which may be written as on the command line, e.g. ``1e3``."""
     whole = [key for key, field in fields_of(schema) if kind_of(field.type, field.metadata) == "whole"]
     keys = [key for key in whole if OmegaConf.is_interpolation(*_parent(cfg, key))]
     if not keys:

@@ -83,7 +83,7 @@ class Composition:
         """Compose the root file with exactly these overrides.
 
         Raises:
-            UserError: Hydra refused them.
+            UserError: the overrides do not compose.
         """
         with hydra_on_conf(), explain(overrides):
             return hydra_compose(self.program, [*overrides, *self.hydra], return_hydra_config=keep_hydra)
@@ -172,7 +172,7 @@ def checked(
         hydra_node: that node; it records the overrides and where the files came from.
         program: the root file's name.
         allow: options besides those of ``conf/``.
-        typed: keys of the command line itself, if the overrides hold more than that; None: all overrides.
+        typed: keys on the command line, if the overrides include more than those; None: all overrides.
         set_by_program: keys set by the program; they never disable another key.
 
     Raises:

@@ -46,7 +46,7 @@ def explain(overrides: Iterable[str]) -> Iterator[None]:
     """Turn exceptions of Hydra and OmegaConf inside the block into a :class:`UserError`.
 
     Args:
-        overrides: the overrides being composed; they tell what the user typed.
+        overrides: the overrides being composed; they show what the user typed.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _in_file(error: OmegaConfBaseException, file: str) -> UserError:
-    """An error in an option file, which has nothing to do with the command line."""
+    """An error in an option file, not on the command line."""
     group = file.partition("/")[0]
     if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.full_key == group:
         hint = "its first line must be '# @package <node>', in an experiment '# @package _global_'"
@@ -114,7 +114,8 @@ def _typed(error: OmegaConfBaseException, overrides: list[str]) -> str:
 
 
 def _unresolved(error: OmegaConfBaseException, overrides: list[str]) -> UserError:
-    """The error for a ``${…}`` without a value. OmegaConf seldom says which key holds it, but the command line does."""
+    """The error for a ``${…}`` without a value. OmegaConf seldom names the key that holds it, so it
+    is looked up on the command line."""
     what, hint = _first_line(error), "${…} refers to another key; for literal text write \\${"
     interpolated = [(key, value) for key, value in _settings(overrides) if "${" in value]
     names = re.findall(r"'([^']+)'", what)
@@ -152,7 +153,7 @@ def _unparsable(error: OverrideParseException) -> UserError:
     if not equals:
         return UserError("not a setting", file=error.override, hint="settings are written key=value or group=option")
     if not re.fullmatch(r"[\w.@/+~-]+", key) or ".." in key:
-        hint = "write names joined by dots, and no space before the ="
+        hint = "write names joined by dots, without a space before the ="
         return UserError("not a key", key=key, value=value, hint=hint)
     hint = f"quote it twice, for the shell and for Hydra: '{key}=\"…\"'"
     return UserError("value not understood", key=key, value=value, hint=hint)
@@ -195,7 +196,7 @@ def _keys_below(path: str, value: str) -> str:
     keys = list(dict.fromkeys(keys))
     if f"{path}.enabled" in keys and value.lower() in ("true", "false"):
         return f"did you mean {path}.enabled={value.lower()}? this is a group of keys: {', '.join(keys)}"
-    return f"this is a group of keys; set one of them: {listed(keys)}"
+    return f"this is a group of keys; set one of its keys: {listed(keys)}"
 
 
 def _composition(message: str, overrides: list[str]) -> UserError:

@@ -15,9 +15,9 @@ FIRST = (
     "model.block.moe",
     *(f"model.block.attn.{key}" for key in ("head_dim", "window", "sinks", "softcap")),
 )
-"""Keys that the model of the first version did not have. It is recognized by its missing ``model.layers``."""
+"""Model keys that the first version lacked. A configuration of that version has no ``model.layers``."""
 MODEL = ("model.parametrization",)
-"""Keys that the model of later versions did not have."""
+"""Model keys that later versions lacked."""
 LATER = (
     "trainer.activation_checkpointing",
     "trainer.compile",
@@ -31,7 +31,7 @@ LATER = (
     "checkpoint.asynchronous",
     "distributed",
 )
-"""Keys of training that earlier versions did not have."""
+"""Training keys that earlier versions lacked."""
 ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
 """Earlier versions did not have this key; Muon then trained an untied head."""
 
@@ -78,7 +78,7 @@ def renamed(content: Any) -> Any:
 def upgraded(cfg: DictConfig) -> DictConfig:
     """Add the keys that a saved configuration lacks, with values that reproduce the old behavior.
 
-    Current configurations are returned unchanged. The model of a user's own class is left alone.
+    Current configurations are returned unchanged. A model of a user's own class is left unchanged.
     """
     defaults = legacy_defaults(partial(OmegaConf.select, cfg))
     missing = [key for key in LATER if not has_key(cfg, key)]

@@ -14,7 +14,7 @@ from tinyllm.utils.yaml_files import compose_yaml, read_yaml
 
 LONGEST_OPTION = 200
 """Most characters in an option's name. File systems allow 255 bytes."""
-OTHER_NUMBER = re.compile(r"[-+]?0[0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
+OTHER_BASE = re.compile(r"[-+]?0[0-9][0-9_]*|[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?")
 """Numbers that YAML 1.1 reads in base 8 or 60: 010 is 8 and 1:30 is 90."""
 
 
@@ -45,7 +45,7 @@ def package_of(file: Path) -> str:
 
 
 def nodes_of(group: str) -> list[str]:
-    """The node that the shipped options of a group fill, if there is one."""
+    """The node that the built-in options of a group fill; empty for groups that fill no node of their own."""
     files = sorted((conf_dir() / group).glob("*.yaml"))
     return [package for package in map(package_of, files[:1]) if package]
 
@@ -66,7 +66,7 @@ def groups() -> list[str]:
 
 
 def options_with(node: str, name: str) -> list[str]:
-    """The shipped choices, as ``group=option``, whose file sets ``name`` in ``node``."""
+    """The built-in choices, as ``group=option``, whose file sets ``name`` in ``node``."""
     return [
         f"{file.parent.name}={file.stem}"
         for file in sorted(conf_dir().glob("*/*.yaml"))
@@ -97,12 +97,12 @@ def check_file(file: Path, place: Path, seen: frozenset[Path] = frozenset()) -> 
         seen: files that are already being checked.
 
     Raises:
-        UserError: it cannot be read, is not a mapping, or holds a number that YAML reads in another base.
+        UserError: it cannot be read, is not a mapping, or holds a number that YAML reads in a different base.
     """
     what = "unreadable configuration file"
     content = read_yaml(file, of=dict, what=what)
     for node in _scalars(compose_yaml(read_text(file)), set()):
-        if node.style is None and OTHER_NUMBER.fullmatch(node.value):
+        if node.style is None and OTHER_BASE.fullmatch(node.value):
             base, remedy = (60, "write it in base 10") if ":" in node.value else (8, "remove the leading zeros")
             hint = f"YAML reads {node.value} in base {base}; {remedy}, or quote it if it is text"
             raise UserError("ambiguous number", file=f"{file}:{node.start_mark.line + 1}", hint=hint)
@@ -113,7 +113,7 @@ def check_file(file: Path, place: Path, seen: frozenset[Path] = frozenset()) -> 
 
 
 def _scalars(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.ScalarNode]:
-    """The scalars below a node; what aliases repeat comes once."""
+    """The scalars below a node; a node that aliases repeat is visited once."""
     if isinstance(node, yaml.ScalarNode):
         yield node
     elif isinstance(node, yaml.CollectionNode) and id(node) not in seen:

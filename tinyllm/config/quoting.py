@@ -1,7 +1,7 @@
-"""Quote what the user typed for Hydra's grammar, by the type of each key.
+"""Quote command-line values for Hydra's grammar, by the type of each key.
 
 Hydra reads ``run.name=2024_01`` as the number 202401, cannot parse ``logger.notes=it's`` and reads
-``trainer.max_tokens=1e6`` as a float. Here a key that holds text gets the text as typed, and a key that holds a whole
+``trainer.max_tokens=1e6`` as a float. Here a key that holds a string gets it as typed, and a key that holds a whole
 number accepts the usual ways of writing one.
 """
 
@@ -217,8 +217,8 @@ def _annotations(key: str) -> Iterator[Any]:
 def conformed(value: Any, annotation: Any, *, typed: str | None = None) -> Any:
     """``value`` converted to the type of its key, as far as it can be without loss.
 
-    A text that Hydra read as a number becomes the text again; text that spells a number and whole floats become
-    numbers.
+    A string that Hydra read as a number becomes the string again; strings that spell a number become numbers, and whole
+    floats become integers.
 
     Args:
         value: a plain value.
@@ -243,7 +243,7 @@ def conformed(value: Any, annotation: Any, *, typed: str | None = None) -> Any:
 
 
 def _read(text: str, wanted: set[Any]) -> Any:
-    """The number or boolean that a text spells (environment variables hold only text), or the text itself."""
+    """The number or boolean that a string spells (environment variables hold only strings), or the string itself."""
     number = whole_number(text) if wanted & {int, float} else None
     if number is not None:
         return number

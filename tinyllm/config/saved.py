@@ -1,6 +1,6 @@
-"""Configurations and settings read from the files of a run, a study or a sweep, which may come from someone else.
+"""Configurations and settings read from the files of a run, a study or a sweep, which are untrusted.
 
-What the user types may use everything that Hydra has. What a file holds may only set keys and choose options by name:
+The command line may use all of Hydra's grammar. A file may only set keys and choose options by name:
 no settings of Hydra itself, which builds the classes that they name, no paths to other files, and nothing from the
 environment.
 """

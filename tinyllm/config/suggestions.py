@@ -134,7 +134,7 @@ NAMES: dict[str, str] = {
 }
 """Option names of nanoGPT, Hugging Face's Trainer, LitGPT and others, and our name: a key, a choice or both.
 
-Names that mean the same stand together. ``group=`` takes the value.
+Names with the same meaning share an entry. ``group=`` takes the value.
 """
 
 COMMANDS = {
@@ -233,8 +233,8 @@ def unknown_key(
         path: the key.
         value: its value.
         known: the keys that exist in its place.
-        owner: what has these keys: a class, a node or the configuration.
-        root: the whole configuration; a key of the same name elsewhere is suggested.
+        owner: the class or node that has these keys, or the configuration.
+        root: the whole configuration; keys of the same name elsewhere are suggested.
         unknown: the first part of ``path`` that does not exist; None: all of it.
     """
     prefix, _, name = (unknown or path).rpartition(".")
@@ -259,7 +259,7 @@ def unknown_key(
 
 
 def listed(names: Iterable[str]) -> str:
-    """The names separated by commas. Of many, the first few and how to see all."""
+    """The names separated by commas; if there are many, the first few and how to see all of them."""
     names = list(names)
     if not names:
         return "no keys"

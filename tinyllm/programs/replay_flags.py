@@ -21,7 +21,7 @@ def parse_flags() -> argparse.Namespace:
     Raises:
         UserError: an unknown flag or a wrong value.
     """
-    flags = Flags("replay", description="Train a recorded run again and compare the two bit by bit.", epilog=EXAMPLES)
+    flags = Flags("replay", description="Repeat a run and compare it with the original bit for bit.", epilog=EXAMPLES)
     flags.add_argument("run", type=Path, help="the run directory")
     flags.add_argument("--out", type=Path, help="directory for the new run; default: a temporary one")
     flags.add_argument("--steps", type=int, help="train and compare only the first STEPS steps")

@@ -50,7 +50,7 @@ def parse_flags() -> argparse.Namespace:
     parser = Flags("runs", description="List, filter, sort and compare run directories.", epilog=EXAMPLES)
     searched = "folders to search; default: outputs"
     parser.add_argument("paths", nargs="*", type=Path, default=[Path("outputs")], help=searched)
-    where = "only runs that meet every condition"
+    where = "show only runs that meet every condition, with one of the operators = != < <= > >= ~ (contains)"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=where)
     parser.add_argument("--sort", default="age", metavar="KEY", help="sort by this key; default: age, newest first")
     parser.add_argument("--reverse", action="store_true", help="reverse the order")
@@ -59,7 +59,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="show how two runs differ")
     parser.add_argument("--check", action="store_true", help="find files changed after their run ended")
     formats = parser.add_mutually_exclusive_group()
-    formats.add_argument("--csv", action="store_true", help="print CSV with all digits")
+    formats.add_argument("--csv", action="store_true", help="print CSV, with numbers in full precision")
     formats.add_argument("--json", action="store_true", help="print every known value of each run")
     return parser.parse_args()
 

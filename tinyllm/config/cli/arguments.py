@@ -128,7 +128,7 @@ def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
     """Refuse settings for a multirun in a single run.
 
     Raises:
-        UserError: there is one.
+        UserError: a setting only has an effect in a multirun.
     """
     for setting in settings:
         key, _, value = setting.partition("=")
@@ -137,7 +137,7 @@ def _refuse_sweep_keys(settings: Iterable[str], *, hint: str) -> None:
 
 
 def _separate(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tuple[list[str], list[str]]:
-    """Separate flags and their values from settings: argparse accepts positional arguments on one side only."""
+    """Separate flags and their values from settings: argparse does not accept flags between positional ones."""
     flags: list[str] = []
     settings: list[str] = []
     takes_value = may_take_value = False
@@ -157,7 +157,7 @@ def _separate(arguments: Sequence[str], parser: argparse.ArgumentParser) -> tupl
 
 
 def _refuse(message: str) -> NoReturn:
-    """Replaces argparse's ``error``, which prints the usage: a flag lacks its value, or has a wrong one."""
+    """Replaces argparse's ``error``, which prints the usage, where a flag has a wrong value or none."""
     hint = "--help explains how to write settings, --hydra-help lists the flags"
     raise UserError("flag not understood", file=message.removeprefix("argument "), hint=hint)
 
@@ -199,7 +199,7 @@ def _check_setting(override: Override, several: bool, places: list[Path]) -> Non
     key, text = override.key_or_group, str(override.input_line)
     typed = text.partition("=")[2]
     if override.is_delete():
-        hint = "set another value; a group that can be off has the option none"
+        hint = "set a different value; a group that can be off has the option none"
         raise UserError("a key cannot be removed", file=text, hint=hint)
     if not key:
         raise UserError("a setting without a key", file=text, hint="settings are written key=value or group=option")
@@ -254,10 +254,10 @@ def _check_options(group: str, chosen: list[str], options: list[str]) -> None:
 
 
 def sweep_overrides(arguments: Iterable[str]) -> list[Override]:
-    """Parse the settings of a multirun; of each key the last one counts.
+    """Parse the settings of a multirun. If a key is given more than once, the last setting counts.
 
     Raises:
-        UserError: one sets a key that the sweep itself sets for each job.
+        UserError: a setting is for a key that the sweep sets for each job.
     """
     arguments = list(arguments)
     with explain(arguments):
