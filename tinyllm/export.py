@@ -1,4 +1,4 @@
-"""``python -m tinyllm.export run=<run directory> out=<new directory>``: export a trained model to Hugging Face format."""
+"""``python -m tinyllm.export run=<run directory> out=<new directory>``: export a model to Hugging Face format."""
 
 from tinyllm.config.cli.main import run
 

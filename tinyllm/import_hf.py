@@ -1,4 +1,4 @@
-"""``python -m tinyllm.import_hf path=<model directory> out=<new run directory>``: convert a Hugging Face model to a run."""
+"""``python -m tinyllm.import_hf path=<directory> out=<new run directory>``: convert a Hugging Face model to a run."""
 
 from tinyllm.config.cli.main import run
 

@@ -1,7 +1,7 @@
 """Configurations and settings read from the files of a run, a study or a sweep, which are untrusted.
 
 The command line may use all of Hydra's grammar. A file may only set keys and choose options by name:
-no settings of Hydra itself, which builds the classes that they name, no paths to other files, and nothing from the
+no Hydra settings, since Hydra builds the classes that they name, no paths to other files, and nothing from the
 environment.
 """
 
