@@ -53,7 +53,7 @@ def test_field_and_folder(tmp_path: Path) -> None:
         ("[" * 100_000, "the line is not JSON", "a.jsonl:3"),
         (
             '{"a": ' + "9" * 5000 + "}",
-            "a whole number has more than 4,300 digits; one",
+            "a whole number has more than 4,300 digits; write one object",
             "a.jsonl:3",
         ),
         ("[1, 2]", "not a JSON object", "a.jsonl:3"),

@@ -20,7 +20,7 @@ def test_small_text_gives_fewer_entries_and_a_note() -> None:
     tokenizer = asked.train([ENGLISH])
     assert tokenizer.vocab_size < 32000
     assert asked.notes(tokenizer) == [
-        f"The training text gives {tokenizer.vocab_size:,} vocabulary entries, fewer than the 32,000 asked for."
+        f"The training text yields {tokenizer.vocab_size:,} vocabulary entries, fewer than the 32,000 requested."
     ]
 
 

@@ -100,4 +100,9 @@ def _notes(left_out: Counter[str]) -> list[str]:
     if not left_out:
         return []
     count = left_out.total()
-    return [f"{count:,} entries of the folder are not text files and were skipped: {counted(left_out)}."]
+    what = (
+        "1 entry of the folder is not a text file and was"
+        if count == 1
+        else (f"{count:,} entries of the folder are not text files and were")
+    )
+    return [f"{what} skipped: {counted(left_out)}."]

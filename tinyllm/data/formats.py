@@ -11,7 +11,7 @@ from tinyllm.errors import UserError
 
 HEAD = 8192  # bytes that are examined; as in git, a NUL among them marks a file as binary
 
-_TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)), then dataset=jsonl"
+_TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)) and use dataset=jsonl"
 _RAW = (
     "for dataset=npy, load it with numpy.fromfile({name}, numpy.uint16).astype(numpy.int32), trim and reshape it to"
     " (rows, length), and write it with numpy.save"
@@ -35,8 +35,8 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb"PAR[1E][\0-\x08\x0e-\x1f]", "a Parquet table", _TABLE),
     (rb"ARROW1\0\0|\xff\xff\xff\xff[^\0]..\0\x10\0\0\0", "an Arrow table", _TABLE),
     (rb"Obj\x01", "an Avro table", _TABLE),
-    (rb"\x80[\x03-\x05][\x95\]}c]", "a Python pickle", "write its text as JSON lines, then dataset=jsonl"),
-    (rb"SQLite format 3\0", "an SQLite database", "write its text as JSON lines, then dataset=jsonl"),
+    (rb"\x80[\x03-\x05][\x95\]}c]", "a Python pickle", "write its text as JSON lines and use dataset=jsonl"),
+    (rb"SQLite format 3\0", "an SQLite database", "write its text as JSON lines and use dataset=jsonl"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", "write its text as UTF-8, or its token ids with numpy.save"),
     (rb"\x93NUMPY", "a NumPy array", "dataset=npy reads arrays of token ids"),
     (rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF....WEBP", "an image", "choose text files"),
@@ -54,7 +54,7 @@ _ZIPPED = {
 }
 _ADVICE |= {
     _OFFICE: "save it as plain text in UTF-8, or: pandoc -t plain {path}",
-    NUMPY_ARCHIVE: "write one array of token ids with numpy.save, then dataset=npy",
+    NUMPY_ARCHIVE: "write one array of token ids with numpy.save and use dataset=npy",
     _PYTORCH: "choose text files",
 }
 

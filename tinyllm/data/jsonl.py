@@ -1,4 +1,4 @@
-"""JSON lines corpus: one object per line, one of whose fields is the document."""
+"""JSON lines corpus: one object per line, with the document in one of its fields."""
 
 import codecs
 import hashlib
@@ -80,7 +80,7 @@ class JsonlCorpus(FileCorpus):
         start = decoded[:64]
         del decoded  # frees one copy of a large document
         if not isinstance(record, dict):
-            hint = _advice(start, file, number, "each line is an object, {…}, with the text in one of its fields")
+            hint = _advice(start, file, number, "each line must be an object, {…}, with the text in one of its fields")
             raise UserError("the line is not a JSON object", file=place, hint=hint)
         text, fields = _look_up(record, self._field)
         if fields is not None:
@@ -143,7 +143,7 @@ def _advice(decoded: str, file: str, number: int, otherwise: object) -> str:
     """A hint for a line that is not an object; a first line with an open bracket suggests a single JSON document."""
     start = decoded.strip()
     if number == 1 and start.startswith("["):
-        return f"a JSON array? one object a line: jq -c '.[]' {shlex.quote(file)}"
+        return f"the file seems to be a JSON array; convert it to one object per line: jq -c '.[]' {shlex.quote(file)}"
     if number == 1 and start == "{":
-        return f"an object over several lines? one object a line: jq -c . {shlex.quote(file)}"
-    return f"{otherwise}; one object a line" if isinstance(otherwise, Exception) else str(otherwise)
+        return f"an object seems to span several lines; convert it to one per line: jq -c . {shlex.quote(file)}"
+    return f"{otherwise}; write one object per line" if isinstance(otherwise, Exception) else str(otherwise)

@@ -74,8 +74,8 @@ def _rows(file: str) -> np.ndarray:
         hint = "it must be int32 or int64: numpy.save(file, array.astype(numpy.int32))"
         raise UserError(f"the array has dtype {array.dtype}", file=file, hint=hint)
     if array.ndim != 2:
-        hint = f"it must have 2, {SHAPE}: array.reshape(-1, seq_length)"
-        raise UserError(f"the array has {array.ndim} dimensions", file=file, hint=hint)
+        hint = f"it must have two dimensions, {SHAPE}: array.reshape(-1, seq_length)"
+        raise UserError(f"the array has shape {array.shape}", file=file, hint=hint)
     if array.shape[0] == 0:
         raise UserError("the array has no rows", file=file, hint=SHAPE)
     if array.shape[1] < 2:

@@ -177,10 +177,13 @@ def _notes(tokenizer: Tokenizer, side: str, stats: EncodingStats) -> list[str]:
     """Remarks for the user on how the text was encoded."""
     notes = []
     if stats.characters:
-        became = "became <unk>" if tokenizer.unk_id is not None else "were left out"
+        single = stats.characters == 1
+        noun, are, were = ("character", "is", "was") if single else ("characters", "are", "were")
+        became = "became <unk>" if tokenizer.unk_id is not None else f"{were} left out"
+        size = f"{stats.bytes:,} byte{'s' * (stats.bytes != 1)}"
         notes.append(
-            f"{stats.characters:,} characters of the {side} text are not in the tokenizer's vocabulary "
-            f"and {became}; their {stats.bytes:,} bytes are counted."
+            f"{stats.characters:,} {noun} of the {side} text {are} not in the tokenizer's vocabulary "
+            f"and {became}; {'its' if single else 'their'} {size} {'is' if stats.bytes == 1 else 'are'} counted."
         )
     if stats.longest > LONG_PIECE and tokenizer.content == "text":
         notes.append(

@@ -211,7 +211,9 @@ def _given(
         raise UserError(what, key="dataset.val_path", value=source.val_path, hint=hint)
     notes = []
     if both.any():
-        notes.append(f"{int(both.sum()):,} training documents are also in validation and were left out of training.")
+        count = int(both.sum())
+        found = "1 training document is" if count == 1 else f"{count:,} training documents are"
+        notes.append(f"{found} also in validation and {'was' if count == 1 else 'were'} left out of training.")
     return Parts(
         train=partial(_choose, source.documents, val_keys, False, identity),
         val=validation,

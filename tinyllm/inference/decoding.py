@@ -1,8 +1,9 @@
 """Autoregressive decoding: the tokens that follow prompts, one at a time, with or without a cache.
 
-A text may outgrow the context. When the view holds max_seq_len tokens and one more is appended, the view shrinks to the
-last ⌊max_seq_len/2⌋ tokens, including the new one; their positions start at 0 again, and the model reads them once.
-Cached and uncached decoding follow the same rule, so they see the same tokens at the same positions at every step.
+Generated text may outgrow the context. When the view holds max_seq_len tokens and one more is appended, the view
+shrinks to the last ⌊max_seq_len/2⌋ tokens, including the new one; their positions start at 0 again, and the model reads
+them once. Cached and uncached decoding follow the same rule, so they see the same tokens at the same positions at every
+step.
 
 Every row of a batch has its own length and its own positions, so it sees exactly what it would see alone.
 

@@ -96,7 +96,7 @@ def evaluate(
 
 
 def _check_weights(model: LanguageModel, gather: Callable[[list[float]], list[list[float]]]) -> None:
-    """Refuse weights with NaN or infinity, on all processes if one of them has any: their loss means nothing.
+    """Refuse weights with NaN or infinity, whose loss is meaningless; every process raises if one has such weights.
 
     Raises:
         UserError: a weight is not finite.

@@ -57,7 +57,7 @@ def stream_text(
         n_samples: samples of each prompt; the model reads a prompt once for all of them.
         kv_cache: cache keys and values; false gives the same text by reading everything again for every token.
         bos: whether to begin with the begin-of-text token; auto: if the model's tokenizer adds it.
-        special: whether special tokens spelled out in a prompt are these tokens; false: they are text.
+        special: whether special tokens spelled out in a prompt are encoded as such; false: they are text.
         autocast: makes the context in which the model runs.
 
     Raises:
@@ -168,7 +168,7 @@ def prompt_ids(
 
     Args:
         bos: whether the begin-of-text token comes first; auto: if the model's tokenizer adds it.
-        special: whether special tokens spelled out in the prompt are these tokens; false: they are text.
+        special: whether special tokens spelled out in the prompt are encoded as such; false: they are text.
         key: the setting that error messages name.
 
     Raises:

@@ -15,7 +15,7 @@ LESS_MEMORY = "generate fewer samples or prompts at a time, or lower max_new_tok
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """Continues prompts, as many as are asked for, all with the same settings.
+    """Continues any number of prompts with the same settings.
 
     It prints nothing and knows no configuration, so a command, a server and a chat can share it. The settings are the
     arguments of :func:`tinyllm.inference.generator.stream_text`.
@@ -44,7 +44,7 @@ class Session:
         """Yields the continuation of every prompt piece by piece, all samples side by side.
 
         Raises:
-            UserError: a setting out of range, a prompt that the tokenizer cannot express, or not enough memory.
+            UserError: a setting is out of range, the tokenizer cannot express a prompt, or memory runs out.
         """
         with memory_for("generation", hint=LESS_MEMORY):
             yield from stream_text(self.model, self.tokenizer, prompts, seed=seed, **self._settings())

@@ -17,7 +17,7 @@ from tinyllm.utils.files import write_text
 
 
 class Encoded(NamedTuple):
-    """One encoded text.
+    """An encoded string.
 
     Attributes:
         ids: token ids, unsigned integers (n,).
@@ -40,7 +40,7 @@ class Tokenizer(ABC):
         eot_id: id that ends a document, or None.
         unk_id: id of text that the tokenizer cannot express, or None.
         special: ids of the special tokens by spelling.
-        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
         bos_id: id that an imported model expects at the beginning of a text, or None.
         adds_bos: whether the imported tokenizer adds ``bos_id`` by itself.
         eos_ids: ids that end a text of an imported model; empty: only ``eot_id`` does.
@@ -69,7 +69,7 @@ class Tokenizer(ABC):
         """
 
     def encode_batch(self, texts: Sequence[Any]) -> list[np.ndarray]:
-        """The ids of each text as unsigned integers, encoded in parallel where that pays."""
+        """The ids of each string as unsigned integers, encoded in parallel where that pays off."""
         return [encoded.ids for encoded in self.encode_measured(texts)]
 
     @abstractmethod
@@ -115,11 +115,11 @@ class Tokenizer(ABC):
 
     @property
     def begin_id(self) -> int | None:
-        """The id that comes before a text: begin-of-text, else the end-of-text of the document before it."""
+        """The id that precedes a document: begin-of-text, else the end-of-text of the previous document."""
         return self.eot_id if self.bos_id is None else self.bos_id
 
     def used_by(self, *, bos_id: int | None, adds_bos: bool, eos_ids: Iterable[int]) -> Self:
-        """A copy that begins and ends texts as an imported model expects."""
+        """A copy with the begin and end tokens that an imported model expects."""
         changed = copy(self)
         changed.bos_id, changed.adds_bos, changed.eos_ids = bos_id, adds_bos, frozenset(eos_ids)
         return changed
@@ -129,7 +129,7 @@ class Tokenizer(ABC):
         return TextStream(self.bytes_of)
 
     def bytes_of(self, token: int) -> bytes:
-        """The UTF-8 bytes that ``token`` adds to a text, possibly only part of a character."""
+        """The UTF-8 bytes that ``token`` adds to the text, possibly only part of a character."""
         return self.decode([token]).encode("utf-8", "surrogatepass")
 
     def pieces(self, chunks: Iterable[str], size: int) -> Iterator[str]:
@@ -162,7 +162,7 @@ class Tokenizer(ABC):
 
 
 class TokenizerTrainer(ABC):
-    """Makes a tokenizer from the training split. The constructor's arguments are the keys of its config file."""
+    """Trains a tokenizer on the training split. The constructor's arguments are the keys of its config file."""
 
     content: ClassVar[str] = "text"
 

@@ -28,11 +28,11 @@ class BPETrainer(TokenizerTrainer):
     """Trains byte-level BPE with GPT-2's splitting rule. All 256 bytes are in the vocabulary: nothing is unknown.
 
     Args:
-        vocab_size: size of the vocabulary, special tokens and the 256 bytes included. A small text gives fewer entries.
+        vocab_size: size of the vocabulary, including special tokens and the 256 bytes. A small text yields fewer.
         min_frequency: a pair of tokens is merged only if it occurs at least this often.
         special_tokens: additional entries. The first one with a common name (``<|endoftext|>``, ``</s>``, …) ends
             documents, else the first of the list.
-        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
         max_word: longest word in characters; longer runs without a blank (DNA, Chinese, base64) are split. Otherwise
             training time would grow with the square of their length. None: no limit.
     """
@@ -66,7 +66,7 @@ class BPETrainer(TokenizerTrainer):
         self._match_special = match_special
         self._max_word = max_word
         self._matched = SpecialTokenMatcher(dict.fromkeys(special if match_special else (), 0))
-        """Special tokens to find in texts; nothing is learned from them."""
+        """Special tokens to find in the training text; nothing is learned from them."""
         self._words = None if max_word is None else BoundedWords(max_word, self._matched)
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
@@ -113,6 +113,6 @@ class BPETrainer(TokenizerTrainer):
         if tokenizer.vocab_size >= self._vocab_size:
             return []
         return [
-            f"The training text gives {tokenizer.vocab_size:,} vocabulary entries, "
-            f"fewer than the {self._vocab_size:,} asked for."
+            f"The training text yields {tokenizer.vocab_size:,} vocabulary entries, "
+            f"fewer than the {self._vocab_size:,} requested."
         ]

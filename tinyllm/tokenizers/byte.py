@@ -14,7 +14,7 @@ class ByteTokenizer(Tokenizer):
 
     Args:
         special: spellings of special tokens; ``<|endoftext|>`` is always 256 and may be left out.
-        match_special: whether special tokens spelled out in a text, the end-of-text included, are encoded as such.
+        match_special: whether special tokens spelled out in the text, the end-of-text included, are encoded as such.
     """
 
     kind = "byte"
@@ -66,11 +66,11 @@ class ByteTokenizer(Tokenizer):
 
 
 class ByteTrainer(TokenizerTrainer):
-    """Makes a :class:`ByteTokenizer`; nothing is learned.
+    """Creates a :class:`ByteTokenizer`; nothing is learned.
 
     Args:
         special_tokens: special tokens besides the end-of-text.
-        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
     def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:

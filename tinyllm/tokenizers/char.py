@@ -23,7 +23,7 @@ class CharTokenizer(Tokenizer):
         eot: whether there is an end-of-text id.
         unk: whether there is an id for characters outside the alphabet.
         special: spellings of special tokens; ``<|endoftext|>`` and ``<unk>`` among them stand for the two above.
-        match_special: whether special tokens spelled out in a text are encoded as such.
+        match_special: whether special tokens spelled out in the text are encoded as such.
     """
 
     kind = "char"
@@ -146,7 +146,7 @@ class CharTrainer(TokenizerTrainer):
     Args:
         special_tokens: entries beyond the alphabet. Naming ``<|endoftext|>`` or ``<unk>`` adds the end-of-text or the
             unknown token in any case.
-        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
     def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:

@@ -110,7 +110,7 @@ def _check_part(kind: str, part: Mapping[str, Any]) -> None:
             shown = rule if len(rule) <= 60 else rule[:60] + "…"
             raise ValueError(
                 f"the regex {shown} in {kind} repeats a group that itself repeats or has alternatives: "
-                "on some texts its time doubles with every character"
+                "on some inputs its run time doubles with every character"
             )
     if part["type"] == "FixedLength" and part["length"] < 1:
         raise ValueError(f"{kind} has a length of {part['length']}")

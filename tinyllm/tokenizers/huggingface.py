@@ -52,7 +52,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     Args:
         backend: the library's tokenizer; its truncation, padding and special-token templates are not used.
-        match_special: whether special tokens spelled out in a text are encoded as such; false: they are text.
+        match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
     kind = "huggingface"
@@ -341,7 +341,7 @@ def bpe_model(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], **more:
 
 
 def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
-    """The id of the end-of-text: the first token with a known name, else the first whose name has no other meaning."""
+    """The id of the end-of-text: the first token with a known name, else the first not in ``OTHER_MEANING``."""
     by_name = dict(special)
     for name in END_OF_TEXT:
         if name in by_name:

@@ -10,7 +10,7 @@ from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer
 
 
 class IdsTokenizer(Tokenizer):
-    """Ids are the numbers themselves, written as decimals separated by spaces: ``"17 4 4"``.
+    """Ids are the numbers themselves, written in decimal separated by spaces: ``"17 4 4"``.
 
     Args:
         vocab_size: numbers are 0 … vocab_size−1.
@@ -29,7 +29,7 @@ class IdsTokenizer(Tokenizer):
             ids = np.array([int(word) for word in text.split()], dtype=np.int64)
         except ValueError:
             raise UserError(
-                "the prompt must be numbers: this model was trained on numbers, not on text",
+                "the prompt must consist of token ids: this model was trained on token ids, not on text",
                 hint="write them in decimal, separated by spaces",
             ) from None
         self._refuse_outside(ids)
@@ -68,14 +68,14 @@ class IdsTokenizer(Tokenizer):
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
             outside = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise UserError(
-                f"the number {outside} is outside the vocabulary of {self.vocab_size:,}",
+                f"the id {outside} is outside the vocabulary of {self.vocab_size:,} ids",
                 **where,
-                hint=f"allowed are 0 to {self.vocab_size - 1}",
+                hint=f"allowed: 0 to {self.vocab_size - 1}",
             )
 
 
 class IdsTrainer(TokenizerTrainer):
-    """Makes an :class:`IdsTokenizer` for the numbers of the data.
+    """Creates an :class:`IdsTokenizer` for the ids in the data.
 
     Args:
         vocab_size: number of ids; None: the largest number in the data plus one.
