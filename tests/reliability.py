@@ -1,4 +1,4 @@
-"""The faults that runs survive: each with its outcome, its message, and the tests that inject it.
+"""The events that we test: each with its outcome, its message, and the tests that cause it.
 
 ``python -m tests.reliability > docs/reliability.md`` writes the table; tests/test_reliability.py checks it.
 """
@@ -11,15 +11,17 @@ from tests.support.storage_faults import ROWS as OF_STORAGE
 HEAD = """\
 # Reliability
 
-The faults that a run survives, the outcome of each, and its message. The tests of a row inject the fault for real:
-they kill processes, damage files, fill disks and stop ranks. The table is written by
-`python -m tests.reliability > docs/reliability.md`. A test fails if it is out of date, names a test that does not
-exist, or quotes a message that is not in the code.
+This table lists what we test: for each event, the outcome and the message you see. The tests of a row cause the event
+for real: they kill processes, damage files, fill disks and stop ranks. The table is written by
+`python -m tests.reliability > docs/reliability.md`. A test fails if the table is out of date, names a test that does
+not exist, or quotes a message that is not in the code. The ids of removed rows are not reused.
 
-*The same* means bit for bit: every weight, average, optimizer moment, random state and counter, and every record of
-`metrics.jsonl` except the values that depend on the clock. `python -m tinyllm.verify_resume` makes this comparison for
-any composition. An error is one line, `error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no
-traceback; `…` stands for the parts that vary."""
+*The same* means bit for bit on the CPU, where these tests run and `trainer.deterministic=auto` means true: every
+weight, weight average (EMA), optimizer moment, random state and counter, and every record of `metrics.jsonl` except
+the values that depend on the clock. On a GPU, `trainer.deterministic=true` asks for the same.
+`python -m tinyllm.verify_resume` makes this comparison for any composition. An error is one line,
+`error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no traceback; `…` stands for the parts that
+vary."""
 
 
 RESUME, SAVER = "training/test_resume.py", "runs/test_checkpoint_writer.py"
@@ -57,9 +59,8 @@ ROWS = (
     # stop and resume
     Row(
         number="R05",
-        fault="stopped after the first step, at the end of warm-up, around the end of an epoch, during the"
-        " second epoch,"
-        " before the last step",
+        fault="stopped after the first step, at the end of warm-up, around the end of an epoch, during the second"
+        " epoch, before the last step",
         outcome="after a resume, the same",
         tests=("faults/test_stops.py::test_stops_at_epoch_and_warm_up_boundaries_lose_no_data",),
     ),
@@ -83,7 +84,7 @@ ROWS = (
     ),
     Row(
         number="R11",
-        fault="resumed with another architecture, tokenizer, corpus or optimizer",
+        fault="resumed with a different architecture, tokenizer, corpus or optimizer",
         outcome="refused; a different horizon is allowed, and both learning rates are printed",
         message="a resumed run cannot change …: the run has …init_from",
         tests=(
@@ -94,8 +95,8 @@ ROWS = (
     ),
     Row(
         number="R12",
-        fault="resume= names a missing path, an empty directory or another project",
-        outcome="refused; never starts a new run instead",
+        fault="resume= names a missing path, an empty directory or a directory that belongs to another project",
+        outcome="refused; a new run is never started instead",
         message="no such directory …(resume=/nope): …a run directory or one of its checkpoints",
         tests=(BAD_INPUT,),
     ),
@@ -109,10 +110,9 @@ ROWS = (
     # killed processes
     Row(
         number="R14",
-        fault="kill -9 at thirty random moments, also while saving",
-        outcome="resumes from a complete checkpoint each time, repeating at most `trainer.checkpoint_every`"
-        " steps (twice"
-        " as many if checkpoints are written in the background); in the end the same",
+        fault="kill -9 at thirty random moments, even while saving",
+        outcome="resumes from a complete checkpoint each time, repeating at most `trainer.checkpoint_every` steps"
+        " (twice as many if checkpoints are written in the background); at the end, the same",
         tests=(
             "faults/test_killed_while_saving.py::test_kills_at_random_moments",
             f"{RESUME}::test_kill_9_loses_at_most_checkpoint_every_steps",
@@ -121,9 +121,9 @@ ROWS = (
     ),
     Row(
         number="R15",
-        fault="kill -9 before, during and after each stage of saving: writing, renaming, hints, removal of old"
-        " checkpoints",
-        outcome="resumes from the newest complete checkpoint; in the end the same checkpoints",
+        fault="kill -9 before, during and after each stage of saving: writing, renaming, updating the files that point"
+        " to the newest and the best checkpoint, removing old checkpoints",
+        outcome="resumes from the newest complete checkpoint; at the end, the same checkpoints",
         tests=("faults/test_killed_while_saving.py::test_killed_at",),
     ),
     Row(
@@ -137,10 +137,9 @@ ROWS = (
     Row(
         number="R19",
         fault="SIGTERM, SIGINT or SIGUSR1 at any moment: in a step, an evaluation, a save",
-        outcome="finishes the step, saves, exit code 143, 130 or 138; after a resume, the same. A second signal"
-        " exits at"
-        " once",
-        message="train on: …resume=",
+        outcome="finishes the step, saves, exit code 143, 130 or 138; after a resume, the same. An evaluation is"
+        " interrupted (R55). A second signal exits at once",
+        message="resume: …resume=",
         tests=(
             f"{RESUME}::test_a_signal_finishes_the_step_saves_and_the_rerun_is_exact",
             "faults/test_stops.py::test_a_signal_outside_of_a_step_is_handled",
@@ -160,7 +159,7 @@ ROWS = (
     Row(
         number="R26",
         fault="a data loader worker is killed, e.g. by the out-of-memory killer",
-        outcome="the run ends; its last checkpoint is complete",
+        outcome="the run ends; its last checkpoint is intact",
         message="a data loading worker was killed (dataloader.workers=2): …it may have run out of memory",
         tests=("faults/test_workers.py::test_a_killed_worker_ends_the_run_with_its_last_checkpoint_intact",),
     ),
@@ -168,8 +167,9 @@ ROWS = (
     Row(
         number="R36",
         fault="a NaN or infinite loss or gradient",
-        outcome="the step is skipped: weights, average and optimizer are unchanged. After `trainer.nonfinite.patience`"
-        " skipped steps in a row, or with `action=stop`, the run ends with its last good checkpoint",
+        outcome="the step is skipped: weights, weight average (EMA) and optimizer are unchanged. After"
+        " `trainer.nonfinite.patience` skipped steps in a row, or with `trainer.nonfinite.action=stop`, the run ends,"
+        " and its last good checkpoint stays",
         message="step 7: loss nan, gradient norm nan (sequences 48 to 55): step skipped, weights untouched",
         tests=(
             "faults/test_numbers.py::test_a_step_with_a_nan_leaves_weights_average_and_optimizer_alone",
@@ -180,9 +180,9 @@ ROWS = (
     ),
     Row(
         number="R54",
-        fault="a step ruins the weights: they are not finite, or every later step is skipped",
-        outcome="never saved; while steps are skipped, no checkpoint is published or removed; the message names the"
-        " checkpoint to go back to",
+        fault="a step ruins the weights: they are not finite, or they are but every later step is skipped",
+        outcome="non-finite weights are never saved; a checkpoint that may contain ruined but finite weights is named"
+        " as doubtful, with the one to resume from. While steps are skipped, no checkpoint is published or removed",
         message="…the last checkpoint, may already contain bad weights; resume=…",
         tests=(
             "faults/test_numbers.py::test_ruined_weights_are_never_saved_and_the_error_names_a_good_checkpoint",
@@ -214,7 +214,7 @@ ROWS = (
     Row(
         number="R57",
         fault="out of memory, at the start or during a step, an evaluation, a sample or generation",
-        outcome="one line that says what needed how much; earlier checkpoints are complete",
+        outcome="one line that names the task and the size of the allocation; earlier checkpoints are intact",
         message="…not enough memory (…GB more were asked for…",
         tests=(
             "test_memory.py::test_each_part_of_a_run_says_what_needed_memory",
@@ -224,15 +224,16 @@ ROWS = (
     Row(
         number="R38",
         fault="fp16 overflows until the loss scale has adapted",
-        outcome="skipped steps are reported; the logged gradient norm does not depend on the scale; the scale"
-        " is resumed",
+        outcome="skipped steps are reported; the logged gradient norm does not depend on the scale; the scale is"
+        " restored on resume",
         tests=("training/test_trainer.py::test_fp16_keeps_its_scale_and_logs_the_unscaled_norm",),
     ),
     # data
     Row(
         number="R39",
-        fault="text that is empty, blank, too short, UTF-16, not UTF-8, binary, missing, or lacks a validation part",
-        outcome="refused, with the byte offset or the missing part",
+        fault="text that is empty, blank, too short, UTF-16, not UTF-8, binary or missing, or leaves nothing for"
+        " validation",
+        outcome="refused, with the byte offset or what is missing",
         message="byte 0x…at offset …is not UTF-8",
         tests=(
             BAD_INPUT,
@@ -242,10 +243,12 @@ ROWS = (
     ),
     Row(
         number="R40",
-        fault="cached tokens that are damaged, of another dtype or vocabulary, made by another tokenizer, split"
-        " by older"
-        " rules; data files that change, vanish, are not text, lie in link loops or unreadable folders",
-        outcome="rebuilt or refused; never trained on",
+        fault="(a) cached tokens that are damaged or belong to a different tokenizer; (b) token ids beyond the"
+        " vocabulary; (c) data files that change or vanish during preparation, or are damaged, not text or in an"
+        " unreadable folder; (d) link loops; (e) a run whose data were split by older rules; (f) data that changed"
+        " since the run",
+        outcome="(a) rebuilt; (b) and (c) refused; (d) each file is read once; (e) the run keeps its own split; (f) a"
+        " resume is refused",
         message="the …data is not what the run was trained on",
         tests=(
             "data/test_token_cache.py::test_damage_is_found_and_repaired",
@@ -255,6 +258,7 @@ ROWS = (
             "data/test_npy.py::test_damaged_files_are_refused_at_once",
             "data/test_prepare.py::test_text_that_changes_while_it_is_read_is_refused",
             "data/test_finding.py::test_each_file_once_and_loops_end",
+            "data/test_finding.py::test_a_file_that_vanishes_before_it_is_read_is_one_error",
             "data/test_finding.py::test_a_folder_that_cannot_be_read_is_refused",
             "data/test_formats.py::test_a_file_of_another_format_is_refused_by_name",
             "training/test_older_split.py::test_an_older_run_is_resumed_and_evaluated_on_its_own_split",
@@ -276,7 +280,8 @@ ROWS = (
         number="R42",
         fault="any text through any tokenizer; unseen characters; special tokens written as text; a damaged"
         " tokenizer file",
-        outcome="nothing is lost, or the number of unknown characters is reported; no token is in both splits",
+        outcome="nothing is lost, or the number of unknown characters is reported; no part of the text is in both"
+        " splits",
         message="characters of the validation text are not in the tokenizer's vocabulary",
         tests=(
             "tokenizers/test_round_trip.py::test_bpe",
@@ -290,8 +295,8 @@ ROWS = (
     # settings, sweeps, loggers
     Row(
         number="R43",
-        fault="a mistake in the configuration: unknown key or group, wrong type or range, sizes that do not"
-        " fit, duplicate keys",
+        fault="a mistake in the configuration: unknown key or group, wrong type or range, sizes that do not fit,"
+        " duplicate keys",
         outcome="refused before anything is created; the message names the key",
         message="…(model.d_modle=3): …did you mean model.d_model?",
         tests=(
@@ -325,7 +330,7 @@ ROWS = (
     *OF_OTHERS,
     Row(
         number="R70",
-        fault="standard output or error is closed, lacks a character, or loses its reader (`| head`)",
+        fault="standard output or error is closed, lacks a character, or loses its reader (`\\| head`)",
         outcome="training, sweeps and comparisons continue; a program that only prints exits with code 0",
         tests=(
             "programs/test_streams.py::test_characters_missing_in_the_encoding_are_replaced",
@@ -341,12 +346,12 @@ NOT_HERE = {
     "R37": "a high loss skips nothing; only a loss that is not finite does",
     "R48": "there is no web interface",
 }
-"""Faults of the list that need no test, and why."""
+"""Ids of the original list of faults that have no row, and why."""
 
 
 def markdown() -> str:
     """The document."""
-    lines = [HEAD, "", "| | fault | outcome | message | tests |", "|---|---|---|---|---|"]
+    lines = [HEAD, "", "| id | event | outcome | message | tests |", "|---|---|---|---|---|"]
     for row in sorted(ROWS, key=lambda row: row.number):
         message = f"`{row.message}`" if row.message else ""
         tests = "<br>".join(f"`{test}`" for test in row.tests)

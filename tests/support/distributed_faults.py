@@ -27,8 +27,9 @@ ROWS = (
     ),
     Row(
         number="R09",
-        fault="resumed on other numbers of ranks: 2, 1, 4, 2",
-        outcome="the batch stays, the losses agree to 1e-5; a number of ranks that does not divide it is refused",
+        fault="resumed on different numbers of ranks: 2, 1, 4, 2",
+        outcome="the total batch size is kept, and the losses agree to 1e-5; a number of ranks that does not divide it"
+        " is refused",
         message="the batch does not divide over the ranks (WORLD_SIZE=3): it has 4 …",
         tests=(
             f"{ELASTIC}::test_two_to_one_to_four_and_back_to_two",
@@ -38,8 +39,9 @@ ROWS = (
     ),
     Row(
         number="R10",
-        fault="a sharded checkpoint, read by unsharded ranks, by one process, and by other programs",
-        outcome="read as it is; tensors have the names of the model",
+        fault="a sharded checkpoint, read by unsharded ranks, by one process, and by `generate`, `evaluate` and"
+        " `export`",
+        outcome="read without conversion; tensors keep the model's names",
         tests=(
             f"{ELASTIC}::test_switching_between_fsdp_ddp_and_one_process",
             f"{ELASTIC}::test_a_sharded_checkpoint_is_read_by_programs_of_one_process",
@@ -47,14 +49,14 @@ ROWS = (
     ),
     Row(
         number="R17",
-        fault="kill −9 of a rank, also of rank 0 while it saves; a lost host",
+        fault="kill -9 of a rank, or of rank 0 while it saves; a lost host",
         outcome="the other ranks end at once and name it; after a resume, the same",
         message="a rank was lost …: no heartbeat from …last seen at …the last checkpoint is intact, resume from it",
         tests=(f"{LOST}::test_a_rank_is_killed", f"{NODES}::test_a_host_is_lost_and_the_run_started_again"),
     ),
     Row(
         number="R18",
-        fault="kill −9 of a rank under torchrun --max-restarts",
+        fault="kill -9 of a rank under torchrun --max-restarts",
         outcome="torchrun restarts the ranks, which resume from the last checkpoint: the same, exit code 0",
         tests=(f"{TORCHRUN}::test_a_rank_is_killed_and_torchrun_starts_all_again",),
     ),
@@ -66,8 +68,8 @@ ROWS = (
     ),
     Row(
         number="R21",
-        fault="SIGUSR1 to torchrun --signals-to-handle=…,SIGUSR1; torchrun is killed",
-        outcome="as with SIGTERM; ranks without a launcher save and end, and no process is left",
+        fault="(a) SIGUSR1 to torchrun --signals-to-handle=…,SIGUSR1; (b) torchrun is killed",
+        outcome="(a) as with SIGTERM (R20); (b) the ranks notice, save and end; no process is left",
         tests=(
             f"{TORCHRUN}::test_a_signal_to_torchrun_stops_all_ranks_after_the_step",
             f"{TORCHRUN}::test_ranks_stop_with_a_checkpoint_when_torchrun_is_killed",
@@ -93,8 +95,9 @@ ROWS = (
     ),
     Row(
         number="R24",
-        fault="a rank raises an error or runs out of memory; ranks with different settings or data; a user error",
-        outcome="the error of that rank comes first, with rank and step; a user error is reported once",
+        fault="(a) a rank raises an error or runs out of memory; (b) ranks with different settings or data; (c) a user"
+        " error on all ranks",
+        outcome="(a) that rank's error comes first, with rank and step; (b) refused before training; (c) reported once",
         message="error: RuntimeError: … (rank 1, step 5)",
         tests=(
             f"{LOST}::test_a_rank_fails",

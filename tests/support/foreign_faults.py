@@ -1,4 +1,4 @@
-"""What others may have written, for tests/reliability.py."""
+"""Rows of tests/reliability.py: untrusted files and unusual surroundings."""
 
 from tests.support.fault_row import Row
 
@@ -8,9 +8,8 @@ PATHS, RUNS = "training/test_resume_paths.py", "programs/test_runs.py"
 ROWS = (
     Row(
         number="R46",
-        fault="a hostile checkpoint, study or model: pickles, arbitrary classes, Hydra settings, paths in place"
-        " of option"
-        " names, interpolations, shapes beyond all memory, nested zip files, paths that lead elsewhere",
+        fault="a hostile checkpoint, study or model: pickles, arbitrary classes, Hydra settings, paths instead of"
+        " option names, interpolations, shapes beyond all memory, nested zip files, paths out of the directory",
         outcome="refused; none of it is executed",
         message="not the settings of a run",
         tests=(
@@ -60,7 +59,7 @@ ROWS = (
     ),
     Row(
         number="R62",
-        fault="a state or manifest with missing fields, wrong types, or values of another model",
+        fault="a state or manifest with missing fields, wrong types, or values of a different model",
         outcome="refused; nothing is written",
         message="the checkpoint's state is damaged",
         tests=(
@@ -92,7 +91,7 @@ ROWS = (
     Row(
         number="R65",
         fault="moved data, a clock that stops or goes back, a name too long, another user's cache or job record",
-        outcome="the run continues, or one line before anything is prepared",
+        outcome="the run continues, or is refused in one line before anything is prepared",
         message="directory name too long",
         tests=(
             f"{AROUND}::test_moved_data_are_the_same_data",
@@ -106,8 +105,8 @@ ROWS = (
     ),
     Row(
         number="R66",
-        fault="a file system without locks, modes or directory fsync",
-        outcome="the run continues",
+        fault="(a) a file system without locks, modes or directory fsync; (b) a disk error",
+        outcome="(a) the run continues; without locks, a second run is not refused (R33); (b) reported",
         tests=(
             f"{FILES}::test_a_file_system_without_locks_holds_nothing",
             f"{FILES}::test_a_file_system_without_fsync_or_modes_suffices",
@@ -116,9 +115,8 @@ ROWS = (
     ),
     Row(
         number="R71",
-        fault="control characters, escape sequences, direction marks, markup and formulas in the names,"
-        " questions, texts"
-        " and files of a run or study",
+        fault="control characters, escape sequences, direction marks, markup and formulas in the names, questions,"
+        " texts and files of a run or study",
         outcome="escaped in the terminal, HTML, SVG, Markdown and CSV; formulas are marked as text",
         tests=(
             "studies/report/test_foreign.py::test_control_characters_are_spelled_out_everywhere",
@@ -128,7 +126,7 @@ ROWS = (
     ),
     Row(
         number="R72",
-        fault="the directory of a comparison holds other files, or its figures are a link elsewhere",
+        fault="the directory of a comparison holds unrelated files, or its figures folder is a link",
         outcome="refused; only files written by a report are ever replaced or removed",
         message="the directory is not empty",
         tests=(
@@ -141,7 +139,7 @@ ROWS = (
     Row(
         number="R73",
         fault="kill -9 of a comparison",
-        outcome="its training run notices, saves a checkpoint and ends; the same command continues from there",
+        outcome="its training run notices, saves a checkpoint and ends; the same command continues from it",
         tests=("studies/compare/test_compare.py::test_a_comparison_that_is_killed_leaves_no_training_behind",),
     ),
     Row(

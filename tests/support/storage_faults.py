@@ -18,7 +18,7 @@ ROWS = (
     ),
     Row(
         number="R29",
-        fault="a flipped bit, a page of zeros, swapped files of two steps",
+        fault="a flipped bit, a page of zeros, files of two steps swapped",
         outcome="detected by the sha256 in the manifest; the checkpoint before it is used",
         message="checkpoint damaged (…): its content does not match the manifest's sha256",
         tests=(
@@ -30,9 +30,9 @@ ROWS = (
     ),
     Row(
         number="R30",
-        fault="all checkpoints are damaged; or the hint to the newest is missing or wrong",
-        outcome="an error that lists each checkpoint with its reason, and no new run; without the hint the"
-        " newest is found",
+        fault="(a) all checkpoints are damaged; (b) the file that points to the newest checkpoint is missing or wrong",
+        outcome="(a) an error that lists each checkpoint with its reason, and no new run; (b) the newest checkpoint is"
+        " found without it",
         message="no complete checkpoint",
         tests=(
             "faults/test_storage.py::test_auto_does_not_start_over_when_all_checkpoints_are_damaged",
@@ -43,7 +43,7 @@ ROWS = (
     Row(
         number="R31",
         fault="the disk fills up or turns read-only",
-        outcome="the run ends; the partial checkpoint is removed, the one before it is complete",
+        outcome="the run ends; the partial checkpoint is removed, and the one before it is intact",
         message="no space left while writing (…): …MB are free",
         tests=(
             "faults/test_storage.py::test_a_disk_that_fills_up_ends_the_run_with_its_last_checkpoint_intact",
@@ -55,7 +55,7 @@ ROWS = (
     ),
     Row(
         number="R32",
-        fault="the run directory cannot be created: a file is in the way, no permission",
+        fault="the run directory cannot be created: part of its path is a file, or permission is denied",
         outcome="refused before the data is read",
         message="the run directory cannot be created (…): …Permission denied",
         tests=(
@@ -67,7 +67,8 @@ ROWS = (
     Row(
         number="R33",
         fault="two runs in one directory",
-        outcome="the second is refused; after kill -9 of the first, the directory is free at once",
+        outcome="the second is refused, unless the file system has no locks (R66); after kill -9 of the first, the"
+        " directory is free at once",
         message="the run directory is in use (…): by …pid …",
         tests=(
             f"{RESUME}::test_a_run_in_use_is_refused_and_free_after_kill_9",
@@ -85,8 +86,9 @@ ROWS = (
     ),
     Row(
         number="R35",
-        fault="any order of better and worse saves; a stale checkpoint of a later step",
-        outcome="the newest and the best always stay; old ones are removed only after the new one is on disk",
+        fault="validation loss rises and falls between saves; an old checkpoint with a higher step number is left over",
+        outcome="the newest and the best checkpoint always stay; others, the left-over one included, are removed only"
+        " after the new one is on disk",
         tests=(
             f"{SAVER}::test_the_newest_and_the_best_stay_and_abandoned_steps_go",
             "training/test_trainer.py::test_the_best_checkpoint_has_the_lowest_val_loss",

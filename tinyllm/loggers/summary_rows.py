@@ -98,5 +98,5 @@ def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()
     return [
         generate,
         ("evaluate", command("evaluate", *flags, f"run={run}")),
-        ("train on", command("train", *flags, f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
+        ("continue training", command("train", *flags, f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
     ]
