@@ -72,7 +72,7 @@ TABLE = {
     "no setting": bad("help", "help", "key=value"),
     "a path without its key": bad("IN/good.txt", "IN/good.txt", "dataset=text dataset.path=IN/good.txt"),
     "a path for an option": bad("dataset=IN/good.txt", "dataset=", "dataset=text dataset.path="),
-    "a space before the =": bad("'model.d_model =3'", "model.d_model =3", "no space"),
+    "a space before the =": bad("'model.d_model =3'", "model.d_model =3", "without a space"),
     "unknown flag": bad("--batch-size=4", "--batch-size=4", "batch_size=4"),
     "misspelt flag": bad("--multi-run", "--multi-run", "--multirun"),
     "flag without its value": bad("--config-dir", "--config-dir", "--help"),

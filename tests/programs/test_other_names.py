@@ -96,7 +96,7 @@ def test_a_flag_of_another_tool_gets_our_name(typed: list[str], ours: str) -> No
         ("optimizer=adam", "did you mean optimizer=adamw?"),
         ("moe=true", "did you mean moe=aux_free?"),
         ("ema=true", "did you mean ema.enabled=true?"),
-        ("curriculum=3", "set one of them: curriculum.enabled, curriculum.start_seq_len"),
+        ("curriculum=3", "set one of its keys: curriculum.enabled, curriculum.start_seq_len"),
         ("kv_cache=true", "python -m tinyllm.generate"),
     ],
 )
