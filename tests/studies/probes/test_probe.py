@@ -170,7 +170,7 @@ def test_accuracies_of_a_training_composition(tmp_path: Path) -> None:
 EVERY_DAY = ("an unknown task", "no task", "a context that is too short", "data", "tasks as arms")
 BAD = {
     "an unknown task": ("tasks=[recall,copyng]", "tasks=copyng", "did you mean copying?"),
-    "no task": ("tasks=[]", "tasks=[]", "one or more of copying, induction, length, recall"),
+    "no task": ("tasks=[]", "tasks=[]", "choose from copying, induction, length, recall"),
     "no steps": ("trainer.max_steps=0", "trainer.max_steps=0", "at least 1"),
     "no seeds": ("seeds=0", "seeds=0", "at least 1"),
     "no examples": ("examples=0", "examples=0", "at least 1"),
