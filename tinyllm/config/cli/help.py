@@ -39,7 +39,7 @@ _EXAMPLES = {
     ],
     "verify_resume": [
         ("the default model, killed once", ""),
-        ("killed five times, in two processes", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
+        ("killed five times, with two ranks", "kills=5 strategy=ddp strategy.nproc_per_node=2"),
         ("a different composition", "optimizer=muon ema.enabled=true trainer.max_steps=50"),
     ],
     "probe": [
