@@ -260,7 +260,7 @@ ROWS = (
             "data/test_finding.py::test_each_file_once_and_loops_end",
             "data/test_finding.py::test_a_file_that_vanishes_before_it_is_read_is_one_error",
             "data/test_finding.py::test_a_folder_that_cannot_be_read_is_refused",
-            "data/test_formats.py::test_a_file_of_another_format_is_refused_by_name",
+            "data/test_formats.py::test_a_file_that_is_not_text_is_refused_by_format",
             "training/test_older_split.py::test_an_older_run_is_resumed_and_evaluated_on_its_own_split",
             f"{RESUME}::test_resume_refuses_a_changed_corpus",
         ),

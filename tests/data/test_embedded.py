@@ -45,7 +45,7 @@ def test_pydocs_split(pydocs) -> None:
 
 
 @pytest.mark.slow
-def test_pydocs_is_the_same_in_another_process_with_another_hash_seed(pydocs, tmp_path: Path) -> None:
+def test_pydocs_is_the_same_in_another_process_with_a_different_hash_seed(pydocs, tmp_path: Path) -> None:
     code = """
 import sys
 from tinyllm.data.prepare import prepare

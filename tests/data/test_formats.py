@@ -78,7 +78,7 @@ FILES = {
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("errors", ["strict", "replace"])
-def test_a_file_of_another_format_is_refused_by_name(tmp_path: Path, name: str, errors: str) -> None:
+def test_a_file_that_is_not_text_is_refused_by_format(tmp_path: Path, name: str, errors: str) -> None:
     """The advice is never dataset.errors=replace, which would train on noise."""
     content, kind, advice = FILES[name]
     file = tmp_path / name
@@ -148,7 +148,7 @@ def test_files_written_by_other_programs_are_recognized(tmp_path: Path, tool: st
         b"x = 3",
     ],
 )
-def test_text_is_not_mistaken_for_another_format(text: bytes) -> None:
+def test_text_is_not_mistaken_for_a_binary_format(text: bytes) -> None:
     assert kind_of(text, "a.txt") == ""
 
 

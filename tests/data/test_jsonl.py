@@ -183,7 +183,7 @@ def test_single_line_is_cut(tmp_path: Path) -> None:
     assert data.tokenizer.decode(data.val.read(0, data.val.n_tokens)) == "9"
 
 
-def test_same_documents_in_another_field_are_another_corpus(tmp_path: Path) -> None:
+def test_same_documents_in_a_different_field_are_a_different_corpus(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", '{"text": "a b", "body": "c d"}', '{"text": "e f", "body": "g h"}')
     one = prepare(corpus(file), ByteTrainer(), cache_dir=tmp_path / "cache")
     two = prepare(corpus(file, field="body"), ByteTrainer(), cache_dir=tmp_path / "cache")

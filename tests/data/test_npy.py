@@ -60,7 +60,7 @@ def test_equal_rows_stay_together(tmp_path: Path) -> None:
     assert not set(data.train.read(0, data.train.n_tokens)) & set(data.val.read(0, data.val.n_tokens))
 
 
-def test_val_path_may_have_rows_of_another_length_and_larger_numbers(tmp_path: Path) -> None:
+def test_val_path_may_have_rows_of_a_different_length_and_larger_ids(tmp_path: Path) -> None:
     save(tmp_path / "a.npy", np.arange(20, dtype=np.int32).reshape(4, 5))
     save(tmp_path / "b.npy", 30 + np.arange(14, dtype=np.int64).reshape(2, 7))
     data = ready(tmp_path / "a.npy", tmp_path, val_path=str(tmp_path / "b.npy"))

@@ -134,7 +134,7 @@ def test_the_fraction_is_met_with_few_documents(prepared, sizes: tuple[int, ...]
     assert data.val.n_tokens / total == pytest.approx(share, rel=0.02)
     assert bool(data.notes) == (len(sizes) < 7)
     old = 7 if min(sizes) == 7 else min(sizes)  # what whole documents gave
-    assert not data.notes or f"made {old / sum(sizes):.1%} of the data validation instead of 10.0%" in data.notes[0]
+    assert not data.notes or f"would be {old / sum(sizes):.1%} of the data instead of 10.0%" in data.notes[0]
 
 
 def test_copies_of_the_cut_document_are_in_neither_split() -> None:

@@ -135,7 +135,7 @@ def test_space_before_the_first_word_survives_metaspace_tokenizers() -> None:
     assert text == "hello world world"
 
 
-def test_same_seed_same_text_and_another_seed_another_text() -> None:
+def test_the_text_depends_on_the_seed_alone() -> None:
     model = tiny_model(vocab_size=LETTERS.vocab_size)
     texts = [generate_text(model, LETTERS, "abc", max_new_tokens=40, seed=seed, temperature=5.0) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]

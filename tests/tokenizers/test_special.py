@@ -70,7 +70,7 @@ def test_matched_special_tokens_get_their_ids(both: list[Tokenizer]) -> None:
         expected = []
         for part, i in SpecialTokenMatcher(matched.special).split(text):
             expected += [i] if i is not None else both[0].encode(part).tolist()
-        if matched.kind != "huggingface":  # there what is learnt differs
+        if matched.kind != "huggingface":  # whose vocabulary differs
             assert matched.encode(text).tolist() == expected
         ids = matched.encode(text).tolist()
         assert matched.encode_batch([text])[0].tolist() == ids
@@ -126,7 +126,7 @@ def test_match_special_is_part_of_the_cache_key(tmp_path: Path) -> None:
     assert old.settings() == {"vocab_size": 300, "min_frequency": 2, "special_tokens": ["x"]}
 
 
-def test_nothing_is_learnt_from_matched_special_tokens() -> None:
+def test_nothing_is_learned_from_matched_special_tokens() -> None:
     tokenizer = CharTrainer(special_tokens=["<Q>", "<unk>"], match_special=True).train(["a<Q>b", "<unk>"])
     assert tokenizer.alphabet == "<>abknu"
     bpe = BPETrainer(vocab_size=300, min_frequency=2, special_tokens=["<user>"], match_special=True)

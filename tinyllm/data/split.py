@@ -167,8 +167,8 @@ def _cut_one(
     of_largest = inverse == largest
     whole_train = ~chosen[inverse] & ~of_largest
     notes = [
-        f"Whole documents would have made {share:.1%} of the data validation instead of {val_fraction:.1%}, so the last"
-        f" {tail:.1%} of the largest one are validation{' too' * bool(chosen.any())}."
+        f"Split by whole documents, validation would be {share:.1%} of the data instead of {val_fraction:.1%}, so it"
+        f" {'also includes' if chosen.any() else 'consists of'} the last {tail:.1%} of the largest one."
     ]
     if of_largest.sum() > 1:
         notes.append(f"The largest document occurs {int(of_largest.sum()):,} times and was used once.")

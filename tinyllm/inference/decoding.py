@@ -52,7 +52,7 @@ class LanguageModel(Protocol):
 
 
 Autocast = Callable[[], AbstractContextManager[Any]]
-"""Makes the context in which a model runs."""
+"""Returns the context manager in which a model runs."""
 
 
 class Decoder:
@@ -63,7 +63,7 @@ class Decoder:
     Args:
         prompts: token ids of each prompt, at least one token; only the last max_seq_len tokens are used.
         max_new_tokens: at least 1; limits the size of the cache.
-        autocast: makes the context in which the model runs.
+        autocast: returns the context manager in which the model runs.
     """
 
     def __init__(

@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         max_tokens: evaluate only the beginning of the split; None: all of it.
-        autocast: makes the context in which the model runs.
+        autocast: returns the context manager in which the model runs.
         name: prefix of the metrics.
         progress: called with the number of tokens predicted so far.
         rank, world_size: the batches are divided over this many processes; the result is that of one process.

@@ -58,7 +58,7 @@ def stream_text(
         kv_cache: cache keys and values; false gives the same text by reading everything again for every token.
         bos: whether to begin with the begin-of-text token; auto: if the model's tokenizer adds it.
         special: whether special tokens spelled out in a prompt are encoded as such; false: they are text.
-        autocast: makes the context in which the model runs.
+        autocast: returns the context manager in which the model runs.
 
     Raises:
         UserError: a setting is out of range, or the tokenizer cannot express a prompt.

@@ -1,4 +1,4 @@
-"""Model directories of transformers: config.json, weights in safetensors files, tokenizer files."""
+"""Model directories in Hugging Face format: config.json, weights in safetensors files, tokenizer files."""
 
 import json
 import os
@@ -27,12 +27,12 @@ PREFIXES = ("transformer.", "model.")
 
 
 def is_model(path: str | Path) -> bool:
-    """Whether a directory holds a model of transformers; a checkpoint of a run has a manifest beside its config."""
+    """Whether a directory is a Hugging Face model; a run's checkpoint has a manifest next to its config."""
     return (Path(path) / CONFIG).is_file() and not (Path(path) / "manifest.json").exists()
 
 
 class ModelDirectory:
-    """A model of transformers on disk. The weights are read on request.
+    """A Hugging Face model on disk. The weights are read on request.
 
     Args:
         path: the directory.

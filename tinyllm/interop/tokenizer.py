@@ -82,7 +82,7 @@ def tokenizer_files(
 
 
 def adds_bos(tokenizer: Tokenizer, bos_id: object, path: Path | None = None) -> bool:
-    """Whether a Hugging Face tokenizer adds the begin-of-text token by itself.
+    """Whether a Hugging Face tokenizer itself adds the begin-of-text token.
 
     Its post-processor decides, unless ``add_bos_token`` is set in ``tokenizer_config.json`` of the directory ``path``.
     """

@@ -42,7 +42,7 @@ class Tokenizer(ABC):
         special: ids of the special tokens by spelling.
         match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
         bos_id: id that an imported model expects at the beginning of a text, or None.
-        adds_bos: whether the imported tokenizer adds ``bos_id`` by itself.
+        adds_bos: whether the imported tokenizer itself adds ``bos_id``.
         eos_ids: ids that end a text of an imported model; empty: only ``eot_id`` does.
     """
 
