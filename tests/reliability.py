@@ -215,7 +215,7 @@ ROWS = (
         number="R57",
         fault="out of memory, at the start or during a step, an evaluation, a sample or generation",
         outcome="one line that names the task and the size of the allocation; earlier checkpoints are intact",
-        message="…not enough memory (…GB more were asked for…",
+        message="…not enough memory (…GB more were requested…",
         tests=(
             "test_memory.py::test_each_part_of_a_run_says_what_needed_memory",
             "test_memory.py::test_a_model_beyond_all_memory_is_refused_before_anything_is_made",

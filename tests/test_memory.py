@@ -101,7 +101,7 @@ def test_each_part_of_a_run_says_what_needed_memory(
             patch.setattr(f"{place}.{name}", fail) if isinstance(place, str) else patch.setattr(place, name, fail)
             assert train(*shared, f"run.dir={tmp_path / name}") == 2
         [line] = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: not enough memory ({what}): 5.00 GB more were asked for; ")
+        assert line.startswith(f"error: not enough memory ({what}): 5.00 GB more were requested; ")
     cfg = tinyllm.compose(f"run={tiny_run}", program="evaluate")
     monkeypatch.setattr("tinyllm.programs.evaluate.evaluate", fail)
     with pytest.raises(UserError, match=r"not enough memory \(the evaluation\): 5.00 GB more"):

@@ -75,10 +75,10 @@ def test_defaults_of_the_curriculum() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"seq_len": 8}, r"curriculum.enabled=true\): trainer.seq_len is 8 and must be above 8"),
+        ({"seq_len": 8}, r"curriculum.enabled=true\): trainer.seq_len=8 must be above 8"),
         ({"start_seq_len": 7}, r"curriculum.start_seq_len=7\): from 8 to 39, below trainer.seq_len"),
         ({"start_seq_len": 40}, r"curriculum.start_seq_len=40\): from 8 to 39"),
-        ({"steps": 11}, r"longer than the run \(curriculum.steps=11\): at most the horizon, which is 10 steps"),
+        ({"steps": 11}, r"longer than the run \(curriculum.steps=11\): at most the horizon of 10 steps"),
     ],
 )
 def test_what_is_refused(settings: dict[str, int], said: str) -> None:

@@ -55,7 +55,7 @@ def write_part(
     state: Mapping[str, Any],
     texts: Mapping[str, str],
 ) -> Part:
-    """Write one writer's weights, state and texts, and flush them to disk. After an error, all of them are removed."""
+    """Write one writer's weights, state and text files, and flush them to disk. After an error all are removed."""
     model, rest = folder / numbered(MODEL, writer, writers), folder / numbered(STATE, writer, writers)
     files = [model, rest, *(folder / name for name in texts)]
     try:

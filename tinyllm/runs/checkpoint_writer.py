@@ -1,8 +1,8 @@
 """Writes checkpoints, from one process or several, synchronously or in the background.
 
 Each writer puts its part, made of full tensors, into one temporary directory. When all parts exist, rank 0 commits:
-it writes the index and the manifest, and renames the directory once. A single writer commits right after its part,
-in the same background thread.
+it writes the index and the manifest, and renames the directory once. The training loop calls the commit, because it may
+have to drop a checkpoint that was written in the background.
 
 torch's ``HuggingFaceStorageWriter`` writes the same kind of files but does not fit: without collectives, which a
 background thread must not start, each process overwrites the index of the others, and it holds a full file in memory

@@ -39,7 +39,7 @@ class MetricsLog(Log):
     Args:
         path: the file. Records after ``step`` are dropped, because those steps are trained again.
         step: the step from which training continues.
-        tell: called with a sentence if lines are damaged; the damaged file is kept under another name.
+        tell: called with a sentence if lines are damaged; the damaged file is kept under a different name.
     """
 
     def __init__(self, path: Path, *, step: int, tell: Callable[[str], None] = lambda text: None) -> None:

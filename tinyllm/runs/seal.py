@@ -1,6 +1,6 @@
 """The seal of a run: sha256 of its files, written when it ends, to detect files that were edited later.
 
-It guards against mistakes only: whoever edits ``run.json`` as well can forge it.
+It guards against mistakes only: anyone can forge it by editing ``run.json`` as well.
 """
 
 from pathlib import Path

@@ -177,7 +177,7 @@ def plan_horizon(
         progress: of a resumed run, from which the rest of a horizon in tokens or epochs is counted.
 
     Raises:
-        UserError: several horizons are given, or one is shorter than a step or than the curriculum.
+        UserError: several horizons are given, or the horizon is shorter than one step or than the curriculum.
     """
     check_horizon(max_steps=max_steps, max_tokens=max_tokens, max_epochs=max_epochs)
     horizon = Horizon(steps=max_steps or DEFAULT_STEPS)

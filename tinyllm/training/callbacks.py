@@ -118,14 +118,14 @@ class Callback:
         """A sentence for the user, such as a skipped step or a damaged checkpoint that is not used."""
 
     def on_end(self, outcome: Outcome) -> None:
-        """At the end of the run, after its last checkpoint; also after an interruption or an error."""
+        """At the end of the run, after its last checkpoint, even if it was interrupted or failed."""
 
     def state_dict(self) -> dict[str, Any]:
         """State to save in checkpoints, such as the id of an external run: plain values under a unique key."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore from a checkpoint, before ``on_start``; ``state`` also holds the values of other callbacks."""
+        """Restore from a checkpoint, before ``on_start``; ``state`` includes the values of all other callbacks."""
 
 
 class CallbackList(Callback):

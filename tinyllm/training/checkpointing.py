@@ -36,7 +36,7 @@ class NoCheckpoints:
         return True
 
     def finish_if_written(self, *, all_written: bool) -> None:
-        """Publish the pending checkpoint if all ranks have written their parts and its weights can be trusted."""
+        """Publish the pending checkpoint if all ranks have written their parts and its weights are safe."""
 
     def finish_if_safe(self, *, last_applied_step: int) -> None:
         """Publish the pending checkpoint before an error ends the run, if its weights are safe.

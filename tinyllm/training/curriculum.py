@@ -90,7 +90,7 @@ class Curriculum:
                 "no shorter sequences to start with",
                 key="curriculum.enabled",
                 value=True,
-                hint=f"trainer.seq_len is {self.seq_len} and must be above {MULTIPLE}",
+                hint=f"trainer.seq_len={self.seq_len} must be above {MULTIPLE}",
             )
         if not MULTIPLE <= self._start < self.seq_len:
             raise UserError(
@@ -117,7 +117,7 @@ class Curriculum:
                 "longer than the run",
                 key="curriculum.steps",
                 value=self.steps,
-                hint=f"at most the horizon, which is {n_steps} steps",
+                hint=f"at most the horizon of {n_steps} steps",
             )
 
     @property

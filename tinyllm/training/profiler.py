@@ -49,7 +49,7 @@ class Profiler(NoProfiler):
     Args:
         directory: where to write; created when there is something to write.
         steps: number of steps to record, after :data:`WARM_UP` steps.
-        memory: also record allocations.
+        memory: record allocations too.
         device: training device.
         report: shows a sentence to the user.
         prefix: prefix of the file names, different for each rank.

@@ -310,7 +310,7 @@ def read_json(file: Path, *, of: type = dict, what: str = "damaged file", larges
     """The content of a JSON file, which must have the type ``of``.
 
     Raises:
-        UserError: it cannot be read, is not JSON (see :func:`parse_json`), or holds another type.
+        UserError: it cannot be read, is not JSON (see :func:`parse_json`), or holds a different type.
     """
     text = read_text(file, what=what, largest=largest)
     try:

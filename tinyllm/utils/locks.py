@@ -16,7 +16,7 @@ fcntl, msvcrt = module("fcntl"), module("msvcrt")
 _NO_LOCKS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 """Errors of a file system without locks."""
 _BYTE = 1 << 30
-"""The byte locked on Windows, behind the content: a locked byte cannot be read by other processes."""
+"""The byte locked on Windows, beyond the content: other processes cannot read a locked byte."""
 _TRIES, _PAUSE_S = 3, 0.02
 """:func:`is_held` takes the lock for an instant, so one failed attempt proves nothing."""
 

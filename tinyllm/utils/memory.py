@@ -37,7 +37,7 @@ def failed_allocation(error: BaseException) -> str:
     if match is None:
         text = one_line(str(error))[:120]
         return f"{type(error).__name__}: {text}" if text else "an allocation failed"
-    return f"{quantity(float(match[1]) * UNITS[match[2].lower()], 'B')} more were asked for"
+    return f"{quantity(float(match[1]) * UNITS[match[2].lower()], 'B')} more were requested"
 
 
 def machine_memory() -> int | None:

@@ -67,7 +67,7 @@ class EarlyInterrupt:
 
 @contextmanager
 def remembering_interrupts() -> Iterator[None]:
-    """Remember a Ctrl-C inside the block for a later :func:`listening`; leaves handlers of other code alone."""
+    """Remember a Ctrl-C inside the block for a later :func:`listening`; handlers of other code are left unchanged."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield

@@ -60,7 +60,7 @@ def read_yaml(file: Path, *, of: type = object, what: str = "unreadable configur
         what: the beginning of the error message.
 
     Raises:
-        UserError: the file is missing, is not yaml (see :func:`parse_yaml`), or holds another type.
+        UserError: the file is missing, is not yaml (see :func:`parse_yaml`), or holds a different type.
     """
     text = read_text(file, what=what, largest=LARGEST)
     try:

@@ -17,7 +17,7 @@ ANSWER_WITHIN_S = 5.0
 PACKAGE = str(Path(__file__).parent.parent)
 
 
-class Beat(NamedTuple):
+class HeartbeatState(NamedTuple):
     """A heartbeat as read from the store."""
 
     number: str
@@ -28,7 +28,7 @@ class Beat(NamedTuple):
     """The line that its main thread executes, see :func:`place`."""
 
     @classmethod
-    def read(cls, text: str) -> "Beat":
+    def read(cls, text: str) -> "HeartbeatState":
         number, step, waits, place = text.split(maxsplit=3)
         return cls(number, step, waits == "waits", place)
 
@@ -99,7 +99,7 @@ class Heartbeat:
             after = {rank: self._read(f"beat/{rank}") for rank in others}
         except RuntimeError:
             return "the launcher is gone, and with it the store of the ranks"
-        beats = {rank: Beat.read(text) for rank, text in after.items() if text}
+        beats = {rank: HeartbeatState.read(text) for rank, text in after.items() if text}
         silent = [rank for rank in others if before[rank] == after[rank]]
         if silent:
             seen = (f"step {beats[rank].step}" if rank in beats else "the start" for rank in silent)
