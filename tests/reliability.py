@@ -249,7 +249,7 @@ ROWS = (
         " since the run",
         outcome="(a) rebuilt; (b) and (c) refused; (d) each file is read once; (e) the run keeps its own split; (f) a"
         " resume is refused",
-        message="the …data is not what the run was trained on",
+        message="the …differs from the one the run was trained with",
         tests=(
             "data/test_token_cache.py::test_damage_is_found_and_repaired",
             "data/test_token_cache.py::test_a_running_training_keeps_its_data_when_the_cache_is_rebuilt",

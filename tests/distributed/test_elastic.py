@@ -1,4 +1,4 @@
-"""A run resumed with another number of ranks or another strategy equals an uninterrupted run."""
+"""A run resumed with a different number of ranks or a different strategy equals an uninterrupted run."""
 
 import json
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_a_sharded_checkpoint_is_read_by_programs_of_one_process(in_parts: Path,
 @pytest.mark.slow
 def test_notes_on_dropout_and_on_a_given_batch_size(in_parts: Path) -> None:
     notes = go_on(4, in_parts, "trainer.max_steps=11")
-    assert "note: dropout draws from other random streams than with the former number of ranks" in notes
+    assert "note: dropout draws from different random streams than with the previous number of ranks" in notes
     assert go_on(2, in_parts, "trainer.batch_size=3", "trainer.max_steps=12") == []
     assert [record["tokens"] for record in metrics(in_parts)[-2:]] == [11 * 8 * 16, (11 * 8 + 6) * 16]
 

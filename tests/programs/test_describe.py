@@ -106,7 +106,7 @@ def test_vs_shows_two_compositions_and_their_ratios(capsys: pytest.CaptureFixtur
         ("attn=gqx", "no such option (vs=attn=gqx): attn=gqx: one of"),
         ("model.n_kv_heads=1", "has no effect here (vs=model.n_kv_heads=1): model.n_kv_heads=1: not used by MHA"),
         ("model.n_heads=3", "(vs=model.n_heads=3): model.d_model=128: d_model=128 is not divisible by n_heads=3"),
-        ("vs=attn=gqa", "one comparison at a time (vs=vs=attn=gqa)"),
+        ("vs=attn=gqa", "vs cannot contain another vs (vs=vs=attn=gqa)"),
         ("attn", "not a setting (vs=attn): attn: settings are written"),
         ("a=[1", "value not understood (vs=a=[1): a=[1: the brackets do not match"),
         ("", "empty string (vs=)"),

@@ -212,7 +212,7 @@ def test_changed_data_is_refused(cli: Callable[..., Answer], tiny_run: Path, tmp
     finally:
         text.write_text(before, encoding="utf-8")
     assert code == 2
-    assert "the data has changed since this run was trained" in err
+    assert "differs from the one the run was trained with" in err
 
 
 def test_missing_data_is_refused(
@@ -226,7 +226,7 @@ def test_missing_data_is_refused(
         away.rename(text)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"dataset.path={text}" in err
-    assert "the run's own setting" in err
+    assert "the run's saved settings" in err
 
 
 def test_trainer_sampling_settings_equal_those_of_generate() -> None:

@@ -57,7 +57,7 @@ def test_no_processes_are_started_unless_asked_for_or_by_a_rank(
 ) -> None:
     assert launch.launched(node(None), Invocation()) is None
     assert launch.launched(OmegaConf.create({"strategy": {}}), Invocation()) is None
-    with pytest.raises(UserError, match=r"no effect on one run \(strategy.gpus_per_job=2\)"):
+    with pytest.raises(UserError, match=r"only has an effect in a sweep \(strategy.gpus_per_job=2\)"):
         launch.launched(node(2, 2), Invocation())
     for nproc in (0, -1, 100_000):
         with pytest.raises(UserError, match=rf"value out of range \(strategy.nproc_per_node={nproc}\): between 1 and"):

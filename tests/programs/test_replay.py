@@ -51,7 +51,7 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         ),
         ("run", lambda run: (run / "config.yaml").unlink(), "a file was removed after the run ended"),
         ("run", lambda run: (run / "run.json").unlink(), "not a run directory"),
-        ("run", lambda run: edit(run, lambda facts: facts.update(status="running")), "the run did not end"),
+        ("run", lambda run: edit(run, lambda facts: facts.update(status="running")), "the run never finished"),
         ("run", lambda run: edit(run, lambda facts: facts.update(status="failed", reason="E: x")), "the run is failed"),
         ("run", lambda run: edit(run, lambda facts: facts.update(status="imported")), "the run is imported"),
         ("run", lambda run: edit(run, lambda facts: facts.pop("sha256")), "the run has no seal"),
@@ -62,12 +62,12 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
             lambda run: edit(
                 run, lambda facts: facts["starts"].append(facts["starts"][0] | {"step": 4, "world_size": 2})
             ),
-            "resumed at step 4 on another number of ranks",
+            "resumed at step 4 with a different number of ranks",
         ),
         (
             "run",
             lambda run: edit(run, lambda facts: facts["starts"].append(facts["starts"][0] | {"settings": ["seed=2"]})),
-            "with other settings",
+            "with different settings",
         ),
         ("run", lambda run: edit(run, lambda facts: facts.update(starts=[1])), "starts has an unexpected value"),
         ("run", lambda run: edit(run, lambda facts: facts["starts"][0].update(threads=10**18)), "starts has an"),

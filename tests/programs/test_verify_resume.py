@@ -20,7 +20,7 @@ from tinyllm.programs.verify_resume import (
     ATTEMPTS,
     Kill,
     compare_runs,
-    moments,
+    kill_times,
     train_twice,
     training_settings,
     verdict,
@@ -77,7 +77,7 @@ def test_unquoted_settings_are_the_typed_ones(text: str) -> None:
         (("kills=-1",), "(kills=-1): at least 0"),
         (
             ("trainer.log_every=0", "trainer.checkpoint_every=0"),
-            "no records to time the kills by (trainer.log_every=0)",
+            "the kills are timed by log or checkpoint records, and both are off (trainer.log_every=0)",
         ),
     ],
 )
@@ -89,13 +89,13 @@ def test_wrong_settings_are_one_line(settings: tuple[str, ...], message: str, ca
 
 def test_moments_lie_between_the_first_step_and_the_last_but_one() -> None:
     arrivals = {1: 10.0, 2: 11.0, 3: 21.0, 5: 22.0, 6: 30.0}
-    chosen = moments(arrivals, 200, Random(1))
-    assert chosen == moments(arrivals, 200, Random(1)) != moments(arrivals, 200, Random(2))
-    assert {moment.latest for moment in chosen} == {5}
-    times = [arrivals[moment.step] + moment.delay for moment in chosen]
+    chosen = kill_times(arrivals, 200, Random(1))
+    assert chosen == kill_times(arrivals, 200, Random(1)) != kill_times(arrivals, 200, Random(2))
+    assert {kill_time.latest for kill_time in chosen} == {5}
+    times = [arrivals[kill_time.step] + kill_time.delay for kill_time in chosen]
     assert times == sorted(times) and times[0] >= 10 and times[-1] <= 22
-    assert sum(moment.step == 2 for moment in chosen) > 100  # the longest step
-    assert moments({1: 0.0}, 3, Random(0)) == []
+    assert sum(kill_time.step == 2 for kill_time in chosen) > 100  # the longest step
+    assert kill_times({1: 0.0}, 3, Random(0)) == []
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_an_error_of_the_training_is_reported(corpus: str, call: Call) -> None:
     assert answer.made == []
 
 
-def test_a_run_is_killed_only_when_its_moment_has_come(tmp_path: Path) -> None:
+def test_a_run_is_killed_only_when_due(tmp_path: Path) -> None:
     """The metrics of the process before do not count; records that appear together arrive when they are seen."""
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text('{"step": 9}\n')
@@ -224,9 +224,9 @@ def test_a_run_is_killed_only_when_its_moment_has_come(tmp_path: Path) -> None:
     os.replace(tmp_path / "new", metrics)
     assert training.newest_step() == 4
     training.arrivals = {3: 5.0, 6: 8.0}
-    moment = KillTime(step=4, delay=1.0, latest=9)
-    assert not training._has_come(moment, step=3, now=99.0) and not training._has_come(moment, step=8, now=8.9)
-    assert training._has_come(moment, step=8, now=9.0) and training._has_come(moment, step=9, now=8.0)
+    kill_time = KillTime(step=4, delay=1.0, latest=9)
+    assert not training._is_due(kill_time, step=3, now=99.0) and not training._is_due(kill_time, step=8, now=8.9)
+    assert training._is_due(kill_time, step=8, now=9.0) and training._is_due(kill_time, step=9, now=8.0)
 
 
 @pytest.mark.parametrize("ended_early", [1, 2, 99])
@@ -265,4 +265,4 @@ def test_a_run_that_ends_before_its_kill_is_started_over(
     hits = train_twice([], tmp_path, kills=1, seed=0, report=said.append)
     assert len(hits) == (1 if ended_early < ATTEMPTS else 0)
     assert len(killed) == min(ended_early + 1, ATTEMPTS) == len(set(killed))
-    assert sum("starting over with other moments" in line for line in said) == len(killed) - 1
+    assert sum("starting over with different kill times" in line for line in said) == len(killed) - 1

@@ -81,7 +81,7 @@ ROWS = (
         number="R64",
         fault="resume= with the bare name of a checkpoint, from inside it, or through a link; a copied checkpoint",
         outcome="its run continues; a copy requires run.dir",
-        message="the checkpoint is of no run",
+        message="the checkpoint does not belong to a run",
         tests=(
             f"{PATHS}::test_the_run_is_found",
             f"{PATHS}::test_a_copied_checkpoint_belongs_to_no_run",

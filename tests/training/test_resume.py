@@ -264,9 +264,12 @@ def test_init_from_loads_only_the_weights(
     old = stopped_run / "checkpoints" / "step-000002" / weights
     assert (tmp_path / "same" / "checkpoints" / "step-000001" / weights).read_bytes() == old.read_bytes()
     assert train(*shared, f"run.dir={tmp_path / 'other'}", "tokenizer=byte") == 2
-    assert "the other run has another tokenizer" in capsys.readouterr().err
+    assert "the run in init_from used a different tokenizer" in capsys.readouterr().err
     assert train(*shared, f"run.dir={tmp_path / 'other'}", "parametrization=mup") == 2
-    assert "other multipliers" in (line := capsys.readouterr().err) and "Standard(), this one MuP(base_width=" in line
+    assert (
+        "different parametrization multipliers" in (line := capsys.readouterr().err)
+        and "Standard(), this one MuP(base_width=" in line
+    )
     as_base = ("parametrization=mup", "model.parametrization.base_width=32")
     assert train(*shared, f"run.dir={tmp_path / 'base'}", "optimizer.lr=0", *as_base) == 0
 

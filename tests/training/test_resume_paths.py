@@ -76,7 +76,7 @@ def test_a_copied_checkpoint_belongs_to_no_run(
     for named in (str(copy), "."):
         capsys.readouterr()
         assert train(f"resume={named}", "trainer.max_steps=3") == 2
-        assert "error: the checkpoint is of no run (resume=" in (error := capsys.readouterr().err)
+        assert "error: the checkpoint does not belong to a run (resume=" in (error := capsys.readouterr().err)
         assert "set run.dir=" in error
         assert sorted(tmp_path.rglob("*")) == before
 

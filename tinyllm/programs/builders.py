@@ -52,7 +52,7 @@ def build_model(
 
     Args:
         vocab_size: the tokenizer's; see :func:`vocabulary_of`.
-        place: allocates and initialises a model that was built on ``meta``, as fsdp does shard by shard; None: the
+        place: allocates and initializes a model that was built on ``meta``, as fsdp does shard by shard; None: the
             model is built with its weights on the CPU and moved to ``device``.
 
     Raises:
@@ -61,7 +61,7 @@ def build_model(
     vocab_size = vocabulary_of(cfg, vocab_size)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "weights"))  # torch.manual_seed would import the compiler
-        with memory_for("building the model", hint="a smaller model needs less, or several ranks with strategy=fsdp"):
+        with memory_for("building the model", hint="use a smaller model, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
                 model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)
             model = place(model) if place else model.to(device)  # outside the context, which would allocate on meta
@@ -125,7 +125,7 @@ def described(optimizer: torch.optim.Optimizer) -> list[OptimizerGroup]:
     """The parameter groups of an optimizer, as shown to the user: groups that would look the same are merged."""
     parameters: dict[tuple[str, float, float], list[Any]] = {}
     for group in optimizer.param_groups:
-        # Only scaling with the width is shown; Muon's lr_scale of its AdamW groups is adamw_lr / lr, a setting.
+        # Show only width scaling. For its AdamW groups, Muon's lr_scale is adamw_lr / lr, which is a user setting.
         lr_scale = group["lr_scale"] if group["scaling"] is not None else 1.0
         key = group["kind"], lr_scale, group.get("weight_decay", 0.0)
         parameters.setdefault(key, []).extend(group["params"])
@@ -144,7 +144,7 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[Option]) -
     """The learning-rate schedule over ``n_steps``.
 
     Raises:
-        UserError: warm-up and decay do not fit into the horizon.
+        UserError: warm-up and decay do not fit in the horizon.
     """
     factory = build(cfg.schedule, path="schedule", allow=allow)
     node = plain(cfg.schedule)
@@ -154,26 +154,26 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[Option]) -
 
 
 def open_corpus(cfg: DictConfig, *, allow: frozenset[Option]) -> tuple[Any, Any]:
-    """The corpus and the tokenizer's trainer, after the checks that need neither reading all data nor writing.
+    """The corpus and the tokenizer's trainer, after all checks that need neither writing nor reading all the data.
 
     Raises:
         UserError: a file is missing or unreadable, or a setting is out of range.
     """
     corpus = build(cfg.dataset, path="dataset", allow=allow)
-    trainer = build(cfg.tokenizer, path="tokenizer", allow=allow)
+    tokenizer_trainer = build(cfg.tokenizer, path="tokenizer", allow=allow)
     corpus.check()
-    trainer.check()
-    return corpus, trainer
+    tokenizer_trainer.check()
+    return corpus, tokenizer_trainer
 
 
 def open_data(
-    corpus: Any, trainer: Any, *, trained_on: Mapping[str, Any] | None = None, lines: bool = True
+    corpus: Any, tokenizer_trainer: Any, *, trained_on: Mapping[str, Any] | None = None, lines: bool = True
 ) -> TokenData:
     """The tokens of a corpus, from the token cache or prepared now, with a progress bar.
 
     Args:
         trained_on: ``data`` in the manifest of a checkpoint to resume. Its version of the split rules is used, so that
-            a run made under older rules finds its own split again. None: the current version.
+            an older run finds its own split again. None: the current version.
         lines: without a terminal, print a line per stage on standard output.
 
     Raises:
@@ -181,7 +181,7 @@ def open_data(
     """
     rules = str(RULES) if trained_on is None else str(trained_on.get("rules", 1))
     if rules not in map(str, range(1, RULES + 1)):
-        hint = f"this version of tinyllm knows rules 1 to {RULES}; a newer version made the run"
-        raise UserError("unknown rules of the split", key="dataset", value=f"rules {rules}", hint=hint)
+        hint = f"this version of tinyllm knows 1 to {RULES}; the run was made by a newer one"
+        raise UserError("unknown version of the split rules", key="dataset", value=f"rules {rules}", hint=hint)
     with PreparationProgress(lines=lines) as progress:
-        return prepare(corpus, trainer, rules=int(rules), progress=progress)
+        return prepare(corpus, tokenizer_trainer, rules=int(rules), progress=progress)

@@ -82,5 +82,5 @@ def vocabulary(cfg: DictConfig, *, allow: Allow = frozenset()) -> tuple[int, lis
         data = None
     if data is not None:
         return data.tokenizer.vocab_size, []
-    note = f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data are not in the token cache (prepare adds them)"
+    note = f"a vocabulary of {PLACEHOLDER_VOCAB} is assumed: the data is not in the token cache (prepare adds it)"
     return PLACEHOLDER_VOCAB, [note]

@@ -102,7 +102,7 @@ def figures_of_vs(vs: str, invocation: Invocation) -> Figures:
         overrides = [override for override in invocation.overrides if not override.startswith("vs=")]
         cfg = compose_on_top(vs, overrides, program="describe", config_dir=invocation.config_dir)
         if cfg.vs is not None:
-            raise UserError("one comparison at a time", key="vs", value=cfg.vs, hint="leave it out")
+            raise UserError("vs cannot contain another vs", key="vs", value=cfg.vs, hint="remove the inner one")
         return figures_of(cfg, allow=invocation.allow)[0]
     except UserError as error:
         where = setting(error.key, error.value) if error.key else str(error.file or "")

@@ -1,6 +1,6 @@
 """``python -m tinyllm.evaluate``: loss, perplexity and bits per byte of a model on a whole split.
 
-``dataset=…`` takes other data than the run was trained on; its text is encoded with the run's tokenizer.
+``dataset=…`` selects different data from that the run was trained on; its text is encoded with the run's tokenizer.
 """
 
 import json
@@ -54,7 +54,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
 def evaluate_run(
     cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset(), lines: bool = False
 ) -> dict[str, Any]:
-    """Evaluate a model on a split of the data it was trained on, or of another data set.
+    """Evaluate a model on a split of the data it was trained on, or of a different data set.
 
     Args:
         cfg: the settings of ``conf/evaluate.yaml``.
@@ -117,27 +117,31 @@ def _own_split(name: str, saved: SavedModel, run: str, *, allow: frozenset[Optio
     """A split of the data that a run was trained on, found where the run's settings say.
 
     Raises:
-        UserError: the model was not trained here, or its data is missing or has changed.
+        UserError: the model was not trained with tinyllm, or its data is missing or has changed.
     """
     if "val" not in saved.data:
-        hint = "this model was not trained here; give a data set, e.g. dataset=text dataset.path=<file>"
-        raise UserError("no data to evaluate on", key="dataset", hint=hint)
+        hint = "give one, e.g. dataset=text dataset.path=<file>"
+        raise UserError(
+            "this model was not trained with tinyllm, so it has no data of its own", key="dataset", hint=hint
+        )
     try:
         data = open_data(*open_corpus(saved.cfg, allow=allow), trained_on=saved.data, lines=lines)
     except UserError as error:
-        hint = f"{error.hint}; this is the run's own setting, and relative paths start at the current directory"
+        source = "this path comes from the run's saved settings; relative paths are resolved from the current directory"
+        hint = f"{error.hint}; {source}"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
     split = _split(data, name)
-    for what, trained_on, now in (
+    for what, trained_on, current in (
         ("tokenizer", saved.data["tokenizer"], data.tokenizer.fingerprint()),
         (f"{split.name} split", saved.data[split.name], split.fingerprint),
     ):
-        if trained_on != now:
+        if trained_on != current:
             raise UserError(
-                f"the data has changed since this run was trained: its {what} differs",
+                f"the {what} differs from the one the run was trained with",
                 key="run",
                 value=run,
-                hint="restore the old data (the embedded corpus differs between Python versions)",
+                hint=f"fingerprint {current[:12]}, the run's is {trained_on[:12]};"
+                " restore the old data (the embedded corpus differs between Python versions)",
             )
     return split
 
@@ -152,8 +156,8 @@ def _other_split(cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option]
     corpus.check()
     data = open_data(corpus, FixedTrainer(saved.tokenizer), lines=lines)
     if data.tokenizer.vocab_size != saved.tokenizer.vocab_size:
-        hint = "it contains characters that the run's tokenizer has no ids for"
-        raise UserError("the data set does not fit the tokenizer", key="run", value=str(saved.path), hint=hint)
+        hint = "the data set contains characters that the tokenizer has no ids for"
+        raise UserError("the run's tokenizer cannot encode this data set", key="run", value=str(saved.path), hint=hint)
     return _split(data, cfg.split)
 
 

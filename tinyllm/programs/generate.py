@@ -33,9 +33,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     """
     run = required_run(cfg.run, program=invocation.program)
     if cfg.interactive and invocation.json:
-        raise UserError(
-            "--json prints one answer, interactive many", key="interactive", value=True, hint="leave one out"
-        )
+        what = "--json and interactive=true cannot be combined"
+        raise UserError(what, key="interactive", value=True, hint="leave one out")
     prompts = read_prompts(cfg)
     session = open_session(cfg, run, prompts, allow=invocation.allow)
     if invocation.json:
@@ -117,7 +116,7 @@ def converse(session: Session, *, first: str, seed: int) -> None:
         seed: of the first prompt; each further one counts it up by one.
     """
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # a byte that is not UTF-8 becomes one odd letter, not an error
+        sys.stdin.reconfigure(errors="replace")  # a byte that is not UTF-8 becomes a replacement character
     print("A prompt and Enter; Ctrl-C ends a sample, Ctrl-D the program.", file=sys.stderr)
     prompt = first or _ask()
     while prompt is not None:
@@ -141,7 +140,7 @@ def read_prompts(cfg: DictConfig) -> list[str]:
         return [cfg.prompt]
     for key in ("prompt", "interactive"):
         if cfg[key]:
-            raise UserError(f"{key} and prompts exclude each other", key=key, value=cfg[key], hint="leave one out")
+            raise UserError(f"{key} and prompts are mutually exclusive", key=key, value=cfg[key], hint="leave one out")
     if not cfg.prompts:
         hint = "give a text file, one prompt per line"
         raise UserError("no file given", key="prompts", value=cfg.prompts, hint=hint)

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.import_hf``: a run directory made from a Hugging Face model."""
+"""``python -m tinyllm.import_hf``: create a run directory from a Hugging Face model."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     """
     if not cfg.path:
         hint = "give a directory with config.json and model.safetensors"
-        raise UserError("which model?", key="path", value=cfg.path, hint=hint)
+        raise UserError("no model given", key="path", value=cfg.path, hint=hint)
     facts = import_hf(cfg.path, cfg.out)
     if invocation.json:
         print(json.dumps(facts))

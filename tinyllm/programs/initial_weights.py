@@ -1,4 +1,4 @@
-"""``init_from``: the weights of another run as the start of this one, refused where they do not fit."""
+"""``init_from``: the weights of an earlier run as the start of this one, refused where they do not fit."""
 
 from omegaconf import DictConfig
 
@@ -16,7 +16,7 @@ from tinyllm.runs.layout import CONFIG, TOKENIZER
 def check_initial_weights(
     source: Checkpoint, meta_model: Transformer, data: TokenData, *, cfg: DictConfig, allow: frozenset[Option]
 ) -> None:
-    """Refuse an ``init_from`` with another tokenizer, architecture or parametrization.
+    """Refuse an ``init_from`` with a different tokenizer, architecture or parametrization.
 
     Raises:
         UserError: its weights do not fit this run.
@@ -24,7 +24,7 @@ def check_initial_weights(
     saved, current = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
     if saved != current:
         raise UserError(
-            "the other run has another tokenizer",
+            "the run in init_from used a different tokenizer",
             key="init_from",
             value=cfg.init_from,
             hint=f"its fingerprint is {saved[:12]}, this run's {current[:12]};"
@@ -37,9 +37,9 @@ def check_initial_weights(
 def check_multipliers(
     source: Checkpoint, meta_model: Transformer, *, cfg: DictConfig, vocab_size: int, allow: frozenset[Option]
 ) -> None:
-    """Refuse weights whose parametrization multiplies logits or attention scores by other factors.
+    """Refuse weights whose parametrization multiplies logits or attention scores by different factors.
 
-    The tensors would fit, and the model would compute another function than the one that was trained.
+    The tensors would fit, but the model would compute a different function from the one that was trained.
 
     Raises:
         UserError: the factors differ.
@@ -51,7 +51,12 @@ def check_multipliers(
     source_model = build_model(source_cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
     if multipliers(source_model) != multipliers(meta_model):
         hint = f"that run has {_shown(source_node)}, this one {_shown(node)}"
-        raise UserError("its weights belong to other multipliers", key="init_from", value=cfg.init_from, hint=hint)
+        raise UserError(
+            "its weights were trained with different parametrization multipliers",
+            key="init_from",
+            value=cfg.init_from,
+            hint=hint,
+        )
 
 
 def _shown(node: DictConfig) -> str:

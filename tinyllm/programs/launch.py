@@ -32,8 +32,10 @@ def launched(cfg: DictConfig, invocation: Invocation) -> int | None:
     if started_processes():
         return None
     if gpus_per_job is not None:
-        hint = "it assigns GPUs to the jobs of a sweep: add -m, or leave it out"
-        raise UserError("it has no effect on one run", key="strategy.gpus_per_job", value=gpus_per_job, hint=hint)
+        hint = "it assigns GPUs to jobs: add -m, or leave it out"
+        raise UserError(
+            "the key only has an effect in a sweep", key="strategy.gpus_per_job", value=gpus_per_job, hint=hint
+        )
     if nproc is None:
         return None
     most = max(LEAST_LIMIT, PER_CORE * (os.cpu_count() or 1))

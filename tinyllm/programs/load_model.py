@@ -95,13 +95,15 @@ def model_of(
 ) -> Any:
     """A saved model with its weights, in evaluation mode; see :func:`load`."""
     model: nn.Module = build_saved(saved, device=torch.device(device), allow=allow)
-    with memory_for(f"the weights of {saved.path}", hint="the model and a copy of its weights have to fit"):
+    with memory_for(
+        f"the weights of {saved.path}", hint="the model and a copy of its weights must fit in memory together"
+    ):
         fill(model, saved.weights(weights), file=saved.path)
     return model.eval()
 
 
 def build_saved(saved: SavedModel, *, device: torch.device = META, allow: frozenset[Option] = frozenset()) -> Any:
-    """A saved model with initial weights, or on ``meta`` without weights.
+    """Build a saved model without loading its weights: newly initialized, or unallocated on ``meta``.
 
     Raises:
         UserError: a configuration that cannot be built.
@@ -123,8 +125,8 @@ def open_saved(
     """
     if is_model(run):
         if checkpoint not in ("best", "last"):
-            hint = f"{run} is not a run of tinyllm and holds a single model; leave it out"
-            raise UserError("no checkpoints there", key="checkpoint", value=checkpoint, hint=hint)
+            hint = f"{run} is not a tinyllm run and holds a single model; leave it out"
+            raise UserError("no checkpoints to choose from", key="checkpoint", value=checkpoint, hint=hint)
         return open_hugging_face(run, tell=tell)
     opened = find(run, prefer=checkpoint, tell=tell)
     opened.require("data.tokenizer")
@@ -211,8 +213,8 @@ def hugging_face_weights(directory: ModelDirectory, meta_model: nn.Module, kind:
         UserError: ``ema``; or a tensor is missing or does not fit the model.
     """
     if kind == "ema":
-        hint = "auto or raw; a Hugging Face directory has none"
-        raise UserError("no averaged weights there", key="weights", value=kind, hint=hint)
+        hint = "auto or raw; a Hugging Face directory holds no average"
+        raise UserError("the model has no averaged weights", key="weights", value=kind, hint=hint)
     return directory.weights(meta_model.state_dict())
 
 
@@ -227,7 +229,7 @@ def fill(model: nn.Module, weights: dict[str, Tensor], *, file: Path) -> None:
 
 
 def with_special_ids(tokenizer: Tokenizer, special: dict[str, Any], *, adds_bos: bool) -> Tokenizer:
-    """The tokenizer with the begin and end of a text as config.json has them; see :class:`SavedModel`."""
+    """The tokenizer with the begin and end tokens of config.json; see :class:`SavedModel`."""
     bos, eos = (valid_ids(special.get(name), tokenizer) for name in ("bos_token_id", "eos_token_id"))
     if tokenizer.content != "text" or not (bos or eos):
         return tokenizer
@@ -235,6 +237,6 @@ def with_special_ids(tokenizer: Tokenizer, special: dict[str, Any], *, adds_bos:
 
 
 def valid_ids(value: Any, tokenizer: Tokenizer) -> list[int]:
-    """An entry of config.json, a single id or a list, as the ids that are in the vocabulary."""
+    """The ids in a config.json entry (a single id or a list), without those outside the vocabulary."""
     ids = value if isinstance(value, list) else [value]
     return [i for i in ids if type(i) is int and 0 <= i < tokenizer.vocab_size]

@@ -37,7 +37,7 @@ class RecordedRun:
     """Its checkpoint of step ``steps``; None if that was removed."""
 
     def command(self, run_dir: Path) -> list[str]:
-        """The arguments of a training that repeats the run in ``run_dir``."""
+        """The arguments of a training run that repeats this one in ``run_dir``."""
         return [*self.flags, *self.settings, f"run.dir={run_dir}", f"trainer.stop_after_steps={self.steps}"]
 
 
@@ -50,7 +50,7 @@ def recorded_run(run: Path, *, steps: int | None = None, config_dir: str | None 
         config_dir: directory of the user's own option files.
 
     Raises:
-        UserError: not a run; still running; failed; resumed with other settings; or its files were changed.
+        UserError: not a run; still running; failed; resumed with different settings; or its files were changed.
     """
     run_json = read_run_json(run)
     check_free(run)
@@ -73,9 +73,11 @@ def _steps_to_repeat(run: Path, run_json: Mapping[str, Any], steps: int | None) 
     status = run_json.get("status")
     if status == RUNNING:
         hint = f"it was killed; finish it with resume={run}"
-        raise UserError("the run did not end", file=run, hint=hint)
+        raise UserError("the run never finished", file=run, hint=hint)
     if status not in (FINISHED, INTERRUPTED):
-        raise UserError(f"nothing to repeat: the run is {status}", file=run, hint=str(run_json.get("reason", "")))
+        raise UserError(
+            f"nothing to repeat: the run's status is {status}", file=run, hint=str(run_json.get("reason", ""))
+        )
     last = int(run_json["result"]["step"])
     if steps is None and status != FINISHED:
         hint = f"--steps {last} compares the steps it has, resume={run} finishes it"
@@ -86,20 +88,20 @@ def _steps_to_repeat(run: Path, run_json: Mapping[str, Any], steps: int | None) 
 
 
 def _check_one_command(run: Path, starts: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a run that a single command cannot repeat: resumed with other settings or on other ranks."""
+    """Refuse a run that a single command cannot repeat: resumed with different settings or ranks."""
     if not starts or starts[0]["step"] != 0:
-        raise UserError("run.json does not record how the run began", file=run, hint="an older version made it")
+        raise UserError("run.json does not record how the run began", file=run, hint="it was made by an older version")
     first = starts[0]
     for start in starts[1:]:
         where = f"the run was resumed at step {start['step']}"
         if start["world_size"] != first["world_size"]:
             hint = f"{start['world_size']} instead of {first['world_size']}; no single command repeats such a run"
-            raise UserError(f"{where} on another number of ranks", file=run, hint=hint)
+            raise UserError(f"{where} with a different number of ranks", file=run, hint=hint)
         before, after = set(first["settings"]), set(start["settings"])
         if before != after:
             changed = " ".join(sorted(after - before)) or f"without {' '.join(sorted(before - after))}"
             hint = f"{changed}; no single command repeats such a run"
-            raise UserError(f"{where} with other settings", file=run, hint=hint)
+            raise UserError(f"{where} with different settings", file=run, hint=hint)
 
 
 def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str]:
@@ -130,7 +132,7 @@ def changed_defaults(settings: Sequence[str], config: Mapping[str, Any], *, conf
         config: the run's configuration by dotted key.
     """
     today = dict(flatten(plain(compose(*settings, config_dir=config_dir))))
-    typed = {key_of(one) for one in settings}
+    typed = {key_of(override) for override in settings}
     different = differing(compared_settings(config), compared_settings(today))
     wanted = [
         setting(key, quote(then) if isinstance(then, str) and key not in LITERAL_KEYS else then)
@@ -140,7 +142,7 @@ def changed_defaults(settings: Sequence[str], config: Mapping[str, Any], *, conf
     accepted: list[str] = []
     for override in wanted:
         with contextlib.suppress(UserError):
-            # One at a time: a value that is refused must not take the others with it.
+            # One at a time: one refused value must not discard the others.
             compose(*settings, *accepted, override, config_dir=config_dir)
             accepted.append(override)
     return accepted

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.replay <run dir>``: train a recorded run again; are the numbers bitwise the same?"""
+"""``python -m tinyllm.replay <run dir>``: train a recorded run again and check that it is bitwise identical."""
 
 import argparse
 import json
@@ -32,7 +32,7 @@ class Replay:
     sections: list[StateDiff]
     """The records first; then the checkpoint, if both runs have one of that step."""
     made_by: dict[str, tuple[Any, Any]]
-    """Code, versions, data and machine that differ, as (then, now)."""
+    """Differences in code, versions, data and machine, as (then, now)."""
     config: dict[str, tuple[Any, Any]]
     """Configuration values that differ, as (then, now)."""
 

@@ -33,7 +33,7 @@ from tinyllm.utils.yaml_files import read_yaml
 FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
 """Keys that a resumed run cannot change."""
 PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
-"""Paths among them that may change: fingerprints of tokens and tokenizer show whether the data are the same."""
+"""Paths among them that may change: fingerprints of tokens and tokenizer show whether the data is the same."""
 ALTERNATIVES = (
     ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"),
     ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
@@ -42,7 +42,7 @@ ALTERNATIVES = (
 FACTS = ("max_steps", "precision", "data.train", "data.val", "data.tokenizer")
 """Entries of the manifest without which a run cannot be resumed."""
 LAYERS = "model.layers"
-"""Composed from texts and files, so its blocks may have changed in content and number since the run was made."""
+"""Composed from strings and files, so its blocks may have changed in content and number since the run was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ def look_up(line: CommandLine) -> tuple[list[str], Resumption | None]:
         typed = next(str(override.input_line) for override in parsed if override.key_or_group == "resume")
         hint = (
             "leave out -m, or use init_from to start from its weights;"
-            " to continue a sweep start it again with its hydra.sweep.dir"
+            " to continue a sweep, start it again with its hydra.sweep.dir"
         )
-        raise UserError("a multirun cannot continue a run", file=typed, hint=hint)
+        raise UserError("resume cannot be combined with -m", file=typed, hint=hint)
     values = {override.key_or_group: override.value() for override in parsed}
     source = text_of(values["resume"])
     if not source:
@@ -80,7 +80,7 @@ def look_up(line: CommandLine) -> tuple[list[str], Resumption | None]:
     if source == "auto":
         if not values.get("run.dir"):
             hint = "set run.dir=…, the directory to resume or to start in"
-            raise UserError("no directory to look into", key="resume", value="auto", hint=hint)
+            raise UserError("resume=auto needs a run directory", key="resume", value="auto", hint=hint)
         source = text_of(values["run.dir"])
         if not steps_in(Path(source) / CHECKPOINTS):
             return line.settings, None
@@ -94,7 +94,7 @@ def look_up(line: CommandLine) -> tuple[list[str], Resumption | None]:
         raise UserError("there is no run to resume", key="resume", value=source, hint=hint)
     if run is None and not values.get("run.dir"):
         hint = "it is not in checkpoints/ beside a run.json; set run.dir=…, a new directory to continue in"
-        raise UserError("the checkpoint is of no run", key="resume", value=source, hint=hint)
+        raise UserError("the checkpoint does not belong to a run", key="resume", value=source, hint=hint)
     checkpoint.require(*FACTS)
     saved = saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
@@ -108,7 +108,7 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     """The run that a job of a sweep resumes in its directory; None: the job starts one.
 
     Raises:
-        UserError: the run there has other settings, or no undamaged checkpoint.
+        UserError: the run there has different settings, or no undamaged checkpoint.
     """
     directory = Path(cfg.run.dir)
     if not steps_in(directory / CHECKPOINTS):
@@ -124,9 +124,9 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
         only_saved, only_current = " ".join(sorted(saved - current)), " ".join(sorted(current - saved))
         hint = (
             f"the run has {only_saved or 'nothing else'}, the job has {only_current or 'nothing else'};"
-            " remove the directory, or sweep in another one"
+            " remove the directory, or choose a different sweep directory"
         )
-        raise UserError("the job's run was made with other settings", file=directory, hint=hint)
+        raise UserError("the run in the job's directory has different settings", file=directory, hint=hint)
     return Resumption(checkpoint=checkpoint, named=frozenset(map(key_of, invocation.overrides)), notes=notes)
 
 
@@ -138,9 +138,9 @@ def to_save(overrides: Iterable[str]) -> list[str]:
 def reconcile(
     cfg: DictConfig, checkpoint: Checkpoint, *, named: Iterable[str], allow: frozenset[Option] = frozenset()
 ) -> list[str]:
-    """Bring a recomposed configuration in line with the saved one: only what the command line names may differ.
+    """Make a recomposed configuration match the saved one, except for what the command line names.
 
-    They may differ in more, because ``conf/`` or a ``--config-dir`` has changed since the run was made.
+    Other differences can arise because ``conf/`` or a ``--config-dir`` has changed since the run was made.
 
     Args:
         cfg: changed in place where a difference did not come from this command line.
@@ -154,7 +154,8 @@ def reconcile(
         UserError: a change of architecture, tokenizer, data or kind of optimizer.
     """
     content = saved_content(checkpoint.path / CONFIG, allow=allow)
-    # Keys that the run did not have yet, and a size that follows from others: naming their group does not change them.
+    # Keys that did not exist when the run was made, and a size derived from others, keep the run's values even if the
+    # command line names their group.
     unnamed = {*legacy_defaults(partial(OmegaConf.select, content)), D_FF} - set(named)
     saved = upgraded(content)
     nodes = {node_of(name) for name in named}
@@ -197,13 +198,13 @@ def naming_saved_setting(resumption: Resumption | None) -> Iterator[None]:
     except UserError as error:
         if resumption is None or error.key not in PROVEN or error.key in resumption.named:
             raise
-        saved = "this is the run's saved setting, and relative paths start at the current directory;"
-        hint = f"{error.hint + '; ' if error.hint else ''}{saved} set {error.key}=… to where the same data are now"
+        saved = "this path comes from the run's saved settings; relative paths are resolved from the current directory;"
+        hint = f"{error.hint + '; ' if error.hint else ''}{saved} set {error.key}=… to where the same data is now"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
 def keep_batch(cfg: DictConfig, resumption: Resumption, world_size: int) -> list[str]:
-    """Keep the batch of a resumed run on another number of ranks, unless the command line sets the batch.
+    """Keep the batch of a resumed run on a different number of ranks, unless the command line sets the batch.
 
     Returns:
         Notes on what changes.
@@ -221,7 +222,7 @@ def keep_batch(cfg: DictConfig, resumption: Resumption, world_size: int) -> list
         " the same batch"
     ]
     if cfg.model.dropout or cfg.model.attn_dropout or cfg.model.layerdrop:
-        notes.append("dropout draws from other random streams than with the former number of ranks")
+        notes.append("dropout draws from different random streams than with the previous number of ranks")
     return notes
 
 
@@ -238,7 +239,7 @@ def abandoned_steps(resumption: Resumption, path: Path) -> list[str]:
 
 
 def check_same_data(resumption: Resumption, data: TokenData) -> None:
-    """Refuse to resume on other tokens than the run was trained on.
+    """Refuse to resume on different tokens from those the run was trained on.
 
     Raises:
         UserError: the fingerprint of a split or of the tokenizer differs.
@@ -246,15 +247,14 @@ def check_same_data(resumption: Resumption, data: TokenData) -> None:
     saved, current = resumption.checkpoint.manifest["data"], data.fingerprints()
     for name, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
         if saved[name] != current[name]:
-            # Runs made before the rules of the split had versions did not follow links to folders.
+            # Runs made before the split rules were versioned did not follow links to folders.
             links = "" if "rules" in saved else " (links to folders were not followed when the run was made)"
             hint = (
-                f"the checkpoint has {saved[name][:12]}; restore the old data{links},"
+                f"fingerprint {current[name][:12]}, the run's is {saved[name][:12]}; restore the old data{links},"
                 f" or use init_from={resumption.checkpoint.run_dir}"
             )
-            raise UserError(
-                f"the {name} data is not what the run was trained on", key=key, value=current[name][:12], hint=hint
-            )
+            what = name if name == "tokenizer" else f"{name} split"
+            raise UserError(f"the {what} differs from the one the run was trained with", key=key, value="…", hint=hint)
 
 
 def node_of(name: str) -> str:

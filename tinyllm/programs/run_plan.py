@@ -1,7 +1,7 @@
 """The plan of a run, made in three steps: check the settings, open the data, do the arithmetic.
 
-What cannot work is refused here, before anything is written to the run directory; what the settings alone show is
-refused before the data is opened, which may take minutes the first time.
+Anything that cannot work is refused here, before the run directory is written to. Problems visible from the settings
+alone are refused even before the data is opened, since opening it may take minutes the first time.
 """
 
 import os
@@ -117,7 +117,7 @@ class RunPlan(CheckedSettings):
 
     @property
     def is_complete(self) -> bool:
-        """No step is left, nor an evaluation of the last step that a signal interrupted."""
+        """All steps are done and no interrupted evaluation is pending."""
         if self.resumption is None or self.start_step < self.max_steps:
             return False
         return read_checked(self.resumption.checkpoint).get("owed") is None
@@ -173,13 +173,13 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         init_from = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
-    path, is_new = place_run(cfg, invocation, resumption)
+    path, is_new = resolve_run_dir(cfg, invocation, resumption)
     if resumption:
         notes += abandoned_steps(resumption, path)
     if is_new and strategy.rank == 0:  # on another rank it may exist already, created by rank 0
         check_new(path)
     precision = pick_precision(cfg.trainer.precision, device)
-    if resumption and cfg.trainer.precision == "auto":  # another machine must not change the run's precision
+    if resumption and cfg.trainer.precision == "auto":  # a different machine must not change the run's precision
         precision = resumption.checkpoint.manifest["precision"]
     return CheckedSettings(
         cfg=cfg,
@@ -233,7 +233,7 @@ def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
     """Step 3: the arithmetic of samples, steps, sequence lengths and learning rates.
 
     Raises:
-        UserError: the horizon is shorter than a step, or the schedule does not fit into it.
+        UserError: the horizon is shorter than a step, or the schedule does not fit in it.
     """
     cfg, batch, curriculum = settings.cfg, settings.batch, settings.curriculum
     sampler = Sampler(data.train, seq_len=batch.seq_len, seed=derive_seed(cfg.seed, "data"))
@@ -241,7 +241,7 @@ def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
     horizon = horizon_of(cfg, batch, curriculum, settings.progress, epoch_tokens=epoch_tokens)
     schedule = build_schedule(cfg, n_steps=horizon.steps, allow=settings.invocation.allow)
     lengths = curriculum.lengths(horizon.steps, shift=horizon.shift)
-    moved = moved_horizon(settings, horizon, schedule, lengths) if settings.resumption else []
+    moved = horizon_change_notes(settings, horizon, schedule, lengths) if settings.resumption else []
     return RunPlan(
         **vars(settings) | {"notes": [*settings.notes, *moved, *data.notes]},
         data=data,
@@ -260,15 +260,17 @@ def horizon_of(
     return plan_horizon(batch, **horizon, curriculum=curriculum, progress=progress, epoch_tokens=epoch_tokens)
 
 
-def moved_horizon(settings: CheckedSettings, horizon: Horizon, schedule: Schedule, lengths: Lengths) -> list[str]:
-    """Notes on what changes at the next step when a resumed run has another horizon than before."""
+def horizon_change_notes(
+    settings: CheckedSettings, horizon: Horizon, schedule: Schedule, lengths: Lengths
+) -> list[str]:
+    """Notes on what changes at the next step when a resumed run has a different horizon than before."""
     assert settings.resumption is not None
     checkpoint = settings.resumption.checkpoint
     old_steps, step = checkpoint.manifest["max_steps"], checkpoint.step
     if old_steps == horizon.max_steps:
         return []
     shift = checkpoint.manifest.get("shift", 0)
-    if type(shift) is not int or shift >= old_steps:  # the manifest may come from anywhere
+    if type(shift) is not int or shift >= old_steps:  # the manifest may be untrusted
         shift = 0
     old_schedule = build_schedule(settings.cfg, n_steps=old_steps - shift, allow=settings.invocation.allow)
     notes = [
@@ -289,8 +291,9 @@ def check_resumable(cfg: DictConfig, invocation: Invocation) -> None:
         UserError: both are set.
     """
     if "resume" in invocation.typed and cfg.resume is not None and not cfg.checkpoint.enabled:
-        hint = "a run that saves nothing cannot be resumed; leave out one of the two settings"
-        raise UserError("nothing to resume from later", key="checkpoint.enabled", value=False, hint=hint)
+        hint = "a run that saves nothing cannot be resumed again; leave out one of the two settings"
+        what = "resume and checkpoint.enabled=false cannot be combined"
+        raise UserError(what, key="checkpoint.enabled", value=False, hint=hint)
 
 
 def check_several_ranks(cfg: DictConfig, invocation: Invocation, *, world_size: int) -> None:
@@ -323,27 +326,27 @@ def check_memory(cfg: DictConfig, model: Any, *, strategy: Any, device: torch.de
     if 2 * counts.embedding > counts.total:
         hint += f"; most of it is for {model.vocab_size:,} vocabulary entries (largest id {model.vocab_size - 1})"
     shape = f"{short(counts.total)} parameters, model.d_model={cfg.model.d_model}, model.n_layers={cfg.model.n_layers}"
-    raise UserError("the model does not fit into memory", file=shape, hint=hint)
+    raise UserError("the model does not fit in memory", file=shape, hint=hint)
 
 
 def pins_memory(cfg: DictConfig, device: torch.device) -> bool:
-    """Whether batches are copied from page-locked memory; ``auto``: on a GPU.
+    """Whether batches are copied from pinned (page-locked) memory; ``auto``: on a GPU.
 
     Raises:
         UserError: ``dataloader.pin_memory=true`` without a GPU.
     """
     pin_memory = cfg.dataloader.pin_memory
     if pin_memory is True and device.type != "cuda":
-        hint = "page-locked memory only speeds up copies to a GPU; use false or auto"
-        raise UserError("nothing to copy to", key="dataloader.pin_memory", value=pin_memory, hint=hint)
+        hint = "it only speeds up copies to a GPU; use false or auto"
+        raise UserError("pinned memory needs a GPU", key="dataloader.pin_memory", value=pin_memory, hint=hint)
     return device.type == "cuda" if pin_memory == "auto" else bool(pin_memory)
 
 
-def place_run(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> tuple[Path, bool]:
+def resolve_run_dir(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> tuple[Path, bool]:
     """The run directory, and whether it must not exist yet.
 
     Raises:
-        UserError: the directory holds checkpoints of another run, or its name would be too long.
+        UserError: the directory holds checkpoints of a different run, or its name would be too long.
     """
     if resumption and ("run.dir" not in resumption.named or cfg.resume == "auto"):
         return resumption.checkpoint.run_dir, False
@@ -352,14 +355,14 @@ def place_run(cfg: DictConfig, invocation: Invocation, resumption: Resumption | 
         continues = cfg.resume == "auto" and path.is_dir()
         if continues and checkpoints.steps_in(path / CHECKPOINTS):
             hint = f"they would be lost; continue with resume={path}, or choose another directory"
-            raise UserError("the run directory has checkpoints", key="run.dir", value=path, hint=hint)
+            raise UserError("the run directory already contains checkpoints", key="run.dir", value=path, hint=hint)
         return path, not continues
     choices = invocation.choices
     name = cfg.run.name or "_".join(choices.get(group, "") for group in ("model", "attn", "dataset"))
     path = auto_path(name)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         hint = f"at most {LONGEST_NAME - len(os.fsencode(path.name)) + len(os.fsencode(name))} bytes"
-        raise UserError("too long for the name of a directory", key="run.name", value=f"{name[:40]}…", hint=hint)
+        raise UserError("too long for a directory name", key="run.name", value=f"{name[:40]}…", hint=hint)
     return path, True
 
 

@@ -17,6 +17,7 @@ from tinyllm.programs.run_plan import RunPlan, make_plan
 from tinyllm.programs.trainer_builder import make_trainer
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LockedRunDir, RunDir
+from tinyllm.runs.layout import FAILED
 from tinyllm.runs.metrics_log import finite
 from tinyllm.training.callbacks import Outcome
 from tinyllm.utils.device import deterministic, keep_freed_memory
@@ -48,8 +49,8 @@ def train(cfg: DictConfig, invocation: Invocation) -> int:
         try:
             outcome = execute(plan, run_dir, stop)
         except BaseException as error:
-            with suppress(Exception):  # writing may fail for the same reason, a full disk say: report the first error
-                run_dir.write_status("failed", reason=f"{type(error).__name__}: {error}")
+            with suppress(Exception):  # writing may fail for the same reason, e.g. a full disk: report the first error
+                run_dir.write_status(FAILED, reason=f"{type(error).__name__}: {error}")
             raise
         run_dir.write_status(outcome.status, result=asdict(replace(outcome, metrics=finite(outcome.metrics))))
         return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0
@@ -105,13 +106,13 @@ def execute(plan: RunPlan, run_dir: RunDir, stop: StopRequest) -> Outcome:
         except Exception as error:
             shown = plan.strategy.name_rank(error, trainer.state.step if trainer else plan.start_step)
             if trainer:
-                trainer.events.on_end(trainer.outcome("failed", {}, f"{type(error).__name__}: {shown}"))
+                trainer.events.on_end(trainer.outcome(FAILED, {}, f"{type(error).__name__}: {shown}"))
             if shown is error:
                 raise
             raise shown from error
         except BaseException as error:
             if trainer:
-                trainer.events.on_end(trainer.outcome("failed", {}, type(error).__name__))
+                trainer.events.on_end(trainer.outcome(FAILED, {}, type(error).__name__))
             raise
         trainer.events.on_end(outcome)
     return outcome

@@ -50,7 +50,7 @@ from tinyllm.utils.tensors import first_not_finite
 
 
 def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitStack) -> Trainer:
-    """The trainer of a planned run; describes the run in its directory and shows its start.
+    """Build the trainer of a planned run; writes ``run.json`` and prints the start summary.
 
     Args:
         stack: closes log, checkpoint writer and compiler at the end of the run.
@@ -58,7 +58,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
     cfg, strategy = plan.cfg, plan.strategy
     state, groups, logger_states = make_state(plan)
     objective = make_objective(cfg, state.model)
-    # Checkpoints may have been removed since the state was saved: then the best of those that are left counts.
+    # Checkpoints may have been removed since the state was saved: if so, use the best one left.
     state.best_loss, state.best_step = strategy.on_rank_zero(partial(best_kept, run_dir, state, objective))
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
     compiler = make_compiler(plan, state.model, stop)
@@ -67,7 +67,8 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
     peak = peak * strategy.world_size if peak else None
     info = run_info(plan, groups, peak, run_dir.path, tokens=state.tokens)
     files = write_run_files(plan, run_dir, info, state)
-    # A step whose evaluation is owed has a record without it: it is dropped here and written again, complete.
+    # If a step's evaluation is still owed, its record lacks the result; the record is dropped here and rewritten,
+    # complete.
     log, events = listeners(plan, run_dir, start_step=state.step - (state.owed is not None))
     events.load_state_dict(logger_states)
     stack.callback(log.close)
@@ -112,6 +113,8 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
 
 def make_state(plan: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[str, Any]]:
     """The training state at the first step, or as the checkpoint to resume has it.
+
+    The model exists twice: on ``meta`` in the plan, where only shapes are counted, and for real in this state.
 
     Returns:
         The state, the groups of its optimizer, and the saved states of the loggers.
@@ -194,7 +197,7 @@ def on_any_rank(strategy: Strategy, fact: bool) -> bool:
 
 
 def make_profiler(plan: RunPlan, run_dir: Path, *, report: Callable[[str], None]) -> NoProfiler:
-    """Records the steps in ``trainer.profile.steps`` on this rank, if there are any."""
+    """Profiles ``trainer.profile.steps`` steps on this rank; no-op if 0."""
     settings, strategy = plain(plan.cfg.trainer.profile), plan.strategy
     if not settings["steps"]:
         return NoProfiler()
@@ -276,7 +279,7 @@ class TrialPass:
 def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir) -> None:
     """Compile what the first step needs, and record it in ``run.json``."""
     if compiled := compiler.warm_up(trial.run, tell=events.on_message):
-        run_dir.write_status("running", compile=compiled)
+        run_dir.write_status(names.RUNNING, compile=compiled)
 
 
 def remaining_batches(plan: RunPlan, state: TrainState) -> Iterator[Batch]:
@@ -341,7 +344,7 @@ class Evaluator:
         )
 
     def sample(self, step: int, stopping: Stopping) -> str:
-        """A text generated after a step."""
+        """A sample generated after a step."""
         plan, cfg = self.plan, self.plan.cfg
         model: Any = self.state.model
         with self.inference():
@@ -363,7 +366,7 @@ def listeners(plan: RunPlan, run_dir: RunDir, *, start_step: int) -> tuple[Log, 
         return Log(), Callback()
     config_dir = plan.invocation.config_dir
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
-    # The console comes last, so that the last thing it shows is how the run ended.
+    # The console comes last, so that the run's outcome is the last thing printed.
     events = CallbackList([Curves(report=console.on_message), plan.logger, console])
     return MetricsLog(run_dir.metrics, step=start_step, tell=console.on_message), events
 

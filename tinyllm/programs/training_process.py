@@ -21,7 +21,7 @@ from tinyllm.utils.platforms import kill_process
 from tinyllm.utils.stop_signal import PARENT
 
 POLL_S = 0.002
-"""Seconds between two looks at the metrics of a run that is to be killed at a given moment."""
+"""Seconds between two reads of the metrics of a run that is to be killed at a given time."""
 LOCK_RELEASE_S = 20.0
 """Seconds in which the processes of a killed run release its directory."""
 
@@ -51,7 +51,7 @@ class KillTime:
 class TrainingProcess:
     """A child process that runs ``python -m tinyllm.train <arguments>``. Leaving its ``with`` block kills it.
 
-    It leads a session of its own, so Ctrl-C in the terminal reaches the parent alone, and it stops by itself when the
+    It leads a session of its own, so Ctrl-C in the terminal reaches the parent alone, and it stops on its own when the
     parent ends.
 
     Args:
@@ -60,7 +60,7 @@ class TrainingProcess:
         log: file for standard output and standard error. None: the child is this process's own run in several ranks;
             it inherits output, standard input and the whole environment.
         append: add to ``log`` instead of replacing it.
-        error_file: file for the first error line; default: ``log`` with the ending ``.error``.
+        error_file: file for the first error line; default: ``log`` with the extension ``.error``.
         nproc: number of ranks to start; None: the child trains itself.
         environ: variables added to the environment.
     """
@@ -134,7 +134,7 @@ class TrainingProcess:
         Raises:
             UserError: a process still holds the directory.
         """
-        # Listed first and killed after: the children of a dead process can no longer be found.
+        # List first, then kill: the children of a dead process can no longer be found.
         for pid in [*descendants(self.process.pid), self.process.pid]:
             kill_process(pid)
         self.process.wait()
@@ -145,7 +145,7 @@ class TrainingProcess:
                 os.close(descriptor)
                 return
             if time.perf_counter() > deadline:
-                raise UserError("a killed run still holds its directory", file=self.run_dir)
+                raise UserError("a process of the killed run still holds the lock on its directory", file=self.run_dir)
             time.sleep(POLL_S)
 
     def reason(self, code: int) -> str:
@@ -173,7 +173,7 @@ class TrainingProcess:
             step = self.newest_step()
             if step:
                 self.arrivals.setdefault(step, now)
-            if kill_at is not None and self._has_come(kill_at, step, now):
+            if kill_at is not None and self._is_due(kill_at, step, now):
                 self.kill()
                 return None
             time.sleep(POLL_S)
@@ -182,17 +182,17 @@ class TrainingProcess:
     def newest_step(self) -> int:
         """The step of the last record in the metrics; 0 until this process has written them."""
         identity = self._metrics_id()
-        if identity is None or identity == self._old_metrics:  # a resume replaces the file when it begins
+        if identity is None or identity == self._old_metrics:  # a resumed run replaces the file when it starts
             return 0
         assert self.run_dir is not None
         record = last_record(self.run_dir / METRICS)
         return 0 if record is None else int(record["step"])
 
-    def _has_come(self, moment: KillTime, step: int, now: float) -> bool:
-        if step < moment.step:
+    def _is_due(self, kill_time: KillTime, step: int, now: float) -> bool:
+        if step < kill_time.step:
             return False
-        seen = min(arrival for arrived, arrival in self.arrivals.items() if arrived >= moment.step)
-        return step >= moment.latest or now >= seen + moment.delay
+        seen = min(arrival for arrived, arrival in self.arrivals.items() if arrived >= kill_time.step)
+        return step >= kill_time.latest or now >= seen + kill_time.delay
 
     def _metrics_id(self) -> int | None:
         """The inode of the metrics file, which tells a replaced file from the old one; None: there is no file."""
@@ -208,7 +208,7 @@ def shell_code(returned: int) -> int:
 
 
 def failure_reason(code: int, *, log: Path, error_file: Path) -> str:
-    """Why a training failed: its first error line, the signal that ended it, or the last line of its log."""
+    """Why a training run failed: its first error line, the signal that ended it, or the last line of its log."""
     if error_file.is_file():
         return error_file.read_text(encoding="utf-8", errors="replace").strip().removeprefix("error: ")
     if code - SIGNALLED in signal.valid_signals():

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.verify_resume optimizer=muon kills=3``: is a killed and resumed run bitwise the same?"""
+"""``python -m tinyllm.verify_resume optimizer=muon kills=3``: is a killed and resumed run bitwise identical?"""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ INTERVALS = ("log_every", "eval_every", "sample_every", "checkpoint_every")
 """Keys of the trainer whose defaults in ``conf/verify_resume.yaml`` differ from those of training."""
 REFUSED = {
     "run.dir": "out=<directory> holds both runs",
-    "resume": "both runs start at step 0; init_from starts from the weights of another run",
+    "resume": "both runs start at step 0; init_from starts from the weights of an earlier run",
     "trainer.stop_after_steps": "the kills interrupt the second run",
     "trainer.max_minutes": "both runs go to the same step",
 }
@@ -81,7 +81,7 @@ def verify_resume(cfg: DictConfig, invocation: Invocation) -> int:
 
 
 def training_settings(cfg: DictConfig, invocation: Invocation) -> list[str]:
-    """The arguments of the training: the settings given here, and the short horizon unless one is given.
+    """The arguments of the training runs: the settings given here, and the short horizon unless one is given.
 
     Raises:
         UserError: a setting that the two runs cannot share.
@@ -93,7 +93,8 @@ def training_settings(cfg: DictConfig, invocation: Invocation) -> list[str]:
         hint = "the killed run resumes from its checkpoints; leave it out"
         raise UserError("nothing to resume from", key="checkpoint.enabled", value=False, hint=hint)
     if not (cfg.trainer.log_every or cfg.trainer.checkpoint_every):
-        raise UserError("no records to time the kills by", key="trainer.log_every", value=0, hint="at least 1")
+        what = "the kills are timed by log or checkpoint records, and both are off"
+        raise UserError(what, key="trainer.log_every", value=0, hint="at least 1")
     given = [override for override in invocation.overrides if key_of(override) not in OWN]
     defaults = {f"trainer.{name}": cfg.trainer[name] for name in INTERVALS}
     if invocation.typed.isdisjoint(HORIZON):
@@ -110,7 +111,7 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, report
         The kills that came before the end of their run.
 
     Raises:
-        TrainingFailed: a training exited with an error.
+        TrainingFailed: a training run exited with an error.
     """
     run = out / "whole"
     with TrainingProcess([*settings, f"run.dir={run}"], run_dir=run, log=out / "whole.log") as whole:
@@ -119,10 +120,10 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, report
     draw = Random(seed)
     for attempt in range(ATTEMPTS):
         if attempt:
-            report("the run ended before the last kill; starting over with other moments")
+            report("the run ended before the last kill; starting over with different kill times")
             shutil.rmtree(out / "killed")
-        hits = train_with_kills(settings, out, moments(whole.arrivals, kills, draw), report=report)
-        if len(hits) == kills or len(whole.arrivals) < 2:  # a single step leaves no moment for a kill
+        hits = train_with_kills(settings, out, kill_times(whole.arrivals, kills, draw), report=report)
+        if len(hits) == kills or len(whole.arrivals) < 2:  # a single step leaves no time for a kill
             break
     return hits
 
@@ -130,17 +131,17 @@ def train_twice(settings: list[str], out: Path, *, kills: int, seed: int, report
 def train_with_kills(
     settings: list[str], out: Path, planned: list[KillTime], *, report: Callable[[str], None]
 ) -> list[Kill]:
-    """Train into ``out/killed``, killing the run at the planned moments; returns the kills that hit.
+    """Train into ``out/killed``, killing the run at the planned times; returns the kills that hit.
 
     Raises:
-        TrainingFailed: a training exited with an error.
+        TrainingFailed: a training run exited with an error.
     """
     run = out / "killed"
     hits = []
-    for number, moment in enumerate([*planned, None], 1):
+    for number, kill_time in enumerate([*planned, None], 1):
         arguments = [*settings, f"run.dir={run}", "resume=auto"]
         with TrainingProcess(arguments, run_dir=run, log=out / f"killed-{number}.log") as training:
-            code = training.follow(kill_at=moment)
+            code = training.follow(kill_at=kill_time)
         if code is None:
             hits.append(traces_of_kill(run))
             report(f"kill {number} of {len(planned)}: {described(hits[-1])}")
@@ -149,8 +150,8 @@ def train_with_kills(
     return hits
 
 
-def moments(arrivals: dict[int, float], kills: int, draw: Random) -> list[KillTime]:
-    """Random moments between the first step and the last but one, uniform in time and sorted.
+def kill_times(arrivals: dict[int, float], kills: int, draw: Random) -> list[KillTime]:
+    """Random times between the first step and the last but one, uniform and sorted.
 
     The time spent on saving counts, so the more often a run saves, the more kills hit a save. A run that is faster
     than ``arrivals`` is killed at its last step but one at the latest.

@@ -140,7 +140,7 @@ def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> Non
     ("arguments", "line"),
     [
         ("seed=1,2 run.dir=x", "not allowed in a multirun (run.dir=x): each job has its own directory"),
-        ("seed=1,2 resume=x", "a multirun cannot continue a run (resume=x): leave out -m"),
+        ("seed=1,2 resume=x", "resume cannot be combined with -m (resume=x): leave out -m"),
         ("seed=1,2 hydra.sweep.dir=FILE", "cannot create the sweep directory (hydra.sweep.dir=FILE): it is a file"),
         ("seed=1,2 hydra.sweep.dir=FILE/below", "cannot create the sweep directory (hydra.sweep.dir=FILE/below): "),
         ("seed=1,2 hydra.sweep.dir=/proc/nope", "cannot create the sweep directory (hydra.sweep.dir=/proc/nope): "),
