@@ -124,14 +124,14 @@ class EventFile:
         self._write(session_log=start, step=discard_from, wall_time=time.time())
 
     def scalars(self, values: Mapping[str, float], x: int, wall_time: float) -> None:
-        """Write the metrics of one moment, in single precision: TensorBoard does not show doubles."""
+        """Write the metrics of one point in time, in single precision: TensorBoard does not show doubles."""
         summary = self._protos.Summary()
         for name, value in values.items():
             summary.MergeFrom(self._protos.scalar(name, value))
         self._write(summary=summary, step=x, wall_time=wall_time)
 
     def text(self, name: str, text: str, x: int, wall_time: float) -> None:
-        """Write a text verbatim. TensorBoard renders texts as Markdown, so it is indented as a code block."""
+        """Write a string verbatim. TensorBoard renders Markdown, so it is indented as a code block."""
         as_code = "\n".join(f"    {line}" for line in text.split("\n"))
         self._write(summary=self._protos.text(name, as_code), step=x, wall_time=wall_time)
 

@@ -73,7 +73,7 @@ class Wandb(Callback):
         if self._process is None:
             return
         if info.start_step and not read_metrics(info.run_dir / METRICS):
-            self._saved = {}  # resumed into another directory: that is a new wandb run
+            self._saved = {}  # resumed into a different directory: that is a new wandb run
         self._saved = {
             "id": self._saved.get("id") or os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4),
             "project": self._project or self._saved.get("project") or os.environ.get("WANDB_PROJECT") or PROJECT,

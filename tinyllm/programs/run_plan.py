@@ -354,7 +354,7 @@ def resolve_run_dir(cfg: DictConfig, invocation: Invocation, resumption: Resumpt
         path = expand_home(cfg.run.dir)
         continues = cfg.resume == "auto" and path.is_dir()
         if continues and checkpoints.steps_in(path / CHECKPOINTS):
-            hint = f"they would be lost; continue with resume={path}, or choose another directory"
+            hint = f"they would be lost; continue with resume={path}, or choose a different directory"
             raise UserError("the run directory already contains checkpoints", key="run.dir", value=path, hint=hint)
         return path, not continues
     choices = invocation.choices

@@ -150,7 +150,7 @@ MORE_BAD = [
     (("attn=mha,mqa", "match=parameters"), "error: value not allowed (match=parameters)"),
     (("attn=mha,mqa", "reference=gqa"), "error: no such arm (reference=gqa): one of mha, mqa"),
     (("attn=mha,mqa", "trainer.eval_every=0"), "error: a comparison needs evaluations (trainer.eval_every=0)"),
-    (("attn=mha,mqa", "trainer.max_steps=5"), "error: two horizons (trainer.max_steps)"),
+    (("attn=mha,mqa", "trainer.max_steps=5"), "error: the length of the runs is set twice (trainer.max_steps)"),
     (("attn=mha,mqa", "tune=optimizer.lr=1e-3"), "error: nothing to choose from (tune=optimizer.lr=1e-3)"),
     (("attn=mha,mqa", "-m"), "error: flag not supported (-m)"),
     (("attn=mha", "seed=1,2"), "error: the key cannot differ between arms (seed=1,2)"),

@@ -101,7 +101,7 @@ def check(size: str, choices: tuple[str, ...], target: Account, match: str) -> N
     try:
         found = solved(cfg, target, match=match)
     except UserError as error:
-        assert "cannot be matched" in str(error) and "closest is" in str(error)
+        assert "cannot be matched" in str(error) and "the closest match is" in str(error)
         assert match == "kv_bytes", "a feed-forward layer can have any size"
         assert "kv_latent_dim" not in cfg.model.block.attn, "a latent can have any size"
         for heads in range(1, cfg.model.n_heads + 1):
@@ -229,7 +229,7 @@ def test_sizes_set_by_the_arm_are_not_changed() -> None:
     ("choices", "match", "sentences"),
     [
         (("attn=mqa",), "kv_bytes", ("512 bytes of cache per token, 75.00% less than the reference's 2,048", "=none")),
-        (("model.n_layers=12",), "params", ("closest is model.d_ff=64 with", "more than the reference's", "n_layers")),
+        (("model.n_layers=12",), "params", ("the closest match is model.d_ff=64, with", "more than the reference's", "n_layers")),
     ],
 )  # fmt: skip
 def test_an_impossible_match_names_the_closest_values(

@@ -72,7 +72,7 @@ def test_an_undetected_difference_tells_what_could_be_detected() -> None:
 def test_a_spread_larger_than_the_values_shows_nothing() -> None:
     wide = replace(UNDETECTED, sd=4.3, low=-9.7, high=11.7, detectable=14.1, seeds_needed=900_000)
     [sentence, _] = verdicts([wide], reference="mha", metric="val/bpb", effect=0.01, level=1.8)
-    assert "3 seeds show nothing; their differences spread by more than the values themselves" in sentence
+    assert "inconclusive with 3 seeds: the smallest detectable difference exceeds the reference's own value" in sentence
     assert "14" not in sentence
     assert "no difference above 14 bpb" in verdicts([wide], reference="mha", metric="val/bpb", effect=0.01, level=20)[0]
 

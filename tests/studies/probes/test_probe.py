@@ -174,7 +174,7 @@ BAD = {
     "no steps": ("trainer.max_steps=0", "trainer.max_steps=0", "at least 1"),
     "no seeds": ("seeds=0", "seeds=0", "at least 1"),
     "no examples": ("examples=0", "examples=0", "at least 1"),
-    "a context that is too short": ("model.max_seq_len=20", "model.max_seq_len=20", "tasks.recall has sequences of 24"),
+    "a context that is too short": ("model.max_seq_len=20", "model.max_seq_len=20", "tasks.recall needs sequences of 24"),
     "sizes of a task": ("tasks.recall.pairs=20", "tasks.recall.keys=16", "at least 20"),
     "a size of a task that is not chosen": ("tasks=[recall] tasks.copying.symbols=3", "tasks.copying", "recall"),
     "too few sequences": ("tasks.copying.alphabet=8 tasks.copying.length=9", "tasks.copying", "make the task larger"),

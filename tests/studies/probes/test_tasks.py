@@ -187,7 +187,7 @@ def test_default_tasks_share_no_sequence_between_training_and_test() -> None:
 
 def test_task_with_too_few_sequences_is_refused() -> None:
     few = SMALLEST["recall"]  # 2·3·2·2 = 24
-    with pytest.raises(UserError, match=r"too few different sequences \(tasks.recall\): there are 2\^5, but"):
+    with pytest.raises(UserError, match=r"too few distinct sequences \(tasks.recall\): there are 2\^5, but"):
         check_disjoint(few, trained=10, tested=10, key="tasks.recall")
     with pytest.raises(UserError, match=r"\(tasks\.copying\)"):
         tasks_of(OmegaConf.merge(composed(), {"tasks": {"copying": {"symbols": 3, "length": 6}}}))

@@ -87,7 +87,7 @@ def test_files_that_no_report_wrote_are_left_alone(tmp_path: Path) -> None:
     names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert names == {".report.json", "report.md", "figures/b.svg", "figures/mine.svg"}
     assert mine.read_text(encoding="utf-8") == "mine"
-    with pytest.raises(UserError, match="a file is in the way of the report"):
+    with pytest.raises(UserError, match="the report would overwrite a file that no report wrote"):
         write_files(tmp_path, {"report.md": "3", "figures/mine.svg": "3"})
     assert (mine.read_text(encoding="utf-8"), (tmp_path / "report.md").read_text(encoding="utf-8")) == ("mine", "2")
 

@@ -119,7 +119,7 @@ def test_a_directory_with_another_search_is_an_error(call: Call, corpus: list[st
     for changed in ((*SPACE, "seed=7"), (SPACE[0],), (*SPACE, "hydra.sweeper.direction=maximize")):
         answer = call("train", *command, *changed)
         assert answer.code == 2
-        assert "the directory holds another search (hydra.sweep.dir=swept): its " in answer.err
+        assert "the directory holds a different search (hydra.sweep.dir=swept): its " in answer.err
 
 
 def test_a_search_without_optuna_names_the_extra(

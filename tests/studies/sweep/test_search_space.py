@@ -74,5 +74,5 @@ def test_a_study_with_foreign_trials_is_an_error(tmp_path: Path) -> None:
     space = {"attn": distribution(override)}
     check_study(**search, space=space)
     study.ask({"attn": CategoricalDistribution(["../../../x"])})
-    with pytest.raises(UserError, match=r"the directory holds another search .*trial 0 drew attn"):
+    with pytest.raises(UserError, match=r"the directory holds a different search .*trial 0 drew attn"):
         check_study(**search, space=space)

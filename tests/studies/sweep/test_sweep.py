@@ -102,8 +102,8 @@ def test_other_settings_for_the_same_jobs_are_an_error(call: Call, corpus: str) 
     answer = call("train", *command, "optimizer.lr=1e-2")
     assert answer.code == 2
     assert answer.err == (
-        "error: the jobs in this directory have other settings (hydra.sweep.dir=swept): this command has "
-        "optimizer.lr=0.01; choose another directory\n"
+        "error: the jobs in this directory have different settings (hydra.sweep.dir=swept): this command has "
+        "optimizer.lr=0.01; choose a different directory\n"
     )
     assert written_at() == before
 
@@ -150,7 +150,7 @@ def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> Non
         ("seed=choice(1", "value not understood (seed=choice(1)"),
         (
             "seed=interval(1,2)",
-            "a continuous range has no single values (seed=interval(1,2)): list the values",
+            "a grid cannot enumerate a continuous range (seed=interval(1,2)): list the values",
         ),
         ("trainer.max_step=5,6", "unknown key (trainer.max_step=5): did you mean trainer.max_steps?"),
         ("seed=1,2 strategy=ddp strategy.gpus_per_job=1", "not enough GPUs for a job (strategy.gpus_per_job=1)"),

@@ -26,7 +26,7 @@ OWN_KEYS = (
 """Keys and groups of the comparison itself; all others are those of training."""
 FILE_KEYS = ("question", "reference", "settings", "arms")
 FIXED = {
-    "seed": "seeds=<number> repeats every arm; seed=<number> is the first",
+    "seed": "seeds=<number> repeats every arm; seed=<number> sets the first seed",
     "dataset": "losses on different data cannot be compared; make one study per dataset",
     "run.dir": "each run has its own directory below out=<directory>",
     "run.name": "each run has its own directory below out=<directory>",
@@ -127,7 +127,7 @@ def _check_keys(overrides: Iterable[Override]) -> None:
         key = override.key_or_group
         value = str(override.input_line).partition("=")[2]
         if key in REFUSED:
-            raise UserError("a comparison does not take this key", key=key, value=value, hint=FIXED[key])
+            raise UserError("this key cannot be set in a comparison", key=key, value=value, hint=FIXED[key])
         if not override.is_sweep_override():
             continue
         if is_within(key, OWN_KEYS):
@@ -152,12 +152,16 @@ def _check_specs(specs: Sequence[ArmSpec]) -> None:
         for spec in specs:
             value = getattr(spec, field)
             if value in seen:
-                raise UserError("duplicate arm", file=spec.name, hint=f"another arm has the same {field}; remove one")
+                raise UserError("duplicate arm", file=spec.name, hint=f"two arms have the same {field}; remove one")
             seen.add(value)
 
 
 def arm_name(settings: Sequence[str]) -> str:
-    """A short name: the option of a group; for other keys the last part of the key, if unambiguous, and the value."""
+    """A short name for the settings of an arm.
+
+    For a group, its option; for any other key, ``key=value``, with the key shortened to its last part if that is
+    unambiguous.
+    """
     lasts = [key_of(setting).rpartition(".")[2] for setting in settings]
     words = []
     for setting, last in zip(settings, lasts, strict=True):

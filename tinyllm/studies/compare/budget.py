@@ -100,5 +100,5 @@ class Minutes(Budget):
     def for_run(self, reference: Cost, *, steps: int) -> float:
         if self.amount is None:
             hint = "give the minutes of training of one run, e.g. budget.amount=2"
-            raise UserError("how many minutes?", key="budget.amount", hint=hint)
+            raise UserError("no time budget given", key="budget.amount", hint=hint)
         return self.amount

@@ -96,7 +96,7 @@ class ComposedArm:
 
 
 def without_keys(settings: Iterable[str], keys: Collection[str]) -> list[str]:
-    """The settings of all other keys."""
+    """The settings whose keys are not in ``keys``."""
     return [setting for setting in settings if key_of(setting) not in keys]
 
 
@@ -131,7 +131,7 @@ def _composed(
     """Compose one arm; arms with the same dataset and tokenizer share their data through ``opened``."""
     cfg = compose(*unquoted(overrides), config_dir=config_dir)
     if not cfg.trainer.eval_every:
-        hint = "at least 1; the last step is then always evaluated"
+        hint = "set it to at least 1; the last step is always evaluated as well"
         raise UserError("a comparison needs evaluations", key="trainer.eval_every", value=0, hint=hint)
     source = json.dumps([plain(cfg.dataset), plain(cfg.tokenizer)], sort_keys=True)
     if source not in opened:

@@ -112,7 +112,7 @@ def value_of(node: Node, key: str) -> Any:
 
 
 def with_value(node: Node, key: str, value: int) -> Node:
-    """A copy of the node with another value for a key."""
+    """A copy of the node with a different value for a key."""
     return _with_value(node, key.split(".")[1:], value)
 
 

@@ -1,7 +1,7 @@
 """Matching: an arm gets the parameters, FLOPs or cache bytes of the reference.
 
 Only the sizes that the study allows are changed, and as little as possible. An arm within the tolerance stays as it is;
-otherwise a size takes the multiple of 8 that matches best, and another value only where no multiple of 8 suffices.
+otherwise a size takes the multiple of 8 that matches best, and any other value only where no multiple of 8 suffices.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -140,9 +140,9 @@ def _no_match(
     off = f"{abs(best.mismatch):.2%} {'more' if best.mismatch > 0 else 'less'} than the reference's {search.target:,}"
     idle = [name for name, to_try in levels.items() if {level.key for level in to_try} <= search.without_effect]
     usable = [name for name in names if name in levels and name not in idle]
-    why = "" if usable else f"; none of the sizes to change ({', '.join(names)}) has an effect here or is left free"
+    why = "" if usable else f"; none of the sizes to change ({', '.join(names)}) has an effect here or is still free to vary"
     others = {name: levels_of(size, node, fixed) for name, size in SIZES.items() if name not in names}
     helpful = [name for name, to_try in others.items() if any(map(search.matters, to_try))]
     more = f"match_by=[{','.join([*usable, *helpful])}] allows more sizes; " if helpful else ""
-    hint = f"closest is {settings} with {value:,} {figure.unit}, {off}{why}; {more}or set tolerance=… or match=none"
+    hint = f"the closest match is {settings}, with {value:,} {figure.unit}, {off}{why}; {more}or set tolerance=… or match=none"
     return UserError("the arm cannot be matched", key="match", value=match, hint=hint)

@@ -39,7 +39,7 @@ def run_name(arm: str, seed: int, config: Mapping[str, Any], data: Mapping[str, 
 
 
 def slug(text: str) -> str:
-    """A text as part of a file name."""
+    """A string as part of a file name."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:LONGEST_NAME] or "arm"
 
 

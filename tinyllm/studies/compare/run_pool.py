@@ -25,7 +25,7 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRun:
-    """A training that the pool is to run, or to continue from its checkpoint."""
+    """A training run for the pool to start, or to continue from its checkpoint."""
 
     label: str
     """Name for display."""
@@ -48,12 +48,12 @@ class PooledRun:
 
     @property
     def log(self) -> Path:
-        """The output of the run."""
+        """Path of the file that receives the run's output."""
         return self.path.with_name(f"{self.path.name}.log")
 
     @property
     def error_file(self) -> Path:
-        """The first error line of the run."""
+        """Path of the file that receives the run's first error line."""
         return self.path.with_name(f"{self.path.name}.error")
 
     @property

@@ -1,12 +1,12 @@
-"""A comparison from its configuration to its figures."""
+"""Runs a whole comparison: configuration in, :class:`Study` out."""
 
 import os
 import shlex
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from omegaconf import DictConfig
@@ -45,7 +45,7 @@ from tinyllm.utils.locks import try_lock
 from tinyllm.utils.stop_signal import StopRequest
 
 SAME_STUDY = ("question", "reference", "seeds", "effect", "max_minutes", "probes", "parallel", "out", "study")
-"""Keys that may change without making it another study, so they do not enter the name of its directory."""
+"""Keys that may change without making it a different study, so they do not enter the name of its directory."""
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 STUDY = "study.json"
 STUDIES = (STUDY, "scaling.json")
@@ -78,7 +78,7 @@ def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepare
     horizon = sorted(invocation.typed.intersection(HORIZON))
     if horizon and cfg.budget.amount is not None:
         hint = f"budget.amount={cfg.budget.amount:g} sets the horizon of every arm; leave one of the two out"
-        raise UserError("two horizons", file=horizon[0], hint=hint)
+        raise UserError("the length of the runs is set twice", file=horizon[0], hint=hint)
     # A comparison prints no samples unless asked to; training's own default would generate text in every run.
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
     config_dir, allow = invocation.config_dir, invocation.allow
@@ -145,16 +145,16 @@ def locked_study_dir(directory: Path) -> Iterator[None]:
     """Create the study's directory and hold its lock.
 
     Raises:
-        UserError: the directory holds something else, cannot be created, or is locked by another comparison.
+        UserError: the directory does not hold a study, cannot be created, or is locked by another comparison.
     """
     check_study_dir(directory)
     try:
         lock = try_lock(directory / ".lock")
     except OSError as error:
-        hint = f"{error.strerror}; choose another directory with out=<directory>"
+        hint = f"{error.strerror}; choose a different directory with out=<directory>"
         raise UserError("cannot create the study directory", key="out", value=directory, hint=hint) from error
     if lock is None:
-        hint = "wait for it, stop it, or choose another directory with out=<directory>"
+        hint = "wait for it, stop it, or choose a different directory with out=<directory>"
         raise UserError("another comparison uses this directory", key="out", value=directory, hint=hint)
     try:
         yield
@@ -249,7 +249,7 @@ def probe_arm(arm: ComposedArm, cfg: DictConfig, invocation: Invocation, directo
 def mean_value(runs: Sequence[Run], arm: str) -> float | None:
     """The mean of an arm's metric; None if none of its runs has finished."""
     values = [run.value for run in runs if run.arm == arm and run.value is not None]
-    return statistics.fmean(values) if values else None
+    return fmean(values) if values else None
 
 
 def describe_arms(arms: Sequence[ComposedArm], reference: ComposedArm, *, match: str, screen: Screen) -> None:

@@ -21,7 +21,7 @@ LEVEL = 0.05
 """Two-sided significance level, for all arms of a study together."""
 POWER = 0.8
 """Probability of detecting a difference that exists, for which seeds are planned."""
-LARGEST = 1e100
+OVERFLOW_LIMIT = 1e100
 """Larger values are left out like infinite ones: their squares overflow in the variance."""
 RESOLUTION = 1e-12
 """Differences with a smaller standard deviation, relative to the values, are equal up to rounding."""
@@ -30,7 +30,7 @@ RESOLUTION = 1e-12
 def differences(
     values: Mapping[str, Mapping[int, float]], *, reference: str, effect: float, tests: int | None = None
 ) -> list[Difference]:
-    """Compare every arm with the reference, paired by seed; an arm without a shared seed is left out.
+    """Compare every arm with the reference, paired by seed; arms sharing no seed with the reference are skipped.
 
     Identical differences allow no t test: p is 1 if they are all zero, else None.
 
@@ -40,7 +40,7 @@ def differences(
         tests: number of comparisons to plan the power for; None: the arms compared here.
     """
     values = {
-        arm: {seed: value for seed, value in by_seed.items() if abs(value) <= LARGEST}
+        arm: {seed: value for seed, value in by_seed.items() if abs(value) <= OVERFLOW_LIMIT}
         for arm, by_seed in values.items()
     }
     base = values.get(reference, {})

@@ -69,7 +69,8 @@ def _sentence(diff: Difference, reference: str, unit: str, effect: float, level:
     detectable = rounded(diff.detectable, diff.detectable)
     if level is not None and diff.detectable > level:
         return (
-            f"{pair}: {n} seeds show nothing; their differences spread by more than the values themselves ({measured})"
+            f"{pair}: inconclusive with {n} seeds: the smallest detectable difference exceeds the reference's own value"
+            f" ({measured})"
         )
     start = f"{pair}: no difference above {detectable} {unit} can be detected with {n} seeds ({measured})"
     return f"{start}; {_outlook(diff, n, half, effect)}"
@@ -96,7 +97,7 @@ def _without_spread(diff: Difference, pair: str, unit: str) -> str:
 
 
 def rounded(value: float, uncertainty: float) -> str:
-    """A value rounded to its uncertainty: to that's first digit, or to two digits if the first is 1 or 2."""
+    """A value rounded to the first digit of the uncertainty, or to two digits if the first is 1 or 2."""
     if not math.isfinite(value) or uncertainty <= 0:
         return f"{value:.3g}"
     digits = -math.floor(math.log10(uncertainty))

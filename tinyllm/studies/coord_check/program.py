@@ -79,14 +79,14 @@ def slopes_table(fits: Sequence[Slope], *, steps: int) -> Table:
 
 
 def _new_directory(out: str | None) -> Path:
-    """Directory of the results. It is created only once there are results.
+    """The directory for the results; it is created only when there are results to write.
 
     Raises:
         UserError: it exists already.
     """
     path = auto_path(NAME) if out is None else Path(out)
     if path.exists():
-        raise UserError("the directory exists already", key="out", value=out, hint="choose another directory")
+        raise UserError("the directory exists already", key="out", value=out, hint="choose a different directory")
     return path
 
 

@@ -32,16 +32,16 @@ def check_settings(cfg: DictConfig, typed: Collection[str]) -> None:
     """
     for key in sorted(typed):
         if not is_within(key, USED):
-            hint = "a coordinate check takes a few steps at a constant learning rate and keeps no run; leave it out"
+            hint = "a coordinate check takes a few steps at a constant learning rate and does not save a run; leave it out"
             raise UserError("the key has no effect here", file=key, hint=hint)
     widths = list(cfg.widths)
     if len(set(widths)) < max(2, len(widths)) or min(widths, default=0) < 1:
         hint = "at least two different widths, each at least 1"
-        raise UserError("no widths to compare", key="widths", value=widths, hint=hint)
+        raise UserError("invalid widths", key="widths", value=widths, hint=hint)
 
 
 def at_width(cfg: DictConfig, width: int) -> DictConfig:
-    """The same composition at another width; d_ff scales with it, and with ``more_heads`` so do the heads.
+    """The same composition at a different width; d_ff scales with it, and with ``more_heads`` so do the heads.
 
     Raises:
         UserError: the number of heads at this width is not an integer.

@@ -23,7 +23,7 @@ class Induction(Task):
         text: length of the text.
         passage: length of a passage; all of its tokens but the last are questions.
         passages: number of passages.
-        alphabet: number of different ids in texts.
+        alphabet: size of the vocabulary of the text.
 
     Raises:
         ValueError: the sizes do not fit together.

@@ -17,7 +17,7 @@ from tinyllm.studies.probes.trials import Trials
 from tinyllm.utils.text import say, silent
 
 FAILED = 1
-"""Exit code if the training of an arm diverged."""
+"""Exit code if an arm's training run diverged."""
 
 
 def probe(cfg: DictConfig, invocation: Invocation) -> int:
@@ -39,7 +39,7 @@ def probe(cfg: DictConfig, invocation: Invocation) -> int:
             for result, cached in trials.run(cache):
                 row.probes.append(result)
                 tell(f"{spec.name}, {result.line()}{', already known' if cached else ''}")
-        except UserError as error:  # the training diverged; the other arms are probed all the same
+        except UserError as error:  # the training run diverged; the remaining arms are still probed
             failed = True
             tell(f"{spec.name}: {error}")
     write_csv(cache.path / "probes.csv", rows)

@@ -85,7 +85,7 @@ def check_disjoint(task: Task, *, trained: int, tested: int, key: str) -> None:
             f"there are 2^{task.bits:.0f}, but training on {trained:,} and testing on {tested:,} needs 2^{needed:.0f};"
             " make the task larger"
         )
-        raise UserError("too few different sequences", file=key, hint=hint)
+        raise UserError("too few distinct sequences", file=key, hint=hint)
 
 
 def distinct(generator: np.random.Generator, n: int, of: int, count: int) -> np.ndarray:

@@ -104,7 +104,7 @@ def for_task(cfg: DictConfig, name: str, task: Task, *, max_seq_len: int | None)
     """
     needed = longest(task)
     if max_seq_len is not None and max_seq_len < needed:
-        hint = f"tasks.{name} has sequences of {needed}; leave it out, or make the task shorter"
+        hint = f"tasks.{name} needs sequences of {needed} tokens; leave model.max_seq_len out, or make the task shorter"
         raise UserError("context too short for the task", key="model.max_seq_len", value=max_seq_len, hint=hint)
     cfg = copy.deepcopy(cfg)
     cfg.model.max_seq_len = max_seq_len or needed

@@ -33,7 +33,7 @@ class Report:
 
 
 def report(study: Study) -> Report:
-    """Lay out a report and draw its pictures. Control characters in the study's texts are spelled out."""
+    """Lay out a report and draw its pictures. Control characters in the study's strings are spelled out."""
     study = escape_control_in(study)
     arms = summaries(study)
     with drawing():

@@ -59,10 +59,10 @@ def place_names(
     Call it once the axes have their final limits.
 
     Args:
-        avoid: paths made of horizontal and vertical lines.
+        avoid: paths of horizontal and vertical lines.
 
     Returns:
-        The texts.
+        The labels as matplotlib text objects.
     """
     renderer = FigureCanvasAgg(axes.figure).get_renderer()
     axes.figure.draw_without_rendering()

@@ -110,7 +110,7 @@ def _rows(arms: list[ArmSummary]) -> tuple[Figure, Any]:
 
 
 def _beside(axes: Any, row: float, text: str, *, points: float, gid: str) -> None:
-    """Write a text some points to the right of the axes."""
+    """Write a label some points to the right of the axes."""
     at = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "annotation_clip": False}
     axes.annotate(text, (1, row), xytext=(points, 0), va="center", fontsize=9, gid=gid, **at)
 

@@ -128,7 +128,7 @@ def _draw(axes: Any, summary: ArmSummary, line: Curve, axis: str, scale: float, 
 
 
 def _tick(value: float) -> str:
-    """``2.5M`` instead of ``2.50M``."""
+    """Tick label without trailing zeros: ``2.5M`` instead of ``2.50M``."""
     text = numbers.brief(value)
     digits = text.rstrip("kMGTP")
     return (digits.rstrip("0").rstrip(".") if "." in digits else digits) + text[len(digits) :]

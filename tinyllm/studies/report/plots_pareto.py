@@ -26,7 +26,7 @@ _LOG_FROM = 4.0
 def front(points: list[Point]) -> list[int]:
     """Indices of the points that no other point dominates, ordered by x. Lower is better on both axes.
 
-    A point dominates another if it is no worse on both axes and better on one; equal points do not dominate each other.
+    A point dominates a second one if it is no worse on both axes and better on one; equal points do not dominate each other.
     """
     free = (i for i, point in enumerate(points) if not any(_dominates(other, point) for other in points))
     return sorted(free, key=points.__getitem__)
@@ -54,7 +54,7 @@ def front_names(arms: list[ArmSummary], price: str) -> list[str]:
 
 
 def fronts(study: Study, arms: list[ArmSummary]) -> list[Picture]:
-    """One picture for each cost that is known of at least two arms."""
+    """One picture for each cost that is known for at least two arms."""
     return [_front_picture(study, arms, price) for price in PRICES if len(_priced(arms, price)) > 1]
 
 

@@ -18,7 +18,7 @@ class ArmSummary:
     """Number of its colour, marker and line style; the reference has 0."""
     is_reference: bool
     runs: list[Run]
-    """All runs, also those without a result, by seed."""
+    """All runs, including those without a result, by seed."""
     finished: list[Run]
     """Runs with a finite value, by seed."""
     mean: float | None

@@ -205,7 +205,7 @@ def provenance_table(provenance: Mapping[str, Any]) -> DataTable:
 
 
 def _flatten(facts: Any, prefix: str) -> list[tuple[str, str]]:
-    """Nested facts as pairs of label and text: ``versions torch``; dicts in a list are numbered."""
+    """Flatten nested facts into (label, text) pairs, with labels such as ``versions torch``; dicts in a list are numbered."""
     if isinstance(facts, list) and any(isinstance(fact, dict) for fact in facts):
         facts = {f"({number})": fact for number, fact in enumerate(facts, 1)}
     if isinstance(facts, Mapping) and facts:

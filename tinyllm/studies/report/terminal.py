@@ -1,4 +1,4 @@
-"""A comparison in the terminal: verdicts, a table of the arms, and where the full report lies."""
+"""A comparison in the terminal: verdicts, a table of the arms, and the location of the full report."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Styles of arms. Colour, marker and line differ together, which also works in print and for colour-blind readers.
+"""Styles of arms. Color, marker and line differ together, which works even in print and for color-blind readers.
 
 The colours are those of Okabe and Ito (Color Universal Design, 2008), darkened where white paper needs it, and four
 more. Each has a lighter variant for dark pages.
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 INK, SOFT, GRID, PAPER = "#1b1f24", "#5c6670", "#dfe3e8", "#ffffff"
-"""Colours of text, axes, grid and background."""
+"""Colors of text, axes, grid and background."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Style:
-    """Colours, marker and line style of an arm."""
+    """Colors, marker and line style of an arm."""
 
     light: str
-    """Colour on a white background."""
+    """Color on a white background."""
     dark: str
-    """Colour on a dark background."""
+    """Color on a dark background."""
     marker: str
     dashes: Any
     """matplotlib's line style."""

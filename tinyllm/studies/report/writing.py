@@ -34,7 +34,7 @@ def write_report(study: Study, directory: Path) -> None:
 def write_files(directory: Path, files: Mapping[str, str]) -> None:
     """Write a report's files by name and remove files of the previous report that are not among them.
 
-    The same texts give the same bytes. Each file is replaced atomically, so readers never see half a file. Files that
+    The same contents give the same bytes. Each file is replaced atomically, so readers never see half a file. Files that
     no report wrote are left alone.
 
     Raises:
@@ -42,13 +42,13 @@ def write_files(directory: Path, files: Mapping[str, str]) -> None:
         UserError: a file that no report wrote has one of the names, or ``figures`` is a symbolic link.
     """
     listing = directory / WRITTEN
-    before = None  # first report; a study does not start in a directory with other files
+    before = None  # first report; a study does not start in a directory that holds anything else
     if listing.is_file():
         before = {name for name in read_json(listing, of=list) if _is_report_file(name)}
     for name in files:
         if before is not None and name not in before and (directory / name).exists():
-            hint = "no report has written it; move it away, or choose another directory with out=<directory>"
-            raise UserError("a file is in the way of the report", file=directory / name, hint=hint)
+            hint = "move it away, or choose a different directory with out=<directory>"
+            raise UserError("the report would overwrite a file that no report wrote", file=directory / name, hint=hint)
     figures = directory / FIGURES
     if figures.is_symlink():
         hint = "remove the link"
@@ -65,7 +65,7 @@ def write_files(directory: Path, files: Mapping[str, str]) -> None:
 
 
 def _is_report_file(name: object) -> bool:
-    """Whether a report can have written a file of this name. The listing is not trusted: it may come from elsewhere."""
+    """Whether a report could have written a file of this name. The listing is untrusted: it may have been edited."""
     if not isinstance(name, str):
         return False
     folder, _, file = name.rpartition("/")

@@ -59,13 +59,13 @@ def check_settings(scaling: Mapping[str, Any], typed: frozenset[str]) -> None:
     budgets = [float(budget) for budget in scaling["budgets"]]
     if len(budgets) < 2 or sorted(set(budgets)) != budgets or budgets[0] <= 0:
         hint = "at least two budgets in ascending order, e.g. [1e12,3e12,1e13]"
-        raise UserError("the budgets are not a ladder", key="scaling.budgets", value=scaling["budgets"], hint=hint)
+        raise UserError("invalid budgets", key="scaling.budgets", value=scaling["budgets"], hint=hint)
     low, high = budgets[0] / scaling["reach"], budgets[-1] * scaling["reach"]
     for target in scaling["targets"]:
         if not low <= target <= high:
             hint = (
                 f"the budgets range from {budgets[0]:g} to {budgets[-1]:g}, and a fitted law is not trusted more than"
-                f" {scaling['reach']:g} times beyond them; add budgets or raise scaling.reach"
+                f" a factor of {scaling['reach']:g} outside that range; add budgets or raise scaling.reach"
             )
             raise UserError("too far to extrapolate", key="scaling.targets", value=f"{target:g}", hint=hint)
     between = scaling["tokens_per_parameter"]

@@ -110,7 +110,7 @@ def price_of(points: Sequence[Point]) -> Price:
     sizes = sorted({(point.parameters, point.flops_per_token) for point in points})
     if len({n for n, _ in sizes}) < 2:
         raise UserError(
-            "one size is not a ladder", key="scaling.sizes", value=len(sizes), hint="train at least two sizes"
+            "a scaling law needs more than one size", key="scaling.sizes", value=len(sizes), hint="train at least two sizes"
         )
     # A power law, so that the optimum below has a closed form.
     logs = np.log(np.array(sizes, dtype=float))

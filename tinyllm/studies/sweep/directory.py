@@ -39,17 +39,17 @@ class SweepDir:
         """
         hint = ""
         if self.path.exists() and not self.path.is_dir():
-            hint = "it is a file; choose another directory"
+            hint = "it is a file; choose a different directory"
         try:
             if not hint:
                 self.records_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            hint = f"{error.strerror}; choose another directory"
+            hint = f"{error.strerror}; choose a different directory"
         if hint:
             raise UserError("cannot create the sweep directory", key="hydra.sweep.dir", value=self.path, hint=hint)
         handle = try_lock(self.records_dir / LOCK)
         if handle is None:
-            hint = "wait for it, stop it, or choose another directory"
+            hint = "wait for it, stop it, or choose a different directory"
             raise UserError("another sweep uses this directory", key="hydra.sweep.dir", value=self.path, hint=hint)
         self.stop_file.unlink(missing_ok=True)  # left by a sweep that was killed while stopping
         return handle
@@ -73,7 +73,7 @@ class SweepDir:
         return self.path / record.name
 
     def log(self, record: JobRecord) -> Path:
-        """The output file of a job that runs in another process."""
+        """The output file of a job that runs in a process of its own."""
         return self.records_dir / f"{record.name}.log"
 
     def records(self) -> list[JobRecord]:
@@ -97,7 +97,7 @@ class SweepDir:
         """The records of the jobs, in their order. New jobs get one.
 
         Raises:
-            UserError: a job is registered with other settings.
+            UserError: a job is registered with different settings.
         """
         known = self.records()
         by_identity = {record.job.identity: record for record in known}
@@ -112,7 +112,7 @@ class SweepDir:
                 changed.append(record)
                 by_identity[job.identity] = record
                 number += 1
-            elif record.overrides != list(job.overrides):  # another order, or another trainer.max_minutes
+            elif record.overrides != list(job.overrides):  # a different order, or a different trainer.max_minutes
                 record.overrides = list(job.overrides)
                 changed.append(record)
             records.append(record)
@@ -122,17 +122,17 @@ class SweepDir:
         return records
 
     def _check_settings(self, job: Job, known: Sequence[JobRecord]) -> None:
-        """Refuse a job with the swept values of a known one and other settings besides: it would hide the mistake."""
+        """Refuse a job with the swept values of a known one but otherwise different settings: it would hide a mistake."""
         for record in known:
             if set(record.swept) == set(job.swept):
                 before, now = record.job.identity, job.identity
                 was, given = " ".join(sorted(before - now)), " ".join(sorted(now - before))
                 differences = [f"{record.name} has {was}"] * bool(was) + [f"this command has {given}"] * bool(given)
                 raise UserError(
-                    "the jobs in this directory have other settings",
+                    "the jobs in this directory have different settings",
                     key="hydra.sweep.dir",
                     value=self.path,
-                    hint=f"{', '.join(differences)}; choose another directory",
+                    hint=f"{', '.join(differences)}; choose a different directory",
                 )
 
     def write_csv(self, skipped: Iterable[str], *, ended: bool) -> None:

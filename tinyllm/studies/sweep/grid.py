@@ -19,7 +19,7 @@ def run_grid(launcher: JobLauncher, arguments: Iterable[str], *, batch: int | No
         params: default settings from the sweeper's yaml file.
 
     Raises:
-        UserError: no job can run, or the directory holds other jobs.
+        UserError: no job can run, or the directory holds different jobs.
     """
     if batch is not None and batch < 1:
         raise UserError("value out of range", key="hydra.sweeper.max_batch_size", value=batch, hint="at least 1")

@@ -55,7 +55,7 @@ def expand(overrides: Iterable[Override]) -> list[Job]:
         if swept and not override.is_discrete_sweep():
             value = str(override.input_line).partition("=")[2]
             hint = "list the values, or search with hydra/sweeper=search"
-            raise UserError("a continuous range has no single values", key=key, value=value, hint=hint)
+            raise UserError("a grid cannot enumerate a continuous range", key=key, value=value, hint=hint)
         values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
         axes.append([f"{key}={value}" for value in values])
         is_swept.append(swept)

@@ -139,8 +139,8 @@ class JobLauncher:
                 _fail(sweep.directory, record, "its worker process could not be started")
 
     def _wait_for_rest(self, sweep: Sweep, records: Sequence[JobRecord], reason: str) -> None:
-        """Wait for the jobs that a cluster still runs or queues after it has reported the failure of one."""
-        print(f"note: {one_line(reason)}; waiting for the other jobs", flush=True)
+        """After a cluster reports that a job failed, wait for the jobs that are still running or queued."""
+        print(f"note: {one_line(reason)}; waiting for the remaining jobs", flush=True)
         last_alive = time.monotonic()
         while (unfinished := self._unfinished(sweep, records)) and not sweep.directory.stop_requested:
             for record in unfinished:

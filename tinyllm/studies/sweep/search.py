@@ -44,7 +44,7 @@ def run_search(
     """Run jobs until the directory holds ``n_trials``, those of earlier starts included.
 
     Args:
-        arguments: the settings of the command line; in Hydra's grammar they also describe the search space.
+        arguments: the settings of the command line; in Hydra's grammar they include the search space.
         params: default settings from the sweeper's yaml file.
         n_jobs: number of jobs proposed and launched at once.
         sampler: tpe or random.
@@ -52,14 +52,14 @@ def run_search(
         direction: minimize or maximize a job's lowest validation loss.
 
     Raises:
-        UserError: an invalid search, or the directory holds another one.
+        UserError: an invalid search, or the directory holds a different one.
     """
     _check_options(n_trials=n_trials, n_jobs=n_jobs, sampler=sampler, seed=seed, direction=direction)
     overrides = sweep_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
     space = space_of(overrides)
     cfg = launcher.compose(job_of(overrides, {key: _example(drawn) for key, drawn in space.items()}))
     if not cfg.trainer.eval_every:
-        hint = "at least 1; the last step is then always evaluated"
+        hint = "set it to at least 1; the last step is always evaluated as well"
         raise UserError("a search needs evaluations", key="trainer.eval_every", value=0, hint=hint)
     slots = slots_for(cfg, launcher.flags)
     directory = launcher.sweep_dir()
@@ -144,7 +144,7 @@ def open_study(file: Path, *, direction: Literal["minimize", "maximize"]) -> Stu
         storage = optuna.storages.RDBStorage(str(URL.create("sqlite", database=str(file))))
         return optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
     except (SQLAlchemyError, RuntimeError) as error:
-        hint = f"{one_line(str(error))[:120]}; move the file away to start anew, finished jobs are kept"
+        hint = f"{one_line(str(error))[:120]}; move the file away to start over; finished jobs are kept"
         raise UserError("the study cannot be read", file=file, hint=hint) from error
 
 
@@ -185,7 +185,7 @@ def check_study(
     """Check that the study belongs to this search: same direction, search space and fixed settings.
 
     Raises:
-        UserError: it belongs to another search.
+        UserError: it belongs to a different search.
     """
     fixed = [
         f"{override.get_key_element()}={override.get_value_element_as_str()}"
@@ -203,13 +203,13 @@ def check_study(
     elif saved != search:
         name = next(name for name in search if saved.get(name) != search[name])
         hint = (
-            f"its {name}: {one_line(json.dumps(saved.get(name)))}; give the same command, or choose another directory"
+            f"its {name}: {one_line(json.dumps(saved.get(name)))}; give the same command, or choose a different directory"
         )
-        raise UserError("the directory holds another search", key="hydra.sweep.dir", value=directory.path, hint=hint)
-    for trial in study.get_trials(deepcopy=False):  # its values become settings of jobs: a foreign study might inject
+        raise UserError("the directory holds a different search", key="hydra.sweep.dir", value=directory.path, hint=hint)
+    for trial in study.get_trials(deepcopy=False):  # its values become settings of jobs: an untrusted study might inject
         foreign = [key for key, drawn in trial.distributions.items() if drawn != space.get(key)]
         if foreign:
-            hint = f"trial {trial.number} drew {foreign[0]} from another distribution; choose another directory"
+            hint = f"trial {trial.number} drew {foreign[0]} from a different distribution; choose a different directory"
             raise UserError(
-                "the directory holds another search", key="hydra.sweep.dir", value=directory.path, hint=hint
+                "the directory holds a different search", key="hydra.sweep.dir", value=directory.path, hint=hint
             )

@@ -87,7 +87,7 @@ class Sweep:
         """Add jobs to the sweep; returns the records of those that have not finished.
 
         Raises:
-            UserError: a job is registered with other settings.
+            UserError: a job is registered with different settings.
         """
         added = {record.name: record for record in self.directory.register(jobs)}
         known = {record.name for record in self.records}

@@ -1,7 +1,7 @@
 """Hydra's sweepers for tinyllm; Hydra finds them by the name of this package.
 
-The functions import what they need themselves. Hydra imports this file at every start of every program, also of those
-that never sweep, and all that a sweep needs (torch, optuna) would be loaded with it.
+Functions here import what they need when called. Hydra imports this file whenever any program starts, even one that
+never sweeps; module-level imports would load everything a sweep needs (torch, optuna) each time.
 """
 
 from collections.abc import Mapping
