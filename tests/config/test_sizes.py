@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 import tinyllm
 from tinyllm.errors import UserError
-from tinyllm.programs.cost import account_of_node
+from tinyllm.programs.cost import cost_of_node
 from tinyllm.programs.describe import figures_of
 from tinyllm.programs.resume import reconcile
 from tinyllm.runs.layout import CONFIG
@@ -64,9 +64,9 @@ def test_an_old_run_keeps_its_d_ff(tmp_path: Path) -> None:
 def test_matching_by_width_reports_d_ff(settings: tuple[str, ...], held: bool) -> None:
     cfg = tinyllm.compose(*settings, "model.vocab_size=300")
     node: Any = OmegaConf.to_container(cfg.model, resolve=True)
-    target = account_of_node(node | {"d_model": 192}, vocab_size=300, seq_len=None, allow=frozenset())
+    target = cost_of_node(node | {"d_model": 192}, vocab_size=300, seq_len=None, allow=frozenset())
     found = solve(cfg, target=target, match="params", match_by=["d_model"], fixed=(), tolerance=0.01, vocab_size=300)
     assert found.values == {"model.d_model": 192} | ({"model.d_ff": 512} if held else {})
     again = tinyllm.compose(*settings, *(f"{key}={value}" for key, value in found.values.items()))
     plain: Any = OmegaConf.to_container(again.model, resolve=True)
-    assert account_of_node(plain, vocab_size=300, seq_len=None, allow=frozenset()) == found.account
+    assert cost_of_node(plain, vocab_size=300, seq_len=None, allow=frozenset()) == found.account

@@ -1,4 +1,4 @@
-"""Event files, read back by TensorBoard itself, hold what metrics.jsonl holds, also after a rewind."""
+"""Event files, read back by TensorBoard itself, hold what metrics.jsonl holds, even after a rewind."""
 
 import resource
 from pathlib import Path

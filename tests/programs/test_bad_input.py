@@ -64,7 +64,7 @@ TABLE = {
     "unknown key": bad("model.d_modle=3", "model.d_modle=3", "did you mean model.d_model?"),
     "unknown node": bad("modle.d_model=3", "modle.d_model=3", "did you mean model.d_model?"),
     "a key without its node": bad("lr=1e-3", "lr=1e-3", "did you mean optimizer.lr?"),
-    "a key of another option": bad("schedule.shape=sqrt", "schedule.shape=sqrt", "choose schedule=wsd"),
+    "a key of a different option": bad("schedule.shape=sqrt", "schedule.shape=sqrt", "choose schedule=wsd"),
     "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes head_dim, "),
     "+ key of the loop": bad("+trainer.max_step=1", "trainer.max_step=1", "did you mean trainer.max_steps?"),
     "+ key of nothing": bad("+foo=1", "foo=1", "the configuration takes"),
@@ -162,22 +162,22 @@ TABLE = {
     # resume
     "resume of nothing": bad("resume=/nope", "resume=/nope", "a run directory"),
     "resume of an empty name": bad("resume=", "resume=", "a run directory"),
-    "resume of another project": bad("resume=IN/other_project", "resume=IN/other_project", "step-"),
+    "resume of a different project": bad("resume=IN/other_project", "resume=IN/other_project", "step-"),
     "resume=auto without a place": bad("resume=auto", "resume=auto", "run.dir"),
     "a multirun of a resume": bad("-m seed=1,2 resume=IN/run", "resume=IN/run", "leave out -m"),
     "resume from a cut file": bad("resume=IN/cut", "resume=IN/cut", "state.pt", base=False),
     "resume from a flipped bit": bad("resume=IN/flipped", "resume=IN/flipped", "sha256", base=False),
     "resume without a manifest": bad("resume=IN/html", "resume=IN/html", "manifest", base=False),
-    "resume into another architecture": bad(
+    "resume into a different architecture": bad(
         "resume=IN/run model.d_model=64", "model.d_model=64", "the run has 32", base=False
     ),
-    "resume with another attention": bad("resume=IN/run attn=mqa", "model.block.attn", "MHA", base=False),
-    "resume with another text": bad(
+    "resume with a different attention": bad("resume=IN/run attn=mqa", "model.block.attn", "MHA", base=False),
+    "resume with a different corpus": bad(
         "resume=IN/run dataset.path=IN/other.txt", "dataset=", "restore the old data", base=False
     ),
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
-    "start from another architecture": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in the model"),
-    "start from another tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
+    "start from a different width": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in the model"),
+    "start from a different tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
     # the other programs
     "generate without a run": bad("", "run=null", "run=<directory>", program="generate", base=False),
     "generate from nothing": bad("run=/nope", "run=/nope", "a run directory", program="generate", base=False),
@@ -194,7 +194,7 @@ TABLE = {
     "generate with averaged weights that are not there": bad(
         "run=IN/run weights=ema", "weights=ema", "raw", program="generate", base=False
     ),
-    "evaluate another split": bad("run=IN/run split=test", "split=test", "val", program="evaluate", base=False),
+    "evaluate an unknown split": bad("run=IN/run split=test", "split=test", "val", program="evaluate", base=False),
     "evaluate past the context": bad("run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False),
     "prepare nothing": bad(
         "dataset=text dataset.path=/nope", "dataset.path=/nope", "but not", program="prepare", base=False

@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy import stats
 
-from tinyllm.programs.cost import Account
+from tinyllm.programs.cost import ModelCost
 from tinyllm.studies.compare.results import Arm, Difference, Run, Study
 
 NAMES = ("mha", "gqa", "mqa", "mla", "mha swiglu", "gqa swiglu", "mqa swiglu", "mla swiglu", "linear", "rwkv", "ssm")
@@ -48,9 +48,9 @@ def study(*, arms: int = 4, seeds: int = 3, metric: str = "val/bpb", **changes: 
     return Study(**(fields | changes))
 
 
-def account(place: int) -> Account:
+def account(place: int) -> ModelCost:
     """Costs of ``model=nano``, slightly different for each arm."""
-    return Account(
+    return ModelCost(
         parameters=1_043_584 + 256 * place,
         active_parameters=1_043_584 + 256 * place,
         flops_per_token=7_041_024 + 50_000 * (place % 5),

@@ -16,7 +16,7 @@ Allow = frozenset[Option]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class ModelCost:
     """The cost of a model: parameters, FLOPs and cache."""
 
     parameters: int
@@ -30,7 +30,7 @@ class Account:
     """Cache bytes of one position of one sequence, in bf16."""
 
 
-def account(cfg: DictConfig, *, vocab_size: int, allow: Allow = frozenset()) -> Account:
+def model_cost(cfg: DictConfig, *, vocab_size: int, allow: Allow = frozenset()) -> ModelCost:
     """The cost of a composed training configuration.
 
     Args:
@@ -40,12 +40,12 @@ def account(cfg: DictConfig, *, vocab_size: int, allow: Allow = frozenset()) -> 
     Raises:
         UserError: sizes that do not fit together.
     """
-    return account_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+    return cost_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
 
 
-def account_of_node(
+def cost_of_node(
     node: dict[str, Any], *, vocab_size: int, seq_len: int | None, allow: Allow = frozenset()
-) -> Account:
+) -> ModelCost:
     """The cost of the node ``model`` of a configuration, given as plain containers.
 
     Args:
@@ -56,13 +56,13 @@ def account_of_node(
     """
     with META:
         model = build(node, path="model", allow=allow, vocab_size=node["vocab_size"] or vocab_size)
-    return account_of_model(model, seq_len=seq_len or model.max_seq_len)
+    return cost_of_model(model, seq_len=seq_len or model.max_seq_len)
 
 
-def account_of_model(model: Any, *, seq_len: int) -> Account:
+def cost_of_model(model: Any, *, seq_len: int) -> ModelCost:
     """The cost of a model trained on contexts of ``seq_len`` tokens."""
     counts = model.parameter_counts()
-    return Account(
+    return ModelCost(
         parameters=counts.total,
         active_parameters=counts.active,
         flops_per_token=3 * model.flops_per_token(seq_len),

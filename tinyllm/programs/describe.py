@@ -11,7 +11,7 @@ from tinyllm.config.compose import compose_on_top
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import META, build_model, optimizer_bytes, planned_batch
-from tinyllm.programs.cost import account_of_model, vocabulary
+from tinyllm.programs.cost import cost_of_model, vocabulary
 from tinyllm.training.memory_estimate import FP32, activation_bytes
 from tinyllm.utils.device import compute_dtype, pick_device, pick_precision
 from tinyllm.utils.environment import started_processes
@@ -49,7 +49,7 @@ def figures_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> tu
     batch = planned_batch(cfg)
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(cfg.trainer.precision, device)
-    counts, costs = model.parameter_counts(), account_of_model(model, seq_len=batch.seq_len)
+    counts, costs = model.parameter_counts(), cost_of_model(model, seq_len=batch.seq_len)
     activations = activation_bytes(
         model,
         batch_size=batch.batch_size,

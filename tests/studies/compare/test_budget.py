@@ -3,10 +3,10 @@
 import pytest
 
 from tinyllm.errors import UserError
-from tinyllm.studies.compare.budget import Budget, Cost, Flops, Minutes, Tokens
+from tinyllm.studies.compare.budget import Budget, Flops, Minutes, Tokens, TrainingCost
 
-REFERENCE = Cost(tokens_per_step=1024, flops_per_token=6_000_000, tokens_per_s=10_000.0)
-EXPENSIVE = Cost(tokens_per_step=1024, flops_per_token=9_000_000, tokens_per_s=7_000.0)
+REFERENCE = TrainingCost(tokens_per_step=1024, flops_per_token=6_000_000, tokens_per_s=10_000.0)
+EXPENSIVE = TrainingCost(tokens_per_step=1024, flops_per_token=9_000_000, tokens_per_s=7_000.0)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_given_amount_replaces_the_references_horizon() -> None:
 def test_invalid_budgets() -> None:
     with pytest.raises(UserError, match=r"the budget is too small \(budget.amount=1000\): one step of mla takes 1024"):
         Tokens(amount=1000).steps(REFERENCE, 1000, arm="mla")
-    with pytest.raises(UserError, match="how many minutes"):
+    with pytest.raises(UserError, match="no time budget given"):
         Minutes(amount=None).for_run(REFERENCE, steps=1)
     with pytest.raises(ValueError, match="amount=0 must be positive"):
         Tokens(amount=0)

@@ -14,7 +14,7 @@ from tests.support.options import distinct
 from tinyllm.errors import UserError
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import build_model
-from tinyllm.programs.cost import Account, account, account_of_node
+from tinyllm.programs.cost import ModelCost, cost_of_node, model_cost
 from tinyllm.studies.compare import matching
 from tinyllm.studies.compare.matchable_sizes import SIZES as MATCHABLE
 from tinyllm.studies.compare.matching import MATCHES, Solution, solve
@@ -40,18 +40,18 @@ def changed(cfg: DictConfig, values: dict[str, int]) -> DictConfig:
     return changed
 
 
-def solved(cfg: DictConfig, target: Account, **settings: Any) -> Solution:
+def solved(cfg: DictConfig, target: ModelCost, **settings: Any) -> Solution:
     usual: dict[str, Any] = {"match": "params", "match_by": None, "fixed": (), "tolerance": 0.01}
     return solve(cfg, target=target, vocab_size=VOCABULARY, **usual | settings)
 
 
-def matched(choices: tuple[str, ...], target: Account, **settings: Any) -> Solution:
+def matched(choices: tuple[str, ...], target: ModelCost, **settings: Any) -> Solution:
     return solved(composed(*choices), target, **settings)
 
 
 @cache
-def costs(*choices: str) -> Account:
-    return account(composed(*choices), vocab_size=VOCABULARY)
+def costs(*choices: str) -> ModelCost:
+    return model_cost(composed(*choices), vocab_size=VOCABULARY)
 
 
 def arms() -> list[tuple[str, ...]]:
@@ -94,7 +94,7 @@ MEASURES = {"params": parameters, "flops": computed, "kv_bytes": cached}
 """The figures counted on a model, not computed by an account."""
 
 
-def check(size: str, choices: tuple[str, ...], target: Account, match: str) -> None:
+def check(size: str, choices: tuple[str, ...], target: ModelCost, match: str) -> None:
     """The model of an arm is within 1 %, or no value of the default sizes is."""
     cfg = composed(f"model={size}", *choices)
     goal = getattr(target, MATCHES[match].field)
@@ -220,7 +220,7 @@ def test_sizes_set_by_the_arm_are_not_changed() -> None:
         ("model.d_ff", ("model.d_ff=256",)),
         ("model.d_ff", ("model.d_ff=256", "moe=aux_free")),
     ):
-        with pytest.raises(UserError, match="has an effect here or is left free"):
+        with pytest.raises(UserError, match="has an effect here or is still free to vary"):
             matched(choices, target, fixed=(key,))
     assert list(matched(("model.d_ff=256",), target, fixed=("model.n_layers",)).values) == ["model.d_ff"]
 
@@ -229,7 +229,11 @@ def test_sizes_set_by_the_arm_are_not_changed() -> None:
     ("choices", "match", "sentences"),
     [
         (("attn=mqa",), "kv_bytes", ("512 bytes of cache per token, 75.00% less than the reference's 2,048", "=none")),
-        (("model.n_layers=12",), "params", ("the closest match is model.d_ff=64, with", "more than the reference's", "n_layers")),
+        (
+            ("model.n_layers=12",),
+            "params",
+            ("the closest match is model.d_ff=64, with", "more than the reference's", "n_layers"),
+        ),
     ],
 )  # fmt: skip
 def test_an_impossible_match_names_the_closest_values(
@@ -273,12 +277,12 @@ def test_few_models_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpolation between the ends takes few steps."""
     built = 0
 
-    def counted(*args: Any, **kwargs: Any) -> Account:
+    def counted(*args: Any, **kwargs: Any) -> ModelCost:
         nonlocal built
         built += 1
-        return account_of_node(*args, **kwargs)
+        return cost_of_node(*args, **kwargs)
 
-    monkeypatch.setattr(matching, "account_of_node", counted)
+    monkeypatch.setattr(matching, "cost_of_node", counted)
     matched(("attn=gqa",), costs("model=nano"))
     assert built <= 7
 

@@ -148,7 +148,8 @@ def test_context_is_that_of_the_task_unless_typed() -> None:
     wide = Trials(cfg, typed=frozenset({"model.max_seq_len"}), allow=frozenset())
     assert {cfg.model.max_seq_len for cfg in wide.configurations.values()} == {200}
     cfg.model.max_seq_len = 111
-    with pytest.raises(tinyllm.errors.UserError, match=r"\(model.max_seq_len=111\): tasks.length needs sequences of 112"):
+    said = r"\(model.max_seq_len=111\): tasks.length needs sequences of 112 tokens"
+    with pytest.raises(tinyllm.errors.UserError, match=said):
         Trials(cfg, typed=frozenset({"model.max_seq_len"}), allow=frozenset())
 
 

@@ -19,41 +19,43 @@ from tinyllm.studies.compare.results import Run
 from tinyllm.studies.scaling.ladder import check_settings
 from tinyllm.studies.scaling.law import (
     HUBER,
+    FittedRun,
     Law,
-    Point,
-    Price,
+    TokenCost,
     bootstrap,
     exponent,
     fit,
+    isoflop_parabolas,
     optimum,
     price_of,
-    valleys,
     with_interval,
 )
 from tinyllm.studies.scaling.report import optima_csv, runs_csv, sentences
 from tinyllm.studies.scaling.study import ScalingStudy, Trained, study_of
 
 LAW = Law(E=1.2, A=60.0, alpha=0.4, B=90.0, beta=0.38)
-PRICE = Price(factor=9.0, exponent=0.98)
+PRICE = TokenCost(factor=9.0, exponent=0.98)
 BUDGETS = (1e12, 3e12, 1e13)
 TINY = [setting for setting in SMALL if not setting.startswith("trainer.eval")]
 
 
-def ladder(law: Law = LAW, *, noise: float = 0.0, seed: int = 0, away: float = 1.0, sizes: int = 5) -> list[Point]:
+def ladder(law: Law = LAW, *, noise: float = 0.0, seed: int = 0, away: float = 1.0, sizes: int = 5) -> list[FittedRun]:
     """Runs around the optimum of each budget, or around ``away`` times it, with relative noise in the losses."""
     random = np.random.default_rng(seed)
-    found = []
+    runs = []
     for budget in BUDGETS:
         for factor in np.geomspace(away / 6, away * 6, sizes):
             parameters = int(optimum(law, PRICE, budget).parameters * factor)
             price = int(PRICE.flops(parameters))
             tokens = int(budget / price)
             loss = float(law.loss(parameters, tokens) * np.exp(noise * random.standard_normal()))
-            found.append(Point(budget=budget, parameters=parameters, tokens=tokens, flops_per_token=price, loss=loss))
-    return found
+            runs.append(
+                FittedRun(budget=budget, parameters=parameters, tokens=tokens, flops_per_token=price, loss=loss)
+            )
+    return runs
 
 
-def huber_loss(law: Law, points: Sequence[Point]) -> float:
+def huber_loss(law: Law, points: Sequence[FittedRun]) -> float:
     """Objective of the fit, implemented independently."""
     residuals = [abs(np.log(law.loss(point.parameters, point.tokens)) - np.log(point.loss)) for point in points]
     return sum(r**2 / 2 if r < HUBER else HUBER * (r - HUBER / 2) for r in residuals)
@@ -93,8 +95,8 @@ def test_one_outlier_hardly_moves_the_optimum() -> None:
 
 
 @pytest.mark.parametrize("law", [LAW, Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28)])
-@pytest.mark.parametrize("price", [PRICE, Price(factor=6.0, exponent=1.0), Price(factor=40.0, exponent=0.8)])
-def test_optimum_agrees_with_brute_force(law: Law, price: Price) -> None:
+@pytest.mark.parametrize("price", [PRICE, TokenCost(factor=6.0, exponent=1.0), TokenCost(factor=40.0, exponent=0.8)])
+def test_optimum_agrees_with_brute_force(law: Law, price: TokenCost) -> None:
     for flops in (1e11, 1e14, 1e20):
         sizes = np.geomspace(1e2, 1e12, 400_001)
         losses = law.loss(sizes, flops / price.flops(sizes))
@@ -107,7 +109,7 @@ def test_optimum_agrees_with_brute_force(law: Law, price: Price) -> None:
 def test_optimum_at_six_flops_per_parameter_is_the_papers_formula() -> None:
     law, flops = Law(E=1.69, A=406.4, alpha=0.34, B=410.7, beta=0.28), 5.76e23
     growth = (law.alpha * law.A / (law.beta * law.B)) ** (1 / (law.alpha + law.beta))
-    found = optimum(law, Price(factor=6.0, exponent=1.0), flops)
+    found = optimum(law, TokenCost(factor=6.0, exponent=1.0), flops)
     assert found.parameters == pytest.approx(growth * (flops / 6) ** (law.beta / (law.alpha + law.beta)))
     assert found.tokens == pytest.approx((flops / 6) ** (law.alpha / (law.alpha + law.beta)) / growth)
 
@@ -131,15 +133,15 @@ def test_parabolas_find_the_minimum() -> None:
         if point.budget < 1e13
     ]
     bent_down = [replace(point, loss=4.0 - point.loss / 2) for point in points]
-    parabolas = valleys(points, PRICE)
+    parabolas = isoflop_parabolas(points, PRICE)
     assert [valley.budget for valley in parabolas] == [1e12, 3e12]
     for valley in parabolas:
         assert valley.parameters == pytest.approx(2e5) and valley.loss == pytest.approx(2.0)
         assert valley.tokens * PRICE.flops(valley.parameters) == pytest.approx(valley.budget)
         sizes = [point.parameters for point in points if point.budget == valley.budget]
         assert valley.inside == (min(sizes) <= 2e5 <= max(sizes))
-    assert valleys(bent_down, PRICE) == [] and valleys(points[:2], PRICE) == []
-    moved = valleys([replace(point, loss=2.0 + np.log(point.parameters) ** 2) for point in points], PRICE)
+    assert isoflop_parabolas(bent_down, PRICE) == [] and isoflop_parabolas(points[:2], PRICE) == []
+    moved = isoflop_parabolas([replace(point, loss=2.0 + np.log(point.parameters) ** 2) for point in points], PRICE)
     assert not any(valley.inside for valley in moved)
 
 
@@ -176,7 +178,7 @@ def test_intervals_have_about_their_nominal_coverage() -> None:
     assert covered >= 176
 
 
-def study(points: Sequence[Point], *, targets: Sequence[float] = (), train_tokens: int = 10**12) -> ScalingStudy:
+def study(points: Sequence[FittedRun], *, targets: Sequence[float] = (), train_tokens: int = 10**12) -> ScalingStudy:
     runs = [
         Trained(
             size=f"n{point.parameters}",

@@ -7,7 +7,7 @@ from tinyllm.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class TrainingCost:
     """The cost of training an arm."""
 
     tokens_per_step: int
@@ -42,10 +42,10 @@ class Budget(ABC):
         self.amount = amount
 
     @abstractmethod
-    def price(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: TrainingCost, steps: int) -> float:
         """The price of this many steps, in the unit of the budget."""
 
-    def for_run(self, reference: Cost, *, steps: int) -> float:
+    def for_run(self, reference: TrainingCost, *, steps: int) -> float:
         """The amount for one run.
 
         Args:
@@ -54,7 +54,7 @@ class Budget(ABC):
         """
         return self.price(reference, steps) if self.amount is None else self.amount
 
-    def steps(self, cost: Cost, amount: float, *, arm: str) -> int:
+    def steps(self, cost: TrainingCost, amount: float, *, arm: str) -> int:
         """The number of whole steps of an arm that the amount pays for.
 
         Raises:
@@ -74,7 +74,7 @@ class Tokens(Budget):
 
     name = "tokens"
 
-    def price(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: TrainingCost, steps: int) -> float:
         return cost.tokens_per_step * steps
 
 
@@ -83,7 +83,7 @@ class Flops(Budget):
 
     name = "flops"
 
-    def price(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: TrainingCost, steps: int) -> float:
         return cost.flops_per_step * steps
 
 
@@ -93,11 +93,11 @@ class Minutes(Budget):
     name = "minutes"
     needs_speed = True
 
-    def price(self, cost: Cost, steps: int) -> float:
+    def price(self, cost: TrainingCost, steps: int) -> float:
         assert cost.tokens_per_s is not None
         return cost.tokens_per_step * steps / cost.tokens_per_s / 60
 
-    def for_run(self, reference: Cost, *, steps: int) -> float:
+    def for_run(self, reference: TrainingCost, *, steps: int) -> float:
         if self.amount is None:
             hint = "give the minutes of training of one run, e.g. budget.amount=2"
             raise UserError("no time budget given", key="budget.amount", hint=hint)

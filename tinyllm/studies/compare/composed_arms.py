@@ -17,9 +17,9 @@ from tinyllm.data.prepare import TokenData
 from tinyllm.data.sampler import Sampler
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import HORIZON, open_corpus, open_data, plain, planned_batch
-from tinyllm.programs.cost import Account, account
+from tinyllm.programs.cost import ModelCost, model_cost
 from tinyllm.studies.compare.arms import ArmSet, ArmSpec
-from tinyllm.studies.compare.budget import Budget, Cost
+from tinyllm.studies.compare.budget import Budget, TrainingCost
 from tinyllm.studies.compare.matching import solve
 from tinyllm.studies.compare.run_ledger import run_name
 from tinyllm.training.batch_plan import BatchPlan, plan_steps
@@ -36,7 +36,7 @@ class ComposedArm:
     overrides: list[str]
     """The settings that compose ``cfg``, in Hydra's grammar, literal values quoted."""
     data: TokenData
-    account: Account
+    account: ModelCost
     batch: BatchPlan
     solved: dict[str, int] = field(default_factory=dict)
     """Values chosen by the matching, by key."""
@@ -60,9 +60,9 @@ class ComposedArm:
         return self.max_steps * self.batch.tokens
 
     @property
-    def cost(self) -> Cost:
+    def cost(self) -> TrainingCost:
         """The cost of its training steps."""
-        return Cost(
+        return TrainingCost(
             tokens_per_step=self.batch.tokens,
             flops_per_token=self.account.flops_per_token,
             tokens_per_s=self.tokens_per_s,
@@ -138,7 +138,7 @@ def _composed(
         opened[source] = open_data(*open_corpus(cfg, allow=allow))
     data = opened[source]
     batch = planned_batch(cfg, world_size=cfg.strategy.get("nproc_per_node") or 1)
-    costs = account(cfg, vocab_size=cfg.model.vocab_size or data.tokenizer.vocab_size, allow=allow)
+    costs = model_cost(cfg, vocab_size=cfg.model.vocab_size or data.tokenizer.vocab_size, allow=allow)
     return ComposedArm(spec=spec, cfg=cfg, overrides=overrides, data=data, account=costs, batch=batch)
 
 

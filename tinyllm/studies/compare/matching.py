@@ -15,7 +15,7 @@ from tinyllm.config.compose import D_FF
 from tinyllm.config.no_effect import RULES
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import plain
-from tinyllm.programs.cost import Account, Allow, account_of_node
+from tinyllm.programs.cost import Allow, ModelCost, cost_of_node
 from tinyllm.studies.compare.matchable_sizes import SIZES, Level, Node, levels_of, replaced_by, value_of
 from tinyllm.studies.compare.size_search import SizeSearch
 
@@ -27,7 +27,7 @@ class Match:
     """A figure that can be matched."""
 
     field: str
-    """Its field in :class:`Account`."""
+    """Its field in :class:`ModelCost`."""
     unit: str
     by: tuple[str, ...]
     """The sizes to change by default, those that the model has."""
@@ -48,7 +48,7 @@ class Solution:
 
     values: dict[str, int]
     """The changed sizes, by key."""
-    account: Account
+    account: ModelCost
     mismatch: float | None
     """Relative difference from the target: 0.004 is 0.4 % more. None: nothing is matched."""
 
@@ -61,7 +61,7 @@ class Solution:
 def solve(
     cfg: DictConfig,
     *,
-    target: Account,
+    target: ModelCost,
     match: str,
     match_by: Sequence[str] | None,
     fixed: Collection[str],
@@ -85,7 +85,7 @@ def solve(
         UserError: no values suffice (the message names the closest), the arm does not build, or a name is unknown.
     """
     node = plain(cfg.model)
-    cost = partial(account_of_node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+    cost = partial(cost_of_node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
     if match == NOTHING:
         return Solution(values={}, account=cost(node), mismatch=None)
     figure = MATCHES[check_name("match", match, (*MATCHES, NOTHING))]
@@ -140,9 +140,11 @@ def _no_match(
     off = f"{abs(best.mismatch):.2%} {'more' if best.mismatch > 0 else 'less'} than the reference's {search.target:,}"
     idle = [name for name, to_try in levels.items() if {level.key for level in to_try} <= search.without_effect]
     usable = [name for name in names if name in levels and name not in idle]
-    why = "" if usable else f"; none of the sizes to change ({', '.join(names)}) has an effect here or is still free to vary"
+    idle_names = f"none of the sizes to change ({', '.join(names)})"
+    why = "" if usable else f"; {idle_names} has an effect here or is still free to vary"
     others = {name: levels_of(size, node, fixed) for name, size in SIZES.items() if name not in names}
     helpful = [name for name, to_try in others.items() if any(map(search.matters, to_try))]
     more = f"match_by=[{','.join([*usable, *helpful])}] allows more sizes; " if helpful else ""
-    hint = f"the closest match is {settings}, with {value:,} {figure.unit}, {off}{why}; {more}or set tolerance=… or match=none"
+    closest = f"the closest match is {settings}, with {value:,} {figure.unit}, {off}{why}"
+    hint = f"{closest}; {more}or set tolerance=… or match=none"
     return UserError("the arm cannot be matched", key="match", value=match, hint=hint)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinyllm.programs.cost import Account
+from tinyllm.programs.cost import ModelCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Arm:
     """All settings of its runs but seed and directory; matched values and horizon included."""
     solved: dict[str, int]
     """Values chosen by the matching, by key."""
-    account: Account
+    account: ModelCost
     mismatch: float | None
     """The matched figure relative to the reference: 0.004 is 0.4 % more. None: nothing is matched."""
     max_steps: int

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from tinyllm.errors import UserError
-from tinyllm.programs.cost import Account
+from tinyllm.programs.cost import ModelCost
 from tinyllm.studies.compare.matchable_sizes import Level, Node, value_of, with_value
 
 NEIGHBOURS = 32
@@ -20,7 +20,7 @@ class Candidate:
     """Values that were tried, with their cost."""
 
     values: dict[str, int]
-    account: Account
+    account: ModelCost
     mismatch: float
     """Relative difference from the target."""
 
@@ -30,7 +30,7 @@ class SizeSearch:
     """Tries values for the sizes of one arm and remembers them all.
 
     Args:
-        figure: the field of :class:`Account` to match.
+        figure: the field of :class:`ModelCost` to match.
         target: its value in the reference.
         cost: computes the account of a model node.
     """
@@ -38,7 +38,7 @@ class SizeSearch:
     node: Node
     figure: str
     target: int
-    cost: Callable[[Node], Account]
+    cost: Callable[[Node], ModelCost]
     tried: dict[tuple[tuple[str, int], ...], Candidate | None] = field(default_factory=dict)
     """None: a module rejects the values."""
     without_effect: set[str] = field(default_factory=set)
@@ -90,7 +90,7 @@ class SizeSearch:
         distances = {value: abs(value - own) / own for value in (own, *level.values)}
         return sorted((distance, value) for value, distance in distances.items())[:COMBINATIONS]
 
-    def _mismatch(self, account: Account) -> float:
+    def _mismatch(self, account: ModelCost) -> float:
         value = getattr(account, self.figure)
         return value / self.target - 1 if self.target else (math.inf if value else 0.0)
 

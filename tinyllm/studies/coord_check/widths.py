@@ -32,7 +32,7 @@ def check_settings(cfg: DictConfig, typed: Collection[str]) -> None:
     """
     for key in sorted(typed):
         if not is_within(key, USED):
-            hint = "a coordinate check takes a few steps at a constant learning rate and does not save a run; leave it out"
+            hint = "a coordinate check takes a few steps at a constant rate and does not save a run; leave it out"
             raise UserError("the key has no effect here", file=key, hint=hint)
     widths = list(cfg.widths)
     if len(set(widths)) < max(2, len(widths)) or min(widths, default=0) < 1:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from tinyllm.config.cli.arguments import CommandLine
 from tinyllm.config.grammar import key_of
+from tinyllm.config.option_files import groups
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.arms import ArmSet, ArmSpec, arm_name, expand_arms, parse_overrides
@@ -41,20 +42,32 @@ def arms_of(settings: Sequence[str]) -> ArmSet:
     """The arms of a command line. Without a key that has several values there is one arm.
 
     Raises:
-        UserError: a key has no effect, or may not differ between arms.
+        UserError: a group has no effect, or a key may not differ between arms.
     """
     overrides = parse_overrides(settings)
+    # Groups are refused before composing: an option such as dataset=text would first ask for its mandatory keys.
+    check_used(str(override.input_line) for override in overrides if override.key_or_group in groups())
     for override in overrides:
         key, typed = override.key_or_group, unquoted([str(override.input_line)])[0].partition("=")[2]
-        if not is_within(key, USED) or is_within(key, SET_BY_TASK):
-            hint = "a probe generates its own data and keeps no run; leave it out"
-            raise UserError("the key has no effect here", key=key, value=typed, hint=hint)
         if override.is_sweep_override() and is_within(key, (*OWN, "seed")):
             hint = "give one value for all arms; seeds=<number> repeats every arm"
             raise UserError("the key cannot differ between arms", key=key, value=typed, hint=hint)
     shared, jobs = expand_arms(overrides)
     specs = tuple(ArmSpec(name=arm_name(job.swept) or "model", settings=tuple(job.swept)) for job in jobs)
     return ArmSet(shared=shared, specs=specs)
+
+
+def check_used(settings: Iterable[str]) -> None:
+    """Refuse keys that a probe ignores. Called once the settings compose, so that an unknown key gets its near miss.
+
+    Raises:
+        UserError: a key has no effect.
+    """
+    for setting in settings:
+        key, value = key_of(setting), unquoted([setting])[0].partition("=")[2]
+        if not is_within(key, USED) or is_within(key, SET_BY_TASK):
+            hint = "a probe generates its own data and does not save a run; leave it out"
+            raise UserError("the key has no effect here", key=key, value=value, hint=hint)
 
 
 def parts_of(settings: Iterable[str], *, sizes: Collection[str] = SIZES) -> list[str]:

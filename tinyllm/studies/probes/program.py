@@ -11,6 +11,7 @@ from tinyllm.config.compose import compose
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.arms import ArmSet, ArmSpec
+from tinyllm.studies.probes.arms import check_used
 from tinyllm.studies.probes.results import ResultCache
 from tinyllm.studies.probes.table import Row, accuracy_table, write_csv
 from tinyllm.studies.probes.trials import Trials
@@ -27,6 +28,7 @@ def probe(cfg: DictConfig, invocation: Invocation) -> int:
         UserError: a setting is wrong; all arms are checked before anything is trained.
     """
     arm_set: ArmSet = invocation.rewrite_result
+    check_used(arm_set.settings_of(arm_set.specs[0]))
     tell = silent if invocation.json else say
     arms = [(spec, _trials(spec, arm_set, invocation)) for spec in arm_set.specs]
     cache = ResultCache(Path(cfg.out))

@@ -26,7 +26,8 @@ _LOG_FROM = 4.0
 def front(points: list[Point]) -> list[int]:
     """Indices of the points that no other point dominates, ordered by x. Lower is better on both axes.
 
-    A point dominates a second one if it is no worse on both axes and better on one; equal points do not dominate each other.
+    A point dominates a second one if it is no worse on both axes and better on one. Equal points do not dominate each
+    other.
     """
     free = (i for i, point in enumerate(points) if not any(_dominates(other, point) for other in points))
     return sorted(free, key=points.__getitem__)

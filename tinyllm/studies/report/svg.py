@@ -44,7 +44,7 @@ def drawing() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(theme.SETTINGS)
-        # matplotlib only measures texts with its font; the browser draws them with fonts that may have the glyph.
+        # matplotlib only measures strings with its font; the browser draws them with fonts that may have the glyph.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tinyllm.errors import one_line
-from tinyllm.programs.cost import Account
+from tinyllm.programs.cost import ModelCost
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.compare.statistics import LEVEL, POWER
 from tinyllm.studies.report import numbers
@@ -12,7 +12,7 @@ from tinyllm.studies.report.blocks import Cell, DataTable, number_cell, text_cel
 from tinyllm.studies.report.summary import ArmSummary, at_the_edge, reference_of, seed_differences
 from tinyllm.utils.text import duration
 
-MATCHED: dict[str, tuple[str, Callable[[Account], int]]] = {
+MATCHED: dict[str, tuple[str, Callable[[ModelCost], int]]] = {
     "params": ("parameters", lambda account: account.parameters),
     "active_params": ("active parameters", lambda account: account.active_parameters),
     "flops": ("training FLOPs per token", lambda account: account.flops_per_token),
@@ -205,7 +205,10 @@ def provenance_table(provenance: Mapping[str, Any]) -> DataTable:
 
 
 def _flatten(facts: Any, prefix: str) -> list[tuple[str, str]]:
-    """Flatten nested facts into (label, text) pairs, with labels such as ``versions torch``; dicts in a list are numbered."""
+    """Flatten nested facts into (label, text) pairs, with labels such as ``versions torch``.
+
+    Dicts in a list are numbered.
+    """
     if isinstance(facts, list) and any(isinstance(fact, dict) for fact in facts):
         facts = {f"({number})": fact for number, fact in enumerate(facts, 1)}
     if isinstance(facts, Mapping) and facts:

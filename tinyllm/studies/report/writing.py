@@ -34,8 +34,8 @@ def write_report(study: Study, directory: Path) -> None:
 def write_files(directory: Path, files: Mapping[str, str]) -> None:
     """Write a report's files by name and remove files of the previous report that are not among them.
 
-    The same contents give the same bytes. Each file is replaced atomically, so readers never see half a file. Files that
-    no report wrote are left alone.
+    The same contents give the same bytes. Each file is replaced atomically, so readers never see half a file. Files
+    that no report wrote are left alone.
 
     Raises:
         OSError: the directory cannot be written.

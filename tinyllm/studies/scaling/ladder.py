@@ -36,7 +36,7 @@ NOT_HERE = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
+class LadderRun:
     """One size at one budget."""
 
     budget: float
@@ -74,7 +74,7 @@ def check_settings(scaling: Mapping[str, Any], typed: frozenset[str]) -> None:
         raise UserError("not a range", key="scaling.tokens_per_parameter", value=between, hint=hint)
 
 
-def ladder(cfg: DictConfig, invocation: Invocation) -> list[Rung]:
+def ladder(cfg: DictConfig, invocation: Invocation) -> list[LadderRun]:
     """Compose every run of the study and give it the number of steps its budget pays for.
 
     Raises:
@@ -91,7 +91,7 @@ def ladder(cfg: DictConfig, invocation: Invocation) -> list[Rung]:
     else:
         sizes = [ArmSpec(name=text, settings=tuple(quote_literals(words(text)))) for text in map(str, scaling.sizes)]
     arms = _composed(sizes, invocation, cfg, automatic=automatic)
-    rungs = []
+    ladder_runs = []
     for budget in map(float, scaling.budgets):
         chosen = _allowed(arms, budget, cfg) if automatic else arms
         if len({arm.account.active_parameters for arm in chosen}) < FEWEST:
@@ -100,21 +100,21 @@ def ladder(cfg: DictConfig, invocation: Invocation) -> list[Rung]:
             hint = f"at least {FEWEST} are needed; scaling.tokens_per_parameter={ratios} allows {names}"
             raise UserError("too few sizes at a budget", key="scaling.budgets", value=f"{budget:g}", hint=hint)
         for arm in chosen:
-            rungs.append(Rung(budget=budget, arm=_at(arm, budget, invocation.config_dir)))
-    return rungs
+            ladder_runs.append(LadderRun(budget=budget, arm=_at(arm, budget, invocation.config_dir)))
+    return ladder_runs
 
 
 def _at(arm: ComposedArm, budget: float, config_dir: str | None) -> ComposedArm:
     """Give an arm the number of steps that the budget pays for, with one evaluation at the end."""
     spec = replace(arm.spec, name=f"{arm.name} {budget:g}")
-    rung_arm = replace(arm, spec=spec, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
+    arm_at_budget = replace(arm, spec=spec, cfg=copy.deepcopy(arm.cfg), overrides=list(arm.overrides))
     try:
-        give_horizon([rung_arm], Flops(amount=budget), budget, evaluations=1, config_dir=config_dir)
+        give_horizon([arm_at_budget], Flops(amount=budget), budget, evaluations=1, config_dir=config_dir)
     except UserError as error:
         if error.key != "budget.amount":
             raise
         raise UserError(error.what, key="scaling.budgets", value=f"{budget:g}", hint=error.hint) from error
-    return rung_arm
+    return arm_at_budget
 
 
 def _proportional(cfg: DictConfig) -> list[ArmSpec]:

@@ -33,7 +33,7 @@ STARTS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class FittedRun:
     """One finished run."""
 
     budget: float
@@ -62,7 +62,7 @@ class Law:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Price:
+class TokenCost:
     """Training FLOPs per token by model size: factor · N^exponent, fitted to a ladder on log-log scale.
 
     The usual 6·N omits attention and whatever else is not a weight matrix, a large share of the cost in small models.
@@ -89,7 +89,7 @@ class Optimum:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Valley:
+class IsoFlopParabola:
     """Parabola in log N through the losses of one budget (approach 2)."""
 
     budget: float
@@ -101,39 +101,42 @@ class Valley:
     """Whether the minimum lies between the smallest and the largest trained size."""
 
 
-def price_of(points: Sequence[Point]) -> Price:
+def price_of(runs: Sequence[FittedRun]) -> TokenCost:
     """Fit the cost of a training token to the sizes of a ladder.
 
     Raises:
         UserError: fewer than two sizes.
     """
-    sizes = sorted({(point.parameters, point.flops_per_token) for point in points})
+    sizes = sorted({(run.parameters, run.flops_per_token) for run in runs})
     if len({n for n, _ in sizes}) < 2:
         raise UserError(
-            "a scaling law needs more than one size", key="scaling.sizes", value=len(sizes), hint="train at least two sizes"
+            "a scaling law needs more than one size",
+            key="scaling.sizes",
+            value=len(sizes),
+            hint="train at least two sizes",
         )
     # A power law, so that the optimum below has a closed form.
     logs = np.log(np.array(sizes, dtype=float))
     exponent, intercept = np.polyfit(logs[:, 0], logs[:, 1], 1)
-    return Price(factor=float(np.exp(intercept)), exponent=float(exponent))
+    return TokenCost(factor=float(np.exp(intercept)), exponent=float(exponent))
 
 
-def fit(points: Sequence[Point]) -> Law:
+def fit(runs: Sequence[FittedRun]) -> Law:
     """Fit the law to finished runs.
 
     Raises:
         UserError: too few runs.
     """
-    if len(points) <= PARAMETERS:
+    if len(runs) <= PARAMETERS:
         hint = f"a law with {PARAMETERS} parameters needs at least {PARAMETERS + 1}; add budgets or sizes"
-        raise UserError(f"{len(points)} runs are too few to fit", file="scaling", hint=hint)
-    columns = _columns(points)
+        raise UserError(f"{len(runs)} runs are too few to fit", file="scaling", hint=hint)
+    columns = _columns(runs)
     # The loss surface has local minima, so the fit descends from several starts (appendix D.2 uses a grid of them).
     ends = [_descend(start, *columns) for start in _starts(*columns)]
     return _law(min(ends, key=lambda end: end.cost).x)
 
 
-def bootstrap(points: Sequence[Point], law: Law, *, draws: int, seed: int) -> list[Law]:
+def bootstrap(runs: Sequence[FittedRun], law: Law, *, draws: int, seed: int) -> list[Law]:
     """Fit the law to bootstrap samples of the runs, stratified by budget.
 
     A sample with fewer distinct runs than the law has parameters determines no fit and is drawn again.
@@ -143,9 +146,9 @@ def bootstrap(points: Sequence[Point], law: Law, *, draws: int, seed: int) -> li
         draws: number of samples.
     """
     random = np.random.default_rng(seed)
-    budgets = sorted({point.budget for point in points})
-    groups = [np.flatnonzero([point.budget == budget for point in points]) for budget in budgets]
-    columns = _columns(points)
+    budgets = sorted({run.budget for run in runs})
+    groups = [np.flatnonzero([run.budget == budget for run in runs]) for budget in budgets]
+    columns = _columns(runs)
     start = np.array([np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta])
     laws: list[Law] = []
     while len(laws) < draws:
@@ -155,7 +158,7 @@ def bootstrap(points: Sequence[Point], law: Law, *, draws: int, seed: int) -> li
     return laws
 
 
-def optimum(law: Law, price: Price, flops: float) -> Optimum:
+def optimum(law: Law, price: TokenCost, flops: float) -> Optimum:
     """Minimize L(N, D) under D · price(N) = flops.
 
     With D = flops / (k·N^g), the derivative with respect to N is zero at
@@ -168,42 +171,42 @@ def optimum(law: Law, price: Price, flops: float) -> Optimum:
     return Optimum(flops=flops, parameters=parameters, tokens=tokens, loss=law.loss(parameters, tokens))
 
 
-def exponent(law: Law, price: Price) -> float:
+def exponent(law: Law, price: TokenCost) -> float:
     """Exponent a of N* ∝ C^a, where C is the budget."""
     return law.beta / (law.alpha + price.exponent * law.beta)
 
 
-def with_interval(best: Optimum, laws: Sequence[Law], price: Price) -> Optimum:
+def with_interval(best: Optimum, laws: Sequence[Law], price: TokenCost) -> Optimum:
     """Add the 95 % bootstrap intervals of N* and D*."""
     optima = [optimum(law, price, best.flops) for law in laws]
     return replace(
         best,
-        parameters_between=middle([other.parameters for other in optima]),
-        tokens_between=middle([other.tokens for other in optima]),
+        parameters_between=central_interval([other.parameters for other in optima]),
+        tokens_between=central_interval([other.tokens for other in optima]),
     )
 
 
-def middle(values: Sequence[float]) -> tuple[float, float]:
+def central_interval(values: Sequence[float]) -> tuple[float, float]:
     """Quantiles that enclose the middle 95 % of the values."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def valleys(points: Sequence[Point], price: Price) -> list[Valley]:
+def isoflop_parabolas(runs: Sequence[FittedRun], price: TokenCost) -> list[IsoFlopParabola]:
     """Fit a parabola to each budget with at least three sizes; parabolas without a minimum are left out."""
     parabolas = []
-    for budget in sorted({point.budget for point in points}):
-        at_budget = [point for point in points if point.budget == budget]
-        x = np.log([point.parameters for point in at_budget])
+    for budget in sorted({run.budget for run in runs}):
+        at_budget = [run for run in runs if run.budget == budget]
+        x = np.log([run.parameters for run in at_budget])
         if len(set(x.tolist())) < 3:
             continue
-        bend, slope, level = np.polyfit(x, [point.loss for point in at_budget], 2)
+        bend, slope, level = np.polyfit(x, [run.loss for run in at_budget], 2)
         if bend <= 0:
             continue
         lowest = -slope / (2 * bend)
         parameters = float(np.exp(lowest))
         parabolas.append(
-            Valley(
+            IsoFlopParabola(
                 budget=budget,
                 parameters=parameters,
                 tokens=float(budget / price.flops(parameters)),
@@ -214,9 +217,9 @@ def valleys(points: Sequence[Point], price: Price) -> list[Valley]:
     return parabolas
 
 
-def _columns(points: Sequence[Point]) -> tuple[Column, Column, Column]:
+def _columns(runs: Sequence[FittedRun]) -> tuple[Column, Column, Column]:
     """log N, log D and log L of the runs, (runs,) each."""
-    rows = np.array([[point.parameters, point.tokens, point.loss] for point in points], dtype=float)
+    rows = np.array([[run.parameters, run.tokens, run.loss] for run in runs], dtype=float)
     return np.log(rows[:, 0]), np.log(rows[:, 1]), np.log(rows[:, 2])
 
 

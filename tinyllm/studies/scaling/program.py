@@ -24,18 +24,18 @@ def scaling(cfg: DictConfig, invocation: Invocation) -> int:
     """
     screen = Screen(quiet=invocation.json)
     check_settings(plain(cfg.scaling), invocation.typed)
-    rungs = ladder(cfg, invocation)
+    ladder_runs = ladder(cfg, invocation)
     directory = study_directory(cfg, invocation)
-    for rung in rungs:
-        costs = rung.arm.account
+    for ladder_run in ladder_runs:
+        arm, costs = ladder_run.arm, ladder_run.arm.account
         screen.say(
-            f"  {rung.arm.name}: {costs.active_parameters:,} parameters, {costs.flops_per_token:,} FLOPs per token,"
-            f" {rung.arm.max_steps} steps, {rung.tokens_per_parameter:.3g} tokens per parameter"
+            f"  {arm.name}: {costs.active_parameters:,} parameters, {costs.flops_per_token:,} FLOPs per token,"
+            f" {arm.max_steps} steps, {ladder_run.tokens_per_parameter:.3g} tokens per parameter"
         )
     with listening() as stop, locked_study_dir(directory):
         screen.say(f"study: {directory}")
         try:
-            study = conduct(cfg, invocation, rungs, directory, stop, screen)
+            study = conduct(cfg, invocation, ladder_runs, directory, stop, screen)
         except Stopped:
             screen.say(f"stopped; the same command continues from here ({directory})")
             return stop.exit_code
@@ -45,4 +45,4 @@ def scaling(cfg: DictConfig, invocation: Invocation) -> int:
     else:
         screen.say("\n".join(sentences(study)))
         screen.say(f"report: {directory / 'scaling.md'}")
-    return 0 if all(run.point is not None for run in study.runs) else 1
+    return 0 if all(run.fitted is not None for run in study.runs) else 1

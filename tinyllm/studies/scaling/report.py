@@ -45,7 +45,7 @@ def findings(study: ScalingStudy) -> list[str]:
     """The law, its intervals, and the optimum of each budget."""
     law, between = study.law, study.between
     parts = ", ".join(f"{symbol} {_range(getattr(law, name), between[name])}" for name, symbol in SYMBOLS.items())
-    finished = sum(run.point is not None for run in study.runs)
+    finished = sum(run.fitted is not None for run in study.runs)
     return [
         f"L(N, D) = {law.E:.4g} + {law.A:.4g}/N^{law.alpha:.3g} + {law.B:.4g}/D^{law.beta:.3g} nats per token,"
         f" fitted to {finished} runs with a root-mean-square error of {study.misfit:.2%}",
@@ -164,7 +164,7 @@ def losses(study: ScalingStudy) -> Picture:
     figure, axes = _log_axes()
     for index, budget in enumerate(study.budgets):
         style = theme.style(index)
-        points = [run.point for run in study.runs if run.budget == budget and run.point is not None]
+        points = [run.fitted for run in study.runs if run.budget == budget and run.fitted is not None]
         if not points:
             continue
         sizes = [point.parameters for point in points]

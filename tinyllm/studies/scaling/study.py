@@ -19,8 +19,8 @@ from tinyllm.studies.compare.run_ledger import default_study_dir
 from tinyllm.studies.compare.run_pool import device_slots
 from tinyllm.studies.compare.runner import provenance_of
 from tinyllm.studies.scaling import law as scaling_law
-from tinyllm.studies.scaling.ladder import OWN, Rung
-from tinyllm.studies.scaling.law import Law, Optimum, Point, Price, Valley
+from tinyllm.studies.scaling.ladder import OWN, LadderRun
+from tinyllm.studies.scaling.law import FittedRun, IsoFlopParabola, Law, Optimum, TokenCost
 from tinyllm.utils.files import write_json
 from tinyllm.utils.nested import is_within
 from tinyllm.utils.stop_signal import StopRequest
@@ -45,11 +45,11 @@ class Trained:
     run: Run
 
     @property
-    def point(self) -> Point | None:
+    def fitted(self) -> FittedRun | None:
         """The run as input of the fit; None if it did not finish."""
         if self.run.value is None:
             return None
-        return Point(
+        return FittedRun(
             budget=self.budget,
             parameters=self.parameters,
             tokens=self.tokens,
@@ -66,7 +66,7 @@ class ScalingStudy:
     budgets: list[float]
     train_tokens: int
     runs: list[Trained]
-    price: Price
+    price: TokenCost
     law: Law
     between: dict[str, tuple[float, float]]
     """95 % intervals of the law's parameters and of ``exponent``, by name."""
@@ -78,7 +78,7 @@ class ScalingStudy:
     """Number of bootstrap samples behind the intervals."""
     optima: list[Optimum]
     """At the trained budgets, then at ``scaling.targets``."""
-    valleys: list[Valley]
+    valleys: list[IsoFlopParabola]
     notes: list[str]
     provenance: dict[str, Any]
 
@@ -94,7 +94,7 @@ def study_directory(cfg: DictConfig, invocation: Invocation) -> Path:
 def conduct(
     cfg: DictConfig,
     invocation: Invocation,
-    rungs: Sequence[Rung],
+    ladder_runs: Sequence[LadderRun],
     directory: Path,
     stop: StopRequest,
     screen: Screen,
@@ -106,7 +106,7 @@ def conduct(
         UserError: too few runs finished, or a run's files were edited.
     """
     per_run = cfg.strategy.get("nproc_per_node") or 1
-    arms = [rung.arm for rung in rungs]
+    arms = [ladder_run.arm for ladder_run in ladder_runs]
     study_runs = StudyRuns(
         directory=directory,
         arms=arms,
@@ -122,7 +122,7 @@ def conduct(
     study_runs.train(arms, seeds)
     runs = study_runs.results(arms, seeds)
     screen.say(f"fitting the law, and {cfg.scaling.draws} bootstrap samples for its intervals")
-    by_name = {rung.arm.name: rung for rung in rungs}
+    by_name = {ladder_run.arm.name: ladder_run for ladder_run in ladder_runs}
     study = study_of(
         [_trained(by_name[run.arm], run) for run in runs],
         command=shlex.join(["python", "-m", "tinyllm.scaling", *invocation.arguments]),
@@ -136,11 +136,11 @@ def conduct(
     return study
 
 
-def _trained(rung: Rung, run: Run) -> Trained:
-    arm = rung.arm
+def _trained(ladder_run: LadderRun, run: Run) -> Trained:
+    arm = ladder_run.arm
     return Trained(
         size=arm.name.rpartition(" ")[0],
-        budget=rung.budget,
+        budget=ladder_run.budget,
         parameters=arm.account.active_parameters,
         tokens=arm.tokens,
         flops_per_token=arm.account.flops_per_token,
@@ -163,16 +163,16 @@ def study_of(
     Raises:
         UserError: too few runs finished.
     """
-    points = [run.point for run in runs if run.point is not None]
-    price, law = scaling_law.price_of(points), scaling_law.fit(points)
-    laws = scaling_law.bootstrap(points, law, draws=draws, seed=seed)
+    fitted_runs = [run.fitted for run in runs if run.fitted is not None]
+    price, law = scaling_law.price_of(fitted_runs), scaling_law.fit(fitted_runs)
+    laws = scaling_law.bootstrap(fitted_runs, law, draws=draws, seed=seed)
     budgets = sorted({run.budget for run in runs})
     optima = [
         scaling_law.with_interval(scaling_law.optimum(law, price, flops), laws, price) for flops in (*budgets, *targets)
     ]
-    between = {name: scaling_law.middle([getattr(sampled, name) for sampled in laws]) for name in asdict(law)}
-    between["exponent"] = scaling_law.middle([scaling_law.exponent(sampled, price) for sampled in laws])
-    errors = [np.log(law.loss(point.parameters, point.tokens) / point.loss) for point in points]
+    between = {name: scaling_law.central_interval([getattr(sampled, name) for sampled in laws]) for name in asdict(law)}
+    between["exponent"] = scaling_law.central_interval([scaling_law.exponent(sampled, price) for sampled in laws])
+    errors = [np.log(law.loss(run.parameters, run.tokens) / run.loss) for run in fitted_runs]
     return ScalingStudy(
         command=command,
         budgets=budgets,
@@ -185,7 +185,7 @@ def study_of(
         misfit=float(np.sqrt(np.mean(np.square(errors)))),
         draws=draws,
         optima=optima,
-        valleys=scaling_law.valleys(points, price),
+        valleys=scaling_law.isoflop_parabolas(fitted_runs, price),
         notes=notes_of(runs, law, optima, train_tokens=train_tokens),
         provenance=provenance,
     )
@@ -193,18 +193,18 @@ def study_of(
 
 def notes_of(runs: Sequence[Trained], law: Law, optima: Sequence[Optimum], *, train_tokens: int) -> list[str]:
     """Caveats: failed runs, optima at or beyond the edge of the ladder, repeated data, an ill-determined law."""
-    points = [run.point for run in runs if run.point is not None]
-    notes = [f"{t.run.arm}, seed {t.run.seed}, {t.run.status}: {t.run.error}" for t in runs if t.point is None]
-    for budget in sorted({point.budget for point in points}):
-        at_budget = [point for point in points if point.budget == budget]
-        best = min(at_budget, key=lambda point: point.loss).parameters
+    fitted_runs = [run.fitted for run in runs if run.fitted is not None]
+    notes = [f"{t.run.arm}, seed {t.run.seed}, {t.run.status}: {t.run.error}" for t in runs if t.fitted is None]
+    for budget in sorted({run.budget for run in fitted_runs}):
+        at_budget = [run for run in fitted_runs if run.budget == budget]
+        best = min(at_budget, key=lambda run: run.loss).parameters
         for edge, word in ((min, "smallest"), (max, "largest")):
-            if best == edge(point.parameters for point in at_budget):
+            if best == edge(run.parameters for run in at_budget):
                 notes.append(
                     f"at {budget:g} FLOPs the {word} size has the lowest loss, so the optimum may lie beyond the ladder"
                 )
-    smallest, largest = min(point.parameters for point in points), max(point.parameters for point in points)
-    top = max(point.budget for point in points)
+    smallest, largest = min(run.parameters for run in fitted_runs), max(run.parameters for run in fitted_runs)
+    top = max(run.budget for run in fitted_runs)
     for optimum in optima:
         if not smallest <= optimum.parameters <= largest:
             notes.append(
@@ -216,10 +216,10 @@ def notes_of(runs: Sequence[Trained], law: Law, optima: Sequence[Optimum], *, tr
                 f"{optimum.flops:g} FLOPs is {optimum.flops / top:.3g} times the largest trained budget: its optimum is"
                 " an extrapolation"
             )
-    epochs = max(point.tokens for point in points) / train_tokens
+    epochs = max(run.tokens for run in fitted_runs) / train_tokens
     if epochs > REPEATS:
         notes.append(f"the longest run sees its training data {epochs:.1f} times, but the law assumes fresh data")
-    if MIN_SHARE * min(point.loss for point in points) > law.E:
+    if MIN_SHARE * min(run.loss for run in fitted_runs) > law.E:
         notes.append("these runs do not determine the irreducible loss E: the ladder is too small for that")
     low, high = scaling_law.EXPONENTS
     for name in ("alpha", "beta"):

@@ -122,7 +122,7 @@ class SweepDir:
         return records
 
     def _check_settings(self, job: Job, known: Sequence[JobRecord]) -> None:
-        """Refuse a job with the swept values of a known one but otherwise different settings: it would hide a mistake."""
+        """Refuse a job with the swept values of a known one but otherwise different settings, likely a mistake."""
         for record in known:
             if set(record.swept) == set(job.swept):
                 before, now = record.job.identity, job.identity

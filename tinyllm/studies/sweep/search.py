@@ -203,10 +203,13 @@ def check_study(
     elif saved != search:
         name = next(name for name in search if saved.get(name) != search[name])
         hint = (
-            f"its {name}: {one_line(json.dumps(saved.get(name)))}; give the same command, or choose a different directory"
+            f"its {name}: {one_line(json.dumps(saved.get(name)))};"
+            " give the same command, or choose a different directory"
         )
-        raise UserError("the directory holds a different search", key="hydra.sweep.dir", value=directory.path, hint=hint)
-    for trial in study.get_trials(deepcopy=False):  # its values become settings of jobs: an untrusted study might inject
+        what = "the directory holds a different search"
+        raise UserError(what, key="hydra.sweep.dir", value=directory.path, hint=hint)
+    # Its values become settings of jobs: an untrusted study could inject any.
+    for trial in study.get_trials(deepcopy=False):
         foreign = [key for key, drawn in trial.distributions.items() if drawn != space.get(key)]
         if foreign:
             hint = f"trial {trial.number} drew {foreign[0]} from a different distribution; choose a different directory"
