@@ -1,4 +1,4 @@
-"""``python -m tinyllm.replay <run dir>``: train a recorded run again and check that it is bitwise identical."""
+"""``python -m tinyllm.replay <run dir>``: repeat a run and compare it with the original bit for bit."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""``python -m tinyllm.verify_resume optimizer=muon kills=3``: is a killed and resumed run bitwise identical?"""
+"""``python -m tinyllm.verify_resume optimizer=muon kills=3``: check that resuming after a kill changes no bit."""
 
 import json
 import shutil
