@@ -11,13 +11,8 @@ TASKS = "tinyllm.programs.launch:launched", "tinyllm.programs.train:train"
 def main() -> None:
     """Entry point of ``tinyllm-train``."""
     end_with_caller()
-    run(
-        "train",
-        *TASKS,
-        rewrite_settings="tinyllm.programs.resume:look_up",
-        rewrite_only_for="resume",
-        jobs=sweep_jobs(),
-    )
+    look_up = "tinyllm.programs.resume:look_up"
+    run("train", *TASKS, rewrite_settings=look_up, rewrite_only_for="resume", jobs=sweep_jobs())
 
 
 if __name__ == "__main__":

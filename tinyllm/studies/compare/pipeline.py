@@ -1,10 +1,10 @@
 """The runs of a study: timing, tuning, the pilot, training, and measurements on the trained models."""
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
@@ -89,7 +89,7 @@ class StudyRuns:
         self._run([run for turn in rounds for run in turn.values()], [{}])
         for name, arm in names.items():
             if name in missing:
-                speed = statistics.median(self._speed(turn[name]) for turn in rounds)
+                speed = median(self._speed(turn[name]) for turn in rounds)
                 self.measured.put("tokens_per_s", name, speed)
             arm.tokens_per_s = self.measured.get("tokens_per_s", name)
 

@@ -1,7 +1,7 @@
 """Time in a comparison: how arms are timed, how long they trained, and what evaluation takes."""
 
-import statistics
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 from tinyllm.config.grammar import key_of
 from tinyllm.studies.compare.results import Run
@@ -48,10 +48,10 @@ def uneven_notes(runs: Sequence[Run], tokens: Mapping[str, int]) -> list[str]:
     minutes: dict[str, float] = {}
     for arm, count in tokens.items():
         speeds = [run.tokens_per_s for run in runs if run.arm == arm and run.tokens_per_s is not None]
-        trained = minutes_trained(count, statistics.median(speeds) if speeds else None)
+        trained = minutes_trained(count, median(speeds) if speeds else None)
         if trained is not None:
             minutes[arm] = trained
-    usual = statistics.median(minutes.values()) if minutes else 0.0
+    usual = median(minutes.values()) if minutes else 0.0
     shares = {arm: trained / usual - 1 for arm, trained in minutes.items()}
     named = [
         f"{arm} {minutes[arm]:.3g} ({f'{100 * share:+.0f}'.replace('-', '−')} %)"
