@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import sources
-from tinyllm.utils.late_imports import function
+from tinyllm.config.targets import work_named
 
 # The rooms from the top of the house to its bottom, and the libraries each may use. A file may import from its own room
 # and from the rooms further down; rooms of one floor do not know each other.
@@ -164,7 +164,7 @@ COMMANDS = "\n".join(path.read_text(encoding="utf-8") for path in sorted(sources
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r'"(tinyllm[\w.]+:\w+)"', COMMANDS))))
 def test_the_work_that_a_command_names_is_there(name: str) -> None:
-    assert callable(function(name))
+    assert callable(work_named(name))
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

@@ -258,3 +258,14 @@ def _describe(annotation: Any) -> str:
     if origin in MAPPINGS:
         return f"names, each with {_describe(arguments[1])}"
     return str(annotation)
+
+
+def work_named(name: str) -> Callable[..., Any]:
+    """The function ``package.module:name``.
+
+    Commands name their work like this, so that a mistake in the command line is answered before the work's file, and
+    with it torch, is loaded.
+    """
+    module, _, attribute = name.partition(":")
+    work: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return work

@@ -1,8 +1,7 @@
-"""Imports at the moment of use: optional or heavy libraries, and the work of a command."""
+"""Libraries imported at the moment of use, because they are optional or heavy."""
 
 import importlib
 import importlib.util
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -32,14 +31,3 @@ def library(name: str, *, hint: str, **where: Any) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise UserError(f"{name} cannot be imported ({error})", hint=hint, **where) from error
-
-
-def function(name: str) -> Callable[..., Any]:
-    """The function ``package.module:name``.
-
-    Commands name their work like this, so that a mistake in the command line is answered before the work's file, and
-    with it torch, is loaded.
-    """
-    module, _, attribute = name.partition(":")
-    work: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
-    return work

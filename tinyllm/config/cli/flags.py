@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import tinyllm
+from tinyllm.config.targets import work_named
 from tinyllm.errors import SIGNALLED, USER_ERROR, UserError, about_path
 from tinyllm.utils.environment import log_level
-from tinyllm.utils.late_imports import function
 from tinyllm.utils.streams import prepare_streams
 
 
@@ -54,7 +54,7 @@ def answer(parse_flags: Callable[[], argparse.Namespace], work: str) -> NoReturn
     prepare_streams()
     try:
         log_level()
-        code = function(work)(parse_flags())
+        code = work_named(work)(parse_flags())
         sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

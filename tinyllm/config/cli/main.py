@@ -25,11 +25,10 @@ from tinyllm.config.compose import checked
 from tinyllm.config.grammar import as_given, key_of
 from tinyllm.config.hydra_errors import explain
 from tinyllm.config.option_files import conf_dir
-from tinyllm.config.targets import Option, options_of
+from tinyllm.config.targets import Option, options_of, work_named
 from tinyllm.errors import SIGNALLED, USER_ERROR, RankError, UserError, about_path, one_line
 from tinyllm.utils.environment import RUN_NAMES, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
-from tinyllm.utils.late_imports import function
 from tinyllm.utils.memory import failed_allocation, is_out_of_memory
 from tinyllm.utils.stop_signal import remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
@@ -165,7 +164,7 @@ class _Start:
         settings, rewrite_result = line.settings, None
         applies = rewrite_only_for is None or any(setting.startswith(f"{rewrite_only_for}=") for setting in settings)
         if rewrite_settings and applies:
-            settings, rewrite_result = function(rewrite_settings)(line)
+            settings, rewrite_result = work_named(rewrite_settings)(line)
         if line.multirun and self.jobs is not None:
             sweep_overrides(settings)  # refuses keys that the sweep sets for each job
         if line.multirun:
@@ -216,7 +215,7 @@ class _Start:
             cfg = checked(
                 cfg, hydra_node, self.program, allow=invocation.allow, typed=invocation.typed, set_by_program=by_program
             )
-            codes = (function(task)(cfg, invocation) for task in self.tasks)
+            codes = (work_named(task)(cfg, invocation) for task in self.tasks)
             return next((code for code in codes if code is not None), 0)
 
 
