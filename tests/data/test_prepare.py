@@ -232,7 +232,7 @@ def test_numbers_and_text_do_not_mix(text: Path, tmp_path: Path) -> None:
 def test_few_entries_are_noted_warm_and_cold(text: Path, tmp_path: Path) -> None:
     trainer = BPETrainer(vocab_size=32000, min_frequency=2, special_tokens=["<|endoftext|>"])
     cold = prepare(text_corpus(text), trainer, cache_dir=tmp_path)
-    assert "fewer than the 32,000 asked for" in cold.notes[0]
+    assert "fewer than the 32,000 requested" in cold.notes[0]
     assert prepare(text_corpus(text), trainer, cache_dir=tmp_path).notes == cold.notes
 
 

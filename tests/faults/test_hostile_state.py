@@ -184,5 +184,5 @@ def test_a_manifest_of_the_wrong_type_is_refused(name: str, run: Path) -> None:
 
 def test_a_checkpoint_under_the_name_of_another_step(run: Path) -> None:
     [checkpoint] = (run / "checkpoints").glob("step-*")
-    with pytest.raises(UserError, match="its manifest says step 2"):
+    with pytest.raises(UserError, match="the manifest says step 2"):
         verify(checkpoint.rename(checkpoint.with_name("step-000009")))

@@ -42,5 +42,5 @@ def test_a_checkpoint_without_a_rules_version_uses_version_1(tmp_path: Path, mon
     file = write_corpus(tmp_path / "a.txt")
     assert open_data(text_corpus(file), ByteTrainer(), trained_on={"train": "…"}).rules == 1
     assert open_data(text_corpus(file), ByteTrainer()).rules == 2
-    with pytest.raises(UserError, match=r"rules 3.*a newer version made the run"):
+    with pytest.raises(UserError, match=r"rules 3.*the run was made by a newer one"):
         open_data(text_corpus(file), ByteTrainer(), trained_on={"rules": "3"})

@@ -225,7 +225,7 @@ def test_resume_refuses_a_changed_corpus(tmp_path: Path, capsys: pytest.CaptureF
     )
     text.write_text("to be or not to bee " * 100)
     assert train(f"resume={tmp_path / 'run'}") == 2
-    assert "not what the run was trained on" in capsys.readouterr().err
+    assert "differs from the one the run was trained with" in capsys.readouterr().err
 
 
 @pytest.mark.slow

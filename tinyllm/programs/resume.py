@@ -250,11 +250,14 @@ def check_same_data(resumption: Resumption, data: TokenData) -> None:
             # Runs made before the split rules were versioned did not follow links to folders.
             links = "" if "rules" in saved else " (links to folders were not followed when the run was made)"
             hint = (
-                f"fingerprint {current[name][:12]}, the run's is {saved[name][:12]}; restore the old data{links},"
+                f"the run's is {saved[name][:12]}; restore the old data{links},"
                 f" or use init_from={resumption.checkpoint.run_dir}"
             )
+            value = f"fingerprint {current[name][:12]}"
             what = name if name == "tokenizer" else f"{name} split"
-            raise UserError(f"the {what} differs from the one the run was trained with", key=key, value="…", hint=hint)
+            raise UserError(
+                f"the {what} differs from the one the run was trained with", key=key, value=value, hint=hint
+            )
 
 
 def node_of(name: str) -> str:

@@ -139,7 +139,7 @@ BAD = [
     (("attn=mha,mqa", "budget.amount=63"), "error: the budget is too small (budget.amount=63): one step of mha"),
     (
         ("attn=mha,mqa", "match=kv_bytes"),
-        "error: the arm cannot be matched (match=kv_bytes): arm mqa against mha: closest",
+        "error: the arm cannot be matched (match=kv_bytes): arm mqa against mha: the closest match",
     ),
     (("attn=mha,mqa", "sedes=3"), "error: unknown key (sedes=3): did you mean seeds?"),
 ]
