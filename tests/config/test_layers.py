@@ -142,9 +142,9 @@ def test_settings_that_no_line_replaces_apply_to_all_layers() -> None:
     ("overrides", "sentence"),
     [
         ((kinds(a="", b="attn=gqx"),), "no such option (model.layers.kinds.b=attn=gqx): attn=gqx: "),
-        ((kinds(a="", b="model.d_model=8"),), "between layers (model.layers.kinds.b=model.d_model=8): model.d_model=8: "),
-        ((kinds(a="", b="optimizer.lr=1"),), "between layers (model.layers.kinds.b=optimizer.lr=1)"),
-        ((kinds(a="", b="norm=layernorm"),), "between layers (model.layers.kinds.b=norm=layernorm)"),
+        ((kinds(a="", b="model.d_model=8"),), "layers (model.layers.kinds.b=model.d_model=8): model.d_model=8: "),
+        ((kinds(a="", b="optimizer.lr=1"),), "layers (model.layers.kinds.b=optimizer.lr=1)"),
+        ((kinds(a="", b="norm=layernorm"),), "layers (model.layers.kinds.b=norm=layernorm)"),
         ((kinds(a="", b="model.block.attn.windo=1"),), "unknown key (model.layers.kinds.b=model.block.attn.windo=1)"),
         ((kinds(a="", b="+model.block.x=1"),), "unknown key (model.layers.kinds.b=+model.block.x=1): model.block.x=1"),
         ((kinds(a="", b="model.n_kv_heads=2"),), "no effect here (model.layers.kinds.b=model.n_kv_heads=2)"),
