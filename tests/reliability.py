@@ -16,9 +16,9 @@ for real: they kill processes, damage files, fill disks and stop ranks. The tabl
 `python -m tests.reliability > docs/reliability.md`. A test fails if the table is out of date, names a test that does
 not exist, or quotes a message that is not in the code. The ids of removed rows are not reused.
 
-*The same* means bit for bit on the CPU, where these tests run and `trainer.deterministic=auto` means true: every
-weight, weight average (EMA), optimizer moment, random state and counter, and every record of `metrics.jsonl` except
-the values that depend on the clock. On a GPU, `trainer.deterministic=true` asks for the same.
+*The same* means equal bit for bit: every weight, weight average (EMA), optimizer moment, random state and counter, and
+every record of `metrics.jsonl` except the values that depend on the clock. The tests run on the CPU, where
+`trainer.deterministic=auto` means true; on a GPU, set `trainer.deterministic=true` to request this.
 `python -m tinyllm.verify_resume` makes this comparison for any composition. An error is one line,
 `error: <what> (<key>=<value> or <file>): <hint>`, with exit code 2 and no traceback; `…` stands for the parts that
 vary."""
@@ -180,7 +180,7 @@ ROWS = (
     ),
     Row(
         number="R54",
-        fault="a step ruins the weights: they are not finite, or they are but every later step is skipped",
+        fault="a step ruins the weights: they become non-finite, or stay finite but make every later step be skipped",
         outcome="non-finite weights are never saved; a checkpoint that may contain ruined but finite weights is named"
         " as doubtful, with the one to resume from. While steps are skipped, no checkpoint is published or removed",
         message="…the last checkpoint, may already contain bad weights; resume=…",
@@ -281,7 +281,7 @@ ROWS = (
         fault="any text through any tokenizer; unseen characters; special tokens written as text; a damaged"
         " tokenizer file",
         outcome="nothing is lost, or the number of unknown characters is reported; no part of the text is in both"
-        " splits",
+        " splits; a damaged file is refused",
         message="characters of the validation text are not in the tokenizer's vocabulary",
         tests=(
             "tokenizers/test_round_trip.py::test_bpe",
@@ -308,7 +308,7 @@ ROWS = (
     Row(
         number="R44",
         fault="a job of a sweep fails or is killed",
-        outcome="the other jobs run; the table names it; started again, only unfinished jobs run",
+        outcome="the other jobs run; the table names it; when the sweep is started again, only unfinished jobs run",
         message="job 4 (model.d_model=33): failed",
         tests=(
             "studies/sweep/test_sweep.py::test_one_of_six_fails_and_only_that_one_runs_again",
@@ -330,7 +330,8 @@ ROWS = (
     *OF_OTHERS,
     Row(
         number="R70",
-        fault="standard output or error is closed, lacks a character, or loses its reader (`\\| head`)",
+        fault="standard output or error is closed, has an encoding that lacks a character, or loses its reader"
+        " (`\\| head`)",
         outcome="training, sweeps and comparisons continue; a program that only prints exits with code 0",
         tests=(
             "programs/test_streams.py::test_characters_missing_in_the_encoding_are_replaced",

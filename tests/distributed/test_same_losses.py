@@ -94,7 +94,7 @@ def test_four_ranks_and_fsdp_agree_to_rounding(corpus: str, tmp_path: Path) -> N
 def test_dropped_blocks_are_dropped_on_all_ranks(corpus: str, tmp_path: Path) -> None:
     """Including a block that runs in the first micro-step and not in the last, in which gradients are all-reduced."""
     seeds = [[derive_seed(1337, "layerdrop", step, micro) for micro in range(2)] for step in range(STEPS)]
-    assert [True, False] in [[draw_active_blocks(0.7, 4, seed=seed)[-1] for seed in step] for step in seeds]  # type: ignore[index]
+    assert [True, False] in [[draw_active_blocks(0.7, 4, seed=seed)[-1] for seed in step] for step in seeds]
     options = ("model.n_layers=4", "model.layerdrop=0.7", "trainer.batch_size=2", "trainer.grad_accum_steps=2")
     whole = run(2, tmp_path / "whole", *SHARED, corpus, *options)
     parts = run(2, tmp_path / "parts", *SHARED, corpus, *options, "strategy=fsdp")

@@ -41,7 +41,7 @@ def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_moved_data_are_the_same_data(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(f"resume={place / 'run'}") == 2
     error = capsys.readouterr().err
-    assert "words.txt" in error and "relative paths start at the current directory" in error
+    assert "words.txt" in error and "relative paths are resolved from the current directory" in error
     assert "set dataset.path=… to where the same data is now" in error
     moved = (place / "words.txt").rename(tmp_path / "moved.txt")
     other = write_corpus(tmp_path / "other.txt", seed=5)

@@ -39,8 +39,7 @@ def test_the_draw_depends_only_on_the_seed() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(99)
     assert draw_active_blocks(0.5, 8, seed=7) == draws[0]
-    assert len({tuple(draw_active_blocks(0.5, 8, seed=seed) or ()) for seed in range(20)}) > 10
-    assert draw_active_blocks(0.0, 8, seed=7) is None
+    assert len({tuple(draw_active_blocks(0.5, 8, seed=seed)) for seed in range(20)}) > 10
 
 
 def without(model: Transformer, block: int) -> Transformer:

@@ -68,7 +68,7 @@ TABLE = {
     "+ key of a part": bad("+model.block.attn.foo=1", "model.block.attn.foo=1", "MHA takes head_dim, "),
     "+ key of the loop": bad("+trainer.max_step=1", "trainer.max_step=1", "did you mean trainer.max_steps?"),
     "+ key of nothing": bad("+foo=1", "foo=1", "the configuration takes"),
-    "~ key": bad("~trainer.max_steps", "~trainer.max_steps", "another value"),
+    "~ key": bad("~trainer.max_steps", "~trainer.max_steps", "different value"),
     "no setting": bad("help", "help", "key=value"),
     "a path without its key": bad("IN/good.txt", "IN/good.txt", "dataset=text dataset.path=IN/good.txt"),
     "a path for an option": bad("dataset=IN/good.txt", "dataset=", "dataset=text dataset.path="),

@@ -9,7 +9,7 @@ ROWS = (
     Row(
         number="R03",
         fault="the same batch on one, two or four ranks, with ddp or fsdp, with or without gradient accumulation",
-        outcome="two ranks are the same as one rank that accumulates; other divisions agree to rounding",
+        outcome="two ranks of ddp are the same as one that accumulates; other divisions, and fsdp, agree to rounding",
         tests=(
             f"{LOSSES}::test_two_ranks_are_bitwise_equal_to_one_process_that_accumulates",
             f"{LOSSES}::test_two_ranks_with_other_features",
@@ -83,7 +83,7 @@ ROWS = (
     ),
     Row(
         number="R23",
-        fault="a rank is stopped, hangs, or is cut off",
+        fault="a rank is suspended (SIGSTOP), hangs, or is cut off",
         outcome="the other ranks end after `distributed.timeout_s` and say which rank it is and at which step",
         message="rank 1 is alive but does not answer, at step …",
         tests=(

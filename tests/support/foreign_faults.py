@@ -91,7 +91,7 @@ ROWS = (
     Row(
         number="R65",
         fault="moved data, a clock that stops or goes back, a name too long, another user's cache or job record",
-        outcome="the run continues, or is refused in one line before anything is prepared",
+        outcome="the run continues; a name too long is refused in one line before anything is prepared",
         message="directory name too long",
         tests=(
             f"{AROUND}::test_moved_data_are_the_same_data",

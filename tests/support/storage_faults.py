@@ -43,7 +43,8 @@ ROWS = (
     Row(
         number="R31",
         fault="the disk fills up or turns read-only",
-        outcome="the run ends; the partial checkpoint is removed, and the one before it is intact",
+        outcome="the run ends; the partial checkpoint is removed, or ignored if the disk is read-only; the one"
+        " before it is intact",
         message="no space left while writing (…): …MB are free",
         tests=(
             "faults/test_storage.py::test_a_disk_that_fills_up_ends_the_run_with_its_last_checkpoint_intact",

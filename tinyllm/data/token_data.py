@@ -54,7 +54,7 @@ class Split:
         return self.ids[start:stop].astype(np.int64)
 
     def byte_count(self, start: int, stop: int) -> int | None:
-        """UTF-8 bytes of the text of ids start … stop−1, ``<unk>`` included; None if the data are not text."""
+        """UTF-8 bytes of the text of ids start … stop−1, counting the characters behind ``<unk>``; None if not text."""
         if self.token_bytes is None:
             return None
         total = sum(int(self.token_bytes[self.read(i, min(i + BLOCK, stop))].sum()) for i in range(start, stop, BLOCK))

@@ -11,14 +11,12 @@ import torch
 from torch import Tensor
 
 
-def draw_active_blocks(p: float, n_layers: int, *, seed: int) -> list[bool] | None:
-    """LayerDrop: which blocks run, given a seed; None: all (p = 0).
+def draw_active_blocks(p: float, n_layers: int, *, seed: int) -> list[bool]:
+    """LayerDrop: which blocks run, given a seed.
 
     Block l = 0 … L−1 is dropped with probability p·l/(L−1), a single block with p. The draw depends only on the seed,
     so every rank and every resumed run makes the same one.
     """
-    if not p:
-        return None
     # A generator of its own, on the CPU: the draw is the same on every device and leaves dropout's stream alone.
     draws = torch.rand(n_layers, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     dropped = p * torch.linspace(0, 1, n_layers, dtype=torch.float64) if n_layers > 1 else torch.tensor([p])

@@ -238,7 +238,7 @@ class Transformer(nn.Module):
 
     def draw_active_blocks(self, seed: int) -> list[bool] | None:
         """LayerDrop: which blocks run for a micro-batch, given a seed; None: all."""
-        return draw_active_blocks(self.layerdrop, self.n_layers, seed=seed)
+        return draw_active_blocks(self.layerdrop, self.n_layers, seed=seed) if self.layerdrop else None
 
     @property
     def device(self) -> torch.device:

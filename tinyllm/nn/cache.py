@@ -53,10 +53,10 @@ class LayerCache:
             start: position of the first token; (B,) where the rows differ.
 
         Returns:
-            For each of ``shapes`` a tensor (B, heads, S, size) of positions in order, new ones last. Positions that no
-            query sees may be missing, and with T = 1 the order is arbitrary. Second, where rows differ, the keys that
-            each query sees, (B, 1, T, S) bool. None otherwise: then each query sees the first ``sinks`` keys, and of
-            the rest the last ``window`` up to itself.
+            For each of ``shapes`` a tensor (B, heads, S, size) of the positions that some query sees (others may be
+            missing), in order and new ones last; with T = 1, in any order. Then, if rows differ, a (B, 1, T, S) bool
+            mask of the keys that each query sees, else None. With None, each query sees the first ``sinks`` keys and
+            the last ``window`` of the rest, up to itself.
         """
         if isinstance(start, Tensor):
             return self._update_each(new_BGTD, start)

@@ -10,8 +10,8 @@ Exit code 0: every metric and weight has the same bits. 1: something differs, an
 be replayed. Values that depend on the clock (speed, memory, seconds) are not compared.
 
 examples:
-  python -m tinyllm.replay outputs/2026-01-31/12-00-00_nano
-  python -m tinyllm.replay outputs/2026-01-31/12-00-00_nano --steps 100 --out again
+  python -m tinyllm.replay outputs/2026-01-31/12-00-00_nano_a1b2
+  python -m tinyllm.replay outputs/2026-01-31/12-00-00_nano_a1b2 --steps 100 --out again
 """
 
 

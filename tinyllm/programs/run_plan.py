@@ -362,7 +362,7 @@ def resolve_run_dir(cfg: DictConfig, invocation: Invocation, resumption: Resumpt
     path = auto_path(name)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         hint = f"at most {LONGEST_NAME - len(os.fsencode(path.name)) + len(os.fsencode(name))} bytes"
-        raise UserError("too long for a directory name", key="run.name", value=f"{name[:40]}…", hint=hint)
+        raise UserError("directory name too long", key="run.name", value=f"{name[:40]}…", hint=hint)
     return path, True
 
 

@@ -80,7 +80,7 @@ def raw(tensor: Tensor) -> Tensor:
 
 
 def compare(first: Contents, second: Contents) -> list[StateDiff]:
-    """Compare two checkpoints by section; a section is the first part of a path."""
+    """Compare two checkpoints by section; a section is the first component of a key's path in the state."""
     sections: dict[str, StateDiff] = {}
     for path in dict.fromkeys([*first, *second]):
         name = path.partition("/")[0]

@@ -119,7 +119,7 @@ def _limit(needed: int, arms: int, pilot: int, seconds_per_run: float, max_minut
 
 
 def duration(seconds: float) -> str:
-    """A duration in the largest unit of which there are at least two: ``about 2.5 min``."""
+    """A duration as text, in the largest unit that gives at least 2: ``about 2.5 min``."""
     for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return (
