@@ -46,7 +46,7 @@ def test_moved_data_are_the_same_data(place: Path, tmp_path: Path, capsys: pytes
     moved = (place / "words.txt").rename(tmp_path / "moved.txt")
     other = write_corpus(tmp_path / "other.txt", seed=5)
     assert train(f"resume={place / 'run'}", f"dataset.path={other}") == 2
-    assert "not what the run was trained on" in capsys.readouterr().err
+    assert "differs from the one the run was trained with" in capsys.readouterr().err
     assert train(f"resume={place / 'run'}", f"dataset.path={moved}", "trainer.stop_after_steps=2") == 0
     assert train(f"resume={place / 'run'}") == 0  # the run knows the new place now
     assert [one["step"] for one in metrics(place / "run")] == [1, 2, 3]
