@@ -145,8 +145,7 @@ def test_each_job_is_a_separate_wandb_run(call: Call, corpus: tuple[str, ...], m
         def finish(self, timeout: float) -> bool:
             return True
 
-    monkeypatch.setattr(wandb, "start", Process)
-    monkeypatch.setattr(wandb, "is_installed", lambda name: True)
+    monkeypatch.setattr(wandb, "start", lambda directory, *, report, without: Process())
     shared = ("logger=wandb", "logger.mode=offline", *corpus, *TINY)
     environ = {"WANDB_RUN_ID": "abc123", "WANDB_NAME": "mine"}
     assert call("train", "-m", *shared, "seed=1,2", SWEEP, **environ).code == 0
