@@ -10,7 +10,7 @@ from pathlib import Path
 from tinyllm.config.quoting import unquoted
 from tinyllm.errors import UserError
 from tinyllm.programs.training_process import TrainingProcess, failure_reason
-from tinyllm.runs.layout import LOCK, RUN_JSON
+from tinyllm.runs.layout import LOCK
 from tinyllm.studies.sweep.gpu_slots import equal_groups, run_in_slots, visible_gpus
 from tinyllm.utils.locks import is_held
 from tinyllm.utils.platforms import usable_cpus
@@ -55,11 +55,6 @@ class PooledRun:
     def error_file(self) -> Path:
         """Path of the file that receives the run's first error line."""
         return self.path.with_name(f"{self.path.name}.error")
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether the run directory holds a run."""
-        return (self.path / RUN_JSON).is_file()
 
     def reason(self, code: int) -> str:
         """Why the run failed with this exit code, in one line."""
