@@ -3,9 +3,12 @@
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tinyllm.errors import UserError
 from tinyllm.utils import files, locks
@@ -66,6 +69,15 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         files.write_atomic(file, fail)
     assert [one.name for one in tmp_path.iterdir()] == ["a"]
     assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("library", [save_file, torch.save])
+def test_the_reason_that_a_library_gives_is_told(library: Callable[..., None]) -> None:
+    """Neither library sets errno; only a disk that is full may be called full."""
+    target = Path("/proc/state")  # nobody can create a file there
+    reason = r"cannot write: No such file or directory .*the last one is intact"
+    with pytest.raises(UserError, match=reason), files.readable_write_errors(target, kept="the last one is intact"):
+        library({"weight": torch.zeros(8)}, target)
 
 
 def test_the_holder_is_not_written_into_a_hard_linked_file(tmp_path: Path, outside: Path) -> None:

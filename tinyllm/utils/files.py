@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -178,14 +179,15 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_SIGNS = ("unexpected pos", "write", "iostream error")
+_SIGNS = ("unexpected pos", "write", "iostream error", "failed with strerror")
 """Parts of torch's messages when a file could not be written."""
 
 
 class readable_write_errors:
     """Turns a failed write inside the block into a UserError that names the file and the free space.
 
-    torch and safetensors report a full disk without errno, so the free space is looked up.
+    torch and safetensors raise errors of their own, without errno. Where their text gives the system's reason, that is
+    told; where it gives none, the disk is full, and the free space is looked up.
 
     Args:
         path: the file.
@@ -199,17 +201,33 @@ class readable_write_errors:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         opaque = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
         safetensors = kind is not None and kind.__name__ == "SafetensorError"
-        if full or opaque or safetensors:
+        if not (opaque or safetensors or isinstance(error, OSError)):
+            return
+        number, reason = _reason(error)
+        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or reason is None:
             raise UserError(
                 "no space left while writing",
                 file=self.path,
                 hint=f"{_free(self.path.parent)}{self.kept} ({error})",
             ) from error
-        if isinstance(error, OSError):
-            raise UserError(f"cannot write: {error.strerror or error}", file=self.path) from error
+        raise UserError(f"cannot write: {reason}", file=self.path, hint=self.kept.removeprefix("; ")) from error
+
+
+_RUST_REASON = re.compile(r"I/O error: (.+) \(os error (\d+)\)")
+_TORCH_REASON = re.compile(r"failed with strerror: (.+)")
+
+
+def _reason(error: BaseException | None) -> tuple[int | None, str | None]:
+    """The errno and the reason of a failed write, as far as the error or its text tells them."""
+    if isinstance(error, OSError):
+        return error.errno, error.strerror or str(error)
+    if found := _RUST_REASON.search(str(error)):
+        return int(found[2]), found[1]
+    if found := _TORCH_REASON.search(str(error)):
+        return next((number for number in errno.errorcode if os.strerror(number) == found[1]), None), found[1]
+    return None, None
 
 
 def _free(directory: Path) -> str:
