@@ -145,6 +145,7 @@ def _value_and_gradients(
         weight[:n_vocab] = weight_VD
     dhidden, dweight = torch.empty_like(hidden), None
     losses = torch.zeros(3, hidden.shape[0], device=hidden.device)
+    rows_N = torch.arange(size, device=hidden.device)
     for start in range(0, hidden.shape[0], size):
         chunk = slice(start, start + size)
         logits = hidden[chunk] @ weight.t()
@@ -160,8 +161,10 @@ def _value_and_gradients(
             if len(lost):  # the target's probability is too small for the dtype: take these losses from the logits
                 logits = hidden[lost] @ weight[:n_vocab].t()
                 losses[0, lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
-            # d loss / d logits = softmax − one-hot
-            gradient.scatter_(1, targets_N1[chunk], gradient.gather(1, targets_N1[chunk]) - 1)
+            # d loss / d logits = softmax − one-hot. Not scatter_: torch's deterministic form of it copies all logits
+            # twice, 0.4 of a step with 32,000 entries (experiments/LOG.md).
+            target = gradient.gather(1, targets_N1[chunk]).squeeze(1)
+            gradient.index_put_((rows_N[: len(target)], targets_N1[chunk, 0]), target - 1)
         torch.mm(gradient, weight, out=dhidden[chunk])
         part = gradient.t() @ hidden[chunk]
         # Summed in fp32: over hundreds of chunks, a bf16 sum would lose small terms.
@@ -197,7 +200,8 @@ def _regularized(
     losses = (logsumexp - target, smoothed, z_loss * logsumexp.square() if z_loss else nothing)
     gradient = torch.zeros_like(logits_NV, dtype=torch.float32)
     gradient[:, :n_vocab] = scores.sub_(logsumexp).exp_().mul_(1 + 2 * z_loss * logsumexp).sub_(smoothing / n_vocab)
-    gradient.scatter_add_(1, targets_N1, torch.full_like(target, smoothing - 1))
+    rows_N = torch.arange(len(target), device=target.device)
+    gradient.index_put_((rows_N, targets_N1.squeeze(1)), target.new_tensor(smoothing - 1), accumulate=True)
     return torch.cat(losses, dim=1).t(), gradient.to(logits_NV.dtype)
 
 
