@@ -214,3 +214,14 @@ def test_optional_libraries_are_loaded_only_when_used() -> None:
     modules = "tinyllm.models.transformer, tinyllm.tokenizers, tinyllm.data, tinyllm.training.trainer"
     loaded = loaded_after(f"import {modules}, {shown}")
     assert loaded & {"matplotlib", "transformers", "tiktoken", "wandb", "tensorboard", "hydra"} == set()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_a_run_that_compiles_nothing_does_not_load_the_compiler(optimizer: str, tmp_path: Path) -> None:
+    """torch loads its compiler, which takes a second, at the first call of several methods that do not need it."""
+    settings = ["model=pico", f"optimizer={optimizer}", "trainer.max_steps=2", "trainer.batch_size=2"]
+    code = (
+        f"import sys; sys.argv[1:] = {[*settings, f'run.dir={tmp_path}/run']}; from tinyllm.train import main; main()"
+    )
+    assert loaded_after(code) & {"torch._dynamo", "torch._inductor", "sympy"} == set()

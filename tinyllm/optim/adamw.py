@@ -1,5 +1,6 @@
 """AdamW, fused where possible."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,10 +11,20 @@ FUSED_DEVICES = frozenset({"cpu", "cuda", "mps"})
 """Devices with a fused kernel, which reads and writes weights, gradients and moments once."""
 
 
+class AdamW(torch.optim.AdamW):
+    """``torch.optim.AdamW`` whose step does not load torch's compiler.
+
+    The original imports ``torch._dynamo`` (1 s) at its first step, to end a graph that a compiler may be capturing.
+    tinyllm compiles blocks and never the optimizer.
+    """
+
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 @declares_state_bytes(two_moments_bytes)
 def adamw(
     params: list[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> torch.optim.AdamW:
+) -> AdamW:
     """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101), fused if all devices support it.
 
     Args:
@@ -25,6 +36,4 @@ def adamw(
     check_not_negative(lr=lr, eps=eps, weight_decay=weight_decay)
     check_betas(betas)
     devices = {parameter.device.type for group in params for parameter in group["params"]}
-    return torch.optim.AdamW(
-        params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=devices <= FUSED_DEVICES
-    )
+    return AdamW(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=devices <= FUSED_DEVICES)

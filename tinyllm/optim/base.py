@@ -1,5 +1,6 @@
 """Shared by all optimizers: checks of hyper-parameters, and the size and shapes of the state."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -107,3 +108,20 @@ def state_shapes(
 def adamw_shapes(shape: tuple[int, ...]) -> Shapes:
     """The state that torch's AdamW keeps for a parameter."""
     return {"step": (), "exp_avg": shape, "exp_avg_sq": shape}
+
+
+_UNCOMPILED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+
+
+def leave_compiler_unloaded() -> None:
+    """Let optimizers be built and used without loading torch's compiler, which takes a second of every start.
+
+    ``torch._disable_dynamo`` imports ``torch._dynamo`` at the first call of a method, only to learn how to exclude the
+    method from graphs. It caches the answer on the method; the answer stored here is the method itself, which is right
+    because tinyllm compiles the blocks of a model and never an optimizer.
+    """
+    for name in _UNCOMPILED:
+        method = getattr(Optimizer, name)
+        plain = inspect.unwrap(method)
+        if plain is not method:
+            vars(plain).setdefault("__dynamo_disable", plain)

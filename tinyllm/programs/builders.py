@@ -11,7 +11,7 @@ from tinyllm.config.targets import Option
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
-from tinyllm.optim.base import state_bytes
+from tinyllm.optim.base import leave_compiler_unloaded, state_bytes
 from tinyllm.optim.groups import parameter_groups, scale_with_width
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.batch_plan import BatchPlan, plan_batch
@@ -107,6 +107,7 @@ def build_optimizer(
     Raises:
         UserError: a hyper-parameter out of range, or a group rule that matches no parameter.
     """
+    leave_compiler_unloaded()
     groups = parameter_groups(model, model.parameter_kinds(), getattr(model, "matrix_scalings", None))
     factory = build(cfg.optimizer, path="optimizer", allow=allow)
     optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")

@@ -89,6 +89,8 @@ class Compiled(Eager):
     fallback: bool
 
     def __post_init__(self) -> None:
+        # Sets the compiler's flag too, which utils.device.deterministic leaves alone.
+        torch.use_deterministic_algorithms(torch.are_deterministic_algorithms_enabled())
         config: Any = torch.compiler.config  # its attributes are created at run time
         self._blocks = self.model.layers()
         self._stack = ExitStack()

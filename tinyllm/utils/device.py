@@ -158,13 +158,15 @@ def deterministic(wanted: str | bool, device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     debugging: Any = torch.utils.deterministic  # mypy does not know the attribute
-    before = torch.are_deterministic_algorithms_enabled(), debugging.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    before = torch.get_deterministic_debug_mode(), debugging.fill_uninitialized_memory
+    # torch.use_deterministic_algorithms would load the compiler, which takes a second, to set its flag as well. A run
+    # that compiles sets it itself.
+    torch.set_deterministic_debug_mode("error")
     debugging.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.set_deterministic_debug_mode(before[0])
         debugging.fill_uninitialized_memory = before[1]
 
 
