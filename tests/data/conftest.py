@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinyllm.data.bin import BinCorpus
 from tinyllm.data.prepare import prepare
 from tinyllm.data.text import TextCorpus
 from tinyllm.data.token_data import Split, TokenData
@@ -16,6 +17,11 @@ from tinyllm.tokenizers.byte import ByteTrainer
 def text_corpus(path: Path | str, **changes) -> TextCorpus:
     """A text corpus with the defaults of conf/dataset/text.yaml."""
     return TextCorpus(**{"path": str(path), "val_path": None, "val_fraction": 0.1, "errors": "strict"} | changes)
+
+
+def bin_corpus(path: Path | str, **changes) -> BinCorpus:
+    """A corpus of raw ids with the defaults of conf/dataset/bin.yaml."""
+    return BinCorpus(**{"path": str(path), "val_path": None, "val_fraction": 0.1, "eot_id": None} | changes)
 
 
 def make_split(folder: Path, ids: np.ndarray, row_length: int | None = None, name: str = "train") -> Split:

@@ -116,7 +116,7 @@ def test_a_large_document_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.M
     text = "aé€😀" * 50
     file = write(tmp_path / "a.jsonl", json.dumps({"text": text}))
     for size in (4, 7, 30, 1000):
-        monkeypatch.setattr("tinyllm.data.jsonl.CHUNK", size)
+        monkeypatch.setattr("tinyllm.data.selection.CHUNK", size)
         [document] = corpus(file).open(ContentHashes(tmp_path / "hashes")).documents()
         chunks = list(document.chunks())
         assert "".join(chunks) == text

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.support.training_runs import SMALL, train, write_corpus
@@ -23,9 +25,18 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "line.txt").write_text("hello world, cat")
     (place / "bad_utf8.txt").write_bytes(b"ok " * 100 + b"\xff\xfe" + b"ok " * 100)
     (place / "utf16.txt").write_bytes(("hello " * 100).encode("utf-16"))
-    (place / "text.txt.gz").write_bytes(gzip.compress(b"some text " * 99))
+    (place / "text.txt.gz").write_bytes(gzip.compress(b"some text " * 99)[:-4])
     (place / "paper.pdf").write_bytes(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
     np.arange(500, dtype=np.uint16).tofile(place / "train.bin")
+    (place / "odd.bin").write_bytes(bytes(range(1, 100)))
+    header = np.zeros(256, dtype=np.int32)
+    header[:3] = 20240521, 1, 10
+    (place / "magic.bin").write_bytes(header.tobytes() + bytes(20))
+    header[0] = 20240520
+    (place / "short_shard.bin").write_bytes(header.tobytes() + bytes(18))
+    table = pyarrow.table({"story": ["Once upon a time."] * 99, "stars": list(range(99))})
+    pyarrow.parquet.write_table(table, place / "table.parquet")
+    (place / "cut.parquet").write_bytes((place / "table.parquet").read_bytes()[:-99])
     np.save(place / "flat.npy", np.arange(99))
     (place / "array.json").write_text('[{"text": "one"}]')
     os.mkfifo(place / "pipe")

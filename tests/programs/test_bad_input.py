@@ -43,7 +43,27 @@ TABLE = {
     "an empty path": bad("dataset.path=", "dataset.path=", "a file, a folder or a glob"),
     "bad UTF-8": bad("dataset.path=IN/bad_utf8.txt", "IN/bad_utf8.txt", "dataset.errors=replace"),
     "UTF-16": bad("dataset.path=IN/utf16.txt", "IN/utf16.txt", "iconv"),
-    "a compressed text": bad("dataset.path=IN/text.txt.gz", "IN/text.txt.gz", "gunzip -k IN/text.txt.gz"),
+    "a damaged gzip file": bad("dataset.path=IN/text.txt.gz", "IN/text.txt.gz", "cut off"),
+    "a damaged Parquet file": bad("dataset=parquet dataset.path=IN/cut.parquet", "IN/cut.parquet", "fetch the file"),
+    "no such column": bad(
+        "dataset=parquet dataset.path=IN/table.parquet", "dataset.field=text", "there are story, stars"
+    ),
+    "a column of numbers": bad(
+        "dataset=parquet dataset.path=IN/table.parquet dataset.field=stars", "dataset.field=stars", "strings"
+    ),
+    "text for a table": bad("dataset=parquet dataset.path=IN/good.txt", "IN/good.txt", "dataset=text"),
+    "ids with an unknown magic number": bad("dataset=bin dataset.path=IN/magic.bin", "IN/magic.bin", "known: 20240520"),
+    "ids of an odd size": bad("dataset=bin dataset.path=IN/odd.bin", "IN/odd.bin", "uint16"),
+    "a shard that was cut off": bad("dataset=bin dataset.path=IN/short_shard.bin", "IN/short_shard.bin", "copy it"),
+    "ids above the vocabulary": bad(
+        "dataset=bin dataset.path=IN/train.bin tokenizer=pretrained tokenizer.path=IN/run",
+        "tokenizer=pretrained",
+        "made",
+    ),
+    "an unknown way to clean": bad("dataset.clean=yes_please", "dataset.clean=yes_please", "wikitext"),
+    "an unknown normalization": bad("dataset.normalize=nfd", "dataset.normalize=nfd", "nfc"),
+    "no documents at all": bad("dataset.max_documents=0", "dataset.max_documents=0", "at least 1"),
+    "WikiText without a heading": bad("dataset.clean=wikitext", "IN/good.txt", "= Title ="),
     "a PDF for lines": bad("dataset=jsonl dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"),
     "a PDF for a text that may be bad": bad(
         "dataset.errors=replace dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"

@@ -38,6 +38,13 @@ ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
 BPE = "tinyllm.tokenizers.bpe.BPETrainer"
 MUON = "tinyllm.optim.muon.Muon"
 HEADS: dict[str, Any] = {"qk_norm_eps": None, "qkv_bias": None, "nope": False}
+SELECTION: dict[str, Any] = {
+    "clean": False,
+    "normalize": "none",
+    "dedup": False,
+    "max_documents": None,
+    "max_tokens": None,
+}
 ROUTED: dict[str, Any] = {"normalize": None, "n_groups": 1, "n_active_groups": None}
 PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MHA": HEADS,
@@ -45,6 +52,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MQA": HEADS,
     "tinyllm.nn.moe.AuxLoss": ROUTED,
     "tinyllm.nn.moe.AuxFree": ROUTED,
+    "tinyllm.data.text.TextCorpus": SELECTION,
+    "tinyllm.data.jsonl.JsonlCorpus": SELECTION,
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},

@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllm.data.formats import HEAD, kind_of
+from tinyllm.data.compression import is_compressed, opened
+from tinyllm.data.formats import COMPRESSED, HEAD, kind_of
 from tinyllm.errors import UserError
 from tinyllm.utils.files import is_trusted, read_json, write_bytes
 
@@ -37,8 +38,9 @@ class Content:
     Attributes:
         digest: sha256 of the bytes.
         size: number of bytes.
-        kind: format if it is not text (``formats.kind_of``), "" for text.
-        text_digest: sha256 without byte order marks and with LF as line ending; None if equal to ``digest``.
+        kind: format if it is not text (``formats.kind_of``), "" for text; of a compressed file that of its content.
+        text_digest: sha256 uncompressed, without byte order marks and with LF as line ending; None if equal to
+            ``digest``.
         text_size: number of bytes of that text.
     """
 
@@ -85,7 +87,8 @@ class ContentHashes:
         new: dict[str, list] = {}
         for file, name in zip(files, names, strict=True):
             known = memo.get(name)
-            if known is None or known[:4] != file.stamp or not known[4]:
+            # Earlier versions noted compressed files as such, without looking into them.
+            if known is None or known[:4] != file.stamp or not known[4] or known[6] in COMPRESSED:
                 settled = time.time_ns() - max(file.stamp[1], file.stamp[2]) > SETTLED_NS
                 known = [*file.stamp, settled, *_packed(_content(file.path))]
             new[name] = known
@@ -150,6 +153,8 @@ def _is_digest(value: object) -> bool:
 def _content(file: str) -> Content:
     """The content of a file, read once from beginning to end."""
     whole, text = hashlib.sha256(), None  # the text gets a hash of its own from the first block that differs
+    if is_compressed(file):
+        return _compressed_content(file)
     head, size, text_size = b"", 0, 0
     for number, (block, plain) in enumerate(_blocks(file)):
         if number == 0:
@@ -164,30 +169,42 @@ def _content(file: str) -> Content:
     return Content(whole.digest(), size, kind_of(head, file), text.digest() if text else None, text_size)
 
 
-def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each block raw and as text (leading byte order marks removed, line endings converted to LF).
+def _compressed_content(file: str) -> Content:
+    """The content of a compressed file: its bytes give the digest, the text in it everything else."""
+    try:
+        with open(file, "rb") as stream:
+            whole, size = hashlib.file_digest(stream, "sha256"), stream.tell()
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
+    text, head, text_size = hashlib.sha256(), b"", 0
+    for block, plain in _blocks(file):
+        head = head or block[:HEAD]
+        text.update(plain)
+        text_size += len(plain)
+    return Content(whole.digest(), size, kind_of(head, file), text.digest(), text_size)
 
-    If nothing changed, the text is the same object as the raw block.
+
+def _blocks(file: str) -> Iterator[tuple[bytes, bytes]]:
+    """Yield each block uncompressed and as text (leading byte order marks removed, line endings converted to LF).
+
+    If nothing changed, the text is the same object as the block.
     """
     held = b""  # a CR at the end of a block, whose LF may follow in the next
     start = True
-    try:
-        with open(file, "rb") as stream:
-            while block := stream.read(CHUNK):
-                plain = held + block if held else block
-                if start:
-                    plain = without_marks(plain)
-                    start = False
-                held = b""
-                if b"\r" in plain:
-                    if plain.endswith(b"\r"):
-                        plain, held = plain[:-1], b"\r"
-                    plain = plain.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-                yield block, plain
-            if held:
-                yield b"", b"\n"
-    except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
+    with opened(file) as stream:
+        while block := stream.read(CHUNK):
+            plain = held + block if held else block
+            if start:
+                plain = without_marks(plain)
+                start = False
+            held = b""
+            if b"\r" in plain:
+                if plain.endswith(b"\r"):
+                    plain, held = plain[:-1], b"\r"
+                plain = plain.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            yield block, plain
+        if held:
+            yield b"", b"\n"
 
 
 def without_marks(data: bytes) -> bytes:

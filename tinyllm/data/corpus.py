@@ -8,24 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tinyllm.data.content_hashes import ContentHashes
+from tinyllm.data.document import Document
+from tinyllm.data.selection import Count, Selection, selection_of
 from tinyllm.errors import UserError
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document.
-
-    Attributes:
-        digest: sha256 of the stored bytes; decides its place in the order of the split.
-        size: bytes; the shares of the split are measured in them.
-        chunks: reads the document as consecutive texts (or arrays of numbers) of any length.
-        text_digest: sha256 of the text, independent of line endings and byte order marks.
-    """
-
-    digest: bytes
-    size: int
-    chunks: Callable[[], Iterator[Any]]
-    text_digest: bytes
 
 
 @dataclass(frozen=True)
@@ -57,14 +42,28 @@ class Corpus(ABC):
 
     Args:
         val_fraction: fraction of the bytes that becomes validation, by whole documents; in (0, 1).
+        clean, normalize, dedup, max_documents, max_tokens: which documents are used, and how their text changes; see
+            :class:`tinyllm.data.selection.Selection`. Validation that is not split off is used whole.
 
     Attributes:
         content: "text", or "numbers" for token ids.
+        accepts_ready_ids: whether its numbers may be the ids of a text tokenizer that is not trained.
+        count: counts the tokens of a text, for ``max_tokens``; ``prepare`` sets it to the tokenizer's.
     """
 
     content: ClassVar[str] = "text"
+    accepts_ready_ids: ClassVar[bool] = False
 
-    def __init__(self, *, val_fraction: float) -> None:
+    def __init__(
+        self,
+        *,
+        val_fraction: float,
+        clean: str | bool = False,
+        normalize: str = "none",
+        dedup: str | bool = False,
+        max_documents: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
         if not 0 < val_fraction < 1:
             raise UserError(
                 "not a fraction of the data",
@@ -73,6 +72,10 @@ class Corpus(ABC):
                 hint="between 0 and 1",
             )
         self.val_fraction = val_fraction
+        self.selection: Selection = selection_of(
+            clean=clean, normalize=normalize, dedup=dedup, max_documents=max_documents, max_tokens=max_tokens
+        )
+        self.count: Count = len
 
     @abstractmethod
     def check(self) -> None:

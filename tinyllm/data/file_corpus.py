@@ -22,15 +22,15 @@ class FileCorpus(Corpus):
         path: a file, a folder or a glob.
         val_path: the same for a separate validation set. Then nothing is split off, and training documents that are
             also in it are left out.
-        val_fraction: fraction of the bytes that becomes validation, by document.
+        keywords: arguments of the base class.
     """
 
     rows = False
     suffixes: tuple[tuple[str, ...], ...] = ()
     """Groups of file extensions: a folder gives the files of the first group that matches; empty: all text files."""
 
-    def __init__(self, *, path: str, val_path: str | None, val_fraction: float) -> None:
-        super().__init__(val_fraction=val_fraction)
+    def __init__(self, *, path: str, val_path: str | None, **keywords: Any) -> None:
+        super().__init__(**keywords)
         self.places = [("dataset.path", str(path))]
         if val_path is not None:
             self.places.append(("dataset.val_path", str(val_path)))
@@ -75,13 +75,15 @@ class FileCorpus(Corpus):
         digests = [[contents[path].digest.hex() for path in paths] for paths in chosen]
         sides: list[Callable[[], Iterator[Document]]] = [partial(self.documents, paths, contents) for paths in chosen]
         fraction = self.val_fraction if len(sides) == 1 else None
+        notes = _notes(left_out)
+        settings = [*self.settings(), *self.selection.settings()]
         return Source(
-            fingerprint=fingerprint_of(type(self).__name__, digests, self.settings(), fraction),
-            documents=sides[0],
-            validation=sides[1] if len(sides) > 1 else None,
+            fingerprint=fingerprint_of(type(self).__name__, digests, settings, fraction),
+            documents=self.selection.of(sides[0], count=self.count, notes=notes),
+            validation=self.selection.text_of(sides[1]) if len(sides) > 1 else None,
             size=size,
             rows=self.rows,
-            notes=_notes(left_out),
+            notes=notes,
             **{key.removeprefix("dataset."): path for key, path in self.places},
         )
 

@@ -1,12 +1,12 @@
-"""Reading text files in chunks, with errors that name file and byte."""
+"""Reading text files in chunks, also compressed ones, with errors that name file and byte."""
 
 import codecs
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from tinyllm.data.compression import opened
 from tinyllm.data.content_hashes import without_marks
 from tinyllm.data.formats import BINARY, HEAD, kind_of, refuse_kind
 from tinyllm.errors import UserError
@@ -17,7 +17,7 @@ NOT_TEXT = "this is not a text file; dataset.errors=replace reads it anyway"
 
 
 def read_text(file: str | Path, *, errors: str = "strict", key: str = "dataset.path") -> Iterator[str]:
-    """The text of a UTF-8 file in chunks of about 1 MiB.
+    """The text of a UTF-8 file in chunks of about 1 MiB; offsets count uncompressed bytes.
 
     Byte order marks at the start are dropped (some programs add a second one), and the line endings CR LF and CR become
     LF, as in Python's ``open``.
@@ -31,7 +31,7 @@ def read_text(file: str | Path, *, errors: str = "strict", key: str = "dataset.p
     """
     newlines: Any = io.IncrementalNewlineDecoder(None, translate=True)
     offset, pending, start, binary = 0, b"", True, False
-    with _opened(file) as stream:
+    with opened(file) as stream:
         while True:
             block = stream.read(CHUNK)
             data = pending + block
@@ -63,29 +63,27 @@ def read_lines(file: str | Path) -> Iterator[bytes]:
         UserError: the file cannot be read or has a format that is not text.
     """
     refuse_kind(read_head(file), file)
-    with _opened(file) as stream:
+    with opened(file) as stream:
         for number, line in enumerate(stream):
             yield line if number else without_marks(line)
 
 
-def read_head(file: str | Path) -> bytes:
-    """The first bytes of a file, enough to recognize its format. Raises UserError if it cannot be read."""
-    with _opened(file) as stream:
+def read_head(file: str | Path, *, unpack: bool = True) -> bytes:
+    """The first bytes of a file, enough to recognize its format; of a compressed one those of its content.
+
+    Args:
+        unpack: false: the bytes as stored.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    with opened(file, unpack=unpack) as stream:
         return stream.read(HEAD)
 
 
 def look_at(file: str | Path) -> str:
     """The format of a file, "" for text; see :func:`kind_of`. Raises UserError if it cannot be read."""
     return kind_of(read_head(file), str(file))
-
-
-@contextmanager
-def _opened(file: str | Path) -> Iterator[BinaryIO]:
-    try:
-        with open(file, "rb") as stream:
-            yield stream
-    except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror}", file=file) from None
 
 
 def _decode(data: bytes, final: bool, errors: str, file: str | Path, offset: int, hint: str) -> tuple[str, int]:

@@ -79,7 +79,8 @@ def find_files(path: str, *, key: str, suffixes: Sequence[Sequence[str]] = ()) -
         names = list(search.below("" if place == Path() else str(place)))
         chosen = _with_suffix(names, suffixes)
         if not chosen:
-            wanted = " or ".join(suffixes[0]) if suffixes else "text"
+            plain = [suffix for suffix in suffixes[0] if suffix.count(".") == 1] if suffixes else ["text"]
+            wanted = " or ".join(plain)
             raise UserError(f"the folder contains no {wanted} file", key=key, value=path, hint=_what_there_is(names))
         return Listing(_once(chosen), is_folder=True, left_out=search.left_out)
     if glob.has_magic(str(place)):

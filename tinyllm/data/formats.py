@@ -12,10 +12,6 @@ from tinyllm.errors import UserError
 HEAD = 8192  # bytes that are examined; as in git, a NUL among them marks a file as binary
 
 _TABLE = "write its text as JSON lines (pandas: to_json(…, orient='records', lines=True)) and use dataset=jsonl"
-_RAW = (
-    "for dataset=npy, load it with numpy.fromfile({name}, numpy.uint16).astype(numpy.int32), trim and reshape it to"
-    " (rows, length), and write it with numpy.save"
-)
 
 # Pattern of the first bytes, name of the format, how to get text from it. The first match wins.
 _FORMATS: tuple[tuple[bytes, str, str], ...] = (
@@ -32,7 +28,7 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
     (rb".{257}ustar", "a tar archive", "unpack it first: tar -xf {path}"),
     (rb"%PDF-\d\.\d", "a PDF", "extract its text first: pdftotext {path}"),
     (rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", "save it as plain text in UTF-8"),
-    (rb"PAR[1E][\0-\x08\x0e-\x1f]", "a Parquet table", _TABLE),
+    (rb"PAR[1E][\0-\x08\x0e-\x1f]", "a Parquet table", "dataset=parquet reads its text"),
     (rb"ARROW1\0\0|\xff\xff\xff\xff[^\0]..\0\x10\0\0\0", "an Arrow table", _TABLE),
     (rb"Obj\x01", "an Avro table", _TABLE),
     (rb"\x80[\x03-\x05][\x95\]}c]", "a Python pickle", "write its text as JSON lines and use dataset=jsonl"),
@@ -43,6 +39,8 @@ _FORMATS: tuple[tuple[bytes, str, str], ...] = (
 )  # fmt: skip
 _PATTERNS = [(re.compile(start, re.DOTALL), kind, advice) for start, kind, advice in _FORMATS]
 _ADVICE = {kind: advice for _, kind, advice in _FORMATS}
+COMPRESSED = frozenset(("gzip-compressed", "bzip2-compressed", "xz-compressed", "Zstandard-compressed"))
+"""Formats that ``data/compression.py`` unpacks; their names are seen only where a file is not unpacked."""
 
 _OFFICE = "an office document"
 _PYTORCH = "a PyTorch checkpoint"
@@ -67,7 +65,7 @@ _MARKED = {  # the order matters: the mark of UTF-32LE starts with that of UTF-1
 
 RAW = "raw numbers without a header, like nanoGPT's train.bin"
 BINARY = "binary"
-_ADVICE |= {RAW: _RAW, BINARY: "it has a NUL byte near its start, which text never has"}
+_ADVICE |= {RAW: "dataset=bin reads token ids", BINARY: "it has a NUL byte near its start, which text never has"}
 
 
 def kind_of(head: bytes, name: str) -> str:
@@ -101,7 +99,7 @@ def _wide_encoding(head: bytes) -> str:
 
 def advice_for(kind: str, file: str | Path) -> str:
     """What to do with a file of this format."""
-    return _ADVICE[kind].format(path=shlex.quote(str(file)), name=repr(str(file)))
+    return _ADVICE[kind].format(path=shlex.quote(str(file)))
 
 
 def counted(kinds: Counter[str]) -> str:

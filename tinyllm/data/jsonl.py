@@ -1,44 +1,43 @@
 """JSON lines corpus: one object per line, with the document in one of its fields."""
 
-import codecs
-import hashlib
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
+from tinyllm.data.compression import SUFFIXES
 from tinyllm.data.corpus import Document
 from tinyllm.data.file_corpus import Contents, FileCorpus
-from tinyllm.data.files import CHUNK, NOT_UTF8, read_lines, require_errors_mode
+from tinyllm.data.files import NOT_UTF8, read_lines, require_errors_mode
 from tinyllm.data.finding import Listing
+from tinyllm.data.selection import text_documents
 from tinyllm.errors import UserError
 from tinyllm.utils.files import parse_json
 
 
 class JsonlCorpus(FileCorpus):
-    """Files with one JSON object per line. Blank lines and empty documents are skipped.
+    """Files with one JSON object per line, compressed or not. Blank lines and empty documents are skipped.
 
     Args:
-        path: a file, a folder (its ``.jsonl`` and ``.ndjson`` files, or ``.json`` files if it has none of these, with
-            subfolders) or a glob.
-        val_path: the same for a separate validation set. Then nothing is split off, and training documents that are
-            also in it are left out.
-        val_fraction: fraction of the bytes that becomes validation, by document; of a single document the tail.
+        source: arguments of the base class. Of a folder, the ``.jsonl`` and ``.ndjson`` files are read, or the
+            ``.json`` files if it has none of these.
         field: field that holds the text. ``doc.text`` means the field ``text`` of the object in ``doc``, unless a field
             is itself named ``doc.text``.
         errors: "strict": a byte that is not UTF-8 is an error; "replace": it becomes U+FFFD.
     """
 
-    suffixes = ((".jsonl", ".ndjson"), (".json",))
+    suffixes = tuple(
+        tuple(suffix + packed for packed in ("", *SUFFIXES) for suffix in group)
+        for group in ((".jsonl", ".ndjson"), (".json",))
+    )
 
-    def __init__(self, *, path: str, val_path: str | None, val_fraction: float, field: str, errors: str) -> None:
-        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
+    def __init__(self, *, field: str, errors: str, **source: Any) -> None:
+        super().__init__(**source)
         self._field = str(field)
         self._errors = require_errors_mode(errors)
 
     def look(self, listing: Listing, *, key: str, path: str) -> None:
-        texts = self._texts(file.path for file in listing.files)
-        if all(chunk.isspace() for text in texts for chunk in _decoded(text)):
+        documents = text_documents(self._texts(file.path for file in listing.files))
+        if all(chunk.isspace() for document in documents for chunk in document.chunks()):
             hint = f"text is read from the field {self._field}"
             raise UserError("it contains no text", key=key, value=path, hint=hint)
 
@@ -46,12 +45,7 @@ class JsonlCorpus(FileCorpus):
         return [self._field, self._errors]
 
     def documents(self, files: Sequence[str], contents: Contents) -> Iterator[Document]:
-        for data in self._texts(files):
-            digest = hashlib.sha256(data).digest()
-            same = digest
-            if b"\r" in data:
-                same = hashlib.sha256(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")).digest()
-            yield Document(digest, len(data), partial(_decoded, data), same)
+        return text_documents(self._texts(files))
 
     def _texts(self, files: Iterable[str]) -> Iterator[bytes]:
         """The nonempty documents as UTF-8: a string with a single emoji would take four bytes per character."""
@@ -109,15 +103,6 @@ class JsonlCorpus(FileCorpus):
                 ) from None
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         return text
-
-
-def _decoded(data: bytes) -> Iterator[str]:
-    """Decode UTF-8 in strings of about 1 MiB."""
-    start = 0
-    while start < len(data):
-        text, used = codecs.utf_8_decode(data[start : start + CHUNK], "strict", False)
-        yield text
-        start += used
 
 
 def _look_up(record: dict[str, Any], field: str) -> tuple[Any, list[str] | None]:

@@ -39,6 +39,9 @@ class NpyCorpus(FileCorpus):
     rows = True
     suffixes = ((".npy",),)
 
+    def __init__(self, *, path: str, val_path: str | None, val_fraction: float) -> None:
+        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
+
     def look(self, listing: Listing, *, key: str, path: str) -> None:
         lengths = sorted({_rows(file.path).shape[1] for file in listing.files})
         if len(lengths) > 1:
@@ -62,7 +65,7 @@ def _documents(files: Sequence[str]) -> Iterator[Document]:
 
 def _rows(file: str) -> np.ndarray:
     """The memory-mapped array of a file. Raises UserError if it does not contain rows of integers."""
-    head = read_head(file)
+    head = read_head(file, unpack=False)
     if not head.startswith(MAGIC):
         raise _no_array(head, file)
     try:

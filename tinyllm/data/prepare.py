@@ -26,6 +26,7 @@ from tinyllm.data.token_cache import (
 from tinyllm.data.token_data import TokenData
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers.ids import ReadyIds
 from tinyllm.utils.files import TEMPORARY, expand_home, remove, sync
 from tinyllm.utils.locks import locked
 
@@ -108,11 +109,14 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
 def _look(
     corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None, rules: int
 ) -> tuple[Path, ContentHashes, Source, str]:
-    if corpus.content != trainer.content:
-        hint = "dataset=npy needs tokenizer=ids, which it selects automatically; every other dataset is text"
+    is_ready = corpus.accepts_ready_ids and trainer.is_fixed
+    if corpus.content != trainer.content and not is_ready:
+        hint = "dataset=npy and dataset=bin need tokenizer=ids, which they select automatically"
+        hint += "; dataset=bin also takes tokenizer=pretrained; every other dataset is text"
         what = f"the data are {corpus.content}, but the tokenizer is for {trainer.content}"
         raise UserError(what, key="tokenizer._target_", value=type(trainer).__name__, hint=hint)
     trainer.check()
+    corpus.count = trainer.count
     place = cache_root(cache_dir)
     hashes = ContentHashes(place / "sources")
     source = corpus.open(hashes)
@@ -151,19 +155,27 @@ def _fill(
     tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
     notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
     meta = {"key": key, "notes": notes, "val_fraction": corpus.val_fraction, "rules": rules}
-    _write(folder, tokenizer, parts, source, meta, show)
+    _write(folder, tokenizer, parts, source, meta, show, is_ready=corpus.content != tokenizer.content)
 
 
 def _write(
-    folder: Path, tokenizer: Tokenizer, parts: Parts, source: Source, meta: dict[str, Any], show: Progress
+    folder: Path,
+    tokenizer: Tokenizer,
+    parts: Parts,
+    source: Source,
+    meta: dict[str, Any],
+    show: Progress,
+    *,
+    is_ready: bool,
 ) -> None:
-    """Write both splits, the tokenizer and the metadata into an empty folder."""
+    """Write both splits, the tokenizer and the metadata into an empty folder; ``is_ready``: they are ids already."""
     meta["splits"], exceptions = {}, {}
+    encoder = ReadyIds(tokenizer) if is_ready else tokenizer
     read = _Meter("tokenizing", source.size, show)
     for side, documents in zip(SIDES, (parts.train, parts.val), strict=True):
         stats = EncodingStats()
         with TokenWriter(folder / f"{side}.bin", tokenizer) as writer:
-            for ids, lengths in encode_documents(tokenizer, read.documents(documents()), stats=stats):
+            for ids, lengths in encode_documents(encoder, read.documents(documents()), stats=stats):
                 writer.write(ids, lengths)
             entry, exceptions[side] = writer.finish()
         _require_some(side, writer.n_tokens, meta["val_fraction"])

@@ -165,6 +165,8 @@ class TokenizerTrainer(ABC):
     """Trains a tokenizer on the training split. The constructor's arguments are the keys of its config file."""
 
     content: ClassVar[str] = "text"
+    is_fixed: ClassVar[bool] = False
+    """Whether the tokenizer exists already and learns nothing from the texts."""
 
     @abstractmethod
     def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
@@ -187,6 +189,10 @@ class TokenizerTrainer(ABC):
 
     def check(self) -> None:  # noqa: B027 - most trainers have nothing to check beyond their constructor
         """Refuse settings that cannot work, before anything is read or written (UserError)."""
+
+    def count(self, text: Any) -> int:
+        """The number of tokens of ``text``; estimated as one per 4 bytes while the tokenizer is yet to be trained."""
+        return -(-len(text.encode()) // 4)
 
     def pieces(self, chunks: Iterable[Any]) -> Iterable[Any]:
         """The pieces of one document to pass to ``train``; the result must not depend on how it was chunked."""

@@ -80,6 +80,9 @@ class ByteTrainer(TokenizerTrainer):
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> ByteTokenizer:
         return ByteTokenizer(self._special, match_special=self._match)
 
+    def count(self, text: Any) -> int:
+        return len(text.encode())
+
     def settings(self) -> dict[str, Any]:
         return special_settings(self._special, match=self._match)
 

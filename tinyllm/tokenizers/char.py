@@ -170,6 +170,9 @@ class CharTrainer(TokenizerTrainer):
     def pieces(self, chunks: Iterable[str]) -> Iterable[str]:
         return cut_text(chunks, LEARN_PIECE, self._special_matcher.last_cut) if self._match else chunks
 
+    def count(self, text: Any) -> int:
+        return len(text)
+
     def settings(self) -> dict[str, Any]:
         return special_settings(self._special, match=self._match)
 

@@ -96,5 +96,28 @@ class IdsTrainer(TokenizerTrainer):
             return IdsTokenizer(vocab_size=self._vocab_size)
         return IdsTokenizer(vocab_size=max(int(ids.max()) + 1 for ids in texts), may_grow=True)
 
+    def count(self, text: Any) -> int:
+        return len(text)
+
     def settings(self) -> dict[str, Any]:
         return {"vocab_size": self._vocab_size}
+
+
+class ReadyIds(IdsTokenizer):
+    """Passes on the ids of a text tokenizer, for data that it has encoded already, with all their special tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__(vocab_size=tokenizer.vocab_size)
+        self._token_bytes = tokenizer.token_bytes()
+
+    def token_bytes(self) -> np.ndarray:
+        return self._token_bytes
+
+    def _refuse_outside(self, ids: np.ndarray, **where: Any) -> None:
+        if len(ids) and int(ids.max()) >= self.vocab_size:
+            raise UserError(
+                f"the data have the id {ids.max()}, which the tokenizer has not",
+                key="tokenizer",
+                value="pretrained",
+                hint=f"its ids end at {self.vocab_size - 1}; choose the tokenizer that made these ids",
+            )

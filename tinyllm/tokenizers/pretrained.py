@@ -58,6 +58,8 @@ class PretrainedTrainer(TokenizerTrainer):
         match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
+    is_fixed = True
+
     def __init__(self, *, path: str, match_special: bool = False) -> None:
         self._path = str(path)
         self._match_special = match_special
@@ -68,6 +70,9 @@ class PretrainedTrainer(TokenizerTrainer):
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
         return self._load()
+
+    def count(self, text: Any) -> int:
+        return _count(self._load(), text)
 
     def settings(self) -> dict[str, Any]:
         match = {"match_special": True} if self._match_special else {}
@@ -106,6 +111,8 @@ class PretrainedTrainer(TokenizerTrainer):
 class FixedTrainer(TokenizerTrainer):
     """Returns a given tokenizer, for data that it was not trained on."""
 
+    is_fixed = True
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
@@ -116,8 +123,16 @@ class FixedTrainer(TokenizerTrainer):
     def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
         return self._tokenizer
 
+    def count(self, text: Any) -> int:
+        return _count(self._tokenizer, text)
+
     def settings(self) -> dict[str, Any]:
         return {"content": self._tokenizer.fingerprint()} | _counting(self._tokenizer)
+
+
+def _count(tokenizer: Tokenizer, text: Any) -> int:
+    """The number of tokens of a text; of ids, how many they are."""
+    return len(tokenizer.encode(text)) if isinstance(text, str) else len(text)
 
 
 def _counting(tokenizer: Tokenizer) -> dict[str, Any]:
