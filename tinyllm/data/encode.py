@@ -1,31 +1,24 @@
-"""Encoding documents into ids as a stream, in memory bounded by a batch of text."""
+"""Encoding documents into ids as a stream, in memory bounded by a few batches of text, on all cores."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Iterator
+from itertools import chain
 
 import numpy as np
 
 from tinyllm.data.corpus import Document
+from tinyllm.data.encoding_pool import EncodingPool
+from tinyllm.data.text_batch import EncodedBatch, EncodingStats, TextBatch, encode_batch
 from tinyllm.tokenizers import Tokenizer
+from tinyllm.utils.platforms import usable_cpus
 
-PIECE = 2**16  # characters per piece, small enough to spread a batch evenly over two cores
+PIECE = 2**16  # characters per piece
 BATCH = 2**21  # characters per batch, which bounds the memory
+ALONE = 2**24
+"""Characters that this process encodes by itself before it starts others, which takes them about a second."""
+MOST_PROCESSES = 16
+"""Beyond it, reading the documents in this process is slower than encoding them."""
 
 IdsAndLengths = tuple[np.ndarray, np.ndarray | None]
-
-
-@dataclass
-class EncodingStats:
-    """Statistics of the encoding.
-
-    Attributes:
-        characters, bytes: amount of text that is not in the tokenizer's vocabulary.
-        longest: characters of the longest piece of text.
-    """
-
-    characters: int = 0
-    bytes: int = 0
-    longest: int = 0
 
 
 def encode_documents(
@@ -35,7 +28,7 @@ def encode_documents(
     piece: int = PIECE,
     batch: int = BATCH,
     stats: EncodingStats | None = None,
-) -> Iterator[IdsAndLengths]:
+) -> Generator[IdsAndLengths, None, None]:
     """The ids of all documents in order, each followed by an end-of-text, in arrays of about a batch.
 
     With the ids come the UTF-8 bytes of each token, or None if they are those of the tokenizer's table. They add up to
@@ -44,66 +37,40 @@ def encode_documents(
     Args:
         stats: receives the statistics.
     """
-    encoder = _Encoder(tokenizer, EncodingStats() if stats is None else stats)
-    texts: list = []
-    slots: list[int | None] = []  # the index of the next text; None: an end-of-text
-    length = 0
+    pending = 0  # bytes of text in batches without any token
+    for encoded in _on_all_cores(tokenizer, _batches(tokenizer, documents, piece, batch)):
+        if stats is not None:
+            stats.add(encoded.stats)
+        ids, lengths = encoded.ids, encoded.lengths
+        pending += encoded.pending
+        if pending and len(ids):
+            lengths = tokenizer.token_bytes()[ids] if lengths is None else lengths
+            lengths[0] += pending
+            pending = 0
+        yield ids, lengths
+
+
+def _batches(tokenizer: Tokenizer, documents: Iterable[Document], piece: int, size: int) -> Iterator[TextBatch]:
+    batch = TextBatch()
     for document in documents:
         for text in tokenizer.pieces(document.chunks(), piece):
-            slots.append(len(texts))
-            texts.append(text)
-            length += len(text)
-            if length >= batch:
-                yield encoder.encode(texts, slots)
-                texts, slots, length = [], [], 0
+            batch.add(text, len(text))
+            if batch.length >= size:
+                yield batch
+                batch = TextBatch()
         if tokenizer.eot_id is not None:
-            slots.append(None)
-    if slots:
-        yield encoder.encode(texts, slots)
+            batch.slots.append(None)
+    if batch.slots:
+        yield batch
 
 
-class _Encoder:
-    def __init__(self, tokenizer: Tokenizer, stats: EncodingStats) -> None:
-        self._tokenizer = tokenizer
-        self._stats = stats
-        self._end: IdsAndLengths = (np.array([tokenizer.eot_id if tokenizer.eot_id is not None else 0]), None)
-        self._pending = 0  # bytes of text that produced no token, e.g. blanks; they are added to the next token
-
-    def encode(self, texts: list, slots: list[int | None]) -> IdsAndLengths:
-        """The ids of one batch, and their bytes."""
-        encoded = self._tokenizer.encode_measured(texts)
-        for text, encoding in zip(texts, encoded, strict=True):
-            self._stats.longest = max(self._stats.longest, len(text))
-            self._stats.characters += encoding.unknown[0]
-            self._stats.bytes += encoding.unknown[1]
-        usual = (
-            self._tokenizer.token_bytes()
-            if any(encoding.lengths is not None or not len(encoding.ids) for encoding in encoded)
-            else None
-        )
-        parts = []
-        for slot in slots:
-            ids, lengths = self._end if slot is None else encoded[slot][:2]
-            if not len(ids):
-                self._pending += _size(texts[slot]) if slot is not None else 0
-                continue
-            if usual is not None and lengths is None:
-                lengths = usual[ids]
-            if self._pending and lengths is not None:
-                lengths = lengths.copy()
-                lengths[0] += self._pending
-                self._pending = 0
-            parts.append((ids, lengths))
-        if not parts:
-            return np.zeros(0, dtype=np.int64), None
-        ids = np.concatenate([ids for ids, _ in parts])
-        if usual is None:
-            return ids, None
-        lengths = np.concatenate([lengths for _, lengths in parts if lengths is not None])
-        lengths[-1] += self._pending
-        self._pending = 0
-        return ids, lengths
-
-
-def _size(text: object) -> int:
-    return len(text.encode("utf-8", "surrogatepass")) if isinstance(text, str) else 0
+def _on_all_cores(tokenizer: Tokenizer, batches: Iterator[TextBatch]) -> Iterator[EncodedBatch]:
+    processes = min(usable_cpus(), MOST_PROCESSES)
+    done = 0
+    for batch in batches:
+        if tokenizer.is_slow and processes > 1 and done >= ALONE:
+            with EncodingPool(tokenizer, processes) as pool:
+                yield from pool.encode(chain([batch], batches))
+            return
+        done += batch.length
+        yield encode_batch(tokenizer, batch)

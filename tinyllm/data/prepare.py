@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
-from tinyllm.data.encode import EncodingStats, encode_documents
+from tinyllm.data.encode import encode_documents
 from tinyllm.data.split import RULES, Parts, split
+from tinyllm.data.text_batch import EncodingStats
 from tinyllm.data.token_cache import (
     FORMAT,
     SIDES,
@@ -175,8 +176,9 @@ def _write(
     for side, documents in zip(SIDES, (parts.train, parts.val), strict=True):
         stats = EncodingStats()
         with TokenWriter(folder / f"{side}.bin", tokenizer) as writer:
-            for ids, lengths in encode_documents(encoder, read.documents(documents()), stats=stats):
-                writer.write(ids, lengths)
+            with closing(encode_documents(encoder, read.documents(documents()), stats=stats)) as encoded:
+                for ids, lengths in encoded:
+                    writer.write(ids, lengths)
             entry, exceptions[side] = writer.finish()
         _require_some(side, writer.n_tokens, meta["val_fraction"])
         row = len(next(next(documents()).chunks())) if source.rows else None

@@ -44,6 +44,7 @@ class Tokenizer(ABC):
         bos_id: id that an imported model expects at the beginning of a text, or None.
         adds_bos: whether the imported tokenizer itself adds ``bos_id``.
         eos_ids: ids that end a text of an imported model; empty: only ``eot_id`` does.
+        is_slow: encoding takes longer than handing the text to another process.
     """
 
     kind: ClassVar[str]
@@ -56,6 +57,7 @@ class Tokenizer(ABC):
     bos_id: int | None = None
     adds_bos: bool = False
     eos_ids: frozenset[int] = frozenset()
+    is_slow: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, text: str, *, strict: bool = False) -> np.ndarray:
