@@ -5,15 +5,18 @@ from itertools import product
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.inference.test_decoding import EVERY_KIND
 from tests.inference.test_generator import BYTES, EOT, LETTERS
+from tests.support.kernels import decode_kernels_here
 from tests.support.models import Scripted, options, tiny_model
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Decoder, decode
 from tinyllm.inference.generator import generate_batch, stream_text
 from tinyllm.inference.sampling import Sampling, TokenChooser
 from tinyllm.models.transformer import Transformer
+from tinyllm.nn.inference_linear import PackedLinear, has_packed, quantize_rows
 
 CONTEXT, WINDOW = 12, 5
 PROMPTS = [[3, 1, 4], [1], [(5 * i) % 17 for i in range(CONTEXT + 3)], [2, 7, 1, 8, 2, 8, 1, 8]]
@@ -124,9 +127,9 @@ def test_inference_weights_give_the_same_logits(attn: str, moe: str) -> None:
     ids = torch.tensor([[3, 1, 4, 1, 5]])
     for tied in ("true", "false"):
         chosen = (f"attn={attn}", f"moe={moe}", f"model.tie_embeddings={tied}", "model.bias=true")
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype, kernels in product((torch.float32, torch.bfloat16), (None, decode_kernels_here())):
             plain, changed = (tiny_model(*chosen).eval() for _ in range(2))
-            changed.for_inference(dtype)
+            changed.for_inference(dtype, kernels=kernels)
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
                 outputs = []
                 for model in (plain, changed):
@@ -141,9 +144,35 @@ def test_inference_weights_give_the_same_logits(attn: str, moe: str) -> None:
             assert exact or {name for name in exact_names if name.endswith("weight")} <= kept
 
 
-def test_bf16_bits_of_a_row_do_not_depend_on_the_batch_size() -> None:
-    from tinyllm.nn.inference_linear import PackedLinear, has_packed
+@pytest.mark.parametrize("moe", options("moe"))
+@pytest.mark.parametrize("attn", options("attn"))
+def test_an_int8_model_is_the_model_with_rounded_matrices(attn: str, moe: str) -> None:
+    chosen = (f"attn={attn}", f"moe={moe}", "model.bias=true")
+    rounded, *changed = (tiny_model(*chosen).eval() for _ in range(3))
+    bytes_before = sum(p.nbytes for p in rounded.parameters())
+    table = rounded.embedding.weight.detach().clone()
+    with torch.no_grad():
+        for name, parameter in rounded.named_parameters():
+            if parameter.ndim > 1 and name.endswith("weight") and "router" not in name and "pos" not in name:
+                int8, scale = quantize_rows(parameter)
+                parameter.copy_(int8 * scale[..., None])
+        head, rounded.embedding.weight = rounded.embedding.weight, torch.nn.Parameter(table)
+    ids = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
+    for model, kernels in zip(changed, (None, decode_kernels_here()), strict=True):
+        model.for_inference(torch.float32, int8=True, kernels=kernels)
+        assert sum(p.nbytes for p in model.parameters()) < bytes_before / 2
+        outputs = []
+        with torch.no_grad():
+            for each in (rounded, model):
+                cache = each.make_cache(2, 8)
+                steps = [each(ids, cache=cache), each(ids[:, :1], cache=cache)]
+                logits = each.logits if each is model else lambda hidden: F.linear(hidden, head)
+                outputs.append(logits(torch.cat(steps, 1)))
+        torch.testing.assert_close(outputs[1], outputs[0], atol=float(1e-5 * outputs[0].abs().max()), rtol=1e-5)
+        torch.testing.assert_close(model.head_weight, head.detach(), atol=1e-7, rtol=1e-6)
 
+
+def test_bf16_bits_of_a_row_do_not_depend_on_the_batch_size() -> None:
     if not has_packed(torch.device("cpu"), torch.bfloat16):
         pytest.skip("oneDNN computes no bf16 here")
     numbers = torch.Generator().manual_seed(1)

@@ -23,6 +23,7 @@ import tinyllm.evaluate
 import tinyllm.generate
 from tests.support.training_runs import logged
 from tinyllm.inference.sampling import Sampling
+from tinyllm.nn.decode_kernels import KernelsUnavailable
 
 Answer = tuple[int, str, str]
 PROGRAMS = {"generate": tinyllm.generate.main, "evaluate": tinyllm.evaluate.main}
@@ -66,6 +67,39 @@ def test_text_does_not_depend_on_cache_json_or_n_samples(cli: Callable[..., Answ
     assert texts[2].startswith(texts[0])
     assert texts[0].rstrip("\n") == (answer["prompt"] + answer["samples"][0]).rstrip("\n")
     assert cli("generate", *asked, "seed=4")[1] != texts[0]
+
+
+def test_int8_weights_and_their_loss(cli: Callable[..., Answer], tiny_run: Path) -> None:
+    exact, rounded = (
+        json.loads(cli("evaluate", f"run={tiny_run}", f"quantize={quantize}", "--json")[1])
+        for quantize in ("null", "int8")
+    )
+    assert (exact["quantize"], rounded["quantize"]) == (None, "int8")
+    assert 0 < abs(rounded["val/loss"] / exact["val/loss"] - 1) < 0.005
+    asked = (f"run={tiny_run}", "prompt=the h", "max_new_tokens=20", "quantize=int8")
+    code, out, err = cli("generate", *asked)
+    assert code == 0 and out.startswith("the h")
+    tokens = f"{exact['tokens']:,}"  # the whole split is smaller than the sample
+    losses = f"val/loss {rounded['val/loss']:.4f} on {tokens} held-out tokens, {exact['val/loss']:.4f} with"
+    assert losses in err
+    with mock.patch.dict(os.environ, {"TINYLLM_CACHE": str(tiny_run.parent / "empty")}):
+        assert "evaluate run=" in cli("generate", *asked)[2]
+
+
+def test_damaged_weights_are_not_rounded_to_int8(cli: Callable[..., Answer], tiny_run: Path) -> None:
+    with mock.patch("tinyllm.programs.quantization.first_not_finite", return_value="blocks.0.attn.qkv.weight"):
+        for program in ("generate", "evaluate"):
+            code, out, err = cli(program, f"run={tiny_run}", "quantize=int8")
+            assert (code, out) == (2, "") and "not finite" in err and "blocks.0" in err
+
+
+def test_decoding_without_our_kernels_gives_the_same_greedy_text(cli: Callable[..., Answer], tiny_run: Path) -> None:
+    asked = (f"run={tiny_run}", "prompt=the h", "max_new_tokens=50", "temperature=0")
+    assert cli("generate", *asked)[1] == cli("generate", *asked, "decode_kernels=false")[1]
+    with mock.patch("tinyllm.programs.generate.decode_kernels", side_effect=KernelsUnavailable("no g++")):
+        code, _, err = cli("generate", *asked)
+        assert code == 0 and "torch's operations" in err and "no g++" in err
+        assert "no g++" not in cli("generate", *asked, "decode_kernels=false")[2]
 
 
 @pytest.mark.slow

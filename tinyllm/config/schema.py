@@ -17,6 +17,7 @@ MOST_STEPS, MOST_TOKENS = 10**12, 10**15
 MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**20
 """Most sequences in a micro-batch, and most micro-steps in an optimizer step, whose batches are all in memory."""
 PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda", "mps")
+QUANTIZATIONS = ("int8",)
 WEIGHTS, SWITCH = ("auto", "raw", "ema"), ("auto", True, False)
 
 
@@ -297,6 +298,8 @@ class GenerateConfig:
     weights: str = key(choices=WEIGHTS)
     kv_cache: bool = key()
     precision: str = key(choices=PRECISIONS)
+    quantize: str | None = key(choices=QUANTIZATIONS)
+    decode_kernels: bool = key()
     device: str = key(choices=DEVICES)
     debug: bool = key()
 
@@ -313,6 +316,7 @@ class EvaluateConfig:
     stride: int | None = key(at_least=1)
     batch_size: int | None = key(at_least=1, at_most=MOST_SEQUENCES)
     precision: str = key(choices=PRECISIONS)
+    quantize: str | None = key(choices=QUANTIZATIONS)
     device: str = key(choices=DEVICES)
     debug: bool = key()
     tokenizer: Any = None

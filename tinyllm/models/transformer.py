@@ -14,11 +14,13 @@ from tinyllm.models.block import Block
 from tinyllm.models.layerdrop import draw_active_blocks, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard
+from tinyllm.nn.attention.base import MaskedAttention
 from tinyllm.nn.attention.masking import document_positions
 from tinyllm.nn.cache import Cache
+from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.grouped_linear import GroupedLinear
-from tinyllm.nn.inference_linear import reorder_
+from tinyllm.nn.inference_linear import InferenceForm, reorder_
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.position import Position
 from tinyllm.utils.signatures import make
@@ -246,10 +248,10 @@ class Transformer(nn.Module):
         return self.embedding.weight.device
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_weight(self) -> Tensor:
         """(vocab_size, d_model): the matrix of the head; the token table if it is tied."""
         weight = self.embedding.weight if self.head is None else self.head.weight
-        assert isinstance(weight, nn.Parameter)
+        assert isinstance(weight, Tensor)
         return weight
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -257,25 +259,35 @@ class Transformer(nn.Module):
         logits: Tensor = F.linear(hidden, self.head_weight) if self.head is None else self.head(hidden)
         return logits
 
-    def for_inference(self, dtype: torch.dtype) -> None:
+    def for_inference(self, dtype: torch.dtype, *, int8: bool = False, kernels: DecodeKernels | None = None) -> None:
         """Convert every weight in place to the fastest form for inference in ``dtype``; cannot be undone.
 
-        Outputs equal those of autocast to ``dtype`` (no autocast if it is the weights' own dtype). The model can be
-        called as before, but not trained or saved. In fp32 this takes no memory; in half precision rounded copies
-        replace the matrices, and a tied token table is kept in addition to its copy in the head.
+        Outputs equal those of autocast to ``dtype`` (no autocast if it is the weights' own dtype) up to rounding. The
+        model can be called as before, but not trained or saved. In fp32 this takes no memory; in half precision rounded
+        copies replace the matrices, and a tied token table is kept in addition to its copy in the head.
+
+        Args:
+            int8: round every matrix to int8, per output channel (``nn.inference_linear.quantize_rows``). Embeddings,
+                norms, biases and routers stay exact; a tied head is a rounded copy of the token table.
+            kernels: used on a CPU for products of few rows and for the attention of one query.
         """
+        form = InferenceForm(dtype=dtype, int8=int8, kernels=kernels if self.device.type == "cpu" else None)
         tied, table = self.head is None, self.embedding.weight
         for module in list(self.modules()):  # a copy, because children are replaced on the way
             for name, child in module.named_children():
                 if isinstance(child, Linear | GroupedLinear):
-                    setattr(module, name, child.for_inference(dtype))
-        if tied and dtype == table.dtype:
+                    setattr(module, name, child.for_inference(form))
+        if tied and dtype == table.dtype and not form.streams:
             reorder_(table)
         elif tied:
             with torch.device("meta"):
                 head = Linear(d_in=self.d_model, d_out=self.vocab_size, bias=False)
             head.weight = table
-            self.head = head.for_inference(dtype)
+            self.head = head.for_inference(form)
+        if form.streams:
+            for module in self.modules():
+                if isinstance(module, MaskedAttention):
+                    module.decode_kernels = form.kernels
 
     def make_cache(
         self,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinyllm.nn.inference_linear import reorder_
+from tinyllm.nn.inference_linear import InferenceForm, inference_matrices, reorder_
 from tinyllm.utils.tensors import autocast_dtype
 
 ALIGNED = 8
@@ -30,6 +30,8 @@ class RowGroups:
     """End of the rows of each expert (int32)."""
     slices: list[slice]
     """Rows of each expert as slices; empty where one kernel multiplies all groups."""
+    padded = True
+    """Whether groups are padded where that helps oneDNN, see ``ROW_MULTIPLE``."""
 
     def assign(self, rows_E: Tensor, n_rows: int) -> None:
         """Give each expert its rows: the first ``rows_E[0]`` of ``n_rows`` belong to expert 0, and so on."""
@@ -93,15 +95,36 @@ class GroupedLinear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def for_inference(self, dtype: torch.dtype) -> nn.Module:
-        """This layer with its weights converted to ``dtype``, see ``Linear.for_inference``."""
-        self.weight.data = self.weight.data.to(dtype)
+    def for_inference(self, form: InferenceForm) -> nn.Module:
+        """The layer to replace this one with for inference."""
+        if form.streams:
+            return InferenceGroupedLinear(self, form)
+        self.weight.data = self.weight.data.to(form.dtype)
         reorder_(self.weight)
         return self
 
     def flops(self) -> int:
         """FLOPs for one row, which passes one expert."""
         return 2 * self.weight[0].numel()
+
+
+class InferenceGroupedLinear(nn.Module):
+    """A ``GroupedLinear`` for inference: each expert's matrix with the rows that chose it."""
+
+    def __init__(self, trained: GroupedLinear, form: InferenceForm) -> None:
+        super().__init__()
+        self.matrices = inference_matrices(trained.weight, trained.bias, form)
+        self.groups, self.dtype = trained.groups, form.dtype
+        self.groups.padded = form.kernels is None
+
+    def forward(self, x_NI: Tensor) -> Tensor:
+        """(N, d_in) → (N, d_out), rows sorted by expert as in ``groups``."""
+        y_NO = x_NI.new_empty(len(x_NI), len(self.matrices[0].weight_OI), dtype=self.dtype)
+        slices = self.groups.slices or _slices(self.groups.ends_E, len(x_NI))
+        for matrix, rows in zip(self.matrices, slices, strict=True):
+            if rows.start != rows.stop:  # routing may leave an expert without tokens
+                y_NO[rows] = matrix(x_NI[rows])
+        return y_NO
 
 
 def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:

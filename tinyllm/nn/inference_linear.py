@@ -1,18 +1,108 @@
-"""Linear layers for inference: weights in the dtype of computation, in the memory order that is fastest for few rows.
+"""Linear layers for inference: matrices stored in the form that is fastest for few rows.
 
-Measured by ``benchmarks/decode_speed.py --products``. Decoding reads every weight once per token, so the memory's
-bandwidth bounds its speed.
+Decoding reads every weight once per token, so the memory's bandwidth bounds its speed, and smaller weights are faster.
+``benchmarks/decode_speed.py --products`` measures each form.
 """
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyllm.nn.decode_kernels import INPUT_DTYPES, DecodeKernels
+
+LARGEST_INT8 = 127
+"""Symmetric: −128 is not used, so that every value has its negative."""
+MOST_ROWS = 16
+"""Most rows of a product that our kernels compute. They gain where the memory is the limit; with more rows than this
+the arithmetic is, and torch's products are faster (experiments/LOG.md)."""
+MOST_INT8_ROWS = 64
+"""The same for int8 weights, which torch's products would first have to read and write in full."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceForm:
+    """How a model stores its matrices for inference.
+
+    Attributes:
+        dtype: dtype of computation.
+        int8: whether weights are rounded to int8, see :func:`quantize_rows`.
+        kernels: our own kernels for few rows; None: torch's products.
+    """
+
+    dtype: torch.dtype
+    int8: bool = False
+    kernels: DecodeKernels | None = None
+
+    @property
+    def streams(self) -> bool:
+        """Whether matrices become :class:`InferenceMatrix`: in int8, and where our kernels compute in this dtype."""
+        return self.int8 or (self.kernels is not None and self.dtype in INPUT_DTYPES)
+
+
+def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row to int8 times a scale of its own (symmetric, per output channel).
+
+    Args:
+        weight: (…, O, I).
+
+    Returns:
+        The int8 weights (…, O, I), and the scales (…, O) in fp32: the largest absolute value of a row over 127. A
+        weight differs from int8 · scale by at most half a scale.
+    """
+    weight = weight.detach().float()
+    scale = weight.abs().amax(-1) / LARGEST_INT8
+    rounded = (weight / scale.clamp_min(torch.finfo(torch.float32).tiny)[..., None]).round_()
+    return rounded.clamp_(-LARGEST_INT8, LARGEST_INT8).to(torch.int8), scale
+
+
+class InferenceMatrix:
+    """A matrix and a bias, and their product with rows of input.
+
+    Args:
+        weight_OI: in the dtype of computation or int8, contiguous.
+        scale_O: scales of int8 rows, fp32; None: not int8.
+        bias_O: None: no bias.
+    """
+
+    def __init__(self, weight_OI: Tensor, scale_O: Tensor | None, bias_O: Tensor | None, form: InferenceForm) -> None:
+        self.weight_OI, self.scale_O, self.form = weight_OI, scale_O, form
+        self.bias_O = None if bias_O is None else bias_O.detach().to(form.dtype)
+        self._bias_fp32_O = None if bias_O is None else bias_O.detach().float().contiguous()
+        self._kernels = form.kernels if weight_OI.device.type == "cpu" and form.dtype in INPUT_DTYPES else None
+        self._most_values = weight_OI.shape[1] * (MOST_ROWS if scale_O is None else MOST_INT8_ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, I) → (…, O), in the dtype of computation."""
+        x = x.to(self.form.dtype)
+        if self._kernels is not None and x.numel() <= self._most_values:
+            return self._kernels.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O)
+        return F.linear(x, self.dense(), self.bias_O)
+
+    def dense(self) -> Tensor:
+        """The matrix in the dtype of computation."""
+        if self.scale_O is None:
+            return self.weight_OI
+        return (self.weight_OI * self.scale_O[:, None]).to(self.form.dtype)
+
+
+def inference_matrices(weight: Tensor, bias: Tensor | None, form: InferenceForm) -> list[InferenceMatrix]:
+    """One matrix (O, I), or each of a stack (E, O, I), in the form given; a stack stays one block of memory."""
+    weights, scales = quantize_rows(weight) if form.int8 else (weight.detach().to(form.dtype), None)
+    weights = weights.contiguous()
+    if weight.ndim == 2:
+        return [InferenceMatrix(weights, scales, bias, form)]
+    return [
+        InferenceMatrix(each, None if scales is None else scales[i], None if bias is None else bias[i], form)
+        for i, each in enumerate(weights)
+    ]
+
 
 def reorder_(weight: Tensor) -> None:
     """Change the memory order of fp32 CPU matrices (…, d_out, d_in) to column-major, in place; values are unchanged.
 
-    A product with one row then takes 0.90 to 0.98 of the time, with 8 rows 2/3. Other devices and dtypes stay
+    torch's product with one row then takes 0.70 to 0.98 of the time, with 8 rows 2/3. Other devices and dtypes stay
     unchanged.
     """
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
@@ -55,15 +145,23 @@ class PackedLinear(nn.Module):
 
 
 class InferenceLinear(nn.Module):
-    """A linear layer for inference whose weight is stored in the dtype of computation.
+    """A linear layer for inference whose weight is stored in the dtype of computation, or as int8.
 
     Autocast would convert the weight again in every call.
+
+    Args:
+        weight_OI: (d_out, d_in), fp32.
+        bias_O: None: no bias.
     """
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, dtype: torch.dtype) -> None:
+    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, form: InferenceForm) -> None:
         super().__init__()
-        self.weight = weight_OI.detach().to(dtype)
-        self.bias_O = None if bias_O is None else bias_O.detach().to(dtype)
+        (self.matrix,) = inference_matrices(weight_OI, bias_O, form)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (d_out, d_in) in the dtype of computation; computed anew if it is stored as int8."""
+        return self.matrix.dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.to(self.weight.dtype), self.weight, self.bias_O)
+        return self.matrix(x)

@@ -1,9 +1,8 @@
 """The linear layer that all layers are built from."""
 
-import torch
 from torch import nn
 
-from tinyllm.nn.inference_linear import InferenceLinear, PackedLinear, has_packed, reorder_
+from tinyllm.nn.inference_linear import InferenceForm, InferenceLinear, PackedLinear, has_packed, reorder_
 
 
 class Linear(nn.Linear):
@@ -31,14 +30,16 @@ class Linear(nn.Linear):
         """FLOPs for one input vector: a multiplication and an addition per weight."""
         return 2 * self.weight.numel()
 
-    def for_inference(self, dtype: torch.dtype) -> nn.Module:
-        """The layer to replace this one with for inference in ``dtype``."""
-        if dtype == self.weight.dtype:
+    def for_inference(self, form: InferenceForm) -> nn.Module:
+        """The layer to replace this one with for inference."""
+        if form.streams:
+            return InferenceLinear(self.weight, self.bias, form)
+        if form.dtype == self.weight.dtype:
             reorder_(self.weight)
             return self
-        if has_packed(self.weight.device, dtype):
-            return PackedLinear(self.weight, self.bias, dtype=dtype)
-        return InferenceLinear(self.weight, self.bias, dtype=dtype)
+        if has_packed(self.weight.device, form.dtype):
+            return PackedLinear(self.weight, self.bias, dtype=form.dtype)
+        return InferenceLinear(self.weight, self.bias, form)
 
 
 class NeverPackedLinear(Linear):
@@ -47,14 +48,14 @@ class NeverPackedLinear(Linear):
     Packed weights have a layout that only oneDNN's own product can read.
     """
 
-    def for_inference(self, dtype: torch.dtype) -> nn.Module:
-        if dtype == self.weight.dtype:
-            return super().for_inference(dtype)
-        return InferenceLinear(self.weight, self.bias, dtype=dtype)
+    def for_inference(self, form: InferenceForm) -> nn.Module:
+        if form.dtype == self.weight.dtype:
+            return super().for_inference(form)
+        return InferenceLinear(self.weight, self.bias, form)
 
 
 class NeverRoundedLinear(Linear):
     """A linear layer that inference never rounds to a shorter dtype."""
 
-    def for_inference(self, dtype: torch.dtype) -> nn.Module:
-        return super().for_inference(self.weight.dtype)
+    def for_inference(self, form: InferenceForm) -> nn.Module:
+        return self

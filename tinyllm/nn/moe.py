@@ -161,7 +161,8 @@ class Mixture(FeedForward):
         load_E = load_BE.sum(0)
 
         x_NC = x_NC.to(autocast_dtype(x_NC.device, x_NC.dtype))  # round before copying to K experts
-        dispatch = Dispatch(chosen_NK, load_E, block=row_multiple(x_NC.device, x_NC.dtype))
+        block = row_multiple(x_NC.device, x_NC.dtype) if self.groups.padded else 1
+        dispatch = Dispatch(chosen_NK, load_E, block=block)
         x_MC = dispatch.gather(x_NC)
         self.groups.assign(dispatch.rows_E, len(x_MC))
         y_MC, _ = self.experts(x_MC)

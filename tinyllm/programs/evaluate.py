@@ -21,6 +21,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.programs.builders import open_corpus, open_data
 from tinyllm.programs.load_model import SavedModel, model_of, open_saved
+from tinyllm.programs.quantization import round_to_int8
 from tinyllm.runs.listing import required_run
 from tinyllm.runs.metrics_log import finite
 from tinyllm.tokenizers.pretrained import FixedTrainer
@@ -85,6 +86,8 @@ def evaluate_run(
     else:
         split = _other_split(cfg, saved, allow=allow, lines=lines)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
+    if cfg.quantize == "int8":
+        round_to_int8(model, precision)
     start = time.perf_counter()
     with (
         memory_for("the evaluation", hint="lower batch_size or seq_len"),
@@ -109,6 +112,7 @@ def evaluate_run(
         "seq_len": seq_len,
         "stride": stride,
         "precision": precision,
+        "quantize": cfg.quantize,
         "seconds": round(time.perf_counter() - start, 2),
     }
 
@@ -195,7 +199,7 @@ def _show(result: dict[str, Any]) -> None:
         *((name, f"{result[name]:.4f}") for name in metrics),
         ("tokens", f"{result['tokens']:,}"),
         ("window", window),
-        ("precision", result["precision"]),
+        ("precision", result["precision"] + (f", {result['quantize']} weights" if result["quantize"] else "")),
         ("checkpoint", result["checkpoint"]),
         ("seconds", f"{result['seconds']:.1f}"),
     ]

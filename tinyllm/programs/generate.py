@@ -10,16 +10,20 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
+from tinyllm.data.prepare import cache_root
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import printed_prompt, stop_strings
 from tinyllm.inference.printer import Printer
 from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.session import Session
-from tinyllm.programs.load_model import load
+from tinyllm.nn.decode_kernels import DecodeKernels, KernelsUnavailable, decode_kernels
+from tinyllm.programs.load_model import model_of, open_saved
+from tinyllm.programs.quantization import loss_line, loss_sample, round_to_int8, unmeasured_line
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision
 from tinyllm.utils.platforms import module
@@ -72,12 +76,11 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     stop = stop_strings(cfg.stop)
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
-    model, tokenizer = load(
-        run, checkpoint=cfg.checkpoint, weights=cfg.weights, device=device, allow=allow, tell=print_note
-    )
+    saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
+    model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     session = Session(
         model=model,
-        tokenizer=tokenizer,
+        tokenizer=saved.tokenizer,
         max_new_tokens=cfg.max_new_tokens,
         sampling=sampling,
         stop=stop,
@@ -91,8 +94,29 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     longest = max(len(session.prompt_ids(prompt, key=key)) for prompt in prompts)
     if longest > model.max_seq_len:
         print_note(f"a prompt has {longest:,} tokens: the model reads the last {model.max_seq_len:,}, its context")
-    model.for_inference(compute_dtype(precision))
+    kernels = _kernels(device) if cfg.decode_kernels else None
+    if cfg.quantize is None:
+        model.for_inference(compute_dtype(precision), kernels=kernels)
+    else:
+        sample = loss_sample(saved, model, allow=allow)
+        exact = sample and sample.loss(model, device=device, precision=precision)
+        round_to_int8(model, precision, kernels=kernels)
+        if sample is None or exact is None:
+            print_note(unmeasured_line(run, saved))
+        else:
+            print_note(loss_line(exact, sample.loss(model, device=device, precision=precision), sample.tokens))
     return session
+
+
+def _kernels(device: torch.device) -> DecodeKernels | None:
+    """The kernels for decoding on a CPU; without them torch's operations do the same, slower."""
+    if device.type != "cpu":
+        return None
+    try:
+        return decode_kernels(cache_root() / "kernels")
+    except KernelsUnavailable as reason:
+        print_note(f"decoding runs on torch's operations, which are slower: {reason}")
+        return None
 
 
 def show(session: Session, prompts: list[str], *, seed: int) -> None:

@@ -5,9 +5,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.attention.kernels import chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.decode_kernels import DecodeKernels
 
 
 class Attention(nn.Module, ABC):
@@ -91,6 +92,7 @@ class MaskedAttention(Attention):
         attn_dropout: on the attention weights.
         cache_shapes: (heads, size) of each tensor that the cache holds.
         same_head_dim: values are as wide as keys, which the fused CPU kernel requires.
+        decode_kernels: attend from a single query per row faster than torch's kernel; set for inference only.
     """
 
     mask: AttentionMask
@@ -98,6 +100,28 @@ class MaskedAttention(Attention):
     attn_dropout: float
     cache_shapes: list[tuple[int, int]]
     same_head_dim = True
+    decode_kernels: DecodeKernels | None = None
+
+    def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, visible: Tensor | None) -> Tensor:
+        """Attention of queries to keys, see ``kernels.attend``: (B, H, T, E)."""
+        if (
+            self.decode_kernels is not None
+            and q_BHTD.shape[2] == 1
+            and visible is None
+            and not self.mask.softcap
+            and not self.mask.window_within(k_BGSD.shape[2])
+            and q_BHTD.dtype == k_BGSD.dtype
+        ):
+            return self.decode_kernels.attend(q_BHTD[:, :, 0], k_BGSD, v_BGSE, scale=self.scale)[:, :, None]
+        return attend(
+            q_BHTD,
+            k_BGSD,
+            v_BGSE,
+            mask=self.mask,
+            scale=self.scale,
+            visible=visible,
+            dropout_p=self.attn_dropout if self.training else 0.0,
+        )
 
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
         return LayerCache(

@@ -5,7 +5,6 @@ from typing import Any
 from torch import Tensor
 
 from tinyllm.nn.attention.base import MaskedAttention
-from tinyllm.nn.attention.kernels import attend
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.linear import Linear
@@ -101,10 +100,7 @@ class MHA(MaskedAttention):
         visible_B1TS = None if doc_ids is None else self.mask.within_documents(doc_ids)
         if cache is not None:
             (k_BGSD, v_BGSD), visible_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
-        dropout_p = self.attn_dropout if self.training else 0.0
-        y_BHTD = attend(
-            q_BHTD, k_BGSD, v_BGSD, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
-        )
+        y_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, visible=visible_B1TS)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def init_weights(self, *, std: float, residual_std: float) -> None:

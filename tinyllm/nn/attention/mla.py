@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import MaskedAttention
-from tinyllm.nn.attention.kernels import attend
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.mha import resolve_head_dim
 from tinyllm.nn.cache import LayerCache
@@ -110,7 +109,6 @@ class MLA(MaskedAttention):
         if cache is not None:
             new_B1TL = torch.cat((latent_BTL[:, None], k_rope), dim=-1)
             (seen,), visible_B1TS = cache.update(new_B1TL, start=start)
-        dropout_p = self.attn_dropout if self.training else 0.0
         # Training and prefill attend to new tokens only. Computing their keys and values once is cheaper than attending
         # in the latent space, where each score takes latent_dim + rope_dim products instead of nope_dim + rope_dim.
         if seen is None or (isinstance(start, int) and start == 0):
@@ -118,9 +116,7 @@ class MLA(MaskedAttention):
             k_nope, v_BHTD = up_BTHD.transpose(1, 2).split((self.nope_dim, self.v_dim), dim=-1)
             k_BHTD = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
             q_BHTD = torch.cat((q_nope, q_rope), dim=-1)
-            y_BHTD = attend(
-                q_BHTD, k_BHTD, v_BHTD, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
-            )
+            y_BHTD = self.attend(q_BHTD, k_BHTD, v_BHTD, visible=visible_B1TS)
         else:
             w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
                 (self.nope_dim, self.v_dim), dim=1
@@ -128,9 +124,7 @@ class MLA(MaskedAttention):
             query_BHTL = torch.cat((q_nope @ w_uk_HDL, q_rope), dim=-1)
             # Values are the whole cache entries; the rotated keys in them are cut off after the sum. So keys and values
             # are the same buffer, and nothing is copied.
-            sum_BHTL = attend(
-                query_BHTL, seen, seen, mask=self.mask, scale=self.scale, visible=visible_B1TS, dropout_p=dropout_p
-            )
+            sum_BHTL = self.attend(query_BHTL, seen, seen, visible=visible_B1TS)
             y_BHTD = sum_BHTL[..., : self.latent_dim] @ w_uv_HDL.transpose(1, 2)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 

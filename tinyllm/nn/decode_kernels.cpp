@@ -1,0 +1,242 @@
+// Kernels for decoding on a CPU: products of few rows, and the attention of one query to a cache.
+// Built and called by decode_kernels.py, which documents them.
+//
+// Decoding reads every weight once per token and computes little with it, so a kernel must read weights at the speed of
+// the memory. Each thread reads its share of the matrix row by row, and multiplies a row with all inputs while it is in
+// the thread's cache. int8 weights become fp32 in registers; sums are fp32.
+//
+// An output is summed in the same order whatever the number of inputs and threads: its bits do not depend on them.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__))
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr long LANES = 16;
+typedef __m512 Lanes;
+inline Lanes zero() { return _mm512_setzero_ps(); }
+inline Lanes load(const float *p) { return _mm512_loadu_ps(p); }
+inline Lanes load(const uint16_t *p) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(p)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+inline Lanes load(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p))));
+}
+inline Lanes add_product(Lanes a, Lanes b, Lanes sum) { return _mm512_fmadd_ps(a, b, sum); }
+inline Lanes repeat(float value) { return _mm512_set1_ps(value); }
+inline void store(float *p, Lanes a) { _mm512_storeu_ps(p, a); }
+#elif defined(__AVX2__) && defined(__FMA__)
+constexpr long LANES = 8;
+typedef __m256 Lanes;
+inline Lanes zero() { return _mm256_setzero_ps(); }
+inline Lanes load(const float *p) { return _mm256_loadu_ps(p); }
+inline Lanes load(const uint16_t *p) {
+    __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+inline Lanes load(const int8_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(p))));
+}
+inline Lanes add_product(Lanes a, Lanes b, Lanes sum) { return _mm256_fmadd_ps(a, b, sum); }
+inline Lanes repeat(float value) { return _mm256_set1_ps(value); }
+inline void store(float *p, Lanes a) { _mm256_storeu_ps(p, a); }
+#else
+constexpr long LANES = 8;
+struct Lanes { float of[LANES]; };
+inline float widened(float value) { return value; }
+inline float widened(int8_t value) { return value; }
+inline float widened(uint16_t value) {
+    uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+inline Lanes repeat(float value) {
+    Lanes a;
+    for (long i = 0; i < LANES; i++) a.of[i] = value;
+    return a;
+}
+inline Lanes zero() { return repeat(0); }
+template <class T> inline Lanes load(const T *p) {
+    Lanes a;
+    for (long i = 0; i < LANES; i++) a.of[i] = widened(p[i]);
+    return a;
+}
+inline Lanes add_product(Lanes a, Lanes b, Lanes sum) {
+    for (long i = 0; i < LANES; i++) sum.of[i] += a.of[i] * b.of[i];
+    return sum;
+}
+inline void store(float *p, Lanes a) { std::memcpy(p, a.of, sizeof a.of); }
+#endif
+
+inline float sum_of(Lanes a) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(a);
+#else
+    float parts[LANES];
+    store(parts, a);
+    for (long half = LANES / 2; half; half /= 2)
+        for (long i = 0; i < half; i++) parts[i] += parts[i + half];
+    return parts[0];
+#endif
+}
+
+inline float to_float(float value) { return value; }
+inline float to_float(uint16_t value) {
+    uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+inline void put(float *p, float value) { *p = value; }
+inline void put(uint16_t *p, float value) {  // to the nearest bf16, ties to even
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    *p = value != value ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// How a chunk of weights of type T is multiplied with inputs of type X and added to the sums.
+template <class T, class X> struct Chunk {
+    static constexpr long SIZE = LANES;
+    static inline Lanes weights(const T *w) { return load(w); }
+    static inline Lanes add(Lanes weights, const X *x, Lanes sums) { return add_product(weights, load(x), sums); }
+};
+#if defined(__AVX512BF16__)
+// The processor multiplies pairs of bf16 numbers and sums in fp32.
+template <> struct Chunk<uint16_t, uint16_t> {
+    static constexpr long SIZE = 2 * LANES;
+    static inline __m512i weights(const uint16_t *w) { return _mm512_loadu_si512(w); }
+    static inline Lanes add(__m512i weights, const uint16_t *x, Lanes sums) {
+        return _mm512_dpbf16_ps(sums, (__m512bh)weights, (__m512bh)_mm512_loadu_si512(x));
+    }
+};
+#endif
+
+// The dot product of a row of the matrix with ROWS rows of the input, each in four sums: a single one would wait for
+// itself. Weights are read in the order of the memory, which is what its prefetcher expects.
+template <int ROWS, class T, class X>
+inline void dot(const T *w, const X *x, long n_in, float *results) {
+    constexpr long STEP = Chunk<T, X>::SIZE;
+    Lanes sums[ROWS][4];
+    for (int r = 0; r < ROWS; r++)
+        for (int j = 0; j < 4; j++) sums[r][j] = zero();
+    long i = 0;
+    for (; i + 4 * STEP <= n_in; i += 4 * STEP)
+        for (int j = 0; j < 4; j++) {
+            auto weights = Chunk<T, X>::weights(w + i + j * STEP);
+            for (int r = 0; r < ROWS; r++)
+                sums[r][j] = Chunk<T, X>::add(weights, x + r * n_in + i + j * STEP, sums[r][j]);
+        }
+    for (; i < n_in; i += STEP) {  // the rest; the last chunk is filled up with zeros
+        T last[STEP] = {};
+        long n = n_in - i < STEP ? n_in - i : STEP;
+        std::memcpy(last, w + i, n * sizeof(T));
+        auto weights = Chunk<T, X>::weights(last);
+        for (int r = 0; r < ROWS; r++) {
+            X values[STEP] = {};
+            std::memcpy(values, x + r * n_in + i, n * sizeof(X));
+            sums[r][0] = Chunk<T, X>::add(weights, values, sums[r][0]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        Lanes ones = repeat(1.0f), sum = add_product(sums[r][0], ones, sums[r][1]);
+        results[r] = sum_of(add_product(add_product(sums[r][2], ones, sums[r][3]), ones, sum));
+    }
+}
+
+// Below this many bytes of weights, waking the other threads takes longer than multiplying.
+constexpr long SERIAL_BYTES = 1 << 16;
+// As many rows of the input as there are registers for their sums.
+constexpr int MOST_ROWS = LANES == 16 ? 4 : 2;
+
+template <class T, class X, class Y>
+void linear(const T *w, const float *scale, const float *bias, const X *x, Y *y, long n_rows, long n_out, long n_in,
+            int threads) {
+    if (n_out * n_in * static_cast<long>(sizeof(T)) < SERIAL_BYTES) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (long o = 0; o < n_out; o++) {
+        const T *row = w + o * n_in;
+        float results[MOST_ROWS];
+        for (long first = 0; first < n_rows;) {
+            long n = n_rows - first < MOST_ROWS ? 1 : MOST_ROWS;
+            const X *inputs = x + first * n_in;
+            if (n == 1)
+                dot<1>(row, inputs, n_in, results);
+            else
+                dot<MOST_ROWS>(row, inputs, n_in, results);
+            for (long r = 0; r < n; r++) {
+                float value = scale ? results[r] * scale[o] : results[r];
+                put(y + (first + r) * n_out + o, bias ? value + bias[o] : value);
+            }
+            first += n;
+        }
+    }
+}
+
+struct Sizes { long batch, heads, key_heads, keys, key_size, value_size; };
+struct Strides { long batch, head, key; };
+
+template <class T>
+void attend(const T *q, const T *k, const T *v, T *out, const Sizes &n, const Strides &k_strides,
+            const Strides &v_strides, float scale, int threads) {
+    const long S = n.keys, D = n.key_size, E = n.value_size;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (long bh = 0; bh < n.batch * n.heads; bh++) {
+        long b = bh / n.heads, g = bh % n.heads / (n.heads / n.key_heads);
+        const T *keys = k + b * k_strides.batch + g * k_strides.head;
+        const T *values = v + b * v_strides.batch + g * v_strides.head;
+        std::vector<float> query(D), weights(S), sum(E, 0.0f);
+        for (long d = 0; d < D; d++) query[d] = to_float(q[bh * D + d]) * scale;
+        float largest = -INFINITY;
+        for (long s = 0; s < S; s++) {
+            const T *key = keys + s * k_strides.key;
+            Lanes sums = zero();
+            long d = 0;
+            for (; d + LANES <= D; d += LANES) sums = add_product(load(key + d), load(&query[d]), sums);
+            weights[s] = sum_of(sums);
+            for (; d < D; d++) weights[s] += to_float(key[d]) * query[d];
+            largest = weights[s] > largest || weights[s] != weights[s] ? weights[s] : largest;
+        }
+        float total = 0;
+        for (long s = 0; s < S; s++) total += weights[s] = std::exp(weights[s] - largest);
+        for (long s = 0; s < S; s++) {
+            const T *value = values + s * v_strides.key;
+            Lanes weight = repeat(weights[s] / total);
+            long e = 0;
+            for (; e + LANES <= E; e += LANES) store(&sum[e], add_product(load(value + e), weight, load(&sum[e])));
+            for (; e < E; e++) sum[e] += to_float(value[e]) * (weights[s] / total);
+        }
+        for (long e = 0; e < E; e++) put(out + bh * E + e, sum[e]);
+    }
+}
+
+}  // namespace
+
+#define LINEAR(NAME, T, X)                                                                                           \
+    extern "C" void NAME(const T *w, const float *scale, const float *bias, const X *x, X *y, long n_rows,           \
+                         long n_out, long n_in, int threads) {                                                       \
+        linear(w, scale, bias, x, y, n_rows, n_out, n_in, threads);                                                  \
+    }
+
+LINEAR(linear_float32_float32, float, float)
+LINEAR(linear_bfloat16_bfloat16, uint16_t, uint16_t)
+LINEAR(linear_int8_float32, int8_t, float)
+LINEAR(linear_int8_bfloat16, int8_t, uint16_t)
+
+#define ATTEND(NAME, T)                                                                                              \
+    extern "C" void NAME(const T *q, const T *k, const T *v, T *out, long batch, long heads, long key_heads,         \
+                         long keys, long key_size, long value_size, long k_batch, long k_head, long k_key,           \
+                         long v_batch, long v_head, long v_key, float scale, int threads) {                          \
+        attend(q, k, v, out, {batch, heads, key_heads, keys, key_size, value_size}, {k_batch, k_head, k_key},        \
+               {v_batch, v_head, v_key}, scale, threads);                                                            \
+    }
+
+ATTEND(attend_float32, float)
+ATTEND(attend_bfloat16, uint16_t)
