@@ -177,10 +177,12 @@ def test_every_key_of_a_root_file_is_read_by_code(program: str) -> None:
 def test_the_keys_of_no_effect_rules_exist(rule: Any) -> None:
     offered = [
         set(setting_keys(OmegaConf.to_container(tinyllm.compose(*settings, program=program))))
-        for program, settings in {
-            "train": ("dataset=text", "dataset.path=x", "moe=aux_free", "optimizer=muon"),
-            "generate": (),
-        }.items()
+        for program, settings in (
+            ("train", ("dataset=text", "dataset.path=x", "moe=aux_free", "optimizer=muon")),
+            ("train", ("dataset=hf",)),
+            ("train", ("dataset=shakespeare",)),
+            ("generate", ()),
+        )
     ]
     assert any({rule.key, *rule.disables} <= keys for keys in offered)
 

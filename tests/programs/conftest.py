@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.support.hub_sets import tinystories, wikitext
 from tests.support.training_runs import SMALL, train, write_corpus
 
 
@@ -37,6 +38,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = pyarrow.table({"story": ["Once upon a time."] * 99, "stars": list(range(99))})
     pyarrow.parquet.write_table(table, place / "table.parquet")
     (place / "cut.parquet").write_bytes((place / "table.parquet").read_bytes()[:-99])
+    wikitext(place / "wikitext", articles=10)
+    tinystories(place / "empty_set", stories=0)
     np.save(place / "flat.npy", np.arange(99))
     (place / "array.json").write_text('[{"text": "one"}]')
     os.mkfifo(place / "pipe")

@@ -214,7 +214,37 @@ TABLE = {
     "generate with averaged weights that are not there": bad(
         "run=IN/run weights=ema", "weights=ema", "raw", program="generate", base=False
     ),
-    "evaluate an unknown split": bad("run=IN/run split=test", "split=test", "val", program="evaluate", base=False),
+    "evaluate an unknown split": bad("run=IN/run split=dev", "split=dev", "val", program="evaluate", base=False),
+    "evaluate a test split of a text": bad(
+        "run=IN/run split=test", "split=test", "dataset=wikitext", program="evaluate", base=False
+    ),
+    "less data than a window": bad("dataset.max_tokens=16", "dataset.max_tokens=16", "at least 17"),
+    "no name of a data set": bad("dataset=hf", "dataset.name=null", "user/set", base=False),
+    "an unknown configuration": bad(
+        "dataset=wikitext dataset.path=IN/wikitext dataset.config=wikitext-103-raw",
+        "dataset.config=wikitext-103-raw",
+        "did you mean wikitext-103-raw-v1?",
+    ),
+    "an unknown split": bad(
+        "dataset=hf dataset.name=IN/wikitext dataset.config=wikitext-103-raw-v1 dataset.split=dev",
+        "dataset.split=dev",
+        "there are train, validation, test",
+        base=False,
+    ),
+    "a column that the set has not": bad(
+        "dataset=wikitext dataset.path=IN/wikitext dataset.field=story", "dataset.field=story", "there are text"
+    ),
+    "an empty split": bad("dataset=tinystories dataset.path=IN/empty_set", "IN/empty_set", "another split"),
+    "a name that the path replaces": bad(
+        "dataset=hf dataset.name=user/set", "dataset.name=user/set", "turns it off; leave one"
+    ),
+    "a folder without a data set": bad("dataset=hf dataset.path=IN/no_text", "dataset.path=IN/no_text", "Parquet"),
+    "WikiText without headings": bad("dataset=wikitext dataset.path=IN/good.txt", "IN/good.txt", "= Title ="),
+    "streaming from disk": bad(
+        "dataset=hf dataset.path=IN/wikitext dataset.streaming=true", "dataset.streaming=true", "leave one"
+    ),
+    "web pages without a limit": bad("dataset=fineweb", "dataset.max_tokens=???", "set it"),
+    "another text for Shakespeare": bad("dataset=shakespeare dataset.path=IN/good.txt", "IN/good.txt", "dataset=text"),
     "evaluate past the context": bad("run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False),
     "prepare nothing": bad(
         "dataset=text dataset.path=/nope", "dataset.path=/nope", "but not", program="prepare", base=False

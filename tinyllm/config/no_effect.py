@@ -78,6 +78,9 @@ RULES = (
     DisabledBy(key="model.tie_embeddings", when=lambda value: value is True, disables=("optimizer.orthogonal_head",)),
     DisabledBy(key="run.dir", when=is_set, disables=("run.name",)),
     DisabledBy(key="dataset.val_path", when=is_set, disables=("dataset.val_fraction",)),
+    DisabledBy(key="dataset.path", when=is_set, disables=("dataset.name", "dataset.revision", "dataset.streaming")),
+    DisabledBy(key="dataset.path", when=is_set, disables=("dataset.url",)),
+    DisabledBy(key="dataset.val_split", when=is_set, disables=("dataset.val_fraction",)),
     DisabledBy(key="model.block.attn.window", when=is_zero, disables=("model.block.attn.sinks",)),
     DisabledBy(key="model.block.attn.qk_norm", when=is_false, disables=("model.block.attn.qk_norm_eps",)),
     DisabledBy(

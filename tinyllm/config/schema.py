@@ -309,7 +309,7 @@ class EvaluateConfig:
     """Root of ``conf/evaluate.yaml``."""
 
     run: str | None = key()
-    split: str = key(choices=("val", "train"))
+    split: str = key(choices=("val", "train", "test"))
     checkpoint: str = key()
     weights: str = key(choices=WEIGHTS)
     seq_len: int | None = key(at_least=1)

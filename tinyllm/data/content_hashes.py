@@ -69,7 +69,7 @@ class ContentHashes:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stamps: dict[str, Stamp] = {}
 
     def of(self, files: Sequence[FoundFile]) -> dict[str, Content]:
@@ -81,8 +81,8 @@ class ContentHashes:
         here = os.getcwd()
         names = [os.path.join(here, file.path) for file in files]
         listed = "\0".join(names).encode("utf-8", "surrogateescape")
-        memo_file = self._folder / f"{hashlib.sha256(listed).hexdigest()[:32]}.json"
-        memo = _read(memo_file) if is_trusted(memo_file, root=self._folder) else {}
+        memo_file = self.folder / f"{hashlib.sha256(listed).hexdigest()[:32]}.json"
+        memo = _read(memo_file) if is_trusted(memo_file, root=self.folder) else {}
         contents: dict[str, Content] = {}
         new: dict[str, list] = {}
         for file, name in zip(files, names, strict=True):

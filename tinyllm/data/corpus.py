@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.document import Document
@@ -76,6 +76,27 @@ class Corpus(ABC):
             clean=clean, normalize=normalize, dedup=dedup, max_documents=max_documents, max_tokens=max_tokens
         )
         self.count: Count = len
+
+    @property
+    def revision(self) -> str | None:
+        """The version of the data at their origin, such as a commit; None: they have none."""
+        return None
+
+    def pin(self, revision: str | None) -> None:  # noqa: B027 - most data have no versions
+        """Use the version that a run was trained on, unless the settings name one."""
+
+    def for_test(self) -> Self:
+        """The same data set with its test split as validation.
+
+        Raises:
+            UserError: it has none.
+        """
+        hint = "only data sets with dataset.test_split have one, e.g. dataset=wikitext; use val or train"
+        raise UserError("the data set has no test split", key="split", value="test", hint=hint)
+
+    def count_words(self, split: str, hashes: ContentHashes) -> int | None:
+        """The words by which papers report the perplexity of a split; None: they report none."""
+        return None
 
     @abstractmethod
     def check(self) -> None:

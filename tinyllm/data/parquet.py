@@ -32,12 +32,11 @@ class ParquetCorpus(FileCorpus):
     def __init__(self, *, field: str, **files: Any) -> None:
         super().__init__(**files)
         self._field = str(field)
-        self._arrow = library("pyarrow", hint=INSTALL, key="dataset", value="parquet")
-        self._parquet = library("pyarrow.parquet", hint=INSTALL, key="dataset", value="parquet")
+        library("pyarrow.parquet", hint=INSTALL, key="dataset", value="parquet")
 
     def look(self, listing: Listing, *, key: str, path: str) -> None:
         for file in listing.files:
-            with self._opened(file.path):
+            with opened_table(file.path, self._field, name=file.path):
                 pass
         if not any(not text.isspace() for text in self._texts(file.path for file in listing.files)):
             raise UserError(
@@ -53,36 +52,71 @@ class ParquetCorpus(FileCorpus):
     def _texts(self, files: Iterable[str]) -> Iterator[bytes]:
         """The nonempty texts as UTF-8."""
         for file in files:
-            with self._opened(file) as table:
-                row = 0
-                for batch in table.iter_batches(batch_size=ROWS, columns=[self._field]):
-                    column = batch.column(0)
-                    for part in self._field.split(".")[1:] if batch.schema.names != [self._field] else ():
-                        column = column.field(part)
-                    texts = column.cast(self._arrow.large_string()).cast(self._arrow.large_binary())
-                    for text in texts.to_pylist():
-                        row += 1
-                        if text:
-                            yield checked_utf8(text, f"{file}, row {row:,}")
+            yield from filter(None, table_texts(file, self._field, name=file))
 
-    @contextmanager
-    def _opened(self, file: str) -> Iterator[Any]:
-        """A parquet file whose column is known to be text.
 
-        Raises:
-            UserError: it is damaged, also while it is read, or lacks the column.
-        """
-        if not (head := read_head(file, unpack=False)).startswith(MAGIC):
-            kind = kind_of(head, file)
-            hint = advice_for(kind, file) if kind else "the file is text: use dataset=text or dataset=jsonl"
-            raise UserError("the file is not a Parquet table", file=file, hint=hint)
-        try:
-            with self._parquet.ParquetFile(file) as table:
-                require_text_column(table.schema_arrow, self._field, file=file)
-                yield table
-        except (self._arrow.ArrowException, OSError) as error:
-            hint = f"{str(error).partition('. ')[0]}; fetch the file again"
-            raise UserError("the Parquet file is damaged", file=file, hint=hint) from None
+def table_texts(file: Any, field: str, *, name: str, start: int = 0) -> Iterator[bytes | None]:
+    """The text of each row of a Parquet file as UTF-8, None where it is missing.
+
+    Args:
+        file: a path or an open file.
+        field: the column, or the path of a field of structs.
+        name: of the file, for error messages.
+        start: rows at the beginning to leave out; row groups of them are not read.
+
+    Raises:
+        UserError: it is damaged, lacks the column, or a text is not UTF-8.
+    """
+    with opened_table(file, field, name=name) as table:
+        row = 0
+        groups: list[int] = []
+        for group in range(table.metadata.num_row_groups):
+            size = table.metadata.row_group(group).num_rows
+            if not groups and row + size <= start:
+                row += size
+            else:
+                groups.append(group)
+        for batch in table.iter_batches(batch_size=ROWS, row_groups=groups, columns=[field]) if groups else ():
+            for text in text_column(batch, field):
+                row += 1
+                if row > start:
+                    yield checked_utf8(text, f"{name}, row {row:,}") if text else None
+
+
+def text_column(table: Any, field: str) -> list[bytes | None]:
+    """The texts of a column of a ``pyarrow`` table or batch, or of a field of its structs, as UTF-8."""
+    arrow = library("pyarrow", hint=INSTALL)
+    if field in table.schema.names:
+        column = table.column(field)
+    else:
+        compute = library("pyarrow.compute", hint=INSTALL)
+        top, *rest = field.split(".")
+        column = compute.struct_field(table.column(top), rest)
+    texts: list[bytes | None] = column.cast(arrow.large_string()).cast(arrow.large_binary()).to_pylist()
+    return texts
+
+
+@contextmanager
+def opened_table(file: Any, field: str, *, name: str) -> Iterator[Any]:
+    """A Parquet file, given by a path or as an open file, whose column is known to be text.
+
+    Raises:
+        UserError: it is damaged, also while it is read, or lacks the column.
+    """
+    arrow, parquet = library("pyarrow", hint=INSTALL), library("pyarrow.parquet", hint=INSTALL)
+    if isinstance(file, str) and not (head := read_head(file, unpack=False)).startswith(MAGIC):
+        kind = kind_of(head, file)
+        hint = advice_for(kind, file) if kind else "the file is text: use dataset=text or dataset=jsonl"
+        raise UserError("the file is not a Parquet table", file=name, hint=hint)
+    try:
+        with parquet.ParquetFile(file) as table:
+            require_text_column(table.schema_arrow, field, file=name)
+            yield table
+    except (arrow.ArrowException, OSError) as error:
+        if not isinstance(error, arrow.ArrowException) and not isinstance(file, str):
+            raise  # the network
+        hint = f"{str(error).partition('. ')[0]}; fetch the file again"
+        raise UserError("the Parquet file is damaged", file=name, hint=hint) from None
 
 
 def require_text_column(schema: Any, field: str, *, file: object) -> None:

@@ -45,6 +45,11 @@ class Selection:
         return bool(self.clean) or self.normalize != "none"
 
     @property
+    def uses_every_document(self) -> bool:
+        """Whether no document is left out."""
+        return not self.dedup and self.max_documents is None and self.max_tokens is None
+
+    @property
     def is_all(self) -> bool:
         """Whether every document is used as it is stored."""
         return self == Selection()

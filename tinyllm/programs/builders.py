@@ -174,7 +174,7 @@ def open_data(
 
     Args:
         trained_on: ``data`` in the manifest of a checkpoint to resume. Its version of the split rules is used, so that
-            an older run finds its own split again. None: the current version.
+            an older run finds its own split again, and its revision of a data set of the hub. None: the current ones.
         lines: without a terminal, print a line per stage on standard output.
 
     Raises:
@@ -184,5 +184,6 @@ def open_data(
     if rules not in map(str, range(1, RULES + 1)):
         hint = f"this version of tinyllm knows 1 to {RULES}; the run was made by a newer one"
         raise UserError("unknown version of the split rules", key="dataset", value=f"rules {rules}", hint=hint)
+    corpus.pin((trained_on or {}).get("revision"))
     with PreparationProgress(lines=lines) as progress:
         return prepare(corpus, tokenizer_trainer, rules=int(rules), progress=progress)

@@ -16,9 +16,13 @@ from rich.progress import Progress
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
+from tinyllm.data.content_hashes import ContentHashes
+from tinyllm.data.corpus import Corpus
+from tinyllm.data.prepare import cache_root
 from tinyllm.data.token_data import Split, TokenData
 from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
+from tinyllm.nn.loss import perplexity
 from tinyllm.programs.builders import open_corpus, open_data
 from tinyllm.programs.load_model import SavedModel, model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
@@ -32,6 +36,7 @@ from tinyllm.utils.tables import Column, Table
 from tinyllm.utils.text import print_note
 
 METRICS = ("loss", "ppl", "bpb")
+WORD_PERPLEXITY = "word ppl (words of the uncleaned text)"
 
 
 def command(cfg: DictConfig, invocation: Invocation) -> int:
@@ -82,9 +87,9 @@ def evaluate_run(
         if value > limit:
             raise UserError("too large", key=key, value=value, hint=f"at most {limit}, {what}")
     if cfg.dataset is None:
-        split = _own_split(cfg.split, saved, run, allow=allow, lines=lines)
+        corpus, split = _own_split(cfg.split, saved, run, allow=allow, lines=lines)
     else:
-        split = _other_split(cfg, saved, allow=allow, lines=lines)
+        corpus, split = _other_split(cfg, saved, allow=allow, lines=lines)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     if cfg.quantize == "int8":
         round_to_int8(model, precision)
@@ -104,6 +109,7 @@ def evaluate_run(
             name=cfg.split,
             progress=progress,
         )
+    metrics |= _per_word(metrics[f"{cfg.split}/loss"] * progress.done, corpus, cfg.split)
     return metrics | {
         "checkpoint": str(saved.path),
         "step": saved.step,
@@ -117,8 +123,10 @@ def evaluate_run(
     }
 
 
-def _own_split(name: str, saved: SavedModel, run: str, *, allow: frozenset[Option], lines: bool) -> Split:
-    """A split of the data that a run was trained on, found where the run's settings say.
+def _own_split(
+    name: str, saved: SavedModel, run: str, *, allow: frozenset[Option], lines: bool
+) -> tuple[Corpus, Split]:
+    """A split of the data that a run was trained on, found where the run's settings say, and the data set.
 
     Raises:
         UserError: the model was not trained with tinyllm, or its data is missing or has changed.
@@ -129,10 +137,14 @@ def _own_split(name: str, saved: SavedModel, run: str, *, allow: frozenset[Optio
             "this model was not trained with tinyllm, so it has no data of its own", key="dataset", hint=hint
         )
     try:
-        data = open_data(*open_corpus(saved.cfg, allow=allow), trained_on=saved.data, lines=lines)
+        corpus, tokenizer_trainer = open_corpus(saved.cfg, allow=allow)
+        if name == "test":  # a run records fingerprints of the data it reads, and so none of this split
+            corpus.pin(saved.data.get("revision"))
+            return corpus, _encoded(corpus.for_test(), saved, lines=lines).val
+        data = open_data(corpus, tokenizer_trainer, trained_on=saved.data, lines=lines)
     except UserError as error:
         source = "this path comes from the run's saved settings; relative paths are resolved from the current directory"
-        hint = f"{error.hint}; {source}"
+        hint = f"{error.hint}; {source}" if error.key in ("dataset.path", "dataset.val_path") else error.hint
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
     split = _split(data, name)
     for what, trained_on, current in (
@@ -147,22 +159,42 @@ def _own_split(name: str, saved: SavedModel, run: str, *, allow: frozenset[Optio
                 hint=f"fingerprint {current[:12]}, the run's is {trained_on[:12]};"
                 " restore the old data (the embedded corpus differs between Python versions)",
             )
-    return split
+    return corpus, split
 
 
-def _other_split(cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option], lines: bool) -> Split:
-    """A split of the data set of the command line, encoded with the run's tokenizer.
+def _other_split(cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option], lines: bool) -> tuple[Corpus, Split]:
+    """A split of the data set of the command line, encoded with the run's tokenizer, and the data set.
 
     Raises:
         UserError: the tokenizer has no ids for some of its text.
     """
     corpus = build(cfg.dataset, path="dataset", allow=allow)
     corpus.check()
+    if cfg.split == "test":
+        return corpus, _encoded(corpus.for_test(), saved, lines=lines).val
+    return corpus, _split(_encoded(corpus, saved, lines=lines), cfg.split)
+
+
+def _encoded(corpus: Corpus, saved: SavedModel, *, lines: bool) -> TokenData:
+    """The tokens of a data set with the tokenizer of a run.
+
+    Raises:
+        UserError: the tokenizer has no ids for some of its text.
+    """
     data = open_data(corpus, FixedTrainer(saved.tokenizer), lines=lines)
     if data.tokenizer.vocab_size != saved.tokenizer.vocab_size:
         hint = "the data set contains characters that the tokenizer has no ids for"
         raise UserError("the run's tokenizer cannot encode this data set", key="run", value=str(saved.path), hint=hint)
-    return _split(data, cfg.split)
+    return data
+
+
+def _per_word(nats: float, corpus: Corpus, split: str) -> dict[str, float]:
+    """The perplexity per word as papers on WikiText report it: per whitespace-separated word of the text as it is
+    distributed, before cleaning; nothing for other data sets."""
+    words = corpus.count_words(split, ContentHashes(cache_root() / "sources"))
+    if words is None:
+        return {}
+    return {f"{split}/word_ppl": perplexity(nats / words), f"{split}/words": words}
 
 
 def _split(data: TokenData, name: str) -> Split:
@@ -195,8 +227,11 @@ def _show(result: dict[str, Any]) -> None:
     split, stride = result["split"], result["stride"]
     metrics = [f"{split}/{name}" for name in METRICS if f"{split}/{name}" in result]
     window = str(result["seq_len"]) + (f", stride {stride}" if stride != result["seq_len"] else "")
+    figures = [(name, f"{result[name]:.4f}") for name in metrics]
+    if f"{split}/word_ppl" in result:
+        figures.append((f"{split}/{WORD_PERPLEXITY}", f"{result[f'{split}/word_ppl']:.4f}"))
     rows = [
-        *((name, f"{result[name]:.4f}") for name in metrics),
+        *figures,
         ("tokens", f"{result['tokens']:,}"),
         ("window", window),
         ("precision", result["precision"] + (f", {result['quantize']} weights" if result["quantize"] else "")),
@@ -204,4 +239,4 @@ def _show(result: dict[str, Any]) -> None:
         ("seconds", f"{result['seconds']:.1f}"),
     ]
     columns = [Column(name="name"), Column(name="value")]
-    Table(columns=columns, rows=rows, bold=range(len(metrics)), header=False).show()
+    Table(columns=columns, rows=rows, bold=range(len(figures)), header=False).show()

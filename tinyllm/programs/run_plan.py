@@ -173,6 +173,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         init_from = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
+    check_max_tokens(cfg, seq_len=batch.seq_len)
     path, is_new = resolve_run_dir(cfg, invocation, resumption)
     if resumption:
         notes += abandoned_steps(resumption, path)
@@ -294,6 +295,18 @@ def check_resumable(cfg: DictConfig, invocation: Invocation) -> None:
         hint = "a run that saves nothing cannot be resumed again; leave out one of the two settings"
         what = "resume and checkpoint.enabled=false cannot be combined"
         raise UserError(what, key="checkpoint.enabled", value=False, hint=hint)
+
+
+def check_max_tokens(cfg: DictConfig, *, seq_len: int) -> None:
+    """Refuse ``dataset.max_tokens`` below one training window.
+
+    Raises:
+        UserError: it is.
+    """
+    limit = cfg.dataset.get("max_tokens")
+    if limit is not None and limit <= seq_len:
+        hint = f"at least {seq_len + 1}, a window of trainer.seq_len={seq_len} and the token after it"
+        raise UserError("less than one training window", key="dataset.max_tokens", value=limit, hint=hint)
 
 
 def check_several_ranks(cfg: DictConfig, invocation: Invocation, *, world_size: int) -> None:

@@ -226,6 +226,7 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
     }
     run_dir.write(texts)
     data = plan.data.fingerprints() | {"rules": str(plan.data.rules)}
+    data |= {"revision": plan.corpus.revision} if plan.corpus.revision else {}
     facts: dict[str, Any] = {"precision": plan.precision, "max_steps": plan.max_steps, "data": data}
     facts |= {"shift": plan.horizon.shift} if plan.horizon.shift else {}
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
