@@ -5,11 +5,11 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tinyllm.data.cache_use import preparing
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus, Document, Source, fingerprint_of
 from tinyllm.data.encode import encode_documents
@@ -33,6 +33,8 @@ from tinyllm.utils.locks import locked
 
 LONG_PIECE = 2**21
 """Characters in one piece beyond which a note says that the tokenizer cannot cut the text."""
+SHOWN_EVERY = 2**18
+"""Bytes between two reports of progress."""
 Progress = Callable[[str, int, int], None]
 """Called with the stage, the bytes done and the bytes in total (0 if unknown)."""
 
@@ -65,7 +67,7 @@ def prepare(
     except (FileNotFoundError, DamagedCacheError):
         pass  # tried again under the lock, as another process may be building or repairing it
     try:
-        with locked(root / f"{key}.lock", lambda: show("waiting for another process that prepares these data", 0, 0)):
+        with locked(preparing(root, key), lambda: show("waiting for another process that prepares these data", 0, 0)):
             try:
                 return open_cache(folder, key)
             except FileNotFoundError:
@@ -107,6 +109,11 @@ def cache_root(cache_dir: str | Path | None = None) -> Path:
         raise UserError("no folder for the token cache", file=error.file, hint=hint) from error
 
 
+def token_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder of the token caches below :func:`cache_root`."""
+    return cache_root(cache_dir) / "tokens"
+
+
 def _look(
     corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None, rules: int
 ) -> tuple[Path, ContentHashes, Source, str]:
@@ -123,7 +130,7 @@ def _look(
     source = corpus.open(hashes)
     version = [] if rules == 1 else [rules]  # version 1 predates the numbering, and its caches keep their names
     key = fingerprint_of(FORMAT, source.fingerprint, trainer.fingerprint(), *version)[:32]
-    return place / "tokens", hashes, source, key
+    return token_root(cache_dir), hashes, source, key
 
 
 @contextmanager
@@ -156,7 +163,16 @@ def _fill(
     tokenizer = tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
     notes = [*source.notes, *parts.notes, *trainer.notes(tokenizer)]
     meta = {"key": key, "notes": notes, "val_fraction": corpus.val_fraction, "rules": rules}
+    meta |= {"data": _described(corpus, source), "tokenizer": trainer.label}
     _write(folder, tokenizer, parts, source, meta, show, is_ready=corpus.content != tokenizer.content)
+
+
+def _described(corpus: Corpus, source: Source) -> str:
+    """The kind of data and where they are, for the list of caches."""
+    kind = type(corpus).__name__.removesuffix("Corpus").lower()
+    if source.path is None:
+        return kind
+    return f"{kind} {os.path.abspath(source.path) if os.path.exists(source.path) else source.path}"
 
 
 def _write(
@@ -223,17 +239,19 @@ class _Meter:
 
     def __init__(self, stage: str, total: int, show: Progress) -> None:
         self._stage, self._total, self._show = stage, total, show
-        self._done = 0
+        self._done, self._next = 0, 0
 
     def chunks(self, document: Document) -> Iterator[Any]:
         for chunk in document.chunks():
             yield chunk
             self._done += len(chunk) * getattr(chunk, "itemsize", 1)
-            self._show(self._stage, min(self._done, self._total), self._total)
+            if self._done >= self._next:  # drawing a bar takes longer than reading a short document
+                self._next = self._done + SHOWN_EVERY
+                self._show(self._stage, min(self._done, self._total), self._total)
 
     def documents(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            yield replace(document, chunks=partial(self.chunks, document))
+            yield Document(document.digest, document.size, partial(self.chunks, document), document.text_digest)
 
 
 def _cannot_write(root: Path, error: OSError) -> UserError:

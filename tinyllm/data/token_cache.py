@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from tinyllm.data.cache_use import CacheUse
 from tinyllm.data.content_hashes import stamp
 from tinyllm.data.token_data import Split, TokenData
 from tinyllm.errors import UserError
@@ -141,17 +142,20 @@ def open_cache(folder: Path, key: str, *, own: bool = False) -> TokenData:
     """
     if not folder.is_dir():
         raise FileNotFoundError(folder)
+    use = CacheUse(folder.parent, folder.name)
+    if not folder.is_dir():  # removed before it was marked as used
+        raise FileNotFoundError(folder)
     if not own and not all(is_trusted(path, root=folder.parent) for path in (folder, *folder.iterdir())):
         raise DamagedCacheError("it belongs to a different user")
     try:
-        return _open(folder, key)
+        return _open(folder, key, use)
     except UserError as error:
         raise DamagedCacheError(str(error)) from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise DamagedCacheError(f"{type(error).__name__}: {error}") from error
 
 
-def _open(folder: Path, key: str) -> TokenData:
+def _open(folder: Path, key: str, use: CacheUse) -> TokenData:
     meta = read_json(folder / "meta.json", largest=LARGEST_META)
     digest = meta.pop("digest")
     _require(digest == _digest(meta), "meta.json was edited")
@@ -175,6 +179,7 @@ def _open(folder: Path, key: str) -> TokenData:
             fingerprint=entry["sha256"],
             token_bytes=token_bytes,
             exceptions=exceptions[side],
+            use=use,
         )
         for side, entry in ((side, meta["splits"][side]) for side in SIDES)
     ]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllm.data.cache_use import CacheUse
 from tinyllm.tokenizers import Tokenizer
 
 BLOCK = 2**20  # ids per step when summing over a long range
@@ -24,6 +25,7 @@ class Split:
         fingerprint: sha256 (hex) of the ids.
         token_bytes: UTF-8 bytes of each id, (vocab_size,); None if the data are not text.
         exceptions: (2, n): sorted positions of the tokens whose bytes differ from ``token_bytes``, and these bytes.
+        use: keeps the cache from being removed as long as this split exists.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Split:
     fingerprint: str
     token_bytes: np.ndarray | None
     exceptions: np.ndarray
+    use: CacheUse | None = field(default=None, repr=False, compare=False)
     _ids: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -64,7 +67,8 @@ class Split:
         return total + int((lengths[first:last] - usual).sum())
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_ids": None}  # pickling a memory map would copy its content
+        # Pickling a memory map would copy its content; the process that pickles keeps the cache in use.
+        return self.__dict__ | {"_ids": None, "use": None}
 
 
 @dataclass(frozen=True)

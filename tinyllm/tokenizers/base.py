@@ -189,6 +189,11 @@ class TokenizerTrainer(ABC):
         text = json.dumps([type(self).__name__, self.settings()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    @property
+    def label(self) -> str:
+        """Its kind in one word, for lists: ``bpe``."""
+        return type(self).__name__.removesuffix("Trainer").lower()
+
     def check(self) -> None:  # noqa: B027 - most trainers have nothing to check beyond their constructor
         """Refuse settings that cannot work, before anything is read or written (UserError)."""
 

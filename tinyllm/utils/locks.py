@@ -44,14 +44,41 @@ def try_lock(path: Path) -> int | None:
     return None
 
 
-def is_held(path: Path) -> bool:
-    """Whether another process has locked the file ``path``. A missing or unreadable file counts as unlocked."""
+def share_lock(path: Path) -> int:
+    """Lock the file ``path`` together with any number of other processes, creating it if needed.
+
+    Waits for a process that has it alone. Closing the returned descriptor unlocks it.
+
+    Raises:
+        UserError: ``path`` is not a regular file.
+        OSError: it cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _open(path, "O_RDWR", "O_CREAT")
+    if fcntl is None:
+        _take(descriptor, shared=True)  # Windows has no shared locks: one of the processes holds it for all
+        return descriptor
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
+            raise
+    return descriptor
+
+
+def is_held(path: Path, *, shared: bool = False) -> bool:
+    """Whether another process has locked the file ``path``. A missing or unreadable file counts as unlocked.
+
+    Args:
+        shared: count locks of :func:`share_lock` too.
+    """
     try:
         descriptor = _open(path, "O_RDONLY")
     except (OSError, UserError):
         return False
     try:
-        return not _take(descriptor, shared=True)
+        return not _take(descriptor, shared=not shared)
     finally:
         os.close(descriptor)
 
