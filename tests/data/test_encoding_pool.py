@@ -66,7 +66,7 @@ def test_errors_come_back() -> None:
     tokenizer = HuggingFaceTokenizer.from_json(built("gpt2"))
     with EncodingPool(tokenizer, 1) as pool:
         with pytest.raises(RuntimeError, match=r"(?s)Traceback.*encode_measured"):
-            list(pool.encode([TextBatch(texts=[None], slots=[0])]))
+            list(pool.encode([TextBatch(texts=[7], slots=[0])]))
         good = batch_of(SENTENCE)
         [encoded] = pool.encode([good])  # the process goes on
         assert encoded.ids.tolist() == encode_batch(tokenizer, good).ids.tolist()

@@ -48,9 +48,6 @@ class DocumentPiece(str):
         piece.before = before
         return piece
 
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        return str(self), self.before  # for pickle
-
 
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer of the library ``tokenizers``.
