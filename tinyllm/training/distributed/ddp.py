@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tinyllm.errors import RankError
 from tinyllm.training.distributed.process_group import ProcessGroup
+from tinyllm.training.distributed.shared_memory import SharedSum
 from tinyllm.training.objectives.base import Objective
 
 SYNC_BUFFERS = next(
@@ -41,7 +42,10 @@ class DDP(ProcessGroup):
             gradient_as_bucket_view=True,
             **unsynced,
         )
-        self._wrapped.register_comm_hook(None, _sum)
+        shared = SharedSum.where_possible(
+            device, rank=self.rank, world_size=self.world_size, gather_objects=self.gather_objects
+        )
+        self._wrapped.register_comm_hook(shared, _sum)
         return self._wrapped
 
     @torch.no_grad()
@@ -61,7 +65,12 @@ class DDP(ProcessGroup):
 
 
 # A hook replaces DDP's own all-reduce, which divides by the number of ranks.
-def _sum(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _sum(shared: SharedSum | None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    if shared is not None:
+        shared(bucket.buffer())
+        done: torch.futures.Future[Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future
