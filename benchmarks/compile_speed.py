@@ -62,7 +62,9 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     from tinyllm.utils.device import autocast, compute_dtype, deterministic, keep_freed_memory, pick_device
 
     device = pick_device(options.device)
-    cfg = tinyllm.compose(f"model={name}", "tokenizer=byte", "trainer.compile.enabled=true", *options.override)
+    cfg = tinyllm.compose(
+        f"model={name}", "tokenizer=byte", "trainer.compile.enabled=true", "optimizer=adamw", *options.override
+    )
     keep_freed_memory()
     model = build_model(cfg, vocab_size=options.vocabulary, seed=0, device=device, allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())

@@ -34,7 +34,7 @@ def main() -> None:
     found = {}
     for model in options.models:
         load = os.getloadavg()[0]
-        given = [f"model={model}", f"trainer.max_steps={options.steps}", *OFF, *options.settings]
+        given = [f"model={model}", "optimizer=adamw", f"trainer.max_steps={options.steps}", *OFF, *options.settings]
         rounds = []
         for _ in range(options.rounds):
             ranks = speed(

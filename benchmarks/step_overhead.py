@@ -40,7 +40,12 @@ def main() -> None:
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as place:
-        chosen = [f"model={options.model}", f"logger={options.logger}", f"trainer.max_steps={options.steps}"]
+        chosen = [
+            f"model={options.model}",
+            "optimizer=adamw",
+            f"logger={options.logger}",
+            f"trainer.max_steps={options.steps}",
+        ]
         bare, whole = measure([*chosen, *MEASURED, *OFF, *options.settings, f"run.dir={place}/run"])
     shares = [sum(whole[at : at + LOG_EVERY]) / sum(bare[at : at + LOG_EVERY]) - 1 for at in blocks(len(whole))]
     first, median, third = statistics.quantiles(shares, n=4)

@@ -155,7 +155,9 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     from tinyllm.utils.device import auto_precision, autocast, deterministic, keep_freed_memory
 
     shape, device = ROWS[row][1], torch.device("cpu")
-    cfg = tinyllm.compose(f"model={SIZE[row]}", f"model.max_seq_len={shape['context']}", "tokenizer=byte")
+    cfg = tinyllm.compose(
+        f"model={SIZE[row]}", f"model.max_seq_len={shape['context']}", "tokenizer=byte", "optimizer=adamw"
+    )
     keep_freed_memory()
     model = build_model(cfg, vocab_size=shape["vocab"], seed=0, device=device, allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())

@@ -46,7 +46,7 @@ def test_describe_asks_the_optimizer_and_divides_among_the_ranks_that_share() ->
     sizes = [one for one in SMALL if one.startswith("model.")]
     figures = {}
     for options in ((), ("optimizer=lion",), ("strategy=fsdp", "strategy.nproc_per_node=4"), ("ema.enabled=true",)):
-        facts, notes = figures_of(tinyllm.compose(*sizes, *options, program="describe"))
+        facts, notes = figures_of(tinyllm.compose(*sizes, "optimizer=adamw", *options, program="describe"))
         figures[options[:1]] = facts["memory"]
         assert facts["memory"]["together"] == sum(facts["memory"].values()) - facts["memory"]["together"]
         assert any("each of 4 ranks" in note for note in notes) == ("strategy=fsdp" in options)

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     named = dict(one.split("=") for one in [*SMALL, *data, "trainer.max_steps=4", "trainer.eval_every=2"])
     settings = [f"{key}={value}" for key, value in named.items()]
     assert train(*settings, f"run.dir={folder / 'all' / 'one'}") == 0
-    more = ("attn=gqa", "model.n_kv_heads=1", "optimizer=lion", "trainer.max_steps=6")
+    more = ("attn=gqa", "model.n_kv_heads=1", "optimizer=lion", "optimizer.lr=1e-4", "trainer.max_steps=6")
     assert train(*settings, *more, f"run.dir={folder / 'all' / 'sweep' / 'two'}") == 0
     return folder / "all"
 

@@ -38,6 +38,8 @@ def info(run_dir: Path, *, max_steps: int = 400, start_step: int = 0) -> RunInfo
         flops_per_token=5_020_000,
         peak_flops=9e11,
         memory_bytes=212_000_000,
+        learning_rate=0.02,
+        learning_rate_from="rule for muon, 0.02·128/d_model",
         optimizer_groups=[
             OptimizerGroup(name="matrices", tensors=24, parameters=786_432, weight_decay=0.1),
             OptimizerGroup(name="embeddings, norms, biases", tensors=10, parameters=18_048, weight_decay=0.0),

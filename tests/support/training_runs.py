@@ -15,7 +15,7 @@ from tinyllm.runs.checkpoint import find
 SMALL = (
     "model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.d_ff=64", "model.max_seq_len=16",
     "trainer.batch_size=4", "trainer.precision=fp32", "trainer.log_every=1", "trainer.eval_every=0",
-    "trainer.sample_every=0", "trainer.checkpoint_every=0",
+    "trainer.sample_every=0", "trainer.checkpoint_every=0", "optimizer=adamw", "optimizer.lr=3e-4",
 )  # fmt: skip
 WORDS = [
     "the",

@@ -177,7 +177,7 @@ def test_the_best_checkpoint_has_the_lowest_val_loss(
 
 
 def test_initial_weights_depend_only_on_the_seed() -> None:
-    cfg = tinyllm.compose("model.d_model=32", "model.n_heads=2")
+    cfg = tinyllm.compose("model.d_model=32", "model.n_heads=2", "optimizer.lr=3e-4")
     build = lambda seed: build_model(cfg, vocab_size=9, seed=seed, device=torch.device("cpu"), allow=frozenset())  # noqa: E731
     torch.manual_seed(5)
     first = torch.rand(1)

@@ -15,8 +15,10 @@ from tinyllm.config import schema
 from tinyllm.config.checks import check
 from tinyllm.config.cli.arguments import check_override_grammar
 from tinyllm.config.grammar import as_given, key_of, words
+from tinyllm.config.horizons import fill_horizon
 from tinyllm.config.hydra_errors import explain
 from tinyllm.config.layers import expand
+from tinyllm.config.learning_rates import fill_learning_rate
 from tinyllm.config.option_files import conf_dir, nodes_of
 from tinyllm.config.quoting import conformed, quote_literals
 from tinyllm.config.targets import Option, options_of, resolve_target, type_problem
@@ -187,6 +189,7 @@ def checked(
     if "experiment" in named:
         named |= experiment_keys(choices["experiment"], sources)
     values = {key_of(override): override.partition("=")[2] for override in hydra_node.overrides.task}
+    fill_horizon(cfg, choices.get("model", ""))
     check_composed = partial(_check, program=program, set_by_program=set_by_program, typed=values, allow=allow)
     fill_sizes(cfg, allow)
     recompose = Composition.of(hydra_node, program).with_overrides
@@ -204,8 +207,9 @@ def _check(
     typed: Mapping[str, str],
     allow: frozenset[Option],
 ) -> None:
-    """Fill in sizes, then check; ``expand`` also applies this to the composition of each kind of layer."""
+    """Fill in what follows from other keys, then check; ``expand`` applies this to each kind of layer as well."""
     fill_sizes(cfg, allow)
+    fill_learning_rate(cfg)
     check(cfg, schema.SCHEMAS[program], named=named, set_by_program=set_by_program, typed=typed, allow=allow)
 
 

@@ -1,13 +1,18 @@
 """Upgrade configurations that earlier versions saved."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tinyllm.config.compose import compose
+from tinyllm.config.compose import Composition, compose
+from tinyllm.config.grammar import key_of
+from tinyllm.config.horizons import DEFAULT_STEPS, HORIZON
+from tinyllm.config.option_files import conf_dir
+from tinyllm.config.schema import register
 from tinyllm.utils.nested import has_key
+from tinyllm.utils.yaml_files import read_yaml
 
 FIRST = (
     "model.layerdrop",
@@ -32,6 +37,8 @@ LATER = (
     "distributed",
 )
 """Training keys that earlier versions lacked."""
+DEFAULTS_CHANGED = {"optimizer"}
+"""Groups whose default is a different option than in earlier versions."""
 ORTHOGONAL_HEAD = "optimizer.orthogonal_head"
 """Earlier versions did not have this key; Muon then trained an untied head."""
 
@@ -118,9 +125,40 @@ def legacy_defaults(saved: Callable[[str], Any]) -> dict[str, Any]:
     defaults: dict[str, Any] = {}
     if saved("optimizer._target_") == MUON and saved(ORTHOGONAL_HEAD) is None:
         defaults[ORTHOGONAL_HEAD] = saved("model.tie_embeddings") is False
+    if saved("trainer.batch_size") is not None and all(saved(key) is None for key in HORIZON):
+        defaults[HORIZON[0]] = DEFAULT_STEPS
     if saved("tokenizer._target_") == BPE and saved("tokenizer.max_word") is None:
         defaults["tokenizer.max_word"] = None
     return defaults
+
+
+def former_choices(settings: Iterable[str], saved: Callable[[str], Any]) -> list[str]:
+    """The options, as ``group=option``, that a run had by default where another option is the default today.
+
+    Args:
+        settings: the settings that the run saved, in Hydra's grammar, literal values quoted.
+        saved: returns the value of a key in the saved configuration; None if it has no such key.
+    """
+    settings = list(settings)
+    named = set(map(key_of, settings))
+    former = {}
+    for group in DEFAULTS_CHANGED - named:
+        target = saved(f"{group}._target_")
+        options = {file.stem: read_yaml(file, of=dict) for file in sorted((conf_dir() / group).glob("*.yaml"))}
+        having = [name for name, content in options.items() if content.get("_target_") == target]
+        if having:
+            former[group] = having[0]
+    if not former:
+        return []
+    # The experiment of the run may choose an option, too. Composed without checks: it may leave values to the user.
+    experiment = [setting for setting in settings if key_of(setting) == "experiment"]
+    register()
+    today = Composition(program="train", overrides=experiment).compose(experiment, keep_hydra=False)
+    return [
+        f"{group}={name}"
+        for group, name in sorted(former.items())
+        if OmegaConf.select(today, f"{group}._target_") != saved(f"{group}._target_")
+    ]
 
 
 def _of_parts(node: Any, path: str) -> Iterator[tuple[str, Any]]:

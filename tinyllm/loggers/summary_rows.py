@@ -45,6 +45,7 @@ def start_rows(info: RunInfo) -> Rows:
         )
         for index, group in enumerate(info.optimizer_groups)
     ]
+    rows.append(("learning rate", f"{info.learning_rate:g}: {info.learning_rate_from}"))
     rows.append(("run", shown_path(info.run_dir)))
     if info.start_step:
         rows.append(("resumed", f"after step {info.start_step:,}"))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
 from tinyllm.config.targets import Option
 from tinyllm.data.prepare import TokenData, prepare
@@ -145,8 +146,12 @@ def build_schedule(cfg: DictConfig, *, n_steps: int, allow: frozenset[Option]) -
     """The learning-rate schedule over ``n_steps``.
 
     Raises:
-        UserError: warm-up and decay do not fit in the horizon.
+        UserError: warm-up and decay do not fit in the horizon, or there is no learning rate.
     """
+    if cfg.optimizer.lr is None:
+        known = ", ".join(rule.optimizer for rule in learning_rates.RULES.values())
+        hint = f"there is a rule only for {known}; set a number"
+        raise UserError("no learning rate", key=learning_rates.LR, value="null", hint=hint)
     factory = build(cfg.schedule, path="schedule", allow=allow)
     node = plain(cfg.schedule)
     schedule = call(factory, node=node, path="schedule", lr=float(cfg.optimizer.lr), n_steps=n_steps)

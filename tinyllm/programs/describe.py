@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.compose import compose_on_top
+from tinyllm.config.learning_rates import origin_of_rate
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import META, build_model, optimizer_bytes, planned_batch
@@ -86,7 +87,13 @@ def figures_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> tu
             "whole context, fp32": model.cache_bytes(context, torch.float32),
             "whole context, bf16": model.cache_bytes(context, torch.bfloat16),
         },
-        "training": {"sequences": batch.batch_size, "tokens per sequence": batch.seq_len, "precision": precision},
+        "training": {
+            "sequences": batch.batch_size,
+            "tokens per sequence": batch.seq_len,
+            "precision": precision,
+            "learning rate": float(cfg.optimizer.lr),
+            "learning rate from": origin_of_rate(cfg),
+        },
         "memory": {**memory, "activations": activations, "together": sum(memory.values()) + activations},
     }
     return figures, notes
@@ -140,10 +147,10 @@ def table(figures: Figures, other: Figures | None, *, title: str, vs: str) -> Ta
     return Table(columns=columns, rows=rows, title=whole_title, sections=sections, header=other is not None)
 
 
-def shown(section: str, value: int | str) -> str:
+def shown(section: str, value: float | str) -> str:
     """A figure as text: memory with a prefix, counts exactly."""
-    if isinstance(value, str):
-        return value
+    if isinstance(value, float | str):
+        return f"{value:g}" if isinstance(value, float) else value
     return quantity(value, "B") if section == "memory" else f"{value:,}"
 
 

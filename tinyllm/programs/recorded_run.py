@@ -8,7 +8,7 @@ from typing import Any
 
 from tinyllm.config.compose import compose
 from tinyllm.config.grammar import key_of, quote
-from tinyllm.config.migrations import legacy_defaults
+from tinyllm.config.migrations import former_choices, legacy_defaults
 from tinyllm.config.quoting import LITERAL_KEYS, unquoted
 from tinyllm.config.saved import saved_settings
 from tinyllm.config.start_keys import NOT_COMPARED
@@ -118,7 +118,7 @@ def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str
         saved.append(f"init_from={quote(config['init_from'])}")
     if world_size > 1 and config.get("strategy.nproc_per_node", 0) is None:  # it was started by torchrun
         saved.append(f"strategy.nproc_per_node={world_size}")
-    typed = unquoted(saved)
+    typed = [*former_choices(saved, config.get), *unquoted(saved)]
     return [*typed, *changed_defaults(typed, config, config_dir=config_dir)]
 
 

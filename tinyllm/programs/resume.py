@@ -13,7 +13,8 @@ from tinyllm.config.cli.arguments import CommandLine
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.compose import D_FF
 from tinyllm.config.grammar import escaped, key_of, parse_settings, text_of
-from tinyllm.config.migrations import legacy_defaults, upgraded
+from tinyllm.config.learning_rates import LR
+from tinyllm.config.migrations import DEFAULTS_CHANGED, former_choices, legacy_defaults, upgraded
 from tinyllm.config.option_files import nodes_of
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.start_keys import NOT_SAVED
@@ -39,6 +40,8 @@ ALTERNATIVES = (
     ("trainer.grad_accum_steps", "trainer.total_batch_tokens"),
 )
 """Keys that exclude each other: one on the command line replaces a saved one of the same group."""
+DERIVED = (D_FF, LR)
+"""Keys whose default follows from other keys, by a rule that may be a different one today."""
 FACTS = ("max_steps", "precision", "data.train", "data.val", "data.tokenizer")
 """Entries of the manifest without which a run cannot be resumed."""
 LAYERS = "model.layers"
@@ -97,6 +100,8 @@ def look_up(line: CommandLine) -> tuple[list[str], Resumption | None]:
         raise UserError("the checkpoint does not belong to a run", key="resume", value=source, hint=hint)
     checkpoint.require(*FACTS)
     saved = saved_settings(checkpoint.path / OVERRIDES, config=checkpoint.path / CONFIG, config_dir=line.config_dir)
+    config = dict(flatten(read_yaml(checkpoint.path / CONFIG, of=dict, what="checkpoint damaged")))
+    saved = [*former_choices(saved, config.get), *saved]
     displaced = {key for keys in ALTERNATIVES for key in keys if not values.keys().isdisjoint(keys)} - values.keys()
     replaced = [*values, *displaced, *(node_of(name) for name in values if "." not in name)]
     settings = [override for override in to_save(saved) if not is_within(key_of(override), replaced)]
@@ -154,9 +159,9 @@ def reconcile(
         UserError: a change of architecture, tokenizer, data or kind of optimizer.
     """
     content = saved_content(checkpoint.path / CONFIG, allow=allow)
-    # Keys that did not exist when the run was made, and a size derived from others, keep the run's values even if the
-    # command line names their group.
-    unnamed = {*legacy_defaults(partial(OmegaConf.select, content)), D_FF} - set(named)
+    # Keys that did not exist when the run was made, and values derived from others, keep the run's values even if the
+    # command line names their group: the rule for a learning rate may be a different one today.
+    unnamed = {*legacy_defaults(partial(OmegaConf.select, content)), *DERIVED} - set(named)
     saved = upgraded(content)
     nodes = {node_of(name) for name in named}
     notes = []
@@ -165,6 +170,8 @@ def reconcile(
         with open_dict(cfg):
             OmegaConf.update(cfg, LAYERS, layers, merge=False)
         notes.append(f"{LAYERS} as in the run (its description has changed since)")
+    for group in sorted(DEFAULTS_CHANGED):
+        notes += _keep_option(group, cfg, saved, named=named)
     before = dict(flatten(OmegaConf.to_container(saved, resolve=True)))
     after = dict(flatten(OmegaConf.to_container(cfg, resolve=True)))
     for key in sorted(before.keys() | after.keys()):
@@ -182,6 +189,26 @@ def reconcile(
         else:
             notes.append(f"{key}={_text(new)} from now on (was {_text(old)})")
     return notes
+
+
+def _keep_option(group: str, cfg: DictConfig, saved: DictConfig, *, named: Iterable[str]) -> list[str]:
+    """Put the saved option of a group in place of a different one that nobody chose, because the default has changed.
+
+    A run's own command line gets the former default from :func:`former_choices`; a job of a sweep is composed without.
+
+    Returns:
+        A note if the option was replaced.
+    """
+    old, new = OmegaConf.select(saved, group), OmegaConf.select(cfg, group)
+    named = set(named)
+    if not isinstance(old, DictConfig) or old.get("_target_") == new.get("_target_") or {group, "experiment"} & named:
+        return []
+    typed = {key: OmegaConf.select(cfg, key) for key in named if is_within(key, [group])}
+    with open_dict(cfg):
+        OmegaConf.update(cfg, group, old, merge=False)
+        for key, value in typed.items():
+            OmegaConf.update(cfg, key, value)
+    return [f"{group}: {old.get('_target_')} as in the run (the default is {new.get('_target_')} now)"]
 
 
 def progress_of(checkpoint: Checkpoint) -> RunProgress:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tinyllm.config.learning_rates import followed_rule, origin_of_rate
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
@@ -34,6 +35,11 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         notes.append(
             f"sequences of {lengths.at(start)} tokens at first, of {batch.seq_len} from step {lengths.full_from + 1} on"
         )
+    if plan.init_from is not None and (rule := followed_rule(cfg)) is not None:
+        notes.append(
+            "the learning rate is that for training from random weights; to keep more of what the weights of init_from"
+            f" have learned, set a smaller one, e.g. optimizer.lr={rule.rate / 10:g}"
+        )
     if not cfg.checkpoint.enabled:
         notes.append("nothing is saved: checkpoint.enabled=false")
     if not cfg.trainer.eval_every:
@@ -65,6 +71,8 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         flops_per_token=3 * model.flops_per_token(batch.seq_len),
         peak_flops=peak,
         memory_bytes=trained + activations,
+        learning_rate=cfg.optimizer.lr,
+        learning_rate_from=origin_of_rate(cfg),
         optimizer_groups=groups,
         notes=notes,
         config=plain(cfg),

@@ -4,11 +4,11 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
+from tinyllm.config.horizons import DEFAULT_STEPS
 from tinyllm.errors import UserError
 from tinyllm.training.curriculum import Curriculum
 from tinyllm.utils.text import whole_number
 
-DEFAULT_STEPS = 2000
 MOST_MICRO_STEPS = 2**20
 """Most micro-steps in an optimizer step, which loads all its micro-batches before it starts."""
 

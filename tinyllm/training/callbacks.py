@@ -55,6 +55,10 @@ class RunInfo:
     """Dense peak FLOP/s of all devices at this precision; None: not known, and MFU is not shown."""
     memory_bytes: int
     """Estimated memory of a rank: weights, gradients, optimizer state and activations."""
+    learning_rate: float
+    """Peak learning rate."""
+    learning_rate_from: str
+    """Where it comes from: the rule of the optimizer, or set by the user."""
     optimizer_groups: list[OptimizerGroup] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from tinyllm.config.learning_rates import followed_rule
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.studies.compare import seed_planning, timing
@@ -280,6 +281,11 @@ def notes_of(runs: Sequence[Run], arms: Sequence[ComposedArm], tuning: Tuning | 
             notes.append(
                 f"the best value is at the edge of those tried: {', '.join(edges)}; a wider range may do better"
             )
+    by_rule: dict[str, list[str]] = {}
+    for arm in arms:
+        if (rule := followed_rule(arm.cfg)) is not None and "optimizer.lr" not in arm.tuned:
+            by_rule.setdefault(str(rule), []).append(f"{rule.rate:g} for {arm.name}")
+    notes += [f"peak learning rate by the {rule}: {', '.join(rates)}" for rule, rates in by_rule.items()]
     repeated = [arm.name for arm in arms if arm.tokens > arm.data.train.n_tokens]
     if repeated:
         notes.append(f"trained on the same text more than once: {', '.join(repeated)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.learning_rates import origin_of_rate
 from tinyllm.errors import UserError
 from tinyllm.runs.directory import auto_path
 from tinyllm.studies.coord_check.coordinates import CHANGE, SIZE, Slope, check, slopes, write_csv
@@ -58,6 +59,7 @@ def coord_check(cfg: DictConfig, invocation: Invocation) -> int:
             f"{VERDICTS[passes]}: a size or a change may grow at most as width^{cfg.growth:g}, and a change may shrink"
             f" at most as width^-{cfg.shrinkage:g}"
         )
+        print(f"learning rate {cfg.optimizer.lr:g}: {origin_of_rate(cfg)}")
         print(directory)
     return 0 if passes else 1
 

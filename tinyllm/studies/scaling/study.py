@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import key_of
+from tinyllm.config.learning_rates import followed_rule
 from tinyllm.studies.compare.composed_arms import needs_gpu
 from tinyllm.studies.compare.pipeline import StudyRuns
 from tinyllm.studies.compare.progress import Screen
@@ -132,6 +133,8 @@ def conduct(
         train_tokens=arms[0].data.train.n_tokens,
         provenance=provenance_of(directory, runs),
     )
+    rules = dict.fromkeys(str(rule) for arm in arms if (rule := followed_rule(arm.cfg)) is not None)
+    study = replace(study, notes=[*study.notes, *(f"peak learning rate of each size by the {rule}" for rule in rules)])
     write_json(directory / STUDY, asdict(study))
     return study
 
