@@ -7,12 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinyllm.data.finding import find_files
 from tinyllm.data.hub import access
 from tinyllm.errors import UserError
+from tinyllm.utils.deadline import within
 from tinyllm.utils.files import expand_home, read_json, write_bytes
 
 FORMATS = {
@@ -25,6 +27,8 @@ FORMATS = {
     ".tsv": "csv",
 }
 """Loaders of ``datasets`` by file name, for files that are given without a layout; any other file is text by lines."""
+LISTING = 30.0
+"""Seconds within which the hub must list the files of a data set."""
 NOT_SETTINGS = {"name", "version", "data_dir", "data_files", "description", "features"}
 """Fields of a configuration of ``datasets`` that say where the data are, not how they are read."""
 
@@ -97,7 +101,8 @@ def on_hub(name: str, config: str | None, revision: str | None) -> Layout:
         return kept
     try:
         with access.refusals(name, revision), access.broken_download(name):
-            layout = _read(name, config, key="dataset.name", shown=name, revision=commit)
+            read = partial(_read, name, config, key="dataset.name", shown=name, revision=commit)
+            layout = within(LISTING, read)  # the libraries would try again for minutes
     except access.NoAnswerError as reason:
         return _remembered(name, config, revision, reason)
     _remember(layout, name, config, revision)
