@@ -3,12 +3,12 @@
     python benchmarks/decode_speed.py [--rounds 5] [--new 128] [--prompt 32] [--rows one batch cache] [--products]
 
 The gpt2 shape (12 layers, width 768, 12 heads, vocabulary 50257, learned positions, LayerNorm, biases, GELU, tied) with
-random weights, greedy decoding, in one process. Variants alternate (A B C A B C); figures are medians over the rounds,
+random weights, greedy decoding, in one process. tinyllm runs with its C++ kernels, with them and int8 weights, and with torch's operations alone. Variants alternate (A B C A B C); figures are medians over the rounds,
 followed by the range. The time per token is the time of a ``generate`` call minus that of a call with one new token,
 divided by the remaining tokens. It includes detokenizing, stopping and sampling on both sides. transformers runs with
 its dynamic and its static cache; "best" is the faster one. The bandwidth is the best of a sum, a copy (bytes read plus
 written) and a matrix-vector product over 1 GiB, measured in every round. "Of bandwidth" is the bytes of weights read
-per token, divided by the bandwidth and by the time per token. ``--products`` times the linear layers alone, in each
+per token (of int8 weights a byte each), divided by the bandwidth and by the time per token. ``--products`` times the linear layers alone, in each
 storage format. Needs transformers and an otherwise idle machine; ``cpu`` shows how many cores a variant used.
 """
 
@@ -56,7 +56,11 @@ def compare(row: str, lengths: list[int], precision: str, *, rounds: int, new: i
     numbers = torch.Generator().manual_seed(0)
     prompts = [torch.randint(VOCAB, (n,), generator=numbers).tolist() for n in lengths]
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    runs = {"tinyllm": tinyllm_run(prompts, precision, dtype)}
+    runs = {
+        "tinyllm": tinyllm_run(prompts, precision, dtype),
+        "tinyllm int8": tinyllm_run(prompts, precision, dtype, int8=True),
+        "tinyllm, torch's ops": tinyllm_run(prompts, precision, dtype, kernels=False),
+    }
     runs |= {f"transformers {cache}": transformers_run(prompts, dtype, cache) for cache in ("dynamic", "static")}
     read = bandwidth_run()
     for run in runs.values():
@@ -70,7 +74,7 @@ def compare(row: str, lengths: list[int], precision: str, *, rounds: int, new: i
             few, many = timed(run, 1), timed(run, new)
             times[name].append((many[0] - few[0]) / (new - 1))
             cores[name].append((many[1] - few[1]) / (many[0] - few[0]))
-    best = min(statistics.median(of_one) for name, of_one in times.items() if name != "tinyllm")
+    best = min(statistics.median(of_one) for name, of_one in times.items() if name.startswith("transformers"))
     bandwidth, weights = statistics.median(bandwidths), sum(o * i for o, i in SHAPES) * dtype.itemsize
     spread = f"{min(bandwidths) / 1e9:.1f}–{max(bandwidths) / 1e9:.1f}"
     print(f"\n{row}: {len(prompts)} prompt(s) of {lengths} tokens, {new} new, {precision}")
@@ -79,11 +83,12 @@ def compare(row: str, lengths: list[int], precision: str, *, rounds: int, new: i
     ours = statistics.median(times["tinyllm"])
     for name, of_one in times.items():
         middle = statistics.median(of_one)
+        read_bytes = weights / dtype.itemsize if name == "tinyllm int8" else weights
         span = f"{min(of_one) * 1e3:.1f}–{max(of_one) * 1e3:.1f}"
         mark = " (best)" if middle == best else ""
         print(
             f"{name:22} {middle * 1e3:8.2f} {span:>14} {len(prompts) / middle:9.1f} {middle / ours:10.2f}×"
-            f" {weights / bandwidth / middle:12.0%} {statistics.median(cores[name]):5.2f}{mark}",
+            f" {read_bytes / bandwidth / middle:12.0%} {statistics.median(cores[name]):5.2f}{mark}",
             flush=True,
         )
 
@@ -95,19 +100,23 @@ def timed(run: Run, n: int) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def tinyllm_run(prompts: list[list[int]], precision: str, dtype: Any) -> Run:
+def tinyllm_run(
+    prompts: list[list[int]], precision: str, dtype: Any, *, int8: bool = False, kernels: bool = True
+) -> Run:
     import torch
 
     import tinyllm
+    from tinyllm.data.prepare import cache_root
     from tinyllm.inference.generator import generate_batch
     from tinyllm.inference.sampling import Sampling
+    from tinyllm.nn.decode_kernels import decode_kernels
     from tinyllm.programs.builders import build_model
     from tinyllm.tokenizers.ids import IdsTokenizer
     from tinyllm.utils.device import autocast
 
     cfg = tinyllm.compose("model=gpt2", *OURS)
     model = build_model(cfg, vocab_size=VOCAB, seed=0, device=torch.device("cpu"), allow=frozenset()).eval()
-    model.for_inference(dtype)
+    model.for_inference(dtype, int8=int8, kernels=decode_kernels(cache_root() / "kernels") if kernels else None)
     texts = [" ".join(map(str, prompt)) for prompt in prompts]
 
     def run(n: int) -> None:
@@ -166,11 +175,15 @@ def bandwidth_run() -> Callable[[], float]:
 
 
 def products(rounds: int) -> None:
-    """Print the time of all linear layers for 1 and 8 rows, in each storage format."""
+    """Print the time of all linear layers for few rows, in each storage format."""
     import torch
     import torch.nn.functional as F
 
-    from tinyllm.nn.inference_linear import PackedLinear, has_packed, reorder_
+    from tinyllm.data.prepare import cache_root
+    from tinyllm.nn.decode_kernels import decode_kernels
+    from tinyllm.nn.inference_linear import InferenceForm, InferenceLinear, PackedLinear, has_packed, reorder_
+
+    kernels = decode_kernels(cache_root() / "kernels")
 
     for dtype in (torch.float32, torch.bfloat16):
         weights = [torch.randn(shape).to(dtype) for shape in SHAPES]
@@ -182,7 +195,10 @@ def products(rounds: int) -> None:
             forms["by column"] = [partial(F.linear, weight=w) for w in by_column]
         if has_packed(torch.device("cpu"), dtype):
             forms["packed"] = [PackedLinear(w, None, dtype=dtype) for w in weights]
-        for n in (1, 8):
+        for int8 in (False, True):
+            form = InferenceForm(dtype=dtype, int8=int8, kernels=kernels)
+            forms["our kernels" + ", int8" * int8] = [InferenceLinear(w, None, form) for w in weights]
+        for n in (1, 8, 16, 32):
             inputs = [torch.randn(n, shape[1]).to(dtype) for shape in SHAPES]
             times: dict[str, list[float]] = {name: [] for name in forms}
             for _ in range(rounds * 5):

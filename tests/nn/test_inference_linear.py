@@ -33,9 +33,14 @@ def test_products_equal_those_in_float64(kernels: DecodeKernels, dtype: torch.dt
         scale, bias = numbers(shape[0], seed=1).exp(), numbers(shape[0], seed=2)
         x = numbers(3, 2, shape[1], seed=3).to(dtype)
         exact = (x.double() @ weight.double().T) * scale + bias
-        # Every product is exact in fp32 up to 2⁻²⁴ of the terms' sizes; a bf16 result is rounded once more.
+        # Sums are exact up to 2⁻²⁴ of the terms' sizes per term, and a bf16 result is rounded once more. bf16 inputs of
+        # int8 weights may be rounded to 2⁻¹⁶ of the largest of their row.
         terms = (x.double().abs() @ weight.double().abs().T) * scale + bias.abs()
-        bound = terms * shape[1] * 2.0**-24 + (exact.abs() * 2.0**-8 if dtype == torch.bfloat16 else 0)
+        bound = terms * shape[1] * 2.0**-24
+        if dtype == torch.bfloat16:
+            bound += exact.abs() * 2.0**-8
+        if weight.dtype == torch.int8 and dtype == torch.bfloat16:
+            bound += x.double().abs().amax(-1, keepdim=True) * weight.double().abs().sum(1) * scale * 2.0**-16
         assert ((kernels.linear(x, weight, scale, bias).double() - exact).abs() <= bound + 1e-30).all()
 
 
@@ -68,6 +73,16 @@ def test_attention_of_one_query_equals_torchs_kernel(kernels: DecodeKernels, dty
         torch.testing.assert_close(
             out.double(), exact[:, :, 0], atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2.0**-8
         )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_that_are_not_finite_stay_visible(kernels: DecodeKernels, dtype: torch.dtype) -> None:
+    x = torch.ones(2, 70, dtype=dtype)
+    for value in (float("nan"), float("inf")):
+        x[0, 3] = value
+        for weight in (torch.ones(5, 70, dtype=dtype), torch.ones(5, 70, dtype=torch.int8)):
+            y = kernels.linear(x, weight, None, None)
+            assert not y[0].isfinite().any() and y[1].eq(70).all()
 
 
 def test_scores_that_are_not_a_number_make_the_output_so(kernels: DecodeKernels) -> None:

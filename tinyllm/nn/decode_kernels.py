@@ -21,6 +21,8 @@ BUILD_SECONDS = 60
 """A compiler that has not finished after this long is stopped."""
 INPUT_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of inputs and outputs."""
+MOST_INPUTS = 2**16
+"""Longest row of a matrix: integer sums of int8 weights are then below 2³¹."""
 
 
 class KernelsUnavailable(Exception):

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyllm.nn.decode_kernels import INPUT_DTYPES, DecodeKernels
+from tinyllm.nn.decode_kernels import INPUT_DTYPES, MOST_INPUTS, DecodeKernels
 
 LARGEST_INT8 = 127
 """Symmetric: −128 is not used, so that every value has its negative."""
@@ -70,7 +70,8 @@ class InferenceMatrix:
         self.weight_OI, self.scale_O, self.form = weight_OI, scale_O, form
         self.bias_O = None if bias_O is None else bias_O.detach().to(form.dtype)
         self._bias_fp32_O = None if bias_O is None else bias_O.detach().float().contiguous()
-        self._kernels = form.kernels if weight_OI.device.type == "cpu" and form.dtype in INPUT_DTYPES else None
+        usable = weight_OI.device.type == "cpu" and form.dtype in INPUT_DTYPES and weight_OI.shape[1] <= MOST_INPUTS
+        self._kernels = form.kernels if usable else None
         self._most_values = weight_OI.shape[1] * (MOST_ROWS if scale_O is None else MOST_INT8_ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
