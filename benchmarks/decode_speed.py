@@ -3,13 +3,15 @@
     python benchmarks/decode_speed.py [--rounds 5] [--new 128] [--prompt 32] [--rows one batch cache] [--products]
 
 The gpt2 shape (12 layers, width 768, 12 heads, vocabulary 50257, learned positions, LayerNorm, biases, GELU, tied) with
-random weights, greedy decoding, in one process. tinyllm runs with its C++ kernels, with them and int8 weights, and with torch's operations alone. Variants alternate (A B C A B C); figures are medians over the rounds,
-followed by the range. The time per token is the time of a ``generate`` call minus that of a call with one new token,
-divided by the remaining tokens. It includes detokenizing, stopping and sampling on both sides. transformers runs with
-its dynamic and its static cache; "best" is the faster one. The bandwidth is the best of a sum, a copy (bytes read plus
-written) and a matrix-vector product over 1 GiB, measured in every round. "Of bandwidth" is the bytes of weights read
-per token (of int8 weights a byte each), divided by the bandwidth and by the time per token. ``--products`` times the linear layers alone, in each
-storage format. Needs transformers and an otherwise idle machine; ``cpu`` shows how many cores a variant used.
+random weights, greedy decoding, in one process. tinyllm runs with its C++ kernels, with them and int8 weights, and with
+torch's operations alone. Variants alternate (A B C A B C); figures are medians over the rounds, followed by the range.
+The time per token is the time of a ``generate`` call minus that of a call with one new token, divided by the remaining
+tokens. It includes detokenizing, stopping and sampling on both sides. transformers runs with its dynamic and its static
+cache; "best" is the faster one. The bandwidth is the best of a sum, a copy (bytes read plus written) and a
+matrix-vector product over 1 GiB, measured in every round. "Of bandwidth" is the bytes of weights read per token (of
+int8 weights a byte each), divided by the bandwidth and by the time per token. ``--products`` times the linear layers
+alone, in each storage format. Needs transformers and an otherwise idle machine; ``cpu`` shows how many cores a variant
+used.
 """
 
 import argparse
