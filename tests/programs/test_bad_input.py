@@ -200,6 +200,8 @@ TABLE = {
     "start from a different tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
     # the other programs
     "generate without a run": bad("", "run=null", "run=<directory>", program="generate", base=False),
+    "generate in int4": bad("run=/nope quantize=int4", "quantize=int4", "int8", program="generate", base=False),
+    "evaluate in int4": bad("run=/nope quantize=int4", "quantize=int4", "int8", program="evaluate", base=False),
     "generate from nothing": bad("run=/nope", "run=/nope", "a run directory", program="generate", base=False),
     "generate from a cut file": bad("run=IN/cut", "run=IN/cut", "state.pt", program="generate", base=False),
     "generate with an unseen character": bad(
