@@ -1,11 +1,13 @@
 """Prepared data: the token ids of the training and validation split on disk."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinyllm.data.batch import WindowSource
 from tinyllm.data.cache_use import CacheUse
 from tinyllm.tokenizers import Tokenizer
 
@@ -99,3 +101,19 @@ class TokenData:
             "val": self.val.fingerprint,
             "tokenizer": self.tokenizer.fingerprint(),
         }
+
+    def splits(self, name: str) -> Mapping[str, Split]:
+        """The split ``train`` or ``val``, as the only source; see :class:`tinyllm.data.run_data.RunData`."""
+        return {"": {"train": self.train, "val": self.val}[name]}
+
+    def shares(self) -> Mapping[str, float]:
+        """The weight of the only source."""
+        return {"": 1.0}
+
+    def order(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> WindowSource:
+        """The order of the only source."""
+        return sources[""]
+
+    def order_notes(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> list[str]:
+        """None: the start of a run shows its epochs in any case."""
+        return []

@@ -1,8 +1,9 @@
 """Evaluation of a model on a split: the one function that computes every val/loss."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,6 +94,39 @@ def evaluate(
     if n_bytes:
         metrics[f"{name}/bpb"] = total / (math.log(2) * n_bytes)
     return metrics
+
+
+def evaluate_sources(
+    model: LanguageModel,
+    splits: Mapping[str, Split],
+    shares: Mapping[str, float],
+    *,
+    name: str = "val",
+    **settings: Any,
+) -> dict[str, float]:
+    """:func:`evaluate` on each source of a mixture, and the mean over the sources.
+
+    Args:
+        splits: by source; a data set that is no mixture has one source, named "", and gives what ``evaluate`` does.
+        shares: weight of each source in the mean.
+        settings: of ``evaluate``, for each source.
+
+    Returns:
+        ``val/<source>/loss``, ``ppl`` and ``bpb``, and the weighted means ``val/loss`` and, if all sources are text,
+        ``val/bpb``; ``val/ppl`` is the exponential of ``val/loss``.
+    """
+    if list(splits) == [""]:
+        return evaluate(model, splits[""], name=name, **settings)
+    metrics: dict[str, float] = {}
+    for source, split in splits.items():
+        metrics |= evaluate(model, split, name=f"{name}/{source}", **settings)
+    means = {}
+    for metric in ("loss", "bpb"):
+        keys = {source: f"{name}/{source}/{metric}" for source in splits}
+        if all(key in metrics for key in keys.values()):
+            means[f"{name}/{metric}"] = math.fsum(shares[source] * metrics[key] for source, key in keys.items())
+    loss = means[f"{name}/loss"]
+    return {f"{name}/loss": loss, f"{name}/ppl": perplexity(loss)} | means | metrics
 
 
 def _check_weights(model: LanguageModel, gather: Callable[[list[float]], list[list[float]]]) -> None:

@@ -4,7 +4,7 @@ from omegaconf import DictConfig
 
 from tinyllm.config.saved import saved_config
 from tinyllm.config.targets import Option
-from tinyllm.data.token_data import TokenData
+from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.models.parametrization import multipliers
 from tinyllm.models.transformer import Transformer
@@ -14,7 +14,7 @@ from tinyllm.runs.layout import CONFIG, TOKENIZER
 
 
 def check_initial_weights(
-    source: Checkpoint, meta_model: Transformer, data: TokenData, *, cfg: DictConfig, allow: frozenset[Option]
+    source: Checkpoint, meta_model: Transformer, data: RunData, *, cfg: DictConfig, allow: frozenset[Option]
 ) -> None:
     """Refuse an ``init_from`` with a different tokenizer, architecture or parametrization.
 

@@ -19,7 +19,7 @@ from tinyllm.config.option_files import nodes_of
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.start_keys import NOT_SAVED
 from tinyllm.config.targets import Option
-from tinyllm.data.token_data import TokenData
+from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import BATCH, planned_batch
 from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
@@ -265,7 +265,7 @@ def abandoned_steps(resumption: Resumption, path: Path) -> list[str]:
     ]
 
 
-def check_same_data(resumption: Resumption, data: TokenData) -> None:
+def check_same_data(resumption: Resumption, data: RunData) -> None:
     """Refuse to resume on different tokens from those the run was trained on.
 
     Raises:

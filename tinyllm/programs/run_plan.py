@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
-from tinyllm.data.prepare import TokenData
-from tinyllm.data.sampler import Sampler
+from tinyllm.data.batch import WindowSource
+from tinyllm.data.run_data import RunData, train_sources
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
 from tinyllm.inference.sampling import Sampling
@@ -100,8 +100,8 @@ class CheckedSettings:
 class RunPlan(CheckedSettings):
     """Everything that is known about a run before anything is written."""
 
-    data: TokenData
-    sampler: Sampler
+    data: RunData
+    sampler: WindowSource
     horizon: Horizon
     lengths: Lengths
     schedule: Schedule
@@ -204,7 +204,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     )
 
 
-def open_run_data(settings: CheckedSettings) -> TokenData:
+def open_run_data(settings: CheckedSettings) -> RunData:
     """Step 2: open the token cache, preparing the data if necessary, and refuse what does not fit the tokenizer.
 
     Raises:
@@ -230,23 +230,25 @@ def open_run_data(settings: CheckedSettings) -> TokenData:
     return data
 
 
-def plan_training(settings: CheckedSettings, data: TokenData) -> RunPlan:
+def plan_training(settings: CheckedSettings, data: RunData) -> RunPlan:
     """Step 3: the arithmetic of samples, steps, sequence lengths and learning rates.
 
     Raises:
         UserError: the horizon is shorter than a step, or the schedule does not fit in it.
     """
     cfg, batch, curriculum = settings.cfg, settings.batch, settings.curriculum
-    sampler = Sampler(data.train, seq_len=batch.seq_len, seed=derive_seed(cfg.seed, "data"))
-    epoch_tokens = sampler.windows_per_epoch * batch.seq_len
+    sources = train_sources(data, seq_len=batch.seq_len, seed=derive_seed(cfg.seed, "data"))
+    epoch_tokens = sum(source.windows_per_epoch for source in sources.values()) * batch.seq_len
     horizon = horizon_of(cfg, batch, curriculum, settings.progress, epoch_tokens=epoch_tokens)
     schedule = build_schedule(cfg, n_steps=horizon.steps, allow=settings.invocation.allow)
     lengths = curriculum.lengths(horizon.steps, shift=horizon.shift)
     moved = horizon_change_notes(settings, horizon, schedule, lengths) if settings.resumption else []
+    planned = {"n_samples": horizon.steps * batch.sequences, "samples_per_step": batch.sequences}
+    notes = [*settings.notes, *moved, *data.notes, *data.order_notes(sources, **planned)]
     return RunPlan(
-        **vars(settings) | {"notes": [*settings.notes, *moved, *data.notes]},
+        **vars(settings) | {"notes": notes},
         data=data,
-        sampler=sampler,
+        sampler=data.order(sources, **planned),
         horizon=horizon,
         lengths=lengths,
         schedule=schedule,

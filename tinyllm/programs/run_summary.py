@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tinyllm.config.learning_rates import followed_rule, origin_of_rate
+from tinyllm.data.run_data import n_tokens
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
@@ -57,8 +58,8 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         tokenizer=plan.invocation.choices.get("tokenizer", "custom"),
         vocab_size=model.vocab_size,
         dataset=plan.invocation.choices.get("dataset", "custom"),
-        train_tokens=plan.data.train.n_tokens,
-        val_tokens=plan.data.val.n_tokens,
+        train_tokens=n_tokens(plan.data, "train"),
+        val_tokens=n_tokens(plan.data, "val"),
         batch_size=batch.batch_size,
         grad_accum_steps=batch.grad_accum_steps,
         seq_len=batch.seq_len,

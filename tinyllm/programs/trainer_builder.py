@@ -15,7 +15,7 @@ from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.config.targets import Option
 from tinyllm.data.batch import Batch
 from tinyllm.data.loader import train_batches
-from tinyllm.inference.evaluation import evaluate
+from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
@@ -316,22 +316,23 @@ class Evaluator:
 
     def evaluate(self, stopping: Stopping) -> dict[str, float]:
         """Metrics of the validation split and, with ``trainer.eval_train_tokens``, the loss of fixed training data."""
-        plan, trainer = self.plan, self.plan.cfg.trainer
+        trainer = self.plan.cfg.trainer
         with self.inference():
             fault("evaluate")
-            metrics = self.metrics_of(plan.data.val, trainer.eval_tokens, stopping)
+            metrics = self.metrics_of("val", trainer.eval_tokens, stopping)
             if trainer.eval_train_tokens:
-                fixed = self.metrics_of(plan.data.train, trainer.eval_train_tokens, stopping, name="train_fixed")
-                metrics["train/eval_loss"] = fixed["train_fixed/loss"]
+                fixed = self.metrics_of("train", trainer.eval_train_tokens, stopping)
+                metrics["train/eval_loss"] = fixed["train/loss"]
         return metrics
 
-    def metrics_of(self, split: Any, max_tokens: int | None, stopping: Stopping, name: str = "val") -> dict[str, float]:
-        """Metrics of at most ``max_tokens`` tokens of a split, divided among the ranks."""
+    def metrics_of(self, name: str, max_tokens: int | None, stopping: Stopping) -> dict[str, float]:
+        """Metrics of at most ``max_tokens`` tokens of a split of each source, divided among the ranks."""
         plan, strategy = self.plan, self.plan.strategy
         model: Any = self.state.model
-        return evaluate(
+        return evaluate_sources(
             model,
-            split,
+            plan.data.splits(name),
+            plan.data.shares(),
             seq_len=plan.batch.seq_len,
             batch_size=plan.batch.batch_size,
             device=plan.device,

@@ -13,8 +13,7 @@ from tinyllm.config.compose import compose
 from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
 from tinyllm.config.targets import Option
-from tinyllm.data.prepare import TokenData
-from tinyllm.data.sampler import Sampler
+from tinyllm.data.run_data import RunData, has_bytes, validation_fingerprints, windows_per_epoch
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import HORIZON, open_corpus, open_data, plain, planned_batch
 from tinyllm.programs.cost import ModelCost, model_cost
@@ -35,7 +34,7 @@ class ComposedArm:
     """The configuration of its runs, but for the seed."""
     overrides: list[str]
     """The settings that compose ``cfg``, in Hydra's grammar, literal values quoted."""
-    data: TokenData
+    data: RunData
     account: ModelCost
     batch: BatchPlan
     solved: dict[str, int] = field(default_factory=dict)
@@ -75,8 +74,7 @@ class ComposedArm:
 
     def own_horizon(self) -> int:
         """The number of steps that its own configuration asks for."""
-        # The number of windows does not depend on the seed.
-        windows = Sampler(self.data.train, seq_len=self.batch.seq_len, seed=0).windows_per_epoch
+        windows = windows_per_epoch(self.data, seq_len=self.batch.seq_len)
         return plan_steps(
             self.batch,
             **{name: self.cfg.trainer[name] for name in HORIZON},
@@ -112,7 +110,7 @@ def compose_arms(
     Raises:
         UserError: an arm does not compose or cannot be built; the message names it.
     """
-    opened: dict[str, TokenData] = {}
+    opened: dict[str, RunData] = {}
     composed = []
     for spec in arms.specs:
         given = arms.settings_of(spec, without=own)
@@ -126,7 +124,7 @@ def compose_arms(
 
 
 def _composed(
-    spec: ArmSpec, overrides: list[str], opened: dict[str, TokenData], config_dir: str | None, allow: frozenset[Option]
+    spec: ArmSpec, overrides: list[str], opened: dict[str, RunData], config_dir: str | None, allow: frozenset[Option]
 ) -> ComposedArm:
     """Compose one arm; arms with the same dataset and tokenizer share their data through ``opened``."""
     cfg = compose(*unquoted(overrides), config_dir=config_dir)
@@ -224,9 +222,9 @@ def shared_metric(arms: Sequence[ComposedArm]) -> str:
     Raises:
         UserError: bits per byte are unknown and the arms have different tokens.
     """
-    if all(arm.data.val.token_bytes is not None for arm in arms):
+    if all(has_bytes(arm.data) for arm in arms):
         return "val/bpb"
-    if len({arm.data.val.fingerprint for arm in arms}) > 1:
+    if len({validation_fingerprints(arm.data) for arm in arms}) > 1:
         hint = "losses per token cannot be compared across vocabularies, and these tokens have no byte counts"
         raise UserError("the arms are evaluated on different tokens", file="val/loss", hint=hint)
     return "val/loss"

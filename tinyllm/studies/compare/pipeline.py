@@ -8,6 +8,7 @@ from statistics import median
 
 from tinyllm.config.learning_rates import followed_rule
 from tinyllm.config.targets import Option
+from tinyllm.data.run_data import n_tokens
 from tinyllm.errors import UserError
 from tinyllm.studies.compare import seed_planning, timing
 from tinyllm.studies.compare.composed_arms import ComposedArm, recompose
@@ -286,7 +287,7 @@ def notes_of(runs: Sequence[Run], arms: Sequence[ComposedArm], tuning: Tuning | 
         if (rule := followed_rule(arm.cfg)) is not None and "optimizer.lr" not in arm.tuned:
             by_rule.setdefault(str(rule), []).append(f"{rule.rate:g} for {arm.name}")
     notes += [f"peak learning rate by the {rule}: {', '.join(rates)}" for rule, rates in by_rule.items()]
-    repeated = [arm.name for arm in arms if arm.tokens > arm.data.train.n_tokens]
+    repeated = [arm.name for arm in arms if arm.tokens > n_tokens(arm.data, "train")]
     if repeated:
         notes.append(f"trained on the same text more than once: {', '.join(repeated)}")
     return [*notes, *dict.fromkeys(note for arm in arms for note in arm.data.notes)]

@@ -272,7 +272,7 @@ def evaluation_warning(arm: ComposedArm) -> str | None:
     trainer = arm.cfg.trainer
     return timing.evaluation_warning(
         evaluations=-(-arm.max_steps // trainer.eval_every) if trainer.eval_every else 0,
-        tokens=eval_tokens(arm.data.val, max_tokens=trainer.eval_tokens),
+        tokens=sum(eval_tokens(split, max_tokens=trainer.eval_tokens) for split in arm.data.splits("val").values()),
         trained=arm.tokens,
     )
 

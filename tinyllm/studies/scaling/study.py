@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.grammar import key_of
 from tinyllm.config.learning_rates import followed_rule
+from tinyllm.data.run_data import n_tokens
 from tinyllm.studies.compare.composed_arms import needs_gpu
 from tinyllm.studies.compare.pipeline import StudyRuns
 from tinyllm.studies.compare.progress import Screen
@@ -130,7 +131,7 @@ def conduct(
         targets=list(cfg.scaling.targets),
         draws=cfg.scaling.draws,
         seed=cfg.seed,
-        train_tokens=arms[0].data.train.n_tokens,
+        train_tokens=n_tokens(arms[0].data, "train"),
         provenance=provenance_of(directory, runs),
     )
     rules = dict.fromkeys(str(rule) for arm in arms if (rule := followed_rule(arm.cfg)) is not None)
