@@ -12,6 +12,7 @@ from types import TracebackType
 
 from tinyllm.config.cli.main import ERROR_FILE
 from tinyllm.errors import SIGNALLED, UserError
+from tinyllm.programs.forked_process import ForkedProcess, can_fork
 from tinyllm.runs.layout import LOCK, METRICS
 from tinyllm.runs.metrics_log import last_record
 from tinyllm.utils.environment import without_run_names
@@ -63,6 +64,8 @@ class TrainingProcess:
         error_file: file for the first error line; default: ``log`` with the extension ``.error``.
         nproc: number of ranks to start; None: the child trains itself.
         environ: variables added to the environment.
+        fork: fork the process where the platform can (:mod:`tinyllm.programs.forked_process`), for one of many runs:
+            it starts 1.5 s sooner. Only with ``log`` and without ``nproc``.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class TrainingProcess:
         error_file: Path | None = None,
         nproc: int | None = None,
         environ: Mapping[str, str] | None = None,
+        fork: bool = False,
     ) -> None:
+        self.process: subprocess.Popen[bytes] | ForkedProcess
         self.run_dir, self.log = run_dir, log
         self.arrivals: dict[int, float] = {}
         """When :meth:`follow` saw the record of each step, by :func:`time.perf_counter`."""
@@ -91,6 +96,9 @@ class TrainingProcess:
         if nproc is None:  # the launcher watches its parent in any case, and would hand the variable down to the ranks
             environment[PARENT] = str(os.getpid())
         with open_append(log) if append else recreate(log) as stream:
+            if fork and nproc is None and can_fork():
+                self.process = ForkedProcess(arguments, environ=environment, log=log)
+                return
             self.process = subprocess.Popen(
                 command,
                 env=environment,

@@ -112,11 +112,12 @@ def train(run: PooledRun, environment: Environment, stop: StopRequest, watch: Ca
     while is_held(run.path / LOCK) and stop.signal is None:
         time.sleep(POLL_S)
     process = TrainingProcess(
-        run.arguments, run_dir=run.path, log=run.log, error_file=run.error_file, environ=environment
+        run.arguments, run_dir=run.path, log=run.log, error_file=run.error_file, environ=environment, fork=True
     )
-    while process.poll() is None:
-        if stop.signal is not None:
-            return process.stop(grace_s=GRACE_S)
-        watch(run)
-        time.sleep(POLL_S)
+    try:
+        while process.poll() is None and stop.signal is None:
+            watch(run)
+            time.sleep(POLL_S)
+    finally:
+        process.stop(grace_s=GRACE_S)
     return process.wait()

@@ -1,0 +1,96 @@
+"""A training process forked from a server that has already imported everything a run needs.
+
+Importing takes longer than all the rest of a start. A fork begins with the modules and nothing else: the server runs no
+code of a run, and torch has not started a thread in it. So a forked run computes the bits of a fresh process.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+import torch
+
+from tinyllm.config.targets import work_named
+from tinyllm.utils.stop_signal import PARENT
+
+PRELOADED = (
+    "hydra.main",
+    "matplotlib.figure",
+    "tinyllm.programs.resume",
+    "tinyllm.programs.train",
+    "tinyllm.models.transformer",
+    "tinyllm.train",
+)
+"""Modules that the server imports. Threads, CUDA and random streams are set up by the run itself."""
+
+
+class ForkedProcess:
+    """``python -m tinyllm.train <arguments>`` in a forked process, with the interface of ``subprocess.Popen``.
+
+    Args:
+        arguments: flags and settings as typed in a shell.
+        environ: the whole environment.
+        log: existing file that standard output and standard error are appended to.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, environ: Mapping[str, str], log: Path) -> None:
+        context = multiprocessing.get_context("forkserver")
+        assert isinstance(context, ForkServerContext)
+        context.set_forkserver_preload(list(PRELOADED))
+        self._process = context.Process(
+            target=_train, args=(list(arguments), dict(environ), str(log), os.getcwd()), name="train"
+        )
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative if a signal ended the process; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end; the exit code as in :meth:`poll`.
+
+        Raises:
+            subprocess.TimeoutExpired: the process still runs after ``timeout`` seconds.
+        """
+        self._process.join(timeout)
+        code = self._process.exitcode
+        if code is None:
+            raise subprocess.TimeoutExpired("tinyllm.train", timeout or 0)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def can_fork() -> bool:
+    """Whether runs can be forked here. macOS has frameworks that fail after a fork; Windows has no fork."""
+    return sys.platform == "linux"
+
+
+def _train(arguments: list[str], environ: dict[str, str], log: str, directory: str) -> None:
+    """The forked process: take on the environment that a fresh one would have, and train."""
+    os.setsid()
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environ)
+    if PARENT in environ:
+        os.environ[PARENT] = str(os.getppid())  # the server, which ends with the process that started it
+    if environ.get("OMP_NUM_THREADS", "").isdecimal():  # OpenMP has read the server's
+        torch.set_num_threads(int(environ["OMP_NUM_THREADS"]))
+    for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (log, os.O_WRONLY | os.O_APPEND)]):
+        descriptor = os.open(path, flags)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.dup2(1, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.argv = ["tinyllm.train", *arguments]
+    work_named("tinyllm.train:main")()
