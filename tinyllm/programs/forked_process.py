@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from tinyllm.config.targets import work_named
-from tinyllm.utils.stop_signal import PARENT
+from tinyllm.utils.stop_signal import PARENT, end_after
 
 PRELOADED = (
     "hydra.main",
@@ -65,6 +65,10 @@ class ForkedProcess:
             raise subprocess.TimeoutExpired("tinyllm.train", timeout or 0)
         return code
 
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
     def send_signal(self, number: int) -> None:
         """Send a signal to the process, if it still runs."""
         if self.poll() is None:
@@ -82,8 +86,9 @@ def _train(arguments: list[str], environ: dict[str, str], log: str, directory: s
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environ)
-    if PARENT in environ:
-        os.environ[PARENT] = str(os.getppid())  # the server, which ends with the process that started it
+    caller = multiprocessing.parent_process()  # not os.getppid(), which is the server
+    if os.environ.pop(PARENT, None) and caller is not None:
+        end_after(caller.join)
     if environ.get("OMP_NUM_THREADS", "").isdecimal():  # OpenMP has read the server's
         torch.set_num_threads(int(environ["OMP_NUM_THREADS"]))
     for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (log, os.O_WRONLY | os.O_APPEND)]):

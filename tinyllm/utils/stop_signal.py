@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from tinyllm.utils.platforms import signals
@@ -114,10 +115,19 @@ def end_with_caller() -> None:
 
 
 def _watch(parent: int) -> None:
-    threading.Thread(target=_terminate_after, args=(parent,), name="parent", daemon=True).start()
+    end_after(partial(_wait_for_end, parent))
 
 
-def _terminate_after(parent: int) -> None:
+def end_after(wait: Callable[[], object]) -> None:
+    """Send this process a single SIGTERM when ``wait``, called in a thread, returns."""
+    threading.Thread(target=_terminate_after, args=(wait,), name="parent", daemon=True).start()
+
+
+def _wait_for_end(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(POLL_S)
+
+
+def _terminate_after(wait: Callable[[], object]) -> None:
+    wait()
     os.kill(os.getpid(), signal.SIGTERM)
