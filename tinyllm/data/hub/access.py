@@ -37,6 +37,7 @@ def datasets_library() -> Any:
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     hub().utils.disable_progress_bars()
+    hub().utils.logging.set_verbosity(hub().utils.logging.CRITICAL)  # what it warns of ends in one line of ours
     return datasets
 
 
