@@ -6,7 +6,7 @@ Every variant runs in its own process on random tokens, in turns (A B C A B C). 
 of the median step; the spread is the range over the rounds. Memory is the peak resident set of the whole process.
 Depth, heads, width, vocabulary and tying are equal on both sides. litgpt uses torch's cross-entropy on all logits;
 its plain loop is fp32 with torch's default AdamW, its fast loop bf16 autocast with fused AdamW. tinyllm uses its
-defaults. Needs litgpt and an otherwise idle machine.
+defaults, but AdamW as well. Needs litgpt and an otherwise idle machine.
 """
 
 import argparse

@@ -1,12 +1,15 @@
 """The training loop: accumulation, clipping, NaN and infinity, metrics, recompute, averaged weights."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tinyllm
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
@@ -15,10 +18,11 @@ from tinyllm.errors import UserError
 from tinyllm.programs.builders import build_model, build_optimizer
 from tinyllm.programs.evaluate import evaluate_run
 from tinyllm.runs.checkpoint import find
+from tinyllm.training import trainer as trainer_module
 from tinyllm.training.memory_estimate import activation_bytes
 from tinyllm.training.objectives.base import Loss
 from tinyllm.training.objectives.next_token import NextToken
-from tinyllm.training.trainer import clip
+from tinyllm.training.trainer import Trainer, clip
 
 
 def small_model(*overrides: str) -> torch.nn.Module:
@@ -40,6 +44,40 @@ def test_accumulation_is_the_mean_over_tokens_whatever_the_micro_batches(corpus:
         torch.testing.assert_close(three[name], tensor, rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(tokens[name], tensor, rtol=1e-4, atol=2e-5)
     assert logged(tmp_path / "three", "train/loss") == pytest.approx(logged(tmp_path / "one", "train/loss"), rel=1e-5)
+
+
+def test_autocast_rounds_each_weight_once_per_step(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the casts of a step with three micro-batches; weights and losses are those of rounding in every one."""
+    shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.grad_accum_steps=3"]
+    shared += ["trainer.precision=bf16", "trainer.activation_checkpointing=2", "model.n_layers=2"]
+    casts: list[Counter[int]] = []
+    in_step = Trainer.train_step
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in matrices:
+                casts[-1][args[0].data_ptr()] += 1
+            return func(*args, **(kwargs or {}))
+
+    matrices: set[int] = set()
+
+    def counted_step(self: Trainer, batches: Iterator[Any]) -> dict[str, float]:
+        kinds = self.model.parameter_kinds()
+        matrices.update(p.data_ptr() for name, p in self.model.named_parameters() if kinds[name] == "matrix")
+        casts.append(Counter())
+        with Casts():
+            return in_step(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", counted_step)
+        assert train(*shared, f"run.dir={tmp_path / 'once'}") == 0
+    assert len(casts) == 2 and all(set(step) == matrices and set(step.values()) == {1} for step in casts)
+    monkeypatch.setattr(trainer_module, "shared_casts", lambda device: nullcontext())
+    assert train(*shared, f"run.dir={tmp_path / 'each'}") == 0
+    assert digest(tmp_path / "once") == digest(tmp_path / "each")
+    assert logged(tmp_path / "once", "train/loss") == logged(tmp_path / "each", "train/loss")
 
 
 def test_ragged_targets_weigh_every_token_the_same() -> None:

@@ -18,8 +18,12 @@ from tinyllm.utils.tensors import autocast_dtype
 IGNORE = -100
 """Target id of tokens that do not count towards the loss."""
 
-CHUNK_BYTES = 64 * 2**20
-"""Default size of a chunk's logits; chunks of 128 MiB are no faster (experiments/LOG.md)."""
+CHUNK_BYTES = {"cpu": 64 * 2**20}
+"""Default size of a chunk's logits by device; chunks of 128 MiB are no faster on a CPU (experiments/LOG.md)."""
+
+ACCELERATOR_CHUNK_BYTES = 512 * 2**20
+"""The same on any other device: each chunk reads and writes the fp32 gradient of the whole head, 300 MB at gpt2's size,
+which must be little beside its products."""
 
 ONE_PASS_DEVICES = ("cpu",)
 """Devices where one in-place softmax is faster than logsumexp followed by exp."""
@@ -76,7 +80,8 @@ def lm_head_loss(
     """
     dtype = autocast_dtype(hidden_ND.device, hidden_ND.dtype)
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
-    at_most = max(1, CHUNK_BYTES // per_token) if chunk_tokens is None else chunk_tokens
+    chunk_bytes = CHUNK_BYTES.get(hidden_ND.device.type, ACCELERATOR_CHUNK_BYTES)
+    at_most = max(1, chunk_bytes // per_token) if chunk_tokens is None else chunk_tokens
     n_chunks = max(1, -(-n_tokens // at_most))
     size = max(1, -(-n_tokens // n_chunks))  # equal chunks, rather than full ones and a short last one
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):

@@ -24,7 +24,7 @@ from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.stopwatch import Stopwatch
-from tinyllm.utils.device import peak_memory
+from tinyllm.utils.device import peak_memory, shared_casts
 from tinyllm.utils.fault_injection import fault, makes_loss_nan
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.seeds import derive_seed
@@ -197,20 +197,21 @@ class Trainer:
         weight = int(sum(values[0] for values in self.strategy.gather([own_weight])))
         names: list[str] = []
         metric_sums, step_load = torch.zeros((), device=self.device), StepLoad()
-        for micro, batch in enumerate(micro_batches):
-            active_blocks = self.model.draw_active_blocks(
-                derive_seed(self.settings.seed, "layerdrop", state.step, micro)
-            )
-            fraction = batch.sequences / self.batch_plan.sequences
-            with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
-                with self.autocast():
-                    loss = self.forward(batch.to(self.device), active_blocks)
-                if makes_loss_nan(step=state.step):
-                    loss = loss.as_nan()
-                state.scaler.scale(loss.share_of_step(weight=weight, fraction=fraction)).backward()
-            names = list(loss.metrics)
-            metric_sums = metric_sums + torch.stack(list(loss.metrics.values())).detach() / weight
-            step_load.add(loss.expert_load, fraction=fraction)
+        with shared_casts(self.device):
+            for micro, batch in enumerate(micro_batches):
+                active_blocks = self.model.draw_active_blocks(
+                    derive_seed(self.settings.seed, "layerdrop", state.step, micro)
+                )
+                fraction = batch.sequences / self.batch_plan.sequences
+                with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
+                    with self.autocast():
+                        loss = self.forward(batch.to(self.device), active_blocks)
+                    if makes_loss_nan(step=state.step):
+                        loss = loss.as_nan()
+                    state.scaler.scale(loss.share_of_step(weight=weight, fraction=fraction)).backward()
+                names = list(loss.metrics)
+                metric_sums = metric_sums + torch.stack(list(loss.metrics.values())).detach() / weight
+                step_load.add(loss.expert_load, fraction=fraction)
         state.scaler.unscale_(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = clip(parameters, self.settings.grad_clip)

@@ -50,6 +50,15 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
+def shared_casts(device: torch.device) -> AbstractContextManager[object]:
+    """The context of the micro-batches of one step: autocast rounds each weight once for all of them.
+
+    Autocast forgets the rounded weights when its outermost context ends. This one surrounds those of the forward passes
+    and is itself disabled, so that backward passes compute as without it. It must end before the weights change.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
 # Dense bf16 peaks in FLOP/s, from the data sheets (without sparsity). The first name that matches counts.
 GPU_PEAKS = {
     "H200": 989e12,
