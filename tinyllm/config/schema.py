@@ -270,6 +270,7 @@ class CoordCheckConfig(TrainConfig):
 class PrepareConfig:
     """Root of ``conf/prepare.yaml``."""
 
+    stats: bool = key()
     debug: bool = key()
     tokenizer: Any = MISSING
     dataset: Any = MISSING
