@@ -15,7 +15,7 @@ from tinyllm.programs.resume import reconcile
 from tinyllm.runs.layout import CONFIG
 
 LATER = {
-    "model": ("layerdrop", "layers", "parametrization"),
+    "model": ("layerdrop", "layers", "parametrization", "short_conv"),
     "model.block": ("moe",),
     "model.block.attn": ("head_dim", "window", "sinks", "softcap"),
     "trainer": ("activation_checkpointing",),
@@ -41,7 +41,7 @@ def test_an_old_model_with_new_training_keys_is_upgraded() -> None:
     old = OmegaConf.create(OmegaConf.to_container(today))
     assert isinstance(old, DictConfig)
     with open_dict(old):
-        del old.model["parametrization"]
+        del old.model["parametrization"], old.model["short_conv"]
     assert OmegaConf.to_container(upgraded(old), resolve=True) == OmegaConf.to_container(today, resolve=True)
     with open_dict(old):
         old.model._target_ = "mine.Model"

@@ -62,6 +62,7 @@ def test_composition_finds_its_family_and_survives_a_round_trip(title: str) -> N
         ((*LLAMA, "pos=sinusoidal"), "(pos=sinusoidal)", "pos=rope"),
         ((*LLAMA, "norm=layernorm"), "(norm=layernorm)", "norm=rmsnorm"),
         ((*LLAMA, "model.parallel_block=true"), "(model.parallel_block=true)", "model.parallel_block=false"),
+        ((*LLAMA, "model.short_conv=4"), "(model.short_conv=4)", "model.short_conv=0"),
         ((*LLAMA, "model.block.attn.softcap=30"), "(model.block.attn.softcap=30", "model.block.attn.softcap=0"),
         (
             (*LLAMA, "model.block.attn.window=8", "model.block.attn.sinks=2"),

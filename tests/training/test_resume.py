@@ -30,6 +30,7 @@ OPTIONS = {
     ),
     "layernorm parallel qk_norm": (
         "norm=layernorm", "model.bias=true", "model.parallel_block=true", "model.block.attn.qk_norm=true",
+        "model.short_conv=3",
     ),
     "observed": (
         "trainer.eval_every=3", "trainer.sample_every=2", "trainer.sample_tokens=5", "trainer.checkpoint_every=2",

@@ -21,7 +21,7 @@ FIRST = (
     *(f"model.block.attn.{key}" for key in ("head_dim", "window", "sinks", "softcap")),
 )
 """Model keys that the first version lacked. A configuration of that version has no ``model.layers``."""
-MODEL = ("model.parametrization",)
+MODEL = ("model.parametrization", "model.short_conv")
 """Model keys that later versions lacked."""
 LATER = (
     "trainer.activation_checkpointing",

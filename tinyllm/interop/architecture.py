@@ -123,7 +123,8 @@ def architecture_of(model: Transformer) -> Architecture:
 
 
 def _layer(block: Block) -> dict[str, Any]:
-    return {"model.parallel_block": block.parallel_block} | _attention(block.attn) | _feed_forward(block.ffn)
+    values = {"model.parallel_block": block.parallel_block, "model.short_conv": block.short_conv}
+    return values | _attention(block.attn) | _feed_forward(block.ffn)
 
 
 def _attention(attn: nn.Module) -> dict[str, Any]:
@@ -217,6 +218,7 @@ def settings_of(arch: Architecture) -> list[str]:
         f"{MOE}.n_groups": 1,
         f"{MOE}.n_active_groups": None,
         "model.parallel_block": False,
+        "model.short_conv": 0,
         "model.n_kv_heads": values.get("model.n_kv_heads") if values["attn"] != "gqa" else None,
     }
     bias = values[f"{FFN}.bias"]

@@ -32,6 +32,7 @@ GATES = {name: ACTIVATIONS[name] for name in ("silu", "gelu", "relu", "sigmoid")
 
 COMMON: dict[str, tuple[Any, ...]] = {
     "model.parallel_block": (False,),
+    "model.short_conv": (0,),
     f"{ATTN}.sinks": (0,),
     f"{ATTN}.softcap": (0,),
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.position import Position
+from tinyllm.nn.short_conv import ShortConv
 from tinyllm.utils.signatures import make
 
 
@@ -35,6 +37,8 @@ class Block(nn.Module):
         attn_dropout: on the attention weights.
         parallel_block: attention and feed-forward both read the block's input: x + attn(norm1(x)) + ffn(norm2(x))
             (GPT-NeoX, Black et al. 2022).
+        short_conv: width of the causal convolutions on the inputs of attention and feed-forward, after their norms
+            (``ShortConv``); 0: none.
 
     Raises:
         ValueError: a number is out of range, or sizes do not match.
@@ -61,6 +65,7 @@ class Block(nn.Module):
         dropout: float,
         attn_dropout: float,
         parallel_block: bool,
+        short_conv: int = 0,
     ) -> None:
         super().__init__()
         for name, size in {"n_heads": n_heads, "d_ff": d_ff}.items():
@@ -69,6 +74,9 @@ class Block(nn.Module):
         for name, p in {"dropout": dropout, "attn_dropout": attn_dropout}.items():
             if not 0 <= p < 1:
                 raise ValueError(f"{name}={p} must be at least 0 and less than 1")
+        if short_conv and not 2 <= short_conv <= max_seq_len:
+            allowed = f"from 2 to max_seq_len={max_seq_len}, or 0 for no convolution"
+            raise ValueError(f"short_conv={short_conv} is out of range: it must be {allowed}")
         shape = {"d_model": d_model, "n_heads": n_heads, "n_kv_heads": n_kv_heads, "max_seq_len": max_seq_len}
         shape |= {"bias": bias}
         # A parallel block keeps both norms, as GPT-NeoX does: the parameters are the same with and without it.
@@ -78,7 +86,9 @@ class Block(nn.Module):
         # With moe=none the factory is nn.moe.dense, which returns the plain feed-forward layer. The size is called
         # model_d_ff because an option's own d_ff, if set, overrides it.
         self.ffn = make(moe, ffn=ffn, **shape, model_d_ff=d_ff)
-        self.dropout, self.parallel_block = dropout, parallel_block
+        self.dropout, self.parallel_block, self.short_conv = dropout, parallel_block, short_conv
+        self.conv1 = ShortConv(dim=d_model, width=short_conv) if short_conv else None
+        self.conv2 = ShortConv(dim=d_model, width=short_conv) if short_conv else None
 
     def forward(
         self,
@@ -95,12 +105,14 @@ class Block(nn.Module):
         """
         # Passed only if given, so that an attention class without documents works in every other run.
         documents = {} if doc_ids is None else {"doc_ids": doc_ids}
-        attn_out = self._drop(self.attn(self.norm1(x_BTC), start=start, cache=cache, **documents))
+        recent1, recent2 = (None, None) if cache is None or not cache.recent else cache.recent
+        attn_in = _mixed(self.conv1, self.norm1(x_BTC), start, recent1)
+        attn_out = self._drop(self.attn(attn_in, start=start, cache=cache, **documents))
         if self.parallel_block:
-            ffn_out, routing = self.ffn(self.norm2(x_BTC))
+            ffn_out, routing = self.ffn(_mixed(self.conv2, self.norm2(x_BTC), start, recent2))
             return x_BTC + attn_out + self._drop(ffn_out), routing
         x_BTC = x_BTC + attn_out
-        ffn_out, routing = self.ffn(self.norm2(x_BTC))
+        ffn_out, routing = self.ffn(_mixed(self.conv2, self.norm2(x_BTC), start, recent2))
         return x_BTC + self._drop(ffn_out), routing
 
     def _drop(self, x: Tensor) -> Tensor:
@@ -112,6 +124,25 @@ class Block(nn.Module):
         self.attn.init_weights(std=std, residual_std=residual_std)
         self.norm2.init_weights()
         self.ffn.init_weights(std=std, residual_std=residual_std)
+        for conv in self._convs():
+            conv.init_weights()
+
+    def _convs(self) -> list[ShortConv]:
+        return [conv for conv in (self.conv1, self.conv2) if conv is not None]
+
+    def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
+        """An empty cache for ``max_len`` positions: that of attention, and the last inputs of the convolutions."""
+        cache = self.attn.make_cache(batch_size, max_len, device=device, dtype=dtype)
+        cache.recent = [
+            torch.zeros(batch_size, *conv.taps_KC[1:].shape, device=device, dtype=dtype) for conv in self._convs()
+        ]
+        return cache
+
+    def cache_bytes(self, max_len: int, dtype: torch.dtype) -> int:
+        """Cache bytes of one sequence of ``max_len`` positions."""
+        per_position = self.attn.cache_bytes_per_token(dtype)
+        recent = sum(conv.taps_KC[1:].numel() for conv in self._convs())
+        return self.attn.cache_slots(max_len) * per_position + recent * dtype.itemsize
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of the forward pass for one token that attends to ``context`` keys."""
@@ -120,3 +151,10 @@ class Block(nn.Module):
     def decode_flops_per_token(self, context: int) -> int:
         """FLOPs of decoding one token with a cache; ``context`` counts the token itself."""
         return self.attn.decode_flops_per_token(context) + self.ffn.flops_per_token()
+
+
+def _mixed(conv: ShortConv | None, x_BTC: Tensor, start: int | Tensor, recent: Tensor | None) -> Tensor:
+    if conv is None:
+        return x_BTC
+    mixed: Tensor = conv(x_BTC, start=start, recent_BMC=recent)
+    return mixed

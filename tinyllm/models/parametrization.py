@@ -11,6 +11,7 @@ from torch import nn
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.linear import Linear
+from tinyllm.nn.short_conv import ShortConv
 
 UpdateNorm = Callable[[int, int], float]
 """(rows, columns) → spectral norm of an optimizer's step at learning rate 1, up to a constant."""
@@ -169,9 +170,18 @@ class MuP(Parametrization):
         base_parameters = dict(base.named_parameters())
         for name, parameter in model.named_parameters():
             grows = parameter.ndim >= 2 and sides(parameter) != sides(base_parameters[name])
-            # Experts' biases are stacked to two dimensions, but each one is a vector, which muP leaves unchanged.
-            if grows and name not in scaled | tables and not name.endswith(".bias"):
+            if grows and name not in scaled | tables | stacked_vectors(model):
                 raise ValueError(f"base_width={self.base_width}: {name} grows with the width outside a tinyllm Linear")
+
+
+def stacked_vectors(model: nn.Module) -> set[str]:
+    """Names of the parameters that are stacks of vectors, such as a bias per expert: no matrix, despite their shape.
+
+    They are trained like any other vector, and muP leaves them unchanged.
+    """
+    named = list(model.named_modules())
+    biases = {f"{name}.bias" for name, module in named if isinstance(module, GroupedLinear)}
+    return biases | {f"{name}.taps_KC" for name, module in named if isinstance(module, ShortConv)}
 
 
 def multipliers(model: Any) -> list[float]:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tinyllm.models.block import Block
 from tinyllm.models.layerdrop import draw_active_blocks, skip
 from tinyllm.models.layers import BlockFactory
-from tinyllm.models.parametrization import Parametrization, Standard
+from tinyllm.models.parametrization import Parametrization, Standard, stacked_vectors
 from tinyllm.nn.attention.base import MaskedAttention
 from tinyllm.nn.attention.masking import document_positions
 from tinyllm.nn.cache import Cache
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         vocab_size, d_model, n_layers, n_heads, n_kv_heads, d_ff, max_seq_len: the shape.
         bias: biases in linear layers and in LayerNorm.
         tie_embeddings: the head is the embedding table.
-        parallel_block: attention and feed-forward both read the block's input, see ``Block``.
+        parallel_block, short_conv: of every block, see ``Block``.
         scaled_init: scale the initial projections into the residual stream by 1/√(2·n_layers) (Radford et al. 2019).
         init_std: standard deviation of the initial weights.
         dropout: on the embeddings and on the outputs of attention and feed-forward.
@@ -99,6 +99,7 @@ class Transformer(nn.Module):
         dropout: float,
         attn_dropout: float,
         layerdrop: float,
+        short_conv: int,
         block: BlockFactory,
         norm: Callable[..., nn.Module],
         pos: Callable[..., Position],
@@ -148,6 +149,7 @@ class Transformer(nn.Module):
                 dropout=dropout,
                 attn_dropout=attn_dropout,
                 parallel_block=parallel_block,
+                short_conv=short_conv,
             )
             for factory in factories
         )
@@ -306,7 +308,7 @@ class Transformer(nn.Module):
         device = self.device if device is None else torch.device(device)
         if dtype is None:
             dtype = autocast_dtype(device, self.embedding.weight.dtype)
-        layers = [b.attn.make_cache(batch_size, max_len, device=device, dtype=dtype) for b in self.layers()]
+        layers = [b.make_cache(batch_size, max_len, device=device, dtype=dtype) for b in self.layers()]
         return Cache(layers, max_len=max_len)
 
     def init_weights(self) -> None:
@@ -336,17 +338,17 @@ class Transformer(nn.Module):
         """
         # By identity and not by name: a tied head is the same tensor as the token table, and counts as a table.
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-        stacked = {id(m.bias) for m in self.modules() if isinstance(m, GroupedLinear)}  # a vector per expert
+        stacked = stacked_vectors(self)
         head = self.head_weight
 
-        def kind(parameter: nn.Parameter) -> ParameterKind:
+        def kind(name: str, parameter: nn.Parameter) -> ParameterKind:
             if id(parameter) in tables:
                 return "embedding"
             if parameter is head:
                 return "head"
-            return "matrix" if parameter.ndim >= 2 and id(parameter) not in stacked else "vector"
+            return "matrix" if parameter.ndim >= 2 and name not in stacked else "vector"
 
-        return {name: kind(parameter) for name, parameter in self.named_parameters()}
+        return {name: kind(name, parameter) for name, parameter in self.named_parameters()}
 
     def parameter_counts(self) -> ParameterCounts:
         """Parameter counts, on any device."""
@@ -379,8 +381,7 @@ class Transformer(nn.Module):
 
     def cache_bytes(self, max_len: int, dtype: torch.dtype) -> int:
         """Cache bytes of one sequence of ``max_len`` positions; a layer with a window holds fewer."""
-        parts = (block.attn for block in self.layers())
-        return sum(attn.cache_slots(max_len) * attn.cache_bytes_per_token(dtype) for attn in parts)
+        return sum(block.cache_bytes(max_len, dtype) for block in self.layers())
 
     def layers(self) -> list[Block]:
         """The blocks, in the order of the forward pass."""

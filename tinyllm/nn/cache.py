@@ -24,6 +24,7 @@ class LayerCache:
 
     Attributes:
         buffers: (B, heads, slots, size) each.
+        recent: (B, K−1, C) each: the last inputs of the block's short convolutions, which write them.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class LayerCache:
         self.buffers = [
             torch.zeros(batch_size, heads, self.n_slots, size, device=device, dtype=dtype) for heads, size in shapes
         ]
+        self.recent: list[Tensor] = []
 
     def update(self, *new_BGTD: Tensor, start: int | Tensor) -> tuple[list[Tensor], Tensor | None]:
         """Write T tokens and return what their queries attend to.
@@ -140,21 +142,22 @@ class LayerCache:
         """A view of rows start … stop−1 of the batch; writes go to this cache."""
         view = copy(self)
         view.buffers = [buffer[start:stop] for buffer in self.buffers]
+        view.recent = [inputs[start:stop] for inputs in self.recent]
         return view
 
     def repeat_first(self) -> None:
         """Copy the first row to all others."""
-        for buffer in self.buffers:
+        for buffer in (*self.buffers, *self.recent):
             buffer[1:] = buffer[:1]
 
     def copy_row(self, source: int, target: int) -> None:
         """Copy one row to another."""
-        for buffer in self.buffers:
+        for buffer in (*self.buffers, *self.recent):
             buffer[target].copy_(buffer[source])
 
     def nbytes(self) -> int:
-        """Bytes of the buffers."""
-        return sum(buffer.nbytes for buffer in self.buffers)
+        """Bytes of all tensors."""
+        return sum(buffer.nbytes for buffer in (*self.buffers, *self.recent))
 
 
 def _index(numbers: list[int], device: torch.device) -> Tensor:
