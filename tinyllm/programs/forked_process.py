@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from tinyllm.config.targets import work_named
+from tinyllm.utils.files import open_append
 from tinyllm.utils.stop_signal import PARENT, end_after
 
 PRELOADED = (
@@ -91,10 +92,9 @@ def _train(arguments: list[str], environ: dict[str, str], log: str, directory: s
         end_after(caller.join)
     if environ.get("OMP_NUM_THREADS", "").isdecimal():  # OpenMP has read the server's
         torch.set_num_threads(int(environ["OMP_NUM_THREADS"]))
-    for number, (path, flags) in enumerate([(os.devnull, os.O_RDONLY), (log, os.O_WRONLY | os.O_APPEND)]):
-        descriptor = os.open(path, flags)
-        os.dup2(descriptor, number)
-        os.close(descriptor)
+    with open(os.devnull, "rb") as nothing, open_append(Path(log)) as output:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(output.fileno(), 1)
     os.dup2(1, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["tinyllm.train", *arguments]
