@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from tinyllm.errors import UserError
 from tinyllm.utils import files, locks
 from tinyllm.utils.files import parse_json, read_json
+from tinyllm.utils.write_errors import readable_write_errors
 from tinyllm.utils.yaml_files import parse_yaml, read_yaml
 
 
@@ -76,7 +77,7 @@ def test_the_reason_that_a_library_gives_is_told(library: Callable[..., None]) -
     """Neither library sets errno; only a disk that is full may be called full."""
     target = Path("/proc/state")  # nobody can create a file there
     reason = r"cannot write: No such file or directory .*the last one is intact"
-    with pytest.raises(UserError, match=reason), files.readable_write_errors(target, kept="the last one is intact"):
+    with pytest.raises(UserError, match=reason), readable_write_errors(target, kept="the last one is intact"):
         library({"weight": torch.zeros(8)}, target)
 
 

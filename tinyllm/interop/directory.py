@@ -16,7 +16,8 @@ from tinyllm.interop.entry_types import HARMLESS
 from tinyllm.interop.families import family_of
 from tinyllm.interop.family import Family, refused
 from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors
-from tinyllm.utils.files import check_utf8, create, read_json, readable_write_errors, remove, set_mode, sync, temporary
+from tinyllm.utils.files import check_utf8, create, read_json, remove, set_mode, sync, temporary
+from tinyllm.utils.write_errors import readable_write_errors
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 READABLE = {"F32", "BF16", "F16"}

@@ -77,8 +77,8 @@ class ForkedProcess:
 
 
 def can_fork() -> bool:
-    """Whether runs can be forked here. macOS has frameworks that fail after a fork; Windows has no fork."""
-    return sys.platform == "linux"
+    """Whether runs can be forked here. Windows has neither fork nor sessions; frameworks of macOS fail after a fork."""
+    return hasattr(os, "setsid") and sys.platform != "darwin"
 
 
 def _train(arguments: list[str], environ: dict[str, str], log: str, directory: str) -> None:

@@ -19,7 +19,6 @@ from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.files import (
     create,
     read_json,
-    readable_write_errors,
     remove,
     set_mode,
     sha256,
@@ -27,6 +26,7 @@ from tinyllm.utils.files import (
     temporary,
     write_json,
 )
+from tinyllm.utils.write_errors import readable_write_errors
 
 KEPT = "the checkpoints before it are intact"
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from tinyllm.runs.checkpoint import name_of
 from tinyllm.runs.checkpoint_format import KEPT, Part, publish, read_note, withdraw, write_note, write_part
-from tinyllm.utils.files import readable_write_errors, remove
+from tinyllm.utils.files import remove
+from tinyllm.utils.write_errors import readable_write_errors
 
 
 class Saver:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyllm.utils.files import open_append, parse_json, readable_write_errors, sync_open, write_text
+from tinyllm.utils.files import open_append, parse_json, sync_open, write_text
+from tinyllm.utils.write_errors import readable_write_errors
 
 Record = dict[str, Any]
 LONGEST_LINE = 1 << 20

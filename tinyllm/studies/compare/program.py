@@ -14,8 +14,8 @@ from tinyllm.studies.compare.run_ledger import FINISHED
 from tinyllm.studies.compare.runner import conduct, locked_study_dir, prepare, study_dir
 from tinyllm.studies.probes.trials import trials_of
 from tinyllm.studies.report import send, show, write_report
-from tinyllm.utils.files import readable_write_errors
 from tinyllm.utils.stop_signal import listening
+from tinyllm.utils.write_errors import readable_write_errors
 
 NOT_FINISHED = 1
 """Exit code when a run failed."""
