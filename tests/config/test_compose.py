@@ -19,21 +19,22 @@ from tinyllm.utils.signatures import parameters_of
 from tinyllm.utils.yaml_files import read_yaml
 
 GROUPS = groups()
-LAYERS = {
+REQUIRED = {
+    "dataset=fineweb": ("dataset.max_tokens=1e6",),
     "layers=pattern": ("model.layers.kinds={a:''}", "model.layers.pattern=[a]"),
     "layers=jsonl": (
         "model.n_layers=1",
         'model.layers.json={"attn": "mha", "n_head": 4, "moe": false, "up_dim": 8, "non_linearity": "relu"}',
     ),
 }
-"""Required keys of the layers."""
+"""Keys without a default, other than paths."""
 OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.yaml"))
 
 
 def composed(*overrides: str, **more: Any) -> DictConfig:
     """Compose, and set the keys that have no default."""
     needed = [f"{group}.path=somewhere" for group in ("dataset", "tokenizer") if wants_path(group, overrides)]
-    described = [one for choice in overrides for one in LAYERS.get(choice, ())]
+    described = [one for choice in overrides for one in REQUIRED.get(choice, ())]
     return tinyllm.compose(*overrides, *needed, *described, **more)
 
 

@@ -1,5 +1,6 @@
 """Parquet tables as a corpus."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,7 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
 
 
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    for name in ("pyarrow", "pyarrow.parquet"):  # the second too, which another test may have imported
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"pyarrow cannot be imported .*dataset=parquet.*pip install 'tinyllm\[data\]'"):
         corpus(tmp_path)
