@@ -93,7 +93,7 @@ def test_each_part_of_a_run_says_what_needed_memory(
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.eval_every=1", "trainer.sample_every=1"]
     for place, name, what in (
         (Trainer, "train_step", "step 1: 4 sequences of 16 tokens at a time"),
-        ("tinyllm.programs.trainer_builder", "evaluate", "the evaluation after step 1"),
+        ("tinyllm.programs.trainer_builder", "evaluate_sources", "the evaluation after step 1"),
         ("tinyllm.programs.trainer_builder", "generate_text", "the sample after step 1"),
         ("tinyllm.models.transformer", "Transformer.__init__", "building the model"),
     ):

@@ -86,5 +86,7 @@ def test_bytes_that_are_no_utf8(tmp_path: Path) -> None:
 def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pyarrow", "pyarrow.parquet"):  # the second too, which another test may have imported
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"pyarrow cannot be imported .*dataset=parquet.*pip install 'tinyllm\[data\]'"):
+    with pytest.raises(
+        UserError, match=r"pyarrow.parquet cannot be imported .*dataset=parquet.*pip install 'tinyllm\[data\]'"
+    ):
         corpus(tmp_path)

@@ -225,7 +225,7 @@ def test_evaluate_prints_a_table_for_the_training_split_with_a_stride(
         (("seq_len=17",), "seq_len=17"),
         (("stride=17",), "stride=17"),
         (("seq_len=8", "stride=9"), "at most 8"),
-        (("split=test",), "one of val, train"),
+        (("split=test",), "use val or train"),
         (("stride=0",), "stride=0"),
     ],
 )

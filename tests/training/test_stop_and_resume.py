@@ -54,7 +54,7 @@ def test_max_minutes_belongs_to_each_start(corpus: str, tmp_path: Path) -> None:
 
 def scores(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     values = iter(losses)
-    monkeypatch.setattr(trainers, "evaluate", lambda *a, **k: {"val/loss": next(values), "val/ppl": 1.0})
+    monkeypatch.setattr(trainers, "evaluate_sources", lambda *a, **k: {"val/loss": next(values), "val/ppl": 1.0})
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
 ) -> None:
     """Including that of the last step, after which nothing else is left to do."""
     asked: list[int] = []
-    original = trainers.evaluate
+    original = trainers.evaluate_sources
 
     def evaluate(*arguments: Any, stopping: Any, **settings: Any) -> Any:
         def counted() -> bool:
@@ -106,7 +106,7 @@ def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
 
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.eval_every=2", "ema.enabled=true"]
     assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
-    monkeypatch.setattr(trainers, "evaluate", evaluate)
+    monkeypatch.setattr(trainers, "evaluate_sources", evaluate)
     parts = tmp_path / "parts"
     assert train(*shared, f"run.dir={parts}") == 143
     assert len(asked) == 2
