@@ -192,7 +192,9 @@ def training(*settings: str, steps: int = 30) -> Callable[[Context], Figures]:
 
     def measure(context: Context) -> Figures:
         chosen = [one for one in settings if not (context.tiny and one.startswith(("model=", "trainer.compile")))]
-        common = [*chosen, *(TINY if context.tiny else []), *data_settings(context)]
+        # The plain loop trains with AdamW.
+        optimizer = [] if any(one.startswith("optimizer=") for one in settings) else ["optimizer=adamw"]
+        common = [*optimizer, *chosen, *(TINY if context.tiny else []), *data_settings(context)]
         precision = () if any(one.startswith("trainer.precision") for one in settings) else ("trainer.precision=bf16",)
         batch = 2 if context.tiny else batch_size(context, [*common, *precision])
         n_steps = 6 if context.tiny else steps
