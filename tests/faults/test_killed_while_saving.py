@@ -74,7 +74,8 @@ def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, ca
     every = 2
     size = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=16")
     answer = call(
-        "verify_resume", "dataset=text", corpus, *size, "trainer.batch_size=1", "trainer.precision=fp32",
+        "verify_resume", "dataset=text", corpus, *size, "optimizer=adamw", "trainer.batch_size=1",
+        "trainer.precision=fp32",
         f"kills={kills}", f"trainer.max_steps={2 * kills}", f"trainer.checkpoint_every={every}", "trainer.eval_every=0",
         "kill_seed=3", f"checkpoint.asynchronous={str(asynchronous).lower()}", "--json",
     )  # fmt: skip

@@ -72,7 +72,7 @@ TABLE = {
     "validation of the training text": bad(
         "dataset.val_path=IN/good.txt", "dataset.val_path=IN/good.txt", "omit dataset.val_path to split off a part"
     ),
-    "numbers without a header": bad("dataset=npy dataset.path=IN/train.bin", "IN/train.bin", "numpy.uint16"),
+    "numbers without a header": bad("dataset=npy dataset.path=IN/train.bin", "IN/train.bin", "dataset=bin"),
     "numbers in one row": bad("dataset=npy dataset.path=IN/flat.npy", "IN/flat.npy", "array.reshape"),
     "a JSON array for lines": bad("dataset=jsonl dataset.path=IN/array.json", "IN/array.json:1", "jq -c"),
     "no validation": bad("dataset.val_fraction=0", "dataset.val_fraction=0", "between 0 and 1"),
