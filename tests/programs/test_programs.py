@@ -107,7 +107,7 @@ def test_a_multirun_of_another_program_continues_after_a_failed_job(call: Call, 
     answer = call("evaluate", "-m", f"run={inputs / 'run'}", "split=val,test")
     assert answer.code == 2
     error, job = answer.err.splitlines()[-2:]
-    assert error.startswith("error: value not allowed (split=test)")
+    assert error.startswith("error: the data set has no test split (split=test)")
     assert job.startswith("in job 1: ") and job.endswith("split=test")
     assert answer.out.splitlines()[-1] == "2 jobs, 1 failed: 1"
 
