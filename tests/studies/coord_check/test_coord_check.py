@@ -185,7 +185,14 @@ def test_refused_settings(setting: str, sentence: str, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = write_corpus(tmp_path / "words.txt")
-    shared = ("dataset=text", f"dataset.path={text}", "widths=[32,64,128]", "model.n_layers=1", "seeds=1")
+    shared = (
+        "dataset=text",
+        f"dataset.path={text}",
+        "widths=[32,64,128]",
+        "model.n_layers=1",
+        "seeds=1",
+        "optimizer=adamw",
+    )
     for parametrization, code, word in (("mup", 0, "pass"), ("standard", 1, "FAIL")):
         out = tmp_path / parametrization
         assert program(*shared, f"parametrization={parametrization}", f"out={out}") == code
