@@ -102,8 +102,8 @@ def test_other_settings_for_the_same_jobs_are_an_error(call: Call, corpus: str) 
     answer = call("train", *command, "optimizer.lr=1e-2")
     assert answer.code == 2
     assert answer.err == (
-        "error: the jobs in this directory have different settings (hydra.sweep.dir=swept): this command has "
-        "optimizer.lr=0.01; choose a different directory\n"
+        "error: the jobs in this directory have different settings (hydra.sweep.dir=swept): 000_seed-1 has "
+        "optimizer.lr=0.0003, this command has optimizer.lr=0.01; choose a different directory\n"
     )
     assert written_at() == before
 
