@@ -1,5 +1,6 @@
 """Matrices stored for inference, and the kernels that multiply with them."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -134,3 +135,24 @@ def test_kernels_are_built_once(kernels: DecodeKernels, own_token_cache: Path, m
     monkeypatch.setattr(subprocess, "run", refuse)
     module.decode_kernels.cache_clear()
     assert isinstance(module.decode_kernels(own_token_cache / "kernels"), DecodeKernels)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to give files away")
+@pytest.mark.parametrize("planted", ["owner", "mode", "link", "folder"])
+def test_code_that_others_can_have_written_is_not_loaded(kernels: DecodeKernels, planted: str, tmp_path: Path) -> None:
+    module.decode_kernels.cache_clear()
+    folder = tmp_path / "kernels"
+    module.decode_kernels(folder)
+    (file,) = folder.iterdir()
+    if planted == "owner":
+        os.chown(file, 12345, 12345)
+    elif planted == "mode":
+        file.chmod(0o777)
+    elif planted == "link":
+        file.rename(tmp_path / "elsewhere.so")
+        file.symlink_to(tmp_path / "elsewhere.so")
+    else:
+        folder.chmod(0o777)
+    module.decode_kernels.cache_clear()
+    with pytest.raises(KernelsUnavailable, match="others can write"):
+        module.decode_kernels(folder)

@@ -6,7 +6,9 @@ are an accelerator only: without a compiler everything runs on torch's own opera
 
 import ctypes
 import hashlib
+import os
 import platform
+import stat
 import subprocess
 import tempfile
 from functools import cache
@@ -14,6 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tinyllm.utils.files import set_mode
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 COMPILE = ("g++", "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE))
@@ -112,6 +116,7 @@ def decode_kernels(folder: Path) -> DecodeKernels:
         file = folder / f"decode_kernels-{_fingerprint()}.so"
         if not file.is_file():
             _build(file)
+        _check_owner(file)
         kernels = DecodeKernels(ctypes.CDLL(str(file)))
     except FileNotFoundError as error:
         raise KernelsUnavailable(f"{error.filename} was not found") from error
@@ -139,7 +144,23 @@ def _build(file: Path) -> None:
         # Without -fopenmp: the threads are then those of the OpenMP library that torch has loaded already. A second
         # one would start threads of its own, which compete with torch's for the processor.
         _run([COMPILE[0], "-shared", str(compiled), "-o", str(linked)])
+        set_mode(linked, 0o755)
         linked.replace(file)
+
+
+def _check_owner(file: Path) -> None:
+    """Refuse code that somebody else can have put there: a cache may be shared.
+
+    Raises:
+        KernelsUnavailable: the file is not this user's own (or root's), or others may write to it or to its folder.
+    """
+    if not hasattr(os, "geteuid"):
+        return
+    # A group may share the folder: what its members put there is theirs.
+    for path, writers in ((file, stat.S_IWGRP | stat.S_IWOTH), (file.parent, stat.S_IWOTH)):
+        facts = path.lstat()
+        if stat.S_ISLNK(facts.st_mode) or facts.st_uid not in (0, os.geteuid()) or facts.st_mode & writers:
+            raise KernelsUnavailable(f"others can write to {path}, so the code in it is not run")
 
 
 def _run(command: list[str]) -> None:
