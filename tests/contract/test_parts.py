@@ -62,10 +62,8 @@ def test_everyday_choices_cover_every_pair() -> None:
     assert set().union(*map(pairs, EVERYDAY)) == set().union(*map(pairs, wanted))
 
 
-@every
-def test_causal(choice: Choice) -> None:
+def assert_causal(model: Transformer) -> None:
     """Outputs before a changed token keep every bit, unless tokens are grouped into shared products."""
-    model = shared(choice)
     ids = tokens(2, CONTEXT)
     with torch.no_grad():
         before = model(ids)
@@ -78,6 +76,11 @@ def test_causal(choice: Choice) -> None:
             else:
                 assert torch.equal(after[:, :changed], before[:, :changed])
             assert not torch.allclose(after[:, changed], before[:, changed])
+
+
+@every
+def test_causal(choice: Choice) -> None:
+    assert_causal(shared(choice))
 
 
 @every

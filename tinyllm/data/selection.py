@@ -79,13 +79,11 @@ class Selection:
         return chosen
 
     def _changed(self, document: Document) -> Document:
+        chunks = document.chunks
         if self.clean:  # its documents are articles, which fit in memory
-            text = clean_article("".join(document.chunks()))
-            if self.normalize == "nfc":
-                text = unicodedata.normalize("NFC", text)
-            data = text.encode()
-            return Document(document.digest, len(data), partial(iter, (text,)), hashlib.sha256(data).digest())
-        chunks = partial(_normalized, document.chunks)
+            chunks = partial(iter, (clean_article("".join(chunks())),))
+        if self.normalize != "none":
+            chunks = partial(_normalized, chunks)
         digest, size = hashlib.sha256(), 0
         for chunk in chunks():
             data = chunk.encode()

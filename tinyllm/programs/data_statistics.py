@@ -56,6 +56,4 @@ def _spelled(text: str) -> str:
 
 def _joined(tokens: Sequence[str]) -> str:
     """The tokens with ``|`` between them, on one line."""
-    return escape_control(
-        "|".join(token.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") for token in tokens)
-    )
+    return escape_control("|".join(tokens).translate(ESCAPED))
