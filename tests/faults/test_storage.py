@@ -126,24 +126,30 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(asynchronous: str, run
 
 
 @pytest.fixture
-def becomes_read_only(run: Path) -> Iterator[threading.Thread]:
-    """Remount the run's directory read-only as soon as it has a checkpoint of step 8."""
-    if subprocess.run(["mount", "--bind", run, run], capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
+def becomes_read_only(run: Path, tmp_path: Path) -> Iterator[threading.Thread]:
+    """Make the run's directory read-only as soon as it has a checkpoint of step 8.
 
-    def remount() -> None:
+    A mount with files open for writing cannot be remounted read-only. So a read-only view of the directory is made
+    before anything is open, and laid over the directory in one step.
+    """
+    view = tmp_path / "view"
+    view.mkdir()
+    if subprocess.run(["mount", "--bind", run, view], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    subprocess.run(["mount", "-o", "remount,bind,ro", view], check=True)
+
+    def cover() -> None:
         end = time.monotonic() + 60
         while not (run / "checkpoints" / "step-000008").is_dir() and time.monotonic() < end:
             time.sleep(0.01)
-        subprocess.run(["mount", "--bind", run, run], check=True)  # the one below has files that are open for writing
-        subprocess.run(["mount", "-o", "remount,bind,ro", run], check=True)
+        subprocess.run(["mount", "--bind", view, run], check=True)
 
-    thread = threading.Thread(target=remount, daemon=True)
+    thread = threading.Thread(target=cover, daemon=True)
     thread.start()
     yield thread
     thread.join()
     subprocess.run(["umount", run], check=True)
-    subprocess.run(["umount", run], check=True)
+    subprocess.run(["umount", view], check=True)
 
 
 @pytest.mark.slow
