@@ -96,6 +96,19 @@ def test_a_run_that_cannot_be_repeated_is_refused_in_one_line(
     assert answer.made == [] and answer.out == ""
 
 
+def test_options_that_a_later_version_named_at_a_resume_are_no_different_settings(made: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(made / "run", tmp_path / "copy")
+
+    def begun_when_adamw_was_the_default(facts: dict[str, Any]) -> None:
+        [start] = facts["starts"]
+        before = [one for one in start["settings"] if not one.startswith("optimizer=")]
+        assert len(before) < len(start["settings"])
+        facts["starts"] = [start | {"settings": before}, start | {"step": 3}]
+
+    edit(run, begun_when_adamw_was_the_default)
+    assert "optimizer=adamw" in recorded_run(run).settings
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -57,11 +57,13 @@ def recorded_run(run: Path, *, steps: int | None = None, config_dir: str | None 
     n_steps = _steps_to_repeat(run, run_json, steps)
     check_seal(run)
     starts = run_json.get("starts") or []
-    _check_one_command(run, starts)
+    config = read_config(run)
+    config |= legacy_defaults(config.get)
+    _check_one_command(run, starts, config)
     checkpoint = steps_in(run / CHECKPOINTS).get(n_steps)
     return RecordedRun(
         path=run,
-        settings=_settings(run, world_size=starts[-1]["world_size"], config_dir=config_dir),
+        settings=_settings(run, config, world_size=starts[-1]["world_size"], config_dir=config_dir),
         flags=[] if config_dir is None else ["--config-dir", config_dir],
         steps=n_steps,
         threads=int(starts[-1]["threads"]),
@@ -87,7 +89,7 @@ def _steps_to_repeat(run: Path, run_json: Mapping[str, Any], steps: int | None) 
     return last if steps is None else steps
 
 
-def _check_one_command(run: Path, starts: Sequence[Mapping[str, Any]]) -> None:
+def _check_one_command(run: Path, starts: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> None:
     """Refuse a run that a single command cannot repeat: resumed with different settings or ranks."""
     if not starts or starts[0]["step"] != 0:
         raise UserError("run.json does not record how the run began", file=run, hint="it was made by an older version")
@@ -97,14 +99,15 @@ def _check_one_command(run: Path, starts: Sequence[Mapping[str, Any]]) -> None:
         if start["world_size"] != first["world_size"]:
             hint = f"{start['world_size']} instead of {first['world_size']}; no single command repeats such a run"
             raise UserError(f"{where} with a different number of ranks", file=run, hint=hint)
-        before, after = set(first["settings"]), set(start["settings"])
+        # A later version names the options that were the defaults of the version that began the run.
+        before, after = ({*former_choices(each["settings"], config.get), *each["settings"]} for each in (first, start))
         if before != after:
             changed = " ".join(sorted(after - before)) or f"without {' '.join(sorted(before - after))}"
             hint = f"{changed}; no single command repeats such a run"
             raise UserError(f"{where} with different settings", file=run, hint=hint)
 
 
-def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str]:
+def _settings(run: Path, config: Mapping[str, Any], *, world_size: int, config_dir: str | None) -> list[str]:
     """The settings that were typed, and those whose defaults have changed since.
 
     Raises:
@@ -112,8 +115,6 @@ def _settings(run: Path, *, world_size: int, config_dir: str | None) -> list[str
     """
     saved = saved_settings(run / OVERRIDES, config=run / CONFIG, config_dir=config_dir)
     saved = [override for override in saved if not is_within(key_of(override), NOT_COMPARED)]
-    config = read_config(run)
-    config |= legacy_defaults(config.get)
     if config.get("init_from") is not None:
         saved.append(f"init_from={quote(config['init_from'])}")
     if world_size > 1 and config.get("strategy.nproc_per_node", 0) is None:  # it was started by torchrun
