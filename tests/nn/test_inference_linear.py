@@ -74,6 +74,9 @@ def test_attention_of_one_query_equals_torchs_kernel(kernels: DecodeKernels, dty
         torch.testing.assert_close(
             out.double(), exact[:, :, 0], atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2.0**-8
         )
+        of_each = kernels.attend(q, k, v, scale=0.3, first_keys_B=torch.tensor([33, 7]))
+        assert of_each[0].equal(out[0])
+        assert of_each[1:].equal(kernels.attend(q[1:], k[1:, :, :7], v[1:, :, :7], scale=0.3))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

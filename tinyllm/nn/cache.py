@@ -56,13 +56,13 @@ class LayerCache:
 
         Returns:
             For each of ``shapes`` a tensor (B, heads, S, size) of the positions that some query sees (others may be
-            missing), in order and new ones last; with T = 1, in any order. Then, if rows differ, a (B, 1, T, S) bool
-            mask of the keys that each query sees, else None. With None, each query sees the first ``sinks`` keys and
-            the last ``window`` of the rest, up to itself.
+            missing), in order and new ones last; with T = 1, in any order. Then None, or what each query sees where the
+            rows differ: with T = 1, (B,) int64 on the CPU, its number of first keys; else a (B, 1, T, S) bool mask.
+            With None, each query sees the first ``sinks`` keys and the last ``window`` of the rest, up to itself.
         """
-        if isinstance(start, Tensor):
-            return self._update_each(new_BGTD, start)
         n_new = new_BGTD[0].shape[2]
+        if isinstance(start, Tensor):
+            return self._append_each(new_BGTD, start) if n_new == 1 else self._update_each(new_BGTD, start)
         end = start + n_new
         if end <= self.n_slots:
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
@@ -84,19 +84,28 @@ class LayerCache:
         self._write_last(new_BGTD, start)
         return seen, None
 
+    def _append_each(self, new_BG1D: Sequence[Tensor], start_B: Tensor) -> tuple[list[Tensor], Tensor]:
+        # Whether or not a row's ring is full, its query sees exactly the slots that hold a position: the first ones.
+        slots_B = start_B
+        if self.wraps:
+            slots_B = torch.where(start_B < self.n_slots, start_B, self.sinks + (start_B - self.sinks) % self.window)
+        device = new_BG1D[0].device
+        rows_B, slots_B = torch.arange(len(start_B), device=device), slots_B.to(device)
+        for buffer, new in zip(self.buffers, new_BG1D, strict=True):
+            buffer[rows_B, :, slots_B] = new[:, :, 0].to(buffer.dtype)
+        filled_B = (start_B + 1).clamp(max=self.n_slots)
+        filled = int(filled_B.max())
+        return [buffer[:, :, :filled] for buffer in self.buffers], filled_B
+
     def _update_each(self, new_BGTD: Sequence[Tensor], start_B: Tensor) -> tuple[list[Tensor], Tensor]:
         n_new, device = new_BGTD[0].shape[2], new_BGTD[0].device
         longest = int(start_B.max()) + n_new
         starts, start_B = start_B, start_B.to(device)  # starts stays on the CPU, where reading it waits for no GPU
         queries_BT = start_B[:, None] + torch.arange(n_new, device=device)
-        if n_new == 1 or not self.wraps:  # no slot that a query sees is overwritten
+        if not self.wraps:  # no slot that a query sees is overwritten
             rows_B1 = torch.arange(len(start_B), device=device)[:, None]
-            slots_BT = queries_BT
-            if self.wraps:
-                turned_BT = self.sinks + (queries_BT - self.sinks) % self.window
-                slots_BT = torch.where(queries_BT < self.n_slots, queries_BT, turned_BT)
             for buffer, new in zip(self.buffers, new_BGTD, strict=True):
-                buffer[rows_B1, :, slots_BT] = new.transpose(1, 2).to(buffer.dtype)
+                buffer[rows_B1, :, queries_BT] = new.transpose(1, 2).to(buffer.dtype)
             filled = min(longest, self.n_slots)
             keys_BS = self._positions(start_B + n_new)[:, :filled]
             seen = [buffer[:, :, :filled] for buffer in self.buffers]
@@ -106,7 +115,7 @@ class LayerCache:
                 torch.cat((buffer, new.to(buffer.dtype)), dim=2)
                 for buffer, new in zip(self.buffers, new_BGTD, strict=True)
             ]
-            # Row by row, because each may write a different number of positions. Decoding never comes here (T = 1).
+            # Row by row, because each may write a different number of positions.
             for row, start in enumerate(starts.tolist()):
                 self.rows(row, row + 1)._write_last([new[row : row + 1] for new in new_BGTD], start)
         keys_B1S, queries_BT1 = keys_BS[:, None], queries_BT[..., None]
@@ -150,10 +159,13 @@ class LayerCache:
         for buffer in (*self.buffers, *self.recent):
             buffer[1:] = buffer[:1]
 
-    def copy_row(self, source: int, target: int) -> None:
-        """Copy one row to another."""
-        for buffer in (*self.buffers, *self.recent):
-            buffer[target].copy_(buffer[source])
+    def copy_row(self, source: int, target: int, *, length: int) -> None:
+        """Copy one row, which holds ``length`` positions, to another."""
+        filled = min(length, self.n_slots)
+        for buffer in self.buffers:
+            buffer[target, :, :filled] = buffer[source, :, :filled]
+        for inputs in self.recent:
+            inputs[target] = inputs[source]
 
     def nbytes(self) -> int:
         """Bytes of all tensors."""
@@ -212,10 +224,14 @@ class Cache:
         # Ascending rows only move down, so none is overwritten before it is copied.
         for target, source in enumerate(rows):
             if target != source:
-                for layer in self.layers:
-                    layer.copy_row(source, target)
-                self.lengths_B[target] = self.lengths_B[source]
+                self.copy_row(source, target)
         return self.rows(0, len(rows))
+
+    def copy_row(self, source: int, target: int) -> None:
+        """Copy one row and its length to another."""
+        for layer in self.layers:
+            layer.copy_row(source, target, length=int(self.lengths_B[source]))
+        self.lengths_B[target] = self.lengths_B[source]
 
     def reset(self) -> None:
         """Empty the cache; the buffers stay and are overwritten."""

@@ -189,12 +189,14 @@ struct Sizes { long batch, heads, key_heads, keys, key_size, value_size; };
 struct Strides { long batch, head, key; };
 
 template <class T>
-void attend(const T *q, const T *k, const T *v, T *out, const Sizes &n, const Strides &k_strides,
-            const Strides &v_strides, float scale, int threads) {
-    const long S = n.keys, D = n.key_size, E = n.value_size;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+void attend(const T *q, const T *k, const T *v, T *out, const int64_t *first_keys, const Sizes &n,
+            const Strides &k_strides, const Strides &v_strides, float scale, int threads) {
+    const long D = n.key_size, E = n.value_size;
+// dynamic: rows may see different numbers of keys
+#pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (long bh = 0; bh < n.batch * n.heads; bh++) {
         long b = bh / n.heads, g = bh % n.heads / (n.heads / n.key_heads);
+        const long S = first_keys ? first_keys[b] : n.keys;
         const T *keys = k + b * k_strides.batch + g * k_strides.head;
         const T *values = v + b * v_strides.batch + g * v_strides.head;
         std::vector<float> query(D), weights(S), sum(E, 0.0f);
@@ -294,11 +296,11 @@ LINEAR(linear_int8_float32, int8_t, float)
 LINEAR(linear_int8_bfloat16, int8_t, uint16_t)
 
 #define ATTEND(NAME, T)                                                                                              \
-    extern "C" void NAME(const T *q, const T *k, const T *v, T *out, long batch, long heads, long key_heads,         \
-                         long keys, long key_size, long value_size, long k_batch, long k_head, long k_key,           \
-                         long v_batch, long v_head, long v_key, float scale, int threads) {                          \
-        attend(q, k, v, out, {batch, heads, key_heads, keys, key_size, value_size}, {k_batch, k_head, k_key},        \
-               {v_batch, v_head, v_key}, scale, threads);                                                            \
+    extern "C" void NAME(const T *q, const T *k, const T *v, T *out, const int64_t *first_keys, long batch,          \
+                         long heads, long key_heads, long keys, long key_size, long value_size, long k_batch,        \
+                         long k_head, long k_key, long v_batch, long v_head, long v_key, float scale, int threads) { \
+        attend(q, k, v, out, first_keys, {batch, heads, key_heads, keys, key_size, value_size},                      \
+               {k_batch, k_head, k_key}, {v_batch, v_head, v_key}, scale, threads);                                  \
     }
 
 ATTEND(attend_float32, float)

@@ -46,7 +46,7 @@ class DecodeKernels:
         for dtype in INPUT_DTYPES:
             name = str(dtype).removeprefix("torch.")
             attend = self._attend[dtype] = library[f"attend_{name}"]
-            attend.argtypes = [pointer] * 4 + [number] * 12 + [ctypes.c_float, ctypes.c_int]
+            attend.argtypes = [pointer] * 5 + [number] * 12 + [ctypes.c_float, ctypes.c_int]
             attend.restype = None
             for weights in (dtype, torch.int8):
                 linear = library[f"linear_{str(weights).removeprefix('torch.')}_{name}"]
@@ -82,11 +82,14 @@ class DecodeKernels:
         )
         return y
 
-    def attend(self, q_BHD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, scale: float) -> Tensor:
-        """softmax(scale · q·kᵀ)·v of one query per row, which sees all keys: (B, H, E).
+    def attend(
+        self, q_BHD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, scale: float, first_keys_B: Tensor | None = None
+    ) -> Tensor:
+        """softmax(scale · q·kᵀ)·v of one query per row: (B, H, E). A row's bits do not depend on the other rows.
 
         Args:
             q_BHD: fp32 or bf16; the others have its dtype, and contiguous vectors.
+            first_keys_B: int64, how many of the first keys each query sees, at least 1; None: all.
         """
         q_BHD = q_BHD.contiguous()
         (B, H, D), (G, S, E) = q_BHD.shape, v_BGSE.shape[1:]
@@ -96,6 +99,7 @@ class DecodeKernels:
             k_BGSD.data_ptr(),
             v_BGSE.data_ptr(),
             out_BHE.data_ptr(),
+            None if first_keys_B is None else first_keys_B.data_ptr(),
             *(B, H, G, S, D, E),
             *k_BGSD.stride()[:3],
             *v_BGSE.stride()[:3],

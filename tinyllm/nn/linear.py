@@ -1,5 +1,8 @@
 """The linear layer that all layers are built from."""
 
+from dataclasses import replace
+
+import torch
 from torch import nn
 
 from tinyllm.nn.inference_linear import InferenceForm, InferenceLinear, PackedLinear, has_packed, reorder_
@@ -58,4 +61,7 @@ class NeverRoundedLinear(Linear):
     """A linear layer that inference never rounds to a shorter dtype."""
 
     def for_inference(self, form: InferenceForm) -> nn.Module:
-        return self
+        if form.kernels is None or self.weight.dtype != torch.float32:
+            return self
+        # In fp32 too: the bits of our kernels do not depend on the number of rows, those of torch's products do.
+        return InferenceLinear(self.weight, self.bias, replace(form, dtype=torch.float32, int8=False))

@@ -11,6 +11,7 @@ from torch import Tensor
 from tinyllm.nn.expert_dispatch import Dispatch
 from tinyllm.nn.feedforward import FeedForward, Routing, lookup
 from tinyllm.nn.grouped_linear import GroupedLinear, RowGroups, row_multiple
+from tinyllm.nn.inference_linear import InferenceLinear
 from tinyllm.nn.linear import NeverRoundedLinear
 from tinyllm.utils.signatures import make, names_of
 from tinyllm.utils.tensors import autocast_dtype
@@ -179,6 +180,9 @@ class Mixture(FeedForward):
         """
         with torch.autocast("cpu" if x_NC.is_meta else x_NC.device.type, enabled=False):
             dtype = torch.promote_types(x_NC.dtype, torch.float32)
+            if isinstance(self.router, InferenceLinear):
+                logits_NE: Tensor = self.router(x_NC.to(dtype))
+                return logits_NE
             return F.linear(x_NC.to(dtype), self.router.weight.to(dtype))
 
     def _balance_loss(self, score_NE: Tensor, load_BE: Tensor) -> Tensor:

@@ -103,16 +103,27 @@ class MaskedAttention(Attention):
     decode_kernels: DecodeKernels | None = None
 
     def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, visible: Tensor | None) -> Tensor:
-        """Attention of queries to keys, see ``kernels.attend``: (B, H, T, E)."""
+        """Attention of queries to keys, see ``kernels.attend``: (B, H, T, E).
+
+        Args:
+            visible: what each query sees where the rows differ, as ``LayerCache.update`` returns it.
+        """
+        first_keys_B = visible if visible is not None and visible.ndim == 1 else None
         if (
             self.decode_kernels is not None
             and q_BHTD.shape[2] == 1
-            and visible is None
+            and (visible is None or first_keys_B is not None)
             and not self.mask.softcap
             and not self.mask.window_within(k_BGSD.shape[2])
             and q_BHTD.dtype == k_BGSD.dtype
         ):
-            return self.decode_kernels.attend(q_BHTD[:, :, 0], k_BGSD, v_BGSE, scale=self.scale)[:, :, None]
+            out_BHE = self.decode_kernels.attend(
+                q_BHTD[:, :, 0], k_BGSD, v_BGSE, scale=self.scale, first_keys_B=first_keys_B
+            )
+            return out_BHE[:, :, None]
+        if first_keys_B is not None:
+            keys_S = torch.arange(k_BGSD.shape[2], device=k_BGSD.device)
+            visible = (keys_S < first_keys_B.to(k_BGSD.device)[:, None])[:, None, None]
         return attend(
             q_BHTD,
             k_BGSD,

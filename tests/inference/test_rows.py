@@ -1,0 +1,110 @@
+"""Rows that join and leave while others are decoded get the tokens that they would get alone."""
+
+import random
+from itertools import product
+
+import pytest
+import torch
+
+from tests.models.test_mixed_layers import mixed
+from tests.support.kernels import decode_kernels_here
+from tests.support.options import CONTEXT, VOCABULARY, WINDOWS, Choice, built, distinct, params, small
+from tinyllm.inference.rows import RowBatch
+from tinyllm.models.transformer import Transformer
+
+POSITIONS = distinct("pos")
+KINDS = [
+    Choice(attn, POSITIONS[number % len(POSITIONS)], window, "glu", moe, "rmsnorm")
+    for number, (attn, window, moe) in enumerate(product(distinct("attn"), WINDOWS, distinct("moe")))
+]
+"""Every attention × window × mixture; the positions take turns."""
+
+
+Decoded = list[tuple[list[int], list[torch.Tensor]]]
+"""Of each prompt: its tokens with those that follow, and the logits of these."""
+
+
+def greedy_rows(model: Transformer, prompts: list[list[int]], *, seed: int) -> Decoded:
+    """Decode each prompt greedily, in rows that join, in pieces of random lengths, and leave at random."""
+    numbers = random.Random(seed)
+    batch: RowBatch[int] = RowBatch(model, n_slots=3, max_len=CONTEXT)
+    ids = [list(prompt) for prompt in prompts]
+    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
+    ends = [numbers.randint(len(prompt) + 2, CONTEXT) for prompt in prompts]
+    waiting = list(range(len(prompts)))
+    while waiting or len(batch):
+        if waiting and len(batch) < batch.n_slots and (not len(batch) or numbers.random() < 0.6):
+            row = batch.join(request := waiting.pop(0))
+            for piece in torch.tensor(ids[request]).split(numbers.randint(1, 7)):
+                hidden = batch.read(row, piece.tolist())
+            logits[request].append(batch.logits(hidden[-1]))
+            ids[request].append(int(logits[request][-1].argmax()))
+        for request, row_logits in zip(
+            list(batch.members), batch.step([ids[request][-1] for request in batch.members]), strict=True
+        ):
+            logits[request].append(row_logits)
+            ids[request].append(int(row_logits.argmax()))
+        for row in reversed(range(len(batch))):
+            if batch.length(row) == ends[batch.members[row]]:
+                batch.leave(row)
+    return list(zip(ids, logits, strict=True))
+
+
+def assert_as_alone(model: Transformer, *, seed: int) -> None:
+    """Against one forward pass over each whole sequence, without a cache."""
+    numbers = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(VOCABULARY, (n,), generator=numbers).tolist() for n in (8, 1, 5, 2, 9)]
+    for prompt, (ids, logits) in zip(prompts, greedy_rows(model, prompts, seed=seed), strict=True):
+        with torch.no_grad():
+            alone = model.logits(model(torch.tensor([ids[:-1]])))[0, len(prompt) - 1 :]
+        assert ids[len(prompt) :] == alone.argmax(-1).tolist()
+        torch.testing.assert_close(torch.stack(logits), alone, rtol=1e-5, atol=float(1e-5 * alone.abs().max()))
+
+
+@pytest.mark.parametrize("choice", params(KINDS, KINDS))
+def test_rows_that_join_and_leave_have_the_tokens_of_each_alone(choice: Choice) -> None:
+    assert_as_alone(built(choice, init_std=0.5).eval(), seed=len(choice.pos))
+
+
+def test_so_do_those_of_a_model_of_different_layers_with_short_convolutions() -> None:
+    assert_as_alone(mixed(short_conv=3).eval(), seed=1)
+
+
+@pytest.mark.parametrize(
+    "settings", [("attn=gqa", "moe=aux_free"), ("attn=mla", "model.block.attn.window=5", "model.block.attn.sinks=2")]
+)
+def test_with_our_kernels_the_bits_of_a_row_do_not_depend_on_the_others(settings: tuple[str, ...]) -> None:
+    kernels = decode_kernels_here()
+    if kernels is None:
+        pytest.skip("no compiler here")
+    model = small(*settings, "model.short_conv=3", init_std=0.5).eval()
+    model.for_inference(torch.float32, kernels=kernels)
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
+
+    def forced(chosen: list[int]) -> list[torch.Tensor]:
+        batch: RowBatch[int] = RowBatch(model, n_slots=3, max_len=CONTEXT)
+        for member in chosen:
+            batch.read(batch.join(member), prompts[member])
+        return list(torch.stack([batch.step([3 + step] * len(chosen)) for step in range(5)], 1))
+
+    together = forced([0, 1, 2])
+    for member in range(3):
+        assert forced([member])[0].equal(together[member])
+
+
+def test_a_copied_row_goes_on_as_its_source_and_slots_are_limited() -> None:
+    model = small("attn=gqa", "model.block.attn.window=3", "model.short_conv=2").eval()
+    batch: RowBatch[str] = RowBatch(model, n_slots=3, max_len=CONTEXT)
+    batch.read(batch.join("first"), [5, 6, 7, 8, 9])
+    batch.read(batch.join("other"), [1])
+    batch.join("copy", copy_of=0)
+    with pytest.raises(ValueError, match="all 3 slots"):
+        batch.join("fourth")
+    logits = batch.step([4, 4, 4])
+    torch.testing.assert_close(logits[2], logits[0])
+    batch.leave(0)
+    assert batch.members == ["copy", "other"] and [batch.length(0), batch.length(1)] == [6, 2]
+    with torch.no_grad():
+        expected = model.logits(model(torch.tensor([[5, 6, 7, 8, 9, 4, 2]])))[0, -1]
+    torch.testing.assert_close(batch.step([2])[0], expected, rtol=1e-5, atol=1e-5)
+    assert [batch.length(0), batch.length(1)] == [7, 2]

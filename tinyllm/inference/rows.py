@@ -1,0 +1,98 @@
+"""Rows that are decoded together while others join and leave: continuous batching without the scheduling.
+
+Shapes: B rows, T tokens, V vocabulary, D model width.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from tinyllm.inference.decoding import Autocast, LanguageModel
+
+Member = TypeVar("Member")
+
+
+class RowBatch(Generic[Member]):
+    """Sequences of different lengths in the fixed slots of one cache; each may join, grow and leave at any step.
+
+    The rows occupy the first slots, so a step reads a view of the cache and copies nothing. When a row leaves, the last
+    one moves into its slot: ``members`` always says whose row is where. A row sees exactly what it would see alone.
+
+    The caller sets the model to evaluation mode. Use one thread at a time.
+
+    Args:
+        n_slots: most rows at a time.
+        max_len: most tokens in a row, at most the model's ``max_seq_len``.
+        autocast: returns the context manager in which the model runs.
+
+    Attributes:
+        members: the caller's object for each row, in the order of the slots.
+    """
+
+    def __init__(self, model: LanguageModel, *, n_slots: int, max_len: int, autocast: Autocast = nullcontext) -> None:
+        self.model, self.n_slots, self.max_len, self.autocast = model, n_slots, max_len, autocast
+        with autocast():  # the cache has the dtype that attention computes in
+            self.cache = model.make_cache(n_slots, max_len)
+        self.members: list[Member] = []
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.members)
+
+    def length(self, row: int) -> int:
+        """Number of tokens in a row."""
+        return int(self.cache.lengths_B[row])
+
+    def join(self, member: Member, *, copy_of: int | None = None) -> int:
+        """Add a row and return its number, the last one.
+
+        Args:
+            copy_of: the row whose tokens it begins with; None: it is empty.
+
+        Raises:
+            ValueError: all slots are taken.
+        """
+        row = len(self.members)
+        if row == self.n_slots:
+            raise ValueError(f"all {self.n_slots} slots are taken")
+        if copy_of is None:
+            self.cache.rows(row, row + 1).reset()
+        else:
+            self.cache.copy_row(copy_of, row)
+        self.members.append(member)
+        return row
+
+    def leave(self, row: int) -> None:
+        """Remove a row; the last one takes its number."""
+        last = self.members.pop()
+        if row < len(self.members):
+            self.members[row] = last
+            self.cache.copy_row(len(self.members), row)
+
+    @torch.no_grad()  # not inference_mode: autocast would then cast the weights again for every token
+    def read(self, row: int, ids: Sequence[int]) -> Tensor:
+        """Append tokens to a row: a prompt or a piece of one, or the result of a tool.
+
+        Returns:
+            Hidden states (T, D) for ``model.logits``; the last one is followed by the row's next token.
+        """
+        ids_1T = torch.tensor([list(ids)], dtype=torch.long, device=self.model.device)
+        with self.autocast():
+            hidden_1TD: Tensor = self.model(ids_1T, cache=self.cache.rows(row, row + 1))
+        return hidden_1TD[0]
+
+    @torch.no_grad()
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Append a token to each of the first B rows; the logits (B, V) of the tokens that follow."""
+        ids_B1 = torch.tensor(ids, dtype=torch.long, device=self.model.device)[:, None]
+        with self.autocast():
+            return self.logits(self.model(ids_B1, cache=self.cache.rows(0, len(ids)))[:, -1])
+
+    @torch.no_grad()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (…, V) of hidden states (…, D)."""
+        with self.autocast():
+            return self.model.logits(hidden)
