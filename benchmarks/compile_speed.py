@@ -69,7 +69,7 @@ def measure(name: str, precision: str, options: Any) -> dict[str, float]:
     model = build_model(cfg, vocab_size=options.vocabulary, seed=0, device=device, allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
     parameters = list(model.parameters())
-    objective = NextToken(model, chunk_tokens=None).train()
+    objective = NextToken(model).train()
     in_autocast = partial(autocast, device, precision)
     length = cfg.model.max_seq_len
 

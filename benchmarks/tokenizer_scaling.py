@@ -91,7 +91,7 @@ def encode_task(kind: str, size: int) -> None:
     tokenizer, text = HuggingFaceTokenizer.from_json(built(kind)), prose(MB)
     start = time.process_time()
     document = Document(digest=b"", text_digest=b"", size=size * MB, chunks=lambda: (text for _ in range(size)))
-    n_tokens = sum(len(ids) for ids, _ in encode_documents(tokenizer, [document]))
+    n_tokens = sum(len(text.ids) for text in encode_documents(tokenizer, [document]))
     seconds = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps({"seconds": seconds, "tokens": n_tokens, "kilobytes": peak}))

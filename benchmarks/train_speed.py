@@ -162,7 +162,7 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     model = build_model(cfg, vocab_size=shape["vocab"], seed=0, device=device, allow=frozenset())
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
     parameters = list(model.parameters())
-    objective = NextToken(model, chunk_tokens=None)
+    objective = NextToken(model)
     in_autocast = partial(autocast, device, auto_precision(device))
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:

@@ -268,9 +268,12 @@ ROWS = (
     Row(
         number="R41",
         fault="killed while preparing data; two processes prepare the same data",
-        outcome="no partial file is used; one process prepares, the other waits, or takes over",
+        outcome="no partial file is used: the next process goes on from the last finished shard, with the same result;"
+        " one process prepares, the other waits, or takes over",
         tests=(
             "data/test_prepare.py::test_killed_while_preparing",
+            "data/test_resumed_preparation.py::test_killed_after_any_shard",
+            "data/test_resumed_preparation.py::test_ids_that_were_damaged_after_the_kill_are_written_anew",
             "data/test_prepare.py::test_two_processes_build_once",
             "data/test_prepare.py::test_a_waiting_process_takes_over_when_the_builder_is_killed",
             "distributed/test_lost_ranks.py::test_ranks_share_one_run_directory_and_one_token_cache",

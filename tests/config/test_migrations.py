@@ -8,18 +8,20 @@ import pytest
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 import tinyllm
-from tinyllm.config.migrations import MOVED, upgraded
-from tinyllm.config.saved import saved_content
+from tinyllm.config.migrations import upgraded
+from tinyllm.config.renames import MOVED
+from tinyllm.config.saved import saved_content, saved_settings, settings_text
 from tinyllm.errors import UserError
 from tinyllm.programs.resume import reconcile
-from tinyllm.runs.layout import CONFIG
+from tinyllm.runs.facts import read_config
+from tinyllm.runs.layout import CONFIG, OVERRIDES
 
 LATER = {
     "model": ("layerdrop", "layers", "parametrization", "short_conv"),
     "model.block": ("moe",),
     "model.block.attn": ("head_dim", "window", "sinks", "softcap"),
     "trainer": ("activation_checkpointing",),
-    "loss": ("label_smoothing", "z_loss"),
+    "objective": ("label_smoothing", "z_loss"),
 }
 
 
@@ -134,3 +136,27 @@ def test_a_moved_class_is_found_by_its_old_name(old: str, tmp_path: Path) -> Non
     saved = saved_content(file)  # refuses classes that no option file names for the node
     found = saved.model.block.attn if "strategy" not in content else saved.strategy
     assert found._target_ == MOVED[old] != old
+
+
+def test_the_loss_of_an_old_run_is_the_objective_today(tmp_path: Path) -> None:
+    """Its configuration had the keys in ``loss``, and so had the settings it saved."""
+    asked = ("objective.z_loss=0.001", "objective.chunk_tokens=64")
+    today = tinyllm.compose(*asked)
+    old = OmegaConf.to_container(today)
+    assert isinstance(old, dict)
+    old["loss"] = {key: value for key, value in old.pop("objective").items() if key != "_target_"}
+    OmegaConf.save(old, tmp_path / CONFIG)
+    assert OmegaConf.to_container(upgraded(saved_content(tmp_path / CONFIG))) == OmegaConf.to_container(today)
+    assert {key: value for key, value in read_config(tmp_path).items() if key.startswith("loss")} == {}
+    settings = [setting.replace("objective.", "loss.") for setting in asked]
+    (tmp_path / OVERRIDES).write_text(settings_text(settings), encoding="utf-8")
+    assert saved_settings(tmp_path / OVERRIDES, config=tmp_path / CONFIG, config_dir=None) == list(asked)
+    del old["loss"]  # the first version had no such keys at all
+    OmegaConf.save(old, tmp_path / CONFIG)
+    assert upgraded(saved_content(tmp_path / CONFIG)).objective == tinyllm.compose().objective
+
+
+@pytest.mark.parametrize("key", ["loss.z_loss", "loss.label_smoothing", "loss.chunk_tokens"])
+def test_an_old_key_of_the_loss_is_told_its_new_name(key: str) -> None:
+    with pytest.raises(UserError, match=rf"{key}=0.*did you mean {key.replace('loss.', 'objective.', 1)}\?"):
+        tinyllm.compose(f"{key}=0")

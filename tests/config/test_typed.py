@@ -88,7 +88,7 @@ def test_commas_separate_values_in_a_multirun() -> None:
     assert split("a,choice(b,c),'d,e'") == ["a", "choice(b,c)", "'d,e'"]
 
 
-COUNTING = ("trainer.max_tokens", "model.d_ff", "trainer.total_batch_tokens", "loss.chunk_tokens")
+COUNTING = ("trainer.max_tokens", "model.d_ff", "trainer.total_batch_tokens", "objective.chunk_tokens")
 
 
 def test_whole_numbers_in_all_notations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,8 +42,8 @@ def test_the_result_does_not_depend_on_the_processes(kind: str, monkeypatch) -> 
         stats = EncodingStats()
         parts = list(encode_documents(tokenizer, documents(), piece=50, batch=300, stats=stats))
         usual = tokenizer.token_bytes()
-        lengths = [usual[ids] if found is None else found for ids, found in parts]
-        return np.concatenate([ids for ids, _ in parts]).tolist(), np.concatenate(lengths).tolist(), stats
+        lengths = [usual[ids] if found is None else found for ids, found, _ in parts]
+        return np.concatenate([ids for ids, _, _ in parts]).tolist(), np.concatenate(lengths).tolist(), stats
 
     monkeypatch.setattr(encode, "ALONE", 200)
     alone = encoded(1)

@@ -255,6 +255,6 @@ def test_read_beyond_the_end_is_an_error(text: Path, tmp_path: Path) -> None:
 def test_batches_are_small(text: Path, tmp_path: Path) -> None:
     source = text_corpus(text).open(ContentHashes(tmp_path))
     blocks = list(encode_documents(ByteTrainer().train([]), source.documents(), piece=100, batch=500))
-    assert max(len(ids) for ids, _ in blocks) < 1200
-    assert np.concatenate([ids for ids, _ in blocks])[:-1].tolist() == list((SENTENCE * 200).encode())
+    assert max(len(ids) for ids, _, _ in blocks) < 1200
+    assert np.concatenate([ids for ids, _, _ in blocks])[:-1].tolist() == list((SENTENCE * 200).encode())
     assert encode.PIECE < encode.BATCH

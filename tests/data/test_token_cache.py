@@ -12,9 +12,10 @@ import pytest
 from tests.data.conftest import text_corpus
 from tinyllm.data import content_hashes as hashes
 from tinyllm.data import token_cache as cache
+from tinyllm.data import token_writer
 from tinyllm.data.prepare import cached, prepare
-from tinyllm.data.token_cache import TokenWriter, dtype_for
 from tinyllm.data.token_data import TokenData
+from tinyllm.data.token_writer import TokenWriter, dtype_for
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.byte import ByteTrainer
 from tinyllm.tokenizers.char import CharTokenizer, CharTrainer
@@ -230,7 +231,8 @@ def test_writer_refuses_ids_beyond_the_vocabulary(tmp_path: Path) -> None:
 
 def test_large_cache_with_an_untouched_stamp_is_sampled(text: Path, tmp_path: Path, monkeypatch) -> None:
     """An edit is found nevertheless, because it changes the stamp."""
-    monkeypatch.setattr(cache, "BLOCK_BYTES", 512)
+    for module in (cache, token_writer):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 512)
     monkeypatch.setattr(cache, "ALWAYS_CHECKED_BYTES", 1024)
     data = again(text, tmp_path)
     checked: list[bool] = []

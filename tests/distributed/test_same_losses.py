@@ -15,7 +15,7 @@ MIXTURE = ("model.block.moe.n_experts=4", "model.block.moe.n_active=2")
 PLAIN = (*EMA, "trainer.grad_clip=0.5", "trainer.activation_checkpointing=true")
 FEATURES: dict[str, tuple[tuple[str, ...], float]] = {
     "muon, balance loss, recompute": (
-        (*PLAIN, "optimizer=muon", "moe=aux_loss", *MIXTURE, "loss.z_loss=1e-3", "loss.label_smoothing=0.1",
+        (*PLAIN, "optimizer=muon", "moe=aux_loss", *MIXTURE, "objective.z_loss=1e-3", "objective.label_smoothing=0.1",
          "parametrization=mup", "model.parametrization.base_width=16"),
         1e-4,  # it makes matrices orthogonal in bf16
     ),

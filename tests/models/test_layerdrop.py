@@ -88,7 +88,7 @@ def test_a_dropped_mixture_reports_no_routing() -> None:
     model = built(choice, layerdrop=0.5)
     _, routings = model.forward_with_routing(IDS, active_blocks=[True, False])
     assert routings[0] is not None and routings[1] is None
-    objective, batch = NextToken(model, chunk_tokens=None), Batch(inputs=IDS, targets=IDS)
+    objective, batch = NextToken(model), Batch(inputs=IDS, targets=IDS)
     loss = objective(batch, active_blocks=[True, False])
     assert loss.expert_load is not None
     torch.testing.assert_close(loss.expert_load.balance_loss, routings[0].loss)

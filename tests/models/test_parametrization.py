@@ -49,7 +49,7 @@ def test_at_the_base_width_it_equals_standard_bit_for_bit(optimizer: str) -> Non
     for own in ({}, {"parametrization": MUP}):
         model = small("attn=mla", "moe=aux_free", tie_embeddings=False, **own)
         trained, _ = build_optimizer(optimizer_of(f"optimizer={optimizer}"), model, allow=frozenset())
-        objective = NextToken(model, chunk_tokens=None)
+        objective = NextToken(model)
         for _ in range(3):
             loss = objective(Batch(inputs=ids(4, 12), targets=ids(4, 12)))
             loss.share_of_step(weight=48, fraction=1.0).backward()
@@ -190,7 +190,7 @@ def test_logits_are_scaled_everywhere(tied: bool) -> None:
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
         found = model.logits(model(ids(2, 9)))
-        loss = NextToken(model, chunk_tokens=None)(Batch(inputs=ids(2, 9), targets=ids(2, 9))).total
+        loss = NextToken(model)(Batch(inputs=ids(2, 9), targets=ids(2, 9))).total
         decoder = Decoder(model, ids(2, 9).tolist(), n_samples=1, max_new_tokens=1, kv_cache=True)
         following = decoder.logits()
         assert model.output_multiplier == 1 / M

@@ -128,7 +128,7 @@ TABLE = {
     "negative weight decay": bad("optimizer.weight_decay=-1", "optimizer.weight_decay=-1", "at least 0"),
     "negative eps": bad("model.norm.eps=-1", "model.norm.eps=-1", "at least"),
     "dropout of everything": bad("model.dropout=1", "model.dropout=1", "less than 1"),
-    "half a chunk": bad("loss.chunk_tokens=1.5", "loss.chunk_tokens=1.5", "whole"),
+    "half a chunk": bad("objective.chunk_tokens=1.5", "objective.chunk_tokens=1.5", "whole"),
     "unknown activation": bad("model.block.ffn.activation=gelo", "model.block.ffn.activation=gelo", "relu2"),
     "a vocabulary without bytes": bad(
         "tokenizer=bpe tokenizer.vocab_size=10", "tokenizer.vocab_size=10", "at least 257"

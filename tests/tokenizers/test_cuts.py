@@ -131,7 +131,7 @@ def test_bytes_of_dropped_text_are_counted() -> None:
     for batch in (1, 4, 1000):
         parts = list(encode_documents(tokenizer, documents(*contents), piece=3, batch=batch))
         usual = tokenizer.token_bytes()
-        total = sum(int((usual[ids] if lengths is None else lengths).sum()) for ids, lengths in parts)
+        total = sum(int((usual[ids] if lengths is None else lengths).sum()) for ids, lengths, _ in parts)
         assert total == len("".join(contents)), batch
 
 
@@ -162,7 +162,7 @@ def test_characters_dropped_without_unk_are_counted_and_refused_in_prompts() -> 
     parts = list(encode_documents(tokenizer, documents("the 🦓🦓 cat 🦓"), stats=stats))
     assert (stats.characters, stats.bytes) == (3, 12)
     usual = tokenizer.token_bytes()
-    assert sum(int((usual[ids] if n is None else n).sum()) for ids, n in parts) == len("the 🦓🦓 cat 🦓".encode())
+    assert sum(int((usual[ids] if n is None else n).sum()) for ids, n, _ in parts) == len("the 🦓🦓 cat 🦓".encode())
     with pytest.raises(UserError, match="'🦓'"):
         tokenizer.encode("a 🦓", strict=True)
 

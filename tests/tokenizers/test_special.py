@@ -89,7 +89,7 @@ def test_pieces_and_byte_counts_of_text_with_special_tokens(both: list[Tokenizer
         assert "".join(pieces) == text
         assert [i for piece in pieces for i in matched.encode(piece)] == matched.encode(text).tolist()
         document = Document(digest=b"", text_digest=b"", size=1, chunks=lambda text=text: iter([text]))  # type: ignore[misc]
-        for ids, lengths in encode_documents(matched, [document], piece=size):
+        for ids, lengths, _ in encode_documents(matched, [document], piece=size):
             assert int((usual[ids] if lengths is None else lengths).sum()) == len(text)
 
 

@@ -28,7 +28,7 @@ def scaler(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     return settings
 
 
-BALANCED = ("moe=aux_loss", "model.block.moe.coeff=100", "loss.z_loss=1e-3", "trainer.grad_clip=0.2")
+BALANCED = ("moe=aux_loss", "model.block.moe.coeff=100", "objective.z_loss=1e-3", "trainer.grad_clip=0.2")
 
 
 @pytest.mark.parametrize(

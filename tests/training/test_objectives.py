@@ -185,7 +185,7 @@ def test_the_first_loss_is_the_mean_over_what_the_objective_weighs_by() -> None:
 
 def test_next_token_keeps_attention_within_the_documents_of_a_batch() -> None:
     """A row of two documents has the same loss as the documents in separate rows."""
-    objective, batch = NextToken(small_model(), chunk_tokens=None), Pairs().batch(np.arange(4))
+    objective, batch = NextToken(small_model()), Pairs().batch(np.arange(4))
     packed = objective(batch).total
     apart = Batch(inputs=batch.inputs.reshape(8, 8), targets=batch.targets.reshape(8, 8))
     torch.testing.assert_close(packed, objective(apart).total)

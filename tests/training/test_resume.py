@@ -19,7 +19,7 @@ OPTIONS = {
     "wsd": ("schedule=wsd", "schedule.shape=sqrt"),
     "constant, no clip": ("schedule=constant", "trainer.grad_clip=0"),
     "linear, workers": ("schedule=linear", "dataloader.workers=2"),
-    "terms of training alone": ("loss.label_smoothing=0.1", "loss.z_loss=1e-3"),
+    "terms of training alone": ("objective.label_smoothing=0.1", "objective.z_loss=1e-3"),
     "ema": ("ema.enabled=true", "ema.update_every=2", "trainer.eval_every=2"),
     "lion": ("optimizer=lion", "optimizer.lr=1e-3"),
     "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3"),

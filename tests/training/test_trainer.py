@@ -232,7 +232,8 @@ def test_regularisation_terms_are_logged_separately(corpus: str, tmp_path: Path)
     """The plain loss of the first step, and the validation loss at lr 0, are the same with and without them."""
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=1", "trainer.eval_every=1", "optimizer.lr=0"]
     assert train(*shared, f"run.dir={tmp_path / 'plain'}") == 0
-    assert train(*shared, f"run.dir={tmp_path / 'terms'}", "loss.label_smoothing=0.1", "loss.z_loss=1e-3") == 0
+    terms_only = ("objective.label_smoothing=0.1", "objective.z_loss=1e-3")
+    assert train(*shared, f"run.dir={tmp_path / 'terms'}", *terms_only) == 0
     (plain,), (terms,) = metrics(tmp_path / "plain"), metrics(tmp_path / "terms")
     assert terms["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-5)
     assert terms["val/loss"] == plain["val/loss"]

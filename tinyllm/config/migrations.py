@@ -10,6 +10,7 @@ from tinyllm.config.compose import Composition, compose
 from tinyllm.config.grammar import key_of
 from tinyllm.config.horizons import DEFAULT_STEPS, HORIZON
 from tinyllm.config.option_files import conf_dir
+from tinyllm.config.renames import NEXT_TOKEN
 from tinyllm.config.schema import register
 from tinyllm.utils.nested import has_key
 from tinyllm.utils.yaml_files import read_yaml
@@ -28,8 +29,7 @@ LATER = (
     "trainer.compile",
     "trainer.profile",
     "trainer.sample",
-    "loss.label_smoothing",
-    "loss.z_loss",
+    "objective",
     "ema",
     "curriculum",
     "checkpoint.enabled",
@@ -65,30 +65,9 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},
     "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False},
+    NEXT_TOKEN: {"label_smoothing": 0.0, "z_loss": 0.0},
 }
 """By class: keys that earlier versions lacked, wherever they occur, with values that reproduce the old behavior."""
-
-
-MOVED = {
-    "tinyllm.training.distributed.SingleProcess": "tinyllm.training.distributed.strategy.SingleProcess",
-    "tinyllm.training.distributed.auto": "tinyllm.training.distributed.auto.auto",
-    "tinyllm.training.distributed.strategy.auto": "tinyllm.training.distributed.auto.auto",
-    "tinyllm.training.ddp.DDP": "tinyllm.training.distributed.ddp.DDP",
-    "tinyllm.training.fsdp.FSDP": "tinyllm.training.distributed.fsdp.FSDP",
-    "tinyllm.nn.attention.gqa.GQA": "tinyllm.nn.attention.mha.GQA",
-    "tinyllm.nn.attention.mqa.MQA": "tinyllm.nn.attention.mha.MQA",
-}
-"""Old names of classes that have moved, as found in ``config.yaml`` files, and their new names."""
-
-
-def renamed(content: Any) -> Any:
-    """A saved configuration, in plain containers, with the current names of classes that have moved."""
-    if isinstance(content, dict):
-        return {
-            key: MOVED.get(child, child) if key == "_target_" and isinstance(child, str) else renamed(child)
-            for key, child in content.items()
-        }
-    return [renamed(child) for child in content] if isinstance(content, list) else content
 
 
 def upgraded(cfg: DictConfig) -> DictConfig:

@@ -17,8 +17,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.grammar import MOST, count_values, escaped, parse_settings, to_grammar
-from tinyllm.config.migrations import renamed, upgraded
+from tinyllm.config.migrations import upgraded
 from tinyllm.config.option_files import conf_dir, is_option
+from tinyllm.config.renames import renamed, renamed_setting
 from tinyllm.config.start_keys import NOT_SAVED
 from tinyllm.config.targets import Option, check_classes
 from tinyllm.errors import UserError
@@ -70,14 +71,14 @@ def saved_settings(file: Path, *, config: Path, config_dir: str | Path | None) -
         UserError: they are not the settings of a run.
     """
     what = "not the settings of a run"
-    settings = read_yaml(file, of=list, what=what)
+    settings = [renamed_setting(setting) for setting in read_yaml(file, of=list, what=what)]
     check_saved(settings, file=file, what=what, config_dir=config_dir, resolved=True)
     for setting in settings:
         if parse(setting)[0].key_or_group.partition(".")[0] in NOT_SAVED:
             raise UserError(what, file=file, hint=f"{setting} applies only to a single start and is not saved")
     if not any(map(_is_open, settings)):
         return settings
-    settings = literal_settings(settings, read_yaml(config, of=dict, what="checkpoint damaged"))
+    settings = literal_settings(settings, renamed(read_yaml(config, of=dict, what="checkpoint damaged")))
     for setting in filter(_is_open, settings):
         raise UserError(
             what, file=file, hint=f"{setting}: {config.name} does not hold its value at the start of the run"

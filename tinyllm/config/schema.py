@@ -115,13 +115,6 @@ class TrainerConfig:
 
 
 @dataclass
-class LossConfig:
-    label_smoothing: float = key(at_least=0, below=1)
-    z_loss: float = key(at_least=0)
-    chunk_tokens: Any = key(at_least=0, choices=("auto",), whole=True)
-
-
-@dataclass
 class EmaConfig:
     enabled: bool = key()
     decay: float = key(at_least=0, below=1)
@@ -168,7 +161,6 @@ class TrainConfig:
     debug: bool = key()
     run: RunConfig = field(default_factory=RunConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
@@ -177,6 +169,7 @@ class TrainConfig:
     model: Any = MISSING
     tokenizer: Any = MISSING
     dataset: Any = MISSING
+    objective: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
     logger: Any = MISSING

@@ -65,8 +65,8 @@ NAMES: dict[str, str] = {
     ),
     "save_total_limit keep_checkpoints": "checkpoint.keep",
     # loss, optimizer, schedule
-    "z_loss": "loss.z_loss",
-    "label_smoothing label_smoothing_factor": "loss.label_smoothing",
+    "z_loss": "objective.z_loss",
+    "label_smoothing label_smoothing_factor": "objective.label_smoothing",
     "optimizer optim optimizer_name optimizer_type": "optimizer=",
     "learning_rate lr max_lr": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",

@@ -99,6 +99,10 @@ class ContentHashes:
                 write_bytes(memo_file, json.dumps(new).encode())
         return contents
 
+    def stamps_digest(self) -> str:
+        """sha256 (hex) of the files and their stamps; it changes whenever a file is written."""
+        return hashlib.sha256(json.dumps(sorted(self._stamps.items())).encode()).hexdigest()
+
     def require_unchanged(self) -> None:
         """Refuse files that changed since :meth:`of`.
 

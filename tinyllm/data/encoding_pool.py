@@ -31,6 +31,10 @@ from tinyllm.utils.stop_signal import HANDLED
 ONE_THREAD = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 
 
+class LostProcessError(UserError):
+    """A process that encodes text was killed; the same call can succeed."""
+
+
 class EncodingPool:
     """Encodes batches in several processes; a context manager.
 
@@ -69,7 +73,8 @@ class EncodingPool:
         """The ids of ``batches``, in order; reads a few batches ahead.
 
         Raises:
-            UserError: a process was killed, or a text cannot be encoded.
+            LostProcessError: a process was killed.
+            UserError: a text cannot be encoded.
         """
         waiting: deque[Future[EncodedBatch]] = deque()
         for batch in batches:
@@ -91,7 +96,7 @@ class EncodingPool:
             return _receive_ids(process.stdout)
         except (OSError, EOFError) as error:
             hint = "it may have run out of memory; run the command again"
-            raise UserError("a process that encodes the text was killed", key="dataset", hint=hint) from error
+            raise LostProcessError("a process that encodes the text was killed", key="dataset", hint=hint) from error
         finally:
             self._idle.put(process)  # after an error too: the next batch gets the same error instead of waiting forever
 

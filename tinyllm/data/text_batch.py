@@ -28,6 +28,18 @@ class EncodingStats:
         self.longest = max(self.longest, other.longest)
 
 
+class Position(NamedTuple):
+    """A place between two pieces of a sequence of documents.
+
+    Attributes:
+        documents: whole documents before it, each with its end-of-text.
+        pieces: pieces of the next one before it.
+    """
+
+    documents: int = 0
+    pieces: int = 0
+
+
 @dataclass
 class TextBatch:
     """Pieces of documents in order.
@@ -36,11 +48,13 @@ class TextBatch:
         texts: the pieces.
         slots: the index of the next piece, or None for an end-of-text.
         length: characters of all pieces.
+        end: where the batch ends.
     """
 
     texts: list = field(default_factory=list)
     slots: list[int | None] = field(default_factory=list)
     length: int = 0
+    end: Position = field(default_factory=Position)
 
     def add(self, text: object, length: int) -> None:
         """Append a piece."""

@@ -11,27 +11,25 @@ corruption of a large file eventually.
 
 import hashlib
 import json
-import os
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from random import SystemRandom
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from tinyllm.data.cache_use import CacheUse
 from tinyllm.data.content_hashes import stamp
 from tinyllm.data.token_data import Split, TokenData
+from tinyllm.data.token_writer import BLOCK_BYTES, EXCEPTIONS
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.pretrained import loads
-from tinyllm.utils.files import TEMPORARY, create, is_trusted, read_json, remove, replace, set_mode, sync
-from tinyllm.utils.locks import try_lock
+from tinyllm.utils.files import is_trusted, read_json, remove, replace, set_mode, sync
 
 FORMAT = 1
-BLOCK_BYTES = 2**22
 ALWAYS_CHECKED_BYTES = 2**26
 RANDOM_BLOCKS = 6
 SIDES = ("train", "val")
@@ -46,70 +44,6 @@ class DamagedCacheError(Exception):
     """The folder is not a complete, unchanged cache; the message says why."""
 
 
-class TokenWriter:
-    """Writes and hashes the ids of one split."""
-
-    def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
-        self.n_tokens = 0
-        self._vocab_size = tokenizer.vocab_size
-        self._usual = tokenizer.token_bytes()
-        self._dtype = dtype_for(tokenizer.vocab_size)
-        self._stream = create(path)
-        self._buffer = bytearray()
-        self._blocks: list[str] = []
-        self._exceptions: list[np.ndarray] = []
-
-    def write(self, ids: np.ndarray, lengths: np.ndarray | None) -> None:
-        """Append ids; ``lengths`` are their UTF-8 bytes, None: those in the tokenizer's table."""
-        # Only a bug can cause this; unchecked, the id would silently wrap around.
-        if len(ids) and int(ids.max()) >= self._vocab_size:
-            raise RuntimeError(f"the tokenizer gave id {ids.max()} with a vocabulary of {self._vocab_size}")
-        if lengths is not None:
-            odd = np.flatnonzero(lengths != self._usual[ids])
-            self._exceptions.append(np.stack([odd + self.n_tokens, lengths[odd]]))
-        self.n_tokens += len(ids)
-        self._buffer += ids.astype(self._dtype).tobytes()
-        while len(self._buffer) >= BLOCK_BYTES:
-            self._flush(BLOCK_BYTES)
-
-    def finish(self) -> tuple[dict[str, Any], np.ndarray]:
-        """Make the file durable; returns its entry in meta.json and its exceptions, (2, n)."""
-        if self._buffer:
-            self._flush(len(self._buffer))
-        self._stream.flush()
-        os.fsync(self._stream.fileno())
-        entry = {
-            "dtype": self._dtype,
-            "tokens": self.n_tokens,
-            "sha256": fingerprint_of_blocks(self._blocks),
-            "blocks": self._blocks,
-        }
-        none = np.zeros((2, 0), dtype=np.int64)
-        return entry, np.concatenate([none, *self._exceptions], axis=1).astype(np.int64)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-    def _flush(self, size: int) -> None:
-        block = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        self._blocks.append(hashlib.sha256(block).hexdigest())
-        self._stream.write(block)
-
-
-def dtype_for(vocab_size: int) -> str:
-    """The smallest unsigned type that holds ids below ``vocab_size``."""
-    return "uint16" if vocab_size <= 2**16 else "uint32"
-
-
-def fingerprint_of_blocks(blocks: list[str]) -> str:
-    """sha256 (hex) of the hashes of the blocks."""
-    return hashlib.sha256("".join(blocks).encode()).hexdigest()
-
-
 def save_metadata(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write everything besides the ids, meta.json last; on return all files are durable."""
     packed = BytesIO()
@@ -121,6 +55,8 @@ def save_metadata(folder: Path, tokenizer: Tokenizer, exceptions: dict[str, np.n
     contents["meta.json"] = json.dumps(meta | {"digest": _digest(meta)}).encode()
     for name, content in contents.items():
         replace(folder / name, partial(_put, content))
+    for file in folder.glob(f"*{EXCEPTIONS}"):
+        remove(file)  # they are packed now
     for file in folder.iterdir():
         set_mode(file, 0o444)  # read-only, because running training jobs have these files mapped
     sync(folder)
@@ -222,24 +158,6 @@ def _check_blocks(file: Path, entry: dict[str, Any], vocab_size: int, sample: bo
             )
             largest = int(np.frombuffer(block, dtype=entry["dtype"]).max())
             _require(largest < vocab_size, f"{file.name} has id {largest}, the vocabulary is {vocab_size}")
-
-
-def remove_stale(root: Path, key: str) -> None:
-    """Remove temporary folders of killed processes: those whose lock is free.
-
-    Args:
-        key: key of the lock that the caller holds.
-    """
-    for folder in root.glob(f"{TEMPORARY}*"):
-        owner = folder.name.split("-")[1]
-        if owner == key:
-            remove(folder)
-            continue
-        with suppress(OSError):
-            descriptor = try_lock(root / f"{owner}.lock")
-            if descriptor is not None:
-                remove(folder)
-                os.close(descriptor)
 
 
 def _require(condition: bool, otherwise: str) -> None:

@@ -80,8 +80,7 @@ def lm_head_loss(
     """
     dtype = autocast_dtype(hidden_ND.device, hidden_ND.dtype)
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
-    chunk_bytes = CHUNK_BYTES.get(hidden_ND.device.type, ACCELERATOR_CHUNK_BYTES)
-    at_most = max(1, chunk_bytes // per_token) if chunk_tokens is None else chunk_tokens
+    at_most = _tokens_of_a_chunk(hidden_ND.device, per_token) if chunk_tokens is None else chunk_tokens
     n_chunks = max(1, -(-n_tokens // at_most))
     size = max(1, -(-n_tokens // n_chunks))  # equal chunks, rather than full ones and a short last one
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
@@ -99,6 +98,11 @@ def lm_head_loss(
         if z_loss:
             parts[2] += z_loss * (logits.logsumexp(-1).square() * counted).sum()
     return LMHeadLoss(parts.sum(), *parts.unbind())
+
+
+def _tokens_of_a_chunk(device: torch.device, bytes_per_token: int) -> int:
+    """Tokens whose logits fit into a chunk of the default size."""
+    return max(1, CHUNK_BYTES.get(device.type, ACCELERATOR_CHUNK_BYTES) // bytes_per_token)
 
 
 class _Settings(NamedTuple):
@@ -221,6 +225,123 @@ def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Te
     # off by at most the rounding of its probability (0.002 nats in bf16), without bias.
     torch._softmax(logits_NV, -1, False, out=logits_NV)
     return -logits_NV.gather(1, targets_N1).squeeze(1).float().log(), logits_NV
+
+
+class TokenScores(NamedTuple):
+    """What :func:`token_scores` returns; (N,) each."""
+
+    logprobs: Tensor
+    """log π(target), with a gradient; 0 where the target is ``IGNORE``."""
+    entropies: Tensor
+    """Entropy of π in nats, without a gradient; 0 where the target is ``IGNORE``."""
+
+
+def token_logprobs(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    """log softmax(hidden · weightᵀ / temperature)[target] (N,), 0 where the target is ``IGNORE``.
+
+    Losses on sequences (preferences, policy gradients) are functions of these numbers, so they need neither logits nor
+    memory for them: forward and backward compute the logits of one chunk at a time. Unlike in :func:`lm_head_loss` the
+    weights of the tokens in the loss are unknown until the backward pass, which therefore computes the logits again.
+    Ignored tokens cost nothing. The results are in fp32, or in fp64 for fp64 inputs.
+
+    Args:
+        hidden_ND: hidden states.
+        weight_VD: matrix of the head.
+        targets_N: ids in 0 … V−1, or −100 (``IGNORE``).
+        temperature: of the distribution that the tokens were sampled from.
+        chunk_tokens: tokens per chunk; None: as many as fit ``CHUNK_BYTES`` of logits.
+    """
+    return _token_scores(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, False).logprobs
+
+
+def token_scores(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> TokenScores:
+    """:func:`token_logprobs`, and the entropy of each distribution."""
+    return _token_scores(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, True)
+
+
+def _token_scores(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    temperature: float,
+    chunk_tokens: int | None,
+    with_entropy: bool,
+) -> TokenScores:
+    dtype = autocast_dtype(hidden_ND.device, hidden_ND.dtype)
+    counted_M = (targets_N != IGNORE).nonzero().squeeze(1)
+    size = chunk_tokens or _tokens_of_a_chunk(hidden_ND.device, weight_VD.shape[0] * dtype.itemsize)
+    settings = _ScoreSettings(dtype, size, temperature, with_entropy)
+    scores = _TokenScores.apply(hidden_ND[counted_M], weight_VD, targets_N[counted_M], settings)
+    return TokenScores(*(x.new_zeros(len(targets_N)).index_copy(0, counted_M, x) for x in scores))
+
+
+class _ScoreSettings(NamedTuple):
+    """Dtype of the products, tokens per chunk, temperature, and whether entropies are computed (else they are 0)."""
+
+    dtype: torch.dtype
+    size: int
+    temperature: float
+    with_entropy: bool
+
+
+class _TokenScores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, settings: _ScoreSettings
+    ) -> tuple[Tensor, Tensor]:
+        dtype, size, temperature, with_entropy = settings
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            weight = weight_VD.to(dtype)
+            exact = torch.promote_types(dtype, torch.float32)
+            logprobs, entropies, logsumexps = hidden_MD.new_zeros(3, len(hidden_MD), dtype=exact).unbind()
+            for start in range(0, len(hidden_MD), size):
+                chunk = slice(start, start + size)
+                logits = (hidden_MD[chunk].to(dtype) @ weight.t()).to(exact).div_(temperature)
+                logsumexp = logits.logsumexp(-1)
+                logsumexps[chunk] = logsumexp
+                logprobs[chunk] = logits.gather(1, targets_M[chunk, None]).squeeze(1) - logsumexp
+                if with_entropy:
+                    logits.sub_(logsumexp[:, None])
+                    entropies[chunk] = -(logits.exp() * logits).sum(-1)
+        ctx.save_for_backward(hidden_MD, weight_VD, targets_M, logsumexps)
+        ctx.settings = settings
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_MD, weight_VD, targets_M, logsumexps = ctx.saved_tensors
+        dtype, size, temperature, _ = ctx.settings
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            weight, dhidden = weight_VD.to(dtype), torch.empty_like(hidden_MD)
+            dweight = torch.zeros_like(weight_VD, dtype=logsumexps.dtype)
+            rows = torch.arange(size, device=hidden_MD.device)
+            for start in range(0, len(hidden_MD), size):
+                chunk = slice(start, start + size)
+                hidden, grad = hidden_MD[chunk].to(dtype), grad_M[chunk].to(logsumexps.dtype) / temperature
+                logits = (hidden @ weight.t()).to(logsumexps.dtype).div_(temperature)
+                # d log π(target) / d logits = (one-hot − softmax) / temperature
+                dlogits = logits.sub_(logsumexps[chunk, None]).exp_().mul_(-grad[:, None])
+                dlogits.index_put_((rows[: len(grad)], targets_M[chunk]), grad, accumulate=True)
+                dlogits = dlogits.to(dtype)
+                dhidden[chunk] = dlogits @ weight
+                dweight += (dlogits.t() @ hidden).to(dweight.dtype)
+        return dhidden, dweight.to(weight_VD.dtype), None, None
 
 
 def perplexity(nats: float) -> float:

@@ -17,6 +17,7 @@ from tinyllm.optim.groups import parameter_groups, scale_with_width
 from tinyllm.optim.schedules import Schedule
 from tinyllm.training.batch_plan import BatchPlan, plan_batch
 from tinyllm.training.callbacks import OptimizerGroup
+from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.progress import PreparationProgress
 from tinyllm.utils.seeds import derive_seed
@@ -114,6 +115,17 @@ def build_optimizer(
     optimizer = call(factory, groups, node=plain(cfg.optimizer), path="optimizer")
     scale_with_width(optimizer)
     return optimizer, described(optimizer)
+
+
+def build_objective(cfg: DictConfig, model: Any, *, allow: frozenset[Option]) -> Objective:
+    """What the configuration minimizes, for a model.
+
+    Raises:
+        UserError: a key out of range, or a model that the objective cannot train.
+    """
+    objective = build(cfg.objective, model, path="objective", allow=allow)
+    assert isinstance(objective, Objective)
+    return objective
 
 
 def optimizer_bytes(cfg: DictConfig, model: Any, *, allow: frozenset[Option]) -> int:

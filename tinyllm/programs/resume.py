@@ -16,6 +16,7 @@ from tinyllm.config.grammar import escaped, key_of, parse_settings, text_of
 from tinyllm.config.learning_rates import LR
 from tinyllm.config.migrations import DEFAULTS_CHANGED, former_choices, legacy_defaults, upgraded
 from tinyllm.config.option_files import nodes_of
+from tinyllm.config.renames import renamed_setting
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.start_keys import NOT_SAVED
 from tinyllm.config.targets import Option
@@ -31,7 +32,10 @@ from tinyllm.training.batch_plan import RunProgress, regroup
 from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
-FIXED = ("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len")
+FIXED = (
+    *("model", "tokenizer", "dataset", "objective._target_", "optimizer._target_", "optimizer.orthogonal_head"),
+    "trainer.seq_len",
+)
 """Keys that a resumed run cannot change."""
 PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
 """Paths among them that may change: fingerprints of tokens and tokenizer show whether the data is the same."""
@@ -122,7 +126,8 @@ def continue_job(cfg: DictConfig, invocation: Invocation) -> Resumption | None:
     notes: list[str] = []
     checkpoint = find(directory, prefer="last", tell=notes.append, key="run.dir")
     checkpoint.require(*FACTS)
-    saved = set(map(str, read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")))
+    settings = read_yaml(checkpoint.path / OVERRIDES, of=list, what="not the settings of a run")
+    saved = {str(renamed_setting(setting)) for setting in settings}
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     current = set(literal_settings(to_save(invocation.overrides), values))
     if saved != current:

@@ -26,6 +26,7 @@ from tinyllm.programs.builders import (
     META,
     PLACEHOLDER_VOCAB,
     build_model,
+    build_objective,
     build_optimizer,
     build_schedule,
     fit_vocabulary,
@@ -159,6 +160,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     # Built before the data is opened: sizes that do not fit together are refused by the constructors of its parts.
     vocab_size = cfg.model.vocab_size or PLACEHOLDER_VOCAB
     meta_model = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
+    build_objective(cfg, meta_model, allow=allow)
     strategy.check_optimizer(build_optimizer(cfg, meta_model, allow=allow)[0])
     check_memory(cfg, meta_model, strategy=strategy, device=device, allow=allow)
     progress = progress_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None

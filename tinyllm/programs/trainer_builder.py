@@ -20,7 +20,7 @@ from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
 from tinyllm.optim.ema import EMA, NoAverage
-from tinyllm.programs.builders import build_model, build_optimizer, plain
+from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
 from tinyllm.programs.resume import to_save
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
@@ -38,7 +38,6 @@ from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, preserving_state
 from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.objectives.base import Objective
-from tinyllm.training.objectives.next_token import NextToken
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState
 from tinyllm.training.trainer import Settings, Trainer
@@ -57,7 +56,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
     """
     cfg, strategy = plan.cfg, plan.strategy
     state, groups, logger_states = make_state(plan)
-    objective = make_objective(cfg, state.model)
+    objective = build_objective(cfg, state.model, allow=plan.invocation.allow)
     # Checkpoints may have been removed since the state was saved: if so, use the best one left.
     state.best_loss, state.best_step = strategy.on_rank_zero(partial(best_kept, run_dir, state, objective))
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)
@@ -150,17 +149,6 @@ def new_state(
     ema = plain(cfg.ema)
     average = EMA(model, **ema) if ema.pop("enabled") else NoAverage()
     return TrainState(model=model, optimizer=optimizer, scaler=scaler, average=average, strategy=strategy), groups
-
-
-def make_objective(cfg: DictConfig, model: Any) -> NextToken:
-    """The training loss that ``loss.*`` describes."""
-    chunk_tokens = cfg.loss.chunk_tokens
-    return NextToken(
-        model,
-        chunk_tokens=None if chunk_tokens == "auto" else chunk_tokens,
-        label_smoothing=cfg.loss.label_smoothing,
-        z_loss=cfg.loss.z_loss,
-    )
 
 
 def best_kept(run_dir: RunDir, state: TrainState, objective: Objective) -> tuple[float | None, int | None]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tinyllm.config.renames import renamed
 from tinyllm.config.start_keys import NOT_COMPARED
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import CONFIG, RUN_JSON, SEAL
@@ -55,7 +56,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: it is missing or damaged.
     """
-    return dict(flatten(read_yaml(run_dir / CONFIG, of=dict, what="damaged file")))
+    return dict(flatten(renamed(read_yaml(run_dir / CONFIG, of=dict, what="damaged file"))))
 
 
 def origins(run_json: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ POINTS = {
     "save:after_sync": "every file, the manifest included, is on disk under the temporary name",
     "save:after_rename": "the checkpoint has its name; hints and older checkpoints are unchanged",
     "save:between_hints": "one hint names the new checkpoint, the other does not yet",
+    "prepare:shard": "a shard of ids is durable and noted in the journal",
     "save:mid_prune": "an old checkpoint has lost its name and is about to be deleted",
 }
 SIGNALS = {number.name[3:].lower(): number for number in signals("SIGKILL", "SIGSTOP", "SIGTERM", "SIGINT", "SIGUSR1")}

@@ -64,6 +64,15 @@ def open_append(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, _CREATE | os.O_APPEND, 0o666), "ab")
 
 
+def open_update(path: Path) -> BinaryIO:
+    """Open an existing file for reading and writing.
+
+    Raises:
+        OSError: it cannot be opened, or is a symbolic link (ELOOP).
+    """
+    return os.fdopen(os.open(path, open_flags("O_RDWR", "O_NOFOLLOW")), "r+b")
+
+
 def recreate(path: Path) -> BinaryIO:
     """Replace a file by a new, empty one, open for writing."""
     path.unlink(missing_ok=True)

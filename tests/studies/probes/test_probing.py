@@ -177,7 +177,7 @@ def test_cached_results_are_not_measured_again(tmp_path: Path, monkeypatch: pyte
         ("trainer.max_steps", 3),
         ("trainer.precision", "bf16"),
         ("examples", 9),
-        ("loss.z_loss", 0.1),
+        ("objective.z_loss", 0.1),
         ("tasks.recall.fillers", 3),
     ],
 )

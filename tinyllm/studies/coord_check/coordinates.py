@@ -99,7 +99,7 @@ def train_and_measure(
         lr: learning rate; a parameter group multiplies it by its ``lr_scale``.
         grad_clip: maximum norm of the gradient; 0: no limit.
     """
-    objective = NextToken(model, chunk_tokens=None)
+    objective = NextToken(model)
     before = activations(model, probe_BT)
     coordinates = _coordinates(before, before, width=width, seed=seed, step=0)
     for group in optimizer.param_groups:

@@ -12,7 +12,10 @@ from tinyllm.utils.nested import is_within
 
 OWN = ("tasks", "seeds", "examples", "out")
 """Keys and groups of the probe itself."""
-PARTS = ("attn", "ffn", "moe", "pos", "norm", "layers", "parametrization", "optimizer", "schedule", "loss", "ema")
+PARTS = (
+    *("attn", "ffn", "moe", "pos", "norm", "layers", "parametrization"),
+    *("objective", "optimizer", "schedule", "ema"),
+)
 TRAINER = (
     *("max_steps", "batch_size", "grad_accum_steps", "grad_clip", "deterministic", "activation_checkpointing"),
     "nonfinite",

@@ -11,8 +11,8 @@ import torch
 from omegaconf import DictConfig
 
 from tinyllm.config.targets import Option
-from tinyllm.programs.builders import build_model, build_schedule
-from tinyllm.programs.trainer_builder import loop_settings, make_objective, new_state
+from tinyllm.programs.builders import build_model, build_objective, build_schedule
+from tinyllm.programs.trainer_builder import loop_settings, new_state
 from tinyllm.runs.metrics_log import Log
 from tinyllm.studies.probes.results import Probe, score
 from tinyllm.studies.probes.stream import batches_to_test, batches_to_train, correct_shares
@@ -81,7 +81,7 @@ def make_trainer(cfg: DictConfig, task: Task, *, seed: int, device: torch.device
     seed_globals(seed)
     model = build_model(cfg, vocab_size=task.vocab_size, seed=seed, device=device, allow=allow)
     state, _ = new_state(cfg, model, SingleProcess(), device=device, precision=precision, allow=allow)
-    objective = make_objective(cfg, model)
+    objective = build_objective(cfg, model, allow=allow)
     max_steps = cfg.trainer.max_steps
     never: dict[str, Any] = {"log_every": 0, "eval_every": 0, "sample_every": 0, "checkpoint_every": 0}
     settings = replace(loop_settings(cfg, max_steps), seed=seed, max_minutes=None, stop_after_steps=None, **never)

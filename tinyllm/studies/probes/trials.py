@@ -117,7 +117,7 @@ def settings_of(cfg: DictConfig, name: str, seed: int) -> dict[str, Any]:
     device = pick_device(cfg.trainer.device)
     whole = plain(cfg)
     return {
-        **{part: whole[part] for part in ("model", "optimizer", "schedule", "loss", "ema", "examples")},
+        **{part: whole[part] for part in ("model", "objective", "optimizer", "schedule", "ema", "examples")},
         "trainer": {key: whole["trainer"][key] for key in TRAINER},
         "device": device.type,
         "precision": pick_precision(cfg.trainer.precision, device),

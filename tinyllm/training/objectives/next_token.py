@@ -1,6 +1,7 @@
 """Next-token prediction: cross-entropy of every token given those before it."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
@@ -17,16 +18,31 @@ class NextToken(Objective):
 
     Args:
         model: a :class:`tinyllm.models.transformer.Transformer`.
-        chunk_tokens: tokens per chunk of head and loss; None: chosen by :func:`tinyllm.nn.loss.lm_head_loss`;
+        chunk_tokens: tokens per chunk of head and loss; auto: chosen by :func:`tinyllm.nn.loss.lm_head_loss`;
             0: no chunks.
         label_smoothing, z_loss: see :func:`tinyllm.nn.loss.lm_head_loss`.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(
-        self, model: nn.Module, *, chunk_tokens: int | None, label_smoothing: float = 0.0, z_loss: float = 0.0
+        self,
+        model: nn.Module,
+        *,
+        chunk_tokens: int | Literal["auto"] = "auto",
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__(model)
-        self.chunk_tokens, self.label_smoothing, self.z_loss = chunk_tokens, label_smoothing, z_loss
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
+        if z_loss < 0:
+            raise ValueError(f"z_loss={z_loss} must be at least 0")
+        if chunk_tokens != "auto" and chunk_tokens < 0:
+            raise ValueError(f"chunk_tokens={chunk_tokens} must be auto or at least 0")
+        self.chunk_tokens = None if chunk_tokens == "auto" else chunk_tokens
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
 
     def forward(self, batch: Batch, active_blocks: Sequence[bool] | None = None) -> Loss:
         hidden_BTC, routings = self.model.forward_with_routing(
