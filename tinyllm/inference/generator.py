@@ -82,9 +82,9 @@ def stream_text(
     )
     chooser.observe_prompts(ids)
     stops = stop_strings(stop)
-    ends = tokenizer.end_ids | {tokenizer.special[text] for text in stops if text in tokenizer.special}
+    ends = end_tokens(tokenizer, stops)
     writers = [
-        _Writer(tokenizer, context if text else [], stops, ends)
+        SampleWriter(tokenizer, context if text else [], stops, ends)
         for text, context in zip(prompts, ids, strict=True)
         for _ in range(n_samples)
     ]
@@ -217,21 +217,27 @@ def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
     return stops
 
 
-class _Writer:
+class SampleWriter:
     """Decodes the tokens of one sample and stops at an end token or a stop string.
 
     Args:
         context: the tokens before the sample; some tokenizers decode the first token of a text differently (``▁``).
         ends: tokens that end the text.
+
+    Attributes:
+        ended: whether the sample is complete.
+        stopped: whether an end token or a stop string ended it, and not its length.
+        decoded: number of characters decoded so far, those held back or cut off at a stop string included.
     """
 
-    def __init__(self, tokenizer: Any, context: list[int], stops: tuple[str, ...], ends: Collection[int]) -> None:
+    def __init__(self, tokenizer: Any, context: Sequence[int], stops: tuple[str, ...], ends: Collection[int]) -> None:
         self.ends = ends
         self.characters = tokenizer.stream()
         for token in context:
             self.characters.push(token)
         self.filter = StopFilter(stops)
-        self.ended = False
+        self.ended = self.stopped = False
+        self.decoded = 0
 
     def write(self, token: int, *, last: bool) -> str:
         """The text that this token completes.
@@ -240,9 +246,17 @@ class _Writer:
             last: whether no token follows; an incomplete character is then left out.
         """
         is_end = token in self.ends
-        text = self.filter.push(self.characters.flush() if is_end else self.characters.push(token))
-        self.ended = self.filter.stopped or is_end or last
+        characters = self.characters.flush() if is_end else self.characters.push(token)
+        self.decoded += len(characters)
+        text = self.filter.push(characters)
+        self.stopped = self.filter.stopped or is_end
+        self.ended = self.stopped or last
         return text + self.filter.flush() if self.ended else text
+
+
+def end_tokens(tokenizer: Any, stops: Sequence[str]) -> frozenset[int]:
+    """The tokens that end a text: the tokenizer's own, and those that a stop string spells."""
+    return tokenizer.end_ids | {tokenizer.special[text] for text in stops if text in tokenizer.special}
 
 
 class StopFilter:

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, V vocabulary, D model width.
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import torch
@@ -65,12 +66,20 @@ class RowBatch(Generic[Member]):
         self.members.append(member)
         return row
 
-    def leave(self, row: int) -> None:
-        """Remove a row; the last one takes its number."""
-        last = self.members.pop()
-        if row < len(self.members):
-            self.members[row] = last
-            self.cache.copy_row(len(self.members), row)
+    def leave(self, row: int, *, keep_last: bool = False) -> None:
+        """Remove a row; the last one takes its number.
+
+        Args:
+            keep_last: the last row stays the last: the one before it takes the number. For a row that is still being
+                read while those before it are decoded.
+        """
+        last = len(self.members) - 1
+        moved = [row, last - 1, last] if keep_last and row < last else [row, last]
+        for target, source in pairwise(moved):
+            if target != source:
+                self.members[target] = self.members[source]
+                self.cache.copy_row(source, target)
+        self.members.pop()
 
     @torch.no_grad()  # not inference_mode: autocast would then cast the weights again for every token
     def read(self, row: int, ids: Sequence[int]) -> Tensor:

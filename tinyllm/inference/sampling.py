@@ -146,26 +146,56 @@ class TokenChooser:
         Raises:
             UserError: a logit is NaN.
         """
-        logits_BV = self.sampling.penalize(logits_BV[:, : self.vocab_size].float(), self.seen_BV)
-        if self.unk_id is not None:
-            logits_BV = logits_BV.clone()
-            logits_BV[:, self.unk_id] = -math.inf
-        if self.sampling.temperature == 0:
-            best_B, ids_B = (part.cpu() for part in logits_BV.max(dim=-1))
-            _refuse_nan(best_B)
-        else:
-            ids_B = self._draw(self.sampling.filter(logits_BV).softmax(dim=-1))
+        ids_B = choose_tokens(
+            self.sampling,
+            logits_BV[:, : self.vocab_size],
+            generators=self.generators,
+            seen_BV=self.seen_BV,
+            unk_id=self.unk_id,
+        )
         self.observe(ids_B[:, None])
         return ids_B
 
-    def _draw(self, probabilities_BV: Tensor) -> Tensor:
-        """Draw one token per row by inverting the cumulative distribution, in float64."""
-        cumulative_BV = probabilities_BV.cpu().double().cumsum(dim=-1)
-        total_B1 = cumulative_BV[:, -1:]
-        _refuse_nan(total_B1)
-        uniform_B1 = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in self.generators])
-        # 1 − u lies in (0, 1]: the first token whose cumulative sum reaches (1 − u)·total has a probability above zero.
-        return torch.searchsorted(cumulative_BV, (1 - uniform_B1) * total_B1)[:, 0]
+
+def choose_tokens(
+    sampling: Sampling,
+    logits_BV: Tensor,
+    *,
+    generators: Sequence[torch.Generator],
+    seen_BV: Tensor | None,
+    unk_id: int | None,
+) -> Tensor:
+    """Choose token ids (B,), on the CPU; each row draws from its own generator, so no row depends on the others.
+
+    Args:
+        generators: one per row, on the CPU.
+        seen_BV: (B, V) bool, the tokens in each row so far; None only without a repetition penalty.
+        unk_id: never chosen; None: all tokens may be.
+
+    Raises:
+        UserError: a logit is NaN.
+    """
+    logits_BV = logits_BV.float()
+    if seen_BV is not None:
+        logits_BV = sampling.penalize(logits_BV, seen_BV)
+    if unk_id is not None:
+        logits_BV = logits_BV.clone()
+        logits_BV[:, unk_id] = -math.inf
+    if sampling.temperature == 0:
+        best_B, ids_B = (part.cpu() for part in logits_BV.max(dim=-1))
+        _refuse_nan(best_B)
+        return ids_B
+    return _draw(sampling.filter(logits_BV).softmax(dim=-1), generators)
+
+
+def _draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw one token per row by inverting the cumulative distribution, in float64."""
+    cumulative_BV = probabilities_BV.cpu().double().cumsum(dim=-1)
+    total_B1 = cumulative_BV[:, -1:]
+    _refuse_nan(total_B1)
+    uniform_B1 = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+    # 1 − u lies in (0, 1]: the first token whose cumulative sum reaches (1 − u)·total has a probability above zero.
+    return torch.searchsorted(cumulative_BV, (1 - uniform_B1) * total_B1)[:, 0]
 
 
 def stream_seeds(seed: int, count: int) -> list[int]:

@@ -1,0 +1,288 @@
+"""Continuous batching: requests join and leave the running batch at every step, each with settings of its own.
+
+The engine knows no threads and no network: whoever owns it calls :meth:`Engine.step` and passes its pieces on.
+
+Shapes: N rows of a step, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tinyllm.inference.decoding import Autocast, LanguageModel
+from tinyllm.inference.generator import SampleWriter, end_tokens
+from tinyllm.inference.rows import RowBatch
+from tinyllm.inference.sampling import Sampling, choose_tokens, stream_seeds
+
+PREFILL_TOKENS = 256
+"""Prompt tokens read per step, and the length of the pieces of a long prompt: the longest that others wait for it. The
+pieces of a prompt do not depend on the other requests, so neither do the bits of its cache."""
+
+Finish = Literal["stop", "length"]
+
+
+class TokenLogprob(NamedTuple):
+    """Log-probability of a token under the model itself: before temperature, filters and penalty."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+    """The most likely tokens and their log-probabilities, the best first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to generate.
+
+    Args:
+        ids: tokens of the prompt, at least one.
+        context: the tokens whose text comes before the new text; empty: the text begins here.
+        max_new_tokens: 0: only read the prompt.
+        seed: sample i draws from the i-th stream of the seed, as in ``generate``.
+        stop: stop strings; they are left out of the text.
+        n_samples: samples of the prompt, which is read once for all of them.
+        logprobs: how many of the most likely tokens to report beside each token; None: no log-probabilities.
+        prompt_logprobs: report them for the tokens of the prompt too.
+    """
+
+    ids: Sequence[int]
+    max_new_tokens: int
+    sampling: Sampling
+    seed: int
+    context: Sequence[int] = ()
+    stop: tuple[str, ...] = ()
+    n_samples: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+
+
+class Job:
+    """A request in the engine.
+
+    Attributes:
+        prompt_logprobs: one per token of the prompt, None for the first; complete before the first piece.
+        error: why it failed, once it has.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.prompt_logprobs: list[TokenLogprob | None] = []
+        self.error: Exception | None = None
+        self.is_cancelled = False
+
+    def cancel(self) -> None:
+        """Stop generating; its rows are free at the beginning of the next step. Any thread may call it."""
+        self.is_cancelled = True
+
+
+class Piece(NamedTuple):
+    """What a step added to one sample of a job."""
+
+    job: Job
+    sample: int
+    text: str
+    """Complete characters that come before any stop string; empty while that is undecided."""
+    token: TokenLogprob | int | None
+    """The token, with its log-probability if the request asked for it; None: no token was generated."""
+    offset: int
+    """Characters that the sample's tokens before this one decode to."""
+    finish: Finish | None
+    """Why the sample ended, in its last piece; a failed job has one piece, without it."""
+
+
+class _Sample:
+    """One row: a sample of a job, and what its next token depends on."""
+
+    def __init__(self, job: Job, index: int, *, tokenizer: Any, device: torch.device) -> None:
+        request = job.request
+        self.job, self.index = job, index
+        self.generator = torch.Generator().manual_seed(stream_seeds(request.seed, index + 1)[index])
+        self.writer = SampleWriter(tokenizer, request.context, request.stop, end_tokens(tokenizer, request.stop))
+        self.seen_V: Tensor | None = None
+        if request.sampling.repetition_penalty != 1:
+            self.seen_V = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=device)
+            self.seen_V[list(request.ids)] = True
+        self.token = 0
+        self.n_tokens = 0
+
+    def add(self, token: int, logprob: TokenLogprob | None) -> Piece:
+        """Take the next token; the piece that it adds."""
+        self.token = token
+        self.n_tokens += 1
+        if self.seen_V is not None:
+            self.seen_V[token] = True
+        offset = self.writer.decoded
+        text = self.writer.write(token, last=self.n_tokens == self.job.request.max_new_tokens)
+        finish: Finish | None = "stop" if self.writer.stopped else "length" if self.writer.ended else None
+        return Piece(self.job, self.index, text, token if logprob is None else logprob, offset, finish)
+
+
+class Engine:
+    """Decodes any number of requests on one model, up to ``max_batch`` samples at a time; the others wait their turn.
+
+    The text of a request depends on its own settings only: each sample has its own row, positions and random numbers.
+    Greedy decoding in fp32 gives the tokens that ``generate`` gives; with our kernels, a row's bits do not depend on
+    the other rows.
+
+    The model must be in evaluation mode, and nobody else may use it meanwhile.
+
+    Args:
+        max_batch: most samples at a time; the memory of the caches is allocated at once.
+        max_len: most tokens of a prompt and its continuation, at most the model's ``max_seq_len``.
+        autocast: returns the context manager in which the model runs.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tokenizer: Any,
+        *,
+        max_batch: int,
+        max_len: int,
+        autocast: Autocast = nullcontext,
+    ) -> None:
+        self.tokenizer, self.max_batch, self.max_len = tokenizer, max_batch, max_len
+        self.device = model.device
+        self.batch: RowBatch[_Sample] = RowBatch(model, n_slots=max_batch, max_len=max_len, autocast=autocast)
+        self.waiting: deque[Job] = deque()
+        self._reading: _Sample | None = None
+        """The sample whose prompt is being read, in the last row; the rows before it are decoded."""
+        self._n_read = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self.batch.members or self.waiting)
+
+    def submit(self, request: Request) -> Job:
+        """Put a request into the queue.
+
+        Raises:
+            ValueError: it can never be served: too many samples, or too many tokens.
+        """
+        length = len(request.ids) + request.max_new_tokens
+        if not 1 <= request.n_samples <= self.max_batch:
+            raise ValueError(f"n_samples={request.n_samples} must be from 1 to max_batch={self.max_batch}")
+        if not request.ids or request.max_new_tokens < 0 or length > self.max_len:
+            raise ValueError(f"{len(request.ids)} + {request.max_new_tokens} tokens, and the context is {self.max_len}")
+        job = Job(request)
+        self.waiting.append(job)
+        return job
+
+    def step(self) -> list[Piece]:
+        """Read a piece of the prompts and one token of every running sample; what that added.
+
+        A job that fails has :attr:`Job.error`, and its last piece no finish.
+        """
+        pieces: list[Piece] = []
+        try:
+            self._drop_cancelled()
+            self._read_prompts(pieces)
+            self._decode(pieces)
+        except Exception as error:  # out of memory, damaged weights: those under way fail, the engine lives on
+            failed = {id(sample.job): sample.job for sample in self.batch.members}
+            self.batch.members.clear()
+            self._reading = None
+            for job in failed.values():
+                job.error = error
+                pieces.append(Piece(job, 0, "", None, 0, None))
+        return pieces
+
+    def _drop_cancelled(self) -> None:
+        self.waiting = deque(job for job in self.waiting if not job.is_cancelled)
+        self._remove([row for row, sample in enumerate(self.batch.members) if sample.job.is_cancelled])
+
+    def _remove(self, rows: list[int]) -> None:
+        """Remove rows, given in ascending order."""
+        for row in reversed(rows):
+            if self.batch.members[row] is self._reading:
+                self._reading = None
+            self.batch.leave(row, keep_last=self._reading is not None)
+
+    def _read_prompts(self, pieces: list[Piece]) -> None:
+        budget = PREFILL_TOKENS
+        while budget > 0:
+            if self._reading is None:
+                # In order of arrival: a request for many samples is not overtaken for ever by smaller ones.
+                if not self.waiting or len(self.batch) + self.waiting[0].request.n_samples > self.max_batch:
+                    return
+                self._reading = self._sample(self.waiting.popleft(), 0)
+                self._n_read = 0
+                self.batch.join(self._reading)
+            budget -= self._read_piece(self._reading, pieces)
+
+    def _read_piece(self, sample: _Sample, pieces: list[Piece]) -> int:
+        """Read a piece of a prompt, and choose the first tokens after its last piece; the number of tokens read."""
+        job, row = sample.job, len(self.batch) - 1
+        request = job.request
+        ids = request.ids[self._n_read : self._n_read + PREFILL_TOKENS]
+        hidden = self.batch.read(row, ids)
+        self._n_read += len(ids)
+        is_whole = self._n_read == len(request.ids)
+        if request.prompt_logprobs:
+            job.prompt_logprobs = job.prompt_logprobs or [None]
+            following = request.ids[len(job.prompt_logprobs) : self._n_read + 1]
+            job.prompt_logprobs += self._logprobs(self.batch.logits(hidden)[: len(following)], following, request)
+        if not is_whole:
+            return len(ids)
+        self._reading = None
+        if request.max_new_tokens == 0:
+            pieces += [Piece(job, index, "", None, 0, "length") for index in range(request.n_samples)]
+            self._remove([row])
+            return len(ids)
+        samples = [sample, *(self._sample(job, index) for index in range(1, request.n_samples))]
+        for other in samples[1:]:
+            self.batch.join(other, copy_of=row)
+        self._choose(samples, self.batch.logits(hidden[-1:]).expand(len(samples), -1), pieces, first_row=row)
+        return len(ids)
+
+    def _decode(self, pieces: list[Piece]) -> None:
+        samples = self.batch.members[: len(self.batch) - (self._reading is not None)]
+        if samples:
+            self._choose(samples, self.batch.step([sample.token for sample in samples]), pieces, first_row=0)
+
+    def _choose(self, samples: list[_Sample], logits_NV: Tensor, pieces: list[Piece], *, first_row: int) -> None:
+        """Choose the next token of each sample, and remove those that end with it."""
+        logits_NV = logits_NV[:, : self.tokenizer.vocab_size]
+        alike: dict[Sampling, list[int]] = {}
+        for index, sample in enumerate(samples):
+            alike.setdefault(sample.job.request.sampling, []).append(index)
+        tokens = [0] * len(samples)
+        for sampling, indices in alike.items():
+            seen = [seen_V for index in indices if (seen_V := samples[index].seen_V) is not None]
+            chosen = choose_tokens(
+                sampling,
+                logits_NV if len(alike) == 1 else logits_NV[indices],
+                generators=[samples[index].generator for index in indices],
+                seen_BV=torch.stack(seen) if seen else None,
+                unk_id=self.tokenizer.unk_id,
+            )
+            for index, token in zip(indices, chosen.tolist(), strict=True):
+                tokens[index] = token
+        ended = []
+        for index, (sample, token) in enumerate(zip(samples, tokens, strict=True)):
+            request = sample.job.request
+            logprob = None
+            if request.logprobs is not None:
+                (logprob,) = self._logprobs(logits_NV[index : index + 1], [token], request)
+            pieces.append(sample.add(token, logprob))
+            if sample.writer.ended:
+                ended.append(first_row + index)
+        self._remove(ended)
+
+    def _logprobs(self, logits_NV: Tensor, tokens: Sequence[int], request: Request) -> list[TokenLogprob]:
+        logprobs_NV = logits_NV[:, : self.tokenizer.vocab_size].float().log_softmax(-1)
+        chosen_N = logprobs_NV[range(len(tokens)), list(tokens)].tolist()
+        best_NK, ids_NK = logprobs_NV.topk(min(request.logprobs or 0, logprobs_NV.shape[1]), dim=-1)
+        return [
+            TokenLogprob(token, logprob, list(zip(ids, best, strict=True)))
+            for token, logprob, ids, best in zip(tokens, chosen_N, ids_NK.tolist(), best_NK.tolist(), strict=True)
+        ]
+
+    def _sample(self, job: Job, index: int) -> _Sample:
+        return _Sample(job, index, tokenizer=self.tokenizer, device=self.device)
