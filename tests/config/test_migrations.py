@@ -17,7 +17,7 @@ from tinyllm.runs.facts import read_config
 from tinyllm.runs.layout import CONFIG, OVERRIDES
 
 LATER = {
-    "model": ("layerdrop", "layers", "parametrization", "short_conv"),
+    "model": ("layerdrop", "layers", "parametrization", "short_conv", "document_mask"),
     "model.block": ("moe",),
     "model.block.attn": ("head_dim", "window", "sinks", "softcap"),
     "trainer": ("activation_checkpointing",),

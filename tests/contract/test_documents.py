@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests.support.options import CONTEXT, VOCABULARY, Choice, built, combinations_of_all, everyday, params, small
 from tinyllm.models.transformer import Transformer
+from tinyllm.nn.attention import document_kernel
 from tinyllm.nn.attention.masking import AttentionMask, document_positions
 from tinyllm.nn.loss import linear_cross_entropy
 
@@ -37,40 +38,53 @@ def alone(ids_BT: Tensor, doc_ids: Tensor) -> list[tuple[Tensor, None]]:
     ]
 
 
-def assert_equal_to_each_alone(model: Transformer) -> None:
-    together, gradients = loss_and_gradients(model, (IDS, DOC_IDS))
+def assert_equal_to_each_alone(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all documents of a row in one call of the kernel, and with groups of 5, 6 + 1, 1, 9 and 2 tokens."""
     expected, expected_gradients = loss_and_gradients(model, *alone(IDS, DOC_IDS))
-    torch.testing.assert_close(together, expected, rtol=1e-5, atol=0)
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
-        assert error < 1e-5, name
+    for group in (CONTEXT, 7):
+        monkeypatch.setattr(document_kernel, "GROUP", group)
+        together, gradients = loss_and_gradients(model, (IDS, DOC_IDS))
+        torch.testing.assert_close(together, expected, rtol=1e-5, atol=0)
+        assert gradients.keys() == expected_gradients.keys()
+        for name, gradient in gradients.items():
+            error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+            assert error < 1e-5, name
 
 
 @pytest.mark.parametrize("choice", params(ALL, EVERYDAY))
-def test_loss_and_gradients_equal_those_of_each_document_alone(choice: Choice) -> None:
-    assert_equal_to_each_alone(built(choice))
+def test_loss_and_gradients_equal_those_of_each_document_alone(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_equal_to_each_alone(built(choice, document_mask=True), monkeypatch)
 
 
 @pytest.mark.parametrize("attn", ["gqa", "mla"])
 @pytest.mark.parametrize("pos", ["rope", "learned"])
-def test_sinks_are_per_document(attn: str, pos: str) -> None:
+def test_sinks_are_per_document(attn: str, pos: str, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"window": 2, "sinks": 1, "softcap": 2.0}
-    assert_equal_to_each_alone(
-        small(f"attn={attn}", f"pos={pos}", *(f"model.block.attn.{key}={value}" for key, value in keys.items()))
-    )
+    settings = [f"model.block.attn.{key}={value}" for key, value in keys.items()]
+    assert_equal_to_each_alone(small(f"attn={attn}", f"pos={pos}", *settings, document_mask=True), monkeypatch)
+
+
+def test_layers_of_different_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = 'model.layers.kinds={near:"attn=gqa model.block.attn.window=3",far:"attn=mla moe=aux_free"}'
+    settings = ("layers=pattern", kinds, "model.layers.pattern=[near,far]")
+    assert_equal_to_each_alone(small(*settings, document_mask=True, short_conv=3), monkeypatch)
 
 
 def test_activation_checkpointing_with_documents() -> None:
-    model = small("attn=gqa", "model.block.attn.window=3")
+    model = small("attn=gqa", "model.block.attn.window=3", document_mask=True)
     expected = loss_and_gradients(model, (IDS, DOC_IDS))
     model.recompute_every = 1
     torch.testing.assert_close(loss_and_gradients(model, (IDS, DOC_IDS)), expected, rtol=0, atol=0)
 
 
 def test_one_document_per_row_equals_no_documents() -> None:
-    model = small("pos=learned")
+    model = small("pos=learned", document_mask=True)
     torch.testing.assert_close(model(IDS, doc_ids=torch.zeros_like(IDS)), model(IDS), rtol=1e-5, atol=1e-5)
+
+
+def test_without_document_mask_doc_ids_are_ignored() -> None:
+    model = small()
+    torch.testing.assert_close(model(IDS, doc_ids=DOC_IDS), model(IDS), rtol=0, atol=0)
 
 
 def test_a_document_is_a_run_of_equal_ids() -> None:

@@ -94,8 +94,8 @@ def test_generation_past_the_context_is_the_same_with_and_without_a_cache(choice
 
 
 @every
-def test_documents_in_a_row_equal_each_alone(choice: Choice) -> None:
-    assert_equal_to_each_alone(with_convolutions(choice))
+def test_documents_in_a_row_equal_each_alone(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_equal_to_each_alone(with_convolutions(choice, document_mask=True), monkeypatch)
 
 
 @every

@@ -37,12 +37,12 @@ PLAN = BatchPlan(batch_size=3, grad_accum_steps=2, seq_len=16, world_size=1)
 
 
 @cache
-def composed() -> DictConfig:
-    return tinyllm.compose(*(setting for setting in SMALL if setting.startswith("model.")))
+def composed(*settings: str) -> DictConfig:
+    return tinyllm.compose(*(setting for setting in SMALL if setting.startswith("model.")), *settings)
 
 
-def small_model() -> Any:
-    return build_model(composed(), vocab_size=20, seed=0, device=CPU, allow=frozenset())
+def small_model(*settings: str) -> Any:
+    return build_model(composed(*settings), vocab_size=20, seed=0, device=CPU, allow=frozenset())
 
 
 class Pairs:
@@ -185,7 +185,8 @@ def test_the_first_loss_is_the_mean_over_what_the_objective_weighs_by() -> None:
 
 def test_next_token_keeps_attention_within_the_documents_of_a_batch() -> None:
     """A row of two documents has the same loss as the documents in separate rows."""
-    objective, batch = NextToken(small_model()), Pairs().batch(np.arange(4))
+    batch = Pairs().batch(np.arange(4))
+    objective = NextToken(small_model("model.document_mask=true"))
     packed = objective(batch).total
     apart = Batch(inputs=batch.inputs.reshape(8, 8), targets=batch.targets.reshape(8, 8))
     torch.testing.assert_close(packed, objective(apart).total)

@@ -22,7 +22,7 @@ FIRST = (
     *(f"model.block.attn.{key}" for key in ("head_dim", "window", "sinks", "softcap")),
 )
 """Model keys that the first version lacked. A configuration of that version has no ``model.layers``."""
-MODEL = ("model.parametrization", "model.short_conv")
+MODEL = ("model.parametrization", "model.short_conv", "model.document_mask")
 """Model keys that later versions lacked."""
 LATER = (
     "trainer.activation_checkpointing",

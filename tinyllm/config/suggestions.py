@@ -94,6 +94,7 @@ NAMES: dict[str, str] = {
     "weight_tying tie_weights tie_word_embeddings": "model.tie_embeddings",
     "parallel_block parallel_residual": "model.parallel_block",
     "layerdrop": "model.layerdrop",
+    "doc_mask intra_doc_mask document_masking reset_attention_mask reset_position_ids": "model.document_mask",
     "canon canon_set conv_width kernel_size conv_kernel": "model.short_conv",
     "scaled_init": "model.scaled_init",
     "norm norm_type normalization": "norm=",

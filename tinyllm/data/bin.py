@@ -61,6 +61,10 @@ class BinCorpus(FileCorpus):
             raise UserError("not an id", key="dataset.eot_id", value=eot_id, hint="at least 0; null if there is none")
         self._eot_id = eot_id
 
+    @property
+    def eot_id(self) -> int | None:
+        return self._eot_id
+
     def look(self, listing: Listing, *, key: str, path: str) -> None:
         for file in listing.files:
             layout_of(file.path)

@@ -78,6 +78,11 @@ class Corpus(ABC):
         self.count: Count = len
 
     @property
+    def eot_id(self) -> int | None:
+        """The id that ends a document, where the data are ids; None: the tokenizer's."""
+        return None
+
+    @property
     def revision(self) -> str | None:
         """The version of the data at their origin, such as a commit; None: they have none."""
         return None

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tinyllm.data.batch import Batch, WindowSource
+from tinyllm.data.documents import document_ids
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
@@ -194,14 +195,15 @@ def eval_batches(
             inputs.append(window)
             targets.append(target)
             if len(inputs) == batch_size:
-                yield _stacked(inputs, targets)
+                yield _stacked(inputs, targets, split.eot_id)
                 inputs, targets = [], []
     if inputs:
-        yield _stacked(inputs, targets)
+        yield _stacked(inputs, targets, split.eot_id)
 
 
-def _stacked(inputs: list[np.ndarray], targets: list[np.ndarray]) -> Batch:
-    return Batch(inputs=torch.from_numpy(np.stack(inputs)), targets=torch.from_numpy(np.stack(targets)))
+def _stacked(inputs: list[np.ndarray], targets: list[np.ndarray], eot_id: int | None) -> Batch:
+    inputs_BT = torch.from_numpy(np.stack(inputs))
+    return Batch(inputs=inputs_BT, targets=torch.from_numpy(np.stack(targets)), doc_ids=document_ids(inputs_BT, eot_id))
 
 
 def eval_bytes(split: Split, *, max_tokens: int | None = None) -> int | None:

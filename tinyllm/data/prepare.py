@@ -44,13 +44,13 @@ def prepare(
     root, hashes, source, key = _look(corpus, tokenizer_trainer, cache_dir, rules)
     folder = root / key
     try:
-        return open_cache(folder, key)
+        return _with_documents(open_cache(folder, key), corpus)
     except (FileNotFoundError, DamagedCacheError):
         pass  # tried again under the lock, as another process may be building or repairing it
     try:
         with locked(preparing(root, key), lambda: show("waiting for another process that prepares these data", 0, 0)):
             try:
-                return open_cache(folder, key)
+                return _with_documents(open_cache(folder, key), corpus)
             except FileNotFoundError:
                 notes = []
             except DamagedCacheError as reason:
@@ -64,7 +64,7 @@ def prepare(
     except OSError as error:
         raise _cannot_write(root, error) from error
     data.notes.extend(notes)
-    return data
+    return _with_documents(data, corpus)
 
 
 def cached(
@@ -73,9 +73,16 @@ def cached(
     """The result of :func:`prepare` if it is in the cache, intact; else None. Builds nothing."""
     root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir, RULES)
     try:
-        return open_cache(root / key, key)
+        return _with_documents(open_cache(root / key, key), corpus)
     except (FileNotFoundError, DamagedCacheError):
         return None
+
+
+def _with_documents(data: TokenData, corpus: Corpus) -> TokenData:
+    """Data that know which id ends a document."""
+    for side in (data.train, data.val):
+        side.eot_id = data.tokenizer.eot_id if corpus.eot_id is None else corpus.eot_id
+    return data
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from tinyllm.data.batch import Batch
+from tinyllm.data.documents import document_ids
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
@@ -74,7 +75,9 @@ class Sampler:
     def batch(self, samples: np.ndarray) -> Batch:
         """The windows of ``samples`` as inputs and, one token later, targets."""
         windows = torch.from_numpy(self.windows(samples))
-        return Batch(inputs=windows[:, :-1].contiguous(), targets=windows[:, 1:].contiguous())
+        inputs = windows[:, :-1].contiguous()
+        doc_ids = document_ids(inputs, self.split.eot_id)
+        return Batch(inputs=inputs, targets=windows[:, 1:].contiguous(), doc_ids=doc_ids)
 
 
 ROLE_OFFSET = 2**32  # larger than any index of a Feistel round; the round keys are drawn from the same key

@@ -35,8 +35,12 @@ class LanguageModel(Protocol):
     def head_weight(self) -> Tensor:
         """The weights of the output head, (V, D); used by evaluation only."""
 
-    def __call__(self, ids_BT: Tensor, *, cache: Any = None) -> Tensor:
-        """Hidden states (B, T, D) after the last norm. With a cache, the tokens follow those in the cache."""
+    def __call__(self, ids_BT: Tensor, *, cache: Any = None, doc_ids: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, D) after the last norm. With a cache, the tokens follow those in the cache.
+
+        Args:
+            doc_ids: (B, T) document of each token, in evaluation.
+        """
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (…, V) of hidden states (…, D)."""

@@ -40,7 +40,8 @@ def evaluate(
     The split is read in windows of ``seq_len`` tokens that predict every token but the first exactly once; the last
     window may be shorter. With ``stride`` < ``seq_len`` the windows overlap and, except in the first, only the last
     ``stride`` tokens of each count, so that these have a context of at least ``seq_len − stride`` tokens. No random
-    stream is touched and the model's mode is restored, so an evaluation does not change training.
+    stream is touched and the model's mode is restored, so an evaluation does not change training. A model with
+    ``document_mask`` sees no further back than the beginning of the token's document.
 
     Args:
         max_tokens: evaluate only the beginning of the split; None: all of it.
@@ -154,5 +155,5 @@ def _off_heap(batch_nats: Tensor) -> Tensor | float:
 def _nats(model: LanguageModel, batch: Batch, autocast: Autocast) -> Tensor:
     """Cross-entropy summed over the batch's targets, a scalar on its device."""
     with autocast():
-        hidden_ND = model(batch.inputs).flatten(0, 1)
+        hidden_ND = model(batch.inputs, doc_ids=batch.doc_ids).flatten(0, 1)
         return linear_cross_entropy(hidden_ND, model.head_weight, batch.targets.flatten(), chunk_tokens=None)

@@ -56,7 +56,7 @@ def stream_text(
         stop: stop strings.
         n_samples: samples of each prompt; the model reads a prompt once for all of them.
         kv_cache: cache keys and values; false gives the same text by reading everything again for every token.
-        bos: whether to begin with the begin-of-text token; auto: if the model's tokenizer adds it.
+        bos: whether to begin with the begin-of-text token; auto: see :func:`bos_of`.
         special: whether special tokens spelled out in a prompt are encoded as such; false: they are text.
         autocast: returns the context manager in which the model runs.
 
@@ -67,6 +67,7 @@ def stream_text(
     for key, value in (("max_new_tokens", max_new_tokens), ("n_samples", n_samples), ("prompts", len(prompts))):
         if value < 1:
             raise UserError("out of range", key=key, value=value, hint="give a whole number ≥ 1")
+    bos = bos_of(model, tokenizer, bos)
     ids = [prompt_ids(tokenizer, text, bos=bos, special=special) for text in prompts]
     decoder = Decoder(
         model, ids, n_samples=n_samples, max_new_tokens=max_new_tokens, kv_cache=kv_cache, autocast=autocast
@@ -195,6 +196,15 @@ def prompt_ids(
         return [int(i) for i in tokenizer.encode("\n", strict=True)] or [0]
     except UserError:
         return [0]
+
+
+def bos_of(model: LanguageModel, tokenizer: Any, bos: bool | str) -> bool | str:
+    """Whether prompts begin with the begin-of-text token, as :func:`prompt_ids` takes it.
+
+    With ``auto`` a model trained with ``document_mask`` gets it wherever there is one: every document that it has seen
+    from the start began with that token. For other models it depends on the tokenizer.
+    """
+    return True if bos == "auto" and getattr(model, "document_mask", False) and tokenizer.begin_id is not None else bos
 
 
 def printed_prompt(tokenizer: Any, prompt: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tinyllm.inference.decoding import Autocast, LanguageModel
-from tinyllm.inference.generator import GeneratedPiece, generate_batch, prompt_ids, stream_text
+from tinyllm.inference.generator import GeneratedPiece, bos_of, generate_batch, prompt_ids, stream_text
 from tinyllm.inference.sampling import Sampling
 from tinyllm.utils.memory import memory_for
 
@@ -38,7 +38,8 @@ class Session:
         Raises:
             UserError: the tokenizer cannot express the prompt; the message names ``key``.
         """
-        return prompt_ids(self.tokenizer, prompt, bos=self.bos, special=self.special, key=key)
+        bos = bos_of(self.model, self.tokenizer, self.bos)
+        return prompt_ids(self.tokenizer, prompt, bos=bos, special=self.special, key=key)
 
     def stream(self, prompts: str | Sequence[str], *, seed: int) -> Generator[GeneratedPiece, None, None]:
         """Yields the continuation of every prompt piece by piece, all samples side by side.

@@ -60,6 +60,8 @@ class Transformer(nn.Module):
         bias: biases in linear layers and in LayerNorm.
         tie_embeddings: the head is the embedding table.
         parallel_block, short_conv: of every block, see ``Block``.
+        document_mask: attention stays within documents and positions restart in each, where ``doc_ids`` are given;
+            without it they are ignored.
         scaled_init: scale the initial projections into the residual stream by 1/√(2·n_layers) (Radford et al. 2019).
         init_std: standard deviation of the initial weights.
         dropout: on the embeddings and on the outputs of attention and feed-forward.
@@ -100,6 +102,7 @@ class Transformer(nn.Module):
         attn_dropout: float,
         layerdrop: float,
         short_conv: int,
+        document_mask: bool,
         block: BlockFactory,
         norm: Callable[..., nn.Module],
         pos: Callable[..., Position],
@@ -122,6 +125,7 @@ class Transformer(nn.Module):
             raise ValueError(f"n_layers={n_layers} must be at most {MAX_LAYERS}")
         self.vocab_size, self.d_model, self.n_layers = vocab_size, d_model, n_layers
         self.max_seq_len, self.dropout, self.layerdrop = max_seq_len, dropout, layerdrop
+        self.document_mask = document_mask
         self.recompute_every = 0
         self.init_std = init_std
         # 2·n_layers projections add to the residual stream: with this factor their sum has the variance of one.
@@ -197,7 +201,8 @@ class Transformer(nn.Module):
             cache: holds the tokens before these; it advances by T.
             active_blocks: LayerDrop: whether each block runs, from :meth:`draw_active_blocks`; None: all do.
             doc_ids: (B, T) integers, the document of each token, where rows hold several documents. A document is a
-                run of equal ids: its tokens attend only to each other, and its positions start at 0.
+                run of equal ids. With ``document_mask`` its tokens attend only to each other, and its positions start
+                at 0; without, this is ignored.
 
         Raises:
             ValueError: a position is beyond ``max_seq_len`` or the cache, or ``doc_ids`` differs in shape from ids_BT
@@ -206,6 +211,8 @@ class Transformer(nn.Module):
         if doc_ids is not None and (cache is not None or doc_ids.shape != ids_BT.shape):
             reason = "a cache" if cache is not None else f"ids of shape {tuple(ids_BT.shape)}"
             raise ValueError(f"doc_ids of shape {tuple(doc_ids.shape)} cannot be combined with {reason}")
+        if not self.document_mask:
+            doc_ids = None
         end = ids_BT.shape[1] + (0 if cache is None else cache.length)
         limit = self.max_seq_len if cache is None else min(self.max_seq_len, cache.max_len)
         if end > limit:

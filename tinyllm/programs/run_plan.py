@@ -16,6 +16,7 @@ from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.data.batch import WindowSource
+from tinyllm.data.documents import check_documents
 from tinyllm.data.run_data import RunData, train_sources
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
@@ -229,6 +230,9 @@ def open_run_data(settings: CheckedSettings) -> RunData:
         check_initial_weights(settings.init_from, settings.meta_model, data, cfg=cfg, allow=settings.invocation.allow)
     if resumption:
         check_same_data(resumption, data)
+    if settings.meta_model.document_mask:
+        for split in data.splits("train").values():
+            check_documents(split, key="model.document_mask", value=True)
     return data
 
 

@@ -7,6 +7,7 @@ from tinyllm.data.run_data import n_tokens
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
+from tinyllm.training.flops import forward_flops
 from tinyllm.training.memory_estimate import activation_bytes, trained_bytes
 from tinyllm.utils.device import compute_dtype, describe_device
 
@@ -24,7 +25,11 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
     activations = activation_bytes(
         model, batch_size=batch.batch_size, seq_len=batch.seq_len, device=plan.device.type, dtype=dtype
     )
-    kernels = (block.attn.chosen_kernel(plan.device.type, dtype, batch.seq_len) for block in model.layers())
+    kernels = [block.attn.chosen_kernel(plan.device.type, dtype, batch.seq_len) for block in model.layers()]
+    if model.document_mask:
+        one_by_one = [block.attn.has_data_dependent_shapes(plan.device) for block in model.layers()]
+        names = zip(kernels, one_by_one, strict=True)
+        kernels = [f"{name} by document" if own else "FlexAttention" for name, own in names]
     ranks = batch.world_size if plan.strategy.is_sharded else 1
     optimizer = optimizer_bytes(cfg, model, allow=plan.invocation.allow)
     trained = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
@@ -69,7 +74,7 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         start_tokens=tokens,
         planned_tokens=planned_tokens,
         epochs=planned_tokens / epoch_tokens,
-        flops_per_token=3 * model.flops_per_token(batch.seq_len),
+        flops_per_token=3 * forward_flops(model, plan.sampler)(batch.seq_len),
         peak_flops=peak,
         memory_bytes=trained + activations,
         learning_rate=cfg.optimizer.lr,

@@ -37,6 +37,7 @@ from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup, R
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, preserving_state
 from tinyllm.training.distributed.strategy import Strategy
+from tinyllm.training.flops import forward_flops
 from tinyllm.training.objectives.base import Objective
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState
@@ -107,6 +108,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         profiler=make_profiler(plan, run_dir.path, report=events.on_message),
         peak_flops=peak,
         run_dir=run_dir.path,
+        flops_per_token=forward_flops(plan.meta_model, plan.sampler),
     )
 
 

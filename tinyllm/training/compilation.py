@@ -169,8 +169,10 @@ class Compiled(Eager):
         for block in self._blocks:
             if block.ffn.has_data_dependent_shapes(self.device):
                 yield block.ffn
-            if len(lengths) > 1 and any(
-                block.attn.recompiles_per_length(self.device.type, self.dtype, length) for length in lengths
+            by_document = self.model.document_mask and block.attn.has_data_dependent_shapes(self.device)
+            if by_document or (
+                len(lengths) > 1
+                and any(block.attn.recompiles_per_length(self.device.type, self.dtype, length) for length in lengths)
             ):
                 yield block.attn
 

@@ -5,7 +5,14 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from tinyllm.nn.attention.kernels import attend, chosen_kernel, recompiles_per_length, saved_activations
+from tinyllm.nn.attention.kernels import (
+    attend,
+    attend_documents,
+    chosen_kernel,
+    has_flex_kernel,
+    recompiles_per_length,
+    saved_activations,
+)
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
 from tinyllm.nn.decode_kernels import DecodeKernels
@@ -78,6 +85,10 @@ class Attention(nn.Module, ABC):
         """Whether that kernel runs different operations at each length, so that torch.compile compiles each anew."""
         return False
 
+    def has_data_dependent_shapes(self, device: torch.device) -> bool:
+        """Whether shapes depend on the lengths of documents, so that torch.compile would compile every batch anew."""
+        return True
+
     def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
         """Values per sequence that this kernel saves for the backward pass, besides its inputs and outputs."""
         return 0
@@ -102,12 +113,26 @@ class MaskedAttention(Attention):
     same_head_dim = True
     decode_kernels: DecodeKernels | None = None
 
-    def attend(self, q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, visible: Tensor | None) -> Tensor:
-        """Attention of queries to keys, see ``kernels.attend``: (B, H, T, E).
+    def attend(
+        self,
+        q_BHTD: Tensor,
+        k_BGSD: Tensor,
+        v_BGSE: Tensor,
+        *,
+        visible: Tensor | None = None,
+        doc_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of queries to keys, see ``kernels.attend`` and ``attend_documents``: (B, H, T, E).
 
         Args:
             visible: what each query sees where the rows differ, as ``LayerCache.update`` returns it.
+            doc_ids: (B, T) document of each token, see ``forward``.
         """
+        dropout_p = self.attn_dropout if self.training else 0.0
+        if doc_ids is not None:
+            return attend_documents(
+                q_BHTD, k_BGSD, v_BGSE, doc_ids, mask=self.mask, scale=self.scale, dropout_p=dropout_p
+            )
         first_keys_B = visible if visible is not None and visible.ndim == 1 else None
         if (
             self.decode_kernels is not None
@@ -131,7 +156,7 @@ class MaskedAttention(Attention):
             mask=self.mask,
             scale=self.scale,
             visible=visible,
-            dropout_p=self.attn_dropout if self.training else 0.0,
+            dropout_p=dropout_p,
         )
 
     def make_cache(self, batch_size: int, max_len: int, *, device: torch.device, dtype: torch.dtype) -> LayerCache:
@@ -156,6 +181,9 @@ class MaskedAttention(Attention):
 
     def recompiles_per_length(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
         return recompiles_per_length(device, dtype, seq_len, self.mask, same_head_dim=self.same_head_dim)
+
+    def has_data_dependent_shapes(self, device: torch.device) -> bool:
+        return not has_flex_kernel(device, dropout_p=self.attn_dropout)
 
     def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
         return self.n_heads * saved_activations(

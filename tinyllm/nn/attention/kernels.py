@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tinyllm.nn.attention.block_kernel import BlockConfig, block_attention, saved_scores
+from tinyllm.nn.attention.document_kernel import by_document
+from tinyllm.nn.attention.flex_kernel import flex_documents, has_flex_kernel
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
@@ -81,6 +83,36 @@ def attend(
     return out[..., :E]
 
 
+def attend_documents(
+    q_BHTD: Tensor,
+    k_BGTD: Tensor,
+    v_BGTE: Tensor,
+    doc_ids_BT: Tensor,
+    *,
+    mask: AttentionMask,
+    scale: float,
+    dropout_p: float,
+) -> Tensor:
+    """Causal attention of T queries to the keys of their own document.
+
+    Args:
+        q_BHTD, k_BGTD, v_BGTE, scale, dropout_p: see :func:`attend`.
+        doc_ids_BT: document of each token; a document is a run of equal ids within a row.
+        mask: window and sinks count within a document, as if each stood alone.
+
+    Returns:
+        (B, H, T, E)
+    """
+    if has_flex_kernel(q_BHTD.device, dropout_p=dropout_p):
+        return flex_documents(q_BHTD, k_BGTD, v_BGTE, doc_ids_BT, mask=mask, scale=scale)
+
+    def attend_group(q: Tensor, k: Tensor, v: Tensor, doc_ids: Tensor | None) -> Tensor:
+        visible = None if doc_ids is None else mask.within_documents(doc_ids)
+        return attend(q, k, v, mask=mask, scale=scale, visible=visible, dropout_p=dropout_p)
+
+    return by_document(q_BHTD, k_BGTD, v_BGTE, doc_ids_BT, attend_group)
+
+
 def _attend_each(
     q_BHTD: Tensor,
     k_BGSD: Tensor,
@@ -95,13 +127,16 @@ def _attend_each(
     if T == 1:  # query heads that share a key head become rows of one product, which reads the keys once
         q_BHTD = q_BHTD.reshape(B, G, H // G, D)
     gqa = q_BHTD.shape[1] != G
-    if not softcap:
+    is_bf16_on_cpu = q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu"
+    if not softcap and not (is_bf16_on_cpu and visible is not None and q_BHTD.requires_grad):
         out = F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, scale=scale, dropout_p=dropout_p, enable_gqa=gqa
         )
     else:
         q_BGRTD = q_BHTD.unflatten(1, (G, -1))
-        scores_BGRTS = (q_BGRTD @ k_BGSD[:, :, None].transpose(-1, -2)).mul(scale / softcap).tanh() * softcap
+        scores_BGRTS = (q_BGRTD @ k_BGSD[:, :, None].transpose(-1, -2)).mul(scale / (softcap or 1))
+        if softcap:
+            scores_BGRTS = scores_BGRTS.tanh() * softcap
         if visible is not None:
             scores_BGRTS = scores_BGRTS.masked_fill(~visible[:, :, None], float("-inf"))
         weights = F.dropout(scores_BGRTS.softmax(-1), dropout_p)

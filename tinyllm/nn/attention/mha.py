@@ -97,10 +97,10 @@ class MHA(MaskedAttention):
         else:
             q_BHTD, k_BGSD = q_BTHD.transpose(1, 2), k_BTGD.transpose(1, 2)
         v_BGSD = v_BTGD.transpose(1, 2)
-        visible_B1TS = None if doc_ids is None else self.mask.within_documents(doc_ids)
+        visible_B1TS = None
         if cache is not None:
             (k_BGSD, v_BGSD), visible_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
-        y_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, visible=visible_B1TS)
+        y_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, visible=visible_B1TS, doc_ids=doc_ids)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
 
     def init_weights(self, *, std: float, residual_std: float) -> None:

@@ -105,7 +105,7 @@ class MLA(MaskedAttention):
         q_nope, q_rope, k_rope = q_nope_BTHD.transpose(1, 2), q_rope_BTHD.transpose(1, 2), k_rope_BTD[:, None]
         if self.rotary is not None:
             q_rope, k_rope = self.rotary(q_rope_BTHD, start), self.rotary(k_rope_BTD[:, :, None], start)
-        seen, visible_B1TS = None, None if doc_ids is None else self.mask.within_documents(doc_ids)
+        seen, visible_B1TS = None, None
         if cache is not None:
             new_B1TL = torch.cat((latent_BTL[:, None], k_rope), dim=-1)
             (seen,), visible_B1TS = cache.update(new_B1TL, start=start)
@@ -116,7 +116,7 @@ class MLA(MaskedAttention):
             k_nope, v_BHTD = up_BTHD.transpose(1, 2).split((self.nope_dim, self.v_dim), dim=-1)
             k_BHTD = torch.cat((k_nope, k_rope.expand(-1, self.n_heads, -1, -1)), dim=-1)
             q_BHTD = torch.cat((q_nope, q_rope), dim=-1)
-            y_BHTD = self.attend(q_BHTD, k_BHTD, v_BHTD, visible=visible_B1TS)
+            y_BHTD = self.attend(q_BHTD, k_BHTD, v_BHTD, visible=visible_B1TS, doc_ids=doc_ids)
         else:
             w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
                 (self.nope_dim, self.v_dim), dim=1

@@ -86,4 +86,4 @@ class Objective(nn.Module, ABC):
     def example(self, *, sequences: int, length: int) -> Batch:
         """A batch of this shape on the model's device, to try a forward and a backward pass with."""
         ids = torch.zeros(sequences, length, dtype=torch.int64, device=next(self.parameters()).device)
-        return Batch(inputs=ids, targets=ids)
+        return Batch(inputs=ids, targets=ids, doc_ids=torch.zeros_like(ids) if self.model.document_mask else None)
