@@ -34,7 +34,7 @@ FLOORS: list[dict[str, set[str]]] = [
     {"programs": {"hydra", "omegaconf", "numpy", "rich", "torch", "yaml"}},
     {"loggers": {"rich", "matplotlib", "wandb", "tensorboard", "torch"}, "interop": {"torch", "safetensors"}},
     {"training": {"torch", "numpy", "safetensors"}, "inference": {"torch", "numpy"}},
-    {"runs": {"torch", "numpy", "safetensors", "yaml"}, "data": {"torch", "numpy"}},
+    {"runs": {"torch", "numpy", "safetensors", "yaml"}, "data": {"torch", "numpy", "jinja2"}},
     {
         "models": {"torch"},
         "optim": {"torch", "numpy", "bitsandbytes"},
@@ -66,7 +66,7 @@ IMPORTED_BY = {
     "optuna": ("studies/sweep/",),
     "scipy": ("studies/",),
     "statsmodels": ("studies/",),
-    "jinja2": ("studies/",),
+    "jinja2": ("studies/", "data/chat/engine.py"),
 }
 """Heavy or optional libraries, and the files and folders that may import them at the top: those that only their users
 import."""

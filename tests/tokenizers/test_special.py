@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from tinyllm.tokenizers import Tokenizer, TokenizerTrainer, load
 from tinyllm.tokenizers.bpe import BPETrainer
 from tinyllm.tokenizers.byte import ByteTrainer
 from tinyllm.tokenizers.char import CharTrainer
-from tinyllm.tokenizers.pretrained import PretrainedTrainer
-from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher
+from tinyllm.tokenizers.ids import IdsTrainer
+from tinyllm.tokenizers.pretrained import PretrainedTrainer, loads
+from tinyllm.tokenizers.special_tokens import STANDARD, SpecialTokenMatcher
 
 MARKS = ["<|endoftext|>", "<user>", "<user>s", "## End", "ab ab"]
 TEXT = WORDS + "".join(MARKS) + " ".join("".join(MARKS))  # each character also by itself
@@ -159,3 +161,41 @@ def test_files_of_earlier_versions() -> None:
     state = json.dumps(CharTrainer().train(["ab"]).to_dict())
     assert state == '{"kind": "char", "alphabet": "ab", "eot": false, "unk": false}'
     assert ByteTrainer().train([]).to_dict() == {"kind": "byte"}
+
+
+def test_standard_needed_and_appended_tokens() -> None:
+    trainers: list[Any] = [CharTrainer, ByteTrainer, partial(BPETrainer, vocab_size=400, min_frequency=2)]
+    for make in trainers:
+        plain, standard = make(special_tokens="auto"), make(special_tokens="standard")
+        old = make(special_tokens=["<|endoftext|>"] if make is trainers[2] else [])
+        assert plain.settings() == old.settings(), "auto adds nothing for texts"
+        before = plain.train([WORDS, WORDS])
+        assert set(STANDARD) <= set(standard.train([WORDS, WORDS]).special)
+        plain.reserve(["<bos>", "<eos>"])
+        assert {"<bos>", "<eos>"} <= set(plain.train([WORDS, WORDS]).special)
+        later = before.with_special_tokens(["<bos>", "<eos>"])
+        assert later.vocab_size == before.vocab_size + 2 and later.special["<eos>"] == before.vocab_size + 1
+        assert later.encode(WORDS).tolist() == before.encode(WORDS).tolist()
+        assert later.with_special_tokens(["<eos>"]).fingerprint() == later.fingerprint()
+        assert loads(later.to_json()).special == later.special
+        with pytest.raises(UserError, match="the chat template writes <eos>, which is no special token"):
+            make(special_tokens=["<bos>"]).reserve(["<bos>", "<eos>"])
+        with pytest.raises(UserError, match="not a list of tokens"):
+            make(special_tokens="all")
+
+
+def test_a_pretrained_tokenizer_gets_the_tokens_it_lacks(tmp_path: Path) -> None:
+    base = CharTrainer().train([WORDS, WORDS])
+    base.save(tmp_path / "tokenizer.json")
+    trainer = PretrainedTrainer(path=str(tmp_path), special_tokens="auto")
+    before = trainer.fingerprint()
+    assert before == PretrainedTrainer(path=str(tmp_path)).fingerprint()
+    assert trainer.train([]).vocab_size == base.vocab_size
+    trainer.reserve(["<eos>"])
+    assert trainer.fingerprint() != before and trainer.train([]).special["<eos>"] == base.vocab_size
+    with pytest.raises(UserError, match="<unk> cannot be added to a char tokenizer"):
+        base.with_special_tokens(["<unk>"])
+    with pytest.raises(UserError, match="the data need special tokens such as <eos>"):
+        IdsTrainer(vocab_size=5).reserve(["<eos>"])
+    with pytest.raises(UserError, match="takes no special tokens"):
+        IdsTrainer(vocab_size=5).train([]).with_special_tokens(["<eos>"])

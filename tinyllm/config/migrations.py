@@ -25,6 +25,7 @@ FIRST = (
 MODEL = ("model.parametrization", "model.short_conv", "model.document_mask")
 """Model keys that later versions lacked."""
 LATER = (
+    "chat_template",
     "trainer.activation_checkpointing",
     "trainer.compile",
     "trainer.profile",
@@ -64,7 +65,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},
-    "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False},
+    "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False, "special_tokens": []},
     NEXT_TOKEN: {"label_smoothing": 0.0, "z_loss": 0.0},
 }
 """By class: keys that earlier versions lacked, wherever they occur, with values that reproduce the old behavior."""

@@ -100,6 +100,8 @@ RULES = (
     ),
 )
 
+TEMPLATE = "chat_template"
+"""The group of chat templates, and the argument by which a data set takes one."""
 BLOCK = "model.block"
 PASSED_DOWN = {
     "model.n_kv_heads": {"n_kv_heads"},
@@ -138,6 +140,28 @@ def check_effects(
             raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
     if blocks:
         _check_passed_down(plain, named, blocks, allow)
+    _check_chat_template(plain, named, allow)
+
+
+def _check_chat_template(plain: dict[str, Any], named: set[str], allow: frozenset[Option]) -> None:
+    """Refuse a chat template for data without conversations.
+
+    Raises:
+        UserError: it has no effect.
+    """
+    keys = sorted(key for key in named if key.partition(".")[0] == TEMPLATE)
+    dataset = plain.get("dataset")
+    if not keys or not isinstance(dataset, dict) or "_target_" not in dataset:
+        return
+    if not _reads(resolve_target(dataset, path="dataset", extra=allow), {TEMPLATE}):
+        hint = "the data are no conversations; leave it out, or choose dataset=chat"
+        value = value_at(plain, keys[0])
+        raise UserError("the key has no effect here", key=keys[0], value=_shown(value), hint=hint)
+
+
+def _shown(value: Any) -> Any:
+    """A value as the user typed it; of a group, the class it chooses."""
+    return value["_target_"].rpartition(".")[2] if isinstance(value, dict) else value
 
 
 def _blocks(plain: dict[str, Any]) -> list[dict[str, Any]]:

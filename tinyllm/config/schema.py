@@ -169,6 +169,7 @@ class TrainConfig:
     model: Any = MISSING
     tokenizer: Any = MISSING
     dataset: Any = MISSING
+    chat_template: Any = MISSING
     objective: Any = MISSING
     optimizer: Any = MISSING
     schedule: Any = MISSING
@@ -267,6 +268,7 @@ class PrepareConfig:
     debug: bool = key()
     tokenizer: Any = MISSING
     dataset: Any = MISSING
+    chat_template: Any = MISSING
 
 
 @dataclass

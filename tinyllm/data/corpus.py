@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -49,10 +49,12 @@ class Corpus(ABC):
         content: "text", or "numbers" for token ids.
         accepts_ready_ids: whether its numbers may be the ids of a text tokenizer that is not trained.
         count: counts the tokens of a text, for ``max_tokens``; ``prepare`` sets it to the tokenizer's.
+        special_tokens: those that the tokenizer must have, in this order.
     """
 
     content: ClassVar[str] = "text"
     accepts_ready_ids: ClassVar[bool] = False
+    special_tokens: Sequence[str] = ()
 
     def __init__(
         self,

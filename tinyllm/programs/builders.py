@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
-from tinyllm.config.targets import Option
+from tinyllm.config.targets import Option, resolve_target
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
@@ -21,6 +21,7 @@ from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.progress import PreparationProgress
 from tinyllm.utils.seeds import derive_seed
+from tinyllm.utils.signatures import parameters_of
 
 HORIZON = ("max_steps", "max_tokens", "max_epochs")
 """Keys of ``trainer`` that set the end of a run."""
@@ -177,11 +178,25 @@ def open_corpus(cfg: DictConfig, *, allow: frozenset[Option]) -> tuple[Any, Any]
     Raises:
         UserError: a file is missing or unreadable, or a setting is out of range.
     """
-    corpus = build(cfg.dataset, path="dataset", allow=allow)
     tokenizer_trainer = build(cfg.tokenizer, path="tokenizer", allow=allow)
+    corpus = build(cfg.dataset, path="dataset", allow=allow, **template_for(cfg, allow=allow))
+    if corpus.special_tokens:
+        tokenizer_trainer.reserve(corpus.special_tokens)
     corpus.check()
     tokenizer_trainer.check()
     return corpus, tokenizer_trainer
+
+
+def template_for(cfg: DictConfig, *, allow: frozenset[Option]) -> dict[str, Any]:
+    """The chat template, as an argument of the data set; none if the data are no conversations.
+
+    Raises:
+        UserError: the template cannot be read.
+    """
+    target = resolve_target(plain(cfg.dataset), path="dataset", extra=allow)
+    if "chat_template" not in (parameters_of(target) or ()):
+        return {}
+    return {"chat_template": build(cfg.chat_template, path="chat_template", allow=allow)}
 
 
 def open_data(

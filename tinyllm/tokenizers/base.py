@@ -110,6 +110,19 @@ class Tokenizer(ABC):
             hint="leave it at false",
         )
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> "Tokenizer":
+        """This tokenizer with special tokens that it may lack, appended in this order; no id changes.
+
+        Raises:
+            UserError: this kind of tokenizer takes no further tokens.
+        """
+        if all(token in self.special for token in tokens):
+            return self
+        hint = "choose a tokenizer for text"
+        raise UserError(
+            f"the {self.kind} tokenizer takes no special tokens", key="tokenizer", value=self.kind, hint=hint
+        )
+
     @property
     def end_ids(self) -> frozenset[int]:
         """The ids that end a generated text."""
@@ -193,6 +206,17 @@ class TokenizerTrainer(ABC):
     def label(self) -> str:
         """Its kind in one word, for lists: ``bpe``."""
         return type(self).__name__.removesuffix("Trainer").lower()
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        """Give the tokenizer the special tokens that the data need, unless the settings list others.
+
+        Raises:
+            UserError: the listed tokens lack one, or this kind of tokenizer has none.
+        """
+        if tokens:
+            hint = "choose tokenizer=char, byte, bpe or pretrained"
+            what = f"the data need special tokens such as {tokens[0]}"
+            raise UserError(what, key="tokenizer", value=self.label, hint=hint)
 
     def check(self) -> None:  # noqa: B027 - most trainers have nothing to check beyond their constructor
         """Refuse settings that cannot work, before anything is read or written (UserError)."""

@@ -13,7 +13,7 @@ from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Tokenizer, TokenizerTrainer, cut_text
 from tinyllm.tokenizers.cuts import plain_cuts
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
-from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher, require_special
+from tinyllm.tokenizers.special_tokens import END, SpecialTokenMatcher, require_needed, require_special
 from tinyllm.tokenizers.splitting import BoundedWords, bounded
 
 LEARN_FROM_BYTES = 2**30
@@ -31,7 +31,8 @@ class BPETrainer(TokenizerTrainer):
         vocab_size: size of the vocabulary, including special tokens and the 256 bytes. A small text yields fewer.
         min_frequency: a pair of tokens is merged only if it occurs at least this often.
         special_tokens: additional entries. The first one with a common name (``<|endoftext|>``, ``</s>``, …) ends
-            documents, else the first of the list.
+            documents, else the first of the list. ``auto``: ``<|endoftext|>`` and those that the data need;
+            ``standard``: ``<|endoftext|>`` and those of :data:`tinyllm.tokenizers.special_tokens.STANDARD`.
         match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
         max_word: longest word in characters; longer runs without a blank (DNA, Chinese, base64) are split. Otherwise
             training time would grow with the square of their length. None: no limit.
@@ -42,32 +43,38 @@ class BPETrainer(TokenizerTrainer):
         *,
         vocab_size: int,
         min_frequency: int,
-        special_tokens: Sequence[str],
+        special_tokens: str | Sequence[str],
         match_special: bool = False,
         max_word: int | None = 256,
     ) -> None:
-        special = require_special(special_tokens, match=match_special)
         if max_word is not None and not SHORTEST <= max_word <= LONGEST:
             hint = f"give {SHORTEST} to {LONGEST}, or null for no limit"
             raise UserError("out of range", key="tokenizer.max_word", value=max_word, hint=hint)
-        if vocab_size < 256 + len(special):
-            raise UserError(
-                "vocabulary too small",
-                key="tokenizer.vocab_size",
-                value=vocab_size,
-                hint=f"give at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
-            )
         if min_frequency < 1:
             hint = "give a whole number ≥ 1"
             raise UserError("out of range", key="tokenizer.min_frequency", value=min_frequency, hint=hint)
         self._vocab_size = vocab_size
         self._min_frequency = min_frequency
-        self._special_tokens = special
-        self._match_special = match_special
+        self._setting, self._match_special = special_tokens, match_special
         self._max_word = max_word
-        self._matched = SpecialTokenMatcher(dict.fromkeys(special if match_special else (), 0))
+        self._use(require_special(special_tokens, match=match_special, always=[END]))
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        self._use(require_special(self._setting, match=self._match_special, always=[END], needed=tokens))
+        require_needed(self._special_tokens, tokens)
+
+    def _use(self, special: list[str]) -> None:
+        if self._vocab_size < 256 + len(special):
+            raise UserError(
+                "vocabulary too small",
+                key="tokenizer.vocab_size",
+                value=self._vocab_size,
+                hint=f"give at least {256 + len(special)}: 256 bytes and {len(special)} special tokens",
+            )
+        self._special_tokens = special
+        self._matched = SpecialTokenMatcher(dict.fromkeys(special if self._match_special else (), 0))
         """Special tokens to find in the training text; nothing is learned from them."""
-        self._words = None if max_word is None else BoundedWords(max_word, self._matched)
+        self._words = None if self._max_word is None else BoundedWords(self._max_word, self._matched)
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

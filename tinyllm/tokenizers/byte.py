@@ -6,7 +6,13 @@ from typing import Any, Self
 import numpy as np
 
 from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer
-from tinyllm.tokenizers.special_tokens import END, SpecialTokenMatcher, require_special, special_settings
+from tinyllm.tokenizers.special_tokens import (
+    END,
+    SpecialTokenMatcher,
+    require_needed,
+    require_special,
+    special_settings,
+)
 
 
 class ByteTokenizer(Tokenizer):
@@ -49,6 +55,9 @@ class ByteTokenizer(Tokenizer):
     def matching(self, match_special: bool) -> "ByteTokenizer":
         return ByteTokenizer(list(self.special), match_special=match_special)
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> "ByteTokenizer":
+        return ByteTokenizer(list(dict.fromkeys([*self.special, *tokens])), match_special=self.match_special)
+
     def to_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"kind": self.kind}
         if len(self.special) > 1:
@@ -69,13 +78,18 @@ class ByteTrainer(TokenizerTrainer):
     """Creates a :class:`ByteTokenizer`; nothing is learned.
 
     Args:
-        special_tokens: special tokens besides the end-of-text.
+        special_tokens: special tokens besides the end-of-text; ``auto``: those that the data need; ``standard``: those
+            of :data:`tinyllm.tokenizers.special_tokens.STANDARD`.
         match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
-    def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:
+    def __init__(self, *, special_tokens: str | Sequence[str] = (), match_special: bool = False) -> None:
+        self._setting, self._match = special_tokens, match_special
         self._special = require_special(special_tokens, match=match_special)
-        self._match = match_special
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        self._special = require_special(self._setting, match=self._match, needed=tokens)
+        require_needed([END, *self._special], tokens)
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> ByteTokenizer:
         return ByteTokenizer(self._special, match_special=self._match)

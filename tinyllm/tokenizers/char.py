@@ -7,7 +7,14 @@ import numpy as np
 
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.base import Encoded, Tokenizer, TokenizerTrainer, cut_text
-from tinyllm.tokenizers.special_tokens import END, UNKNOWN, SpecialTokenMatcher, require_special, special_settings
+from tinyllm.tokenizers.special_tokens import (
+    END,
+    UNKNOWN,
+    SpecialTokenMatcher,
+    require_needed,
+    require_special,
+    special_settings,
+)
 
 CODE_POINTS = 0x110000
 """Number of Unicode code points."""
@@ -86,6 +93,15 @@ class CharTokenizer(Tokenizer):
     def last_cut(self, text: str) -> int:
         return self._special_matcher.last_cut(text)
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> "CharTokenizer":
+        missing = [token for token in tokens if token not in self.special]
+        early = [token for token in missing if token in (END, UNKNOWN)]
+        if early:
+            what = f"{early[0]} cannot be added to a char tokenizer without changing other ids"
+            hint = "train the first stage with tokenizer.special_tokens=standard, or with tokenizer=byte or bpe"
+            raise UserError(what, key="tokenizer", value=self.kind, hint=hint)
+        return self._changed(special=[*self._others, *missing])
+
     def to_dict(self) -> dict[str, Any]:
         has_eot, has_unk = self.eot_id is not None, self.unk_id is not None
         state = {"kind": self.kind, "alphabet": self.alphabet, "eot": has_eot, "unk": has_unk}
@@ -96,12 +112,14 @@ class CharTokenizer(Tokenizer):
         special, match = state.get("special_tokens", ()), state.get("match_special", False)
         return cls(state["alphabet"], eot=state["eot"], unk=state["unk"], special=special, match_special=match)
 
-    def _changed(self, *, unk: bool = False, match_special: bool | None = None) -> "CharTokenizer":
+    def _changed(
+        self, *, unk: bool = False, match_special: bool | None = None, special: Sequence[str] | None = None
+    ) -> "CharTokenizer":
         return CharTokenizer(
             self.alphabet,
             eot=self.eot_id is not None,
             unk=unk or self.unk_id is not None,
-            special=self._others,
+            special=self._others if special is None else special,
             match_special=self.match_special if match_special is None else match_special,
         )
 
@@ -145,16 +163,23 @@ class CharTrainer(TokenizerTrainer):
 
     Args:
         special_tokens: entries beyond the alphabet. Naming ``<|endoftext|>`` or ``<unk>`` adds the end-of-text or the
-            unknown token in any case.
+            unknown token in any case. ``auto``: those that the data need; ``standard``: those of
+            :data:`tinyllm.tokenizers.special_tokens.STANDARD`.
         match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
     """
 
-    def __init__(self, *, special_tokens: Sequence[str] = (), match_special: bool = False) -> None:
-        self._special = require_special(special_tokens, match=match_special)
-        self._match = match_special
-        self._special_matcher = SpecialTokenMatcher(
-            {token: 0 for token in self._special if match_special and token != UNKNOWN}
-        )
+    def __init__(self, *, special_tokens: str | Sequence[str] = (), match_special: bool = False) -> None:
+        self._setting, self._match = special_tokens, match_special
+        self._use(require_special(special_tokens, match=match_special))
+
+    def reserve(self, tokens: Sequence[str]) -> None:
+        self._use(require_special(self._setting, match=self._match, needed=tokens))
+        require_needed(self._special, tokens)
+
+    def _use(self, special: list[str]) -> None:
+        self._special = special
+        matched = [token for token in special if self._match and token != UNKNOWN]
+        self._special_matcher = SpecialTokenMatcher(dict.fromkeys(matched, 0))
 
     def train(self, texts: Iterable[str], *, n_documents: int | None = None, size: int | None = None) -> CharTokenizer:
         seen = np.zeros(CODE_POINTS, dtype=bool)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -16,17 +15,11 @@ from tinyllm.tokenizers.char import code_points, utf8_lengths
 from tinyllm.tokenizers.checks import first_line, is_panic, library_errors, parts_of, require_harmless
 from tinyllm.tokenizers.cuts import Cuts, find_cuts
 from tinyllm.tokenizers.decoders import BYTE, BYTE_OF, CHAR_OF, ChainStream, Stage, spelled_bytes, stages
-from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher
+from tinyllm.tokenizers.special_tokens import SpecialTokenMatcher, find_end_of_text
 from tinyllm.tokenizers.splitting import BoundedWords, bound_of
 from tinyllm.tokenizers.word_cache import WordCache, word_cache
 from tinyllm.utils.files import parse_json
 
-# Names of the end-of-text token in published models, in order of preference.
-END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
-OTHER_MEANING = re.compile(
-    r"begin|start|bos|pad|unk|mask|cls|^<s>$|^\[INST|header|image|audio|tool|user|system", re.IGNORECASE
-)
-"""Names of special tokens that do not end documents."""
 GROUP = 2**16 * min(16, max(4, os.cpu_count() or 1))
 """Characters encoded at a time; the library's result takes more than 100 bytes per character."""
 WORTH_A_CACHE = 2**15
@@ -137,6 +130,15 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def matching(self, match_special: bool) -> "HuggingFaceTokenizer":
         return HuggingFaceTokenizer.from_json(json.dumps(self._state), match_special=match_special)
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> "HuggingFaceTokenizer":
+        missing = [token for token in tokens if token not in self.special]
+        if not missing:
+            return self
+        backend = Backend.from_str(json.dumps(self._state))
+        backend.add_special_tokens(missing)
+        extended = HuggingFaceTokenizer(backend, match_special=self.match_special)
+        return extended.used_by(bos_id=self.bos_id, adds_bos=self.adds_bos, eos_ids=self.eos_ids)
 
     @property
     def counts_by_id(self) -> bool:
@@ -362,15 +364,6 @@ def bpe_model(vocab: Mapping[str, int], merges: Sequence[Sequence[str]], **more:
     """The BPE model of a tokenizer.json; ``more`` are further entries."""
     off = dict.fromkeys(("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix"))
     return {"type": "BPE", **off, "fuse_unk": False, "byte_fallback": False, **more, "vocab": vocab, "merges": merges}
-
-
-def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
-    """The id of the end-of-text: the first token with a known name, else the first not in ``OTHER_MEANING``."""
-    by_name = dict(special)
-    for name in END_OF_TEXT:
-        if name in by_name:
-            return by_name[name]
-    return next((i for name, i in special if not OTHER_MEANING.search(name)), None)
 
 
 def _spells_all_bytes(state: Mapping[str, Any], vocab: Mapping[str, int]) -> bool:

@@ -1,7 +1,7 @@
 """Loading tokenizers: saved ones, any tokenizer.json, and tiktoken encodings; and the trainers that return them."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.huggingface import HuggingFaceTokenizer
 from tinyllm.tokenizers.ids import IdsTokenizer
+from tinyllm.tokenizers.special_tokens import require_needed, require_special
 from tinyllm.utils.files import expand_home, parse_json, read_text
 
 LARGEST = 256 << 20
@@ -56,13 +57,17 @@ class PretrainedTrainer(TokenizerTrainer):
         path: a ``tokenizer.json`` (Hugging Face's or a run's), a directory that contains one, or the name of a tiktoken
             encoding (``gpt2``, ``cl100k_base``, …), which needs the package tiktoken and the encoding's file.
         match_special: whether special tokens spelled out in the text are encoded as such; false: they are text.
+        special_tokens: tokens to append if the tokenizer lacks them; no other id changes. ``auto``: those that the data
+            need; ``standard``: those of :data:`tinyllm.tokenizers.special_tokens.STANDARD`.
     """
 
     is_fixed = True
 
-    def __init__(self, *, path: str, match_special: bool = False) -> None:
+    def __init__(self, *, path: str, match_special: bool = False, special_tokens: str | Sequence[str] = ()) -> None:
         self._path = str(path)
         self._match_special = match_special
+        self._setting = special_tokens
+        self._added = require_special(special_tokens, match=False)
         self._tokenizer: Tokenizer | None = None
 
     def check(self) -> None:
@@ -74,9 +79,15 @@ class PretrainedTrainer(TokenizerTrainer):
     def count(self, text: Any) -> int:
         return _count(self._load(), text)
 
+    def reserve(self, tokens: Sequence[str]) -> None:
+        self._added = require_special(self._setting, match=False, needed=tokens)
+        self._tokenizer = None
+        require_needed([*self._load().special, *self._added], tokens)
+
     def settings(self) -> dict[str, Any]:
         match = {"match_special": True} if self._match_special else {}
-        return {"content": self._content()} | _counting(self._load()) | match
+        added = {"special_tokens": self._added} if self._added else {}
+        return {"content": self._content()} | _counting(self._load()) | match | added
 
     def _file(self) -> Path:
         path = expand_home(self._path)
@@ -93,6 +104,7 @@ class PretrainedTrainer(TokenizerTrainer):
         if self._tokenizer is None:
             file = self._file()
             tokenizer = load(file) if file.is_file() else self._from_tiktoken()
+            tokenizer = tokenizer.with_special_tokens(self._added) if self._added else tokenizer
             self._tokenizer = tokenizer.matching(True) if self._match_special else tokenizer
         return self._tokenizer
 

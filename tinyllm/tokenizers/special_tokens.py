@@ -12,6 +12,20 @@ from tinyllm.tokenizers.base import Encoded
 END = "<|endoftext|>"
 """Spelling of the end-of-text in byte and character tokenizers."""
 UNKNOWN = "<unk>"
+STANDARD = (
+    *("<pad>", UNKNOWN, "<bos>", "<eos>", "<sep>", "<tool_call>", "</tool_call>", "<tool_result>", "</tool_result>"),
+    *("<system>", "<user>", "<assistant>", "### Language:", "### Code:", "### End"),
+)
+"""Special tokens of conversations, of the chat templates ``roles`` and ``seed`` among others. ``standard`` reserves all
+of them, so that later stages of training need no new ones."""
+AUTO, ALL = "auto", "standard"
+"""Words that stand for a list: the tokens that the data need, and ``STANDARD``."""
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "<|eot|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+"""Names of the end-of-text token in published models, in order of preference."""
+OTHER_MEANING = re.compile(
+    r"begin|start|bos|pad|unk|mask|cls|^<s>$|^\[INST|header|image|audio|tool|user|system", re.IGNORECASE
+)
+"""Names of special tokens that do not end documents."""
 
 
 class SpecialTokenMatcher:
@@ -98,13 +112,51 @@ def special_settings(special: Sequence[str], *, match: bool) -> dict[str, Any]:
     return ({"special_tokens": list(special)} if special else {}) | ({"match_special": True} if match else {})
 
 
-def require_special(tokens: Sequence[Any], *, match: bool) -> list[str]:
+def find_end_of_text(special: Sequence[tuple[str, int]]) -> int | None:
+    """The id of the end-of-text: the first token with a known name, else the first not in ``OTHER_MEANING``."""
+    by_name = dict(special)
+    for name in END_OF_TEXT:
+        if name in by_name:
+            return by_name[name]
+    return next((i for name, i in special if not OTHER_MEANING.search(name)), None)
+
+
+def require_needed(special: Sequence[str], needed: Sequence[str]) -> None:
+    """Refuse a list of special tokens that lacks one that the data need.
+
+    Raises:
+        UserError: names the first.
+    """
+    missing = [token for token in needed if token not in special]
+    if missing:
+        hint = f"use {AUTO}, or include {', '.join(missing)} in the list"
+        what = f"the chat template writes {missing[0]}, which is no special token of the tokenizer"
+        raise UserError(what, key="tokenizer.special_tokens", value=list(special), hint=hint)
+
+
+def require_special(
+    tokens: str | Sequence[Any], *, match: bool, always: Sequence[str] = (), needed: Sequence[str] = ()
+) -> list[str]:
     """The special tokens of a configuration as a list.
+
+    Args:
+        tokens: a list, ``auto`` or ``standard``.
+        match: whether they are matched in text.
+        always: tokens that ``auto`` and ``standard`` begin with.
+        needed: tokens that the data need, which ``auto`` includes.
 
     Raises:
         UserError: a token is not a string, empty or repeated, or ``match`` is set without tokens.
     """
-    special = list(tokens)
+    if tokens == AUTO:
+        special = [*always, *(token for token in needed if token not in always)]
+    elif tokens == ALL:
+        special = [*always, *STANDARD, *(token for token in needed if token not in (*always, *STANDARD))]
+    elif isinstance(tokens, str):
+        hint = f"{AUTO}, {ALL}, or a list such as ['<user>','<eos>']"
+        raise UserError("not a list of tokens", key="tokenizer.special_tokens", value=tokens, hint=hint)
+    else:
+        special = list(tokens)
     if any(not isinstance(token, str) or not token for token in special) or len(set(special)) != len(special):
         raise UserError(
             "special tokens must be distinct, non-empty strings", key="tokenizer.special_tokens", value=special
