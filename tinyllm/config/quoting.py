@@ -152,7 +152,8 @@ def kind_of(annotation: Any, metadata: Any = None) -> ValueKind:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         parts = set(typing.get_args(annotation)) - {type(None)}
         if len(parts) > 1:
-            return ""
+            kinds = {kind_of(part, metadata) for part in parts}
+            return "texts" if kinds == {"text", "texts"} else ""  # a list, or a word that stands for one
         inner = kind_of(parts.pop(), metadata)
         return "text or null" if inner == "text" else inner
     if annotation is str:
@@ -230,7 +231,8 @@ def conformed(value: Any, annotation: Any, *, typed: str | None = None) -> Any:
         wrong = typed is not None and isinstance(value, int | float | bool)
         return typed if wrong else value
     if isinstance(value, list | tuple):
-        items = typing.get_args(annotation)[:1]
+        lists = [part for part in typing.get_args(annotation) if kind_of(part) in ("texts", "wholes")]
+        items = typing.get_args(lists[0] if lists else annotation)[:1]
         return [conformed(item, items[0]) for item in value] if items else value
     if isinstance(value, dict) or value is None:
         return value
