@@ -33,7 +33,9 @@ OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.
 
 def composed(*overrides: str, **more: Any) -> DictConfig:
     """Compose, and set the keys that have no default."""
-    needed = [f"{group}.path=somewhere" for group in ("dataset", "tokenizer", "chat_template") if wants_path(group, overrides)]
+    needed = [
+        f"{group}.path=somewhere" for group in ("dataset", "tokenizer", "chat_template") if wants_path(group, overrides)
+    ]
     described = [one for choice in overrides for one in REQUIRED.get(choice, ())]
     return tinyllm.compose(*overrides, *needed, *described, **more)
 
