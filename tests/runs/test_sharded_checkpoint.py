@@ -77,8 +77,9 @@ def test_a_rank_loads_only_its_rows(trained: Path, parts: Path) -> None:
     local = {name: one[1:3].clone().zero_() if one.ndim else one for name, one in expected.items()}
     names = {tensor.data_ptr(): name for name, tensor in model.state_dict().items()}
     checkpoints.load_weights(
-        checkpoints.find(parts),
-        model,
+        checkpoints.find(parts).tensors(),
+        model.state_dict(),
+        file=parts,
         rows=lambda name, tensor: slice(1, 3) if tensor.ndim else None,
         local=lambda tensor: local[names[tensor.data_ptr()]],
     )

@@ -36,6 +36,7 @@ LATER = (
     "checkpoint.enabled",
     "checkpoint.asynchronous",
     "distributed",
+    "lora",
 )
 """Training keys that earlier versions lacked."""
 DEFAULTS_CHANGED = {"optimizer"}

@@ -175,6 +175,7 @@ class TrainConfig:
     schedule: Any = MISSING
     logger: Any = MISSING
     strategy: Any = MISSING
+    lora: Any = MISSING
 
 
 @dataclass

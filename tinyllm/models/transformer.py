@@ -1,9 +1,9 @@
 """The decoder-only transformer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tinyllm.models.block import Block
+from tinyllm.models.counts import ParameterCounts, ParameterKind, frozen_flops
 from tinyllm.models.layerdrop import draw_active_blocks, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard, stacked_vectors
@@ -21,28 +22,10 @@ from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.inference_linear import InferenceForm, reorder_
-from tinyllm.nn.linear import Linear
+from tinyllm.nn.linear import Linear, resized_rows
 from tinyllm.nn.position import Position
 from tinyllm.utils.signatures import make
 from tinyllm.utils.tensors import autocast_dtype
-
-ParameterKind = Literal["matrix", "head", "embedding", "vector"]
-
-
-@dataclass(frozen=True)
-class ParameterCounts:
-    """Parameter counts; a tied table counts once.
-
-    Attributes:
-        total: all parameters.
-        active: parameters used for one token; a mixture uses only its active experts.
-        embedding: parameters of look-up tables (tokens, learned positions).
-    """
-
-    total: int
-    active: int
-    embedding: int
-
 
 MAX_LAYERS = 10_000
 """A larger n_layers, likely a typo, would take minutes to build before any other check could refuse it."""
@@ -171,10 +154,10 @@ class Transformer(nn.Module):
         """Change the vocabulary size of a model on ``meta``, whose token table and head hold no weights yet."""
         assert self.embedding.weight.is_meta
         self.vocab_size = vocab_size
-        with torch.device("meta"):
-            self.embedding = nn.Embedding(vocab_size, self.d_model, _weight=torch.empty(vocab_size, self.d_model))
-            if self.head is not None:
-                self.head = Linear(d_in=self.d_model, d_out=vocab_size, bias=False)
+        self.embedding.num_embeddings = vocab_size
+        self.embedding.weight = resized_rows(self.embedding.weight, vocab_size)
+        if isinstance(self.head, Linear):
+            self.head.resize_outputs(vocab_size)
         scaling = self.matrix_scalings.get("head.weight")
         if scaling is not None:  # the head has the same rows, one per token, in the base model
             shape, base_shape = (vocab_size, scaling.shape[1]), (vocab_size, scaling.base_shape[1])
@@ -259,8 +242,8 @@ class Transformer(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """(vocab_size, d_model): the matrix of the head; the token table if it is tied."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        assert isinstance(weight, Tensor)
+        head: Any = self.head
+        weight: Tensor = self.embedding.weight if head is None else head.matrix()
         return weight
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -346,7 +329,7 @@ class Transformer(nn.Module):
         # By identity and not by name: a tied head is the same tensor as the token table, and counts as a table.
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         stacked = stacked_vectors(self)
-        head = self.head_weight
+        head = None if self.head is None else self.head.weight
 
         def kind(name: str, parameter: nn.Parameter) -> ParameterKind:
             if id(parameter) in tables:
@@ -362,9 +345,10 @@ class Transformer(nn.Module):
         kinds = self.parameter_kinds()
         sizes = {name: p.numel() for name, p in self.named_parameters()}
         total = sum(sizes.values())
+        trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
         inactive = sum(block.ffn.inactive_parameters() for block in self.layers())
         embedding = sum(n for name, n in sizes.items() if kinds[name] == "embedding")
-        return ParameterCounts(total=total, active=total - inactive, embedding=embedding)
+        return ParameterCounts(total=total, trained=trained, active=total - inactive, embedding=embedding)
 
     def flops_per_token(self, context: int) -> int:
         """FLOPs of the forward pass, head included, for one token that attends to ``context`` keys.
@@ -373,6 +357,15 @@ class Transformer(nn.Module):
         ``torch.utils.flop_counter``. The backward pass takes twice as many.
         """
         return self._head_flops() + sum(block.flops_per_token(context) for block in self.layers())
+
+    def training_flops_per_token(self, context: int) -> int:
+        """FLOPs of forward and backward pass for one token that attends to ``context`` keys.
+
+        The backward pass takes twice the forward pass: each product has a gradient for either operand, except that a
+        frozen matrix has none.
+        """
+        head = 0 if self.head_weight.requires_grad else self._head_flops()
+        return 3 * self.flops_per_token(context) - head - frozen_flops(self.blocks)
 
     def decode_flops_per_token(self, context: int) -> int:
         """FLOPs of decoding one token with a cache; ``context`` counts the token itself."""

@@ -24,6 +24,9 @@ class RowGroups:
 
     A mixture of experts sets it with :meth:`assign` right before it runs its experts, whose layers hold the same
     object. It is valid in that forward pass only; products save for themselves what their backward pass needs.
+
+    Args:
+        per_token: number of experts of each token.
     """
 
     ends_E: Tensor
@@ -32,6 +35,9 @@ class RowGroups:
     """Rows of each expert as slices; empty where one kernel multiplies all groups."""
     padded = True
     """Whether groups are padded where that helps oneDNN, see ``ROW_MULTIPLE``."""
+
+    def __init__(self, per_token: int = 1) -> None:
+        self.per_token = per_token
 
     def assign(self, rows_E: Tensor, n_rows: int) -> None:
         """Give each expert its rows: the first ``rows_E[0]`` of ``n_rows`` belong to expert 0, and so on."""
@@ -76,18 +82,15 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """(N, d_in) → (N, d_out), rows sorted by expert as in ``groups``."""
-        groups, dtype = self.groups, autocast_dtype(x_NI.device, x_NI.dtype)
-        if self.uses_grouped_mm(x_NI.device):
-            return grouped_product(x_NI.to(dtype), self.weight.to(dtype), self.bias, groups)
-        slices = groups.slices or _slices(groups.ends_E, len(x_NI))
-        y_NO = _Product.apply(x_NI, self.weight, self.bias, slices, dtype)
-        assert isinstance(y_NO, Tensor)
-        return y_NO
+        return multiply_groups(x_NI, self.weight, self.bias, self.groups)
+
+    def matrices(self) -> list[Tensor]:
+        """The stacks of matrices (E, O, I) that inputs are multiplied with."""
+        return [self.weight]
 
     def uses_grouped_mm(self, device: torch.device) -> bool:
         """Whether one kernel multiplies all groups of these sizes on this device."""
-        aligned = self.weight.shape[1] % ALIGNED == 0 and self.weight.shape[2] % ALIGNED == 0
-        return aligned and has_grouped_mm(device)
+        return all(uses_grouped_mm(stack, device) for stack in self.matrices())
 
     def init_weights(self, std: float) -> None:
         """Initialize as ``Linear`` does."""
@@ -125,6 +128,23 @@ class InferenceGroupedLinear(nn.Module):
             if rows.start != rows.stop:  # routing may leave an expert without tokens
                 y_NO[rows] = matrix(x_NI[rows])
         return y_NO
+
+
+def multiply_groups(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:
+    """Rows (N, I), sorted by expert, times the matrix of their expert: (N, O)."""
+    dtype = autocast_dtype(x_NI.device, x_NI.dtype)
+    if uses_grouped_mm(weight_EOI, x_NI.device):
+        return grouped_product(x_NI.to(dtype), weight_EOI.to(dtype), bias_EO, groups)
+    slices = groups.slices or _slices(groups.ends_E, len(x_NI))
+    y_NO = _Product.apply(x_NI, weight_EOI, bias_EO, slices, dtype)
+    assert isinstance(y_NO, Tensor)
+    return y_NO
+
+
+def uses_grouped_mm(weight_EOI: Tensor, device: torch.device) -> bool:
+    """Whether one kernel multiplies all groups with a stack of this shape on this device."""
+    aligned = weight_EOI.shape[1] % ALIGNED == 0 and weight_EOI.shape[2] % ALIGNED == 0
+    return aligned and has_grouped_mm(device)
 
 
 def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:

@@ -157,12 +157,11 @@ class InferenceLinear(nn.Module):
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, form: InferenceForm) -> None:
         super().__init__()
-        (self.matrix,) = inference_matrices(weight_OI, bias_O, form)
+        (self._matrix,) = inference_matrices(weight_OI, bias_O, form)
 
-    @property
-    def weight(self) -> Tensor:
+    def matrix(self) -> Tensor:
         """The weight (d_out, d_in) in the dtype of computation; computed anew if it is stored as int8."""
-        return self.matrix.dense()
+        return self._matrix.dense()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.matrix(x)
+        return self._matrix(x)

@@ -1,9 +1,13 @@
 """The linear layer that all layers are built from."""
 
+<<<<<<< HEAD
 from dataclasses import replace
 
 import torch
 from torch import nn
+=======
+from torch import Tensor, nn
+>>>>>>> 844f6e7 (LoRA: adapters over frozen linear layers, checkpoints of adapters alone, merged wherever weights are read)
 
 from tinyllm.nn.inference_linear import InferenceForm, InferenceLinear, PackedLinear, has_packed, reorder_
 
@@ -29,6 +33,16 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    def resize_outputs(self, d_out: int) -> None:
+        """Change the number of outputs of a layer on ``meta``, which holds no weights yet and has no bias."""
+        assert self.weight.is_meta and self.bias is None
+        self.out_features = d_out
+        self.weight = resized_rows(self.weight, d_out)
+
+    def matrix(self) -> Tensor:
+        """(d_out, d_in): the matrix that inputs are multiplied with, for products outside of the layer."""
+        return self.weight
+
     def flops(self) -> int:
         """FLOPs for one input vector: a multiplication and an addition per weight."""
         return 2 * self.weight.numel()
@@ -43,6 +57,11 @@ class Linear(nn.Linear):
         if has_packed(self.weight.device, form.dtype):
             return PackedLinear(self.weight, self.bias, dtype=form.dtype)
         return InferenceLinear(self.weight, self.bias, form)
+
+
+def resized_rows(parameter: Tensor, rows: int) -> nn.Parameter:
+    """A parameter on ``meta`` with a different number of rows."""
+    return nn.Parameter(parameter.new_empty(rows, *parameter.shape[1:]), requires_grad=parameter.requires_grad)
 
 
 class NeverPackedLinear(Linear):

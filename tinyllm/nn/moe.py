@@ -115,7 +115,7 @@ class Mixture(FeedForward):
         expert = partial(make, d_model=d_model, model_d_ff=model_d_ff, bias=bias)
         # Never rounded: a rounded router would choose different experts than it did in training.
         self.router = NeverRoundedLinear(d_in=d_model, d_out=self.n_routed, bias=False)
-        self.groups = RowGroups()
+        self.groups = RowGroups(per_token=self.n_chosen)
         grouped = partial(GroupedLinear, n_experts=self.n_routed, groups=self.groups)
         self.experts: FeedForward = expert(partial(ffn, d_ff=self.d_ff), linear=grouped)
         # n shared experts side by side are the same function as one that is n times as wide, in fewer products.
@@ -262,6 +262,8 @@ class AuxFree(Mixture):
         return super().choose(score_NE + self.bias_E)
 
     def balance(self, load_E: Tensor) -> None:
+        if not self.router.weight.requires_grad:  # frozen with its router (LoRA): a bias that moved would not be saved
+            return
         # the sign only: a step of fixed size, whatever the imbalance (DeepSeek-V3, §2.1.2)
         self.bias_E += self.gamma * (load_E.mean() - load_E).sign()
 

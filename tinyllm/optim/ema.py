@@ -36,14 +36,14 @@ class EMA(NoAverage):
     first updates makes it forget the initialization (the warm-up of TensorFlow's ExponentialMovingAverage).
 
     Args:
-        model: its parameters are averaged, buffers are not.
+        model: the parameters that are trained are averaged, buffers are not.
         decay: largest d.
         update_every: steps between updates.
         start_step: finished steps before the average starts.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, update_every: int, start_step: int) -> None:
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.decay, self.update_every, self.start_step = decay, update_every, start_step
         self.shadow: dict[str, Tensor] = {}
         self.updates = 0

@@ -22,7 +22,7 @@ def parameter_groups(
     Under a parametrization, each distinct scaling of a kind has its own group.
 
     Args:
-        model: each parameter counts once, a tied tensor under its first name.
+        model: each parameter counts once, a tied tensor under its first name; frozen ones are left out.
         kinds: kind by parameter name, from ``model.parameter_kinds()``.
         scalings: scaling by parameter name (``MatrixScaling``), for those whose learning rate depends on the width.
 
@@ -34,6 +34,8 @@ def parameter_groups(
     """
     groups: dict[tuple[str, Hashable], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         kind, scaling = kinds.get(name), (scalings or {}).get(name)
         if kind not in KINDS:
             raise ValueError(f"parameter {name} has kind {kind}: it must be one of {', '.join(KINDS)}")

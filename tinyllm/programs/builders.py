@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
@@ -29,6 +29,8 @@ BATCH = ("batch_size", "grad_accum_steps", "total_batch_tokens", "seq_len")
 """Keys of ``trainer`` that set the batch."""
 PLACEHOLDER_VOCAB = 256
 """Vocabulary size of a model on ``meta`` while the tokenizer is unknown."""
+LORA = "lora"
+"""The node of low-rank adapters; empty: none."""
 META = torch.device("meta")
 """Tensors on it have a shape and a dtype, and no memory."""
 
@@ -49,7 +51,7 @@ def build_model(
     allow: frozenset[Option],
     place: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The model of a configuration with its initial weights, or on ``meta`` without weights.
+    """The model of a configuration with its initial weights, or on ``meta`` without weights; adapted, if it says so.
 
     The weights depend on ``seed`` alone, and the global random stream is restored.
 
@@ -59,7 +61,8 @@ def build_model(
             model is built with its weights on the CPU and moved to ``device``.
 
     Raises:
-        UserError: sizes that do not fit together, or ``model.vocab_size`` below the tokenizer's.
+        UserError: sizes that do not fit together, ``model.vocab_size`` below the tokenizer's, or ``lora.targets`` that
+            match no layer.
     """
     vocab_size = vocabulary_of(cfg, vocab_size)
     with torch.random.fork_rng(devices=[]):
@@ -67,9 +70,20 @@ def build_model(
         with memory_for("building the model", hint="use a smaller model, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
                 model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)
+                if cfg.get(LORA):
+                    lora = build(cfg.lora, path=LORA, allow=allow)
+                    call(lora.attach, model, node=plain(cfg.lora), path=LORA, seed=seed)
             model = place(model) if place else model.to(device)  # outside the context, which would allocate on meta
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
+
+
+def without_adapters(cfg: DictConfig) -> DictConfig:
+    """The configuration of the model that an adapted model is once its adapters are merged (``lora=none``)."""
+    merged = cfg.copy()
+    with open_dict(merged):
+        merged[LORA] = {}
+    return merged
 
 
 def vocabulary_of(cfg: DictConfig, vocab_size: int) -> int:

@@ -23,7 +23,7 @@ class ModelCost:
     active_parameters: int
     """Parameters that one token passes through."""
     flops_per_token: int
-    """Training FLOPs of a token at the training context: three times those of the forward pass."""
+    """Training FLOPs of a token at the training context: forward and backward pass."""
     decode_flops_per_token: int
     """FLOPs of the last token of a full context, with a cache."""
     kv_bytes_per_token: int
@@ -65,7 +65,7 @@ def cost_of_model(model: Any, *, seq_len: int) -> ModelCost:
     return ModelCost(
         parameters=counts.total,
         active_parameters=counts.active,
-        flops_per_token=3 * model.flops_per_token(seq_len),
+        flops_per_token=model.training_flops_per_token(seq_len),
         decode_flops_per_token=model.decode_flops_per_token(model.max_seq_len),
         kv_bytes_per_token=model.cache_bytes_per_token(torch.bfloat16),
     )

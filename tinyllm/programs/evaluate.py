@@ -24,8 +24,9 @@ from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.nn.loss import perplexity
 from tinyllm.programs.builders import open_corpus, open_data
-from tinyllm.programs.load_model import SavedModel, model_of, open_saved
+from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
+from tinyllm.programs.saved_model import SavedModel
 from tinyllm.runs.listing import required_run
 from tinyllm.runs.metrics_log import finite
 from tinyllm.tokenizers.pretrained import FixedTrainer

@@ -10,7 +10,8 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.saved import settings_text
 from tinyllm.errors import UserError
 from tinyllm.interop.directory import ModelDirectory, check_out, main_dtype, new_directory
-from tinyllm.programs.load_model import build_saved, open_hugging_face
+from tinyllm.programs.load_model import build_saved
+from tinyllm.programs.saved_model import open_hugging_face
 from tinyllm.runs import layout
 from tinyllm.runs.checkpoint_writer import Saver
 from tinyllm.runs.provenance import provenance

@@ -1,27 +1,48 @@
 """``init_from``: the weights of an earlier run as the start of this one, refused where they do not fit."""
 
+from collections.abc import Callable
+
 from omegaconf import DictConfig
 
-from tinyllm.config.saved import saved_config
 from tinyllm.config.targets import Option
 from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.models.parametrization import multipliers
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import META, build_model, plain
-from tinyllm.runs.checkpoint import Checkpoint, check_fits
-from tinyllm.runs.layout import CONFIG, TOKENIZER
+from tinyllm.programs.resume import Resumption
+from tinyllm.programs.saved_weights import WeightSource, base_of, open_weights
+from tinyllm.runs.layout import TOKENIZER
+from tinyllm.training.state import own_tensors
+
+
+def initial_weights(
+    cfg: DictConfig, resumption: Resumption | None, *, tell: Callable[[str], None], allow: frozenset[Option]
+) -> WeightSource | None:
+    """The weights of ``init_from``, or of a resumed run with adapters those that they belong to; None: random weights.
+
+    Raises:
+        UserError: there are none at ``init_from``, none for adapters, or not those that a resumed run's belong to.
+    """
+    if resumption:
+        return base_of(resumption.checkpoint, allow=allow)
+    if cfg.init_from is not None:
+        return open_weights(cfg.init_from, key="init_from", allow=allow, tell=tell)
+    if cfg.lora:
+        hint = "adapters are trained over the weights of a run or model: set init_from=<directory>, or lora=none"
+        raise UserError("no weights for the adapters", key="lora", value="lora", hint=hint)
+    return None
 
 
 def check_initial_weights(
-    source: Checkpoint, meta_model: Transformer, data: RunData, *, cfg: DictConfig, allow: frozenset[Option]
+    source: WeightSource, meta_model: Transformer, data: RunData, *, cfg: DictConfig, allow: frozenset[Option]
 ) -> None:
     """Refuse an ``init_from`` with a different tokenizer, architecture or parametrization.
 
     Raises:
         UserError: its weights do not fit this run.
     """
-    saved, current = source.manifest["data"]["tokenizer"], data.tokenizer.fingerprint()
+    saved, current = source.tokenizer_fingerprint, data.tokenizer.fingerprint()
     if saved != current:
         raise UserError(
             "the run in init_from used a different tokenizer",
@@ -30,12 +51,13 @@ def check_initial_weights(
             hint=f"its fingerprint is {saved[:12]}, this run's {current[:12]};"
             f" use tokenizer=pretrained tokenizer.path={source.path / TOKENIZER}",
         )
-    check_fits(source, meta_model)
+    tensors, own = meta_model.state_dict(), own_tensors(meta_model)
+    source.check_fits({name: tensor for name, tensor in tensors.items() if name not in own} or own)
     check_multipliers(source, meta_model, cfg=cfg, vocab_size=data.tokenizer.vocab_size, allow=allow)
 
 
 def check_multipliers(
-    source: Checkpoint, meta_model: Transformer, *, cfg: DictConfig, vocab_size: int, allow: frozenset[Option]
+    source: WeightSource, meta_model: Transformer, *, cfg: DictConfig, vocab_size: int, allow: frozenset[Option]
 ) -> None:
     """Refuse weights whose parametrization multiplies logits or attention scores by different factors.
 
@@ -44,11 +66,10 @@ def check_multipliers(
     Raises:
         UserError: the factors differ.
     """
-    source_cfg = saved_config(source.path / CONFIG, allow=allow)
-    source_node, node = source_cfg.model.get("parametrization"), cfg.model.get("parametrization")
+    source_node, node = source.cfg.model.get("parametrization"), cfg.model.get("parametrization")
     if source_node is None or node is None or source_node == node:  # runs of the first versions have no such key
         return
-    source_model = build_model(source_cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
+    source_model = build_model(source.cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
     if multipliers(source_model) != multipliers(meta_model):
         hint = f"that run has {_shown(source_node)}, this one {_shown(node)}"
         raise UserError(

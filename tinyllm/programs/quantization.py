@@ -12,7 +12,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.programs.builders import open_corpus
-from tinyllm.programs.load_model import SavedModel
+from tinyllm.programs.saved_model import SavedModel
 from tinyllm.utils.device import autocast, compute_dtype
 from tinyllm.utils.tensors import first_not_finite
 

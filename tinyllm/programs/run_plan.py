@@ -37,7 +37,7 @@ from tinyllm.programs.builders import (
     plain,
     planned_batch,
 )
-from tinyllm.programs.initial_weights import check_initial_weights
+from tinyllm.programs.initial_weights import check_initial_weights, initial_weights
 from tinyllm.programs.resume import (
     Resumption,
     abandoned_steps,
@@ -47,6 +47,7 @@ from tinyllm.programs.resume import (
     progress_of,
     reconcile,
 )
+from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LONGEST_NAME, auto_path, check_new
 from tinyllm.runs.layout import CHECKPOINTS
@@ -75,7 +76,8 @@ class CheckedSettings:
     device: torch.device
     precision: str
     pin_memory: bool
-    init_from: checkpoints.Checkpoint | None
+    init_from: WeightSource | None
+    """The weights of ``init_from``; of a resumed run with adapters, the weights that these are added to."""
     batch: BatchPlan
     curriculum: Curriculum
     progress: RunProgress | None
@@ -171,9 +173,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     pin_memory = pins_memory(cfg, device)
     if cfg.trainer.compile.enabled:
         check_backend(cfg.trainer.compile.backend)
-    init_from = None
-    if cfg.init_from is not None and not resumption:
-        init_from = checkpoints.find(cfg.init_from, tell=notes.append, key="init_from")
+    init_from = initial_weights(cfg, resumption, tell=notes.append, allow=allow)
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     check_max_tokens(cfg, seq_len=batch.seq_len)
@@ -226,7 +226,7 @@ def open_run_data(settings: CheckedSettings) -> RunData:
         device=settings.device,
         allow=settings.invocation.allow,
     )
-    if settings.init_from is not None:
+    if settings.init_from is not None and not resumption:
         check_initial_weights(settings.init_from, settings.meta_model, data, cfg=cfg, allow=settings.invocation.allow)
     if resumption:
         check_same_data(resumption, data)
@@ -338,7 +338,7 @@ def check_memory(cfg: DictConfig, model: Any, *, strategy: Any, device: torch.de
     counts = model.parameter_counts()
     optimizer = optimizer_bytes(cfg, model, allow=allow)
     ranks = strategy.world_size if strategy.is_sharded else 1
-    needed = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
+    needed = trained_bytes(counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, ranks=ranks)
     available = device_memory(device)
     if available is None or needed <= available:
         return

@@ -7,9 +7,10 @@ from tinyllm.data.run_data import n_tokens
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
-from tinyllm.training.flops import forward_flops
+from tinyllm.training.flops import training_flops
 from tinyllm.training.memory_estimate import activation_bytes, trained_bytes
 from tinyllm.utils.device import compute_dtype, describe_device
+from tinyllm.utils.text import shown_path
 
 
 def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, run_dir: Path, *, tokens: int) -> RunInfo:
@@ -32,7 +33,7 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         kernels = [f"{name} by document" if own else "FlexAttention" for name, own in names]
     ranks = batch.world_size if plan.strategy.is_sharded else 1
     optimizer = optimizer_bytes(cfg, model, allow=plan.invocation.allow)
-    trained = trained_bytes(counts.total, optimizer, averaged=cfg.ema.enabled, ranks=ranks)
+    trained = trained_bytes(counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, ranks=ranks)
     epoch_tokens = plan.sampler.windows_per_epoch * batch.seq_len
     start, lengths, horizon = plan.start_step, plan.lengths, plan.horizon
     planned_tokens = tokens + batch.sequences * (lengths.total(horizon.steps) - lengths.total(start - horizon.shift))
@@ -41,7 +42,10 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         notes.append(
             f"sequences of {lengths.at(start)} tokens at first, of {batch.seq_len} from step {lengths.full_from + 1} on"
         )
-    if plan.init_from is not None and (rule := followed_rule(cfg)) is not None:
+    if counts.trained < counts.total and plan.init_from is not None:
+        share = f"{counts.trained:,} of {counts.total:,} parameters ({counts.trained / counts.total:.2%})"
+        notes.append(f"LoRA trains {share}; the others stay those of {shown_path(plan.init_from.path)}")
+    elif plan.init_from is not None and (rule := followed_rule(cfg)) is not None:
         notes.append(
             "the learning rate is that for training from random weights; to keep more of what the weights of init_from"
             f" have learned, set a smaller one, e.g. optimizer.lr={rule.rate / 10:g}"
@@ -74,7 +78,7 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         start_tokens=tokens,
         planned_tokens=planned_tokens,
         epochs=planned_tokens / epoch_tokens,
-        flops_per_token=3 * forward_flops(model, plan.sampler)(batch.seq_len),
+        flops_per_token=training_flops(model, plan.sampler)(batch.seq_len),
         peak_flops=peak,
         memory_bytes=trained + activations,
         learning_rate=cfg.optimizer.lr,

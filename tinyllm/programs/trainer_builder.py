@@ -24,6 +24,7 @@ from tinyllm.programs.builders import build_model, build_objective, build_optimi
 from tinyllm.programs.resume import to_save
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
+from tinyllm.programs.saved_weights import ADAPTERS
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs import layout as names
 from tinyllm.runs.checkpoint_parts import STATE
@@ -37,10 +38,10 @@ from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup, R
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, preserving_state
 from tinyllm.training.distributed.strategy import Strategy
-from tinyllm.training.flops import forward_flops
+from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import Objective
 from tinyllm.training.profiler import NoProfiler, Profiler
-from tinyllm.training.state import TrainState
+from tinyllm.training.state import TrainState, own_tensors
 from tinyllm.training.trainer import Settings, Trainer
 from tinyllm.utils.device import autocast, compute_dtype, peak_flops
 from tinyllm.utils.fault_injection import fault
@@ -108,7 +109,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         profiler=make_profiler(plan, run_dir.path, report=events.on_message),
         peak_flops=peak,
         run_dir=run_dir.path,
-        flops_per_token=forward_flops(plan.meta_model, plan.sampler),
+        flops_per_token=training_flops(plan.meta_model, plan.sampler),
     )
 
 
@@ -132,13 +133,17 @@ def make_state(plan: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[st
         place=strategy.placer(plan.device, compute_dtype(plan.precision)),
     )
     state, groups = new_state(cfg, model, strategy, device=plan.device, precision=plan.precision, allow=allow)
-    checkpoint = plan.resumption.checkpoint if plan.resumption else plan.init_from
-    if checkpoint is not None:
-        checkpoints.load_weights(checkpoint, model, rows=strategy.rows, local=strategy.local_tensor)
+    own, placed = own_tensors(model), {"rows": strategy.rows, "local": strategy.local_tensor}
+    if plan.init_from is not None:
+        source = plan.init_from
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
+        checkpoints.load_weights(source.open(), frozen or own, file=source.path, **placed)
     if plan.resumption is None:
         return state, groups, {}
-    saved = read_checked(plan.resumption.checkpoint)
-    state.load_state_dict(saved, file=plan.resumption.checkpoint.path / STATE)
+    checkpoint = plan.resumption.checkpoint
+    checkpoints.load_weights(checkpoint.tensors(), own, file=checkpoint.path, **placed)
+    saved = read_checked(checkpoint)
+    state.load_state_dict(saved, file=checkpoint.path / STATE)
     return state, groups, saved.get("loggers", {})
 
 
@@ -219,6 +224,9 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
     data |= {"revision": plan.corpus.revision} if plan.corpus.revision else {}
     facts: dict[str, Any] = {"precision": plan.precision, "max_steps": plan.max_steps, "data": data}
     facts |= {"shift": plan.horizon.shift} if plan.horizon.shift else {}
+    if cfg.lora and plan.init_from is not None:
+        folder = run_dir.checkpoints / checkpoints.name_of(0)
+        facts[ADAPTERS] = plan.init_from.as_base(scale=cfg.lora.alpha / cfg.lora.rank, folder=folder)
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     made_by = provenance()
     start = {"step": state.step, "world_size": world_size, "settings": settings} | made_by

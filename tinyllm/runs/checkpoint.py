@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tinyllm.errors import UserError
 from tinyllm.runs.checkpoint_parts import STATE, numbered, read_state
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES, RUN_JSON
-from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors, weight_map
+from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors, Weights, weight_map
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.files import (
     TEMPORARY,
@@ -205,6 +205,8 @@ def _check_facts(manifest: dict[str, Any], file: Path) -> None:
         wrong.append("step")
     if not isinstance(data, dict) or not all(isinstance(digest, str) for digest in data.values()):
         wrong.append("data")
+    if not isinstance(manifest.get("adapters", {}), dict):
+        wrong.append("adapters")
     if not isinstance(manifest.get("precision", ""), str):
         wrong.append("precision")
     for name, facts in files.items():
@@ -308,47 +310,39 @@ def find(
     raise UserError("no complete checkpoint", key=key, value=where, hint="; ".join(reasons))
 
 
-def check_fits(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Check that names and shapes of a checkpoint's weights are those of ``model``, without reading the weights.
+def check_shapes(saved: Mapping[str, tuple[int, ...]], wanted: Mapping[str, Tensor], *, file: Path) -> None:
+    """Check that names and shapes of saved tensors are those of a model's tensors.
 
     Raises:
         UserError: they differ; the message names the first tensor that differs.
     """
-    tensors = checkpoint.tensors()
-    check_shapes({name: tensors.shape(name) for name in tensors.names()}, model, file=checkpoint.path / MODEL)
-
-
-def check_shapes(saved: Mapping[str, tuple[int, ...]], model: nn.Module, *, file: Path) -> None:
-    """Check that names and shapes of tensors are those of ``model``.
-
-    Raises:
-        UserError: they differ; the message names the first tensor that differs.
-    """
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for name in [*wanted, *saved]:
-        if saved.get(name) != wanted.get(name):
-            hint = f"{name} is {saved.get(name, 'missing')} in the file and {wanted.get(name, 'missing')} in the model"
+        shape = tuple(wanted[name].shape) if name in wanted else "missing"
+        if saved.get(name) != shape:
+            hint = f"{name} is {saved.get(name, 'missing')} in the file and {shape} in the model"
             raise UserError("the weights do not fit this model", file=file, hint=hint)
 
 
 @torch.no_grad()
 def load_weights(
-    checkpoint: Checkpoint,
-    model: nn.Module,
+    weights: Weights,
+    wanted: Mapping[str, Tensor],
     *,
+    file: Path,
     rows: Callable[[str, Tensor], slice | None] = lambda name, tensor: None,
     local: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> None:
-    """Load all of a checkpoint's weights into ``model``; both must have the same tensors.
+    """Copy weights into a model's tensors; both must have the same names and shapes.
 
     Args:
+        wanted: the model's tensors by name.
+        file: where the weights come from, for messages.
         rows: maps a tensor's name and the model's tensor to the rows that this process holds; None: all rows.
         local: maps the model's tensor to the part that holds those rows.
 
     Raises:
         UserError: names or shapes differ, or a file cannot be read.
     """
-    check_fits(checkpoint, model)
-    tensors = checkpoint.tensors()
-    for name, tensor in model.state_dict().items():
-        local(tensor).copy_(tensors.read(name, rows(name, tensor)))
+    check_shapes({name: weights.shape(name) for name in weights.names()}, wanted, file=file)
+    for name, tensor in wanted.items():
+        local(tensor).copy_(weights.read(name, rows(name, tensor)))

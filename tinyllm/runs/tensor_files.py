@@ -1,7 +1,7 @@
 """Reads tensors by name from safetensors files: a single file, or several with Hugging Face's index."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -10,6 +10,19 @@ from tinyllm.errors import UserError
 from tinyllm.utils.files import check_utf8, is_file_name, read_json
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Weights(Protocol):
+    """Tensors by name, such as :class:`tinyllm.runs.tensor_files.Tensors`."""
+
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """A tensor on the CPU, or only some of its rows."""
 
 
 class Tensors:

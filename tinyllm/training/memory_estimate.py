@@ -10,15 +10,17 @@ FP32 = 4
 """Bytes of a weight and of its gradient; half precision is autocast, which uses copies."""
 
 
-def trained_bytes(parameters: int, of_optimizer: int, *, averaged: bool, ranks: int = 1) -> int:
+def trained_bytes(parameters: int, of_optimizer: int, *, trained: int, averaged: bool, ranks: int = 1) -> int:
     """Bytes per rank for weights, gradients, optimizer state and, if any, averaged weights.
 
     Args:
+        parameters: number of all weights.
+        trained: number of those that are not frozen, which have a gradient and an average.
         of_optimizer: bytes of the optimizer state.
         averaged: ``ema.enabled``.
         ranks: ranks that the tensors are sharded over.
     """
-    return (FP32 * parameters * (3 if averaged else 2) + of_optimizer) // ranks
+    return (FP32 * (parameters + trained * (2 if averaged else 1)) + of_optimizer) // ranks
 
 
 TOKENS = 2

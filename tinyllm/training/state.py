@@ -51,7 +51,7 @@ class TrainState:
 
     def weights(self) -> dict[str, Tensor]:
         """The full tensors of the model that this rank writes; all ranks must call it."""
-        return self.strategy.part(self.model.state_dict())
+        return self.strategy.part(own_tensors(self.model))
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank writes besides the weights: plain containers, full tensors. All ranks must call it."""
@@ -98,11 +98,24 @@ class TrainState:
 
     def _check_average(self, average: dict[str, Any], file: object) -> None:
         """Refuse averaged weights whose names or shapes are not those of the parameters."""
-        expected = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        expected = {name: tuple(p.shape) for name, p in self.model.named_parameters() if p.requires_grad}
         saved = {name: tuple(tensor.shape) for name, tensor in average.get("shadow", {}).items()}
         if saved and saved != expected:
             name = next(name for name in [*expected, *saved] if expected.get(name) != saved.get(name))
             raise damaged(file, f"average of {name} is {saved.get(name, 'missing')}", f"{expected.get(name, 'absent')}")
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model that its checkpoints hold, by name.
+
+    All of them, or with frozen weights (LoRA) only the parameters that train: the others are those of a checkpoint that
+    the run names.
+    """
+    tensors = model.state_dict()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if name in trained}
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, strategy: Strategy) -> dict[str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.expert_load import StepLoad
-from tinyllm.training.flops import forward_flops
+from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 from tinyllm.training.profiler import NoProfiler
 from tinyllm.training.state import TrainState
@@ -83,13 +83,13 @@ class Trainer:
     """Peak FLOP/s of all ranks together, for MFU; None: not known."""
     run_dir: Path
     flops_per_token: Callable[[int], int] | None = None
-    """FLOPs of the forward pass by sequence length; None: those of the model."""
+    """FLOPs per token of forward and backward pass by sequence length; None: those of the model."""
 
     def __post_init__(self) -> None:
         self.strategy = self.state.strategy
         self.model: Any = self.objective.model
         self.device: torch.device = self.model.device
-        self.forward_flops = self.flops_per_token or forward_flops(self.model, None)
+        self.training_flops = self.flops_per_token or training_flops(self.model, None)
         self.at_last_log = self.state.tokens, self.state.flops
         """Tokens and FLOPs at the last log line."""
         self.start_step = self.state.step
@@ -235,7 +235,7 @@ class Trainer:
         state.step += 1
         state.sequences += self.batch_plan.sequences
         state.tokens += tokens
-        state.flops += tokens * 3 * self.forward_flops(length)  # the backward pass takes twice the forward pass
+        state.flops += tokens * self.training_flops(length)
         if math.isfinite(train_loss):
             state.window["loss"] += train_loss
             state.window["steps"] += 1

@@ -118,8 +118,8 @@ class MLA(MaskedAttention):
             q_BHTD = torch.cat((q_nope, q_rope), dim=-1)
             y_BHTD = self.attend(q_BHTD, k_BHTD, v_BHTD, visible=visible_B1TS, doc_ids=doc_ids)
         else:
-            w_uk_HDL, w_uv_HDL = self.kv_up.weight.unflatten(0, (self.n_heads, -1)).split(
-                (self.nope_dim, self.v_dim), dim=1
+            w_uk_HDL, w_uv_HDL = (
+                self.kv_up.matrix().unflatten(0, (self.n_heads, -1)).split((self.nope_dim, self.v_dim), dim=1)
             )
             query_BHTL = torch.cat((q_nope @ w_uk_HDL, q_rope), dim=-1)
             # Values are the whole cache entries; the rotated keys in them are cut off after the sum. So keys and values

@@ -1,0 +1,240 @@
+"""The weights on disk that a run starts from, or that its adapters are added to (LoRA)."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import Tensor
+
+from tinyllm.config.saved import saved_config
+from tinyllm.config.targets import Option
+from tinyllm.errors import UserError
+from tinyllm.interop.directory import is_model
+from tinyllm.nn.lora import MATRICES, merged
+from tinyllm.programs.builders import META, build_model
+from tinyllm.programs.saved_model import open_hugging_face
+from tinyllm.runs.checkpoint import Checkpoint, check_shapes, find
+from tinyllm.runs.layout import CONFIG
+from tinyllm.runs.tensor_files import MODEL, Weights
+from tinyllm.utils.files import sha256
+
+ADAPTERS = "adapters"
+"""The manifest's entry of a checkpoint that holds adapters only: the weights they belong to, and their scale."""
+
+
+class LoadedWeights:
+    """Tensors in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._tensors[name] if rows is None else self._tensors[name][rows]
+
+
+class MergedWeights:
+    """Weights with adapters added, in fp32: those of a model that computes what the adapted one does.
+
+    Args:
+        base: without the adapters.
+        adapters: of linear layers of ``base``.
+        scale: factor on the adapters' outputs.
+        file: holds the adapters, for error messages.
+
+    Raises:
+        UserError: the adapters do not fit the weights.
+    """
+
+    def __init__(self, base: Weights, adapters: Weights, *, scale: float, file: Path) -> None:
+        self._base, self._adapters, self._scale = base, adapters, scale
+        self._layers = {name.rpartition(".")[0] for name in adapters.names()}
+        weights = set(base.names())
+        for layer in sorted(self._layers):
+            name, (a, b) = f"{layer}.weight", self._matrices(layer)
+            shapes = [adapters.shape(one) if one in adapters.names() else () for one in (a, b)]
+            wanted = base.shape(name) if name in weights else ()
+            if len(shapes[0]) < 2 or wanted != (*shapes[1][:-1], shapes[0][-1]) or shapes[0][-2] != shapes[1][-1]:
+                hint = f"the adapter of {layer} has shapes {shapes[0]} and {shapes[1]}, the layer {wanted or 'none'}"
+                raise UserError("the adapters do not fit the weights", file=file, hint=hint)
+
+    @staticmethod
+    def _matrices(layer: str) -> list[str]:
+        return [f"{layer}.{matrix}" for matrix in MATRICES]
+
+    def names(self) -> list[str]:
+        return self._base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        weight = self._base.read(name, rows).float()
+        layer, _, kind = name.rpartition(".")
+        if kind != "weight" or layer not in self._layers:
+            return weight
+        a, b = self._matrices(layer)
+        stacked = len(self._base.shape(name)) > 2  # rows are experts then, in all three
+        lora_a, lora_b = self._adapters.read(a, rows if stacked else None), self._adapters.read(b, rows)
+        return merged(weight, lora_a.float(), lora_b.float(), scale=self._scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSource:
+    """Weights of a saved model and what is known about them.
+
+    Attributes:
+        path: a checkpoint or a directory in Hugging Face format.
+        shapes: of the tensors by name.
+        open: gives the tensors; adapters, if it holds any, are added.
+        digest: sha256 that identifies the weights.
+        cfg: the configuration of the model, resolved.
+        settings: of a Hugging Face model, the overrides that compose it.
+        tokenizer_fingerprint: of the tokenizer that the model was trained with.
+    """
+
+    path: Path
+    shapes: dict[str, tuple[int, ...]]
+    open: Callable[[], Weights]
+    digest: str
+    cfg: DictConfig
+    settings: list[str]
+    tokenizer_fingerprint: str
+
+    def check_fits(self, wanted: Mapping[str, Tensor]) -> None:
+        """Check that names and shapes are those of a model's tensors, without reading the weights.
+
+        Raises:
+            UserError: they differ; the message names the first tensor that differs.
+        """
+        check_shapes(self.shapes, wanted, file=self.path)
+
+    def as_base(self, *, scale: float, folder: Path) -> dict[str, Any]:
+        """The manifest's entry of checkpoints in ``folder`` whose adapters belong to these weights."""
+        path = self.path.absolute()
+        relative = os.path.relpath(path, folder.absolute())  # found again when both are moved together
+        return {"base": str(path), "relative": relative, "weights": self.digest, "scale": scale}
+
+
+def open_weights(
+    where: str | Path,
+    *,
+    key: str,
+    allow: frozenset[Option] = frozenset(),
+    tell: Callable[[str], None] = lambda text: None,
+) -> WeightSource:
+    """The weights of a run, a checkpoint or a Hugging Face directory, not read yet.
+
+    Args:
+        key: the setting that gave ``where``, for messages.
+        tell: called with a sentence when a damaged checkpoint is skipped.
+
+    Raises:
+        UserError: there are none, or those that its adapters belong to are missing or have changed.
+    """
+    if is_model(where):
+        saved = open_hugging_face(where, tell=tell)
+        model = build_model(saved.cfg, vocab_size=saved.tokenizer.vocab_size, seed=0, device=META, allow=allow)
+        return WeightSource(
+            path=saved.path,
+            shapes={name: tuple(tensor.shape) for name, tensor in model.state_dict().items()},
+            open=lambda: LoadedWeights(saved.weights("raw")),  # read only when needed: it takes all of them at once
+            digest=digest_at(saved.path),
+            cfg=saved.cfg,
+            settings=saved.settings,
+            tokenizer_fingerprint=saved.data["tokenizer"],
+        )
+    checkpoint = find(where, tell=tell, key=key)
+    checkpoint.require("data.tokenizer")
+    weights = with_adapters(checkpoint, checkpoint.tensors())
+    return WeightSource(
+        path=checkpoint.path,
+        shapes={name: weights.shape(name) for name in weights.names()},
+        open=lambda: weights,
+        digest=checkpoint_digest(checkpoint),
+        cfg=saved_config(checkpoint.path / CONFIG, allow=allow),
+        settings=[],
+        tokenizer_fingerprint=checkpoint.manifest["data"]["tokenizer"],
+    )
+
+
+def with_adapters(checkpoint: Checkpoint, weights: Weights) -> Weights:
+    """The weights of a checkpoint as a model without adapters has them.
+
+    Args:
+        weights: of the checkpoint: all of a model's, or adapters.
+
+    Raises:
+        UserError: the weights that the adapters belong to are missing or have changed.
+    """
+    base = base_of(checkpoint)
+    if base is None:
+        return weights
+    scale = float(checkpoint.manifest[ADAPTERS]["scale"])
+    return MergedWeights(base.open(), weights, scale=scale, file=checkpoint.path)
+
+
+def base_of(checkpoint: Checkpoint, *, allow: frozenset[Option] = frozenset()) -> WeightSource | None:
+    """The weights that the adapters of a checkpoint belong to; None: it holds all weights itself.
+
+    Raises:
+        UserError: they are missing or have changed.
+    """
+    entry = checkpoint.manifest.get(ADAPTERS)
+    if entry is None:
+        return None
+    if not _is_entry(entry):
+        raise UserError("damaged manifest", file=checkpoint.path, hint=f"{ADAPTERS} has an unexpected value")
+    places = dict.fromkeys(
+        [Path(entry["base"]), Path(os.path.normpath(checkpoint.path.absolute() / entry["relative"]))]
+    )
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        hint = f"{checkpoint.path} holds adapters alone; put the run or model they belong to back there"
+        raise UserError("the weights that the adapters belong to are missing", file=entry["base"], hint=hint)
+    # Compared before anything is read through it, so that no manifest can lead in a circle.
+    if digest_at(found) != entry["weights"]:
+        hint = f"those of {checkpoint.path} were trained on others; restore them"
+        raise UserError("the weights that the adapters belong to have changed", file=found, hint=hint)
+    return open_weights(found, key="run", allow=allow)
+
+
+def digest_at(path: Path) -> str:
+    """:attr:`WeightSource.digest` of a checkpoint or Hugging Face directory."""
+    if is_model(path):
+        return digest_of({file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))})
+    return checkpoint_digest(find(path))
+
+
+def checkpoint_digest(checkpoint: Checkpoint) -> str:
+    """sha256 that identifies the weights of a checkpoint, those that its adapters belong to included."""
+    stem = MODEL.partition(".")[0]
+    files = {name: facts["sha256"] for name, facts in checkpoint.manifest["files"].items() if name.startswith(stem)}
+    entry = checkpoint.manifest.get(ADAPTERS, {})
+    return digest_of(files, *(entry.get(name) for name in ("weights", "scale") if name in entry))
+
+
+def digest_of(files: Mapping[str, str], *more: Any) -> str:
+    """sha256 of the hashes of weight files by name."""
+    return hashlib.sha256(json.dumps([dict(files), *more], sort_keys=True).encode()).hexdigest()
+
+
+def _is_entry(entry: Any) -> bool:
+    texts = ("base", "relative", "weights")
+    return (
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in texts)
+        and isinstance(entry.get("scale"), float)
+        and math.isfinite(entry["scale"])
+    )
