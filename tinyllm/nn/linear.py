@@ -1,13 +1,9 @@
 """The linear layer that all layers are built from."""
 
-<<<<<<< HEAD
 from dataclasses import replace
 
 import torch
-from torch import nn
-=======
 from torch import Tensor, nn
->>>>>>> 844f6e7 (LoRA: adapters over frozen linear layers, checkpoints of adapters alone, merged wherever weights are read)
 
 from tinyllm.nn.inference_linear import InferenceForm, InferenceLinear, PackedLinear, has_packed, reorder_
 

@@ -33,13 +33,9 @@ from tinyllm.utils.nested import flatten, is_within
 from tinyllm.utils.yaml_files import read_yaml
 
 FIXED = (
-<<<<<<< HEAD
     *("model", "tokenizer", "dataset", "objective._target_", "optimizer._target_", "optimizer.orthogonal_head"),
     "trainer.seq_len",
-=======
-    *("model", "tokenizer", "dataset", "optimizer._target_", "optimizer.orthogonal_head", "trainer.seq_len"),
     *(f"lora.{key}" for key in ("_target_", "rank", "alpha", "targets")),
->>>>>>> 844f6e7 (LoRA: adapters over frozen linear layers, checkpoints of adapters alone, merged wherever weights are read)
 )
 """Keys that a resumed run cannot change."""
 PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
