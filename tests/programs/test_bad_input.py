@@ -198,6 +198,15 @@ TABLE = {
     "start from nothing": bad("init_from=/nope", "init_from=/nope", "a run directory"),
     "start from a different width": bad("init_from=IN/run model.d_model=64", "IN/run/checkpoints", "in the model"),
     "start from a different tokenizer": bad("init_from=IN/run tokenizer=byte", "init_from=IN/run", "tokenizer="),
+    "adapters over random weights": bad("lora=lora", "lora=lora", "set init_from=<directory>, or lora=none"),
+    "adapters of unknown layers": bad(
+        "init_from=IN/run lora=lora lora.targets=[q_proj]", "lora.targets=['q_proj']", "the layers are attn.qkv"
+    ),
+    "an adapter of the tied head": bad(
+        "init_from=IN/run lora=lora lora.targets=[head]", "lora.targets=['head']", "the head is tied"
+    ),
+    "adapters of rank 0": bad("init_from=IN/run lora=lora lora.rank=0", "lora.rank=0", "at least 1"),
+    "a rank without adapters": bad("init_from=IN/run lora.rank=4", "lora.rank=4", "lora=lora"),
     # the other programs
     "generate without a run": bad("", "run=null", "run=<directory>", program="generate", base=False),
     "generate in int4": bad("run=/nope quantize=int4", "quantize=int4", "int8", program="generate", base=False),
