@@ -7,8 +7,8 @@ and the position, and depend on nothing else: no generator has a state, so a run
 Shapes: B rows (prompts times samples), L positions of the cache, V vocabulary.
 """
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from tinyllm.data.shuffle import mixed
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
+from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.utils.stop_signal import Interrupted, Stopping
 
 
@@ -96,6 +97,7 @@ def rollout(
     vocab_size: int,
     excluded_ids: Sequence[int] = (),
     autocast: Autocast = nullcontext,
+    kernels: DecodeKernels | None = None,
     stopping: Stopping = lambda: False,
 ) -> list[Answer]:
     """Sample answers to prompts.
@@ -113,6 +115,7 @@ def rollout(
         temperature: divides the logits; 0: always the most likely token.
         vocab_size: number of tokenizer ids; a model may have more rows, which are never chosen.
         excluded_ids: further ids that are never chosen, such as ``<unk>``.
+        kernels: attend to the cache with these on a CPU; they read of each row only what it holds.
         stopping: checked before every token.
 
     Returns:
@@ -138,7 +141,7 @@ def rollout(
         on_stop=on_stop,
     )
     chooser = _Chooser(temperature, vocab_size, excluded_ids)
-    with autocast():
+    with autocast(), _attending_with(model, kernels):
         cache = model.make_cache(*rows.ids.shape)
         hidden_BD = _read_prompts(model, [prompts[prompt] for prompt in order], cache)
         while True:
@@ -151,6 +154,20 @@ def rollout(
             if not len(rows.place):
                 return sorted(rows.answers, key=lambda answer: (answer.prompt, answer.sample))
             hidden_BD = model(rows.last_B1(model.device), cache=cache.rows(0, len(rows.place)))[:, -1]
+
+
+@contextmanager
+def _attending_with(model: LanguageModel, kernels: DecodeKernels | None) -> Iterator[None]:
+    """Attention of single queries with kernels inside the block; without them, nothing changes."""
+    attend_with = getattr(model, "attend_with", None) if kernels is not None else None
+    if attend_with is None:
+        yield
+        return
+    attend_with(kernels)
+    try:
+        yield
+    finally:
+        attend_with(None)
 
 
 def _read_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:

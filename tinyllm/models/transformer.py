@@ -277,9 +277,13 @@ class Transformer(nn.Module):
             head.weight = table
             self.head = head.for_inference(form)
         if form.streams:
-            for module in self.modules():
-                if isinstance(module, MaskedAttention):
-                    module.decode_kernels = form.kernels
+            self.attend_with(form.kernels)
+
+    def attend_with(self, kernels: DecodeKernels | None) -> None:
+        """Use these kernels for the attention of single queries to a cache, which only inference has; None: torch's."""
+        for module in self.modules():
+            if isinstance(module, MaskedAttention):
+                module.decode_kernels = kernels
 
     def make_cache(
         self,

@@ -4,14 +4,16 @@ import re
 
 import pytest
 
-from tests.data.tasks.made import FAMILIES
 from tinyllm.data.tasks.answers import SENTENCES, SHORT, answer_in
 from tinyllm.data.tasks.arithmetic import Arithmetic
 from tinyllm.data.tasks.lookups import modules, parameters
 from tinyllm.data.tasks.phrasings import PHRASINGS, UNSEEN, phrasings
 from tinyllm.data.tasks.problem import INPUTS, SIDES, Dice, Family, side_of
+from tinyllm.data.tasks.task_set import FAMILIES as BY_NAME
 from tinyllm.data.tasks.words import words
 from tinyllm.utils.expressions import evaluate
+
+FAMILIES = list(BY_NAME.values())
 
 
 @pytest.mark.parametrize("operation", PHRASINGS)

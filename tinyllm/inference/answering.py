@@ -1,0 +1,160 @@
+"""Answers of a model to prompts, with tools, as text; and how many of them are right."""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from tinyllm.data.chat.template import ChatTemplate
+from tinyllm.data.prompts import Prompt
+from tinyllm.errors import UserError
+from tinyllm.inference.decoding import Autocast, LanguageModel
+from tinyllm.inference.rewards.base import Completion
+from tinyllm.inference.rollout import Answer, rollout
+from tinyllm.inference.tools.base import Tool
+from tinyllm.inference.tools.calls import ToolLoop
+from tinyllm.nn.decode_kernels import DecodeKernels
+from tinyllm.tokenizers import Tokenizer
+from tinyllm.utils.seeds import derive_seed
+from tinyllm.utils.stop_signal import Stopping
+
+MOST_ROWS = 128
+"""Answers that are generated at a time; more take more memory and are hardly faster."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """How a model answers prompts.
+
+    Args:
+        tool: the tool that it may call; None: none.
+        max_new_tokens: limit on the tokens that the model chooses, per answer; those of results have the same limit.
+        temperature: 0: always the most likely token.
+
+    Raises:
+        UserError: ``max_new_tokens`` or ``temperature`` is out of range, or turns have no stop token.
+    """
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    tool: Tool | None
+    max_new_tokens: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        self.template.require(self.tokenizer)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """What the model reads.
+
+        Raises:
+            UserError: the tokenizer cannot express it.
+        """
+        return self.template.render(prompt.conversation, self.tokenizer, add_generation_prompt=True).ids.tolist()
+
+    def answers(
+        self,
+        model: LanguageModel,
+        prompts: Sequence[Prompt],
+        *,
+        seeds: Sequence[Sequence[int]],
+        autocast: Autocast = nullcontext,
+        kernels: DecodeKernels | None = None,
+        stopping: Stopping = lambda: False,
+    ) -> list[Answer]:
+        """Answers to every prompt, one per seed; see :func:`tinyllm.inference.rollout.rollout`."""
+        unknown = self.tokenizer.unk_id
+        return rollout(
+            model,
+            [self.prompt_ids(prompt) for prompt in prompts],
+            seeds=seeds,
+            max_new_tokens=self.max_new_tokens,
+            max_forced_tokens=0 if self.tool is None else self.max_new_tokens,
+            stop_ids=self.template.stop_ids(self.tokenizer) | self.tokenizer.end_ids,
+            on_stop=ToolLoop(tokenizer=self.tokenizer, template=self.template, tool=self.tool),
+            temperature=self.temperature,
+            vocab_size=self.tokenizer.vocab_size,
+            excluded_ids=() if unknown is None else (unknown,),
+            autocast=autocast,
+            kernels=kernels,
+            stopping=stopping,
+        )
+
+    def completion(self, answer: Answer) -> Completion:
+        """An answer as text: what the assistant says after its last call, without special tokens."""
+        return Completion(
+            text=self.tokenizer.decode(answer.last_turn().tolist()),
+            tokens=answer.tokens,
+            ended=answer.ended,
+            calls=answer.calls,
+            errors=answer.errors,
+        )
+
+
+def answer_metrics(
+    answering: Answering,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    *,
+    n_samples: int,
+    seed: int,
+    autocast: Autocast = nullcontext,
+    kernels: DecodeKernels | None = None,
+    progress: Callable[[int], None] | None = None,
+    stopping: Stopping = lambda: False,
+) -> dict[str, float]:
+    """How a model answers prompts whose right answers are known.
+
+    Args:
+        n_samples: answers to each prompt.
+        seed: answer k to prompt i is a function of (seed, i, k).
+        progress: called with the number of answers so far.
+
+    Returns:
+        For each family of tasks, ``task/<family>/exact``, the share of right answers that were ended by their stop
+        token; ``ended`` and ``tool_rate``, the shares that were ended and that called a tool; ``tokens``, the mean
+        number of generated tokens; and, with several samples, ``pass@<n_samples>``, the share of prompts of which one
+        answer is right. ``task/exact`` and ``task/ended`` are the shares of all answers.
+
+    Raises:
+        UserError: a prompt and its answer may exceed the context.
+    """
+    was_training = model.training
+    model.train(False)
+    at_a_time = max(1, MOST_ROWS // n_samples)
+    found: dict[str, list[list[tuple[bool, Completion]]]] = {}
+    try:
+        for first in range(0, len(prompts), at_a_time):
+            batch = prompts[first : first + at_a_time]
+            seeds = [[derive_seed(seed, "answer", first + i, k) for k in range(n_samples)] for i in range(len(batch))]
+            answers = answering.answers(
+                model, batch, seeds=seeds, autocast=autocast, kernels=kernels, stopping=stopping
+            )
+            for i, prompt in enumerate(batch):
+                completions = [answering.completion(each) for each in answers[i * n_samples : (i + 1) * n_samples]]
+                judged = [(each.ended and prompt.accepts(each.text), each) for each in completions]
+                found.setdefault(prompt.problem.family if prompt.problem else "", []).append(judged)
+            if progress is not None:
+                progress((first + len(batch)) * n_samples)
+    finally:
+        model.train(was_training)
+    metrics: dict[str, float] = {}
+    for family, groups in found.items():
+        name = f"task/{family}/" if family else "task/"
+        metrics |= {f"{name}{key}": value for key, value in _shares(groups, n_samples).items()}
+    if set(found) != {""}:
+        everything = _shares([judged for groups in found.values() for judged in groups], n_samples)
+        metrics |= {f"task/{key}": value for key, value in everything.items()}
+    return metrics
+
+
+def _shares(groups: Sequence[Sequence[tuple[bool, Completion]]], n_samples: int) -> dict[str, float]:
+    every = [each for judged in groups for each in judged]
+    shares = {
+        "exact": sum(right for right, _ in every) / len(every),
+        "ended": sum(completion.ended for _, completion in every) / len(every),
+        "tool_rate": sum(completion.calls > 0 for _, completion in every) / len(every),
+        "tokens": sum(completion.tokens for _, completion in every) / len(every),
+    }
+    if n_samples > 1:
+        shares[f"pass@{n_samples}"] = sum(any(right for right, _ in judged) for judged in groups) / len(groups)
+    return shares

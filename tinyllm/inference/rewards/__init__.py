@@ -1,0 +1,1 @@
+"""Rewards: numbers that say how good an answer is, without a person."""
