@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.prompts import Prompt
-from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
 from tinyllm.inference.rewards.base import Completion
 from tinyllm.inference.rollout import Answer, rollout

@@ -1,8 +1,8 @@
 """Task sets: conversations and prompts of one problem, by seed, split and number."""
 
 import pytest
-from tinyllm.data.chat.messages import parse_conversation
 
+from tinyllm.data.chat.messages import parse_conversation
 from tinyllm.data.tasks.answers import SENTENCES, answer_in
 from tinyllm.data.tasks.problem import side_of
 from tinyllm.data.tasks.task_set import FAMILIES, TaskSet

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 import pytest
-from tinyllm.data.chat.messages import USER, Conversation, Message
 
 from tests.support.models import options
 from tinyllm.config.build import build
 from tinyllm.config.option_files import conf_dir
+from tinyllm.data.chat.messages import USER, Conversation, Message
 from tinyllm.data.prompts import Prompt
 from tinyllm.data.tasks.answers import SENTENCES
 from tinyllm.data.tasks.task_set import FAMILIES, TaskSet
