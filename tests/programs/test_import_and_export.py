@@ -149,6 +149,48 @@ def test_init_from_an_imported_run_trains(place: Path, tmp_path: Path) -> None:
     assert train(*SHAPE, *shape, *SMALL, *data, *words, start, f"run.dir={tmp_path / 'more'}") == 0
 
 
+@pytest.mark.slow
+def test_adapters_over_a_hugging_face_model_give_the_same_text_in_transformers(
+    place: Path, tmp_path: Path, call: Any
+) -> None:
+    """Trained from the directory itself; its architecture is named where it differs. Merged, then exported."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tinyllm.config.compose import compose
+    from tinyllm.programs.export import export
+
+    settings = ["dataset=text", f"dataset.path={place / 'a.txt'}", "tokenizer=pretrained", "lora=lora", *SHAPE, *SMALL]
+    settings += [f"tokenizer.path={place / 'model'}", f"init_from={place / 'model'}", "optimizer.lr=3e-2"]
+    refused = call("train", *settings, "model.block.ffn.d_ff=64")
+    assert refused.code == 2 and refused.err.count("\n") == 1 and refused.made == []
+    assert f"(init_from={place / 'model'})" in refused.err and "model.block.ffn.d_ff=88" in refused.err
+    run = tmp_path / "run"
+    assert train(*settings, f"run.dir={run}") == 0
+    export(compose(f"out={tmp_path / 'out'}", program="export"), str(run))
+    hub.quiet()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    words = AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = words("that it was", return_tensors="pt")
+    length = inputs["input_ids"].shape[1] + 12
+    text = words.decode(theirs.generate(**inputs, max_length=length, do_sample=False, pad_token_id=0)[0])
+    ours = generate_text(*tinyllm.load(run), "that it was", max_new_tokens=12, temperature=0)
+    assert ours == text.removesuffix("<|endoftext|>")
+    before, after = (tinyllm.load(one)[0].state_dict() for one in (place / "model", run))
+    assert not torch.equal(before["blocks.1.attn.qkv.weight"], after["blocks.1.attn.qkv.weight"])
+    manifest = json.loads((next((run / "checkpoints").glob("step-*")) / "manifest.json").read_text())
+    assert manifest["adapters"]["base"] == str(place / "model")
+
+
+def test_init_from_a_hugging_face_directory_takes_its_weights(place: Path, tmp_path: Path) -> None:
+    data = ("dataset=text", f"dataset.path={place / 'a.txt'}", "tokenizer=pretrained")
+    words, start = f"tokenizer.path={place / 'model'}", f"init_from={place / 'model'}"
+    shape = ("model.block.ffn.d_ff=88", "model.tie_embeddings=true")
+    still = ("optimizer.lr=0", "trainer.max_steps=1")
+    assert train(*SHAPE, *shape, *SMALL, *still, *data, words, start, f"run.dir={tmp_path / 'run'}") == 0
+    before, after = (tinyllm.load(run)[0].state_dict() for run in (place / "model", tmp_path / "run"))
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
 def test_failed_write_leaves_nothing_behind(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tinyllm.config.compose import compose
     from tinyllm.interop import directory

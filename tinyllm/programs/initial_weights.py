@@ -13,6 +13,8 @@ from tinyllm.programs.builders import META, build_model, plain
 from tinyllm.programs.resume import Resumption
 from tinyllm.programs.saved_weights import WeightSource, base_of, open_weights
 from tinyllm.runs.layout import TOKENIZER
+from tinyllm.tokenizers import Tokenizer
+from tinyllm.tokenizers.appended import appended_tokens, first_difference, shown_token
 from tinyllm.training.state import own_tensors
 
 
@@ -34,26 +36,43 @@ def initial_weights(
     return None
 
 
-def check_initial_weights(
+def fitted(
     source: WeightSource, meta_model: Transformer, data: RunData, *, cfg: DictConfig, allow: frozenset[Option]
-) -> None:
-    """Refuse an ``init_from`` with a different tokenizer, architecture or parametrization.
+) -> tuple[WeightSource, list[str]]:
+    """The weights of ``init_from``, with rows for the tokens that this run's tokenizer appends, and notes.
 
     Raises:
-        UserError: its weights do not fit this run.
+        UserError: tokenizer, architecture or parametrization differ in anything else.
     """
-    saved, current = source.tokenizer_fingerprint, data.tokenizer.fingerprint()
-    if saved != current:
-        raise UserError(
-            "the run in init_from used a different tokenizer",
-            key="init_from",
-            value=cfg.init_from,
-            hint=f"its fingerprint is {saved[:12]}, this run's {current[:12]};"
-            f" use tokenizer=pretrained tokenizer.path={source.path / TOKENIZER}",
-        )
     tensors, own = meta_model.state_dict(), own_tensors(meta_model)
-    source.check_fits({name: tensor for name, tensor in tensors.items() if name not in own} or own)
+    wanted = {name: tensor for name, tensor in tensors.items() if name not in own} or own
+    notes: list[str] = []
+    if source.tokenizer_fingerprint != data.tokenizer.fingerprint():
+        old, new = source.tokenizer(), data.tokenizer
+        tokens = appended_tokens(old, new)
+        if tokens is None:
+            raise _different_tokenizer(source, old, new, cfg)
+        if cfg.lora:
+            hint = (
+                f"the rows of {', '.join(tokens)} are frozen and would never be learned: append them in a run with"
+                " lora=none, or reserve them in the first one with tokenizer.special_tokens=standard"
+            )
+            raise UserError("adapters cannot learn new tokens", key="init_from", value=cfg.init_from, hint=hint)
+        source = source.grown(old=old.vocab_size, new=new.vocab_size, rows=meta_model.vocab_size)
+        notes.append(f"appended to the tokenizer: {', '.join(tokens)}; their rows start at the mean of the others")
+    source.check_fits(wanted, key="init_from")
     check_multipliers(source, meta_model, cfg=cfg, vocab_size=data.tokenizer.vocab_size, allow=allow)
+    return source, notes
+
+
+def _different_tokenizer(source: WeightSource, old: Tokenizer, new: Tokenizer, cfg: DictConfig) -> UserError:
+    """The error for a tokenizer with other tokens than that of ``init_from``; it names the first."""
+    place = first_difference(old, new)
+    difference = "they split text in different ways"
+    if place is not None:
+        difference = f"id {place} is {shown_token(old, place)} there and {shown_token(new, place)} here"
+    hint = f"{difference}; use tokenizer=pretrained tokenizer.path={source.path / TOKENIZER}"
+    return UserError("the run in init_from used a different tokenizer", key="init_from", value=cfg.init_from, hint=hint)
 
 
 def check_multipliers(

@@ -293,6 +293,18 @@ def check_same_data(resumption: Resumption, data: RunData) -> None:
             )
 
 
+def check_resumable(cfg: DictConfig, invocation: Invocation) -> None:
+    """Refuse ``resume=`` together with ``checkpoint.enabled=false``.
+
+    Raises:
+        UserError: both are set.
+    """
+    if "resume" in invocation.typed and cfg.resume is not None and not cfg.checkpoint.enabled:
+        hint = "a run that saves nothing cannot be resumed again; leave out one of the two settings"
+        what = "resume and checkpoint.enabled=false cannot be combined"
+        raise UserError(what, key="checkpoint.enabled", value=False, hint=hint)
+
+
 def node_of(name: str) -> str:
     """The node that a group's options fill in; any other name is a key itself."""
     return next(iter(nodes_of(name)), name)

@@ -5,7 +5,7 @@ alone are refused even before the data is opened, since opening it may take minu
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,11 @@ from tinyllm.programs.builders import (
     plain,
     planned_batch,
 )
-from tinyllm.programs.initial_weights import check_initial_weights, initial_weights
+from tinyllm.programs.initial_weights import fitted, initial_weights
 from tinyllm.programs.resume import (
     Resumption,
     abandoned_steps,
+    check_resumable,
     check_same_data,
     keep_batch,
     naming_saved_setting,
@@ -135,6 +136,9 @@ def make_plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | 
     """
     settings = check_settings(cfg, invocation, resumption)
     data = open_run_data(settings)
+    if settings.init_from is not None and not resumption:
+        weights, notes = fitted(settings.init_from, settings.meta_model, data, cfg=cfg, allow=invocation.allow)
+        settings = replace(settings, init_from=weights, notes=settings.notes + notes)
     return plan_training(settings, data)
 
 
@@ -226,8 +230,6 @@ def open_run_data(settings: CheckedSettings) -> RunData:
         device=settings.device,
         allow=settings.invocation.allow,
     )
-    if settings.init_from is not None and not resumption:
-        check_initial_weights(settings.init_from, settings.meta_model, data, cfg=cfg, allow=settings.invocation.allow)
     if resumption:
         check_same_data(resumption, data)
     if settings.meta_model.document_mask:
@@ -291,18 +293,6 @@ def horizon_change_notes(
         reason = "curriculum.steps is half the horizon by default"
         notes.append(f"its sequences have {length} tokens instead of {old_length}: {reason}")
     return notes
-
-
-def check_resumable(cfg: DictConfig, invocation: Invocation) -> None:
-    """Refuse ``resume=`` together with ``checkpoint.enabled=false``.
-
-    Raises:
-        UserError: both are set.
-    """
-    if "resume" in invocation.typed and cfg.resume is not None and not cfg.checkpoint.enabled:
-        hint = "a run that saves nothing cannot be resumed again; leave out one of the two settings"
-        what = "resume and checkpoint.enabled=false cannot be combined"
-        raise UserError(what, key="checkpoint.enabled", value=False, hint=hint)
 
 
 def check_max_tokens(cfg: DictConfig, *, seq_len: int) -> None:

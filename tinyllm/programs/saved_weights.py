@@ -5,10 +5,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -20,12 +21,17 @@ from tinyllm.nn.lora import MATRICES, merged
 from tinyllm.programs.builders import META, build_model
 from tinyllm.programs.saved_model import open_hugging_face
 from tinyllm.runs.checkpoint import Checkpoint, check_shapes, find
-from tinyllm.runs.layout import CONFIG
+from tinyllm.runs.layout import CONFIG, TOKENIZER
 from tinyllm.runs.tensor_files import MODEL, Weights
+from tinyllm.tokenizers import Tokenizer
+from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.utils.files import sha256
 
 ADAPTERS = "adapters"
 """The manifest's entry of a checkpoint that holds adapters only: the weights they belong to, and their scale."""
+
+TABLES = ("embedding.weight", "head.weight")
+"""The tensors with a row per token."""
 
 
 class LoadedWeights:
@@ -90,6 +96,39 @@ class MergedWeights:
         return merged(weight, lora_a.float(), lora_b.float(), scale=self._scale)
 
 
+class GrownWeights:
+    """Weights whose token table, and head if there is one, have rows for appended tokens.
+
+    A new row is the mean of the rows of the old tokens: its logit is the mean of theirs, so a new token is neither
+    likely nor excluded, and the old logits keep their bits (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+
+    Args:
+        base: with fewer rows.
+        old: number of ids of the old tokenizer.
+        new: number of ids of the new one.
+        rows: of the new tables, at least ``new``; those beyond it belong to no token.
+    """
+
+    def __init__(self, base: Weights, *, old: int, new: int, rows: int) -> None:
+        self._base, self._old, self._new, self._rows = base, old, new, rows
+
+    def names(self) -> list[str]:
+        return self._base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        shape = self._base.shape(name)
+        return (self._rows, *shape[1:]) if name in TABLES else shape
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        if name not in TABLES:
+            return self._base.read(name, rows)
+        table = self._base.read(name)
+        mean = table[: self._old].double().mean(0).to(table.dtype)
+        grown = torch.cat([table, mean.expand(max(0, self._rows - len(table)), -1)])
+        grown[self._old : self._new] = mean  # of a padded table, these rows were there and never meant anything
+        return grown if rows is None else grown[rows]
+
+
 @dataclass(frozen=True, kw_only=True)
 class WeightSource:
     """Weights of a saved model and what is known about them.
@@ -102,6 +141,7 @@ class WeightSource:
         cfg: the configuration of the model, resolved.
         settings: of a Hugging Face model, the overrides that compose it.
         tokenizer_fingerprint: of the tokenizer that the model was trained with.
+        tokenizer: loads it.
     """
 
     path: Path
@@ -111,14 +151,28 @@ class WeightSource:
     cfg: DictConfig
     settings: list[str]
     tokenizer_fingerprint: str
+    tokenizer: Callable[[], Tokenizer]
 
-    def check_fits(self, wanted: Mapping[str, Tensor]) -> None:
+    def check_fits(self, wanted: Mapping[str, Tensor], *, key: str) -> None:
         """Check that names and shapes are those of a model's tensors, without reading the weights.
 
         Raises:
-            UserError: they differ; the message names the first tensor that differs.
+            UserError: they differ; the message names the first tensor that differs, and for a Hugging Face model the
+                settings that compose it.
         """
-        check_shapes(self.shapes, wanted, file=self.path)
+        try:
+            check_shapes(self.shapes, wanted, file=self.path)
+        except UserError as error:
+            if not self.settings:
+                raise
+            composed = " ".join(setting for setting in self.settings if not setting.startswith("tokenizer"))
+            hint = f"{error.hint}; its architecture is {composed}"
+            raise UserError(error.what, key=key, value=str(self.path), hint=hint) from error
+
+    def grown(self, *, old: int, new: int, rows: int) -> "WeightSource":
+        """These weights with rows for appended tokens; see :class:`GrownWeights`."""
+        shapes = {name: (rows, *shape[1:]) if name in TABLES else shape for name, shape in self.shapes.items()}
+        return replace(self, shapes=shapes, open=lambda: GrownWeights(self.open(), old=old, new=new, rows=rows))
 
     def as_base(self, *, scale: float, folder: Path) -> dict[str, Any]:
         """The manifest's entry of checkpoints in ``folder`` whose adapters belong to these weights."""
@@ -154,6 +208,7 @@ def open_weights(
             cfg=saved.cfg,
             settings=saved.settings,
             tokenizer_fingerprint=saved.data["tokenizer"],
+            tokenizer=lambda: saved.tokenizer,
         )
     checkpoint = find(where, tell=tell, key=key)
     checkpoint.require("data.tokenizer")
@@ -166,6 +221,7 @@ def open_weights(
         cfg=saved_config(checkpoint.path / CONFIG, allow=allow),
         settings=[],
         tokenizer_fingerprint=checkpoint.manifest["data"]["tokenizer"],
+        tokenizer=lambda: load_tokenizer(checkpoint.path / TOKENIZER),
     )
 
 
