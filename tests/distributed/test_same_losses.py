@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+import tinyllm
 from tests.support.copies import SHARED, STEPS, largest_difference, run, tensors
-from tests.support.training_runs import logged, metrics
+from tests.support.training_runs import logged, metrics, train
 from tinyllm.models.layerdrop import draw_active_blocks
 from tinyllm.runs.state_diff import digest
 from tinyllm.utils.seeds import derive_seed
@@ -101,3 +103,19 @@ def test_dropped_blocks_are_dropped_on_all_ranks(corpus: str, tmp_path: Path) ->
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-6)
     assert logged(parts, "train/grad_norm") == pytest.approx(logged(whole, "train/grad_norm"), rel=1e-5)
     assert largest_difference(tensors(parts), tensors(whole)) < 1e-6
+
+
+@pytest.mark.slow
+def test_adapters_on_two_ranks(corpus: str, tmp_path: Path) -> None:
+    """One process, DDP and FSDP; checkpoints of FSDP hold adapters in parts, and one process resumes them."""
+    shape = (*SHARED, corpus, "moe=aux_free", *MIXTURE, "attn=mla")
+    base = run(1, tmp_path / "base", *shape)
+    options = (*shape, *EMA, "trainer.activation_checkpointing=true", f"init_from={base}", "lora=lora", "lora.rank=3")
+    options += ("optimizer.lr=3e-3",)
+    one = run(1, tmp_path / "one", *options, "trainer.grad_accum_steps=2")
+    same_bits(one, run(2, tmp_path / "two", *options))
+    parts = run(2, tmp_path / "parts", *options, "strategy=fsdp", f"trainer.stop_after_steps={STEPS // 2}")
+    assert train(f"resume={parts}", "strategy=single") == 0
+    assert losses(parts) == pytest.approx(losses(one), abs=1e-5)
+    loaded = tinyllm.load(parts)[0].state_dict()
+    torch.testing.assert_close(loaded, tinyllm.load(one)[0].state_dict(), rtol=0, atol=1e-5)

@@ -1,6 +1,5 @@
 """``init_from``: appended tokens get rows at the mean of the others, and any other difference is named."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +69,7 @@ def test_adapters_over_appended_tokens_are_refused(base: Path, corpus: str, call
     settings = ["tokenizer=byte", f"tokenizer.special_tokens={NEW}", "model.tie_embeddings=false", "lora=lora"]
     answer = call("train", "dataset=text", corpus, *SMALL, *settings, f"init_from={base}")
     assert answer.code == 2 and answer.made == [] and answer.err.count("\n") == 1
-    assert re.match(r"error: adapters cannot learn new tokens \(init_from=.*the rows of <user>, <assistant>", answer.err)
+    assert answer.err.startswith(f"error: adapters cannot learn new tokens (init_from={base}): the rows of <user>, <as")
 
 
 ALPHABET = "abc"
