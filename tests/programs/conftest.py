@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.support.hub_sets import tinystories, wikitext
+from tests.support.preferences import write_preferences
 from tests.support.training_runs import SMALL, train, write_corpus
 
 
@@ -48,6 +49,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "lines.jsonl").write_text('{"text": "one"}\n{"texd": "two"}\n')
     np.save(place / "floats.npy", np.zeros((4, 8), dtype=np.float32))
     np.save(place / "negative.npy", np.full((20, 32), -1, dtype=np.int64))
+    write_preferences(place / "pairs.jsonl", n_pairs=20)
+    (place / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     data = ("dataset=text", f"dataset.path={place / 'good.txt'}")
     assert train(*SMALL, *data, "trainer.max_steps=2", f"run.dir={place / 'run'}") == 0
     for name, file in (("cut", "state.pt"), ("flipped", "model.safetensors"), ("html", "manifest.json")):

@@ -80,6 +80,55 @@ TABLE = {
     "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),
     "negative ids": bad("dataset=npy dataset.path=IN/negative.npy", "IN/negative.npy", "0"),
     "text for the tokenizer of numbers": bad("tokenizer=ids", "tokenizer", "dataset=npy"),
+    # preferences and their objectives
+    "preferences for the next token": bad(
+        "dataset=preferences dataset.path=IN/pairs.jsonl", "dataset=preferences", "choose an objective for it: dpo"
+    ),
+    "a text for preferences": bad("objective=dpo init_from=IN/run", "objective=dpo", "dataset=preferences"),
+    "DPO from random weights": bad(
+        "objective=dpo dataset=preferences dataset.path=IN/pairs.jsonl", "objective=dpo", "set init_from="
+    ),
+    "DPO with dropout": bad(
+        "objective=dpo dataset=preferences dataset.path=IN/pairs.jsonl init_from=IN/run model.dropout=0.1",
+        "model.dropout=0.1",
+        "set it to 0",
+    ),
+    "a key of another objective": bad("objective.beta=0.2", "objective.beta=0.2", "choose objective=dpo"),
+    "no pull towards the reference": bad(
+        "objective=dpo objective.beta=0 dataset=preferences dataset.path=IN/pairs.jsonl init_from=IN/run",
+        "objective.beta=0",
+        "above 0",
+    ),
+    "pairs too long": bad(
+        "objective=simpo dataset=preferences dataset.path=IN/pairs.jsonl trainer.seq_len=8",
+        "trainer.seq_len=8",
+        "raise it",
+    ),
+    "pairs counted in tokens": bad(
+        "objective=simpo dataset=preferences dataset.path=IN/pairs.jsonl trainer.max_tokens=999",
+        "trainer.max_tokens=999",
+        "trainer.max_steps",
+    ),
+    "an answer that equals the other": bad(
+        "objective=simpo dataset=preferences dataset.path=IN/same.jsonl", "IN/same.jsonl:1", "nothing to learn"
+    ),
+    "an unknown way with long pairs": bad(
+        "objective=simpo dataset=preferences dataset.path=IN/pairs.jsonl dataset.too_long=cut",
+        "dataset.too_long=cut",
+        "one of error, drop",
+    ),
+    "a tokenizer beside that of the weights": bad(
+        "objective=dpo dataset=preferences dataset.path=IN/pairs.jsonl init_from=IN/run tokenizer=byte",
+        "tokenizer",
+        "leave it out",
+    ),
+    "pairs for a model of text": bad(
+        "run=IN/run dataset=preferences dataset.path=IN/pairs.jsonl",
+        "run=IN/run",
+        "a run trained on pairs",
+        program="evaluate",
+        base=False,
+    ),
     # keys and their form
     "unknown key": bad("model.d_modle=3", "model.d_modle=3", "did you mean model.d_model?"),
     "unknown node": bad("modle.d_model=3", "modle.d_model=3", "did you mean model.d_model?"),

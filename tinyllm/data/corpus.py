@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from tinyllm.data.batch import TOKENS
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.document import Document
 from tinyllm.data.selection import Count, Selection, selection_of
@@ -46,12 +47,14 @@ class Corpus(ABC):
             :class:`tinyllm.data.selection.Selection`. Validation that is not split off is used whole.
 
     Attributes:
+        gives: the kind of data, which the objective must read.
         content: "text", or "numbers" for token ids.
         accepts_ready_ids: whether its numbers may be the ids of a text tokenizer that is not trained.
         count: counts the tokens of a text, for ``max_tokens``; ``prepare`` sets it to the tokenizer's.
         special_tokens: those that the tokenizer must have, in this order.
     """
 
+    gives: ClassVar[str] = TOKENS
     content: ClassVar[str] = "text"
     accepts_ready_ids: ClassVar[bool] = False
     special_tokens: Sequence[str] = ()

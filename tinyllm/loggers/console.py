@@ -47,6 +47,16 @@ def console_for(
     return PlainConsole(stream, flags=flags)
 
 
+SCORES = {
+    "val/loss": "val loss {:.4f}",
+    "val/ppl": "perplexity {:.4g}",
+    "val/bpb": "{:.4f} bits per byte",
+    "val/pref/accuracy": "pairs ranked right {:.1%}",
+    "val/pref/margin": "margin {:.3g}",
+}
+"""The metrics of an evaluation that are shown, the most important first."""
+
+
 class PlainConsole(Callback):
     """Prints one line per event, flushed and free of control characters. A broken stream does not end the run."""
 
@@ -161,7 +171,7 @@ class TerminalConsole(Callback):
     def on_evaluate(self, step: int, metrics: dict[str, float], is_best: bool) -> None:
         self._show(step, metrics)
         if is_best:
-            self._best, self._best_bpb = metrics["val/loss"], metrics.get("val/bpb")
+            self._best, self._best_bpb = metrics.get("val/loss"), metrics.get("val/bpb")
         line = Text.assemble((f"step {step:>7,}", "bold"), "   ", "   ".join(_scores(metrics)))
         self._console.print(line.append("   ● best", "green") if is_best else line)
 
@@ -253,5 +263,4 @@ def _metric_texts(metrics: dict[str, float], *, best: float | None = None) -> li
 
 def _scores(metrics: dict[str, float]) -> list[str]:
     """Text of the metrics of one evaluation."""
-    parts = [f"val loss {metrics['val/loss']:.4f}", f"perplexity {metrics['val/ppl']:.4g}"]
-    return parts + ([f"{metrics['val/bpb']:.4f} bits per byte"] if "val/bpb" in metrics else [])
+    return [text.format(metrics[name]) for name, text in SCORES.items() if name in metrics]

@@ -56,7 +56,8 @@ def draw_curves(run_dir: Path) -> Path | None:
         tokens, loss = min(zip(*val, strict=True), key=lambda point: point[1])
         at = {"xytext": (0, 10), "textcoords": "offset points", "ha": "right"}
         loss_axes.annotate(f"best {loss:.4f}", (tokens, loss), color=_VAL, **at)
-    loss_axes.set_ylabel("loss (nats per token)")
+    of_pairs = any("pref/loss" in record for record in records)
+    loss_axes.set_ylabel("loss of a pair" if of_pairs else "loss (nats per token)")
     loss_axes.set_title(run_dir.resolve().name, loc="left", fontsize=10, color="#444444", parse_math=False)
     loss_axes.legend(frameon=False)
     lr_axes.plot(*lr, color=_LR, linewidth=1.4)

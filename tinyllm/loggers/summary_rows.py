@@ -68,13 +68,9 @@ def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, be
         rows.append(("tokens/s", f"{tokens_per_s:,.0f} (training alone)"))
     if outcome.best_val_loss is not None:
         bpb = f", {best_bpb:.4f} bits per byte" if best_bpb is not None else ""
-        rows.append(
-            (
-                "best val loss",
-                f"{outcome.best_val_loss:.4f}, perplexity {outcome.best_val_perplexity:.4g}{bpb}"
-                f" (step {outcome.best_step:,})",
-            )
-        )
+        ppl = outcome.best_val_perplexity
+        figures = f"{outcome.best_val_loss:.4f}{'' if ppl is None else f', perplexity {ppl:.4g}'}{bpb}"
+        rows.append(("best val loss", f"{figures} (step {outcome.best_step:,})"))
     if outcome.reason and outcome.status != "finished":
         rows.append(("reason", outcome.reason))
     rows.append(("run", shown_path(outcome.run_dir)))

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
 from tinyllm.config.targets import Option, resolve_target
+from tinyllm.data.preferences.corpus import PreferenceCorpus
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
@@ -210,7 +211,16 @@ def template_for(cfg: DictConfig, *, allow: frozenset[Option]) -> dict[str, Any]
     target = resolve_target(plain(cfg.dataset), path="dataset", extra=allow)
     if "chat_template" not in (parameters_of(target) or ()):
         return {}
-    return {"chat_template": build(cfg.chat_template, path="chat_template", allow=allow)}
+    return {"chat_template": build_template(cfg, allow=allow)}
+
+
+def build_template(cfg: DictConfig, *, allow: frozenset[Option]) -> Any:
+    """The chat template of a configuration.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return build(cfg.chat_template, path="chat_template", allow=allow)
 
 
 def open_data(
@@ -231,5 +241,8 @@ def open_data(
         hint = f"this version of tinyllm knows 1 to {RULES}; the run was made by a newer one"
         raise UserError("unknown version of the split rules", key="dataset", value=f"rules {rules}", hint=hint)
     corpus.pin((trained_on or {}).get("revision"))
+    if isinstance(corpus, PreferenceCorpus):
+        pairs: Any = corpus.prepare(tokenizer_trainer)
+        return pairs
     with PreparationProgress(lines=lines) as progress:
         return prepare(corpus, tokenizer_trainer, rules=int(rules), progress=progress)

@@ -24,6 +24,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.nn.loss import perplexity
 from tinyllm.programs.builders import open_corpus, open_data
+from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
 from tinyllm.programs.saved_model import SavedModel
@@ -53,6 +54,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     result = evaluate_run(cfg, run, allow=invocation.allow, lines=not invocation.json)
     if invocation.json:
         print(json.dumps(finite(result)))
+    elif "pairs" in result:
+        show_pairs(result)
     else:
         _show(result)
     return 0
@@ -78,6 +81,8 @@ def evaluate_run(
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
+    if (pairs := pairs_to_evaluate(cfg, saved, allow=allow)) is not None:
+        return evaluate_pairs(cfg, saved, pairs, run, allow=allow)
     trainer, context = saved.cfg.trainer, saved.cfg.model.max_seq_len
     seq_len = cfg.seq_len or trainer.seq_len or context
     stride = cfg.stride or seq_len

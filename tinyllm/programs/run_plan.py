@@ -19,8 +19,6 @@ from tinyllm.data.batch import WindowSource
 from tinyllm.data.documents import check_documents
 from tinyllm.data.run_data import RunData, train_sources
 from tinyllm.errors import UserError
-from tinyllm.inference.generator import prompt_ids
-from tinyllm.inference.sampling import Sampling
 from tinyllm.optim.schedules import Schedule
 from tinyllm.programs.builders import (
     HORIZON,
@@ -48,12 +46,12 @@ from tinyllm.programs.resume import (
     progress_of,
     reconcile,
 )
+from tinyllm.programs.run_checks import check_lengths, check_objective, check_sampling, tokenizer_for
 from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LONGEST_NAME, auto_path, check_new
 from tinyllm.runs.layout import CHECKPOINTS
 from tinyllm.runs.state_schema import read_checked
-from tinyllm.tokenizers import Tokenizer
 from tinyllm.training.batch_plan import BatchPlan, Horizon, RunProgress, check_horizon, plan_horizon
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.compilation import check_backend
@@ -167,7 +165,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     # Built before the data is opened: sizes that do not fit together are refused by the constructors of its parts.
     vocab_size = cfg.model.vocab_size or PLACEHOLDER_VOCAB
     meta_model = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
-    build_objective(cfg, meta_model, allow=allow)
+    meta_objective = build_objective(cfg, meta_model, allow=allow)
     strategy.check_optimizer(build_optimizer(cfg, meta_model, allow=allow)[0])
     check_memory(cfg, meta_model, strategy=strategy, device=device, allow=allow)
     progress = progress_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None
@@ -180,6 +178,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     init_from = initial_weights(cfg, resumption, tell=notes.append, allow=allow)
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
+    check_objective(cfg, meta_objective, corpus, invocation)
     check_max_tokens(cfg, seq_len=batch.seq_len)
     path, is_new = resolve_run_dir(cfg, invocation, resumption)
     if resumption:
@@ -219,8 +218,10 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     """
     cfg, resumption = settings.cfg, settings.resumption
     trained_on = resumption.checkpoint.manifest["data"] if resumption else None
+    weights = resumption.checkpoint if resumption else settings.init_from
+    trainer = tokenizer_for(settings.corpus, settings.tokenizer_trainer, weights, settings.invocation)
     with naming_saved_setting(resumption):
-        data = open_data(settings.corpus, settings.tokenizer_trainer, trained_on=trained_on)
+        data = open_data(settings.corpus, trainer, trained_on=trained_on)
     check_sampling(cfg, data.tokenizer)
     fit_vocabulary(cfg, settings.meta_model, vocab_size=data.tokenizer.vocab_size)
     check_memory(
@@ -246,6 +247,7 @@ def plan_training(settings: CheckedSettings, data: RunData) -> RunPlan:
     """
     cfg, batch, curriculum = settings.cfg, settings.batch, settings.curriculum
     sources = train_sources(data, seq_len=batch.seq_len, seed=derive_seed(cfg.seed, "data"))
+    check_lengths(data, seq_len=batch.seq_len)
     epoch_tokens = sum(source.windows_per_epoch for source in sources.values()) * batch.seq_len
     horizon = horizon_of(cfg, batch, curriculum, settings.progress, epoch_tokens=epoch_tokens)
     schedule = build_schedule(cfg, n_steps=horizon.steps, allow=settings.invocation.allow)
@@ -375,16 +377,3 @@ def resolve_run_dir(cfg: DictConfig, invocation: Invocation, resumption: Resumpt
         hint = f"at most {LONGEST_NAME - len(os.fsencode(path.name)) + len(os.fsencode(name))} bytes"
         raise UserError("directory name too long", key="run.name", value=f"{name[:40]}…", hint=hint)
     return path, True
-
-
-def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
-    """Refuse settings of samples during training that would fail at the first sample.
-
-    Raises:
-        UserError: a setting out of range, or a prompt that the tokenizer cannot encode.
-    """
-    prompt_ids(tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
-    try:
-        Sampling(**plain(cfg.trainer.sample))
-    except UserError as error:
-        raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error

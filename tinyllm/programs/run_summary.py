@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from tinyllm.config.learning_rates import followed_rule, origin_of_rate
+from tinyllm.data.batch import TOKENS
 from tinyllm.data.run_data import n_tokens
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
@@ -11,6 +12,12 @@ from tinyllm.training.flops import training_flops
 from tinyllm.training.memory_estimate import activation_bytes, trained_bytes
 from tinyllm.utils.device import compute_dtype, describe_device
 from tinyllm.utils.text import shown_path
+
+
+def tokenizer_name(plan: RunPlan) -> str:
+    """The option that was chosen, or the kind of the tokenizer that came with the weights."""
+    kind, option = plan.data.tokenizer.kind, plan.invocation.choices.get("tokenizer", "custom")
+    return option if getattr(plan.corpus, "gives", TOKENS) == TOKENS else kind
 
 
 def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, run_dir: Path, *, tokens: int) -> RunInfo:
@@ -64,7 +71,7 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         active_parameters=counts.active,
         embedding_parameters=counts.embedding,
         tied=model.head is None,
-        tokenizer=plan.invocation.choices.get("tokenizer", "custom"),
+        tokenizer=tokenizer_name(plan),
         vocab_size=model.vocab_size,
         dataset=plan.invocation.choices.get("dataset", "custom"),
         train_tokens=n_tokens(plan.data, "train"),

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.config.targets import Option
-from tinyllm.data.batch import Batch
+from tinyllm.data.batch import PAIRS, Batch
 from tinyllm.data.loader import train_batches
 from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.inference.generator import generate_text
@@ -21,6 +21,7 @@ from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
 from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
+from tinyllm.programs.reference import Reference
 from tinyllm.programs.resume import to_save
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
@@ -40,6 +41,7 @@ from tinyllm.training.compilation import Compiled, Eager, preserving_state
 from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import Objective
+from tinyllm.training.objectives.evaluation import evaluate_objective
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState, own_tensors
 from tinyllm.training.trainer import Settings, Trainer
@@ -87,7 +89,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
             has_finite_gradients=trial.gives_finite_gradients,
             directory=run_dir.checkpoints,
         )
-    evaluator = Evaluator(plan=plan, state=state, compiler=compiler)
+    evaluator = Evaluator(plan=plan, state=state, objective=objective, compiler=compiler)
     events.on_start(info)
     return Trainer(
         state=state,
@@ -110,6 +112,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         peak_flops=peak,
         run_dir=run_dir.path,
         flops_per_token=training_flops(plan.meta_model, plan.sampler),
+        before_first_step=Reference(plan=plan, state=state, objective=objective).read,
     )
 
 
@@ -304,6 +307,7 @@ class Evaluator:
 
     plan: RunPlan
     state: TrainState
+    objective: Objective
     compiler: Eager
 
     @contextmanager
@@ -327,21 +331,21 @@ class Evaluator:
         """Metrics of at most ``max_tokens`` tokens of a split of each source, divided among the ranks."""
         plan, strategy = self.plan, self.plan.strategy
         model: Any = self.state.model
-        return evaluate_sources(
-            model,
-            plan.data.splits(name),
-            plan.data.shares(),
-            seq_len=plan.batch.seq_len,
-            batch_size=plan.batch.batch_size,
-            device=plan.device,
-            autocast=partial(autocast, plan.device, plan.precision),
-            rank=strategy.rank,
-            world_size=strategy.world_size,
-            gather=strategy.gather,
-            max_tokens=max_tokens,
-            stopping=stopping,
-            name=name,
-        )
+        settings: dict[str, Any] = {
+            "device": plan.device,
+            "autocast": partial(autocast, plan.device, plan.precision),
+            "rank": strategy.rank,
+            "world_size": strategy.world_size,
+            "gather": strategy.gather,
+            "stopping": stopping,
+            "name": name,
+        }
+        read: dict[str, Any] = {"seq_len": plan.batch.seq_len, "batch_size": plan.batch.batch_size}
+        splits: Any = plan.data.splits(name)
+        if self.objective.reads == PAIRS:
+            batches = splits[""].eval_batches(**read, max_tokens=max_tokens)
+            return evaluate_objective(self.objective, batches, **settings)
+        return evaluate_sources(model, splits, plan.data.shares(), **read, max_tokens=max_tokens, **settings)
 
     def sample(self, step: int, stopping: Stopping) -> str:
         """A sample generated after a step."""

@@ -49,8 +49,8 @@ def damaged(file: object, what: str, wanted: str) -> UserError:
     return UserError("the checkpoint's state is damaged", file=file, hint=f"{what}; it must be {wanted}")
 
 
-OPTIONAL = ("average", "loggers", "owed")
-"""Fields that older checkpoints lack."""
+OPTIONAL = ("average", "loggers", "owed", "reference")
+"""Fields that older checkpoints, or those of other objectives, lack."""
 
 
 def rules(step: int) -> dict[str, Rule]:
@@ -74,6 +74,7 @@ def rules(step: int) -> dict[str, Rule]:
         "average": ("a tensor for each parameter and the number of updates, or {}", _is_average),
         "rng": ("the state of each random generator", _is_rng),
         "owed": ("None or numbers by name", _is_owed),
+        "reference": ("two fp32 numbers for each pair", _is_reference),
         "loggers": ("strings and numbers by logger and name", _is_loggers),
     }
 
@@ -187,6 +188,11 @@ def _is_python(value: Any) -> bool:
         and words[-1] <= _MERSENNE_WORDS
         and (gauss is None or is_number(gauss))
     )
+
+
+def _is_reference(value: Any) -> bool:
+    """Log-probabilities; NaN for a pair that was not read."""
+    return is_plain(value) and value.dtype == torch.float32 and value.ndim == 2 and value.shape[1] == 2
 
 
 def _is_owed(value: Any) -> bool:

@@ -85,8 +85,9 @@ class Outcome:
 
     @property
     def best_val_perplexity(self) -> float | None:
-        """exp(``best_val_loss``)."""
-        return None if self.best_val_loss is None else perplexity(self.best_val_loss)
+        """exp(``best_val_loss``) where that is a cross-entropy per token."""
+        of_pairs = any(name.startswith("val/pref/") for name in self.metrics)
+        return None if self.best_val_loss is None or of_pairs else perplexity(self.best_val_loss)
 
 
 class Callback:

@@ -47,6 +47,9 @@ class TrainState:
     owed: dict[str, float] | None = None
     """Metrics of a step whose evaluation was interrupted; a resume finishes it."""
 
+    reference: Tensor | None = None
+    """Log-probabilities of pairs before the first step, see ``LikelihoodObjective.reference``; None: not needed."""
+
     COUNTERS = ("step", "tokens", "sequences", "flops", "seconds", "best_loss", "best_step", "skipped")
 
     def weights(self) -> dict[str, Tensor]:
@@ -61,6 +64,7 @@ class TrainState:
             **{name: getattr(self, name) for name in self.COUNTERS},
             "window": dict(self.window),
             **({} if self.owed is None else {"owed": dict(self.owed)}),
+            **({} if self.reference is None else {"reference": self.reference}),
             "optimizer": optimizer_state(self.optimizer, self.strategy),
             "scaler": self.scaler.state_dict(),
             "average": average | shadow,
@@ -86,6 +90,7 @@ class TrainState:
             setattr(self, name, state[name])
         self.window = dict(state["window"])
         self.owed = state.get("owed")
+        self.reference = None if state.get("reference") is None else state["reference"].clone()
         load_optimizer_state(self.optimizer, state["optimizer"], self.strategy, file=file)
         if state["scaler"]:  # empty if the run was not in fp16 until now
             self.scaler.load_state_dict(state["scaler"])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import Signals
@@ -84,6 +84,8 @@ class Trainer:
     run_dir: Path
     flops_per_token: Callable[[int], int] | None = None
     """FLOPs per token of forward and backward pass by sequence length; None: those of the model."""
+    before_first_step: Callable[[Stopping], None] = lambda stopping: None
+    """Reads what the objective must know before the weights change, such as a reference."""
 
     def __post_init__(self) -> None:
         self.strategy = self.state.strategy
@@ -104,8 +106,9 @@ class Trainer:
         self.objective.train()
         if not state.step:
             state.average.after_step(0)
-        with watch.paused():
+        with watch.paused(), suppress(Interrupted):
             self.warm_up()
+            self.before_first_step(self.stop_requested)
         reason = self.reason_to_stop(watch)
         if state.owed is not None:  # the run was interrupted during the evaluation of its last step
             with watch.paused():
@@ -196,7 +199,9 @@ class Trainer:
         micro_batches = [next(batches) for _ in range(self.batch_plan.grad_accum_steps)]
         # Divide by the number of targets in the whole step, not per micro-batch or rank: every token weighs the same.
         own_weight = float(sum(self.objective.weight(batch) for batch in micro_batches))
-        weight = int(sum(values[0] for values in self.strategy.gather([own_weight])))
+        own_tokens = float(sum(batch.inputs.numel() for batch in micro_batches))
+        of_ranks = self.strategy.gather([own_weight, own_tokens])
+        weight, tokens = (int(sum(values)) for values in zip(*of_ranks, strict=True))
         names: list[str] = []
         metric_sums, step_load = torch.zeros((), device=self.device), StepLoad()
         with shared_casts(self.device):
@@ -204,7 +209,7 @@ class Trainer:
                 active_blocks = self.model.draw_active_blocks(
                     derive_seed(self.settings.seed, "layerdrop", state.step, micro)
                 )
-                fraction = batch.sequences / self.batch_plan.sequences
+                fraction = self.batch_plan.batch_size / self.batch_plan.sequences
                 with self.strategy.micro_step(last=micro == len(micro_batches) - 1):
                     with self.autocast():
                         loss = self.forward(batch.to(self.device), active_blocks)
@@ -230,8 +235,9 @@ class Trainer:
         else:
             self.skip_or_stop(train_loss, metrics["train/grad_norm"])
         optimizer.zero_grad(set_to_none=True)
-        length = self.lengths.at(state.step)
-        tokens = self.batch_plan.sequences * length
+        # The mean length of a row; batches of pairs or answers are padded to the longest of their own rows.
+        rows = micro_batches[0].sequences * len(micro_batches) * self.strategy.world_size
+        length = tokens // max(rows, 1)
         state.step += 1
         state.sequences += self.batch_plan.sequences
         state.tokens += tokens

@@ -3,12 +3,12 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from tinyllm.data.batch import Batch
+from tinyllm.data.batch import TOKENS, Batch
 from tinyllm.training.expert_load import ExpertLoad
 
 TRAIN_LOSS = "train/loss"
@@ -58,10 +58,12 @@ class Objective(nn.Module, ABC):
         selects: the metric that decides which checkpoint is the best. The evaluation passed to the ``Trainer`` must
             return it: an objective with a metric of its own brings its own evaluation.
         lower_is_better: whether smaller values of that metric are better.
+        reads: the kind of data that it needs.
     """
 
     selects = "val/loss"
     lower_is_better = True
+    reads: ClassVar[str] = TOKENS
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

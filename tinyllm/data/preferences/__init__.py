@@ -1,0 +1,1 @@
+"""Preferences: pairs of answers to a prompt, of which one was chosen."""

@@ -1,0 +1,197 @@
+"""``dataset=preferences``: files of preferences, split by prompt and encoded."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from tinyllm.data.batch import PAIRS
+from tinyllm.data.chat.messages import Conversation
+from tinyllm.data.chat.template import ChatTemplate
+from tinyllm.data.finding import find_files
+from tinyllm.data.preferences.pairs import Answered, PairData, PairSplit
+from tinyllm.data.preferences.records import ChatPreference, Preference, TextPreference, parse_preference
+from tinyllm.data.records import JSON_LINES, PARQUET, read_records
+from tinyllm.data.split import RULES
+from tinyllm.errors import UserError
+from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+
+TooLong = Literal["error", "drop"]
+
+
+class PreferenceCorpus:
+    """Preferences from JSON lines or Parquet tables; ``records.parse_preference`` says what a record is.
+
+    The data are read into memory and encoded at every start; they are not cached.
+
+    Args:
+        path: a file, a folder or a glob.
+        val_path: the same for validation; prompts that are also in it are left out of training.
+        val_fraction: fraction of the prompts that becomes validation if there is no ``val_path``; by a hash of the
+            prompt, so that no prompt is on both sides, whatever else the files hold.
+        too_long: what happens to pairs longer than a training sequence: ``error`` or ``drop``.
+        chat_template: renders pairs of conversations; pairs of texts need none.
+
+    Raises:
+        UserError: the fraction is out of range.
+    """
+
+    gives: ClassVar[str] = PAIRS
+    content: ClassVar[str] = "text"
+    revision: ClassVar[None] = None
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        val_path: str | None,
+        val_fraction: float,
+        too_long: TooLong,
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        if not 0 < val_fraction < 1:
+            hint = "between 0 and 1"
+            raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
+        self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
+        self.drops_long = too_long == "drop"
+        self.template = chat_template
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """Those that the chat template writes, if the pairs are conversations.
+
+        Raises:
+            UserError: the data cannot be read.
+        """
+        is_chat = isinstance(next(self._read(*self._places()[0])), ChatPreference)
+        return self.template.special_tokens if is_chat and self.template is not None else ()
+
+    def check(self) -> None:
+        """Refuse files that are missing or whose first record is no preference.
+
+        Raises:
+            UserError: they are.
+        """
+        for key, path in self._places():
+            next(self._read(key, path))
+
+    def pin(self, revision: str | None) -> None:
+        """Files have no versions."""
+
+    def prepare(self, trainer: TokenizerTrainer) -> PairData:
+        """Read, split and encode the data.
+
+        Raises:
+            UserError: a record is no preference, or a split would be empty.
+        """
+        train, val, notes = self._split()
+        tokenizer = trainer.train(texts_of(train)).covering(texts_of(val))
+        if self.template is not None and any(isinstance(pair, ChatPreference) for pair in (*train, *val)):
+            self.template.require(tokenizer)
+        sides = []
+        for name, pairs, first in (("train", train, 0), ("val", val, len(train))):
+            encoded = [encode_pair(tokenizer, pair, self.template) for pair in pairs]
+            sides.append(PairSplit.of(name, encoded, drops_long=self.drops_long, first=first))
+        return PairData(train=sides[0], val=sides[1], tokenizer=tokenizer, rules=RULES, notes=notes)
+
+    def _places(self) -> list[tuple[str, str]]:
+        given = [] if self.val_path is None else [("dataset.val_path", str(self.val_path))]
+        return [("dataset.path", self.path), *given]
+
+    def _read(self, key: str, path: str) -> Iterator[Preference]:
+        listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
+        is_empty = True
+        for place, record in read_records([file.path for file in listing.files]):
+            is_empty = False
+            yield parse_preference(record, place=place)
+        if is_empty:
+            raise UserError("it contains no preferences", key=key, value=path, hint="one JSON object per line")
+
+    def _split(self) -> tuple[list[Preference], list[Preference], list[str]]:
+        """Training and validation pairs, and remarks."""
+        pairs = _distinct(self._read("dataset.path", self.path))
+        if self.val_path is not None:
+            val = _distinct(self._read("dataset.val_path", str(self.val_path)))
+            held_out = {pair.key for pair in val}
+            train = [pair for pair in pairs if pair.key not in held_out]
+            if not train:
+                hint = "use other data, or leave dataset.val_path out"
+                what = "all training prompts are also in validation"
+                raise UserError(what, key="dataset.val_path", value=self.val_path, hint=hint)
+            left_out = len(pairs) - len(train)
+            shared = f"{left_out:,} training pairs whose prompt is also in validation were left out"
+            return train, val, [shared] if left_out else []
+        sides: tuple[list[Preference], list[Preference]] = [], []
+        for pair in pairs:
+            sides[_place_of(pair.key) < self.val_fraction].append(pair)
+        if not all(sides):
+            n_prompts = len({pair.key for pair in pairs})
+            prompts = f"{n_prompts} different prompt{'s' * (n_prompts != 1)}"
+            what = f"the {'validation' if sides[0] else 'training'} split is empty"
+            hint = f"there are {prompts}, divided by a hash; use more, change the fraction, or give dataset.val_path"
+            raise UserError(what, key="dataset.val_fraction", value=self.val_fraction, hint=hint)
+        return *sides, []
+
+
+def _distinct(pairs: Iterable[Preference]) -> list[Preference]:
+    """The preferences without copies of earlier ones."""
+    return list({pair.identity: pair for pair in pairs}.values())
+
+
+def _place_of(key: str) -> float:
+    """A number in [0, 1) that is a hash of the prompt."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+
+
+def encode_pair(
+    tokenizer: Tokenizer, pair: Preference, template: ChatTemplate | None = None
+) -> tuple[Answered, Answered]:
+    """Both answers of a pair, each after its prompt.
+
+    Args:
+        template: renders pairs of conversations.
+
+    Raises:
+        UserError: the template refuses a conversation, or the tokenizer cannot express a text.
+    """
+    if isinstance(pair, TextPreference):
+        return encode_answer(tokenizer, pair.prompt, pair.chosen), encode_answer(tokenizer, pair.prompt, pair.rejected)
+    assert template is not None, "conversations need a chat template"
+    head = template.render(pair.beginning, tokenizer, add_generation_prompt=True).ids
+    return (
+        _rendered(template, pair.chosen, head, tokenizer),
+        _rendered(template, pair.rejected, head, tokenizer),
+    )
+
+
+def _rendered(template: ChatTemplate, conversation: Conversation, head: np.ndarray, tokenizer: Tokenizer) -> Answered:
+    """A conversation whose targets are what the assistant says after the prompt ``head``."""
+    ids, is_target = template.render(conversation, tokenizer)
+    if not np.array_equal(ids[: len(head)], head):
+        template.check_prompts(conversation)  # says which message is to blame
+    is_target = is_target & (np.arange(len(ids)) >= len(head))
+    end = int(np.flatnonzero(is_target)[-1]) + 1  # what a template writes after the last turn is never read
+    return Answered(ids[:end], is_target[:end])
+
+
+def encode_answer(tokenizer: Tokenizer, prompt: str, answer: str) -> Answered:
+    """A prompt and its answer as a model continues it: begin-of-text if the model expects it, and end-of-text.
+
+    The two texts are encoded apart, so that the prompt has the ids that it has in generation.
+    """
+    plain = tokenizer.matching(False) if tokenizer.match_special else tokenizer
+    head = plain.encode(prompt)
+    if tokenizer.begin_id is not None and (tokenizer.adds_bos or not len(head)):
+        head = np.concatenate([[tokenizer.begin_id], head])
+    tail = plain.encode(answer)
+    if tokenizer.eot_id is not None:
+        tail = np.concatenate([tail, [tokenizer.eot_id]])
+    is_target = np.repeat([False, True], [len(head), len(tail)])
+    return Answered(np.concatenate([head, tail]).astype(np.int64), is_target)
+
+
+def texts_of(pairs: Iterable[Preference]) -> Iterator[str]:
+    """All texts, for training a tokenizer."""
+    for pair in pairs:
+        yield from pair.texts()

@@ -1,0 +1,113 @@
+"""Refuse settings that cannot work together: objective and data, weights that are missing, samples that would fail."""
+
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from tinyllm.config.cli.main import Invocation
+from tinyllm.data.batch import PAIRS, TOKENS
+from tinyllm.data.preferences.pairs import PairSplit
+from tinyllm.data.run_data import RunData
+from tinyllm.errors import UserError
+from tinyllm.inference.generator import prompt_ids
+from tinyllm.inference.sampling import Sampling
+from tinyllm.programs.builders import plain
+from tinyllm.programs.saved_weights import WeightSource
+from tinyllm.runs.checkpoint import Checkpoint
+from tinyllm.runs.layout import TOKENIZER
+from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+from tinyllm.tokenizers import load as load_tokenizer
+from tinyllm.tokenizers.pretrained import FixedTrainer
+from tinyllm.training.objectives.base import Objective
+
+DATA_SETS = {TOKENS: "text, e.g. dataset=pydocs", PAIRS: "pairs of answers: dataset=preferences"}
+"""What an objective may read, with a data set that gives it."""
+OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo or orpo"}
+"""What a data set may give, with the objectives that read it."""
+RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop")
+"""Keys with which two passes of the same model differ."""
+OF_EQUAL_LENGTH = ("trainer.max_tokens", "trainer.total_batch_tokens", "curriculum.enabled")
+"""Keys that need sequences of equal length."""
+
+
+def check_objective(cfg: DictConfig, objective: Objective, corpus: Any, invocation: Invocation) -> None:
+    """Refuse a configuration that the objective cannot train.
+
+    Args:
+        objective: on the model of the plan.
+        corpus: the data set.
+
+    Raises:
+        UserError: the data are of another kind, the reference would be missing or random, or a key needs sequences of
+            equal length.
+    """
+    gives = getattr(corpus, "gives", TOKENS)
+    choices = invocation.choices
+    name, data = choices.get("objective", type(objective).__name__), choices.get("dataset", type(corpus).__name__)
+    if gives != objective.reads:
+        hint = f"it needs {DATA_SETS[objective.reads]}"
+        if "objective" not in invocation.typed:
+            hint = f"choose an objective for it: {OBJECTIVES[gives]}"
+            raise UserError(f"objective={name} cannot read these data", key="dataset", value=data, hint=hint)
+        raise UserError(f"the objective cannot read dataset={data}", key="objective", value=name, hint=hint)
+    if getattr(objective, "needs_reference", False):
+        if cfg.init_from is None and cfg.resume is None:
+            hint = "it compares with the model that training starts from: set init_from=<run directory>"
+            raise UserError("no weights to start from", key="objective", value=name, hint=hint)
+        for key in RANDOM:
+            if value := OmegaConf.select(cfg, key):
+                hint = (
+                    f"objective={name} compares two passes of the model, which must not differ at random; set it to 0"
+                )
+                raise UserError("cannot be used with this objective", key=key, value=value, hint=hint)
+    if gives == PAIRS:
+        for key in OF_EQUAL_LENGTH:
+            if value := OmegaConf.select(cfg, key):
+                hint = (
+                    "pairs have different lengths: use trainer.max_steps or max_epochs, and trainer.batch_size (pairs)"
+                )
+                raise UserError("cannot be used with these data", key=key, value=value, hint=hint)
+
+
+def check_lengths(data: RunData, *, seq_len: int) -> None:
+    """Refuse pairs of the validation split that are too long, as the source of training does its own.
+
+    Raises:
+        UserError: see :meth:`PairSplit.fitting`.
+    """
+    for split in data.splits("val").values():
+        if isinstance(split, PairSplit):
+            split.fitting(seq_len)
+
+
+def tokenizer_for(
+    corpus: Any, chosen: TokenizerTrainer, weights: Checkpoint | WeightSource | None, invocation: Invocation
+) -> Any:
+    """What gives the tokenizer: the chosen trainer; for pairs of answers the weights that are trained further.
+
+    Args:
+        weights: what the run starts from or resumes; None: random weights.
+
+    Raises:
+        UserError: the tokenizer cannot be read, or one is chosen on the command line.
+    """
+    if weights is None or getattr(corpus, "gives", TOKENS) == TOKENS:
+        return chosen
+    typed = sorted(key for key in invocation.typed if key.partition(".")[0] == "tokenizer")
+    if typed:
+        hint = "these data are encoded with the tokenizer of the weights that are trained further; leave it out"
+        raise UserError("the key has no effect here", file=typed[0], hint=hint)
+    return FixedTrainer(load_tokenizer(weights.path / TOKENIZER))
+
+
+def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
+    """Refuse settings of samples during training that would fail at the first sample.
+
+    Raises:
+        UserError: a setting out of range, or a prompt that the tokenizer cannot encode.
+    """
+    prompt_ids(tokenizer, cfg.trainer.sample_prompt, key="trainer.sample_prompt")
+    try:
+        Sampling(**plain(cfg.trainer.sample))
+    except UserError as error:
+        raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error
