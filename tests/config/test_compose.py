@@ -36,6 +36,8 @@ def composed(*overrides: str, **more: Any) -> DictConfig:
     needed = [
         f"{group}.path=somewhere" for group in ("dataset", "tokenizer", "chat_template") if wants_path(group, overrides)
     ]
+    if any(one.startswith("chat_template=") for one in overrides):
+        needed += ["dataset=chat", "dataset.path=somewhere"]
     described = [one for choice in overrides for one in REQUIRED.get(choice, ())]
     return tinyllm.compose(*overrides, *needed, *described, **more)
 

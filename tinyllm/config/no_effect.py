@@ -140,6 +140,7 @@ def check_effects(
             raise UserError("the key has no effect here", key=key, value=value_at(plain, key), hint=hint)
     if blocks:
         _check_passed_down(plain, named, blocks, allow)
+    _check_chat_template(plain, named, allow)
 
 
 def _check_chat_template(plain: dict[str, Any], named: set[str], allow: frozenset[Option]) -> None:

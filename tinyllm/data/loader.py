@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from tinyllm.data.batch import Batch, WindowSource
+from tinyllm.data.chat.rows import ConversationSplit
 from tinyllm.data.documents import document_ids
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
@@ -167,12 +168,18 @@ def _ignore_signals(worker: int) -> None:
 
 
 def eval_batches(
-    split: Split, *, seq_len: int, batch_size: int, max_tokens: int | None = None, stride: int | None = None
+    split: Split | ConversationSplit,
+    *,
+    seq_len: int,
+    batch_size: int,
+    max_tokens: int | None = None,
+    stride: int | None = None,
 ) -> Iterator[Batch]:
     """Fixed windows over the whole split; every token but the first is predicted exactly once.
 
     Windows are adjacent; the last is padded with inputs 0 and targets ``IGNORE``. The first token of the split, or of
-    each row if the data have rows, is never predicted. The last batch may have fewer windows.
+    each row if the data have rows, is never predicted. The last batch may have fewer windows. Of conversations, every
+    target is predicted; each is a row of its own.
 
     Args:
         max_tokens: predict only this many tokens, the first ones; None: all.
@@ -184,6 +191,12 @@ def eval_batches(
     """
     if stride is not None and not 1 <= stride <= seq_len:
         raise UserError("out of range", key="stride", value=stride, hint=f"from 1 to seq_len ({seq_len})")
+    if isinstance(split, ConversationSplit):
+        if stride not in (None, seq_len):
+            hint = "conversations are rows of their own, which no window crosses; leave it out"
+            raise UserError("the key has no effect here", key="stride", value=stride, hint=hint)
+        yield from split.eval_batches(seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens)
+        return
     inputs, targets = [], []
     for row in _rows_to_predict(split, max_tokens):
         for first, predicted, stop in _windows(row, seq_len, stride or seq_len):
@@ -206,14 +219,20 @@ def _stacked(inputs: list[np.ndarray], targets: list[np.ndarray], eot_id: int | 
     return Batch(inputs=inputs_BT, targets=torch.from_numpy(np.stack(targets)), doc_ids=document_ids(inputs_BT, eot_id))
 
 
-def eval_bytes(split: Split, *, max_tokens: int | None = None) -> int | None:
+def eval_bytes(
+    split: Split | ConversationSplit, *, seq_len: int | None = None, max_tokens: int | None = None
+) -> int | None:
     """UTF-8 bytes of the tokens that :func:`eval_batches` predicts; None if the data are not text."""
+    if isinstance(split, ConversationSplit):
+        return split.eval_bytes(seq_len=seq_len or split.n_tokens, max_tokens=max_tokens)
     counts = [split.byte_count(row.start + 1, row.stop + 1) for row in _rows_to_predict(split, max_tokens)]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def eval_tokens(split: Split, *, max_tokens: int | None = None) -> int:
-    """Number of tokens that :func:`eval_batches` predicts."""
+def eval_tokens(split: Split | ConversationSplit, *, max_tokens: int | None = None) -> int:
+    """Number of tokens that :func:`eval_batches` predicts; of conversations, of those that it reads."""
+    if isinstance(split, ConversationSplit):
+        return int(split.lengths[split.to_evaluate(split.n_tokens, max_tokens)].sum())
     return sum(len(row) for row in _rows_to_predict(split, max_tokens))
 
 

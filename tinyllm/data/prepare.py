@@ -71,6 +71,8 @@ def cached(
     corpus: Corpus, tokenizer_trainer: TokenizerTrainer, *, cache_dir: str | Path | None = None
 ) -> TokenData | None:
     """The result of :func:`prepare` if it is in the cache, intact; else None. Builds nothing."""
+    if not isinstance(corpus, Corpus):  # conversations are not cached
+        return None
     root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir, RULES)
     try:
         return _with_documents(open_cache(root / key, key), corpus)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from tinyllm.data.batch import WindowSource
+from tinyllm.data.chat.rows import ConversationSource, ConversationSplit
 from tinyllm.data.preferences.pairs import PairSource, PairSplit
 from tinyllm.data.sampler import Sampler
 from tinyllm.data.token_data import Split
@@ -48,7 +49,7 @@ class RunData(Protocol):
         """Remarks on how often the planned run reads each source."""
 
 
-def make_source(split: Split | PairSplit, *, seq_len: int, seed: int) -> WindowSource:
+def make_source(split: Split | PairSplit | ConversationSplit, *, seq_len: int, seed: int) -> WindowSource:
     """The order of one split. Every kind of :class:`WindowSource` is chosen here: plan, comparison and mixture use it.
 
     Raises:
@@ -56,6 +57,8 @@ def make_source(split: Split | PairSplit, *, seq_len: int, seed: int) -> WindowS
     """
     if isinstance(split, PairSplit):
         return PairSource(split, seq_len=seq_len, seed=seed)
+    if isinstance(split, ConversationSplit):
+        return ConversationSource(split, seq_len=seq_len, seed=seed)
     return Sampler(split, seq_len=seq_len, seed=seed)
 
 

@@ -41,7 +41,8 @@ def evaluate(
     window may be shorter. With ``stride`` < ``seq_len`` the windows overlap and, except in the first, only the last
     ``stride`` tokens of each count, so that these have a context of at least ``seq_len − stride`` tokens. No random
     stream is touched and the model's mode is restored, so an evaluation does not change training. A model with
-    ``document_mask`` sees no further back than the beginning of the token's document.
+    ``document_mask`` sees no further back than the beginning of the token's document. Of conversations, what the
+    assistant says is predicted.
 
     Args:
         max_tokens: evaluate only the beginning of the split; None: all of it.
@@ -91,7 +92,7 @@ def evaluate(
     if not math.isfinite(loss):
         _check_weights(model, gather)
     metrics = {f"{name}/loss": loss, f"{name}/ppl": perplexity(loss)}
-    n_bytes = eval_bytes(split, max_tokens=max_tokens)
+    n_bytes = eval_bytes(split, seq_len=seq_len, max_tokens=max_tokens)
     if n_bytes:
         metrics[f"{name}/bpb"] = total / (math.log(2) * n_bytes)
     return metrics

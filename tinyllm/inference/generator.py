@@ -115,6 +115,7 @@ def generate_text(
     seed: int = 1337,
     stop: str | Sequence[str] | None = None,
     kv_cache: bool = True,
+    special: bool = False,
     autocast: Autocast = nullcontext,
     stopping: Stopping = lambda: False,
     **sampling: Any,
@@ -137,9 +138,10 @@ def generate_text(
         seed=seed,
         stop=stop,
         kv_cache=kv_cache,
+        special=special,
         autocast=autocast,
     )
-    texts = [printed_prompt(tokenizer, prompt)]
+    texts = [prompt if special else printed_prompt(tokenizer, prompt)]
     with closing(pieces):
         while not stopping():
             piece = next(pieces, None)

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
 from tinyllm.config.targets import Option, resolve_target
+from tinyllm.data.chat.corpus import ConversationCorpus
 from tinyllm.data.preferences.corpus import PreferenceCorpus
 from tinyllm.data.prepare import TokenData, prepare
 from tinyllm.data.split import RULES
@@ -241,8 +242,8 @@ def open_data(
         hint = f"this version of tinyllm knows 1 to {RULES}; the run was made by a newer one"
         raise UserError("unknown version of the split rules", key="dataset", value=f"rules {rules}", hint=hint)
     corpus.pin((trained_on or {}).get("revision"))
-    if isinstance(corpus, PreferenceCorpus):
-        pairs: Any = corpus.prepare(tokenizer_trainer)
-        return pairs
+    if isinstance(corpus, PreferenceCorpus | ConversationCorpus):
+        rows: Any = corpus.prepare(tokenizer_trainer)
+        return rows
     with PreparationProgress(lines=lines) as progress:
         return prepare(corpus, tokenizer_trainer, rules=int(rules), progress=progress)

@@ -24,6 +24,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate
 from tinyllm.nn.loss import perplexity
 from tinyllm.programs.builders import open_corpus, open_data
+from tinyllm.programs.conversations import template_of
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
@@ -174,7 +175,7 @@ def _other_split(cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option]
     Raises:
         UserError: the tokenizer has no ids for some of its text.
     """
-    corpus = build(cfg.dataset, path="dataset", allow=allow)
+    corpus = build(cfg.dataset, path="dataset", allow=allow, **template_of(cfg.dataset, saved, allow=allow))
     corpus.check()
     if cfg.split == "test":
         return corpus, _encoded(corpus.for_test(), saved, lines=lines).val

@@ -19,10 +19,11 @@ from tinyllm.programs.builders import META, build_model, without_adapters
 from tinyllm.programs.saved_model import SavedModel, open_hugging_face, with_special_ids
 from tinyllm.programs.saved_weights import LoadedWeights, with_adapters
 from tinyllm.runs.checkpoint import Checkpoint, check_shapes, find
-from tinyllm.runs.layout import CONFIG, TOKENIZER
+from tinyllm.runs.layout import CONFIG, TEMPLATE, TOKENIZER
 from tinyllm.runs.state_schema import read_checked
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers import load as load_tokenizer
+from tinyllm.utils.files import read_text
 from tinyllm.utils.memory import memory_for
 
 
@@ -114,9 +115,15 @@ def open_saved(
         step=opened.step,
         data=opened.manifest["data"],
         special=special,
-        chat=imported.get("chat", {}),
+        chat=imported.get("chat") or stored_template(opened.path),
         weights=partial(checkpoint_weights, opened, cfg),
     )
+
+
+def stored_template(checkpoint: Path) -> dict[str, Any]:
+    """The chat template of a checkpoint that was trained on conversations, by file name; empty without one."""
+    file = checkpoint / TEMPLATE
+    return {TEMPLATE: read_text(file)} if file.is_file() else {}
 
 
 def checkpoint_weights(checkpoint: Checkpoint, cfg: DictConfig, kind: str) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ from tinyllm.programs.builders import (
     plain,
     planned_batch,
 )
+from tinyllm.programs.conversations import check_conversations
 from tinyllm.programs.initial_weights import fitted, initial_weights
 from tinyllm.programs.resume import (
     Resumption,
@@ -179,6 +180,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     check_objective(cfg, meta_objective, corpus, invocation)
+    check_conversations(cfg, corpus, init_from)
     check_max_tokens(cfg, seq_len=batch.seq_len)
     path, is_new = resolve_run_dir(cfg, invocation, resumption)
     if resumption:
@@ -370,8 +372,7 @@ def resolve_run_dir(cfg: DictConfig, invocation: Invocation, resumption: Resumpt
             hint = f"they would be lost; continue with resume={path}, or choose a different directory"
             raise UserError("the run directory already contains checkpoints", key="run.dir", value=path, hint=hint)
         return path, not continues
-    choices = invocation.choices
-    name = cfg.run.name or "_".join(choices.get(group, "") for group in ("model", "attn", "dataset"))
+    name = cfg.run.name or "_".join(invocation.choices.get(group, "") for group in ("model", "attn", "dataset"))
     path = auto_path(name)
     if len(os.fsencode(path.name)) > LONGEST_NAME:
         hint = f"at most {LONGEST_NAME - len(os.fsencode(path.name)) + len(os.fsencode(name))} bytes"

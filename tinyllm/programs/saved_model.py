@@ -35,7 +35,7 @@ class SavedModel:
         step: optimizer steps it was trained for by tinyllm.
         data: fingerprints of its training data; of a Hugging Face model, of the tokenizer alone.
         special: ids of special tokens as config.json has them; empty for a model trained by tinyllm.
-        chat: chat templates of a Hugging Face model, by file name.
+        chat: chat templates by file name: of a run on conversations, or of a Hugging Face model.
         weights: gives the tensors by name; ``raw``, ``ema`` or ``auto``, see :func:`load`.
     """
 

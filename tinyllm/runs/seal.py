@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tinyllm.errors import UserError
 from tinyllm.runs.facts import read_run_json
-from tinyllm.runs.layout import CONFIG, METRICS, OVERRIDES, SEAL, TOKENIZER
+from tinyllm.runs.layout import CONFIG, METRICS, OVERRIDES, SEAL, TEMPLATE, TOKENIZER
 from tinyllm.utils.files import sha256
 
-SEALED = (CONFIG, OVERRIDES, TOKENIZER, METRICS)
+SEALED = (CONFIG, OVERRIDES, TOKENIZER, TEMPLATE, METRICS)
 """The files from which later programs compute."""
 
 

@@ -118,6 +118,12 @@ class ChatTemplate:
         """The rendered text, without marks; spelled special tokens look like real ones."""
         return PIECES.sub("", self._text(conversation, None, {}, add_generation_prompt))
 
+    def plain_texts(self, conversation: Conversation) -> list[str]:
+        """The rendered texts between special tokens: what the tokenizer encodes."""
+        special = dict.fromkeys(self.special_tokens, 0)
+        rendered = self._text(conversation, None, special, False)
+        return [text for text, special_id, _ in _pieces(rendered, SpecialTokenMatcher(special)) if special_id is None]
+
     def check_prompts(self, conversation: Conversation) -> None:
         """Refuse a template whose prompts differ from what it trains on.
 

@@ -1,0 +1,193 @@
+"""``dataset=chat``: files of conversations, split by prompt and rendered."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import ClassVar, Literal, NoReturn
+
+from tinyllm.data.batch import TOKENS
+from tinyllm.data.chat.messages import ASSISTANT, Conversation, parse_conversation
+from tinyllm.data.chat.rows import ConversationData, ConversationSplit
+from tinyllm.data.chat.template import ChatTemplate, Packaged, Rendered
+from tinyllm.data.content_hashes import ContentHashes
+from tinyllm.data.finding import find_files
+from tinyllm.data.records import JSON_LINES, PARQUET, read_records
+from tinyllm.data.split import RULES
+from tinyllm.errors import UserError
+from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+
+TooLong = Literal["error", "drop"]
+
+
+class ConversationCorpus:
+    """Conversations from JSON lines or Parquet tables, in OpenAI's form or ShareGPT's.
+
+    The data are read into memory and rendered at every start; they are not cached.
+
+    Args:
+        path: a file, a folder or a glob.
+        val_path: the same for validation; conversations whose prompt is also in it are left out of training.
+        val_fraction: fraction of the conversations that becomes validation if there is no ``val_path``, chosen by a
+            hash of the prompt: what precedes the first answer. So no prompt is on both sides.
+        too_long: what happens to conversations longer than a training sequence: ``error`` or ``drop``.
+        chat_template: renders them.
+
+    Raises:
+        UserError: the fraction is out of range.
+    """
+
+    gives: ClassVar[str] = TOKENS
+    content: ClassVar[str] = "text"
+    revision: ClassVar[None] = None
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        val_path: str | None,
+        val_fraction: float,
+        too_long: TooLong,
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        if not 0 < val_fraction < 1:
+            hint = "between 0 and 1"
+            raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
+        assert chat_template is not None, "the program passes the template"
+        self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
+        self.drops_long, self.chat_template = too_long == "drop", chat_template
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """Those that the template writes."""
+        return self.chat_template.special_tokens
+
+    def check(self) -> None:
+        """Refuse files that are missing or whose first record is no conversation.
+
+        Raises:
+            UserError: they are.
+        """
+        for key, path in self._places():
+            next(self._read(key, path))
+
+    def pin(self, revision: str | None) -> None:
+        """Files have no versions."""
+
+    def for_test(self) -> NoReturn:
+        """Files have no test split.
+
+        Raises:
+            UserError: always.
+        """
+        hint = "conversations have val and train; name other files with dataset.path and dataset.val_path"
+        raise UserError("the data set has no test split", key="split", value="test", hint=hint)
+
+    def count_words(self, split: str, hashes: ContentHashes) -> None:
+        """No paper reports a perplexity per word of conversations."""
+
+    def conversations(self) -> Iterator[Conversation]:
+        """Those of ``dataset.path``, in order."""
+        return self._read("dataset.path", self.path)
+
+    def prepare(self, trainer: TokenizerTrainer) -> ConversationData:
+        """Read, split and render the data.
+
+        Raises:
+            UserError: a record is no conversation, a split would be empty, or the template refuses a conversation.
+        """
+        train, val, notes = self._split()
+        template = self.chat_template
+        tokenizer = trainer.train(texts_of(template, train), n_documents=len(train))
+        tokenizer = tokenizer.covering(texts_of(template, val))
+        template.require(tokenizer)
+        if not isinstance(template, Packaged):  # these are tested
+            for conversation in (*train, *val):
+                template.check_prompts(conversation)
+        splits = [
+            ConversationSplit.of(
+                name,
+                [self._rendered(conversation, tokenizer) for conversation in conversations],
+                drops_long=self.drops_long,
+                tokenizer=tokenizer,
+            )
+            for name, conversations in (("train", train), ("val", val))
+        ]
+        return ConversationData(
+            train=splits[0],
+            val=splits[1],
+            tokenizer=tokenizer,
+            rules=RULES,
+            chat_template=template,
+            first_prompt=prompt_of(val[0]),
+            notes=notes,
+        )
+
+    def _rendered(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
+        rendered = self.chat_template.render(conversation, tokenizer)
+        if not rendered.is_target[1:].any():
+            said = json.dumps(conversation.to_dict(), ensure_ascii=False)[:80]
+            hint = f"{said}…; the template's generation marks enclose none of it"
+            raise UserError("a conversation without a target", key="dataset.path", value=self.path, hint=hint)
+        return rendered
+
+    def _places(self) -> list[tuple[str, str]]:
+        given = [] if self.val_path is None else [("dataset.val_path", str(self.val_path))]
+        return [("dataset.path", self.path), *given]
+
+    def _read(self, key: str, path: str) -> Iterator[Conversation]:
+        listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
+        is_empty = True
+        for place, record in read_records([file.path for file in listing.files]):
+            is_empty = False
+            yield parse_conversation(record, place=place)
+        if is_empty:
+            raise UserError("it contains no conversations", key=key, value=path, hint="one JSON object per line")
+
+    def _split(self) -> tuple[list[Conversation], list[Conversation], list[str]]:
+        """Training and validation conversations, and remarks."""
+        found = list(self.conversations())
+        if self.val_path is not None:
+            val = list(self._read("dataset.val_path", str(self.val_path)))
+            held_out = set(map(key_of, val))
+            train = [conversation for conversation in found if key_of(conversation) not in held_out]
+            if not train:
+                hint = "use other data, or leave dataset.val_path out"
+                what = "all training conversations are also in validation"
+                raise UserError(what, key="dataset.val_path", value=self.val_path, hint=hint)
+            left_out = len(found) - len(train)
+            shared = f"{left_out:,} training conversations whose prompt is also in validation were left out."
+            return train, val, [shared] if left_out else []
+        groups: dict[str, list[Conversation]] = {}
+        for conversation in found:
+            groups.setdefault(key_of(conversation), []).append(conversation)
+        if len(groups) < 2:
+            hint = f"{len(found):,} with the same prompt cannot be divided; use more, or give dataset.val_path"
+            raise UserError("too few conversations", key="dataset.path", value=self.path, hint=hint)
+        held_out, count = set(), 0
+        for key in sorted(groups)[:-1]:
+            if held_out and count + len(groups[key]) > self.val_fraction * len(found):
+                break
+            held_out.add(key)
+            count += len(groups[key])
+        sides: tuple[list[Conversation], list[Conversation]] = [], []
+        for conversation in found:
+            sides[key_of(conversation) in held_out].append(conversation)
+        return *sides, []
+
+
+def prompt_of(conversation: Conversation) -> Conversation:
+    """What precedes the first answer; if the assistant begins, its first message alone."""
+    messages = conversation.messages
+    first = next(number for number, message in enumerate(messages) if message.role == ASSISTANT)
+    return Conversation(messages[: max(first, 1)], conversation.tools)
+
+
+def key_of(conversation: Conversation) -> str:
+    """sha256 (hex) of the prompt: conversations with equal prompts are on the same side of the split."""
+    return hashlib.sha256(prompt_of(conversation).to_json().encode()).hexdigest()
+
+
+def texts_of(template: ChatTemplate, conversations: Iterable[Conversation]) -> Iterator[str]:
+    """The texts between special tokens, for training a tokenizer."""
+    for conversation in conversations:
+        yield from template.plain_texts(conversation)

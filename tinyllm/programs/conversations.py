@@ -1,0 +1,76 @@
+"""Runs on conversations: their checks, their samples, and the chat template that a model was trained with."""
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tinyllm.config.targets import Option, resolve_target
+from tinyllm.data.chat.corpus import ConversationCorpus
+from tinyllm.data.chat.messages import USER, Conversation, Message
+from tinyllm.data.chat.rows import ConversationData
+from tinyllm.data.chat.template import ChatTemplate
+from tinyllm.data.run_data import RunData
+from tinyllm.errors import UserError
+from tinyllm.programs.builders import plain
+from tinyllm.programs.load_model import stored_template
+from tinyllm.programs.saved_model import SavedModel
+from tinyllm.programs.saved_weights import WeightSource
+from tinyllm.runs.layout import TEMPLATE
+from tinyllm.utils.signatures import parameters_of
+
+
+def check_conversations(cfg: DictConfig, corpus: Any, init_from: WeightSource | None) -> None:
+    """Refuse what does not go with conversations, and a template that differs from that of the initial weights.
+
+    Raises:
+        UserError: names the key.
+    """
+    if not isinstance(corpus, ConversationCorpus):
+        return
+    if cfg.curriculum.enabled:
+        hint = "conversations are never cut, and a curriculum shortens sequences; leave one of the two out"
+        raise UserError("no curriculum of conversations", key="curriculum.enabled", value=True, hint=hint)
+    stored = stored_template(init_from.path).get(TEMPLATE) if init_from is not None else None
+    if stored is not None and stored != corpus.chat_template.source:
+        hint = f"use chat_template=file chat_template.path={init_from.path / TEMPLATE}"  # type: ignore[union-attr]
+        what = "the chat template differs from the one that the weights of init_from were trained with"
+        raise UserError(what, key="init_from", value=cfg.init_from, hint=hint)
+
+
+def sample_prompt(data: RunData, prompt: str) -> dict[str, Any]:
+    """Arguments of ``generate_text`` for a sample during training.
+
+    Of conversations, the sample is an answer: to ``prompt`` as a user's message, or to the first of validation.
+    """
+    if not isinstance(data, ConversationData):
+        return {"prompt": prompt}
+    asked = Conversation((Message(USER, prompt),)) if prompt else data.first_prompt
+    text = data.chat_template.text(asked, add_generation_prompt=True)
+    stops = data.chat_template.stop_ids(data.tokenizer)
+    names = [name for name, token in data.tokenizer.special.items() if token in stops]
+    return {"prompt": text, "special": True, "stop": names}
+
+
+def template_of(dataset: DictConfig, saved: SavedModel, *, allow: frozenset[Option]) -> dict[str, Any]:
+    """The template of a saved model, as an argument of a data set of conversations; none for other data.
+
+    Raises:
+        UserError: the model has none.
+    """
+    target = resolve_target(plain(dataset), path="dataset", extra=allow)
+    if "chat_template" not in (parameters_of(target) or ()):
+        return {}
+    return {"chat_template": saved_template(saved)}
+
+
+def saved_template(saved: SavedModel) -> ChatTemplate:
+    """The chat template that a model was trained with.
+
+    Raises:
+        UserError: it has none, or one without generation marks.
+    """
+    source = saved.chat.get(TEMPLATE) or saved.chat.get("tokenizer_config.json")
+    if not isinstance(source, str):
+        hint = "train one on conversations: python -m tinyllm.train dataset=chat dataset.path=… init_from=…"
+        raise UserError("the model has no chat template", key="run", value=str(saved.path), hint=hint)
+    return ChatTemplate(source, key="run", value=str(saved.path))
