@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from tinyllm.nn import loss as module
 from tinyllm.nn.loss import linear_cross_entropy, lm_head_loss
@@ -35,6 +36,22 @@ def test_loss_and_gradients_equal_torch(chunk: int | None, ignored: list[int]) -
     with torch.no_grad():
         value = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk)
     torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_head_costs_no_gradient_of_its_own() -> None:
+    """The loss and the gradient of the hidden states keep their bits; one of the three products is left out."""
+    results, flops = [], []
+    for frozen in (False, True):
+        hidden, weight, targets = example()
+        weight.requires_grad_(not frozen)
+        with FlopCounterMode(display=False) as counter:
+            value = linear_cross_entropy(hidden, weight, targets, chunk_tokens=5)
+            value.backward()
+        assert hidden.grad is not None and (weight.grad is None) == frozen
+        results.append((value.detach(), hidden.grad))
+        flops.append(counter.get_total_flops())
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert flops[1] * 3 == flops[0] * 2
 
 
 @pytest.mark.parametrize("chunk", [None, 5])

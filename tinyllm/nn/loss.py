@@ -121,7 +121,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         # The dtype is settled already, and autocast would cast the weight again for every chunk.
         with torch.autocast(hidden_ND.device.type, enabled=False):
-            parts, ctx.dhidden, ctx.dweight = _value_and_gradients(hidden_ND, weight_VD, targets_N, settings)
+            parts, ctx.dhidden, ctx.dweight = _value_and_gradients(
+                hidden_ND, weight_VD, targets_N, settings, is_frozen=not ctx.needs_input_grad[1]
+            )
         ctx.dtypes = hidden_ND.dtype, weight_VD.dtype
         ctx.mark_non_differentiable(*parts)
         return sum(parts[1:], parts[0].clone()), *parts
@@ -129,20 +131,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.dweight is None:
+        if ctx.dhidden is None:
             raise RuntimeError(
                 "linear_cross_entropy supports a single backward pass: its gradients are freed by the first"
             )
         hidden_dtype, weight_dtype = ctx.dtypes
-        dhidden, dweight = ctx.dhidden.mul_(grad).to(hidden_dtype), ctx.dweight.mul_(grad).to(weight_dtype)
+        dhidden = ctx.dhidden.mul_(grad).to(hidden_dtype)
+        dweight = None if ctx.dweight is None else ctx.dweight.mul_(grad).to(weight_dtype)
         ctx.dhidden = ctx.dweight = None
         return dhidden, dweight, None, None
 
 
 def _value_and_gradients(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, settings: _Settings
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor]:
-    """The parts of the loss, and the gradients of the hidden states (in ``dtype``) and of the weight (in fp32)."""
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, settings: _Settings, *, is_frozen: bool
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor, Tensor | None]:
+    """The parts of the loss, and the gradients of the hidden states (in ``dtype``) and of the weight (in fp32).
+
+    Args:
+        is_frozen: the weight needs no gradient, which is a third of the work.
+    """
     dtype, size, smoothing, z_loss = settings
     counted = targets_N != IGNORE
     targets_N1 = targets_N.where(counted, 0)[:, None]  # gather needs a valid index; these losses are zeroed below
@@ -175,13 +182,15 @@ def _value_and_gradients(
             target = gradient.gather(1, targets_N1[chunk]).squeeze(1)
             gradient.index_put_((rows_N[: len(target)], targets_N1[chunk, 0]), target - 1)
         torch.mm(gradient, weight, out=dhidden[chunk])
+        if is_frozen:
+            continue
         part = gradient.t() @ hidden[chunk]
         # Summed in fp32: over hundreds of chunks, a bf16 sum would lose small terms.
         dweight = part.float() if dweight is None else dweight.add_(part)
-    if dweight is None:  # no tokens
+    if dweight is None and not is_frozen:  # no tokens
         dweight = torch.zeros_like(weight, dtype=torch.float32)
     nats, smoothed, z = (losses * counted).sum(1).unbind()
-    return (nats, smoothed, z), dhidden.mul_(counted[:, None]), dweight[:n_vocab]
+    return (nats, smoothed, z), dhidden.mul_(counted[:, None]), None if dweight is None else dweight[:n_vocab]
 
 
 def _max_nats(dtype: torch.dtype) -> float:
