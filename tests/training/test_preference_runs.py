@@ -56,6 +56,26 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(base: list[str], tmp
 
 
 @pytest.mark.slow
+def test_adapters_start_at_the_reference_and_resume_bitwise(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At the start adapters add nothing, so the base is its own reference; it is merged for the evaluation."""
+    settings = [*base, "objective=dpo", "lora=lora", "optimizer.lr=1e-2", "trainer.eval_every=3"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(*settings, f"run.dir={whole}") == 0
+    records = metrics(whole)
+    assert records[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-7) and records[0]["pref/drift"] == 0
+    assert records[-1]["val/loss"] < math.log(2)
+    assert train(*settings, f"run.dir={parts}", "trainer.stop_after_steps=2") == 0
+    assert train(f"resume={parts}") == 0
+    assert digest(parts) == digest(whole) and metrics(parts) == records
+    again = evaluate_run(compose(f"run={whole}", "checkpoint=last", "precision=fp32", program="evaluate"), str(whole))
+    assert again["val/loss"] == pytest.approx(records[-1]["val/loss"], rel=1e-5)
+    assert train(*settings, "lora.dropout=0.1", f"run.dir={tmp_path / 'dropout'}") == 2
+    assert "cannot be used with this objective (lora.dropout=0.1)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_mean_over_pairs(base: list[str], tmp_path: Path) -> None:
     for name, divided in {"one": (), "two": ("trainer.batch_size=2", "trainer.grad_accum_steps=2")}.items():
         assert train(*base, "objective=orpo", *divided, f"run.dir={tmp_path / name}", "trainer.max_steps=3") == 0

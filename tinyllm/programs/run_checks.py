@@ -24,7 +24,7 @@ DATA_SETS = {TOKENS: "text, e.g. dataset=pydocs", PAIRS: "pairs of answers: data
 """What an objective may read, with a data set that gives it."""
 OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo or orpo"}
 """What a data set may give, with the objectives that read it."""
-RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop")
+RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop", "lora.dropout")
 """Keys with which two passes of the same model differ."""
 OF_EQUAL_LENGTH = ("trainer.max_tokens", "trainer.total_batch_tokens", "curriculum.enabled")
 """Keys that need sequences of equal length."""
