@@ -45,6 +45,26 @@ def test_parameters_and_flops_of_large_match_the_closed_form(capsys: pytest.Capt
     assert facts["FLOPs per token"]["train"] == 3 * 2 * (matrices + attention)
 
 
+def test_adapters_count_in_training_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """The merged model is the base; gradients, optimizer state and average are those of the adapters."""
+    settings = ("optimizer=adamw", "ema.enabled=true", "tokenizer=byte")
+    base, adapted = (described(capsys, *settings, *more) for more in ((), ("lora=lora", "lora.rank=4")))
+    d, layers, ff = 128, 4, 512
+    extra = 4 * layers * ((d + 3 * d) + (d + d) + (d + ff) + (ff + d))
+    assert adapted["parameters"] == base["parameters"] | {"of adapters": extra}
+    weights, memory = base["memory"]["weights"], adapted["memory"]
+    assert {name: memory[name] for name in ("weights", "gradients", "optimizer", "average")} == {
+        "weights": weights + 4 * extra, "gradients": 4 * extra, "optimizer": 8 * extra, "average": 4 * extra
+    }  # fmt: skip
+    for kind in ("prefill", "decode"):
+        assert adapted["FLOPs per token"][kind] == base["FLOPs per token"][kind]
+    matrices = layers * (4 * d * d + 2 * d * ff) + base["model"]["vocabulary"] * d
+    saved = base["FLOPs per token"]["train"] - adapted["FLOPs per token"]["train"]
+    assert saved == 2 * matrices - 3 * 2 * extra
+    code, out = call(tinyllm.describe, capsys, *settings, "vs=lora=lora ema.enabled=false")
+    assert code == 0 and "of adapters" in out and "memory: average" in out
+
+
 @pytest.mark.parametrize(("attn", "heads"), [("mha", 25), ("gqa", 5), ("mqa", 1)])
 def test_the_cache_holds_each_key_value_head_once(attn: str, heads: int, capsys: pytest.CaptureFixture[str]) -> None:
     facts = described(capsys, "model=large", f"attn={attn}")

@@ -11,7 +11,7 @@ from tinyllm.config.compose import compose_on_top
 from tinyllm.config.learning_rates import origin_of_rate
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.errors import UserError, setting
-from tinyllm.programs.builders import META, build_model, optimizer_bytes, planned_batch
+from tinyllm.programs.builders import META, build_model, optimizer_bytes, planned_batch, without_adapters
 from tinyllm.programs.cost import cost_of_model, vocabulary
 from tinyllm.training.memory_estimate import FP32, activation_bytes
 from tinyllm.utils.device import compute_dtype, pick_device, pick_precision
@@ -40,17 +40,22 @@ def describe(cfg: DictConfig, invocation: Invocation) -> int:
 def figures_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> tuple[Figures, list[str]]:
     """The figures of a composition by section, and notes on what was assumed.
 
-    Memory is for one micro-step of ``trainer.batch_size`` sequences on one rank.
+    Memory is for one micro-step of ``trainer.batch_size`` sequences on one rank. Of a model with adapters, the figures
+    of training include them; all others are those of the merged model.
 
     Raises:
         UserError: sizes that do not fit together.
     """
     vocab_size, notes = vocabulary(cfg, allow=allow)
     model: Any = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
+    merged: Any = model
+    if cfg.lora:
+        merged = build_model(without_adapters(cfg), vocab_size=vocab_size, seed=0, device=META, allow=allow)
     batch = planned_batch(cfg)
     device = pick_device(cfg.trainer.device)
     precision = pick_precision(cfg.trainer.precision, device)
-    counts, costs = model.parameter_counts(), cost_of_model(model, seq_len=batch.seq_len)
+    trained, counts = model.parameter_counts(), merged.parameter_counts()
+    costs = cost_of_model(merged, seq_len=batch.seq_len)
     activations = activation_bytes(
         model,
         batch_size=batch.batch_size,
@@ -61,10 +66,12 @@ def figures_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> tu
     ranks = sharing_ranks(cfg, allow=allow)
     if ranks > 1:
         notes.append(f"memory of each of {ranks} ranks, which share weights, gradients and optimizer state")
-    weights = FP32 * counts.total // ranks
+    weights, gradients = FP32 * trained.total // ranks, FP32 * trained.trained // ranks
     optimizer = optimizer_bytes(cfg, model, allow=allow) // ranks
-    memory = {"weights": weights, "gradients": weights, "optimizer": optimizer}
-    memory |= {"average": weights} if cfg.ema.enabled else {}
+    memory = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    memory |= {"average": gradients} if cfg.ema.enabled else {}
+    parameters = {"total": counts.total, "active per token": counts.active, "embedding": counts.embedding}
+    parameters |= {"of adapters": trained.trained} if cfg.lora else {}
     context = model.max_seq_len
     figures: Figures = {
         "model": {
@@ -75,10 +82,10 @@ def figures_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> tu
             "embeddings": "tied" if model.head is None else "untied",
             "context": context,
         },
-        "parameters": {"total": counts.total, "active per token": counts.active, "embedding": counts.embedding},
+        "parameters": parameters,
         "FLOPs per token": {
-            "train": costs.flops_per_token,
-            "prefill": model.flops_per_token(batch.seq_len),
+            "train": model.training_flops_per_token(batch.seq_len),
+            "prefill": merged.flops_per_token(batch.seq_len),
             "decode": costs.decode_flops_per_token,
         },
         "KV cache, bytes": {
@@ -130,18 +137,22 @@ def ratios(figures: Figures, other: Figures) -> Figures:
 
 
 def table(figures: Figures, other: Figures | None, *, title: str, vs: str) -> Table:
-    """A row for each figure, a section for each kind; with ``other`` its figures and the ratios beside them."""
+    """A row for each figure, a section for each kind; with ``other`` its figures and the ratios beside them.
+
+    A figure that only one of the two has, such as an average, is left blank in the other.
+    """
     columns = [Column(name=""), Column(name=title, right=True)]
     columns += [Column(name="vs", right=True), Column(name="ratio", right=True)] if other else []
     rows: list[list[str]] = []
     sections = []
-    for section, figures_of_section in figures.items():
+    for section in figures:
         sections.append(len(rows))
-        for name, value in figures_of_section.items():
-            row = [f"{section}: {name}", shown(section, value)]
+        for name in figures[section] | (other or figures)[section]:
+            values = [one[section].get(name) for one in (figures, other) if one]
+            row = [f"{section}: {name}", *("" if value is None else shown(section, value) for value in values)]
             if other:
                 ratio = ratios(figures, other)[section].get(name)
-                row += [shown(section, other[section][name]), "" if ratio is None else f"{ratio:.3g}"]
+                row.append("" if ratio is None else f"{ratio:.3g}")
             rows.append(row)
     whole_title = f"{title} vs {vs}" if other else title
     return Table(columns=columns, rows=rows, title=whole_title, sections=sections, header=other is not None)
