@@ -221,7 +221,9 @@ def test_optional_libraries_are_loaded_only_when_used() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+@pytest.mark.parametrize(
+    "optimizer", [*(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("adamw", "lion")), "muon"]
+)
 def test_a_run_that_compiles_nothing_does_not_load_the_compiler(optimizer: str, tmp_path: Path) -> None:
     """torch loads its compiler, which takes a second, at the first call of several methods that do not need it."""
     settings = ["model=pico", f"optimizer={optimizer}", "trainer.max_steps=2", "trainer.batch_size=2"]

@@ -65,13 +65,11 @@ def test_killed_at(point: str, asynchronous: bool, shared: list[str], whole: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kills", "asynchronous"),
-    [(6, False), *(pytest.param(30, one, marks=pytest.mark.exhaustive) for one in (False, True))],
-)
-def test_kills_at_random_moments(kills: int, asynchronous: bool, corpus: str, call: Call) -> None:
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_kills_at_random_moments(asynchronous: bool, corpus: str, call: Call) -> None:
     """12 MB of weights and twice that of moments, so that much of the time goes into saving."""
-    every = 2
+    kills, every = 30, 2
     size = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=16")
     answer = call(
         "verify_resume", "dataset=text", corpus, *size, "optimizer=adamw", "trainer.batch_size=1",

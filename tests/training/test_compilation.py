@@ -77,7 +77,7 @@ def test_compiled_training_is_bitwise_equal_and_its_checkpoint_loads_anywhere(co
 @pytest.mark.parametrize(
     "options",
     [
-        ("moe=aux_free", "trainer.precision=bf16"),
+        pytest.param(("moe=aux_free", "trainer.precision=bf16"), marks=pytest.mark.exhaustive),
         pytest.param(
             ("moe=aux_loss", "trainer.activation_checkpointing=true", "trainer.grad_accum_steps=2"),
             marks=pytest.mark.exhaustive,

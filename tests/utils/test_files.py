@@ -72,6 +72,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert file.read_text() == "old"
 
 
+def test_no_pattern_for_an_ending_finds_a_file_that_is_being_written(tmp_path: Path) -> None:
+    found: list[list[Path]] = []
+    for name in ("record.json", "table.csv", "weights.safetensors", "option.yaml"):
+        file = tmp_path / name
+        files.replace(file, lambda stream, ending=file.suffix: found.append([*tmp_path.glob(f"*{ending}")]))
+    assert found == [[]] * 4 and len([*tmp_path.iterdir()]) == 4
+
+
 @pytest.mark.parametrize("library", [save_file, torch.save])
 def test_the_reason_that_a_library_gives_is_told(library: Callable[..., None]) -> None:
     """Neither library sets errno; only a disk that is full may be called full."""

@@ -42,8 +42,11 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def temporary(path: Path) -> Path:
-    """A path beside ``path`` for a file that will be renamed to it, with 64 random bits so that it cannot exist yet."""
-    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name[-80:]}")
+    """A path beside ``path`` for a file that will be renamed to it.
+
+    64 random bits make it a new one. It ends with ``.tmp``: ``glob("*.json")`` must not find half a JSON file.
+    """
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}-{path.name[-80:]}.tmp")
 
 
 def create(path: Path) -> BinaryIO:

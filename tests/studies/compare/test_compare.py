@@ -246,6 +246,7 @@ def test_a_full_disk_stops_the_study_and_the_same_command_continues(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_pilot_decides_the_number_of_seeds(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     answer = compare("attn=mha,mqa,gqa", "seeds=auto", "effect=1.0")
     assert answer.code == 0, answer
@@ -283,6 +284,7 @@ def test_every_arm_gets_the_same_number_of_trials(
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_minutes_become_steps_at_each_arms_own_speed(compare: Compare, tmp_path: Path, started: list[str]) -> None:
     settings = ("attn=mha,mqa", "budget=minutes", "budget.amount=0.02", "seeds=1", "trainer.eval_tokens=100")
     assert compare(*settings).code == 0

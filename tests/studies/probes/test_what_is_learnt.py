@@ -17,13 +17,14 @@ def scores(directory: Path, *settings: str) -> dict[str, Score]:
     return probe.scores
 
 
-@pytest.mark.parametrize("task", ["recall", "induction"])
+@pytest.mark.parametrize("task", [pytest.param("recall", marks=pytest.mark.exhaustive), "induction"])
 def test_full_attention_learns(task: str, tmp_path: Path) -> None:
     score = scores(tmp_path, f"tasks=[{task}]")[task]
     assert score.accuracy > 0.9
     assert score.low > 2 * score.chance
 
 
+@pytest.mark.exhaustive
 def test_tokens_outside_every_window_cannot_be_recalled(tmp_path: Path) -> None:
     """Two layers with a window of 2 see only the last 3 positions, so later questions do not reach the pairs."""
     score = scores(tmp_path, "tasks=[recall]", "model.block.attn.window=2")["recall"]

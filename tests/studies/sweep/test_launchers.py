@@ -174,6 +174,7 @@ def test_each_job_runs_in_several_ranks(corpus: list[str]) -> None:
     assert info["world_size"] == 2
 
 
+@pytest.mark.exhaustive
 def test_memory_does_not_grow_from_job_to_job(corpus: list[str]) -> None:
     sizes = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4", "model.d_ff=1024", "model.max_seq_len=64")
     steps = ("trainer.max_steps=3", "trainer.eval_every=3", "trainer.sample_every=3", "trainer.sample_tokens=8")

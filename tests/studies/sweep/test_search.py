@@ -28,6 +28,7 @@ def drawn(directory: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_continued_search_equals_an_uninterrupted_one(call: Call, corpus: list[str]) -> None:
     command = (*SEARCH, *corpus, *SPACE)
     whole = call("train", *command, "hydra.sweep.dir=whole", "hydra.sweeper.n_trials=4")
