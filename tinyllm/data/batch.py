@@ -60,6 +60,10 @@ class Batch:
             return self
         return self._map(lambda tensor: tensor[:, :length].contiguous() if tensor.shape[:2] == shape else tensor)
 
+    def taking(self, sequences: Tensor) -> "Batch":
+        """The sequences with these indices, int64 (n,), in this order."""
+        return self._map(lambda tensor: tensor[sequences])
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
