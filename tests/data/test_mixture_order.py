@@ -1,13 +1,11 @@
-"""The order of a mixture: shares, random access, and windows of the right source."""
-
-import random
+"""The order of a mixture: each sample is the right window of the right source."""
 
 import numpy as np
 import torch
 
 from tinyllm.data.batch import Batch
-from tinyllm.data.interleave import Interleaving, period_counts
-from tinyllm.data.mixture_order import MixtureOrder, Phase
+from tinyllm.data.interleave import Interleaving, Phase
+from tinyllm.data.mixture_order import MixtureOrder
 
 
 class Numbered:
@@ -20,36 +18,16 @@ class Numbered:
 
     def batch(self, samples: np.ndarray) -> Batch:
         ids = torch.from_numpy(samples + self.offset)[:, None].repeat(1, 3)
-        return Batch(inputs=ids, targets=ids + 1)
+        return Batch(inputs=ids, targets=ids + 1, extra={"weight": ids[:, 0]})
 
 
-def test_decimal_weights_are_taken_as_written() -> None:
-    assert period_counts([0.7, 0.25, 0.05]) == [14, 5, 1]
-    assert period_counts([3, 0, 1]) == [3, 0, 1]
-
-
-def test_each_source_is_within_one_window_of_its_share_after_every_window() -> None:
-    rng = random.Random(0)
-    for _ in range(60):
-        n = rng.randint(2, 12)
-        counts = period_counts([rng.choice([rng.randint(0, 9), rng.randint(1, 80)]) for _ in range(n)] + [1])
-        order = Interleaving(tuple(counts))
-        given = np.stack([(order.sources == source).cumsum() for source in range(n + 1)])
-        shares = np.outer(counts, np.arange(1, order.period + 1)) / order.period
-        assert np.abs(given - shares).max() < 1
-        assert given[:, -1].tolist() == counts
-
-
-def test_any_sample_is_found_without_those_before_it_also_across_a_change_of_weights() -> None:
-    """Against a count from the beginning."""
-    phases = [Phase(start=0, weights=(0.7, 0.25, 0.05)), Phase(start=333, weights=(0.0, 1.0, 1.0))]
-    order = MixtureOrder([Numbered(0), Numbered(10_000), Numbered(20_000)], phases)
-    sources, numbers = order.places(np.arange(1000))
-    seen = [0, 0, 0]
-    for source, number in zip(sources.tolist(), numbers.tolist(), strict=True):
-        assert number == seen[source]
-        seen[source] += 1
-    assert order.totals(1000).tolist() == seen
-    picked = np.array([999, 0, 332, 333, 500])
-    found = order.batch(picked).inputs[:, 0].numpy()
-    np.testing.assert_array_equal(found, sources[picked] * 10_000 + numbers[picked])
+def test_a_batch_has_the_windows_of_its_samples_in_their_order() -> None:
+    interleaving = Interleaving([Phase(start=0, counts=(14, 5, 1)), Phase(start=333, counts=(0, 1, 1))])
+    order = MixtureOrder([Numbered(0), Numbered(10_000), Numbered(20_000)], interleaving)
+    samples = np.array([999, 0, 332, 333, 500, 1])
+    sources, numbers = interleaving.at(samples)
+    batch = order.batch(samples)
+    np.testing.assert_array_equal(batch.inputs[:, 0].numpy(), sources * 10_000 + numbers)
+    np.testing.assert_array_equal(batch.targets[:, 2].numpy(), sources * 10_000 + numbers + 1)
+    np.testing.assert_array_equal(batch.extra["weight"].numpy(), batch.inputs[:, 0].numpy())
+    assert order.windows_per_epoch == 21

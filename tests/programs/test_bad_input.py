@@ -1,6 +1,7 @@
 """Every user mistake ends with one line that says what is wrong, where, and what to do; nothing is created."""
 
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)
 
 @dataclass(frozen=True, kw_only=True)
 class Bad:
-    """A call that must fail. ``IN`` is replaced with the directory of inputs."""
+    """A call that must fail, as typed in a shell. ``IN`` is replaced with the directory of inputs."""
 
     args: str
     where: str
@@ -32,6 +33,12 @@ def bad(args: str, where: str, hint: str, **more: object) -> Bad:
     return Bad(args=args, where=where, hint=hint, **more)  # type: ignore[arg-type]
 
 
+def bad_mixture(sources: str, args: str, where: str, hint: str) -> Bad:
+    """A mixture that must fail; ``sources`` in Hydra's grammar."""
+    return bad(f"{' '.join(SMALL)} dataset=mixture 'dataset.sources={{{sources}}}' {args}", where, hint, base=False)
+
+
+A_B = 'a:"dataset=text dataset.path=IN/good.txt",b:"dataset=text dataset.path=IN/other.txt"'
 TABLE = {
     # data
     "empty file": bad("dataset.path=IN/empty.txt", "dataset.path=IN/empty.txt", "no text to train on"),
@@ -128,6 +135,40 @@ TABLE = {
         "a run trained on pairs",
         program="evaluate",
         base=False,
+    ),
+    # mixtures
+    "a mixture of nothing": bad("dataset=mixture", "dataset.sources=???", "set it", base=False),
+    "a mixture in a mixture": bad_mixture(
+        'a:"dataset=mixture"', "", "dataset.sources.a=dataset=mixture", "do not nest"
+    ),
+    "preferences in a mixture": bad_mixture(
+        'a:"dataset=preferences dataset.path=IN/pairs.jsonl"', "", "dataset.sources.a=PreferenceCorpus", "init_from"
+    ),
+    "a source that is not there": bad_mixture(
+        'a:"dataset=text dataset.path=IN/nope.txt"', "", "dataset.sources.a.path=IN/nope.txt", "but not nope.txt"
+    ),
+    "a weight of no source": bad_mixture(A_B, "'dataset.weights={a:1,bee:1}'", "dataset.weights=bee", "are a, b"),
+    "a source without weight": bad_mixture(A_B, "'dataset.weights={a:1}'", "dataset.weights=b", "give each source one"),
+    "a negative weight": bad_mixture(A_B, "'dataset.weights={a:1,b:-1}'", "dataset.weights.b=-1", "at least 0"),
+    "weights of 0": bad_mixture(A_B, "'dataset.weights={a:0,b:0}'", "dataset.weights=0", "above 0"),
+    "weights in a list": bad_mixture(A_B, "'dataset.weights=[1,2]'", "dataset.weights=[1, 2]", "names, each with"),
+    "a schedule that falls": bad_mixture(
+        A_B,
+        "'dataset.schedule=[{at:0.8,weights:{a:1,b:0}},{at:0.5,weights:{a:0,b:1}}]'",
+        "dataset.schedule=0.8, 0.5",
+        "after the one before",
+    ),
+    "a schedule after the end": bad_mixture(
+        A_B,
+        "trainer.max_steps=9 'dataset.schedule=[{at:9,weights:{a:1,b:0}}]'",
+        "dataset.schedule[0].at=9",
+        "the run has 9 steps",
+    ),
+    "a source shorter than a window": bad_mixture(
+        'a:"dataset=text dataset.path=IN/good.txt",b:"dataset=text dataset.path=IN/line.txt"',
+        "",
+        "trainer.seq_len=16",
+        "in the source b of the mixture",
     ),
     # keys and their form
     "unknown key": bad("model.d_modle=3", "model.d_modle=3", "did you mean model.d_model?"),
@@ -321,7 +362,7 @@ def test_a_mistake_is_one_line_and_creates_nothing(name: str, call: Call, inputs
     case = TABLE[name]
     before = files_of(inputs)
     base = [*SMALL, "dataset=text", f"dataset.path={inputs / 'good.txt'}"] if case.base else []
-    given = [case.args[1:-1]] if case.args.startswith("'") else case.args.split()
+    given = shlex.split(case.args)
     answer = call(case.program, *base, *(one.replace("IN", str(inputs)) for one in given), **case.environ)
     lines = answer.err.splitlines()
     said = CONTRACT.fullmatch(lines[0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from tinyllm.config import schema
+from tinyllm.config import schema, sources
 from tinyllm.config.checks import check
 from tinyllm.config.cli.arguments import check_override_grammar
 from tinyllm.config.grammar import as_given, key_of, words
@@ -27,6 +27,8 @@ from tinyllm.utils.nested import flatten, has_key
 from tinyllm.utils.signatures import annotations_of
 from tinyllm.utils.yaml_files import read_yaml
 
+DATA_PROGRAM = "prepare"
+"""The program whose configuration has nothing but data, in which the sources of a mixture are composed."""
 D_FF, D_FF_PER_D_MODEL = "model.d_ff", 4
 """Hidden size of a feed-forward layer as a multiple of the width (Vaswani et al. 2017, §3.3)."""
 
@@ -167,7 +169,7 @@ def checked(
     typed: frozenset[str] | None = None,
     set_by_program: Collection[str] = (),
 ) -> DictConfig:
-    """Expand the layer descriptions of ``cfg`` into blocks, then check every key.
+    """Expand the descriptions of layers and of the sources of a mixture, then check every key.
 
     Args:
         cfg: a composed configuration without its ``hydra`` node.
@@ -178,24 +180,38 @@ def checked(
         set_by_program: keys set by the program; they never disable another key.
 
     Raises:
-        UserError: see :func:`tinyllm.config.checks.check` and :func:`tinyllm.config.layers.expand`.
+        UserError: see :func:`tinyllm.config.checks.check`, and ``expand`` of ``config/layers.py`` and
+            ``config/sources.py``.
     """
     choices = {str(group): str(option) for group, option in hydra_node.runtime.choices.items()}
-    sources = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
+    directories = [source.path for source in hydra_node.runtime.config_sources if source.schema == "file"]
     overrides = [
         override for override in as_given(hydra_node.overrides.task) if typed is None or key_of(override) in typed
     ]
     named = {key_of(override) for override in overrides}
     if "experiment" in named:
-        named |= experiment_keys(choices["experiment"], sources)
+        named |= experiment_keys(choices["experiment"], directories)
     values = {key_of(override): override.partition("=")[2] for override in hydra_node.overrides.task}
     fill_horizon(cfg, choices.get("model", ""))
     check_composed = partial(_check, program=program, set_by_program=set_by_program, typed=values, allow=allow)
     fill_sizes(cfg, allow)
     recompose = Composition.of(hydra_node, program).with_overrides
     expand(cfg, recompose=recompose, check=check_composed, named=named, allow=allow)
+    data = replace(Composition.of(hydra_node, DATA_PROGRAM), overrides=[])
+    sources.expand(cfg, compose=partial(_composed_data, data), check=partial(_check_data, allow))
     check_composed(cfg, named)
     return cfg
+
+
+def _composed_data(base: Composition, overrides: list[str]) -> DictConfig:
+    schema.register()
+    return base.with_overrides(overrides)
+
+
+def _check_data(allow: frozenset[Option], cfg: DictConfig, overrides: list[str]) -> None:
+    values = {key_of(override): override.partition("=")[2] for override in overrides}
+    with explain(overrides):
+        check(cfg, schema.SCHEMAS[DATA_PROGRAM], named=set(values), typed=values, allow=allow)
 
 
 def _check(

@@ -26,8 +26,8 @@ from tinyllm.errors import UserError
 from tinyllm.utils.nested import has_key, value_at
 from tinyllm.utils.yaml_files import read_yaml
 
-EXPANDED = "model.layers"
-"""Holds descriptions of layers in settings, but the composed blocks in a saved configuration."""
+EXPANDED = ("model.layers", "dataset.sources")
+"""Hold descriptions in settings, but what they compose in a saved configuration."""
 REFERENCE = re.compile(r"\$\{[A-Za-z_][\w.]*\}")
 """An interpolation that only refers to another key of the configuration."""
 

@@ -31,6 +31,8 @@ TORCH = {"optimizer": "torch.optim."}
 """Nodes that may name a PyTorch class without an option file. Constructing an optimizer has no side effects."""
 LAYER_KIND_PATH = re.compile(r"^model\.layers\.kinds\.[\w-]+(?=\.|$)")
 """The block of a kind of layer, which is composed like ``model.block``."""
+SOURCE_PATH = re.compile(r"^dataset\.sources\.[\w-]+(?=\.|$)")
+"""A source of a mixture, which is composed like ``dataset``."""
 SEQUENCES = (list, tuple, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -114,7 +116,7 @@ def check_class(node: Mapping[Any, Any], path: str, extra: frozenset[Option]) ->
     Raises:
         UserError: the class is not allowed there.
     """
-    target, place = node["_target_"], LAYER_KIND_PATH.sub("model.block", path)
+    target, place = node["_target_"], SOURCE_PATH.sub("dataset", LAYER_KIND_PATH.sub("model.block", path))
     options = builtin_options().get(place, frozenset()) | {option for option in extra if option.node == place}
     if not options:
         hint = "no option file names a class for this key; it takes a value"

@@ -131,7 +131,7 @@ def _fill(
         journal.begin(tokenizer, {"notes": [*source.notes, *parts.notes, *trainer.notes(tokenizer)]})
     is_ready = corpus.content != tokenizer.content
     encoder = ReadyIds(tokenizer) if is_ready else tokenizer
-    read = _Meter("tokenizing", source.size, show, done=max(p.read for p in map(journal.progress, SIDES)))
+    read = Meter("tokenizing", source.size, show, done=max(p.read for p in map(journal.progress, SIDES)))
     entries: dict[str, dict[str, Any]] = {}
     exceptions: dict[str, np.ndarray] = {}
     notes: dict[str, list[str]] = {}
@@ -153,7 +153,7 @@ def _fill(
 
 def _learned(trainer: TokenizerTrainer, parts: Parts, show: Show) -> Tokenizer:
     """The tokenizer of the training split, which also covers validation."""
-    read = _Meter("learning the vocabulary", parts.train_size, show)
+    read = Meter("learning the vocabulary", parts.train_size, show)
     texts = (text for document in parts.train() for text in trainer.pieces(read.chunks(document)))
     tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
     return tokenizer.covering(chunk for document in parts.val() for chunk in document.chunks())
@@ -165,7 +165,7 @@ def _write_shards(
     writer: TokenWriter,
     encoder: Tokenizer,
     documents: Callable[[], Iterator[Document]],
-    read: "_Meter",
+    read: "Meter",
 ) -> None:
     """Write what is missing of a split."""
     progress = journal.progress(side)
@@ -189,10 +189,9 @@ def _write_shards(
 
 def _described(corpus: Corpus, source: Source) -> str:
     """The kind of data and where they are, for the list of caches."""
-    kind = type(corpus).__name__.removesuffix("Corpus").lower()
     if source.path is None:
-        return kind
-    return f"{kind} {os.path.abspath(source.path) if os.path.exists(source.path) else source.path}"
+        return corpus.label
+    return f"{corpus.label} {os.path.abspath(source.path) if os.path.exists(source.path) else source.path}"
 
 
 def _notes(tokenizer: Tokenizer, side: str, stats: EncodingStats) -> list[str]:
@@ -226,14 +225,22 @@ def _require_some(side: str, n_tokens: int, val_fraction: float) -> None:
         raise UserError(what, key="dataset.val_fraction", value=val_fraction, hint=remedy)
 
 
-class _Meter:
-    """Reports progress while documents are read through it."""
+class Meter:
+    """Reports progress while documents are read through it.
+
+    Args:
+        stage: what they are read for.
+        total: bytes of all of them.
+        show: receives the progress.
+        done: bytes that an earlier process has read.
+    """
 
     def __init__(self, stage: str, total: int, show: Show, *, done: int = 0) -> None:
         self._stage, self._total, self._show = stage, total, show
         self.done, self._next = done, 0
 
     def chunks(self, document: Document) -> Iterator[Any]:
+        """The content of a document, counted as it is read."""
         for chunk in document.chunks():
             yield chunk
             self.done += len(chunk) * getattr(chunk, "itemsize", 1)
@@ -242,5 +249,6 @@ class _Meter:
                 self._show(self._stage, min(self.done, self._total), self._total)
 
     def documents(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents, counted as they are read."""
         for document in documents:
             yield Document(document.digest, document.size, partial(self.chunks, document), document.text_digest)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
+
 from tinyllm.data.batch import TOKENS
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.document import Document
@@ -25,6 +27,7 @@ class Source:
         size: approximate bytes to read, for progress.
         rows: documents are rows of equal length, which are not cut and which windows do not cross.
         notes: remarks for the user.
+        held_out: gives the identities of documents that must not be trained on, sorted, uint64; None: there are none.
         path, val_path: origin of the documents and of the validation set, for error messages.
     """
 
@@ -34,6 +37,7 @@ class Source:
     size: int = 0
     rows: bool = False
     notes: list[str] = field(default_factory=list)
+    held_out: Callable[[], np.ndarray] | None = None
     path: str | None = None
     val_path: str | None = None
 
@@ -88,6 +92,11 @@ class Corpus(ABC):
         return None
 
     @property
+    def label(self) -> str:
+        """The kind of data in one word, for lists: ``text``."""
+        return type(self).__name__.removesuffix("Corpus").lower()
+
+    @property
     def revision(self) -> str | None:
         """The version of the data at their origin, such as a commit; None: they have none."""
         return None
@@ -107,6 +116,9 @@ class Corpus(ABC):
     def count_words(self, split: str, hashes: ContentHashes) -> int | None:
         """The words by which papers report the perplexity of a split; None: they report none."""
         return None
+
+    def check_length(self, n_steps: int) -> None:  # noqa: B027 - most data are the same for runs of any length
+        """Refuse settings that a run of so many steps would not reach (UserError)."""
 
     @abstractmethod
     def check(self) -> None:

@@ -77,6 +77,7 @@ class FileCorpus(Corpus):
         fraction = self.val_fraction if len(sides) == 1 else None
         notes = _notes(left_out)
         settings = [*self.settings(), *self.selection.settings()]
+        places: dict[str, Any] = {key.removeprefix("dataset."): path for key, path in self.places}
         return Source(
             fingerprint=fingerprint_of(type(self).__name__, digests, settings, fraction),
             documents=self.selection.of(sides[0], count=self.count, notes=notes),
@@ -84,7 +85,7 @@ class FileCorpus(Corpus):
             size=size,
             rows=self.rows,
             notes=notes,
-            **{key.removeprefix("dataset."): path for key, path in self.places},
+            **places,
         )
 
     def _find(self) -> list[Listing]:

@@ -2,21 +2,31 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from tinyllm.config.suggestions import near
-from tinyllm.data.batch import WindowSource
-from tinyllm.data.mixture_order import MixtureOrder, Phase
-from tinyllm.data.token_data import Split, TokenData
+from tinyllm.data.batch import TOKENS
+from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.errors import UserError
-from tinyllm.tokenizers import Tokenizer
 
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 TOTALS = ("loss", "ppl", "bpb")
 """Names that would be confused with the metrics of the whole mixture."""
+
+
+class Change(NamedTuple):
+    """Other weights from some point of the training on.
+
+    Attributes:
+        at: fraction of the horizon below 1, or a step from 1 on.
+        weights: of each source.
+    """
+
+    at: float
+    weights: dict[str, float]
 
 
 class Mixture:
@@ -31,6 +41,8 @@ class Mixture:
         UserError: weights that are negative, all 0 or do not fit the sources; a schedule that does not rise.
     """
 
+    gives: ClassVar[str] = TOKENS
+
     def __init__(
         self,
         *,
@@ -40,14 +52,28 @@ class Mixture:
     ) -> None:
         if not sources:
             raise UserError("no sources", key="dataset.sources", value={}, hint="name at least one data set")
-        for name, corpus in sources.items():
+        for name in sources:
             check_name(name)
-            if isinstance(corpus, Mixture):
-                hint = "mixtures do not nest; name its sources here"
-                raise UserError("a source is a mixture", key=f"dataset.sources.{name}", value="mixture", hint=hint)
         self.sources = dict(sources)
         self.weights = None if weights is None else _checked(weights, self.sources, "dataset.weights")
         self.schedule = _checked_schedule(schedule or [], self.sources)
+
+    @property
+    def special_tokens(self) -> list[str]:
+        """Those that the tokenizer must have for any source, in the order of the sources."""
+        return list(dict.fromkeys(token for corpus in self.sources.values() for token in corpus.special_tokens))
+
+    @property
+    def revision(self) -> str | None:
+        """The versions of the sources at their origins, as ``name=version`` separated by blanks; None: none has one."""
+        found = {name: corpus.revision for name, corpus in self.sources.items() if corpus.revision}
+        return " ".join(f"{name}={revision}" for name, revision in found.items()) or None
+
+    def pin(self, revision: str | None) -> None:
+        """Use the versions that a run was trained on, as :attr:`revision` has them."""
+        for name, _, found in (word.partition("=") for word in (revision or "").split()):
+            if name in self.sources:
+                self.sources[name].pin(found)
 
     def check(self) -> None:
         """Refuse sources that cannot be read.
@@ -56,10 +82,50 @@ class Mixture:
             UserError: with the name of the source.
         """
         for name, corpus in self.sources.items():
-            try:
+            with naming(name):
                 corpus.check()
-            except UserError as error:
-                raise in_source(name, error) from error
+
+    def check_length(self, n_steps: int) -> None:
+        """Refuse a change of the weights that a run of so many steps would not reach.
+
+        Raises:
+            UserError: there is one.
+        """
+        for number, change in enumerate(self.schedule):
+            if change.at >= n_steps:
+                hint = f"the run has {n_steps} steps; a fraction below 1 is always within it"
+                key = f"dataset.schedule[{number}].at"
+                raise UserError("the run ends before the weights change", key=key, value=change.at, hint=hint)
+
+    def for_test(self) -> "Mixture":
+        """The same mixture with the test splits as validation.
+
+        Raises:
+            UserError: a source has none.
+        """
+        sources = {}
+        for name, corpus in self.sources.items():
+            with naming(name):
+                sources[name] = corpus.for_test()
+        return Mixture(sources=sources, weights=self.weights, schedule=None)
+
+    def count_words(self, split: str, hashes: ContentHashes) -> int | None:
+        """None: no paper reports the perplexity per word of a mixture."""
+        return None
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Name the source in an error that its data set raises; the data set calls its keys ``dataset.*``."""
+    try:
+        yield
+    except UserError as error:
+        key = error.key
+        if key is not None and key.startswith("dataset."):
+            key = f"dataset.sources.{source}.{key.removeprefix('dataset.')}"
+            raise UserError(error.what, key=key, value=error.value, file=error.file, hint=error.hint) from error
+        hint = f"{error.hint + '; ' if error.hint else ''}it is in the source {source} of the mixture"
+        raise UserError(error.what, key=key, value=error.value, file=error.file, hint=hint) from error
 
 
 def check_name(name: Any) -> None:
@@ -73,115 +139,48 @@ def check_name(name: Any) -> None:
         raise UserError("invalid name of a source", key="dataset.sources", value=name, hint=hint)
 
 
-def in_source(name: str, error: UserError) -> UserError:
-    """The error with the name of its source."""
-    hint = f"source {name}: {error.hint}" if error.hint else f"source {name}"
-    return UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint)
-
-
 def _checked(weights: Any, sources: Mapping[str, Any], key: str) -> dict[str, float]:
     """One weight per source, in the order of the sources."""
     known = ", ".join(sources)
     if not isinstance(weights, Mapping):
-        raise UserError("wrong type", key=key, value=weights, hint=f"a weight for each of {known}")
+        raise UserError("wrong type", key=key, value=weights, hint=f"give a weight for each of {known}")
     for name, weight in weights.items():
         if name not in sources:
             similar = near(str(name), list(sources))
             hint = f"the sources are {known}" + (f"; did you mean {similar[0]}?" if similar else "")
             raise UserError("no such source", key=key, value=name, hint=hint)
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not math.isfinite(weight) or weight < 0:
-            raise UserError("not a weight", key=f"{key}.{name}", value=weight, hint="a number of at least 0")
+        if not _is_number(weight) or not math.isfinite(weight) or weight < 0:
+            raise UserError("not a weight", key=f"{key}.{name}", value=weight, hint="give a number of at least 0")
     missing = [name for name in sources if name not in weights]
     if missing:
-        hint = f"give each source one (0: not used), or leave out {key.rpartition('.')[2]}"
+        hint = f"give each source one (0: not trained on), or leave out {key}"
         raise UserError("a source has no weight", key=key, value=missing[0], hint=hint)
     if not any(weights.values()):
-        raise UserError("all weights are 0", key=key, value=dict(weights), hint="at least one must be above 0")
-    return {name: float(weights[name]) for name in sources}
+        raise UserError("all weights are 0", key=key, value=0, hint="at least one must be above 0")
+    return {name: weights[name] for name in sources}
 
 
-def _checked_schedule(schedule: Sequence[Any], sources: Mapping[str, Any]) -> list[tuple[float, dict[str, float]]]:
+def _checked_schedule(schedule: Sequence[Any], sources: Mapping[str, Any]) -> list[Change]:
     changes = []
     for index, change in enumerate(schedule):
         key = f"dataset.schedule[{index}]"
         if not isinstance(change, Mapping) or set(change) != {"at", "weights"}:
             raise UserError("wrong type", key=key, value=change, hint="write {at:0.8,weights:{…}}")
         at = change["at"]
-        number = isinstance(at, int | float) and not isinstance(at, bool)
-        if not number or at <= 0 or (at >= 1 and at != int(at)):
-            hint = "a fraction of the horizon between 0 and 1, or a step (a whole number from 1 on)"
+        if not _is_number(at) or not at > 0 or (at >= 1 and at != int(at)):
+            hint = "give a fraction of the horizon between 0 and 1, or a step (a whole number from 1 on)"
             raise UserError("value out of range", key=f"{key}.at", value=at, hint=hint)
-        changes.append((at, _checked(change["weights"], sources, f"{key}.weights")))
-    for (before, _), (at, _) in pairwise(changes):
-        if (before < 1) != (at < 1):
-            hint = "write either fractions of the horizon or steps"
-            raise UserError("fractions and steps are mixed", key="dataset.schedule", value=f"{before}, {at}", hint=hint)
-        if at <= before:
+        changes.append(Change(at, _checked(change["weights"], sources, f"{key}.weights")))
+    for before, after in pairwise(changes):
+        value = f"{before.at}, {after.at}"
+        if (before.at < 1) != (after.at < 1):
+            hint = "give either fractions of the horizon or steps"
+            raise UserError("fractions and steps are mixed", key="dataset.schedule", value=value, hint=hint)
+        if after.at <= before.at:
             hint = "each change must come after the one before"
-            raise UserError("the schedule does not rise", key="dataset.schedule", value=f"{before}, {at}", hint=hint)
+            raise UserError("the schedule does not rise", key="dataset.schedule", value=value, hint=hint)
     return changes
 
 
-@dataclass(frozen=True)
-class MixtureData:
-    """The prepared sources of a mixture; a :class:`tinyllm.data.run_data.RunData`.
-
-    Attributes:
-        sources: the data by source, all of the same tokenizer.
-        tokenizer: that tokenizer.
-        weights: of the start; None: in proportion to size.
-        schedule: the later weights, with the fraction of the horizon or the step at which each starts.
-        notes: remarks for the user.
-    """
-
-    sources: dict[str, TokenData]
-    tokenizer: Tokenizer
-    weights: dict[str, float] | None
-    schedule: list[tuple[float, dict[str, float]]]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def rules(self) -> int:
-        """Version of the rules that split the documents."""
-        return next(iter(self.sources.values())).rules
-
-    def fingerprints(self) -> dict[str, str]:
-        """Those of each source as ``train.<source>`` and ``val.<source>``, and the tokenizer's."""
-        found = {
-            f"{name}.{source}": getattr(data, name).fingerprint
-            for name in ("train", "val")
-            for source, data in self.sources.items()
-        }
-        return found | {"tokenizer": self.tokenizer.fingerprint()}
-
-    def splits(self, name: str) -> Mapping[str, Split]:
-        """The split ``train`` or ``val`` of each source."""
-        return {source: {"train": data.train, "val": data.val}[name] for source, data in self.sources.items()}
-
-    def shares(self) -> Mapping[str, float]:
-        """The weights at the start of training, normalized. The means over sources use them throughout, so that values
-        before and after a change of the schedule are comparable."""
-        weights = self.weights or {name: data.train.n_tokens for name, data in self.sources.items()}
-        total = math.fsum(weights.values())
-        return {name: weight / total for name, weight in weights.items()}
-
-    def order(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> WindowSource:
-        """Windows of the sources, interleaved by their shares."""
-        weights = self.weights or {name: float(source.windows_per_epoch) for name, source in sources.items()}
-        phases = [Phase(start=0, weights=tuple(weights[name] for name in sources))]
-        for at, later in self.schedule:
-            start = round(at * n_samples) if at < 1 else int(at) * samples_per_step
-            phases.append(Phase(start=start, weights=tuple(later[name] for name in sources)))
-        return MixtureOrder(list(sources.values()), phases)
-
-    def order_notes(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> list[str]:
-        """How many epochs of each source the planned run reads."""
-        order = self.order(sources, n_samples=n_samples, samples_per_step=samples_per_step)
-        assert isinstance(order, MixtureOrder)
-        read = order.totals(n_samples)
-        epochs = [
-            f"{name} {count / source.windows_per_epoch:.2g}×"
-            for (name, source), count in zip(sources.items(), read.tolist(), strict=True)
-        ]
-        return [f"epochs of each source: {', '.join(epochs)}"]
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,14 +1,22 @@
 """The data of a run: what planning, training and evaluation need, whether it is one data set or a mixture."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from tinyllm.data.batch import WindowSource
+from tinyllm.data.build_cache import Show
 from tinyllm.data.chat.rows import ConversationSource, ConversationSplit
+from tinyllm.data.corpus import Corpus
+from tinyllm.data.mixture import Mixture, naming
 from tinyllm.data.preferences.pairs import PairSource, PairSplit
+from tinyllm.data.prepare import cached, prepare
+from tinyllm.data.prepare_mixture import cached_mixture, prepare_mixture
+from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.sampler import Sampler
-from tinyllm.data.token_data import Split
-from tinyllm.tokenizers import Tokenizer
+from tinyllm.data.split import RULES
+from tinyllm.data.token_data import Split, TokenData
+from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.utils.seeds import derive_seed
 
 
@@ -27,26 +35,52 @@ class RunData(Protocol):
     def rules(self) -> int:
         """Version of the rules that split the documents (``split.RULES``)."""
 
+    @property
+    def sources(self) -> Mapping[str, TokenData]:
+        """The data of each source; a data set that is no mixture is one source, named ""."""
+
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints by name, as a checkpoint's manifest has them: ``train``, ``val``, ``tokenizer``, and those of
         the sources of a mixture."""
 
     def splits(self, name: str) -> Mapping[str, Split]:
-        """The split ``train`` or ``val`` of each source; a data set that is no mixture has one source, named ""."""
+        """The split ``train`` or ``val`` of each source."""
 
     def shares(self) -> Mapping[str, float]:
         """Weight of each source in means over the sources; they sum to 1."""
 
-    def order(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> WindowSource:
-        """Training samples from those of the sources.
+    def changes(self, span: SampleSpan) -> list[int]:
+        """The samples at which the order changes during training."""
 
-        Args:
-            n_samples, samples_per_step: samples of the whole planned run and of one step, on which an order that
-                changes during training depends.
-        """
+    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
+        """The training samples of a run from those of the sources."""
 
-    def order_notes(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> list[str]:
+    def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """Remarks on how often the planned run reads each source."""
+
+
+def prepare_run_data(
+    corpus: Corpus | Mixture,
+    tokenizer_trainer: TokenizerTrainer,
+    *,
+    rules: int = RULES,
+    progress: Show | None = None,
+) -> RunData:
+    """The tokens of a data set or of a mixture, from the token cache or prepared now.
+
+    Raises:
+        UserError: the data cannot be read or are too small, or the cache cannot be written.
+    """
+    if isinstance(corpus, Mixture):
+        return prepare_mixture(corpus, tokenizer_trainer, rules=rules, progress=progress)
+    return prepare(corpus, tokenizer_trainer, rules=rules, progress=progress)
+
+
+def cached_run_data(corpus: Corpus | Mixture, tokenizer_trainer: TokenizerTrainer) -> RunData | None:
+    """The same if it is in the token cache, intact; else None. Builds nothing."""
+    if isinstance(corpus, Mixture):
+        return cached_mixture(corpus, tokenizer_trainer)
+    return cached(corpus, tokenizer_trainer)
 
 
 def make_source(split: Split | PairSplit | ConversationSplit, *, seq_len: int, seed: int) -> WindowSource:
@@ -68,10 +102,12 @@ def train_sources(data: RunData, *, seq_len: int, seed: int) -> dict[str, Window
     Raises:
         UserError: a split is shorter than one window.
     """
-    return {
-        name: make_source(split, seq_len=seq_len, seed=derive_seed(seed, f"source {name}") if name else seed)
-        for name, split in data.splits("train").items()
-    }
+    sources = {}
+    for name, split in data.splits("train").items():
+        with naming(name) if name else nullcontext():
+            of_source = derive_seed(seed, f"source {name}") if name else seed
+            sources[name] = make_source(split, seq_len=seq_len, seed=of_source)
+    return sources
 
 
 def windows_per_epoch(data: RunData, *, seq_len: int) -> int:
@@ -82,6 +118,14 @@ def windows_per_epoch(data: RunData, *, seq_len: int) -> int:
 def n_tokens(data: RunData, name: str) -> int:
     """Tokens of a split, over all sources."""
     return sum(split.n_tokens for split in data.splits(name).values())
+
+
+def data_part(name: str) -> str:
+    """A fingerprint's name in words: ``train.prose`` is the train split of the source prose."""
+    side, _, source = name.partition(".")
+    if name == "tokenizer":
+        return name
+    return f"{side} split of the source {source}" if source else f"{side} split"
 
 
 def has_bytes(data: RunData) -> bool:

@@ -1,7 +1,7 @@
 """Split of documents into training and validation, with no text in both."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -43,7 +43,18 @@ def split(source: Source, val_fraction: float, *, rules: int = RULES) -> Parts:
     Raises:
         UserError: there is no text, or too little for two splits.
     """
-    identity = _text_of if rules > 1 else _bytes_of
+    parts = _split(source, val_fraction, rules=rules)
+    return parts if source.held_out is None else _without(parts, source.held_out(), _identity(rules), source)
+
+
+def identities(documents: Iterable[Document], *, rules: int = RULES) -> np.ndarray:
+    """What identifies each document, by its text, uint64; equal documents have equal identities."""
+    identity = _identity(rules)
+    return np.fromiter((_key(identity(document)) for document in documents), dtype=np.uint64)
+
+
+def _split(source: Source, val_fraction: float, *, rules: int) -> Parts:
+    identity = _identity(rules)
     documents = _Measured.of(source.documents(), identity)
     if source.validation is not None:
         return _given(source, source.validation, documents, identity)
@@ -65,6 +76,35 @@ def split(source: Source, val_fraction: float, *, rules: int = RULES) -> Parts:
         note = f"Validation is {share:.1%} of the data instead of {val_fraction:.1%}: {reason}."
         return _whole(source, documents, groups, inverse, chosen, identity, [note])
     return _cut_one(source, documents, val_fraction, (groups, first, inverse), chosen, share)
+
+
+def _without(parts: Parts, held_out: np.ndarray, identity: IdentityOf, source: Source) -> Parts:
+    """The parts without the training documents whose identity is in ``held_out``.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    train = partial(_choose, parts.train, held_out, False, identity)
+    sizes = [document.size for document in _choose(parts.train, held_out, True, identity)] if len(held_out) else []
+    if not sizes:
+        return parts
+    if len(sizes) == parts.train_documents:
+        hint = "leave one of the two sources out"
+        what = "all training documents are in the validation part of another source"
+        raise UserError(what, key="dataset.path", value=source.path, hint=hint)
+    found = "1 training document is" if len(sizes) == 1 else f"{len(sizes):,} training documents are"
+    note = f"{found} in the validation part of another source and {'was' if len(sizes) == 1 else 'were'} left out."
+    return replace(
+        parts,
+        train=train,
+        train_documents=parts.train_documents - len(sizes),
+        train_size=max(0, parts.train_size - sum(sizes)),
+        notes=[*parts.notes, note],
+    )
+
+
+def _identity(rules: int) -> IdentityOf:
+    return _text_of if rules > 1 else _bytes_of
 
 
 def _text_of(document: Document) -> bytes:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinyllm.data.batch import WindowSource
 from tinyllm.data.cache_use import CacheUse
+from tinyllm.data.sample_span import SampleSpan
 from tinyllm.tokenizers import Tokenizer
 
 BLOCK = 2**20  # ids per step when summing over a long range
@@ -104,18 +105,27 @@ class TokenData:
             "tokenizer": self.tokenizer.fingerprint(),
         }
 
+    @property
+    def sources(self) -> "Mapping[str, TokenData]":
+        """Itself as the only source; see :class:`tinyllm.data.run_data.RunData`."""
+        return {"": self}
+
     def splits(self, name: str) -> Mapping[str, Split]:
-        """The split ``train`` or ``val``, as the only source; see :class:`tinyllm.data.run_data.RunData`."""
+        """The split ``train`` or ``val``, as the only source."""
         return {"": {"train": self.train, "val": self.val}[name]}
 
     def shares(self) -> Mapping[str, float]:
         """The weight of the only source."""
         return {"": 1.0}
 
-    def order(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> WindowSource:
+    def changes(self, span: SampleSpan) -> list[int]:
+        """None: the order stays the same."""
+        return []
+
+    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
         """The order of the only source."""
         return sources[""]
 
-    def order_notes(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> list[str]:
+    def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """None: the start of a run shows its epochs in any case."""
         return []

@@ -104,6 +104,7 @@ def evaluate_sources(
     shares: Mapping[str, float],
     *,
     name: str = "val",
+    progress: Callable[[int], None] | None = None,
     **settings: Any,
 ) -> dict[str, float]:
     """:func:`evaluate` on each source of a mixture, and the mean over the sources.
@@ -111,6 +112,7 @@ def evaluate_sources(
     Args:
         splits: by source; a data set that is no mixture has one source, named "", and gives what ``evaluate`` does.
         shares: weight of each source in the mean.
+        progress: called with the number of tokens predicted so far, over all sources.
         settings: of ``evaluate``, for each source.
 
     Returns:
@@ -118,10 +120,11 @@ def evaluate_sources(
         ``val/bpb``; ``val/ppl`` is the exponential of ``val/loss``.
     """
     if list(splits) == [""]:
-        return evaluate(model, splits[""], name=name, **settings)
+        return evaluate(model, splits[""], name=name, progress=progress, **settings)
     metrics: dict[str, float] = {}
+    counter = _Counter(progress)
     for source, split in splits.items():
-        metrics |= evaluate(model, split, name=f"{name}/{source}", **settings)
+        metrics |= evaluate(model, split, name=f"{name}/{source}", progress=counter.of_source(), **settings)
     means = {}
     for metric in ("loss", "bpb"):
         keys = {source: f"{name}/{source}/{metric}" for source in splits}
@@ -129,6 +132,24 @@ def evaluate_sources(
             means[f"{name}/{metric}"] = math.fsum(shares[source] * metrics[key] for source, key in keys.items())
     loss = means[f"{name}/loss"]
     return {f"{name}/loss": loss, f"{name}/ppl": perplexity(loss)} | means | metrics
+
+
+class _Counter:
+    """Counts tokens over several sources."""
+
+    def __init__(self, report: Callable[[int], None] | None) -> None:
+        self._report, self._total = report, 0
+
+    def of_source(self) -> Callable[[int], None]:
+        """Receives the tokens of the next source so far."""
+        before = self._total
+
+        def count(done: int) -> None:
+            self._total = before + done
+            if self._report is not None:
+                self._report(self._total)
+
+        return count
 
 
 def _check_weights(model: LanguageModel, gather: Callable[[list[float]], list[list[float]]]) -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tinyllm.loggers.summary_rows import Rows, end_rows, next_commands, start_rows
-from tinyllm.runs.metrics_log import Speed
+from tinyllm.runs.metrics_log import Speed, source_keys
 from tinyllm.training.callbacks import Callback, Outcome, RunInfo
 from tinyllm.utils.environment import shows
 from tinyllm.utils.text import duration, escape_control, quantity, shown_path
@@ -263,4 +263,6 @@ def _metric_texts(metrics: dict[str, float], *, best: float | None = None) -> li
 
 def _scores(metrics: dict[str, float]) -> list[str]:
     """Text of the metrics of one evaluation."""
-    return [text.format(metrics[name]) for name, text in SCORES.items() if name in metrics]
+    parts = [text.format(metrics[name]) for name, text in SCORES.items() if name in metrics]
+    sources = [f"{source} {metrics[key]:.4f}" for source, key in source_keys(metrics, "val", "loss").items()]
+    return parts + [", ".join(sources)] * bool(sources)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import METRICS
-from tinyllm.runs.metrics_log import read_metrics
+from tinyllm.runs.metrics_log import read_metrics, source_keys
 from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.utils.files import write_atomic
 from tinyllm.utils.late_imports import library
@@ -52,6 +52,9 @@ def draw_curves(run_dir: Path) -> Path | None:
     loss_axes, lr_axes = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     loss_axes.plot(*train, color=_TRAIN, linewidth=1.2, label="training")
     loss_axes.plot(*val, color=_VAL, linewidth=1.8, marker="o", markersize=4, label="validation")
+    names = dict.fromkeys(name for record in records for name in record)
+    for source, key in source_keys(names, "val", "loss").items():
+        loss_axes.plot(*series(records, key), linewidth=0.9, linestyle="--", label=source)
     if val[0]:
         tokens, loss = min(zip(*val, strict=True), key=lambda point: point[1])
         at = {"xytext": (0, 10), "textcoords": "offset points", "ha": "right"}

@@ -10,8 +10,10 @@ from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.data.chat.corpus import ConversationCorpus
+from tinyllm.data.corpus import Corpus
+from tinyllm.data.mixture import naming
 from tinyllm.data.preferences.corpus import PreferenceCorpus
-from tinyllm.data.prepare import TokenData, prepare
+from tinyllm.data.run_data import RunData, prepare_run_data
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.optim.base import leave_compiler_unloaded, state_bytes
@@ -195,12 +197,37 @@ def open_corpus(cfg: DictConfig, *, allow: frozenset[Option]) -> tuple[Any, Any]
         UserError: a file is missing or unreadable, or a setting is out of range.
     """
     tokenizer_trainer = build(cfg.tokenizer, path="tokenizer", allow=allow)
-    corpus = build(cfg.dataset, path="dataset", allow=allow, **template_for(cfg, allow=allow))
+    corpus = build_corpus(plain(cfg.dataset), allow=allow, **template_for(cfg, allow=allow))
     if corpus.special_tokens:
         tokenizer_trainer.reserve(corpus.special_tokens)
     corpus.check()
     tokenizer_trainer.check()
     return corpus, tokenizer_trainer
+
+
+def build_corpus(node: dict[str, Any], *, allow: frozenset[Option], **runtime: Any) -> Any:
+    """The data set, or the mixture, that a configuration describes.
+
+    Args:
+        node: ``dataset`` of the configuration.
+        runtime: further arguments of a data set that is no mixture.
+
+    Raises:
+        UserError: a setting is out of range, or a source of a mixture holds neither texts nor token ids.
+    """
+    sources = node.get("sources")
+    if not isinstance(sources, dict):
+        return build(node, path="dataset", allow=allow, **runtime)
+    built = {}
+    for name, source in sources.items():
+        path = f"dataset.sources.{name}"
+        target = resolve_target(source, path=path, extra=allow)
+        if not issubclass(target, Corpus):
+            hint = "a mixture has texts or token ids; train on conversations or preferences afterwards, with init_from"
+            raise UserError("such data cannot be mixed", key=path, value=target.__name__, hint=hint)
+        with naming(name):
+            built[name] = build(source, path=path, allow=allow)
+    return build(node, path="dataset", allow=allow, sources=built)
 
 
 def template_for(cfg: DictConfig, *, allow: frozenset[Option]) -> dict[str, Any]:
@@ -226,7 +253,7 @@ def build_template(cfg: DictConfig, *, allow: frozenset[Option]) -> Any:
 
 def open_data(
     corpus: Any, tokenizer_trainer: Any, *, trained_on: Mapping[str, Any] | None = None, lines: bool = True
-) -> TokenData:
+) -> RunData:
     """The tokens of a corpus, from the token cache or prepared now, with a progress bar.
 
     Args:
@@ -246,4 +273,4 @@ def open_data(
         rows: Any = corpus.prepare(tokenizer_trainer)
         return rows
     with PreparationProgress(lines=lines) as progress:
-        return prepare(corpus, tokenizer_trainer, rules=int(rules), progress=progress)
+        return prepare_run_data(corpus, tokenizer_trainer, rules=int(rules), progress=progress)

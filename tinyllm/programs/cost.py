@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from tinyllm.config.build import build
 from tinyllm.config.targets import Option
-from tinyllm.data.prepare import cached
+from tinyllm.data.run_data import cached_run_data
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import META, PLACEHOLDER_VOCAB, open_corpus, plain
 
@@ -77,7 +77,7 @@ def vocabulary(cfg: DictConfig, *, allow: Allow = frozenset()) -> tuple[int, lis
     if known is not None:
         return int(known), []
     try:
-        data = cached(*open_corpus(cfg, allow=allow))
+        data = cached_run_data(*open_corpus(cfg, allow=allow))
     except UserError:
         data = None
     if data is not None:

@@ -13,21 +13,22 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
-from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus
+from tinyllm.data.mixture import Mixture
 from tinyllm.data.prepare import cache_root
-from tinyllm.data.token_data import Split, TokenData
+from tinyllm.data.run_data import RunData, data_part
 from tinyllm.errors import UserError
-from tinyllm.inference.evaluation import evaluate
+from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.nn.loss import perplexity
-from tinyllm.programs.builders import open_corpus, open_data
+from tinyllm.programs.builders import build_corpus, open_corpus, open_data, plain
 from tinyllm.programs.conversations import template_of
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
+from tinyllm.programs.resume import is_data_path
 from tinyllm.programs.saved_model import SavedModel
 from tinyllm.runs.listing import required_run
 from tinyllm.runs.metrics_log import finite
@@ -74,7 +75,7 @@ def evaluate_run(
         lines: print the stages of data preparation to standard output.
 
     Returns:
-        The metrics of :func:`tinyllm.inference.evaluation.evaluate`, and the settings they were computed with.
+        The metrics of :func:`tinyllm.inference.evaluation.evaluate_sources`, and the settings they were computed with.
 
     Raises:
         UserError: the run cannot be loaded, its data is missing or has changed, or a setting is out of range.
@@ -94,20 +95,22 @@ def evaluate_run(
         if value > limit:
             raise UserError("too large", key=key, value=value, hint=f"at most {limit}, {what}")
     if cfg.dataset is None:
-        corpus, split = _own_split(cfg.split, saved, run, allow=allow, lines=lines)
+        corpus, data = _own_data(cfg.split, saved, run, allow=allow, lines=lines)
     else:
-        corpus, split = _other_split(cfg, saved, allow=allow, lines=lines)
+        corpus, data = _other_data(cfg, saved, allow=allow, lines=lines)
+    splits = data.splits("val" if cfg.split == "test" else cfg.split)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     if cfg.quantize == "int8":
         round_to_int8(model, precision)
     start = time.perf_counter()
     with (
         memory_for("the evaluation", hint="lower batch_size or seq_len"),
-        _TokenProgress(split.n_tokens - 1) as progress,
+        _TokenProgress(sum(split.n_tokens - 1 for split in splits.values())) as progress,
     ):
-        metrics = evaluate(
+        metrics = evaluate_sources(
             model,
-            split,
+            splits,
+            data.shares(),
             seq_len=seq_len,
             stride=stride,
             batch_size=cfg.batch_size or trainer.batch_size,
@@ -130,10 +133,11 @@ def evaluate_run(
     }
 
 
-def _own_split(
+def _own_data(
     name: str, saved: SavedModel, run: str, *, allow: frozenset[Option], lines: bool
-) -> tuple[Corpus, Split]:
-    """A split of the data that a run was trained on, found where the run's settings say, and the data set.
+) -> tuple[Corpus | Mixture, RunData]:
+    """The data that a run was trained on, found where the run's settings say, and the data set; of ``test``, the split
+    stands in place of validation.
 
     Raises:
         UserError: the model was not trained with tinyllm, or its data is missing or has changed.
@@ -147,42 +151,41 @@ def _own_split(
         corpus, tokenizer_trainer = open_corpus(saved.cfg, allow=allow)
         if name == "test":  # a run records fingerprints of the data it reads, and so none of this split
             corpus.pin(saved.data.get("revision"))
-            return corpus, _encoded(corpus.for_test(), saved, lines=lines).val
+            return corpus, _encoded(corpus.for_test(), saved, lines=lines)
         data = open_data(corpus, tokenizer_trainer, trained_on=saved.data, lines=lines)
     except UserError as error:
         source = "this path comes from the run's saved settings; relative paths are resolved from the current directory"
-        hint = f"{error.hint}; {source}" if error.key in ("dataset.path", "dataset.val_path") else error.hint
+        hint = f"{error.hint}; {source}" if is_data_path(error.key) else error.hint
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
-    split = _split(data, name)
-    for what, trained_on, current in (
-        ("tokenizer", saved.data["tokenizer"], data.tokenizer.fingerprint()),
-        (f"{split.name} split", saved.data[split.name], split.fingerprint),
-    ):
+    fingerprints = data.fingerprints()
+    for part in ("tokenizer", *(part for part in fingerprints if part.startswith(f"{name}.")), name):
+        trained_on, current = saved.data.get(part), fingerprints[part]
         if trained_on != current:
             raise UserError(
-                f"the {what} differs from the one the run was trained with",
+                f"the {data_part(part)} differs from the one the run was trained with",
                 key="run",
                 value=run,
-                hint=f"fingerprint {current[:12]}, the run's is {trained_on[:12]};"
+                hint=f"fingerprint {current[:12]}, the run's is {(trained_on or 'none')[:12]};"
                 " restore the old data (the embedded corpus differs between Python versions)",
             )
-    return corpus, split
+    return corpus, data
 
 
-def _other_split(cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option], lines: bool) -> tuple[Corpus, Split]:
-    """A split of the data set of the command line, encoded with the run's tokenizer, and the data set.
+def _other_data(
+    cfg: DictConfig, saved: SavedModel, *, allow: frozenset[Option], lines: bool
+) -> tuple[Corpus | Mixture, RunData]:
+    """The data of the command line, encoded with the run's tokenizer, and the data set; of ``test``, the split stands
+    in place of validation.
 
     Raises:
         UserError: the tokenizer has no ids for some of its text.
     """
-    corpus = build(cfg.dataset, path="dataset", allow=allow, **template_of(cfg.dataset, saved, allow=allow))
+    corpus = build_corpus(plain(cfg.dataset), allow=allow, **template_of(cfg.dataset, saved, allow=allow))
     corpus.check()
-    if cfg.split == "test":
-        return corpus, _encoded(corpus.for_test(), saved, lines=lines).val
-    return corpus, _split(_encoded(corpus, saved, lines=lines), cfg.split)
+    return corpus, _encoded(corpus.for_test() if cfg.split == "test" else corpus, saved, lines=lines)
 
 
-def _encoded(corpus: Corpus, saved: SavedModel, *, lines: bool) -> TokenData:
+def _encoded(corpus: Corpus | Mixture, saved: SavedModel, *, lines: bool) -> RunData:
     """The tokens of a data set with the tokenizer of a run.
 
     Raises:
@@ -195,17 +198,13 @@ def _encoded(corpus: Corpus, saved: SavedModel, *, lines: bool) -> TokenData:
     return data
 
 
-def _per_word(nats: float, corpus: Corpus, split: str) -> dict[str, float]:
+def _per_word(nats: float, corpus: Corpus | Mixture, split: str) -> dict[str, float]:
     """The perplexity per word as papers on WikiText report it: per whitespace-separated word of the text as it is
     distributed, before cleaning; nothing for other data sets."""
     words = corpus.count_words(split, ContentHashes(cache_root() / "sources"))
     if words is None:
         return {}
     return {f"{split}/word_ppl": perplexity(nats / words), f"{split}/words": words}
-
-
-def _split(data: TokenData, name: str) -> Split:
-    return {"train": data.train, "val": data.val}[name]
 
 
 class _TokenProgress:
@@ -233,6 +232,7 @@ class _TokenProgress:
 def _show(result: dict[str, Any]) -> None:
     split, stride = result["split"], result["stride"]
     metrics = [f"{split}/{name}" for name in METRICS if f"{split}/{name}" in result]
+    metrics += [key for key in result if key.startswith(f"{split}/") and key.count("/") == 2]
     window = str(result["seq_len"]) + (f", stride {stride}" if stride != result["seq_len"] else "")
     figures = [(name, f"{result[name]:.4f}") for name in metrics]
     if f"{split}/word_ppl" in result:

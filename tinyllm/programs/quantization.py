@@ -1,15 +1,17 @@
 """``quantize=int8``: weights rounded to int8 after loading, and what that costs in loss."""
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from tinyllm.config.targets import Option
-from tinyllm.data.prepare import cached
+from tinyllm.data.loader import eval_tokens
+from tinyllm.data.run_data import cached_run_data
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
-from tinyllm.inference.evaluation import evaluate
+from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.programs.builders import open_corpus
 from tinyllm.programs.saved_model import SavedModel
@@ -23,20 +25,27 @@ BATCH_TOKENS = 2**11
 
 
 class LossSample(NamedTuple):
-    """The beginning of the validation split of a run, the same tokens each time."""
+    """The beginning of the validation split of each source of a run's data, the same tokens each time."""
 
-    split: Split
+    splits: Mapping[str, Split]
+    shares: Mapping[str, float]
     seq_len: int
-    tokens: int
+    tokens_each: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all splits together."""
+        return sum(eval_tokens(split, max_tokens=self.tokens_each) for split in self.splits.values())
 
     def loss(self, model: Any, *, device: torch.device, precision: str) -> float:
         """Mean nats per token."""
-        metrics = evaluate(
+        metrics = evaluate_sources(
             model,
-            self.split,
+            self.splits,
+            self.shares,
             seq_len=self.seq_len,
             batch_size=max(1, BATCH_TOKENS // self.seq_len),
-            max_tokens=self.tokens,
+            max_tokens=self.tokens_each,
             device=device,
             autocast=partial(autocast, device, precision),
         )
@@ -51,15 +60,17 @@ def loss_sample(saved: SavedModel, model: Any, *, allow: frozenset[Option]) -> L
     if "val" not in saved.data:
         return None
     try:
-        data = cached(*open_corpus(saved.cfg, allow=allow))
+        data = cached_run_data(*open_corpus(saved.cfg, allow=allow))
     except UserError:  # the files are gone, or changed so that they cannot be read
         return None
-    if data is None or data.val.fingerprint != saved.data["val"]:
+    if data is None or data.fingerprints()["val"] != saved.data["val"]:
         return None
+    splits = data.splits("val")
     parameters = model.parameter_counts().active
-    tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, int(MOST_FLOPS / (2 * parameters))), data.val.n_tokens - 1)
+    tokens = min(MOST_TOKENS, max(FEWEST_TOKENS, int(MOST_FLOPS / (2 * parameters))))
+    tokens = min(max(1, tokens // len(splits)), *(split.n_tokens - 1 for split in splits.values()))
     seq_len = min(saved.cfg.trainer.seq_len or model.max_seq_len, model.max_seq_len, tokens)
-    return LossSample(data.val, seq_len, tokens)
+    return LossSample(splits, data.shares(), seq_len, tokens)
 
 
 def round_to_int8(model: Any, precision: str, *, kernels: DecodeKernels | None = None) -> None:

@@ -1,5 +1,6 @@
 """Resume a run: its saved settings under the new ones, and what may differ between them."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from tinyllm.config.renames import renamed_setting
 from tinyllm.config.saved import literal_settings, saved_content, saved_settings
 from tinyllm.config.start_keys import NOT_SAVED
 from tinyllm.config.targets import Option
-from tinyllm.data.run_data import RunData
+from tinyllm.data.run_data import RunData, data_part
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import BATCH, planned_batch
 from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
@@ -38,7 +39,7 @@ FIXED = (
     *(f"lora.{key}" for key in ("_target_", "rank", "alpha", "targets")),
 )
 """Keys that a resumed run cannot change."""
-PROVEN = ("dataset.path", "dataset.val_path", "tokenizer.path")
+PROVEN = re.compile(r"tokenizer\.path|dataset\.(sources\.\w+\.)?(path|val_path)")
 """Paths among them that may change: fingerprints of tokens and tokenizer show whether the data is the same."""
 ALTERNATIVES = (
     ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs"),
@@ -189,7 +190,7 @@ def reconcile(
             with open_dict(cfg):
                 OmegaConf.update(cfg, key, escaped(old), force_add=True)
             notes.append(f"{key}={_text(old)} as in the run (the configuration has {_text(new)} now)")
-        elif is_within(key, FIXED) and key not in PROVEN:
+        elif is_within(key, FIXED) and not PROVEN.fullmatch(key):
             hint = f"the run has {_text(old)}; to start from its weights alone use init_from={checkpoint.run_dir}"
             raise UserError(f"a resumed run cannot change {key}", key=key, value=_text(new), hint=hint)
         else:
@@ -229,10 +230,12 @@ def naming_saved_setting(resumption: Resumption | None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        if resumption is None or error.key not in PROVEN or error.key in resumption.named:
+        key = error.key or ""
+        if resumption is None or not PROVEN.fullmatch(key) or is_within(key, resumption.named):
             raise
         saved = "this path comes from the run's saved settings; relative paths are resolved from the current directory;"
-        hint = f"{error.hint + '; ' if error.hint else ''}{saved} set {error.key}=… to where the same data is now"
+        key = "dataset.sources" if key.startswith("dataset.sources.") else key
+        hint = f"{error.hint + '; ' if error.hint else ''}{saved} set {key}=… to where the same data is now"
         raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
 
 
@@ -278,8 +281,9 @@ def check_same_data(resumption: Resumption, data: RunData) -> None:
         UserError: the fingerprint of a split or of the tokenizer differs.
     """
     saved, current = resumption.checkpoint.manifest["data"], data.fingerprints()
-    for name, key in (("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
-        if saved[name] != current[name]:
+    of_sources = [(name, "dataset") for name in current if "." in name]  # first, because they say which one it is
+    for name, key in (*of_sources, ("train", "dataset"), ("val", "dataset"), ("tokenizer", "tokenizer")):
+        if name in saved and saved[name] != current[name]:
             # Runs made before the split rules were versioned did not follow links to folders.
             links = "" if "rules" in saved else " (links to folders were not followed when the run was made)"
             hint = (
@@ -287,9 +291,8 @@ def check_same_data(resumption: Resumption, data: RunData) -> None:
                 f" or use init_from={resumption.checkpoint.run_dir}"
             )
             value = f"fingerprint {current[name][:12]}"
-            what = name if name == "tokenizer" else f"{name} split"
             raise UserError(
-                f"the {what} differs from the one the run was trained with", key=key, value=value, hint=hint
+                f"the {data_part(name)} differs from the one the run was trained with", key=key, value=value, hint=hint
             )
 
 
@@ -303,6 +306,11 @@ def check_resumable(cfg: DictConfig, invocation: Invocation) -> None:
         hint = "a run that saves nothing cannot be resumed again; leave out one of the two settings"
         what = "resume and checkpoint.enabled=false cannot be combined"
         raise UserError(what, key="checkpoint.enabled", value=False, hint=hint)
+
+
+def is_data_path(key: str | None) -> bool:
+    """Whether a key says where data are, of a data set or of a source of a mixture."""
+    return key is not None and key.startswith("dataset.") and PROVEN.fullmatch(key) is not None
 
 
 def node_of(name: str) -> str:

@@ -19,6 +19,7 @@ from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.pretrained import FixedTrainer
 from tinyllm.training.objectives.base import Objective
+from tinyllm.utils.nested import flatten
 
 DATA_SETS = {TOKENS: "text, e.g. dataset=pydocs", PAIRS: "pairs of answers: dataset=preferences"}
 """What an objective may read, with a data set that gives it."""
@@ -111,3 +112,27 @@ def check_sampling(cfg: DictConfig, tokenizer: Tokenizer) -> None:
         Sampling(**plain(cfg.trainer.sample))
     except UserError as error:
         raise UserError(error.what, key=f"trainer.sample.{error.key}", value=error.value, hint=error.hint) from error
+
+
+def check_max_tokens(cfg: DictConfig, *, seq_len: int) -> None:
+    """Refuse ``dataset.max_tokens`` below one training window.
+
+    Raises:
+        UserError: it is.
+    """
+    hint = f"at least {seq_len + 1}, a window of trainer.seq_len={seq_len} and the token after it"
+    for key, limit in flatten(plain(cfg.dataset)):
+        if key.rpartition(".")[2] == "max_tokens" and limit is not None and limit <= seq_len:
+            raise UserError("less than one training window", key=f"dataset.{key}", value=limit, hint=hint)
+
+
+def check_several_ranks(cfg: DictConfig, invocation: Invocation, *, world_size: int) -> None:
+    """Refuse ``distributed.*`` on the command line of a run with one rank.
+
+    Raises:
+        UserError: a key is set that has no effect.
+    """
+    keys = sorted(key for key in invocation.typed if key.startswith("distributed."))
+    if keys and world_size == 1:
+        hint = "it needs several ranks and this run has one; leave it out"
+        raise UserError("the key has no effect here", key=keys[0], value=OmegaConf.select(cfg, keys[0]), hint=hint)

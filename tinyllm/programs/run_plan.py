@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
@@ -18,6 +18,7 @@ from tinyllm.config.targets import Option
 from tinyllm.data.batch import WindowSource
 from tinyllm.data.documents import check_documents
 from tinyllm.data.run_data import RunData, train_sources
+from tinyllm.data.sample_span import SampleSpan
 from tinyllm.errors import UserError
 from tinyllm.optim.schedules import Schedule
 from tinyllm.programs.builders import (
@@ -47,7 +48,14 @@ from tinyllm.programs.resume import (
     progress_of,
     reconcile,
 )
-from tinyllm.programs.run_checks import check_lengths, check_objective, check_sampling, tokenizer_for
+from tinyllm.programs.run_checks import (
+    check_lengths,
+    check_max_tokens,
+    check_objective,
+    check_sampling,
+    check_several_ranks,
+    tokenizer_for,
+)
 from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LONGEST_NAME, auto_path, check_new
@@ -106,6 +114,7 @@ class RunPlan(CheckedSettings):
 
     data: RunData
     sampler: WindowSource
+    span: SampleSpan
     horizon: Horizon
     lengths: Lengths
     schedule: Schedule
@@ -170,6 +179,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     strategy.check_optimizer(build_optimizer(cfg, meta_model, allow=allow)[0])
     check_memory(cfg, meta_model, strategy=strategy, device=device, allow=allow)
     progress = progress_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None
+    n_steps = None
     if cfg.trainer.max_epochs is None:  # a horizon in epochs is known only with the data
         n_steps = horizon_of(cfg, batch, curriculum, progress, epoch_tokens=0).steps
         build_schedule(cfg, n_steps=n_steps, allow=allow)
@@ -181,6 +191,8 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     check_objective(cfg, meta_objective, corpus, invocation)
     check_conversations(cfg, corpus, init_from)
+    if n_steps is not None and not resumption:
+        corpus.check_length(n_steps)
     check_max_tokens(cfg, seq_len=batch.seq_len)
     path, is_new = resolve_run_dir(cfg, invocation, resumption)
     if resumption:
@@ -252,18 +264,37 @@ def plan_training(settings: CheckedSettings, data: RunData) -> RunPlan:
     check_lengths(data, seq_len=batch.seq_len)
     epoch_tokens = sum(source.windows_per_epoch for source in sources.values()) * batch.seq_len
     horizon = horizon_of(cfg, batch, curriculum, settings.progress, epoch_tokens=epoch_tokens)
+    if not settings.resumption:
+        settings.corpus.check_length(horizon.steps)
     schedule = build_schedule(cfg, n_steps=horizon.steps, allow=settings.invocation.allow)
     lengths = curriculum.lengths(horizon.steps, shift=horizon.shift)
     moved = horizon_change_notes(settings, horizon, schedule, lengths) if settings.resumption else []
-    planned = {"n_samples": horizon.steps * batch.sequences, "samples_per_step": batch.sequences}
-    notes = [*settings.notes, *moved, *data.notes, *data.order_notes(sources, **planned)]
+    span = sample_span(settings, horizon)
+    notes = [*settings.notes, *moved, *data.notes, *data.order_notes(sources, span)]
     return RunPlan(
         **vars(settings) | {"notes": notes},
         data=data,
-        sampler=data.order(sources, **planned),
+        sampler=data.order(sources, span),
+        span=span,
         horizon=horizon,
         lengths=lengths,
         schedule=schedule,
+    )
+
+
+def sample_span(settings: CheckedSettings, horizon: Horizon) -> SampleSpan:
+    """The samples that the planned run reads, those before this start included."""
+    per_step = settings.batch.sequences
+    if settings.resumption is None:
+        return SampleSpan(total=horizon.max_steps * per_step, per_step=per_step)
+    checkpoint = settings.resumption.checkpoint
+    done = progress_of(checkpoint)
+    return SampleSpan(
+        total=done.sequences + (horizon.max_steps - done.step) * per_step,
+        per_step=per_step,
+        step=done.step,
+        sample=done.sequences,
+        changes=tuple(checkpoint.manifest.get("changes", ())),
     )
 
 
@@ -297,30 +328,6 @@ def horizon_change_notes(
         reason = "curriculum.steps is half the horizon by default"
         notes.append(f"its sequences have {length} tokens instead of {old_length}: {reason}")
     return notes
-
-
-def check_max_tokens(cfg: DictConfig, *, seq_len: int) -> None:
-    """Refuse ``dataset.max_tokens`` below one training window.
-
-    Raises:
-        UserError: it is.
-    """
-    limit = cfg.dataset.get("max_tokens")
-    if limit is not None and limit <= seq_len:
-        hint = f"at least {seq_len + 1}, a window of trainer.seq_len={seq_len} and the token after it"
-        raise UserError("less than one training window", key="dataset.max_tokens", value=limit, hint=hint)
-
-
-def check_several_ranks(cfg: DictConfig, invocation: Invocation, *, world_size: int) -> None:
-    """Refuse ``distributed.*`` on the command line of a run with one rank.
-
-    Raises:
-        UserError: a key is set that has no effect.
-    """
-    keys = sorted(key for key in invocation.typed if key.startswith("distributed."))
-    if keys and world_size == 1:
-        hint = "it needs several ranks and this run has one; leave it out"
-        raise UserError("the key has no effect here", key=keys[0], value=OmegaConf.select(cfg, keys[0]), hint=hint)
 
 
 def check_memory(cfg: DictConfig, model: Any, *, strategy: Any, device: torch.device, allow: frozenset[Option]) -> None:

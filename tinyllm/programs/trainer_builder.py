@@ -230,6 +230,8 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
     data = plan.data.fingerprints() | {"rules": str(plan.data.rules)}
     data |= {"revision": plan.corpus.revision} if plan.corpus.revision else {}
     facts: dict[str, Any] = {"precision": plan.precision, "max_steps": plan.max_steps, "data": data}
+    changes = plan.data.changes(plan.span)
+    facts |= {"changes": changes} if changes else {}
     facts |= {"shift": plan.horizon.shift} if plan.horizon.shift else {}
     if cfg.lora and plan.init_from is not None:
         folder = run_dir.checkpoints / checkpoints.name_of(0)

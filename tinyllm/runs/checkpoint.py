@@ -207,6 +207,9 @@ def _check_facts(manifest: dict[str, Any], file: Path) -> None:
         wrong.append("data")
     if not isinstance(manifest.get("adapters", {}), dict):
         wrong.append("adapters")
+    changes = manifest.get("changes", [])
+    if not isinstance(changes, list) or not all(type(sample) is int and sample >= 0 for sample in changes):
+        wrong.append("changes")
     if not isinstance(manifest.get("precision", ""), str):
         wrong.append("precision")
     for name, facts in files.items():

@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,12 @@ def _set_aside(path: Path) -> Path:
     except OSError:  # a file system without hard links
         os.replace(path, backup)
     return backup
+
+
+def source_keys(names: Iterable[str], split: str, metric: str) -> dict[str, str]:
+    """The metric of each source of a mixture, ``val/prose/loss``, by source, among the names of a record."""
+    parts = ((name, name.split("/")) for name in names)
+    return {found[1]: name for name, found in parts if len(found) == 3 and (found[0], found[2]) == (split, metric)}
 
 
 def finite(record: Mapping[str, Any]) -> Record:

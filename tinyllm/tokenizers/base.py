@@ -182,6 +182,8 @@ class TokenizerTrainer(ABC):
     content: ClassVar[str] = "text"
     is_fixed: ClassVar[bool] = False
     """Whether the tokenizer exists already and learns nothing from the texts."""
+    counts_text: ClassVar[bool] = False
+    """Whether it matters how often a text occurs."""
 
     @abstractmethod
     def train(self, texts: Iterable[Any], *, n_documents: int | None = None, size: int | None = None) -> Tokenizer:

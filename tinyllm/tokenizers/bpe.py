@@ -38,6 +38,8 @@ class BPETrainer(TokenizerTrainer):
             training time would grow with the square of their length. None: no limit.
     """
 
+    counts_text = True
+
     def __init__(
         self,
         *,

@@ -89,6 +89,9 @@ class ConversationCorpus:
         """Those of ``dataset.path``, in order."""
         return self._read("dataset.path", self.path)
 
+    def check_length(self, n_steps: int) -> None:
+        """The order is the same for runs of any length."""
+
     def prepare(self, trainer: TokenizerTrainer) -> ConversationData:
         """Read, split and render the data.
 

@@ -12,6 +12,7 @@ import torch
 from tinyllm.data.batch import Batch, WindowSource
 from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate, Rendered
+from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
@@ -228,6 +229,11 @@ class ConversationData:
             "tokenizer": self.tokenizer.fingerprint(),
         }
 
+    @property
+    def sources(self) -> "Mapping[str, ConversationData]":
+        """Itself as the only source."""
+        return {"": self}
+
     def splits(self, name: str) -> Mapping[str, ConversationSplit]:
         """The split ``train`` or ``val``, as the only source."""
         return {"": {"train": self.train, "val": self.val}[name]}
@@ -236,11 +242,15 @@ class ConversationData:
         """The weight of the only source."""
         return {"": 1.0}
 
-    def order(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> WindowSource:
+    def changes(self, span: SampleSpan) -> list[int]:
+        """None: the order stays the same."""
+        return []
+
+    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
         """The order of the only source."""
         return sources[""]
 
-    def order_notes(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> list[str]:
+    def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """How many conversations are too long to be used."""
         left_out = self.train.n_conversations - sources[""].windows_per_epoch
         longer = "1 conversation is longer than a training sequence and was"

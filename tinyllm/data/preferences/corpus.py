@@ -79,6 +79,9 @@ class PreferenceCorpus:
     def pin(self, revision: str | None) -> None:
         """Files have no versions."""
 
+    def check_length(self, n_steps: int) -> None:
+        """The order is the same for runs of any length."""
+
     def prepare(self, trainer: TokenizerTrainer) -> PairData:
         """Read, split and encode the data.
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tinyllm.data.batch import PAIR, Batch, WindowSource
+from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
@@ -204,6 +205,11 @@ class PairData:
             "tokenizer": self.tokenizer.fingerprint(),
         }
 
+    @property
+    def sources(self) -> "Mapping[str, PairData]":
+        """Itself as the only source."""
+        return {"": self}
+
     def splits(self, name: str) -> Mapping[str, PairSplit]:
         """The split ``train`` or ``val``, as the only source."""
         return {"": {"train": self.train, "val": self.val}[name]}
@@ -212,11 +218,15 @@ class PairData:
         """The weight of the only source."""
         return {"": 1.0}
 
-    def order(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> WindowSource:
+    def changes(self, span: SampleSpan) -> list[int]:
+        """None: the order stays the same."""
+        return []
+
+    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
         """The order of the only source."""
         return sources[""]
 
-    def order_notes(self, sources: Mapping[str, WindowSource], *, n_samples: int, samples_per_step: int) -> list[str]:
+    def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """How many pairs are too long to be used."""
         left_out = self.train.n_pairs - sources[""].windows_per_epoch
         return [f"{left_out:,} pairs are longer than a training sequence and were left out"] if left_out else []

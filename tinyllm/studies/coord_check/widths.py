@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from copy import deepcopy
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -105,8 +105,12 @@ def open_batches(cfg: DictConfig, invocation: Invocation, *, device: torch.devic
         world_size=1,
     )
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
-    stream = eval_batches(data.train, seq_len=shape.seq_len, batch_size=shape.batch_size)
-    batches = [batch.to(device) for batch in islice(stream, cfg.steps + 1)]
+    streams = [
+        eval_batches(split, seq_len=shape.seq_len, batch_size=shape.batch_size)
+        for split in data.splits("train").values()
+    ]
+    in_turn = chain.from_iterable(zip(*streams, strict=False))  # a batch of each source of a mixture
+    batches = [batch.to(device) for batch in islice(in_turn, cfg.steps + 1)]
     if len(batches) <= cfg.steps or batches[-1].sequences < shape.batch_size:
         needed = (cfg.steps + 1) * shape.batch_size * shape.seq_len
         hint = f"the training split has fewer than the {needed} that are needed"
