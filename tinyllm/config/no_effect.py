@@ -76,6 +76,7 @@ RULES = (
         disables=("trainer.nonfinite.patience",),
     ),
     DisabledBy(key="model.tie_embeddings", when=lambda value: value is True, disables=("optimizer.orthogonal_head",)),
+    DisabledBy(key="conversations", when=is_set, disables=("vs",)),
     DisabledBy(key="run.dir", when=is_set, disables=("run.name",)),
     DisabledBy(key="dataset.val_path", when=is_set, disables=("dataset.val_fraction",)),
     DisabledBy(key="dataset.path", when=is_set, disables=("dataset.name", "dataset.revision", "dataset.streaming")),
@@ -151,6 +152,8 @@ def _check_chat_template(plain: dict[str, Any], named: set[str], allow: frozense
     """
     keys = sorted(key for key in named if key.partition(".")[0] == TEMPLATE)
     dataset = plain.get("dataset")
+    if plain.get("conversations"):  # describe renders a file of its own
+        return
     if not keys or not isinstance(dataset, dict) or "_target_" not in dataset:
         return
     if not _reads(resolve_target(dataset, path="dataset", extra=allow), {TEMPLATE}):

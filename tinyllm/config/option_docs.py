@@ -72,7 +72,7 @@ class Program:
 
 def programs() -> list[str]:
     """The programs with a root file, those that users need first at the front."""
-    known = ("train", "generate", "evaluate", "prepare", "describe")
+    known = ("train", "generate", "chat", "evaluate", "prepare", "describe")
     found = {path.stem for path in conf_dir().glob("*.yaml")}
     return [name for name in known if name in found] + sorted(found - set(known))
 

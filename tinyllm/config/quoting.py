@@ -27,6 +27,8 @@ LITERAL_KEYS = frozenset(
     {
         "prompt",
         "prompts",
+        "system",
+        "conversations",
         "stop",
         "run",
         "run.dir",

@@ -182,6 +182,7 @@ class TrainConfig:
 class DescribeConfig(TrainConfig):
     """Root of ``conf/describe.yaml``."""
 
+    conversations: str | None = key(nonempty=True)
     vs: str | None = key(nonempty=True)
 
 
@@ -302,6 +303,28 @@ class GenerateConfig:
 
 
 @dataclass
+class ChatConfig:
+    """Root of ``conf/chat.yaml``."""
+
+    run: str | None = key()
+    system: str | None = key(nonempty=True)
+    max_new_tokens: int = key(at_least=1)
+    temperature: float = key(at_least=0)
+    top_k: int | None = key(at_least=1)
+    top_p: float | None = key(above=0)
+    min_p: float | None = key(at_least=0)
+    repetition_penalty: float = key(above=0)
+    seed: int = key(at_least=0)
+    checkpoint: str = key()
+    weights: str = key(choices=WEIGHTS)
+    precision: str = key(choices=PRECISIONS)
+    decode_kernels: bool = key()
+    device: str = key(choices=DEVICES)
+    debug: bool = key()
+    tools: Any = MISSING
+
+
+@dataclass
 class EvaluateConfig:
     """Root of ``conf/evaluate.yaml``."""
 
@@ -351,6 +374,7 @@ SCHEMAS: dict[str, type] = {
     "coord_check": CoordCheckConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
+    "chat": ChatConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "import_hf": ImportConfig,

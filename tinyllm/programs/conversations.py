@@ -25,16 +25,22 @@ def check_conversations(cfg: DictConfig, corpus: Any, init_from: WeightSource | 
     Raises:
         UserError: names the key.
     """
-    if not isinstance(corpus, ConversationCorpus):
+    template = template_in(corpus)
+    if template is None:
         return
-    if cfg.curriculum.enabled:
+    if cfg.curriculum.enabled and isinstance(corpus, ConversationCorpus):
         hint = "conversations are never cut, and a curriculum shortens sequences; leave one of the two out"
         raise UserError("no curriculum of conversations", key="curriculum.enabled", value=True, hint=hint)
     stored = stored_template(init_from.path).get(TEMPLATE) if init_from is not None else None
-    if stored is not None and stored != corpus.chat_template.source:
+    if stored is not None and stored != template.source:
         hint = f"use chat_template=file chat_template.path={init_from.path / TEMPLATE}"  # type: ignore[union-attr]
         what = "the chat template differs from the one that the weights of init_from were trained with"
         raise UserError(what, key="init_from", value=cfg.init_from, hint=hint)
+
+
+def template_in(corpus: Any) -> ChatTemplate | None:
+    """The chat template that renders a data set; None if it holds no conversations."""
+    return corpus.chat_template if getattr(corpus, "special_tokens", ()) else None
 
 
 def sample_prompt(data: RunData, prompt: str) -> dict[str, Any]:
@@ -74,3 +80,12 @@ def saved_template(saved: SavedModel) -> ChatTemplate:
         hint = "train one on conversations: python -m tinyllm.train dataset=chat dataset.path=… init_from=…"
         raise UserError("the model has no chat template", key="run", value=str(saved.path), hint=hint)
     return ChatTemplate(source, key="run", value=str(saved.path))
+
+
+def turn_ends(saved: SavedModel) -> dict[str, Any]:
+    """``eos_token_id`` of a model with a chat template: its end-of-text, and the stop tokens of a turn."""
+    if saved.chat.get(TEMPLATE) is None:
+        return {}
+    tokenizer = saved.tokenizer
+    stops = saved_template(saved).stop_ids(tokenizer) - tokenizer.end_ids
+    return {"eos_token_id": [*sorted(tokenizer.end_ids), *sorted(stops)]}

@@ -13,6 +13,7 @@ from tinyllm.config.targets import Option, resolve_target
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import META, build_model, optimizer_bytes, planned_batch, without_adapters
 from tinyllm.programs.cost import cost_of_model, vocabulary
+from tinyllm.programs.describe_conversations import describe_conversations
 from tinyllm.training.memory_estimate import FP32, activation_bytes
 from tinyllm.utils.device import compute_dtype, pick_device, pick_precision
 from tinyllm.utils.environment import started_processes
@@ -24,7 +25,13 @@ Figures = dict[str, dict[str, Any]]
 
 
 def describe(cfg: DictConfig, invocation: Invocation) -> int:
-    """Print the figures of a composition, and those of ``vs`` beside them; returns the exit code."""
+    """Print the figures of a composition, and those of ``vs`` beside them; or conversations as the model sees them.
+
+    Returns:
+        The exit code.
+    """
+    if cfg.conversations is not None:
+        return describe_conversations(cfg, invocation)
     figures, notes = figures_of(cfg, allow=invocation.allow)
     other = None if cfg.vs is None else figures_of_vs(cfg.vs, invocation)
     if invocation.json:

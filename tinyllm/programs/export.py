@@ -10,6 +10,7 @@ from tinyllm.config.targets import Option
 from tinyllm.interop.convert import convert
 from tinyllm.interop.directory import check_out, write
 from tinyllm.interop.tokenizer import special_ids, tokenizer_files
+from tinyllm.programs.conversations import turn_ends
 from tinyllm.programs.load_model import build_saved, open_saved
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.text import print_note
@@ -47,7 +48,7 @@ def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset())
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
     model = build_saved(saved, allow=allow)
     family, config, tensors = convert(model, saved.weights(cfg.weights))
-    special = saved.special or special_ids(saved.tokenizer)
+    special = saved.special or special_ids(saved.tokenizer) | turn_ends(saved)
     texts = tokenizer_files(saved.tokenizer, special=special, max_length=model.max_seq_len, chat=saved.chat)
     dtype = write(out, config=config, special=special, weights=tensors, texts=texts)
     return {

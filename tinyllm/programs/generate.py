@@ -94,7 +94,7 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     longest = max(len(session.prompt_ids(prompt, key=key)) for prompt in prompts)
     if longest > model.max_seq_len:
         print_note(f"a prompt has {longest:,} tokens: the model reads the last {model.max_seq_len:,}, its context")
-    kernels = _kernels(device) if cfg.decode_kernels else None
+    kernels = kernels_for(device) if cfg.decode_kernels else None
     if cfg.quantize is None:
         model.for_inference(compute_dtype(precision), kernels=kernels)
     else:
@@ -108,7 +108,7 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     return session
 
 
-def _kernels(device: torch.device) -> DecodeKernels | None:
+def kernels_for(device: torch.device) -> DecodeKernels | None:
     """The kernels for decoding on a CPU; without them torch's operations do the same, slower."""
     if device.type != "cpu":
         return None
@@ -142,7 +142,7 @@ def converse(session: Session, *, first: str, seed: int) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a byte that is not UTF-8 becomes a replacement character
     print("A prompt and Enter; Ctrl-C ends a sample, Ctrl-D the program.", file=sys.stderr)
-    prompt = first or _ask()
+    prompt = first or ask()
     while prompt is not None:
         try:
             show(session, [prompt], seed=seed)
@@ -151,7 +151,7 @@ def converse(session: Session, *, first: str, seed: int) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
         seed += 1
-        prompt = _ask()
+        prompt = ask()
 
 
 def read_prompts(cfg: DictConfig) -> list[str]:
@@ -179,7 +179,7 @@ def read_prompts(cfg: DictConfig) -> list[str]:
     return prompts
 
 
-def _ask() -> str | None:
+def ask() -> str | None:
     """A line from standard input without its line end; None at the end of the input."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()

@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.config.targets import Option
 from tinyllm.data.batch import PAIRS, Batch
-from tinyllm.data.chat.rows import ConversationData
 from tinyllm.data.loader import train_batches
 from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.inference.generator import generate_text
@@ -22,7 +21,7 @@ from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
 from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
-from tinyllm.programs.conversations import sample_prompt
+from tinyllm.programs.conversations import sample_prompt, template_in
 from tinyllm.programs.reference import Reference
 from tinyllm.programs.resume import to_save
 from tinyllm.programs.run_plan import RunPlan
@@ -224,8 +223,8 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
         names.OVERRIDES: settings_text(settings),
         names.TOKENIZER: plan.data.tokenizer.to_json(),
     }
-    if isinstance(plan.data, ConversationData):
-        texts[names.TEMPLATE] = plan.data.chat_template.source
+    if (template := template_in(plan.corpus)) is not None:
+        texts[names.TEMPLATE] = template.source
     run_dir.write(texts)
     data = plan.data.fingerprints() | {"rules": str(plan.data.rules)}
     data |= {"revision": plan.corpus.revision} if plan.corpus.revision else {}

@@ -20,6 +20,10 @@ _EXAMPLES = {
         ("more predictable text", "run=outputs/2026-01-31/12-00-00_nano_a1b2 temperature=0.5 top_k=20"),
         ("type prompts one after another", "run=outputs/2026-01-31/12-00-00_nano_a1b2 interactive=true"),
     ],
+    "chat": [
+        ("talk to a model that was trained on conversations", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("with a tool", "run=outputs/2026-01-31/12-00-00_nano_a1b2 tools=calculator temperature=0"),
+    ],
     "evaluate": [
         ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
         ("a Hugging Face model on your own text", "run=path/to/gpt2 dataset=text dataset.path=my.txt"),
@@ -106,6 +110,7 @@ _COMMON = {
 
 _TO_QUOTE = {
     "generate": "prompt='Once upon a time'",
+    "chat": "system='Answer briefly.'",
     "evaluate": "run='my runs/first'",
     "export": "run='my runs/first'",
     "import_hf": "path='my models/gpt2'",

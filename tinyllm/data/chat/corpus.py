@@ -68,7 +68,7 @@ class ConversationCorpus:
             UserError: they are.
         """
         for key, path in self._places():
-            next(self._read(key, path))
+            next(read_conversations(key, path))
 
     def pin(self, revision: str | None) -> None:
         """Files have no versions."""
@@ -87,7 +87,7 @@ class ConversationCorpus:
 
     def conversations(self) -> Iterator[Conversation]:
         """Those of ``dataset.path``, in order."""
-        return self._read("dataset.path", self.path)
+        return read_conversations("dataset.path", self.path)
 
     def check_length(self, n_steps: int) -> None:
         """The order is the same for runs of any length."""
@@ -137,20 +137,11 @@ class ConversationCorpus:
         given = [] if self.val_path is None else [("dataset.val_path", str(self.val_path))]
         return [("dataset.path", self.path), *given]
 
-    def _read(self, key: str, path: str) -> Iterator[Conversation]:
-        listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
-        is_empty = True
-        for place, record in read_records([file.path for file in listing.files]):
-            is_empty = False
-            yield parse_conversation(record, place=place)
-        if is_empty:
-            raise UserError("it contains no conversations", key=key, value=path, hint="one JSON object per line")
-
     def _split(self) -> tuple[list[Conversation], list[Conversation], list[str]]:
         """Training and validation conversations, and remarks."""
         found = list(self.conversations())
         if self.val_path is not None:
-            val = list(self._read("dataset.val_path", str(self.val_path)))
+            val = list(read_conversations("dataset.val_path", str(self.val_path)))
             held_out = set(map(key_of, val))
             train = [conversation for conversation in found if key_of(conversation) not in held_out]
             if not train:
@@ -176,6 +167,24 @@ class ConversationCorpus:
         for conversation in found:
             sides[key_of(conversation) in held_out].append(conversation)
         return *sides, []
+
+
+def read_conversations(key: str, path: str) -> Iterator[Conversation]:
+    """The conversations of a file, a folder or a glob.
+
+    Args:
+        key: the setting that names them, for error messages.
+
+    Raises:
+        UserError: there are none, or a record is none.
+    """
+    listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
+    is_empty = True
+    for place, record in read_records([file.path for file in listing.files]):
+        is_empty = False
+        yield parse_conversation(record, place=place)
+    if is_empty:
+        raise UserError("it contains no conversations", key=key, value=path, hint="one JSON object per line")
 
 
 def prompt_of(conversation: Conversation) -> Conversation:

@@ -55,7 +55,7 @@ class PreferenceCorpus:
             raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
         self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
         self.drops_long = too_long == "drop"
-        self.template = chat_template
+        self.chat_template = chat_template
 
     @property
     def special_tokens(self) -> Sequence[str]:
@@ -65,7 +65,7 @@ class PreferenceCorpus:
             UserError: the data cannot be read.
         """
         is_chat = isinstance(next(self._read(*self._places()[0])), ChatPreference)
-        return self.template.special_tokens if is_chat and self.template is not None else ()
+        return self.chat_template.special_tokens if is_chat and self.chat_template is not None else ()
 
     def check(self) -> None:
         """Refuse files that are missing or whose first record is no preference.
@@ -90,11 +90,11 @@ class PreferenceCorpus:
         """
         train, val, notes = self._split()
         tokenizer = trainer.train(texts_of(train)).covering(texts_of(val))
-        if self.template is not None and any(isinstance(pair, ChatPreference) for pair in (*train, *val)):
-            self.template.require(tokenizer)
+        if self.chat_template is not None and any(isinstance(pair, ChatPreference) for pair in (*train, *val)):
+            self.chat_template.require(tokenizer)
         sides = []
         for name, pairs, first in (("train", train, 0), ("val", val, len(train))):
-            encoded = [encode_pair(tokenizer, pair, self.template) for pair in pairs]
+            encoded = [encode_pair(tokenizer, pair, self.chat_template) for pair in pairs]
             sides.append(PairSplit.of(name, encoded, drops_long=self.drops_long, first=first))
         return PairData(train=sides[0], val=sides[1], tokenizer=tokenizer, rules=RULES, notes=notes)
 

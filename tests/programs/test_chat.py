@@ -1,0 +1,96 @@
+"""The program chat, describe conversations=, and the export of a model that was trained on conversations."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+import tinyllm.chat
+import tinyllm.describe
+import tinyllm.export
+from tests.support.chats import conversation, record, write_records
+from tests.support.training_runs import SMALL, train
+from tinyllm.programs.conversations import saved_template
+from tinyllm.programs.load_model import open_saved
+
+
+def cli(main: object, *arguments: str, stdin: str = "") -> int:
+    """Run a program in this process; returns its exit code."""
+    with (
+        mock.patch.object(sys, "argv", ["tinyllm", *arguments]),
+        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        pytest.raises(SystemExit) as end,
+    ):
+        main()  # type: ignore[operator]
+    return int(end.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    file = write_records(folder / "c.jsonl", [record(seed) for seed in range(30)])
+    settings = (*SMALL, "model.max_seq_len=96", "ffn=swiglu", "trainer.max_steps=2", "dataset.too_long=drop")
+    assert train(*settings, "dataset=chat", f"dataset.path={file}", f"run.dir={folder / 'run'}") == 0
+    return folder / "run"
+
+
+def test_chat_answers_messages_until_quit(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = (f"run={run}", "max_new_tokens=6", "decode_kernels=false", "device=cpu")
+    typed = "what is the sum\n\n/nothing\n/reset\nwhat is the sum\n/quit\nno\n"
+    assert cli(tinyllm.chat.main, *asked, stdin=typed) == 0
+    out, err = capfd.readouterr()
+    answers = out.splitlines()
+    assert len(out) > 1 and out[: len(out) // 2] == out[len(out) // 2 :], "after /reset, the same again"
+    assert answers and "unknown command /nothing: /reset or /quit" in err
+
+
+def test_chat_needs_a_model_of_conversations(run: Path, tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments, what in (
+        ((f"run={tiny_run}",), "the model has no chat template"),
+        ((f"run={run}", "--json"), "chat has no JSON output"),
+        ((f"run={run}", "temperature=0", "top_k=3"), "temperature=0"),
+        ((f"run={run}", "tools=calculater"), "tools"),
+    ):
+        assert cli(tinyllm.chat.main, *arguments) == 2
+        err = capfd.readouterr().err
+        assert err.startswith("error: ") and what in err and len(err.splitlines()) == 1
+
+
+def test_describe_shows_what_the_model_sees(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = run.parent / "c.jsonl"
+    assert cli(tinyllm.describe.main, f"conversations={file}", "chat_template=chatml") == 0
+    out = capfd.readouterr().out
+    assert out.count("of them targets, marked") == 3 and "<|im_start|>assistant\n⟦" in out and "<|im_end|>⟧" in out
+    assert cli(tinyllm.describe.main, f"conversations={file}", "--json") == 0
+    shown = json.loads(capfd.readouterr().out)
+    template = saved_template(open_saved(run))
+    for seed, entry in enumerate(shown):
+        assert entry["text"].replace("⟦", "").replace("⟧", "") == template.text(conversation(seed))
+        assert len(entry["ids"]) == len(entry["targets"]) and 0 < sum(entry["targets"]) < len(entry["ids"])
+    assert cli(tinyllm.describe.main, f"conversations={file}", "vs=attn=gqa") == 2
+    assert "the key has no effect here (vs=attn=gqa)" in capfd.readouterr().err
+
+
+def test_an_export_gives_transformers_our_ids_and_mask(run: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, GenerationConfig
+
+    assert cli(tinyllm.export.main, f"run={run}", f"out={tmp_path / 'hf'}") == 0
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    saved = open_saved(run)
+    template = saved_template(saved)
+    for seed in range(5):
+        entry = record(seed)
+        expected = theirs.apply_chat_template(
+            entry["messages"], tools=entry.get("tools"), return_dict=True, return_assistant_tokens_mask=True
+        )
+        ours = template.render(conversation(seed), saved.tokenizer)
+        assert ours.ids.tolist() == expected["input_ids"]
+        assert ours.is_target.tolist() == [bool(i) for i in expected["assistant_masks"]]
+    ends = GenerationConfig.from_pretrained(tmp_path / "hf").eos_token_id
+    assert set(ends) == template.stop_ids(saved.tokenizer) | saved.tokenizer.end_ids
+    imported = open_saved(tmp_path / "hf")
+    assert saved_template(imported).source == template.source
+    assert imported.tokenizer.special == saved.tokenizer.special
