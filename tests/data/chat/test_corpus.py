@@ -12,6 +12,7 @@ from tests.support.chats import record, write_records
 from tinyllm.data.chat.corpus import ConversationCorpus, key_of
 from tinyllm.data.chat.rows import BUNDLE, ConversationData, ConversationSource
 from tinyllm.data.chat.template import ChatTemplate, Roles
+from tinyllm.data.sample_span import SampleSpan
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.tokenizers.char import CharTrainer
@@ -101,7 +102,7 @@ def test_long_conversations_are_refused_or_left_out_and_never_cut(tmp_path: Path
     dropped = prepared(write_records(tmp_path / "c.jsonl", [record(seed) for seed in range(120)]), too_long="drop")
     source = ConversationSource(dropped.train, seq_len=limit, seed=0)
     assert source.windows_per_epoch == data.train.n_conversations - count
-    notes = dropped.order_notes({"": source}, n_samples=1, samples_per_step=1)
+    notes = dropped.order_notes({"": source}, SampleSpan(total=1, per_step=1))
     assert notes == [f"{count} conversations are longer than a training sequence and were left out."]
     with pytest.raises(UserError, match=r"all .* conversations of the train split are longer"):
         ConversationSource(dropped.train, seq_len=2, seed=0)
