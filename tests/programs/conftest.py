@@ -48,6 +48,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "no_text" / "picture.bin").write_bytes(bytes(range(256)))
     (place / "lines.jsonl").write_text('{"text": "one"}\n{"texd": "two"}\n')
     np.save(place / "floats.npy", np.zeros((4, 8), dtype=np.float32))
+    np.save(place / "rows.npy", np.arange(640).reshape(20, 32))
     np.save(place / "negative.npy", np.full((20, 32), -1, dtype=np.int64))
     write_preferences(place / "pairs.jsonl", n_pairs=20)
     (place / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')

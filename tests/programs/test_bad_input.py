@@ -85,6 +85,27 @@ TABLE = {
     "no validation": bad("dataset.val_fraction=0", "dataset.val_fraction=0", "between 0 and 1"),
     "a line without the field": bad("dataset=jsonl dataset.path=IN/lines.jsonl", "IN/lines.jsonl:2", "texd"),
     "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),
+    "packing that does not exist": bad("dataset.packing=first_fit", "dataset.packing=first_fit", "concat, best_fit"),
+    "packing a single document": bad("dataset.packing=best_fit", "dataset.packing=best_fit", "several documents"),
+    "packing rows": bad("dataset=npy dataset.path=IN/rows.npy dataset.packing=best_fit", "dataset.packing", "rows"),
+    "a mask of a single document": bad("model.document_mask=true", "model.document_mask=true", "several documents"),
+    "a mask of rows": bad(
+        "dataset=npy dataset.path=IN/rows.npy model.document_mask=true", "model.document_mask", "rows"
+    ),
+    "packing in preparation": bad(
+        "dataset=text dataset.path=IN/good.txt dataset.packing=best_fit",
+        "dataset.packing=best_fit",
+        "leave it out",
+        program="prepare",
+        base=False,
+    ),
+    "packing in evaluation": bad(
+        "run=IN/run dataset=text dataset.path=IN/good.txt dataset.packing=best_fit",
+        "dataset.packing=best_fit",
+        "leave it out",
+        program="evaluate",
+        base=False,
+    ),
     "negative ids": bad("dataset=npy dataset.path=IN/negative.npy", "IN/negative.npy", "0"),
     "text for the tokenizer of numbers": bad("tokenizer=ids", "tokenizer", "dataset=npy"),
     # preferences and their objectives

@@ -54,6 +54,7 @@ SELECTION: dict[str, Any] = {
     "max_documents": None,
     "max_tokens": None,
 }
+PACKING: dict[str, Any] = {"packing": "concat"}
 ROUTED: dict[str, Any] = {"normalize": None, "n_groups": 1, "n_active_groups": None}
 PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MHA": HEADS,
@@ -61,8 +62,14 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MQA": HEADS,
     "tinyllm.nn.moe.AuxLoss": ROUTED,
     "tinyllm.nn.moe.AuxFree": ROUTED,
-    "tinyllm.data.text.TextCorpus": SELECTION,
-    "tinyllm.data.jsonl.JsonlCorpus": SELECTION,
+    "tinyllm.data.text.TextCorpus": SELECTION | PACKING,
+    "tinyllm.data.jsonl.JsonlCorpus": SELECTION | PACKING,
+    "tinyllm.data.bin.BinCorpus": PACKING,
+    "tinyllm.data.hub.corpus.HubCorpus": PACKING,
+    "tinyllm.data.hub.corpus.WikitextCorpus": PACKING,
+    "tinyllm.data.parquet.ParquetCorpus": PACKING,
+    "tinyllm.data.pydocs.PydocsCorpus": PACKING,
+    "tinyllm.data.stdlib.StdlibCorpus": PACKING,
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},

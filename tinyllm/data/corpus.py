@@ -15,6 +15,8 @@ from tinyllm.data.document import Document
 from tinyllm.data.selection import Count, Selection, selection_of
 from tinyllm.errors import UserError
 
+PACKINGS = ("concat", "best_fit")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -47,6 +49,7 @@ class Corpus(ABC):
 
     Args:
         val_fraction: fraction of the bytes that becomes validation, by whole documents; in (0, 1).
+        packing: how documents fill training windows: concat or best_fit, see :func:`tinyllm.data.run_data.make_source`.
         clean, normalize, dedup, max_documents, max_tokens: which documents are used, and how their text changes; see
             :class:`tinyllm.data.selection.Selection`. Validation that is not split off is used whole.
 
@@ -67,6 +70,7 @@ class Corpus(ABC):
         self,
         *,
         val_fraction: float,
+        packing: str = "concat",
         clean: str | bool = False,
         normalize: str = "none",
         dedup: str | bool = False,
@@ -80,7 +84,10 @@ class Corpus(ABC):
                 value=val_fraction,
                 hint="between 0 and 1",
             )
-        self.val_fraction = val_fraction
+        if packing not in PACKINGS:
+            hint = f"one of {', '.join(PACKINGS)}"
+            raise UserError("value not allowed", key="dataset.packing", value=packing, hint=hint)
+        self.val_fraction, self.packing = val_fraction, packing
         self.selection: Selection = selection_of(
             clean=clean, normalize=normalize, dedup=dedup, max_documents=max_documents, max_tokens=max_tokens
         )

@@ -35,22 +35,28 @@ def document_lengths(source: WindowSource, seq_len: int) -> Counter[int]:
     return lengths
 
 
-def check_documents(split: Split, *, key: str, value: Any) -> None:
-    """Refuse a setting that needs several documents if the split has no borders between documents.
+def check_documents(*splits: Any, key: str, value: Any) -> None:
+    """Refuse a setting that needs several documents if splits of any kind have no borders between documents.
 
     Raises:
-        UserError: the data are rows, the end of a document is unknown, or the split is one document.
+        UserError: each of them consists of rows, or does not say where documents end, or is one document.
     """
-    if split.row_length is not None:
-        what, hint = "the data are rows, each a document of its own", "leave it out; windows never cross rows"
-    elif split.eot_id is None:
-        what = "the data have no end-of-text token, so where a document ends is unknown"
+    refusals = [_refusal(split) for split in splits]
+    if all(refusals):
+        what, hint = refusals[0]
+        raise UserError(what, key=key, value=value, hint=hint)
+
+
+def _refusal(split: Any) -> tuple[str, ...]:
+    """What is wrong with a split of no documents, and what to do; empty: nothing."""
+    if not isinstance(split, Split) or split.row_length is not None:
+        return "the data are rows, each a document of its own", "leave it out; windows never cross rows"
+    if split.eot_id is None:
         hint = "leave it out, or use several documents and a tokenizer with that token"
-    elif _is_one_document(split):
-        what, hint = f"the {split.name} split is a single document", "leave it out, or use data of several documents"
-    else:
-        return
-    raise UserError(what, key=key, value=value, hint=hint)
+        return "the data have no end-of-text token, so where a document ends is unknown", hint
+    if _is_one_document(split):
+        return f"the {split.name} split is a single document", "leave it out, or use data of several documents"
+    return ()
 
 
 def _is_one_document(split: Split) -> bool:

@@ -81,8 +81,9 @@ def cached(
 
 
 def _with_documents(data: TokenData, corpus: Corpus) -> TokenData:
-    """Data that know which id ends a document."""
+    """Data that know which id ends a document, and how documents fill windows."""
     for side in (data.train, data.val):
+        side.packing = corpus.packing
         side.eot_id = data.tokenizer.eot_id if corpus.eot_id is None else corpus.eot_id
     return data
 

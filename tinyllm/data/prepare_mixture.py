@@ -180,7 +180,7 @@ class SourceOfMixture(Corpus):
     def __init__(self, corpus: Corpus, mixture: str, held_out: Callable[[], np.ndarray]) -> None:
         self.content = corpus.content  # type: ignore[misc]
         self.accepts_ready_ids = corpus.accepts_ready_ids  # type: ignore[misc]
-        self.val_fraction = corpus.val_fraction
+        self.val_fraction, self.packing = corpus.val_fraction, corpus.packing
         self.special_tokens = corpus.special_tokens
         self.count = corpus.count
         self._corpus, self._mixture, self._held_out = corpus, mixture, held_out

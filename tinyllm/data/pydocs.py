@@ -29,8 +29,8 @@ class PydocsCorpus(Corpus):
     tables, signatures and markup are left out, typographic characters become ASCII, and repeated paragraphs count once.
     """
 
-    def __init__(self, *, val_fraction: float) -> None:
-        super().__init__(val_fraction=val_fraction)
+    def __init__(self, *, val_fraction: float, packing: str = "concat") -> None:
+        super().__init__(val_fraction=val_fraction, packing=packing)
 
     def check(self) -> None:
         source_files()

@@ -9,6 +9,7 @@ from tinyllm.data.build_cache import Show
 from tinyllm.data.chat.rows import ConversationSource, ConversationSplit
 from tinyllm.data.corpus import Corpus
 from tinyllm.data.mixture import Mixture, naming
+from tinyllm.data.packed_windows import BEST_FIT, PackedWindows
 from tinyllm.data.preferences.pairs import PairSource, PairSplit
 from tinyllm.data.prepare import cached, prepare
 from tinyllm.data.prepare_mixture import cached_mixture, prepare_mixture
@@ -87,12 +88,14 @@ def make_source(split: Split | PairSplit | ConversationSplit, *, seq_len: int, s
     """The order of one split. Every kind of :class:`WindowSource` is chosen here: plan, comparison and mixture use it.
 
     Raises:
-        UserError: the split is shorter than one window.
+        UserError: the split is shorter than one window, or it is to be packed and has no documents.
     """
     if isinstance(split, PairSplit):
         return PairSource(split, seq_len=seq_len, seed=seed)
     if isinstance(split, ConversationSplit):
         return ConversationSource(split, seq_len=seq_len, seed=seed)
+    if split.packing == BEST_FIT:
+        return PackedWindows(split, seq_len=seq_len, seed=seed)
     return Sampler(split, seq_len=seq_len, seed=seed)
 
 
@@ -108,6 +111,19 @@ def train_sources(data: RunData, *, seq_len: int, seed: int) -> dict[str, Window
             of_source = derive_seed(seed, f"source {name}") if name else seed
             sources[name] = make_source(split, seq_len=seq_len, seed=of_source)
     return sources
+
+
+def whole_order(data: RunData, *, seq_len: int, seed: int) -> WindowSource:
+    """The training samples of a run that reads all sources once, to measure documents in."""
+    sources = train_sources(data, seq_len=seq_len, seed=seed)
+    total = sum(source.windows_per_epoch for source in sources.values())
+    return data.order(sources, SampleSpan(total=total, per_step=1))
+
+
+def packing_notes(sources: Mapping[str, WindowSource]) -> list[str]:
+    """Remarks on sources whose documents are packed."""
+    packed = {name: source for name, source in sources.items() if isinstance(source, PackedWindows)}
+    return [f"{name}: {source.note}" if name else source.note for name, source in packed.items()]
 
 
 def windows_per_epoch(data: RunData, *, seq_len: int) -> int:

@@ -22,8 +22,8 @@ EXCLUDED_FILES = {"sitecustomize.py", "turtle.py", "usercustomize.py"}
 class StdlibCorpus(Corpus):
     """The ``.py`` files of the standard library of the running Python, each a document."""
 
-    def __init__(self, *, val_fraction: float) -> None:
-        super().__init__(val_fraction=val_fraction)
+    def __init__(self, *, val_fraction: float, packing: str = "concat") -> None:
+        super().__init__(val_fraction=val_fraction, packing=packing)
 
     def check(self) -> None:
         source_files()

@@ -29,6 +29,7 @@ class Split:
         token_bytes: UTF-8 bytes of each id, (vocab_size,); None if the data are not text.
         exceptions: (2, n): sorted positions of the tokens whose bytes differ from ``token_bytes``, and these bytes.
         eot_id: id that ends a document; None: where documents end is unknown.
+        packing: how documents fill training windows, "concat" or "best_fit".
         use: keeps the cache from being removed as long as this split exists.
     """
 
@@ -41,6 +42,7 @@ class Split:
     token_bytes: np.ndarray | None
     exceptions: np.ndarray
     eot_id: int | None = None
+    packing: str = "concat"
     use: CacheUse | None = field(default=None, repr=False, compare=False)
     _ids: np.ndarray | None = field(default=None, repr=False, compare=False)
 

@@ -8,9 +8,11 @@ from omegaconf import DictConfig
 
 from tinyllm.config.build import build
 from tinyllm.config.targets import Option
+from tinyllm.data.batch import WindowSource
 from tinyllm.data.run_data import cached_run_data
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import META, PLACEHOLDER_VOCAB, open_corpus, plain
+from tinyllm.training.flops import training_flops
 
 Allow = frozenset[Option]
 
@@ -30,42 +32,57 @@ class ModelCost:
     """Cache bytes of one position of one sequence, in bf16."""
 
 
-def model_cost(cfg: DictConfig, *, vocab_size: int, allow: Allow = frozenset()) -> ModelCost:
+def model_cost(
+    cfg: DictConfig, *, vocab_size: int, source: WindowSource | None = None, allow: Allow = frozenset()
+) -> ModelCost:
     """The cost of a composed training configuration.
 
     Args:
         vocab_size: the tokenizer's; ``model.vocab_size`` wins where it is set.
+        source: the training data, see ``cost_of_model``.
         allow: options besides those of ``conf/``.
 
     Raises:
         UserError: sizes that do not fit together.
     """
-    return cost_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+    seq_len = cfg.trainer.seq_len
+    return cost_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=seq_len, source=source, allow=allow)
 
 
 def cost_of_node(
-    node: dict[str, Any], *, vocab_size: int, seq_len: int | None, allow: Allow = frozenset()
+    node: dict[str, Any],
+    *,
+    vocab_size: int,
+    seq_len: int | None,
+    source: WindowSource | None = None,
+    allow: Allow = frozenset(),
 ) -> ModelCost:
     """The cost of the node ``model`` of a configuration, given as plain containers.
 
     Args:
         seq_len: the training context; None: the model's.
+        source: the training data, see ``cost_of_model``.
 
     Raises:
         UserError: sizes that do not fit together.
     """
     with META:
         model = build(node, path="model", allow=allow, vocab_size=node["vocab_size"] or vocab_size)
-    return cost_of_model(model, seq_len=seq_len or model.max_seq_len)
+    return cost_of_model(model, seq_len=seq_len or model.max_seq_len, source=source)
 
 
-def cost_of_model(model: Any, *, seq_len: int) -> ModelCost:
-    """The cost of a model trained on contexts of ``seq_len`` tokens."""
+def cost_of_model(model: Any, *, seq_len: int, source: WindowSource | None = None) -> ModelCost:
+    """The cost of a model trained on contexts of ``seq_len`` tokens.
+
+    Args:
+        source: the training data: with ``document_mask``, FLOPs are an average over their documents. None: they are
+            those of documents that fill the context.
+    """
     counts = model.parameter_counts()
     return ModelCost(
         parameters=counts.total,
         active_parameters=counts.active,
-        flops_per_token=model.training_flops_per_token(seq_len),
+        flops_per_token=training_flops(model, source)(seq_len),
         decode_flops_per_token=model.decode_flops_per_token(model.max_seq_len),
         kv_bytes_per_token=model.cache_bytes_per_token(torch.bfloat16),
     )

@@ -70,6 +70,8 @@ def figures_of(cfg: DictConfig, *, allow: frozenset[Option] = frozenset()) -> tu
         device=device.type,
         dtype=compute_dtype(precision),
     )
+    if model.document_mask:
+        notes.append("FLOPs are those of documents that fill the context; shorter ones take fewer in attention")
     ranks = sharing_ranks(cfg, allow=allow)
     if ranks > 1:
         notes.append(f"memory of each of {ranks} ranks, which share weights, gradients and optimizer state")

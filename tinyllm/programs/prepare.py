@@ -9,6 +9,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.data.prepare import cache_root
 from tinyllm.data.run_data import RunData, n_tokens
 from tinyllm.data.statistics import as_json, statistics_of
+from tinyllm.errors import UserError
 from tinyllm.programs.builders import open_corpus, open_data
 from tinyllm.programs.data_statistics import show
 from tinyllm.utils.tables import Column, Table
@@ -19,7 +20,13 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
 
     Args:
         cfg: the settings of ``conf/prepare.yaml``.
+
+    Raises:
+        UserError: a key has no effect, or the data cannot be prepared.
     """
+    if "dataset.packing" in invocation.typed:
+        hint = "documents are packed when training starts, the prepared data are the same; leave it out"
+        raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     facts = {
         "train tokens": n_tokens(data, "train"),

@@ -17,7 +17,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.data.batch import WindowSource
 from tinyllm.data.documents import check_documents
-from tinyllm.data.run_data import RunData, train_sources
+from tinyllm.data.run_data import RunData, packing_notes, train_sources
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.errors import UserError
 from tinyllm.optim.schedules import Schedule
@@ -248,8 +248,7 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     if resumption:
         check_same_data(resumption, data)
     if settings.meta_model.document_mask:
-        for split in data.splits("train").values():
-            check_documents(split, key="model.document_mask", value=True)
+        check_documents(*data.splits("train").values(), key="model.document_mask", value=True)
     return data
 
 
@@ -270,7 +269,7 @@ def plan_training(settings: CheckedSettings, data: RunData) -> RunPlan:
     lengths = curriculum.lengths(horizon.steps, shift=horizon.shift)
     moved = horizon_change_notes(settings, horizon, schedule, lengths) if settings.resumption else []
     span = sample_span(settings, horizon)
-    notes = [*settings.notes, *moved, *data.notes, *data.order_notes(sources, span)]
+    notes = [*settings.notes, *moved, *data.notes, *data.order_notes(sources, span), *packing_notes(sources)]
     return RunPlan(
         **vars(settings) | {"notes": notes},
         data=data,

@@ -13,7 +13,8 @@ from tinyllm.config.compose import compose
 from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
 from tinyllm.config.targets import Option
-from tinyllm.data.run_data import RunData, has_bytes, validation_fingerprints, windows_per_epoch
+from tinyllm.data.batch import WindowSource
+from tinyllm.data.run_data import RunData, has_bytes, validation_fingerprints, whole_order, windows_per_epoch
 from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import HORIZON, open_corpus, open_data, plain, planned_batch
 from tinyllm.programs.cost import ModelCost, model_cost
@@ -23,6 +24,7 @@ from tinyllm.studies.compare.matching import solve
 from tinyllm.studies.compare.run_ledger import run_name
 from tinyllm.training.batch_plan import BatchPlan, plan_steps
 from tinyllm.training.curriculum import Curriculum
+from tinyllm.utils.seeds import derive_seed
 
 
 @dataclass(kw_only=True)
@@ -136,8 +138,16 @@ def _composed(
         opened[source] = open_data(*open_corpus(cfg, allow=allow))
     data = opened[source]
     batch = planned_batch(cfg, world_size=cfg.strategy.get("nproc_per_node") or 1)
-    costs = model_cost(cfg, vocab_size=cfg.model.vocab_size or data.tokenizer.vocab_size, allow=allow)
+    vocab_size = cfg.model.vocab_size or data.tokenizer.vocab_size
+    costs = model_cost(cfg, vocab_size=vocab_size, source=measured_source(cfg, data, batch), allow=allow)
     return ComposedArm(spec=spec, cfg=cfg, overrides=overrides, data=data, account=costs, batch=batch)
+
+
+def measured_source(cfg: DictConfig, data: RunData, batch: BatchPlan) -> WindowSource | None:
+    """The data whose documents decide how many FLOPs a token takes; None: it does not depend on documents."""
+    if not cfg.model.get("document_mask"):
+        return None
+    return whole_order(data, seq_len=batch.seq_len, seed=derive_seed(cfg.seed, "data"))
 
 
 def reference_of(arms: Sequence[ComposedArm], name: str | None) -> ComposedArm:
@@ -182,6 +192,7 @@ def match_arms(
                 fixed={key_of(setting) for setting in arm.spec.settings},
                 tolerance=tolerance,
                 vocab_size=arm.cfg.model.vocab_size or arm.data.tokenizer.vocab_size,
+                source=measured_source(arm.cfg, arm.data, arm.batch),
                 allow=allow,
             )
         except UserError as error:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from tinyllm.config.compose import D_FF
 from tinyllm.config.no_effect import RULES
+from tinyllm.data.batch import WindowSource
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import plain
 from tinyllm.programs.cost import Allow, ModelCost, cost_of_node
@@ -67,6 +68,7 @@ def solve(
     fixed: Collection[str],
     tolerance: float,
     vocab_size: int,
+    source: WindowSource | None = None,
     allow: Allow = frozenset(),
 ) -> Solution:
     """Find the sizes with which an arm matches the reference.
@@ -79,13 +81,14 @@ def solve(
         fixed: keys that the arm itself sets.
         tolerance: largest relative mismatch.
         vocab_size: size of the tokenizer's vocabulary.
+        source: the training data, see ``programs.cost.cost_of_model``.
         allow: options besides those of ``conf/``.
 
     Raises:
         UserError: no values suffice (the message names the closest), the arm does not build, or a name is unknown.
     """
     node = plain(cfg.model)
-    cost = partial(cost_of_node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, allow=allow)
+    cost = partial(cost_of_node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, source=source, allow=allow)
     if match == NOTHING:
         return Solution(values={}, account=cost(node), mismatch=None)
     figure = MATCHES[check_name("match", match, (*MATCHES, NOTHING))]

@@ -31,7 +31,7 @@ def check_settings(cfg: DictConfig, typed: Collection[str]) -> None:
         UserError: a typed key has no effect, or there are fewer than two different widths.
     """
     for key in sorted(typed):
-        if not is_within(key, USED):
+        if not is_within(key, USED) or key == "dataset.packing":
             hint = "a coordinate check takes a few steps at a constant rate and does not save a run; leave it out"
             raise UserError("the key has no effect here", file=key, hint=hint)
     widths = list(cfg.widths)

@@ -68,6 +68,9 @@ def check_used(settings: Iterable[str]) -> None:
     """
     for setting in settings:
         key, value = key_of(setting), unquoted([setting])[0].partition("=")[2]
+        if key == "model.document_mask":
+            hint = "every sequence of a probe is one document; leave it out"
+            raise UserError("the key has no effect here", key=key, value=value, hint=hint)
         if not is_within(key, USED) or is_within(key, SET_BY_TASK):
             hint = "a probe generates its own data and does not save a run; leave it out"
             raise UserError("the key has no effect here", key=key, value=value, hint=hint)
