@@ -10,12 +10,13 @@ import torch
 import tinyllm
 from tests.support import hub
 from tests.support.fixtures import Call
-from tests.support.models import Scripted
+from tests.support.models import Scripted, tiny_model
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
-from tinyllm.inference.generator import generate_text, prompt_ids
+from tinyllm.inference.generator import bos_of, generate_batch, generate_text, prompt_ids
 from tinyllm.inference.sampling import Sampling
 from tinyllm.tokenizers.byte import ByteTokenizer
+from tinyllm.tokenizers.char import CharTokenizer
 from tinyllm.tokenizers.huggingface import find_end_of_text
 
 SPECIAL = ["<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>"]
@@ -153,6 +154,18 @@ def test_bos_of_a_byte_tokenizer_is_its_end_of_text() -> None:
     tokenizer = ByteTokenizer()
     assert prompt_ids(tokenizer, "a") == [97]
     assert prompt_ids(tokenizer, "a", bos=True) == [tokenizer.eot_id, 97]
+
+
+def test_a_model_trained_within_documents_reads_prompts_as_documents() -> None:
+    """Every document that it has read from the start began with the end-of-text token of the one before."""
+    tokenizer = ByteTokenizer()
+    model, other = tiny_model("model.document_mask=true", vocab_size=257), tiny_model(vocab_size=257)
+    settings: dict[str, Any] = {"max_new_tokens": 6, "sampling": Sampling(temperature=0)}
+    [[text]] = generate_batch(model, tokenizer, ["ab"], **settings)
+    assert [[text]] == generate_batch(other, tokenizer, ["ab"], bos=True, **settings)
+    assert [[text]] != generate_batch(other, tokenizer, ["ab"], **settings)
+    assert bos_of(model, tokenizer, False) is False
+    assert bos_of(model, CharTokenizer("ab"), "auto") == bos_of(other, tokenizer, "auto") == "auto"
 
 
 @pytest.mark.parametrize("prompt", [b"caf\xe9".decode("utf-8", "surrogateescape"), "a\ud800"])

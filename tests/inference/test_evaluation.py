@@ -178,3 +178,19 @@ def test_memory_does_not_grow_with_the_split(tmp_path: Path) -> None:
     )
     few, many = map(int, done.stdout.split())
     assert many - few < 100, f"{few} MB after 2 batches, {many} MB after 8 more"
+
+
+@pytest.mark.parametrize(("seq_len", "stride"), [(12, None), (12, 4)])
+def test_with_document_mask_no_token_sees_another_document(tmp_path: Path, seq_len: int, stride: int | None) -> None:
+    end = 3
+    model = tiny_model("model.document_mask=true", max_seq_len=CONTEXT).eval()
+    split = split_of(tmp_path, 80, eot_id=end)
+    ids, total, start, done = split.ids.tolist(), 0.0, 0, 0
+    while done < 79:
+        for position in range(done, min(start + seq_len, 79)):
+            context = ids[start : position + 1]
+            begin = max((i for i, token in enumerate(context) if token == end), default=0)
+            total += nats(model, context[begin:], ids[position + 1])
+        done, start = min(start + seq_len, 79), start + (stride or seq_len)
+    metrics = evaluate(model, split, seq_len=seq_len, stride=stride, batch_size=3, device="cpu")
+    assert metrics["val/loss"] == pytest.approx(total / 79, rel=2e-6)

@@ -85,7 +85,8 @@ def visible_blocks(starts_BT: Tensor, mask: AttentionMask, size: int) -> tuple[T
     seen_BQK = (first_N <= last_Q1) & (last_N >= earliest_BQ1)
     whole_BQK = (last_N <= first_Q1) & (first_N >= latest_BQ1)
     if mask.window:
-        seen_BQK &= (last_N > first_Q1 - mask.window) | (first_N < latest_BQ1 + mask.sinks)
+        near_QK = last_N > first_Q1 - mask.window
+        seen_BQK &= near_QK | (first_N < latest_BQ1 + mask.sinks) if mask.sinks else near_QK
         whole_BQK &= first_N > last_Q1 - mask.window
     return seen_BQK, whole_BQK
 
