@@ -267,14 +267,17 @@ ROWS = (
     ),
     Row(
         number="R41",
-        fault="killed while preparing data; two processes prepare the same data",
+        fault="killed while preparing data; two processes prepare the same data; training that started before its data"
+        " were prepared, and is killed, or the preparing process is",
         outcome="no partial file is used: the next process goes on from the last finished shard, with the same result;"
-        " one process prepares, the other waits, or takes over",
+        " one process prepares, the other waits, or takes over; the run ends in the state of one on finished data",
         tests=(
             "data/test_prepare.py::test_killed_while_preparing",
             "data/test_resumed_preparation.py::test_killed_after_any_shard",
             "data/test_resumed_preparation.py::test_ids_that_were_damaged_after_the_kill_are_written_anew",
             "data/test_prepare.py::test_two_processes_build_once",
+            "faults/test_early_start.py::test_kill_9_of_the_preparing_process",
+            "faults/test_early_start.py::test_kill_9_of_the_trainer_and_so_of_both",
             "data/test_prepare.py::test_a_waiting_process_takes_over_when_the_builder_is_killed",
             "distributed/test_lost_ranks.py::test_ranks_share_one_run_directory_and_one_token_cache",
         ),

@@ -2,112 +2,19 @@
 
 import re
 import shlex
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from tests.support.bad_data import DATA, bad
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL
 
 CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)")
 """``error: <what> (<key>=<value> | <file>): <what is allowed or to do>``"""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bad:
-    """A call that must fail, as typed in a shell. ``IN`` is replaced with the directory of inputs."""
-
-    args: str
-    where: str
-    """What the parentheses contain: the key with its value, or the file."""
-    hint: str
-    """Part of the hint."""
-    program: str = "train"
-    base: bool = True
-    """Whether a small model and a valid text are chosen before the arguments."""
-    environ: dict[str, str] = field(default_factory=dict)
-
-
-def bad(args: str, where: str, hint: str, **more: object) -> Bad:
-    return Bad(args=args, where=where, hint=hint, **more)  # type: ignore[arg-type]
-
-
-def bad_mixture(sources: str, args: str, where: str, hint: str) -> Bad:
-    """A mixture that must fail; ``sources`` in Hydra's grammar."""
-    return bad(f"{' '.join(SMALL)} dataset=mixture 'dataset.sources={{{sources}}}' {args}", where, hint, base=False)
-
-
-A_B = 'a:"dataset=text dataset.path=IN/good.txt",b:"dataset=text dataset.path=IN/other.txt"'
 TABLE = {
-    # data
-    "empty file": bad("dataset.path=IN/empty.txt", "dataset.path=IN/empty.txt", "no text to train on"),
-    "a few characters": bad("dataset.path=IN/short.txt", "dataset.val_fraction=0.1", "more data"),
-    "shorter than a window": bad("dataset.path=IN/line.txt", "trainer.seq_len=16", "at most"),
-    "missing file": bad("dataset.path=IN/nope.txt", "dataset.path=IN/nope.txt", "but not nope.txt"),
-    "a folder without text": bad("dataset.path=IN/no_text", "dataset.path=IN/no_text", "any UTF-8 file"),
-    "no path": bad("dataset=text", "dataset.path=???", "set it", base=False),
-    "an empty path": bad("dataset.path=", "dataset.path=", "a file, a folder or a glob"),
-    "bad UTF-8": bad("dataset.path=IN/bad_utf8.txt", "IN/bad_utf8.txt", "dataset.errors=replace"),
-    "UTF-16": bad("dataset.path=IN/utf16.txt", "IN/utf16.txt", "iconv"),
-    "a damaged gzip file": bad("dataset.path=IN/text.txt.gz", "IN/text.txt.gz", "cut off"),
-    "a damaged Parquet file": bad("dataset=parquet dataset.path=IN/cut.parquet", "IN/cut.parquet", "fetch the file"),
-    "no such column": bad(
-        "dataset=parquet dataset.path=IN/table.parquet", "dataset.field=text", "there are story, stars"
-    ),
-    "a column of numbers": bad(
-        "dataset=parquet dataset.path=IN/table.parquet dataset.field=stars", "dataset.field=stars", "strings"
-    ),
-    "text for a table": bad("dataset=parquet dataset.path=IN/good.txt", "IN/good.txt", "dataset=text"),
-    "ids with an unknown magic number": bad("dataset=bin dataset.path=IN/magic.bin", "IN/magic.bin", "known: 20240520"),
-    "ids of an odd size": bad("dataset=bin dataset.path=IN/odd.bin", "IN/odd.bin", "uint16"),
-    "a shard that was cut off": bad("dataset=bin dataset.path=IN/short_shard.bin", "IN/short_shard.bin", "copy it"),
-    "ids above the vocabulary": bad(
-        "dataset=bin dataset.path=IN/train.bin tokenizer=pretrained tokenizer.path=IN/run",
-        "tokenizer=pretrained",
-        "made",
-    ),
-    "an unknown way to clean": bad("dataset.clean=yes_please", "dataset.clean=yes_please", "wikitext"),
-    "an unknown normalization": bad("dataset.normalize=nfd", "dataset.normalize=nfd", "nfc"),
-    "no documents at all": bad("dataset.max_documents=0", "dataset.max_documents=0", "at least 1"),
-    "WikiText without a heading": bad("dataset.clean=wikitext", "IN/good.txt", "= Title ="),
-    "a PDF for lines": bad("dataset=jsonl dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"),
-    "a PDF for a text that may be bad": bad(
-        "dataset.errors=replace dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"
-    ),
-    "a pipe": bad("dataset.path=IN/pipe", "dataset.path=IN/pipe", "write the data to a file"),
-    "validation of the training text": bad(
-        "dataset.val_path=IN/good.txt", "dataset.val_path=IN/good.txt", "omit dataset.val_path to split off a part"
-    ),
-    "numbers without a header": bad("dataset=npy dataset.path=IN/train.bin", "IN/train.bin", "dataset=bin"),
-    "numbers in one row": bad("dataset=npy dataset.path=IN/flat.npy", "IN/flat.npy", "array.reshape"),
-    "a JSON array for lines": bad("dataset=jsonl dataset.path=IN/array.json", "IN/array.json:1", "jq -c"),
-    "no validation": bad("dataset.val_fraction=0", "dataset.val_fraction=0", "between 0 and 1"),
-    "a line without the field": bad("dataset=jsonl dataset.path=IN/lines.jsonl", "IN/lines.jsonl:2", "texd"),
-    "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),
-    "packing that does not exist": bad("dataset.packing=first_fit", "dataset.packing=first_fit", "concat, best_fit"),
-    "packing a single document": bad("dataset.packing=best_fit", "dataset.packing=best_fit", "several documents"),
-    "packing rows": bad("dataset=npy dataset.path=IN/rows.npy dataset.packing=best_fit", "dataset.packing", "rows"),
-    "a mask of a single document": bad("model.document_mask=true", "model.document_mask=true", "several documents"),
-    "a mask of rows": bad(
-        "dataset=npy dataset.path=IN/rows.npy model.document_mask=true", "model.document_mask", "rows"
-    ),
-    "packing in preparation": bad(
-        "dataset=text dataset.path=IN/good.txt dataset.packing=best_fit",
-        "dataset.packing=best_fit",
-        "leave it out",
-        program="prepare",
-        base=False,
-    ),
-    "packing in evaluation": bad(
-        "run=IN/run dataset=text dataset.path=IN/good.txt dataset.packing=best_fit",
-        "dataset.packing=best_fit",
-        "leave it out",
-        program="evaluate",
-        base=False,
-    ),
-    "negative ids": bad("dataset=npy dataset.path=IN/negative.npy", "IN/negative.npy", "0"),
-    "text for the tokenizer of numbers": bad("tokenizer=ids", "tokenizer", "dataset=npy"),
+    **DATA,
     # preferences and their objectives
     "preferences for the next token": bad(
         "dataset=preferences dataset.path=IN/pairs.jsonl", "dataset=preferences", "choose an objective for it: dpo"
@@ -156,40 +63,6 @@ TABLE = {
         "a run trained on pairs",
         program="evaluate",
         base=False,
-    ),
-    # mixtures
-    "a mixture of nothing": bad("dataset=mixture", "dataset.sources=???", "set it", base=False),
-    "a mixture in a mixture": bad_mixture(
-        'a:"dataset=mixture"', "", "dataset.sources.a=dataset=mixture", "do not nest"
-    ),
-    "preferences in a mixture": bad_mixture(
-        'a:"dataset=preferences dataset.path=IN/pairs.jsonl"', "", "dataset.sources.a=PreferenceCorpus", "init_from"
-    ),
-    "a source that is not there": bad_mixture(
-        'a:"dataset=text dataset.path=IN/nope.txt"', "", "dataset.sources.a.path=IN/nope.txt", "but not nope.txt"
-    ),
-    "a weight of no source": bad_mixture(A_B, "'dataset.weights={a:1,bee:1}'", "dataset.weights=bee", "are a, b"),
-    "a source without weight": bad_mixture(A_B, "'dataset.weights={a:1}'", "dataset.weights=b", "give each source one"),
-    "a negative weight": bad_mixture(A_B, "'dataset.weights={a:1,b:-1}'", "dataset.weights.b=-1", "at least 0"),
-    "weights of 0": bad_mixture(A_B, "'dataset.weights={a:0,b:0}'", "dataset.weights=0", "above 0"),
-    "weights in a list": bad_mixture(A_B, "'dataset.weights=[1,2]'", "dataset.weights=[1, 2]", "names, each with"),
-    "a schedule that falls": bad_mixture(
-        A_B,
-        "'dataset.schedule=[{at:0.8,weights:{a:1,b:0}},{at:0.5,weights:{a:0,b:1}}]'",
-        "dataset.schedule=0.8, 0.5",
-        "after the one before",
-    ),
-    "a schedule after the end": bad_mixture(
-        A_B,
-        "trainer.max_steps=9 'dataset.schedule=[{at:9,weights:{a:1,b:0}}]'",
-        "dataset.schedule[0].at=9",
-        "the run has 9 steps",
-    ),
-    "a source shorter than a window": bad_mixture(
-        'a:"dataset=text dataset.path=IN/good.txt",b:"dataset=text dataset.path=IN/line.txt"',
-        "",
-        "trainer.seq_len=16",
-        "in the source b of the mixture",
     ),
     # keys and their form
     "unknown key": bad("model.d_modle=3", "model.d_modle=3", "did you mean model.d_model?"),
@@ -340,33 +213,6 @@ TABLE = {
     "evaluate a test split of a text": bad(
         "run=IN/run split=test", "split=test", "dataset=wikitext", program="evaluate", base=False
     ),
-    "less data than a window": bad("dataset.max_tokens=16", "dataset.max_tokens=16", "at least 17"),
-    "no name of a data set": bad("dataset=hf", "dataset.name=null", "user/set", base=False),
-    "an unknown configuration": bad(
-        "dataset=wikitext dataset.path=IN/wikitext dataset.config=wikitext-103-raw",
-        "dataset.config=wikitext-103-raw",
-        "did you mean wikitext-103-raw-v1?",
-    ),
-    "an unknown split": bad(
-        "dataset=hf dataset.name=IN/wikitext dataset.config=wikitext-103-raw-v1 dataset.split=dev",
-        "dataset.split=dev",
-        "there are train, validation, test",
-        base=False,
-    ),
-    "a column that the set has not": bad(
-        "dataset=wikitext dataset.path=IN/wikitext dataset.field=story", "dataset.field=story", "there are text"
-    ),
-    "an empty split": bad("dataset=tinystories dataset.path=IN/empty_set", "IN/empty_set", "another split"),
-    "a name that the path replaces": bad(
-        "dataset=hf dataset.name=user/set", "dataset.name=user/set", "turns it off; leave one"
-    ),
-    "a folder without a data set": bad("dataset=hf dataset.path=IN/no_text", "dataset.path=IN/no_text", "Parquet"),
-    "WikiText without headings": bad("dataset=wikitext dataset.path=IN/good.txt", "IN/good.txt", "= Title ="),
-    "streaming from disk": bad(
-        "dataset=hf dataset.path=IN/wikitext dataset.streaming=true", "dataset.streaming=true", "leave one"
-    ),
-    "web pages without a limit": bad("dataset=fineweb", "dataset.max_tokens=???", "set it"),
-    "another text for Shakespeare": bad("dataset=shakespeare dataset.path=IN/good.txt", "IN/good.txt", "dataset=text"),
     "evaluate past the context": bad("run=IN/run seq_len=17", "seq_len=17", "16", program="evaluate", base=False),
     "prepare nothing": bad(
         "dataset=text dataset.path=/nope", "dataset.path=/nope", "but not", program="prepare", base=False

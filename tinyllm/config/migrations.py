@@ -55,6 +55,7 @@ SELECTION: dict[str, Any] = {
     "max_tokens": None,
 }
 PACKING: dict[str, Any] = {"packing": "concat"}
+LARGE = PACKING | {"start_early": False, "shard_tokens": 2**26}
 ROUTED: dict[str, Any] = {"normalize": None, "n_groups": 1, "n_active_groups": None}
 PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MHA": HEADS,
@@ -62,12 +63,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MQA": HEADS,
     "tinyllm.nn.moe.AuxLoss": ROUTED,
     "tinyllm.nn.moe.AuxFree": ROUTED,
-    "tinyllm.data.text.TextCorpus": SELECTION | PACKING,
-    "tinyllm.data.jsonl.JsonlCorpus": SELECTION | PACKING,
+    "tinyllm.data.text.TextCorpus": SELECTION | LARGE,
+    "tinyllm.data.jsonl.JsonlCorpus": SELECTION | LARGE,
     "tinyllm.data.bin.BinCorpus": PACKING,
-    "tinyllm.data.hub.corpus.HubCorpus": PACKING,
-    "tinyllm.data.hub.corpus.WikitextCorpus": PACKING,
-    "tinyllm.data.parquet.ParquetCorpus": PACKING,
+    "tinyllm.data.hub.corpus.HubCorpus": LARGE,
+    "tinyllm.data.hub.corpus.WikitextCorpus": LARGE,
+    "tinyllm.data.parquet.ParquetCorpus": LARGE,
     "tinyllm.data.pydocs.PydocsCorpus": PACKING,
     "tinyllm.data.stdlib.StdlibCorpus": PACKING,
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},

@@ -24,6 +24,7 @@ from tinyllm.data.token_writer import TokenWriter
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.tokenizers.ids import ReadyIds
+from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.files import TEMPORARY, remove, sync
 from tinyllm.utils.locks import try_lock
 
@@ -132,17 +133,20 @@ def _fill(
     is_ready = corpus.content != tokenizer.content
     encoder = ReadyIds(tokenizer) if is_ready else tokenizer
     read = Meter("tokenizing", source.size, show, done=max(p.read for p in map(journal.progress, SIDES)))
+    every = min(SHARD_TOKENS, corpus.shard_tokens) if corpus.start_early else SHARD_TOKENS
     entries: dict[str, dict[str, Any]] = {}
     exceptions: dict[str, np.ndarray] = {}
     notes: dict[str, list[str]] = {}
     for side in reversed(SIDES):  # validation first, because training can start with it and a part of the training data
         documents = parts.train if side == "train" else parts.val
         with TokenWriter(folder / f"{side}.bin", tokenizer, after=journal.progress(side).ids) as writer:
-            _write_shards(journal, side, writer, encoder, documents, read)
+            _write_shards(journal, side, writer, encoder, documents, read, every=every)
             _require_some(side, writer.n_tokens, corpus.val_fraction)
             entry, exceptions[side] = writer.finish()
         entries[side] = entry | {"row_length": len(next(next(documents()).chunks())) if source.rows else None}
-        notes[side] = _notes(tokenizer, {"train": "training", "val": "validation"}[side], journal.progress(side).stats)
+        notes[side] = notes_on_encoding(
+            tokenizer, {"train": "training", "val": "validation"}[side], journal.progress(side).stats
+        )
     meta = {"key": identity["key"], "val_fraction": corpus.val_fraction, "rules": rules}
     meta |= {"data": _described(corpus, source), "tokenizer": trainer.label}
     meta["notes"] = journal.finished.facts["notes"] + [note for side in SIDES for note in notes[side]]
@@ -153,6 +157,7 @@ def _fill(
 
 def _learned(trainer: TokenizerTrainer, parts: Parts, show: Show) -> Tokenizer:
     """The tokenizer of the training split, which also covers validation."""
+    fault("prepare:tokenizer")
     read = Meter("learning the vocabulary", parts.train_size, show)
     texts = (text for document in parts.train() for text in trainer.pieces(read.chunks(document)))
     tokenizer = trainer.train(texts, n_documents=parts.train_documents, size=parts.train_size)
@@ -166,8 +171,10 @@ def _write_shards(
     encoder: Tokenizer,
     documents: Callable[[], Iterator[Document]],
     read: "Meter",
+    *,
+    every: int,
 ) -> None:
-    """Write what is missing of a split."""
+    """Write what is missing of a split, in shards of about ``every`` tokens."""
     progress = journal.progress(side)
     if progress.is_complete:
         return
@@ -176,7 +183,7 @@ def _write_shards(
     with closing(encoded):
         for text in encoded:
             writer.write(text.ids, text.lengths)
-            if text.end is not None and writer.n_tokens - durable >= SHARD_TOKENS:
+            if text.end is not None and writer.n_tokens - durable >= every:
                 position, durable = text.end, writer.n_tokens
                 ids = writer.commit()
                 journal.end_shard(
@@ -194,7 +201,7 @@ def _described(corpus: Corpus, source: Source) -> str:
     return f"{corpus.label} {os.path.abspath(source.path) if os.path.exists(source.path) else source.path}"
 
 
-def _notes(tokenizer: Tokenizer, side: str, stats: EncodingStats) -> list[str]:
+def notes_on_encoding(tokenizer: Tokenizer, side: str, stats: EncodingStats) -> list[str]:
     """Remarks for the user on how the text was encoded."""
     notes = []
     if stats.characters:

@@ -16,6 +16,8 @@ from tinyllm.data.selection import Count, Selection, selection_of
 from tinyllm.errors import UserError
 
 PACKINGS = ("concat", "best_fit")
+SHARD_TOKENS = 2**26
+"""Tokens of a shard by default."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Corpus(ABC):
         packing: how documents fill training windows: concat or best_fit, see :func:`tinyllm.data.run_data.make_source`.
         clean, normalize, dedup, max_documents, max_tokens: which documents are used, and how their text changes; see
             :class:`tinyllm.data.selection.Selection`. Validation that is not split off is used whole.
+        start_early, shard_tokens: training reads shards of ``shard_tokens`` tokens one after the other, each shuffled,
+            and starts once the first is prepared.
 
     Attributes:
         gives: the kind of data, which the objective must read.
@@ -64,6 +68,8 @@ class Corpus(ABC):
     gives: ClassVar[str] = TOKENS
     content: ClassVar[str] = "text"
     accepts_ready_ids: ClassVar[bool] = False
+    start_early: bool = False
+    shard_tokens: int = SHARD_TOKENS
     special_tokens: Sequence[str] = ()
 
     def __init__(
@@ -76,6 +82,8 @@ class Corpus(ABC):
         dedup: str | bool = False,
         max_documents: int | None = None,
         max_tokens: int | None = None,
+        start_early: bool = False,
+        shard_tokens: int = SHARD_TOKENS,
     ) -> None:
         if not 0 < val_fraction < 1:
             raise UserError(
@@ -92,6 +100,10 @@ class Corpus(ABC):
             clean=clean, normalize=normalize, dedup=dedup, max_documents=max_documents, max_tokens=max_tokens
         )
         self.count: Count = len
+        if shard_tokens < 2:
+            hint = "at least one training window"
+            raise UserError("value out of range", key="dataset.shard_tokens", value=shard_tokens, hint=hint)
+        self.start_early, self.shard_tokens = start_early, shard_tokens
 
     @property
     def eot_id(self) -> int | None:

@@ -52,8 +52,11 @@ class Mixture:
     ) -> None:
         if not sources:
             raise UserError("no sources", key="dataset.sources", value={}, hint="name at least one data set")
-        for name in sources:
+        for name, corpus in sources.items():
             check_name(name)
+            if getattr(corpus, "start_early", False):
+                key, hint = f"dataset.sources.{name}.start_early", "a mixture is prepared first; leave it out"
+                raise UserError("a source cannot start early", key=key, value=True, hint=hint)
         self.sources = dict(sources)
         self.weights = None if weights is None else _checked(weights, self.sources, "dataset.weights")
         self.schedule = _checked_schedule(schedule or [], self.sources)

@@ -2,8 +2,10 @@
 
 import errno
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tinyllm.data.build_cache import Show, build_cache
 from tinyllm.data.cache_use import preparing
@@ -41,21 +43,37 @@ def prepare(
         UserError: the corpus cannot be read or is too small, or the cache cannot be written.
     """
     show = progress or (lambda stage, done, total: None)
-    root, hashes, source, key = _look(corpus, tokenizer_trainer, cache_dir, rules)
+    root, hashes, source, key = locate(corpus, tokenizer_trainer, cache_dir, rules)
+    data = _prepared(root, key, corpus, tokenizer_trainer, source, hashes, rules=rules, show=show)
+    return with_settings(data, corpus, key)
+
+
+def _prepared(
+    root: Path,
+    key: str,
+    corpus: Corpus,
+    trainer: TokenizerTrainer,
+    source: Source,
+    hashes: ContentHashes,
+    *,
+    rules: int,
+    show: Show,
+) -> TokenData:
+    """The cache ``key``, built if it is missing or damaged."""
     folder = root / key
     try:
-        return _with_documents(open_cache(folder, key), corpus)
+        return open_cache(folder, key)
     except (FileNotFoundError, DamagedCacheError):
         pass  # tried again under the lock, as another process may be building or repairing it
     try:
         with locked(preparing(root, key), lambda: show("waiting for another process that prepares these data", 0, 0)):
             try:
-                return _with_documents(open_cache(folder, key), corpus)
+                return open_cache(folder, key)
             except FileNotFoundError:
                 notes = []
             except DamagedCacheError as reason:
                 notes = [f"The token cache was damaged ({reason}) and was rebuilt."]
-            build = partial(build_cache, root, key, corpus, tokenizer_trainer, source, hashes, rules=rules, show=show)
+            build = partial(build_cache, root, key, corpus, trainer, source, hashes, rules=rules, show=show)
             try:
                 build()
             except DamagedIdsError:  # what a killed preparation left was not what it had written, and is removed now
@@ -64,7 +82,7 @@ def prepare(
     except OSError as error:
         raise _cannot_write(root, error) from error
     data.notes.extend(notes)
-    return _with_documents(data, corpus)
+    return data
 
 
 def cached(
@@ -73,19 +91,26 @@ def cached(
     """The result of :func:`prepare` if it is in the cache, intact; else None. Builds nothing."""
     if not isinstance(corpus, Corpus):  # conversations are not cached
         return None
-    root, _, _, key = _look(corpus, tokenizer_trainer, cache_dir, RULES)
+    root, _, _, key = locate(corpus, tokenizer_trainer, cache_dir, RULES)
     try:
-        return _with_documents(open_cache(root / key, key), corpus)
+        return with_settings(open_cache(root / key, key), corpus, key)
     except (FileNotFoundError, DamagedCacheError):
         return None
 
 
-def _with_documents(data: TokenData, corpus: Corpus) -> TokenData:
-    """Data that know which id ends a document, and how documents fill windows."""
-    for side in (data.train, data.val):
-        side.packing = corpus.packing
-        side.eot_id = data.tokenizer.eot_id if corpus.eot_id is None else corpus.eot_id
-    return data
+def with_settings(data: TokenData, corpus: Corpus, key: str) -> TokenData:
+    """Cached data with what the settings of the corpus add: which id ends a document, how documents fill windows, and
+    in what shards to read them.
+
+    If they are read in shards, the fingerprint of the training split is that of what it is made from, because its ids
+    are not all there when a run starts.
+    """
+    settings: dict[str, Any] = {"packing": corpus.packing}
+    settings["eot_id"] = data.tokenizer.eot_id if corpus.eot_id is None else corpus.eot_id
+    train, val = (replace(split, **settings) for split in (data.train, data.val))
+    if corpus.start_early:
+        train = replace(train, shard_tokens=corpus.shard_tokens, fingerprint=fingerprint_of("start_early", key))
+    return replace(data, train=train, val=val)
 
 
 def cache_root(cache_dir: str | Path | None = None) -> Path:
@@ -102,9 +127,14 @@ def token_root(cache_dir: str | Path | None = None) -> Path:
     return cache_root(cache_dir) / "tokens"
 
 
-def _look(
+def locate(
     corpus: Corpus, trainer: TokenizerTrainer, cache_dir: str | Path | None, rules: int
 ) -> tuple[Path, ContentHashes, Source, str]:
+    """The folder of the token caches, the hashes of the files, the source, and the key of its cache.
+
+    Raises:
+        UserError: the corpus cannot be read, or is not for this tokenizer.
+    """
     is_ready = corpus.accepts_ready_ids and trainer.is_fixed
     if corpus.content != trainer.content and not is_ready:
         hint = "dataset=npy and dataset=bin need tokenizer=ids, which they select automatically"
@@ -116,6 +146,9 @@ def _look(
     place = cache_root(cache_dir)
     hashes = ContentHashes(place / "sources")
     source = corpus.open(hashes)
+    if source.rows and corpus.start_early:
+        hint = "the data are rows of equal length, which are ids already; leave it out"
+        raise UserError("rows are not read in shards", key="dataset.start_early", value=True, hint=hint)
     version = [] if rules == 1 else [rules]  # version 1 predates the numbering, and its caches keep their names
     key = fingerprint_of(FORMAT, source.fingerprint, trainer.fingerprint(), *version)[:32]
     return token_root(cache_dir), hashes, source, key

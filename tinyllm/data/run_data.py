@@ -15,6 +15,7 @@ from tinyllm.data.prepare import cached, prepare
 from tinyllm.data.prepare_mixture import cached_mixture, prepare_mixture
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.sampler import Sampler
+from tinyllm.data.shards import ShardedSampler
 from tinyllm.data.split import RULES
 from tinyllm.data.token_data import Split, TokenData
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
@@ -96,6 +97,8 @@ def make_source(split: Split | PairSplit | ConversationSplit, *, seq_len: int, s
         return ConversationSource(split, seq_len=seq_len, seed=seed)
     if split.packing == BEST_FIT:
         return PackedWindows(split, seq_len=seq_len, seed=seed)
+    if split.shard_tokens is not None:
+        return ShardedSampler(split, seq_len=seq_len, seed=seed)
     return Sampler(split, seq_len=seq_len, seed=seed)
 
 

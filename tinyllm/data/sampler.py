@@ -1,5 +1,7 @@
 """Sampler: the order of training, as a stateless function from sample numbers to windows of the data."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -8,6 +10,31 @@ from tinyllm.data.documents import document_ids
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Adjacent windows in a row of tokens.
+
+    Attributes:
+        windows: their number.
+        offsets: number of positions at which the first one may start.
+    """
+
+    windows: int
+    offsets: int
+
+    @classmethod
+    def of(cls, length: int, seq_len: int, *, shifts: bool = True) -> "Grid":
+        """The windows of ``seq_len`` + 1 tokens, which share their ends, in ``length`` tokens.
+
+        Args:
+            shifts: leave out a window if that makes room for every offset.
+        """
+        windows = max(0, (length - 1) // seq_len)
+        if shifts and windows > 1:
+            windows = (length - seq_len) // seq_len
+        return cls(windows, min(seq_len, length - windows * seq_len))
 
 
 class Sampler:
@@ -43,12 +70,8 @@ class Sampler:
                 hint=f"use more data, or a seq_len of at most {length - 1}",
             )
         self._row_length = length
-        rows = split.n_tokens // length
-        self._per_row = (length - 1) // seq_len
-        if split.row_length is None and self._per_row > 1:
-            self._per_row = (length - seq_len) // seq_len  # at most one fewer, which makes room for every offset
-        self._offsets = min(seq_len, length - self._per_row * seq_len)
-        self.windows_per_epoch = rows * self._per_row
+        self._grid = Grid.of(length, seq_len, shifts=split.row_length is None)
+        self.windows_per_epoch = split.n_tokens // length * self._grid.windows
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
         """Position in the split where the window of each sample starts, int64."""
@@ -58,26 +81,35 @@ class Sampler:
         for epoch in sorted(set(epochs.tolist())):  # np.unique would load numpy.ma, 0.1 s before the first step
             in_epoch = epochs == epoch
             key = draw(self.seed, epoch)
-            offset = draw(key, ROLE_OFFSET) % self._offsets
+            offset = draw(key, ROLE_OFFSET) % self._grid.offsets
             window = permuted(samples[in_epoch] - epoch * self.windows_per_epoch, self.windows_per_epoch, key)
-            row, column = np.divmod(window, self._per_row)
+            row, column = np.divmod(window, self._grid.windows)
             starts[in_epoch] = row * self._row_length + offset + column * self.seq_len
         return starts
 
     def windows(self, samples: np.ndarray) -> np.ndarray:
         """The ids of the windows of ``samples``, int64 of shape (len(samples), seq_len+1)."""
-        ids, length = self.split.ids, self.seq_len + 1
-        out = np.empty((len(samples), length), dtype=np.int64)
-        for row, start in zip(out, self.starts(samples), strict=True):
-            row[:] = ids[start : start + length]
-        return out
+        return read_windows(self.split, self.starts(samples), self.seq_len)
 
     def batch(self, samples: np.ndarray) -> Batch:
         """The windows of ``samples`` as inputs and, one token later, targets."""
-        windows = torch.from_numpy(self.windows(samples))
-        inputs = windows[:, :-1].contiguous()
-        doc_ids = document_ids(inputs, self.split.eot_id)
-        return Batch(inputs=inputs, targets=windows[:, 1:].contiguous(), doc_ids=doc_ids)
+        return batch_of(self.windows(samples), self.split.eot_id)
+
+
+def read_windows(split: Split, starts: np.ndarray, seq_len: int) -> np.ndarray:
+    """The ids of the windows that begin at ``starts``, int64 of shape (len(starts), seq_len+1)."""
+    ids, length = split.ids, seq_len + 1
+    out = np.empty((len(starts), length), dtype=np.int64)
+    for row, start in zip(out, starts, strict=True):
+        row[:] = ids[start : start + length]
+    return out
+
+
+def batch_of(windows: np.ndarray, eot_id: int | None) -> Batch:
+    """Windows of (B, seq_len+1) ids as inputs and, one token later, targets."""
+    ids = torch.from_numpy(windows)
+    inputs = ids[:, :-1].contiguous()
+    return Batch(inputs=inputs, targets=ids[:, 1:].contiguous(), doc_ids=document_ids(inputs, eot_id))
 
 
 ROLE_OFFSET = 2**32  # larger than any index of a Feistel round; the round keys are drawn from the same key

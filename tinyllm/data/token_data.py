@@ -30,6 +30,7 @@ class Split:
         exceptions: (2, n): sorted positions of the tokens whose bytes differ from ``token_bytes``, and these bytes.
         eot_id: id that ends a document; None: where documents end is unknown.
         packing: how documents fill training windows, "concat" or "best_fit".
+        shard_tokens: tokens of a shard, if training reads one after the other (``dataset.start_early``); else None.
         use: keeps the cache from being removed as long as this split exists.
     """
 
@@ -43,6 +44,7 @@ class Split:
     exceptions: np.ndarray
     eot_id: int | None = None
     packing: str = "concat"
+    shard_tokens: int | None = None
     use: CacheUse | None = field(default=None, repr=False, compare=False)
     _ids: np.ndarray | None = field(default=None, repr=False, compare=False)
 
@@ -72,6 +74,9 @@ class Split:
         first, last = np.searchsorted(positions, (start, stop))
         usual = self.token_bytes[self.ids[positions[first:last]]]
         return total + int((lengths[first:last] - usual).sum())
+
+    def close(self) -> None:
+        """Stop what prepares the split in the background, if anything does; what it has finished stays."""
 
     def __getstate__(self) -> dict[str, Any]:
         # Pickling a memory map would copy its content; the process that pickles keeps the cache in use.

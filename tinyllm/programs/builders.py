@@ -1,7 +1,7 @@
 """Build the objects that a composed configuration describes: model, optimizer, schedule, data."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
 from tinyllm.config.targets import Option, resolve_target
+from tinyllm.data.build_cache import Show
 from tinyllm.data.chat.corpus import ConversationCorpus
 from tinyllm.data.corpus import Corpus
 from tinyllm.data.mixture import naming
@@ -37,6 +38,13 @@ LORA = "lora"
 """The node of low-rank adapters; empty: none."""
 META = torch.device("meta")
 """Tensors on it have a shape and a dtype, and no memory."""
+
+
+class EarlyPreparation(Protocol):
+    """Opens data once their validation and their first shard are prepared."""
+
+    def __call__(self, corpus: Any, trainer: Any, *, rules: int, show: Show) -> RunData:
+        """See :func:`tinyllm.data.early_start.prepare_early`."""
 
 
 def plain(node: Any) -> dict[str, Any]:
@@ -252,7 +260,12 @@ def build_template(cfg: DictConfig, *, allow: frozenset[Option]) -> Any:
 
 
 def open_data(
-    corpus: Any, tokenizer_trainer: Any, *, trained_on: Mapping[str, Any] | None = None, lines: bool = True
+    corpus: Any,
+    tokenizer_trainer: Any,
+    *,
+    trained_on: Mapping[str, Any] | None = None,
+    lines: bool = True,
+    early: EarlyPreparation | None = None,
 ) -> RunData:
     """The tokens of a corpus, from the token cache or prepared now, with a progress bar.
 
@@ -260,6 +273,7 @@ def open_data(
         trained_on: ``data`` in the manifest of a checkpoint to resume. Its version of the split rules is used, so that
             an older run finds its own split again, and its revision of a data set of the hub. None: the current ones.
         lines: without a terminal, print a line per stage on standard output.
+        early: opens data with ``start_early``, of which only the beginning is prepared; None: all are prepared first.
 
     Raises:
         UserError: the data cannot be prepared, or a newer version of tinyllm split them.
@@ -273,4 +287,6 @@ def open_data(
         rows: Any = corpus.prepare(tokenizer_trainer)
         return rows
     with PreparationProgress(lines=lines) as progress:
+        if early is not None and isinstance(corpus, Corpus) and corpus.start_early:
+            return early(corpus, tokenizer_trainer, rules=int(rules), show=progress)
         return prepare_run_data(corpus, tokenizer_trainer, rules=int(rules), progress=progress)

@@ -25,6 +25,7 @@ from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.nn.loss import perplexity
 from tinyllm.programs.builders import build_corpus, open_corpus, open_data, plain
 from tinyllm.programs.conversations import template_of
+from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
@@ -183,6 +184,7 @@ def _other_data(
     Raises:
         UserError: the tokenizer has no ids for some of its text.
     """
+    refuse_start_early(cfg)
     corpus = build_corpus(plain(cfg.dataset), allow=allow, **template_of(cfg.dataset, saved, allow=allow))
     corpus.check()
     return corpus, _encoded(corpus.for_test() if cfg.split == "test" else corpus, saved, lines=lines)

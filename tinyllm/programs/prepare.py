@@ -11,6 +11,7 @@ from tinyllm.data.run_data import RunData, n_tokens
 from tinyllm.data.statistics import as_json, statistics_of
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import open_corpus, open_data
+from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.data_statistics import show
 from tinyllm.utils.tables import Column, Table
 
@@ -27,6 +28,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     if "dataset.packing" in invocation.typed:
         hint = "documents are packed when training starts, the prepared data are the same; leave it out"
         raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
+    refuse_start_early(cfg)
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     facts = {
         "train tokens": n_tokens(data, "train"),

@@ -6,6 +6,7 @@ alone are refused even before the data is opened, since opening it may take minu
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tinyllm.data.run_data import RunData, packing_notes, train_sources
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.errors import UserError
 from tinyllm.optim.schedules import Schedule
+from tinyllm.programs.background_preparation import prepare_in_background
 from tinyllm.programs.builders import (
     HORIZON,
     META,
@@ -37,6 +39,7 @@ from tinyllm.programs.builders import (
     planned_batch,
 )
 from tinyllm.programs.conversations import check_conversations
+from tinyllm.programs.data_checks import check_start_early
 from tinyllm.programs.initial_weights import fitted, initial_weights
 from tinyllm.programs.resume import (
     Resumption,
@@ -194,6 +197,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     if n_steps is not None and not resumption:
         corpus.check_length(n_steps)
     check_max_tokens(cfg, seq_len=batch.seq_len)
+    check_start_early(cfg, seq_len=batch.seq_len)
     path, is_new = resolve_run_dir(cfg, invocation, resumption)
     if resumption:
         notes += abandoned_steps(resumption, path)
@@ -235,7 +239,8 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     weights = resumption.checkpoint if resumption else settings.init_from
     trainer = tokenizer_for(settings.corpus, settings.tokenizer_trainer, weights, settings.invocation)
     with naming_saved_setting(resumption):
-        data = open_data(settings.corpus, trainer, trained_on=trained_on)
+        early = partial(prepare_in_background, cfg, allow=settings.invocation.allow)
+        data = open_data(settings.corpus, trainer, trained_on=trained_on, early=early)
     check_sampling(cfg, data.tokenizer)
     fit_vocabulary(cfg, settings.meta_model, vocab_size=data.tokenizer.vocab_size)
     check_memory(

@@ -32,10 +32,22 @@ def train(cfg: DictConfig, invocation: Invocation) -> int:
     """
     resumption = continue_job(cfg, invocation) if invocation.is_job else invocation.rewrite_result
     plan = make_plan(cfg, invocation, resumption)
+    with ExitStack() as background:
+        for split in plan.data.splits("train").values():
+            background.callback(split.close)
+        return train_planned(plan)
+
+
+def train_planned(plan: RunPlan) -> int:
+    """Train as planned; returns the exit code.
+
+    Raises:
+        UserError: the ranks differ, or the run directory cannot be created.
+    """
     if plan.is_complete:
         print(f"nothing to do: {plan.path} is complete at step {plan.start_step} of {plan.max_steps}")
         return 0
-    distributed = cfg.distributed
+    cfg, distributed = plan.cfg, plan.cfg.distributed
     with ExitStack() as stack:
         stop = stack.enter_context(listening())
         stack.enter_context(

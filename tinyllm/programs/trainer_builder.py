@@ -13,8 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.config.targets import Option
-from tinyllm.data.batch import PAIRS, Batch
-from tinyllm.data.loader import train_batches
+from tinyllm.data.batch import PAIRS
+from tinyllm.data.shards import ShardedSampler
 from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
@@ -23,6 +23,7 @@ from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
 from tinyllm.programs.conversations import sample_prompt, template_in
 from tinyllm.programs.reference import Reference
+from tinyllm.programs.remaining_batches import remaining_batches
 from tinyllm.programs.resume import to_save
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
@@ -39,6 +40,7 @@ from tinyllm.runs.state_schema import read_checked
 from tinyllm.training.callbacks import Callback, CallbackList, OptimizerGroup, RunInfo
 from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, preserving_state
+from tinyllm.training.data_arrival import AllData, ArrivingData
 from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import Objective
@@ -108,6 +110,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         log=log,
         events=events,
         stop=stop,
+        data=ArrivingData(plan.sampler, strategy) if isinstance(plan.sampler, ShardedSampler) else AllData(),
         warm_up=partial(warm_up, compiler, trial, events, run_dir),
         profiler=make_profiler(plan, run_dir.path, report=events.on_message),
         peak_flops=peak,
@@ -287,23 +290,6 @@ def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir
     """Compile what the first step needs, and record it in ``run.json``."""
     if compiled := compiler.warm_up(trial.run, tell=events.on_message):
         run_dir.write_status(names.RUNNING, compile=compiled)
-
-
-def remaining_batches(plan: RunPlan, state: TrainState) -> Iterator[Batch]:
-    """This rank's micro-batches from the state's step to the horizon."""
-    batch = plan.batch
-    return train_batches(
-        plan.sampler,
-        start_step=state.step,
-        end_step=plan.max_steps,
-        batch_size=batch.batch_size,
-        grad_accum_steps=batch.grad_accum_steps,
-        rank=plan.strategy.rank,
-        world_size=batch.world_size,
-        shift=state.sequences - state.step * batch.sequences,
-        length_at=plan.lengths.at,
-        **plain(plan.cfg.dataloader) | {"pin_memory": plan.pin_memory},
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

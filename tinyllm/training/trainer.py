@@ -1,9 +1,10 @@
 """The training loop."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -18,10 +19,12 @@ from tinyllm.training.batch_plan import BatchPlan
 from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
+from tinyllm.training.data_arrival import AllData
 from tinyllm.training.expert_load import StepLoad
 from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 from tinyllm.training.profiler import NoProfiler
+from tinyllm.training.rank_status import RankStatus
 from tinyllm.training.state import TrainState
 from tinyllm.training.stopwatch import Stopwatch
 from tinyllm.utils.device import peak_memory, shared_casts
@@ -86,6 +89,7 @@ class Trainer:
     """FLOPs per token of forward and backward pass by sequence length; None: those of the model."""
     before_first_step: Callable[[Stopping], None] = lambda stopping: None
     """Reads what the objective must know before the weights change, such as a reference."""
+    data: AllData = field(default_factory=AllData)
 
     def __post_init__(self) -> None:
         self.strategy = self.state.strategy
@@ -114,6 +118,9 @@ class Trainer:
             with watch.paused():
                 reason = self.after_step(dict(state.owed), watch, reason)
         while not reason:
+            with watch.paused():
+                if reason := self.wait_for_data():
+                    break
             with memory_for(
                 f"step {state.step + 1}: {self.batch_plan.batch_size} sequences of"
                 f" {self.lengths.at(state.step)} tokens at a time",
@@ -130,6 +137,17 @@ class Trainer:
                 self.profiler.step()
         finished = state.step >= settings.max_steps and state.owed is None
         return self.outcome("finished" if finished else "interrupted", self.last_metrics, "" if finished else reason)
+
+    def wait_for_data(self) -> str:
+        """Wait until the data of the next step are there; returns why to stop instead, with the step saved."""
+        needed, step = self.state.sequences + self.batch_plan.sequences, self.state.step
+        waits = partial(self.events.on_message, f"step {step + 1} waits for its data, which are still being prepared")
+        if self.data.wait(needed, stopping=self.stop_requested, tell=waits):
+            return ""
+        reason = Signals(self.rank_status.signal).name
+        if step > self.start_step:
+            self.checkpoints.save(best=False, reason=reason, is_final=True)
+        return reason
 
     def after_step(self, record: dict[str, float], watch: Stopwatch, reason: str) -> str:
         """Evaluate, sample, log and save after a step, each if it is due.
@@ -357,18 +375,6 @@ class Trainer:
             reason=reason,
             has_checkpoint=self.checkpoints.any_saved(),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RankStatus:
-    """Status of all ranks at the end of a step."""
-
-    signal: int = 0
-    """Number of the signal received by the lowest rank that received one; 0: none."""
-    all_written: bool = True
-    """No rank is still writing its part of a checkpoint."""
-    not_finite: Sequence[int] = ()
-    """Ranks whose part of the loss is NaN or infinite."""
 
 
 def is_due(every: int, step: int) -> bool:

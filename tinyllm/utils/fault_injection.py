@@ -31,6 +31,7 @@ POINTS = {
     "save:after_sync": "every file, the manifest included, is on disk under the temporary name",
     "save:after_rename": "the checkpoint has its name; hints and older checkpoints are unchanged",
     "save:between_hints": "one hint names the new checkpoint, the other does not yet",
+    "prepare:tokenizer": "the documents are split, the tokenizer is not trained",
     "prepare:shard": "a shard of ids is durable and noted in the journal",
     "save:mid_prune": "an old checkpoint has lost its name and is about to be deleted",
 }

@@ -67,6 +67,15 @@ def open_append(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, _CREATE | os.O_APPEND, 0o666), "ab")
 
 
+def open_read(path: Path) -> BinaryIO:
+    """Open a file for reading.
+
+    Raises:
+        OSError: it cannot be opened, or is a symbolic link (ELOOP).
+    """
+    return os.fdopen(os.open(path, open_flags("O_RDONLY", "O_NOFOLLOW", "O_NONBLOCK")), "rb")
+
+
 def open_update(path: Path) -> BinaryIO:
     """Open an existing file for reading and writing.
 
