@@ -325,6 +325,14 @@ class ChatConfig:
 
 
 @dataclass
+class AnswersConfig:
+    n_samples: int = key(at_least=1, at_most=10**4)
+    temperature: float = key(at_least=0)
+    max_new_tokens: int = key(at_least=1, at_most=10**6)
+    seed: int = key(at_least=0)
+
+
+@dataclass
 class EvaluateConfig:
     """Root of ``conf/evaluate.yaml``."""
 
@@ -338,9 +346,11 @@ class EvaluateConfig:
     precision: str = key(choices=PRECISIONS)
     quantize: str | None = key(choices=QUANTIZATIONS)
     device: str = key(choices=DEVICES)
+    answers: AnswersConfig = field(default_factory=AnswersConfig)
     debug: bool = key()
     tokenizer: Any = None
     dataset: Any = None
+    tools: Any = None
 
 
 @dataclass

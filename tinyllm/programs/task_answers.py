@@ -1,0 +1,116 @@
+"""``evaluate`` on tasks: the model answers their problems, with tools, and its answers are checked."""
+
+import sys
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+
+from tinyllm.config.build import build
+from tinyllm.config.targets import Option
+from tinyllm.data.tasks.corpus import TaskCorpus
+from tinyllm.errors import UserError, setting
+from tinyllm.inference.answering import Answering, answer_metrics
+from tinyllm.inference.tools.base import Tool
+from tinyllm.programs.conversations import saved_template
+from tinyllm.programs.load_model import SavedModel
+from tinyllm.utils.device import autocast
+from tinyllm.utils.environment import shows
+
+KEYS = ("answers", "tools")
+"""Nodes that only tasks read."""
+
+
+def build_tool(cfg: DictConfig, *, allow: frozenset[Option]) -> Tool | None:
+    """The tool of ``tools=``; None: no tool.
+
+    Raises:
+        UserError: the class is not a tool, or refuses its settings.
+    """
+    if not cfg.tools:
+        return None
+    tool = build(cfg.tools, path="tools", allow=allow)
+    if not isinstance(tool, Tool):
+        hint = "derive it from tinyllm.inference.tools.base.Tool"
+        raise UserError("not a tool", key="tools._target_", value=type(tool).__name__, hint=hint)
+    return tool
+
+
+def check_answer_keys(corpus: Any, typed: Collection[str]) -> None:
+    """Refuse settings of answers on the command line if the data are no tasks.
+
+    Args:
+        typed: keys and groups of the command line.
+
+    Raises:
+        UserError: names the key.
+    """
+    named = sorted(key for key in typed if key.partition(".")[0] in KEYS)
+    if named and not isinstance(corpus, TaskCorpus):
+        hint = "the data have no problems to answer; leave it out, or choose dataset=tasks"
+        raise UserError("the key has no effect here", file=named[0], hint=hint)
+
+
+def task_answers(
+    cfg: DictConfig,
+    saved: SavedModel,
+    corpus: TaskCorpus,
+    model: Any,
+    *,
+    device: torch.device,
+    precision: str,
+    allow: frozenset[Option],
+) -> dict[str, float]:
+    """The metrics of :func:`tinyllm.inference.answering.answer_metrics` on the problems of ``cfg.split``.
+
+    Raises:
+        UserError: the settings do not fit together, or the model was not trained on conversations.
+    """
+    settings = cfg.answers
+    if settings.n_samples > 1 and not settings.temperature:
+        hint = "every answer would be the same: set answers.temperature above 0, or leave it out"
+        raise UserError(
+            "several answers need a temperature", key="answers.n_samples", value=settings.n_samples, hint=hint
+        )
+    answering = Answering(
+        tokenizer=saved.tokenizer,
+        template=saved_template(saved),
+        tool=build_tool(cfg, allow=allow),
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+    )
+    prompts = corpus.prompts(cfg.split)
+    longest = max(len(answering.prompt_ids(prompt)) for prompt in prompts)
+    room = saved.cfg.model.max_seq_len - longest
+    if settings.max_new_tokens > room:
+        given = setting("answers.max_new_tokens", settings.max_new_tokens)
+        hint = f"at most {room}: the longest prompt has {longest} tokens, the context {saved.cfg.model.max_seq_len}"
+        raise UserError("prompt and answer do not fit into the context", file=given, hint=hint)
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not (sys.stderr.isatty() and shows("INFO")))
+    task = bar.add_task("answering", total=len(prompts) * settings.n_samples)
+    with bar:
+        return answer_metrics(
+            answering,
+            model,
+            prompts,
+            n_samples=settings.n_samples,
+            seed=settings.seed,
+            autocast=partial(autocast, device, precision),
+            progress=lambda done: bar.update(task, completed=done),
+        )
+
+
+def answer_rows(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The answers' metrics as rows of a table."""
+    names = [name for name in result if name.startswith("task/")]
+    return [(name, f"{result[name]:.1f}" if name.endswith("/tokens") else f"{result[name]:.1%}") for name in names]
+
+
+def shown_settings(cfg: DictConfig) -> dict[str, Any]:
+    """How the answers were made, for the JSON result."""
+    tool = OmegaConf.select(cfg, "tools._target_")
+    return {"tools": tool.rpartition(".")[2] if tool else None, "answers": OmegaConf.to_container(cfg.answers)}
