@@ -6,6 +6,7 @@
 import json
 import sys
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from tinyllm.data.corpus import Corpus
 from tinyllm.data.mixture import Mixture
 from tinyllm.data.prepare import cache_root
 from tinyllm.data.run_data import RunData, data_part
+from tinyllm.data.tasks.corpus import TaskCorpus
 from tinyllm.errors import UserError
 from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.nn.loss import perplexity
@@ -29,6 +31,7 @@ from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
+from tinyllm.programs.task_answers import answer_rows, check_answer_keys, shown_settings, task_answers
 from tinyllm.programs.resume import is_data_path
 from tinyllm.programs.saved_model import SavedModel
 from tinyllm.runs.listing import required_run
@@ -57,7 +60,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     if "dataset.packing" in invocation.typed:
         hint = "evaluation reads every token of a split in its order; leave it out"
         raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
-    result = evaluate_run(cfg, run, allow=invocation.allow, lines=not invocation.json)
+    result = evaluate_run(cfg, run, allow=invocation.allow, lines=not invocation.json, typed=invocation.typed)
     if invocation.json:
         print(json.dumps(finite(result)))
     elif "pairs" in result:
@@ -68,7 +71,12 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
 
 
 def evaluate_run(
-    cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset(), lines: bool = False
+    cfg: DictConfig,
+    run: str,
+    *,
+    allow: frozenset[Option] = frozenset(),
+    lines: bool = False,
+    typed: Collection[str] = (),
 ) -> dict[str, Any]:
     """Evaluate a model on a split of the data it was trained on, or of a different data set.
 
@@ -79,7 +87,8 @@ def evaluate_run(
         lines: print the stages of data preparation to standard output.
 
     Returns:
-        The metrics of :func:`tinyllm.inference.evaluation.evaluate_sources`, and the settings they were computed with.
+        The metrics of :func:`tinyllm.inference.evaluation.evaluate_sources`, on tasks also those of
+        :func:`tinyllm.inference.answering.answer_metrics`, and the settings they were computed with.
 
     Raises:
         UserError: the run cannot be loaded, its data is missing or has changed, or a setting is out of range.
@@ -87,6 +96,7 @@ def evaluate_run(
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
+    check_answer_keys(saved.cfg.dataset if cfg.dataset is None else cfg.dataset, typed, allow=allow)
     if (pairs := pairs_to_evaluate(cfg, saved, allow=allow)) is not None:
         return evaluate_pairs(cfg, saved, pairs, run, allow=allow)
     trainer, context = saved.cfg.trainer, saved.cfg.model.max_seq_len
@@ -123,6 +133,9 @@ def evaluate_run(
             name=cfg.split,
             progress=progress,
         )
+    if isinstance(corpus, TaskCorpus):
+        metrics |= task_answers(cfg, saved, corpus, model, device=device, precision=precision, allow=allow)
+        metrics |= shown_settings(cfg)
     metrics |= _per_word(metrics[f"{cfg.split}/loss"] * progress.done, corpus, cfg.split)
     return metrics | {
         "checkpoint": str(saved.path),
@@ -187,6 +200,8 @@ def _other_data(
     refuse_start_early(cfg)
     corpus = build_corpus(plain(cfg.dataset), allow=allow, **template_of(cfg.dataset, saved, allow=allow))
     corpus.check()
+    if isinstance(corpus, TaskCorpus) and cfg.split != "train":
+        corpus = corpus.without_training()
     return corpus, _encoded(corpus.for_test() if cfg.split == "test" else corpus, saved, lines=lines)
 
 
@@ -242,6 +257,7 @@ def _show(result: dict[str, Any]) -> None:
     figures = [(name, f"{result[name]:.4f}") for name in metrics]
     if f"{split}/word_ppl" in result:
         figures.append((f"{split}/{WORD_PERPLEXITY}", f"{result[f'{split}/word_ppl']:.4f}"))
+    figures += answer_rows(result)
     rows = [
         *figures,
         ("tokens", f"{result['tokens']:,}"),

@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinyllm.config.build import build
-from tinyllm.config.targets import Option
+from tinyllm.config.targets import Option, resolve_target
 from tinyllm.data.tasks.corpus import TaskCorpus
 from tinyllm.errors import UserError, setting
 from tinyllm.inference.answering import Answering, answer_metrics
 from tinyllm.inference.tools.base import Tool
+from tinyllm.programs.builders import plain
 from tinyllm.programs.conversations import saved_template
-from tinyllm.programs.load_model import SavedModel
+from tinyllm.programs.saved_model import SavedModel
 from tinyllm.utils.device import autocast
 from tinyllm.utils.environment import shows
 
@@ -40,17 +41,18 @@ def build_tool(cfg: DictConfig, *, allow: frozenset[Option]) -> Tool | None:
     return tool
 
 
-def check_answer_keys(corpus: Any, typed: Collection[str]) -> None:
+def check_answer_keys(dataset: DictConfig, typed: Collection[str], *, allow: frozenset[Option]) -> None:
     """Refuse settings of answers on the command line if the data are no tasks.
 
     Args:
+        dataset: the node of the data set.
         typed: keys and groups of the command line.
 
     Raises:
         UserError: names the key.
     """
     named = sorted(key for key in typed if key.partition(".")[0] in KEYS)
-    if named and not isinstance(corpus, TaskCorpus):
+    if named and not issubclass(resolve_target(plain(dataset), path="dataset", extra=allow), TaskCorpus):
         hint = "the data have no problems to answer; leave it out, or choose dataset=tasks"
         raise UserError("the key has no effect here", file=named[0], hint=hint)
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, NoReturn
+from typing import ClassVar, Literal, Self
 
 from tinyllm.data.batch import TOKENS
 from tinyllm.data.chat.messages import ASSISTANT, Conversation, parse_conversation
@@ -73,7 +73,7 @@ class ConversationCorpus:
     def pin(self, revision: str | None) -> None:
         """Files have no versions."""
 
-    def for_test(self) -> NoReturn:
+    def for_test(self) -> Self:
         """Files have no test split.
 
         Raises:
