@@ -31,9 +31,9 @@ from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
-from tinyllm.programs.task_answers import answer_rows, check_answer_keys, shown_settings, task_answers
 from tinyllm.programs.resume import is_data_path
 from tinyllm.programs.saved_model import SavedModel
+from tinyllm.programs.task_answers import answer_rows, check_answer_keys, shown_settings, task_answers
 from tinyllm.runs.listing import required_run
 from tinyllm.runs.metrics_log import finite
 from tinyllm.tokenizers.pretrained import FixedTrainer
