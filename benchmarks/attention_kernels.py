@@ -1,12 +1,14 @@
 """Causal attention kernels, forward and backward, on the shapes that set the dispatch thresholds.
 
-    python benchmarks/attention_kernels.py [--isa AVX512_CORE_BF16] [--threads 1] [--windows | --unlike | --head]
+    python benchmarks/attention_kernels.py [--isa AVX512_CORE_BF16] [--threads 1]
+        [--windows | --unlike | --documents | --head]
 
 Reports median milliseconds of CPU time on one thread (wall time on several), with the kernels interleaved. * marks the
 choice of ``tinyllm.nn.attention.kernels``: torch's fused kernel, or our kernel with this many queries per block.
 
 ``--windows`` measures sliding windows, folded into the batch for the fused kernel, against the fused kernel without a
 window. ``--unlike`` uses values of another size than keys, as latent attention has them; the fused kernel pads them.
+``--documents`` measures ``model.document_mask``: rows of several documents, against the same rows as one document.
 ``--head`` measures head and loss: chunk sizes, and vocabularies that are or are not a multiple of 32. ``--isa`` limits
 oneDNN to an older instruction set, to see what a machine without AMX or bf16 would choose.
 """
@@ -40,7 +42,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     what = parser.add_mutually_exclusive_group()
-    for name in ("windows", "unlike", "head"):
+    for name in ("windows", "unlike", "documents", "head"):
         what.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
     if options.isa:
@@ -55,6 +57,8 @@ def main() -> None:
     clock = time.process_time if options.threads == 1 else time.perf_counter
     if options.head:
         heads_and_losses(clock, options.repeats)
+    elif options.documents:
+        documents(clock, options.repeats)
     elif options.windows:
         attentions([((*qk, qk[-1]), window) for *qk, window in WINDOWS], clock, options.repeats)
     elif options.unlike:
@@ -105,6 +109,34 @@ def fused(q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor", *, window: in
     if window:
         return folded_attention(q, k, filled, window=window, sinks=0, scale=q.shape[-1] ** -0.5, dropout_p=0.0)
     return F.scaled_dot_product_attention(q, k, filled, is_causal=True)[..., : v.shape[-1]]
+
+
+def documents(clock: Callable[[], float], repeats: int) -> None:
+    """Print the time of attention within documents, and its ratio to attention over the whole rows."""
+    import torch
+
+    from tinyllm.nn.attention.kernels import CAUSAL, attend, attend_documents
+
+    batch, heads, length, size = 4, 4, 1024, 64
+    torch.manual_seed(0)
+    rows = {"8 equal documents": (torch.arange(length) // (length // 8)).repeat(batch, 1)}
+    for mean in (20, 80, 200, 600):
+        rows[f"random, {mean} on average"] = (torch.rand(batch, length) < 1 / mean).cumsum(1)
+    rows["1 document"] = torch.zeros(batch, length, dtype=torch.int64)
+    print(f"{'batch 4, 4 heads of 64, T=1024':40}{'whole rows':>12}{'documents':>12}{'ratio':>8}")
+    for dtype in (torch.bfloat16, torch.float32):
+        for name, doc_ids in rows.items():
+            q, k = (torch.randn(batch, heads, length, size, dtype=dtype, requires_grad=True) for _ in range(2))
+            v = torch.randn(batch, length, heads, size, dtype=dtype).transpose(1, 2).requires_grad_()
+            upstream = torch.randn(batch, length, heads, size, dtype=dtype).transpose(1, 2)
+            within = {"mask": CAUSAL, "scale": size**-0.5, "dropout_p": 0.0}
+            kernels = [partial(attend, dropout_p=0.0), partial(attend_documents, doc_ids_BT=doc_ids, **within)]
+
+            def run(kernel: Callable[..., torch.Tensor], qkv: tuple[torch.Tensor, ...], g: torch.Tensor) -> None:
+                torch.autograd.grad(kernel(*qkv), qkv, g)
+
+            whole, own = interleaved([partial(run, kernel, (q, k, v), upstream) for kernel in kernels], clock, repeats)
+            print(f"{str(dtype)[6:]:9}{name:31}{whole:12.2f}{own:12.2f}{own / whole:8.2f}", flush=True)
 
 
 def heads_and_losses(clock: Callable[[], float], repeats: int) -> None:

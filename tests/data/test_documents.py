@@ -46,12 +46,12 @@ def test_without_an_end_of_text_token_there_are_no_documents(tmp_path: Path) -> 
     split = make_split(tmp_path, np.arange(100))
     assert Sampler(split, seq_len=20, seed=1).batch(np.arange(3)).doc_ids is None
     assert document_ids(torch.zeros(2, 3), None) is None
-    assert document_lengths(Sampler(split, seq_len=20, seed=1), 10) == {10: 256}
+    assert document_lengths(Sampler(split, seq_len=20, seed=1), 10) == {10: 4}
 
 
 def test_lengths_are_those_of_the_documents_in_the_first_windows(split: Split) -> None:
     sampler, counts = Sampler(split, seq_len=20, seed=1), dict[int, int]()
-    for inputs in sampler.batch(np.arange(256)).inputs[:, :15].tolist():
+    for inputs in sampler.batch(np.arange(sampler.windows_per_epoch)).inputs[:, :15].tolist():
         numbers = numbered(inputs)
         for number in set(numbers):
             counts[numbers.count(number)] = counts.get(numbers.count(number), 0) + 1

@@ -78,7 +78,9 @@ DATA = {
     "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),
     "packing that does not exist": bad("dataset.packing=first_fit", "dataset.packing=first_fit", "concat, best_fit"),
     "packing a single document": bad("dataset.packing=best_fit", "dataset.packing=best_fit", "several documents"),
-    "packing rows": bad("dataset=npy dataset.path=IN/rows.npy dataset.packing=best_fit", "dataset.packing", "rows"),
+    "packing rows": bad(
+        "dataset=npy dataset.path=IN/rows.npy dataset.packing=best_fit", "dataset.packing=best_fit", "dataset=text"
+    ),
     "a mask of a single document": bad("model.document_mask=true", "model.document_mask=true", "several documents"),
     "a mask of rows": bad(
         "dataset=npy dataset.path=IN/rows.npy model.document_mask=true", "model.document_mask", "rows"

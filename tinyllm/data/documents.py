@@ -26,7 +26,8 @@ def document_ids(inputs_BT: Tensor, eot_id: int | None) -> Tensor | None:
 
 def document_lengths(source: WindowSource, seq_len: int) -> Counter[int]:
     """How many documents of each length there are in the first windows of a source, cut to ``seq_len`` tokens."""
-    batch = source.batch(np.arange(SAMPLED_WINDOWS)).shortened(seq_len)
+    n_windows = min(SAMPLED_WINDOWS, source.windows_per_epoch)
+    batch = source.batch(np.arange(n_windows)).shortened(seq_len)
     if batch.doc_ids is None:
         return Counter({batch.inputs.shape[1]: batch.sequences})
     lengths: Counter[int] = Counter()
@@ -54,12 +55,12 @@ def _refusal(split: Any) -> tuple[str, ...]:
     if split.eot_id is None:
         hint = "leave it out, or use several documents and a tokenizer with that token"
         return "the data have no end-of-text token, so where a document ends is unknown", hint
-    if _is_one_document(split):
+    if split.shard_tokens is None and _is_one_document(split):
         return f"the {split.name} split is a single document", "leave it out, or use data of several documents"
     return ()
 
 
 def _is_one_document(split: Split) -> bool:
-    """Whether no end-of-text token has another token after it."""
+    """Whether no end-of-text token has another token after it; not known of a split that is still being prepared."""
     ids = split.ids[:-1]
     return not any((ids[first : first + BLOCK] == split.eot_id).any() for first in range(0, len(ids), BLOCK))
