@@ -32,9 +32,11 @@ def inputs(doc_ids: Tensor, *, dtype: torch.dtype = torch.float64) -> tuple[Tens
     return q.to(dtype).requires_grad_(), k.to(dtype).requires_grad_(), v.to(dtype).requires_grad_()
 
 
-def by_definition(q: Tensor, k: Tensor, v: Tensor, doc_ids: Tensor, mask: AttentionMask) -> Tensor:
+def by_definition(
+    q: Tensor, k: Tensor, v: Tensor, doc_ids: Tensor, mask: AttentionMask, *, scale: float = 0.3
+) -> Tensor:
     k, v = k.repeat_interleave(2, dim=1), v.repeat_interleave(2, dim=1)
-    scores = 0.3 * q @ k.transpose(-1, -2)
+    scores = scale * q @ k.transpose(-1, -2)
     if mask.softcap:
         scores = mask.softcap * torch.tanh(scores / mask.softcap)
     return scores.masked_fill(~mask.within_documents(doc_ids), float("-inf")).softmax(-1) @ v
@@ -123,5 +125,24 @@ def test_flex_attention(mask: AttentionMask) -> None:
     with torch.no_grad():
         out = flex_documents(q, k, v, doc_ids, mask=mask, scale=0.3)
         torch.testing.assert_close(out, by_definition(q, k, v, doc_ids, mask), rtol=1e-4, atol=1e-5)
-    listed = block_mask(document_starts(doc_ids), mask)
-    assert listed.seq_lengths == (300, 300)
+    assert block_mask(document_starts(doc_ids), mask).seq_lengths == (300, 300)
+
+
+@pytest.mark.gpu
+@masks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_a_gpu(mask: AttentionMask, dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    doc_ids = documents(2, 300, mean=70)
+    torch.manual_seed(1)
+    shapes = (2, 4, 300, 64), (2, 2, 300, 64), (2, 2, 300, 64)
+    qkv = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    moved = [x.detach().to("cuda", dtype).requires_grad_() for x in qkv]
+    out = attend_documents(*moved, doc_ids.cuda(), mask=mask, scale=0.1, dropout_p=0.0)
+    expected = by_definition(*qkv, doc_ids, mask, scale=0.1)
+    upstream = torch.randn(expected.shape, dtype=torch.float64)
+    found = torch.autograd.grad(out, moved, upstream.to(out))
+    tolerance = 1e-2 if dtype == torch.float32 else 0.03  # fp32 products may run in TF32
+    for got, exact in zip((out, *found), (expected, *torch.autograd.grad(expected, qkv, upstream)), strict=True):
+        assert (got.cpu() - exact).norm() / exact.norm() < tolerance

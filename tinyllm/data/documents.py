@@ -55,12 +55,12 @@ def _refusal(split: Any) -> tuple[str, ...]:
     if split.eot_id is None:
         hint = "leave it out, or use several documents and a tokenizer with that token"
         return "the data have no end-of-text token, so where a document ends is unknown", hint
-    if split.shard_tokens is None and _is_one_document(split):
+    if split.shard_tokens is None and _is_one_document(split):  # not known while the data are being prepared
         return f"the {split.name} split is a single document", "leave it out, or use data of several documents"
     return ()
 
 
 def _is_one_document(split: Split) -> bool:
-    """Whether no end-of-text token has another token after it; not known of a split that is still being prepared."""
+    """Whether no end-of-text token has another token after it."""
     ids = split.ids[:-1]
     return not any((ids[first : first + BLOCK] == split.eot_id).any() for first in range(0, len(ids), BLOCK))
