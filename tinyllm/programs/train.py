@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import tinyllm
 from tinyllm.config.cli.main import Invocation
+from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 from tinyllm.programs.resume import continue_job
 from tinyllm.programs.run_plan import RunPlan, make_plan
@@ -34,7 +35,8 @@ def train(cfg: DictConfig, invocation: Invocation) -> int:
     plan = make_plan(cfg, invocation, resumption)
     with ExitStack() as background:
         for split in plan.data.splits("train").values():
-            background.callback(split.close)
+            if isinstance(split, Split):  # conversations and pairs are never prepared in the background
+                background.callback(split.close)
         return train_planned(plan)
 
 
