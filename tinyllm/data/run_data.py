@@ -134,6 +134,11 @@ def windows_per_epoch(data: RunData, *, seq_len: int) -> int:
     return sum(source.windows_per_epoch for source in train_sources(data, seq_len=seq_len, seed=0).values())
 
 
+def mean_tokens(source: WindowSource, *, seq_len: int) -> float:
+    """Tokens that a training sample costs on average: ``seq_len``, or less where rows have lengths of their own."""
+    return source.mean_tokens if isinstance(source, ConversationSource | PairSource) else seq_len
+
+
 def n_tokens(data: RunData, name: str) -> int:
     """Tokens of a split, over all sources."""
     return sum(split.n_tokens for split in data.splits(name).values())

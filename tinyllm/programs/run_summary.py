@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tinyllm.config.learning_rates import followed_rule, origin_of_rate
 from tinyllm.data.batch import TOKENS
-from tinyllm.data.run_data import n_tokens
+from tinyllm.data.run_data import mean_tokens, n_tokens
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
@@ -41,9 +41,11 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
     ranks = batch.world_size if plan.strategy.is_sharded else 1
     optimizer = optimizer_bytes(cfg, model, allow=plan.invocation.allow)
     trained = trained_bytes(counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, ranks=ranks)
-    epoch_tokens = plan.sampler.windows_per_epoch * batch.seq_len
+    per_sample = mean_tokens(plan.sampler, seq_len=batch.seq_len)
+    epoch_tokens = plan.sampler.windows_per_epoch * per_sample
     start, lengths, horizon = plan.start_step, plan.lengths, plan.horizon
-    planned_tokens = tokens + batch.sequences * (lengths.total(horizon.steps) - lengths.total(start - horizon.shift))
+    full_rows = batch.sequences * (lengths.total(horizon.steps) - lengths.total(start - horizon.shift))
+    planned_tokens = tokens + round(full_rows * per_sample / batch.seq_len)
     notes = list(plan.notes)
     if start < lengths.full_from:
         notes.append(

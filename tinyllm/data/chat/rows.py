@@ -176,6 +176,11 @@ class ConversationSource:
         self.windows_per_epoch = len(self._rows)
         self._orders: dict[int, np.ndarray] = {}
 
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens that a sample costs on average, without the padding to longer ones beside it."""
+        return float(self.split.lengths[self._rows].mean()) - 1
+
     def rows(self, samples: np.ndarray) -> np.ndarray:
         """The conversation of each sample, by number."""
         samples = np.asarray(samples, dtype=np.int64)

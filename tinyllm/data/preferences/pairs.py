@@ -167,6 +167,11 @@ class PairSource:
         self._pairs = split.fitting(seq_len)
         self.windows_per_epoch = len(self._pairs)
 
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens that a pair costs on average, without the padding to longer ones beside it."""
+        return 2 * (float(self.split.longest[self._pairs].mean()) - 1)
+
     def pairs(self, samples: np.ndarray) -> np.ndarray:
         """The pair of each sample, by number within the split."""
         samples = np.asarray(samples, dtype=np.int64)
