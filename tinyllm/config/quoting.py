@@ -41,6 +41,7 @@ LITERAL_KEYS = frozenset(
         "question",
         "reference",
         "tune",
+        "validation",
         "dataset.path",
         "dataset.val_path",
         "trainer.sample_prompt",

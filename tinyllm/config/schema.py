@@ -205,6 +205,7 @@ class CompareConfig(TrainConfig):
     match: str = key(choices=("params", "active_params", "flops", "kv_bytes", "none"))
     match_by: list[str] | None = key()
     tolerance: float = key(above=0, below=1)
+    validation: str | None = key(nonempty=True)
     seeds: Any = key(choices=("auto",), at_least=1, whole=True)
     effect: float = key(above=0)
     max_minutes: float | None = key(above=0)

@@ -56,8 +56,7 @@ def _composed(name: Any, text: Any, cfg: DictConfig, compose: Compose, check: Ch
         raise UserError("wrong type", key=where, value=text, hint=hint)
     in_source = partial(_in_source, where, text)
     try:
-        overrides = [_in_grammar(override) for override in words(text)]
-        _check_keys(overrides)
+        overrides = [_in_grammar(override) for override in data_overrides(text)]
         composed = compose(overrides)
         if composed.dataset.get("_target_") == cfg.dataset.get("_target_"):
             raise UserError("a source is a mixture", hint="mixtures do not nest; name its sources here")
@@ -65,6 +64,17 @@ def _composed(name: Any, text: Any, cfg: DictConfig, compose: Compose, check: Ch
     except UserError as error:
         raise in_source(error) from error
     return escaped(OmegaConf.to_container(composed.dataset, resolve=True))
+
+
+def data_overrides(text: str) -> list[str]:
+    """The overrides that choose a data set, as typed, from a string of them.
+
+    Raises:
+        UserError: they set anything else, or choose none.
+    """
+    overrides = words(text)
+    _check_keys(overrides)
+    return overrides
 
 
 def _in_grammar(override: str) -> str:

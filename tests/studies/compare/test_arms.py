@@ -68,7 +68,6 @@ def test_arms_of_a_study_file_are_combined_with_those_of_the_command_line(tmp_pa
         (("attn=mha,gqa", "seeds=1,2"), "the key cannot differ between arms (seeds=1,2)"),
         (("attn=mha,gqa", "budget=tokens,flops"), "the key cannot differ between arms (budget=tokens,flops)"),
         (("attn=mha,gqa", "seed=1,2"), "seeds=<number> repeats every arm"),
-        (("dataset=stdlib,pydocs",), "losses on different data"),
         (("attn=mha,gqa", "run.dir=x"), "this key cannot be set in a comparison (run.dir=x)"),
         (("attn=mha,gqa", "resume=x"), "this key cannot be set in a comparison (resume=x)"),
         (("study=/nowhere/study.yaml",), "no such study (/nowhere/study.yaml)"),

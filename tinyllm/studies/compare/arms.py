@@ -21,13 +21,12 @@ from tinyllm.utils.yaml_files import read_yaml
 
 OWN_KEYS = (
     *("study", "question", "reference", "match", "match_by", "tolerance", "budget", "seeds", "effect", "max_minutes"),
-    *("tune", "tune_trials", "evaluations", "probes", "parallel", "out"),
+    *("tune", "tune_trials", "evaluations", "probes", "parallel", "out", "validation"),
 )
 """Keys and groups of the comparison itself; all others are those of training."""
 FILE_KEYS = ("question", "reference", "settings", "arms")
 FIXED = {
     "seed": "seeds=<number> repeats every arm; seed=<number> sets the first seed",
-    "dataset": "losses on different data cannot be compared; make one study per dataset",
     "run.dir": "each run has its own directory below out=<directory>",
     "run.name": "each run has its own directory below out=<directory>",
     "resume": "the same command continues an interrupted comparison",

@@ -101,13 +101,20 @@ def without_keys(settings: Iterable[str], keys: Collection[str]) -> list[str]:
 
 
 def compose_arms(
-    arms: ArmSet, *, own: Collection[str], defaults: Sequence[str], config_dir: str | None, allow: frozenset[Option]
+    arms: ArmSet,
+    *,
+    own: Collection[str],
+    defaults: Sequence[str],
+    config_dir: str | None,
+    allow: frozenset[Option],
+    lines: bool = True,
 ) -> list[ComposedArm]:
     """Compose every arm and open its data.
 
     Args:
         own: keys of the study itself, which training does not know.
         defaults: settings for the keys that the command line does not set.
+        lines: print the stages of data preparation to standard output.
 
     Raises:
         UserError: an arm does not compose or cannot be built; the message names it.
@@ -118,7 +125,7 @@ def compose_arms(
         given = arms.settings_of(spec, without=own)
         overrides = [*without_keys(defaults, set(map(key_of, given))), *given]
         try:
-            composed.append(_composed(spec, overrides, opened, config_dir, allow))
+            composed.append(_composed(spec, overrides, opened, config_dir, allow, lines))
         except UserError as error:
             hint = f"arm {spec.name}: {error.hint}" if error.hint else f"arm {spec.name}"
             raise UserError(error.what, key=error.key, value=error.value, file=error.file, hint=hint) from error
@@ -126,7 +133,12 @@ def compose_arms(
 
 
 def _composed(
-    spec: ArmSpec, overrides: list[str], opened: dict[str, RunData], config_dir: str | None, allow: frozenset[Option]
+    spec: ArmSpec,
+    overrides: list[str],
+    opened: dict[str, RunData],
+    config_dir: str | None,
+    allow: frozenset[Option],
+    lines: bool,
 ) -> ComposedArm:
     """Compose one arm; arms with the same dataset and tokenizer share their data through ``opened``."""
     cfg = compose(*unquoted(overrides), config_dir=config_dir)
@@ -135,7 +147,7 @@ def _composed(
         raise UserError("a comparison needs evaluations", key="trainer.eval_every", value=0, hint=hint)
     source = json.dumps([plain(cfg.dataset), plain(cfg.tokenizer)], sort_keys=True)
     if source not in opened:
-        opened[source] = open_data(*open_corpus(cfg, allow=allow))
+        opened[source] = open_data(*open_corpus(cfg, allow=allow), lines=lines)
     data = opened[source]
     batch = planned_batch(cfg, world_size=cfg.strategy.get("nproc_per_node") or 1)
     vocab_size = cfg.model.vocab_size or data.tokenizer.vocab_size
@@ -225,6 +237,19 @@ def give_horizon(
             # Rounded up: the last step is evaluated in any case and would add one.
             arm.set("trainer.eval_every", max(1, -(-arm.max_steps // evaluations)))
         recompose(arm, config_dir=config_dir)
+
+
+def check_same_data(arms: Sequence[ComposedArm]) -> None:
+    """Refuse arms with different data sets, whose own validation texts differ.
+
+    Raises:
+        UserError: two arms have them.
+    """
+    first = plain(arms[0].cfg.dataset)
+    for arm in arms[1:]:
+        if plain(arm.cfg.dataset) != first:
+            hint = 'name a text that all are compared on, e.g. validation="dataset=wikitext"'
+            raise UserError("the arms have different data", file=f"{arms[0].name} and {arm.name}", hint=hint)
 
 
 def shared_metric(arms: Sequence[ComposedArm]) -> str:

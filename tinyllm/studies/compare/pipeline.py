@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
@@ -27,9 +27,12 @@ from tinyllm.studies.compare.run_ledger import (
 )
 from tinyllm.studies.compare.run_pool import Environment, PooledRun, run_all
 from tinyllm.studies.compare.tuning import Tuning, best_value, is_at_edge, trials_in
+from tinyllm.studies.compare.validation import SharedValidation
 from tinyllm.studies.compare.verdicts import UNITS
 from tinyllm.utils.stop_signal import StopRequest
 
+OWN = "val/loss"
+"""A metric that every run logs."""
 RUNS, TUNE, TIMING = "runs", "tune", "timing"
 
 
@@ -46,6 +49,7 @@ class StudyRuns:
         slots: the environment of each run that may go on at once.
         metric: the metric to compare the arms by.
         screen: shows the progress.
+        validation: the text that finished runs are evaluated on; None: the metric is one that they log.
     """
 
     directory: Path
@@ -57,6 +61,7 @@ class StudyRuns:
     config_dir: str | None
     allow: frozenset[Option]
     screen: Screen
+    validation: SharedValidation | None = None
     codes: dict[Path, int] = field(default_factory=dict)
     """Exit codes of the runs that were started and did not finish, by run directory."""
 
@@ -159,10 +164,24 @@ class StudyRuns:
             for seed in seeds:
                 run = self._training_run(arm, seed)
                 code = self.codes.get(run.path)
-                results.append(
-                    result_of(run, arm=arm.name, seed=seed, metric=self.metric, study=self.directory, code=code)
-                )
+                result = result_of(run, arm=arm.name, seed=seed, metric=self.logged, study=self.directory, code=code)
+                results.append(self._on_shared_text(result))
         return results
+
+    @property
+    def logged(self) -> str:
+        """The metric to compare by that runs log themselves."""
+        return self.metric if self.validation is None else OWN
+
+    def _on_shared_text(self, run: Run) -> Run:
+        """The result of a run with its value on the shared text, if there is one."""
+        if self.validation is None or run.status != FINISHED:
+            return run
+        self._check_stop()
+        value = self.validation.bits_per_byte(
+            self.directory / run.path, self.measured, config_dir=self.config_dir, allow=self.allow
+        )
+        return replace(run, value=value, records=[run.records[-1] | {self.metric: value}])
 
     def decide_seeds(self, *, effect: float, max_minutes: float | None) -> seed_planning.Plan:
         """Train a pilot of two arms with seeds of its own, and plan the number of seeds from it."""
@@ -225,8 +244,8 @@ class StudyRuns:
     def _outcome(self, run: PooledRun, code: int) -> str:
         if code:
             return f"failed: {run.reason(code)}"
-        value = last_value(run.path, self.metric)
-        return "not finite" if value is None else f"{self.metric} {value:.4f} in {seconds_of(run.path):.0f} s"
+        value = last_value(run.path, self.logged)
+        return "not finite" if value is None else f"{self.logged} {value:.4f} in {seconds_of(run.path):.0f} s"
 
     def _check_stop(self) -> None:
         if self.stop.signal is not None:

@@ -22,6 +22,7 @@ from tinyllm.studies.compare.arms import OWN_KEYS, ArmSet
 from tinyllm.studies.compare.budget import Budget
 from tinyllm.studies.compare.composed_arms import (
     ComposedArm,
+    check_same_data,
     compose_arms,
     give_horizon,
     match_arms,
@@ -38,6 +39,7 @@ from tinyllm.studies.compare.run_ledger import default_study_dir, slug
 from tinyllm.studies.compare.run_pool import Environment, device_slots
 from tinyllm.studies.compare.statistics import differences
 from tinyllm.studies.compare.tuning import Tuning, parse_tuning
+from tinyllm.studies.compare.validation import METRIC, SharedValidation
 from tinyllm.studies.compare.verdicts import verdicts
 from tinyllm.studies.probes.trials import probe_accuracies
 from tinyllm.utils.files import read_json, write_json
@@ -66,6 +68,8 @@ class Prepared:
     """Evaluations per run; None: as configured."""
     tuning: Tuning | None
     slots: list[Environment]
+    validation: SharedValidation | None
+    """The text that all arms are compared on; None: their own validation."""
 
 
 def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepared:
@@ -82,8 +86,16 @@ def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepare
     # A comparison prints no samples unless asked to; training's own default would generate text in every run.
     defaults = [f"trainer.sample_every={cfg.trainer.sample_every}"]
     config_dir, allow = invocation.config_dir, invocation.allow
-    arms = compose_arms(arm_set, own=OWN_KEYS, defaults=defaults, config_dir=config_dir, allow=allow)
+    arms = compose_arms(
+        arm_set, own=OWN_KEYS, defaults=defaults, config_dir=config_dir, allow=allow, lines=not invocation.json
+    )
     reference = reference_of(arms, cfg.reference)
+    validation = None
+    if cfg.validation is None:
+        check_same_data(arms)
+    else:
+        validation = SharedValidation.open(cfg.validation, config_dir=config_dir, allow=allow)
+        validation.check_unseen(arms, allow=allow)
     match_arms(arms, reference, match=cfg.match, match_by=cfg.match_by, tolerance=cfg.tolerance, allow=allow)
     tuning = parse_tuning(cfg.tune, cfg.tune_trials)
     if tuning is not None:
@@ -101,6 +113,7 @@ def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepare
         evaluations=evaluations,
         tuning=tuning,
         slots=device_slots(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
+        validation=validation,
     )
 
 
@@ -178,7 +191,8 @@ def conduct(
         reference=reference,
         slots=prepared.slots,
         stop=stop,
-        metric=shared_metric(arms),
+        metric=shared_metric(arms) if prepared.validation is None else METRIC,
+        validation=prepared.validation,
         config_dir=invocation.config_dir,
         allow=invocation.allow,
         screen=screen,
@@ -207,6 +221,8 @@ def conduct(
     speeds = study_runs.decode_speeds(runs)
     probes = {arm.name: probe_arm(arm, cfg, invocation, directory) for arm in arms} if cfg.probes else {}
     notes = notes_of(runs, arms, prepared.tuning)
+    if prepared.validation is not None:
+        notes.insert(0, f"all arms are compared on the validation part of {prepared.validation.text}")
     if budget.needs_speed:
         notes += timing.uneven_notes(runs, {arm.name: arm.tokens for arm in arms})
     study = Study(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tinyllm.studies.compare.results import Difference
 from tinyllm.studies.compare.statistics import LEVEL, POWER
 
-UNITS = {"val/bpb": "bpb", "val/loss": "nats per token"}
+UNITS = {"val/bpb": "bpb", "validation/bpb": "bpb", "val/loss": "nats per token"}
 """Units by metric; any other metric is named instead."""
 
 

@@ -12,6 +12,7 @@ MISSING = "–"
 """Shown for a number that is not known."""
 _METRICS = {
     "val/bpb": ("val bpb", "bits per byte"),
+    "validation/bpb": ("bpb on the shared text", "bits per byte"),
     "val/loss": ("val loss", "nats per token"),
 }
 """Name and unit of a metric."""

@@ -3,6 +3,7 @@
 from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Study
 from tinyllm.studies.compare.statistics import LEVEL
+from tinyllm.studies.compare.validation import METRIC
 from tinyllm.studies.report import numbers
 from tinyllm.studies.report.summary import ArmSummary, at_the_edge
 from tinyllm.studies.report.tables import MATCHED
@@ -84,9 +85,11 @@ def failures(arms: list[ArmSummary]) -> list[str]:
 def statistics(study: Study, arms: list[ArmSummary]) -> list[str]:
     """How values, differences, intervals and p-values were computed."""
     tests = sum(summary.difference is not None and summary.difference.p is not None for summary in arms)
+    of_run = f"the {study.metric} of its last evaluation"
+    if study.metric == METRIC:
+        of_run = "the bits per byte of its last checkpoint on the whole validation part of the shared text"
     return [
-        f"The value of a run is the {study.metric} of its last evaluation, after its last step. No checkpoint was"
-        " selected.",
+        f"The value of a run is {of_run}, after its last step. No checkpoint was selected.",
         "Runs are paired by seed: runs with the same seed see the same data in the same order. A difference is an arm's"
         f" value minus that of {one_line(study.reference)} for the same seed, so effects of the seed on both cancel.",
         f"Intervals are two-sided {100 * (1 - LEVEL):g} % Student's t intervals for the mean difference, and p-values"
