@@ -6,7 +6,7 @@ training data, prompts and, after an export, what ``apply_chat_template`` return
 
 import re
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,7 +108,7 @@ class ChatTemplate:
         plain = tokenizer.matching(False) if tokenizer.match_special else tokenizer
         ids: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         targets: list[np.ndarray] = [np.zeros(0, dtype=bool)]
-        for text, special_id, is_target in _pieces(rendered, SpecialTokenMatcher(special)):
+        for text, special_id, is_target in _pieces(rendered, _matcher(tuple(special.items()))):
             piece = plain.encode(text) if special_id is None else np.array([special_id], dtype=np.int64)
             ids.append(piece)
             targets.append(np.full(len(piece), is_target))
@@ -122,7 +122,7 @@ class ChatTemplate:
         """The rendered texts between special tokens: what the tokenizer encodes."""
         special = dict.fromkeys(self.special_tokens, 0)
         rendered = self._text(conversation, None, special, False)
-        return [text for text, special_id, _ in _pieces(rendered, SpecialTokenMatcher(special)) if special_id is None]
+        return [text for text, special_id, _ in _pieces(rendered, _matcher(tuple(special.items()))) if special_id is None]
 
     def check_prompts(self, conversation: Conversation) -> None:
         """Refuse a template whose prompts differ from what it trains on.
@@ -176,7 +176,7 @@ class ChatTemplate:
         self, conversation: Conversation, tokenizer: Tokenizer | None, special: dict[str, int], prompt: bool
     ) -> str:
         """The rendered text with marks."""
-        guarded = _guard(conversation.to_dict(), SpecialTokenMatcher(special))
+        guarded = _guard(conversation.to_dict(), _matcher(tuple(special.items())))
         values = {"tools": None, "documents": None, **guarded, "add_generation_prompt": prompt}
         values |= {} if tokenizer is None else _named_tokens(tokenizer)
         try:
@@ -241,6 +241,12 @@ def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     ends = [tokenizer.eot_id] if not tokenizer.eos_ids else sorted(tokenizer.eos_ids)
     ids = {"bos_token": tokenizer.begin_id, "eos_token": ends[0], "unk_token": tokenizer.unk_id}
     return {name: spelled[i] for name, i in ids.items() if i in spelled}
+
+
+@lru_cache(maxsize=16)
+def _matcher(special: tuple[tuple[str, int], ...]) -> SpecialTokenMatcher:
+    """The matcher of these tokens, kept: to build one takes as long as to render a short conversation."""
+    return SpecialTokenMatcher(dict(special))
 
 
 def _guard(value: Any, special: SpecialTokenMatcher) -> Any:
