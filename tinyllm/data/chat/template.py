@@ -121,8 +121,8 @@ class ChatTemplate:
     def plain_texts(self, conversation: Conversation) -> list[str]:
         """The rendered texts between special tokens: what the tokenizer encodes."""
         special = dict.fromkeys(self.special_tokens, 0)
-        rendered = self._text(conversation, None, special, False)
-        return [text for text, special_id, _ in _pieces(rendered, _matcher(tuple(special.items()))) if special_id is None]
+        rendered, matcher = self._text(conversation, None, special, False), _matcher(tuple(special.items()))
+        return [text for text, special_id, _ in _pieces(rendered, matcher) if special_id is None]
 
     def check_prompts(self, conversation: Conversation) -> None:
         """Refuse a template whose prompts differ from what it trains on.
