@@ -31,7 +31,10 @@ FLOORS: list[dict[str, set[str]]] = [
         }
         | {"matplotlib", "jinja2", "wandb"}
     },
-    {"programs": {"hydra", "omegaconf", "numpy", "rich", "torch", "yaml"}},
+    {
+        "programs": {"hydra", "omegaconf", "numpy", "rich", "torch", "yaml"}
+        | {"fastapi", "pydantic", "starlette", "uvicorn"}
+    },
     {"loggers": {"rich", "matplotlib", "wandb", "tensorboard", "torch"}, "interop": {"torch", "safetensors"}},
     {"training": {"torch", "numpy", "safetensors"}, "inference": {"torch", "numpy"}},
     {"runs": {"torch", "numpy", "safetensors", "yaml"}, "data": {"torch", "numpy", "jinja2"}},
@@ -67,6 +70,10 @@ IMPORTED_BY = {
     "scipy": ("studies/",),
     "statsmodels": ("studies/",),
     "jinja2": ("studies/", "data/chat/engine.py"),
+    "fastapi": ("programs/serve/",),
+    "pydantic": ("programs/serve/",),
+    "starlette": ("programs/serve/",),
+    "uvicorn": ("programs/serve/",),
 }
 """Heavy or optional libraries, and the files and folders that may import them at the top: those that only their users
 import."""
@@ -82,6 +89,8 @@ BY_ITSELF = (
     "hydra",
     "omegaconf",
     "rich",
+    "fastapi",
+    "uvicorn",
 )
 
 

@@ -26,7 +26,7 @@ from tinyllm.utils.text import LARGEST_INTEGER, whole_number
 AT_RUN_TIME = frozenset({"model.vocab_size"})
 """Arguments that are filled in at run time where they are null."""
 LIMITS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt, "at_most": operator.le}
-"""Bounds of :func:`tinyllm.config.schema.key`, and when a value satisfies them."""
+"""Bounds of :func:`tinyllm.config.schema_key.key`, and when a value satisfies them."""
 HYDRA_KEYS = ("_target_", *HYDRA_CALL_KEYS)
 
 

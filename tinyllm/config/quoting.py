@@ -147,7 +147,7 @@ def kind_of(annotation: Any, metadata: Any = None) -> ValueKind:
 
     Args:
         annotation: the type of a dataclass field or constructor parameter.
-        metadata: that of the dataclass field; see :func:`tinyllm.config.schema.key`.
+        metadata: that of the dataclass field; see :func:`tinyllm.config.schema_key.key`.
     """
     metadata = metadata or {}
     if annotation is Any and metadata.get("whole"):

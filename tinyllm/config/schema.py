@@ -12,39 +12,24 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
-MOST_STEPS, MOST_TOKENS = 10**12, 10**15
-"""Longer horizons are typos: the largest known runs took some 10¹³ tokens."""
-MOST_SEQUENCES, MOST_MICRO_STEPS = 2**20, 2**20
-"""Most sequences in a micro-batch, and most micro-steps in an optimizer step, whose batches are all in memory."""
-PRECISIONS, DEVICES = ("auto", "fp32", "bf16", "fp16"), ("auto", "cpu", "cuda", "mps")
-QUANTIZATIONS = ("int8",)
-WEIGHTS, SWITCH = ("auto", "raw", "ema"), ("auto", True, False)
-
-
-def key(
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-    at_most: int | None = None,
-    choices: tuple[Any, ...] = (),
-    nonempty: bool = False,
-    whole: bool = False,
-) -> Any:
-    """A dataclass field whose value comes from yaml, with its allowed values.
-
-    Args:
-        at_least: smallest allowed number.
-        above: numbers must be larger than this.
-        below: numbers must be smaller than this.
-        at_most: largest allowed number; set where a typo would keep the program busy forever.
-        choices: allowed values; with a range, words that are allowed besides numbers.
-        nonempty: the string must not be empty.
-        whole: numbers must be whole, in a key that also holds words.
-    """
-    allowed: dict[str, Any] = {"at_least": at_least, "above": above, "below": below, "at_most": at_most}
-    allowed |= {"choices": choices, "nonempty": nonempty, "whole": whole}
-    return field(default=MISSING, metadata=allowed)
+from tinyllm.config.schema_inference import (
+    ChatConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    ImportConfig,
+    ServeConfig,
+)
+from tinyllm.config.schema_key import (
+    DEVICES,
+    MOST_MICRO_STEPS,
+    MOST_SEQUENCES,
+    MOST_STEPS,
+    MOST_TOKENS,
+    PRECISIONS,
+    SWITCH,
+    key,
+)
 
 
 @dataclass
@@ -274,107 +259,6 @@ class PrepareConfig:
     chat_template: Any = MISSING
 
 
-@dataclass
-class GenerateConfig:
-    """Root of ``conf/generate.yaml``."""
-
-    run: str | None = key()
-    prompt: str = key()
-    prompts: str | None = key()
-    max_new_tokens: int = key(at_least=1)
-    temperature: float = key(at_least=0)
-    top_k: int | None = key(at_least=1)
-    top_p: float | None = key(above=0)
-    min_p: float | None = key(at_least=0)
-    repetition_penalty: float = key(above=0)
-    stop: Any = key()
-    bos: Any = key(choices=SWITCH)
-    special: bool = key()
-    n_samples: int = key(at_least=1, at_most=10**6)
-    seed: int = key(at_least=0)
-    interactive: bool = key()
-    checkpoint: str = key()
-    weights: str = key(choices=WEIGHTS)
-    kv_cache: bool = key()
-    precision: str = key(choices=PRECISIONS)
-    quantize: str | None = key(choices=QUANTIZATIONS)
-    decode_kernels: bool = key()
-    device: str = key(choices=DEVICES)
-    debug: bool = key()
-
-
-@dataclass
-class ChatConfig:
-    """Root of ``conf/chat.yaml``."""
-
-    run: str | None = key()
-    system: str | None = key(nonempty=True)
-    max_new_tokens: int = key(at_least=1)
-    temperature: float = key(at_least=0)
-    top_k: int | None = key(at_least=1)
-    top_p: float | None = key(above=0)
-    min_p: float | None = key(at_least=0)
-    repetition_penalty: float = key(above=0)
-    seed: int = key(at_least=0)
-    checkpoint: str = key()
-    weights: str = key(choices=WEIGHTS)
-    precision: str = key(choices=PRECISIONS)
-    decode_kernels: bool = key()
-    device: str = key(choices=DEVICES)
-    debug: bool = key()
-    tools: Any = MISSING
-
-
-@dataclass
-class AnswersConfig:
-    n_samples: int = key(at_least=1, at_most=10**4)
-    temperature: float = key(at_least=0)
-    max_new_tokens: int = key(at_least=1, at_most=10**6)
-    seed: int = key(at_least=0)
-
-
-@dataclass
-class EvaluateConfig:
-    """Root of ``conf/evaluate.yaml``."""
-
-    run: str | None = key()
-    split: str = key(choices=("val", "train", "test"))
-    checkpoint: str = key()
-    weights: str = key(choices=WEIGHTS)
-    seq_len: int | None = key(at_least=1)
-    stride: int | None = key(at_least=1)
-    batch_size: int | None = key(at_least=1, at_most=MOST_SEQUENCES)
-    precision: str = key(choices=PRECISIONS)
-    quantize: str | None = key(choices=QUANTIZATIONS)
-    device: str = key(choices=DEVICES)
-    answers: AnswersConfig = field(default_factory=AnswersConfig)
-    debug: bool = key()
-    tokenizer: Any = None
-    dataset: Any = None
-    tools: Any = None
-
-
-@dataclass
-class ExportConfig:
-    """Root of ``conf/export.yaml``."""
-
-    run: str | None = key()
-    format: str = key(choices=("hf",))
-    out: str | None = key()
-    checkpoint: str = key()
-    weights: str = key(choices=WEIGHTS)
-    debug: bool = key()
-
-
-@dataclass
-class ImportConfig:
-    """Root of ``conf/import_hf.yaml``."""
-
-    path: str | None = key()
-    out: str | None = key()
-    debug: bool = key()
-
-
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
     "describe": DescribeConfig,
@@ -386,6 +270,7 @@ SCHEMAS: dict[str, type] = {
     "prepare": PrepareConfig,
     "generate": GenerateConfig,
     "chat": ChatConfig,
+    "serve": ServeConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
     "import_hf": ImportConfig,

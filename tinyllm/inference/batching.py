@@ -135,6 +135,10 @@ class Engine:
         max_batch: most samples at a time; the memory of the caches is allocated at once.
         max_len: most tokens of a prompt and its continuation, at most the model's ``max_seq_len``.
         autocast: returns the context manager in which the model runs.
+
+    Attributes:
+        waiting: jobs that wait for a place, in order of arrival.
+        n_decoded: samples decoded together in the newest step.
     """
 
     def __init__(
@@ -150,6 +154,7 @@ class Engine:
         self.device = model.device
         self.batch: RowBatch[_Sample] = RowBatch(model, n_slots=max_batch, max_len=max_len, autocast=autocast)
         self.waiting: deque[Job] = deque()
+        self.n_decoded = 0
         self._reading: _Sample | None = None
         """The sample whose prompt is being read, in the last row; the rows before it are decoded."""
         self._n_read = 0
@@ -165,14 +170,26 @@ class Engine:
         Raises:
             ValueError: it can never be served: too many samples, or too many tokens.
         """
+        job = self.job(request)
+        self.add(job)
+        return job
+
+    def job(self, request: Request) -> Job:
+        """A job for :meth:`add`; any thread may ask for one.
+
+        Raises:
+            ValueError: see :meth:`submit`.
+        """
         length = len(request.ids) + request.max_new_tokens
         if not 1 <= request.n_samples <= self.max_batch:
             raise ValueError(f"n_samples={request.n_samples} must be from 1 to max_batch={self.max_batch}")
         if not request.ids or request.max_new_tokens < 0 or length > self.max_len:
             raise ValueError(f"{len(request.ids)} + {request.max_new_tokens} tokens, and the context is {self.max_len}")
-        job = Job(request)
+        return Job(request)
+
+    def add(self, job: Job) -> None:
+        """Put a job into the queue."""
         self.waiting.append(job)
-        return job
 
     def step(self) -> list[Piece]:
         """Read a piece of the prompts and one token of every running sample; what that added.
@@ -243,6 +260,7 @@ class Engine:
 
     def _decode(self, pieces: list[Piece]) -> None:
         samples = self.batch.members[: len(self.batch) - (self._reading is not None)]
+        self.n_decoded = len(samples)
         if samples:
             self._choose(samples, self.batch.step([sample.token for sample in samples]), pieces, first_row=0)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -22,7 +23,7 @@ from tinyllm.inference.printer import Printer
 from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.session import Session
 from tinyllm.nn.decode_kernels import DecodeKernels, KernelsUnavailable, decode_kernels
-from tinyllm.programs.load_model import model_of, open_saved
+from tinyllm.programs.load_model import SavedModel, model_of, open_saved
 from tinyllm.programs.quantization import loss_line, loss_sample, round_to_int8, unmeasured_line
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision
@@ -94,18 +95,35 @@ def open_session(cfg: DictConfig, run: str, prompts: list[str], *, allow: frozen
     longest = max(len(session.prompt_ids(prompt, key=key)) for prompt in prompts)
     if longest > model.max_seq_len:
         print_note(f"a prompt has {longest:,} tokens: the model reads the last {model.max_seq_len:,}, its context")
+    make_fast(model, saved, cfg, run=run, device=device, precision=precision, allow=allow)
+    return session
+
+
+def make_fast(
+    model: Any,
+    saved: SavedModel,
+    cfg: DictConfig,
+    *,
+    run: str,
+    device: torch.device,
+    precision: str,
+    allow: frozenset[Option] = frozenset(),
+) -> None:
+    """Convert a model to the form that is fastest for inference, as ``quantize`` and ``decode_kernels`` of ``cfg`` say.
+
+    What rounding costs is noted on standard error.
+    """
     kernels = kernels_for(device) if cfg.decode_kernels else None
     if cfg.quantize is None:
         model.for_inference(compute_dtype(precision), kernels=kernels)
+        return
+    sample = loss_sample(saved, model, allow=allow)
+    exact = sample and sample.loss(model, device=device, precision=precision)
+    round_to_int8(model, precision, kernels=kernels)
+    if sample is None or exact is None:
+        print_note(unmeasured_line(run, saved))
     else:
-        sample = loss_sample(saved, model, allow=allow)
-        exact = sample and sample.loss(model, device=device, precision=precision)
-        round_to_int8(model, precision, kernels=kernels)
-        if sample is None or exact is None:
-            print_note(unmeasured_line(run, saved))
-        else:
-            print_note(loss_line(exact, sample.loss(model, device=device, precision=precision), sample.tokens))
-    return session
+        print_note(loss_line(exact, sample.loss(model, device=device, precision=precision), sample.tokens))
 
 
 def kernels_for(device: torch.device) -> DecodeKernels | None:

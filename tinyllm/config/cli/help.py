@@ -24,6 +24,11 @@ _EXAMPLES = {
         ("talk to a model that was trained on conversations", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
         ("with a tool", "run=outputs/2026-01-31/12-00-00_nano_a1b2 tools=calculator temperature=0"),
     ],
+    "serve": [
+        ("an HTTP server for a trained model", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
+        ("two models, on another port", "runs={small:outputs/a,large:outputs/b} serve.port=8001"),
+        ("a Hugging Face model, in int8", "run=path/to/llama quantize=int8"),
+    ],
     "evaluate": [
         ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
         ("a Hugging Face model on your own text", "run=path/to/gpt2 dataset=text dataset.path=my.txt"),
@@ -112,6 +117,7 @@ _TO_QUOTE = {
     "generate": "prompt='Once upon a time'",
     "chat": "system='Answer briefly.'",
     "evaluate": "run='my runs/first'",
+    "serve": "run='my runs/first'",
     "export": "run='my runs/first'",
     "import_hf": "path='my models/gpt2'",
     "prepare": "dataset.path='my books/*.txt'",

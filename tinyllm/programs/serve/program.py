@@ -1,0 +1,187 @@
+"""``python -m tinyllm.serve``: load models, listen, serve until a signal."""
+
+import errno
+import math
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+import torch
+import uvicorn
+from omegaconf import DictConfig
+from starlette.types import ASGIApp
+
+from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import Option
+from tinyllm.errors import UserError
+from tinyllm.inference.batching import Engine
+from tinyllm.programs.generate import make_fast
+from tinyllm.programs.load_model import SavedModel, model_of, open_saved
+from tinyllm.programs.serve.app import create_app
+from tinyllm.programs.serve.check import api_key, served_runs
+from tinyllm.programs.serve.metrics import Metrics
+from tinyllm.programs.serve.served import ServedModel
+from tinyllm.programs.serve.worker import Worker
+from tinyllm.utils.device import autocast, pick_device, pick_precision
+from tinyllm.utils.memory import memory_for
+from tinyllm.utils.text import print_note, quantity
+
+
+def command(cfg: DictConfig, invocation: Invocation) -> int:
+    """Serve the models until SIGTERM or Ctrl-C. Returns the exit code: 1 if requests had to be cut off.
+
+    Raises:
+        UserError: the port is taken, or a model cannot be loaded.
+    """
+    runs = served_runs(cfg, program=invocation.program)
+    key = api_key(cfg.serve.api_key)
+    with closing(listen(cfg.serve.host, cfg.serve.port)) as bound:  # before minutes of loading
+        device = pick_device(cfg.device, key="device")
+        # All of them are found before the first is loaded.
+        saved = {
+            name: open_saved(run, checkpoint=cfg.checkpoint, allow=invocation.allow, tell=print_note)
+            for name, run in runs.items()
+        }
+        models = [
+            serve_model(name, one, cfg, run=runs[name], device=device, allow=invocation.allow)
+            for name, one in saved.items()
+        ]
+        metrics = Metrics()
+        worker = Worker([served.engine for served in models], metrics, max_waiting=cfg.serve.max_waiting)
+        app = create_app(
+            models,
+            worker,
+            metrics,
+            api_key=key,
+            max_body_bytes=cfg.serve.max_body_bytes,
+            cors=cfg.serve.cors or (),
+        )
+        for served in models:
+            print_note(facts_line(served))
+        print_note(f"listening on {url_of(bound)}/v1{'' if key else ', without an API key'}; Ctrl-C ends")
+        return run_server(app, bound, worker, grace_s=cfg.serve.grace_s)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address.
+
+    Raises:
+        UserError: the port is taken, or the address is not one of this machine.
+    """
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        hint = "give an address of this machine, such as 127.0.0.1"
+        raise UserError(f"no such address ({error})", key="serve.host", value=host, hint=hint) from error
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a restart has to wait for old connections
+        bound.bind(address)
+        return bound
+    except OSError as error:
+        bound.close()
+        if error.errno == errno.EADDRINUSE:
+            hint = "another program listens there; choose another port, or 0 for a free one"
+            raise UserError("the port is in use", key="serve.port", value=port, hint=hint) from error
+        if error.errno == errno.EACCES:
+            raise UserError("not permitted", key="serve.port", value=port, hint="choose a port from 1024") from error
+        hint = "give an address of this machine, such as 127.0.0.1"
+        raise UserError(error.strerror or "cannot listen", key="serve.host", value=host, hint=hint) from error
+
+
+def serve_model(
+    name: str,
+    saved: SavedModel,
+    cfg: DictConfig,
+    *,
+    run: str,
+    device: torch.device,
+    allow: frozenset[Option] = frozenset(),
+) -> ServedModel:
+    """Load the weights of a model and allocate its caches.
+
+    Raises:
+        UserError: the weights cannot be loaded, or not one context fits into ``serve.max_tokens_total``.
+    """
+    precision = pick_precision(cfg.precision, device)
+    model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
+    context, limit, max_batch = model.max_seq_len, cfg.serve.max_tokens_total, cfg.serve.max_batch
+    if limit is not None and limit < context:
+        hint = f"at least {context}, the context of {name}"
+        raise UserError("the caches would not hold one context", key="serve.max_tokens_total", value=limit, hint=hint)
+    make_fast(model, saved, cfg, run=run, device=device, precision=precision, allow=allow)
+    with memory_for(f"the caches of {name}", hint="lower serve.max_batch or serve.max_tokens_total"):
+        engine = Engine(
+            model,
+            saved.tokenizer,
+            max_batch=max_batch if limit is None else min(max_batch, limit // context),
+            max_len=context,
+            autocast=partial(autocast, device, precision),
+        )
+    created = int(Path(saved.path).stat().st_mtime)
+    return ServedModel(name=name, engine=engine, bos=cfg.bos, special=cfg.special, created=created)
+
+
+def facts_line(served: ServedModel) -> str:
+    """What is served, and the size of its caches."""
+    engine = served.engine
+    size = f"{engine.max_batch * engine.max_len:,} tokens ({quantity(engine.batch.cache.nbytes(), 'B')})"
+    return f"{served.name}: context {engine.max_len:,}, batch {engine.max_batch}, caches of {size}"
+
+
+def url_of(bound: socket.socket) -> str:
+    """The address of a bound socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class Server(uvicorn.Server):
+    """A server whose signals end it in order, with exit code 0; a second one cuts requests off."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals; uvicorn itself would raise them again after the shutdown."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def server_config(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
+    """How the server runs: quietly, and with an end in order."""
+    return uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
+        # A whole number of seconds, at least one: 0 would cut off requests that are about to end.
+        timeout_graceful_shutdown=max(1, math.ceil(grace_s)),
+    )
+
+
+def run_server(app: ASGIApp, bound: socket.socket, worker: Worker, *, grace_s: float) -> int:
+    """Serve until a signal; the exit code."""
+    try:
+        Server(server_config(app, grace_s=grace_s)).run(sockets=[bound])
+    finally:
+        worker.stop()
+    if worker.cut_off:
+        print_note(f"{worker.cut_off} request{'s' * (worker.cut_off != 1)} had to be cut off")
+        return 1
+    return 0
