@@ -76,3 +76,14 @@ def test_the_result_of_a_tool_is_no_target() -> None:
 def test_settings_that_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         corpus(**changed)
+
+
+def test_prompts_are_generated_when_asked_for() -> None:
+    made = corpus(n_train=10**7)
+    train, val = made.prompt_splits()
+    assert (len(train), len(val)) == (10**7, 30)
+    assert train[10**7 - 1] == made.tasks.prompt("train", 10**7 - 1) == train[-1]
+    assert list(val)[3:5] == val[3:5] == [made.tasks.prompt("val", 3), made.tasks.prompt("val", 4)]
+    assert list(made.for_test().prompt_splits()[1]) == list(made.prompts("test"))
+    with pytest.raises(IndexError):
+        val[30]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from typing import Self
+from typing import Self, overload
 
 from tinyllm.data.chat.corpus import ConversationCorpus, TooLong
 from tinyllm.data.chat.messages import Conversation
@@ -13,6 +13,28 @@ from tinyllm.errors import UserError
 
 MOST_PROBLEMS = 10**7
 """Problems of a split; they are rendered into memory."""
+
+
+class TaskPrompts(Sequence[Prompt]):
+    """The first ``count`` problems of a split as prompts, each generated when it is asked for."""
+
+    def __init__(self, tasks: TaskSet, side: str, count: int) -> None:
+        self.tasks, self.side, self.numbers = tasks, side, range(count)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Prompt: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Prompt]: ...
+
+    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
+        chosen = self.numbers[index]
+        if isinstance(chosen, range):
+            return [self.tasks.prompt(self.side, number) for number in chosen]
+        return self.tasks.prompt(self.side, chosen)
 
 
 class TaskCorpus(ConversationCorpus):
@@ -89,9 +111,13 @@ class TaskCorpus(ConversationCorpus):
     def conversations(self) -> Iterator[Conversation]:
         return self._of("train", self.n_train)
 
-    def prompts(self, side: str) -> list[Prompt]:
-        """The problems of a split as prompts: of ``train`` as many as of the others."""
-        return [self.tasks.prompt(side, number) for number in range(self.n_val)]
+    def prompts(self, side: str) -> Sequence[Prompt]:
+        """The problems of a split as prompts, of ``train`` as many as of the others."""
+        return TaskPrompts(self.tasks, side, self.n_val)
+
+    def prompt_splits(self) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+        """The problems of training and of validation as prompts, for reinforcement learning."""
+        return TaskPrompts(self.tasks, "train", self.n_train), self.prompts(self.held_out)
 
     def _of(self, side: str, count: int) -> Iterator[Conversation]:
         return (self.tasks.conversation(side, number) for number in range(count))
