@@ -109,7 +109,7 @@ class ConversationCorpus:
         splits = [
             ConversationSplit.of(
                 name,
-                [self._rendered(conversation, tokenizer) for conversation in conversations],
+                self._rendered(conversations, tokenizer),
                 drops_long=self.drops_long,
                 tokenizer=tokenizer,
             )
@@ -125,12 +125,13 @@ class ConversationCorpus:
             notes=notes,
         )
 
-    def _rendered(self, conversation: Conversation, tokenizer: Tokenizer) -> Rendered:
-        rendered = self.chat_template.render(conversation, tokenizer)
-        if not rendered.is_target[1:].any():
-            said = json.dumps(conversation.to_dict(), ensure_ascii=False)[:80]
-            hint = f"{said}…; the template's generation marks enclose none of it"
-            raise UserError("a conversation without a target", key="dataset.path", value=self.path, hint=hint)
+    def _rendered(self, conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Rendered]:
+        rendered = self.chat_template.render_all(conversations, tokenizer)
+        for conversation, row in zip(conversations, rendered, strict=True):
+            if not row.is_target[1:].any():
+                said = json.dumps(conversation.to_dict(), ensure_ascii=False)[:80]
+                hint = f"{said}…; the template's generation marks enclose none of it"
+                raise UserError("a conversation without a target", key="dataset.path", value=self.path, hint=hint)
         return rendered
 
     def _places(self) -> list[tuple[str, str]]:
