@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from tests.support.hub_sets import tinystories, wikitext
+from tests.support.chats import record, write_records
 from tests.support.preferences import write_preferences
 from tests.support.training_runs import SMALL, train, write_corpus
 
@@ -51,6 +52,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "rows.npy", np.arange(640).reshape(20, 32))
     np.save(place / "negative.npy", np.full((20, 32), -1, dtype=np.int64))
     write_preferences(place / "pairs.jsonl", n_pairs=20)
+    write_records(place / "chats.jsonl", [record(seed, tools=False) for seed in range(12)])
+    asked = {"role": "user", "content": "Hi"}
+    write_records(place / "twice.jsonl", [{"messages": [asked, asked]}])
     (place / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     data = ("dataset=text", f"dataset.path={place / 'good.txt'}")
     assert train(*SMALL, *data, "trainer.max_steps=2", f"run.dir={place / 'run'}") == 0

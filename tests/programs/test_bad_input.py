@@ -15,6 +15,86 @@ CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)
 
 TABLE = {
     **DATA,
+    # data
+    "empty file": bad("dataset.path=IN/empty.txt", "dataset.path=IN/empty.txt", "no text to train on"),
+    "a few characters": bad("dataset.path=IN/short.txt", "dataset.val_fraction=0.1", "more data"),
+    "shorter than a window": bad("dataset.path=IN/line.txt", "trainer.seq_len=16", "at most"),
+    "missing file": bad("dataset.path=IN/nope.txt", "dataset.path=IN/nope.txt", "but not nope.txt"),
+    "a folder without text": bad("dataset.path=IN/no_text", "dataset.path=IN/no_text", "any UTF-8 file"),
+    "no path": bad("dataset=text", "dataset.path=???", "set it", base=False),
+    "an empty path": bad("dataset.path=", "dataset.path=", "a file, a folder or a glob"),
+    "bad UTF-8": bad("dataset.path=IN/bad_utf8.txt", "IN/bad_utf8.txt", "dataset.errors=replace"),
+    "UTF-16": bad("dataset.path=IN/utf16.txt", "IN/utf16.txt", "iconv"),
+    "a damaged gzip file": bad("dataset.path=IN/text.txt.gz", "IN/text.txt.gz", "cut off"),
+    "a damaged Parquet file": bad("dataset=parquet dataset.path=IN/cut.parquet", "IN/cut.parquet", "fetch the file"),
+    "no such column": bad(
+        "dataset=parquet dataset.path=IN/table.parquet", "dataset.field=text", "there are story, stars"
+    ),
+    "a column of numbers": bad(
+        "dataset=parquet dataset.path=IN/table.parquet dataset.field=stars", "dataset.field=stars", "strings"
+    ),
+    "text for a table": bad("dataset=parquet dataset.path=IN/good.txt", "IN/good.txt", "dataset=text"),
+    "ids with an unknown magic number": bad("dataset=bin dataset.path=IN/magic.bin", "IN/magic.bin", "known: 20240520"),
+    "ids of an odd size": bad("dataset=bin dataset.path=IN/odd.bin", "IN/odd.bin", "uint16"),
+    "a shard that was cut off": bad("dataset=bin dataset.path=IN/short_shard.bin", "IN/short_shard.bin", "copy it"),
+    "ids above the vocabulary": bad(
+        "dataset=bin dataset.path=IN/train.bin tokenizer=pretrained tokenizer.path=IN/run",
+        "tokenizer=pretrained",
+        "made",
+    ),
+    "an unknown way to clean": bad("dataset.clean=yes_please", "dataset.clean=yes_please", "wikitext"),
+    "an unknown normalization": bad("dataset.normalize=nfd", "dataset.normalize=nfd", "nfc"),
+    "no documents at all": bad("dataset.max_documents=0", "dataset.max_documents=0", "at least 1"),
+    "WikiText without a heading": bad("dataset.clean=wikitext", "IN/good.txt", "= Title ="),
+    "a PDF for lines": bad("dataset=jsonl dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"),
+    "a PDF for a text that may be bad": bad(
+        "dataset.errors=replace dataset.path=IN/paper.pdf", "IN/paper.pdf", "pdftotext"
+    ),
+    "a pipe": bad("dataset.path=IN/pipe", "dataset.path=IN/pipe", "write the data to a file"),
+    "validation of the training text": bad(
+        "dataset.val_path=IN/good.txt", "dataset.val_path=IN/good.txt", "omit dataset.val_path to split off a part"
+    ),
+    "numbers without a header": bad("dataset=npy dataset.path=IN/train.bin", "IN/train.bin", "dataset=bin"),
+    "numbers in one row": bad("dataset=npy dataset.path=IN/flat.npy", "IN/flat.npy", "array.reshape"),
+    "a JSON array for lines": bad("dataset=jsonl dataset.path=IN/array.json", "IN/array.json:1", "jq -c"),
+    "no validation": bad("dataset.val_fraction=0", "dataset.val_fraction=0", "between 0 and 1"),
+    "a line without the field": bad("dataset=jsonl dataset.path=IN/lines.jsonl", "IN/lines.jsonl:2", "texd"),
+    "numbers that are no ids": bad("dataset=npy dataset.path=IN/floats.npy", "IN/floats.npy", "int"),
+    "packing that does not exist": bad("dataset.packing=first_fit", "dataset.packing=first_fit", "concat, best_fit"),
+    "packing a single document": bad("dataset.packing=best_fit", "dataset.packing=best_fit", "several documents"),
+    "packing rows": bad("dataset=npy dataset.path=IN/rows.npy dataset.packing=best_fit", "dataset.packing", "rows"),
+    "a mask of a single document": bad("model.document_mask=true", "model.document_mask=true", "several documents"),
+    "a mask of rows": bad(
+        "dataset=npy dataset.path=IN/rows.npy model.document_mask=true", "model.document_mask", "rows"
+    ),
+    "packing in preparation": bad(
+        "dataset=text dataset.path=IN/good.txt dataset.packing=best_fit",
+        "dataset.packing=best_fit",
+        "leave it out",
+        program="prepare",
+        base=False,
+    ),
+    "packing in evaluation": bad(
+        "run=IN/run dataset=text dataset.path=IN/good.txt dataset.packing=best_fit",
+        "dataset.packing=best_fit",
+        "leave it out",
+        program="evaluate",
+        base=False,
+    ),
+    "negative ids": bad("dataset=npy dataset.path=IN/negative.npy", "IN/negative.npy", "0"),
+    "text for the tokenizer of numbers": bad("tokenizer=ids", "tokenizer", "dataset=npy"),
+    # conversations
+    "a text for conversations": bad("dataset=chat dataset.path=IN/lines.jsonl", "IN/lines.jsonl:1", "`conversations`"),
+    "two questions in a row": bad("dataset=chat dataset.path=IN/twice.jsonl", "twice.jsonl:1 message 2", "merge them"),
+    "a conversation too long": bad(
+        "dataset=chat dataset.path=IN/chats.jsonl trainer.seq_len=8", "trainer.seq_len=8", "dataset.too_long=drop"
+    ),
+    "a token that the tokenizer lacks": bad(
+        "dataset=chat dataset.path=IN/chats.jsonl tokenizer.special_tokens=[<bos>]",
+        "tokenizer.special_tokens=",
+        "include <eos>",
+    ),
+    "a template for a text": bad("chat_template=chatml", "chat_template=ChatML", "choose dataset=chat"),
     # preferences and their objectives
     "preferences for the next token": bad(
         "dataset=preferences dataset.path=IN/pairs.jsonl", "dataset=preferences", "choose an objective for it: dpo"
