@@ -4,16 +4,30 @@ import gzip
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tests.support.hub_sets import tinystories, wikitext
 from tests.support.chats import record, write_records
+from tests.support.hub_sets import tinystories, wikitext
 from tests.support.preferences import write_preferences
 from tests.support.training_runs import SMALL, train, write_corpus
+
+ASKED, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
+CALLED = SAID | {"tool_calls": [{"function": {"name": "calc", "arguments": {}}}]}
+WRONG_CONVERSATIONS: dict[str, Any] = {
+    "twice": {"messages": [ASKED, ASKED]},
+    "role": {"messages": [ASKED | {"role": "bot"}]},
+    "unanswered": {"messages": [ASKED]},
+    "empty": {"messages": [ASKED, SAID | {"content": ""}]},
+    "picture": {"messages": [ASKED, SAID | {"content": [{"type": "image_url"}]}]},
+    "result": {"messages": [ASKED, {"role": "tool", "content": "1"}, SAID]},
+    "tool": {"messages": [ASKED, CALLED], "tools": [{"name": "search"}]},
+}
+"""Records that are no conversations, each for one reason."""
 
 
 @pytest.fixture(scope="session")
@@ -53,8 +67,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(place / "negative.npy", np.full((20, 32), -1, dtype=np.int64))
     write_preferences(place / "pairs.jsonl", n_pairs=20)
     write_records(place / "chats.jsonl", [record(seed, tools=False) for seed in range(12)])
-    asked = {"role": "user", "content": "Hi"}
-    write_records(place / "twice.jsonl", [{"messages": [asked, asked]}])
+    for name, wrong in WRONG_CONVERSATIONS.items():
+        write_records(place / f"{name}.jsonl", [wrong])
+    (place / "torn.jsonl").write_text('{"messages": [}\n')
+    said = "{% generation %}{{ messages[-1].content }}<eos>{% endgeneration %}"
+    (place / "changing.jinja").write_text(f"{{{{ messages | length }}}}{said}")
     (place / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     data = ("dataset=text", f"dataset.path={place / 'good.txt'}")
     assert train(*SMALL, *data, "trainer.max_steps=2", f"run.dir={place / 'run'}") == 0

@@ -59,6 +59,18 @@ def test_chat_needs_a_model_of_conversations(run: Path, tiny_run: Path, capfd: p
         assert err.startswith("error: ") and what in err and len(err.splitlines()) == 1
 
 
+def test_weights_keep_their_template(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    settings = (*SMALL, "model.max_seq_len=96", "ffn=swiglu", "trainer.max_steps=1", "dataset.too_long=drop")
+    data = ("dataset=chat", f"dataset.path={run.parent / 'c.jsonl'}", "tokenizer=pretrained")
+    later = (*settings, *data, f"tokenizer.path={run}", f"init_from={run}", f"run.dir={tmp_path / 'later'}")
+    assert train(*later, "chat_template=chatml") == 2
+    err = capfd.readouterr().err
+    assert "the chat template differs from the one that the weights of init_from were trained with" in err
+    assert not (tmp_path / "later").exists()
+    stored = open_saved(run).path / "chat_template.jinja"
+    assert train(*later, "chat_template=file", f"chat_template.path={stored}") == 0
+
+
 def test_describe_shows_what_the_model_sees(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = run.parent / "c.jsonl"
     assert cli(tinyllm.describe.main, f"conversations={file}", "chat_template=chatml") == 0
