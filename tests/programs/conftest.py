@@ -4,30 +4,17 @@ import gzip
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 
+from tests.support.bad_conversations import WRONG_CONVERSATIONS
 from tests.support.chats import record, write_records
 from tests.support.hub_sets import tinystories, wikitext
 from tests.support.preferences import write_preferences
 from tests.support.training_runs import SMALL, train, write_corpus
-
-ASKED, SAID = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"}
-CALLED = SAID | {"tool_calls": [{"function": {"name": "calc", "arguments": {}}}]}
-WRONG_CONVERSATIONS: dict[str, Any] = {
-    "twice": {"messages": [ASKED, ASKED]},
-    "role": {"messages": [ASKED | {"role": "bot"}]},
-    "unanswered": {"messages": [ASKED]},
-    "empty": {"messages": [ASKED, SAID | {"content": ""}]},
-    "picture": {"messages": [ASKED, SAID | {"content": [{"type": "image_url"}]}]},
-    "result": {"messages": [ASKED, {"role": "tool", "content": "1"}, SAID]},
-    "tool": {"messages": [ASKED, CALLED], "tools": [{"name": "search"}]},
-}
-"""Records that are no conversations, each for one reason."""
 
 
 @pytest.fixture(scope="session")

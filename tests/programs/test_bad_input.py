@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.bad_conversations import CONVERSATIONS
 from tests.support.bad_data import DATA, bad
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL
@@ -15,6 +16,7 @@ CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)
 
 TABLE = {
     **DATA,
+    **CONVERSATIONS,
     # preferences and their objectives
     "preferences for the next token": bad(
         "dataset=preferences dataset.path=IN/pairs.jsonl", "dataset=preferences", "choose an objective for it: dpo"
