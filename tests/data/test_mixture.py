@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.conftest import text_corpus
 from tinyllm.data import prepare_mixture as module
+from tinyllm.data.loader import train_batches
 from tinyllm.data.mixture import Mixture
 from tinyllm.data.mixture_data import MixtureData
 from tinyllm.data.prepare_mixture import cached_mixture, prepare_mixture, repeated, repetitions
@@ -209,3 +211,31 @@ def test_versions_of_the_sources_are_kept_and_pinned() -> None:
     mixed.pin("a=0000 c=1111 gone=22")
     assert [source.pinned for source in sources.values()] == ["0000", None, "1111"]
     assert Mixture(sources={"b": sources["b"]}, weights=None, schedule=None).revision is None
+
+
+@pytest.mark.slow
+def test_ranks_and_workers_read_the_same_samples(scheduled: Callable[..., MixtureData]) -> None:
+    """The samples of each step are the same on 1, 2 and 4 ranks, with and without workers, from any step on."""
+    data = scheduled(0.25, 0.5)
+    order = data.order(train_sources(data, seq_len=8, seed=0), SampleSpan(total=96, per_step=8))
+    expected = order.batch(np.arange(96)).inputs.reshape(12, 8, 8)
+    for world_size, workers, start in ((1, 0, 0), (2, 2, 0), (4, 0, 5), (2, 0, 3), (1, 2, 7)):
+        size = 8 // world_size // 2
+        of_rank = [
+            [
+                batch.inputs
+                for batch in train_batches(
+                    order,
+                    start_step=start,
+                    end_step=12,
+                    batch_size=size,
+                    grad_accum_steps=2,
+                    rank=rank,
+                    world_size=world_size,
+                    workers=workers,
+                )
+            ]
+            for rank in range(world_size)
+        ]
+        read = torch.cat([batch for batches in zip(*of_rank, strict=True) for batch in batches])
+        assert torch.equal(read.reshape(12 - start, 8, 8), expected[start:])

@@ -16,6 +16,7 @@ from tinyllm.studies.report.markdown import escaped
 from tinyllm.studies.report.plots_curves import curve
 from tinyllm.studies.report.plots_pareto import front, staircase
 from tinyllm.studies.report.summary import at_the_edge, summaries, tried
+from tinyllm.studies.report.tables import sources_table
 
 FEW = st.integers(0, 4).map(float)
 
@@ -121,3 +122,21 @@ def test_number_formats() -> None:
     assert one_line("a\n\x1b[31mb") == "a \\x1b[31mb"
     assert numbers.interval(made.difference("a", "b", [])) == "–"
     assert math.isnan(made.difference("a", "b", []).mean)
+
+
+def test_the_sources_of_mixtures_are_averaged_over_seeds() -> None:
+    arms = [made.arm("whole", 0), made.arm("mixed", 1)]
+    runs = [made.run("whole", 0, seed) for seed in (0, 1)]
+    for seed, code in ((0, 2.5), (1, 3.5)):
+        run = made.run("mixed", 1, seed)
+        last = run.records[-1] | {"val/prose/bpb": 1.5, "val/code/bpb": code, "val/code/loss": 9.0}
+        runs.append(replace(run, records=[*run.records[:-1], last]))
+    study = made.study(arms=2, seeds=2)
+    table = sources_table(summaries(replace(study, arms=arms, runs=runs, reference="whole", differences=[])))
+    assert table is not None
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["whole", numbers.MISSING, numbers.MISSING],
+        ["mixed", "1.5000", "3.0000"],
+    ]
+    assert table.headings == ["arm", "prose", "code"]
+    assert sources_table(summaries(study)) is None

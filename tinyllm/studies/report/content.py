@@ -40,6 +40,7 @@ def report(study: Study) -> Report:
         sections = [
             _differences(study, arms),
             _arms(study, arms),
+            _sources(arms),
             _curves(study, arms),
             _price(study, arms),
             _seeds(study, arms),
@@ -79,6 +80,11 @@ def _arms(study: Study, arms: list[ArmSummary]) -> Section:
         " measured on one sequence with greedy decoding. Differences in bold are significant after the correction."
     )
     return Section(name="arms", title="Arms", blocks=[tables.arms_table(study, arms), Text(text=text)])
+
+
+def _sources(arms: list[ArmSummary]) -> Section:
+    table = tables.sources_table(arms)
+    return Section(name="sources", title="Sources", blocks=[table] if table else [])
 
 
 def _curves(study: Study, arms: list[ArmSummary]) -> Section:

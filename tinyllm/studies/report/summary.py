@@ -5,6 +5,7 @@ import statistics
 from dataclasses import dataclass
 
 from tinyllm.errors import one_line
+from tinyllm.runs.metrics_log import source_keys
 from tinyllm.studies.compare.results import Arm, Difference, Run, Study
 from tinyllm.studies.compare.timing import minutes_trained
 
@@ -84,6 +85,17 @@ def _summary(study: Study, arm: Arm, *, style: int, difference: Difference | Non
 def reference_of(arms: list[ArmSummary]) -> ArmSummary | None:
     """The reference among the arms."""
     return next((summary for summary in arms if summary.is_reference), None)
+
+
+def source_values(summary: ArmSummary, metric: str) -> dict[str, float]:
+    """A metric of each source of a mixture at the last evaluation, averaged over the finished seeds."""
+    last = [run.records[-1] for run in summary.finished if run.records]
+    keys = source_keys(last[0], "val", metric) if last else {}
+    return {
+        source: statistics.fmean(record[key] for record in last)
+        for source, key in keys.items()
+        if all(key in record for record in last)
+    }
 
 
 def seed_differences(summary: ArmSummary, reference: ArmSummary | None) -> dict[int, float]:

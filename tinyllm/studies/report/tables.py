@@ -9,7 +9,7 @@ from tinyllm.studies.compare.results import Study
 from tinyllm.studies.compare.statistics import LEVEL, POWER
 from tinyllm.studies.report import numbers
 from tinyllm.studies.report.blocks import Cell, DataTable, number_cell, text_cell
-from tinyllm.studies.report.summary import ArmSummary, at_the_edge, reference_of, seed_differences
+from tinyllm.studies.report.summary import ArmSummary, at_the_edge, reference_of, seed_differences, source_values
 from tinyllm.utils.text import duration
 
 MATCHED: dict[str, tuple[str, Callable[[ModelCost], int]]] = {
@@ -56,6 +56,25 @@ def _arm_row(summary: ArmSummary) -> list[Cell]:
         number_cell(summary.tokens_per_s, numbers.rate),
         number_cell(summary.arm.decode_tokens_per_s, numbers.rate),
     ]
+
+
+def sources_table(arms: list[ArmSummary]) -> DataTable | None:
+    """The validation of each source of a mixture at the last evaluation; None if no arm trains on a mixture."""
+    metric = "bpb" if any(source_values(summary, "bpb") for summary in arms) else "loss"
+    by_arm = {summary.name: source_values(summary, metric) for summary in arms}
+    names = list(dict.fromkeys(source for values in by_arm.values() for source in values))
+    if not names:
+        return None
+    rows = [
+        [name_cell(summary), *(number_cell(by_arm[summary.name].get(name), numbers.value) for name in names)]
+        for summary in arms
+    ]
+    unit = "bits per byte" if metric == "bpb" else "nats per token"
+    return DataTable(
+        headings=["arm", *map(one_line, names)],
+        rows=rows,
+        caption=f"Validation of each source in {unit} at the last evaluation, averaged over the finished seeds.",
+    )
 
 
 def seeds_table(study: Study, arms: list[ArmSummary]) -> DataTable:
