@@ -1,5 +1,7 @@
 """Data sets of the hub as directories in its layout: documents, splits, choices, and errors."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tinyllm.config.compose import compose
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.hub.corpus import HubCorpus, WikitextCorpus
 from tinyllm.data.hub.layout import on_disk
+from tinyllm.data.hub.rows import Spool
 from tinyllm.data.prepare import prepare
 from tinyllm.errors import UserError
 from tinyllm.tokenizers.byte import ByteTrainer
@@ -189,3 +192,22 @@ def test_copies_are_read_in_the_order_of_their_shards(tmp_path: Path) -> None:
     assert data.tokenizer.decode(data.train.ids[:60]) == "".join(column(root, "data/train-*"))[:60]
     layout = on_disk(str(root), None)
     assert [Path(file).name[:11] for file in layout.splits["train"]] == [f"train-{i:05}" for i in range(4)]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="gives files to a different user")
+@pytest.mark.parametrize("planted", ["part", "folder"])
+def test_streamed_rows_that_a_different_user_left_are_read_again(planted: str, tmp_path: Path) -> None:
+    starts: list[int] = []
+
+    def fetch(start: int) -> Iterator[bytes]:
+        starts.append(start)
+        yield from (b"one", b"two", b"three")[start:]
+
+    folder = tmp_path / "streams" / "0a"
+    spool = Spool(folder, fetch, name="user/set")
+    assert [*spool()] == [*spool()] == [b"one", b"two", b"three"]
+    assert starts == [0, 3]
+    [part] = folder.iterdir()
+    os.chown({"part": part, "folder": folder}[planted], 12345, 12345)
+    assert [*spool()] == [b"one", b"two", b"three"]
+    assert starts == [0, 3, 0]

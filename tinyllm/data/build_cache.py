@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from copy import copy
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tinyllm.data.token_writer import TokenWriter
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.tokenizers.ids import ReadyIds
+from tinyllm.utils.disk_space import require_space
 from tinyllm.utils.fault_injection import fault
 from tinyllm.utils.files import TEMPORARY, remove, sync
 from tinyllm.utils.locks import try_lock
@@ -32,6 +34,8 @@ SHARD_TOKENS = 2**22
 """Tokens after which what is written is made durable, so that a killed preparation goes on from there."""
 KEPT_SECONDS = 30 * 86400
 """How long the beginning of a cache that was killed is kept."""
+MEASURED_DOCUMENTS, MEASURED_PIECE = 32, 2**14
+"""Documents, and characters (or ids) of each, from whose tokens the size of the cache is estimated."""
 LONG_PIECE = 2**21
 """Characters in one piece beyond which a note says that the tokenizer cannot cut the text."""
 SHOWN_EVERY = 2**18
@@ -126,6 +130,13 @@ def _fill(
     journal = Journal(folder, identity)
     show("reading", 0, source.size)
     parts = split(source, corpus.val_fraction, rules=rules)
+    written = sum(file.stat().st_size for file in folder.iterdir())
+    require_space(
+        _bytes_needed(parts, trainer) - written,
+        folder=folder.parent,
+        what="the token cache",
+        hint="set the environment variable TINYLLM_CACHE to a folder with more space",
+    )
     tokenizer = journal.tokenizer
     if tokenizer is None:
         tokenizer = _learned(trainer, parts, show)
@@ -153,6 +164,17 @@ def _fill(
     meta["splits"] = {side: entries[side] for side in SIDES}
     save_metadata(folder, tokenizer, {side: exceptions[side] for side in SIDES}, meta)
     journal.remove()
+
+
+def _bytes_needed(parts: Parts, trainer: TokenizerTrainer) -> int:
+    """Bytes of the ids of the training split, estimated from its beginning; at least, because an id has two or four."""
+    tokens, size = 0, 0
+    for document in islice(parts.train(), MEASURED_DOCUMENTS):
+        for chunk in islice(document.chunks(), 1):
+            beginning = chunk[:MEASURED_PIECE]
+            tokens += trainer.count(beginning) if isinstance(beginning, str) else len(beginning)
+            size += len(beginning.encode()) if isinstance(beginning, str) else beginning.nbytes
+    return 2 * parts.train_size * tokens // max(1, size)
 
 
 def _learned(trainer: TokenizerTrainer, parts: Parts, show: Show) -> Tokenizer:

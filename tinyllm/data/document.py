@@ -1,13 +1,11 @@
 """Document: a text, or ids, of a corpus."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A document.
+class Document(NamedTuple):
+    """A document. There may be millions, which a tuple is made for.
 
     Attributes:
         digest: sha256 of the stored bytes; decides its place in the order of the split.

@@ -4,7 +4,7 @@ import codecs
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -222,7 +222,7 @@ def _start_of(document: Document, length: int) -> Document:
     other split."""
     chunks = partial(_up_to, document.chunks, length)
     size = sum(len(chunk.encode()) if isinstance(chunk, str) else chunk.nbytes for chunk in chunks())
-    return replace(document, size=size, chunks=chunks)
+    return document._replace(size=size, chunks=chunks)
 
 
 def _up_to(chunks: Callable[[], Iterator[Any]], length: int) -> Iterator[Any]:

@@ -334,6 +334,8 @@ def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, 
         if "int_max_str_digits" in str(error):  # Python's message advises to change the limit
             raise ValueError(f"a whole number has more than {sys.get_int_max_str_digits():,} digits") from None
         raise
+    if containers <= 1:  # nothing is nested; lines of a corpus are of this kind, and there are millions
+        return content
     # Level by level, because recursion could exceed Python's own limit.
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):

@@ -1,7 +1,5 @@
 """The Hugging Face hub: the commit of a data set, its files, and what a refusal means."""
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +7,6 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.utils.deadline import within
 from tinyllm.utils.late_imports import library
-from tinyllm.utils.text import quantity
 
 DEADLINE = 5.0
 """Seconds within which the hub must answer the first question."""
@@ -78,21 +75,6 @@ def in_cache(name: str, file: str, commit: str) -> str | None:
     """The path of a file in the cache of the hub's library, or None."""
     path = hub().try_to_load_from_cache(name, file, repo_type="dataset", revision=commit)
     return path if isinstance(path, str) else None
-
-
-def require_space(needed: int, *, folder: str, what: str, hint: str) -> None:
-    """Refuse to fetch more than fits.
-
-    Raises:
-        UserError: the disk of ``folder`` has less space.
-    """
-    place = os.path.abspath(folder)
-    while not os.path.isdir(place):
-        place = os.path.dirname(place)
-    free = shutil.disk_usage(place).free
-    if needed > free:
-        size = f"about {quantity(needed, 'B')} needed, {quantity(free, 'B')} free"
-        raise UserError(f"the disk is too small for {what}", file=place, hint=f"{size}; {hint}")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from tinyllm.data.prepare import cache_root
 from tinyllm.data.selection import text_documents
 from tinyllm.data.wikitext_cleaner import articles, is_title, require_title
 from tinyllm.errors import UserError
+from tinyllm.utils.disk_space import require_space
 from tinyllm.utils.files import expand_home
 from tinyllm.utils.text import print_note, quantity
 
@@ -182,7 +183,7 @@ class HubCorpus(Corpus):
         elif limit is None:
             return
         hint = "lower dataset.max_tokens, or set TINYLLM_CACHE to a folder on a larger disk"
-        access.require_space(needed, folder=str(cache_root()), what=str(self._name), hint=hint)
+        require_space(needed, folder=str(cache_root()), what=str(self._name), hint=hint)
 
     def _require_text(self, texts: Texts, split: str) -> None:
         """Refuse a split without text."""

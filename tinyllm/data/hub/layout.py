@@ -15,6 +15,7 @@ from tinyllm.data.finding import find_files
 from tinyllm.data.hub import access
 from tinyllm.errors import UserError
 from tinyllm.utils.deadline import within
+from tinyllm.utils.disk_space import require_space
 from tinyllm.utils.files import expand_home, read_json, write_bytes
 
 FORMATS = {
@@ -236,7 +237,7 @@ def fetched(layout: Layout, name: str, files: Sequence[str], *, offline: bool) -
         home = access.hub().constants.HF_HUB_CACHE
         needed = sum(layout.sizes.get(file, 0) for file in missing)
         hint = "set HF_HOME to a larger disk, or take a part: dataset.streaming=true dataset.max_tokens=…"
-        access.require_space(needed, folder=home, what=f"{name}", hint=hint)
+        require_space(needed, folder=home, what=f"{name}", hint=hint)
         try:
             here |= dict(zip(missing, access.download(name, missing, layout.commit), strict=True))
         except access.NoAnswerError as reason:

@@ -8,7 +8,7 @@ from tinyllm.data.hub import access
 from tinyllm.data.hub.layout import Layout
 from tinyllm.data.parquet import INSTALL, require_text_column, table_texts, text_column
 from tinyllm.errors import UserError
-from tinyllm.utils.files import replace
+from tinyllm.utils.files import is_trusted, replace
 from tinyllm.utils.late_imports import library
 
 ROWS = 1024  # rows decoded at a time
@@ -111,8 +111,10 @@ class Spool:
         yield from self._fetched(row)
 
     def _part(self, row: int) -> Path | None:
-        """The longest part that begins at a row."""
-        found = sorted(self._folder.glob(f"{row:012}-*.parquet"))
+        """The longest part that begins at a row; none that a different user put into a shared cache."""
+        root = self._folder.parent
+        parts = self._folder.glob(f"{row:012}-*.parquet")
+        found = sorted(part for part in parts if all(is_trusted(path, root=root) for path in (self._folder, part)))
         return found[-1] if found else None
 
     def _fetched(self, row: int) -> Iterator[bytes]:
