@@ -39,7 +39,9 @@ def test_seq_len_changes_training_flops_and_not_decode_flops() -> None:
     assert whole.decode_flops_per_token == half.decode_flops_per_token
 
 
-@pytest.mark.parametrize("choices", [("attn=mla", "moe=aux_loss"), ("attn=gqa", "ffn=swiglu", "trainer.seq_len=32")])
+@pytest.mark.parametrize(
+    "choices", [("attn=mla", "moe=aux_loss", "lora=lora"), ("attn=gqa", "ffn=swiglu", "trainer.seq_len=32")]
+)
 def test_describe_shows_the_same_cost(choices: tuple[str, ...]) -> None:
     cfg = tinyllm.compose("model=tiny", "model.vocab_size=300", "tokenizer=char", *choices)
     figures, _ = describe.figures_of(cfg)

@@ -136,3 +136,15 @@ def test_a_resumed_run_keeps_its_adapters(place: Path, call: Any) -> None:
         assert answer.code == 2 and "a resumed run cannot change lora" in answer.err, answer.err
     plain = call("train", f"resume={place / 'base'}", "lora=lora")
     assert plain.code == 2 and "a resumed run cannot change lora" in plain.err
+
+
+@pytest.mark.slow
+def test_a_run_that_was_resumed_is_replayed_from_the_same_base(place: Path, call: Any) -> None:
+    answer = call("replay", str(place / "run"))
+    assert answer.code == 0 and "verdict: bitwise the same" in answer.out and "differs" not in answer.out
+
+
+def test_a_scaling_study_takes_no_adapters(call: Any) -> None:
+    for setting in ("lora=lora", "init_from=run"):
+        answer = call("scaling", setting)
+        assert answer.code == 2 and "every size is trained from random weights" in answer.err

@@ -82,12 +82,21 @@ def build_model(
         with memory_for("building the model", hint="use a smaller model, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
                 model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)
-                if cfg.get(LORA):
-                    lora = build(cfg.lora, path=LORA, allow=allow)
-                    call(lora.attach, model, node=plain(cfg.lora), path=LORA, seed=seed)
+                attach_adapters(cfg.get(LORA), model, seed=seed, allow=allow)
             model = place(model) if place else model.to(device)  # outside the context, which would allocate on meta
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
+
+
+def attach_adapters(node: Any, model: Any, *, seed: int, allow: frozenset[Option]) -> None:
+    """Give a model the adapters of the node ``lora``, if it has any; all other weights are frozen.
+
+    Raises:
+        UserError: a number out of range, or a target that matches no layer.
+    """
+    if node:
+        lora = build(node, path=LORA, allow=allow)
+        call(lora.attach, model, node=plain(node), path=LORA, seed=seed)
 
 
 def without_adapters(cfg: DictConfig) -> DictConfig:

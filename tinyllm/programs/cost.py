@@ -1,6 +1,6 @@
 """The cost of a composition, counted by the modules of its model on ``meta``, which takes no memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from tinyllm.config.targets import Option
 from tinyllm.data.batch import WindowSource
 from tinyllm.data.run_data import cached_run_data
 from tinyllm.errors import UserError
-from tinyllm.programs.builders import META, PLACEHOLDER_VOCAB, open_corpus, plain
+from tinyllm.programs.builders import META, PLACEHOLDER_VOCAB, attach_adapters, open_corpus, plain
 from tinyllm.training.flops import training_flops
 
 Allow = frozenset[Option]
@@ -45,8 +45,8 @@ def model_cost(
     Raises:
         UserError: sizes that do not fit together.
     """
-    seq_len = cfg.trainer.seq_len
-    return cost_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=seq_len, source=source, allow=allow)
+    seq_len, lora = cfg.trainer.seq_len, plain(cfg.lora)
+    return cost_of_node(plain(cfg.model), vocab_size=vocab_size, seq_len=seq_len, source=source, lora=lora, allow=allow)
 
 
 def cost_of_node(
@@ -55,6 +55,7 @@ def cost_of_node(
     vocab_size: int,
     seq_len: int | None,
     source: WindowSource | None = None,
+    lora: dict[str, Any] | None = None,
     allow: Allow = frozenset(),
 ) -> ModelCost:
     """The cost of the node ``model`` of a configuration, given as plain containers.
@@ -62,13 +63,19 @@ def cost_of_node(
     Args:
         seq_len: the training context; None: the model's.
         source: the training data, see ``cost_of_model``.
+        lora: the node of adapters. They cost training FLOPs; all other figures are those of the merged model.
 
     Raises:
         UserError: sizes that do not fit together.
     """
     with META:
         model = build(node, path="model", allow=allow, vocab_size=node["vocab_size"] or vocab_size)
-    return cost_of_model(model, seq_len=seq_len or model.max_seq_len, source=source)
+        seq_len = seq_len or model.max_seq_len
+        cost = cost_of_model(model, seq_len=seq_len, source=source)
+        if not lora:
+            return cost
+        attach_adapters(lora, model, seed=0, allow=allow)
+    return replace(cost, flops_per_token=training_flops(model, source)(seq_len))
 
 
 def cost_of_model(model: Any, *, seq_len: int, source: WindowSource | None = None) -> ModelCost:

@@ -16,7 +16,7 @@ from tinyllm.errors import UserError, setting
 from tinyllm.programs.builders import plain
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import check_free
-from tinyllm.runs.facts import compared_settings, differing, read_config, read_run_json
+from tinyllm.runs.facts import compared_settings, differing, first_config, read_run_json
 from tinyllm.runs.layout import CHECKPOINTS, CONFIG, FINISHED, INTERRUPTED, OVERRIDES, RUNNING
 from tinyllm.runs.seal import check_seal
 from tinyllm.utils.nested import flatten, is_within
@@ -57,7 +57,7 @@ def recorded_run(run: Path, *, steps: int | None = None, config_dir: str | None 
     n_steps = _steps_to_repeat(run, run_json, steps)
     check_seal(run)
     starts = run_json.get("starts") or []
-    config = read_config(run)
+    config = first_config(run)
     config |= legacy_defaults(config.get)
     _check_one_command(run, starts, config)
     checkpoint = steps_in(run / CHECKPOINTS).get(n_steps)

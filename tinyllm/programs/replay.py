@@ -13,7 +13,7 @@ from tinyllm.programs.recorded_run import recorded_run
 from tinyllm.programs.training_process import TrainingFailed, TrainingProcess
 from tinyllm.runs.checkpoint import Checkpoint, steps_in, verify
 from tinyllm.runs.directory import make_output_dir
-from tinyllm.runs.facts import compared_settings, differing, origins, read_config, read_run_json
+from tinyllm.runs.facts import compared_settings, differing, first_config, origins, read_run_json
 from tinyllm.runs.layout import CHECKPOINTS, METRICS
 from tinyllm.runs.state_diff import StateDiff, comparable_records, compare, compare_records, contents, table
 from tinyllm.utils.text import escape_control
@@ -88,7 +88,7 @@ def compared(run: Path, again: Path, *, steps: int, checkpoint: Checkpoint | Non
         agree=all(section.equal for section in sections),
         sections=sections,
         made_by=differing(*(origins(read_run_json(path)) for path in (run, again))),
-        config=differing(*(compared_settings(read_config(path)) for path in (run, again))),
+        config=differing(*(compared_settings(first_config(path)) for path in (run, again))),
     )
 
 

@@ -241,6 +241,7 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     made_by = provenance()
     start = {"step": state.step, "world_size": world_size, "settings": settings} | made_by
+    start |= {"init_from": cfg.init_from} if cfg.init_from is not None else {}
     run_dir.write_start(start, choices=invocation.choices, info=shown, facts=facts, **made_by)
     return RunFiles(texts=texts, facts={**facts, "world_size": world_size, **made_by})
 

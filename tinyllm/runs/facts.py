@@ -59,6 +59,16 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     return dict(flatten(renamed(read_yaml(run_dir / CONFIG, of=dict, what="damaged file"))))
 
 
+def first_config(run_dir: Path) -> dict[str, Any]:
+    """The configuration of a run with the ``init_from`` of its first start, the only one that read it.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    config, starts = read_config(run_dir), read_run_json(run_dir).get("starts") or [{}]
+    return config | {"init_from": starts[0].get("init_from", config.get("init_from"))}
+
+
 def origins(run_json: Mapping[str, Any]) -> dict[str, Any]:
     """Everything besides its configuration that determined a run, by name: code, versions, data, machine."""
     values = {name: run_json.get(name) for name in ORIGINS}

@@ -88,7 +88,8 @@ def solve(
         UserError: no values suffice (the message names the closest), the arm does not build, or a name is unknown.
     """
     node = plain(cfg.model)
-    cost = partial(cost_of_node, vocab_size=vocab_size, seq_len=cfg.trainer.seq_len, source=source, allow=allow)
+    seq_len, lora = cfg.trainer.seq_len, plain(cfg.lora)
+    cost = partial(cost_of_node, vocab_size=vocab_size, seq_len=seq_len, source=source, lora=lora, allow=allow)
     if match == NOTHING:
         return Solution(values={}, account=cost(node), mismatch=None)
     figure = MATCHES[check_name("match", match, (*MATCHES, NOTHING))]

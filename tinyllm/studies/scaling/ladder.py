@@ -31,6 +31,7 @@ NOT_HERE = {
     "run.dir": _DIRECTORY,
     "run.name": _DIRECTORY,
     "resume": "the same command continues where it was stopped",
+    **dict.fromkeys(("init_from", "lora"), "every size is trained from random weights"),
 }
 """Training keys that a scaling study sets itself, with the reason."""
 
