@@ -45,6 +45,7 @@ class Request:
         max_new_tokens: 0: only read the prompt.
         seed: sample i draws from the i-th stream of the seed, as in ``generate``.
         stop: stop strings; they are left out of the text.
+        stop_ids: tokens that end the text, besides those of the tokenizer.
         n_samples: samples of the prompt, which is read once for all of them.
         logprobs: how many of the most likely tokens to report beside each token; None: no log-probabilities.
         prompt_logprobs: report them for the tokens of the prompt too.
@@ -56,6 +57,7 @@ class Request:
     seed: int
     context: Sequence[int] = ()
     stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
     n_samples: int = 1
     logprobs: int | None = None
     prompt_logprobs: bool = False
@@ -102,7 +104,8 @@ class _Sample:
         request = job.request
         self.job, self.index = job, index
         self.generator = torch.Generator().manual_seed(stream_seeds(request.seed, index + 1)[index])
-        self.writer = SampleWriter(tokenizer, request.context, request.stop, end_tokens(tokenizer, request.stop))
+        ends = end_tokens(tokenizer, request.stop) | request.stop_ids
+        self.writer = SampleWriter(tokenizer, request.context, request.stop, ends)
         self.seen_V: Tensor | None = None
         if request.sampling.repetition_penalty != 1:
             self.seen_V = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=device)

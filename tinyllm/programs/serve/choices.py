@@ -16,6 +16,8 @@ class Growth(NamedTuple):
     tokens: list[tuple[int, TokenLogprob]]
     """Its tokens with the offsets of their texts, if log-probabilities were asked for."""
     finish: Finish | None
+    ids: list[int]
+    """Its new tokens."""
 
 
 class Choice:
@@ -27,6 +29,7 @@ class Choice:
         self._text = ""
         self._length = 0
         self._tokens: list[tuple[int, TokenLogprob]] = []
+        self._ids: list[int] = []
 
     def push(self, piece: Piece) -> None:
         """Take a piece."""
@@ -35,6 +38,9 @@ class Choice:
         self._text += piece.text
         if isinstance(piece.token, TokenLogprob):
             self._tokens.append((piece.offset, piece.token))
+            self._ids.append(piece.token.token)
+        elif piece.token is not None:
+            self._ids.append(piece.token)
 
     def take(self) -> Growth:
         """What is new. Tokens come with their text: those of a stop string, which is left out, never come."""
@@ -42,7 +48,8 @@ class Choice:
         self._length += len(text)
         certain = [entry for entry in self._tokens if entry[0] < self._length]
         self._tokens = self._tokens[len(certain) :]
-        return Growth(text, certain, self.finish)
+        ids, self._ids = self._ids, []
+        return Growth(text, certain, self.finish, ids)
 
 
 def token_bytes(tokenizer: Any, token: int) -> bytes:

@@ -19,6 +19,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.inference.batching import Engine
+from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.generate import make_fast
 from tinyllm.programs.load_model import SavedModel, model_of, open_saved
 from tinyllm.programs.serve.app import create_app
@@ -122,8 +123,21 @@ def serve_model(
             max_len=context,
             autocast=partial(autocast, device, precision),
         )
-    created = int(Path(saved.path).stat().st_mtime)
-    return ServedModel(name=name, engine=engine, bos=cfg.bos, special=cfg.special, created=created)
+    template, why_no_chat = None, ""
+    try:
+        template = saved_template(saved)
+        template.require(saved.tokenizer)
+    except UserError as error:  # completions are served all the same; who asks for chat is told why not
+        template, why_no_chat = None, error.what
+    return ServedModel(
+        name=name,
+        engine=engine,
+        bos=cfg.bos,
+        special=cfg.special,
+        created=int(Path(saved.path).stat().st_mtime),
+        template=template,
+        why_no_chat=why_no_chat,
+    )
 
 
 def facts_line(served: ServedModel) -> str:

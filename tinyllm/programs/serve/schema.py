@@ -77,7 +77,6 @@ class ToolCall(Strict):
 class Message(Strict):
     role: Literal["system", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
-    name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.errors import UserError
 from tinyllm.inference.batching import Engine, Request
 from tinyllm.inference.generator import prompt_ids
@@ -39,6 +40,8 @@ class ServedModel:
         bos: whether a prompt begins with the begin-of-text token: true, false or auto.
         special: whether special tokens spelled out in a prompt are encoded as such.
         created: when its weights were saved, in seconds since 1970.
+        template: its chat template; None: it has none.
+        why_no_chat: the reason, for clients that ask for chat.
     """
 
     name: str
@@ -46,6 +49,8 @@ class ServedModel:
     bos: bool | str = "auto"
     special: bool = False
     created: int = 0
+    template: ChatTemplate | None = None
+    why_no_chat: str = "the model was trained without a chat template"
 
     @property
     def tokenizer(self) -> Any:
