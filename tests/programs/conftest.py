@@ -59,6 +59,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "torn.jsonl").write_text('{"messages": [}\n')
     said = "{% generation %}{{ messages[-1].content }}<eos>{% endgeneration %}"
     (place / "changing.jinja").write_text(f"{{{{ messages | length }}}}{said}")
+    (place / "prompts.jsonl").write_text("".join(f'{{"prompt": "a{i}"}}\n' for i in range(40)))
     (place / "same.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n')
     data = ("dataset=text", f"dataset.path={place / 'good.txt'}")
     assert train(*SMALL, *data, "trainer.max_steps=2", f"run.dir={place / 'run'}") == 0

@@ -14,6 +14,8 @@ from tests.support.training_runs import SMALL
 CONTRACT = re.compile(r"error: (?P<what>[^()]+) \((?P<where>.+?)\): (?P<hint>.+)")
 """``error: <what> (<key>=<value> | <file>): <what is allowed or to do>``"""
 
+
+GRPO = "objective=grpo dataset=prompts dataset.path=IN/prompts.jsonl init_from=IN/run"
 TABLE = {
     **DATA,
     **CONVERSATIONS,
@@ -65,6 +67,20 @@ TABLE = {
         "a run trained on pairs",
         program="evaluate",
         base=False,
+    ),
+    # rewards
+    "a group of one": bad(f"{GRPO} reward=[length] objective.group_size=1", "objective.group_size=1", "at least 2"),
+    "no randomness in rollouts": bad(
+        f"{GRPO} reward=[length] objective.temperature=0", "objective.temperature=0", "above 0"
+    ),
+    "top_k in rollouts": bad(f"{GRPO} reward=[length] objective.top_k=3", "objective.top_k=3", "GRPO takes"),
+    "no reward": bad(GRPO, "reward=[]", "choose at least one"),
+    "a reward for the next token": bad("reward=[exact]", "reward", "only objective=grpo"),
+    "prompts for the next token": bad(
+        "dataset=prompts dataset.path=IN/prompts.jsonl", "dataset=prompts", "choose an objective for it: grpo"
+    ),
+    "reinforcement of random weights": bad(
+        "objective=grpo reward=[length] dataset=prompts dataset.path=IN/prompts.jsonl", "objective=grpo", "init_from="
     ),
     # keys and their form
     "unknown key": bad("model.d_modle=3", "model.d_modle=3", "did you mean model.d_model?"),

@@ -31,6 +31,7 @@ LATER = (
     "trainer.profile",
     "trainer.sample",
     "objective",
+    "tools",
     "ema",
     "curriculum",
     "checkpoint.enabled",

@@ -156,6 +156,8 @@ class TrainConfig:
     dataset: Any = MISSING
     chat_template: Any = MISSING
     objective: Any = MISSING
+    tools: Any = MISSING
+    reward: Any = None
     optimizer: Any = MISSING
     schedule: Any = MISSING
     logger: Any = MISSING

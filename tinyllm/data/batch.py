@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tinyllm.nn.loss import IGNORE
 
-TOKENS, PAIRS = "tokens", "pairs"
-"""What a data set gives, and an objective reads: sequences with targets, or pairs of answers to a prompt."""
+TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
+"""What a data set gives, and an objective reads: sequences with targets, pairs of answers, or prompts to answer."""
 PAIR = "pair"
 """Name of the extra tensor (B,) that numbers the pairs of a batch within the data set; their rows are 2B."""
 

@@ -13,6 +13,7 @@ from tinyllm.data.packed_windows import BEST_FIT, PackedWindows
 from tinyllm.data.preferences.pairs import PairSource, PairSplit
 from tinyllm.data.prepare import cached, prepare
 from tinyllm.data.prepare_mixture import cached_mixture, prepare_mixture
+from tinyllm.data.prompt_data import PromptSource, PromptSplit
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.sampler import Sampler
 from tinyllm.data.shards import ShardedSampler
@@ -85,7 +86,7 @@ def cached_run_data(corpus: Corpus | Mixture, tokenizer_trainer: TokenizerTraine
     return cached(corpus, tokenizer_trainer)
 
 
-def make_source(split: Split | PairSplit | ConversationSplit, *, seq_len: int, seed: int) -> WindowSource:
+def make_source(split: Split | PairSplit | PromptSplit | ConversationSplit, *, seq_len: int, seed: int) -> WindowSource:
     """The order of one split. Every kind of :class:`WindowSource` is chosen here: plan, comparison and mixture use it.
 
     Raises:
@@ -93,6 +94,8 @@ def make_source(split: Split | PairSplit | ConversationSplit, *, seq_len: int, s
     """
     if isinstance(split, PairSplit):
         return PairSource(split, seq_len=seq_len, seed=seed)
+    if isinstance(split, PromptSplit):
+        return PromptSource(split, seed=seed)
     if isinstance(split, ConversationSplit):
         return ConversationSource(split, seq_len=seq_len, seed=seed)
     if split.packing == BEST_FIT:

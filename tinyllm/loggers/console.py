@@ -51,6 +51,8 @@ SCORES = {
     "val/loss": "val loss {:.4f}",
     "val/ppl": "perplexity {:.4g}",
     "val/bpb": "{:.4f} bits per byte",
+    "val/reward": "val reward {:.4f}",
+    "val/ended": "ended {:.1%}",
     "val/pref/accuracy": "pairs ranked right {:.1%}",
     "val/pref/margin": "margin {:.3g}",
 }

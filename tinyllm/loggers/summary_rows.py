@@ -70,7 +70,7 @@ def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, be
         bpb = f", {best_bpb:.4f} bits per byte" if best_bpb is not None else ""
         ppl = outcome.best_val_perplexity
         figures = f"{outcome.best_val_loss:.4f}{'' if ppl is None else f', perplexity {ppl:.4g}'}{bpb}"
-        rows.append(("best val loss", f"{figures} (step {outcome.best_step:,})"))
+        rows.append((f"best {outcome.best_metric.replace('/', ' ')}", f"{figures} (step {outcome.best_step:,})"))
     if outcome.reason and outcome.status != "finished":
         rows.append(("reason", outcome.reason))
     rows.append(("run", shown_path(outcome.run_dir)))

@@ -9,6 +9,7 @@ from tinyllm.data.chat.corpus import ConversationCorpus
 from tinyllm.data.chat.messages import USER, Conversation, Message
 from tinyllm.data.chat.rows import ConversationData
 from tinyllm.data.chat.template import ChatTemplate
+from tinyllm.data.prompt_data import PromptData
 from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import plain
@@ -48,7 +49,7 @@ def sample_prompt(data: RunData, prompt: str) -> dict[str, Any]:
 
     Of conversations, the sample is an answer: to ``prompt`` as a user's message, or to the first of validation.
     """
-    if not isinstance(data, ConversationData):
+    if not isinstance(data, ConversationData | PromptData):
         return {"prompt": prompt}
     asked = Conversation((Message(USER, prompt),)) if prompt else data.first_prompt
     text = data.chat_template.text(asked, add_generation_prompt=True)

@@ -5,13 +5,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.cli.main import Invocation
-from tinyllm.data.batch import PAIRS, TOKENS
+from tinyllm.data.batch import PAIRS, PROMPTS, TOKENS
 from tinyllm.data.preferences.pairs import PairSplit
 from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
 from tinyllm.inference.sampling import Sampling
 from tinyllm.programs.builders import plain
+from tinyllm.programs.prompt_checks import check_prompt_settings
 from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs.checkpoint import Checkpoint
 from tinyllm.runs.layout import TOKENIZER
@@ -21,9 +22,13 @@ from tinyllm.tokenizers.pretrained import FixedTrainer
 from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.nested import flatten
 
-DATA_SETS = {TOKENS: "text, e.g. dataset=pydocs", PAIRS: "pairs of answers: dataset=preferences"}
+DATA_SETS = {
+    TOKENS: "text, e.g. dataset=pydocs",
+    PAIRS: "pairs of answers: dataset=preferences",
+    PROMPTS: "prompts: dataset=prompts or dataset=tasks",
+}
 """What an objective may read, with a data set that gives it."""
-OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo or orpo"}
+OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo or orpo", PROMPTS: "grpo"}
 """What a data set may give, with the objectives that read it."""
 RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop", "lora.dropout")
 """Keys with which two passes of the same model differ."""
@@ -45,15 +50,16 @@ def check_objective(cfg: DictConfig, objective: Objective, corpus: Any, invocati
     gives = getattr(corpus, "gives", TOKENS)
     choices = invocation.choices
     name, data = choices.get("objective", type(objective).__name__), choices.get("dataset", type(corpus).__name__)
-    if gives != objective.reads:
+    if gives != objective.reads and not (objective.reads == PROMPTS and hasattr(corpus, "prompt_splits")):
         hint = f"it needs {DATA_SETS[objective.reads]}"
         if "objective" not in invocation.typed:
             hint = f"choose an objective for it: {OBJECTIVES[gives]}"
             raise UserError(f"objective={name} cannot read these data", key="dataset", value=data, hint=hint)
         raise UserError(f"the objective cannot read dataset={data}", key="objective", value=name, hint=hint)
-    if getattr(objective, "needs_reference", False):
+    check_prompt_settings(cfg, objective, typed=invocation.typed, allow=invocation.allow)
+    if getattr(objective, "needs_reference", False) or objective.reads == PROMPTS:
         if cfg.init_from is None and cfg.resume is None:
-            hint = "it compares with the model that training starts from: set init_from=<run directory>"
+            hint = "it improves the answers of a model that was trained before: set init_from=<run directory>"
             raise UserError("no weights to start from", key="objective", value=name, hint=hint)
         for key in RANDOM:
             if value := OmegaConf.select(cfg, key):
@@ -61,7 +67,7 @@ def check_objective(cfg: DictConfig, objective: Objective, corpus: Any, invocati
                     f"objective={name} compares two passes of the model, which must not differ at random; set it to 0"
                 )
                 raise UserError("cannot be used with this objective", key=key, value=value, hint=hint)
-    if gives == PAIRS:
+    if objective.reads != TOKENS:
         for key in OF_EQUAL_LENGTH:
             if value := OmegaConf.select(cfg, key):
                 hint = (
@@ -82,17 +88,18 @@ def check_lengths(data: RunData, *, seq_len: int) -> None:
 
 
 def tokenizer_for(
-    corpus: Any, chosen: TokenizerTrainer, weights: Checkpoint | WeightSource | None, invocation: Invocation
+    reads: str, chosen: TokenizerTrainer, weights: Checkpoint | WeightSource | None, invocation: Invocation
 ) -> Any:
     """What gives the tokenizer: the chosen trainer; for pairs of answers the weights that are trained further.
 
     Args:
+        reads: the kind of data of the objective.
         weights: what the run starts from or resumes; None: random weights.
 
     Raises:
         UserError: the tokenizer cannot be read, or one is chosen on the command line.
     """
-    if weights is None or getattr(corpus, "gives", TOKENS) == TOKENS:
+    if weights is None or reads == TOKENS:
         return chosen
     typed = sorted(key for key in invocation.typed if key.partition(".")[0] == "tokenizer")
     if typed:

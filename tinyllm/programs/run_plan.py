@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
-from tinyllm.data.batch import WindowSource
+from tinyllm.data.batch import PROMPTS, WindowSource
 from tinyllm.data.documents import check_documents
+from tinyllm.data.prompt_data import prompt_data
 from tinyllm.data.run_data import RunData, packing_notes, train_sources
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.errors import UserError
@@ -41,6 +42,7 @@ from tinyllm.programs.builders import (
 from tinyllm.programs.conversations import check_conversations
 from tinyllm.programs.data_checks import check_start_early
 from tinyllm.programs.initial_weights import fitted, initial_weights
+from tinyllm.programs.prompt_checks import check_prompts
 from tinyllm.programs.resume import (
     Resumption,
     abandoned_steps,
@@ -69,6 +71,7 @@ from tinyllm.training.callbacks import Callback
 from tinyllm.training.compilation import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
 from tinyllm.training.memory_estimate import trained_bytes
+from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.device import device_memory, pick_device, pick_precision
 from tinyllm.utils.files import expand_home
 from tinyllm.utils.seeds import derive_seed
@@ -98,6 +101,8 @@ class CheckedSettings:
 
     Its vocabulary is a placeholder until the tokenizer is known; :func:`open_run_data` resizes it.
     """
+    meta_objective: Objective
+    """The objective on that model: what it needs and reads."""
     corpus: Any
     tokenizer_trainer: Any
     path: Path
@@ -220,6 +225,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         curriculum=curriculum,
         progress=progress,
         meta_model=meta_model,
+        meta_objective=meta_objective,
         corpus=corpus,
         tokenizer_trainer=tokenizer_trainer,
         path=path,
@@ -237,10 +243,12 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     cfg, resumption = settings.cfg, settings.resumption
     trained_on = resumption.checkpoint.manifest["data"] if resumption else None
     weights = resumption.checkpoint if resumption else settings.init_from
-    trainer = tokenizer_for(settings.corpus, settings.tokenizer_trainer, weights, settings.invocation)
+    trainer = tokenizer_for(settings.meta_objective.reads, settings.tokenizer_trainer, weights, settings.invocation)
     with naming_saved_setting(resumption):
         early = partial(prepare_in_background, cfg, allow=settings.invocation.allow)
-        data = open_data(settings.corpus, trainer, trained_on=trained_on, early=early)
+        opened = partial(open_data, trained_on=trained_on, early=early)
+        data: RunData = (prompt_data if settings.meta_objective.reads == PROMPTS else opened)(settings.corpus, trainer)
+    check_prompts(cfg, data, settings.meta_objective, allow=settings.invocation.allow)
     check_sampling(cfg, data.tokenizer)
     fit_vocabulary(cfg, settings.meta_model, vocab_size=data.tokenizer.vocab_size)
     check_memory(

@@ -1,8 +1,8 @@
 """Build the trainer of a planned run: training state, objective, compiler, checkpoints, loggers."""
 
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,18 +13,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.config.targets import Option
-from tinyllm.data.batch import PAIRS
 from tinyllm.data.shards import ShardedSampler
-from tinyllm.inference.evaluation import evaluate_sources
-from tinyllm.inference.generator import generate_text
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
 from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
-from tinyllm.programs.conversations import sample_prompt, template_in
+from tinyllm.programs.conversations import template_in
+from tinyllm.programs.evaluator import Evaluator
 from tinyllm.programs.reference import Reference
 from tinyllm.programs.remaining_batches import remaining_batches
 from tinyllm.programs.resume import to_save
+from tinyllm.programs.rollouts import make_rollouts
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
 from tinyllm.programs.saved_weights import ADAPTERS
@@ -42,16 +41,15 @@ from tinyllm.training.checkpointing import Checkpointing, NoCheckpoints
 from tinyllm.training.compilation import Compiled, Eager, preserving_state
 from tinyllm.training.data_arrival import AllData, ArrivingData
 from tinyllm.training.distributed.strategy import Strategy
+from tinyllm.training.experience import as_read
 from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import Objective
-from tinyllm.training.objectives.evaluation import evaluate_objective
 from tinyllm.training.profiler import NoProfiler, Profiler
 from tinyllm.training.state import TrainState, own_tensors
 from tinyllm.training.trainer import Settings, Trainer
 from tinyllm.utils.device import autocast, compute_dtype, peak_flops
-from tinyllm.utils.fault_injection import fault
-from tinyllm.utils.seeds import derive_seed, seed_globals
-from tinyllm.utils.stop_signal import Stopping, StopRequest
+from tinyllm.utils.seeds import seed_globals
+from tinyllm.utils.stop_signal import StopRequest
 from tinyllm.utils.tensors import first_not_finite
 
 
@@ -92,7 +90,8 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
             has_finite_gradients=trial.gives_finite_gradients,
             directory=run_dir.checkpoints,
         )
-    evaluator = Evaluator(plan=plan, state=state, objective=objective, compiler=compiler)
+    rollouts = make_rollouts(plan, state, objective, compiler)
+    evaluator = Evaluator(plan=plan, state=state, objective=objective, compiler=compiler, rollouts=rollouts)
     events.on_start(info)
     return Trainer(
         state=state,
@@ -117,6 +116,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         run_dir=run_dir.path,
         flops_per_token=training_flops(plan.meta_model, plan.sampler),
         before_first_step=Reference(plan=plan, state=state, objective=objective).read,
+        collect=as_read if rollouts is None else rollouts.collect,
     )
 
 
@@ -291,69 +291,6 @@ def warm_up(compiler: Eager, trial: TrialPass, events: Callback, run_dir: RunDir
     """Compile what the first step needs, and record it in ``run.json``."""
     if compiled := compiler.warm_up(trial.run, tell=events.on_message):
         run_dir.write_status(names.RUNNING, compile=compiled)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluator:
-    """Evaluations and samples during training, with the averaged weights if the run keeps an average."""
-
-    plan: RunPlan
-    state: TrainState
-    objective: Objective
-    compiler: Eager
-
-    @contextmanager
-    def inference(self) -> Iterator[None]:
-        """Averaged weights, the strategy's and the compiler's context for inference."""
-        with self.state.average.applied(), self.plan.strategy.inference_context(), self.compiler.inference_context():
-            yield
-
-    def evaluate(self, stopping: Stopping) -> dict[str, float]:
-        """Metrics of the validation split and, with ``trainer.eval_train_tokens``, the loss of fixed training data."""
-        trainer = self.plan.cfg.trainer
-        with self.inference():
-            fault("evaluate")
-            metrics = self.metrics_of("val", trainer.eval_tokens, stopping)
-            if trainer.eval_train_tokens:
-                fixed = self.metrics_of("train", trainer.eval_train_tokens, stopping)
-                metrics["train/eval_loss"] = fixed["train/loss"]
-        return metrics
-
-    def metrics_of(self, name: str, max_tokens: int | None, stopping: Stopping) -> dict[str, float]:
-        """Metrics of at most ``max_tokens`` tokens of a split of each source, divided among the ranks."""
-        plan, strategy = self.plan, self.plan.strategy
-        model: Any = self.state.model
-        settings: dict[str, Any] = {
-            "device": plan.device,
-            "autocast": partial(autocast, plan.device, plan.precision),
-            "rank": strategy.rank,
-            "world_size": strategy.world_size,
-            "gather": strategy.gather,
-            "stopping": stopping,
-            "name": name,
-        }
-        read: dict[str, Any] = {"seq_len": plan.batch.seq_len, "batch_size": plan.batch.batch_size}
-        splits: Any = plan.data.splits(name)
-        if self.objective.reads == PAIRS:
-            batches = splits[""].eval_batches(**read, max_tokens=max_tokens)
-            return evaluate_objective(self.objective, batches, **settings)
-        return evaluate_sources(model, splits, plan.data.shares(), **read, max_tokens=max_tokens, **settings)
-
-    def sample(self, step: int, stopping: Stopping) -> str:
-        """A sample generated after a step."""
-        plan, cfg = self.plan, self.plan.cfg
-        model: Any = self.state.model
-        with self.inference():
-            return generate_text(
-                model,
-                plan.data.tokenizer,
-                **sample_prompt(plan.data, cfg.trainer.sample_prompt),
-                max_new_tokens=cfg.trainer.sample_tokens,
-                seed=derive_seed(cfg.seed, "sample", step),
-                **plain(cfg.trainer.sample),
-                autocast=partial(autocast, plan.device, plan.precision),
-                stopping=stopping,
-            )
 
 
 def listeners(plan: RunPlan, run_dir: RunDir, *, start_step: int) -> tuple[Log, Callback]:

@@ -79,14 +79,16 @@ class Outcome:
     """The last value of every metric."""
     best_step: int | None
     best_val_loss: float | None
+    """Best value of ``best_metric``."""
     reason: str = ""
+    best_metric: str = "val/loss"
     has_checkpoint: bool = True
     """Whether the run can be resumed and its model loaded."""
 
     @property
     def best_val_perplexity(self) -> float | None:
         """exp(``best_val_loss``) where that is a cross-entropy per token."""
-        of_pairs = any(name.startswith("val/pref/") for name in self.metrics)
+        of_pairs = self.best_metric != "val/loss" or any(name.startswith("val/pref/") for name in self.metrics)
         return None if self.best_val_loss is None or of_pairs else perplexity(self.best_val_loss)
 
 

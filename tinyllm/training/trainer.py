@@ -20,6 +20,7 @@ from tinyllm.training.callbacks import Callback, Outcome
 from tinyllm.training.checkpointing import NoCheckpoints
 from tinyllm.training.curriculum import Lengths
 from tinyllm.training.data_arrival import AllData
+from tinyllm.training.experience import Collect, as_read
 from tinyllm.training.expert_load import StepLoad
 from tinyllm.training.flops import training_flops
 from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
@@ -32,7 +33,7 @@ from tinyllm.utils.fault_injection import fault, makes_loss_nan
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.seeds import derive_seed
 from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
-from tinyllm.utils.tensors import full_tensor
+from tinyllm.utils.tensors import full_tensor, to_floats
 
 LESS_MEMORY = (
     "lower trainer.batch_size and raise trainer.grad_accum_steps, or set trainer.activation_checkpointing=true"
@@ -90,6 +91,9 @@ class Trainer:
     before_first_step: Callable[[Stopping], None] = lambda stopping: None
     """Reads what the objective must know before the weights change, such as a reference."""
     data: AllData = field(default_factory=AllData)
+
+    collect: Collect = as_read
+    """Makes what a step trains on from what the data set holds."""
 
     def __post_init__(self) -> None:
         self.strategy = self.state.strategy
@@ -214,7 +218,8 @@ class Trainer:
         # Dropout depends on seed, step and rank alone, so that a resumed run draws the same masks as an uninterrupted
         # one.
         torch.manual_seed(derive_seed(self.settings.seed, "dropout", state.step, self.strategy.rank))
-        micro_batches = [next(batches) for _ in range(self.batch_plan.grad_accum_steps)]
+        experience = self.collect(state.step, [next(batches) for _ in range(self.batch_plan.grad_accum_steps)])
+        micro_batches = experience.batches
         # Divide by the number of targets in the whole step, not per micro-batch or rank: every token weighs the same.
         own_weight = float(sum(self.objective.weight(batch) for batch in micro_batches))
         own_tokens = float(sum(batch.inputs.numel() for batch in micro_batches))
@@ -260,10 +265,12 @@ class Trainer:
         state.sequences += self.batch_plan.sequences
         state.tokens += tokens
         state.flops += tokens * self.training_flops(length)
+        if experience.generated:
+            state.flops += experience.generated * self.model.flops_per_token(length)
         if math.isfinite(train_loss):
             state.window["loss"] += train_loss
             state.window["steps"] += 1
-        return {"train/lr": lr, **metrics}
+        return {"train/lr": lr, **metrics, **experience.metrics}
 
     def exchange_status(self, metrics: dict[str, float]) -> dict[str, float]:
         """All-reduce the objective's metrics; exchange stop signals and checkpoint status."""
@@ -372,6 +379,7 @@ class Trainer:
             metrics=metrics,
             best_step=state.best_step,
             best_val_loss=state.best_loss,
+            best_metric=self.objective.selects,
             reason=reason,
             has_checkpoint=self.checkpoints.any_saved(),
         )
@@ -380,12 +388,6 @@ class Trainer:
 def is_due(every: int, step: int) -> bool:
     """Whether an action repeated every ``every`` steps is due after this step; 0: never."""
     return bool(every) and step % every == 0
-
-
-def to_floats(scalars: list[Tensor]) -> list[float]:
-    """The values of scalars on a device, in a single transfer."""
-    values: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
-    return values
 
 
 def clip(parameters: list[Tensor], max_norm: float) -> Tensor:

@@ -55,3 +55,9 @@ def autocast_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     if has_autocast and torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return dtype
+
+
+def to_floats(scalars: list[Tensor]) -> list[float]:
+    """The values of scalars on a device, in a single transfer."""
+    values: list[float] = torch.stack([scalar.float() for scalar in scalars]).tolist()
+    return values

@@ -1,6 +1,5 @@
 """``dataset=preferences``: files of preferences, split by prompt and encoded."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal
 
@@ -10,6 +9,7 @@ from tinyllm.data.batch import PAIRS
 from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.finding import find_files
+from tinyllm.data.hash_split import share_of
 from tinyllm.data.preferences.pairs import Answered, PairData, PairSplit
 from tinyllm.data.preferences.records import ChatPreference, Preference, TextPreference, parse_preference
 from tinyllm.data.records import JSON_LINES, PARQUET, read_records
@@ -127,7 +127,7 @@ class PreferenceCorpus:
             return train, val, [shared] if left_out else []
         sides: tuple[list[Preference], list[Preference]] = [], []
         for pair in pairs:
-            sides[_place_of(pair.key) < self.val_fraction].append(pair)
+            sides[share_of(pair.key) < self.val_fraction].append(pair)
         if not all(sides):
             n_prompts = len({pair.key for pair in pairs})
             prompts = f"{n_prompts} different prompt{'s' * (n_prompts != 1)}"
@@ -140,11 +140,6 @@ class PreferenceCorpus:
 def _distinct(pairs: Iterable[Preference]) -> list[Preference]:
     """The preferences without copies of earlier ones."""
     return list({pair.identity: pair for pair in pairs}.values())
-
-
-def _place_of(key: str) -> float:
-    """A number in [0, 1) that is a hash of the prompt."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def encode_pair(

@@ -1,0 +1,75 @@
+"""Whole runs of GRPO: the reward rises, and the bits depend neither on a resume nor on micro-batches and ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.copies import run as run_ranks
+from tests.support.training_runs import SMALL, digest, logged, metrics, train
+
+SIZES = ("model.max_seq_len=32", "optimizer.lr=1e-2", "trainer.batch_size=4")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Settings of a run on prompts, from weights that have seen one-digit answers."""
+    folder = tmp_path_factory.mktemp("base")
+    asked = [f"{a}{b}" for a in range(6) for b in range(6)]
+    chats = [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": str(n % 10)}]}
+        for n, q in enumerate(asked)
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)), encoding="utf-8")
+    prompts = [{"prompt": q, "answer": "7"} for q in asked]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)), encoding="utf-8")
+    run = folder / "run"
+    of_chats = ("dataset=chat", f"dataset.path={folder / 'chats.jsonl'}", "tokenizer=byte", f"run.dir={run}")
+    assert train(*SMALL, *SIZES, *of_chats, "trainer.max_steps=60", "trainer.batch_size=16") == 0
+    given = ("dataset=prompts", f"dataset.path={folder / 'prompts.jsonl'}", "objective=grpo", "reward=[exact,length]")
+    limits = ("objective.max_new_tokens=4", "reward.length.target=2", "objective.group_size=4")
+    return [*SMALL, *SIZES, *given, *limits, f"init_from={run}"]
+
+
+@pytest.mark.slow
+def test_the_rewarded_answer_becomes_the_usual_one(base: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    much = ("schedule=constant", "objective.group_size=8", "trainer.batch_size=8", "reward.length.weight=0.01")
+    assert train(*base, *much, "trainer.max_steps=20", "trainer.eval_every=20", f"run.dir={run}") == 0
+    rewards, live = logged(run, "rl/reward_exact"), logged(run, "rl/live_groups")
+    assert sum(rewards[-5:]) / 5 > 0.3 + sum(rewards[:5]) / 5
+    assert max(logged(run, "rl/mismatch")) < 1e-4, "what is trained on has the probability that it was drawn with"
+    assert live[0] > 0 and logged(run, "val/reward_exact")[-1] > 0.5
+    assert all(abs(a + b - 1) < 1e-9 for a, b in zip(logged(run, "rl/ended"), logged(run, "rl/truncated"), strict=True))
+
+
+@pytest.mark.slow
+def test_rollouts_do_not_know_of_a_resume(base: list[str], tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(*base, "trainer.max_steps=4", f"run.dir={whole}") == 0
+    assert train(*base, "trainer.max_steps=4", f"run.dir={parts}", "trainer.stop_after_steps=2") == 0
+    assert train(f"resume={parts}") == 0
+    assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normaliser", ["fixed", "targets"])
+def test_micro_batches_and_ranks_share_a_step(normaliser: str, base: list[str], tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=2", f"objective.normaliser={normaliser}")
+    halves = ("trainer.batch_size=2", *steps)
+    whole = run_ranks(1, tmp_path / "whole", *base, *steps)
+    parts = run_ranks(1, tmp_path / "parts", *base, *halves, "trainer.grad_accum_steps=2")
+    ranks = run_ranks(2, tmp_path / "ranks", *base, *halves)
+    for other in (parts, ranks):
+        for key in ("train/loss", "rl/reward", "rl/entropy", "rl/length", "train/grad_norm"):
+            assert logged(other, key) == pytest.approx(logged(whole, key), rel=1e-4, abs=1e-6), key
+
+
+@pytest.mark.slow
+def test_rewards_that_never_differ_end_the_run(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = [setting for setting in base if not setting.startswith("reward")]
+    asked = ("reward=[format]", "reward.format.pattern=never", "trainer.max_steps=40", f"run.dir={tmp_path / 'run'}")
+    assert train(*flat, *asked) == 2
+    assert "equal rewards in every group of the first 20 steps (reward=format)" in capsys.readouterr().err

@@ -1,0 +1,244 @@
+"""Prompts to be answered: their numbers in the order of training, and files of them (``dataset=prompts``)."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from tinyllm.data.batch import PROMPTS, Batch, WindowSource
+from tinyllm.data.chat.messages import USER, Conversation, Message, conversation_of
+from tinyllm.data.chat.template import ChatTemplate
+from tinyllm.data.finding import find_files
+from tinyllm.data.hash_split import share_of
+from tinyllm.data.prompts import Prompt
+from tinyllm.data.records import JSON_LINES, PARQUET, read_records
+from tinyllm.data.sample_span import SampleSpan
+from tinyllm.data.shuffle import draw, permuted
+from tinyllm.data.split import RULES
+from tinyllm.errors import UserError
+from tinyllm.nn.loss import IGNORE
+from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+
+PROMPT, SAMPLE = "prompt", "sample"
+"""Names of the extra tensors (B,) of a batch of prompts: the number of each within its split, and of the sample."""
+HASHED = 1000
+"""Prompts of a split whose content identifies it, besides their number."""
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """The prompts of one split, possibly generated when they are asked for."""
+
+    name: str
+    prompts: Sequence[Prompt]
+
+    # What a split of tokens has besides.
+    row_length: ClassVar[None] = None
+    token_bytes: ClassVar[None] = None
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of prompts: their tokens are not counted, for they may be generated one by one."""
+        return len(self.prompts)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of their number and of the first ones."""
+        digest = hashlib.sha256(str(len(self.prompts)).encode())
+        for number in range(min(HASHED, len(self.prompts))):
+            prompt = self.prompts[number]
+            digest.update(f"{prompt.conversation.to_json()}\0{prompt.answer}\n".encode())
+        return digest.hexdigest()
+
+
+class PromptSource:
+    """The order of training: every prompt once per epoch, each epoch in a new order, as a function of the sample.
+
+    A batch holds numbers of prompts and no tokens; what is trained on are the answers that the model gives.
+    """
+
+    def __init__(self, split: PromptSplit, *, seed: int) -> None:
+        self.split, self.seed = split, seed
+        self.windows_per_epoch = len(split.prompts)
+
+    def batch(self, samples: np.ndarray) -> Batch:
+        """The numbers of the prompts of these samples."""
+        samples = np.asarray(samples, dtype=np.int64)
+        epochs, numbers = samples // self.windows_per_epoch, np.empty_like(samples)
+        for epoch in sorted(set(epochs.tolist())):
+            chosen = epochs == epoch
+            within = samples[chosen] - epoch * self.windows_per_epoch
+            numbers[chosen] = permuted(within, self.windows_per_epoch, draw(self.seed, epoch))
+        nothing = torch.zeros(len(samples), 1, dtype=torch.int64)
+        extra = {PROMPT: torch.from_numpy(numbers), SAMPLE: torch.from_numpy(samples)}
+        return Batch(inputs=nothing, targets=torch.full_like(nothing, IGNORE), extra=extra)
+
+
+@dataclass(frozen=True)
+class PromptData:
+    """Prompts ready for training; see :class:`tinyllm.data.run_data.RunData`."""
+
+    train: PromptSplit
+    val: PromptSplit
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate
+    rules: int = RULES
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def first_prompt(self) -> Conversation:
+        """The first prompt of validation, for samples."""
+        return self.val.prompts[0].conversation
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprints of both splits and of the tokenizer."""
+        return {
+            "train": self.train.fingerprint,
+            "val": self.val.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint(),
+        }
+
+    def splits(self, name: str) -> Mapping[str, PromptSplit]:
+        """The split ``train`` or ``val``, as the only source."""
+        return {"": {"train": self.train, "val": self.val}[name]}
+
+    def shares(self) -> Mapping[str, float]:
+        """The weight of the only source."""
+        return {"": 1.0}
+
+    @property
+    def sources(self) -> "Mapping[str, PromptData]":
+        """Itself as the only source."""
+        return {"": self}
+
+    def changes(self, span: SampleSpan) -> list[int]:
+        """None: the order stays the same."""
+        return []
+
+    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
+        """The order of the only source."""
+        return sources[""]
+
+    def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
+        """None."""
+        return []
+
+
+class PromptCorpus:
+    """Prompts from JSON lines or Parquet tables: objects with ``prompt`` and, if a reward reads it, ``answer``.
+
+    A prompt is a text, which the user says, or a list of messages.
+
+    Args:
+        path: a file, a folder or a glob.
+        val_path: the same for validation; prompts that are also in it are left out of training.
+        val_fraction: fraction of the prompts that becomes validation if there is no ``val_path``, by a hash.
+        chat_template: renders them.
+
+    Raises:
+        UserError: the fraction is out of range.
+    """
+
+    gives: ClassVar[str] = PROMPTS
+    content: ClassVar[str] = "text"
+    revision: ClassVar[None] = None
+
+    def __init__(
+        self, *, path: str, val_path: str | None, val_fraction: float, chat_template: ChatTemplate | None = None
+    ) -> None:
+        if not 0 < val_fraction < 1:
+            hint = "between 0 and 1"
+            raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
+        assert chat_template is not None, "the program passes the template"
+        self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
+        self.chat_template = chat_template
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        """Those that the template writes."""
+        return self.chat_template.special_tokens
+
+    def check(self) -> None:
+        """Refuse files that are missing or whose first record is no prompt.
+
+        Raises:
+            UserError: they are.
+        """
+        for key, path in self._places():
+            next(self._read(key, path))
+
+    def pin(self, revision: str | None) -> None:
+        """Files have no versions."""
+
+    def prompt_splits(self) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
+        """The prompts of training and of validation.
+
+        Raises:
+            UserError: a record is no prompt, or a split would be empty.
+        """
+        sides: tuple[list[Prompt], list[Prompt]] = [], []
+        if self.val_path is None:
+            for prompt in self._distinct("dataset.path", self.path):
+                sides[share_of(prompt.conversation.to_json()) < self.val_fraction].append(prompt)
+        else:
+            sides[1].extend(self._distinct("dataset.val_path", self.val_path))
+            held_out = {prompt.conversation.to_json() for prompt in sides[1]}
+            every = self._distinct("dataset.path", self.path)
+            sides[0].extend(prompt for prompt in every if prompt.conversation.to_json() not in held_out)
+        if not all(sides):
+            what = f"the {'validation' if sides[0] else 'training'} split has no prompts"
+            hint = "use more prompts, or change dataset.val_fraction or dataset.val_path"
+            raise UserError(what, key="dataset.path", value=self.path, hint=hint)
+        return sides
+
+    def _places(self) -> list[tuple[str, str]]:
+        given = [] if self.val_path is None else [("dataset.val_path", self.val_path)]
+        return [("dataset.path", self.path), *given]
+
+    def _distinct(self, key: str, path: str) -> list[Prompt]:
+        return list({prompt.conversation.to_json(): prompt for prompt in self._read(key, path)}.values())
+
+    def _read(self, key: str, path: str) -> Iterator[Prompt]:
+        listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
+        is_empty = True
+        for place, record in read_records([file.path for file in listing.files]):
+            is_empty = False
+            yield parse_prompt(record, place=place)
+        if is_empty:
+            raise UserError("it contains no prompts", key=key, value=path, hint="one JSON object per line")
+
+
+def parse_prompt(record: object, *, place: str) -> Prompt:
+    """The prompt of a JSON record.
+
+    Raises:
+        UserError: it is not a prompt; the message says why.
+    """
+    asked = record.get("prompt") if isinstance(record, dict) else None
+    if not isinstance(record, dict) or not isinstance(asked, str | list) or not asked:
+        hint = 'it must be an object, {"prompt": …, "answer": …}'
+        raise UserError("not a prompt", file=place, hint=hint)
+    answer = record.get("answer")
+    if answer is not None and not isinstance(answer, str | int | float):
+        raise UserError("`answer` is not text", file=place, hint="it must be a string or a number")
+    conversation = Conversation((Message(USER, asked),)) if isinstance(asked, str) else None
+    if conversation is None:
+        assert isinstance(asked, list)
+        conversation = conversation_of(asked, tools=record.get("tools"), place=place, complete=False)
+    return Prompt(conversation=conversation, name=place, answer=None if answer is None else str(answer))
+
+
+def prompt_data(corpus: Any, trainer: TokenizerTrainer) -> Any:
+    """The prompts of a data set that has any, with the tokenizer that answers are written in.
+
+    Raises:
+        UserError: they cannot be read, or the tokenizer lacks a token of the template.
+    """
+    train, val = corpus.prompt_splits()
+    tokenizer = trainer.train([])
+    corpus.chat_template.require(tokenizer)
+    return PromptData(PromptSplit("train", train), PromptSplit("val", val), tokenizer, corpus.chat_template)

@@ -1,0 +1,93 @@
+"""Rewards and tools of a run on prompts, and what cannot work together with them."""
+
+from collections.abc import Collection
+from itertools import islice
+from typing import Any
+
+from omegaconf import DictConfig
+
+from tinyllm.config.build import build
+from tinyllm.config.targets import Option
+from tinyllm.data.batch import PROMPTS
+from tinyllm.data.prompt_data import PromptData
+from tinyllm.errors import UserError
+from tinyllm.inference.rewards.base import Reward, Rewards
+from tinyllm.inference.tools.base import Tool
+from tinyllm.training.objectives.base import Objective
+
+NODES = ("reward", "tools")
+"""Nodes that only objectives on prompts read."""
+CHECKED = 1000
+"""Prompts of training that are looked at before it begins; files of more are checked as they are read."""
+
+
+def build_tool(cfg: DictConfig, *, allow: frozenset[Option]) -> Tool | None:
+    """The tool of ``tools=``; None: no tool.
+
+    Raises:
+        UserError: the class is not a tool, or refuses its settings.
+    """
+    if not cfg.tools:
+        return None
+    tool = build(cfg.tools, path="tools", allow=allow)
+    if not isinstance(tool, Tool):
+        hint = "derive it from tinyllm.inference.tools.base.Tool"
+        raise UserError("not a tool", key="tools._target_", value=type(tool).__name__, hint=hint)
+    return tool
+
+
+def build_rewards(cfg: DictConfig, *, allow: frozenset[Option]) -> Rewards:
+    """The rewards of ``reward=[…]``.
+
+    Raises:
+        UserError: there are none, or one refuses its settings.
+    """
+    rewards: dict[str, Reward] = {}
+    for name, node in (cfg.reward or {}).items():
+        rewards[str(name)] = build(node, path=f"reward.{name}", allow=allow)
+    return Rewards(rewards)
+
+
+def check_prompt_settings(
+    cfg: DictConfig, objective: Objective, *, typed: Collection[str], allow: frozenset[Option]
+) -> None:
+    """Refuse rewards or tools that cannot be built, or that the objective does not read.
+
+    Args:
+        typed: keys and groups of the command line.
+
+    Raises:
+        UserError: names the key.
+    """
+    if objective.reads == PROMPTS:
+        build_rewards(cfg, allow=allow)
+        build_tool(cfg, allow=allow)
+        if str(cfg.strategy._target_).endswith(".FSDP"):
+            hint = "answers are generated on every rank by its own copy of the model: use strategy=ddp or single"
+            raise UserError("sharded weights cannot generate answers", key="strategy", value="fsdp", hint=hint)
+        return
+    named = sorted(key for key in typed if key.partition(".")[0] in NODES)
+    if named:
+        hint = "only objective=grpo reads it; leave it out"
+        raise UserError("the key has no effect here", file=named[0], hint=hint)
+
+
+def check_prompts(cfg: DictConfig, data: Any, objective: Any, *, allow: frozenset[Option]) -> None:
+    """Refuse prompts without the answer that a reward reads, and prompts too long for the context.
+
+    Raises:
+        UserError: names the prompt, or the longest that there may be.
+    """
+    if not isinstance(data, PromptData):
+        return
+    prompts = [*islice(data.train.prompts, CHECKED), *data.val.prompts]
+    build_rewards(cfg, allow=allow).check(prompts)
+    rendered = (
+        data.chat_template.render(prompt.conversation, data.tokenizer, add_generation_prompt=True).ids
+        for prompt in prompts
+    )
+    longest, context = max(map(len, rendered)), cfg.model.max_seq_len
+    if longest + objective.max_new_tokens > context:
+        hint = f"at most {max(context - longest, 0)}: the longest prompt has {longest} tokens, the context {context}"
+        what = "prompt and answer do not fit into the context"
+        raise UserError(what, key="objective.max_new_tokens", value=objective.max_new_tokens, hint=hint)
