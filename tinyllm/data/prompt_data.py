@@ -174,6 +174,9 @@ class PromptCorpus:
     def pin(self, revision: str | None) -> None:
         """Files have no versions."""
 
+    def check_length(self, n_steps: int) -> None:
+        """The order is the same for runs of any length."""
+
     def prompt_splits(self) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
         """The prompts of training and of validation.
 

@@ -10,35 +10,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
-from tinyllm.config.build import build
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.data.tasks.corpus import TaskCorpus
 from tinyllm.errors import UserError, setting
 from tinyllm.inference.answering import Answering, answer_metrics
-from tinyllm.inference.tools.base import Tool
 from tinyllm.programs.builders import plain
 from tinyllm.programs.conversations import saved_template
+from tinyllm.programs.prompt_checks import build_tool
 from tinyllm.programs.saved_model import SavedModel
 from tinyllm.utils.device import autocast
 from tinyllm.utils.environment import shows
 
 KEYS = ("answers", "tools")
 """Nodes that only tasks read."""
-
-
-def build_tool(cfg: DictConfig, *, allow: frozenset[Option]) -> Tool | None:
-    """The tool of ``tools=``; None: no tool.
-
-    Raises:
-        UserError: the class is not a tool, or refuses its settings.
-    """
-    if not cfg.tools:
-        return None
-    tool = build(cfg.tools, path="tools", allow=allow)
-    if not isinstance(tool, Tool):
-        hint = "derive it from tinyllm.inference.tools.base.Tool"
-        raise UserError("not a tool", key="tools._target_", value=type(tool).__name__, hint=hint)
-    return tool
 
 
 def check_answer_keys(dataset: DictConfig, typed: Collection[str], *, allow: frozenset[Option]) -> None:
