@@ -204,10 +204,10 @@ class _Chooser:
             # The first token whose cumulative probability exceeds the random number, in float64.
             cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
             uniform_B1 = torch.from_numpy(uniform_B)[:, None].to(cumulative_BV.device) * cumulative_BV[:, -1:]
-            ids_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True)
+            ids_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=self.vocab_size - 1)
         else:
             ids_B1 = logprobs_BV.argmax(dim=-1, keepdim=True)
-        chosen_B = logprobs_BV.gather(1, ids_B1.clamp(max=self.vocab_size - 1))[:, 0].cpu().numpy()
+        chosen_B = logprobs_BV.gather(1, ids_B1)[:, 0].cpu().numpy()
         if np.isnan(chosen_B).any():
             hint = "its weights are damaged; use an earlier checkpoint"
             raise UserError("the model's output is not a number (NaN)", hint=hint)
