@@ -18,7 +18,11 @@ ARCHITECTURES = (
     "attn=mla ffn=swiglu",
     "attn=mla model.block.attn.q_latent_dim=16 parametrization=mup",
 )
-every = pytest.mark.parametrize("settings", ARCHITECTURES)
+EVERYDAY = (1, 4)
+every = pytest.mark.parametrize(
+    "settings",
+    [pytest.param(one, marks=[] if i in EVERYDAY else [pytest.mark.slow]) for i, one in enumerate(ARCHITECTURES)],
+)
 
 
 def lora(targets: str | list[str] = "all", *, rank: int = 3, dropout: float = 0.0) -> LoRA:

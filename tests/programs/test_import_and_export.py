@@ -181,6 +181,7 @@ def test_adapters_over_a_hugging_face_model_give_the_same_text_in_transformers(
     assert manifest["adapters"]["base"] == str(place / "model")
 
 
+@pytest.mark.slow
 def test_init_from_a_hugging_face_directory_takes_its_weights(place: Path, tmp_path: Path) -> None:
     data = ("dataset=text", f"dataset.path={place / 'a.txt'}", "tokenizer=pretrained")
     words, start = f"tokenizer.path={place / 'model'}", f"init_from={place / 'model'}"

@@ -8,7 +8,7 @@ import torch
 
 import tinyllm
 from tests.support.training_runs import SMALL, train
-from tinyllm.programs.saved_weights import open_weights
+from tinyllm.programs.saved_weights import GrownWeights, LoadedWeights, open_weights
 from tinyllm.runs.layout import TOKENIZER
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.appended import appended_tokens, first_difference, shown_token
@@ -33,6 +33,7 @@ def appended(base: Path, corpus: str, run: Path, *more: str) -> Any:
     return tinyllm.load(run)[0]
 
 
+@pytest.mark.slow
 def test_old_logits_keep_their_bits_and_new_rows_are_the_mean(base: Path, corpus: str, tmp_path: Path) -> None:
     old, tokenizer = tinyllm.load(base)
     new = appended(base, corpus, tmp_path / "run")
@@ -50,6 +51,7 @@ def test_old_logits_keep_their_bits_and_new_rows_are_the_mean(base: Path, corpus
     torch.testing.assert_close(after[..., n], before.mean(-1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_a_padded_table(base: Path, corpus: str, tmp_path: Path) -> None:
     """Ids of new tokens overwrite rows that no token had; the other rows of the padding stay."""
     n = tinyllm.load(base)[1].vocab_size
@@ -65,11 +67,22 @@ def test_rows_of_a_padded_table(base: Path, corpus: str, tmp_path: Path) -> None
         assert torch.equal(again.read(name, slice(3, n + 4)), rows[3 : n + 4])
 
 
+@pytest.mark.slow
 def test_adapters_over_appended_tokens_are_refused(base: Path, corpus: str, call: Any) -> None:
     settings = ["tokenizer=byte", f"tokenizer.special_tokens={NEW}", "model.tie_embeddings=false", "lora=lora"]
     answer = call("train", "dataset=text", corpus, *SMALL, *settings, f"init_from={base}")
     assert answer.code == 2 and answer.made == [] and answer.err.count("\n") == 1
     assert answer.err.startswith(f"error: adapters cannot learn new tokens (init_from={base}): the rows of <user>, <as")
+
+
+def test_grown_tables() -> None:
+    """Two new tokens, of which one takes a row of the padding, in a table with one more row than tokens."""
+    table, other = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.ones(2, 2)
+    weights = GrownWeights(LoadedWeights({"embedding.weight": table, "x": other}), old=4, new=6, rows=7)
+    grown, mean = weights.read("embedding.weight"), table[:4].double().mean(0).float()
+    assert torch.equal(grown[:4], table[:4]) and torch.equal(grown[4:], mean.expand(3, -1))
+    assert torch.equal(weights.read("embedding.weight", slice(3, 6)), grown[3:6])
+    assert weights.read("x") is other and weights.shape("embedding.weight") == grown.shape
 
 
 ALPHABET = "abc"
@@ -100,6 +113,7 @@ def test_appended_tokens_in_their_order() -> None:
     assert appended_tokens(CharTokenizer(ALPHABET, eot=True, unk=True, special=["<b>"]), old) is None
 
 
+@pytest.mark.slow
 def test_a_different_tokenizer_names_the_first_id(base: Path, corpus: str, call: Any) -> None:
     answer = call("train", "dataset=text", corpus, *SMALL, "tokenizer=char", f"init_from={base}")
     assert answer.code == 2 and answer.made == [] and answer.err.count("\n") == 1
