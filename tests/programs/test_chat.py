@@ -59,6 +59,7 @@ def test_chat_needs_a_model_of_conversations(run: Path, tiny_run: Path, capfd: p
         assert err.startswith("error: ") and what in err and len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_weights_keep_their_template(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = (*SMALL, "model.max_seq_len=96", "ffn=swiglu", "trainer.max_steps=1", "dataset.too_long=drop")
     data = ("dataset=chat", f"dataset.path={run.parent / 'c.jsonl'}", "tokenizer=pretrained")
@@ -71,6 +72,7 @@ def test_weights_keep_their_template(run: Path, tmp_path: Path, capfd: pytest.Ca
     assert train(*later, "chat_template=file", f"chat_template.path={stored}") == 0
 
 
+@pytest.mark.slow
 def test_describe_shows_what_the_model_sees(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = run.parent / "c.jsonl"
     assert cli(tinyllm.describe.main, f"conversations={file}", "chat_template=chatml") == 0
@@ -86,6 +88,7 @@ def test_describe_shows_what_the_model_sees(run: Path, capfd: pytest.CaptureFixt
     assert "the key has no effect here (vs=attn=gqa)" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_export_gives_transformers_our_ids_and_mask(run: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer, GenerationConfig
 

@@ -20,6 +20,7 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_records(tmp_path_factory.mktemp("chats") / "c.jsonl", [record(seed) for seed in range(60)])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(chats: Path, tmp_path: Path) -> None:
     data = f"dataset.path={chats}"
     assert train(*CHAT, data, f"run.dir={tmp_path / 'whole'}") == 0
@@ -62,6 +63,7 @@ def test_two_ranks_give_the_loss_of_one(chats: Path, tmp_path: Path) -> None:
             assert ours.get(metric, 0) == pytest.approx(theirs.get(metric, 0), rel=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, what",
     [
