@@ -73,7 +73,7 @@ TABLE = {
     "no randomness in rollouts": bad(
         f"{GRPO} reward=[length] objective.temperature=0", "objective.temperature=0", "above 0"
     ),
-    "top_k in rollouts": bad(f"{GRPO} reward=[length] objective.top_k=3", "objective.top_k=3", "GRPO takes"),
+    "top_k in rollouts": bad(f"{GRPO} reward=[length] objective.top_k=3", "objective.top_k=3", "did you mean"),
     "no reward": bad(GRPO, "reward=[]", "choose at least one"),
     "a reward for the next token": bad("reward=[exact]", "reward", "only objective=grpo"),
     "prompts for the next token": bad(
