@@ -28,7 +28,7 @@ from tests.support.training_runs import SMALL, train
         (("runs=[a,b]",), "runs=", "runs={small:"),
         (("runs={a:1}",), "runs=", "runs={small:"),
         (("run=a", "serve.host=0.0.0.0"), "serve.host=0.0.0.0", "TINYLLM_API_KEY"),
-        (("run=a", "serve.host=nowhere.invalid", "serve.api_key=k"), "serve.host=nowhere.invalid", "127.0.0.1"),
+        (("run=a", "serve.host=203.0.113.7", "serve.api_key=k"), "serve.host=203.0.113.7", "127.0.0.1"),
         (("run=a", "serve.api_key='a b\nc'"), "serve.api_key=…", "ASCII"),
         (("run=a", "serve.max_batch=0"), "serve.max_batch=0", "at least 1"),
         (("run=none", "serve.port=0"), "none", ""),
