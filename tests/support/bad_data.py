@@ -125,6 +125,20 @@ DATA = {
         "dataset.sources.a.start_early=true",
         "leave it out",
     ),
+    "a picture of nothing": bad(
+        "dataset=text dataset.path=IN/good.txt picture=x.png",
+        "picture=x.png",
+        "stats=false",
+        program="prepare",
+        base=False,
+    ),
+    "a picture in an unknown format": bad(
+        "--stats dataset=text dataset.path=IN/good.txt picture=x.jpeg",
+        "picture=x.jpeg",
+        ".png",
+        program="prepare",
+        base=False,
+    ),
     "an early start without training": bad(
         "dataset=text dataset.path=IN/good.txt dataset.start_early=true",
         "dataset.start_early=true",

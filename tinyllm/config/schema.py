@@ -255,6 +255,7 @@ class PrepareConfig:
     """Root of ``conf/prepare.yaml``."""
 
     stats: bool = key()
+    picture: str | None = key()
     debug: bool = key()
     tokenizer: Any = MISSING
     dataset: Any = MISSING

@@ -13,6 +13,7 @@ from tinyllm.errors import UserError
 from tinyllm.programs.builders import open_corpus, open_data
 from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.data_statistics import show
+from tinyllm.programs.statistics_picture import check_picture, draw_statistics
 from tinyllm.utils.tables import Column, Table
 
 
@@ -29,6 +30,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
         hint = "documents are packed when training starts, the prepared data are the same; leave it out"
         raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
     refuse_start_early(cfg)
+    picture = check_picture(cfg.picture)
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     facts = {
         "train tokens": n_tokens(data, "train"),
@@ -38,6 +40,9 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     }
     sources = facts_by_source(data)
     statistics = {name: statistics_of(source) for name, source in data.sources.items()} if cfg.stats else {}
+    if picture is not None:
+        draw_statistics(statistics, picture)
+        facts["picture"] = str(picture)
     if invocation.json:
         in_json = {name: as_json(found) for name, found in statistics.items()}
         more = {"sources": sources} if sources else {}
