@@ -19,6 +19,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.inference.batching import Engine
+from tinyllm.inference.generator import bos_of
 from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.generate import make_fast
 from tinyllm.programs.load_model import SavedModel, model_of, open_saved
@@ -132,7 +133,7 @@ def serve_model(
     return ServedModel(
         name=name,
         engine=engine,
-        bos=cfg.bos,
+        bos=bos_of(model, saved.tokenizer, cfg.bos),
         special=cfg.special,
         created=int(Path(saved.path).stat().st_mtime),
         template=template,
