@@ -71,7 +71,7 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
     _add_paths(app, {served.name: served for served in models}, worker, metrics)
-    _describe(app)
+    _describe(app, [served.name for served in models])
     guarded: ASGIApp = Guards(app, api_key=api_key, max_body_bytes=max_body_bytes, metrics=metrics)
     if cors:
         guarded = CORSMiddleware(guarded, allow_origins=list(cors), allow_methods=["*"], allow_headers=["*"])
@@ -125,8 +125,8 @@ async def _response(answering: Answering, http: Request) -> Response:
     return EventStream(answering) if answering.body.stream else await answering.whole(http)
 
 
-def _describe(app: FastAPI) -> None:
-    """Replace the framework's description of its own validation error, which this server does not use."""
+def _describe(app: FastAPI, names: list[str]) -> None:
+    """Describe the models by name, and leave out the framework's own validation error, which is not used here."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -136,6 +136,8 @@ def _describe(app: FastAPI) -> None:
                     operation["responses"].pop("422", None)
             for name in ("HTTPValidationError", "ValidationError"):
                 described["components"]["schemas"].pop(name, None)
+            for name in ("CompletionRequest", "ChatRequest"):
+                described["components"]["schemas"][name]["properties"]["model"]["enum"] = names
             app.openapi_schema = described
         return app.openapi_schema
 
