@@ -183,6 +183,7 @@ def test_the_keys_of_no_effect_rules_exist(rule: Any) -> None:
             ("train", ("dataset=shakespeare",)),
             ("generate", ()),
             ("describe", ()),
+            ("prepare", ()),
         )
     ]
     assert any({rule.key, *rule.disables} <= keys for keys in offered)

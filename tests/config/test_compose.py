@@ -21,6 +21,7 @@ from tinyllm.utils.yaml_files import read_yaml
 GROUPS = groups()
 REQUIRED = {
     "dataset=fineweb": ("dataset.max_tokens=1e6",),
+    "dataset=mixture": ("dataset.sources={a:'dataset=pydocs'}",),
     "layers=pattern": ("model.layers.kinds={a:''}", "model.layers.pattern=[a]"),
     "layers=jsonl": (
         "model.n_layers=1",

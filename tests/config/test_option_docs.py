@@ -84,7 +84,7 @@ def test_every_group_and_its_default_exist() -> None:
     for name in programs():
         for group in read_program(name).groups:
             options = [option.name for option in group.options]
-            chosen = [] if group.default is None else group.default.strip("[]").split(",")
+            chosen = [option for option in (group.default or "").strip("[]").split(",") if option]
             assert set(chosen) <= set(options), f"{name}: {group.name}={group.default}"
             assert [option.name for option in group.chosen] == sorted(chosen)
 
