@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from unittest import mock
@@ -22,6 +23,7 @@ def cli(main: object, *arguments: str, stdin: str = "") -> int:
     with (
         mock.patch.object(sys, "argv", ["tinyllm", *arguments]),
         mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        mock.patch.dict(os.environ),  # a program sets HYDRA_FULL_ERROR
         pytest.raises(SystemExit) as end,
     ):
         main()  # type: ignore[operator]

@@ -18,7 +18,8 @@ PACKAGE = Path(tinyllm.__file__).resolve().parent
 TRAINING_CODE = (
     *("nn", "models", "optim", "tokenizers", "data", "inference", "training", "interop", "runs", "utils"),
     *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "saved_model", "saved_weights")),
-    *(f"programs/{name}.py" for name in ("trainer_builder", "train")),
+    *(f"programs/{name}.py" for name in ("trainer_builder", "train", "remaining_batches", "evaluator")),
+    *(f"programs/{name}.py" for name in ("background_preparation", "reference", "rollouts", "prompt_checks")),
     "config/build.py",
 )
 """Folders and files of the package that determine what training computes from a resolved configuration and its data.
