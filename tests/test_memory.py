@@ -93,8 +93,8 @@ def test_each_part_of_a_run_says_what_needed_memory(
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.eval_every=1", "trainer.sample_every=1"]
     for place, name, what in (
         (Trainer, "train_step", "step 1: 4 sequences of 16 tokens at a time"),
-        ("tinyllm.programs.trainer_builder", "evaluate_sources", "the evaluation after step 1"),
-        ("tinyllm.programs.trainer_builder", "generate_text", "the sample after step 1"),
+        ("tinyllm.programs.evaluator", "evaluate_sources", "the evaluation after step 1"),
+        ("tinyllm.programs.evaluator", "generate_text", "the sample after step 1"),
         ("tinyllm.models.transformer", "Transformer.__init__", "building the model"),
     ):
         with monkeypatch.context() as patch:
@@ -103,7 +103,7 @@ def test_each_part_of_a_run_says_what_needed_memory(
         [line] = capsys.readouterr().err.splitlines()
         assert line.startswith(f"error: not enough memory ({what}): 5.00 GB more were requested; ")
     cfg = tinyllm.compose(f"run={tiny_run}", program="evaluate")
-    monkeypatch.setattr("tinyllm.programs.evaluate.evaluate", fail)
+    monkeypatch.setattr("tinyllm.programs.evaluate.evaluate_sources", fail)
     with pytest.raises(UserError, match=r"not enough memory \(the evaluation\): 5.00 GB more"):
         evaluate.evaluate_run(cfg, cfg.run)
     monkeypatch.setattr("tinyllm.inference.session.generate_batch", fail)

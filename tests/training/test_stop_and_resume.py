@@ -14,6 +14,7 @@ import tinyllm
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
 from tinyllm.config.cli.main import Invocation
 from tinyllm.errors import UserError
+from tinyllm.programs import evaluator
 from tinyllm.programs import trainer_builder as trainers
 from tinyllm.programs.verify_resume import training_settings
 from tinyllm.runs.checkpoint import find, read_hint
@@ -54,7 +55,7 @@ def test_max_minutes_belongs_to_each_start(corpus: str, tmp_path: Path) -> None:
 
 def scores(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     values = iter(losses)
-    monkeypatch.setattr(trainers, "evaluate_sources", lambda *a, **k: {"val/loss": next(values), "val/ppl": 1.0})
+    monkeypatch.setattr(evaluator, "evaluate_sources", lambda *a, **k: {"val/loss": next(values), "val/ppl": 1.0})
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
 ) -> None:
     """Including that of the last step, after which nothing else is left to do."""
     asked: list[int] = []
-    original = trainers.evaluate_sources
+    original = evaluator.evaluate_sources
 
     def evaluate(*arguments: Any, stopping: Any, **settings: Any) -> Any:
         def counted() -> bool:
@@ -106,7 +107,7 @@ def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
 
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.eval_every=2", "ema.enabled=true"]
     assert train(*shared, f"run.dir={tmp_path / 'whole'}") == 0
-    monkeypatch.setattr(trainers, "evaluate_sources", evaluate)
+    monkeypatch.setattr(evaluator, "evaluate_sources", evaluate)
     parts = tmp_path / "parts"
     assert train(*shared, f"run.dir={parts}") == 143
     assert len(asked) == 2
@@ -121,7 +122,7 @@ def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
 
 
 def test_a_signal_interrupts_a_sample(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, asked = trainers.generate_text, []
+    original, asked = evaluator.generate_text, []
 
     def generate_text(*arguments: Any, stopping: Any, **settings: Any) -> str:
         def counted() -> bool:
@@ -132,7 +133,7 @@ def test_a_signal_interrupts_a_sample(corpus: str, tmp_path: Path, monkeypatch: 
 
         return original(*arguments, stopping=counted, **settings)
 
-    monkeypatch.setattr(trainers, "generate_text", generate_text)
+    monkeypatch.setattr(evaluator, "generate_text", generate_text)
     monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # the tests may run under nohup
     run = tmp_path / "run"
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=4", "trainer.sample_every=2", f"run.dir={run}"]

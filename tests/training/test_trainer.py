@@ -202,10 +202,10 @@ def test_a_record_is_the_mean_since_the_last_one_and_carries_every_axis(corpus: 
 def test_the_best_checkpoint_has_the_lowest_val_loss(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tinyllm.programs import trainer_builder as trainers
+    from tinyllm.programs import evaluator
 
     losses = iter([3.0, math.nan, 2.0, math.nan, 2.5])
-    monkeypatch.setattr(trainers, "evaluate_sources", lambda *a, **k: {"val/loss": next(losses), "val/ppl": 1.0})
+    monkeypatch.setattr(evaluator, "evaluate_sources", lambda *a, **k: {"val/loss": next(losses), "val/ppl": 1.0})
     run = tmp_path / "run"
     assert train("dataset=text", corpus, *SMALL, "trainer.max_steps=5", "trainer.eval_every=1", f"run.dir={run}") == 0
     assert (run / "checkpoints" / "best").read_text().strip() == "step-000003"
