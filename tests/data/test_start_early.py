@@ -24,7 +24,7 @@ from tinyllm.tokenizers.byte import ByteTrainer
 SENTENCE = "It was a bright cold day in April, and the clocks were striking thirteen.\n"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(length=st.integers(3, 700), shard=st.integers(3, 200), seq_len=st.integers(1, 40), seed=st.integers(0, 2**31))
 def test_each_window_once_per_epoch_shard_by_shard(
     tmp_path_factory: pytest.TempPathFactory, length: int, shard: int, seq_len: int, seed: int

@@ -59,6 +59,7 @@ def leftovers(tmp_path: Path) -> list[Path]:
     return list((tmp_path / "cache" / "tokens").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_run_that_catches_up_waits_and_says_so(
     start: tuple[str, ...], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
 ) -> None:

@@ -71,6 +71,7 @@ def call(program: str, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
+@pytest.mark.slow
 def test_text_like_an_interpolation_stays_text_and_the_environment_is_read_once(
     run: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

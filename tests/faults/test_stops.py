@@ -64,6 +64,7 @@ def test_a_signal_outside_of_a_step_is_handled(place: str, corpus: str, tmp_path
     assert whole_equals_parts(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_loses_only_the_steps_since_the_checkpoint(
     corpus: str, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def test_text_equals_that_of_transformers(adds_bos: bool, tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
 def test_imported_run_begins_and_ends_like_the_directory(tmp_path: Path, call: Call) -> None:
     chat_model(tmp_path / "model", adds_bos=True)
     assert call("import_hf", f"path={tmp_path / 'model'}", f"out={tmp_path / 'run'}").code == 0

@@ -81,6 +81,7 @@ def test_unwritable_picture_is_reported_and_raises_nothing(tmp_path: Path) -> No
     assert len(messages) == 1 and messages[0].startswith("curves.png was not drawn: cannot write: Is a directory")
 
 
+@pytest.mark.slow
 def test_drawing_does_not_import_pyplot(tmp_path: Path) -> None:
     write_metrics(tmp_path)
     code = (

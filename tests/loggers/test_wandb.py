@@ -16,6 +16,7 @@ def recorded(directory: Path) -> list[WandbRun]:
     return [WandbRun(path) for path in sorted((directory / "wandb").glob("offline-run-*"))]
 
 
+@pytest.mark.slow
 def test_offline_run_and_its_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at step 9 and resumed from step 6: the same wandb run, with every record of the second start."""
     monkeypatch.setattr("tinyllm.loggers.wandb.STOP_TIMEOUT", 300.0)  # even on a busy machine

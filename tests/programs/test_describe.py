@@ -45,6 +45,7 @@ def test_parameters_and_flops_of_large_match_the_closed_form(capsys: pytest.Capt
     assert facts["FLOPs per token"]["train"] == 3 * 2 * (matrices + attention)
 
 
+@pytest.mark.slow
 def test_adapters_count_in_training_alone(capsys: pytest.CaptureFixture[str]) -> None:
     """The merged model is the base; gradients, optimizer state and average are those of the adapters."""
     settings = ("optimizer=adamw", "ema.enabled=true", "tokenizer=byte")

@@ -302,6 +302,7 @@ def test_closed_stdout_is_not_an_error(tiny_run: Path) -> None:
     assert process.returncode == 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_line_and_exits_with_130(tiny_run: Path) -> None:
     with start(f"run={tiny_run}", "max_new_tokens=100000", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(5)
@@ -311,6 +312,7 @@ def test_ctrl_c_ends_the_line_and_exits_with_130(tiny_run: Path) -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_conversation_in_a_terminal(tiny_run: Path) -> None:
     ours, theirs = pty.openpty()
     with start(

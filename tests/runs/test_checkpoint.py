@@ -151,6 +151,7 @@ def test_the_files_of_a_run_and_a_checkpoint(trained: Path) -> None:
     assert {group["name"] for group in facts["info"]["optimizer_groups"]} == {"matrix", "embedding", "vector"}
 
 
+@pytest.mark.slow
 def test_resume_from_a_run_whose_newest_checkpoint_is_damaged_equals_the_undamaged_run(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_nan_loss_is_a_fault_and_not_an_overflow(
     assert "trainer.nonfinite.action=stop" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_steps_are_not_skipped_forever_when_no_scale_helps(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -275,6 +275,7 @@ def test_init_from_loads_only_the_weights(
     assert train(*shared, f"run.dir={tmp_path / 'base'}", "optimizer.lr=0", *as_base) == 0
 
 
+@pytest.mark.slow
 def test_a_run_in_use_is_refused_and_free_after_kill_9(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

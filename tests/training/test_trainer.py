@@ -46,6 +46,7 @@ def test_accumulation_is_the_mean_over_tokens_whatever_the_micro_batches(corpus:
     assert logged(tmp_path / "three", "train/loss") == pytest.approx(logged(tmp_path / "one", "train/loss"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_autocast_rounds_each_weight_once_per_step(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def rows() -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_init_from_counts_at_the_first_start_only(call: Call, corpus: tuple[str, ...], tmp_path: Path) -> None:
     before, same = tmp_path / "before", (*corpus, *TINY)
     assert call("train", *same, f"run.dir={before}").code == 0
