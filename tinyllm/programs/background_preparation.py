@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from dataclasses import asdict
-from typing import IO, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -65,7 +65,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not get between the lines
     task = parse_json(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_input, args=(sys.stdin.buffer,), daemon=True, name="parent").start()
+    threading.Thread(target=_end_with_input, args=(sys.stdin.fileno(),), daemon=True, name="parent").start()
 
     def say(content: dict[str, Any]) -> None:
         answers.write(json.dumps(content).encode() + b"\n")
@@ -93,9 +93,11 @@ def _shown(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _end_with_input(source: IO[bytes]) -> None:
+def _end_with_input(descriptor: int) -> None:
     """End this process when the other one has ended or closes the pipe."""
-    source.read()
+    # Not through sys.stdin: Python cannot shut down while a thread holds the lock of its buffer.
+    while os.read(descriptor, 4096):
+        pass
     os._exit(0)
 
 
