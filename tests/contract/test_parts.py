@@ -219,6 +219,7 @@ def test_compiled_with_the_eager_backend(choice: Choice) -> None:
     _compiled(choice, "aot_eager")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("choice", params(sorted(COMPILED), sorted(one for one in COMPILED if one.moe == "none")[:1]))

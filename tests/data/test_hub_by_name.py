@@ -77,6 +77,7 @@ def test_by_name_as_from_a_copy_and_without_the_network(
     assert f"dataset.name={WIKITEXT}" in missing and "HF_HOME" in missing and "dataset.path=" in missing
 
 
+@pytest.mark.exhaustive
 def test_a_configuration_downloads_its_own_files(server: HubServer, prepare: Prepare, sets: dict[str, Path]) -> None:
     small = prepare("dataset=wikitext", "dataset.config=wikitext-2-raw-v1")
     copy = prepare("dataset=wikitext", "dataset.config=wikitext-2-raw-v1", f"dataset.path={sets[WIKITEXT]}")

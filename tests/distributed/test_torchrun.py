@@ -89,6 +89,7 @@ def test_a_rank_is_killed_and_torchrun_starts_all_again(
     assert same(place, whole)
 
 
+@pytest.mark.exhaustive
 def test_a_rank_fails(launch: Launch, corpus: str, tmp_path: Path) -> None:
     """The first line is that of the failed rank, although rank 0 ends too."""
     answer = launch(*SHARED, corpus, f"run.dir={tmp_path / 'run'}", fault="raise@step=5,rank=1").answer()

@@ -290,10 +290,11 @@ def test_inductor_on_two_threads_is_repeatable_and_resumable(
     assert outcome(parts)["failure"] is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [pytest.param(("trainer.precision=bf16",), marks=pytest.mark.exhaustive), ("moe=aux_free", "ema.enabled=true")],
+    [("trainer.precision=bf16",), ("moe=aux_free", "ema.enabled=true")],
 )
 def test_inductor_reaches_the_same_losses(options: tuple[str, ...], corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=6", *options]

@@ -61,11 +61,9 @@ def tinyllm_optimizer(lr: float):  # type: ignore[no-untyped-def]
     return cfg
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "attn",
-    [pytest.param(one, marks=() if one == "mla" else pytest.mark.exhaustive) for one in options.distinct("attn")],
-)
+@pytest.mark.parametrize("attn", options.distinct("attn"))
 def test_no_composition_diverges_at_half_and_at_twice_the_rule(attn: str) -> None:
     """For every feed-forward layer, mixture and parametrization, the last losses are well below those at the start."""
     rule = RULES[tinyllm.compose().optimizer._target_]

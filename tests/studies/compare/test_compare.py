@@ -260,10 +260,9 @@ def test_a_pilot_decides_the_number_of_seeds(compare: Compare, tmp_path: Path, s
     assert started == [] and study(tmp_path) == found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "how", ["tune=optimizer.lr=1e-5,1e-2", pytest.param("tune=optimizer.lr", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("how", ["tune=optimizer.lr=1e-5,1e-2", "tune=optimizer.lr"])
 def test_every_arm_gets_the_same_number_of_trials(
     how: str, compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:

@@ -31,6 +31,7 @@ def test_tokens_outside_every_window_cannot_be_recalled(tmp_path: Path) -> None:
     assert score.accuracy < 2 * score.chance
 
 
+@pytest.mark.exhaustive
 def test_one_layer_cannot_form_an_induction_head(tmp_path: Path) -> None:
     score = scores(tmp_path, "tasks=[induction]", "model.n_layers=1")["induction"]
     assert score.accuracy < 2 * score.chance

@@ -164,6 +164,7 @@ def test_ctrl_c_ends_a_sweep_in_one_process(corpus: list[str]) -> None:
     assert "continue with the same command" in out
 
 
+@pytest.mark.exhaustive
 def test_each_job_runs_in_several_ranks(corpus: list[str]) -> None:
     running = start(*corpus, "strategy=ddp", "strategy.nproc_per_node=2", "trainer.max_steps=2", "model.d_model=16,33")
     _, err = running.communicate(timeout=600)

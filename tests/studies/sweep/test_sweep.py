@@ -81,6 +81,7 @@ def test_half_done_jobs_go_on_from_their_checkpoints(call: Call, corpus: str, tm
     assert digest(Path("swept", "001_seed-2")) == digest(tmp_path / "whole")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_larger_grid_adds_jobs(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK, "attn=mha,gqa")
@@ -120,6 +121,7 @@ def test_a_run_with_other_settings_is_not_continued(call: Call, corpus: str) -> 
     assert "overrides.yaml" in rows()[0]["error"] or "seed=7" in rows()[0]["error"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_each_sweep_gets_a_directory_of_its_own_by_default(call: Call, corpus: str) -> None:
     command = ("-m", *corpus.split(), *QUICK[:-1], "trainer.max_steps=1", "seed=1,2")

@@ -88,6 +88,7 @@ def test_every_swept_value_is_a_job(call: Call, corpus: tuple[str, ...], swept: 
     assert len({row["run_dir"] for row in rows()}) == 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_swept_and_fixed_values_of_a_key_are_told_apart(call: Call, corpus: tuple[str, ...]) -> None:
     base = ("-m", *corpus, *SMALL, "trainer.max_steps=4", "schedule.warmup_steps=0", SWEEP)
@@ -127,6 +128,7 @@ def test_an_experiment_may_name_its_runs(call: Call, corpus: tuple[str, ...], tm
     assert (answer.code, answer.err) == (0, "")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_each_job_is_a_separate_wandb_run(call: Call, corpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[dict[str, Any]] = []
