@@ -222,6 +222,7 @@ def test_an_entry_module_is_light(name: str) -> None:
     assert loaded & {"torch", "numpy", "matplotlib", "transformers", "tokenizers", "wandb"} == set()
 
 
+@pytest.mark.slow
 def test_optional_libraries_are_loaded_only_when_used() -> None:
     shown = ", ".join(f"tinyllm.loggers.{name}" for name in ("console", "wandb", "tensorboard"))
     modules = "tinyllm.models.transformer, tinyllm.tokenizers, tinyllm.data, tinyllm.training.trainer"

@@ -53,6 +53,7 @@ def same_bits(one: Path, other: Path) -> None:
     assert losses(one) == pytest.approx(losses(other), rel=2e-7)
 
 
+@pytest.mark.slow
 def test_two_ranks_are_bitwise_equal_to_one_process_that_accumulates(corpus: str, tmp_path: Path) -> None:
     one = run(1, tmp_path / "one", *SHARED, corpus, *PLAIN, "trainer.grad_accum_steps=2")
     two = run(2, tmp_path / "two", *SHARED, corpus, *PLAIN)

@@ -101,6 +101,7 @@ def test_a_prompt_is_read_once_for_all_its_samples() -> None:
     assert read == [(1, 3), (1, 1), (6, 1), (6, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, pytest.param(WINDOW, marks=pytest.mark.slow)])
 def test_a_decoding_step_leaks_no_tensor_and_moves_no_buffer(window: int) -> None:
     model = model_of("gqa", "rope", window)

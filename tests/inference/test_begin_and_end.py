@@ -202,6 +202,7 @@ def test_trainer_sample_settings_are_applied(tmp_path: Path, call: Call) -> None
     assert answer.code == 2 and "trainer.sample_every=0 turns it off" in answer.err
 
 
+@pytest.mark.slow
 def test_latest_is_the_newest_run(tmp_path: Path, call: Call) -> None:
     answer = call("generate", "run=latest")
     assert answer.code == 2 and "python -m tinyllm.train creates one" in answer.err

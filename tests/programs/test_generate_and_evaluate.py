@@ -69,6 +69,7 @@ def test_text_does_not_depend_on_cache_json_or_n_samples(cli: Callable[..., Answ
     assert cli("generate", *asked, "seed=4")[1] != texts[0]
 
 
+@pytest.mark.slow
 def test_int8_weights_and_their_loss(cli: Callable[..., Answer], tiny_run: Path) -> None:
     exact, rounded = (
         json.loads(cli("evaluate", f"run={tiny_run}", f"quantize={quantize}", "--json")[1])

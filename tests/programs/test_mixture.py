@@ -26,6 +26,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
 STEPS = ("trainer.max_steps=8", "trainer.eval_every=4", "schedule=constant")
 
 
+@pytest.mark.slow
 def test_validation_is_the_weighted_mean_of_the_sources_and_evaluate_gives_the_same(
     data: tuple[str, ...], tmp_path: Path, call: Call
 ) -> None:

@@ -147,6 +147,7 @@ def test_the_recorded_command(made: Path) -> None:
     assert recorded_run(made / "early", steps=2).checkpoint is None
 
 
+@pytest.mark.slow
 def test_changed_defaults_are_set_to_their_old_values(made: Path) -> None:
     settings, config = recorded_run(made / "run").settings, read_config(made / "run")
     then = {"trainer.grad_clip": 0.7, "optimizer.betas": [0.8, 0.9], "dataset.val_path": "a, b", "trainer.gone": 1}

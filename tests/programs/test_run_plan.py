@@ -27,6 +27,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return devices
 
 
+@pytest.mark.slow
 def test_a_run_builds_its_model_once_on_meta_and_once_to_train(tmp_path: Path, builds: list[str]) -> None:
     data = ("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}")
     run = tmp_path / "run"

@@ -31,6 +31,7 @@ def scaler(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 BALANCED = ("moe=aux_loss", "model.block.moe.coeff=100", "objective.z_loss=1e-3", "trainer.grad_clip=0.2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [pytest.param((), id="plain"), pytest.param(BALANCED, id="balanced", marks=pytest.mark.slow)]
 )

@@ -78,6 +78,7 @@ def test_no_composition_diverges_at_half_and_at_twice_the_rule(attn: str) -> Non
     assert diverged == []
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_resumes_with_its_optimizer_rate_and_horizon(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,6 +147,7 @@ def test_kill_9_loses_at_most_checkpoint_every_steps(corpus: str, tmp_path: Path
     assert not list((tmp_path / "parts" / "checkpoints").glob(".tmp*"))
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(
     corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

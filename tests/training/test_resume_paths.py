@@ -81,6 +81,7 @@ def test_a_copied_checkpoint_belongs_to_no_run(
         assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_copied_checkpoint_continues_in_a_new_directory(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run / "checkpoints" / STEP, tmp_path / "copy" / STEP)
     before = sorted(run.rglob("*"))

@@ -89,6 +89,7 @@ def test_the_best_checkpoint_is_one_of_the_steps_the_run_keeps(
     assert find(run).state()["best_loss"] == 2.6
 
 
+@pytest.mark.slow
 def test_an_evaluation_interrupted_by_a_signal_is_repeated_on_resume(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def test_patience_and_stop_end_the_run_with_its_last_checkpoint_intact(
     assert not list((tmp_path / "stopped" / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_fp16_keeps_its_scale_and_logs_the_unscaled_norm(
     corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +185,7 @@ def test_fp16_keeps_its_scale_and_logs_the_unscaled_norm(
     assert norms[2.0**8] == pytest.approx(norms[2.0**12], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_record_is_the_mean_since_the_last_one_and_carries_every_axis(corpus: str, tmp_path: Path) -> None:
     shared = ["dataset=text", corpus, *SMALL, "trainer.max_steps=7"]
     assert train(*shared, f"run.dir={tmp_path / 'each'}") == 0

@@ -47,6 +47,7 @@ def hostile() -> Study:
     return replace(study, runs=runs, **words)
 
 
+@pytest.mark.slow
 def test_control_characters_are_spelled_out_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_report(hostile(), tmp_path)
     files = [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -70,6 +70,7 @@ def test_a_killed_sweep_that_fine_tunes_ends_with_the_right_jobs(
     assert other.code == 2 and "init_from" in other.err  # other weights are other jobs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("swept", "steps"),
     [
