@@ -102,7 +102,7 @@ def test_a_prompt_is_read_once_for_all_its_samples() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [0, pytest.param(WINDOW, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("window", [0, WINDOW])
 def test_a_decoding_step_leaks_no_tensor_and_moves_no_buffer(window: int) -> None:
     model = model_of("gqa", "rope", window)
     decoder = Decoder(model, PROMPTS, n_samples=1, max_new_tokens=40, kv_cache=True)
