@@ -1,7 +1,7 @@
 """Prompts to be answered: their numbers in the order of training, and files of them (``dataset=prompts``)."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -9,16 +9,16 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from tinyllm.data.batch import PROMPTS, Batch, WindowSource
+from tinyllm.data.batch import PROMPTS, Batch
 from tinyllm.data.chat.messages import USER, Conversation, Message, conversation_of
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.finding import find_files
 from tinyllm.data.hash_split import share_of
 from tinyllm.data.prompts import Prompt
 from tinyllm.data.records import JSON_LINES, PARQUET, read_records
-from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.split import RULES
+from tinyllm.data.token_data import OneSource
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
@@ -79,7 +79,7 @@ class PromptSource:
 
 
 @dataclass(frozen=True)
-class PromptData:
+class PromptData(OneSource[PromptSplit]):
     """Prompts ready for training; see :class:`tinyllm.data.run_data.RunData`."""
 
     train: PromptSplit
@@ -93,39 +93,6 @@ class PromptData:
     def first_prompt(self) -> Conversation:
         """The first prompt of validation, for samples."""
         return self.val.prompts[0].conversation
-
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of both splits and of the tokenizer."""
-        return {
-            "train": self.train.fingerprint,
-            "val": self.val.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint(),
-        }
-
-    def splits(self, name: str) -> Mapping[str, PromptSplit]:
-        """The split ``train`` or ``val``, as the only source."""
-        return {"": {"train": self.train, "val": self.val}[name]}
-
-    def shares(self) -> Mapping[str, float]:
-        """The weight of the only source."""
-        return {"": 1.0}
-
-    @property
-    def sources(self) -> "Mapping[str, PromptData]":
-        """Itself as the only source."""
-        return {"": self}
-
-    def changes(self, span: SampleSpan) -> list[int]:
-        """None: the order stays the same."""
-        return []
-
-    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
-        """The order of the only source."""
-        return sources[""]
-
-    def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
-        """None."""
-        return []
 
 
 class PromptCorpus:

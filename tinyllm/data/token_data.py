@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
@@ -83,26 +83,23 @@ class Split:
         return self.__dict__ | {"_ids": None, "use": None}
 
 
-@dataclass(frozen=True)
-class TokenData:
-    """A data set ready for training.
+class Identified(Protocol):
+    """A split that knows what it holds."""
 
-    Attributes:
-        train, val: the two splits.
-        tokenizer: the tokenizer of the ids.
-        notes: remarks for the user.
-        path: its folder in the token cache.
-        fingerprint: sha256 (hex) of both splits and the tokenizer.
-        rules: version of the rules that split the documents (``split.RULES``).
-    """
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the content."""
 
-    train: Split
-    val: Split
+
+S = TypeVar("S", bound=Identified)
+
+
+class OneSource(Generic[S]):
+    """What data that are no mixture answer as :class:`tinyllm.data.run_data.RunData`: they are their only source."""
+
+    train: S
+    val: S
     tokenizer: Tokenizer
-    notes: list[str]
-    path: Path
-    fingerprint: str
-    rules: int
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints of both splits and of the tokenizer, as a checkpoint's manifest has them."""
@@ -113,11 +110,11 @@ class TokenData:
         }
 
     @property
-    def sources(self) -> "Mapping[str, TokenData]":
-        """Itself as the only source; see :class:`tinyllm.data.run_data.RunData`."""
+    def sources(self) -> Mapping[str, Self]:
+        """Itself as the only source."""
         return {"": self}
 
-    def splits(self, name: str) -> Mapping[str, Split]:
+    def splits(self, name: str) -> Mapping[str, S]:
         """The split ``train`` or ``val``, as the only source."""
         return {"": {"train": self.train, "val": self.val}[name]}
 
@@ -136,3 +133,25 @@ class TokenData:
     def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """None: the start of a run shows its epochs in any case."""
         return []
+
+
+@dataclass(frozen=True)
+class TokenData(OneSource[Split]):
+    """A data set ready for training.
+
+    Attributes:
+        train, val: the two splits.
+        tokenizer: the tokenizer of the ids.
+        notes: remarks for the user.
+        path: its folder in the token cache.
+        fingerprint: sha256 (hex) of both splits and the tokenizer.
+        rules: version of the rules that split the documents (``split.RULES``).
+    """
+
+    train: Split
+    val: Split
+    tokenizer: Tokenizer
+    notes: list[str]
+    path: Path
+    fingerprint: str
+    rules: int

@@ -14,6 +14,7 @@ from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate, Rendered
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.shuffle import draw, permuted
+from tinyllm.data.token_data import OneSource
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.tokenizers import Tokenizer
@@ -211,7 +212,7 @@ class ConversationSource:
 
 
 @dataclass(frozen=True)
-class ConversationData:
+class ConversationData(OneSource[ConversationSplit]):
     """Conversations ready for training; see :class:`tinyllm.data.run_data.RunData`.
 
     Attributes:
@@ -225,35 +226,6 @@ class ConversationData:
     chat_template: ChatTemplate
     first_prompt: Conversation
     notes: list[str] = field(default_factory=list)
-
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of both splits and of the tokenizer."""
-        return {
-            "train": self.train.fingerprint,
-            "val": self.val.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint(),
-        }
-
-    @property
-    def sources(self) -> "Mapping[str, ConversationData]":
-        """Itself as the only source."""
-        return {"": self}
-
-    def splits(self, name: str) -> Mapping[str, ConversationSplit]:
-        """The split ``train`` or ``val``, as the only source."""
-        return {"": {"train": self.train, "val": self.val}[name]}
-
-    def shares(self) -> Mapping[str, float]:
-        """The weight of the only source."""
-        return {"": 1.0}
-
-    def changes(self, span: SampleSpan) -> list[int]:
-        """None: the order stays the same."""
-        return []
-
-    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
-        """The order of the only source."""
-        return sources[""]
 
     def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """How many conversations are too long to be used."""

@@ -12,6 +12,7 @@ import torch
 from tinyllm.data.batch import PAIR, Batch, WindowSource
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.shuffle import draw, permuted
+from tinyllm.data.token_data import OneSource
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.tokenizers import Tokenizer
@@ -188,7 +189,7 @@ class PairSource:
 
 
 @dataclass(frozen=True)
-class PairData:
+class PairData(OneSource[PairSplit]):
     """Preferences ready for training; see :class:`tinyllm.data.run_data.RunData`."""
 
     train: PairSplit
@@ -201,35 +202,6 @@ class PairData:
     def n_pairs(self) -> int:
         """Pairs of both splits; those of validation have the larger numbers."""
         return self.train.n_pairs + self.val.n_pairs
-
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of both splits and of the tokenizer."""
-        return {
-            "train": self.train.fingerprint,
-            "val": self.val.fingerprint,
-            "tokenizer": self.tokenizer.fingerprint(),
-        }
-
-    @property
-    def sources(self) -> "Mapping[str, PairData]":
-        """Itself as the only source."""
-        return {"": self}
-
-    def splits(self, name: str) -> Mapping[str, PairSplit]:
-        """The split ``train`` or ``val``, as the only source."""
-        return {"": {"train": self.train, "val": self.val}[name]}
-
-    def shares(self) -> Mapping[str, float]:
-        """The weight of the only source."""
-        return {"": 1.0}
-
-    def changes(self, span: SampleSpan) -> list[int]:
-        """None: the order stays the same."""
-        return []
-
-    def order(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> WindowSource:
-        """The order of the only source."""
-        return sources[""]
 
     def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """How many pairs are too long to be used."""
