@@ -1,7 +1,7 @@
 """Prompts to be answered: their numbers in the order of training, and files of them (``dataset=prompts``)."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,10 +12,9 @@ import torch
 from tinyllm.data.batch import PROMPTS, Batch
 from tinyllm.data.chat.messages import USER, Conversation, Message, conversation_of
 from tinyllm.data.chat.template import ChatTemplate
-from tinyllm.data.finding import find_files
 from tinyllm.data.hash_split import share_of
 from tinyllm.data.prompts import Prompt
-from tinyllm.data.records import JSON_LINES, PARQUET, read_records
+from tinyllm.data.record_corpus import RecordCorpus
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.split import RULES
 from tinyllm.data.token_data import OneSource
@@ -95,7 +94,7 @@ class PromptData(OneSource[PromptSplit]):
         return self.val.prompts[0].conversation
 
 
-class PromptCorpus:
+class PromptCorpus(RecordCorpus[Prompt]):
     """Prompts from JSON lines or Parquet tables: objects with ``prompt`` and, if a reward reads it, ``answer``.
 
     A prompt is a text, which the user says, or a list of messages.
@@ -111,38 +110,24 @@ class PromptCorpus:
     """
 
     gives: ClassVar[str] = PROMPTS
-    content: ClassVar[str] = "text"
-    revision: ClassVar[None] = None
+    records: ClassVar[str] = "prompts"
 
     def __init__(
         self, *, path: str, val_path: str | None, val_fraction: float, chat_template: ChatTemplate | None = None
     ) -> None:
-        if not 0 < val_fraction < 1:
-            hint = "between 0 and 1"
-            raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
+        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
         assert chat_template is not None, "the program passes the template"
-        self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
         self.chat_template = chat_template
+
+    @staticmethod
+    def parse(record: object, *, place: str) -> Prompt:
+        """The prompt of a JSON record; see :func:`parse_prompt`."""
+        return parse_prompt(record, place=place)
 
     @property
     def special_tokens(self) -> Sequence[str]:
         """Those that the template writes."""
         return self.chat_template.special_tokens
-
-    def check(self) -> None:
-        """Refuse files that are missing or whose first record is no prompt.
-
-        Raises:
-            UserError: they are.
-        """
-        for key, path in self._places():
-            next(self._read(key, path))
-
-    def pin(self, revision: str | None) -> None:
-        """Files have no versions."""
-
-    def check_length(self, n_steps: int) -> None:
-        """The order is the same for runs of any length."""
 
     def prompt_splits(self) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
         """The prompts of training and of validation.
@@ -165,21 +150,8 @@ class PromptCorpus:
             raise UserError(what, key="dataset.path", value=self.path, hint=hint)
         return sides
 
-    def _places(self) -> list[tuple[str, str]]:
-        given = [] if self.val_path is None else [("dataset.val_path", self.val_path)]
-        return [("dataset.path", self.path), *given]
-
     def _distinct(self, key: str, path: str) -> list[Prompt]:
-        return list({prompt.conversation.to_json(): prompt for prompt in self._read(key, path)}.values())
-
-    def _read(self, key: str, path: str) -> Iterator[Prompt]:
-        listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
-        is_empty = True
-        for place, record in read_records([file.path for file in listing.files]):
-            is_empty = False
-            yield parse_prompt(record, place=place)
-        if is_empty:
-            raise UserError("it contains no prompts", key=key, value=path, hint="one JSON object per line")
+        return list({prompt.conversation.to_json(): prompt for prompt in self.read(key, path)}.values())
 
 
 def parse_prompt(record: object, *, place: str) -> Prompt:

@@ -10,16 +10,16 @@ from tinyllm.data.chat.messages import ASSISTANT, Conversation, parse_conversati
 from tinyllm.data.chat.rows import ConversationData, ConversationSplit
 from tinyllm.data.chat.template import ChatTemplate, Packaged, Rendered
 from tinyllm.data.content_hashes import ContentHashes
-from tinyllm.data.finding import find_files
-from tinyllm.data.records import JSON_LINES, PARQUET, read_records
+from tinyllm.data.record_corpus import RecordCorpus, read_all
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 
 TooLong = Literal["error", "drop"]
+CONVERSATIONS = "conversations"
 
 
-class ConversationCorpus:
+class ConversationCorpus(RecordCorpus[Conversation]):
     """Conversations from JSON lines or Parquet tables, in OpenAI's form or ShareGPT's.
 
     The data are read into memory and rendered at every start; they are not cached.
@@ -37,8 +37,7 @@ class ConversationCorpus:
     """
 
     gives: ClassVar[str] = TOKENS
-    content: ClassVar[str] = "text"
-    revision: ClassVar[None] = None
+    records: ClassVar[str] = CONVERSATIONS
 
     def __init__(
         self,
@@ -49,29 +48,19 @@ class ConversationCorpus:
         too_long: TooLong,
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        if not 0 < val_fraction < 1:
-            hint = "between 0 and 1"
-            raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
+        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
         assert chat_template is not None, "the program passes the template"
-        self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
         self.drops_long, self.chat_template = too_long == "drop", chat_template
+
+    @staticmethod
+    def parse(record: object, *, place: str) -> Conversation:
+        """The conversation of a record; see :func:`parse_conversation`."""
+        return parse_conversation(record, place=place)
 
     @property
     def special_tokens(self) -> Sequence[str]:
         """Those that the template writes."""
         return self.chat_template.special_tokens
-
-    def check(self) -> None:
-        """Refuse files that are missing or whose first record is no conversation.
-
-        Raises:
-            UserError: they are.
-        """
-        for key, path in self._places():
-            next(read_conversations(key, path))
-
-    def pin(self, revision: str | None) -> None:
-        """Files have no versions."""
 
     def for_test(self) -> Self:
         """Files have no test split.
@@ -87,10 +76,7 @@ class ConversationCorpus:
 
     def conversations(self) -> Iterator[Conversation]:
         """Those of ``dataset.path``, in order."""
-        return read_conversations("dataset.path", self.path)
-
-    def check_length(self, n_steps: int) -> None:
-        """The order is the same for runs of any length."""
+        return self.read("dataset.path", self.path)
 
     def prepare(self, trainer: TokenizerTrainer) -> ConversationData:
         """Read, split and render the data.
@@ -134,15 +120,11 @@ class ConversationCorpus:
                 raise UserError("a conversation without a target", key="dataset.path", value=self.path, hint=hint)
         return rendered
 
-    def _places(self) -> list[tuple[str, str]]:
-        given = [] if self.val_path is None else [("dataset.val_path", str(self.val_path))]
-        return [("dataset.path", self.path), *given]
-
     def _split(self) -> tuple[list[Conversation], list[Conversation], list[str]]:
         """Training and validation conversations, and remarks."""
         found = list(self.conversations())
         if self.val_path is not None:
-            val = list(read_conversations("dataset.val_path", str(self.val_path)))
+            val = list(self.read("dataset.val_path", str(self.val_path)))
             held_out = set(map(key_of, val))
             train = [conversation for conversation in found if key_of(conversation) not in held_out]
             if not train:
@@ -179,13 +161,7 @@ def read_conversations(key: str, path: str) -> Iterator[Conversation]:
     Raises:
         UserError: there are none, or a record is none.
     """
-    listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
-    is_empty = True
-    for place, record in read_records([file.path for file in listing.files]):
-        is_empty = False
-        yield parse_conversation(record, place=place)
-    if is_empty:
-        raise UserError("it contains no conversations", key=key, value=path, hint="one JSON object per line")
+    return read_all(key, path, parse=parse_conversation, records=CONVERSATIONS)
 
 
 def prompt_of(conversation: Conversation) -> Conversation:

@@ -8,11 +8,10 @@ import numpy as np
 from tinyllm.data.batch import PAIRS
 from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate
-from tinyllm.data.finding import find_files
 from tinyllm.data.hash_split import share_of
 from tinyllm.data.preferences.pairs import Answered, PairData, PairSplit
 from tinyllm.data.preferences.records import ChatPreference, Preference, TextPreference, parse_preference
-from tinyllm.data.records import JSON_LINES, PARQUET, read_records
+from tinyllm.data.record_corpus import RecordCorpus
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
@@ -20,7 +19,7 @@ from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 TooLong = Literal["error", "drop"]
 
 
-class PreferenceCorpus:
+class PreferenceCorpus(RecordCorpus[Preference]):
     """Preferences from JSON lines or Parquet tables; ``records.parse_preference`` says what a record is.
 
     The data are read into memory and encoded at every start; they are not cached.
@@ -38,8 +37,7 @@ class PreferenceCorpus:
     """
 
     gives: ClassVar[str] = PAIRS
-    content: ClassVar[str] = "text"
-    revision: ClassVar[None] = None
+    records: ClassVar[str] = "preferences"
 
     def __init__(
         self,
@@ -50,12 +48,14 @@ class PreferenceCorpus:
         too_long: TooLong,
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        if not 0 < val_fraction < 1:
-            hint = "between 0 and 1"
-            raise UserError("not a fraction of the data", key="dataset.val_fraction", value=val_fraction, hint=hint)
-        self.path, self.val_path, self.val_fraction = str(path), val_path, val_fraction
+        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
         self.drops_long = too_long == "drop"
         self.chat_template = chat_template
+
+    @staticmethod
+    def parse(record: object, *, place: str) -> Preference:
+        """The preference of a record; see :func:`parse_preference`."""
+        return parse_preference(record, place=place)
 
     @property
     def special_tokens(self) -> Sequence[str]:
@@ -64,23 +64,8 @@ class PreferenceCorpus:
         Raises:
             UserError: the data cannot be read.
         """
-        is_chat = isinstance(next(self._read(*self._places()[0])), ChatPreference)
+        is_chat = isinstance(next(self.read(*self.places()[0])), ChatPreference)
         return self.chat_template.special_tokens if is_chat and self.chat_template is not None else ()
-
-    def check(self) -> None:
-        """Refuse files that are missing or whose first record is no preference.
-
-        Raises:
-            UserError: they are.
-        """
-        for key, path in self._places():
-            next(self._read(key, path))
-
-    def pin(self, revision: str | None) -> None:
-        """Files have no versions."""
-
-    def check_length(self, n_steps: int) -> None:
-        """The order is the same for runs of any length."""
 
     def prepare(self, trainer: TokenizerTrainer) -> PairData:
         """Read, split and encode the data.
@@ -98,24 +83,11 @@ class PreferenceCorpus:
             sides.append(PairSplit.of(name, encoded, drops_long=self.drops_long, first=first))
         return PairData(train=sides[0], val=sides[1], tokenizer=tokenizer, rules=RULES, notes=notes)
 
-    def _places(self) -> list[tuple[str, str]]:
-        given = [] if self.val_path is None else [("dataset.val_path", str(self.val_path))]
-        return [("dataset.path", self.path), *given]
-
-    def _read(self, key: str, path: str) -> Iterator[Preference]:
-        listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
-        is_empty = True
-        for place, record in read_records([file.path for file in listing.files]):
-            is_empty = False
-            yield parse_preference(record, place=place)
-        if is_empty:
-            raise UserError("it contains no preferences", key=key, value=path, hint="one JSON object per line")
-
     def _split(self) -> tuple[list[Preference], list[Preference], list[str]]:
         """Training and validation pairs, and remarks."""
-        pairs = _distinct(self._read("dataset.path", self.path))
+        pairs = _distinct(self.read("dataset.path", self.path))
         if self.val_path is not None:
-            val = _distinct(self._read("dataset.val_path", str(self.val_path)))
+            val = _distinct(self.read("dataset.val_path", str(self.val_path)))
             held_out = {pair.key for pair in val}
             train = [pair for pair in pairs if pair.key not in held_out]
             if not train:
