@@ -10,9 +10,10 @@ import torch
 from tinyllm.data.chat.messages import ASSISTANT, SYSTEM, TOOL, USER, Conversation, Message, ToolCall
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.errors import UserError
+from tinyllm.inference.choices import Choice, choices_of, chooser_of
 from tinyllm.inference.decoding import Autocast, Decoder, LanguageModel, decode
 from tinyllm.inference.generator import SampleWriter
-from tinyllm.inference.sampling import Sampling, TokenChooser
+from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.tools.base import Tool
 from tinyllm.inference.tools.calls import BEGIN, Call, ToolLoop, calls_in, spelled
 from tinyllm.tokenizers import Tokenizer
@@ -26,10 +27,12 @@ class Piece(NamedTuple):
 
     Attributes:
         kind: ``text`` of the assistant, a ``call`` that it made, the ``result`` of one, or a ``note`` on the answer.
+        choices: of the tokens of a text or a call, if they were asked for.
     """
 
     kind: str
     text: str
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -43,6 +46,7 @@ class Conversing:
         tool: what the model may call; None: calls are shown and not carried out.
         max_new_tokens: limit on the tokens of an answer.
         system: the system message; "": none.
+        explain: how many alternatives to report with each token; 0: none.
     """
 
     model: LanguageModel
@@ -53,12 +57,15 @@ class Conversing:
     max_new_tokens: int
     seed: int
     system: str = ""
+    explain: int = 0
     autocast: Autocast = nullcontext
     messages: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.template.require(self.tokenizer)
         self._stops = self.template.stop_ids(self.tokenizer) | self.tokenizer.end_ids
+        self._choices: list[Choice] = []
+        """Of the tokens generated since the last piece."""
         self._loop = ToolLoop(tokenizer=self.tokenizer, template=self.template, tool=self.tool)
         self.reset()
 
@@ -93,12 +100,12 @@ class Conversing:
                 for token, piece in self._generate(ids, room):
                     written.append(token)
                     if piece:
-                        yield Piece(TEXT, piece)
+                        yield Piece(TEXT, piece, self._taken())
             finally:
                 asked = self._keep(written)
             budget -= len(written)
             for call in asked:
-                yield Piece(CALL, f"{call.name} {call.arguments}".strip())
+                yield Piece(CALL, f"{call.name} {call.arguments}".strip(), self._taken())
             ended = bool(written) and written[-1] in self._stops
             if not ended:
                 yield Piece(NOTE, f"cut off after {self.max_new_tokens - budget:,} tokens")
@@ -138,8 +145,9 @@ class Conversing:
     def _generate(self, ids: list[int], limit: int) -> Iterator[tuple[int, str]]:
         """Yields each token with the text that it completes; what is inside a call has none."""
         decoder = Decoder(self.model, [ids], n_samples=1, max_new_tokens=limit, kv_cache=True, autocast=self.autocast)
-        chooser = TokenChooser(
+        chooser = chooser_of(
             self.sampling,
+            n_top=self.explain,
             seed=derive_seed(self.seed, "answer", len(self.messages)),
             n_samples=1,
             vocab_size=self.tokenizer.vocab_size,
@@ -150,16 +158,24 @@ class Conversing:
         writer = SampleWriter(self.tokenizer, ids, (), self._stops)
         call_begins = self.tokenizer.special.get(BEGIN)
         ended, in_call = [False], False
+        self._choices.clear()
         torch.autocast_increment_nesting()  # else autocast would empty its cache of cast weights after every token
         try:
             for step, ((_, token),) in enumerate(decode(decoder, chooser, max_new_tokens=limit, ended=ended), start=1):
                 piece = writer.write(token, last=step == limit)
                 ended[0] = writer.ended
                 in_call = in_call or token == call_begins
+                self._choices += [choice for choice in choices_of(chooser) if choice is not None]
                 yield token, "" if in_call else piece
         finally:
             if torch.autocast_decrement_nesting() == 0:
                 torch.clear_autocast_cache()
+
+    def _taken(self) -> tuple[Choice, ...]:
+        """The choices since the last piece, which are handed out once."""
+        choices = tuple(self._choices)
+        self._choices.clear()
+        return choices
 
     def _keep(self, written: list[int]) -> list[Call]:
         """Add what the model wrote to the messages; returns the calls in it."""

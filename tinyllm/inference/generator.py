@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 
 from tinyllm.errors import UserError
+from tinyllm.inference.choices import Choice, choices_of, chooser_of
 from tinyllm.inference.decoding import Autocast, Decoder, LanguageModel, decode
-from tinyllm.inference.sampling import Sampling, TokenChooser
+from tinyllm.inference.sampling import Sampling
 from tinyllm.utils.stop_signal import Interrupted, Stopping
 
 
@@ -22,6 +23,8 @@ class GeneratedPiece(NamedTuple):
     """Whether this is the sample's last piece."""
     prompt: int = 0
     """Index of the prompt that the sample continues."""
+    choice: Choice | None = None
+    """The token and its alternatives, if they were asked for."""
 
 
 def stream_text(
@@ -37,6 +40,7 @@ def stream_text(
     kv_cache: bool = True,
     bos: bool | str = "auto",
     special: bool = False,
+    explain: int = 0,
     autocast: Autocast = nullcontext,
 ) -> Generator[GeneratedPiece, None, None]:
     """Yields the continuation of one or several prompts as it is generated, one piece per token and sample.
@@ -58,6 +62,7 @@ def stream_text(
         kv_cache: cache keys and values; false gives the same text by reading everything again for every token.
         bos: whether to begin with the begin-of-text token; auto: see :func:`bos_of`.
         special: whether special tokens spelled out in a prompt are encoded as such; false: they are text.
+        explain: how many alternatives to report with each token; 0: none.
         autocast: returns the context manager in which the model runs.
 
     Raises:
@@ -72,8 +77,9 @@ def stream_text(
     decoder = Decoder(
         model, ids, n_samples=n_samples, max_new_tokens=max_new_tokens, kv_cache=kv_cache, autocast=autocast
     )
-    chooser = TokenChooser(
+    chooser = chooser_of(
         sampling or Sampling(),
+        n_top=explain,
         seed=seed,
         n_samples=n_samples,
         n_prompts=len(prompts),
@@ -96,10 +102,10 @@ def stream_text(
     try:
         steps = decode(decoder, chooser, max_new_tokens=max_new_tokens, ended=ended)
         for step, chosen in enumerate(steps, start=1):
-            for row, token in chosen:
+            for (row, token), choice in zip(chosen, choices_of(chooser), strict=True):
                 text = writers[row].write(token, last=step == max_new_tokens)
                 ended[row] = writers[row].ended
-                yield GeneratedPiece(row % n_samples, text, ended[row], row // n_samples)
+                yield GeneratedPiece(row % n_samples, text, ended[row], row // n_samples, choice)
     finally:
         if torch.autocast_decrement_nesting() == 0:
             torch.clear_autocast_cache()

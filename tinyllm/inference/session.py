@@ -30,6 +30,7 @@ class Session:
     kv_cache: bool = True
     bos: bool | str = "auto"
     special: bool = False
+    explain: int = 0
     autocast: Autocast = nullcontext
 
     def prompt_ids(self, prompt: str, *, key: str = "prompt") -> list[int]:
