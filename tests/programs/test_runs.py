@@ -16,8 +16,7 @@ from tests.support.training_runs import SMALL, train, write_corpus
 from tests.test_imports import loaded_after
 from tinyllm.errors import UserError
 from tinyllm.runs.listing import ListedRun, find_runs, last_values
-from tinyllm.runs.metrics_log import BLOCK, read_metrics
-from tinyllm.runs.metrics_log import _lines_backwards as lines_backwards
+from tinyllm.runs.metrics_log import BLOCK, lines_backwards, read_metrics
 from tinyllm.runs.query import in_order, parse_condition
 from tinyllm.utils.locks import try_lock
 

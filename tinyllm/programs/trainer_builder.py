@@ -16,6 +16,7 @@ from tinyllm.config.targets import Option
 from tinyllm.data.shards import ShardedSampler
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
+from tinyllm.loggers.event_log import EventLog
 from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
 from tinyllm.programs.conversations import template_in
@@ -300,7 +301,8 @@ def listeners(plan: RunPlan, run_dir: RunDir, *, start_step: int) -> tuple[Log, 
     config_dir = plan.invocation.config_dir
     console = console_for(flags=() if config_dir is None else ("--config-dir", config_dir))
     # The console comes last, so that the run's outcome is the last thing printed.
-    events = CallbackList([Curves(report=console.on_message), plan.logger, console])
+    event_log = EventLog(run_dir.path / names.EVENTS)
+    events = CallbackList([Curves(report=console.on_message), event_log, plan.logger, console])
     return MetricsLog(run_dir.metrics, step=start_step, tell=console.on_message), events
 
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,14 @@ class ListedRun:
     Args:
         path: the directory.
         check: compare the files with their seal.
+        lowest: gives the lowest validation loss of a run that has not recorded it; default: read all its metrics.
     """
 
-    def __init__(self, path: Path, *, check: bool = False) -> None:
+    def __init__(self, path: Path, *, check: bool = False, lowest: Callable[[], float | None] | None = None) -> None:
         self.path = path
+        self.is_lost = False
+        """Whether its process ended without recording the end: it was killed, or the machine went down."""
+        self._lowest = lowest or self._lowest_recorded
         self.facts: dict[str, Any] = {}
         self.values: dict[str, Any] = {"run": str(path), "status": DAMAGED}
         try:
@@ -70,13 +74,13 @@ class ListedRun:
         info, result = _mapping(facts.get("info")), _mapping(facts.get("result"))
         status = str(facts.get("status"))
         if status == RUNNING:
-            status = RUNNING if is_held(self.path / LOCK) else INTERRUPTED
+            self.is_lost = not is_held(self.path / LOCK)
+            status = INTERRUPTED if self.is_lost else RUNNING
             result = {}  # left over from before the run was resumed
         newest = last_values(log)
         best = result.get("best_val_loss")
         if best is None and EVALUATED in newest:
-            losses = (record.get(EVALUATED) for record in read_metrics(log))
-            best = min((loss for loss in losses if loss is not None), default=None)
+            best = self._lowest()
         # Hydra records a group without an option as the string "None".
         choices = {name: option for name, option in _mapping(facts.get("choices")).items() if option != "None"}
         written = max(file.stat().st_mtime for file in (self.path / RUN_JSON, log) if file.is_file())
@@ -95,6 +99,10 @@ class ListedRun:
             "reason": facts.get("reason") or result.get("reason") or None,
             "age": time.time() - written,
         }
+
+    def _lowest_recorded(self) -> float | None:
+        losses = (record.get(EVALUATED) for record in read_metrics(self.path / METRICS))
+        return min((loss for loss in losses if loss is not None), default=None)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
