@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.copies import run as run_ranks
+from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
 
 SIZES = ("model.max_seq_len=32", "optimizer.lr=1e-2", "trainer.batch_size=4")
@@ -73,3 +74,29 @@ def test_rewards_that_never_differ_end_the_run(
     asked = ("reward=[format]", "reward.format.pattern=never", "trainer.max_steps=40", f"run.dir={tmp_path / 'run'}")
     assert train(*flat, *asked) == 2
     assert "equal rewards in every group of the first 20 steps (reward=format)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_evaluated_by_its_own_rewards(base: list[str], tmp_path: Path, call: Call) -> None:
+    run, other = tmp_path / "run", tmp_path / "other.jsonl"
+    assert train(*base, "trainer.max_steps=2", "trainer.eval_every=2", f"run.dir={run}") == 0
+    done = call("evaluate", f"run={run}", "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    for name in ("val/reward", "val/reward_exact", "val/reward_length"):
+        assert result[name] == logged(run, name)[-1], name
+    assert result["task/exact"] == result["val/reward_exact"] and result["answers"]["max_new_tokens"] == 4
+    assert result["tools"] is None, "and not the default of evaluate: the run was trained without"
+    other.write_text('{"prompt": "11", "answer": "7"}\n{"prompt": "23"}\n', encoding="utf-8")
+    other.with_name("p.jsonl").write_text('{"prompt": "99", "answer": "7"}\n', encoding="utf-8")
+    refused = (
+        (("split=test",), "no test split"),
+        (("seq_len=8",), "the key has no effect here (seq_len=8)"),
+        (
+            ("dataset=prompts", f"dataset.path={other.with_name('p.jsonl')}", f"dataset.val_path={other}"),
+            "other.jsonl:2",
+        ),
+    )
+    for arguments, message in refused:
+        done = call("evaluate", f"run={run}", *arguments)
+        assert done.code == 2 and message in done.err, done.err

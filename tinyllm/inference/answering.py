@@ -1,5 +1,6 @@
 """Answers of a model to prompts, with tools, as text; and how many of them are right."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.prompts import Prompt
 from tinyllm.inference.decoding import Autocast, LanguageModel
-from tinyllm.inference.rewards.base import Completion
+from tinyllm.inference.rewards.base import Completion, Rewards
 from tinyllm.inference.rollout import Answer, rollout
 from tinyllm.inference.tools.base import Tool
 from tinyllm.inference.tools.calls import ToolLoop
@@ -96,6 +97,7 @@ def answer_metrics(
     *,
     n_samples: int,
     seed: int,
+    rewards: Rewards | None = None,
     autocast: Autocast = nullcontext,
     kernels: DecodeKernels | None = None,
     progress: Callable[[int], None] | None = None,
@@ -106,13 +108,15 @@ def answer_metrics(
     Args:
         n_samples: answers to each prompt.
         seed: answer k to prompt i is a function of (seed, i, k).
+        rewards: score the answers with these, too; None: do not.
         progress: called with the number of answers so far.
 
     Returns:
         For each family of tasks, ``task/<family>/exact``, the share of right answers that were ended by their stop
         token; ``ended`` and ``tool_rate``, the shares that were ended and that called a tool; ``tokens``, the mean
         number of generated tokens; and, with several samples, ``pass@<n_samples>``, the share of prompts of which one
-        answer is right. ``task/exact`` and ``task/ended`` are the shares of all answers.
+        answer is right. ``task/exact`` and ``task/ended`` are the shares of all answers. With ``rewards``, ``reward``
+        is the mean of their weighted sum and ``reward_<name>`` that of one of them.
 
     Raises:
         UserError: a prompt and its answer may exceed the context.
@@ -121,6 +125,8 @@ def answer_metrics(
     model.train(False)
     at_a_time = max(1, MOST_ROWS // n_samples)
     found: dict[str, list[list[tuple[bool, Completion]]]] = {}
+    asked: list[Prompt] = []
+    completed: list[Completion] = []
     try:
         for first in range(0, len(prompts), at_a_time):
             batch = prompts[first : first + at_a_time]
@@ -130,8 +136,10 @@ def answer_metrics(
             )
             for i, prompt in enumerate(batch):
                 completions = [answering.completion(each) for each in answers[i * n_samples : (i + 1) * n_samples]]
+                completed += completions
                 judged = [(each.ended and prompt.accepts(each.text), each) for each in completions]
                 found.setdefault(prompt.problem.family if prompt.problem else "", []).append(judged)
+                asked += [prompt] * n_samples
             if progress is not None:
                 progress((first + len(batch)) * n_samples)
     finally:
@@ -143,6 +151,10 @@ def answer_metrics(
     if set(found) != {""}:
         everything = _shares([judged for groups in found.values() for judged in groups], n_samples)
         metrics |= {f"task/{key}": value for key, value in everything.items()}
+    if rewards is not None:
+        scores = rewards.scores(asked, completed)
+        named = {"reward" + (f"_{name}" if name else ""): each for name, each in scores.items()}
+        metrics |= {name: math.fsum(each) / len(each) for name, each in named.items()}
     return metrics
 
 

@@ -29,6 +29,7 @@ from tinyllm.programs.builders import build_corpus, open_corpus, open_data, plai
 from tinyllm.programs.conversations import template_of
 from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
+from tinyllm.programs.evaluate_prompts import evaluate_prompts, prompts_to_evaluate
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
 from tinyllm.programs.resume import is_data_path
@@ -99,6 +100,8 @@ def evaluate_run(
     check_answer_keys(saved.cfg.dataset if cfg.dataset is None else cfg.dataset, typed, allow=allow)
     if (pairs := pairs_to_evaluate(cfg, saved, allow=allow)) is not None:
         return evaluate_pairs(cfg, saved, pairs, run, allow=allow)
+    if (prompts := prompts_to_evaluate(cfg, saved, allow=allow)) is not None:
+        return evaluate_prompts(cfg, saved, prompts, run, typed=typed, allow=allow)
     trainer, context = saved.cfg.trainer, saved.cfg.model.max_seq_len
     seq_len = cfg.seq_len or trainer.seq_len or context
     stride = cfg.stride or seq_len
@@ -250,18 +253,22 @@ class _TokenProgress:
 
 
 def _show(result: dict[str, Any]) -> None:
-    split, stride = result["split"], result["stride"]
+    split = result["split"]
     metrics = [f"{split}/{name}" for name in METRICS if f"{split}/{name}" in result]
     metrics += [key for key in result if key.startswith(f"{split}/") and key.count("/") == 2]
-    window = str(result["seq_len"]) + (f", stride {stride}" if stride != result["seq_len"] else "")
+    metrics += [key for key in result if key.startswith(f"{split}/reward")]
     figures = [(name, f"{result[name]:.4f}") for name in metrics]
     if f"{split}/word_ppl" in result:
         figures.append((f"{split}/{WORD_PERPLEXITY}", f"{result[f'{split}/word_ppl']:.4f}"))
     figures += answer_rows(result)
-    rows = [
-        *figures,
-        ("tokens", f"{result['tokens']:,}"),
-        ("window", window),
+    rows = list(figures)
+    if "prompts" in result:
+        rows += [("prompts", f"{result['prompts']:,}"), ("tools", result["tools"] or "none")]
+    else:
+        seq_len, stride = result["seq_len"], result["stride"]
+        window = f"{seq_len}, stride {stride}" if stride != seq_len else str(seq_len)
+        rows += [("tokens", f"{result['tokens']:,}"), ("window", window)]
+    rows += [
         ("precision", result["precision"] + (f", {result['quantize']} weights" if result["quantize"] else "")),
         ("checkpoint", result["checkpoint"]),
         ("seconds", f"{result['seconds']:.1f}"),

@@ -1,7 +1,7 @@
 """``evaluate`` on tasks: the model answers their problems, with tools, and its answers are checked."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from tinyllm.config.targets import Option, resolve_target
+from tinyllm.data.prompt_data import PromptCorpus
+from tinyllm.data.prompts import Prompt
 from tinyllm.data.tasks.corpus import TaskCorpus
 from tinyllm.errors import UserError, setting
 from tinyllm.inference.answering import Answering, answer_metrics
+from tinyllm.inference.rewards.base import Rewards
 from tinyllm.programs.builders import plain
 from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.prompt_checks import build_tool
@@ -22,11 +25,11 @@ from tinyllm.utils.device import autocast
 from tinyllm.utils.environment import shows
 
 KEYS = ("answers", "tools")
-"""Nodes that only tasks read."""
+"""Nodes that only tasks and prompts read."""
 
 
 def check_answer_keys(dataset: DictConfig, typed: Collection[str], *, allow: frozenset[Option]) -> None:
-    """Refuse settings of answers on the command line if the data are no tasks.
+    """Refuse settings of answers on the command line if the data are neither tasks nor prompts.
 
     Args:
         dataset: the node of the data set.
@@ -36,7 +39,7 @@ def check_answer_keys(dataset: DictConfig, typed: Collection[str], *, allow: fro
         UserError: names the key.
     """
     named = sorted(key for key in typed if key.partition(".")[0] in KEYS)
-    if named and not issubclass(resolve_target(plain(dataset), path="dataset", extra=allow), TaskCorpus):
+    if named and not issubclass(resolve_target(plain(dataset), path="dataset", extra=allow), TaskCorpus | PromptCorpus):
         hint = "the data have no problems to answer; leave it out, or choose dataset=tasks"
         raise UserError("the key has no effect here", file=named[0], hint=hint)
 
@@ -56,6 +59,26 @@ def task_answers(
     Raises:
         UserError: the settings do not fit together, or the model was not trained on conversations.
     """
+    prompts = corpus.prompts(cfg.split)
+    return prompt_answers(cfg, saved, prompts, model, None, device=device, precision=precision, allow=allow)
+
+
+def prompt_answers(
+    cfg: DictConfig,
+    saved: SavedModel,
+    prompts: Sequence[Prompt],
+    model: Any,
+    rewards: Rewards | None,
+    *,
+    device: torch.device,
+    precision: str,
+    allow: frozenset[Option],
+) -> dict[str, float]:
+    """The metrics of :func:`tinyllm.inference.answering.answer_metrics`; those of ``rewards``, too, if there are any.
+
+    Raises:
+        UserError: the settings do not fit together, or the model was not trained on conversations.
+    """
     settings = cfg.answers
     if settings.n_samples > 1 and not settings.temperature:
         hint = "every answer would be the same: set answers.temperature above 0, or leave it out"
@@ -69,7 +92,6 @@ def task_answers(
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
     )
-    prompts = corpus.prompts(cfg.split)
     longest = max(len(answering.prompt_ids(prompt)) for prompt in prompts)
     room = saved.cfg.model.max_seq_len - longest
     if settings.max_new_tokens > room:
@@ -85,6 +107,7 @@ def task_answers(
             prompts,
             n_samples=settings.n_samples,
             seed=settings.seed,
+            rewards=rewards,
             autocast=partial(autocast, device, precision),
             progress=lambda done: bar.update(task, completed=done),
         )
