@@ -146,10 +146,11 @@ def serve(options: argparse.Namespace) -> None:
     from tinyllm.programs.builders import build_model
     from tinyllm.programs.serve.app import create_app
     from tinyllm.programs.serve.metrics import Metrics
-    from tinyllm.programs.serve.program import listen, run_server
+    from tinyllm.programs.serve.program import run_server
     from tinyllm.programs.serve.served import ServedModel
     from tinyllm.programs.serve.worker import Worker
     from tinyllm.tokenizers.ids import IdsTokenizer
+    from tinyllm.utils.listening import listen
 
     size = VOCABULARY[options.shape]
     cfg = tinyllm.compose(f"model={options.shape}", "tokenizer=byte")

@@ -16,6 +16,7 @@ from tinyllm.config.targets import work_named
 # The rooms from the top of the house to its bottom, and the libraries each may use. A file may import from its own room
 # and from the rooms further down; rooms of one floor do not know each other.
 FLOORS: list[dict[str, set[str]]] = [
+    {"studio": {"nicegui", "fastapi", "starlette", "uvicorn", "omegaconf", "torch", "yaml"}},
     {
         "studies": {
             "hydra",
@@ -70,10 +71,11 @@ IMPORTED_BY = {
     "scipy": ("studies/",),
     "statsmodels": ("studies/",),
     "jinja2": ("studies/", "data/chat/engine.py"),
-    "fastapi": ("programs/serve/",),
+    "fastapi": ("programs/serve/", "studio/"),
     "pydantic": ("programs/serve/",),
-    "starlette": ("programs/serve/",),
-    "uvicorn": ("programs/serve/",),
+    "nicegui": ("studio/",),
+    "starlette": ("programs/serve/", "studio/"),
+    "uvicorn": ("programs/serve/", "studio/"),
 }
 """Heavy or optional libraries, and the files and folders that may import them at the top: those that only their users
 import."""
@@ -91,6 +93,7 @@ BY_ITSELF = (
     "rich",
     "fastapi",
     "uvicorn",
+    "nicegui",
 )
 
 
@@ -160,16 +163,17 @@ def test_no_circle() -> None:
 
 
 def test_the_top_holds_commands_and_nothing_else() -> None:
-    # A folder and a file of one name cannot stand side by side, so the command `runs` is the __main__ of its room.
+    # A folder and a file of one name cannot stand side by side: the commands `runs` and `studio` are the __main__ of
+    # their rooms.
     files = [path for path in sources.PACKAGE.glob("*.py") if path.stem not in ("__init__", "errors")]
-    files.append(sources.PACKAGE / "runs" / "__main__.py")
+    files += [sources.PACKAGE / room / "__main__.py" for room in ("runs", "studio")]
     commands = {script.removeprefix("tinyllm-").replace("-", "_") for script in SCRIPTS} | {"reference"}
     assert {path.parent.name if path.stem == "__main__" else path.stem for path in files} == commands
     for path in files:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 20, path
         imported = [one.module for one in sources.imports(sources.tree(path)) if one.module.startswith("tinyllm.")]
         rooms = {module.split(".")[1] for module in imported}
-        assert rooms <= {"programs", "studies", "config", "utils"}, "no command imports a command"
+        assert rooms <= {"programs", "studies", "studio", "config", "utils"}, "no command imports a command"
 
 
 COMMANDS = "\n".join(path.read_text(encoding="utf-8") for path in sorted(sources.PACKAGE.glob("*.py")))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.training_runs import write_corpus
 
-MODULES = {"runs": "tinyllm.programs.runs"}
+MODULES = {"runs": "tinyllm.programs.runs", "studio": "tinyllm.studio.program"}
 """Of the programs that are the ``__main__`` of a room."""
 
 

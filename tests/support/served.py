@@ -12,12 +12,14 @@ from tests.support.models import tiny_model
 from tinyllm.inference.batching import Engine
 from tinyllm.programs.serve.app import create_app
 from tinyllm.programs.serve.metrics import Metrics
-from tinyllm.programs.serve.program import Server, listen, server_config
+from tinyllm.programs.serve.program import server_config
 from tinyllm.programs.serve.served import ServedModel
+from tinyllm.programs.serve.server import Server
 from tinyllm.programs.serve.worker import Worker
 from tinyllm.tokenizers.base import Tokenizer
 from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTokenizer
+from tinyllm.utils.listening import listen
 
 BYTES, LETTERS = ByteTokenizer(), CharTokenizer("\n abcdefghijklmno")
 CONTEXT = 64

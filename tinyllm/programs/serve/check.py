@@ -1,12 +1,12 @@
 """What the server needs before torch and the web framework are loaded."""
 
-import ipaddress
 import os
 from typing import Any
 
 from tinyllm.errors import UserError
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.late_imports import is_installed
+from tinyllm.utils.listening import is_loopback
 
 LIBRARIES = ("fastapi", "uvicorn")
 INSTALL = "pip install 'tinyllm[serve]'"
@@ -62,11 +62,3 @@ def api_key(key: str | None) -> str | None:
         hint = "use printable ASCII characters, without spaces around them"
         raise UserError("the API key cannot be sent in an HTTP header", key="serve.api_key", value="…", hint=hint)
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

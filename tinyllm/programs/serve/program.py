@@ -1,12 +1,8 @@
 """``python -m tinyllm.serve``: load models, listen, serve until a signal."""
 
-import errno
 import math
-import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +23,10 @@ from tinyllm.programs.serve.app import create_app
 from tinyllm.programs.serve.check import api_key, served_runs
 from tinyllm.programs.serve.metrics import Metrics
 from tinyllm.programs.serve.served import ServedModel
+from tinyllm.programs.serve.server import Server
 from tinyllm.programs.serve.worker import Worker
 from tinyllm.utils.device import autocast, pick_device, pick_precision
+from tinyllm.utils.listening import listen, url_of
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.text import print_note, quantity
 
@@ -41,7 +39,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     """
     runs = served_runs(cfg, program=invocation.program)
     key = api_key(cfg.serve.api_key)
-    with closing(listen(cfg.serve.host, cfg.serve.port)) as bound:  # before minutes of loading
+    bound = listen(cfg.serve.host, cfg.serve.port, host_key="serve.host", port_key="serve.port")
+    with closing(bound):  # bound before minutes of loading
         device = pick_device(cfg.device, key="device")
         # All of them are found before the first is loaded.
         saved = {
@@ -66,33 +65,6 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
             print_note(facts_line(served))
         print_note(f"listening on {url_of(bound)}/v1{'' if key else ', without an API key'}; Ctrl-C ends")
         return run_server(app, bound, worker, grace_s=cfg.serve.grace_s)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address.
-
-    Raises:
-        UserError: the port is taken, or the address is not one of this machine.
-    """
-    try:
-        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        bound = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        hint = "give an address of this machine, such as 127.0.0.1"
-        raise UserError(f"no such address ({error})", key="serve.host", value=host, hint=hint) from error
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else a restart has to wait for old connections
-        bound.bind(address)
-        return bound
-    except OSError as error:
-        bound.close()
-        if error.errno == errno.EADDRINUSE:
-            hint = "another program listens there; choose another port, or 0 for a free one"
-            raise UserError("the port is in use", key="serve.port", value=port, hint=hint) from error
-        if error.errno == errno.EACCES:
-            raise UserError("not permitted", key="serve.port", value=port, hint="choose a port from 1024") from error
-        hint = "give an address of this machine, such as 127.0.0.1"
-        raise UserError(error.strerror or "cannot listen", key="serve.host", value=host, hint=hint) from error
 
 
 def serve_model(
@@ -146,33 +118,6 @@ def facts_line(served: ServedModel) -> str:
     engine = served.engine
     size = f"{engine.max_batch * engine.max_len:,} tokens ({quantity(engine.batch.cache.nbytes(), 'B')})"
     return f"{served.name}: context {engine.max_len:,}, batch {engine.max_batch}, caches of {size}"
-
-
-def url_of(bound: socket.socket) -> str:
-    """The address of a bound socket."""
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-class Server(uvicorn.Server):
-    """A server whose signals end it in order, with exit code 0; a second one cuts requests off."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals; uvicorn itself would raise them again after the shutdown."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: object) -> None:
-        self.force_exit = self.should_exit
-        self.should_exit = True
 
 
 def server_config(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:

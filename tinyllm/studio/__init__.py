@@ -1,0 +1,1 @@
+"""The studio: compose, watch, compare and write with models in a browser."""

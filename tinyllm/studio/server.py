@@ -1,0 +1,87 @@
+"""The web server of the studio: NiceGUI behind :mod:`tinyllm.studio.access`, until a signal."""
+
+from contextlib import closing
+
+import uvicorn
+from fastapi import FastAPI
+from nicegui import ui
+from starlette.types import ASGIApp
+
+from tinyllm.programs.serve.server import Server
+from tinyllm.studio.access import TOKEN, Access
+from tinyllm.studio.pages import register
+from tinyllm.studio.program import PASSWORD, Settings
+from tinyllm.studio.studio import Studio
+from tinyllm.utils.listening import is_loopback, listen
+from tinyllm.utils.text import print_note
+
+LARGEST_MESSAGE = 1 << 22
+"""Bytes of a message that a browser sends over the websocket."""
+GRACE_S = 2
+"""Seconds in which open connections may end."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve the studio until SIGTERM or Ctrl-C. Returns the exit code.
+
+    Raises:
+        UserError: the port is taken, or the address is not one of this machine.
+    """
+    with closing(listen(settings.host, settings.port)) as bound:
+        port = bound.getsockname()[1]
+        local = is_loopback(settings.host)
+
+        def address(token: str) -> str:
+            return f"http://{'localhost' if local else settings.host}:{port}/?{TOKEN}={token}"
+
+        access = Access(
+            web_app(Studio(settings=settings)),
+            port=port,
+            password=settings.password,
+            local=local,
+            tell=lambda token: print_note(f"for another browser: {address(token)}"),
+        )
+        if not local:
+            print_note(
+                f"{settings.host} is reached from other machines: whoever has the password ({PASSWORD}) can start "
+                f"programs here and read {settings.outputs} and the data folders; nothing is encrypted on the way"
+            )
+        print_note(f"open {address(access.token)} (Ctrl-C ends the studio; runs go on)")
+        Server(server_config(access)).run(sockets=[bound])
+    return 0
+
+
+def web_app(studio: Studio) -> ASGIApp:
+    """The pages as an application, without protection."""
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    register(studio)
+    ui.run_with(
+        app,
+        title="tinyllm studio",
+        language="en-US",
+        dark=studio.dark,
+        favicon=FAVICON,
+        reconnect_timeout=10,
+        show_welcome_message=False,
+    )
+    return app
+
+
+FAVICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="8" fill="#33658a"/>'
+    '<path d="M7 9h18M16 9v15" stroke="#fff" stroke-width="4" stroke-linecap="round"/></svg>'
+)
+
+
+def server_config(app: ASGIApp) -> uvicorn.Config:
+    """How the server runs: quietly, and with an end in order."""
+    return uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        ws_max_size=LARGEST_MESSAGE,
+        timeout_graceful_shutdown=GRACE_S,
+    )
