@@ -1,14 +1,19 @@
-"""Documents packed into rows equal each document alone, for every option found in ``conf/``."""
+"""Documents, and conversations, packed into rows equal each alone, for every option found in ``conf/``."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.support.options import CONTEXT, VOCABULARY, Choice, built, combinations_of_all, everyday, params, small
+from tinyllm.data.batch import Batch
+from tinyllm.data.chat.packed import PackedConversations
+from tinyllm.data.chat.rows import ConversationSplit
 from tinyllm.models.transformer import Transformer
 from tinyllm.nn.attention import document_kernel
 from tinyllm.nn.attention.masking import AttentionMask, document_positions
-from tinyllm.nn.loss import linear_cross_entropy
+from tinyllm.nn.loss import IGNORE, linear_cross_entropy
+from tinyllm.training.objectives.next_token import NextToken
 
 ALL = combinations_of_all()
 EVERYDAY = sorted(everyday(ALL))[::4]
@@ -54,6 +59,56 @@ def assert_equal_to_each_alone(model: Transformer, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("choice", params(ALL, EVERYDAY))
 def test_loss_and_gradients_equal_those_of_each_document_alone(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal_to_each_alone(built(choice, document_mask=True), monkeypatch)
+
+
+LENGTHS = (4, 6, 2, 5, 9, 3, 13)
+"""Tokens of conversations; the last one fills a window."""
+
+
+def conversations() -> ConversationSplit:
+    """Conversations of these lengths, in which the assistant says a third of the tokens and always the last one."""
+    starts = np.concatenate([[0], np.cumsum(LENGTHS)])
+    generator = np.random.default_rng(2)
+    is_target = generator.random(starts[-1]) < 1 / 3
+    is_target[starts[1:] - 1] = True
+    ids = generator.integers(VOCABULARY, size=starts[-1]).astype(np.uint32)
+    return ConversationSplit("train", ids, is_target, starts, False, np.ones(VOCABULARY, dtype=np.int64), "best_fit")
+
+
+def mean_loss_and_gradients(model: Transformer, batches: list[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean loss over all targets, and its gradients."""
+    objective, weight = NextToken(model), sum(batch.counted for batch in batches)
+    loss = torch.stack([objective(batch).total / weight for batch in batches]).sum()
+    loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return loss.detach(), gradients
+
+
+def assert_packed_conversations_equal_each_alone(model: Transformer) -> None:
+    split = conversations()
+    packed = PackedConversations(split, seq_len=CONTEXT, seed=3)
+    windows = [packed.batch(np.array([window])) for window in range(packed.windows_per_epoch)]
+    assert len(windows) < len(LENGTHS) and any((batch.targets == IGNORE).any() for batch in windows)
+    rows = [split.row(number) for number in range(len(LENGTHS))]
+    each = [Batch(inputs=torch.from_numpy(ids)[None], targets=torch.from_numpy(targets)[None]) for ids, targets in rows]
+    expected, expected_gradients = mean_loss_and_gradients(model, each)
+    together, gradients = mean_loss_and_gradients(model, windows)
+    torch.testing.assert_close(together, expected, rtol=1e-5, atol=0)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        error = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
+        assert error < 1e-5, name
+
+
+@pytest.mark.parametrize("choice", params(ALL, EVERYDAY[::6]))
+def test_packed_conversations_equal_each_conversation_alone(choice: Choice) -> None:
+    assert_packed_conversations_equal_each_alone(built(choice, document_mask=True))
+
+
+def test_packed_conversations_without_a_mask_see_each_other() -> None:
+    with pytest.raises(AssertionError):
+        assert_packed_conversations_equal_each_alone(small(document_mask=False))
 
 
 @pytest.mark.parametrize("attn", ["gqa", "mla"])

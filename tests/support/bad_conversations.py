@@ -48,6 +48,20 @@ CONVERSATIONS = {
         "trainer.seq_len=8",
         "raise it, up to model.max_seq_len",
     ),
+    "conversations in one window without a mask": bad(
+        "dataset=chat dataset.path=IN/chats.jsonl dataset.packing=best_fit",
+        "dataset.packing=best_fit",
+        "set model.document_mask=true",
+    ),
+    "a packing that conversations do not have": bad(
+        "dataset=chat dataset.path=IN/chats.jsonl dataset.packing=concat", "dataset.packing=concat", "best_fit"
+    ),
+    "packing of prompts": bad(
+        "model=pico objective=grpo reward=[exact] dataset=tasks init_from=IN/run dataset.packing=best_fit",
+        "dataset.packing=best_fit",
+        "leave it out",
+        base=False,
+    ),
     "a token that the tokenizer lacks": bad(
         "dataset=chat dataset.path=IN/chats.jsonl tokenizer.special_tokens=[<bos>]",
         "tokenizer.special_tokens=",

@@ -1,13 +1,24 @@
 """A run on conversations: exact resume, one loss however the batch is divided, evaluation, samples, files."""
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from tests.support.chats import record, write_records
-from tests.support.training_runs import SMALL, digest, metrics, train, train_elsewhere
+from tests.support.copies import largest_difference, run, tensors
+from tests.support.training_runs import SMALL, digest, metrics, train
+from tinyllm.data.batch import WindowSource
+from tinyllm.data.run_data import make_source
+from tinyllm.nn.loss import IGNORE
+from tinyllm.programs.builders import open_corpus, open_data
 from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.load_model import open_saved
+from tinyllm.utils.seeds import derive_seed
 
 CHAT = (
     *SMALL, "model.max_seq_len=256", "dataset=chat", "dataset.too_long=drop", "trainer.max_steps=4",
@@ -20,11 +31,18 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_records(tmp_path_factory.mktemp("chats") / "c.jsonl", [record(seed) for seed in range(60)])
 
 
+PACKED = ("dataset.packing=best_fit", "model.document_mask=true")
+FILLINGS = pytest.mark.parametrize("filling", [(), PACKED], ids=["rows", "packed"])
+
+
 @pytest.mark.slow
-def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(chats: Path, tmp_path: Path) -> None:
-    data = f"dataset.path={chats}"
-    assert train(*CHAT, data, f"run.dir={tmp_path / 'whole'}") == 0
-    assert train(*CHAT, data, f"run.dir={tmp_path / 'parts'}", "trainer.stop_after_steps=2") == 0
+@FILLINGS
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
+    filling: tuple[str, ...], chats: Path, tmp_path: Path
+) -> None:
+    settings = (*CHAT, *filling, f"dataset.path={chats}")
+    assert train(*settings, f"run.dir={tmp_path / 'whole'}") == 0
+    assert train(*settings, f"run.dir={tmp_path / 'parts'}", "trainer.stop_after_steps=2") == 0
     assert train(f"resume={tmp_path / 'parts'}", "trainer.stop_after_steps=null") == 0
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
@@ -32,35 +50,53 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(chats: Path, tmp_pat
     template = saved_template(saved)
     assert (tmp_path / "whole" / "chat_template.jinja").read_text(encoding="utf-8") == template.source
     template.require(saved.tokenizer)
+    notes = json.loads((tmp_path / "whole" / "run.json").read_text(encoding="utf-8"))["info"]["notes"]
+    assert any(re.search(r"best_fit: \d+ conversations in \d+ windows .* none is cut", note) for note in notes) == bool(
+        filling
+    )
 
 
 @pytest.mark.slow
-def test_the_loss_of_a_step_does_not_depend_on_micro_batches(chats: Path, tmp_path: Path) -> None:
-    losses = []
-    for size, steps in ((4, 1), (2, 2), (1, 4)):
-        run = tmp_path / f"{size}"
-        divided = (f"trainer.batch_size={size}", f"trainer.grad_accum_steps={steps}", "trainer.max_steps=2")
-        assert train(*CHAT, *divided, f"dataset.path={chats}", f"run.dir={run}") == 0
-        losses.append([(one["train/loss"], one["train/grad_norm"]) for one in metrics(run)])
-    for other in losses[1:]:
-        for ours, theirs in zip(losses[0], other, strict=True):
-            assert ours == pytest.approx(theirs, rel=2e-5)
+@FILLINGS
+def test_a_step_does_not_depend_on_micro_batches_and_ranks(
+    filling: tuple[str, ...], chats: Path, tmp_path: Path
+) -> None:
+    """Loss, gradient and number of targets of four samples a step, with other numbers of targets in each part."""
+    settings = (*CHAT, *filling, f"dataset.path={chats}", "trainer.max_steps=2", "trainer.grad_clip=0")
+    divided: dict[str, tuple[int, tuple[str, ...]]] = {
+        "whole": (1, ("trainer.batch_size=4",)),
+        "two": (1, ("trainer.batch_size=2", "trainer.grad_accum_steps=2")),
+        "four": (1, ("trainer.batch_size=1", "trainer.grad_accum_steps=4")),
+        "ddp": (2, ("trainer.batch_size=2",)),
+        "fsdp": (2, ("trainer.batch_size=1", "trainer.grad_accum_steps=2", "strategy=fsdp")),
+    }
+    found = {name: run(ranks, tmp_path / name, *settings, *more) for name, (ranks, more) in divided.items()}
+    whole = metrics(found.pop("whole"))
+    batch = run_sampler(tmp_path / "whole").batch(np.arange(4))
+    per_sample = (batch.targets != IGNORE).sum(1).tolist()
+    assert len(set(per_sample)) > 1 and sum(per_sample[:2]) != sum(per_sample[2:])
+    assert whole[0]["train/targets"] == sum(per_sample)
+    for place in found.values():
+        for ours, theirs in zip(whole, metrics(place), strict=True):
+            assert ours["train/targets"] == theirs["train/targets"]
+            for metric in ("train/loss", "train/grad_norm", "val/loss"):
+                assert (metric in ours) == (metric in theirs)
+                assert ours.get(metric, 0) == pytest.approx(theirs.get(metric, 0), rel=1e-5), (place, metric)
+        assert largest_difference(weights(place), weights(tmp_path / "whole")) < 1e-5
 
 
-@pytest.mark.slow
-def test_two_ranks_give_the_loss_of_one(chats: Path, tmp_path: Path) -> None:
-    losses = []
-    for name, *divided in (("one", "trainer.batch_size=4"), ("two", "trainer.batch_size=2", "strategy=ddp")):
-        ranks = ["strategy.nproc_per_node=2"] if name == "two" else []
-        settings = (*CHAT, f"dataset.path={chats}", f"run.dir={tmp_path / name}", *divided, *ranks)
-        with train_elsewhere(*settings) as process:
-            _, err = process.communicate(timeout=240)
-        assert process.returncode == 0, err
-        losses.append(metrics(tmp_path / name))
-    for ours, theirs in zip(*losses, strict=True):
-        for metric in ("train/loss", "train/grad_norm", "val/loss"):
-            assert (metric in ours) == (metric in theirs)
-            assert ours.get(metric, 0) == pytest.approx(theirs.get(metric, 0), rel=2e-5)
+def run_sampler(place: Path) -> WindowSource:
+    """The order of the training of a run."""
+    cfg = OmegaConf.load(place / "config.yaml")
+    assert isinstance(cfg, DictConfig)
+    data = open_data(*open_corpus(cfg, allow=frozenset()))
+    seq_len = cfg.trainer.seq_len or cfg.model.max_seq_len
+    return make_source(data.splits("train")[""], seq_len=seq_len, seed=derive_seed(cfg.seed, "data"))
+
+
+def weights(place: Path) -> dict[str, Tensor]:
+    """Weights and optimizer state, which are sums of gradients."""
+    return {name: value for name, value in tensors(place).items() if isinstance(value, Tensor)}
 
 
 @pytest.mark.slow
@@ -68,6 +104,9 @@ def test_two_ranks_give_the_loss_of_one(chats: Path, tmp_path: Path) -> None:
     "options, what",
     [
         (("curriculum.enabled=true",), "no curriculum of conversations"),
+        (PACKED[:1], "packed conversations need a mask (dataset.packing=best_fit)"),
+        (PACKED[1:], "the data are rows, each a document of its own"),
+        (("dataset.packing=concat",), "dataset.packing=concat"),
         (("dataset.too_long=cut",), "dataset.too_long=cut"),
         (("chat_template=seed", "trainer.seq_len=8"), "the chat template refuses a conversation"),
         (("tokenizer=ids",), "the data need special tokens such as <bos>"),

@@ -50,7 +50,12 @@ def check_documents(*splits: Any, key: str, value: Any) -> None:
 
 def _refusal(split: Any) -> tuple[str, ...]:
     """What is wrong with a split of no documents, and what to do; empty: nothing."""
-    if not isinstance(split, Split) or split.row_length is not None:
+    if not isinstance(split, Split):
+        if (packing := getattr(split, "packing", None)) == "best_fit":
+            return ()  # packed conversations, each a document
+        pack = ", or set dataset.packing=best_fit" if packing else ""
+        return "the data are rows, each a document of its own", f"leave it out{pack}"
+    if split.row_length is not None:
         return "the data are rows, each a document of its own", "leave it out; windows never cross rows"
     if split.eot_id is None:
         hint = "leave it out, or use several documents and a tokenizer with that token"

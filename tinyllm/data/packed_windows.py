@@ -8,7 +8,7 @@ import torch
 from tinyllm.data.batch import Batch
 from tinyllm.data.documents import BLOCK, check_documents
 from tinyllm.data.packing import pack
-from tinyllm.data.shuffle import draw, permuted
+from tinyllm.data.shuffle import in_epochs
 from tinyllm.data.token_data import Split
 from tinyllm.nn.loss import IGNORE
 
@@ -66,14 +66,7 @@ class PackedWindows:
 
     def windows(self, samples: np.ndarray) -> np.ndarray:
         """The window of each sample."""
-        samples = np.asarray(samples, dtype=np.int64)
-        epochs = samples // self.windows_per_epoch
-        windows = np.empty_like(samples)
-        for epoch in sorted(set(epochs.tolist())):
-            in_epoch = epochs == epoch
-            numbers = samples[in_epoch] - epoch * self.windows_per_epoch
-            windows[in_epoch] = permuted(numbers, self.windows_per_epoch, draw(self.seed, epoch))
-        return windows
+        return in_epochs(samples, self.windows_per_epoch, self.seed)
 
     def batch(self, samples: np.ndarray) -> Batch:
         """The windows of ``samples``, the pieces in each in the order of the split."""

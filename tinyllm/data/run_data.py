@@ -1,11 +1,12 @@
 """The data of a run: what planning, training and evaluation need, whether it is one data set or a mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any, Protocol
 
 from tinyllm.data.batch import WindowSource
 from tinyllm.data.build_cache import Show
+from tinyllm.data.chat.packed import PackedConversations
 from tinyllm.data.chat.rows import ConversationSource, ConversationSplit
 from tinyllm.data.corpus import Corpus
 from tinyllm.data.mixture import Mixture, naming
@@ -97,7 +98,8 @@ def make_source(split: Split | PairSplit | PromptSplit | ConversationSplit, *, s
     if isinstance(split, PromptSplit):
         return PromptSource(split, seed=seed)
     if isinstance(split, ConversationSplit):
-        return ConversationSource(split, seq_len=seq_len, seed=seed)
+        kind = PackedConversations if split.packing == BEST_FIT else ConversationSource
+        return kind(split, seq_len=seq_len, seed=seed)
     if split.packing == BEST_FIT:
         return PackedWindows(split, seq_len=seq_len, seed=seed)
     if split.shard_tokens is not None:
@@ -127,8 +129,9 @@ def whole_order(data: RunData, *, seq_len: int, seed: int) -> WindowSource:
 
 
 def packing_notes(sources: Mapping[str, WindowSource]) -> list[str]:
-    """Remarks on sources whose documents are packed."""
-    packed = {name: source for name, source in sources.items() if isinstance(source, PackedWindows)}
+    """Remarks on sources whose documents or conversations are packed."""
+    kinds = PackedWindows | PackedConversations
+    packed = {name: source for name, source in sources.items() if isinstance(source, kinds)}
     return [f"{name}: {source.note}" if name else source.note for name, source in packed.items()]
 
 
@@ -140,6 +143,12 @@ def windows_per_epoch(data: RunData, *, seq_len: int) -> int:
 def mean_tokens(source: WindowSource, *, seq_len: int) -> float:
     """Tokens that a training sample costs on average: ``seq_len``, or less where rows have lengths of their own."""
     return source.mean_tokens if isinstance(source, ConversationSource | PairSource) else seq_len
+
+
+def masks_targets(data: RunData) -> bool:
+    """Whether a training token may be no target: in conversations, pairs and prompts, and in padded windows."""
+    splits: Iterable[Any] = data.splits("train").values()
+    return any(not isinstance(split, Split) or split.packing == BEST_FIT for split in splits)
 
 
 def n_tokens(data: RunData, name: str) -> int:

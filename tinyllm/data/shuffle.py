@@ -39,6 +39,20 @@ def permuted(index: np.ndarray, n: int, key: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
+def in_epochs(samples: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Which of n items each sample is, int64: each item once per epoch, each epoch in a new order.
+
+    Args:
+        samples: numbers ≥ 0, unbounded.
+    """
+    samples = np.asarray(samples, dtype=np.int64)
+    epochs, items = samples // n, np.empty_like(samples)
+    for epoch in sorted(set(epochs.tolist())):  # np.unique would load numpy.ma, 0.1 s before the first step
+        chosen = epochs == epoch
+        items[chosen] = permuted(samples[chosen] - epoch * n, n, draw(seed, epoch))
+    return items
+
+
 def _feistel(values: np.ndarray, half: np.uint64, mask: np.uint64, keys: list[np.uint64]) -> np.ndarray:
     left, right = values >> half, values & mask
     for key in keys:

@@ -247,6 +247,8 @@ def _metric_texts(metrics: dict[str, float], *, best: float | None = None) -> li
     parts = []
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.4f}")
+    if "train/targets" in metrics:
+        parts.append(f"{metrics['train/targets']:,.0f} targets")
     if best is not None:
         last = metrics["val/loss"]
         parts.append(f"val {last:.4f} (best{'' if last == best else f' {best:.4f}'})")

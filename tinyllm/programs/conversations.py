@@ -9,6 +9,7 @@ from tinyllm.data.chat.corpus import ConversationCorpus
 from tinyllm.data.chat.messages import USER, Conversation, Message
 from tinyllm.data.chat.rows import ConversationData
 from tinyllm.data.chat.template import ChatTemplate
+from tinyllm.data.packed_windows import BEST_FIT, KEY
 from tinyllm.data.prompt_data import PromptData
 from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
@@ -32,6 +33,9 @@ def check_conversations(cfg: DictConfig, corpus: Any, init_from: WeightSource | 
     if cfg.curriculum.enabled and isinstance(corpus, ConversationCorpus):
         hint = "conversations are never cut, and a curriculum shortens sequences; leave one of the two out"
         raise UserError("no curriculum of conversations", key="curriculum.enabled", value=True, hint=hint)
+    if getattr(corpus, "packing", None) == BEST_FIT and not cfg.model.document_mask:
+        hint = "set model.document_mask=true, or conversations of one window would see each other"
+        raise UserError("packed conversations need a mask", key=KEY, value=BEST_FIT, hint=hint)
     stored = stored_template(init_from.path).get(TEMPLATE) if init_from is not None else None
     if stored is not None and stored != template.source:
         hint = f"use chat_template=file chat_template.path={init_from.path / TEMPLATE}"  # type: ignore[union-attr]

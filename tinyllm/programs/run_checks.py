@@ -32,6 +32,8 @@ OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo or orpo", PROMPTS: "
 """What a data set may give, with the objectives that read it."""
 RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop", "lora.dropout")
 """Keys with which two passes of the same model differ."""
+OF_ROWS = frozenset({"dataset.packing", "dataset.too_long"})
+"""Keys on how conversations become training windows."""
 OF_EQUAL_LENGTH = ("trainer.max_tokens", "trainer.total_batch_tokens", "curriculum.enabled")
 """Keys that need sequences of equal length."""
 
@@ -56,6 +58,10 @@ def check_objective(cfg: DictConfig, objective: Objective, corpus: Any, invocati
             hint = f"choose an objective for it: {OBJECTIVES[gives]}"
             raise UserError(f"objective={name} cannot read these data", key="dataset", value=data, hint=hint)
         raise UserError(f"the objective cannot read dataset={data}", key="objective", value=name, hint=hint)
+    if objective.reads == PROMPTS:
+        for key in sorted(OF_ROWS.intersection(invocation.typed)):
+            hint = "the model answers prompts, which are not put into windows; leave it out"
+            raise UserError("the key has no effect here", key=key, value=OmegaConf.select(cfg, key), hint=hint)
     check_prompt_settings(cfg, objective, typed=invocation.typed, allow=invocation.allow)
     if getattr(objective, "needs_reference", False) or objective.reads == PROMPTS:
         if cfg.init_from is None and cfg.resume is None:

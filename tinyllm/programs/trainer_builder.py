@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.saved import literal_settings, settings_text
 from tinyllm.config.targets import Option
+from tinyllm.data.run_data import masks_targets
 from tinyllm.data.shards import ShardedSampler
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
@@ -117,6 +118,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         run_dir=run_dir.path,
         flops_per_token=training_flops(plan.meta_model, plan.sampler),
         before_first_step=Reference(plan=plan, state=state, objective=objective).read,
+        reports_targets=masks_targets(plan.data),
         collect=as_read if rollouts is None else rollouts.collect,
     )
 

@@ -91,7 +91,8 @@ class Trainer:
     before_first_step: Callable[[Stopping], None] = lambda stopping: None
     """Reads what the objective must know before the weights change, such as a reference."""
     data: AllData = field(default_factory=AllData)
-
+    reports_targets: bool = False
+    """Log ``train/targets``, the targets of a step over micro-batches and ranks, as not every token is one."""
     collect: Collect = as_read
     """Makes what a step trains on from what the data set holds."""
 
@@ -221,10 +222,9 @@ class Trainer:
         experience = self.collect(state.step, [next(batches) for _ in range(self.batch_plan.grad_accum_steps)])
         micro_batches = experience.batches
         # Divide by the number of targets in the whole step, not per micro-batch or rank: every token weighs the same.
-        own_weight = float(sum(self.objective.weight(batch) for batch in micro_batches))
-        own_tokens = float(sum(batch.inputs.numel() for batch in micro_batches))
-        of_ranks = self.strategy.gather([own_weight, own_tokens])
-        weight, tokens = (int(sum(values)) for values in zip(*of_ranks, strict=True))
+        own = [(self.objective.weight(batch), batch.inputs.numel(), batch.counted) for batch in micro_batches]
+        of_ranks = self.strategy.gather([float(sum(values)) for values in zip(*own, strict=True)])
+        weight, tokens, targets = (int(sum(values)) for values in zip(*of_ranks, strict=True))
         names: list[str] = []
         metric_sums, step_load = torch.zeros((), device=self.device), StepLoad()
         with shared_casts(self.device):
@@ -270,7 +270,8 @@ class Trainer:
         if math.isfinite(train_loss):
             state.window["loss"] += train_loss
             state.window["steps"] += 1
-        return {"train/lr": lr, **metrics, **experience.metrics}
+        counts = {"train/targets": float(targets)} if self.reports_targets else {}
+        return {"train/lr": lr, **counts, **metrics, **experience.metrics}
 
     def exchange_status(self, metrics: dict[str, float]) -> dict[str, float]:
         """All-reduce the objective's metrics; exchange stop signals and checkpoint status."""

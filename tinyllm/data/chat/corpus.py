@@ -16,6 +16,7 @@ from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 
 TooLong = Literal["error", "drop"]
+Filling = Literal["rows", "best_fit"]
 CONVERSATIONS = "conversations"
 
 
@@ -30,6 +31,8 @@ class ConversationCorpus(RecordCorpus[Conversation]):
         val_fraction: fraction of the conversations that becomes validation if there is no ``val_path``, chosen by a
             hash of the prompt: what precedes the first answer. So no prompt is on both sides.
         too_long: what happens to conversations longer than a training sequence: ``error`` or ``drop``.
+        packing: how conversations fill training windows: ``rows`` (each is a row, those of like length together) or
+            ``best_fit`` (whole conversations are packed; see :class:`tinyllm.data.chat.packed.PackedConversations`).
         chat_template: renders them.
 
     Raises:
@@ -46,11 +49,12 @@ class ConversationCorpus(RecordCorpus[Conversation]):
         val_path: str | None,
         val_fraction: float,
         too_long: TooLong,
+        packing: Filling = "rows",
         chat_template: ChatTemplate | None = None,
     ) -> None:
         super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
         assert chat_template is not None, "the program passes the template"
-        self.drops_long, self.chat_template = too_long == "drop", chat_template
+        self.drops_long, self.packing, self.chat_template = too_long == "drop", packing, chat_template
 
     @staticmethod
     def parse(record: object, *, place: str) -> Conversation:
@@ -98,6 +102,7 @@ class ConversationCorpus(RecordCorpus[Conversation]):
                 self._rendered(conversations, tokenizer),
                 drops_long=self.drops_long,
                 tokenizer=tokenizer,
+                packing=self.packing,
             )
             for name, conversations in (("train", train), ("val", val))
         ]

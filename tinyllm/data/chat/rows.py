@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class ConversationSplit:
         starts: (conversations + 1,): where each of them starts.
         drops_long: leave out conversations longer than a training sequence, instead of refusing them.
         lengths_of_ids: UTF-8 bytes of each id, (vocab_size,).
+        packing: how conversations fill training windows, "rows" or "best_fit".
     """
 
     name: str
@@ -48,12 +49,15 @@ class ConversationSplit:
     starts: np.ndarray
     drops_long: bool
     lengths_of_ids: np.ndarray
+    packing: str = "rows"
 
     # What a split of tokens has besides.
     row_length: ClassVar[None] = None
 
     @classmethod
-    def of(cls, name: str, rows: Sequence[Rendered], *, drops_long: bool, tokenizer: Tokenizer) -> "ConversationSplit":
+    def of(
+        cls, name: str, rows: Sequence[Rendered], *, drops_long: bool, tokenizer: Tokenizer, packing: str = "rows"
+    ) -> "ConversationSplit":
         """The split of these rendered conversations."""
         lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
         return cls(
@@ -63,6 +67,7 @@ class ConversationSplit:
             starts=np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()]),
             drops_long=drops_long,
             lengths_of_ids=tokenizer.token_bytes(),
+            packing=packing,
         )
 
     @property
@@ -121,16 +126,20 @@ class ConversationSplit:
             hint += " out with dataset.too_long=drop"
         raise UserError(f"a conversation of {most:,} tokens", key="trainer.seq_len", value=seq_len, hint=hint)
 
+    def row(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and, shifted by one, targets of a conversation, int64; ``IGNORE`` where the assistant says nothing."""
+        span = slice(self.starts[number], self.starts[number + 1])
+        ids = self.ids[span].astype(np.int64)
+        return ids[:-1], np.where(self.is_target[span][1:], ids[1:], IGNORE)
+
     def batch(self, rows: np.ndarray) -> Batch:
         """These conversations, one a row, padded to the longest of them."""
         length = int(self.lengths[rows].max()) - 1
         shape = len(rows), max(1, -(-length // ALIGN)) * ALIGN
         inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         for place, row in enumerate(rows):
-            span = slice(self.starts[row], self.starts[row + 1])
-            ids, is_target = self.ids[span].astype(np.int64), self.is_target[span]
-            inputs[place, : len(ids) - 1] = ids[:-1]
-            targets[place, : len(ids) - 1] = np.where(is_target[1:], ids[1:], IGNORE)
+            read, predicted = self.row(row)
+            inputs[place, : len(read)], targets[place, : len(read)] = read, predicted
         return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets))
 
     def to_evaluate(self, seq_len: int, max_tokens: int | None) -> np.ndarray:
@@ -176,6 +185,11 @@ class ConversationSource:
         self._rows = split.fitting(seq_len)
         self.windows_per_epoch = len(self._rows)
         self._orders: dict[int, np.ndarray] = {}
+
+    @property
+    def n_left_out(self) -> int:
+        """Conversations that are too long to be used."""
+        return self.split.n_conversations - len(self._rows)
 
     @property
     def mean_tokens(self) -> float:
@@ -229,8 +243,14 @@ class ConversationData(OneSource[ConversationSplit]):
 
     def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """How many conversations are too long to be used."""
-        left_out = self.train.n_conversations - sources[""].windows_per_epoch
-        longer = "1 conversation is longer than a training sequence and was"
-        if left_out != 1:
-            longer = f"{left_out:,} conversations are longer than a training sequence and were"
-        return [f"{longer} left out."] if left_out else []
+        return [note] if (note := left_out_note(sources[""])) else []
+
+
+def left_out_note(source: Any) -> str:
+    """A remark on conversations that a source leaves out because they are too long; "": none."""
+    if not (left_out := source.n_left_out):
+        return ""
+    longer = "1 conversation is longer than a training sequence and was"
+    if left_out != 1:
+        longer = f"{left_out:,} conversations are longer than a training sequence and were"
+    return f"{longer} left out."

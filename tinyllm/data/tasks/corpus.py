@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Self, overload
 
-from tinyllm.data.chat.corpus import ConversationCorpus, TooLong
+from tinyllm.data.chat.corpus import ConversationCorpus, Filling, TooLong
 from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.prompts import Prompt
@@ -52,7 +52,7 @@ class TaskCorpus(ConversationCorpus):
         tool_share: share of these problems in which it does.
         short_share: share of answers without a sentence around them.
         unseen_wording: word all problems as no training problem is by default.
-        too_long: what happens to conversations longer than a training sequence.
+        too_long, packing: see :class:`ConversationCorpus`.
         chat_template: renders them.
 
     Raises:
@@ -71,9 +71,17 @@ class TaskCorpus(ConversationCorpus):
         short_share: float,
         unseen_wording: bool,
         too_long: TooLong,
+        packing: Filling = "rows",
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        super().__init__(path="tasks", val_path=None, val_fraction=0.1, too_long=too_long, chat_template=chat_template)
+        super().__init__(
+            path="tasks",
+            val_path=None,
+            val_fraction=0.1,
+            too_long=too_long,
+            packing=packing,
+            chat_template=chat_template,
+        )
         for key, value in (("n_train", n_train), ("n_val", n_val)):
             if not 1 <= value <= MOST_PROBLEMS:
                 raise UserError("out of range", key=f"dataset.{key}", value=value, hint=f"1 … {MOST_PROBLEMS:,}")
