@@ -89,7 +89,7 @@ def _drawn(sampling: Sampling, logits_BV: Tensor, *, unk_id: int | None) -> tupl
     before_BV = logits_BV
     for count, name in enumerate(FILTERS, start=1):
         if getattr(sampling, name) is not None:
-            off = dict.fromkeys(FILTERS[count:])
+            off: dict[str, Any] = dict.fromkeys(FILTERS[count:])
             after_BV = replace(sampling, **off).filter(logits_BV)
             reasons[name] = before_BV.isfinite() & ~after_BV.isfinite()
             before_BV = after_BV
