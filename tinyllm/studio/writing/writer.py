@@ -105,7 +105,8 @@ class Writer:
             self._begin()
             for job in list(self._active):
                 self._step(job)
-            if not self._active:
+            can_load = self._waiting and self._loading is None  # a text that has just ended makes room for its model
+            if not self._active and not can_load:
                 self._wake.wait()
 
     def _receive(self, which: CheckpointId, outcome: LoadedModel | str) -> None:
@@ -170,6 +171,6 @@ class Writer:
 
 def explained(error: Exception) -> str:
     """An error in one line."""
-    return (
-        str(error) if isinstance(error, UserError) else one_line(f"unexpected error: {type(error).__name__}: {error}")
-    )
+    if isinstance(error, UserError):
+        return str(error)
+    return one_line(f"unexpected error: {type(error).__name__}: {error}")
