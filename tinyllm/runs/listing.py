@@ -127,13 +127,16 @@ def find_runs(folders: Iterable[Path], *, check: bool = False) -> list[ListedRun
 
 def run_dirs(root: Path) -> Iterator[Path]:
     """The directories that hold a run or what is left of it. Does not look inside runs or hidden folders."""
+    return (folder for folder, is_run in folders_below(root) if is_run)
+
+
+def folders_below(root: Path) -> Iterator[tuple[Path, bool]]:
+    """Every folder, itself included, and whether it holds a run. Does not look inside runs or hidden folders."""
     for folder, folders, files in os.walk(root):
         folders.sort()
-        if RUN_JSON in files or METRICS in files:
-            folders.clear()
-            yield Path(folder)
-        else:
-            folders[:] = [name for name in folders if name != CHECKPOINTS and not name.startswith(".")]
+        is_run = RUN_JSON in files or METRICS in files
+        folders[:] = [] if is_run else [name for name in folders if name != CHECKPOINTS and not name.startswith(".")]
+        yield Path(folder), is_run
 
 
 def last_values(log: Path) -> dict[str, Any]:

@@ -160,9 +160,10 @@ def _records_at_once(lines: Sequence[bytes]) -> list[Record] | None:
         if len(records) != len(lines):
             return None
         for number, record in enumerate(records):
-            if not _KINDS.issuperset(map(type, record.values())) or type(record.get("step")) is not int:
+            values = record.values()
+            if not _KINDS.issuperset(map(type, values)) or type(record.get("step")) is not int:
                 return None
-            if not math.isfinite(sum(filter(None, record.values()))):
+            if not math.isfinite(sum(filter(None, values))):
                 records[number] = finite(record)
     except (ValueError, AttributeError, OverflowError):  # an item that is no object; a whole number beyond any float
         return None

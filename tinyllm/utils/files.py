@@ -336,6 +336,8 @@ def parse_json(text: str | bytes, *, finite: bool = True, unique: bool = False, 
         raise
     if containers <= 1:  # nothing is nested; lines of a corpus are of this kind, and there are millions
         return content
+    if isinstance(content, list) and containers == 1 + sum(isinstance(item, dict | list) for item in content):
+        return content  # a list of flat containers, such as many records at once
     # Level by level, because recursion could exceed Python's own limit.
     level = [content] if isinstance(content, dict | list) else []
     for _ in range(DEEPEST):
