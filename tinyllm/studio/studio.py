@@ -1,7 +1,8 @@
 """What all pages of a studio share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from tinyllm.studio.processes import Processes
 from tinyllm.studio.program import Settings
 
 
@@ -12,3 +13,8 @@ class Studio:
     settings: Settings
     dark: bool | None = None
     """The theme chosen in any of its browsers: dark, light, or that of the system."""
+    processes: Processes = field(init=False)
+    """Starts, stops and knows the programs of this studio."""
+
+    def __post_init__(self) -> None:
+        self.processes = Processes(self.settings)
