@@ -62,7 +62,8 @@ def test_a_program_outlives_the_studio_that_started_it(tmp_path: Path, python: C
         with pytest.raises(UserError, match="the run is not running"):
             later.stop(path)
     finally:
-        os.killpg(start.pid, signal.SIGKILL) if processes.outcome(start).alive else None
+        if processes.outcome(start).alive:
+            os.killpg(start.pid, signal.SIGKILL)
 
 
 def test_a_program_that_dies_at_its_start_shows_its_error(tmp_path: Path, python: Callable[[str], None]) -> None:

@@ -1,9 +1,9 @@
 """Ordinary programs, started as processes of their own: the studio may end, and they go on.
 
-What was started is recorded in ``<outputs>/.studio/starts``, one file each, so that a later studio knows it, too. Beside
-what a program makes (a run directory) lie its output, ``<name>.log``, and its first error line, ``<name>.error``, as
-``compare`` and sweeps arrange it. A started process inherits a locked file: as long as the lock is held, it is alive,
-whoever asks, and no other process that got its number is taken for it.
+What was started is recorded in ``<outputs>/.studio/starts``, one file each, so that a later studio knows it, too.
+Beside what a program makes (a run directory) lie its output, ``<name>.log``, and its first error line,
+``<name>.error``, as ``compare`` and sweeps arrange it. A started process inherits a locked file: as long as the lock is
+held, it is alive, whoever asks, and no other process that got its number is taken for it.
 """
 
 import contextlib
