@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.bad_conversations import CONVERSATIONS
 from tests.support.bad_data import DATA, bad
+from tests.support.bad_rewards import REWARDS
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL
 
@@ -237,6 +238,7 @@ TABLE = {
     ),
     "describe the impossible": bad("model.n_heads=3", "d_model=128", "n_heads=3", program="describe", base=False),
     "describe the unknown as JSON": bad("--json model=huge", "model=huge", "one of", program="describe", base=False),
+    **REWARDS,
 }
 
 

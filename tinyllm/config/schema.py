@@ -18,6 +18,7 @@ from tinyllm.config.schema_inference import (
     ExportConfig,
     GenerateConfig,
     ImportConfig,
+    PairsConfig,
     ServeConfig,
 )
 from tinyllm.config.schema_key import (
@@ -275,6 +276,7 @@ SCHEMAS: dict[str, type] = {
     "chat": ChatConfig,
     "serve": ServeConfig,
     "evaluate": EvaluateConfig,
+    "pairs": PairsConfig,
     "export": ExportConfig,
     "import_hf": ImportConfig,
 }

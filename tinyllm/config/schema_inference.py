@@ -120,6 +120,30 @@ class EvaluateConfig:
 
 
 @dataclass
+class PairsConfig:
+    """Root of ``conf/pairs.yaml``."""
+
+    run: str | None = key()
+    out: str = key(nonempty=True)
+    split: str = key(choices=("train", "val", "test"))
+    n_pairs: int = key(at_least=1, at_most=10**7)
+    n_prompts: int | None = key(at_least=1, at_most=10**7)
+    n_samples: int = key(at_least=2, at_most=10**4)
+    temperature: float = key(above=0)
+    max_new_tokens: int = key(at_least=1, at_most=10**6)
+    seed: int = key(at_least=0)
+    checkpoint: str = key()
+    weights: str = key(choices=WEIGHTS)
+    precision: str = key(choices=PRECISIONS)
+    device: str = key(choices=DEVICES)
+    debug: bool = key()
+    tokenizer: Any = None
+    dataset: Any = None
+    tools: Any = None
+    reward: Any = None
+
+
+@dataclass
 class ExportConfig:
     """Root of ``conf/export.yaml``."""
 

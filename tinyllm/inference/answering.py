@@ -1,17 +1,22 @@
 """Answers of a model to prompts, with tools, as text; and how many of them are right."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
+import numpy as np
+
+from tinyllm.data.chat.messages import ASSISTANT, TOOL, Conversation, Message, ToolCall, conversation_of
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.prompts import Prompt
+from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
 from tinyllm.inference.rewards.base import Completion, Rewards
 from tinyllm.inference.rollout import Answer, rollout
 from tinyllm.inference.tools.base import Tool
-from tinyllm.inference.tools.calls import ToolLoop
+from tinyllm.inference.tools.calls import BEGIN, ToolLoop, calls_in, spelled
 from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.utils.seeds import derive_seed
@@ -49,7 +54,12 @@ class Answering:
         Raises:
             UserError: the tokenizer cannot express it.
         """
-        return self.template.render(prompt.conversation, self.tokenizer, add_generation_prompt=True).ids.tolist()
+        try:
+            return self.template.render(prompt.conversation, self.tokenizer, add_generation_prompt=True).ids.tolist()
+        except UserError as error:
+            if error.key or error.file:
+                raise
+            raise UserError(error.what, file=prompt.name, hint=error.hint) from error
 
     def answers(
         self,
@@ -81,13 +91,84 @@ class Answering:
 
     def completion(self, answer: Answer) -> Completion:
         """An answer as text: what the assistant says after its last call, without special tokens."""
+        text = self.tokenizer.decode(answer.last_turn().tolist())
         return Completion(
-            text=self.tokenizer.decode(answer.last_turn().tolist()),
+            text=text,
             tokens=answer.tokens,
             ended=answer.ended,
             calls=answer.calls,
             errors=answer.errors,
+            messages=(*self._calls(answer), Message(ASSISTANT, text)),
         )
+
+    def written(self, prompt: Prompt, answer: Answer) -> tuple[Message, ...] | None:
+        """The messages that a file holds of an answer; None if rendering them would give another text.
+
+        So it is with an answer that was cut off, that says nothing, or whose calls are not formed as the template does.
+        """
+        messages = self.completion(answer).messages
+        last = messages[-1]
+        ids = [*self.prompt_ids(prompt), *answer.ids.tolist()]
+        text, before = spelled(self.tokenizer, ids), prompt.conversation
+        if not answer.ended or "\ufffd" in self.tokenizer.decode(answer.ids.tolist()):
+            return None
+        for content in (last.content, last.content.removesuffix("\n")):  # a template may end a turn with a line
+            said = (*messages[:-1], replace(last, content=content))
+            whole = Conversation((*before.messages, *said), before.tools)
+            try:
+                conversation_of([message.to_dict() for message in whole.messages], tools=list(before.tools))
+                if self.template.text(whole).startswith(text):
+                    return said
+            except UserError:
+                continue
+        return None
+
+    def _calls(self, answer: Answer) -> Iterator[Message]:
+        """The calls of an answer and their results."""
+        changes = np.flatnonzero(np.diff(answer.generated)) + 1  # where forced tokens begin and end
+        results = iter(answer.results)
+        for start, end in zip([0, *changes[1::2]], changes[::2], strict=False):
+            turn = spelled(self.tokenizer, answer.ids[start:end].tolist())
+            calls = calls_in(turn)
+            content = turn.partition(BEGIN)[0].removesuffix("\n")
+            yield Message(ASSISTANT, content, tuple(ToolCall(call.name, call.arguments) for call in calls))
+            yield from (Message(TOOL, result) for result in islice(results, len(calls)))
+
+
+def answer_batches(
+    answering: Answering,
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    numbers: Iterable[int],
+    *,
+    n_samples: int,
+    seed: int,
+    autocast: Autocast = nullcontext,
+    kernels: DecodeKernels | None = None,
+    stopping: Stopping = lambda: False,
+) -> Iterator[list[tuple[Prompt, list[Answer]]]]:
+    """Yields prompts with their answers, as many as are generated at a time: ``MOST_ROWS`` answers.
+
+    Args:
+        numbers: which of the prompts, in this order.
+        n_samples: answers to each prompt.
+        seed: answer k to prompt i is a function of (seed, i, k).
+
+    Raises:
+        UserError: a prompt and its answer may exceed the context.
+    """
+    was_training, waiting = model.training, iter(numbers)
+    model.train(False)
+    try:
+        while chosen := list(islice(waiting, max(1, MOST_ROWS // n_samples))):
+            batch = [prompts[i] for i in chosen]
+            seeds = [[derive_seed(seed, "answer", i, k) for k in range(n_samples)] for i in chosen]
+            answers = answering.answers(
+                model, batch, seeds=seeds, autocast=autocast, kernels=kernels, stopping=stopping
+            )
+            yield [(prompt, answers[i * n_samples : (i + 1) * n_samples]) for i, prompt in enumerate(batch)]
+    finally:
+        model.train(was_training)
 
 
 def answer_metrics(
@@ -121,29 +202,29 @@ def answer_metrics(
     Raises:
         UserError: a prompt and its answer may exceed the context.
     """
-    was_training = model.training
-    model.train(False)
-    at_a_time = max(1, MOST_ROWS // n_samples)
+    batches = answer_batches(
+        answering,
+        model,
+        prompts,
+        range(len(prompts)),
+        n_samples=n_samples,
+        seed=seed,
+        autocast=autocast,
+        kernels=kernels,
+        stopping=stopping,
+    )
     found: dict[str, list[list[tuple[bool, Completion]]]] = {}
     asked: list[Prompt] = []
     completed: list[Completion] = []
-    try:
-        for first in range(0, len(prompts), at_a_time):
-            batch = prompts[first : first + at_a_time]
-            seeds = [[derive_seed(seed, "answer", first + i, k) for k in range(n_samples)] for i in range(len(batch))]
-            answers = answering.answers(
-                model, batch, seeds=seeds, autocast=autocast, kernels=kernels, stopping=stopping
-            )
-            for i, prompt in enumerate(batch):
-                completions = [answering.completion(each) for each in answers[i * n_samples : (i + 1) * n_samples]]
-                completed += completions
-                judged = [(each.ended and prompt.accepts(each.text), each) for each in completions]
-                found.setdefault(prompt.problem.family if prompt.problem else "", []).append(judged)
-                asked += [prompt] * n_samples
-            if progress is not None:
-                progress((first + len(batch)) * n_samples)
-    finally:
-        model.train(was_training)
+    for batch in batches:
+        for prompt, answers in batch:
+            completions = [answering.completion(each) for each in answers]
+            judged = [(each.ended and prompt.accepts(each.text), each) for each in completions]
+            found.setdefault(prompt.problem.family if prompt.problem else "", []).append(judged)
+            asked += [prompt] * n_samples
+            completed += completions
+        if progress is not None:
+            progress(len(completed))
     metrics: dict[str, float] = {}
     for family, groups in found.items():
         name = f"task/{family}/" if family else "task/"

@@ -32,12 +32,14 @@ class Handover:
         forced: ids of the tools' results, up to where the assistant goes on; empty: the answer is finished.
         ended: the answer is complete; false with no ``forced``: it called a tool that it may not call.
         calls, errors: calls of tools that were carried out, and how many of them failed.
+        results: of the calls, as text.
     """
 
     forced: Sequence[int] = ()
     ended: bool = True
     calls: int = 0
     errors: int = 0
+    results: Sequence[str] = ()
 
 
 OnStop = Callable[[Sequence[int], int], Handover]
@@ -56,6 +58,7 @@ class Answer:
         logprobs: for each of them, its log-probability at the sampling temperature; 0 where forced.
         ended: the answer was ended by its stop token; false: it was cut off by a limit.
         calls, errors: calls of tools, and how many failed.
+        results: of the calls, as text, in order.
     """
 
     prompt: int
@@ -66,6 +69,7 @@ class Answer:
     ended: bool
     calls: int
     errors: int
+    results: tuple[str, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -262,6 +266,7 @@ class _Rows:
         self.logprobs = np.zeros(self.ids.shape, dtype=np.float32)
         self.position, self.known, self.turn_start = (self.prompt_end.copy() for _ in range(3))
         self.new, self.forced, self.calls, self.errors = (np.zeros(len(places), dtype=np.int64) for _ in range(4))
+        self.results = np.fromiter(((),) * len(places), dtype=object)
         self.is_finished = np.zeros(len(places), dtype=bool)
 
     def uniform(self) -> np.ndarray:
@@ -294,6 +299,7 @@ class _Rows:
         handover = self.on_stop(written, int(self.calls[row]))
         self.calls[row] += handover.calls
         self.errors[row] += handover.errors
+        self.results[row] = (*self.results[row], *handover.results)
         count = len(handover.forced)
         if not count:
             self._finish(row, ended=handover.ended)
@@ -319,6 +325,7 @@ class _Rows:
                 ended=ended,
                 calls=int(self.calls[row]),
                 errors=int(self.errors[row]),
+                results=self.results[row],
             )
         )
         self.is_finished[row] = True

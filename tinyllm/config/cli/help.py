@@ -33,6 +33,10 @@ _EXAMPLES = {
         ("the whole validation split", "run=outputs/2026-01-31/12-00-00_nano_a1b2"),
         ("a Hugging Face model on your own text", "run=path/to/gpt2 dataset=text dataset.path=my.txt"),
     ],
+    "pairs": [
+        ("right against wrong answers", "run=outputs/tools dataset=tasks reward=[exact] tools=python_expression"),
+        ("short against long right answers, 500 pairs", "run=outputs/tools reward=[exact,length] n_pairs=500"),
+    ],
     "export": [
         ("for transformers, vLLM and other libraries", "run=outputs/2026-01-31/12-00-00_nano_a1b2 out=my_model"),
     ],
@@ -118,6 +122,7 @@ _TO_QUOTE = {
     "chat": "system='Answer briefly.'",
     "evaluate": "run='my runs/first'",
     "serve": "run='my runs/first'",
+    "pairs": "'reward=[exact,length]'",
     "export": "run='my runs/first'",
     "import_hf": "path='my models/gpt2'",
     "prepare": "dataset.path='my books/*.txt'",

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
 from tinyllm.data.batch import TOKENS
-from tinyllm.data.chat.messages import ASSISTANT, Conversation, parse_conversation
+from tinyllm.data.chat.messages import ASSISTANT, USER, Conversation, parse_conversation
 from tinyllm.data.chat.rows import ConversationData, ConversationSplit
 from tinyllm.data.chat.template import ChatTemplate, Packaged, Rendered
 from tinyllm.data.content_hashes import ContentHashes
+from tinyllm.data.prompts import Prompt
 from tinyllm.data.record_corpus import RecordCorpus, read_all
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
@@ -81,6 +82,15 @@ class ConversationCorpus(RecordCorpus[Conversation]):
     def conversations(self) -> Iterator[Conversation]:
         """Those of ``dataset.path``, in order."""
         return self.read("dataset.path", self.path)
+
+    def questions(self) -> tuple[list[Prompt], list[Prompt]]:
+        """The conversations of training and of validation up to their last question, with the answers they hold.
+
+        Raises:
+            UserError: a record is no conversation, or a split would be empty.
+        """
+        train, val, _ = self._split()
+        return questions_in(train, "train"), questions_in(val, "val")
 
     def prepare(self, trainer: TokenizerTrainer) -> ConversationData:
         """Read, split and render the data.
@@ -174,6 +184,24 @@ def prompt_of(conversation: Conversation) -> Conversation:
     messages = conversation.messages
     first = next(number for number, message in enumerate(messages) if message.role == ASSISTANT)
     return Conversation(messages[: max(first, 1)], conversation.tools)
+
+
+def questions_in(conversations: Iterable[Conversation], name: str) -> list[Prompt]:
+    """Conversations up to their last question, each once; those without a question are left out.
+
+    Args:
+        name: of the split, for messages.
+    """
+    found: dict[str, Prompt] = {}
+    for number, conversation in enumerate(conversations, start=1):
+        messages = conversation.messages
+        last = next((place for place, message in reversed(list(enumerate(messages))) if message.role == USER), None)
+        if last is not None:
+            asked, final = Conversation(messages[: last + 1], conversation.tools), messages[-1]
+            answer = final.content if final.role == ASSISTANT else None
+            prompt = Prompt(conversation=asked, name=f"{name} conversation {number}", answer=answer)
+            found.setdefault(asked.to_json(), prompt)
+    return list(found.values())
 
 
 def key_of(conversation: Conversation) -> str:

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tinyllm.data.chat.messages import Message
 from tinyllm.data.prompts import Prompt
 from tinyllm.errors import UserError
 
@@ -19,6 +20,8 @@ class Completion:
         ended: the turn was ended by its stop token, and not by a limit.
         calls: calls of tools, wrong ones included.
         errors: calls whose result was an error.
+        messages: the whole answer: calls with their results, and what the assistant says after them; empty: it is
+            ``text`` alone.
     """
 
     text: str
@@ -26,6 +29,7 @@ class Completion:
     ended: bool
     calls: int = 0
     errors: int = 0
+    messages: tuple[Message, ...] = ()
 
 
 class Reward(ABC):

@@ -87,8 +87,10 @@ class ToolLoop:
         if self.tool is None or calls + len(asked) > self.tool.max_calls:
             return Handover(ended=False)
         results = [self.result(call) for call in asked]
-        forced = self.template.results_ids([result.text for result in results], self.tokenizer)
-        return Handover(forced=forced.tolist(), calls=len(asked), errors=sum(result.is_error for result in results))
+        texts = [result.text for result in results]
+        forced = self.template.results_ids(texts, self.tokenizer)
+        errors = sum(result.is_error for result in results)
+        return Handover(forced=forced.tolist(), calls=len(asked), errors=errors, results=texts)
 
     def result(self, call: Call) -> ToolResult:
         """The result of one call; of a tool that is not there, an error to read."""
