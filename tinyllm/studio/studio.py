@@ -1,9 +1,11 @@
 """What all pages of a studio share."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from tinyllm.studio.processes import Processes
 from tinyllm.studio.program import Settings
+from tinyllm.studio.writing.desk import Desk
 
 
 @dataclass(kw_only=True)
@@ -18,3 +20,8 @@ class Studio:
 
     def __post_init__(self) -> None:
         self.processes = Processes(self.settings)
+
+    @cached_property
+    def desk(self) -> Desk:
+        """What lies on the desk of the page Write."""
+        return Desk(self.settings.outputs, self.settings.config_dir)

@@ -120,7 +120,7 @@ def load(which: CheckpointId, *, allow: Callable[[], frozenset[Option]] = frozen
         template = saved_template(saved)
         template.require(saved.tokenizer)
     except UserError as error:  # it continues texts all the same
-        template, why_no_chat = None, error.what
+        template, why_no_chat = None, str(error)
     return LoadedModel(
         model=model,
         tokenizer=saved.tokenizer,

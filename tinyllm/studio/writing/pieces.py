@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from tinyllm.data.chat.messages import Message
+from tinyllm.errors import UserError
 from tinyllm.inference.choices import Candidate, Choice
 from tinyllm.inference.conversing import NOTE, TEXT, Conversing
 from tinyllm.inference.sampling import Sampling
@@ -111,7 +112,8 @@ def answer(
     Raises:
         UserError: the model has no chat template, or the message alone does not fit into its context.
     """
-    assert loaded.template is not None
+    if loaded.template is None:
+        raise UserError(loaded.why_no_chat)
     conversing = Conversing(
         model=loaded.model,
         tokenizer=loaded.tokenizer,
