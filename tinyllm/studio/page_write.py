@@ -1,10 +1,218 @@
-"""The page Write: texts of one or two models, side by side."""
+"""The page Write: texts of one or two models, side by side, token by token."""
 
-from nicegui import ui
+from pathlib import Path
 
+from nicegui import run, ui
+
+from tinyllm.studio import token_text
 from tinyllm.studio.studio import Studio
+from tinyllm.studio.token_text import Inspector, TokenText
+from tinyllm.studio.writing import form
+from tinyllm.studio.writing.desk import MESSAGE, Desk, Side
+from tinyllm.studio.writing.models import checkpoints
+
+LABELS = {
+    "temperature": "Temperature",
+    "top_k": "Top-k",
+    "top_p": "Top-p",
+    "min_p": "Min-p",
+    "repetition_penalty": "Repetition penalty",
+    "max_new_tokens": "Tokens at most",
+    "seed": "Seed",
+    "stop": "Stop string",
+}
+TEXT, CHAT = "Continue a text", "Chat"
+TOKENS_S, RUNS_S = 0.1, 2.0
+"""Seconds between two looks at what was written, and at what runs there are."""
 
 
 def show(studio: Studio) -> None:
     """Build the page inside the common frame."""
-    ui.label(str(studio.settings.outputs))
+    ui.add_css(STYLE + token_text.STYLE)
+    page = WritePage(studio.desk)
+    ui.timer(TOKENS_S, page.update)
+    ui.timer(RUNS_S, page.look)
+
+
+class WritePage:
+    """The page in one browser; its state is the desk's."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.runs: dict[str, Path] = {}
+        """Those that can be chosen; :meth:`look` finds them."""
+        with ui.element("div").classes("write-form card"):
+            self._build_form()
+        self.columns = ui.element("div").classes("write-sides")
+        with self.columns:
+            self.sides = [SideColumn(self, side, number) for number, side in enumerate(desk.sides, start=1)]
+        self.update()
+
+    def _build_form(self) -> None:
+        desk = self.desk
+        modes = ui.toggle([TEXT, CHAT], value=CHAT if desk.chat else TEXT, on_change=self._change_mode)
+        modes.props('no-caps dense aria-label="What to write"').classes("write-modes")
+        self.modes = modes
+        prompt = ui.textarea("Prompt").bind_value(desk, "prompt").props("outlined autogrow")
+        prompt.props["hint"] = "The text to continue; empty: the beginning of a document"
+        self.of_text = [prompt]
+        message = ui.textarea("Message").bind_value(desk, "message").props("outlined autogrow")
+        for area in (prompt, message):
+            area.classes("write-prompt").on("keydown.ctrl.enter.prevent", self._write, args=[])
+        with ui.element("div").classes("write-fields") as chat_fields:
+            ui.input("System message").bind_value(desk, "system").props("outlined dense").classes("wide")
+            ui.select(form.tools(desk.config_dir), label="Tool").bind_value(desk, "tool").props("outlined dense")
+        self.of_chat = [message, chat_fields]
+        self.message = message
+        self.fields: dict[str, ui.input] = {}
+        with ui.element("div").classes("write-fields"):
+            for key, (default, meaning) in form.help_texts().items():
+                field = ui.input(LABELS[key], on_change=self._check).bind_value(desk.fields, key)
+                field.props("outlined dense stack-label debounce=300").tooltip(meaning)
+                field.props["placeholder"] = default.replace("null", "off" if key != form.STOP else "none")
+                self.fields[key] = field
+        with ui.row(align_items="center"):
+            self.write_button = ui.button("Write", on_click=self._write).props("no-caps unelevated")
+            self.stop_button = ui.button("Stop", on_click=lambda: desk.stop()).props("no-caps outline")
+            self.clear_button = ui.button("New conversation", on_click=self._clear).props("no-caps flat")
+            self.colours = ui.switch("Colour by probability", value=True, on_change=self.update)
+            self.error = ui.label().classes("bad").props("role=alert")
+
+    def _change_mode(self) -> None:
+        self.desk.set_chat(self.modes.value == CHAT)
+        self._check()
+        self.update()
+
+    def _check(self) -> None:
+        self.desk.check()
+        self._show_errors()
+
+    def _show_errors(self) -> None:
+        errors = self.desk.errors
+        for key, field in self.fields.items():
+            field.error = errors.get(key)
+        self.message.error = errors.get(MESSAGE)
+        elsewhere = [error for key, error in errors.items() if key not in (*self.fields, MESSAGE)]
+        self.error.set_text("; ".join(elsewhere))
+
+    async def _write(self) -> None:
+        self.runs = await run.io_bound(self.desk.runs) or {}
+        self.desk.write(self.runs)
+        self._show_errors()
+        self.update()
+
+    def _clear(self) -> None:
+        for side in self.desk.sides:
+            self.desk.clear(side)
+        self.update()
+
+    def update(self) -> None:
+        """Show what changed on the desk."""
+        desk = self.desk
+        self.modes.set_value(CHAT if desk.chat else TEXT)
+        for elements, visible in ((self.of_text, not desk.chat), (self.of_chat, desk.chat)):
+            for element in elements:
+                element.set_visibility(visible)
+        self.clear_button.set_visibility(desk.chat and any(side.turns for side in desk.sides))
+        self.stop_button.set_visibility(desk.is_writing)
+        self.columns.classes(
+            add="coloured" if self.colours.value else "", remove="" if self.colours.value else "coloured"
+        )
+        for column in self.sides:
+            column.update()
+
+    async def look(self) -> None:
+        """Look for new runs and newer checkpoints."""
+        desk = self.desk
+        self.runs = await run.io_bound(desk.runs) or {}
+        if self.runs and not any(side.run or side.turns for side in desk.sides):
+            desk.choose(desk.sides[0], next(iter(self.runs)), self.runs)
+        for column in self.sides:
+            await column.look()
+        self.update()
+
+
+class SideColumn:
+    """One of the two models: the choice of its run and checkpoint, its texts, and the alternatives to a token."""
+
+    def __init__(self, page: WritePage, side: Side, number: int) -> None:
+        self.page, self.side, self.number = page, side, number
+        self._known: dict[str, str] = {}
+        """Checkpoints of the run, the newest first."""
+        with ui.element("section").classes("card write-side").props(f'aria-label="Model {number}"'):
+            with ui.element("div").classes("write-fields"):
+                self.choice = ui.select(
+                    self._names(), label="Run" if number == 1 else "Second run", on_change=self._choose, with_input=True
+                ).props("outlined dense options-dense" + (" clearable" if number > 1 else ""))
+                self.choice.classes("wide")
+                self.saved = ui.select({}, label="Checkpoint", on_change=self._use).props(
+                    "outlined dense options-dense"
+                )
+            self.newer = ui.button(on_click=self._use_newest).props("no-caps flat dense icon=update")
+            self.error = ui.label().classes("bad").props("role=alert")
+            inspector: list[Inspector] = []
+            self.text = TokenText(side, name=f"Text of model {number}", inspect=lambda piece: inspector[0].show(piece))
+            inspector.append(Inspector())
+            with ui.row(align_items="center", wrap=False).classes("write-command"):
+                self.command = ui.label().classes("mono soft")
+                copy = ui.button(on_click=lambda: ui.clipboard.write(self.command.text))
+                copy.props('flat round dense icon=content_copy aria-label="Copy the command"')
+
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys([*self.page.runs, *([self.side.run] if self.side.run else [])]))
+
+    def _choose(self) -> None:
+        name = self.choice.value or ""
+        if name != self.side.run:
+            self.page.desk.choose(self.side, name, self.page.runs)
+            self._known = checkpoints(self.page.runs[name]) if name in self.page.runs else {}
+            self.update()
+
+    def _use(self) -> None:
+        name = self.saved.value or ""
+        if name != self.side.checkpoint and name in self._known:
+            self.page.desk.use_checkpoint(self.side, name)
+            self.update()
+
+    def _use_newest(self) -> None:
+        self.page.desk.use_checkpoint(self.side, next(iter(self._known), ""))
+        self.update()
+
+    async def look(self) -> None:
+        """Look for newer checkpoints."""
+        path = self.page.runs.get(self.side.run)
+        self._known = (await run.io_bound(checkpoints, path) or {}) if path else {}
+
+    def update(self) -> None:
+        """Show what changed on the desk."""
+        side, desk = self.side, self.page.desk
+        names = self._names()
+        if self.choice.options != names or self.choice.value != (side.run or None):
+            self.choice.set_options(names, value=side.run or None)
+        known = self._known | ({side.checkpoint: side.checkpoint} if side.checkpoint not in {"", *self._known} else {})
+        if self.saved.options != known or self.saved.value != (side.checkpoint or None):
+            self.saved.set_options(known, value=side.checkpoint or None)
+        self.saved.set_visibility(bool(side.run))
+        newest = next(iter(self._known), "")
+        self.newer.set_visibility(
+            bool(side.checkpoint) and newest not in ("", side.checkpoint) and newest > side.checkpoint
+        )
+        self.newer.set_text(f"Use the newer checkpoint, {self._known.get(newest, '')}")
+        self.error.set_text(side.error)
+        self.text.box.classes(replace=f"tokens {'talk' if desk.chat else 'continued'}")
+        self.text.update()
+        command = desk.command(side, self.page.runs)
+        self.command.set_text(command)
+
+
+STYLE = """
+.write-form { display: grid; gap: 0.75rem; margin-bottom: 1rem; }
+.write-modes { width: fit-content; }
+.write-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.25rem 0.75rem; }
+.write-fields .wide { grid-column: span 2; }
+.write-sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
+.write-side { min-width: 0; }
+.write-command { margin-top: 0.5rem; }
+.write-command .mono { overflow-wrap: anywhere; flex: 1; }
+@media (max-width: 600px) { .write-fields { grid-template-columns: 1fr 1fr; } }
+"""

@@ -13,6 +13,15 @@ from tinyllm.studio.writing.writer import State
 SURPRISES = (0.5, 0.2, 0.05, 0.01)
 """Probabilities below which a token has a stronger background."""
 WORDS = {CALL: "calls", RESULT: "result"}
+SHOWN = {
+    State.WAITING: "waiting for another text to end…",
+    State.LOADING: "loading the model…",
+    State.WRITING: "",
+    State.DONE: "",
+    State.STOPPED: "stopped",
+    State.FAILED: "",
+}
+"""What stands below a text that has no error."""
 
 
 class TokenText:
@@ -22,10 +31,10 @@ class TokenText:
 
     Args:
         name: of the texts, for screen readers.
-        inspect: called with the piece that is pointed at.
+        inspect: called with the piece that is pointed at, or with None once it is gone.
     """
 
-    def __init__(self, side: Side, *, name: str, inspect: Callable[[Piece], None]) -> None:
+    def __init__(self, side: Side, *, name: str, inspect: Callable[[Piece | None], None]) -> None:
         self.side, self.inspect = side, inspect
         self._turns: list[Turn] = []
         """The turns that are shown."""
@@ -35,8 +44,8 @@ class TokenText:
         self._at = -1
         """The token that is pointed at."""
         self._state: tuple[State, str] | None = None
-        label = f"{name}: the left and right arrow keys go from token to token"
-        self.box = ui.element("div").classes("tokens").props(f'tabindex=0 role=group aria-label="{label}"')
+        self.box = ui.element("div").classes("tokens").props("tabindex=0 role=group")
+        self.box.props["aria-label"] = f"{name}: the left and right arrow keys go from token to token"
         self.box.on("keydown.left.prevent", partial(self._move, -1), args=[])
         self.box.on("keydown.right.prevent", partial(self._move, 1), args=[])
 
@@ -54,6 +63,7 @@ class TokenText:
     def _clear(self) -> None:
         self.box.clear()
         self._turns, self._tokens, self._at = [], [], -1
+        self.inspect(None)
 
     def _begin(self, turn: Turn) -> None:
         self._turns.append(turn)
@@ -72,15 +82,16 @@ class TokenText:
             for piece in pieces:
                 self._add(piece)
         self._shown += len(pieces)
-        if state != self._state and (not pieces or not job.is_over):
+        if state != self._state:
             self._state = state
-            is_silent = job.state in (State.WRITING, State.DONE)
-            self._foot.set_text(job.error or ("" if is_silent else f"{job.state.value}…".replace("stopped…", "stopped")))
-            self._foot.classes(replace="bad" if job.error else "soft").props("role=alert" if job.error else "role=status")
+            self._foot.set_text(job.error or SHOWN[job.state])
+            self._foot.classes(replace="bad" if job.error else "soft").props(
+                "role=alert" if job.error else "role=status"
+            )
 
     def _add(self, piece: Piece) -> None:
         if piece.kind == TEXT:
-            label = ui.label(piece.text).classes(f"token {surprise(piece.tokens)}").props(f"title={quoted(piece)}")
+            label = ui.label(piece.text).classes(f"token {surprise(piece.tokens)}")
         elif piece.kind == END:
             label = ui.label(f"■ {piece.text}").classes("token ending soft")
         elif piece.kind == NOTE:
@@ -125,8 +136,12 @@ class Inspector:
             self.table.props("flat dense hide-pagination wrap-cells").classes("alternatives mono")
             self.table.set_visibility(False)
 
-    def show(self, piece: Piece) -> None:
-        """Show the last token of a piece; those before it are named in the heading."""
+    def show(self, piece: Piece | None) -> None:
+        """Show the last token of a piece; those before it are named in the heading. None: no token."""
+        self.table.set_visibility(piece is not None)
+        if piece is None:
+            self.heading.set_text(HINT)
+            return
         *before, token = piece.tokens
         chosen = token.chosen
         parts = [f"{each.chosen.text} {percent(each.chosen.probability)}" for each in before]
@@ -144,12 +159,6 @@ class Inspector:
             }
             for number, each in enumerate(alternatives)
         ]
-        self.table.set_visibility(True)
-
-    def clear(self) -> None:
-        """Show no token."""
-        self.heading.set_text(HINT)
-        self.table.set_visibility(False)
 
 
 HINT = "Point at a token to see its probability and the alternatives."
@@ -170,13 +179,13 @@ STYLE = """
 .tokens { min-height: 8rem; line-height: 1.75; overflow-wrap: anywhere; border-radius: 6px; }
 .tokens .given { white-space: pre-wrap; color: var(--soft); }
 .tokens.continued .given, .tokens.continued .written { display: inline; }
-.tokens.talk .given { background: var(--raised); border: 1px solid var(--line); border-radius: 8px; padding: 0.25rem 0.75rem;
-  margin: 0.75rem 0 0.5rem auto; width: fit-content; max-width: 85%; color: var(--ink); }
+.tokens.talk .given { background: var(--raised); border: 1px solid var(--line); border-radius: 8px;
+  padding: 0.25rem 0.75rem; margin: 0.75rem 0 0.5rem auto; width: fit-content; max-width: 85%; color: var(--ink); }
 .token { display: inline; white-space: pre-wrap; border-radius: 2px; cursor: default; }
 .token:hover, .token.pointed { outline: 1.5px solid var(--accent); }
 .token.ending { display: inline-block; margin-left: 0.5rem; font-size: 0.85em; }
-.token.tool { display: block; width: fit-content; margin: 0.35rem 0; padding: 0 0.5rem; border-left: 3px solid var(--accent);
-  background: var(--raised); }
+.token.tool { display: block; width: fit-content; margin: 0.35rem 0; padding: 0 0.5rem;
+  border-left: 3px solid var(--accent); background: var(--raised); }
 .note { font-size: 0.9em; }
 .coloured .surprise-1 { background: color-mix(in srgb, #c77700 12%, transparent); }
 .coloured .surprise-2 { background: color-mix(in srgb, #c77700 22%, transparent); }

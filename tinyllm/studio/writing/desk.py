@@ -129,7 +129,7 @@ class Desk:
             self.errors[error.key or form.KEYS[0]] = str(error)
             return None
 
-    def write(self) -> bool:
+    def write(self, runs: dict[str, Path]) -> bool:
         """Begin to write on every side that has a run; false if there was something wrong.
 
         What is wrong stands in :attr:`errors` and :attr:`Side.error`.
@@ -149,7 +149,7 @@ class Desk:
         if self.errors:
             return False
         given = self.message if self.chat else self.prompt
-        runs = self.runs()
+
         for side in chosen:
             self.stop(side)
             side.error = ""
