@@ -1,8 +1,11 @@
 """The page Write: texts of one or two models, side by side, token by token."""
 
 from pathlib import Path
+from typing import Any, TypeVar
 
 from nicegui import run, ui
+from nicegui.elements.mixins.value_element import ValueElement
+from nicegui.events import ValueChangeEventArguments
 
 from tinyllm.studio import token_text
 from tinyllm.studio.studio import Studio
@@ -21,6 +24,7 @@ LABELS = {
     "seed": "Seed",
     "stop": "Stop string",
 }
+Shared = TypeVar("Shared", bound=ValueElement)
 TEXT, CHAT = "Continue a text", "Chat"
 TOKENS_S, RUNS_S = 0.1, 2.0
 """Seconds between two looks at what was written, and at what runs there are."""
@@ -41,6 +45,8 @@ class WritePage:
         self.desk = desk
         self.runs: dict[str, Path] = {}
         """Those that can be chosen; :meth:`look` finds them."""
+        self.shared: list[tuple[ValueElement, dict[str, Any], str]] = []
+        """Elements that show and set a value of the desk."""
         with ui.element("div").classes("write-form card"):
             self._build_form()
         self.columns = ui.element("div").classes("write-sides")
@@ -53,28 +59,32 @@ class WritePage:
         modes = ui.toggle([TEXT, CHAT], value=CHAT if desk.chat else TEXT, on_change=self._change_mode)
         modes.props('no-caps dense aria-label="What to write"').classes("write-modes")
         self.modes = modes
-        prompt = ui.textarea("Prompt").bind_value(desk, "prompt").props("outlined autogrow")
+        prompt = self._share(ui.textarea("Prompt"), vars(desk), "prompt").props("outlined autogrow")
         prompt.props["hint"] = "The text to continue; empty: the beginning of a document"
-        self.of_text = [prompt]
-        message = ui.textarea("Message").bind_value(desk, "message").props("outlined autogrow")
+        message = self._share(ui.textarea("Message"), vars(desk), "message").props("outlined autogrow")
         for area in (prompt, message):
             area.classes("write-prompt").on("keydown.ctrl.enter.prevent", self._write, args=[])
         with ui.element("div").classes("write-fields") as chat_fields:
-            ui.input("System message").bind_value(desk, "system").props("outlined dense").classes("wide")
-            ui.select(form.tools(desk.config_dir), label="Tool").bind_value(desk, "tool").props("outlined dense")
-        self.of_chat = [message, chat_fields]
-        self.message = message
+            system = self._share(ui.input("System message"), vars(desk), "system")
+            system.props("outlined dense").classes("wide")
+            tool = self._share(
+                ui.select(form.tools(desk.config_dir), label="Tool", value=desk.tool), vars(desk), "tool"
+            )
+            tool.props("outlined dense")
+        self.of_chat: list[ui.element] = [message, chat_fields]
+        self.message = message.without_auto_validation()
         self.fields: dict[str, ui.input] = {}
         with ui.element("div").classes("write-fields"):
             for key, (default, meaning) in form.help_texts().items():
-                field = ui.input(LABELS[key], on_change=self._check).bind_value(desk.fields, key)
+                field = self._share(ui.input(LABELS[key]), desk.fields, key)
                 field.props("outlined dense stack-label debounce=300").tooltip(meaning)
                 field.props["placeholder"] = default.replace("null", "off" if key != form.STOP else "none")
-                self.fields[key] = field
+                self.fields[key] = field.without_auto_validation()  # it would take our errors away
+        self.of_text: list[ui.element] = [prompt, self.fields[form.STOP]]
         with ui.row(align_items="center"):
-            self.write_button = ui.button("Write", on_click=self._write).props("no-caps unelevated")
-            self.stop_button = ui.button("Stop", on_click=lambda: desk.stop()).props("no-caps outline")
-            self.clear_button = ui.button("New conversation", on_click=self._clear).props("no-caps flat")
+            ui.button("Write", on_click=self._write).props("no-caps unelevated").mark("write")
+            self.stop_button = ui.button("Stop", on_click=lambda: desk.stop()).props("no-caps outline").mark("stop")
+            self.clear_button = ui.button("New conversation", on_click=self._clear).props("no-caps flat").mark("new")
             self.colours = ui.switch("Colour by probability", value=True, on_change=self.update)
             self.error = ui.label().classes("bad").props("role=alert")
 
@@ -82,6 +92,19 @@ class WritePage:
         self.desk.set_chat(self.modes.value == CHAT)
         self._check()
         self.update()
+
+    def _share(self, element: Shared, values: dict[str, Any], key: str) -> Shared:
+        """Let an element set a value of the desk, and show it whichever browser set it."""
+
+        def take(event: ValueChangeEventArguments) -> None:
+            if event.value != values[key]:
+                values[key] = event.value
+                if key in self.desk.fields:
+                    self._check()
+
+        element.on_value_change(take)
+        self.shared.append((element, values, key))
+        return element
 
     def _check(self) -> None:
         self.desk.check()
@@ -98,7 +121,6 @@ class WritePage:
     async def _write(self) -> None:
         self.runs = await run.io_bound(self.desk.runs) or {}
         self.desk.write(self.runs)
-        self._show_errors()
         self.update()
 
     def _clear(self) -> None:
@@ -109,7 +131,10 @@ class WritePage:
     def update(self) -> None:
         """Show what changed on the desk."""
         desk = self.desk
+        for shared, values, key in self.shared:
+            shared.set_value(values[key])
         self.modes.set_value(CHAT if desk.chat else TEXT)
+        self._show_errors()
         for elements, visible in ((self.of_text, not desk.chat), (self.of_chat, desk.chat)):
             for element in elements:
                 element.set_visibility(visible)
@@ -148,7 +173,9 @@ class SideColumn:
                 self.saved = ui.select({}, label="Checkpoint", on_change=self._use).props(
                     "outlined dense options-dense"
                 )
-            self.newer = ui.button(on_click=self._use_newest).props("no-caps flat dense icon=update")
+            self.newer = (
+                ui.button(on_click=self._use_newest).props("no-caps flat dense icon=update").mark(f"newer-{number}")
+            )
             self.error = ui.label().classes("bad").props("role=alert")
             inspector: list[Inspector] = []
             self.text = TokenText(side, name=f"Text of model {number}", inspect=lambda piece: inspector[0].show(piece))
@@ -208,7 +235,7 @@ class SideColumn:
 STYLE = """
 .write-form { display: grid; gap: 0.75rem; margin-bottom: 1rem; }
 .write-modes { width: fit-content; }
-.write-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: 0.25rem 0.75rem; }
+.write-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: 0.5rem 0.75rem; }
 .write-fields .wide { grid-column: span 2; }
 .write-sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .write-side { min-width: 0; }

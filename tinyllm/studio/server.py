@@ -1,5 +1,6 @@
 """The web server of the studio: NiceGUI behind :mod:`tinyllm.studio.access`, until a signal."""
 
+import warnings
 from contextlib import closing
 
 import uvicorn
@@ -53,6 +54,8 @@ def serve(settings: Settings) -> int:
 
 def web_app(studio: Studio) -> ASGIApp:
     """The pages as an application, without protection."""
+    # NiceGUI finds its server by asking every object in memory for its class, at which an old name in torch warns.
+    warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op", category=FutureWarning)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     register(studio)
     ui.run_with(

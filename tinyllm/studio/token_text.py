@@ -144,9 +144,9 @@ class Inspector:
             return
         *before, token = piece.tokens
         chosen = token.chosen
-        parts = [f"{each.chosen.text} {percent(each.chosen.probability)}" for each in before]
+        parts = [f"“{each.chosen.text}” {percent(each.chosen.probability)}" for each in before]
         self.heading.set_text(
-            f"{chosen.text} has {percent(chosen.probability)}, drawn with {percent(chosen.drawn)}"
+            f"“{chosen.text}”: probability {percent(chosen.probability)}, drawn with {percent(chosen.drawn)}"
             + (f"; before it, without text of their own: {', '.join(parts)}" if parts else "")
         )
         alternatives = token.top if chosen in token.top else (*token.top, chosen)
@@ -176,7 +176,7 @@ def percent(share: float) -> str:
 
 
 STYLE = """
-.tokens { min-height: 8rem; line-height: 1.75; overflow-wrap: anywhere; border-radius: 6px; }
+.tokens { min-height: 6rem; margin-top: 0.75rem; line-height: 1.75; overflow-wrap: anywhere; border-radius: 6px; }
 .tokens .given { white-space: pre-wrap; color: var(--soft); }
 .tokens.continued .given, .tokens.continued .written { display: inline; }
 .tokens.talk .given { background: var(--raised); border: 1px solid var(--line); border-radius: 8px;
@@ -191,7 +191,7 @@ STYLE = """
 .coloured .surprise-2 { background: color-mix(in srgb, #c77700 22%, transparent); }
 .coloured .surprise-3 { background: color-mix(in srgb, #c7401f 26%, transparent); }
 .coloured .surprise-4 { background: color-mix(in srgb, #c7401f 40%, transparent); }
-.inspector { border-top: 1px solid var(--line); margin-top: 0.75rem; padding-top: 0.5rem; min-height: 17rem; }
+.inspector { border-top: 1px solid var(--line); margin-top: 0.75rem; padding-top: 0.5rem; }
 .alternatives { background: transparent !important; color: inherit !important; }
 .alternatives td, .alternatives th { font-size: 13px !important; height: auto !important; padding: 1px 8px !important; }
 .alternatives td:first-child { white-space: pre-wrap; overflow-wrap: anywhere; }
