@@ -1,10 +1,12 @@
 """A mixture in the programs: train, resume, evaluate, generate, prepare, describe, replay, on ranks and workers."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.support.chats import record, write_records
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, metrics, train, write_corpus
 
@@ -84,6 +86,43 @@ def test_the_other_programs_know_mixtures(data: tuple[str, ...], tmp_path: Path,
         assert f"{split}/three/loss" in call("evaluate", f"run={tmp_path / 'run'}", f"split={split}").out
     refused = call("evaluate", f"run={tmp_path / 'run'}", "split=test")
     assert refused.code == 2 and "no test split" in refused.err
+
+
+@pytest.mark.slow
+def test_conversations_and_packed_text_resume_bitwise_and_are_evaluated_and_talked_to(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replay of an earlier stage: a text of whole documents, one of cut ones, and conversations, on two workers."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(12):
+        write_corpus(folder / f"{number}.txt", n_words=20 + 9 * number, seed=number)
+    cut = write_corpus(tmp_path / "cut.txt", seed=99)
+    chats = write_records(tmp_path / "c.jsonl", [record(seed) for seed in range(60)])
+    described = (
+        f'whole:"dataset=text dataset.path={folder} dataset.packing=best_fit",cut:"dataset=text dataset.path={cut}",'
+        f'chat:"dataset=chat dataset.path={chats} dataset.packing=best_fit dataset.too_long=drop"'
+    )
+    settings = (
+        *SMALL, "dataset=mixture", f"dataset.sources={{{described}}}", "dataset.weights={whole:1,cut:1,chat:2}",
+        "dataset.schedule=[{at:4,weights:{whole:2,cut:0,chat:2}}]", "tokenizer=bpe", "tokenizer.vocab_size=330",
+        "model.max_seq_len=192", "model.document_mask=true", "trainer.max_steps=6", "trainer.eval_every=3",
+        "trainer.sample_every=6", "trainer.sample_tokens=3", "schedule=constant",
+    )  # fmt: skip
+    whole, parts = tmp_path / "run", tmp_path / "parts"
+    assert train(*settings, f"run.dir={whole}") == 0
+    assert train(*settings, f"run.dir={parts}", "trainer.stop_after_steps=2") == 0
+    assert train(f"resume={parts}", "trainer.stop_after_steps=null", "dataloader.workers=2") == 0
+    assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
+    notes = json.loads((whole / "run.json").read_text(encoding="utf-8"))["info"]["notes"]
+    packed = [note.partition(":")[0] for note in notes if "dataset.packing=best_fit" in note]
+    assert packed == ["whole", "chat"] and any("each source is read whole" in note for note in notes)
+    last = metrics(whole)[-1]
+    answer = json.loads(call("evaluate", f"run={whole}", "checkpoint=last", "--json").out)
+    for source in ("whole", "cut", "chat"):
+        assert answer[f"val/{source}/loss"] == last[f"val/{source}/loss"] > 0
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is the sum\n"))
+    assert call("chat", f"run={whole}", "max_new_tokens=3").code == 0
 
 
 @pytest.mark.slow

@@ -173,6 +173,18 @@ DATA = {
     "web pages without a limit": bad("dataset=fineweb", "dataset.max_tokens=???", "set it"),
     "another text for Shakespeare": bad("dataset=shakespeare dataset.path=IN/good.txt", "IN/good.txt", "dataset=text"),
     # mixtures
+    "conversations in a mixture that are not packed": bad_mixture(
+        'a:"dataset=chat dataset.path=IN/chats.jsonl"', "", "dataset.sources.a.packing=rows", "dataset.packing=best_fit"
+    ),
+    "conversations in a mixture without a mask": bad_mixture(
+        f'{A_B},c:"dataset=chat dataset.path=IN/chats.jsonl dataset.packing=best_fit"',
+        "",
+        "dataset.packing=best_fit",
+        "model.document_mask=true",
+    ),
+    "a template for a mixture of texts": bad_mixture(
+        A_B, "chat_template=chatml", "chat_template=ChatML", "choose dataset=chat"
+    ),
     "a mixture of nothing": bad("dataset=mixture", "dataset.sources=???", "set it", base=False),
     "a mixture in a mixture": bad_mixture(
         'a:"dataset=mixture"', "", "dataset.sources.a=dataset=mixture", "do not nest"

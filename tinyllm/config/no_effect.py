@@ -158,10 +158,18 @@ def _check_chat_template(plain: dict[str, Any], named: set[str], allow: frozense
         return
     if not keys or not isinstance(dataset, dict) or "_target_" not in dataset:
         return
-    if not _reads(resolve_target(dataset, path="dataset", extra=allow), {TEMPLATE}):
+    if not takes_template(dataset, allow=allow):
         hint = "the data are no conversations; leave it out, or choose dataset=chat"
         value = value_at(plain, keys[0])
         raise UserError("the key has no effect here", key=keys[0], value=_shown(value), hint=hint)
+
+
+def takes_template(dataset: dict[str, Any], *, allow: frozenset[Option]) -> bool:
+    """Whether a data set, or a source of a mixture, is rendered by a chat template."""
+    sources = dataset.get("sources")
+    nodes = sources.values() if isinstance(sources, dict) else [dataset]
+    targets = [resolve_target(node, path="dataset", extra=allow) for node in nodes if isinstance(node, dict)]
+    return any(TEMPLATE in (parameters_of(target) or ()) for target in targets)
 
 
 def _shown(value: Any) -> Any:

@@ -9,7 +9,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from tinyllm.config.suggestions import near
 from tinyllm.data.batch import TOKENS
+from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.content_hashes import ContentHashes
+from tinyllm.data.packed_windows import BEST_FIT
 from tinyllm.errors import UserError
 
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -57,9 +59,18 @@ class Mixture:
             if getattr(corpus, "start_early", False):
                 key, hint = f"dataset.sources.{name}.start_early", "a mixture is prepared first; leave it out"
                 raise UserError("a source cannot start early", key=key, value=True, hint=hint)
+            if hasattr(corpus, "chat_template") and corpus.packing != BEST_FIT:
+                key, hint = f"dataset.sources.{name}.packing", f"add dataset.packing={BEST_FIT} to the source"
+                what = "conversations in a mixture fill windows of the same length as texts"
+                raise UserError(what, key=key, value=corpus.packing, hint=hint)
         self.sources = dict(sources)
         self.weights = None if weights is None else _checked(weights, self.sources, "dataset.weights")
         self.schedule = _checked_schedule(schedule or [], self.sources)
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """Renders the sources of conversations; None: there are none."""
+        return next((t for t in (getattr(c, "chat_template", None) for c in self.sources.values()) if t), None)
 
     @property
     def special_tokens(self) -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from tinyllm.data.batch import WindowSource
+from tinyllm.data.chat.packed import PackedConversations
+from tinyllm.data.chat.rows import ConversationData, ConversationSplit, left_out_note
 from tinyllm.data.interleave import Interleaving, Phase, period_counts
 from tinyllm.data.mixture import Change
 from tinyllm.data.mixture_order import MixtureOrder
@@ -15,6 +17,8 @@ from tinyllm.data.token_data import Split, TokenData
 from tinyllm.tokenizers import Tokenizer
 
 SIDES = ("train", "val")
+OfSource = TokenData | ConversationData
+"""The prepared data of a source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class MixtureData:
         notes: remarks for the user.
     """
 
-    sources: Mapping[str, TokenData]
+    sources: Mapping[str, OfSource]
     tokenizer: Tokenizer
     weights: Mapping[str, float] | None
     schedule: list[Change]
@@ -51,7 +55,7 @@ class MixtureData:
             found[side] = hashlib.sha256(whole.encode()).hexdigest()
         return found | {"tokenizer": self.tokenizer.fingerprint()}
 
-    def splits(self, name: str) -> Mapping[str, Split]:
+    def splits(self, name: str) -> Mapping[str, Split | ConversationSplit]:
         """The split ``train`` or ``val`` of each source."""
         return {source: {"train": data.train, "val": data.val}[name] for source, data in self.sources.items()}
 
@@ -86,7 +90,11 @@ class MixtureData:
             f"{name} {_times(count / source.windows_per_epoch)}"
             for (name, source), count in zip(sources.items(), read.tolist(), strict=True)
         ]
-        return [f"each source is read {', '.join(epochs)} over the whole run"]
+        left_out = {
+            name: left_out_note(source) for name, source in sources.items() if isinstance(source, PackedConversations)
+        }
+        notes = [f"{name}: {note}" for name, note in left_out.items() if note]
+        return [*notes, f"each source is read {', '.join(epochs)} over the whole run"]
 
     def _phases(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> tuple[Phase, ...]:
         weights = self.weights or {name: source.windows_per_epoch for name, source in sources.items()}

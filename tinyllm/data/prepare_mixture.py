@@ -5,18 +5,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinyllm.data.build_cache import Meter, Show
+from tinyllm.data.chat.corpus import ConversationCorpus, Sides, key_of
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus, Source, fingerprint_of
 from tinyllm.data.mixture import Mixture, naming
-from tinyllm.data.mixture_data import MixtureData
+from tinyllm.data.mixture_data import MixtureData, OfSource
 from tinyllm.data.prepare import cache_root, cached, prepare
 from tinyllm.data.split import RULES, Parts, identities, split
-from tinyllm.data.token_data import TokenData
+from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 
 BLOCK = 2**16
@@ -34,29 +35,36 @@ def prepare_mixture(
     """The token ids of all sources; see :func:`tinyllm.data.prepare.prepare`.
 
     The tokenizer is trained on the training parts of all sources, in the proportions of the weights. Training documents
-    that are in the validation part of another source are left out.
+    that are in the validation part of another source are left out, and so are conversations whose prompt is there.
 
     Raises:
         UserError: a source cannot be read or is too small, or the cache cannot be written.
     """
     show = progress or (lambda stage, done, total: None)
     shared = _Shared(mixture, tokenizer_trainer, cache_dir, rules, show)
-    found = {}
+    found: dict[str, OfSource] = {}
     for name, corpus in shared.corpora.items():
         with naming(name):
             found[name] = prepare(
                 corpus, shared.trainer, cache_dir=cache_dir, rules=rules, progress=partial(_in_source, show, name)
             )
         shared.trainer.tokenizer = found[name].tokenizer
-    return _data(mixture, tokenizer_trainer, found)
+    for name, chat in shared.chats.items():
+        show(f"{name}: rendering conversations", 0, 0)
+        with naming(name):
+            found[name] = chat.corpus.encoded(chat.sides, shared.trainer.train([]))
+    return _data(mixture, tokenizer_trainer, {name: found[name] for name in mixture.sources})
 
 
 def cached_mixture(
     mixture: Mixture, tokenizer_trainer: TokenizerTrainer, *, cache_dir: str | Path | None = None
 ) -> MixtureData | None:
-    """The result of :func:`prepare_mixture` if all of it is in the cache, intact; else None. Builds nothing."""
+    """The result of :func:`prepare_mixture` if all of it is in the cache, intact; else None. Builds nothing, and so
+    gives nothing if a source is of conversations, which are not cached."""
+    if mixture.chat_template is not None:
+        return None
     shared = _Shared(mixture, tokenizer_trainer, cache_dir, RULES, lambda stage, done, total: None)
-    found = {}
+    found: dict[str, OfSource] = {}
     for name, corpus in shared.corpora.items():
         data = cached(corpus, shared.trainer, cache_dir=cache_dir)
         if data is None:
@@ -65,7 +73,7 @@ def cached_mixture(
     return _data(mixture, tokenizer_trainer, found)
 
 
-def _data(mixture: Mixture, trainer: TokenizerTrainer, found: Mapping[str, TokenData]) -> MixtureData:
+def _data(mixture: Mixture, trainer: TokenizerTrainer, found: Mapping[str, OfSource]) -> MixtureData:
     tokenizer = next(iter(found.values())).tokenizer
     if len({data.tokenizer.fingerprint() for data in found.values()}) > 1:
         raise RuntimeError("the sources of the mixture were encoded by different tokenizers")
@@ -83,11 +91,35 @@ def _in_source(show: Show, name: str, stage: str, done: int, total: int) -> None
     show(f"{name}: {stage}", done, total)
 
 
+class _Chat(NamedTuple):
+    """A source of conversations, and its splits."""
+
+    corpus: ConversationCorpus
+    sides: Sides
+
+
+class _Learned(NamedTuple):
+    """What a tokenizer learns from a source.
+
+    Attributes:
+        texts: of training; every call reads them anew.
+        size: their bytes.
+        documents: that they are pieces of.
+        validation: texts whose characters the tokenizer must have.
+    """
+
+    texts: Callable[[], Iterable[Any]]
+    size: int
+    documents: int
+    validation: Callable[[], Iterable[Any]]
+
+
 class _Shared:
     """What the sources have in common while they are prepared.
 
     Attributes:
-        corpora: the sources, each without the documents that others validate on.
+        corpora: the sources of documents, each without the documents that others validate on.
+        chats: the sources of conversations, each without the prompts that others validate on.
         trainer: gives all of them the same tokenizer.
     """
 
@@ -99,7 +131,10 @@ class _Shared:
         rules: int,
         show: Show,
     ) -> None:
-        self._sources = mixture.sources
+        self._sources: dict[str, Corpus] = {n: c for n, c in mixture.sources.items() if isinstance(c, Corpus)}
+        self.chats = _without_held_out_prompts(
+            {name: corpus for name, corpus in mixture.sources.items() if isinstance(corpus, ConversationCorpus)}
+        )
         self._weights = mixture.weights
         self._base, self._cache_dir, self._rules, self._show = trainer, cache_dir, rules, show
         self._hashes = ContentHashes(cache_root(cache_dir) / "sources")
@@ -109,7 +144,8 @@ class _Shared:
             corpus.count = trainer.count
             with naming(name):
                 self._opened[name] = corpus.open(self._hashes)
-        identity = fingerprint_of(*(source.fingerprint for source in self._opened.values()))
+        rendered = [(chat.sides.fingerprint(), chat.corpus.chat_template.source) for chat in self.chats.values()]
+        identity = fingerprint_of(*(source.fingerprint for source in self._opened.values()), *rendered)
         self.corpora = {
             name: SourceOfMixture(corpus, identity, partial(self._held_out, name))
             for name, corpus in self._sources.items()
@@ -130,21 +166,26 @@ class _Shared:
 
     def _learned(self) -> Tokenizer:
         parts = {name: self._without_held_out(name) for name in self._sources}
-        total = sum(part.train_size for part in parts.values())
-        meter = Meter("learning the vocabulary", total, self._show)
-        texts = {name: partial(self._training_texts, part, meter) for name, part in parts.items()}
-        factors = {name: 1.0 for name in parts}
+        meter = Meter("learning the vocabulary", sum(part.train_size for part in parts.values()), self._show)
+        learned = {name: self._of_documents(name, part, meter) for name, part in parts.items()}
+        learned |= {name: _of_conversations(chat) for name, chat in self.chats.items()}
+        factors = {name: 1.0 for name in learned}
         if self._base.counts_text and self._weights is not None:
-            factors = repetitions(self._weights, {name: part.train_size for name, part in parts.items()})
+            factors = repetitions(self._weights, {name: source.size for name, source in learned.items()})
         tokenizer = self._base.train(
-            (text for name in parts for text in repeated(texts[name], factors[name])),
-            n_documents=sum(part.train_documents for part in parts.values()),
-            size=total,
+            (text for name, source in learned.items() for text in repeated(source.texts, factors[name])),
+            n_documents=sum(source.documents for source in learned.values()),
+            size=sum(source.size for source in learned.values()),
         )
-        readable = [name for name, corpus in self._sources.items() if corpus.content == tokenizer.content]
-        return tokenizer.covering(
-            chunk for name in readable for document in parts[name].val() for chunk in document.chunks()
-        )
+        return tokenizer.covering(text for source in learned.values() for text in source.validation())
+
+    def _of_documents(self, name: str, parts: Parts, meter: Meter) -> _Learned:
+        def validation() -> Iterator[Any]:
+            readable = self._sources[name].content == self._base.content
+            return (chunk for document in parts.val() for chunk in document.chunks() if readable)
+
+        texts = partial(self._training_texts, parts, meter)
+        return _Learned(texts, parts.train_size, parts.train_documents, validation)
 
     def _training_texts(self, parts: Parts, meter: Meter) -> Iterator[Any]:
         for document in parts.train():
@@ -166,6 +207,34 @@ class _Shared:
                         self._parts[other] = split(source, self._sources[other].val_fraction, rules=self._rules)
                 found.append(identities(self._parts[other].val(), rules=self._rules))
         return np.unique(np.concatenate(found))
+
+
+def _without_held_out_prompts(corpora: Mapping[str, ConversationCorpus]) -> dict[str, _Chat]:
+    """The splits of sources of conversations; no prompt is in the training of one and the validation of another.
+
+    Raises:
+        UserError: a record is no conversation, or a split is empty.
+    """
+    found = {}
+    for name, corpus in corpora.items():
+        with naming(name):
+            found[name] = corpus.split()
+    held_out = {name: set(map(key_of, sides.val)) for name, sides in found.items()}
+    chats = {}
+    for name, corpus in corpora.items():
+        sides = found[name].without(set().union(*(keys for other, keys in held_out.items() if other != name)))
+        if not sides.train:
+            hint = "use other data, or leave one of the sources out"
+            what = "all of its conversations are in the validation of other sources"
+            raise UserError(what, key=f"dataset.sources.{name}", value=corpus.path, hint=hint)
+        chats[name] = _Chat(corpus, sides)
+    return chats
+
+
+def _of_conversations(chat: _Chat) -> _Learned:
+    texts = partial(chat.corpus.texts, chat.sides.train)
+    size = sum(len(text.encode()) for text in texts())
+    return _Learned(texts, size, len(chat.sides.train), partial(chat.corpus.texts, chat.sides.val))
 
 
 class SourceOfMixture(Corpus):

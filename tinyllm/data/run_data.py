@@ -19,13 +19,13 @@ from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.sampler import Sampler
 from tinyllm.data.shards import ShardedSampler
 from tinyllm.data.split import RULES
-from tinyllm.data.token_data import Split, TokenData
+from tinyllm.data.token_data import Split
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.utils.seeds import derive_seed
 
 
 class RunData(Protocol):
-    """Prepared data that a run can be trained on: a :class:`TokenData`, or a mixture of them."""
+    """Prepared data that a run can be trained on: those of a data set, or of a mixture."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -40,14 +40,14 @@ class RunData(Protocol):
         """Version of the rules that split the documents (``split.RULES``)."""
 
     @property
-    def sources(self) -> Mapping[str, TokenData]:
+    def sources(self) -> Mapping[str, Any]:
         """The data of each source; a data set that is no mixture is one source, named ""."""
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprints by name, as a checkpoint's manifest has them: ``train``, ``val``, ``tokenizer``, and those of
         the sources of a mixture."""
 
-    def splits(self, name: str) -> Mapping[str, Split]:
+    def splits(self, name: str) -> Mapping[str, Any]:
         """The split ``train`` or ``val`` of each source."""
 
     def shares(self) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from tinyllm.config import learning_rates
 from tinyllm.config.build import build, call
+from tinyllm.config.no_effect import TEMPLATE, takes_template
 from tinyllm.config.targets import Option, resolve_target
 from tinyllm.data.build_cache import Show
 from tinyllm.data.chat.corpus import ConversationCorpus
@@ -26,7 +27,6 @@ from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.progress import PreparationProgress
 from tinyllm.utils.seeds import derive_seed
-from tinyllm.utils.signatures import parameters_of
 
 HORIZON = ("max_steps", "max_tokens", "max_epochs")
 """Keys of ``trainer`` that set the end of a run."""
@@ -227,10 +227,10 @@ def build_corpus(node: dict[str, Any], *, allow: frozenset[Option], **runtime: A
 
     Args:
         node: ``dataset`` of the configuration.
-        runtime: further arguments of a data set that is no mixture.
+        runtime: the chat template of conversations.
 
     Raises:
-        UserError: a setting is out of range, or a source of a mixture holds neither texts nor token ids.
+        UserError: a setting is out of range, or a source of a mixture holds preferences or prompts.
     """
     sources = node.get("sources")
     if not isinstance(sources, dict):
@@ -239,11 +239,12 @@ def build_corpus(node: dict[str, Any], *, allow: frozenset[Option], **runtime: A
     for name, source in sources.items():
         path = f"dataset.sources.{name}"
         target = resolve_target(source, path=path, extra=allow)
-        if not issubclass(target, Corpus):
-            hint = "a mixture has texts or token ids; train on conversations or preferences afterwards, with init_from"
+        if not issubclass(target, Corpus | ConversationCorpus):
+            hint = "a mixture has texts, token ids or conversations; train on other data afterwards, with init_from"
             raise UserError("such data cannot be mixed", key=path, value=target.__name__, hint=hint)
+        given = runtime if takes_template(source, allow=allow) else {}
         with naming(name):
-            built[name] = build(source, path=path, allow=allow)
+            built[name] = build(source, path=path, allow=allow, **given)
     return build(node, path="dataset", allow=allow, sources=built)
 
 
@@ -253,10 +254,7 @@ def template_for(cfg: DictConfig, *, allow: frozenset[Option]) -> dict[str, Any]
     Raises:
         UserError: the template cannot be read.
     """
-    target = resolve_target(plain(cfg.dataset), path="dataset", extra=allow)
-    if "chat_template" not in (parameters_of(target) or ()):
-        return {}
-    return {"chat_template": build_template(cfg, allow=allow)}
+    return {TEMPLATE: build_template(cfg, allow=allow)} if takes_template(plain(cfg.dataset), allow=allow) else {}
 
 
 def build_template(cfg: DictConfig, *, allow: frozenset[Option]) -> Any:

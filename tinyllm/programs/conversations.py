@@ -4,7 +4,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tinyllm.config.targets import Option, resolve_target
+from tinyllm.config.no_effect import takes_template
+from tinyllm.config.targets import Option
 from tinyllm.data.chat.corpus import ConversationCorpus
 from tinyllm.data.chat.messages import USER, Conversation, Message
 from tinyllm.data.chat.rows import ConversationData
@@ -18,7 +19,6 @@ from tinyllm.programs.load_model import stored_template
 from tinyllm.programs.saved_model import SavedModel
 from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs.layout import TEMPLATE
-from tinyllm.utils.signatures import parameters_of
 
 
 def check_conversations(cfg: DictConfig, corpus: Any, init_from: WeightSource | None) -> None:
@@ -30,10 +30,11 @@ def check_conversations(cfg: DictConfig, corpus: Any, init_from: WeightSource | 
     template = template_in(corpus)
     if template is None:
         return
-    if cfg.curriculum.enabled and isinstance(corpus, ConversationCorpus):
+    chats = [c for c in getattr(corpus, "sources", {"": corpus}).values() if isinstance(c, ConversationCorpus)]
+    if cfg.curriculum.enabled and chats:
         hint = "conversations are never cut, and a curriculum shortens sequences; leave one of the two out"
         raise UserError("no curriculum of conversations", key="curriculum.enabled", value=True, hint=hint)
-    if getattr(corpus, "packing", None) == BEST_FIT and not cfg.model.document_mask:
+    if any(chat.packing == BEST_FIT for chat in chats) and not cfg.model.document_mask:
         hint = "set model.document_mask=true, or conversations of one window would see each other"
         raise UserError("packed conversations need a mask", key=KEY, value=BEST_FIT, hint=hint)
     stored = stored_template(init_from.path).get(TEMPLATE) if init_from is not None else None
@@ -53,11 +54,12 @@ def sample_prompt(data: RunData, prompt: str) -> dict[str, Any]:
 
     Of conversations, the sample is an answer: to ``prompt`` as a user's message, or to the first of validation.
     """
-    if not isinstance(data, ConversationData | PromptData):
+    chats = [source for source in data.sources.values() if isinstance(source, ConversationData | PromptData)]
+    if not chats:
         return {"prompt": prompt}
-    asked = Conversation((Message(USER, prompt),)) if prompt else data.first_prompt
-    text = data.chat_template.text(asked, add_generation_prompt=True)
-    stops = data.chat_template.stop_ids(data.tokenizer)
+    asked = Conversation((Message(USER, prompt),)) if prompt else chats[0].first_prompt
+    text = chats[0].chat_template.text(asked, add_generation_prompt=True)
+    stops = chats[0].chat_template.stop_ids(data.tokenizer)
     names = [name for name, token in data.tokenizer.special.items() if token in stops]
     return {"prompt": text, "special": True, "stop": names}
 
@@ -68,10 +70,7 @@ def template_of(dataset: DictConfig, saved: SavedModel, *, allow: frozenset[Opti
     Raises:
         UserError: the model has none.
     """
-    target = resolve_target(plain(dataset), path="dataset", extra=allow)
-    if "chat_template" not in (parameters_of(target) or ()):
-        return {}
-    return {"chat_template": saved_template(saved)}
+    return {"chat_template": saved_template(saved)} if takes_template(plain(dataset), allow=allow) else {}
 
 
 def saved_template(saved: SavedModel) -> ChatTemplate:

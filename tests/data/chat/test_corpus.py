@@ -43,11 +43,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> ConversationData:
 def test_no_prompt_is_on_both_sides_and_each_conversation_on_one(tmp_path: Path) -> None:
     records = [record(seed % 40) for seed in range(100)]  # many prompts occur two or three times
     corpus = opened(write_records(tmp_path / "c.jsonl", records))
-    train, val, _ = corpus._split()
+    train, val, _ = corpus.split()
     assert len(train) + len(val) == 100 and 5 <= len(val) <= 15
     assert not {key_of(one) for one in train} & {key_of(one) for one in val}
     write_records(tmp_path / "c.jsonl", records[::-1])
-    assert {key_of(one) for one in corpus._split()[1]} == {key_of(one) for one in val}, "whatever the order of the file"
+    assert {key_of(one) for one in corpus.split()[1]} == {key_of(one) for one in val}, "whatever the order of the file"
 
 
 def test_given_validation_leaves_its_prompts_out_of_training(tmp_path: Path) -> None:

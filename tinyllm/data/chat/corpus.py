@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 from tinyllm.data.batch import TOKENS
 from tinyllm.data.chat.messages import ASSISTANT, USER, Conversation, parse_conversation
@@ -19,6 +19,35 @@ from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 TooLong = Literal["error", "drop"]
 Filling = Literal["rows", "best_fit"]
 CONVERSATIONS = "conversations"
+
+
+class Sides(NamedTuple):
+    """The conversations of a data set, before they are rendered.
+
+    Attributes:
+        train, val: of both splits.
+        notes: remarks for the user.
+    """
+
+    train: list[Conversation]
+    val: list[Conversation]
+    notes: list[str]
+
+    def without(self, held_out: set[str]) -> "Sides":
+        """Training without the conversations with these prompts (see :func:`key_of`)."""
+        train = [conversation for conversation in self.train if key_of(conversation) not in held_out]
+        left_out = len(self.train) - len(train)
+        shared = f"{left_out:,} training conversations whose prompt is also in validation were left out."
+        return Sides(train, self.val, [*self.notes, *[shared] * bool(left_out)])
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of all conversations."""
+        digest = hashlib.sha256()
+        for name, conversations in (("train", self.train), ("val", self.val)):
+            digest.update(name.encode())
+            for conversation in conversations:
+                digest.update(f"{conversation.to_json()}\n".encode())
+        return digest.hexdigest()
 
 
 class ConversationCorpus(RecordCorpus[Conversation]):
@@ -98,10 +127,23 @@ class ConversationCorpus(RecordCorpus[Conversation]):
         Raises:
             UserError: a record is no conversation, a split would be empty, or the template refuses a conversation.
         """
-        train, val, notes = self._split()
+        sides = self.split()
+        tokenizer = trainer.train(self.texts(sides.train), n_documents=len(sides.train))
+        return self.encoded(sides, tokenizer.covering(self.texts(sides.val)))
+
+    def texts(self, conversations: Iterable[Conversation]) -> Iterator[str]:
+        """The texts between special tokens, for training a tokenizer."""
+        for conversation in conversations:
+            yield from self.chat_template.plain_texts(conversation)
+
+    def encoded(self, sides: Sides, tokenizer: Tokenizer) -> ConversationData:
+        """The conversations of both splits, rendered.
+
+        Raises:
+            UserError: the template refuses one, or the tokenizer lacks one of its tokens.
+        """
+        train, val, notes = sides
         template = self.chat_template
-        tokenizer = trainer.train(texts_of(template, train), n_documents=len(train))
-        tokenizer = tokenizer.covering(texts_of(template, val))
         template.require(tokenizer)
         if not isinstance(template, Packaged):  # these are tested
             for conversation in (*train, *val):
@@ -135,20 +177,22 @@ class ConversationCorpus(RecordCorpus[Conversation]):
                 raise UserError("a conversation without a target", key="dataset.path", value=self.path, hint=hint)
         return rendered
 
-    def _split(self) -> tuple[list[Conversation], list[Conversation], list[str]]:
-        """Training and validation conversations, and remarks."""
+    def split(self) -> Sides:
+        """The conversations of training and of validation.
+
+        Raises:
+            UserError: a record is no conversation, or a split would be empty.
+        """
         found = list(self.conversations())
         if self.val_path is not None:
             val = list(self.read("dataset.val_path", str(self.val_path)))
             held_out = set(map(key_of, val))
-            train = [conversation for conversation in found if key_of(conversation) not in held_out]
-            if not train:
+            apart = Sides(found, val, []).without(held_out)
+            if not apart.train:
                 hint = "use other data, or leave dataset.val_path out"
                 what = "all training conversations are also in validation"
                 raise UserError(what, key="dataset.val_path", value=self.val_path, hint=hint)
-            left_out = len(found) - len(train)
-            shared = f"{left_out:,} training conversations whose prompt is also in validation were left out."
-            return train, val, [shared] if left_out else []
+            return apart
         groups: dict[str, list[Conversation]] = {}
         for conversation in found:
             groups.setdefault(key_of(conversation), []).append(conversation)
@@ -164,7 +208,7 @@ class ConversationCorpus(RecordCorpus[Conversation]):
         sides: tuple[list[Conversation], list[Conversation]] = [], []
         for conversation in found:
             sides[key_of(conversation) in held_out].append(conversation)
-        return *sides, []
+        return Sides(*sides, [])
 
 
 def read_conversations(key: str, path: str) -> Iterator[Conversation]:
@@ -207,9 +251,3 @@ def questions_in(conversations: Iterable[Conversation], name: str) -> list[Promp
 def key_of(conversation: Conversation) -> str:
     """sha256 (hex) of the prompt: conversations with equal prompts are on the same side of the split."""
     return hashlib.sha256(prompt_of(conversation).to_json().encode()).hexdigest()
-
-
-def texts_of(template: ChatTemplate, conversations: Iterable[Conversation]) -> Iterator[str]:
-    """The texts between special tokens, for training a tokenizer."""
-    for conversation in conversations:
-        yield from template.plain_texts(conversation)

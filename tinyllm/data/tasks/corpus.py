@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Self, overload
 
-from tinyllm.data.chat.corpus import ConversationCorpus, Filling, TooLong
+from tinyllm.data.chat.corpus import ConversationCorpus, Filling, Sides, TooLong
 from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.data.prompts import Prompt
@@ -130,5 +130,5 @@ class TaskCorpus(ConversationCorpus):
     def _of(self, side: str, count: int) -> Iterator[Conversation]:
         return (self.tasks.conversation(side, number) for number in range(count))
 
-    def _split(self) -> tuple[list[Conversation], list[Conversation], list[str]]:
-        return list(self.conversations()), list(self._of(self.held_out, self.n_val)), []
+    def split(self) -> Sides:
+        return Sides(list(self.conversations()), list(self._of(self.held_out, self.n_val)), [])
