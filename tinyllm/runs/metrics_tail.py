@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,12 @@ class MetricsTail:
         self._anchor = b""
         self._parser = RecordParser()
         self._columns: dict[str, list[tuple[NDArray[np.int64], Array]]] = {}
+
+    @property
+    def version(self) -> tuple[Any, ...]:
+        """Equal for equal content."""
+        with self._lock:
+            return self._identity, self._offset, self.rows
 
     @property
     def names(self) -> list[str]:

@@ -30,7 +30,10 @@ class Condition:
 
     def matches(self, run: ListedRun) -> bool:
         """Whether a run meets the condition. A missing key counts as null."""
-        value = run.get(self.key)
+        return self.holds_for(run.get(self.key))
+
+    def holds_for(self, value: Any) -> bool:
+        """Whether the condition holds for this value of its key."""
         if self.sign in COMPARISONS:
             return _is_number(value) and COMPARISONS[self.sign](value, self.value)
         if self.sign == "~":

@@ -66,7 +66,9 @@ class RunRow:
 class _Known:
     """A run as it was when its files last changed."""
 
-    signature: tuple[Any, ...] = ()
+    signature: tuple[Any, ...]
+    """Of its files and its lock."""
+    listed: ListedRun
     row: RunRow
 
 
@@ -82,6 +84,7 @@ class Catalogue:
         self._known: dict[str, _Known] = {}
         self._tails: dict[str, MetricsTail] = {}
         self._rows: list[RunRow] = []
+        self._numbers: dict[str, int] = {}
         self._looked = float("-inf")
         self._lock = threading.Lock()
 
@@ -106,6 +109,17 @@ class Catalogue:
         tail.poll()
         return tail
 
+    def number(self, run: str) -> int:
+        """A number that a run keeps, for its color: whatever else is shown, in every browser of this studio."""
+        with self._lock:
+            return self._numbers.setdefault(run, len(self._numbers))
+
+    def listed(self, run: str) -> ListedRun | None:
+        """What the files of a run say, settings included; None: there is no such run, or it has not started."""
+        with self._lock:
+            known = self._known.get(run)
+        return None if known is None else known.listed
+
     def _look(self) -> None:
         known: dict[str, _Known] = {}
         sweeps = []
@@ -119,7 +133,7 @@ class Catalogue:
             if before is not None and before.signature == signature:
                 known[run] = before
             else:
-                known[run] = _Known(signature=signature, row=self._read(run, path))
+                known[run] = self._read(run, path, signature)
         self._known = known
         for run in self._tails.keys() - known.keys():
             del self._tails[run]
@@ -130,7 +144,7 @@ class Catalogue:
     def _tail(self, run: str, path: Path) -> MetricsTail:
         return self._tails.setdefault(run, MetricsTail(path / METRICS))
 
-    def _read(self, run: str, path: Path) -> RunRow:
+    def _read(self, run: str, path: Path, signature: tuple[Any, ...]) -> _Known:
         tail = self._tail(run, path)
 
         def lowest() -> float | None:
@@ -140,7 +154,7 @@ class Catalogue:
         listed = ListedRun(path, lowest=lowest)
         values, status = listed.values, str(listed.values["status"])
         status = LOST if listed.is_lost else STOPPED if status == INTERRUPTED else status
-        return RunRow(
+        row = RunRow(
             id=run,
             path=path,
             status=status,
@@ -157,6 +171,7 @@ class Catalogue:
             dataset=escape_control(str(values.get("dataset") or "")),
             updated=time.time() - age if (age := _number(values.get("age"))) is not None else _stat(path)[1] / 1e9,
         )
+        return _Known(signature=signature, listed=listed, row=row)
 
 
 def remaining(tail: MetricsTail, values: dict[str, Any]) -> float | None:

@@ -32,6 +32,7 @@ class Curve:
     name: str
     """Shown in the tooltip; safe to show."""
     style: Style
+    dashed: bool = False
     x: Array
     """Ascending."""
     y: Array
@@ -72,12 +73,13 @@ def chart_options(
             "emphasis": {"disabled": True},
         }
         raw = points(curve.x, curve.y, columns=columns, log=log, window=window, dots=not smooth)
-        raw |= {"id": f"raw {number}", "lineStyle": {"color": color, "width": 1.6, "opacity": 0.3 if smooth else 1.0}}
+        stroke = {"color": color, "width": 1.7, "type": "dashed" if curve.dashed else "solid"}
+        raw |= {"id": f"raw {number}", "lineStyle": stroke | {"opacity": 0.3 if smooth else 1.0}}
         raw |= marks(curve, color)
         if smooth:
             average = points(curve.x, smoothed(curve.y, smooth), columns=columns, log=log, window=window, dots=True)
             raw |= {"tooltip": {"show": False}, "silent": True, "z": 1}
-            series.append({**common, **average, "id": f"smooth {number}", "lineStyle": {"color": color, "width": 1.8}})
+            series.append({**common, **average, "id": f"smooth {number}", "lineStyle": stroke})
         series.append({**common, **raw})
     label = {"color": ink, "fontSize": 12}
     return {
@@ -162,8 +164,6 @@ def visible(x: Array, y: Array, *, columns: int, window: Window) -> Any:
 def marks(curve: Curve, color: str) -> dict[str, Any]:
     """Triangles at the bottom of the chart where a value is not finite."""
     broken = curve.x[~np.isfinite(curve.y)]
-    if not len(broken):
-        return {}
     chosen = broken[np.unique(np.linspace(0, len(broken) - 1, min(len(broken), MOST_MARKS)).astype(int))]
     data = [{"name": "not finite", "coord": [at, 1], "y": "86%"} for at in chosen.tolist()]
     shape = {"symbol": "triangle", "symbolSize": 9, "itemStyle": {"color": color}, "label": {"show": False}}

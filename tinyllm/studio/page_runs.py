@@ -1,10 +1,334 @@
-"""The page Runs: the table of runs, and one run in detail."""
+"""The page Runs: a live table of all runs, curves of those that are chosen, and one run in detail."""
 
-from nicegui import ui
+import asyncio
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
 
+from nicegui import run, ui
+
+from tinyllm.errors import UserError
+from tinyllm.runs.query import CONDITION, parse_condition
+from tinyllm.studies.report.theme import style
+from tinyllm.studio.catalogue import Catalogue, RunRow
+from tinyllm.studio.curve_view import CurveView
+from tinyllm.studio.run_view import show_run
 from tinyllm.studio.studio import Studio
+from tinyllm.studio.view import View, run_url
+from tinyllm.utils.text import duration, short
+
+REFRESH_S = 0.5
+"""Seconds between two looks at the runs; with the catalogue's own rest, a record is shown within a second."""
+NAMES = frozenset(field.name for field in fields(RunRow))
+"""What the table itself shows can be filtered by these names."""
+STATUSES = ("running", "waiting", "finished", "stopped", "lost", "failed", "damaged")
+FILTER_HINT = "words, or conditions such as optimizer.lr<1e-3"
+COLUMNS = (
+    ("name", "Run", "left", ""),
+    ("status", "Status", "left", ""),
+    ("step", "Step", "right", ""),
+    ("loss", "Loss", "right", ""),
+    ("val_loss", "Val loss", "right", "wide"),
+    ("bpb", "Bits/byte", "right", "wide"),
+    ("tokens_per_s", "Tokens/s", "right", "wide"),
+    ("eta_s", "ETA", "right", "wide"),
+    ("parameters", "Parameters", "right", "wide"),
+    ("updated", "Updated", "right", "wide"),
+)
+"""Key, heading, alignment, and "wide" where a narrow screen leaves it out."""
 
 
 def show(studio: Studio) -> None:
     """Build the page inside the common frame."""
-    ui.label(str(studio.settings.outputs))
+    request = ui.context.client.request
+    view = View.read(request.query_params)
+    ui.add_css(STYLE)
+    if view.run:
+        show_run(studio, view, on_change=lambda: _remember(view))
+    else:
+        RunTable(studio, view)
+
+
+def _remember(view: View) -> None:
+    ui.navigate.history.replace(view.url())
+
+
+class RunTable:
+    """The table with its filter, and the chart of the chosen runs."""
+
+    def __init__(self, studio: Studio, view: View) -> None:
+        self.studio, self.view = studio, view
+        self._shown: tuple[Any, ...] = ()
+        self._busy = asyncio.Lock()
+        with ui.element("section").classes("card chosen") as self.section:
+            with ui.element("div").classes("bar"):
+                ui.html("<h2 class='title'>Curves</h2>", sanitize=False)
+                ui.space()
+                ui.button("Clear", on_click=self._clear).props("flat dense no-caps").mark("clear")
+            self.legend = ui.element("ul").classes("legend").props('aria-label="Runs in the chart"')
+            self.curves = CurveView(studio, view, self._changed)
+        with ui.element("section").classes("card"):
+            with ui.element("div").classes("bar"):
+                ui.html("<h2 class='title'>Runs</h2>", sanitize=False)
+                self.count = ui.label().classes("soft")
+                ui.space()
+                self.find = (
+                    ui.input("Filter", value=view.find, on_change=self._filter)
+                    .props(
+                        'dense outlined clearable debounce=300 hint="words, or conditions such as optimizer.lr<1e-3"'
+                    )
+                    .classes("find")
+                    .mark("find")
+                )
+                ui.select(
+                    {"": "Any status", **{name: name.capitalize() for name in STATUSES}},
+                    value=view.status if view.status in STATUSES else "",
+                    label="Status",
+                    on_change=self._set_status,
+                ).props("dense outlined options-dense").classes("status-filter").mark("status")
+            self.table = (
+                ui.table(
+                    rows=[],
+                    columns=[_column(*one) for one in COLUMNS],
+                    row_key="id",
+                    selection="multiple",
+                    pagination={
+                        "rowsPerPage": 50,
+                        "sortBy": view.sort,
+                        "descending": view.descending,
+                    },
+                    on_select=self._select,
+                    on_pagination_change=self._sort,
+                )
+                .props("flat dense binary-state-sort")
+                .classes("runs-table figures")
+                .mark("runs")
+            )
+            self.table.add_slot("body-cell", CELL)
+            self.table.add_slot("body-cell-name", NAME_CELL)
+            self.table.add_slot("body-cell-status", STATUS_CELL)
+            self.empty = ui.label().classes("soft").mark("empty")
+        self._show(studio.catalogue.rows())
+        ui.timer(0.05, self._begin, once=True)
+        ui.timer(REFRESH_S, self.refresh)
+
+    async def _begin(self) -> None:
+        await self.curves.refresh(self.view.chosen)
+        await self.curves.watch_theme()
+
+    async def refresh(self) -> None:
+        """Show what has changed."""
+        if self._busy.locked():
+            return
+        async with self._busy:
+            self._show(await run.io_bound(self.studio.catalogue.rows) or [])
+            if self.view.chosen:
+                await self.curves.refresh(self.view.chosen)
+
+    def _show(self, rows: Sequence[RunRow]) -> None:
+        view, error = self.view, ""
+        try:
+            matching = filtered(rows, view.find, view.status, self.studio.catalogue)
+        except UserError as problem:
+            matching, error = [], f"{problem.what}: {problem.hint}" if problem.hint else problem.what
+        self.find.props["error"] = bool(error)
+        self.find.props["error-message"] = error
+        chosen = [name for name in view.chosen if any(row.id == name for row in rows)]
+        signature = (tuple(matching), tuple(chosen), error, len(rows))
+        if signature == self._shown:
+            return
+        self._shown = signature
+        colors = {name: _color(self.studio.catalogue, name) for name in chosen}
+        cells = [table_row(row, colors.get(row.id)) for row in matching]
+        self.table.rows = cells
+        self.table.selected = [cell for cell in cells if cell["id"] in chosen]
+        self.count.text = f"{len(rows)}" if len(matching) == len(rows) else f"{len(matching)} of {len(rows)}"
+        self.empty.text = (
+            "" if matching else "No run matches." if rows else f"No runs below {self.studio.settings.outputs}."
+        )
+        self.empty.set_visibility(not matching)
+        self.section.set_visibility(bool(chosen))
+        self._show_legend(chosen)
+
+    def _show_legend(self, chosen: Sequence[str]) -> None:
+        self.legend.clear()
+        with self.legend:
+            for name in chosen:
+                with ui.element("li"):
+                    ui.element("span").classes("swatch").style(_color(self.studio.catalogue, name))
+                    ui.link(name, run_url(name))
+
+    def _changed(self) -> None:
+        _remember(self.view)
+        ui.timer(0.01, self.refresh, once=True)
+
+    def _select(self, event: Any) -> None:
+        selected = [row["id"] for row in event.selection]
+        hidden = [name for name in self.view.chosen if not any(row["id"] == name for row in self.table.rows)]
+        kept = [name for name in self.view.chosen if name in selected or name in hidden]
+        self.view.chosen = kept + [name for name in selected if name not in kept]
+        self._changed()
+
+    def _clear(self) -> None:
+        self.view.chosen = []
+        self._changed()
+
+    def _filter(self, event: Any) -> None:
+        self.view.find = event.value or ""
+        self._changed()
+
+    def _set_status(self, event: Any) -> None:
+        self.view.status = event.value
+        self._changed()
+
+    def _sort(self, event: Any) -> None:
+        self.view.sort = event.value.get("sortBy") or "updated"
+        self.view.descending = bool(event.value.get("descending"))
+        _remember(self.view)
+
+
+def filtered(rows: Sequence[RunRow], find: str, status: str, catalogue: Catalogue) -> list[RunRow]:
+    """The runs with this status that every word of a filter fits.
+
+    A word is a part of the name, data set, status or note, or a condition as those of ``python -m tinyllm.runs
+    --where``, on any key of the settings, metrics or facts.
+
+    Raises:
+        UserError: a comparison with something that is no number.
+    """
+    tests = [_test(word, catalogue) for word in find.split()]
+    return [row for row in rows if status in ("", row.status) and all(test(row) for test in tests)]
+
+
+def _test(word: str, catalogue: Catalogue) -> Callable[[RunRow], bool]:
+    condition = parse_condition(word) if CONDITION.fullmatch(word) else None
+
+    def fits(row: RunRow) -> bool:
+        if word.lower() in f"{row.id}\n{row.status}\n{row.dataset}\n{row.note}".lower():
+            return True
+        if condition is None:
+            return False
+        if condition.key in NAMES:
+            return condition.holds_for(getattr(row, condition.key))
+        listed = catalogue.listed(row.id)
+        return listed is not None and condition.matches(listed)
+
+    return fits
+
+
+def table_row(row: RunRow, color: str | None) -> dict[str, Any]:
+    """A run as a row of the table: values to sort by, and their texts."""
+    texts = {
+        "step": f"{row.step:,} / {row.max_steps:,}" if row.max_steps else f"{row.step:,}" if row.step else "",
+        "loss": _decimals(row.loss),
+        "val_loss": _decimals(row.val_loss),
+        "bpb": _decimals(row.bpb),
+        "tokens_per_s": "" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
+        "eta_s": "" if row.eta_s is None else duration(row.eta_s),
+        "parameters": "" if row.parameters is None else short(row.parameters),
+        "updated": moment(row.updated),
+    }
+    values = {name: getattr(row, name) for name, *_ in COLUMNS}
+    return {
+        **values,
+        "id": row.id,
+        "text": texts,
+        "folder": row.folder,
+        "note": row.note,
+        "href": run_url(row.id) if row.status != "waiting" else "",
+        "color": color or "",
+    }
+
+
+def moment(seconds: float) -> str:
+    """A time as people write it here: without the date where it is today."""
+    then = datetime.datetime.fromtimestamp(seconds)
+    today = then.date() == datetime.date.today()
+    return f"{then:%H:%M}" if today else f"{then:%Y-%m-%d %H:%M}"
+
+
+def _decimals(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+
+
+def _column(name: str, label: str, align: str, wide: str) -> dict[str, Any]:
+    hidden = {"classes": "wide-only", "headerClasses": "wide-only"} if wide else {}
+    return {"name": name, "label": label, "field": name, "align": align, "sortable": True, **hidden}
+
+
+def _color(catalogue: Catalogue, run: str) -> str:
+    kind = style(catalogue.number(run))
+    return f"--light: {kind.light}; --dark: {kind.dark}"
+
+
+CELL = '<q-td :props="props">{{ props.row.text[props.col.name] }}</q-td>'
+NAME_CELL = """
+<q-td :props="props">
+  <span v-if="props.row.color" class="swatch" :style="props.row.color"></span>
+  <a v-if="props.row.href" class="run-link" :href="props.row.href">{{ props.row.name }}</a>
+  <span v-else>{{ props.row.name }}</span>
+  <div v-if="props.row.folder" class="soft small">{{ props.row.folder }}</div>
+</q-td>
+"""
+STATUS_CELL = """
+<q-td :props="props">
+  <span :class="'status ' + props.row.status">{{ props.row.status }}</span>
+  <div v-if="props.row.note" class="soft small note" :title="props.row.note">{{ props.row.note }}</div>
+</q-td>
+"""
+"""The cells of the table. They are templates of ours; what a run holds is only ever a value in them."""
+STYLE = """
+.card + .card { margin-top: 1rem; }
+.bar { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem 0.75rem; margin-bottom: 0.5rem; }
+.find { width: 21rem; max-width: 100%; }
+.status-filter { width: 9rem; }
+.runs-table { background: transparent; }
+.runs-table th { font-weight: 550; color: var(--soft); }
+.run-link { color: var(--accent); text-decoration: none; font-weight: 550; }
+.run-link:hover { text-decoration: underline; }
+.small { font-size: 12px; }
+.note { max-width: 18rem; overflow: hidden; text-overflow: ellipsis; }
+.swatch { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 50%; margin-right: 0.4rem;
+  background: var(--light); }
+.body--dark .swatch { background: var(--dark); }
+.status::before { content: ""; display: inline-block; width: 0.5rem; height: 0.5rem; border-radius: 50%;
+  margin-right: 0.4rem; background: currentColor; }
+.status { white-space: nowrap; color: var(--soft); }
+.status.running { color: var(--accent); }
+.status.finished { color: var(--good); }
+.status.stopped { color: var(--warn); }
+.status.lost, .status.failed, .status.damaged { color: var(--bad); }
+.legend { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; list-style: none; padding: 0; margin: 0 0 0.5rem;
+  max-height: 6rem; overflow: auto; font-size: 13px; }
+.legend a { color: var(--ink); text-decoration: none; }
+.legend a:hover { text-decoration: underline; }
+.curve-controls { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem 1rem; }
+.curve-metrics { min-width: 16rem; flex: 1 1 16rem; max-width: 34rem; }
+.curve-axis { width: 8rem; }
+.curve-smooth { display: flex; align-items: center; gap: 0.75rem; width: 15rem; }
+.curve-chart { width: 100%; height: 24rem; }
+@media (max-width: 600px) {
+  .wide-only { display: none; }
+  .runs-table th, .runs-table td { padding: 4px 6px !important; }
+  .curve-chart { height: 18rem; }
+  .find, .status-filter, .curve-smooth { width: 100%; }
+}
+"""
+STYLE += """
+.back { color: var(--accent); text-decoration: none; }
+.run-title { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }
+.run-actions { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; }
+.run-action { color: var(--accent); }
+.log-line { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.2rem 0; align-items: baseline; }
+.log-line > :first-child { min-width: 19rem; }
+.run-report { color: var(--accent); }
+.run-figures { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; margin: 0.5rem 0 0; }
+.run-figures dd { margin: 0; overflow-wrap: anywhere; }
+.run-panels { background: transparent; }
+.run-text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--raised); border-radius: 6px;
+  padding: 0.5rem 0.75rem; margin: 0.15rem 0 0.9rem; max-height: 24rem; overflow: auto; }
+.other-run { width: 100%; max-width: 32rem; margin-bottom: 0.5rem; }
+.fact-table { background: transparent; }
+.fact-table td { overflow-wrap: anywhere; }
+"""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from tinyllm.studio.catalogue import Catalogue
 from tinyllm.studio.processes import Processes
 from tinyllm.studio.program import Settings
 from tinyllm.studio.writing.desk import Desk
@@ -15,10 +16,13 @@ class Studio:
     settings: Settings
     dark: bool | None = None
     """The theme chosen in any of its browsers: dark, light, or that of the system."""
+    catalogue: Catalogue = field(init=False)
+    """The runs below its outputs."""
     processes: Processes = field(init=False)
     """Starts, stops and knows the programs of this studio."""
 
     def __post_init__(self) -> None:
+        self.catalogue = Catalogue(self.settings.outputs)
         self.processes = Processes(self.settings)
 
     @cached_property
