@@ -118,7 +118,7 @@ class ConversationCorpus(RecordCorpus[Conversation]):
         Raises:
             UserError: a record is no conversation, or a split would be empty.
         """
-        train, val, _ = self._split()
+        train, val, _ = self.split()
         return questions_in(train, "train"), questions_in(val, "val")
 
     def prepare(self, trainer: TokenizerTrainer) -> ConversationData:
