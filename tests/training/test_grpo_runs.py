@@ -45,12 +45,24 @@ def test_the_rewarded_answer_becomes_the_usual_one(base: list[str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_rollouts_do_not_know_of_a_resume(base: list[str], tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train(*base, "trainer.max_steps=4", f"run.dir={whole}") == 0
-    assert train(*base, "trainer.max_steps=4", f"run.dir={parts}", "trainer.stop_after_steps=2") == 0
+def test_neither_rollouts_nor_the_reference_know_of_a_resume(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts, start = tmp_path / "whole", tmp_path / "parts", Path(base[-1].partition("=")[2])
+    held = (*base, "objective.beta=0.05", "trainer.max_steps=4")
+    assert train(*held, f"run.dir={whole}") == 0
+    divergence = logged(whole, "rl/kl")
+    assert divergence[0] == 0, "the reference has the weights of the start, and is read by the passes of training"
+    assert all(value > 0 for value in divergence[1:])
+    assert train(*held, f"run.dir={parts}", "trainer.stop_after_steps=2") == 0
+    start.rename(tmp_path / "elsewhere")
+    assert train(f"resume={parts}") == 2
+    assert "the weights that the run started from are missing" in capsys.readouterr().err
+    (tmp_path / "elsewhere").rename(start)
     assert train(f"resume={parts}") == 0
     assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
+    sizes = {next((run / "checkpoints").glob("step-*/model.safetensors")).stat().st_size for run in (parts, start)}
+    assert len(sizes) == 1, "it is never saved"
 
 
 @pytest.mark.slow

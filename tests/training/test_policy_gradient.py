@@ -8,7 +8,7 @@ import torch
 from tests.support.models import tiny_model
 from tinyllm.data.batch import Batch
 from tinyllm.nn.loss import IGNORE
-from tinyllm.training.objectives.grpo import ADVANTAGE, GRPO, OLD, PER_TOKEN
+from tinyllm.training.objectives.grpo import ADVANTAGE, GRPO, OLD, PER_TOKEN, REFERENCE
 from tinyllm.training.objectives.policy_gradient import ADVANTAGES, advantages, clipped_losses, divisor, k3, summed
 
 REWARDS = [[1.0, 0.0, 0.25], [0.1, 0.1, 0.1], [-3.0, 2.0, 2.0]]
@@ -77,17 +77,20 @@ def test_the_objective_equals_the_loss_on_full_logits(normaliser: str) -> None:
     targets = torch.randint(17, (6, 8), generator=generator)
     targets[torch.rand(6, 8, generator=generator) < 0.4] = IGNORE
     weights = torch.linspace(-1, 1, 6)
-    objective = GRPO(model, advantage="mean", normaliser=normaliser, **SETTINGS)  # type: ignore[arg-type]
+    objective = GRPO(model, advantage="mean", normaliser=normaliser, beta=0.4, **SETTINGS)  # type: ignore[arg-type]
     logprobs = (model.logits(model(inputs)) / 0.7).log_softmax(-1)
     counted = targets != IGNORE
     taken = logprobs.gather(2, targets.where(counted, 0)[..., None]).squeeze(2)
     old = taken.detach() + 0.3 * torch.randn(6, 8, generator=generator)
-    extra = {ADVANTAGE: weights, OLD: old * counted, PER_TOKEN: torch.tensor(1.0)}
+    reference = taken.detach() + 0.5 * torch.randn(6, 8, generator=generator)
+    extra = {ADVANTAGE: weights, OLD: old * counted, REFERENCE: reference * counted, PER_TOKEN: torch.tensor(1.0)}
     loss = objective(Batch(inputs=inputs, targets=targets, extra=extra))
     ratio = (taken - old).exp()
     each = -torch.minimum(ratio * weights[:, None], ratio.clamp(0.8, 1.3) * weights[:, None])
-    expected = summed(each, counted, normaliser)
+    divergence = (reference - taken).exp() - (reference - taken) - 1
+    expected = summed(each + 0.4 * divergence, counted, normaliser)
     torch.testing.assert_close(loss.total, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss.metrics["rl/kl"], divergence[counted].sum().detach(), rtol=1e-4, atol=1e-5)
     found = torch.autograd.grad(loss.total, list(model.parameters()))
     torch.testing.assert_close(found, torch.autograd.grad(expected, list(model.parameters())), rtol=1e-3, atol=1e-4)
     low = (ratio < 0.8) & (weights[:, None] < 0) & counted
@@ -97,7 +100,14 @@ def test_the_objective_equals_the_loss_on_full_logits(normaliser: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("group_size", 1), ("temperature", 0.0), ("max_new_tokens", 0), ("clip_low", 1.0), ("clip_high", 0.0)],
+    [
+        ("group_size", 1),
+        ("temperature", 0.0),
+        ("max_new_tokens", 0),
+        ("clip_low", 1.0),
+        ("clip_high", 0.0),
+        ("beta", -0.1),
+    ],
 )
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}={value} must be"):

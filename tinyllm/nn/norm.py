@@ -19,9 +19,9 @@ def _checked(eps: float) -> float:
     return eps
 
 
-def _at_least_fp32(weight: Tensor) -> Tensor:
-    """The weight in at least fp32, because FSDP may gather it in half precision."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32))
+def _at_least_fp32(tensor: Tensor) -> Tensor:
+    """A tensor in at least fp32; FSDP may gather weights in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 class RMSNorm(nn.Module):
@@ -76,7 +76,7 @@ class _RMSNorm(torch.autograd.Function):
 class LayerNorm(nn.Module):
     """(x − mean) / √(variance + eps) · weight (+ bias) over the last dimension (Ba et al. 2016), computed in fp32.
 
-    The result is fp32 in every case.
+    The result is fp32 in every case, or fp64 for fp64 inputs.
     """
 
     def __init__(self, *, dim: int, eps: float, bias: bool) -> None:
@@ -87,7 +87,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else _at_least_fp32(self.bias)
-        return F.layer_norm(x.float(), self.weight.shape, _at_least_fp32(self.weight), bias, self.eps)
+        return F.layer_norm(_at_least_fp32(x), self.weight.shape, _at_least_fp32(self.weight), bias, self.eps)
 
     def init_weights(self) -> None:
         nn.init.ones_(self.weight)

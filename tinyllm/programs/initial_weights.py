@@ -11,10 +11,11 @@ from tinyllm.models.parametrization import multipliers
 from tinyllm.models.transformer import Transformer
 from tinyllm.programs.builders import META, build_model, plain
 from tinyllm.programs.resume import Resumption
-from tinyllm.programs.saved_weights import WeightSource, base_of, open_weights
+from tinyllm.programs.saved_weights import WeightSource, base_of, open_weights, reference_of
 from tinyllm.runs.layout import TOKENIZER
 from tinyllm.tokenizers import Tokenizer
 from tinyllm.tokenizers.appended import appended_tokens, first_difference, shown_token
+from tinyllm.training.objectives.base import Objective
 from tinyllm.training.state import own_tensors
 
 
@@ -34,6 +35,31 @@ def initial_weights(
         hint = "adapters are trained over the weights of a run or model: set init_from=<directory>, or lora=none"
         raise UserError("no weights for the adapters", key="lora", value="lora", hint=hint)
     return None
+
+
+def reference_weights(
+    cfg: DictConfig,
+    objective: Objective,
+    init_from: WeightSource | None,
+    resumption: Resumption | None,
+    *,
+    allow: frozenset[Option],
+) -> WeightSource | None:
+    """The weights that an objective compares the model with in every step: those of the start; None: it does not.
+
+    Raises:
+        UserError: a resumed run began without, or they are missing or have changed.
+    """
+    if not objective.needs_reference_model:
+        return None
+    if not resumption:
+        return init_from
+    found = reference_of(resumption.checkpoint, allow=allow)
+    if found is None:
+        hint = "the run began without a penalty; start a new one with init_from and objective.beta"
+        what = "the weights to compare with are not known"
+        raise UserError(what, key="objective.beta", value=cfg.objective.beta, hint=hint)
+    return found
 
 
 def fitted(

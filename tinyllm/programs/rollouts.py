@@ -19,11 +19,12 @@ from tinyllm.inference.rewards.base import Completion, Rewards
 from tinyllm.inference.rollout import Answer
 from tinyllm.nn.loss import IGNORE
 from tinyllm.programs.prompt_checks import build_rewards, build_tool
+from tinyllm.programs.reference_model import ReferenceModel, make_reference
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.compilation import Eager
 from tinyllm.training.experience import Experience
 from tinyllm.training.objectives.base import Objective
-from tinyllm.training.objectives.grpo import ADVANTAGE, GRPO, OLD, PER_TOKEN
+from tinyllm.training.objectives.grpo import ADVANTAGE, GRPO, OLD, PER_TOKEN, REFERENCE
 from tinyllm.training.objectives.policy_gradient import advantages, divisor
 from tinyllm.training.state import TrainState
 from tinyllm.utils.device import autocast
@@ -65,6 +66,7 @@ class Rollouts:
     compiler: Eager
     answering: Answering
     rewards: Rewards
+    reference: ReferenceModel | None
     began_flat: int = field(default=0, init=False)
     """Steps since the start in which all groups had equal rewards; −1 once one had not."""
     last_start: float = field(default=0.0, init=False)
@@ -114,6 +116,10 @@ class Rollouts:
         )
         per_token = weight / max(n_tokens, 1)
         made = [self._batch(each, per_token) for each in rewarded]
+        if self.reference is not None:
+            with self.compiler.inference_context():
+                for batch in made:
+                    batch.extra[REFERENCE] = self.reference.logprobs(batch)
         return Experience(batches=made, metrics=metrics, generated=n_tokens)
 
     def evaluate(self, stopping: Stopping) -> dict[str, float]:
@@ -247,4 +253,5 @@ def make_rollouts(plan: RunPlan, state: TrainState, objective: Objective, compil
         compiler=compiler,
         answering=answering,
         rewards=build_rewards(plan.cfg, allow=plan.invocation.allow),
+        reference=make_reference(plan, objective),
     )

@@ -1,17 +1,19 @@
-"""Refuse settings that cannot work together: objective and data, weights that are missing, samples that would fail."""
+"""Refuse settings that cannot work together: objective and data, missing weights, samples that would fail, memory."""
 
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import Option
 from tinyllm.data.batch import PAIRS, PROMPTS, TOKENS
 from tinyllm.data.preferences.pairs import PairSplit
 from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
 from tinyllm.inference.sampling import Sampling
-from tinyllm.programs.builders import plain
+from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.prompt_checks import check_prompt_settings
 from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs.checkpoint import Checkpoint
@@ -19,8 +21,11 @@ from tinyllm.runs.layout import TOKENIZER
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
 from tinyllm.tokenizers import load as load_tokenizer
 from tinyllm.tokenizers.pretrained import FixedTrainer
+from tinyllm.training.memory_estimate import trained_bytes
 from tinyllm.training.objectives.base import Objective
+from tinyllm.utils.device import device_memory
 from tinyllm.utils.nested import flatten
+from tinyllm.utils.text import quantity, short
 
 DATA_SETS = {
     TOKENS: "text, e.g. dataset=pydocs",
@@ -149,3 +154,35 @@ def check_several_ranks(cfg: DictConfig, invocation: Invocation, *, world_size: 
     if keys and world_size == 1:
         hint = "it needs several ranks and this run has one; leave it out"
         raise UserError("the key has no effect here", key=keys[0], value=OmegaConf.select(cfg, keys[0]), hint=hint)
+
+
+def check_memory(
+    cfg: DictConfig, objective: Objective, *, strategy: Any, device: torch.device, allow: frozenset[Option]
+) -> None:
+    """Refuse a model whose weights, gradients and optimizer state alone exceed the memory of the device.
+
+    Args:
+        objective: on the model of the plan.
+
+    Raises:
+        UserError: they do.
+    """
+    model, ranks = objective.model, strategy.world_size if strategy.is_sharded else 1
+    counts = model.parameter_counts()
+    needed = trained_bytes(
+        counts.total,
+        optimizer_bytes(cfg, model, allow=allow),
+        trained=counts.trained,
+        averaged=cfg.ema.enabled,
+        reference=objective.needs_reference_model,
+        ranks=ranks,
+    )
+    available = device_memory(device)
+    if available is None or needed <= available:
+        return
+    memory = f"{quantity(needed, 'B')} of {quantity(available, 'B')} available"
+    hint = f"weights, gradients and optimizer state need {memory}"
+    if 2 * counts.embedding > counts.total:
+        hint += f"; most of it is for {model.vocab_size:,} vocabulary entries (largest id {model.vocab_size - 1})"
+    shape = f"{short(counts.total)} parameters, model.d_model={cfg.model.d_model}, model.n_layers={cfg.model.n_layers}"
+    raise UserError("the model does not fit in memory", file=shape, hint=hint)

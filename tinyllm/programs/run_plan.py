@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
-from tinyllm.config.targets import Option
 from tinyllm.data.batch import PROMPTS, WindowSource
 from tinyllm.data.documents import check_documents
 from tinyllm.data.prompt_data import prompt_data
@@ -35,13 +34,12 @@ from tinyllm.programs.builders import (
     fit_vocabulary,
     open_corpus,
     open_data,
-    optimizer_bytes,
     plain,
     planned_batch,
 )
 from tinyllm.programs.conversations import check_conversations
 from tinyllm.programs.data_checks import check_start_early
-from tinyllm.programs.initial_weights import fitted, initial_weights
+from tinyllm.programs.initial_weights import fitted, initial_weights, reference_weights
 from tinyllm.programs.prompt_checks import check_prompts
 from tinyllm.programs.resume import (
     Resumption,
@@ -56,6 +54,7 @@ from tinyllm.programs.resume import (
 from tinyllm.programs.run_checks import (
     check_lengths,
     check_max_tokens,
+    check_memory,
     check_objective,
     check_sampling,
     check_several_ranks,
@@ -70,12 +69,10 @@ from tinyllm.training.batch_plan import BatchPlan, Horizon, RunProgress, check_h
 from tinyllm.training.callbacks import Callback
 from tinyllm.training.compilation import check_backend
 from tinyllm.training.curriculum import Curriculum, Lengths
-from tinyllm.training.memory_estimate import trained_bytes
 from tinyllm.training.objectives.base import Objective
-from tinyllm.utils.device import device_memory, pick_device, pick_precision
+from tinyllm.utils.device import pick_device, pick_precision
 from tinyllm.utils.files import expand_home
 from tinyllm.utils.seeds import derive_seed
-from tinyllm.utils.text import quantity, short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +89,8 @@ class CheckedSettings:
     pin_memory: bool
     init_from: WeightSource | None
     """The weights of ``init_from``; of a resumed run with adapters, the weights that these are added to."""
+    reference: WeightSource | None
+    """The weights that the objective compares the model with in every step."""
     batch: BatchPlan
     curriculum: Curriculum
     progress: RunProgress | None
@@ -154,7 +153,8 @@ def make_plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | 
     data = open_run_data(settings)
     if settings.init_from is not None and not resumption:
         weights, notes = fitted(settings.init_from, settings.meta_model, data, cfg=cfg, allow=invocation.allow)
-        settings = replace(settings, init_from=weights, notes=settings.notes + notes)
+        reference = weights if settings.reference is not None else None
+        settings = replace(settings, init_from=weights, reference=reference, notes=settings.notes + notes)
     return plan_training(settings, data)
 
 
@@ -185,7 +185,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     meta_model = build_model(cfg, vocab_size=vocab_size, seed=0, device=META, allow=allow)
     meta_objective = build_objective(cfg, meta_model, allow=allow)
     strategy.check_optimizer(build_optimizer(cfg, meta_model, allow=allow)[0])
-    check_memory(cfg, meta_model, strategy=strategy, device=device, allow=allow)
+    check_memory(cfg, meta_objective, strategy=strategy, device=device, allow=allow)
     progress = progress_of(resumption.checkpoint) if resumption and cfg.trainer.max_steps is None else None
     n_steps = None
     if cfg.trainer.max_epochs is None:  # a horizon in epochs is known only with the data
@@ -195,6 +195,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     if cfg.trainer.compile.enabled:
         check_backend(cfg.trainer.compile.backend)
     init_from = initial_weights(cfg, resumption, tell=notes.append, allow=allow)
+    reference = reference_weights(cfg, meta_objective, init_from, resumption, allow=allow)
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     check_objective(cfg, meta_objective, corpus, invocation)
@@ -221,6 +222,7 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
         precision=precision,
         pin_memory=pin_memory,
         init_from=init_from,
+        reference=reference,
         batch=batch,
         curriculum=curriculum,
         progress=progress,
@@ -253,7 +255,7 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     fit_vocabulary(cfg, settings.meta_model, vocab_size=data.tokenizer.vocab_size)
     check_memory(
         cfg,
-        settings.meta_model,
+        settings.meta_objective,
         strategy=settings.strategy,
         device=settings.device,
         allow=settings.invocation.allow,
@@ -340,27 +342,6 @@ def horizon_change_notes(
         reason = "curriculum.steps is half the horizon by default"
         notes.append(f"its sequences have {length} tokens instead of {old_length}: {reason}")
     return notes
-
-
-def check_memory(cfg: DictConfig, model: Any, *, strategy: Any, device: torch.device, allow: frozenset[Option]) -> None:
-    """Refuse a model whose weights, gradients and optimizer state alone exceed the memory of the device.
-
-    Raises:
-        UserError: they do.
-    """
-    counts = model.parameter_counts()
-    optimizer = optimizer_bytes(cfg, model, allow=allow)
-    ranks = strategy.world_size if strategy.is_sharded else 1
-    needed = trained_bytes(counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, ranks=ranks)
-    available = device_memory(device)
-    if available is None or needed <= available:
-        return
-    memory = f"{quantity(needed, 'B')} of {quantity(available, 'B')} available"
-    hint = f"weights, gradients and optimizer state need {memory}"
-    if 2 * counts.embedding > counts.total:
-        hint += f"; most of it is for {model.vocab_size:,} vocabulary entries (largest id {model.vocab_size - 1})"
-    shape = f"{short(counts.total)} parameters, model.d_model={cfg.model.d_model}, model.n_layers={cfg.model.n_layers}"
-    raise UserError("the model does not fit in memory", file=shape, hint=hint)
 
 
 def pins_memory(cfg: DictConfig, device: torch.device) -> bool:

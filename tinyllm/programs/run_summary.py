@@ -40,7 +40,10 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         kernels = [f"{name} by document" if own else "FlexAttention" for name, own in names]
     ranks = batch.world_size if plan.strategy.is_sharded else 1
     optimizer = optimizer_bytes(cfg, model, allow=plan.invocation.allow)
-    trained = trained_bytes(counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, ranks=ranks)
+    has_reference = plan.reference is not None
+    trained = trained_bytes(
+        counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, reference=has_reference, ranks=ranks
+    )
     per_sample = mean_tokens(plan.sampler, seq_len=batch.seq_len)
     epoch_tokens = plan.sampler.windows_per_epoch * per_sample
     start, lengths, horizon = plan.start_step, plan.lengths, plan.horizon

@@ -29,6 +29,8 @@ from tinyllm.utils.files import sha256
 
 ADAPTERS = "adapters"
 """The manifest's entry of a checkpoint that holds adapters only: the weights they belong to, and their scale."""
+REFERENCE = "reference"
+"""The manifest's entry of a run that is compared with the weights it started from: which they are."""
 
 TABLES = ("embedding.weight", "head.weight")
 """The tensors with a row per token."""
@@ -174,11 +176,11 @@ class WeightSource:
         shapes = {name: (rows, *shape[1:]) if name in TABLES else shape for name, shape in self.shapes.items()}
         return replace(self, shapes=shapes, open=lambda: GrownWeights(self.open(), old=old, new=new, rows=rows))
 
-    def as_base(self, *, scale: float, folder: Path) -> dict[str, Any]:
-        """The manifest's entry of checkpoints in ``folder`` whose adapters belong to these weights."""
+    def as_base(self, *, folder: Path, **more: Any) -> dict[str, Any]:
+        """The manifest's entry of checkpoints in ``folder`` that need these weights."""
         path = self.path.absolute()
         relative = os.path.relpath(path, folder.absolute())  # found again when both are moved together
-        return {"base": str(path), "relative": relative, "weights": self.digest, "scale": scale}
+        return {"base": str(path), "relative": relative, "weights": self.digest, **more}
 
 
 def open_weights(
@@ -247,22 +249,47 @@ def base_of(checkpoint: Checkpoint, *, allow: frozenset[Option] = frozenset()) -
     Raises:
         UserError: they are missing or have changed.
     """
-    entry = checkpoint.manifest.get(ADAPTERS)
+    needs = f"{checkpoint.path} holds adapters alone"
+    return _named_weights(
+        checkpoint, ADAPTERS, what="the weights that the adapters belong to", needs=needs, allow=allow
+    )
+
+
+def reference_of(checkpoint: Checkpoint, *, allow: frozenset[Option] = frozenset()) -> WeightSource | None:
+    """The weights that a run is compared with; None: none.
+
+    Raises:
+        UserError: they are missing or have changed.
+    """
+    what, needs = "the weights that the run started from", "objective.beta compares with them in every step"
+    return _named_weights(checkpoint, REFERENCE, what=what, needs=needs, allow=allow)
+
+
+def _named_weights(
+    checkpoint: Checkpoint, name: str, *, what: str, needs: str, allow: frozenset[Option]
+) -> WeightSource | None:
+    """The weights that an entry of the manifest names; None: there is no such entry.
+
+    Args:
+        what: these weights, for messages.
+        needs: why they are needed.
+    """
+    entry = checkpoint.manifest.get(name)
     if entry is None:
         return None
-    if not _is_entry(entry):
-        raise UserError("damaged manifest", file=checkpoint.path, hint=f"{ADAPTERS} has an unexpected value")
+    if not _is_entry(entry, has_scale=name == ADAPTERS):
+        raise UserError("damaged manifest", file=checkpoint.path, hint=f"{name} has an unexpected value")
     places = dict.fromkeys(
         [Path(entry["base"]), Path(os.path.normpath(checkpoint.path.absolute() / entry["relative"]))]
     )
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
-        hint = f"{checkpoint.path} holds adapters alone; put the run or model they belong to back there"
-        raise UserError("the weights that the adapters belong to are missing", file=entry["base"], hint=hint)
+        hint = f"{needs}; put the run or model they are from back there"
+        raise UserError(f"{what} are missing", file=entry["base"], hint=hint)
     # Compared before anything is read through it, so that no manifest can lead in a circle.
     if digest_at(found) != entry["weights"]:
         hint = f"those of {checkpoint.path} were trained on others; restore them"
-        raise UserError("the weights that the adapters belong to have changed", file=found, hint=hint)
+        raise UserError(f"{what} have changed", file=found, hint=hint)
     return open_weights(found, key="run", allow=allow)
 
 
@@ -286,11 +313,10 @@ def digest_of(files: Mapping[str, str], *more: Any) -> str:
     return hashlib.sha256(json.dumps([dict(files), *more], sort_keys=True).encode()).hexdigest()
 
 
-def _is_entry(entry: Any) -> bool:
+def _is_entry(entry: Any, *, has_scale: bool) -> bool:
     texts = ("base", "relative", "weights")
     return (
         isinstance(entry, dict)
         and all(isinstance(entry.get(name), str) for name in texts)
-        and isinstance(entry.get("scale"), float)
-        and math.isfinite(entry["scale"])
+        and (not has_scale or (isinstance(entry.get("scale"), float) and math.isfinite(entry["scale"])))
     )

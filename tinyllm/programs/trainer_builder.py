@@ -28,7 +28,7 @@ from tinyllm.programs.resume import to_save
 from tinyllm.programs.rollouts import make_rollouts
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.programs.run_summary import run_info
-from tinyllm.programs.saved_weights import ADAPTERS
+from tinyllm.programs.saved_weights import ADAPTERS, REFERENCE
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs import layout as names
 from tinyllm.runs.checkpoint_parts import STATE
@@ -240,7 +240,9 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
     facts |= {"shift": plan.horizon.shift} if plan.horizon.shift else {}
     if cfg.lora and plan.init_from is not None:
         folder = run_dir.checkpoints / checkpoints.name_of(0)
-        facts[ADAPTERS] = plan.init_from.as_base(scale=cfg.lora.alpha / cfg.lora.rank, folder=folder)
+        facts[ADAPTERS] = plan.init_from.as_base(folder=folder, scale=cfg.lora.alpha / cfg.lora.rank)
+    if plan.reference is not None:
+        facts[REFERENCE] = plan.reference.as_base(folder=run_dir.checkpoints / checkpoints.name_of(0))
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     made_by = provenance()
     start = {"step": state.step, "world_size": world_size, "settings": settings} | made_by

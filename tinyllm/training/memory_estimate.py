@@ -10,17 +10,21 @@ FP32 = 4
 """Bytes of a weight and of its gradient; half precision is autocast, which uses copies."""
 
 
-def trained_bytes(parameters: int, of_optimizer: int, *, trained: int, averaged: bool, ranks: int = 1) -> int:
-    """Bytes per rank for weights, gradients, optimizer state and, if any, averaged weights.
+def trained_bytes(
+    parameters: int, of_optimizer: int, *, trained: int, averaged: bool, reference: bool = False, ranks: int = 1
+) -> int:
+    """Bytes per rank for weights, gradients, optimizer state and, if any, averaged weights and those of a reference.
 
     Args:
         parameters: number of all weights.
         trained: number of those that are not frozen, which have a gradient and an average.
         of_optimizer: bytes of the optimizer state.
         averaged: ``ema.enabled``.
+        reference: a second model is compared with in every step.
         ranks: ranks that the tensors are sharded over.
     """
-    return (FP32 * (parameters + trained * (2 if averaged else 1)) + of_optimizer) // ranks
+    weights = parameters * (2 if reference else 1) + trained * (2 if averaged else 1)
+    return (FP32 * weights + of_optimizer) // ranks
 
 
 TOKENS = 2

@@ -39,7 +39,15 @@ class FSDP(ProcessGroup):
     def placer(self, device: torch.device, dtype: torch.dtype) -> Callable[[Any], Any]:
         return partial(self._place, device=device, dtype=dtype)
 
+    def reference_placer(self, device: torch.device, dtype: torch.dtype) -> Callable[[Any], Any]:
+        return partial(self._shard, device=device, dtype=dtype)
+
     def _place(self, model: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
+        """Initialize and shard the model that is trained."""
+        self._model, self._owners = self._shard(model, device=device, dtype=dtype), owners(model, self.world_size)
+        return self._model
+
+    def _shard(self, model: Any, *, device: torch.device, dtype: torch.dtype) -> Any:
         """Initialize and shard a model that was built on meta.
 
         Its parts are drawn in the same order and from the same random stream as those of an unsharded model, so both
@@ -63,7 +71,6 @@ class FSDP(ProcessGroup):
         for part in [model, *model.layers()]:
             part.set_gradient_divide_factor(1.0)  # sum and not mean: the loss is divided by the tokens of all ranks
             part.set_force_sum_reduction_for_comms(True)  # gloo has no other reduction
-        self._model, self._owners = model, owners(model, self.world_size)
         return model
 
     def micro_step(self, *, last: bool) -> AbstractContextManager[object]:

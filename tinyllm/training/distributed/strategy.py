@@ -44,6 +44,10 @@ class Strategy:
         """
         return None
 
+    def reference_placer(self, device: torch.device, dtype: torch.dtype) -> Callable[[Any], Any] | None:
+        """The same for a second model, which is not trained."""
+        return None
+
     def wrap(self, objective: Objective, *, find_unused: str | bool) -> Callable[..., Any]:
         """The callable that training uses as the objective; ``find_unused``: ``distributed.find_unused_parameters``."""
         return objective

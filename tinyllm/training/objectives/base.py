@@ -59,11 +59,14 @@ class Objective(nn.Module, ABC):
             return it: an objective with a metric of its own brings its own evaluation.
         lower_is_better: whether smaller values of that metric are better.
         reads: the kind of data that it needs.
+        needs_reference_model: whether every step compares the model with the one that training started from, whose
+            weights then stay in memory.
     """
 
     selects = "val/loss"
     lower_is_better = True
     reads: ClassVar[str] = TOKENS
+    needs_reference_model = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
