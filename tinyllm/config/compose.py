@@ -104,12 +104,25 @@ def compose(*overrides: str, program: str = "train", config_dir: str | Path | No
     Raises:
         UserError: the overrides do not compose, or the configuration does not pass the checks.
     """
+    return compose_with_choices(overrides, program=program, config_dir=config_dir)[0]
+
+
+def compose_with_choices(
+    overrides: Iterable[str], *, program: str, config_dir: str | Path | None = None
+) -> tuple[DictConfig, dict[str, str]]:
+    """The same as :func:`compose`, and the chosen option of each group.
+
+    Raises:
+        UserError: see there.
+    """
     schema.register()
     quoted = quote_literals(overrides)
     check_override_grammar(quoted, directories=[config_dir] if config_dir else [])
     composition = Composition(program=program, overrides=quoted, hydra=_search_path(config_dir))
     cfg = composition.compose(quoted, keep_hydra=True)
-    return _checked_without_hydra(cfg, program, quoted, config_dir=config_dir)
+    chosen = cfg.hydra.runtime.choices
+    choices = {str(group): str(option) for group, option in chosen.items() if not str(group).startswith("hydra/")}
+    return _checked_without_hydra(cfg, program, quoted, config_dir=config_dir), choices
 
 
 def compose_on_top(

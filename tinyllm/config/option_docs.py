@@ -5,7 +5,7 @@ not import Hydra, which is slow.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -77,12 +77,17 @@ def programs() -> list[str]:
     return [name for name in known if name in found] + sorted(found - set(known))
 
 
-def read_program(name: str) -> Program:
-    """Read the root file of a program and its groups."""
+def read_program(name: str, *, more: Sequence[Path] = ()) -> Program:
+    """Read the root file of a program and its groups.
+
+    Args:
+        more: folders of option files besides ``conf/``, whose own options win over theirs.
+    """
     root = read_file(conf_dir() / f"{name}.yaml")
     groups = []
     for group, default in root.choices.items():
-        options = [read_file(path) for path in sorted((conf_dir() / group).glob("*.yaml"))]
+        files = {path.name: path for place in (*more, conf_dir()) for path in (place / group).glob("*.yaml")}
+        options = [read_file(files[file]) for file in sorted(files)]
         packages = [option.package for option in options]
         package = packages[0] if packages and len(set(packages)) == 1 else ""
         groups.append(Group(name=group, package=package, default=default, options=options))

@@ -1,0 +1,54 @@
+"""What a check of settings says: passed between the process that checks and the pages."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why the settings cannot run, in the words of the command line."""
+
+    text: str
+    key: str = ""
+    """The key or group that is wrong; "" if it is none in particular."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What a run would cost. None: not known before the data is prepared."""
+
+    parameters: int
+    active_parameters: int
+    flops_per_token: int
+    memory_bytes: int
+    """Weights, gradients, optimizer state and activations of one micro-step on one rank."""
+    cache_bytes_per_token: int
+    """Of one sequence, in bf16."""
+    context: int
+    vocabulary: int
+    device: str
+    tokens_per_step: int
+    steps: int | None = None
+    tokens: int | None = None
+    """Of all planned steps."""
+    epochs: float | None = None
+    train_tokens: int | None = None
+
+    @property
+    def flops(self) -> int | None:
+        """Of the whole run."""
+        return None if self.tokens is None else self.tokens * self.flops_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a check found."""
+
+    problem: Problem | None = None
+    values: dict[str, str] = field(default_factory=dict)
+    """The value of every key, as it would be typed; empty if the settings do not compose."""
+    choices: dict[str, str] = field(default_factory=dict)
+    """The chosen option of each group; several as ``[a,b]``."""
+    words: dict[str, list[str]] = field(default_factory=dict)
+    """The values of the keys that allow certain words only."""
+    figures: Figures | None = None
+    notes: list[str] = field(default_factory=list)

@@ -1,0 +1,66 @@
+"""How long a run would take here, from earlier runs of like size on the same device."""
+
+import math
+import socket
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllm.runs.listing import ListedRun
+from tinyllm.studio.report import Figures
+
+LIKE = 4.0
+"""Runs whose cost per token differs by less than this factor are of like size."""
+MOST_USED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRun:
+    """The speed of an earlier run."""
+
+    path: Path
+    host: str
+    device: str
+    flops_per_token: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation:
+    """How long a run would take, and from which runs that is concluded."""
+
+    seconds: float
+    runs: list[PastRun]
+
+
+def past_runs(runs: Iterable[ListedRun]) -> list[PastRun]:
+    """The speeds of those runs that recorded one."""
+    past = []
+    for run in runs:
+        keys = ("host", "device", "flops_per_token", "tokens/s")
+        host, device, flops, speed = (run.get(key) for key in keys)
+        numbers = [value for value in (flops, speed) if isinstance(value, int | float) and value > 0]
+        if len(numbers) == 2 and isinstance(host, str) and isinstance(device, str):
+            known = {"host": host, "device": device, "flops_per_token": numbers[0], "tokens_per_s": numbers[1]}
+            past.append(PastRun(path=run.path, **known))
+    return past
+
+
+def expected(figures: Figures, past: Sequence[PastRun]) -> Expectation | None:
+    """The expected duration of training alone, without evaluations; None if no run of like size was made here.
+
+    The cost per token decides which runs are alike: the nearest are taken, and the median of their FLOP/s.
+    """
+    if figures.flops is None:
+        return None
+    here = [run for run in past if run.host == socket.gethostname() and run.device == figures.device]
+
+    def distance(run: PastRun) -> float:
+        return abs(math.log(run.flops_per_token / figures.flops_per_token))
+
+    alike = sorted((run for run in here if distance(run) < math.log(LIKE)), key=distance)[:MOST_USED]
+    if not alike:
+        return None
+    speed = statistics.median(run.flops_per_token * run.tokens_per_s for run in alike)
+    return Expectation(seconds=figures.flops / speed, runs=alike)
