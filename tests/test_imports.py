@@ -16,7 +16,7 @@ from tinyllm.config.targets import work_named
 # The rooms from the top of the house to its bottom, and the libraries each may use. A file may import from its own room
 # and from the rooms further down; rooms of one floor do not know each other.
 FLOORS: list[dict[str, set[str]]] = [
-    {"studio": {"nicegui", "numpy", "fastapi", "starlette", "uvicorn", "omegaconf", "torch", "yaml"}},
+    {"studio": {"nicegui", "numpy", "fastapi", "starlette", "uvicorn", "torch", "yaml"}},
     {
         "studies": {
             "hydra",

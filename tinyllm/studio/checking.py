@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import DictConfig
-
 from tinyllm.config import schema
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.compose import compose_with_choices
@@ -51,7 +49,7 @@ def examine(arguments: Sequence[str], settings: Settings) -> Report:
         return Report(**composed, problem=Problem(text=one_line(f"unexpected {type(error).__name__}: {error}")))
 
 
-def described(cfg: DictConfig, choices: dict[str, str], settings: Settings) -> dict[str, Any]:
+def described(cfg: Any, choices: dict[str, str], settings: Settings) -> dict[str, Any]:
     """The values, choices and words of a composed configuration."""
     content = plain(cfg)
     allow = _options(settings)
@@ -94,7 +92,7 @@ def _options(settings: Settings) -> frozenset[Option]:
     return frozenset() if settings.config_dir is None else options_of(Path(settings.config_dir))
 
 
-def _figures(cfg: DictConfig, choices: dict[str, str], settings: Settings, composed: dict[str, Any]) -> Report:
+def _figures(cfg: Any, choices: dict[str, str], settings: Settings, composed: dict[str, Any]) -> Report:
     allow = _options(settings)
     figures, notes = figures_of(cfg.copy(), allow=allow)
     known = Figures(

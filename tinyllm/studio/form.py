@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tinyllm.config.cli.help import first_sentence
 from tinyllm.config.option_docs import Group, Program, read_program
-from tinyllm.config.option_files import side_by_side, conf_dir
+from tinyllm.config.option_files import conf_dir, side_by_side
 from tinyllm.studio.guard import PATH_NAMES
 from tinyllm.studio.report import Report
 from tinyllm.utils.text import command

@@ -83,6 +83,49 @@ body { background: var(--ground); color: var(--ink); font-size: 15px; }
 .mono { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 13px; }
 .figures { font-variant-numeric: tabular-nums; }
 h2.title { font-size: 1.05rem; line-height: 1.4; font-weight: 600; margin: 0; }
+.title { font-size: 1.05rem; line-height: 1.4; font-weight: 600; }
+.full { width: 100%; }
+.compose { display: grid; grid-template-columns: minmax(0, 1fr) 23rem; gap: 1.25rem; align-items: start; }
+.compose-side { position: sticky; top: 4.25rem; display: grid; gap: 1rem; max-height: calc(100vh - 5.5rem);
+  overflow-y: auto; }
+.compose-form, .compose-sections { display: grid; gap: 1rem; min-width: 0; }
+.compose-top { display: flex; gap: 0.75rem; flex-wrap: wrap; align-items: center; }
+.compose-search { flex: 1 1 14rem; }
+.compose-origin { flex: 1 1 16rem; min-width: 0; }
+.form-row { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 19rem); gap: 0.25rem 1.25rem;
+  padding: 0.6rem 0 0.6rem 0.75rem; border-left: 2px solid transparent; border-top: 1px solid var(--line); }
+.title + .form-row { border-top: none; }
+.form-changed { border-left-color: var(--accent); }
+.form-key { font-size: 13.5px; overflow-wrap: anywhere; }
+.form-group { font-weight: 600; font-size: 14.5px; }
+.form-meaning { font-size: 13px; line-height: 1.45; overflow-wrap: anywhere; }
+.form-line { display: flex; align-items: center; align-self: start; gap: 0.15rem; }
+.form-value { flex: 1; min-width: 0; }
+.form-undo[disabled] { visibility: hidden; }
+.problem { font-size: 13px; line-height: 1.45; overflow-wrap: anywhere; }
+.compose-more { margin: 0.25rem -0.5rem 0; color: var(--soft); border-top: 1px solid var(--line); }
+.compose-more .nicegui-expansion-content { padding: 0 0.5rem; gap: 0; color: var(--ink); }
+.panel-head { display: flex; justify-content: space-between; align-items: center; min-height: 2rem; }
+.cost { margin: 0.25rem 0 0.5rem; transition: opacity 0.15s; }
+.cost.stale { opacity: 0.45; }
+.cost-row { display: flex; justify-content: space-between; gap: 1rem; padding: 0.2rem 0; }
+.cost-row dt { color: var(--soft); }
+.cost-row dd { margin: 0; text-align: right; }
+.command { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--raised); border: 1px solid var(--line);
+  border-radius: 6px; padding: 0.6rem 0.75rem; margin: 0.25rem 0 0.75rem; max-height: 14rem; overflow-y: auto; }
+.problem { margin-top: 0.75rem; }
+.start { width: 100%; }
+.file-dialog { width: 34rem; max-width: 92vw; }
+.file-list { width: 100%; height: 50vh; overflow-y: auto; }
+.file-place { overflow-wrap: anywhere; }
+.file-buttons { width: 100%; justify-content: flex-end; }
+@media (max-width: 1000px) {
+  .compose { grid-template-columns: minmax(0, 1fr); }
+  .compose-side { position: static; max-height: none; }
+}
+@media (max-width: 700px) {
+  .form-row { grid-template-columns: minmax(0, 1fr); }
+}
 @media (max-width: 600px) {
   .studio-brand { display: none; }
   .studio-header { gap: 0.25rem; padding: 0 0.5rem; }

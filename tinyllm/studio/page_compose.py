@@ -1,10 +1,23 @@
 """The page Compose: data, model and training as forms, their cost, and the command."""
 
+from pathlib import Path
+
 from nicegui import ui
 
+from tinyllm.errors import UserError
+from tinyllm.studio.composer import Composer
+from tinyllm.studio.starting_points import run_settings
 from tinyllm.studio.studio import Studio
 
 
 def show(studio: Studio) -> None:
-    """Build the page inside the common frame."""
-    ui.label(str(studio.settings.outputs))
+    """Build the page inside the common frame. ``/?from=<run>`` starts from the settings of a run."""
+    request = ui.context.client.request
+    origin = request.query_params.get("from") if request is not None else None
+    if origin:
+        try:
+            studio.draft.replace(run_settings(Path(origin), studio.settings))
+        except UserError as error:
+            ui.notify(str(error), type="negative")
+    composer = Composer(studio)
+    ui.timer(0.01, composer.load, once=True)

@@ -1,5 +1,6 @@
 """What a check of settings says: passed between the process that checks and the pages."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -10,6 +11,11 @@ class Problem:
     text: str
     key: str = ""
     """The key or group that is wrong; "" if it is none in particular."""
+
+    def beside(self, key: str, settings: Mapping[str, str]) -> str:
+        """The text if it belongs beside a key: the key is wrong, or was set and is named in the text; else ""."""
+        named = key in settings and f"{key.rpartition('.')[2]}={settings[key]}" in self.text
+        return self.text if key == self.key or named else ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
 """The web server of the studio: NiceGUI behind :mod:`tinyllm.studio.access`, until a signal."""
 
+import asyncio
 import warnings
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 
 import uvicorn
 from fastapi import FastAPI
@@ -56,7 +58,15 @@ def web_app(studio: Studio) -> ASGIApp:
     """The pages as an application, without protection."""
     # NiceGUI finds its server by asking every object in memory for its class, at which an old name in torch warns.
     warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op", category=FutureWarning)
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(studio.checker.examine([]))  # the first page finds the helper process ready
+        yield
+        warming.cancel()
+        studio.checker.close()
+
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     register(studio)
     ui.run_with(
         app,

@@ -38,13 +38,16 @@ def past_runs(runs: Iterable[ListedRun]) -> list[PastRun]:
     """The speeds of those runs that recorded one."""
     past = []
     for run in runs:
-        keys = ("host", "device", "flops_per_token", "tokens/s")
-        host, device, flops, speed = (run.get(key) for key in keys)
-        numbers = [value for value in (flops, speed) if isinstance(value, int | float) and value > 0]
-        if len(numbers) == 2 and isinstance(host, str) and isinstance(device, str):
-            known = {"host": host, "device": device, "flops_per_token": numbers[0], "tokens_per_s": numbers[1]}
-            past.append(PastRun(path=run.path, **known))
+        host, device = run.get("host"), run.get("device")
+        flops, speed = (_positive(run.get(key)) for key in ("flops_per_token", "tokens/s"))
+        if flops and speed and isinstance(host, str) and isinstance(device, str):
+            past.append(PastRun(path=run.path, host=host, device=device, flops_per_token=flops, tokens_per_s=speed))
     return past
+
+
+def _positive(value: object) -> float:
+    """A number that a run recorded; 0 if it is none."""
+    return float(value) if isinstance(value, int | float) and value > 0 else 0.0
 
 
 def expected(figures: Figures, past: Sequence[PastRun]) -> Expectation | None:

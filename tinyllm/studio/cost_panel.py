@@ -1,0 +1,115 @@
+"""Beside the form of Compose: what the run costs, what is wrong, and the command that starts it."""
+
+from collections.abc import Awaitable, Callable
+
+from nicegui import ui
+
+from tinyllm.studio.report import Figures, Report
+from tinyllm.studio.speed import Expectation
+from tinyllm.utils.text import duration, quantity, short
+
+UNKNOWN = "–"
+ROWS = (
+    ("Parameters", "weights of the model"),
+    ("FLOPs per token", "of training: forward and backward pass"),
+    ("Memory", "weights, gradients, optimizer state and activations, per rank"),
+    ("Cache", "keys and values of a whole context, in bf16"),
+    ("Tokens per step", "over all ranks and micro-steps"),
+    ("Steps", "the horizon"),
+    ("Tokens", "of all steps"),
+    ("Tokens per parameter", "about 20 is best for a given compute (Hoffmann et al. 2022)"),
+    ("Epochs", "passes over the training split"),
+    ("Compute", "FLOPs of the whole run"),
+    ("Time here", "from the speed of earlier runs of like size"),
+)
+"""Name and explanation of each figure."""
+
+
+class CostPanel:
+    """The column beside the form.
+
+    Args:
+        start: called when a person starts the run.
+    """
+
+    def __init__(self, start: Callable[[], Awaitable[None]]) -> None:
+        self._values: dict[str, ui.label] = {}
+        with ui.element("section").classes("card").props('aria-label="Cost"'):
+            with ui.element("div").classes("panel-head"):
+                ui.label("Cost").classes("title").props("role=heading aria-level=2")
+                self.busy = ui.label("checking …").classes("soft").props("aria-live=off")
+            with ui.element("dl").classes("figures cost") as self.figures:
+                for name, meaning in ROWS:
+                    with ui.element("div").classes("cost-row").props(f'title="{meaning}"'):
+                        with ui.element("dt"):
+                            ui.label(name)
+                        with ui.element("dd"):
+                            self._values[name] = ui.label(UNKNOWN)
+            self.time_source = ui.label().classes("soft form-meaning")
+            self.notes = ui.element("div").classes("soft form-meaning")
+        with ui.element("section").classes("card").props('aria-label="Command"'):
+            with ui.element("div").classes("panel-head"):
+                ui.label("Command").classes("title").props("role=heading aria-level=2")
+                copy = ui.button(icon="content_copy", color=None, on_click=self._copy)
+                copy.props('flat dense round aria-label="Copy the command"').classes("soft")
+            self.command = ui.label().classes("mono command").mark("command")
+            self.start = ui.button("Start training", icon="play_arrow", on_click=start)
+            self.start.props("unelevated no-caps color=primary").classes("start").mark("start")
+            self.problem = ui.label().classes("bad problem").props("role=alert").mark("problem")
+
+    def _copy(self) -> None:
+        ui.clipboard.write(self.command.text)
+        ui.notify("Copied", position="bottom", timeout=1200)
+
+    def show_command(self, command: str) -> None:
+        """Show the command that starts this run from a shell."""
+        self.command.set_text(command)
+
+    def show_busy(self, busy: bool) -> None:
+        """Show whether a check is under way."""
+        self.busy.style("visibility: visible" if busy else "visibility: hidden")  # it keeps its place
+
+    def show(self, report: Report, expectation: Expectation | None) -> None:
+        """Show what a check found."""
+        figures, problem = report.figures, report.problem
+        if problem is None or figures is not None:
+            for name, text in texts_of(figures, expectation).items():
+                self._values[name].set_text(text)
+            self.time_source.set_text("" if expectation is None else source_of(expectation))
+            self.notes.clear()
+            with self.notes:
+                for note in dict.fromkeys(report.notes):
+                    ui.label(note)
+        (self.figures.classes(add="stale") if figures is None else self.figures.classes(remove="stale"))
+        self.problem.set_text("" if problem is None else problem.text)
+        self.problem.set_visibility(problem is not None)
+        self.start.set_enabled(problem is None)
+
+
+def texts_of(figures: Figures | None, expectation: Expectation | None) -> dict[str, str]:
+    """Every figure as text."""
+    if figures is None:
+        return dict.fromkeys(dict(ROWS), UNKNOWN)
+    active = f" ({short(figures.active_parameters)} active)"
+    cache = figures.cache_bytes_per_token * figures.context
+    tokens, steps, epochs, flops = figures.tokens, figures.steps, figures.epochs, figures.flops
+    return {
+        "Parameters": short(figures.parameters) + active * (figures.active_parameters != figures.parameters),
+        "FLOPs per token": short(figures.flops_per_token),
+        "Memory": quantity(figures.memory_bytes, "B"),
+        "Cache": f"{quantity(cache, 'B')} for {figures.context:,} tokens",
+        "Tokens per step": f"{figures.tokens_per_step:,}",
+        "Steps": UNKNOWN if steps is None else f"{steps:,}",
+        "Tokens": UNKNOWN if tokens is None else short(tokens),
+        "Tokens per parameter": UNKNOWN if tokens is None else f"{tokens / figures.parameters:.3g}",
+        "Epochs": "known once the data is prepared" if epochs is None else f"{epochs:.3g}",
+        "Compute": UNKNOWN if flops is None else quantity(flops, "FLOP") if flops < 1e18 else f"{flops:.3g} FLOP",
+        "Time here": "no earlier run of like size" if expectation is None else f"about {duration(expectation.seconds)}",
+    }
+
+
+def source_of(expectation: Expectation) -> str:
+    """From which runs the duration is concluded."""
+    first, *others = expectation.runs
+    more = f" and {len(others)} more" if others else ""
+    return f"time: training alone, at the speed of {first.path.name}{more}"
