@@ -203,6 +203,7 @@ class CompareConfig(TrainConfig):
     probes: list[str] = key()
     parallel: Any = key(choices=("auto",), at_least=1, whole=True)
     out: str | None = key(nonempty=True)
+    dry_run: bool = key()
     budget: Any = MISSING
 
 

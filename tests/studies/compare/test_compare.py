@@ -77,6 +77,10 @@ def test_arms_are_matched_and_trained_once(compare: Compare, tmp_path: Path, sta
     [difference] = found["differences"]
     pairs = [values["mqa", seed] - values["mha", seed] for seed in (1337, 1338)]
     assert difference["mean"] == pytest.approx(sum(pairs) / 2, abs=1e-12)
+    plan = json.loads((out / "plan.json").read_text())
+    assert sorted((run["arm"], run["seed"], run["path"]) for run in plan["runs"]) == sorted(
+        (run["arm"], run["seed"], run["path"]) for run in found["runs"]
+    )
     files = {path: path.read_bytes() for path in out.glob("*.*")}
     assert {path.name for path in files} >= {"report.html", "report.md", "arms.csv", "study.json"}
 
@@ -87,6 +91,28 @@ def test_arms_are_matched_and_trained_once(compare: Compare, tmp_path: Path, sta
     assert compare("attn=mha,mqa,gqa").code == 0
     assert started == ["gqa, seed 1337", "gqa, seed 1338"]
     assert len(study(tmp_path)["runs"]) == 6
+
+
+@pytest.mark.slow
+def test_a_dry_run_shows_the_cost_and_trains_nothing(compare: Compare, tmp_path: Path, started: list[str]) -> None:
+    answer = compare("attn=mha,mqa", "dry_run=true", "--json")
+    plan = json.loads(answer.out)
+    assert answer.code == 0 and started == [] and not (tmp_path / "out").exists()
+    assert plan["reference"] == "mha" and plan["seeds"] == [1337, 1338] and plan["others"] == {}
+    mha, mqa = plan["arms"]
+    assert (mha["max_steps"], mha["tokens"]) == (STEPS, STEPS * 4 * 16) and mha["solved"] == {} != mqa["solved"]
+    assert plan["tokens"] == 4 * STEPS * 4 * 16 and plan["flops"] == 2 * (mha["flops"] + mqa["flops"])
+    assert [(run["arm"], run["seed"]) for run in plan["runs"]] == [
+        (arm, seed) for seed in (1337, 1338) for arm in ("mha", "mqa")
+    ]
+    assert " dry_run=" not in plan["command"] and plan["command"].startswith("python -m tinyllm.compare ")
+    unknown = compare("attn=mha,mqa", "dry_run=true", "seeds=auto", "tune=optimizer.lr=1e-5,1e-2")
+    last = unknown.out.splitlines()[-1]
+    assert last == (
+        "2 arms, as many runs as a pilot shows are needed, 1 at a time; before that 4 short runs to tune; before that"
+        " 10 short runs of the pilot"
+    )
+    assert started == [] and not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from tinyllm.errors import UserError
 from tinyllm.studies.compare import seed_planning, timing
 from tinyllm.studies.compare.composed_arms import ComposedArm, recompose
 from tinyllm.studies.compare.measurements import Measurements, decode_speed
+from tinyllm.studies.compare.plan import RUNS
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Arm, Run
 from tinyllm.studies.compare.run_ledger import (
@@ -33,7 +34,7 @@ from tinyllm.utils.stop_signal import StopRequest
 
 OWN = "val/loss"
 """A metric that every run logs."""
-RUNS, TUNE, TIMING = "runs", "tune", "timing"
+TUNE, TIMING = "tune", "timing"
 
 
 class Stopped(Exception):

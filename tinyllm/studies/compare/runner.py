@@ -33,6 +33,7 @@ from tinyllm.studies.compare.composed_arms import (
 )
 from tinyllm.studies.compare.measurements import MEASURED
 from tinyllm.studies.compare.pipeline import RUNS, TIMING, TUNE, StudyRuns, arms_of, notes_of, values_of
+from tinyllm.studies.compare.plan import PLAN, StudyPlan, make_plan
 from tinyllm.studies.compare.progress import Screen
 from tinyllm.studies.compare.results import Run, Study
 from tinyllm.studies.compare.run_ledger import default_study_dir, slug
@@ -46,12 +47,23 @@ from tinyllm.utils.files import read_json, write_json
 from tinyllm.utils.locks import try_lock
 from tinyllm.utils.stop_signal import StopRequest
 
-SAME_STUDY = ("question", "reference", "seeds", "effect", "max_minutes", "probes", "parallel", "out", "study")
+SAME_STUDY = (
+    "question",
+    "reference",
+    "seeds",
+    "effect",
+    "max_minutes",
+    "probes",
+    "parallel",
+    "out",
+    "study",
+    "dry_run",
+)
 """Keys that may change without making it a different study, so they do not enter the name of its directory."""
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 STUDY = "study.json"
 STUDIES = (STUDY, "scaling.json")
-UNFINISHED = {".lock", RUNS, TUNE, TIMING, "probes", MEASURED}
+UNFINISHED = {".lock", PLAN, RUNS, TUNE, TIMING, "probes", MEASURED}
 """Contents of a study directory that has no report yet."""
 
 
@@ -191,7 +203,7 @@ def conduct(
         reference=reference,
         slots=prepared.slots,
         stop=stop,
-        metric=shared_metric(arms) if prepared.validation is None else METRIC,
+        metric=metric_of(prepared),
         validation=prepared.validation,
         config_dir=invocation.config_dir,
         allow=invocation.allow,
@@ -199,6 +211,8 @@ def conduct(
     )
     screen.say(f"study: {directory}")
     describe_arms(arms, reference, match=cfg.match, screen=screen)
+    first = [] if cfg.seeds == "auto" else seeds_of(cfg, cfg.seeds)
+    write_json(directory / PLAN, asdict(study_plan(cfg, invocation, prepared, directory, first)))
     if budget.needs_speed:
         study_runs.time_arms(prepared.amount)
         evaluations, config_dir = prepared.evaluations, invocation.config_dir
@@ -214,7 +228,8 @@ def conduct(
         plan = study_runs.decide_seeds(effect=cfg.effect, max_minutes=cfg.max_minutes)
         number, note = plan.seeds, plan.sentence
         screen.say(note)
-    seeds = [int(cfg.seed) + i for i in range(number)]
+    seeds = seeds_of(cfg, number)
+    write_json(directory / PLAN, asdict(study_plan(cfg, invocation, prepared, directory, seeds)))
     study_runs.train(arms, seeds)
     runs = study_runs.results(arms, seeds)
     diffs = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
@@ -227,7 +242,7 @@ def conduct(
         notes += timing.uneven_notes(runs, {arm.name: arm.tokens for arm in arms})
     study = Study(
         question=cfg.question or default_question(arms, study_runs.metric),
-        command=shlex.join(["python", "-m", "tinyllm.compare", *invocation.arguments]),
+        command=command_of(invocation),
         metric=study_runs.metric,
         match=cfg.match,
         match_by=sorted({key for arm in arms for key in arm.solved}),
@@ -254,6 +269,48 @@ def conduct(
     )
     write_json(directory / STUDY, asdict(study))
     return study
+
+
+def study_plan(
+    cfg: DictConfig, invocation: Invocation, prepared: Prepared, directory: Path, seeds: Sequence[int]
+) -> StudyPlan:
+    """The plan of a prepared comparison.
+
+    Args:
+        seeds: empty: a pilot will show how many are needed.
+    """
+    metric = metric_of(prepared)
+    return make_plan(
+        prepared.arms,
+        seeds=seeds,
+        trials=0 if prepared.tuning is None else prepared.tuning.trials,
+        needs_speed=prepared.budget.needs_speed,
+        question=cfg.question or default_question(prepared.arms, metric),
+        command=command_of(invocation),
+        directory=str(directory),
+        metric=metric,
+        match=cfg.match,
+        reference=prepared.reference.name,
+        budget=prepared.budget.name,
+        amount=prepared.amount,
+        parallel=len(prepared.slots),
+    )
+
+
+def seeds_of(cfg: DictConfig, number: int) -> list[int]:
+    """The seeds of the runs of each arm."""
+    return [int(cfg.seed) + i for i in range(number)]
+
+
+def metric_of(prepared: Prepared) -> str:
+    """The metric that the arms are compared by."""
+    return shared_metric(prepared.arms) if prepared.validation is None else METRIC
+
+
+def command_of(invocation: Invocation) -> str:
+    """The command that continues the study."""
+    arguments = [argument for argument in invocation.arguments if argument.partition("=")[0] != "dry_run"]
+    return shlex.join(["python", "-m", "tinyllm.compare", *arguments])
 
 
 def probe_arm(arm: ComposedArm, cfg: DictConfig, invocation: Invocation, directory: Path) -> dict[str, float]:
