@@ -16,6 +16,7 @@ from tinyllm.studio.writing import desk as desk_module
 from tinyllm.studio.writing.models import CheckpointId, LoadedModel
 from tinyllm.studio.writing.pieces import END, Alternative, Piece, WrittenToken
 
+pytestmark = pytest.mark.slow
 MARKUP = "<img src=x onerror=alert(1)>"
 
 
