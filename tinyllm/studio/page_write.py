@@ -57,7 +57,7 @@ class WritePage:
     def _build_form(self) -> None:
         desk = self.desk
         modes = ui.toggle([TEXT, CHAT], value=CHAT if desk.chat else TEXT, on_change=self._change_mode)
-        modes.props('no-caps dense aria-label="What to write"').classes("write-modes")
+        modes.props('no-caps unelevated aria-label="What to write"').classes("write-modes")
         self.modes = modes
         prompt = self._share(ui.textarea("Prompt"), vars(desk), "prompt").props("outlined autogrow")
         prompt.props["hint"] = "The text to continue; empty: the beginning of a document"
@@ -166,16 +166,14 @@ class SideColumn:
         """Checkpoints of the run, the newest first."""
         with ui.element("section").classes("card write-side").props(f'aria-label="Model {number}"'):
             with ui.element("div").classes("write-fields"):
-                self.choice = ui.select(
-                    self._names(), label="Run" if number == 1 else "Second run", on_change=self._choose, with_input=True
-                ).props("outlined dense options-dense" + (" clearable" if number > 1 else ""))
+                name = "Run" if number == 1 else "Second run"
+                self.choice = ui.select(self._names(), label=name, on_change=self._choose, with_input=True)
+                self.choice.props("outlined dense options-dense").props("clearable" if number > 1 else "")
                 self.choice.classes("wide")
-                self.saved = ui.select({}, label="Checkpoint", on_change=self._use).props(
-                    "outlined dense options-dense"
-                )
-            self.newer = (
-                ui.button(on_click=self._use_newest).props("no-caps flat dense icon=update").mark(f"newer-{number}")
-            )
+                self.saved = ui.select({}, label="Checkpoint", on_change=self._use)
+                self.saved.props("outlined dense options-dense")
+            self.newer = ui.button(on_click=self._use_newest).mark(f"newer-{number}")
+            self.newer.props("no-caps flat dense icon=update")
             self.error = ui.label().classes("bad").props("role=alert")
             inspector: list[Inspector] = []
             self.text = TokenText(side, name=f"Text of model {number}", inspect=lambda piece: inspector[0].show(piece))
@@ -234,10 +232,13 @@ class SideColumn:
 
 STYLE = """
 .write-form { display: grid; gap: 0.75rem; margin-bottom: 1rem; }
-.write-modes { width: fit-content; }
+.write-modes { width: fit-content; border: 1px solid var(--line); }
 .write-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: 0.5rem 0.75rem; }
 .write-fields .wide { grid-column: span 2; }
 .write-sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
+.write-fields .q-field--with-bottom { padding-bottom: 0; }
+.write-fields .q-field__bottom { position: static; transform: none; padding: 4px 4px 0; line-height: 1.3;
+  min-height: 0; }
 .write-side { min-width: 0; }
 .write-command { margin-top: 0.5rem; }
 .write-command .mono { overflow-wrap: anywhere; flex: 1; }
