@@ -44,7 +44,8 @@ class Checker:
         if self._pool is not None:
             for process in list((self._pool._processes or {}).values()):
                 process.kill()
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            # Without waiting, the pool's thread may close its pipe while the interpreter ends and writes to it.
+            self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
     def _submit(self, arguments: list[str]) -> "Future[Report]":

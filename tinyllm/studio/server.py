@@ -49,6 +49,7 @@ def serve(settings: Settings) -> int:
                 f"{settings.host} is reached from other machines: whoever has the password ({PASSWORD}) can start "
                 f"programs here and read {settings.outputs} and the data folders; nothing is encrypted on the way"
             )
+        bound.listen()  # a browser that is sent to the address before the pages are ready waits for them
         print_note(f"open {address(access.token)} (Ctrl-C ends the studio; runs go on)")
         Server(server_config(access)).run(sockets=[bound])
     return 0
