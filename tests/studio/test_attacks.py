@@ -24,6 +24,20 @@ NAME = "<img src=x onerror=document.hacked=1>"
 GIGABYTE = 1 << 30
 
 
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStudio]:
+    folder = tmp_path_factory.mktemp("studio")
+    write_hostile_run(folder / "outputs")
+    with running_studio(folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as started:
+        yield started
+
+
 @contextmanager
 def other_site(content: str) -> Iterator[str]:
     """The address of another site of this machine, with one page."""
@@ -68,8 +82,8 @@ async function attempt(root) {
 </script>"""
 
 
-def test_another_site_in_the_same_browser_gets_nothing(tmp_path: Path) -> None:
-    with running_studio(tmp_path) as studio, chromium() as browser, other_site(FOREIGN) as other:
+def test_another_site_in_the_same_browser_gets_nothing(studio: RunningStudio, browser: Any) -> None:
+    with other_site(FOREIGN) as other:
         with opened(browser, studio) as own:
             own.page.context.unroute_all()
             foreign = own.page.context.new_page()
@@ -113,8 +127,8 @@ def spoken(studio: RunningStudio, request: bytes, *, then: bytes = b"", times: i
     return answer, sent
 
 
-def test_large_and_crooked_requests_are_refused_early(tmp_path: Path) -> None:
-    with running_studio(tmp_path) as studio, chromium() as browser, opened(browser, studio) as own:
+def test_large_and_crooked_requests_are_refused_early(studio: RunningStudio, browser: Any) -> None:
+    with opened(browser, studio) as own:
         [cookie] = own.page.context.cookies()
         host = urlsplit(studio.root).netloc
         known = f"Host: {host}\r\nCookie: {cookie['name']}={cookie['value']}\r\nConnection: close\r\n"
@@ -156,32 +170,42 @@ def write_hostile_run(outputs: Path) -> Path:
     (run / "config.yaml").write_text(json.dumps({"run": {"name": MARKUP}, MARKUP: {MARKUP: MARKUP}}))
     records = [{"step": step, "train/loss": 3.0 - step, MARKUP: 1.0 * step} for step in (1, 2)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    events = [{"step": 1, "kind": kind, "text": MARKUP} for kind in ("sample", "note", MARKUP)]
+    events = [{"step": 1, "time": 1.0, "event": kind, "text": MARKUP} for kind in ("sample", "note", MARKUP)]
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    (run / "train.log").write_text(MARKUP + "\n")
+    run.with_name(f"{NAME}.log").write_text(MARKUP + "\n")
     return run
 
 
-def test_markup_in_run_directories_stays_text(tmp_path: Path) -> None:
-    with running_studio(tmp_path) as studio, chromium() as browser:
-        write_hostile_run(studio.outputs)
-        with opened(browser, studio) as own:
-            page = own.page
-            for name in ("Compose", "Runs", "Compare", "Write"):
-                visit(own, name)
-                if name in ("Runs", "Write"):
-                    page.wait_for_function(
-                        "text => document.body.innerText.includes(text) ||"
-                        " [...document.querySelectorAll('input')].some(input => input.value.includes(text))",
-                        arg=NAME,
-                    )
-                if name == "Runs":
-                    page.get_by_text(NAME).first.click()
-                    page.wait_for_timeout(1500)
-                if name == "Write":
-                    page.get_by_label("Prompt").fill(MARKUP)
-                    page.get_by_role("button", name="Write").click()
-                    page.get_by_role("alert").filter(has_text="step-000002").first.wait_for()
-                assert page.locator("img[src=x], main script, main b").count() == 0, name
-                assert page.evaluate("document.hacked") is None, name
-            assert own.problems == []
+def look_at_the_run(page: Any) -> None:
+    """Open every part of the page of the hostile run."""
+    page.get_by_role("link", name=NAME).first.click()
+    page.get_by_role("heading", name=NAME).wait_for()
+    page.get_by_label("Metrics").click()
+    page.get_by_role("option", name=MARKUP).click()
+    page.keyboard.press("Escape")
+    page.locator(".curve-chart canvas").first.hover()  # the tip names the metrics
+    for tab in ("Samples", "Settings", "Machine", "Log"):
+        page.get_by_role("tab", name=tab).click()
+        page.locator("[role=tabpanel]").get_by_text(MARKUP).first.wait_for()
+
+
+def test_markup_in_run_directories_stays_text(studio: RunningStudio, browser: Any) -> None:
+    with opened(browser, studio) as own:
+        page = own.page
+        for name in ("Compose", "Runs", "Compare", "Write"):
+            visit(own, name)
+            if name in ("Runs", "Write"):
+                page.wait_for_function(
+                    "text => document.body.innerText.includes(text) ||"
+                    " [...document.querySelectorAll('input')].some(input => input.value.includes(text))",
+                    arg=NAME,
+                )
+            if name == "Runs":
+                look_at_the_run(page)
+            if name == "Write":
+                page.get_by_label("Prompt").fill(MARKUP)
+                page.get_by_role("button", name="Write").click()
+                page.get_by_role("alert").filter(has_text="step-000002").first.wait_for()
+            assert page.locator("img[src=x], main script, main b").count() == 0, name
+            assert page.evaluate("document.hacked") is None, name
+        assert own.problems == []

@@ -34,11 +34,13 @@ class RunningStudio:
     Attributes:
         process: strace if the studio is traced, else the studio.
         lines: what it has printed.
+        n_admitted: browsers that have opened it.
     """
 
     process: subprocess.Popen[str]
     outputs: Path
     lines: list[str] = field(default_factory=list)
+    n_admitted: int = 0
     _news: threading.Condition = field(default_factory=threading.Condition)
 
     def read(self) -> None:
@@ -134,11 +136,10 @@ def chromium() -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def opened(chromium: Any, studio: RunningStudio, number: int = 0, **context: Any) -> Iterator[Browser]:
+def opened(chromium: Any, studio: RunningStudio, **context: Any) -> Iterator[Browser]:
     """A browser that has opened the studio: cookies, storage and cache are its own.
 
     Args:
-        number: how many browsers have opened this studio before.
         context: further settings, such as ``viewport`` and ``color_scheme``.
     """
     own = urlsplit(studio.root).netloc
@@ -163,7 +164,8 @@ def opened(chromium: Any, studio: RunningStudio, number: int = 0, **context: Any
         page.on("websocket", watch_socket)
         page.on("pageerror", lambda error: browser.problems.append(f"an error in a script: {error}"))
         page.on("console", lambda message: note(browser, message))
-        page.goto(studio.address(number))
+        page.goto(studio.address(studio.n_admitted))
+        studio.n_admitted += 1
         page.get_by_role("navigation", name="Pages").wait_for()
         yield browser
 
