@@ -64,13 +64,13 @@ class PlainConsole(Callback):
 
     def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
         self._stream, self._flags = stream, flags
-        self._max_steps = 0
+        self._max_steps, self._writes_text = 0, True
         self._planned_tokens = 0
         self._speed = Speed()
         self._best_bpb: float | None = None
 
     def on_start(self, info: RunInfo) -> None:
-        self._max_steps = info.max_steps
+        self._max_steps, self._writes_text = info.max_steps, info.writes_text
         self._planned_tokens = info.planned_tokens
         self._speed.start(info.start_tokens)
         self._rows(start_rows(info))
@@ -101,7 +101,8 @@ class PlainConsole(Callback):
     def on_end(self, outcome: Outcome) -> None:
         self._line(f"{outcome.status} at step {outcome.step}")
         rows = end_rows(outcome, max_steps=self._max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb)
-        self._rows(rows + next_commands(outcome, max_steps=self._max_steps, flags=self._flags))
+        commands = next_commands(outcome, max_steps=self._max_steps, flags=self._flags, writes_text=self._writes_text)
+        self._rows(rows + commands)
 
     def _rows(self, rows: Rows) -> None:
         label = ""
@@ -195,7 +196,8 @@ class TerminalConsole(Callback):
         max_steps = self._info.max_steps if self._info else outcome.step
         rows = end_rows(outcome, max_steps=max_steps, tokens_per_s=self._speed.mean, best_bpb=self._best_bpb)
         self._console.print(_panel(outcome.status, rows, style=_STYLES.get(outcome.status, "cyan")))
-        for name, command in next_commands(outcome, max_steps=max_steps, flags=self._flags):
+        writes_text = self._info is None or self._info.writes_text
+        for name, command in next_commands(outcome, max_steps=max_steps, flags=self._flags, writes_text=writes_text):
             # Outside the panel and unwrapped, so that selecting it with the mouse copies exactly the command.
             self._console.print(Text(f"{name + ':':<10} ", "bold"), Text(command), sep="", soft_wrap=True)
 

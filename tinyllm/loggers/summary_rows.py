@@ -14,7 +14,7 @@ def start_rows(info: RunInfo) -> Rows:
     size = f"{short(info.parameters)} parameters ({info.parameters:,})"
     if info.active_parameters != info.parameters:
         size += f", {short(info.active_parameters)} active"
-    tying = "tied to the output" if info.tied else "not tied to the output"
+    tying = "tied to the output" if info.tied else "not tied to the output" if info.writes_text else "with a score head"
     accumulation = f" × {info.grad_accum_steps} accumulated" if info.grad_accum_steps > 1 else ""
     parallel = f" × {info.world_size} ranks" if info.world_size > 1 else ""
     rows = [
@@ -79,21 +79,22 @@ def end_rows(outcome: Outcome, *, max_steps: int, tokens_per_s: float | None, be
     return rows
 
 
-def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = ()) -> Rows:
+def next_commands(outcome: Outcome, *, max_steps: int, flags: Sequence[str] = (), writes_text: bool = True) -> Rows:
     """Shell commands to generate from, evaluate or continue the run; empty without a checkpoint.
 
     Args:
         flags: flags that every program needs for this run, such as ``--config-dir my_conf``.
+        writes_text: whether the model can generate.
     """
     # Without checkpoints the run can neither generate nor resume.
     if not (outcome.has_checkpoint and (outcome.run_dir / "checkpoints").is_dir()):
         return []
     run = shown_path(outcome.run_dir)
-    generate = ("generate", command("generate", *flags, f"run={run}"))
+    generate = [("generate", command("generate", *flags, f"run={run}"))] if writes_text else []
     if outcome.step < max_steps:
-        return [generate, ("resume", command("train", *flags, f"resume={run}"))]
+        return [*generate, ("resume", command("train", *flags, f"resume={run}"))]
     return [
-        generate,
+        *generate,
         ("evaluate", command("evaluate", *flags, f"run={run}")),
         ("continue training", command("train", *flags, f"resume={run}", f"trainer.max_steps={2 * max_steps}")),
     ]

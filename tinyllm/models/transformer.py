@@ -141,6 +141,7 @@ class Transformer(nn.Module):
             for factory in factories
         )
         self.head: nn.Module | None = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
+        self.score: nn.Module | None = None  # of a reward model, see ``models.score_head``
         # Before init_weights, which reads the std_factor that the parametrization sets on each linear layer.
         self.output_multiplier, self.matrix_scalings = parametrization.apply(
             self,
@@ -320,25 +321,24 @@ class Transformer(nn.Module):
         ]
         parts += [(block, partial(block.init_weights, std=std, residual_std=residual_std)) for block in self.layers()]
         parts.append((self.norm, self.norm.init_weights))
-        if isinstance(self.head, Linear):
-            parts.append((self.head, partial(self.head.init_weights, std)))
-        return parts
+        heads = (head for head in (self.head, self.score) if isinstance(head, Linear))
+        return [*parts, *((head, partial(head.init_weights, std)) for head in heads)]
 
     def parameter_kinds(self) -> dict[str, ParameterKind]:
         """Kind of each parameter, by name.
 
-        ``matrix``: of a linear layer; ``head``: the matrix of an untied head; ``embedding``: a look-up table;
-        ``vector``: anything else.
+        ``matrix``: of a linear layer; ``head``: the matrix of an untied head or of a score head; ``embedding``: a
+        look-up table; ``vector``: anything else.
         """
         # By identity and not by name: a tied head is the same tensor as the token table, and counts as a table.
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         stacked = stacked_vectors(self)
-        head = None if self.head is None else self.head.weight
+        heads = {id(head.weight) for head in (self.head, self.score) if head is not None}
 
         def kind(name: str, parameter: nn.Parameter) -> ParameterKind:
             if id(parameter) in tables:
                 return "embedding"
-            if parameter is head:
+            if id(parameter) in heads:
                 return "head"
             return "matrix" if parameter.ndim >= 2 and name not in stacked else "vector"
 
@@ -377,7 +377,8 @@ class Transformer(nn.Module):
 
     def _head_flops(self) -> int:
         # The same for a tied head: sharing the matrix saves memory, not the product.
-        return 2 * self.vocab_size * self.d_model
+        # A score head multiplies one hidden state of a whole sequence, which counts as nothing.
+        return 0 if self.score is not None else 2 * self.vocab_size * self.d_model
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         """Cache bytes per position of one sequence, before any window is full."""

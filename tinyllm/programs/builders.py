@@ -18,6 +18,7 @@ from tinyllm.data.preferences.corpus import PreferenceCorpus
 from tinyllm.data.run_data import RunData, prepare_run_data
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
+from tinyllm.models.score_head import attach_score_head, drop_head
 from tinyllm.optim.base import leave_compiler_unloaded, state_bytes
 from tinyllm.optim.groups import parameter_groups, scale_with_width
 from tinyllm.optim.schedules import Schedule
@@ -82,10 +83,22 @@ def build_model(
         with memory_for("building the model", hint="use a smaller model, or several ranks with strategy=fsdp"):
             with torch.device("meta" if place or device.type == "meta" else "cpu"):
                 model = build(cfg.model, path="model", allow=allow, vocab_size=vocab_size)
+                is_reward_model = scores_answers(cfg, allow=allow)
+                if is_reward_model:
+                    drop_head(model)
                 attach_adapters(cfg.get(LORA), model, seed=seed, allow=allow)
+                if is_reward_model:
+                    attach_score_head(model)
             model = place(model) if place else model.to(device)  # outside the context, which would allocate on meta
     model.recompute_every = int(cfg.trainer.activation_checkpointing)  # false, true or a number of blocks
     return model
+
+
+def scores_answers(cfg: DictConfig, *, allow: frozenset[Option]) -> bool:
+    """Whether the model of a configuration is a reward model: it scores answers and has no head over the vocabulary."""
+    node = cfg.get("objective")  # configurations of the first versions have none
+    target = None if node is None else resolve_target(plain(node), path="objective", extra=allow)
+    return isinstance(target, type) and issubclass(target, Objective) and target.scores_answers
 
 
 def attach_adapters(node: Any, model: Any, *, seed: int, allow: frozenset[Option]) -> None:
@@ -273,6 +286,7 @@ def open_data(
     trained_on: Mapping[str, Any] | None = None,
     lines: bool = True,
     early: EarlyPreparation | None = None,
+    scores: bool = False,
 ) -> RunData:
     """The tokens of a corpus, from the token cache or prepared now, with a progress bar.
 
@@ -281,6 +295,7 @@ def open_data(
             an older run finds its own split again, and its revision of a data set of the hub. None: the current ones.
         lines: without a terminal, print a line per stage on standard output.
         early: opens data with ``start_early``, of which only the beginning is prepared; None: all are prepared first.
+        scores: the pairs are read by a reward model.
 
     Raises:
         UserError: the data cannot be prepared, or a newer version of tinyllm split them.
@@ -292,7 +307,7 @@ def open_data(
     corpus.pin((trained_on or {}).get("revision"))
     if isinstance(corpus, PreferenceCorpus | ConversationCorpus):
         rows: Any = corpus.prepare(tokenizer_trainer)
-        return rows
+        return rows.with_last_tokens() if scores else rows
     with PreparationProgress(lines=lines) as progress:
         if early is not None and isinstance(corpus, Corpus) and corpus.start_early:
             return early(corpus, tokenizer_trainer, rules=int(rules), show=progress)

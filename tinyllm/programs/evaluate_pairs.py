@@ -60,9 +60,10 @@ def evaluate_pairs(
     if cfg.dataset is None and not is_own:
         hint = "restore the old files, or name others with dataset=preferences dataset.path=<file>"
         raise UserError("the preferences differ from those the run was trained on", key="run", value=run, hint=hint)
-    objective = build_objective(
-        saved.cfg, model_of(saved, weights=cfg.weights, device=device, allow=allow), allow=allow
-    )
+    model = model_of(saved, weights=cfg.weights, device=device, allow=allow, scores=True)
+    objective = build_objective(saved.cfg, model, allow=allow)
+    if objective.scores_answers:
+        data = data.with_last_tokens()
     if objective.reads != PAIRS:
         hint = "it was trained on texts; evaluate it on those, or a run trained on pairs"
         raise UserError("the run's objective compares no answers", key="run", value=run, hint=hint)

@@ -1,15 +1,18 @@
 """``init_from``: the weights of an earlier run as the start of this one, refused where they do not fit."""
 
 from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from tinyllm.config.targets import Option
 from tinyllm.data.run_data import RunData
 from tinyllm.errors import UserError
 from tinyllm.models.parametrization import multipliers
+from tinyllm.models.score_head import SCORE
 from tinyllm.models.transformer import Transformer
-from tinyllm.programs.builders import META, build_model, plain
+from tinyllm.programs.builders import META, build_model, plain, scores_answers
 from tinyllm.programs.resume import Resumption
 from tinyllm.programs.saved_weights import WeightSource, base_of, open_weights, reference_of
 from tinyllm.runs.layout import TOKENIZER
@@ -27,10 +30,19 @@ def initial_weights(
     Raises:
         UserError: there are none at ``init_from``, none for adapters, or not those that a resumed run's belong to.
     """
+    source = None
     if resumption:
-        return base_of(resumption.checkpoint, allow=allow)
-    if cfg.init_from is not None:
-        return open_weights(cfg.init_from, key="init_from", allow=allow, tell=tell)
+        source = base_of(resumption.checkpoint, allow=allow)
+    elif cfg.init_from is not None:
+        source = open_weights(cfg.init_from, key="init_from", allow=allow, tell=tell)
+    if source is not None and scores_answers(cfg, allow=allow):
+        return source.for_scores()
+    if source is not None and SCORE in source.shapes:
+        hint = "it scores answers and has no head over the vocabulary: start from a language model, or use it with"
+        hint += f" objective=grpo reward=[model] reward.model.run={cfg.init_from}"
+        raise UserError("the run is a reward model", key="init_from", value=cfg.init_from, hint=hint)
+    if source is not None or resumption:
+        return source
     if cfg.lora:
         hint = "adapters are trained over the weights of a run or model: set init_from=<directory>, or lora=none"
         raise UserError("no weights for the adapters", key="lora", value="lora", hint=hint)
@@ -70,8 +82,7 @@ def fitted(
     Raises:
         UserError: tokenizer, architecture or parametrization differ in anything else.
     """
-    tensors, own = meta_model.state_dict(), own_tensors(meta_model)
-    wanted = {name: tensor for name, tensor in tensors.items() if name not in own} or own
+    wanted = initial_tensors(meta_model)
     notes: list[str] = []
     if source.tokenizer_fingerprint != data.tokenizer.fingerprint():
         old, new = source.tokenizer(), data.tokenizer
@@ -89,6 +100,13 @@ def fitted(
     source.check_fits(wanted, key="init_from")
     check_multipliers(source, meta_model, cfg=cfg, vocab_size=data.tokenizer.vocab_size, allow=allow)
     return source, notes
+
+
+def initial_tensors(model: Any) -> dict[str, Tensor]:
+    """The tensors of a model that ``init_from`` fills, by name: all but those of adapters."""
+    tensors, own = model.state_dict(), own_tensors(model)
+    frozen = {name: tensor for name, tensor in tensors.items() if name not in own or name == SCORE}
+    return frozen if len(own) < len(tensors) else own
 
 
 def _different_tokenizer(source: WeightSource, old: Tokenizer, new: Tokenizer, cfg: DictConfig) -> UserError:

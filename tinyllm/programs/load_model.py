@@ -15,7 +15,7 @@ from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.interop.directory import is_model
 from tinyllm.interop.tokenizer import adds_bos
-from tinyllm.programs.builders import META, build_model, without_adapters
+from tinyllm.programs.builders import META, build_model, scores_answers, without_adapters
 from tinyllm.programs.saved_model import SavedModel, open_hugging_face, with_special_ids
 from tinyllm.programs.saved_weights import LoadedWeights, with_adapters
 from tinyllm.runs.checkpoint import Checkpoint, check_shapes, find
@@ -62,8 +62,21 @@ def model_of(
     weights: str = "auto",
     device: str | torch.device = "cpu",
     allow: frozenset[Option] = frozenset(),
+    scores: bool = False,
 ) -> Any:
-    """A saved model with its weights, in evaluation mode; see :func:`load`."""
+    """A saved model with its weights, in evaluation mode; see :func:`load`.
+
+    Args:
+        scores: a reward model is wanted or will do; otherwise it is refused, for it writes no text.
+
+    Raises:
+        UserError: see :func:`load`.
+    """
+    if not scores and scores_answers(saved.cfg, allow=allow):
+        hint = "it scores answers and writes no text: name a language model, or use it as reward=[model]"
+        raise UserError(
+            "the run is a reward model", key="run", value=str(saved.path), hint=f"{hint} reward.model.run=…"
+        )
     model: nn.Module = build_saved(saved, device=torch.device(device), allow=allow)
     with memory_for(
         f"the weights of {saved.path}", hint="the model and a copy of its weights must fit in memory together"

@@ -33,7 +33,7 @@ DATA_SETS = {
     PROMPTS: "prompts: dataset=prompts or dataset=tasks",
 }
 """What an objective may read, with a data set that gives it."""
-OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo or orpo", PROMPTS: "grpo"}
+OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo, orpo or reward", PROMPTS: "grpo"}
 """What a data set may give, with the objectives that read it."""
 RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop", "lora.dropout")
 """Keys with which two passes of the same model differ."""
@@ -67,6 +67,13 @@ def check_objective(cfg: DictConfig, objective: Objective, corpus: Any, invocati
         for key in sorted(OF_ROWS.intersection(invocation.typed)):
             hint = "the model answers prompts, which are not put into windows; leave it out"
             raise UserError("the key has no effect here", key=key, value=OmegaConf.select(cfg, key), hint=hint)
+    samples = [key for key in sorted(invocation.typed) if key.startswith("trainer.sample")]
+    samples = [key for key in samples if OmegaConf.select(cfg, key)]
+    if objective.scores_answers and samples:
+        hint = f"objective={name} trains a model that scores answers and writes no text; leave it out"
+        raise UserError(
+            "the key has no effect here", key=samples[0], value=OmegaConf.select(cfg, samples[0]), hint=hint
+        )
     check_prompt_settings(cfg, objective, typed=invocation.typed, allow=invocation.allow)
     if getattr(objective, "needs_reference", False) or objective.reads == PROMPTS:
         if cfg.init_from is None and cfg.resume is None:

@@ -248,7 +248,7 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     trainer = tokenizer_for(settings.meta_objective.reads, settings.tokenizer_trainer, weights, settings.invocation)
     with naming_saved_setting(resumption):
         early = partial(prepare_in_background, cfg, allow=settings.invocation.allow)
-        opened = partial(open_data, trained_on=trained_on, early=early)
+        opened = partial(open_data, trained_on=trained_on, early=early, scores=settings.meta_objective.scores_answers)
         data: RunData = (prompt_data if settings.meta_objective.reads == PROMPTS else opened)(settings.corpus, trainer)
     check_prompts(cfg, data, settings.meta_objective, allow=settings.invocation.allow)
     check_sampling(cfg, data.tokenizer)

@@ -17,6 +17,7 @@ from tinyllm.config.saved import saved_config
 from tinyllm.config.targets import Option
 from tinyllm.errors import UserError
 from tinyllm.interop.directory import is_model
+from tinyllm.models.score_head import HEAD, SCORE
 from tinyllm.nn.lora import MATRICES, merged
 from tinyllm.programs.builders import META, build_model
 from tinyllm.programs.saved_model import open_hugging_face
@@ -32,7 +33,7 @@ ADAPTERS = "adapters"
 REFERENCE = "reference"
 """The manifest's entry of a run that is compared with the weights it started from: which they are."""
 
-TABLES = ("embedding.weight", "head.weight")
+TABLES = ("embedding.weight", HEAD)
 """The tensors with a row per token."""
 
 
@@ -52,12 +53,34 @@ class LoadedWeights:
         return self._tensors[name] if rows is None else self._tensors[name][rows]
 
 
+class ScoringWeights:
+    """Weights of a language model, or of a reward model, for the start of a reward model.
+
+    The head over the vocabulary is left out; a score head that is missing is zeros (``models.score_head``).
+    """
+
+    def __init__(self, base: Weights) -> None:
+        self._base = base
+
+    def names(self) -> list[str]:
+        return [*(name for name in self._base.names() if name not in (HEAD, SCORE)), SCORE]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name) if self._has(name) else (1, self._base.shape(TABLES[0])[1])
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self._base.read(name, rows) if self._has(name) else torch.zeros(self.shape(name))[rows or slice(None)]
+
+    def _has(self, name: str) -> bool:
+        return name in self._base.names()
+
+
 class MergedWeights:
     """Weights with adapters added, in fp32: those of a model that computes what the adapted one does.
 
     Args:
         base: without the adapters.
-        adapters: of linear layers of ``base``.
+        adapters: of linear layers of ``base``; and a score head, which takes the place of that of ``base``.
         scale: factor on the adapters' outputs.
         file: holds the adapters, for error messages.
 
@@ -67,7 +90,10 @@ class MergedWeights:
 
     def __init__(self, base: Weights, adapters: Weights, *, scale: float, file: Path) -> None:
         self._base, self._adapters, self._scale = base, adapters, scale
-        self._layers = {name.rpartition(".")[0] for name in adapters.names()}
+        self._whole = {SCORE}.intersection(adapters.names())
+        if self._whole:
+            self._base = base = ScoringWeights(base)
+        self._layers = {name.rpartition(".")[0] for name in adapters.names() if name not in self._whole}
         weights = set(base.names())
         for layer in sorted(self._layers):
             name, (a, b) = f"{layer}.weight", self._matrices(layer)
@@ -88,6 +114,8 @@ class MergedWeights:
         return self._base.shape(name)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
+        if name in self._whole:
+            return self._adapters.read(name, rows).float()
         weight = self._base.read(name, rows).float()
         layer, _, kind = name.rpartition(".")
         if kind != "weight" or layer not in self._layers:
@@ -175,6 +203,13 @@ class WeightSource:
         """These weights with rows for appended tokens; see :class:`GrownWeights`."""
         shapes = {name: (rows, *shape[1:]) if name in TABLES else shape for name, shape in self.shapes.items()}
         return replace(self, shapes=shapes, open=lambda: GrownWeights(self.open(), old=old, new=new, rows=rows))
+
+    def for_scores(self) -> "WeightSource":
+        """These weights for the start of a reward model; see :class:`ScoringWeights`."""
+        names = [name for name in self.shapes if name not in (HEAD, SCORE)]
+        score = self.shapes.get(SCORE, (1, self.shapes[TABLES[0]][1]))
+        shapes = {**{name: self.shapes[name] for name in names}, SCORE: score}
+        return replace(self, shapes=shapes, open=lambda: ScoringWeights(self.open()))
 
     def as_base(self, *, folder: Path, **more: Any) -> dict[str, Any]:
         """The manifest's entry of checkpoints in ``folder`` that need these weights."""

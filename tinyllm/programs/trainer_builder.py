@@ -22,6 +22,7 @@ from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
 from tinyllm.programs.conversations import template_in
 from tinyllm.programs.evaluator import Evaluator
+from tinyllm.programs.initial_weights import initial_tensors
 from tinyllm.programs.reference import Reference
 from tinyllm.programs.remaining_batches import remaining_batches
 from tinyllm.programs.resume import to_save
@@ -100,7 +101,7 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
         objective=objective,
         forward=compiler.calls(forward),
         lr_at=plan.lr_at,
-        settings=loop_settings(cfg, plan.max_steps),
+        settings=loop_settings(cfg, plan.max_steps, samples=not objective.scores_answers),
         batch_plan=plan.batch,
         lengths=plan.lengths,
         autocast=partial(autocast, plan.device, plan.precision),
@@ -146,8 +147,7 @@ def make_state(plan: RunPlan) -> tuple[TrainState, list[OptimizerGroup], dict[st
     own, placed = own_tensors(model), {"rows": strategy.rows, "local": strategy.local_tensor}
     if plan.init_from is not None:
         source = plan.init_from
-        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in own}
-        checkpoints.load_weights(source.open(), frozen or own, file=source.path, **placed)
+        checkpoints.load_weights(source.open(), initial_tensors(model), file=source.path, **placed)
     if plan.resumption is None:
         return state, groups, {}
     checkpoint = plan.resumption.checkpoint
@@ -310,8 +310,8 @@ def listeners(plan: RunPlan, run_dir: RunDir, *, start_step: int) -> tuple[Log, 
     return MetricsLog(run_dir.metrics, step=start_step, tell=console.on_message), events
 
 
-def loop_settings(cfg: DictConfig, max_steps: int) -> Settings:
-    """The settings of the training loop."""
+def loop_settings(cfg: DictConfig, max_steps: int, *, samples: bool = True) -> Settings:
+    """The settings of the training loop; without samples of a model that writes no text."""
     trainer = cfg.trainer
     return Settings(
         seed=cfg.seed,
@@ -321,7 +321,7 @@ def loop_settings(cfg: DictConfig, max_steps: int) -> Settings:
         grad_clip=trainer.grad_clip,
         log_every=trainer.log_every,
         eval_every=trainer.eval_every,
-        sample_every=trainer.sample_every,
+        sample_every=trainer.sample_every if samples else 0,
         checkpoint_every=trainer.checkpoint_every,
         nonfinite_action=trainer.nonfinite.action,
         nonfinite_patience=trainer.nonfinite.patience,

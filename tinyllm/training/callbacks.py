@@ -59,6 +59,8 @@ class RunInfo:
     """Peak learning rate."""
     learning_rate_from: str
     """Where it comes from: the rule of the optimizer, or set by the user."""
+    writes_text: bool = True
+    """False: a reward model, which has a score head in place of that over the vocabulary."""
     optimizer_groups: list[OptimizerGroup] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)

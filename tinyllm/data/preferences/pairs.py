@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -43,6 +43,8 @@ class PairSplit:
         starts: (2·pairs + 1,): where each of them starts.
         drops_long: leave out pairs longer than a training sequence, instead of refusing them.
         first: number of its first pair within the data set.
+        reads_last: rows hold the last token of an answer, too, whose state a reward model scores; without, it is only
+            predicted.
     """
 
     name: str
@@ -51,6 +53,7 @@ class PairSplit:
     starts: np.ndarray
     drops_long: bool
     first: int = 0
+    reads_last: bool = False
 
     # What a split of tokens has besides.
     row_length: ClassVar[None] = None
@@ -94,13 +97,18 @@ class PairSplit:
         longest: np.ndarray = np.diff(self.starts).reshape(-1, 2).max(axis=1)
         return longest
 
+    @property
+    def inputs(self) -> np.ndarray:
+        """Inputs of the longer row of each pair, (pairs,)."""
+        return self.longest - (not self.reads_last)
+
     def fitting(self, seq_len: int) -> np.ndarray:
         """The pairs, by number within this split, that fit into sequences of ``seq_len`` inputs.
 
         Raises:
             UserError: a pair is too long, and long ones are not dropped; or all are.
         """
-        too_long = self.longest > seq_len + 1  # the last token is a target only
+        too_long = self.inputs > seq_len
         if not too_long.any():
             return np.arange(self.n_pairs)
         count, most = int(too_long.sum()), int(self.longest.max())
@@ -120,16 +128,22 @@ class PairSplit:
             )
         return np.flatnonzero(~too_long)
 
-    def batch(self, pairs: np.ndarray) -> Batch:
-        """The rows of these pairs, given by number within this split, padded to the longest of them."""
+    def batch(self, pairs: np.ndarray, *, seq_len: int | None = None) -> Batch:
+        """The rows of these pairs, given by number within this split, padded to the longest of them.
+
+        Args:
+            seq_len: inputs of the longest sequence, which no padding exceeds; None: there is no limit.
+        """
         rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
-        length = int(self.longest[pairs].max()) - 1
-        shape = len(rows), -(-length // ALIGN) * ALIGN
+        length = int(self.inputs[pairs].max())
+        padded = -(-length // ALIGN) * ALIGN
+        shape = len(rows), padded if seq_len is None else min(padded, seq_len)
         inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         for place, row in enumerate(rows):
             span = slice(self.starts[row], self.starts[row + 1])
             ids, is_target = self.ids[span].astype(np.int64), self.is_target[span]
-            inputs[place, : len(ids) - 1] = ids[:-1]
+            read = ids if self.reads_last else ids[:-1]
+            inputs[place, : len(read)] = read
             targets[place, : len(ids) - 1] = np.where(is_target[1:], ids[1:], IGNORE)
         extra = {PAIR: torch.from_numpy(pairs + self.first)}
         return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets), extra=extra)
@@ -143,10 +157,11 @@ class PairSplit:
         """
         chosen = self.fitting(seq_len)
         if max_tokens is not None:
-            total = np.add.reduceat(np.diff(self.starts) - 1, np.arange(0, 2 * self.n_pairs, 2))[chosen].cumsum()
+            read = np.diff(self.starts) - (not self.reads_last)
+            total = np.add.reduceat(read, np.arange(0, 2 * self.n_pairs, 2))[chosen].cumsum()
             chosen = chosen[: max(1, int(np.searchsorted(total, max_tokens, side="right")))]
         for start in range(0, len(chosen), batch_size):
-            yield self.batch(chosen[start : start + batch_size])
+            yield self.batch(chosen[start : start + batch_size], seq_len=seq_len)
 
 
 class PairSource:
@@ -164,14 +179,14 @@ class PairSource:
     """
 
     def __init__(self, split: PairSplit, *, seq_len: int, seed: int) -> None:
-        self.split, self.seed = split, seed
+        self.split, self.seq_len, self.seed = split, seq_len, seed
         self._pairs = split.fitting(seq_len)
         self.windows_per_epoch = len(self._pairs)
 
     @property
     def mean_tokens(self) -> float:
         """Tokens that a pair costs on average, without the padding to longer ones beside it."""
-        return 2 * (float(self.split.longest[self._pairs].mean()) - 1)
+        return 2 * float(self.split.inputs[self._pairs].mean())
 
     def pairs(self, samples: np.ndarray) -> np.ndarray:
         """The pair of each sample, by number within the split."""
@@ -185,7 +200,7 @@ class PairSource:
 
     def batch(self, samples: np.ndarray) -> Batch:
         """Two rows per sample."""
-        return self.split.batch(self.pairs(samples))
+        return self.split.batch(self.pairs(samples), seq_len=self.seq_len)
 
 
 @dataclass(frozen=True)
@@ -202,6 +217,10 @@ class PairData(OneSource[PairSplit]):
     def n_pairs(self) -> int:
         """Pairs of both splits; those of validation have the larger numbers."""
         return self.train.n_pairs + self.val.n_pairs
+
+    def with_last_tokens(self) -> "PairData":
+        """The same pairs for a reward model, which reads the last token of every answer."""
+        return replace(self, train=replace(self.train, reads_last=True), val=replace(self.val, reads_last=True))
 
     def order_notes(self, sources: Mapping[str, WindowSource], span: SampleSpan) -> list[str]:
         """How many pairs are too long to be used."""

@@ -61,12 +61,14 @@ class Objective(nn.Module, ABC):
         reads: the kind of data that it needs.
         needs_reference_model: whether every step compares the model with the one that training started from, whose
             weights then stay in memory.
+        scores_answers: whether it trains a reward model: the model has a score head, and no head over the vocabulary.
     """
 
     selects = "val/loss"
     lower_is_better = True
     reads: ClassVar[str] = TOKENS
     needs_reference_model = False
+    scores_answers: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
