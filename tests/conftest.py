@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +15,22 @@ pytest_plugins = ["tests.support.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The wheel's tests come first: in one chunk of work their environment is made by one worker only."""
+    """Mark what ``every`` leaves to the slow tests.
+
+    The wheel's tests come first: in one chunk of work their environment is made by one worker only.
+    """
     items.sort(key=lambda item: item.path.name != "test_wheel.py")
+    seen: Counter[str] = Counter()
+    for item in items:
+        every = item.get_closest_marker("every")
+        if every is None:
+            continue
+        name = item.nodeid.partition("[")[0]
+        if seen[name] % every.args[0]:
+            item.add_marker(pytest.mark.slow)
+        seen[name] += 1
 
 
 @pytest.fixture

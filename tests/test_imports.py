@@ -220,9 +220,8 @@ def test_tinyllm_alone_loads_nothing_heavy() -> None:
     assert loaded_after("import tinyllm") & set(BY_ITSELF) == set()
 
 
-@pytest.mark.parametrize("name", ENTRY_POINTS)
-def test_an_entry_module_is_light(name: str) -> None:
-    loaded = loaded_after(f"import {name}")
+def test_entry_modules_are_light() -> None:
+    loaded = loaded_after(f"import {', '.join(ENTRY_POINTS)}")
     assert loaded & {"torch", "numpy", "matplotlib", "transformers", "tokenizers", "wandb"} == set()
 
 

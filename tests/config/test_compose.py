@@ -1,6 +1,8 @@
 """Composition: every option of every group, alone and with the choices that other options make."""
 
 import re
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ REQUIRED = {
 }
 """Keys without a default, other than paths."""
 OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.yaml"))
+TOGETHER = (
+    *("attn", "ffn", "moe", "norm", "pos", "model", "parametrization"),
+    *("optimizer", "schedule", "strategy", "logger"),
+)
+"""Groups whose options can be chosen together."""
 
 
 def composed(*overrides: str, **more: Any) -> DictConfig:
@@ -52,9 +59,28 @@ def wants_path(group: str, overrides: tuple[str, ...]) -> bool:
     return bool(chosen) and read_yaml(conf_dir() / group / f"{chosen[-1]}.yaml").get("path") == "???"
 
 
-def program_with(group: str) -> str:
-    """The first program with the group."""
-    return next(name for name in programs() if group in [one.name for one in read_program(name).groups])
+def program_with(groups: Iterable[str]) -> str:
+    """The program with these groups and the fewest others."""
+    wanted = set(groups)
+    return min((name for name in programs() if groups_of(name) >= wanted), key=lambda name: len(groups_of(name)))
+
+
+@cache
+def groups_of(program: str) -> set[str]:
+    return {group.name for group in read_program(program).groups}
+
+
+def compositions() -> list[tuple[tuple[str, str], ...]]:
+    """Groups and options such that each option is in one; those of different groups together, since composing is slow.
+
+    Options that choose options of other groups, or need some, are alone.
+    """
+    rows: dict[int, list[tuple[str, str]]] = {}
+    for group in TOGETHER:
+        for index, option in enumerate(option for other, option in OPTIONS if other == group):
+            rows.setdefault(index, []).append((group, option))
+    alone = [(choice,) for choice in OPTIONS if choice[0] not in TOGETHER]
+    return [*map(tuple, rows.values()), *alone]
 
 
 def package_of(file: Path) -> str:
@@ -75,21 +101,10 @@ def test_the_defaults_compose(program: str) -> None:
     assert cfg.debug is False
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -> None:
-    file = conf_dir() / group / f"{option}.yaml"
-    package = package_of(file)
-    program = program_with(group)
-    chosen = composed(f"{group}={option}", program=program)
-    written = read_yaml(file)
-    written.pop("defaults", None)
-    if package == "model" and written.get("d_ff", 0) is None:
-        written["d_ff"] = 4 * written["d_model"]
-    if package == "optimizer" and written["lr"] is None:
-        del written["lr"]  # filled in by a rule: test_learning_rates.py
-    node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
-    other = [key for key, value in flatten(written) if value != "???" and OmegaConf.select(node, key) != value]
-    assert other == []
+@pytest.mark.parametrize("choices", compositions(), ids=lambda choices: " ".join(map("=".join, choices)))
+def test_every_option_composes_and_is_what_was_chosen(choices: tuple[tuple[str, str], ...]) -> None:
+    program = program_with(group for group, _ in choices)
+    chosen = composed(*map("=".join, choices), program=program)
     # all parameters are keyword-only and named, so that unknown keys are found without building anything
     for path, described in walk_nodes(plain(chosen), ""):
         target = described["_target_"]
@@ -97,17 +112,32 @@ def test_every_option_composes_and_is_what_was_chosen(group: str, option: str) -
         assert parameters is not None, f"{target} takes anything"
         given = [p for name, p in parameters.items() if name not in ("params", "model")]  # passed by the program
         assert all(p.kind is p.KEYWORD_ONLY for p in given), target
-    if "_target_" in node:
-        with open_dict(node), pytest.raises(UserError, match="unknown key") as refused:
-            node.no_such_key = 1
-            check(chosen, schema.SCHEMAS[program])
-        assert refused.value.key == f"{package}.no_such_key"
+    for group, option in choices:
+        file = conf_dir() / group / f"{option}.yaml"
+        package = package_of(file)
+        written = read_yaml(file)
+        written.pop("defaults", None)
+        if package == "model" and written.get("d_ff", 0) is None:
+            written["d_ff"] = 4 * written["d_model"]
+        if package == "optimizer" and written["lr"] is None:
+            del written["lr"]  # filled in by a rule: test_learning_rates.py
+        node = chosen if package == "_global_" else OmegaConf.select(chosen, package)
+        other = [key for key, value in flatten(written) if value != "???" and OmegaConf.select(node, key) != value]
+        assert other == []
+        if "_target_" in node:
+            with open_dict(node):
+                node.no_such_key = 1
+                with pytest.raises(UserError, match="unknown key") as refused:
+                    check(chosen, schema.SCHEMAS[program])
+                del node.no_such_key
+            assert refused.value.key == f"{package}.no_such_key"
 
 
 @pytest.mark.parametrize("model", [option for group, option in OPTIONS if group == "model"])
+@pytest.mark.every(3)
 def test_the_command_line_overrides_the_tokenizer_of_a_model_size(model: str) -> None:
     chosen = tinyllm.compose("tokenizer=char", f"model={model}")
-    assert plain(chosen.tokenizer) == plain(tinyllm.compose("model=nano", "tokenizer=char").tokenizer)
+    assert plain(chosen.tokenizer) == plain(tinyllm.compose("tokenizer=char", program="prepare").tokenizer)
     assert chosen.tokenizer._target_.endswith(".CharTrainer") and "vocab_size" not in chosen.tokenizer
 
 
@@ -131,6 +161,7 @@ def test_choosing_a_model_keeps_the_attention() -> None:
 
 
 @pytest.mark.parametrize("experiment", [option for group, option in OPTIONS if group == "experiment"])
+@pytest.mark.every(3)
 def test_the_command_line_overrides_an_experiment(experiment: str) -> None:
     recipe = composed(f"experiment={experiment}")
     other = composed(

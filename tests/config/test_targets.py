@@ -133,6 +133,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("target", ["os.system", "torch.load", "tinyllm.runs.directory.subprocess.run"])
 @pytest.mark.parametrize("node", ["model", "block"])
+@pytest.mark.every(3)
 def test_a_hostile_target_in_a_checkpoint_is_refused(target: str, node: str, trained: Path, place: Path) -> None:
     run = place / "run"
     shutil.copytree(trained, run)

@@ -126,6 +126,7 @@ def test_numbers_in_lists_and_unions_are_converted() -> None:
         ("seed", "7", 7),
     ],
 )
+@pytest.mark.every(3)
 def test_values_from_the_environment_are_converted(
     key: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:

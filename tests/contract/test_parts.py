@@ -213,6 +213,7 @@ def test_cache_bytes_equal_the_size_of_the_buffers(choice: Choice) -> None:
 COMPILED = [choice for choice in EVERYDAY if choice.pos == "rope"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning:torch", "ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("choice", params(sorted(EVERYDAY), sorted(COMPILED)[::8]))
 def test_compiled_with_the_eager_backend(choice: Choice) -> None:

@@ -65,6 +65,7 @@ def bpe() -> BPETrainer:
 
 
 @pytest.mark.parametrize("stage", ["reading", "learning the vocabulary", "tokenizing"])
+@pytest.mark.every(3)
 def test_killed_while_preparing(text: Path, tmp_path: Path, stage: str) -> None:
     """No partial cache is used, nothing is left behind, and the result equals that of an undisturbed run."""
     killed = start(text, tmp_path / "cache", kill_at=stage)

@@ -118,6 +118,7 @@ def saved(value: object) -> bytes:
 
 
 @pytest.mark.parametrize("name", FORGED)
+@pytest.mark.every(3)
 def test_forged_tensors(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, make = FORGED[name]
     file = forge(run, target, make())

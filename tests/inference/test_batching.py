@@ -73,6 +73,7 @@ def mixed_requests(count: int, *, seed: int) -> list[tuple[str, Request]]:
 def test_the_text_of_a_request_is_that_of_generate_whoever_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampled, with stop strings, penalties and several samples; short prompts read whole, others in pieces."""
     monkeypatch.setattr(batching, "PREFILL_TOKENS", 6)
+    monkeypatch.setattr(batching, "MOST_ROWS", 1)
     model = model_of("attn=gqa", "model.block.attn.window=7", "model.short_conv=2")
     mixed = mixed_requests(14, seed=3)
     found = run(engine_of(model), [request for _, request in mixed])
@@ -96,8 +97,9 @@ def test_the_text_of_a_request_is_that_of_generate_whoever_else_is_there(monkeyp
     "choice",
     [pytest.param(one, id=str(one), marks=() if not at % 12 else pytest.mark.slow) for at, one in enumerate(KINDS)],
 )
-def test_greedy_tokens_of_32_requests_are_those_of_each_alone(choice: Choice) -> None:
+def test_greedy_tokens_of_32_requests_are_those_of_each_alone(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against one forward pass over each whole sequence, for every attention × window × mixture."""
+    monkeypatch.setattr(batching, "MOST_ROWS", 2)  # prompts from 3 tokens are read together
     model = built(choice, init_std=0.5).eval()
     numbers = random.Random(2)
     requests = []
@@ -184,6 +186,28 @@ def test_others_go_on_while_a_long_prompt_is_read(monkeypatch: pytest.MonkeyPatc
     steps = [[piece.job for piece in engine.step()] for _ in range(6)]
     assert all(first in jobs for jobs in steps)
     assert [second in jobs for jobs in steps].index(True) == 3  # 16 tokens, 4 a step
+
+
+def test_waiting_prompts_of_like_lengths_are_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batching, "MOST_ROWS", 2)
+    monkeypatch.setattr(batching, "PREFILL_TOKENS", 20)
+    engine = engine_of(model_of("attn=gqa"), max_batch=8)
+    prompts = ["abcd", "abc", "dcba", "abcdefgh", "ab", "hgfedc", "abcdef", "hhgfed"]
+    requests = [asked(prompt, logprobs=0, prompt_logprobs=True, max_new_tokens=5) for prompt in prompts]
+    jobs = [engine.submit(request) for request in requests]
+    read: list[tuple[int, ...]] = []
+    engine.batch.model.register_forward_pre_hook(lambda _, args: read.append(tuple(args[0].shape)))
+    pieces = []
+    while engine.has_work:
+        pieces += engine.step()
+    assert [shape for shape in read if shape[1] > 1] == [(3, 4), (1, 8), (1, 2), (3, 6)]
+    for prompt, request, job in zip(prompts, requests, jobs, strict=True):
+        own = [piece for piece in pieces if piece.job is job]
+        expected = generate_batch(engine.batch.model, LETTERS, [prompt], max_new_tokens=5, sampling=GREEDY)
+        assert texts(own) == expected[0] and len(job.prompt_logprobs) == len(request.ids)
+        alone = run(engine_of(engine.batch.model), [request])[0][0].job.prompt_logprobs
+        for one, other in zip(job.prompt_logprobs[1:], alone[1:], strict=True):
+            assert one is not None and other is not None and one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 def test_what_can_never_be_served_is_refused_and_samples_wait_for_room_together() -> None:

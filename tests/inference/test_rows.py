@@ -92,6 +92,33 @@ def test_with_our_kernels_the_bits_of_a_row_do_not_depend_on_the_others(settings
         assert forced([member])[0].equal(together[member])
 
 
+@pytest.mark.parametrize("settings", [("attn=gqa",), ("attn=mla", "moe=aux_free"), ("pos=learned", "ffn=glu")])
+def test_prompts_read_in_one_pass_go_on_as_if_read_alone(settings: tuple[str, ...]) -> None:
+    model = small(*settings, init_std=0.5).eval()
+    batch: RowBatch[int] = RowBatch(model, n_slots=4, max_len=CONTEXT)
+    batch.read(batch.join(0), [1, 2])
+    prompts = [[3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17, 18]]
+    assert batch.can_read_together(7)
+    for row in (1, 2, 3):
+        batch.join(row)
+    together = batch.read_together(1, prompts)
+    assert [batch.length(row) for row in range(4)] == [2, 4, 7, 5]
+    stepped = torch.stack([batch.step([ids, ids + 1, ids, ids]) for ids in (19, 21)], 1)
+    for row, prompt in enumerate(prompts, start=1):
+        ids = [19 + (row == 1), 21 + (row == 1)]
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt + ids]))[0]
+        torch.testing.assert_close(together[row - 1], expected[: len(prompt)], rtol=1e-5, atol=1e-5)
+        logits = batch.logits(expected[len(prompt) :])
+        torch.testing.assert_close(stepped[row], logits, rtol=1e-5, atol=float(1e-5 * logits.abs().max()))
+
+
+def test_prompts_are_not_read_in_one_pass_where_filling_would_be_remembered() -> None:
+    for settings, most in ((("model.block.attn.window=3",), 3), (("model.short_conv=2",), 0)):
+        batch: RowBatch[int] = RowBatch(small(*settings).eval(), n_slots=2, max_len=CONTEXT)
+        assert [batch.can_read_together(length) for length in (most, most + 1)] == [most > 0, False]
+
+
 def test_a_copied_row_goes_on_as_its_source_and_slots_are_limited() -> None:
     model = small("attn=gqa", "model.block.attn.window=3", "model.short_conv=2").eval()
     batch: RowBatch[str] = RowBatch(model, n_slots=3, max_len=CONTEXT)

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.support import hub
+from tests.support.options import described
+from tinyllm.config.build import build
 from tinyllm.config.compose import compose
 from tinyllm.errors import UserError
 from tinyllm.interop.architecture import architecture_of, settings_of
@@ -17,15 +19,15 @@ from tinyllm.interop.family import REQUIRED, Family
 from tinyllm.programs.builders import build_model
 
 LLAMA = ("ffn=swiglu",)
-SMALL = ("model.d_model=16", "model.n_layers=2", "model.n_heads=2")
+SMALL = ("model.d_model=16", "model.n_layers=2", "model.n_heads=2", "model.d_ff=64")
 GPT2 = ("pos=learned", "norm=layernorm", "model.bias=true", "ffn=mlp")
 DEEPSEEK = ("attn=mla", "ffn=swiglu", "moe=aux_free")
 MIXTRAL = ("ffn=swiglu", "moe=aux_loss", "model.block.moe.n_shared=0", "model.block.moe.n_active=2")
 
 
 def built(*overrides: str) -> Any:
-    cfg = compose(*SMALL, *overrides)
-    return build_model(cfg, vocab_size=30, seed=0, device=torch.device("meta"), allow=frozenset())
+    with torch.device("meta"):
+        return build(described((*SMALL, *overrides)), path="model", vocab_size=30)
 
 
 FITTING = {

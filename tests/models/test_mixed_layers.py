@@ -165,6 +165,7 @@ def test_the_saved_configuration_is_self_contained(run: tuple[Path, list[str]]) 
     ],
     ids=["kind", "pattern", "layers"],
 )
+@pytest.mark.every(3)
 def test_different_layers_cannot_be_resumed(
     run: tuple[Path, list[str]], change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Matrices stored for inference, and the kernels that multiply with them."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -142,10 +143,10 @@ def test_kernels_are_built_once(kernels: DecodeKernels, own_token_cache: Path, m
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs the right to give files away")
 @pytest.mark.parametrize("planted", ["owner", "mode", "link", "folder"])
-def test_code_that_others_can_have_written_is_not_loaded(kernels: DecodeKernels, planted: str, tmp_path: Path) -> None:
-    module.decode_kernels.cache_clear()
-    folder = tmp_path / "kernels"
-    module.decode_kernels(folder)
+def test_code_that_others_can_have_written_is_not_loaded(
+    kernels: DecodeKernels, planted: str, own_token_cache: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(own_token_cache / "kernels", tmp_path / "kernels"))
     (file,) = folder.iterdir()
     if planted == "owner":
         os.chown(file, 12345, 12345)
@@ -156,6 +157,5 @@ def test_code_that_others_can_have_written_is_not_loaded(kernels: DecodeKernels,
         file.symlink_to(tmp_path / "elsewhere.so")
     else:
         folder.chmod(0o777)
-    module.decode_kernels.cache_clear()
     with pytest.raises(KernelsUnavailable, match="others can write"):
         module.decode_kernels(folder)

@@ -243,7 +243,7 @@ TABLE = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if place % 6 else []) for place, name in enumerate(TABLE)]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if place % 12 else []) for place, name in enumerate(TABLE)]
 )
 def test_a_mistake_is_one_line_and_creates_nothing(name: str, call: Call, inputs: Path) -> None:
     case = TABLE[name]

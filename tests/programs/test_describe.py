@@ -133,6 +133,7 @@ def test_vs_shows_two_compositions_and_their_ratios(capsys: pytest.CaptureFixtur
         ("", "empty string (vs=)"),
     ],
 )  # fmt: skip
+@pytest.mark.every(3)
 def test_an_error_in_vs_names_vs(vs: str, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     with (
         mock.patch.object(sys, "argv", ["tinyllm", f"vs={vs}"]),

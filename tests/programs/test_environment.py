@@ -78,6 +78,7 @@ def test_a_world_size_without_launcher_names_what_is_missing(call: Call) -> None
     [(value, False) for value in ("", "0", "false", "False", "no", "off")]
     + [(value, True) for value in ("1", "true", "yes")],
 )
+@pytest.mark.every(4)
 def test_tracebacks_are_shown_on_request(value: str, shown: bool, call: Call) -> None:
     assert ("Traceback" in call("train", "trainer.max_steps=-1", HYDRA_FULL_ERROR=value).err) == shown
     answer = call("train", "trainer.max_steps=-1", f"debug={value or 'false'}")

@@ -173,6 +173,7 @@ def test_interactive_reads_prompts_from_a_pipe(
         (("interactive=true", "--json"), "interactive=true"),
     ],
 )
+@pytest.mark.every(4)
 def test_mistakes_are_one_line(
     cli: Callable[..., Answer], tiny_run: Path, arguments: tuple[str, ...], expected: str
 ) -> None:

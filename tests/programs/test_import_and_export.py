@@ -131,6 +131,7 @@ def count(place: Path) -> int:
         ("generate", ["run={place}/wrong"], "error: tinyllm cannot express this model (model_type=bert, {place}/wrong"),
     ],
 )
+@pytest.mark.every(4)
 def test_mistakes_are_one_line(program: str, arguments: list[str], said: str, place: Path, call: Any) -> None:
     (place / "wrong").mkdir(exist_ok=True)
     (place / "wrong" / "config.json").write_text('{"model_type": "bert"}')

@@ -81,6 +81,7 @@ def edit(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
         ("run", lambda run: next(run.glob("checkpoints/step-000006/state*")).write_bytes(b"no"), "checkpoint damaged"),
     ],
 )
+@pytest.mark.every(4)
 def test_a_run_that_cannot_be_repeated_is_refused_in_one_line(
     made: Path,
     tmp_path: Path,

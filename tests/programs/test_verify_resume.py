@@ -81,6 +81,7 @@ def test_unquoted_settings_are_the_typed_ones(text: str) -> None:
         ),
     ],
 )
+@pytest.mark.every(3)
 def test_wrong_settings_are_one_line(settings: tuple[str, ...], message: str, call: Call) -> None:
     answer = call("verify_resume", *settings)
     assert answer.code == 2 and message in answer.err and len(answer.err.splitlines()) == 1

@@ -1,16 +1,13 @@
 """Small models of every kind the shipped configuration has, and a tokenizer without a file."""
 
-from functools import cache
 from typing import Any
 
 import torch
 
-import tinyllm
-from tests.support.options import SAME_ROTATION
+from tests.support.options import SAME_ROTATION, described
 from tinyllm.config.build import build
 from tinyllm.config.option_files import conf_dir
 from tinyllm.models.transformer import Transformer
-from tinyllm.programs.builders import plain
 
 
 def options(group: str) -> list[str]:
@@ -18,11 +15,9 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if path.stem not in SAME_ROTATION)
 
 
-@cache
 def model_node(*overrides: str) -> dict[str, Any]:
     """The configuration of a model of two layers, as plain containers."""
-    shape = ("d_model=32", "n_layers=2", "n_heads=4", "d_ff=48", "init_std=0.3")
-    return plain(tinyllm.compose("model=nano", *overrides, *(f"model.{one}" for one in shape)).model)
+    return described(overrides) | {"d_model": 32, "n_layers": 2, "n_heads": 4, "d_ff": 48, "init_std": 0.3}
 
 
 def tiny_model(*overrides: str, vocab_size: int = 17, max_seq_len: int = 12, seed: int = 0) -> Transformer:

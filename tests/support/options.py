@@ -6,6 +6,7 @@ position and window, and every pair of any two choices.
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from functools import cache
 from itertools import combinations, product
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import tinyllm
 from tinyllm.config.build import build
@@ -62,14 +64,48 @@ def distinct(group: str) -> list[str]:
     """The options of a group without aliases, which compose to the same node."""
     found: dict[str, str] = {}
     for name in options(group):
-        found.setdefault(repr(at(node((f"{group}={name}",)), PLACES[group])), name)
+        found.setdefault(repr(part(group, name)), name)
     return list(found.values())
+
+
+@cache
+def part(group: str, name: str) -> Any:
+    """The node that an option fills.
+
+    Options of different groups are composed together, the first with the first and so on: a composition takes long, and
+    none of them changes the node of another.
+    """
+    index = options(group).index(name)
+    chosen = {other: options(other)[index % len(options(other))] for other in PARTS}
+    return at(node(tuple(f"{other}={option}" for other, option in chosen.items())), PLACES[group])
 
 
 @cache
 def node(overrides: tuple[str, ...], config_dir: Path | None = None) -> dict[str, Any]:
     """The model node of a composition, as plain containers."""
     return plain(tinyllm.compose(*overrides, config_dir=config_dir).model)
+
+
+@cache
+def described(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The same node without a composition of its own where parts and keys of the model are all that is set."""
+    names, keys = {}, {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in PARTS:
+            names[key] = value
+        elif key.startswith("model."):
+            keys[key] = OverridesParser.create().parse_override(override).value()
+        else:
+            return node(overrides)
+    content = deepcopy(assembled(node(()), **names))
+    for key, value in keys.items():
+        *path, last = key.split(".")[1:]
+        place = at(content, path)
+        if last not in place:
+            return node(overrides)  # which says what is wrong
+        place[last] = value
+    return content
 
 
 def at(content: dict[str, Any], path: Iterable[str]) -> Any:
@@ -83,11 +119,10 @@ def assembled(base: dict[str, Any], **names: str) -> dict[str, Any]:
     block = dict(base["block"])
     outside = {}
     for group, name in names.items():
-        part = at(node((f"{group}={name}",)), PLACES[group])
         if PLACES[group][0] == "block":
-            block[group] = dict(part)
+            block[group] = dict(part(group, name))
         else:
-            outside[group] = part
+            outside[group] = part(group, name)
     return base | {"block": block} | outside
 
 
@@ -95,7 +130,8 @@ def small(*overrides: str, config_dir: Path | None = None, seed: int = 0, **chan
     """A model of two layers of width 32, with weights large enough that every part matters."""
     allow = options_of(config_dir) if config_dir else frozenset()
     torch.manual_seed(seed)
-    built = build(node(("model=nano", *overrides), config_dir) | SHAPE | changes, path="model", allow=allow)
+    content = node(overrides, config_dir) if config_dir else described(overrides)
+    built = build(content | SHAPE | changes, path="model", allow=allow)
     assert isinstance(built, Transformer)
     return built
 

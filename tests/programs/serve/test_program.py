@@ -35,6 +35,7 @@ from tests.support.training_runs import SMALL, train
         (("runs={a:none}", "serve.port=0"), "none", ""),
     ],
 )
+@pytest.mark.every(4)
 def test_what_cannot_be_served_is_refused_in_one_line(
     call: Call, arguments: tuple[str, ...], where: str, hint: str
 ) -> None:

@@ -188,6 +188,7 @@ MORE_BAD = [
 @pytest.mark.parametrize(
     ("settings", "message"), [*BAD, *(pytest.param(*one, marks=pytest.mark.slow) for one in MORE_BAD)]
 )
+@pytest.mark.every(2)
 def test_bad_input_is_one_line_and_creates_nothing(
     settings: tuple[str, ...], message: str, compare: Compare, tmp_path: Path, started: list[str]
 ) -> None:

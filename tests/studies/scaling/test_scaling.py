@@ -255,6 +255,7 @@ def test_settings_that_the_study_refuses(keys: dict[str, Any], typed: tuple[str,
          "the budget is too small (scaling.budgets=100000)"),
     ],
 )  # fmt: skip
+@pytest.mark.every(2)
 def test_mistakes_are_one_line(settings: tuple[str, ...], said: str, tmp_path: Path, call: Call) -> None:
     text = write_corpus(tmp_path / "words.txt")
     answer = call("scaling", *TINY, "dataset=text", f"dataset.path={text}", *settings)

@@ -94,6 +94,7 @@ def test_stopped_jobs_are_continued_before_new_ones_start(call: Call, corpus: li
         ("seed=1,2 run.dir=x", "not allowed in a multirun (run.dir=x)"),
     ],
 )
+@pytest.mark.every(4)
 def test_an_invalid_search_is_one_line_and_creates_nothing(
     call: Call, corpus: list[str], arguments: str, line: str
 ) -> None:

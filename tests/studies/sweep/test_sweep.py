@@ -162,6 +162,7 @@ def test_a_job_that_does_not_compose_fails_alone(call: Call, corpus: str) -> Non
         ),
     ],
 )
+@pytest.mark.every(4)
 def test_an_invalid_sweep_is_one_line_and_creates_nothing(
     call: Call, corpus: str, tmp_path: Path, arguments: str, line: str
 ) -> None:
