@@ -12,7 +12,6 @@ the median and the 95th percentile of the time to the first token of streams. Ne
 import argparse
 import http.client
 import json
-import os
 import random
 import socket
 import subprocess
@@ -41,7 +40,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, __file__, *sys.argv[1:], "--port", str(port)]
-    with subprocess.Popen(command, env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}) as server:
+    with subprocess.Popen(command) as server:
         try:
             measure(options, port)
         finally:
@@ -146,7 +145,7 @@ def serve(options: argparse.Namespace) -> None:
     from tinyllm.programs.builders import build_model
     from tinyllm.programs.serve.app import create_app
     from tinyllm.programs.serve.metrics import Metrics
-    from tinyllm.programs.serve.program import run_server
+    from tinyllm.programs.serve.program import limit_threads, run_server
     from tinyllm.programs.serve.served import ServedModel
     from tinyllm.programs.serve.worker import Worker
     from tinyllm.tokenizers.ids import IdsTokenizer
@@ -155,6 +154,7 @@ def serve(options: argparse.Namespace) -> None:
     size = VOCABULARY[options.shape]
     cfg = tinyllm.compose(f"model={options.shape}", "tokenizer=byte")
     model: Any = build_model(cfg, vocab_size=size, seed=0, device=torch.device("cpu"), allow=frozenset()).eval()
+    weight_bytes = sum(parameter.nbytes for parameter in model.parameters())
     model.for_inference(torch.float32, kernels=decode_kernels(cache_root() / "kernels"))
     tokenizer = IdsTokenizer(vocab_size=size)
     texts = [" ".join(map(str, prompt)) for prompt in prompts_of(options, 4)]
@@ -167,7 +167,8 @@ def serve(options: argparse.Namespace) -> None:
     metrics = Metrics()
     engine = Engine(model, tokenizer, max_batch=options.clients, max_len=options.prompt + options.new)
     worker = Worker([engine], metrics, max_waiting=1000)
-    served = ServedModel(name=NAME, engine=engine)
+    served = ServedModel(name=NAME, engine=engine, weight_bytes=weight_bytes)
+    limit_threads([served], model.device)
     app = create_app([served], worker, metrics, api_key=None, max_body_bytes=10**6)
     run_server(app, listen("127.0.0.1", options.port), worker, grace_s=1)
 

@@ -93,6 +93,33 @@ class RowBatch(Generic[Member]):
             hidden_1TD: Tensor = self.model(ids_1T, cache=self.cache.rows(row, row + 1))
         return hidden_1TD[0]
 
+    def can_read_together(self, length: int) -> bool:
+        """Whether :meth:`read_together` takes prompts of up to ``length`` tokens.
+
+        Not if a window has fewer slots, since the filling would overwrite what it still shows, and not with short
+        convolutions, which remember the last tokens whatever they are.
+        """
+        return all(not layer.recent and length <= layer.n_slots for layer in self.cache.layers)
+
+    @torch.no_grad()
+    def read_together(self, first: int, prompts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Read the prompts of several empty rows, first … first+n−1, in one pass.
+
+        Shorter ones are filled up with tokens that no row sees: those that follow overwrite them.
+
+        Returns:
+            Of each prompt the hidden states (T, D), as :meth:`read` gives them.
+        """
+        lengths = [len(ids) for ids in prompts]
+        ids_NT = torch.zeros(len(prompts), max(lengths), dtype=torch.long)
+        for row, ids in enumerate(prompts):
+            ids_NT[row, : len(ids)] = torch.tensor(list(ids))
+        rows = self.cache.rows(first, first + len(prompts))
+        with self.autocast():
+            hidden_NTD: Tensor = self.model(ids_NT.to(self.model.device), cache=rows)
+        rows.lengths_B.copy_(torch.tensor(lengths))
+        return [hidden_TD[:length] for hidden_TD, length in zip(hidden_NTD, lengths, strict=True)]
+
     @torch.no_grad()
     def step(self, ids: Sequence[int]) -> Tensor:
         """Append a token to each of the first B rows; the logits (B, V) of the tokens that follow."""

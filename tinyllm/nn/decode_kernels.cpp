@@ -156,15 +156,20 @@ inline void dot(const T *w, const X *x, long n_in, float *results) {
     }
 }
 
-// Below this many bytes of weights, waking the other threads takes longer than multiplying.
-constexpr long SERIAL_BYTES = 1 << 16;
+// Below both of these, one thread computes the product. Others would gain a few microseconds while the machine is idle,
+// and cost more than the product itself while it is not: they wait for each other at every one of them.
+constexpr long SERIAL_BYTES = 1 << 19, SERIAL_PRODUCTS = 1 << 21;
+
+inline int threads_for(long bytes, long products, int threads) {
+    return bytes < SERIAL_BYTES && products < SERIAL_PRODUCTS ? 1 : threads;
+}
 // As many rows of the input as there are registers for their sums.
 constexpr int MOST_ROWS = LANES == 16 ? 4 : 2;
 
 template <class T, class X, class Y>
 void linear(const T *w, const float *scale, const float *bias, const X *x, Y *y, long n_rows, long n_out, long n_in,
             int threads) {
-    if (n_out * n_in * static_cast<long>(sizeof(T)) < SERIAL_BYTES) threads = 1;
+    threads = threads_for(n_out * n_in * static_cast<long>(sizeof(T)), n_rows * n_out * n_in, threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (long o = 0; o < n_out; o++) {
         const T *row = w + o * n_in;
@@ -192,6 +197,8 @@ template <class T>
 void attend(const T *q, const T *k, const T *v, T *out, const int64_t *first_keys, const Sizes &n,
             const Strides &k_strides, const Strides &v_strides, float scale, int threads) {
     const long D = n.key_size, E = n.value_size;
+    const long read = n.batch * n.key_heads * n.keys * (D + E) * static_cast<long>(sizeof(T));
+    threads = threads_for(read, n.batch * n.heads * n.keys * (D + E), threads);
 // dynamic: rows may see different numbers of keys
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (long bh = 0; bh < n.batch * n.heads; bh++) {
@@ -249,7 +256,7 @@ void linear(const int8_t *w, const float *scale, const float *bias, const uint16
             low[i] = static_cast<uint8_t>(value & 255);
         }
     }
-    if (n_out * n_in < SERIAL_BYTES) threads = 1;
+    threads = threads_for(n_out * n_in, n_rows * n_out * n_in, threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (long o = 0; o < n_out; o++) {
         const int8_t *row = w + o * n_in;

@@ -42,6 +42,7 @@ class ServedModel:
         created: when its weights were saved, in seconds since 1970.
         template: its chat template; None: it has none.
         why_no_chat: the reason, for clients that ask for chat.
+        weight_bytes: bytes of its weights in fp32.
     """
 
     name: str
@@ -51,6 +52,7 @@ class ServedModel:
     created: int = 0
     template: ChatTemplate | None = None
     why_no_chat: str = "the model was trained without a chat template"
+    weight_bytes: int = 0
 
     @property
     def tokenizer(self) -> Any:
