@@ -73,6 +73,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "html": b"<html>404</html>",
             }
             path.write_bytes(damaged[name])
+    shutil.copytree(place / "run", place / "talking")
+    for checkpoint in (place / "talking" / "checkpoints").glob("step-*"):
+        (checkpoint / "chat_template.jinja").write_text(said)
     (place / "other_project").mkdir()
     (place / "other_project" / "model.pt").write_bytes(b"PK")
     return place

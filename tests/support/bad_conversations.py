@@ -10,6 +10,7 @@ WRONG_CONVERSATIONS: dict[str, Any] = {
     "twice": {"messages": [ASKED, ASKED]},
     "role": {"messages": [ASKED | {"role": "bot"}]},
     "unanswered": {"messages": [ASKED]},
+    "empty_question": {"messages": [ASKED | {"content": " "}, SAID]},
     "empty": {"messages": [ASKED, SAID | {"content": ""}]},
     "picture": {"messages": [ASKED, SAID | {"content": [{"type": "image_url"}]}]},
     "result": {"messages": [ASKED, {"role": "tool", "content": "1"}, SAID]},
@@ -35,6 +36,7 @@ CONVERSATIONS = {
     "an unknown role": bad_chat("role", "role.jsonl:1 message 1", "one of system, user, assistant, tool"),
     "a question without an answer": bad_chat("unanswered", "unanswered.jsonl:1", "leave it out"),
     "an empty answer": bad_chat("empty", "empty.jsonl:1 message 2", "leave the message out"),
+    "an empty question": bad_chat("empty_question", "empty_question.jsonl:1 message 1", "leave the message out"),
     "an answer that is no text": bad_chat("picture", "picture.jsonl:1 message 2", "only text"),
     "a result that nobody asked for": bad_chat("result", "result.jsonl:1 message 2", "no tool_calls left"),
     "a call of another tool": bad_chat("tool", "tool.jsonl:1 message 2", "`tools` lists search"),
@@ -73,5 +75,8 @@ CONVERSATIONS = {
         "changing.jinja", "chat_template.path=IN/changing.jinja", "not the beginning"
     ),
     "a template that is not there": bad_template("no.jinja", "chat_template.path=IN/no.jinja", "Jinja"),
+    "a template that is not that of the weights": bad(
+        "dataset=chat dataset.path=IN/chats.jsonl init_from=IN/talking", "init_from=IN/talking", "chat_template.path="
+    ),
     "chat with a model of texts": bad("run=IN/run", "run=", "dataset=chat", program="chat", base=False),
 }

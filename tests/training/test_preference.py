@@ -68,7 +68,7 @@ def test_loss_and_gradient_equal_the_formula(name: str) -> None:
     """Over padded rows of unequal lengths, with a reference that is not the policy."""
     make, formula = CASES[name]
     model, split = tiny_model(), random_pairs(5)
-    objective, batch = make(model), split.batch(np.arange(5))
+    objective, batch = make(model), split.batch(np.arange(5), seq_len=100)
     objective.reference = torch.linspace(-9, -3, 10).view(5, 2)
     losses = []
     for pair in range(5):
@@ -142,14 +142,14 @@ def test_two_ranks_evaluate_and_read_what_one_does() -> None:
 def test_a_forward_pass_before_the_reference_was_read_is_refused(name: str) -> None:
     objective = CASES[name][0](tiny_model())
     with pytest.raises(AssertionError, match="before the first step"):
-        objective(random_pairs(2).batch(np.arange(2)))
+        objective(random_pairs(2).batch(np.arange(2), seq_len=100))
     assert objective(objective.example(sequences=2, length=4)).total.isfinite()
 
 
 def test_prompts_and_padding_have_no_targets() -> None:
     """The targets are exactly the answers' tokens, whatever the rows are padded to."""
     split = random_pairs(7)
-    batch = split.batch(np.arange(7))
+    batch = split.batch(np.arange(7), seq_len=100)
     assert batch.counted == int(split.is_target.sum())
     for row in range(14):
         span = slice(split.starts[row], split.starts[row + 1])

@@ -15,6 +15,10 @@ TOKENS, PAIRS, PROMPTS = "tokens", "pairs", "prompts"
 """What a data set gives, and an objective reads: sequences with targets, pairs of answers, or prompts to answer."""
 PAIR = "pair"
 """Name of the extra tensor (B,) that numbers the pairs of a batch within the data set; their rows are 2B."""
+ALIGN = 8
+"""Batches are padded to a multiple of this many tokens."""
+SHAPES = 16
+"""Lengths of rows, from 0 to a power of two, in equal steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,3 +92,17 @@ class WindowSource(Protocol):
 
     def batch(self, samples: np.ndarray) -> Batch:
         """The samples of these numbers (int64 ≥ 0, unbounded), one sequence each, on the CPU."""
+
+
+def row_length(length: int, most: int | None) -> int:
+    """The tokens of the rows of a batch whose longest conversation or answer has ``length`` inputs.
+
+    They are rounded up so that there are few different shapes, for which the allocator would keep memory each: to
+    ``ALIGN``, and to an eighth of the power of two below.
+
+    Args:
+        most: a row is not longer; None: there is no limit.
+    """
+    step = max(ALIGN, (1 << (length - 1).bit_length()) // SHAPES)
+    rounded = -(-length // step) * step
+    return rounded if most is None else min(rounded, most)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.chats import record, write_records
+from tinyllm.data.batch import row_length
 from tinyllm.data.chat.corpus import ConversationCorpus, key_of
 from tinyllm.data.chat.rows import BUNDLE, ConversationData, ConversationSource
 from tinyllm.data.chat.template import ChatTemplate, Roles
@@ -63,7 +64,7 @@ def test_given_validation_leaves_its_prompts_out_of_training(tmp_path: Path) -> 
 def test_rows_are_the_rendered_conversations_shifted_once(data: ConversationData) -> None:
     split = data.train
     rows = np.array([3, 0, 7])
-    batch = split.batch(rows)
+    batch = split.batch(rows, seq_len=4000)
     assert batch.inputs.shape[1] % 8 == 0 and batch.counted == split.targets[rows].sum() > 0
     for row, inputs, targets in zip(rows, batch.inputs.numpy(), batch.targets.numpy(), strict=True):
         span = slice(split.starts[row], split.starts[row + 1])
@@ -75,6 +76,23 @@ def test_rows_are_the_rendered_conversations_shifted_once(data: ConversationData
         stop = data.tokenizer.special["<eos>"]
         assert targets[n - 1] == stop, "the stop token is a target"
         assert list(ids).count(data.tokenizer.special["<bos>"]) == 1
+
+
+def test_rows_have_few_lengths_and_none_beyond_the_context() -> None:
+    lengths = {length: row_length(length, 500) for length in range(1, 501)}
+    assert all(length <= row <= 500 for length, row in lengths.items())
+    assert all(row - length < max(8, length / 8) for length, row in lengths.items())
+    assert len(set(lengths.values())) == 32 and row_length(500, 500) == 500
+
+
+def test_a_context_that_is_no_multiple_of_eight_is_not_exceeded(data: ConversationData) -> None:
+    longest = int(data.val.lengths.max()) - 1
+    assert longest % 8, "else the rounding would not matter"
+    source = ConversationSource(data.train, seq_len=int(data.train.lengths.max()) - 1, seed=0)
+    batch = source.batch(np.arange(source.windows_per_epoch))
+    assert batch.inputs.shape[1] == source.seq_len
+    batches = list(data.val.eval_batches(seq_len=longest, batch_size=100))
+    assert [batch.inputs.shape[1] for batch in batches] == [longest]
 
 
 def test_each_conversation_once_per_epoch_in_bundles_of_like_length(data: ConversationData) -> None:
@@ -116,7 +134,7 @@ def test_evaluation_reads_every_target_once_and_counts_their_bytes(data: Convers
     assert split.eval_bytes(seq_len=4000) == sum(len(text.encode()) for text in texts)
     few = list(split.eval_batches(seq_len=4000, batch_size=3, max_tokens=2))
     assert sum(batch.sequences for batch in few) == 1
-    assert torch.equal(few[0].inputs, split.batch(np.array([0])).inputs)
+    assert torch.equal(few[0].inputs, split.batch(np.array([0]), seq_len=4000).inputs)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from tinyllm.data.batch import Batch, WindowSource
+from tinyllm.data.batch import Batch, WindowSource, row_length
 from tinyllm.data.chat.messages import Conversation
 from tinyllm.data.chat.template import ChatTemplate, Rendered
 from tinyllm.data.sample_span import SampleSpan
@@ -19,8 +19,6 @@ from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.tokenizers import Tokenizer
 
-ALIGN = 8
-"""Batches are padded to a multiple of this many tokens, so that there are few different shapes."""
 BUNDLE = 32
 """Conversations of like length that follow each other, so that little of a batch is padding."""
 POOL = 16 * BUNDLE
@@ -132,10 +130,13 @@ class ConversationSplit:
         ids = self.ids[span].astype(np.int64)
         return ids[:-1], np.where(self.is_target[span][1:], ids[1:], IGNORE)
 
-    def batch(self, rows: np.ndarray) -> Batch:
-        """These conversations, one a row, padded to the longest of them."""
-        length = int(self.lengths[rows].max()) - 1
-        shape = len(rows), max(1, -(-length // ALIGN)) * ALIGN
+    def batch(self, rows: np.ndarray, *, seq_len: int) -> Batch:
+        """These conversations, one a row, padded to the longest of them (see :func:`row_length`).
+
+        Args:
+            seq_len: inputs of the longest possible row.
+        """
+        shape = len(rows), row_length(int(self.lengths[rows].max()) - 1, seq_len)
         inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         for place, row in enumerate(rows):
             read, predicted = self.row(row)
@@ -154,7 +155,7 @@ class ConversationSplit:
         chosen = self.to_evaluate(seq_len, max_tokens)
         chosen = chosen[np.argsort(self.lengths[chosen], kind="stable")]
         for start in range(0, len(chosen), batch_size):
-            yield self.batch(chosen[start : start + batch_size])
+            yield self.batch(chosen[start : start + batch_size], seq_len=seq_len)
 
     def eval_bytes(self, *, seq_len: int, max_tokens: int | None = None) -> int:
         """UTF-8 bytes of the targets that :meth:`eval_batches` predicts; special tokens have none."""
@@ -181,7 +182,7 @@ class ConversationSource:
     """
 
     def __init__(self, split: ConversationSplit, *, seq_len: int, seed: int) -> None:
-        self.split, self.seed = split, seed
+        self.split, self.seq_len, self.seed = split, seq_len, seed
         self._rows = split.fitting(seq_len)
         self.windows_per_epoch = len(self._rows)
         self._orders: dict[int, np.ndarray] = {}
@@ -207,7 +208,7 @@ class ConversationSource:
 
     def batch(self, samples: np.ndarray) -> Batch:
         """A conversation per sample."""
-        return self.split.batch(self.rows(samples))
+        return self.split.batch(self.rows(samples), seq_len=self.seq_len)
 
     def _order(self, epoch: int) -> np.ndarray:
         """All conversations in the order of an epoch; that of the last two epochs is remembered."""

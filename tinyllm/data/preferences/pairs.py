@@ -9,16 +9,13 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import torch
 
-from tinyllm.data.batch import PAIR, Batch, WindowSource
+from tinyllm.data.batch import PAIR, Batch, WindowSource, row_length
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.token_data import OneSource
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
 from tinyllm.tokenizers import Tokenizer
-
-ALIGN = 8
-"""Batches are padded to a multiple of this many tokens, so that there are few different shapes."""
 
 
 class Answered(NamedTuple):
@@ -129,15 +126,14 @@ class PairSplit:
         return np.flatnonzero(~too_long)
 
     def batch(self, pairs: np.ndarray, *, seq_len: int | None = None) -> Batch:
-        """The rows of these pairs, given by number within this split, padded to the longest of them.
+        """The rows of these pairs, padded to the longest of them (see :func:`tinyllm.data.batch.row_length`).
 
         Args:
+            pairs: by number within this split.
             seq_len: inputs of the longest sequence, which no padding exceeds; None: there is no limit.
         """
         rows = np.stack([2 * pairs, 2 * pairs + 1], axis=1).ravel()
-        length = int(self.inputs[pairs].max())
-        padded = -(-length // ALIGN) * ALIGN
-        shape = len(rows), padded if seq_len is None else min(padded, seq_len)
+        shape = len(rows), row_length(int(self.inputs[pairs].max()), seq_len)
         inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         for place, row in enumerate(rows):
             span = slice(self.starts[row], self.starts[row + 1])
