@@ -185,6 +185,13 @@ DATA = {
     "a template for a mixture of texts": bad_mixture(
         A_B, "chat_template=chatml", "chat_template=ChatML", "choose dataset=chat"
     ),
+    "statistics of preferences": bad(
+        "dataset=preferences dataset.path=IN/pairs.jsonl --stats",
+        "stats=true",
+        "leave it out",
+        program="prepare",
+        base=False,
+    ),
     "a mixture of nothing": bad("dataset=mixture", "dataset.sources=???", "set it", base=False),
     "a mixture in a mixture": bad_mixture(
         'a:"dataset=mixture"', "", "dataset.sources.a=dataset=mixture", "do not nest"

@@ -6,11 +6,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
+from tinyllm.config.targets import resolve_target
+from tinyllm.data.batch import TOKENS
 from tinyllm.data.prepare import cache_root
 from tinyllm.data.run_data import RunData, n_tokens
 from tinyllm.data.statistics import as_json, statistics_of
 from tinyllm.errors import UserError
-from tinyllm.programs.builders import open_corpus, open_data
+from tinyllm.programs.builders import open_corpus, open_data, plain
 from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.data_statistics import show
 from tinyllm.programs.statistics_picture import check_picture, draw_statistics
@@ -30,6 +32,10 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
         hint = "documents are packed when training starts, the prepared data are the same; leave it out"
         raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
     refuse_start_early(cfg)
+    target = resolve_target(plain(cfg.dataset), path="dataset", extra=invocation.allow)
+    if cfg.stats and getattr(target, "gives", TOKENS) != TOKENS:
+        hint = "there are statistics of texts, token ids and conversations; leave it out"
+        raise UserError("no statistics of such data", key="stats", value=True, hint=hint)
     picture = check_picture(cfg.picture)
     data = open_data(*open_corpus(cfg, allow=invocation.allow), lines=not invocation.json)
     facts = {
