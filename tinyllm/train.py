@@ -2,7 +2,6 @@
 
 from tinyllm.config.cli.main import run
 from tinyllm.studies.sweep.job_run import sweep_jobs
-from tinyllm.utils.stop_signal import end_with_caller
 
 # A run in several processes is launched, and waited for, without loading torch.
 TASKS = "tinyllm.programs.launch:launched", "tinyllm.programs.train:train"
@@ -10,7 +9,6 @@ TASKS = "tinyllm.programs.launch:launched", "tinyllm.programs.train:train"
 
 def main() -> None:
     """Entry point of ``tinyllm-train``."""
-    end_with_caller()
     look_up = "tinyllm.programs.resume:look_up"
     run("train", *TASKS, rewrite_settings=look_up, rewrite_only_for="resume", jobs=sweep_jobs())
 

@@ -42,7 +42,9 @@ TOGETHER = (
 def composed(*overrides: str, **more: Any) -> DictConfig:
     """Compose, and set the keys that have no default."""
     needed = [
-        f"{group}.path=somewhere" for group in ("dataset", "tokenizer", "chat_template") if wants_path(group, overrides)
+        f"{group}.path=somewhere"
+        for group in ("dataset", "tokenizer", "chat_template", "recipe")
+        if wants_path(group, overrides)
     ]
     if any(one.startswith("chat_template=") for one in overrides):
         needed += ["dataset=chat", "dataset.path=somewhere"]

@@ -171,6 +171,7 @@ def _leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Key]:
             yield from _leaves(value, text, f"{path}.")
         else:
             default = text[value.start_mark.index : value.end_mark.index].strip()
+            default = "[…]" if "\n" in default else default  # a list over several lines
             yield Key(path=path, default=default, meaning=_comment(text, key, value))
 
 

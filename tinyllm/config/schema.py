@@ -230,6 +230,17 @@ class ScalingConfig(TrainConfig):
 
 
 @dataclass
+class PipelineConfig(TrainConfig):
+    """Root of ``conf/pipeline.yaml``."""
+
+    until: str | None = key(nonempty=True)
+    seeds: int = key(at_least=1, at_most=10**4)
+    dry_run: bool = key()
+    out: str | None = key(nonempty=True)
+    recipe: Any = MISSING
+
+
+@dataclass
 class ProbeConfig(TrainConfig):
     """Root of ``conf/probe.yaml``."""
 
@@ -271,6 +282,7 @@ SCHEMAS: dict[str, type] = {
     "compare": CompareConfig,
     "probe": ProbeConfig,
     "scaling": ScalingConfig,
+    "pipeline": PipelineConfig,
     "coord_check": CoordCheckConfig,
     "prepare": PrepareConfig,
     "generate": GenerateConfig,

@@ -1,4 +1,4 @@
-"""A training process forked from a server that has already imported everything a run needs.
+"""A program forked from a server that has already imported everything a training run needs.
 
 Importing takes longer than all the rest of a start. A fork begins with the modules and nothing else: the server runs no
 code of a run, and torch has not started a thread in it. So a forked run computes the bits of a fresh process.
@@ -31,20 +31,25 @@ PRELOADED = (
 
 
 class ForkedProcess:
-    """``python -m tinyllm.train <arguments>`` in a forked process, with the interface of ``subprocess.Popen``.
+    """``python -m tinyllm.<program> <arguments>`` in a forked process, with the interface of ``subprocess.Popen``.
 
     Args:
         arguments: flags and settings as typed in a shell.
         environ: the whole environment.
-        log: existing file that standard output and standard error are appended to.
+        log: existing file that standard error is appended to.
+        output: existing file that standard output is appended to; may be the same.
     """
 
-    def __init__(self, arguments: Sequence[str], *, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, program: str, arguments: Sequence[str], *, environ: Mapping[str, str], log: Path, output: Path
+    ) -> None:
         context = multiprocessing.get_context("forkserver")
         assert isinstance(context, ForkServerContext)
         context.set_forkserver_preload(list(PRELOADED))
         self._process = context.Process(
-            target=_train, args=(list(arguments), dict(environ), str(log), os.getcwd()), name="train"
+            target=_run,
+            args=(program, list(arguments), dict(environ), str(log), str(output), os.getcwd()),
+            name=program,
         )
         self._process.start()
         assert self._process.pid is not None
@@ -63,7 +68,7 @@ class ForkedProcess:
         self._process.join(timeout)
         code = self._process.exitcode
         if code is None:
-            raise subprocess.TimeoutExpired("tinyllm.train", timeout or 0)
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0)
         return code
 
     def kill(self) -> None:
@@ -81,8 +86,8 @@ def can_fork() -> bool:
     return hasattr(os, "setsid") and sys.platform != "darwin"
 
 
-def _train(arguments: list[str], environ: dict[str, str], log: str, directory: str) -> None:
-    """The forked process: take on the environment that a fresh one would have, and train."""
+def _run(program: str, arguments: list[str], environ: dict[str, str], log: str, output: str, directory: str) -> None:
+    """The forked process: take on the environment that a fresh one would have, and run the program."""
     os.setsid()
     os.chdir(directory)
     os.environ.clear()
@@ -92,10 +97,10 @@ def _train(arguments: list[str], environ: dict[str, str], log: str, directory: s
         end_after(caller.join)
     if environ.get("OMP_NUM_THREADS", "").isdecimal():  # OpenMP has read the server's
         torch.set_num_threads(int(environ["OMP_NUM_THREADS"]))
-    with open(os.devnull, "rb") as nothing, open_append(Path(log)) as output:
+    with open(os.devnull, "rb") as nothing, open_append(Path(output)) as out, open_append(Path(log)) as errors:
         os.dup2(nothing.fileno(), 0)
-        os.dup2(output.fileno(), 1)
-    os.dup2(1, 2)
+        os.dup2(out.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["tinyllm.train", *arguments]
-    work_named("tinyllm.train:main")()
+    sys.argv = [f"tinyllm.{program}", *arguments]
+    work_named(f"tinyllm.{program}:main")()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +67,8 @@ class TrainingProcess:
         environ: variables added to the environment.
         fork: fork the process where the platform can (:mod:`tinyllm.programs.forked_process`), for one of many runs:
             it starts 1.5 s sooner. Only with ``log`` and without ``nproc``.
+        program: another program to run instead, e.g. one that uses a run.
+        output: file for standard output, which is replaced; default: ``log``. Only with ``log``.
     """
 
     def __init__(
@@ -79,13 +82,15 @@ class TrainingProcess:
         nproc: int | None = None,
         environ: Mapping[str, str] | None = None,
         fork: bool = False,
+        program: str = "train",
+        output: Path | None = None,
     ) -> None:
         self.process: subprocess.Popen[bytes] | ForkedProcess
         self.run_dir, self.log = run_dir, log
         self.arrivals: dict[int, float] = {}
         """When :meth:`follow` saw the record of each step, by :func:`time.perf_counter`."""
         self._old_metrics = self._metrics_id()
-        module = ["tinyllm.train"] if nproc is None else ["tinyllm.programs.torchrun", str(nproc)]
+        module = [f"tinyllm.{program}"] if nproc is None else ["tinyllm.programs.torchrun", str(nproc)]
         command = [sys.executable, "-m", *module, *arguments]
         if log is None:
             self.process = subprocess.Popen(command, env={**os.environ, **(environ or {})}, start_new_session=True)
@@ -95,16 +100,18 @@ class TrainingProcess:
         environment = {**without_run_names(os.environ), ERROR_FILE: str(self.error_file), **(environ or {})}
         if nproc is None:  # the launcher watches its parent in any case, and would hand the variable down to the ranks
             environment[PARENT] = str(os.getpid())
-        with open_append(log) if append else recreate(log) as stream:
+        with ExitStack() as files:
+            errors = files.enter_context(open_append(log) if append else recreate(log))
+            out = errors if output is None else files.enter_context(recreate(output))
             if fork and nproc is None and can_fork():
-                self.process = ForkedProcess(arguments, environ=environment, log=log)
+                self.process = ForkedProcess(program, arguments, environ=environment, log=log, output=output or log)
                 return
             self.process = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
+                stdout=out,
+                stderr=errors,
                 start_new_session=True,
             )
 

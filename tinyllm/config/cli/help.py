@@ -74,6 +74,12 @@ _EXAMPLES = {
         ("optimizers, each with its learning rate tuned", "optimizer=adamw,lion,muon tune=optimizer.lr seeds=3"),
         ("as many seeds as a pilot shows are needed", "attn=mha,mqa seeds=auto effect=0.01 max_minutes=60"),
     ],
+    "pipeline": [
+        ("what would run, and what it costs", "recipe=assistant dry_run=true"),
+        ("from nothing to an assistant that calls a tool", "recipe=assistant"),
+        ("one stage longer; it and all behind it run again", "stages.tools.trainer.max_steps=1200"),
+        ("a recipe of your own, three times", "recipe=file recipe.path=my_recipe.yaml seeds=3"),
+    ],
     "scaling": [
         ("three budgets, sizes chosen automatically", "scaling.budgets=[1e12,3e12,1e13]"),
         ("predict the best size for a larger budget", "scaling.targets=[1e14]"),
@@ -105,6 +111,7 @@ _COMMON = {
         "scaling": (
             "scaling.budgets scaling.sizes scaling.targets scaling.seeds scaling.out trainer.batch_size optimizer.lr"
         ),
+        "pipeline": "until seeds dry_run out seed trainer.precision",
         "coord_check": (
             "widths more_heads steps seeds growth shrinkage out trainer.batch_size trainer.seq_len "
             "trainer.grad_clip optimizer.lr seed"

@@ -30,7 +30,7 @@ from tinyllm.errors import SIGNALLED, USER_ERROR, RankError, UserError, about_pa
 from tinyllm.utils.environment import RUN_NAMES, is_follower, is_on, log_level, started_processes
 from tinyllm.utils.files import create
 from tinyllm.utils.memory import failed_allocation, is_out_of_memory
-from tinyllm.utils.stop_signal import remembering_interrupts
+from tinyllm.utils.stop_signal import end_with_caller, remembering_interrupts
 from tinyllm.utils.streams import prepare_streams
 from tinyllm.utils.text import escape_control
 
@@ -108,6 +108,7 @@ def run(
         several: allow comma-separated values without ``-m``; ``rewrite_settings`` must reduce them to one.
         ends_with_reader: exit when the reader of standard output goes away.
     """
+    end_with_caller()
     prepare_streams(ends_with_reader=ends_with_reader)
     arguments = sys.argv[1:]
     if {"--help", "-h"} & set(arguments):

@@ -62,8 +62,8 @@ SAME_STUDY = (
 """Keys that may change without making it a different study, so they do not enter the name of its directory."""
 HORIZON = ("trainer.max_steps", "trainer.max_tokens", "trainer.max_epochs")
 STUDY = "study.json"
-STUDIES = (STUDY, "scaling.json")
-UNFINISHED = {".lock", PLAN, RUNS, TUNE, TIMING, "probes", MEASURED}
+STUDIES = (STUDY, "scaling.json", "pipeline.json")
+UNFINISHED = {".lock", PLAN, RUNS, TUNE, TIMING, "probes", MEASURED, "stages", "measures", "samples"}
 """Contents of a study directory that has no report yet."""
 
 
@@ -158,11 +158,12 @@ def check_study_dir(directory: Path) -> None:
 
 
 def is_study(file: Path) -> bool:
-    """Whether a file is the result of a comparison or a scaling study."""
+    """Whether a file is the result of a comparison, a scaling study or a pipeline."""
     try:
-        return "runs" in read_json(file)
+        content = read_json(file)
     except UserError:
         return False
+    return "runs" in content or "stages" in content
 
 
 @contextmanager
@@ -180,7 +181,7 @@ def locked_study_dir(directory: Path) -> Iterator[None]:
         raise UserError("cannot create the study directory", key="out", value=directory, hint=hint) from error
     if lock is None:
         hint = "wait for it, stop it, or choose a different directory with out=<directory>"
-        raise UserError("another comparison uses this directory", key="out", value=directory, hint=hint)
+        raise UserError("another process uses this directory", key="out", value=directory, hint=hint)
     try:
         yield
     finally:

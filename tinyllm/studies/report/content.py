@@ -15,14 +15,24 @@ from tinyllm.utils.text import escape_control_in
 
 
 @dataclass(frozen=True, kw_only=True)
+class LegendEntry:
+    """A name in the legend of a page, and the number of its colour, marker and line style."""
+
+    name: str
+    style: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that a report shows of a study."""
 
+    kind: str
+    """What was studied, above the title."""
     question: str
     glance: str
     verdicts: list[str]
     notes: list[str]
-    arms: list[ArmSummary]
+    legend: list[LegendEntry]
     sections: list[Section]
 
     @property
@@ -52,11 +62,12 @@ def report(study: Study) -> Report:
             _reproduce(study, arms),
         ]
     return Report(
+        kind="tinyllm comparison",
         question=one_line(study.question) or "Comparison",
         glance=words.at_a_glance(study, arms),
         verdicts=[one_line(verdict) for verdict in study.verdicts],
         notes=[one_line(note) for note in study.notes],
-        arms=arms,
+        legend=[LegendEntry(name=arm.arm.name, style=arm.style) for arm in arms],
         sections=[section for section in sections if section.blocks],
     )
 
