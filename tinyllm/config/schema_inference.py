@@ -5,7 +5,16 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from tinyllm.config.schema_key import DEVICES, MOST_SEQUENCES, PRECISIONS, QUANTIZATIONS, SWITCH, WEIGHTS, key
+from tinyllm.config.schema_key import (
+    DEVICES,
+    MOST_SEQUENCES,
+    MOST_TOKENS,
+    PRECISIONS,
+    QUANTIZATIONS,
+    SWITCH,
+    WEIGHTS,
+    key,
+)
 
 
 @dataclass
@@ -108,6 +117,7 @@ class EvaluateConfig:
     weights: str = key(choices=WEIGHTS)
     seq_len: int | None = key(at_least=1)
     stride: int | None = key(at_least=1)
+    eval_tokens: int | None = key(at_least=2, at_most=MOST_TOKENS)
     batch_size: int | None = key(at_least=1, at_most=MOST_SEQUENCES)
     precision: str = key(choices=PRECISIONS)
     quantize: str | None = key(choices=QUANTIZATIONS)

@@ -18,6 +18,7 @@ from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
 from tinyllm.data.content_hashes import ContentHashes
 from tinyllm.data.corpus import Corpus
+from tinyllm.data.loader import eval_tokens
 from tinyllm.data.mixture import Mixture
 from tinyllm.data.prepare import cache_root
 from tinyllm.data.run_data import RunData, data_part
@@ -122,7 +123,7 @@ def evaluate_run(
     start = time.perf_counter()
     with (
         memory_for("the evaluation", hint="lower batch_size or seq_len"),
-        _TokenProgress(sum(split.n_tokens - 1 for split in splits.values())) as progress,
+        _TokenProgress(sum(eval_tokens(split, max_tokens=cfg.eval_tokens) for split in splits.values())) as progress,
     ):
         metrics = evaluate_sources(
             model,
@@ -134,12 +135,14 @@ def evaluate_run(
             device=device,
             autocast=partial(autocast, device, precision),
             name=cfg.split,
+            max_tokens=cfg.eval_tokens,
             progress=progress,
         )
     if isinstance(corpus, TaskCorpus):
         metrics |= task_answers(cfg, saved, corpus, model, device=device, precision=precision, allow=allow)
         metrics |= shown_settings(cfg)
-    metrics |= _per_word(metrics[f"{cfg.split}/loss"] * progress.done, corpus, cfg.split)
+    if cfg.eval_tokens is None:  # the words of a part of the split are not counted
+        metrics |= _per_word(metrics[f"{cfg.split}/loss"] * progress.done, corpus, cfg.split)
     return metrics | {
         "checkpoint": str(saved.path),
         "step": saved.step,

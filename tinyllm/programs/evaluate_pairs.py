@@ -22,7 +22,7 @@ from tinyllm.training.objectives.pairs import LikelihoodObjective
 from tinyllm.utils.device import autocast, pick_device, pick_precision
 from tinyllm.utils.tables import Column, Table
 
-TEXT_ONLY = ("stride", "quantize")
+TEXT_ONLY = ("stride", "eval_tokens", "quantize")
 """Settings that have no meaning for pairs."""
 
 

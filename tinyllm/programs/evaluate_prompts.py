@@ -23,7 +23,7 @@ from tinyllm.tokenizers.pretrained import FixedTrainer
 from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.device import pick_device, pick_precision
 
-TEXT_ONLY = ("seq_len", "stride", "batch_size")
+TEXT_ONLY = ("seq_len", "stride", "eval_tokens", "batch_size")
 """Settings that have no meaning for answers to prompts."""
 
 

@@ -7,7 +7,7 @@ from tinyllm.config.cli.arguments import CommandLine, check_override_grammar
 from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import quote_literals
 from tinyllm.errors import UserError
-from tinyllm.studies.pipeline.recipe import REFUSED
+from tinyllm.studies.pipeline.recipe import REFUSED, value_of
 from tinyllm.utils.nested import is_within
 
 OWN_KEYS = ("recipe", "until", "seeds", "dry_run", "out")
@@ -68,5 +68,4 @@ def _check_shared(settings: Sequence[str]) -> None:
     for setting in settings:
         for key, hint in (REFUSED | PER_STAGE).items():
             if key_of(setting) == key:
-                value = setting.partition("=")[2]
-                raise UserError("this key cannot be set in a pipeline", key=key, value=value, hint=hint)
+                raise UserError("this key cannot be set in a pipeline", key=key, value=value_of(setting), hint=hint)
