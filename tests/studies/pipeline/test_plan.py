@@ -27,6 +27,7 @@ def digests(chain: Chain) -> dict[str, str]:
     return {stage.name: stage.digest for stage in chain.stages}
 
 
+@pytest.mark.slow
 def test_what_changed_and_all_behind_it_run_again(tmp_path: Path) -> None:
     text = write_corpus(tmp_path / "words.txt")
     first = planned(text, tmp_path / "out")
@@ -42,6 +43,7 @@ def test_what_changed_and_all_behind_it_run_again(tmp_path: Path) -> None:
     assert [name for name in before if before[name] != after[name]] == ["language", "tools", "pairs"]
 
 
+@pytest.mark.slow
 def test_commands_name_what_the_stages_before_have_made(tmp_path: Path) -> None:
     chain = planned(write_corpus(tmp_path / "words.txt"), Path("out"))
     language, tools, pairs = chain.stages
@@ -59,6 +61,7 @@ def given(tmp_path: Path) -> list[str]:
     return ["recipe=file", f"recipe.path={file}"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_the_plan_and_makes_nothing(given: list[str], call: Call) -> None:
     answer = call("pipeline", *given, "dry_run=true", "seeds=2")
     assert answer.code == 0 and answer.made == [], answer
@@ -77,9 +80,17 @@ def test_a_dry_run_shows_the_plan_and_makes_nothing(given: list[str], call: Call
     ("arguments", "said"),
     [
         (("recipe=asistant",), "error: no such option (recipe=asistant): did you mean assistant?"),
-        (("recipe=file", "recipe.path=none.yaml"), "error: no such recipe (recipe.path=none.yaml)"),
         (("until=tool",), "error: no such stage (until=tool): did you mean tools?"),
-        (("stages.tools.optimizer.beta=1",), "error: unknown key (optimizer.beta=1): did you mean"),
+        pytest.param(
+            ("recipe=file", "recipe.path=none.yaml"),
+            "error: no such recipe (recipe.path=none.yaml)",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ("stages.tools.optimizer.beta=1",),
+            "error: unknown key (optimizer.beta=1): did you mean",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_mistakes_are_one_line(arguments: tuple[str, ...], said: str, given: list[str], call: Call) -> None:
@@ -97,6 +108,7 @@ def test_two_pipelines_in_one_folder(given: list[str], call: Call, tmp_path: Pat
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_not_written_to(given: list[str], call: Call, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "diary.txt").write_text("mine", encoding="utf-8")
