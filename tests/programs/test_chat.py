@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ import tinyllm.describe
 import tinyllm.export
 from tests.support.chats import conversation, record, write_records
 from tests.support.training_runs import SMALL, train
+from tinyllm.inference.conversing import Conversing
 from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.load_model import open_saved
 
@@ -49,10 +51,48 @@ def test_chat_answers_messages_until_quit(run: Path, capfd: pytest.CaptureFixtur
     assert answers and "unknown command /nothing: /reset or /quit" in err
 
 
+def test_chat_for_programs_gives_a_line_of_json_per_message(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = (f"run={run}", "max_new_tokens=6", "decode_kernels=false", "device=cpu", "--json")
+    assert cli(tinyllm.chat.main, *asked, stdin=f"what is the sum\n{'x' * 200}\nand then\n") == 0
+    out, err = capfd.readouterr()
+    first, too_long, then = map(json.loads, out.splitlines())
+    assert first["prompt"] == "what is the sum" and first["messages"] == [
+        {"role": "assistant", "content": first["answer"]}
+    ]
+    assert first["notes"] == ["cut off after 6 tokens"] and "a message of" in too_long["error"]
+    assert then["answer"] and not err, "the conversation goes on, and nothing else is said"
+
+
+def test_ctrl_c_ends_an_answer_and_keeps_the_conversation(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[list[str]] = []
+    answer = Conversing._generate
+
+    def interrupted(self: Conversing, ids: list[int], limit: int) -> Iterator[tuple[int, str]]:
+        heard.append([message.content for message in self.messages])
+        for count, token in enumerate(answer(self, ids, limit)):
+            if len(heard) == 1 and count == 3:
+                raise KeyboardInterrupt
+            if len(heard) == 2:
+                raise KeyboardInterrupt
+            yield token
+
+    monkeypatch.setattr(Conversing, "_generate", interrupted)
+    asked = (f"run={run}", "max_new_tokens=6", "decode_kernels=false", "device=cpu")
+    assert cli(tinyllm.chat.main, *asked, stdin="what is the sum\nred apples\nand then\n") == 0
+    assert capfd.readouterr().err.count("stopped") == 2
+    said = heard[1][1]
+    assert said and heard == [
+        ["what is the sum"],
+        ["what is the sum", said, "red apples"],
+        [heard[0][0], said, "and then"],
+    ]
+
+
 def test_chat_needs_a_model_of_conversations(run: Path, tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for arguments, what in (
         ((f"run={tiny_run}",), "the model has no chat template"),
-        ((f"run={run}", "--json"), "chat has no JSON output"),
         ((f"run={run}", "temperature=0", "top_k=3"), "temperature=0"),
         ((f"run={run}", "tools=calculater"), "tools"),
     ):

@@ -74,7 +74,10 @@ class Conversing:
         self.messages = [Message(SYSTEM, self.system)] if self.system else []
 
     def answer(self, text: str) -> Generator[Piece, None, None]:
-        """Send a user's message and stream the answer. Closing the iterator ends the answer; it is kept as it is.
+        """Send a user's message and stream the answer.
+
+        Closing the iterator, and Ctrl-C, end the answer. What was said so far is kept; if nothing was, the message is
+        taken back.
 
         Raises:
             UserError: the message alone does not fit into the model's context.
@@ -82,11 +85,16 @@ class Conversing:
         before = list(self.messages)
         self.messages.append(Message(USER, text))
         try:
-            left_out = self._fit()
-        except UserError:
-            self.messages = before
+            yield from self._answer()
+        except BaseException:
+            last = self.messages[-1]
+            if last.role == USER or (last.role == ASSISTANT and not last.content and not last.tool_calls):
+                self.messages = before
             raise
-        if left_out:
+
+    def _answer(self) -> Iterator[Piece]:
+        """Stream the answer to the last message."""
+        if left_out := self._fit():
             yield Piece(NOTE, f"the oldest {left_out} messages no longer fit into the context and were left out")
         budget, calls = self.max_new_tokens, 0
         while True:

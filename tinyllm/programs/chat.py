@@ -1,18 +1,22 @@
 """``python -m tinyllm.chat``: talk to a model in the terminal.
 
-Answers go to standard output, everything else to standard error.
+Answers go to standard output, everything else to standard error. With ``--json``, each answer is a line of JSON.
 """
 
 import io
+import json
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from omegaconf import DictConfig
 
 from tinyllm.config.build import build
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
+from tinyllm.data.chat.messages import USER
 from tinyllm.errors import UserError
 from tinyllm.inference.conversing import NOTE, RESULT, TEXT, Conversing
 from tinyllm.inference.sampling import Sampling
@@ -33,10 +37,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     ``run`` names a run directory, one of its checkpoints, or a Hugging Face directory.
     """
     run = required_run(cfg.run, program=invocation.program)
-    if invocation.json:
-        hint = "leave it out; generate takes it"
-        raise UserError("chat has no JSON output", key="--json", value="true", hint=hint)
-    converse(open_conversation(cfg, run, allow=invocation.allow))
+    conversing = open_conversation(cfg, run, allow=invocation.allow)
+    converse(conversing, show=show_json if invocation.json else show)
     return 0
 
 
@@ -69,11 +71,12 @@ def open_conversation(cfg: DictConfig, run: str, *, allow: frozenset[Option] = f
     )
 
 
-def converse(conversing: Conversing) -> None:
-    """Read messages and print the answers as they are written."""
+def converse(conversing: Conversing, *, show: Callable[[Conversing, str], None]) -> None:
+    """Read messages, a line each, from the terminal or a pipe, and print the answers."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # a byte that is not UTF-8 becomes a replacement character
-    print(HELP, file=sys.stderr)
+    if sys.stdin.isatty():
+        print(HELP, file=sys.stderr)
     while (text := ask()) is not None and text.strip() != QUIT:
         if text.strip() == RESET:
             conversing.reset()
@@ -86,6 +89,25 @@ def converse(conversing: Conversing) -> None:
                 print("\nstopped", file=sys.stderr)
             except UserError as error:
                 print(f"error: {error}", file=sys.stderr)
+
+
+def show_json(conversing: Conversing, text: str) -> None:
+    """Print one answer as an object on a line of its own.
+
+    Its ``messages`` are those of the assistant and its tools, in OpenAI's form; ``answer`` is the text of the last one.
+    What cannot be answered has an ``error``.
+    """
+    notes: list[str] = []
+    found: dict[str, Any] = {"prompt": text}
+    try:
+        with closing(conversing.answer(text)) as pieces:
+            notes += [piece.text for piece in pieces if piece.kind == NOTE]
+        asked = max(place for place, message in enumerate(conversing.messages) if message.role == USER)
+        messages = conversing.messages[asked + 1 :]
+        found |= {"answer": messages[-1].content if messages else "", "messages": [each.to_dict() for each in messages]}
+    except UserError as error:
+        found["error"] = str(error)
+    print(json.dumps(found | {"notes": notes}, ensure_ascii=False), flush=True)
 
 
 def show(conversing: Conversing, text: str) -> None:
