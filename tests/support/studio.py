@@ -1,26 +1,29 @@
 """A studio in this process: its pages for a simulated user, and its guard for plain HTTP."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from tinyllm.studio.checker import Checker
+from tinyllm.studio.checking import examine
 from tinyllm.studio.program import Settings
+from tinyllm.studio.report import Report
 
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """Seconds after which a story gives up; a machine may be busy."""
 
 
-def use(story: Callable[[Any], Awaitable[None]], settings: Settings | None = None, /, **more: Any) -> None:
+def use(story: Callable[[Any], Awaitable[None]], settings: Any = None, /, **more: Any) -> None:
     """Let a simulated user, NiceGUI's ``User``, live a story in a studio.
 
     NiceGUI's own pytest plugin is not loaded: it needs a plugin for asynchronous tests, and changes all other tests.
 
     Args:
-        settings: of the studio; else ``more`` gives them.
+        settings: of the studio, or the ``Studio`` itself; else ``more`` gives them.
     """
     pytest.importorskip("nicegui", reason="needs the extra studio")
     from nicegui import Client
@@ -32,7 +35,9 @@ def use(story: Callable[[Any], Awaitable[None]], settings: Settings | None = Non
     async def live() -> None:
         async with user_simulation() as user:
             try:
-                register(Studio(settings=settings or Settings(**more)))
+                studio = settings if isinstance(settings, Studio) else Studio(settings=settings or Settings(**more))
+                studio.checker = CheckerHere(studio.settings)
+                register(studio)
                 async with asyncio.timeout(PATIENCE_S):
                     await story(user)
             finally:
@@ -40,6 +45,19 @@ def use(story: Callable[[Any], Awaitable[None]], settings: Settings | None = Non
                 Client.page_routes.clear()
 
     asyncio.run(live())
+
+
+class CheckerHere(Checker):
+    """Checks settings in this process."""
+
+    async def examine(self, arguments: Sequence[str]) -> Report:
+        return examine(arguments, self.settings)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait in a story until something holds; :func:`use` limits how long."""
+    while not holds():
+        await asyncio.sleep(0.02)
 
 
 def requests(app: Any, *calls: tuple[Any, ...], **client: Any) -> list[httpx.Response]:

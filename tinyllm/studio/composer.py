@@ -37,7 +37,8 @@ class Composer:
         self.report = studio.report
         self.past: list[PastRun] = []
         self.fields: dict[str, list[Field]] = {}
-        self._wanted, self._checked = 1, 0
+        self._checked = -1
+        """The version of the draft that was checked last."""
         self._checking: asyncio.Task[None] | None = None
         self._browse = partial(choose_path, studio.settings)
         self._build()
@@ -82,7 +83,7 @@ class Composer:
                     self._build_rows(row for row in rows if row.is_front)
                     rest = [row for row in rows if not row.is_front]
                     with ui.expansion(f"{len(rest)} more settings").classes("compose-more") as more:
-                        more.mark(f"more {name}")
+                        more.mark(f"more:{name.partition(' ')[0]}")
                         inside = ui.element("div")
                     more.on_value_change(partial(self._open, inside, rest))
                     self.more[name] = more
@@ -143,7 +144,6 @@ class Composer:
             for gone in (old - new) & self.draft.settings.keys():
                 self.draft.set(gone, None)
         self._show_draft()
-        self._wanted += 1
         self._check()
 
     def begin(self, arguments: Iterable[str]) -> None:
@@ -152,7 +152,6 @@ class Composer:
         self.origin.set_value(None)
         self._build_strays()
         self._show_draft()
-        self._wanted += 1
         self._check()
 
     async def _start_from(self, point: str | None) -> None:
@@ -185,14 +184,14 @@ class Composer:
 
     async def _check_until_settled(self) -> None:
         """Check the draft until no change has come in the meantime; only the newest draft is checked."""
-        while self._checked != self._wanted:
-            number = self._wanted
+        while self._checked != self.draft.version:
+            version = self.draft.version
             await asyncio.sleep(PAUSE_S)
-            if number != self._wanted:
+            if version != self.draft.version:
                 continue
             report = await self.studio.checker.examine(self.draft.arguments)
-            self._checked = number
-            if number == self._wanted:
+            self._checked = version
+            if version == self.draft.version:
                 self._take(report)
         self.panel.show_busy(False)
 
@@ -208,6 +207,15 @@ class Composer:
         self._show_draft()
         self._show_report()
 
+    def follow(self) -> None:
+        """Show what another browser has changed."""
+        if self._shown != self.draft.version:
+            self._show_draft()
+        idle = self._checking is None or self._checking.done()
+        if idle and self.studio.report is not self.report:
+            self._checked = self.draft.version
+            self._take(self.studio.report)
+
     def _show_report(self) -> None:
         figures = self.report.figures
         self.panel.show(self.report, None if figures is None else expected(figures, self.past))
@@ -215,6 +223,7 @@ class Composer:
     def _show_draft(self) -> None:
         """Show the draft and what the last check said of it in every field."""
         report, settings = self.report, self.draft.settings
+        self._shown = self.draft.version
         self.panel.show_command(self.draft.command(self.studio.settings.config_dir))
         choices = self._choices()
         for key, fields in self.fields.items():

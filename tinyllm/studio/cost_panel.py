@@ -45,8 +45,6 @@ class CostPanel:
                             ui.label(name)
                         with ui.element("dd"):
                             self._values[name] = ui.label(UNKNOWN)
-            self.time_source = ui.label().classes("soft form-meaning")
-            self.notes = ui.element("div").classes("soft form-meaning")
         with ui.element("section").classes("card").props('aria-label="Command"'):
             with ui.element("div").classes("panel-head"):
                 ui.label("Command").classes("title").props("role=heading aria-level=2")
@@ -56,6 +54,8 @@ class CostPanel:
             self.start = ui.button("Start training", icon="play_arrow", on_click=start)
             self.start.props("unelevated no-caps color=primary").classes("start").mark("start")
             self.problem = ui.label().classes("bad problem").props("role=alert").mark("problem")
+        # Below everything else, so that nothing moves when they come and go.
+        self.notes = ui.element("div").classes("soft form-meaning panel-notes")
 
     def _copy(self) -> None:
         ui.clipboard.write(self.command.text)
@@ -75,12 +75,12 @@ class CostPanel:
         if problem is None or figures is not None:
             for name, text in texts_of(figures, expectation).items():
                 self._values[name].set_text(text)
-            self.time_source.set_text("" if expectation is None else source_of(expectation))
+            notes = [*report.notes, *([] if expectation is None else [source_of(expectation)])]
             self.notes.clear()
             with self.notes:
-                for note in dict.fromkeys(report.notes):
+                for note in dict.fromkeys(notes):
                     ui.label(note)
-        (self.figures.classes(add="stale") if figures is None else self.figures.classes(remove="stale"))
+        self.figures.classes(**{"add" if figures is None else "remove": "stale"})
         self.problem.set_text("" if problem is None else problem.text)
         self.problem.set_visibility(problem is not None)
         self.start.set_enabled(problem is None)

@@ -31,12 +31,13 @@ class Field:
                 ui.label(row.key).classes("form-key").classes("form-group" if row.is_group else "mono")
                 self.meaning = ui.label(row.meaning).classes("soft form-meaning")
                 # In the place of the description, so that the rows below do not move while a person types.
-                self.error = ui.label().classes("bad form-meaning").props("role=alert").mark(f"problem {row.key}")
+                self.error = ui.label().classes("bad form-meaning").props("role=alert").mark(f"problem:{row.key}")
             with ui.element("div").classes("form-line") as self.line:
                 self.input = self._make_input()
                 if row.is_path and browse is not None:
                     button = ui.button(icon="folder_open", color=None, on_click=lambda: self._browse(browse))
-                    button.props(f'flat dense round aria-label="Browse for {row.key}"').classes("soft")
+                    button.props("flat dense round").classes("soft").mark(f"browse:{row.key}")
+                    button.props["aria-label"] = f"Browse for {row.key}"
                 self.undo = ui.button(icon="undo", color=None, on_click=lambda: self.change(row.key, None))
                 self.undo.props("flat dense round").classes("soft form-undo")
                 self.undo.props["aria-label"] = f"Back to the default of {row.key}"
@@ -47,12 +48,12 @@ class Field:
         if row.is_group:
             options = {name: f"{name} · {what}" if what else name for name, what in row.options}
             select = ui.select(options, multiple=row.several, on_change=lambda event: self._picked(event.value))
-            made: Any = select.props("outlined dense options-dense")
+            made: Any = select.props("outlined dense options-dense popup-content-class=form-menu")
         else:
             made = ui.input(on_change=lambda event: self._typed(event.value)).props("outlined dense")
             made.props("autocomplete=off spellcheck=false input-class=mono")
         made.props["aria-label"] = row.key
-        return made.classes("form-value").mark(row.key)
+        return made.classes("form-value").mark(f"key:{row.key}")
 
     def _offer(self, words: list[str], default: str) -> None:
         """Turn the text input into a choice: the key allows these words only."""
@@ -61,7 +62,7 @@ class Field:
             self.input.delete()
             options = {"": f"{default} (default)"} | {word: word for word in words}
             self.input = ui.select(options, value="", on_change=lambda event: self._typed(event.value))
-        self.input.props("outlined dense options-dense").classes("form-value").mark(self.row.key)
+        self.input.props("outlined dense options-dense").classes("form-value").mark(f"key:{self.row.key}")
         self.input.props["aria-label"] = self.row.key
         self.input.move(self.line, 0)
 

@@ -65,9 +65,9 @@ async def choose_path(settings: Settings, path: str) -> str | None:
                     entry(path.name, "description", partial(dialog.submit, str(path)), size(path))
 
     def entry(name: str, icon: str, act: Callable[[], Any], side: str = "") -> None:
-        with ui.item(on_click=act).bind_visibility_from(
-            narrow, "value", lambda text: (text or "").lower() in name.lower()
-        ):
+        item = ui.item(on_click=act).mark(f"entry:{name}")
+        item.bind_visibility_from(narrow, "value", lambda text: (text or "").lower() in name.lower())
+        with item:
             with ui.item_section().props("avatar"):
                 ui.icon(icon)
             with ui.item_section():

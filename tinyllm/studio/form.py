@@ -151,6 +151,8 @@ class Draft:
     """The settings made so far: key or group, and value as typed."""
 
     settings: dict[str, str] = field(default_factory=dict)
+    version: int = field(default=0, compare=False)
+    """Counts the changes."""
 
     def set(self, key: str, value: str | None) -> bool:
         """Set a key, or take its setting back with None. Whether that changed anything."""
@@ -159,11 +161,13 @@ class Draft:
             self.settings.pop(key, None)
         else:
             self.settings[key] = value
+        self.version += before != value
         return before != value
 
     def replace(self, arguments: Iterable[str]) -> None:
         """Start again from settings given as typed."""
         self.settings = {key: value for key, _, value in (argument.partition("=") for argument in arguments)}
+        self.version += 1
 
     @property
     def arguments(self) -> list[str]:

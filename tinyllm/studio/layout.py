@@ -114,6 +114,8 @@ h2.title { font-size: 1.05rem; line-height: 1.4; font-weight: 600; margin: 0; }
 .command { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--raised); border: 1px solid var(--line);
   border-radius: 6px; padding: 0.6rem 0.75rem; margin: 0.25rem 0 0.75rem; max-height: 14rem; overflow-y: auto; }
 .problem { margin-top: 0.75rem; }
+.panel-notes { padding: 0 1.25rem; display: grid; gap: 0.4rem; }
+.form-menu { max-width: 34rem; }
 .start { width: 100%; }
 .file-dialog { width: 34rem; max-width: 92vw; }
 .file-list { width: 100%; height: 50vh; overflow-y: auto; }
