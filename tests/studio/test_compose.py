@@ -1,5 +1,6 @@
 """The page Compose: what a person changes is checked, counted, told beside its field, and becomes the command."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_a_file_is_chosen_below_the_folders(tmp_path: Path) -> None:
         await until(lambda: seen(user, "key:dataset.path"))
         user.find(marker="browse:dataset.path").click()
         for name in (str(tmp_path), "texts"):
-            await until(lambda: seen(user, f"entry:{name}"))
+            await until(partial(seen, user, f"entry:{name}"))
             user.find(marker=f"entry:{name}").click()
         await until(lambda: seen(user, "entry:<b>a.txt"))
         assert not seen(user, "entry:.hidden")
