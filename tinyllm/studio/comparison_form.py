@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.plan import StudyPlan, cost_line
@@ -70,7 +70,7 @@ class ComparisonForm:
                 self.show_plan = ui.button("Show the plan", icon="calculate", on_click=self.plan)
                 self.show_plan.props("outline no-caps").classes("full").mark("plan")
                 self.busy = ui.label("Composing the arms, preparing the data …").classes("soft")
-                self.problem = ui.label().classes("bad problem").props("role=alert").mark("problem")
+                self.problem = ui.label().classes("bad problem").props("role=alert").mark("plan-problem")
                 self.cost = ui.label().mark("cost")
                 self.time = ui.label().classes("soft").mark("time")
                 ui.label("Command").classes("soft small")
@@ -184,8 +184,7 @@ class ComparisonForm:
             self._show()
             plan = await self._planning
             self.planned = arguments, plan
-            seconds = await run.io_bound(self._seconds, plan)
-            self.time.set_text(seconds or "")
+            self.time.set_text(await asyncio.to_thread(self._seconds, plan))
         except UserError as error:
             problem = error
         finally:
@@ -216,7 +215,7 @@ class ComparisonForm:
         out = self.studio.settings.outputs / "compare" / Path(plan.directory).name
         own = [] if any(one.startswith("out=") for one in arguments) else [f"out={out}"]
         try:
-            await run.io_bound(partial(self.studio.processes.start, "compare", [*arguments, *own], path=out))
+            await asyncio.to_thread(partial(self.studio.processes.start, "compare", [*arguments, *own], path=out))
         except UserError as error:
             self._show(error)
             return

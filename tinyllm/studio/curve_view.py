@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.studies.report.theme import style
 from tinyllm.studio.chart import Curve, Window, chart_options
@@ -103,7 +103,7 @@ class CurveView:
             dark = self.dark if self.studio.dark is None else self.studio.dark
             view = self.view
             wanted = (tuple(runs), tuple(view.metrics), view.axis, view.smooth, view.log, dark, self.window)
-            made = await run.io_bound(self._make, list(runs), wanted, dark)
+            made = await asyncio.to_thread(self._make, list(runs), wanted, dark)
             if made is None or self.chart.is_deleted:
                 return
             names, signature, options = made

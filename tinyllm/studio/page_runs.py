@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.errors import UserError
 from tinyllm.runs.query import CONDITION, parse_condition
@@ -121,7 +121,7 @@ class RunTable:
         if self._busy.locked():
             return
         async with self._busy:
-            self._show(await run.io_bound(self.studio.catalogue.rows) or [])
+            self._show(await asyncio.to_thread(self.studio.catalogue.rows))
             if self.view.chosen:
                 await self.curves.refresh(self.view.chosen)
 

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 from urllib.parse import quote
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.errors import UserError
 from tinyllm.studio.catalogue import RunRow
@@ -90,8 +90,7 @@ class StudyPage:
         if self._busy.locked():
             return
         async with self._busy:
-            if (read := await run.io_bound(self._read)) is not None:
-                self._show(*read)
+            self._show(*await asyncio.to_thread(self._read))
             await self.curves.refresh(self._runs)
 
     def _read(self) -> tuple[StudyRow | None, list[Progress], str]:
@@ -132,7 +131,7 @@ class StudyPage:
 
     async def _stop(self) -> None:
         try:
-            await run.io_bound(self.studio.processes.stop, self.studio.settings.outputs / self.name)
+            await asyncio.to_thread(self.studio.processes.stop, self.studio.settings.outputs / self.name)
         except UserError as error:
             ui.notify(str(error), type="negative", timeout=8000)
             return
