@@ -42,7 +42,6 @@ def studio_of(tmp_path: Path) -> Any:
     return Studio(settings=folder(tmp_path))
 
 
-@pytest.mark.slow
 def test_a_mistake_is_told_beside_its_field_and_its_correction_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,6 @@
 """The page Runs: the table lives, filters and selects, and the address holds what is shown."""
 
 import asyncio
-import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -36,11 +35,7 @@ def no_cache() -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition holds; an element that is not visible yet is waited for."""
-    while True:
-        with contextlib.suppress(AssertionError):
-            if condition():
-                return
+    while not condition():
         await asyncio.sleep(0.02)
 
 

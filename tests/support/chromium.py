@@ -1,9 +1,11 @@
 """A studio as a process of its own, and real browsers that use it."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -32,7 +34,7 @@ class RunningStudio:
     """A studio that listens. Each browser needs an address of its own, which the studio prints.
 
     Attributes:
-        process: strace if the studio is traced, else the studio.
+        process: the studio.
         lines: what it has printed.
         n_admitted: browsers that have opened it.
     """
@@ -88,7 +90,7 @@ def running_studio(folder: Path, *arguments: str, trace: Path | None = None) -> 
     outputs.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "tinyllm.studio", "--port", "0", "--outputs", "outputs", *arguments]
     if trace is not None:
-        command = ["strace", "-f", "-qq", "-e", "trace=connect", "-o", str(trace), *command]
+        command = ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=connect", "-o", str(trace), *command]
     settings = {"PYTHONWARNINGS": "", "OMP_WAIT_POLICY": "PASSIVE"}
     process = subprocess.Popen(command, cwd=folder, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
     studio = RunningStudio(process, outputs)
@@ -103,9 +105,19 @@ def running_studio(folder: Path, *arguments: str, trace: Path | None = None) -> 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        end_runs(outputs)
         reader.join()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def end_runs(outputs: Path) -> None:
+    """Kill what a studio started and a failed test left behind; it would outlive the studio, as it should."""
+    for record in (outputs / ".studio" / "starts").glob("*.json"):
+        pid = json.loads(record.read_text())["pid"]
+        with contextlib.suppress(OSError):  # it has ended
+            if Path(f"/proc/{pid}/cwd").resolve() == outputs.parent.resolve():
+                os.kill(pid, signal.SIGKILL)
 
 
 @dataclass

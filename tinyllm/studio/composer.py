@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlencode
 
 from nicegui import background_tasks, run, ui
 
 from tinyllm.errors import UserError
 from tinyllm.runs.listing import find_runs
+from tinyllm.studio.catalogue import identifier
 from tinyllm.studio.cost_panel import CostPanel
 from tinyllm.studio.fields import Field
 from tinyllm.studio.file_dialog import choose_path
@@ -18,6 +18,7 @@ from tinyllm.studio.report import Report
 from tinyllm.studio.speed import PastRun, expected, past_runs
 from tinyllm.studio.starting_points import run_settings, starting_points
 from tinyllm.studio.studio import Studio
+from tinyllm.studio.view import run_url
 
 PAUSE_S = 0.25
 """Seconds without a further change after which the draft is checked."""
@@ -249,4 +250,4 @@ class Composer:
             ui.notify(str(error), type="negative")
             self.panel.start.set_enabled(True)
             return
-        ui.navigate.to(f"/runs?{urlencode({'run': started.path})}")
+        ui.navigate.to(run_url(identifier(Path(started.path), self.studio.settings.outputs)))

@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import ui
+from nicegui import run, ui
 
 from tinyllm.studio import run_facts
 from tinyllm.studio.catalogue import RunRow
 from tinyllm.studio.curve_view import CurveView
 from tinyllm.studio.run_actions import RunActions
 from tinyllm.studio.run_facts import Row, Text
+from tinyllm.studio.starting_run import StartingRun
 from tinyllm.studio.studio import Studio
 from tinyllm.studio.view import TABS, View
 from tinyllm.utils.text import duration, escape_control, short
@@ -30,10 +31,7 @@ def show_run(studio: Studio, view: View, *, on_change: Callable[[], None]) -> No
     """Build the page of the run that ``view`` names."""
     row = studio.catalogue.row(view.run)
     if row is None:
-        with ui.element("section").classes("card"):
-            ui.html("<h1 class='title'>No such run</h1>", sanitize=False)
-            ui.label(f"There is no run {view.run} below {studio.settings.outputs}.")
-            ui.link("All runs", "/runs")
+        StartingRun(studio, view.run)
         return
     RunPage(studio, view, row, on_change)
 
@@ -101,12 +99,13 @@ class RunPage:
         if self._busy.locked():
             return
         async with self._busy:
-            row = await asyncio.to_thread(self.studio.catalogue.row, self.view.run)
+            row = await run.io_bound(self.studio.catalogue.row, self.view.run)
             if row is None:
                 self.status.text = "removed"
                 return
             self._show_row(row)
-            self._show_tab(await asyncio.to_thread(self._read_tab, row))
+            if (content := await run.io_bound(self._read_tab, row)) is not None:
+                self._show_tab(content)
             await self.curves.refresh([self.view.run])
 
     def _changed(self) -> None:

@@ -1,0 +1,47 @@
+"""The page of a run that is not there: it is just starting, it failed before it had a directory, or it never was."""
+
+from nicegui import run, ui
+
+from tinyllm.studio.processes import Outcome, Start
+from tinyllm.studio.studio import Studio
+from tinyllm.utils.text import escape_control
+
+REFRESH_S = 0.5
+
+
+class StartingRun:
+    """Waits for a run, and then shows it.
+
+    Args:
+        name: the run's id, its path below the outputs.
+    """
+
+    def __init__(self, studio: Studio, name: str) -> None:
+        self.studio, self.name = studio, name
+        with ui.element("section").classes("card"):
+            ui.link("All runs", "/runs").classes("back small")
+            self.title = ui.label().props("role=heading aria-level=1").classes("run-title")
+            self.text = ui.label().classes("soft").props("role=status")
+            self.error = ui.label().classes("bad").props("role=alert").mark("start-error")
+        self._show(*self._look())
+        ui.timer(REFRESH_S, self.refresh)
+
+    async def refresh(self) -> None:
+        """Show the run once it is there."""
+        if await run.io_bound(self.studio.catalogue.row, self.name) is not None:
+            ui.navigate.reload()
+        elif (seen := await run.io_bound(self._look)) is not None:
+            self._show(*seen)
+
+    def _look(self) -> tuple[Start | None, Outcome | None]:
+        start = self.studio.processes.start_of(self.studio.settings.outputs / self.name)
+        return start, None if start is None else self.studio.processes.outcome(start)
+
+    def _show(self, start: Start | None, outcome: Outcome | None) -> None:
+        if start is None or outcome is None:
+            self.title.set_text("No such run")
+            self.text.set_text(f"There is no run {escape_control(self.name)} below {self.studio.settings.outputs}.")
+            return
+        self.title.set_text(escape_control(self.name))
+        self.text.set_text("Starting: settings are checked and data is read …" if outcome.alive else "It has ended.")
+        self.error.set_text(escape_control(outcome.error))
