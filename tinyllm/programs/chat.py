@@ -95,7 +95,7 @@ def show_json(conversing: Conversing, text: str) -> None:
     """Print one answer as an object on a line of its own.
 
     Its ``messages`` are those of the assistant and its tools, in OpenAI's form; ``answer`` is the text of the last one.
-    What cannot be answered has an ``error``.
+    What cannot be answered, or was ended by Ctrl-C, has an ``error``.
     """
     notes: list[str] = []
     found: dict[str, Any] = {"prompt": text}
@@ -107,6 +107,8 @@ def show_json(conversing: Conversing, text: str) -> None:
         found |= {"answer": messages[-1].content if messages else "", "messages": [each.to_dict() for each in messages]}
     except UserError as error:
         found["error"] = str(error)
+    except KeyboardInterrupt:
+        found["error"] = "stopped"
     print(json.dumps(found | {"notes": notes}, ensure_ascii=False), flush=True)
 
 
