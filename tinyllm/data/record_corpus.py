@@ -1,7 +1,7 @@
 """Data sets of records, split by prompt: what conversations, preferences and prompts have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 from tinyllm.data.finding import find_files
@@ -26,7 +26,6 @@ class RecordCorpus(ABC, Generic[R]):
     """
 
     content: ClassVar[str] = "text"
-    revision: ClassVar[None] = None
     records: ClassVar[str]
     """What the records are called, for messages."""
 
@@ -53,6 +52,11 @@ class RecordCorpus(ABC, Generic[R]):
         """
         for key, path in self.places():
             next(self.read(key, path))
+
+    @property
+    def revision(self) -> str | None:
+        """The version of the data at their origin; None: files have none."""
+        return None
 
     def pin(self, revision: str | None) -> None:
         """Files have no versions."""
@@ -85,9 +89,22 @@ def read_all(key: str, path: str, *, parse: Callable[..., R], records: str) -> I
         UserError: there are none, or one cannot be parsed.
     """
     listing = find_files(path, key=key, suffixes=(JSON_LINES, PARQUET))
+    yield from records_in([file.path for file in listing.files], key=key, value=path, parse=parse, records=records)
+
+
+def records_in(files: Sequence[str], *, key: str, value: str, parse: Callable[..., R], records: str) -> Iterator[R]:
+    """The parsed records of files.
+
+    Args:
+        key, value: the setting that names them, for messages.
+        records: what they are called, for messages.
+
+    Raises:
+        UserError: there are none, or one cannot be parsed.
+    """
     is_empty = True
-    for place, record in read_records([file.path for file in listing.files]):
+    for place, record in read_records(files):
         is_empty = False
         yield parse(record, place=place)
     if is_empty:
-        raise UserError(f"it contains no {records}", key=key, value=path, hint="one JSON object per line")
+        raise UserError(f"it contains no {records}", key=key, value=value, hint="one JSON object per line")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -10,11 +11,13 @@ from tinyllm.data.chat.messages import ASSISTANT, USER, Conversation, parse_conv
 from tinyllm.data.chat.rows import ConversationData, ConversationSplit
 from tinyllm.data.chat.template import ChatTemplate, Packaged, Rendered
 from tinyllm.data.content_hashes import ContentHashes
+from tinyllm.data.hub.records import HubRecords
 from tinyllm.data.prompts import Prompt
-from tinyllm.data.record_corpus import RecordCorpus, read_all
+from tinyllm.data.record_corpus import RecordCorpus, read_all, records_in
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
+from tinyllm.utils.files import expand_home
 
 TooLong = Literal["error", "drop"]
 Filling = Literal["rows", "best_fit"]
@@ -56,7 +59,10 @@ class ConversationCorpus(RecordCorpus[Conversation]):
     The data are read into memory and rendered at every start; they are not cached.
 
     Args:
-        path: a file, a folder or a glob.
+        path: a file, a folder or a glob; or a copy of a data set of the hub, if one of its splits is named.
+        name: ``user/set`` of the hub, in place of ``path``.
+        config, revision, split, val_split: which part of such a set is read; see
+            :class:`tinyllm.data.hub.corpus.HubCorpus`.
         val_path: the same for validation; conversations whose prompt is also in it are left out of training.
         val_fraction: fraction of the conversations that becomes validation if there is no ``val_path``, chosen by a
             hash of the prompt: what precedes the first answer. So no prompt is on both sides.
@@ -75,14 +81,34 @@ class ConversationCorpus(RecordCorpus[Conversation]):
     def __init__(
         self,
         *,
-        path: str,
+        path: str | None,
         val_path: str | None,
         val_fraction: float,
         too_long: TooLong,
+        name: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        split: str = "train",
+        val_split: str | None = None,
         packing: Filling = "rows",
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
+        super().__init__(path=str(path or name), val_path=val_path, val_fraction=val_fraction)
+        if path is None and name is None:
+            hint = "dataset.path=… for files, or dataset.name=user/set for a data set of the hub"
+            raise UserError("no conversations are named", key="dataset.path", value=None, hint=hint)
+        of_hub = {"config": config, "split": None if split == "train" else split, "val_split": val_split}
+        given = next((key for key, value in of_hub.items() if value is not None), None)
+        self._hub: HubRecords | None = None
+        if name is not None or (given and os.path.isdir(expand_home(str(path)))):
+            self._hub = HubRecords(name=name, path=path, config=config, revision=revision)
+        elif given:
+            hint = "only data sets of the hub and their copies, which are directories, have it; leave it out"
+            raise UserError("the key has no effect here", key=f"dataset.{given}", value=of_hub[given], hint=hint)
+        if val_split is not None and val_path is not None:
+            hint = "dataset.val_path names the conversations of validation, too; leave one of the two out"
+            raise UserError("two validations", key="dataset.val_split", value=val_split, hint=hint)
+        self._splits = split, val_split
         assert chat_template is not None, "the program passes the template"
         self.drops_long, self.packing, self.chat_template = too_long == "drop", packing, chat_template
 
@@ -108,9 +134,40 @@ class ConversationCorpus(RecordCorpus[Conversation]):
     def count_words(self, split: str, hashes: ContentHashes) -> None:
         """No paper reports a perplexity per word of conversations."""
 
+    @property
+    def revision(self) -> str | None:
+        return self._hub.revision if self._hub else None
+
+    def pin(self, revision: str | None) -> None:
+        if self._hub:
+            self._hub.pin(revision)
+
+    def check(self) -> None:
+        if self._hub is None or self._hub.name is None:
+            super().check()
+            return
+        for key, place in self.places():  # a set of the hub is fetched later
+            if key == "dataset.val_path":
+                next(self.read(key, place))
+            else:
+                self._hub.files(place, key=key, fetch=False)
+
+    def places(self) -> list[tuple[str, str]]:
+        if self._hub is None:
+            return super().places()
+        split, val_split = self._splits
+        of_val = [("dataset.val_split", val_split)] if val_split else super().places()[1:]
+        return [("dataset.split", split), *of_val]
+
+    def read(self, key: str, path: str) -> Iterator[Conversation]:
+        if self._hub is None or key == "dataset.val_path":
+            return super().read(key, path)
+        files = self._hub.files(path, key=key)
+        return records_in(files, key=key, value=path, parse=self.parse, records=self.records)
+
     def conversations(self) -> Iterator[Conversation]:
-        """Those of ``dataset.path``, in order."""
-        return self.read("dataset.path", self.path)
+        """Those of training, in order."""
+        return self.read(*self.places()[0])
 
     def questions(self) -> tuple[list[Prompt], list[Prompt]]:
         """The conversations of training and of validation up to their last question, with the answers they hold.
@@ -184,14 +241,15 @@ class ConversationCorpus(RecordCorpus[Conversation]):
             UserError: a record is no conversation, or a split would be empty.
         """
         found = list(self.conversations())
-        if self.val_path is not None:
-            val = list(self.read("dataset.val_path", str(self.val_path)))
+        if len(places := self.places()) > 1:
+            key, place = places[1]
+            val = list(self.read(key, place))
             held_out = set(map(key_of, val))
             apart = Sides(found, val, []).without(held_out)
             if not apart.train:
-                hint = "use other data, or leave dataset.val_path out"
+                hint = f"use other data, or leave {key} out"
                 what = "all training conversations are also in validation"
-                raise UserError(what, key="dataset.val_path", value=self.val_path, hint=hint)
+                raise UserError(what, key=key, value=place, hint=hint)
             return apart
         groups: dict[str, list[Conversation]] = {}
         for conversation in found:
