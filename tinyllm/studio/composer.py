@@ -56,7 +56,8 @@ class Composer:
                     with self.search.add_slot("prepend"):
                         ui.icon("search")
                     self.origin = ui.select({}, with_input=True, on_change=lambda event: self._start_from(event.value))
-                    self.origin.props('outlined dense options-dense label="Start from a recipe or a run"')
+                    self.origin.props("outlined dense options-dense popup-content-class=form-menu")
+                    self.origin.props["label"] = "Start from a recipe or a run"
                     self.origin.classes("compose-origin").mark("origin")
                     reset = ui.button("Reset", icon="restart_alt", color=None, on_click=lambda: self.begin([]))
                     reset.props("flat no-caps").classes("soft").mark("reset")

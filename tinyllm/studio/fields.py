@@ -62,7 +62,9 @@ class Field:
             self.input.delete()
             options = {"": f"{default} (default)"} | {word: word for word in words}
             self.input = ui.select(options, value="", on_change=lambda event: self._typed(event.value))
-        self.input.props("outlined dense options-dense").classes("form-value").mark(f"key:{self.row.key}")
+        self.input.props("outlined dense options-dense popup-content-class=form-menu").classes("form-value").mark(
+            f"key:{self.row.key}"
+        )
         self.input.props["aria-label"] = self.row.key
         self.input.move(self.line, 0)
 

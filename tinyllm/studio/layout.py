@@ -59,6 +59,8 @@ STYLE = """
   --bad: #a8322a; --good: #2e7d4f; --warn: #8a5a00; }
 .body--dark { --line: #343b43; --soft: #a3adb8; --ground: #14171a; --raised: #1b1f24; --accent: #8ec1e6; --ink: #e6e9ec;
   --bad: #ff9a92; --good: #7fd6a3; --warn: #f0c674; }
+.body--dark { --q-primary: #8ec1e6 !important; }
+.body--dark .q-btn.bg-primary { background: #2b5f84 !important; }
 body { background: var(--ground); color: var(--ink); font-size: 15px; }
 .nicegui-content { padding: 0; display: block; }
 .studio-header { background: var(--raised); color: var(--ink); border-bottom: 1px solid var(--line);

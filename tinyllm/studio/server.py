@@ -1,6 +1,7 @@
 """The web server of the studio: NiceGUI behind :mod:`tinyllm.studio.access`, until a signal."""
 
 import asyncio
+import socket
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
@@ -35,7 +36,7 @@ def serve(settings: Settings) -> int:
         local = is_loopback(settings.host)
 
         def address(token: str) -> str:
-            return f"http://{'localhost' if local else settings.host}:{port}/?{TOKEN}={token}"
+            return f"http://{name_of(settings.host)}:{port}/?{TOKEN}={token}"
 
         access = Access(
             web_app(Studio(settings=settings)),
@@ -53,6 +54,15 @@ def serve(settings: Settings) -> int:
         print_note(f"open {address(access.token)} (Ctrl-C ends the studio; runs go on)")
         Server(server_config(access)).run(sockets=[bound])
     return 0
+
+
+def name_of(host: str) -> str:
+    """What a browser calls an address that the studio listens on."""
+    if is_loopback(host):
+        return "localhost"
+    if host in ("0.0.0.0", "::"):  # all addresses of this machine
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
 
 
 def web_app(studio: Studio) -> ASGIApp:

@@ -18,9 +18,14 @@ MOST_RUNS = 200
 
 def starting_points(recipes: Mapping[str, str], runs: Iterable[ListedRun]) -> dict[str, str]:
     """Recipes, then runs, the newest first: what each is, by ``recipe:<name>`` or ``run:<path>``."""
-    points = {f"recipe:{name}": f"Recipe {name} · {first_sentence(meaning)}" for name, meaning in recipes.items()}
+    points = {f"recipe:{name}": f"Recipe {name} · {_short(meaning)}" for name, meaning in recipes.items()}
     newest = sorted(runs, key=lambda run: run.get("age") if run.get("age") is not None else float("inf"))
     return points | {f"run:{run.path}": f"Run {shown_path(run.path)}" for run in newest[:MOST_RUNS]}
+
+
+def _short(meaning: str) -> str:
+    """The first sentence, without the command that follows it in some files."""
+    return first_sentence(meaning).partition(": python -m")[0]
 
 
 def run_settings(run: Path, settings: Settings) -> list[str]:
