@@ -23,6 +23,7 @@ from tinyllm.utils.yaml_files import read_yaml
 GROUPS = groups()
 REQUIRED = {
     "dataset=fineweb": ("dataset.max_tokens=1e6",),
+    "reward=model": ("reward.model.run=somewhere",),
     "dataset=mixture": ("dataset.sources={a:'dataset=pydocs'}",),
     "layers=pattern": ("model.layers.kinds={a:''}", "model.layers.pattern=[a]"),
     "layers=jsonl": (

@@ -34,6 +34,8 @@ LITERAL_KEYS = frozenset(
         "run.dir",
         "resume",
         "init_from",
+        "reward.model.run",
+        "versus",
         "out",
         "path",
         "vs",
@@ -51,7 +53,20 @@ LITERAL_KEYS = frozenset(
 
 PATH_KEYS = frozenset(
     {
-        *("run", "run.dir", "resume", "init_from", "out", "path", "study", "prompts", "checkpoint", "scaling.out"),
+        *(
+            "run",
+            "run.dir",
+            "resume",
+            "init_from",
+            "versus",
+            "reward.model.run",
+            "out",
+            "path",
+            "study",
+            "prompts",
+            "checkpoint",
+            "scaling.out",
+        ),
         *("dataset.path", "dataset.val_path", "tokenizer.path", "model.layers.path", "logger.dir", "hydra.sweep.dir"),
     }
 )

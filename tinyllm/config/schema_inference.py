@@ -112,6 +112,7 @@ class EvaluateConfig:
     """Root of ``conf/evaluate.yaml``."""
 
     run: str | None = key()
+    versus: str | None = key(nonempty=True)
     split: str = key(choices=("val", "train", "test"))
     checkpoint: str = key()
     weights: str = key(choices=WEIGHTS)
@@ -127,6 +128,7 @@ class EvaluateConfig:
     tokenizer: Any = None
     dataset: Any = None
     tools: Any = None
+    reward: Any = None
 
 
 @dataclass

@@ -31,6 +31,7 @@ from tinyllm.programs.conversations import template_of
 from tinyllm.programs.data_checks import refuse_start_early
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.evaluate_prompts import evaluate_prompts, prompts_to_evaluate
+from tinyllm.programs.evaluate_versus import evaluate_versus, show_versus
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.quantization import round_to_int8
 from tinyllm.programs.resume import is_data_path
@@ -67,6 +68,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
         print(json.dumps(finite(result)))
     elif "pairs" in result:
         show_pairs(result)
+    elif "win/rate" in result:
+        show_versus(result)
     else:
         _show(result)
     return 0
@@ -90,7 +93,8 @@ def evaluate_run(
 
     Returns:
         The metrics of :func:`tinyllm.inference.evaluation.evaluate_sources`, on tasks also those of
-        :func:`tinyllm.inference.answering.answer_metrics`, and the settings they were computed with.
+        :func:`tinyllm.inference.answering.answer_metrics`, and the settings they were computed with; with
+        ``cfg.versus`` those of :func:`tinyllm.programs.evaluate_versus.evaluate_versus`.
 
     Raises:
         UserError: the run cannot be loaded, its data is missing or has changed, or a setting is out of range.
@@ -98,6 +102,8 @@ def evaluate_run(
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
+    if cfg.versus is not None:
+        return evaluate_versus(cfg, saved, run, allow=allow)
     check_answer_keys(saved.cfg.dataset if cfg.dataset is None else cfg.dataset, typed, allow=allow)
     if (pairs := pairs_to_evaluate(cfg, saved, allow=allow)) is not None:
         return evaluate_pairs(cfg, saved, pairs, run, allow=allow)

@@ -53,7 +53,7 @@ def _reads_prompts(saved: SavedModel, *, allow: frozenset[Option]) -> bool:
 def evaluate_prompts(
     cfg: DictConfig, saved: SavedModel, corpus: Any, run: str, *, typed: Collection[str], allow: frozenset[Option]
 ) -> dict[str, Any]:
-    """The run's own rewards of its answers to the prompts of a split, and how many are right.
+    """The rewards of a run's answers to the prompts of a split, by default its own, and how many are right.
 
     Answers are made as in its training: with its tools and its limit on new tokens, unless the command line names
     others; and they are the most likely ones unless ``answers.temperature`` is set.
@@ -72,15 +72,18 @@ def evaluate_prompts(
     cfg = cfg.copy()
     rewards = None
     if _reads_prompts(saved, allow=allow):
-        rewards = build_rewards(saved.cfg, allow=allow)
-        rewards.check(prompts)
+        rewards = build_rewards(cfg if cfg.reward else saved.cfg, allow=allow, device=device)
         if not any(key.partition(".")[0] == "tools" for key in typed):
             cfg.tools = saved.cfg.tools
         if "answers.max_new_tokens" not in typed:
             cfg.answers.max_new_tokens = saved.cfg.objective.max_new_tokens
+    elif cfg.reward:
+        rewards = build_rewards(cfg, allow=allow, device=device)
     elif all(prompt.answer is None for prompt in prompts):
         hint = 'add the field "answer", which answers are compared with; or evaluate a run of objective=grpo'
         raise UserError("the prompts have no answers", key="dataset.path", value=cfg.dataset.path, hint=hint)
+    if rewards is not None:
+        rewards.check(prompts)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     if cfg.quantize == "int8":
         round_to_int8(model, precision)

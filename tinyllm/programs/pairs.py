@@ -21,7 +21,7 @@ from tinyllm.inference.pairing import AnswerPair, Tally, find_pairs
 from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.prompt_checks import build_rewards, build_tool
-from tinyllm.programs.prompt_sources import in_random_order, open_prompts
+from tinyllm.programs.prompt_sources import Fitting, in_random_order, open_prompts
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.device import autocast, pick_device, pick_precision
 from tinyllm.utils.environment import shows
@@ -66,8 +66,8 @@ def write_pairs(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozens
         UserError: the run cannot be loaded, ``out`` exists, the prompts cannot be answered, or no pair was found.
     """
     out = check_new_file(cfg.out)
-    rewards, tool = build_rewards(cfg, allow=allow), build_tool(cfg, allow=allow)
     device = pick_device(cfg.device, key="device")
+    rewards, tool = build_rewards(cfg, allow=allow, device=device), build_tool(cfg, allow=allow)
     precision = pick_precision(cfg.precision, device)
     saved = open_saved(run, checkpoint=cfg.checkpoint, allow=allow, tell=print_note)
     answering = Answering(
@@ -78,7 +78,7 @@ def write_pairs(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozens
         temperature=cfg.temperature,
     )
     prompts = open_prompts(cfg.dataset, saved, cfg.split, allow=allow)
-    fitting = Fitting(answering, prompts, context=saved.cfg.model.max_seq_len)
+    fitting = Fitting([(answering, saved.cfg.model.max_seq_len)], prompts, key="max_new_tokens")
     chosen = islice(fitting(in_random_order(len(prompts), seed=cfg.seed)), cfg.n_prompts)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     start, tally = time.perf_counter(), Tally()
@@ -135,42 +135,6 @@ def check_new_file(out: str) -> Path:
         hint = "name another file, or remove this one"
         raise UserError("the file exists", key="out", value=out, hint=hint)
     return path
-
-
-class Fitting:
-    """Leaves out prompts that are too long to be answered, and counts them.
-
-    Args:
-        context: the model's.
-    """
-
-    def __init__(self, answering: Answering, prompts: Any, *, context: int) -> None:
-        self.answering, self.prompts, self.context = answering, prompts, context
-        self.too_long = self.shortest = 0
-        self.is_empty = True
-
-    def __call__(self, numbers: Iterable[int]) -> Iterator[int]:
-        """Yields the numbers of the prompts that fit."""
-        for number in numbers:
-            length = len(self.answering.prompt_ids(self.prompts[number]))
-            if length + self.answering.max_new_tokens <= self.context:
-                self.is_empty = False
-                yield number
-            else:
-                self.too_long += 1
-                self.shortest = min(length, self.shortest or length)
-
-    def require_some(self) -> None:
-        """Refuse prompts of which none fits.
-
-        Raises:
-            UserError: none did.
-        """
-        if self.is_empty:
-            room = max(self.context - self.shortest, 0)
-            hint = f"at most {room}: the shortest prompt has {self.shortest} tokens, the context {self.context}"
-            what = "no prompt and answer fit into the context"
-            raise UserError(what, key="max_new_tokens", value=self.answering.max_new_tokens, hint=hint)
 
 
 def shown(pairs: Iterable[AnswerPair], *, total: int) -> Iterator[AnswerPair]:

@@ -4,17 +4,24 @@ from collections.abc import Collection
 from itertools import islice
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from tinyllm.config.build import build
-from tinyllm.config.targets import Option
+from tinyllm.config.targets import Option, resolve_target
 from tinyllm.data.batch import PROMPTS
 from tinyllm.data.prompt_data import PromptData
 from tinyllm.errors import UserError
 from tinyllm.inference.rewards.base import Reward, Rewards
 from tinyllm.inference.tools.base import Tool
+from tinyllm.programs.builders import plain
+from tinyllm.runs.checkpoint import Checkpoint
 from tinyllm.training.objectives.base import Objective
+from tinyllm.utils.signatures import parameters_of
 
+CPU = torch.device("cpu")
+REWARDS = "rewards"
+"""The manifest's entry of the reward models of a run: a digest of the weights of each, by name."""
 NODES = ("reward", "tools")
 """Nodes that only objectives on prompts read."""
 CHECKED = 1000
@@ -36,16 +43,38 @@ def build_tool(cfg: DictConfig, *, allow: frozenset[Option]) -> Tool | None:
     return tool
 
 
-def build_rewards(cfg: DictConfig, *, allow: frozenset[Option]) -> Rewards:
+def build_rewards(cfg: DictConfig, *, allow: frozenset[Option], device: torch.device = CPU) -> Rewards:
     """The rewards of ``reward=[…]``.
+
+    Args:
+        device: where a reward computes that has a model.
 
     Raises:
         UserError: there are none, or one refuses its settings.
     """
     rewards: dict[str, Reward] = {}
     for name, node in (cfg.reward or {}).items():
-        rewards[str(name)] = build(node, path=f"reward.{name}", allow=allow)
+        path, given = f"reward.{name}", {"device": device, "trusted": allow}
+        taken = parameters_of(resolve_target(plain(node), path=path, extra=allow)) or ()
+        runtime = {argument: value for argument, value in given.items() if argument in taken}
+        rewards[str(name)] = build(node, path=path, allow=allow, **runtime)
     return Rewards(rewards)
+
+
+def check_same_rewards(cfg: DictConfig, checkpoint: Checkpoint, *, allow: frozenset[Option]) -> None:
+    """Refuse to resume a run with other reward models than those it was trained with.
+
+    Raises:
+        UserError: the weights of one differ.
+    """
+    saved = checkpoint.manifest.get(REWARDS, {})
+    current = build_rewards(cfg, allow=allow).digests if cfg.reward and saved else {}
+    for name, digest in current.items():
+        if name in saved and saved[name] != digest:
+            hint = f"its weights are {digest[:12]}, the run's were {saved[name][:12]}; restore them, or start a new run"
+            hint += f" with init_from={checkpoint.run_dir}"
+            value = cfg.reward[name].get("run")
+            raise UserError("the reward model differs from the run's", key=f"reward.{name}.run", value=value, hint=hint)
 
 
 def check_prompt_settings(

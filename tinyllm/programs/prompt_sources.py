@@ -1,6 +1,6 @@
 """Prompts for programs that let a trained model answer: those of a data set, or those the run was trained on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from omegaconf import DictConfig
@@ -12,6 +12,7 @@ from tinyllm.data.prompts import Prompt
 from tinyllm.data.shuffle import permuted
 from tinyllm.data.tasks.corpus import TaskCorpus
 from tinyllm.errors import UserError
+from tinyllm.inference.answering import Answering
 from tinyllm.programs.builders import build_corpus, plain
 from tinyllm.programs.conversations import template_of
 from tinyllm.programs.saved_model import SavedModel
@@ -57,3 +58,43 @@ def in_random_order(count: int, *, seed: int) -> Iterator[int]:
     """The numbers 0 … count−1 in an order that depends on the seed, so that the first ones are a fair sample."""
     key = derive_seed(seed, "prompts")
     return (int(permuted(np.array([number]), count, key)[0]) for number in range(count))
+
+
+class Fitting:
+    """Leaves out prompts that are too long to be answered, and counts them.
+
+    Args:
+        answerings: how each model answers, with its context.
+        key: the setting of the limit on new tokens, for messages.
+    """
+
+    def __init__(self, answerings: Sequence[tuple[Answering, int]], prompts: Sequence[Prompt], *, key: str) -> None:
+        self.answerings, self.prompts, self.key = answerings, prompts, key
+        self.too_long, self.most_room, self.is_empty = 0, 0, True
+
+    def __call__(self, numbers: Iterable[int]) -> Iterator[int]:
+        """Yields the numbers of the prompts that fit."""
+        for number in numbers:
+            prompt = self.prompts[number]
+            room = min(context - len(answering.prompt_ids(prompt)) for answering, context in self.answerings)
+            self.most_room = max(room, self.most_room)
+            if room >= self.limit:
+                self.is_empty = False
+                yield number
+            else:
+                self.too_long += 1
+
+    @property
+    def limit(self) -> int:
+        """The limit on new tokens."""
+        return self.answerings[0][0].max_new_tokens
+
+    def require_some(self) -> None:
+        """Refuse prompts of which none fits.
+
+        Raises:
+            UserError: none did.
+        """
+        if self.is_empty:
+            hint = f"at most {self.most_room}: the rest of the context is taken by the shortest prompt"
+            raise UserError("no prompt and answer fit into the context", key=self.key, value=self.limit, hint=hint)

@@ -252,6 +252,6 @@ def make_rollouts(plan: RunPlan, state: TrainState, objective: Objective, compil
         objective=objective,
         compiler=compiler,
         answering=answering,
-        rewards=build_rewards(plan.cfg, allow=plan.invocation.allow),
+        rewards=build_rewards(plan.cfg, allow=plan.invocation.allow, device=plan.device),
         reference=make_reference(plan, objective),
     )

@@ -40,7 +40,7 @@ from tinyllm.programs.builders import (
 from tinyllm.programs.conversations import check_conversations
 from tinyllm.programs.data_checks import check_start_early
 from tinyllm.programs.initial_weights import fitted, initial_weights, reference_weights
-from tinyllm.programs.prompt_checks import check_prompts
+from tinyllm.programs.prompt_checks import check_prompts, check_same_rewards
 from tinyllm.programs.resume import (
     Resumption,
     abandoned_steps,
@@ -199,6 +199,8 @@ def check_settings(cfg: DictConfig, invocation: Invocation, resumption: Resumpti
     with naming_saved_setting(resumption):
         corpus, tokenizer_trainer = open_corpus(cfg, allow=allow)
     check_objective(cfg, meta_objective, corpus, invocation)
+    if resumption:
+        check_same_rewards(cfg, resumption.checkpoint, allow=allow)
     check_conversations(cfg, corpus, init_from)
     if n_steps is not None and not resumption:
         corpus.check_length(n_steps)

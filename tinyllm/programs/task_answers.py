@@ -19,12 +19,12 @@ from tinyllm.inference.answering import Answering, answer_metrics
 from tinyllm.inference.rewards.base import Rewards
 from tinyllm.programs.builders import plain
 from tinyllm.programs.conversations import saved_template
-from tinyllm.programs.prompt_checks import build_tool
+from tinyllm.programs.prompt_checks import build_rewards, build_tool
 from tinyllm.programs.saved_model import SavedModel
 from tinyllm.utils.device import autocast
 from tinyllm.utils.environment import shows
 
-KEYS = ("answers", "tools")
+KEYS = ("answers", "tools", "reward")
 """Nodes that only tasks and prompts read."""
 
 
@@ -60,7 +60,9 @@ def task_answers(
         UserError: the settings do not fit together, or the model was not trained on conversations.
     """
     prompts = corpus.prompts(cfg.split)
-    return prompt_answers(cfg, saved, prompts, model, None, device=device, precision=precision, allow=allow)
+    rewards = build_rewards(cfg, allow=allow, device=device) if cfg.reward else None
+    found = prompt_answers(cfg, saved, prompts, model, rewards, device=device, precision=precision, allow=allow)
+    return {f"{cfg.split}/{name}" if name.startswith("reward") else name: value for name, value in found.items()}
 
 
 def prompt_answers(
@@ -80,11 +82,7 @@ def prompt_answers(
         UserError: the settings do not fit together, or the model was not trained on conversations.
     """
     settings = cfg.answers
-    if settings.n_samples > 1 and not settings.temperature:
-        hint = "every answer would be the same: set answers.temperature above 0, or leave it out"
-        raise UserError(
-            "several answers need a temperature", key="answers.n_samples", value=settings.n_samples, hint=hint
-        )
+    check_samples(cfg)
     answering = Answering(
         tokenizer=saved.tokenizer,
         template=saved_template(saved),
@@ -111,6 +109,19 @@ def prompt_answers(
             autocast=partial(autocast, device, precision),
             progress=lambda done: bar.update(task, completed=done),
         )
+
+
+def check_samples(cfg: DictConfig) -> None:
+    """Refuse several answers that would all be the same.
+
+    Raises:
+        UserError: they would.
+    """
+    settings = cfg.answers
+    if settings.n_samples > 1 and not settings.temperature:
+        hint = "every answer would be the same: set answers.temperature above 0, or leave it out"
+        what = "several answers need a temperature"
+        raise UserError(what, key="answers.n_samples", value=settings.n_samples, hint=hint)
 
 
 def answer_rows(result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -23,6 +23,7 @@ from tinyllm.programs.builders import build_model, build_objective, build_optimi
 from tinyllm.programs.conversations import template_in
 from tinyllm.programs.evaluator import Evaluator
 from tinyllm.programs.initial_weights import initial_tensors
+from tinyllm.programs.prompt_checks import REWARDS, build_rewards
 from tinyllm.programs.reference import Reference
 from tinyllm.programs.remaining_batches import remaining_batches
 from tinyllm.programs.resume import to_save
@@ -243,6 +244,8 @@ def write_run_files(plan: RunPlan, run_dir: RunDir, info: RunInfo, state: TrainS
         facts[ADAPTERS] = plan.init_from.as_base(folder=folder, scale=cfg.lora.alpha / cfg.lora.rank)
     if plan.reference is not None:
         facts[REFERENCE] = plan.reference.as_base(folder=run_dir.checkpoints / checkpoints.name_of(0))
+    if cfg.reward and (digests := build_rewards(cfg, allow=invocation.allow).digests):
+        facts[REWARDS] = digests
     shown = {name: value for name, value in asdict(info).items() if name != "config"}
     made_by = provenance()
     start = {"step": state.step, "world_size": world_size, "settings": settings} | made_by

@@ -41,6 +41,8 @@ class Reward(ABC):
 
     reads_answer = False
     """Whether it needs the right answer of every prompt."""
+    digest: str | None = None
+    """sha256 of the weights that the scores depend on; None: they depend on none."""
 
     def __init__(self, *, weight: float) -> None:
         if not math.isfinite(weight) or weight == 0:
@@ -68,6 +70,11 @@ class Rewards:
             hint = "choose at least one, e.g. reward=[exact] or reward=[exact,tool_cost]"
             raise UserError("no reward", key="reward", value="[]", hint=hint)
         self.rewards = dict(rewards)
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digest of every reward that has one, by its name."""
+        return {name: reward.digest for name, reward in self.rewards.items() if reward.digest is not None}
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Refuse prompts without an answer if a reward reads it.
