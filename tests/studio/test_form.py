@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+import pytest
+
 from tests.support.studio import folder
 from tinyllm.config.option_docs import read_program
 from tinyllm.config.option_files import groups
@@ -12,6 +14,7 @@ from tinyllm.studio.report import Problem
 from tinyllm.studio.starting_points import run_settings, starting_points
 
 
+@pytest.mark.slow
 def test_every_group_and_key_of_train_has_a_row_with_its_comment() -> None:
     form, program = Form(), read_program("train")
     rows = {row.key: row for row in form.rows({})}
@@ -39,6 +42,7 @@ def test_an_option_file_of_ones_own_appears_by_itself(tmp_path: Path) -> None:
     assert "model.block.attn.window" not in rows
 
 
+@pytest.mark.slow
 def test_search_finds_names_descriptions_and_options() -> None:
     rows = Form().rows({})
     found = {row.key for row in rows if row.matches(["learning", "rate"])}
@@ -84,6 +88,7 @@ def test_a_check_speaks_as_the_command_line_does(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_check_counts_what_the_run_would_cost(tmp_path: Path) -> None:
     settings = ["model=pico", "tokenizer=byte", "trainer.max_steps=50", "trainer.batch_size=4", "trainer.seq_len=64"]
     report = examine(settings, folder(tmp_path))
@@ -97,6 +102,7 @@ def test_a_check_counts_what_the_run_would_cost(tmp_path: Path) -> None:
     assert report.words["trainer.device"] == ["auto", "cpu", "cuda", "mps"]
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_a_starting_point(tmp_path: Path, tiny_run: Path) -> None:
     from tinyllm.runs.listing import find_runs
 

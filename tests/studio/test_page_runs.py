@@ -1,6 +1,7 @@
 """The page Runs: the table lives, filters and selects, and the address holds what is shown."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,11 @@ def no_cache() -> Any:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
+    """Wait until a condition holds; an element that is not visible yet is waited for."""
+    while True:
+        with contextlib.suppress(AssertionError):
+            if condition():
+                return
         await asyncio.sleep(0.02)
 
 

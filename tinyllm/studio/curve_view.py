@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.studies.report.theme import style
 from tinyllm.studio.chart import Curve, Window, chart_options
@@ -25,10 +25,19 @@ class CurveView:
         studio: whose runs are shown.
         view: the state; the controls change its metrics, axis, smoothing and scale.
         changed: called after a control changed the state.
+        number: the number of a run's style; default: one that it keeps wherever it is shown.
     """
 
-    def __init__(self, studio: Studio, view: View, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        studio: Studio,
+        view: View,
+        changed: Callable[[], None],
+        *,
+        number: Callable[[str], int] | None = None,
+    ) -> None:
         self.studio, self.view, self._changed = studio, view, changed
+        self._number = number or studio.catalogue.number
         self.dark = bool(studio.dark)
         self.window = ALL
         self.names: list[str] = []
@@ -94,7 +103,7 @@ class CurveView:
             dark = self.dark if self.studio.dark is None else self.studio.dark
             view = self.view
             wanted = (tuple(runs), tuple(view.metrics), view.axis, view.smooth, view.log, dark, self.window)
-            made = await run.io_bound(self._make, list(runs), wanted, dark)
+            made = await asyncio.to_thread(self._make, list(runs), wanted, dark)
             if made is None or self.chart.is_deleted:
                 return
             names, signature, options = made
@@ -126,7 +135,7 @@ class CurveView:
             for number, metric in enumerate(metrics):
                 parts = [escape_control(metric)] * (len(metrics) > 1 or len(tails) == 1)
                 parts += [name] * (len(tails) > 1)
-                kind = style(number + 1 if len(tails) == 1 else catalogue.number(name))
+                kind = style(number + 1 if len(tails) == 1 else self._number(name))
                 x, y = tail.series(metric, self.view.axis)
                 curves.append(Curve(name=" · ".join(parts), style=kind, x=x, y=y, dashed=len(tails) > 1 and number > 0))
         title = escape_control(metrics[0]) if len(metrics) == 1 else ""

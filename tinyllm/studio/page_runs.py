@@ -1,18 +1,17 @@
 """The page Runs: a live table of all runs, curves of those that are chosen, and one run in detail."""
 
 import asyncio
-import datetime
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.errors import UserError
 from tinyllm.runs.query import CONDITION, parse_condition
-from tinyllm.studies.report.theme import style
 from tinyllm.studio.catalogue import Catalogue, RunRow
 from tinyllm.studio.curve_view import CurveView
+from tinyllm.studio.page_style import STYLE, color_style, moment
 from tinyllm.studio.run_view import show_run
 from tinyllm.studio.studio import Studio
 from tinyllm.studio.view import View, run_url
@@ -122,7 +121,7 @@ class RunTable:
         if self._busy.locked():
             return
         async with self._busy:
-            self._show(await run.io_bound(self.studio.catalogue.rows) or [])
+            self._show(await asyncio.to_thread(self.studio.catalogue.rows))
             if self.view.chosen:
                 await self.curves.refresh(self.view.chosen)
 
@@ -139,7 +138,7 @@ class RunTable:
         if signature == self._shown:
             return
         self._shown = signature
-        colors = {name: _color(self.studio.catalogue, name) for name in chosen}
+        colors = {name: color_style(self.studio.catalogue.number(name)) for name in chosen}
         cells = [table_row(row, colors.get(row.id)) for row in matching]
         self.table.rows = cells
         self.table.selected = [cell for cell in cells if cell["id"] in chosen]
@@ -156,7 +155,7 @@ class RunTable:
         with self.legend:
             for name in chosen:
                 with ui.element("li"):
-                    ui.element("span").classes("swatch").style(_color(self.studio.catalogue, name))
+                    ui.element("span").classes("swatch").style(color_style(self.studio.catalogue.number(name)))
                     ui.link(name, run_url(name))
 
     def _changed(self) -> None:
@@ -241,13 +240,6 @@ def table_row(row: RunRow, color: str | None) -> dict[str, Any]:
     }
 
 
-def moment(seconds: float) -> str:
-    """A time as people write it here: without the date where it is today."""
-    then = datetime.datetime.fromtimestamp(seconds)
-    today = then.date() == datetime.date.today()
-    return f"{then:%H:%M}" if today else f"{then:%Y-%m-%d %H:%M}"
-
-
 def _decimals(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 
@@ -255,11 +247,6 @@ def _decimals(value: float | None) -> str:
 def _column(name: str, label: str, align: str, wide: str) -> dict[str, Any]:
     hidden = {"classes": "wide-only", "headerClasses": "wide-only"} if wide else {}
     return {"name": name, "label": label, "field": name, "align": align, "sortable": True, **hidden}
-
-
-def _color(catalogue: Catalogue, run: str) -> str:
-    kind = style(catalogue.number(run))
-    return f"--light: {kind.light}; --dark: {kind.dark}"
 
 
 CELL = '<q-td :props="props">{{ props.row.text[props.col.name] }}</q-td>'
@@ -278,57 +265,3 @@ STATUS_CELL = """
 </q-td>
 """
 """The cells of the table. They are templates of ours; what a run holds is only ever a value in them."""
-STYLE = """
-.card + .card { margin-top: 1rem; }
-.bar { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem 0.75rem; margin-bottom: 0.5rem; }
-.find { width: 21rem; max-width: 100%; }
-.status-filter { width: 9rem; }
-.runs-table { background: transparent; }
-.runs-table th { font-weight: 550; color: var(--soft); }
-.run-link { color: var(--accent); text-decoration: none; font-weight: 550; }
-.run-link:hover { text-decoration: underline; }
-.small { font-size: 12px; }
-.note { max-width: 18rem; overflow: hidden; text-overflow: ellipsis; }
-.swatch { display: inline-block; width: 0.7rem; height: 0.7rem; border-radius: 50%; margin-right: 0.4rem;
-  background: var(--light); }
-.body--dark .swatch { background: var(--dark); }
-.status::before { content: ""; display: inline-block; width: 0.5rem; height: 0.5rem; border-radius: 50%;
-  margin-right: 0.4rem; background: currentColor; }
-.status { white-space: nowrap; color: var(--soft); }
-.status.running { color: var(--accent); }
-.status.finished { color: var(--good); }
-.status.stopped { color: var(--warn); }
-.status.lost, .status.failed, .status.damaged { color: var(--bad); }
-.legend { display: flex; flex-wrap: wrap; gap: 0.25rem 1rem; list-style: none; padding: 0; margin: 0 0 0.5rem;
-  max-height: 6rem; overflow: auto; font-size: 13px; }
-.legend a { color: var(--ink); text-decoration: none; }
-.legend a:hover { text-decoration: underline; }
-.curve-controls { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem 1rem; }
-.curve-metrics { min-width: 16rem; flex: 1 1 16rem; max-width: 34rem; }
-.curve-axis { width: 8rem; }
-.curve-smooth { display: flex; align-items: center; gap: 0.75rem; width: 15rem; }
-.curve-chart { width: 100%; height: 24rem; }
-@media (max-width: 600px) {
-  .wide-only { display: none; }
-  .runs-table th, .runs-table td { padding: 4px 6px !important; }
-  .curve-chart { height: 18rem; }
-  .find, .status-filter, .curve-smooth { width: 100%; }
-}
-"""
-STYLE += """
-.back { color: var(--accent); text-decoration: none; }
-.run-title { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }
-.run-actions { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; }
-.run-action { color: var(--accent); }
-.log-line { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.2rem 0; align-items: baseline; }
-.log-line > :first-child { min-width: 19rem; }
-.run-report { color: var(--accent); }
-.run-figures { display: flex; flex-wrap: wrap; gap: 0.5rem 2rem; margin: 0.5rem 0 0; }
-.run-figures dd { margin: 0; overflow-wrap: anywhere; }
-.run-panels { background: transparent; }
-.run-text { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--raised); border-radius: 6px;
-  padding: 0.5rem 0.75rem; margin: 0.15rem 0 0.9rem; max-height: 24rem; overflow: auto; }
-.other-run { width: 100%; max-width: 32rem; margin-bottom: 0.5rem; }
-.fact-table { background: transparent; }
-.fact-table td { overflow-wrap: anywhere; }
-"""

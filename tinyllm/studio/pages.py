@@ -20,6 +20,7 @@ SHOW: dict[str, Callable[[Studio], None]] = {
 def register(studio: Studio) -> None:
     """Register the pages with NiceGUI, whose registry is that of the process."""
     share_style()
+    page_compare.serve_reports(studio)
     for name, show in SHOW.items():
         _register(studio, name, show)
 

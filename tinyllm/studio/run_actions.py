@@ -1,10 +1,11 @@
 """What can be done with a run: stop, resume, extend, export, open its report."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.runner import STUDY
@@ -54,7 +55,7 @@ class RunActions:
     async def _do(self, act: Callable[[Path], Any], done: str) -> None:
         assert self._row is not None
         try:
-            await run.io_bound(act, self._row.path)
+            await asyncio.to_thread(act, self._row.path)
         except UserError as error:
             text = f"{error.what}: {error.hint}" if error.hint else error.what
             ui.notify(escape_control(text), type="negative", timeout=8000)

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.studio import run_facts
 from tinyllm.studio.catalogue import RunRow
@@ -99,13 +99,12 @@ class RunPage:
         if self._busy.locked():
             return
         async with self._busy:
-            row = await run.io_bound(self.studio.catalogue.row, self.view.run)
+            row = await asyncio.to_thread(self.studio.catalogue.row, self.view.run)
             if row is None:
                 self.status.text = "removed"
                 return
             self._show_row(row)
-            if (content := await run.io_bound(self._read_tab, row)) is not None:
-                self._show_tab(content)
+            self._show_tab(await asyncio.to_thread(self._read_tab, row))
             await self.curves.refresh([self.view.run])
 
     def _changed(self) -> None:

@@ -45,6 +45,32 @@ def past_runs(runs: Iterable[ListedRun]) -> list[PastRun]:
     return past
 
 
+def expected_seconds(*, flops_per_token: float, flops: float | None, runs: Iterable[ListedRun]) -> float | None:
+    """The expected duration of training alone on the device that was used last; None if nothing is known.
+
+    Args:
+        flops_per_token: of training.
+        flops: of the whole run.
+        runs: all earlier runs, the newest first.
+    """
+    here = [run for run in past_runs(runs) if run.host == socket.gethostname()]
+    alike = _alike([run for run in here if run.device == here[0].device], flops_per_token)
+    return None if flops is None or not alike else flops / _flops_per_s(alike)
+
+
+def _alike(past: Iterable[PastRun], flops_per_token: float) -> list[PastRun]:
+    """The runs of like size, the nearest: the cost per token decides."""
+
+    def distance(run: PastRun) -> float:
+        return abs(math.log(run.flops_per_token / flops_per_token))
+
+    return sorted((run for run in past if distance(run) < math.log(LIKE)), key=distance)[:MOST_USED]
+
+
+def _flops_per_s(runs: Iterable[PastRun]) -> float:
+    return statistics.median(run.flops_per_token * run.tokens_per_s for run in runs)
+
+
 def _positive(value: object) -> float:
     """A number that a run recorded; 0 if it is none."""
     return float(value) if isinstance(value, int | float) and value > 0 else 0.0
@@ -58,12 +84,7 @@ def expected(figures: Figures, past: Sequence[PastRun]) -> Expectation | None:
     if figures.flops is None:
         return None
     here = [run for run in past if run.host == socket.gethostname() and run.device == figures.device]
-
-    def distance(run: PastRun) -> float:
-        return abs(math.log(run.flops_per_token / figures.flops_per_token))
-
-    alike = sorted((run for run in here if distance(run) < math.log(LIKE)), key=distance)[:MOST_USED]
+    alike = _alike(here, figures.flops_per_token)
     if not alike:
         return None
-    speed = statistics.median(run.flops_per_token * run.tokens_per_s for run in alike)
-    return Expectation(seconds=figures.flops / speed, runs=alike)
+    return Expectation(seconds=figures.flops / _flops_per_s(alike), runs=alike)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tinyllm.config.option_files import conf_dir
 from tinyllm.studio.catalogue import Catalogue
 from tinyllm.studio.checker import Checker
+from tinyllm.studio.comparison import Comparison
 from tinyllm.studio.form import Draft, Form
 from tinyllm.studio.processes import Processes
 from tinyllm.studio.program import Settings
@@ -23,6 +24,8 @@ class Studio:
     """The theme chosen in any of its browsers: dark, light, or that of the system."""
     catalogue: Catalogue = field(init=False)
     """The runs below its outputs."""
+    comparison: Comparison = field(default_factory=Comparison)
+    """What is filled in on Compare."""
     draft: Draft = field(default_factory=Draft)
     """What is filled in on Compose."""
     report: Report = field(default_factory=Report)

@@ -210,7 +210,7 @@ def _recall(name: str, config: str | None, revision: str | None) -> Layout | Non
 def _remembered(name: str, config: str | None, revision: str | None, reason: access.NoAnswerError) -> Layout:
     kept = _recall(name, config, revision)
     if kept is None:
-        raise no_answer(name, reason)
+        raise no_answer(name, reason) from reason
     return kept
 
 

@@ -1,0 +1,245 @@
+"""The form of a comparison, its plan, and the button that starts it."""
+
+import asyncio
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from nicegui import ui
+
+from tinyllm.errors import UserError
+from tinyllm.studies.compare.plan import StudyPlan, cost_line
+from tinyllm.studio.comparison import FRONT, Varied, comparison_rows, comparison_words, plan_of, quoted
+from tinyllm.studio.fields import Field
+from tinyllm.studio.report import Problem
+from tinyllm.studio.speed import expected_seconds
+from tinyllm.studio.studio import Studio
+from tinyllm.utils.text import duration, escape_control, quantity, short
+
+PLAN_COLUMNS = (
+    ("arm", "Arm", "left"),
+    ("parameters", "Parameters", "right"),
+    ("flops_per_token", "FLOPs/token", "right"),
+    ("cache", "Cache/token", "right"),
+    ("changed", "Matched by", "left"),
+    ("steps", "Steps", "right"),
+    ("tokens", "Tokens", "right"),
+    ("flops", "FLOPs", "right"),
+)
+
+
+class ComparisonForm:
+    """Arms, match, budget and seeds, with the plan and its cost before anything starts.
+
+    Args:
+        studio: holds what is filled in.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio, self.comparison = studio, studio.comparison
+        self.rows = comparison_rows(studio.settings.config_dir)
+        self.words = comparison_words()
+        self.fields: dict[str, Field] = {}
+        self.planned: tuple[list[str], StudyPlan] | None = None
+        self._planning: asyncio.Task[StudyPlan] | None = None
+        with ui.element("div").classes("compose"):
+            with ui.element("div").classes("compose-form"):
+                with ui.element("section").classes("card"):
+                    _heading("Arms")
+                    ui.label("Each combination of these values is an arm, the first the reference.").classes("soft")
+                    self.arms = ui.element("div").classes("arms")
+                    ui.button("Add a key", icon="add", color=None, on_click=self._add).props("flat dense no-caps")
+                    with ui.element("div").classes("bar"):
+                        self.shared = ui.input("Settings of all arms", value=self.comparison.shared)
+                        self.shared.props("outlined dense spellcheck=false input-class=mono").classes("shared")
+                        self.shared.on_value_change(self._set_shared).mark("shared")
+                        take = ui.button("Take those of Compose", color=None, on_click=self._take_draft)
+                        take.props("flat dense no-caps").mark("take")
+                with ui.element("section").classes("card"):
+                    _heading("Comparison")
+                    front = [row for row in self.rows if row.key in FRONT]
+                    rest = [row for row in self.rows if row.key not in FRONT]
+                    for row in front:
+                        self.fields[row.key] = Field(row, self._set)
+                    with ui.expansion(f"{len(rest)} more settings").classes("compose-more"):
+                        for row in rest:
+                            self.fields[row.key] = Field(row, self._set)
+            with ui.element("aside").classes("compose-side"), ui.element("section").classes("card"):
+                _heading("Plan")
+                self.show_plan = ui.button("Show the plan", icon="calculate", on_click=self.plan)
+                self.show_plan.props("outline no-caps").classes("full").mark("plan")
+                self.busy = ui.label("Composing the arms, preparing the data …").classes("soft")
+                self.problem = ui.label().classes("bad problem").props("role=alert").mark("plan-problem")
+                self.cost = ui.label().mark("cost")
+                self.time = ui.label().classes("soft").mark("time")
+                ui.label("Command").classes("soft small")
+                self.command = ui.label().classes("command mono").mark("command")
+                ui.button("Copy", icon="content_copy", color=None, on_click=self._copy).props("flat dense no-caps")
+                self.start = ui.button("Start the comparison", icon="play_arrow", on_click=self._start)
+                self.start.props("unelevated no-caps").classes("start").mark("start")
+        with ui.element("section").classes("card") as self.table_card:
+            _heading("Arms and their cost")
+            heads = [{"name": key, "label": name, "field": key, "align": align} for key, name, align in PLAN_COLUMNS]
+            self.table = ui.table(rows=[], columns=heads, row_key="arm", pagination={"rowsPerPage": 0})
+            self.table.props("flat dense hide-bottom").classes("runs-table figures").mark("arms")
+        self._show_arms()
+        self._show()
+
+    def _show_arms(self) -> None:
+        form = self.studio.form()
+        names = [row.key for row in form.rows({})]
+        self.arms.clear()
+        with self.arms:
+            for number, varied in enumerate(self.comparison.varied):
+                with ui.element("div").classes("arm-row"):
+                    options = names if not varied.key or varied.key in names else [*names, varied.key]
+                    key = ui.select(
+                        options,
+                        value=varied.key or None,
+                        label="Key or group",
+                        with_input=True,
+                        new_value_mode="add-unique",  # Enter takes what was typed
+                    )
+                    key.props("outlined dense options-dense").on_value_change(partial(self._set_key, varied))
+                    key.classes("arm-key").mark(f"key {number}")
+                    group = form.groups.get(varied.key)
+                    if group is None:
+                        values: Any = ui.input("Values, separated by commas", value=varied.values)
+                        values.props("spellcheck=false input-class=mono")
+                    else:
+                        known = [option.name for option in group.options]
+                        chosen = [name for name in varied.values.split(",") if name in known]
+                        values = ui.select(known, value=chosen, multiple=True, label="Options").props("use-chips")
+                    values.props("outlined dense").classes("arm-values").mark(f"values {number}")
+                    values.on_value_change(partial(self._set_values, varied))
+                    remove = ui.button(icon="close", color=None, on_click=partial(self._remove, varied))
+                    remove.props('flat dense round aria-label="Remove this key"').classes("soft")
+
+    def _set_key(self, varied: Varied, event: Any) -> None:
+        if varied.key != (event.value or ""):
+            varied.key, varied.values = event.value or "", ""
+            self._show_arms()
+            self._show()
+
+    def _set_values(self, varied: Varied, event: Any) -> None:
+        varied.values = ",".join(event.value) if isinstance(event.value, list) else event.value or ""
+        self._show()
+
+    def _add(self) -> None:
+        self.comparison.varied.append(Varied())
+        self._show_arms()
+
+    def _remove(self, varied: Varied) -> None:
+        self.comparison.varied = [each for each in self.comparison.varied if each is not varied] or [Varied()]
+        self._show_arms()
+        self._show()
+
+    def _set_shared(self, event: Any) -> None:
+        self.comparison.shared = event.value or ""
+        self._show()
+
+    def _take_draft(self) -> None:
+        varied = {each.key for each in self.comparison.varied}
+        taken = [one for one in self.studio.draft.arguments if one.partition("=")[0] not in varied]
+        self.shared.set_value(quoted(taken))
+
+    def _set(self, key: str, value: str | None) -> None:
+        self.comparison.draft.set(key, value)
+        self._show()
+
+    def _show(self, problem: UserError | None = None) -> None:
+        """Show what is filled in, the command, and the plan as long as it is the plan of that."""
+        settings, text = self.comparison.draft.settings, "" if problem is None else str(problem)
+        for key, field in self.fields.items():
+            beside = Problem(text=text, key=(problem and problem.key) or "").beside(key, settings) if problem else ""
+            field.show(settings.get(key), field.row.default, words=self.words.get(key), problem=beside)
+        try:
+            arguments = self.comparison.arguments()
+            self.command.set_text(self.comparison.command(self.studio.settings))
+        except UserError as error:
+            arguments, text = [], text or str(error)
+            self.command.set_text("")
+        if self.planned is not None and self.planned[0] != arguments:
+            self.planned = None
+        self.problem.set_text(text if text and (problem is not None or self.comparison.varied[0].key) else "")
+        self.problem.set_visibility(bool(self.problem.text))
+        self.start.set_enabled(self.planned is not None)
+        for element in (self.cost, self.table_card, self.time):
+            element.set_visibility(self.planned is not None)
+        is_busy = self._planning is not None and not self._planning.done()
+        self.busy.set_visibility(is_busy)
+        self.show_plan.set_enabled(not is_busy)
+        if self.planned is not None:
+            plan = self.planned[1]
+            self.cost.set_text(f"{cost_line(plan)}.")
+            self.table.rows = plan_rows(plan)
+
+    async def plan(self) -> None:
+        """Let the program work out the plan of what is filled in."""
+        problem = None
+        try:
+            arguments = self.comparison.arguments()
+            self._planning = asyncio.create_task(plan_of(arguments, self.studio.settings))
+            self._show()
+            plan = await self._planning
+            self.planned = arguments, plan
+            self.time.set_text(await asyncio.to_thread(self._seconds, plan))
+        except UserError as error:
+            problem = error
+        finally:
+            self._planning = None
+        if not self.table.is_deleted:
+            self._show(problem)
+
+    def _seconds(self, plan: StudyPlan) -> str:
+        """How long it will take, in a sentence."""
+        listed = [one for row in self.studio.catalogue.rows() if (one := self.studio.catalogue.listed(row.id))]
+        each = [
+            expected_seconds(flops_per_token=arm.flops_per_token, flops=arm.flops, runs=listed) for arm in plan.arms
+        ]
+        if plan.minutes is not None or not plan.seeds or any(one is None for one in each):
+            return ""
+        total = sum(filter(None, each)) * len(plan.seeds) / plan.parallel
+        return f"About {duration(total)} of training here, concluded from earlier runs of like size."
+
+    def _copy(self) -> None:
+        ui.clipboard.write(self.command.text)
+        ui.notify("Copied.")
+
+    async def _start(self) -> None:
+        if self.planned is None:
+            return
+        arguments, plan = self.planned
+        # Below this studio's outputs, under the name that the program chose: the same settings continue the study.
+        out = self.studio.settings.outputs / "compare" / Path(plan.directory).name
+        own = [] if any(one.startswith("out=") for one in arguments) else [f"out={out}"]
+        try:
+            await asyncio.to_thread(partial(self.studio.processes.start, "compare", [*arguments, *own], path=out))
+        except UserError as error:
+            self._show(error)
+            return
+        ui.navigate.to(f"/compare?{urlencode({'study': f'compare/{out.name}'})}")
+
+
+def plan_rows(plan: StudyPlan) -> list[dict[str, str]]:
+    """The arms of a plan as rows of a table."""
+    return [
+        {
+            "arm": escape_control(arm.name) + (" (reference)" if arm.name == plan.reference else ""),
+            "parameters": short(arm.parameters)
+            + (f", {short(arm.active_parameters)} active" if arm.active_parameters != arm.parameters else ""),
+            "flops_per_token": short(arm.flops_per_token),
+            "cache": quantity(arm.kv_bytes_per_token, "B"),
+            "changed": ", ".join(f"{key}={value}" for key, value in arm.solved.items())
+            + (f" ({arm.mismatch:+.2%})" if arm.mismatch is not None and arm.name != plan.reference else ""),
+            "steps": "measured first" if arm.max_steps is None else f"{arm.max_steps:,}",
+            "tokens": "" if arm.tokens is None else short(arm.tokens),
+            "flops": "" if arm.flops is None else short(arm.flops),
+        }
+        for arm in plan.arms
+    ]
+
+
+def _heading(text: str) -> None:
+    ui.label(text).classes("title").props("role=heading aria-level=2")
