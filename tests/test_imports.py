@@ -222,7 +222,8 @@ def test_tinyllm_alone_loads_nothing_heavy() -> None:
 
 def test_entry_modules_are_light() -> None:
     loaded = loaded_after(f"import {', '.join(ENTRY_POINTS)}")
-    assert loaded & {"torch", "numpy", "matplotlib", "transformers", "tokenizers", "wandb"} == set()
+    heavy = {"torch", "numpy", "matplotlib", "transformers", "tokenizers", "wandb"}
+    assert loaded & (heavy | {"fastapi", "uvicorn", "starlette", "nicegui"}) == set()
 
 
 @pytest.mark.slow

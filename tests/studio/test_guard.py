@@ -41,6 +41,11 @@ from tinyllm.studio.guard import check_arguments, check_composed
         'dataset.sources.web="dataset=text dataset.path=/etc/passwd"',
         "dataset.sources={web: {path: /etc/passwd}}",
         "compare.arms.a=\"dataset=text dataset.path='/etc/passwd'\"",
+        'validation="dataset=text dataset.path=/etc/passwd"',
+        "conversations=/etc/passwd",
+        "vs='init_from=/etc'",
+        "study=/etc/study.yaml",
+        "out=/etc/x",
         "trainer.max_steps",
     ],
 )
@@ -60,6 +65,7 @@ def test_what_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         *(
             "tokenizer.path=gpt2",
             "run.name=path=1",
+            "reference=a/b",
             "dataset.name=user/set",
             'dataset.sources.web="dataset=text dataset.path=web.txt"',
         ),

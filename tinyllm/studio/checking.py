@@ -1,10 +1,10 @@
 """Checks settings with the program's own first steps, and counts what they cost. Runs in a helper process."""
 
 import os
+import sys
 import traceback
 import typing
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from tinyllm.config import schema
@@ -89,7 +89,11 @@ def _literals(annotation: Any) -> tuple[Any, ...]:
 
 
 def _options(settings: Settings) -> frozenset[Option]:
-    return frozenset() if settings.config_dir is None else options_of(Path(settings.config_dir))
+    if settings.config_dir is None:
+        return frozenset()
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # its classes may be modules of the current directory, as for the programs
+    return options_of(settings.config_dir)
 
 
 def _figures(cfg: Any, choices: dict[str, str], settings: Settings, composed: dict[str, Any]) -> Report:

@@ -9,23 +9,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tinyllm.config.quoting import LITERAL_KEYS, PATH_KEYS
+from tinyllm.config.quoting import PATH_KEYS
 from tinyllm.errors import UserError
 from tinyllm.studio.program import Settings
 from tinyllm.utils.nested import flatten
 
-PROGRAMS = ("train", "compare", "export", "evaluate", "prepare", "describe", "pipeline")
+PROGRAMS = ("train", "compare", "export", "evaluate")
 """Programs that pages start."""
 CALLS = re.compile(r"_(target|partial|convert|recursive|args)_")
 """Keys that choose a class, or how it is called."""
-PATH_NAMES = frozenset({key.rpartition(".")[2] for key in PATH_KEYS} | {"val_path", "init_from", "reference", "tune"})
+PATH_NAMES = frozenset({key.rpartition(".")[2] for key in PATH_KEYS} | {"val_path", "conversations"})
 """Last part of the keys that hold a path."""
 INSIDE = re.compile(r"""(?<![\w.])(?:\w+\.)*(\w+)\s*[:=]\s*("[^"]*"|'[^']*'|[^\s,{}\[\]"']+)""")
 """A key and its value inside a value: settings of a source or of an arm, given as one text."""
 WORDS = ("auto", "null", "last", "best", "latest", "")
 """Values of such keys that are no path."""
-TEXTS = LITERAL_KEYS - PATH_KEYS - {"dataset.path", "dataset.val_path", "vs", "tune"}
-"""Keys whose values are texts for people and models, in which anything may stand."""
+TEXTS = ("prompt", "system", "stop", "question", "trainer.sample_prompt")
+"""Literal keys whose values are texts for people and models, in which anything may stand."""
 
 
 def check_arguments(arguments: Iterable[str], settings: Settings) -> None:
