@@ -1,6 +1,7 @@
 """The form of Compose is what ``conf/`` says, and its command is what a person would type."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,19 @@ def test_an_option_file_of_ones_own_appears_by_itself(tmp_path: Path) -> None:
     assert dict(rows["attn"].options)["mine"] == "Attention of my own."
     assert rows["model.block.attn.qk_norm"].meaning == "what it does"
     assert "model.block.attn.window" not in rows
+
+
+@pytest.mark.slow
+def test_an_option_file_of_ones_own_is_checked_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "ffn").mkdir()
+    text = "# @package model.block.ffn\n_target_: tinyllm.nn.feedforward.MLP\n_partial_: true\nactivation: relu\n"
+    (tmp_path / "ffn" / "wide.yaml").write_text(f"{text}d_ff: 512\n")
+    settings = replace(folder(tmp_path), config_dir=tmp_path)
+    plain, wide = (examine(["model=pico", *more], settings) for more in ([], ["ffn=wide"]))
+    assert plain.figures is not None and wide.problem is None and wide.figures is not None
+    # 2 layers of width 64, whose two matrices are 512 wide instead of 256.
+    assert wide.figures.parameters - plain.figures.parameters == 2 * 2 * 64 * 256
+    assert wide.choices["ffn"] == "wide" and wide.values["model.block.ffn.d_ff"] == "512"
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ class Access:
         tell: Callable[[str], None] = lambda token: None,
     ) -> None:
         self.app, self.tell, self.local = app, tell, local
+        self._names = {"localhost"} | (set() if local else {socket.gethostname().lower()})
         self.cookie = f"tinyllm_studio_{port}"
         self.token = secrets.token_urlsafe(32)
         self._password = None if password is None else _digest(password)
@@ -104,8 +105,7 @@ class Access:
         try:
             address = ipaddress.ip_address(name)
         except ValueError:
-            names = {"localhost"} if self.local else {"localhost", socket.gethostname().lower(), socket.getfqdn()}
-            return name in names
+            return name in self._names
         # An address cannot be rebound: only a name can be made to point elsewhere.
         return address.is_loopback or not self.local
 
