@@ -24,7 +24,7 @@ from tinyllm.utils.locks import try_lock
 
 pytest.importorskip("nicegui", reason="needs the extra studio")
 
-from nicegui import app, ui
+from nicegui import app
 
 from tinyllm.studio import catalogue, comparison_form, page_compare
 from tinyllm.studio.studio import Studio
@@ -164,13 +164,13 @@ def test_the_plan_comes_before_the_start_and_a_change_takes_it_back(tmp_path: Pa
         await until(lambda: only(user, "start").enabled)
         assert only(user, "cost").text.startswith("2 arms, 4 runs, 1 at a time; 4.00k training tokens and 400 MFLOP")
         assert [row["arm"] for row in only(user, "arms").rows] == ["mha (reference)", "mqa"]
-        user.find(kind=ui.input, marker="seeds").type("two")
+        user.find(marker="key:seeds").type("two")
         await until(lambda: not only(user, "start").enabled)
         user.find(marker="plan").click()
         await until(lambda: "seeds=two" in only(user, "plan-problem").text)
-        assert "seeds=two" in only(user, "problem seeds").text and not only(user, "start").enabled
+        assert "seeds=two" in only(user, "problem:seeds").text and not only(user, "start").enabled
         plans.append(planned())
-        user.find(kind=ui.input, marker="seeds").clear()
+        user.find(marker="key:seeds").clear()
         user.find(marker="plan").click()
         await until(lambda: only(user, "start").enabled)
         with mock.patch(
