@@ -64,7 +64,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return None
 
 
-def values_in(result: Mapping[str, Any], measure: Measure, *, file: Path) -> dict[str, float]:
+def values_in(result: Mapping[str, Any], measure: Measure) -> dict[str, float]:
     """The figures that a measure shows.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -10,7 +11,7 @@ from tinyllm.errors import one_line
 from tinyllm.studies.pipeline.results import PipelineResult, StageResult, mean_text
 from tinyllm.studies.report import numbers, theme
 from tinyllm.studies.report.blocks import Block, Cell, Code, DataTable, Figures, Folded, Section, Text, text_cell
-from tinyllm.studies.report.content import Report
+from tinyllm.studies.report.content import LegendEntry, Report
 from tinyllm.studies.report.markdown import markdown
 from tinyllm.studies.report.page import page
 from tinyllm.studies.report.svg import Picture, drawing, picture
@@ -73,14 +74,15 @@ def report(result: PipelineResult) -> Report:
     with drawing():
         sections = [_stages(result), _forgetting(result), _curves(result), _samples(result), _commands(result)]
     seconds = [sum(stage.seconds or 0 for stage in result.stages if stage.seed == seed) for seed in result.seeds]
-    seeds = f"seed {result.seeds[0]}" if len(result.seeds) == 1 else f"{len(result.seeds)} seeds"
+    several = len(result.seeds) > 1
+    seeds = f"seed {result.seeds[0]}" if not several else f"{len(result.seeds)} seeds"
     return Report(
         kind="tinyllm pipeline",
         question=one_line(f"Recipe {result.recipe}"),
         glance=f"{len(result.names)} stages, {seeds}, {duration(fmean(seconds))} of training and sampling per seed",
         verdicts=verdicts(result),
         notes=[],
-        legend=[],
+        legend=[LegendEntry(name=f"seed {seed}", style=number) for number, seed in enumerate(result.seeds)] * several,
         sections=[section for section in sections if section.blocks],
     )
 
@@ -158,7 +160,8 @@ def _over_stages(result: PipelineResult, number: int) -> Picture | None:
     for index, seed in enumerate(result.seeds):
         values = [next(stage.values[column.name] for stage in result.of(name) if stage.seed == seed) for name in names]
         style = theme.style(index)
-        axes.plot(names, values, style.marker, ls=style.dashes, color=style.light, lw=1.6, ms=6, mec=theme.PAPER)
+        looks: dict[str, Any] = {"color": style.light, "lw": 1.6, "ms": 6, "mec": theme.PAPER, "gid": f"arm:{index}"}
+        axes.plot(names, values, style.marker, ls=style.dashes, **looks)
     axes.set_ylabel(f"{column.name}" + (" (share)" if column.is_share else ""))
     ends = ", ".join(f"{name} {mean_text(result.values(name, column), column)}" for name in names)
     return picture(
@@ -184,7 +187,7 @@ def _curve(result: PipelineResult, name: str) -> Picture | None:
     for index, stage in enumerate(stages):
         style = theme.style(index)
         steps, values = zip(*stage.curve, strict=True)
-        axes.plot(steps, values, ls=style.dashes, color=style.light, lw=1.6)
+        axes.plot(steps, values, ls=style.dashes, color=style.light, lw=1.6, gid=f"arm:{index}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.set_xlabel("step")
     axes.set_ylabel(numbers.metric_axis(stages[0].metric))

@@ -127,9 +127,9 @@ class Running:
             result = read_result(file)
             if code or result is None:
                 raise UserError(f"{measure.name} could not be measured after {stage.name}", file=file, hint=reason)
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values_in(result, measure, file=file).items())
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values_in(result, measure).items())
             self.screen.say(f"  {shown}")
-        return values_in(result, measure, file=file)
+        return values_in(result, measure)
 
     def _run(self, program: str, arguments: Sequence[str], *, log: Path, output: Path) -> tuple[int, str]:
         """Run a program that has nothing to save when it is stopped; its exit code, and why it failed.

@@ -28,7 +28,7 @@ def page(report: Report) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html").render(
         report=report,
-        styles=theme.styles(len(report.legend)),
+        styles=theme.styles(max(1, len(report.legend))),
         css=(_FILES / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=f"sha256-{digest}",
