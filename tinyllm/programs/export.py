@@ -11,9 +11,11 @@ from tinyllm.interop.convert import convert
 from tinyllm.interop.directory import check_out, write
 from tinyllm.interop.tokenizer import special_ids, tokenizer_files
 from tinyllm.programs.conversations import turn_ends
-from tinyllm.programs.load_model import build_saved, open_saved
+from tinyllm.programs.load_model import SavedModel, build_saved, open_saved
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.text import print_note
+
+PAD = "<pad>"
 
 
 def command(cfg: DictConfig, invocation: Invocation) -> int:
@@ -28,6 +30,14 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     else:
         print(f"{facts['family']}, {facts['parameters']:,} parameters in {facts['dtype']}: {facts['out']}")
     return 0
+
+
+def padding_of(saved: SavedModel) -> dict[str, Any]:
+    """``pad_token_id`` of a reward model: transformers scores the last token that is another one."""
+    padding = saved.tokenizer.special.get(PAD)
+    if padding is None:
+        print_note(f"the tokenizer has no {PAD}: transformers scores one answer at a time, or set pad_token_id")
+    return {"pad_token_id": padding}
 
 
 def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset()) -> dict[str, Any]:
@@ -49,6 +59,8 @@ def export(cfg: DictConfig, run: str, *, allow: frozenset[Option] = frozenset())
     model = build_saved(saved, allow=allow)
     family, config, tensors = convert(model, saved.weights(cfg.weights))
     special = saved.special or special_ids(saved.tokenizer) | turn_ends(saved)
+    if model.score is not None:
+        special |= padding_of(saved)
     texts = tokenizer_files(saved.tokenizer, special=special, max_length=model.max_seq_len, chat=saved.chat)
     dtype = write(out, config=config, special=special, weights=tensors, texts=texts)
     return {
