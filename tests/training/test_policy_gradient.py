@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from tests.support.models import tiny_model
+from tinyllm.config.option_files import conf_dir
 from tinyllm.data.batch import Batch
 from tinyllm.nn.loss import IGNORE
 from tinyllm.training.objectives.grpo import ADVANTAGE, GRPO, OLD, PER_TOKEN, REFERENCE
@@ -112,3 +114,9 @@ def test_the_objective_equals_the_loss_on_full_logits(normaliser: str) -> None:
 def test_numbers_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"{name}={value} must be"):
         GRPO(tiny_model(), advantage="mean", normaliser="fixed", **SETTINGS | {name: value})  # type: ignore[arg-type]
+
+
+def test_by_default_nothing_is_divided_by_a_deviation_or_by_the_length_of_an_answer() -> None:
+    """Both are known to favor nearly equal groups and long wrong answers (Liu et al. 2025)."""
+    defaults = OmegaConf.load(conf_dir() / "objective" / "grpo.yaml")
+    assert (defaults.advantage, defaults.normaliser) == ("mean", "fixed")

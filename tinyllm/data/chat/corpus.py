@@ -22,6 +22,8 @@ from tinyllm.utils.files import expand_home
 TooLong = Literal["error", "drop"]
 Filling = Literal["rows", "best_fit"]
 CONVERSATIONS = "conversations"
+BLOCK = 2048
+"""Conversations that are rendered together."""
 
 
 class Sides(NamedTuple):
@@ -225,14 +227,16 @@ class ConversationCorpus(RecordCorpus[Conversation]):
             notes=notes,
         )
 
-    def _rendered(self, conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Rendered]:
-        rendered = self.chat_template.render_all(conversations, tokenizer)
+    def _rendered(self, conversations: Sequence[Conversation], tokenizer: Tokenizer) -> Iterator[Rendered]:
+        """The conversations, rendered block by block: their texts in pieces take many times the memory of the ids."""
+        blocks = (conversations[start : start + BLOCK] for start in range(0, len(conversations), BLOCK))
+        rendered = (row for block in blocks for row in self.chat_template.render_all(block, tokenizer))
         for conversation, row in zip(conversations, rendered, strict=True):
             if not row.is_target[1:].any():
                 said = json.dumps(conversation.to_dict(), ensure_ascii=False)[:80]
                 hint = f"{said}…; the template's generation marks enclose none of it"
                 raise UserError("a conversation without a target", key="dataset.path", value=self.path, hint=hint)
-        return rendered
+            yield row
 
     def split(self) -> Sides:
         """The conversations of training and of validation.

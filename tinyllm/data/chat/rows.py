@@ -1,7 +1,7 @@
 """Conversations as token ids with their targets, and the order in which training reads them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -54,14 +54,15 @@ class ConversationSplit:
 
     @classmethod
     def of(
-        cls, name: str, rows: Sequence[Rendered], *, drops_long: bool, tokenizer: Tokenizer, packing: str = "rows"
+        cls, name: str, rows: Iterable[Rendered], *, drops_long: bool, tokenizer: Tokenizer, packing: str = "rows"
     ) -> "ConversationSplit":
         """The split of these rendered conversations."""
-        lengths = np.array([len(row.ids) for row in rows], dtype=np.int64)
+        kept = [(row.ids.astype(np.uint32), row.is_target) for row in rows]
+        lengths = np.array([len(ids) for ids, _ in kept], dtype=np.int64)
         return cls(
             name=name,
-            ids=np.concatenate([row.ids for row in rows]).astype(np.uint32),
-            is_target=np.concatenate([row.is_target for row in rows]),
+            ids=np.concatenate([ids for ids, _ in kept]),
+            is_target=np.concatenate([is_target for _, is_target in kept]),
             starts=np.concatenate([np.zeros(1, dtype=np.int64), lengths.cumsum()]),
             drops_long=drops_long,
             lengths_of_ids=tokenizer.token_bytes(),
