@@ -12,9 +12,6 @@ from tinyllm.models.transformer import Transformer
 from tinyllm.nn.attention.mha import MHA
 from tinyllm.nn.attention.mla import MLA
 
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
-"""How transformers' classes with a head over the vocabulary end."""
-
 
 def convert(model: Transformer, state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """The family's title, the content of config.json, and the tensors by transformers' names.
@@ -34,20 +31,9 @@ def convert(model: Transformer, state: Mapping[str, Tensor]) -> tuple[str, dict[
     for weight in family.weights(arch, config):
         tensors |= zip(weight.hf_names, weight.layout.split(state[weight.name]), strict=True)
     if model.score is not None:
-        config |= scoring(family.architecture)
+        config |= {"architectures": [family.classifier], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
         tensors[SCORE] = state[SCORE]
     return family.title, config, tensors
-
-
-def scoring(architecture: str) -> dict[str, Any]:
-    """What config.json says of a reward model: the sequence classifier with one label, as TRL trains it.
-
-    Args:
-        architecture: the class of the language model.
-    """
-    family = next(architecture.removesuffix(end) for end in LANGUAGE_MODELS if architecture.endswith(end))
-    label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-    return {"architectures": [f"{family}ForSequenceClassification"], **label}
 
 
 def fold_multipliers(model: Transformer, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

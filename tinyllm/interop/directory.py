@@ -13,8 +13,10 @@ from torch import Tensor
 
 from tinyllm.errors import UserError
 from tinyllm.interop.entry_types import HARMLESS
-from tinyllm.interop.families import family_of
+from tinyllm.interop.families import family_of, is_reward_model
 from tinyllm.interop.family import Family, refused
+from tinyllm.interop.layouts import Weight
+from tinyllm.models.score_head import SCORE
 from tinyllm.runs.tensor_files import INDEX, MODEL, Tensors
 from tinyllm.utils.files import check_utf8, create, read_json, remove, set_mode, sync, temporary
 from tinyllm.utils.write_errors import readable_write_errors
@@ -43,6 +45,7 @@ class ModelDirectory:
         family: the model's family.
         entries: the entries of config.json that the family reads, with defaults filled in.
         arch: the architecture.
+        scores_answers: it is a reward model, with a score head in place of that over the vocabulary.
 
     Raises:
         UserError: it is not a model directory, or tinyllm cannot express the model; the message names the entry.
@@ -60,8 +63,11 @@ class ModelDirectory:
             self.family = family_of(self.config)
             self.entries = self.family.checked(self.config)
             self.arch = self.family.read(self.config)
+            self.scores_answers = is_reward_model(self.config)
         except UserError as error:
             raise _in_file(error, self.path / CONFIG) from error
+        if self.scores_answers:  # which has no head over the vocabulary to tie
+            self.arch.model["model.tie_embeddings"] = True
 
     def special(self) -> dict[str, Any]:
         """The ids of special tokens: those of generation_config.json, else those of config.json."""
@@ -85,6 +91,7 @@ class ModelDirectory:
         """
         files = Files(self.path)
         table = self.family.weights(self.arch, self.entries)
+        table += [Weight(SCORE, (SCORE,))] if self.scores_answers else []
         assert {weight.name for weight in table} == wanted.keys()
         names = {weight.name: [files.resolve(name) for name in weight.hf_names] for weight in table}
         for weight in table:

@@ -36,9 +36,25 @@ def family_of(config: Config) -> Family:
     classes, names = config.get("architectures"), HARMLESS["architectures"]
     if not names.fits(classes):
         raise refused("architectures", classes, names.words)
-    if classes and family.architecture not in classes and not any(name.endswith("Model") for name in classes):
+    known_classes = {family.architecture, family.classifier}.intersection(classes or ())
+    if classes and not known_classes and not any(name.endswith("Model") for name in classes):
         raise refused("architectures", classes[0], family.architecture)
     return family
+
+
+def is_reward_model(config: Config) -> bool:
+    """Whether a config.json describes a classifier with one label: a reward model.
+
+    Raises:
+        UserError: it has several labels.
+    """
+    if family_of(config).classifier not in (config.get("architectures") or ()):
+        return False
+    labels = config.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else config.get("num_labels", 2)  # transformers' default
+    if count != 1:
+        raise refused("num_labels", count, "1, a reward model; tinyllm has no classifiers")
+    return True
 
 
 def family_for(arch: Architecture) -> Family:

@@ -191,6 +191,11 @@ class Family(ABC):
     written: ClassVar[dict[str, Any]] = {}
     varying: ClassVar[dict[str, Any]] = {}
 
+    @property
+    def classifier(self) -> str:
+        """The class of transformers with a score head in place of that over the vocabulary."""
+        return f"{self.architecture.removesuffix('LMHeadModel').removesuffix('ForCausalLM')}ForSequenceClassification"
+
     def mismatches(self, arch: Architecture) -> list[Mismatch]:
         """The settings of ``arch`` that this family does not support; empty if it fits."""
         mismatches = []

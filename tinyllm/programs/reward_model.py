@@ -31,7 +31,7 @@ class Model(Reward):
     uses it; they record a digest of its weights.
 
     Args:
-        run: the run, or one of its checkpoints.
+        run: the run, one of its checkpoints, or a Hugging Face directory.
         checkpoint: ``best``, ``last`` or a checkpoint directory.
         device: where the model computes.
         trusted: classes beyond tinyllm's own that its configuration may name.

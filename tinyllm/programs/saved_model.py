@@ -68,7 +68,7 @@ def open_hugging_face(
     special = directory.special()
     adds = adds_bos(tokenizer, special["bos_token_id"], directory.path)
     tokenizer = with_special_ids(tokenizer, special, adds_bos=adds)
-    settings = settings_of(directory.arch)
+    settings = settings_of(directory.arch) + (["objective=reward"] if directory.scores_answers else [])
     if isinstance(tokenizer, IdsTokenizer):
         settings += ["tokenizer=ids", f"tokenizer.vocab_size={vocab_size}"]
     else:
