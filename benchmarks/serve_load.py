@@ -134,6 +134,22 @@ def first_tokens(port: int, prompts: list[list[int]], new: int, *, clients: int)
 
 def serve(options: argparse.Namespace) -> None:
     """The server's process: measure ``generate``, then listen."""
+    from tinyllm.programs.serve.app import create_app
+    from tinyllm.programs.serve.metrics import Metrics
+    from tinyllm.programs.serve.program import in_own_thread, limit_threads, run_server
+    from tinyllm.programs.serve.worker import Worker
+    from tinyllm.utils.listening import listen
+
+    served = in_own_thread(lambda: measured_model(options))
+    limit_threads([served], served.engine.device)
+    metrics = Metrics()
+    worker = Worker([served.engine], metrics, max_waiting=1000)
+    app = create_app([served], worker, metrics, api_key=None, max_body_bytes=10**6)
+    run_server(app, listen("127.0.0.1", options.port), worker, grace_s=1)
+
+
+def measured_model(options: argparse.Namespace) -> Any:
+    """The model to serve, after printing the tokens per second of ``generate``."""
     import torch
 
     import tinyllm
@@ -143,13 +159,8 @@ def serve(options: argparse.Namespace) -> None:
     from tinyllm.inference.sampling import Sampling
     from tinyllm.nn.decode_kernels import decode_kernels
     from tinyllm.programs.builders import build_model
-    from tinyllm.programs.serve.app import create_app
-    from tinyllm.programs.serve.metrics import Metrics
-    from tinyllm.programs.serve.program import limit_threads, run_server
     from tinyllm.programs.serve.served import ServedModel
-    from tinyllm.programs.serve.worker import Worker
     from tinyllm.tokenizers.ids import IdsTokenizer
-    from tinyllm.utils.listening import listen
 
     size = VOCABULARY[options.shape]
     cfg = tinyllm.compose(f"model={options.shape}", "tokenizer=byte")
@@ -164,13 +175,8 @@ def serve(options: argparse.Namespace) -> None:
     for text in texts:
         generate_batch(model, tokenizer, [text], max_new_tokens=options.new, sampling=greedy)
     print(f"generate            {len(texts) * options.new / (time.perf_counter() - start):8.0f} tokens/s", flush=True)
-    metrics = Metrics()
     engine = Engine(model, tokenizer, max_batch=options.clients, max_len=options.prompt + options.new)
-    worker = Worker([engine], metrics, max_waiting=1000)
-    served = ServedModel(name=NAME, engine=engine, weight_bytes=weight_bytes)
-    limit_threads([served], model.device)
-    app = create_app([served], worker, metrics, api_key=None, max_body_bytes=10**6)
-    run_server(app, listen("127.0.0.1", options.port), worker, grace_s=1)
+    return ServedModel(name=NAME, engine=engine, weight_bytes=weight_bytes)
 
 
 if __name__ == "__main__":

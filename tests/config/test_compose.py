@@ -35,7 +35,7 @@ REQUIRED = {
 OPTIONS = sorted((file.parent.name, file.stem) for file in conf_dir().glob("*/*.yaml"))
 TOGETHER = (
     *("attn", "ffn", "moe", "norm", "pos", "model", "parametrization"),
-    *("optimizer", "schedule", "strategy", "logger"),
+    *("optimizer", "schedule", "strategy", "logger", "objective", "reward", "tools", "lora"),
 )
 """Groups whose options can be chosen together."""
 

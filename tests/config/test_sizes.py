@@ -29,6 +29,7 @@ SIZES |= {"xlarge": 8192, "7b": 16512}
         (("model.d_ff=null",), 512),
     ],
 )
+@pytest.mark.every(4)
 def test_d_ff_is_four_times_the_width_by_default(settings: tuple[str, ...], wanted: int) -> None:
     assert tinyllm.compose(*settings).model.d_ff == wanted
 

@@ -79,6 +79,7 @@ def test_saved_settings_keep_the_description_and_the_configuration_the_data_set(
         ),
     ],
 )
+@pytest.mark.every(3)
 def test_what_is_refused(overrides: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         tinyllm.compose(*overrides)

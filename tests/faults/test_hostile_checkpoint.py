@@ -70,6 +70,7 @@ OVERRIDES: dict[str, list[object]] = {
 
 
 @pytest.mark.parametrize("name", OVERRIDES)
+@pytest.mark.every(3)
 def test_hostile_overrides(name: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     forge(run, "overrides.yaml", yaml.safe_dump([*SMALL, *OVERRIDES[name]]).encode())
     capsys.readouterr()

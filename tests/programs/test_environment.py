@@ -58,6 +58,7 @@ def test_a_leftover_world_size_of_one_does_not_stop_the_launch(
 
 
 @pytest.mark.parametrize("arguments", [(), RANKS, ("-m", "seed=1,2"), ("strategy=ddp",), ("strategy=single",)])
+@pytest.mark.every(3)
 def test_an_invalid_world_size_is_a_one_line_error(arguments: tuple[str, ...], call: Call) -> None:
     answer = call("train", *arguments, WORLD_SIZE="many")
     [line] = answer.err.splitlines()

@@ -59,11 +59,22 @@ def test_a_run_with_a_schedule_resumes_bitwise_on_workers_and_is_replayed(
     assert replayed.code == 0, replayed
 
 
+KILLS = ("trainer.max_steps=8", "trainer.checkpoint_every=2", "--json")
+
+
 @pytest.mark.slow
 def test_kills_do_not_change_a_run(data: tuple[str, ...], call: Call) -> None:
-    answer = call(
-        "verify_resume", *SMALL, *data, CHANGE, "kills=3", "trainer.max_steps=8", "trainer.checkpoint_every=2", "--json"
-    )
+    answer = call("verify_resume", *SMALL, *data, CHANGE, "kills=3", *KILLS)
+    assert answer.code == 0, answer
+    assert json.loads(answer.out)["equal"]
+
+
+@pytest.mark.slow
+def test_nor_one_of_packed_documents_that_workers_read(tmp_path: Path, call: Call) -> None:
+    for number in range(30):
+        write_corpus(tmp_path / f"{number}.txt", n_words=10 + 3 * number, seed=number)
+    data = ("dataset=text", f"dataset.path={tmp_path}", "dataset.packing=best_fit", "model.document_mask=true")
+    answer = call("verify_resume", *SMALL, *data, "dataloader.workers=2", "kills=1", *KILLS)
     assert answer.code == 0, answer
     assert json.loads(answer.out)["equal"]
 

@@ -2,6 +2,10 @@
 
 import http.client
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +27,7 @@ from tinyllm.utils.listening import listen
 
 BYTES, LETTERS = ByteTokenizer(), CharTokenizer("\n abcdefghijklmno")
 CONTEXT = 64
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 """Seconds after which a test gives up; a machine may be busy."""
 
 
@@ -108,3 +112,27 @@ def wait_until(is_true: Any) -> None:
     while not is_true():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
+    """``python -m tinyllm.serve`` in a process of its own, once it is ready."""
+    command = [sys.executable, "-m", "tinyllm.serve", *arguments, "serve.port=0", "decode_kernels=false"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
+        try:
+            assert process.stderr is not None
+            found = (re.search(r"listening on http://127.0.0.1:(\d+)/v1", line) for line in process.stderr)
+            port = next(match for match in found if match)[1]
+            client = Client(int(port), [], None)  # type: ignore[arg-type]
+            wait_until(lambda: is_ready(client))
+            yield process, client
+        finally:
+            process.kill()
+
+
+def is_ready(client: Client) -> bool:
+    try:
+        return client.ask("/ready")[0] == 200
+    except ConnectionRefusedError:
+        return False

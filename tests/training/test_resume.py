@@ -201,6 +201,7 @@ def stopped_run(corpus: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("override", "key"), REFUSED.items())
+@pytest.mark.every(3)
 def test_resume_refuses_another_architecture_tokenizer_or_data(
     override: str, key: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

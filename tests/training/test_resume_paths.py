@@ -47,6 +47,7 @@ def run(made: Path, tmp_path: Path) -> Path:
         pytest.param(".", f"~/run/checkpoints/{STEP}", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.every(3)
 def test_the_run_is_found(
     here: str, named: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -121,39 +121,42 @@ template <> struct Chunk<uint16_t, uint16_t> {
 
 constexpr long PREFETCH_BYTES = 2048;
 
-// The dot product of a row of the matrix with ROWS rows of the input, each in four sums: a single one would wait for
-// itself. Weights are read in the order of the memory, which is what its prefetcher expects.
-template <int ROWS, class T, class X>
-inline void dot(const T *w, const X *x, long n_in, float *results) {
+// The dot products of OUTS rows of the matrix with ROWS rows of the input, each in two sums: a single one would wait for
+// itself. The order of summation is the same for all OUTS and ROWS.
+template <int ROWS, int OUTS, class T, class X>
+inline void dots(const T *w, const X *x, long n_in, float results[ROWS][OUTS]) {
     constexpr long STEP = Chunk<T, X>::SIZE;
-    Lanes sums[ROWS][4];
+    typedef decltype(Chunk<T, X>::weights(w)) Weights;
+    Lanes sums[ROWS][OUTS][2];
     for (int r = 0; r < ROWS; r++)
-        for (int j = 0; j < 4; j++) sums[r][j] = zero();
+        for (int o = 0; o < OUTS; o++) sums[r][o][0] = sums[r][o][1] = zero();
     long i = 0;
-    for (; i + 4 * STEP <= n_in; i += 4 * STEP) {
+    for (; i + 2 * STEP <= n_in; i += 2 * STEP) {
         // int8 rows are so short that the processor's own prefetcher falls behind.
         if (sizeof(T) == 1) __builtin_prefetch(w + i + PREFETCH_BYTES);
-        for (int j = 0; j < 4; j++) {
-            auto weights = Chunk<T, X>::weights(w + i + j * STEP);
+        for (int j = 0; j < 2; j++) {
+            Weights weights[OUTS];
+            for (int o = 0; o < OUTS; o++) weights[o] = Chunk<T, X>::weights(w + o * n_in + i + j * STEP);
             for (int r = 0; r < ROWS; r++)
-                sums[r][j] = Chunk<T, X>::add(weights, x + r * n_in + i + j * STEP, sums[r][j]);
+                for (int o = 0; o < OUTS; o++)
+                    sums[r][o][j] = Chunk<T, X>::add(weights[o], x + r * n_in + i + j * STEP, sums[r][o][j]);
         }
     }
     for (; i < n_in; i += STEP) {  // the rest; the last chunk is filled up with zeros
-        T last[STEP] = {};
         long n = n_in - i < STEP ? n_in - i : STEP;
-        std::memcpy(last, w + i, n * sizeof(T));
-        auto weights = Chunk<T, X>::weights(last);
-        for (int r = 0; r < ROWS; r++) {
-            X values[STEP] = {};
-            std::memcpy(values, x + r * n_in + i, n * sizeof(X));
-            sums[r][0] = Chunk<T, X>::add(weights, values, sums[r][0]);
+        for (int o = 0; o < OUTS; o++) {
+            T last[STEP] = {};
+            std::memcpy(last, w + o * n_in + i, n * sizeof(T));
+            Weights weights = Chunk<T, X>::weights(last);
+            for (int r = 0; r < ROWS; r++) {
+                X values[STEP] = {};
+                std::memcpy(values, x + r * n_in + i, n * sizeof(X));
+                sums[r][o][0] = Chunk<T, X>::add(weights, values, sums[r][o][0]);
+            }
         }
     }
-    for (int r = 0; r < ROWS; r++) {
-        Lanes ones = repeat(1.0f), sum = add_product(sums[r][0], ones, sums[r][1]);
-        results[r] = sum_of(add_product(add_product(sums[r][2], ones, sums[r][3]), ones, sum));
-    }
+    for (int r = 0; r < ROWS; r++)
+        for (int o = 0; o < OUTS; o++) results[r][o] = sum_of(add_product(sums[r][o][0], repeat(1.0f), sums[r][o][1]));
 }
 
 // Below both of these, one thread computes the product. Others would gain a few microseconds while the machine is idle,
@@ -163,30 +166,54 @@ constexpr long SERIAL_BYTES = 1 << 19, SERIAL_PRODUCTS = 1 << 21;
 inline int threads_for(long bytes, long products, int threads) {
     return bytes < SERIAL_BYTES && products < SERIAL_PRODUCTS ? 1 : threads;
 }
-// As many rows of the input as there are registers for their sums.
-constexpr int MOST_ROWS = LANES == 16 ? 4 : 2;
+// As many rows of the input and of the matrix at a time as there are registers for their sums.
+constexpr int MOST_ROWS = LANES == 16 ? 4 : 2, MOST_OUTS = 2;
+// Rows of the matrix that a thread multiplies with all inputs while they are in its cache.
+constexpr long BLOCK_BYTES = 1 << 17;
+
+template <int ROWS, int OUTS, class T, class X, class Y>
+inline void put_dots(const T *w, const float *scale, const float *bias, const X *x, Y *y, long n_out, long n_in) {
+    float results[ROWS][OUTS];
+    dots<ROWS, OUTS>(w, x, n_in, results);
+    for (int r = 0; r < ROWS; r++)
+        for (int o = 0; o < OUTS; o++) {
+            float value = scale ? results[r][o] * scale[o] : results[r][o];
+            put(y + r * n_out + o, bias ? value + bias[o] : value);
+        }
+}
+
+template <int ROWS, int OUTS, class T, class X, class Y>
+inline void put_block(const T *w, const float *scale, const float *bias, const X *x, Y *y, long first, long end,
+                      long n_out, long n_in) {
+    const float *s = scale ? scale + first : nullptr, *b = bias ? bias + first : nullptr;
+    long o = first;
+    for (; o + OUTS <= end; o += OUTS, s += s ? OUTS : 0, b += b ? OUTS : 0)
+        put_dots<ROWS, OUTS>(w + o * n_in, s, b, x, y + o, n_out, n_in);
+    for (; o < end; o++, s += s ? 1 : 0, b += b ? 1 : 0) put_dots<ROWS, 1>(w + o * n_in, s, b, x, y + o, n_out, n_in);
+}
 
 template <class T, class X, class Y>
 void linear(const T *w, const float *scale, const float *bias, const X *x, Y *y, long n_rows, long n_out, long n_in,
             int threads) {
-    threads = threads_for(n_out * n_in * static_cast<long>(sizeof(T)), n_rows * n_out * n_in, threads);
+    const long row_bytes = n_in * static_cast<long>(sizeof(T));
+    threads = threads_for(n_out * row_bytes, n_rows * n_out * n_in, threads);
+    long block = BLOCK_BYTES / row_bytes, share = n_out / (4 * threads);  // several blocks for each thread
+    block = block > share ? share : block;
+    block = block < MOST_OUTS ? MOST_OUTS : block / MOST_OUTS * MOST_OUTS;
+    const long n_blocks = (n_out + block - 1) / block;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (long o = 0; o < n_out; o++) {
-        const T *row = w + o * n_in;
-        float results[MOST_ROWS];
-        for (long first = 0; first < n_rows;) {
-            long n = n_rows - first < MOST_ROWS ? 1 : MOST_ROWS;
-            const X *inputs = x + first * n_in;
-            if (n == 1)
-                dot<1>(row, inputs, n_in, results);
-            else
-                dot<MOST_ROWS>(row, inputs, n_in, results);
-            for (long r = 0; r < n; r++) {
-                float value = scale ? results[r] * scale[o] : results[r];
-                put(y + (first + r) * n_out + o, bias ? value + bias[o] : value);
-            }
-            first += n;
-        }
+    for (long i = 0; i < n_blocks; i++) {
+        const long first = i * block, end = first + block < n_out ? first + block : n_out;
+        // The first inputs bring the block from the memory, whose prefetcher expects a single stream.
+        long r = n_rows < MOST_ROWS ? 0 : MOST_ROWS;
+        if (r) put_block<MOST_ROWS, 1>(w, scale, bias, x, y, first, end, n_out, n_in);
+        for (; r + MOST_ROWS <= n_rows; r += MOST_ROWS)
+            put_block<MOST_ROWS, MOST_OUTS>(w, scale, bias, x + r * n_in, y + r * n_out, first, end, n_out, n_in);
+        const X *inputs = x + r * n_in;
+        const long left = n_rows - r;
+        if (left == 1) put_block<1, 1>(w, scale, bias, inputs, y + r * n_out, first, end, n_out, n_in);
+        if (left == 2) put_block<2, 1>(w, scale, bias, inputs, y + r * n_out, first, end, n_out, n_in);
+        if (left == 3) put_block<3, 1>(w, scale, bias, inputs, y + r * n_out, first, end, n_out, n_in);
     }
 }
 

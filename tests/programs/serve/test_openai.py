@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,21 +65,28 @@ def test_errors_are_the_clients_exception_classes(server: Client, client: Any, o
     assert [one.id for one in client.models.list()] == ["tiny", "letters"]
 
 
-def generated_requests(server: Client, count: int) -> None:
+def generated_requests(server: Client, count: int, place: Path) -> None:
     """Requests made from the server's own description, valid and not: none may be answered with 500, none may hang."""
     command = [os.path.join(os.path.dirname(sys.executable), "schemathesis"), "run"]
     command += [f"http://127.0.0.1:{server.port}/openapi.json", "--header", "Authorization: Bearer secret"]
     command += ["--checks", "not_a_server_error,status_code_conformance,content_type_conformance", "--seed", "1"]
-    command += ["--max-examples", str(count), "--request-timeout", "60", "--exclude-path", "/metrics"]
-    done = subprocess.run([*command, "--phases", "fuzzing", "--no-color"], capture_output=True, text=True, check=False)
+    command += ["--max-examples", str(count), "--request-timeout", f"{PATIENCE_S:.0f}", "--exclude-path", "/metrics"]
+    done = subprocess.run(
+        [*command, "--phases", "fuzzing", "--no-color"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=place,  # it keeps what it finds
+        timeout=60 + 3 * count,
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     assert server.ask("/health")[0] == 200
 
 
-def test_generated_requests_get_no_500(server: Client) -> None:
-    generated_requests(server, 15)
+def test_generated_requests_get_no_500(server: Client, tmp_path: Path) -> None:
+    generated_requests(server, 15, tmp_path)
 
 
 @pytest.mark.exhaustive
-def test_2000_generated_requests_get_no_500(server: Client) -> None:
-    generated_requests(server, 1_000)
+def test_2000_generated_requests_get_no_500(server: Client, tmp_path: Path) -> None:
+    generated_requests(server, 1_000, tmp_path)

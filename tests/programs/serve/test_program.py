@@ -1,23 +1,19 @@
 """``python -m tinyllm.serve``: what it refuses, and how it ends."""
 
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 from tests.support.fixtures import Call
-from tests.support.served import PATIENCE_S, Client, wait_until
-from tests.support.training_runs import SMALL, train
+from tests.support.served import PATIENCE_S, served_model, started, wait_until
+from tinyllm.programs.serve.program import SMALL_BYTES, in_own_thread, limit_threads
 
 
 @pytest.mark.parametrize(
@@ -58,36 +54,25 @@ def test_without_the_extra_one_line_says_what_to_install(call: Call) -> None:
     assert answer.err == "error: fastapi and uvicorn not installed (serve): pip install 'tinyllm[serve]'\n"
 
 
-@contextmanager
-def started(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Client]]:
-    """The program in a process of its own, once it listens."""
-    command = [sys.executable, "-m", "tinyllm.serve", *arguments, "serve.port=0", "decode_kernels=false"]
-    environ = os.environ | {"OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
-        try:
-            assert process.stderr is not None
-            found = (re.search(r"listening on http://127.0.0.1:(\d+)/v1", line) for line in process.stderr)
-            port = next(match for match in found if match)[1]
-            client = Client(int(port), [], None)  # type: ignore[arg-type]
-            wait_until(lambda: is_ready(client))
-            yield process, client
-        finally:
-            process.kill()
+def test_what_is_done_in_a_thread_of_its_own_returns_or_fails_as_usual() -> None:
+    assert in_own_thread(threading.current_thread) not in threading.enumerate()
+    with pytest.raises(ZeroDivisionError):
+        in_own_thread(lambda: 1 // 0)
 
 
-def is_ready(client: Client) -> bool:
-    try:
-        return client.ask("/ready")[0] == 200
-    except ConnectionRefusedError:
-        return False
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory, corpus: str) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "mine"
-    settings = ("model.max_seq_len=512", "trainer.seq_len=16", "trainer.max_steps=1", "tokenizer=byte")
-    assert train(*SMALL, *settings, "dataset=text", corpus, f"run.dir={path}") == 0
-    return path
+def test_small_models_are_computed_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    small, large = served_model(weight_bytes=SMALL_BYTES), served_model(weight_bytes=SMALL_BYTES + 1)
+    cpu = torch.device("cpu")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    limit_threads([small], cpu)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_threads([small, large], cpu)
+    limit_threads([small], torch.device("cuda"))
+    assert chosen == []
+    limit_threads([small, small], cpu)
+    assert chosen == [1]
 
 
 @pytest.mark.slow

@@ -3,10 +3,13 @@
 import math
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from threading import Thread
+from typing import TypeVar
 
 import torch
 import uvicorn
@@ -32,6 +35,7 @@ from tinyllm.utils.listening import listen, url_of
 from tinyllm.utils.memory import memory_for
 from tinyllm.utils.text import print_note, quantity
 
+T = TypeVar("T")
 SMALL_BYTES = 2**23
 """Weights that one CPU reads in less than a millisecond."""
 
@@ -52,10 +56,12 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
             name: open_saved(run, checkpoint=cfg.checkpoint, allow=invocation.allow, tell=print_note)
             for name, run in runs.items()
         }
-        models = [
-            serve_model(name, one, cfg, run=runs[name], device=device, allow=invocation.allow)
-            for name, one in saved.items()
-        ]
+        models = in_own_thread(
+            lambda: [
+                serve_model(name, one, cfg, run=runs[name], device=device, allow=invocation.allow)
+                for name, one in saved.items()
+            ]
+        )
         limit_threads(models, device)
         metrics = Metrics()
         worker = Worker([served.engine for served in models], metrics, max_waiting=cfg.serve.max_waiting)
@@ -119,6 +125,28 @@ def serve_model(
         why_no_chat=why_no_chat,
         weight_bytes=weight_bytes,
     )
+
+
+def in_own_thread(work: Callable[[], T]) -> T:
+    """The result of ``work``, done in a thread that ends with it.
+
+    OpenMP keeps threads for each thread that has ever computed. If those of loading stayed beside those of the thread
+    that decodes, there would be more than CPUs, and all of them would sleep between two operations instead of waiting
+    awake: steps would be a sixth longer (experiments/LOG.md).
+    """
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    thread = Thread(target=run, name="loading", daemon=True)  # a signal need not wait for it
+    thread.start()
+    result = done.result()
+    thread.join()
+    return result
 
 
 def limit_threads(models: Sequence[ServedModel], device: torch.device) -> None:
