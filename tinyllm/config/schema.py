@@ -167,7 +167,14 @@ class TrainConfig:
 
 
 @dataclass
-class DescribeConfig(TrainConfig):
+class IncludesTrainConfig(TrainConfig):
+    """A root whose file includes ``train.yaml``: its schema is merged after it, so None would undo ``reward=…``."""
+
+    reward: Any = MISSING
+
+
+@dataclass
+class DescribeConfig(IncludesTrainConfig):
     """Root of ``conf/describe.yaml``."""
 
     conversations: str | None = key(nonempty=True)
@@ -175,7 +182,7 @@ class DescribeConfig(TrainConfig):
 
 
 @dataclass
-class VerifyResumeConfig(TrainConfig):
+class VerifyResumeConfig(IncludesTrainConfig):
     """Root of ``conf/verify_resume.yaml``."""
 
     kills: int = key(at_least=0, at_most=10**4)
@@ -184,7 +191,7 @@ class VerifyResumeConfig(TrainConfig):
 
 
 @dataclass
-class CompareConfig(TrainConfig):
+class CompareConfig(IncludesTrainConfig):
     """Root of ``conf/compare.yaml``."""
 
     study: str | None = key(nonempty=True)
@@ -195,7 +202,9 @@ class CompareConfig(TrainConfig):
     tolerance: float = key(above=0, below=1)
     validation: str | None = key(nonempty=True)
     seeds: Any = key(choices=("auto",), at_least=1, whole=True)
-    effect: float = key(above=0)
+    metric: str | None = key(nonempty=True)
+    direction: str | None = key(choices=("lower", "higher"))
+    effect: float | None = key(above=0)
     max_minutes: float | None = key(above=0)
     tune: str | None = key(nonempty=True)
     tune_trials: int = key(at_least=1, at_most=10**4)
@@ -223,14 +232,14 @@ class ScalingKeys:
 
 
 @dataclass
-class ScalingConfig(TrainConfig):
+class ScalingConfig(IncludesTrainConfig):
     """Root of ``conf/scaling.yaml``."""
 
     scaling: ScalingKeys = field(default_factory=ScalingKeys)
 
 
 @dataclass
-class PipelineConfig(TrainConfig):
+class PipelineConfig(IncludesTrainConfig):
     """Root of ``conf/pipeline.yaml``."""
 
     until: str | None = key(nonempty=True)
@@ -241,7 +250,7 @@ class PipelineConfig(TrainConfig):
 
 
 @dataclass
-class ProbeConfig(TrainConfig):
+class ProbeConfig(IncludesTrainConfig):
     """Root of ``conf/probe.yaml``."""
 
     seeds: int = key(at_least=1, at_most=10**4)
@@ -251,7 +260,7 @@ class ProbeConfig(TrainConfig):
 
 
 @dataclass
-class CoordCheckConfig(TrainConfig):
+class CoordCheckConfig(IncludesTrainConfig):
     """Root of ``conf/coord_check.yaml``."""
 
     widths: list[int] = key()

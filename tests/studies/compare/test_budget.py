@@ -38,3 +38,12 @@ def test_invalid_budgets() -> None:
         Minutes(amount=None).for_run(REFERENCE, steps=1)
     with pytest.raises(ValueError, match="amount=0 must be positive"):
         Tokens(amount=0)
+
+
+def test_generated_tokens_count_in_tokens_and_in_flops() -> None:
+    """A step that generates takes a third of the FLOPs for each generated token, as it has no backward pass."""
+    answers = TrainingCost(
+        tokens_per_step=1000, flops_per_token=6_000, generated_per_step=500, flops_per_generated=2_000
+    )
+    assert Tokens(amount=None).price(answers, 4) == 4 * 1500
+    assert Flops(amount=None).price(answers, 4) == 4 * (6_000_000 + 1_000_000)

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -162,3 +163,19 @@ def test_values_are_rounded_to_their_uncertainty(value: float, uncertainty: floa
 )
 def test_a_p_value_is_rounded_on_its_side_of_the_level(p: float, text: str) -> None:
     assert p_value(p) == text
+
+
+def test_more_of_a_reward_is_better() -> None:
+    found = differences({"mha": {1: 0.2, 2: 0.21}, "mla": {1: 0.5, 2: 0.515}}, reference="mha", effect=0.05)
+    of_reward = partial(verdicts, found, reference="mha", metric="val/reward", effect=0.05, level=0.2)
+    for lower, word in ((False, "better"), (True, "worse")):
+        sentence = of_reward(lower_is_better=lower)[0]
+        assert sentence.startswith(f"mla is {word} than mha by 0.30 ± 0.03 of reward (n = 2"), sentence
+
+
+def test_a_large_detectable_difference_of_a_reward_is_no_noise() -> None:
+    """A loss cannot fall below 0, but a reward of 0.1 may rise by any amount."""
+    found = differences({"mha": {1: 0.1, 2: 0.1}, "mla": {1: 0.1, 2: 0.2}}, reference="mha", effect=0.05)
+    rewards = verdicts(found, reference="mha", metric="val/reward", effect=0.05, level=0.1, lower_is_better=False)
+    losses = verdicts(found, reference="mha", metric="val/loss", effect=0.05, level=0.1)
+    assert "no difference above" in rewards[0] and "exceeds the reference's own value" in losses[0]

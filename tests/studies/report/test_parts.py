@@ -14,7 +14,7 @@ from tinyllm.studies.report import numbers
 from tinyllm.studies.report.labels import shortened, spread
 from tinyllm.studies.report.markdown import escaped
 from tinyllm.studies.report.plots_curves import curve
-from tinyllm.studies.report.plots_pareto import front, staircase
+from tinyllm.studies.report.plots_pareto import PRICES, front, front_names, staircase
 from tinyllm.studies.report.summary import at_the_edge, summaries, tried
 from tinyllm.studies.report.tables import sources_table
 
@@ -140,3 +140,19 @@ def test_the_sources_of_mixtures_are_averaged_over_seeds() -> None:
     ]
     assert table.headings == ["arm", "prose", "code"]
     assert sources_table(summaries(study)) is None
+
+
+def test_front_of_a_metric_of_which_more_is_better() -> None:
+    arms = summaries(made.study(arms=4, metric="val/reward", lower_is_better=False))
+    for price, (_, cost_of) in PRICES.items():
+        points = {one.arm.name: (cost_of(one), one.mean) for one in arms}
+        expected = [
+            name
+            for name, (cost, mean) in points.items()
+            if not any(
+                other != (cost, mean) and other[0] <= cost and other[1] >= mean  # type: ignore[operator]
+                for other in points.values()
+            )
+        ]
+        assert front_names(arms, price, lower_is_better=False) == expected
+    assert any(front_names(arms, price) != front_names(arms, price, lower_is_better=False) for price in PRICES)

@@ -21,7 +21,8 @@ from tinyllm.utils.yaml_files import read_yaml
 
 OWN_KEYS = (
     *("study", "question", "reference", "match", "match_by", "tolerance", "budget", "seeds", "effect", "max_minutes"),
-    *("tune", "tune_trials", "evaluations", "probes", "parallel", "out", "validation", "dry_run"),
+    *("metric", "direction", "tune", "tune_trials", "evaluations", "probes", "parallel", "out", "validation"),
+    "dry_run",
 )
 """Keys and groups of the comparison itself; all others are those of training."""
 FILE_KEYS = ("question", "reference", "settings", "arms")

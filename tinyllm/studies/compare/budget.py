@@ -15,11 +15,15 @@ class TrainingCost:
     """Training FLOPs, forward and backward."""
     tokens_per_s: float | None = None
     """Training speed on this machine; None: not measured."""
+    generated_per_step: int = 0
+    """Tokens that the model generates for a step, at most."""
+    flops_per_generated: int = 0
+    """FLOPs of the forward pass for one of these."""
 
     @property
     def flops_per_step(self) -> int:
-        """Training FLOPs of one step."""
-        return self.flops_per_token * self.tokens_per_step
+        """FLOPs of one step: of training, and of generating what it trains on."""
+        return self.flops_per_token * self.tokens_per_step + self.flops_per_generated * self.generated_per_step
 
 
 class Budget(ABC):
@@ -70,16 +74,16 @@ class Budget(ABC):
 
 
 class Tokens(Budget):
-    """Training tokens."""
+    """Training tokens; generated ones count as well, for they take time, too."""
 
     name = "tokens"
 
     def price(self, cost: TrainingCost, steps: int) -> float:
-        return cost.tokens_per_step * steps
+        return (cost.tokens_per_step + cost.generated_per_step) * steps
 
 
 class Flops(Budget):
-    """Training FLOPs, counted as three times those of the forward pass."""
+    """FLOPs of training, three times those of the forward pass, and of generating what is trained on."""
 
     name = "flops"
 

@@ -13,17 +13,19 @@ from tinyllm.config.compose import compose
 from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
 from tinyllm.config.targets import Option
-from tinyllm.data.batch import WindowSource
-from tinyllm.data.run_data import RunData, has_bytes, validation_fingerprints, whole_order, windows_per_epoch
+from tinyllm.data.batch import TOKENS, WindowSource
+from tinyllm.data.run_data import RunData, whole_order, windows_per_epoch
 from tinyllm.errors import UserError, setting
-from tinyllm.programs.builders import HORIZON, open_corpus, open_data, plain, planned_batch
+from tinyllm.programs.builders import HORIZON, build_objective, plain, planned_batch
 from tinyllm.programs.cost import ModelCost, model_cost
+from tinyllm.studies.compare.arm_data import arm_data, meta_model, step_tokens
 from tinyllm.studies.compare.arms import ArmSet, ArmSpec
 from tinyllm.studies.compare.budget import Budget, TrainingCost
 from tinyllm.studies.compare.matching import solve
 from tinyllm.studies.compare.run_ledger import run_name
 from tinyllm.training.batch_plan import BatchPlan, plan_steps
 from tinyllm.training.curriculum import Curriculum
+from tinyllm.training.objectives.base import Objective
 from tinyllm.utils.seeds import derive_seed
 
 
@@ -39,6 +41,12 @@ class ComposedArm:
     data: RunData
     account: ModelCost
     batch: BatchPlan
+    objective: Objective
+    """On a model without memory."""
+    tokens_per_step: int
+    """Training tokens of a step: of rows of different lengths the mean, of answers that are generated the most."""
+    generated_per_step: int
+    """Tokens generated for a step, at most."""
     solved: dict[str, int] = field(default_factory=dict)
     """Values chosen by the matching, by key."""
     mismatch: float | None = None
@@ -58,15 +66,17 @@ class ComposedArm:
     @property
     def tokens(self) -> int:
         """Training tokens of one run."""
-        return self.max_steps * self.batch.tokens
+        return self.max_steps * self.tokens_per_step
 
     @property
     def cost(self) -> TrainingCost:
         """The cost of its training steps."""
         return TrainingCost(
-            tokens_per_step=self.batch.tokens,
+            tokens_per_step=self.tokens_per_step,
             flops_per_token=self.account.flops_per_token,
             tokens_per_s=self.tokens_per_s,
+            generated_per_step=self.generated_per_step,
+            flops_per_generated=self.account.decode_flops_per_token,
         )
 
     def set(self, key: str, value: Any) -> None:
@@ -145,14 +155,27 @@ def _composed(
     if not cfg.trainer.eval_every:
         hint = "set it to at least 1; the last step is always evaluated as well"
         raise UserError("a comparison needs evaluations", key="trainer.eval_every", value=0, hint=hint)
-    source = json.dumps([plain(cfg.dataset), plain(cfg.tokenizer)], sort_keys=True)
+    objective = build_objective(cfg, meta_model(cfg, allow=allow), allow=allow)
+    start = None if objective.reads == TOKENS else cfg.init_from
+    source = json.dumps([objective.reads, start, plain(cfg.dataset), plain(cfg.tokenizer)], sort_keys=True)
     if source not in opened:
-        opened[source] = open_data(*open_corpus(cfg, allow=allow), lines=lines)
+        opened[source] = arm_data(cfg, objective, allow=allow, lines=lines)
     data = opened[source]
     batch = planned_batch(cfg, world_size=cfg.strategy.get("nproc_per_node") or 1)
+    trained, generated = step_tokens(objective, data, batch)
     vocab_size = cfg.model.vocab_size or data.tokenizer.vocab_size
     costs = model_cost(cfg, vocab_size=vocab_size, source=measured_source(cfg, data, batch), allow=allow)
-    return ComposedArm(spec=spec, cfg=cfg, overrides=overrides, data=data, account=costs, batch=batch)
+    return ComposedArm(
+        spec=spec,
+        cfg=cfg,
+        overrides=overrides,
+        data=data,
+        account=costs,
+        batch=batch,
+        objective=objective,
+        tokens_per_step=trained,
+        generated_per_step=generated,
+    )
 
 
 def measured_source(cfg: DictConfig, data: RunData, batch: BatchPlan) -> WindowSource | None:
@@ -232,38 +255,14 @@ def give_horizon(
         arm.overrides = without_keys(arm.overrides, [f"trainer.{name}" for name in HORIZON])
         for name in HORIZON:
             OmegaConf.update(arm.cfg, f"trainer.{name}", None)
-        arm.set("trainer.max_tokens", arm.tokens)
+        if arm.objective.reads == TOKENS:
+            arm.set("trainer.max_tokens", arm.tokens)
+        else:  # their rows have lengths of their own
+            arm.set("trainer.max_steps", arm.max_steps)
         if evaluations is not None:
             # Rounded up: the last step is evaluated in any case and would add one.
             arm.set("trainer.eval_every", max(1, -(-arm.max_steps // evaluations)))
         recompose(arm, config_dir=config_dir)
-
-
-def check_same_data(arms: Sequence[ComposedArm]) -> None:
-    """Refuse arms with different data sets, whose own validation texts differ.
-
-    Raises:
-        UserError: two arms have them.
-    """
-    first = plain(arms[0].cfg.dataset)
-    for arm in arms[1:]:
-        if plain(arm.cfg.dataset) != first:
-            hint = 'name a text that all are compared on, e.g. validation="dataset=wikitext"'
-            raise UserError("the arms have different data", file=f"{arms[0].name} and {arm.name}", hint=hint)
-
-
-def shared_metric(arms: Sequence[ComposedArm]) -> str:
-    """The metric to compare: bits per byte, or the loss where the number of bytes is unknown.
-
-    Raises:
-        UserError: bits per byte are unknown and the arms have different tokens.
-    """
-    if all(has_bytes(arm.data) for arm in arms):
-        return "val/bpb"
-    if len({validation_fingerprints(arm.data) for arm in arms}) > 1:
-        hint = "losses per token cannot be compared across vocabularies, and these tokens have no byte counts"
-        raise UserError("the arms are evaluated on different tokens", file="val/loss", hint=hint)
-    return "val/loss"
 
 
 def recompose(arm: ComposedArm, *, config_dir: str | None) -> None:

@@ -8,10 +8,12 @@ from statistics import median
 
 from tinyllm.config.learning_rates import followed_rule
 from tinyllm.config.targets import Option
+from tinyllm.data.batch import TOKENS
 from tinyllm.data.run_data import n_tokens
 from tinyllm.errors import UserError
 from tinyllm.studies.compare import seed_planning, timing
 from tinyllm.studies.compare.composed_arms import ComposedArm, recompose
+from tinyllm.studies.compare.evaluations import SharedEvaluation
 from tinyllm.studies.compare.measurements import Measurements, decode_speed
 from tinyllm.studies.compare.plan import RUNS
 from tinyllm.studies.compare.progress import Screen
@@ -29,11 +31,9 @@ from tinyllm.studies.compare.run_ledger import (
 from tinyllm.studies.compare.run_pool import Environment, PooledRun, run_all
 from tinyllm.studies.compare.tuning import Tuning, best_value, is_at_edge, trials_in
 from tinyllm.studies.compare.validation import SharedValidation
-from tinyllm.studies.compare.verdicts import UNITS
+from tinyllm.studies.compare.verdicts import unit_of
 from tinyllm.utils.stop_signal import StopRequest
 
-OWN = "val/loss"
-"""A metric that every run logs."""
 TUNE, TIMING = "tune", "timing"
 
 
@@ -50,7 +50,8 @@ class StudyRuns:
         slots: the environment of each run that may go on at once.
         metric: the metric to compare the arms by.
         screen: shows the progress.
-        validation: the text that finished runs are evaluated on; None: the metric is one that they log.
+        validation: the text, or the problems, that finished runs are evaluated on; None: the metric is one that they
+            log.
     """
 
     directory: Path
@@ -62,9 +63,11 @@ class StudyRuns:
     config_dir: str | None
     allow: frozenset[Option]
     screen: Screen
-    validation: SharedValidation | None = None
+    validation: SharedValidation | SharedEvaluation | None = None
     codes: dict[Path, int] = field(default_factory=dict)
     """Exit codes of the runs that were started and did not finish, by run directory."""
+    logged: dict[Path, str] = field(default_factory=dict)
+    """The metric that each run logs and is shown by, by run directory."""
 
     def __post_init__(self) -> None:
         self.measured = Measurements(self.directory)
@@ -129,7 +132,7 @@ class StudyRuns:
         self._run(missing, self.slots)
         for arm in self.arms:
             arm.trials = trials_in(sweeps[arm.name].path, tuning.key)
-            best = best_value(arm.trials, tuning.key)
+            best = best_value(arm.trials, tuning.key, lower_is_better=arm.objective.lower_is_better)
             if best is None:
                 hint = f"see {sweeps[arm.name].log}"
                 raise UserError("all trials of an arm failed", file=arm.name, hint=hint)
@@ -144,6 +147,8 @@ class StudyRuns:
 
     def _training_run(self, arm: ComposedArm, seed: int) -> PooledRun:
         path = self.directory / RUNS / arm.run_name(seed)
+        # With an evaluation afterwards: a metric that the run logs itself, for its curve and the progress.
+        self.logged[path] = self.metric if self.validation is None else arm.objective.selects
         return PooledRun(label=f"{arm.name}, seed {seed}", path=path, settings=arm.settings(seed), flags=self.flags)
 
     def train(self, arms: Sequence[ComposedArm], seeds: Sequence[int]) -> None:
@@ -165,21 +170,17 @@ class StudyRuns:
             for seed in seeds:
                 run = self._training_run(arm, seed)
                 code = self.codes.get(run.path)
-                result = result_of(run, arm=arm.name, seed=seed, metric=self.logged, study=self.directory, code=code)
-                results.append(self._on_shared_text(result))
+                metric = self.logged[run.path]
+                result = result_of(run, arm=arm.name, seed=seed, metric=metric, study=self.directory, code=code)
+                results.append(self._evaluated(result))
         return results
 
-    @property
-    def logged(self) -> str:
-        """The metric to compare by that runs log themselves."""
-        return self.metric if self.validation is None else OWN
-
-    def _on_shared_text(self, run: Run) -> Run:
-        """The result of a run with its value on the shared text, if there is one."""
+    def _evaluated(self, run: Run) -> Run:
+        """The result of a run with its value on the shared text or problems, if there are any."""
         if self.validation is None or run.status != FINISHED:
             return run
         self._check_stop()
-        value = self.validation.bits_per_byte(
+        value = self.validation.value(
             self.directory / run.path, self.measured, config_dir=self.config_dir, allow=self.allow
         )
         return replace(run, value=value, records=[run.records[-1] | {self.metric: value}])
@@ -201,7 +202,7 @@ class StudyRuns:
             arms=len(self.arms),
             seconds_per_run=sum(seconds) / len(seconds) / len(self.slots) if seconds else 0.0,
             max_minutes=max_minutes,
-            unit=UNITS.get(self.metric, self.metric),
+            unit=unit_of(self.metric),
         )
 
     def decode_speeds(self, runs: Sequence[Run]) -> dict[str, float]:
@@ -245,8 +246,9 @@ class StudyRuns:
     def _outcome(self, run: PooledRun, code: int) -> str:
         if code:
             return f"failed: {run.reason(code)}"
-        value = last_value(run.path, self.logged)
-        return "not finite" if value is None else f"{self.logged} {value:.4f} in {seconds_of(run.path):.0f} s"
+        metric = self.logged[run.path]
+        value = last_value(run.path, metric)
+        return "not finite" if value is None else f"{metric} {value:.4f} in {seconds_of(run.path):.0f} s"
 
     def _check_stop(self) -> None:
         if self.stop.signal is not None:
@@ -307,7 +309,8 @@ def notes_of(runs: Sequence[Run], arms: Sequence[ComposedArm], tuning: Tuning | 
         if (rule := followed_rule(arm.cfg)) is not None and "optimizer.lr" not in arm.tuned:
             by_rule.setdefault(str(rule), []).append(f"{rule.rate:g} for {arm.name}")
     notes += [f"peak learning rate by the {rule}: {', '.join(rates)}" for rule, rates in by_rule.items()]
-    repeated = [arm.name for arm in arms if arm.tokens > n_tokens(arm.data, "train")]
+    texts = [arm for arm in arms if arm.objective.reads == TOKENS]
+    repeated = [arm.name for arm in texts if arm.tokens > n_tokens(arm.data, "train")]
     if repeated:
         notes.append(f"trained on the same text more than once: {', '.join(repeated)}")
     return [*notes, *dict.fromkeys(note for arm in arms for note in arm.data.notes)]

@@ -62,7 +62,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference between an arm and the reference, paired by seed. Negative is better: a lower metric."""
+    """The difference between an arm and the reference, paired by seed: the arm's value minus the reference's."""
 
     arm: str
     seeds: list[int]
@@ -90,7 +90,7 @@ class Study:
     question: str
     command: str
     metric: str
-    """val/bpb, or val/loss where the number of bytes is unknown. Lower is better."""
+    """What the arms are compared by."""
     match: str
     match_by: list[str]
     tolerance: float
@@ -114,4 +114,9 @@ class Study:
     provenance: dict[str, Any]
     """Versions, machine, commit, digests of code and data."""
     trial_metric: str = "val/loss"
-    """The metric that trials are chosen by, at its lowest evaluation."""
+    """The metric that trials are chosen by, at its best evaluation."""
+    trial_lower_is_better: bool = True
+    lower_is_better: bool = True
+    """Which values of ``metric`` are better."""
+    evaluation: str = ""
+    """The settings of the evaluation that gave the metric after training; empty: the runs logged it."""

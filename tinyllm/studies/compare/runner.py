@@ -17,21 +17,22 @@ from tinyllm.config.grammar import key_of
 from tinyllm.data.loader import eval_tokens
 from tinyllm.errors import UserError
 from tinyllm.runs.facts import read_run_json
+from tinyllm.runs.metric_kinds import MetricKind
 from tinyllm.studies.compare import timing
 from tinyllm.studies.compare.arms import OWN_KEYS, ArmSet
 from tinyllm.studies.compare.budget import Budget
 from tinyllm.studies.compare.composed_arms import (
     ComposedArm,
-    check_same_data,
     compose_arms,
     give_horizon,
     match_arms,
     needs_gpu,
     reference_of,
-    shared_metric,
     without_keys,
 )
+from tinyllm.studies.compare.evaluations import SharedEvaluation
 from tinyllm.studies.compare.measurements import MEASURED
+from tinyllm.studies.compare.metrics import check_same_data, metric_of
 from tinyllm.studies.compare.pipeline import RUNS, TIMING, TUNE, StudyRuns, arms_of, notes_of, values_of
 from tinyllm.studies.compare.plan import PLAN, StudyPlan, make_plan
 from tinyllm.studies.compare.progress import Screen
@@ -51,6 +52,8 @@ SAME_STUDY = (
     "question",
     "reference",
     "seeds",
+    "metric",
+    "direction",
     "effect",
     "max_minutes",
     "probes",
@@ -80,8 +83,11 @@ class Prepared:
     """Evaluations per run; None: as configured."""
     tuning: Tuning | None
     slots: list[Environment]
-    validation: SharedValidation | None
-    """The text that all arms are compared on; None: their own validation."""
+    metric: MetricKind
+    effect: float
+    """The smallest difference worth detecting."""
+    validation: SharedValidation | SharedEvaluation | None
+    """The text or the problems that all arms are compared on; None: their own validation."""
 
 
 def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepared:
@@ -102,12 +108,15 @@ def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepare
         arm_set, own=OWN_KEYS, defaults=defaults, config_dir=config_dir, allow=allow, lines=not invocation.json
     )
     reference = reference_of(arms, cfg.reference)
-    validation = None
-    if cfg.validation is None:
+    metric, evaluation = metric_of(arms, cfg.metric, direction=cfg.direction, validation=cfg.validation)
+    validation: SharedValidation | SharedEvaluation | None = evaluation
+    if evaluation is not None:
+        evaluation.check(config_dir=config_dir)
+    elif metric.name == METRIC:
+        validation = text = SharedValidation.open(cfg.validation, config_dir=config_dir, allow=allow)
+        text.check_unseen(arms, allow=allow)
+    elif cfg.metric is None:
         check_same_data(arms)
-    else:
-        validation = SharedValidation.open(cfg.validation, config_dir=config_dir, allow=allow)
-        validation.check_unseen(arms, allow=allow)
     match_arms(arms, reference, match=cfg.match, match_by=cfg.match_by, tolerance=cfg.tolerance, allow=allow)
     tuning = parse_tuning(cfg.tune, cfg.tune_trials)
     if tuning is not None:
@@ -125,6 +134,8 @@ def prepare(cfg: DictConfig, invocation: Invocation, arm_set: ArmSet) -> Prepare
         evaluations=evaluations,
         tuning=tuning,
         slots=device_slots(cfg.parallel, per_run=cfg.strategy.get("nproc_per_node") or 1, on_gpu=needs_gpu(cfg)),
+        metric=metric,
+        effect=metric.effect if cfg.effect is None else float(cfg.effect),
         validation=validation,
     )
 
@@ -198,13 +209,14 @@ def conduct(
         UserError: an arm cannot be timed or tuned, the budget is too small, or the files of a run have changed.
     """
     arms, reference, budget = prepared.arms, prepared.reference, prepared.budget
+    metric, effect = prepared.metric, prepared.effect
     study_runs = StudyRuns(
         directory=directory,
         arms=arms,
         reference=reference,
         slots=prepared.slots,
         stop=stop,
-        metric=metric_of(prepared),
+        metric=prepared.metric.name,
         validation=prepared.validation,
         config_dir=invocation.config_dir,
         allow=invocation.allow,
@@ -226,23 +238,27 @@ def conduct(
         study_runs.tune(prepared.tuning)
     number, note = cfg.seeds, "as many as requested"
     if cfg.seeds == "auto":
-        plan = study_runs.decide_seeds(effect=cfg.effect, max_minutes=cfg.max_minutes)
+        plan = study_runs.decide_seeds(effect=effect, max_minutes=cfg.max_minutes)
         number, note = plan.seeds, plan.sentence
         screen.say(note)
     seeds = seeds_of(cfg, number)
     write_json(directory / PLAN, asdict(study_plan(cfg, invocation, prepared, directory, seeds)))
     study_runs.train(arms, seeds)
     runs = study_runs.results(arms, seeds)
-    diffs = differences(values_of(runs, arms), reference=reference.name, effect=cfg.effect)
+    diffs = differences(values_of(runs, arms), reference=reference.name, effect=effect)
     speeds = study_runs.decode_speeds(runs)
     probes = {arm.name: probe_arm(arm, cfg, invocation, directory) for arm in arms} if cfg.probes else {}
     notes = notes_of(runs, arms, prepared.tuning)
-    if prepared.validation is not None:
+    if isinstance(prepared.validation, SharedValidation):
         notes.insert(0, f"all arms are compared on the validation part of {prepared.validation.text}")
+    elif prepared.validation is not None:
+        notes.insert(0, f"all arms are evaluated with {prepared.validation.text}")
+    if any(arm.generated_per_step for arm in arms):
+        notes.append("budgets count the tokens that are generated for training, as many as there may be at most")
     if budget.needs_speed:
         notes += timing.uneven_notes(runs, {arm.name: arm.tokens for arm in arms})
     study = Study(
-        question=cfg.question or default_question(arms, study_runs.metric),
+        question=cfg.question or default_question(arms, metric),
         command=command_of(invocation),
         metric=study_runs.metric,
         match=cfg.match,
@@ -250,7 +266,7 @@ def conduct(
         tolerance=cfg.tolerance,
         budget=budget.name,
         amount=prepared.amount,
-        effect=cfg.effect,
+        effect=effect,
         seeds=seeds,
         seeds_note=note,
         reference=reference.name,
@@ -261,12 +277,17 @@ def conduct(
             diffs,
             reference=reference.name,
             metric=study_runs.metric,
-            effect=cfg.effect,
+            effect=effect,
             arms=[arm.name for arm in arms],
             level=mean_value(runs, reference.name),
+            lower_is_better=metric.lower_is_better,
         ),
         notes=notes,
         provenance=provenance_of(directory, runs),
+        trial_metric=reference.objective.selects,
+        trial_lower_is_better=reference.objective.lower_is_better,
+        lower_is_better=metric.lower_is_better,
+        evaluation=prepared.validation.text if isinstance(prepared.validation, SharedEvaluation) else "",
     )
     write_json(directory / STUDY, asdict(study))
     return study
@@ -351,10 +372,11 @@ def evaluation_warning(arm: ComposedArm) -> str | None:
     )
 
 
-def default_question(arms: Sequence[ComposedArm], metric: str) -> str:
+def default_question(arms: Sequence[ComposedArm], metric: MetricKind) -> str:
     """The question of a study that does not state one."""
     names = [arm.name for arm in arms]
-    return f"Which of {', '.join(names[:-1])} and {names[-1]} has the lowest {metric}?"
+    best = "lowest" if metric.lower_is_better else "highest"
+    return f"Which of {', '.join(names[:-1])} and {names[-1]} has the {best} {metric.name}?"
 
 
 def provenance_of(directory: Path, runs: Sequence[Run]) -> dict[str, Any]:

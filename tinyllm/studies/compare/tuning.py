@@ -106,7 +106,8 @@ def is_grid(override: Override) -> bool:
 
 
 def trials_in(path: Path, key: str) -> list[dict[str, Any]]:
-    """The trials in a sweep's directory: the value of the key, and the lowest validation loss (None: failed)."""
+    """The trials in a sweep's directory: the value of the key, and the best value of the metric that the
+    objective selects by (None: failed)."""
     trials = []
     for record in SweepDir(path).records():
         swept = dict(setting.split("=", 1) for setting in record.swept)
@@ -116,10 +117,11 @@ def trials_in(path: Path, key: str) -> list[dict[str, Any]]:
     return sorted(trials, key=lambda trial: trial[key] if isinstance(trial[key], str) else f"{trial[key]:030.15f}")
 
 
-def best_value(trials: Sequence[dict[str, Any]], key: str) -> Any:
-    """The value of the key with the lowest validation loss; None if all trials failed."""
+def best_value(trials: Sequence[dict[str, Any]], key: str, *, lower_is_better: bool = True) -> Any:
+    """The value of the key with the best result; None if all trials failed."""
     succeeded = [trial for trial in trials if trial["value"] is not None]
-    return min(succeeded, key=lambda trial: float(trial["value"]))[key] if succeeded else None
+    sign = 1 if lower_is_better else -1
+    return min(succeeded, key=lambda trial: sign * float(trial["value"]))[key] if succeeded else None
 
 
 def is_at_edge(trials: Sequence[dict[str, Any]], key: str, value: Any) -> bool:

@@ -79,10 +79,8 @@ class SharedValidation:
                 hint = f"arm {arm.name} trains on {seen[key]:,} of its documents; validate on a text of its own"
                 raise UserError("an arm trains on the validation text", key=VALIDATION, value=self.text, hint=hint)
 
-    def bits_per_byte(
-        self, run: Path, measured: Measurements, *, config_dir: str | None, allow: frozenset[Option]
-    ) -> float:
-        """Those of a finished run's last checkpoint, measured once per study."""
+    def value(self, run: Path, measured: Measurements, *, config_dir: str | None, allow: frozenset[Option]) -> float:
+        """The bits per byte of a finished run's last checkpoint, measured once per study."""
         kind = f"{METRIC} of {self.fingerprint[:16]}"
         if measured.get(kind, run.name) is None:
             overrides = data_overrides(self.text)

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Sequence
 
+from tinyllm.runs.metric_kinds import metric_kind
 from tinyllm.studies.compare.results import Difference
 from tinyllm.studies.compare.statistics import LEVEL, POWER
 
-UNITS = {"val/bpb": "bpb", "validation/bpb": "bpb", "val/loss": "nats per token"}
-"""Units by metric; any other metric is named instead."""
+
+def unit_of(metric: str) -> str:
+    """The unit of a metric in a sentence; an unknown metric is named instead."""
+    kind = metric_kind(metric)
+    return metric if kind is None else kind.short_unit
 
 
 def verdicts(
@@ -18,6 +22,7 @@ def verdicts(
     effect: float,
     arms: Sequence[str] = (),
     level: float | None = None,
+    lower_is_better: bool = True,
 ) -> list[str]:
     """One sentence per arm other than the reference, then one that explains ± and p.
 
@@ -26,13 +31,16 @@ def verdicts(
     Args:
         differences: the differences of the arms that share finished seeds with the reference.
         reference: name of the reference arm.
-        metric: the compared metric; lower is better.
+        metric: the compared metric.
         effect: the smallest difference worth detecting.
         arms: names of all arms, in order, to report those without a shared seed.
         level: the reference's own value. No arm can be better by more, so a larger detectable difference is noise.
+            Not where higher is better.
+        lower_is_better: of the metric.
     """
-    unit = UNITS.get(metric, metric)
-    sentences = {diff.arm: _sentence(diff, reference, unit, effect, level) for diff in differences}
+    unit = unit_of(metric)
+    level = level if lower_is_better else None
+    sentences = {diff.arm: _sentence(diff, reference, unit, effect, level, lower_is_better) for diff in differences}
     others = [arm for arm in dict.fromkeys([*arms, *sentences]) if arm != reference]
     if others and not sentences:
         return [f"no verdict: no other arm shares a finished seed with {reference}"]
@@ -48,7 +56,9 @@ def _legend(differences: Sequence[Difference]) -> list[str]:
     return [f"± is half the width of the 95 % interval of a difference; p is of a two-sided paired t test{corrected}"]
 
 
-def _sentence(diff: Difference, reference: str, unit: str, effect: float, level: float | None) -> str:
+def _sentence(
+    diff: Difference, reference: str, unit: str, effect: float, level: float | None, lower_is_better: bool
+) -> str:
     n, pair = len(diff.seeds), f"{diff.arm} against {reference}"
     if diff.sd is None or diff.low is None or diff.high is None:
         return (
@@ -61,7 +71,7 @@ def _sentence(diff: Difference, reference: str, unit: str, effect: float, level:
     if diff.p is None or diff.p_corrected is None or diff.detectable is None or diff.seeds_needed is None:
         raise ValueError(f"the differences of {diff.arm} spread but have no test")
     if diff.p_corrected < LEVEL:
-        word = "better" if diff.mean < 0 else "worse"
+        word = "better" if (diff.mean < 0) == lower_is_better else "worse"
         rest = f"; less than {effect:g}, the smallest difference worth detecting" if abs(diff.mean) < effect else ""
         size = f"{rounded(abs(diff.mean), half)} ± {rounded(half, half)}"
         return f"{diff.arm} is {word} than {reference} by {size} {unit} (n = {n}, p {p_value(diff.p_corrected)}){rest}"

@@ -1,6 +1,7 @@
 """Content of a report, in order; the page and the Markdown file decide how it looks."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from tinyllm.errors import one_line
 from tinyllm.studies.compare.results import Study
@@ -119,8 +120,9 @@ def _price(study: Study, arms: list[ArmSummary]) -> Section:
             " the front is that of the means."
         )
         names = {picture.name for picture in drawn}
+        names_on_front = partial(front_names, arms, lower_is_better=study.lower_is_better)
         points = [
-            f"On the front for {label}: {', '.join(map(one_line, front_names(arms, price)))}."
+            f"On the front for {label}: {', '.join(map(one_line, names_on_front(price)))}."
             for price, (label, _) in PRICES.items()
             if f"pareto_{price}" in names
         ]
@@ -147,7 +149,8 @@ def _tuning(study: Study, arms: list[ArmSummary]) -> Section:
     blocks: list[Block] = [Points(items=words.how_tuned(arms))]
     if drawn := tuning(study, arms):
         metric = numbers.metric_name(study.trial_metric)
-        caption = f"The lowest {metric} of every finished trial. Large filled marks are the chosen values."
+        best = "lowest" if study.trial_lower_is_better else "highest"
+        caption = f"The {best} {metric} of every finished trial. Large filled marks are the chosen values."
         blocks.append(Figures(pictures=drawn, caption=caption))
     return Section(name="tuning", title="Tuning", blocks=[*blocks, tables.tuning_table(study, arms)])
 

@@ -4,18 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tinyllm.errors import one_line
+from tinyllm.runs.metric_kinds import metric_kind
 from tinyllm.studies.compare.results import Difference
 from tinyllm.studies.compare.verdicts import p_value
 from tinyllm.utils.text import quantity, short
 
 MISSING = "–"
 """Shown for a number that is not known."""
-_METRICS = {
-    "val/bpb": ("val bpb", "bits per byte"),
-    "validation/bpb": ("bpb on the shared text", "bits per byte"),
-    "val/loss": ("val loss", "nats per token"),
-}
-"""Name and unit of a metric."""
 
 
 def or_missing(number: Any, shown: Callable[[Any], str]) -> str:
@@ -25,13 +20,14 @@ def or_missing(number: Any, shown: Callable[[Any], str]) -> str:
 
 def metric_name(metric: str) -> str:
     """Display name: ``val bpb`` for ``val/bpb``."""
-    return _METRICS.get(metric, (metric, ""))[0]
+    kind = metric_kind(metric)
+    return metric if kind is None else kind.label
 
 
 def metric_axis(metric: str) -> str:
     """Axis label: the metric with its unit."""
-    name, unit = _METRICS.get(metric, (metric, ""))
-    return f"{name} ({unit})" if unit else name
+    kind = metric_kind(metric)
+    return f"{kind.label} ({kind.unit})" if kind is not None and kind.unit else metric_name(metric)
 
 
 def whole(number: int) -> str:

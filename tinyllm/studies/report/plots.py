@@ -151,7 +151,9 @@ def _trials(study: Study, arms: list[ArmSummary], key: str) -> Picture | None:
         label = shortened(summary.arm.name)
         axes.plot([], [], color=style.light, ls=style.dashes, marker=style.marker, label=label)
     axes.set_xlabel(one_line(key))
-    axes.set_ylabel(f"lowest {numbers.metric_axis(study.trial_metric)}")
+    axes.set_ylabel(
+        f"{'lowest' if study.trial_lower_is_better else 'highest'} {numbers.metric_axis(study.trial_metric)}"
+    )
     figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     chosen_values = "; ".join(f"{one.arm.name} {numbers.plain_number(one.arm.tuned.get(key))}" for one, _ in trials)
     name = "tuning_" + "".join(letter if letter.isalnum() else "_" for letter in key)

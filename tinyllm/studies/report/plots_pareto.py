@@ -37,6 +37,11 @@ def _dominates(point: Point, other: Point) -> bool:
     return point[0] <= other[0] and point[1] <= other[1] and point != other
 
 
+def _best(points: list[Point], *, lower_is_better: bool) -> list[int]:
+    """The front of points whose y is a metric."""
+    return front([(x, y if lower_is_better else -y) for x, y in points])
+
+
 def staircase(points: list[Point]) -> list[Point]:
     """Corners of the boundary of the region that a front dominates; ``points`` are ordered by x."""
     corners: list[Point] = []
@@ -47,10 +52,10 @@ def staircase(points: list[Point]) -> list[Point]:
     return corners
 
 
-def front_names(arms: list[ArmSummary], price: str) -> list[str]:
+def front_names(arms: list[ArmSummary], price: str, *, lower_is_better: bool = True) -> list[str]:
     """Names of the arms on the Pareto front of a cost and the mean metric, in the order of the arms."""
     priced = _priced(arms, price)
-    on_front = front([point for _, point in priced])
+    on_front = _best([point for _, point in priced], lower_is_better=lower_is_better)
     return [priced[index][0].arm.name for index in sorted(on_front)]
 
 
@@ -68,7 +73,7 @@ def _front_picture(study: Study, arms: list[ArmSummary], price: str) -> Picture:
     label, _ = PRICES[price]
     priced = _priced(arms, price)
     points = [point for _, point in priced]
-    best = front(points)
+    best = _best(points, lower_is_better=study.lower_is_better)
     figure = Figure(figsize=(4.4, 3.9), layout="constrained")
     axes = figure.subplots()
     _set_limits(axes, [x for x, _ in points])

@@ -153,6 +153,7 @@ def matching_table(study: Study, arms: list[ArmSummary]) -> DataTable:
 def tuning_table(study: Study, arms: list[ArmSummary]) -> DataTable:
     """Number of trials of each arm, and the values chosen by them."""
     best = f"best {numbers.metric_name(study.trial_metric)}"
+    best_of = min if study.trial_lower_is_better else max
     rows = []
     for summary in arms:
         arm = summary.arm
@@ -167,7 +168,7 @@ def tuning_table(study: Study, arms: list[ArmSummary]) -> DataTable:
                 name_cell(summary),
                 Cell(text=f"{len(arm.trials)}" + (f" ({failed} failed)" if failed else ""), sort=len(arm.trials)),
                 text_cell(chosen),
-                number_cell(min(values, default=None), numbers.value),
+                number_cell(best_of(values, default=None), numbers.value),
                 text_cell(f"yes: {', '.join(edges)}" if edges else "no", strong=bool(edges)),
             ]
         )

@@ -17,7 +17,7 @@ def at_a_glance(study: Study, arms: list[ArmSummary]) -> str:
             budget(study),
             matching(study),
             f"reference: {one_line(study.reference)}",
-            f"lower {numbers.metric_name(study.metric)} is better",
+            f"{'lower' if study.lower_is_better else 'higher'} {numbers.metric_name(study.metric)} is better",
         ]
     )
 
@@ -88,6 +88,8 @@ def statistics(study: Study, arms: list[ArmSummary]) -> list[str]:
     of_run = f"the {study.metric} of its last evaluation"
     if study.metric == METRIC:
         of_run = "the bits per byte of its last checkpoint on the whole validation part of the shared text"
+    elif study.evaluation:
+        of_run = f"the {study.metric} of its last checkpoint, by python -m tinyllm.evaluate {study.evaluation}"
     return [
         f"The value of a run is {of_run}, after its last step. No checkpoint was selected.",
         "Runs are paired by seed: runs with the same seed see the same data in the same order. A difference is an arm's"

@@ -10,12 +10,14 @@ from pathlib import Path
 from tinyllm.config.targets import type_problem
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import METRICS, RUN_JSON
+from tinyllm.runs.metric_kinds import metric_kind
 from tinyllm.runs.metrics_log import Speed, read_metrics
 from tinyllm.studies.sweep.job import Job, short_setting
 from tinyllm.utils.files import read_json
 from tinyllm.utils.platforms import signals
 from tinyllm.utils.signatures import annotations_of
 
+LOSS = "val/loss"
 WAITING, RUNNING = "waiting", "running"
 FINISHED, FAILED, INTERRUPTED, SKIPPED = "finished", "failed", "interrupted", "skipped"
 NOT_STARTED = "not started"
@@ -41,8 +43,10 @@ class JobRecord:
     """Exit code of the run."""
     error: str = ""
     """First line of the error."""
+    metric: str | None = None
+    """What jobs are compared by: chosen by the search, else what the objective of the run selects by."""
     val_loss: float | None = None
-    """Lowest validation loss of the run."""
+    """Best value of that metric in the run, as a rule the lowest validation loss."""
     val_bpb: float | None = None
     """Bits per byte at the last evaluation."""
     tokens_per_s: float | None = None
@@ -64,13 +68,26 @@ class JobRecord:
 
     def reset(self) -> None:
         """Clear status and results, before the job runs again."""
-        fresh = JobRecord(number=self.number, name=self.name, overrides=self.overrides, swept=self.swept)
+        identity = {"number": self.number, "name": self.name, "overrides": self.overrides, "swept": self.swept}
+        fresh = JobRecord(**identity, metric=self.metric)  # type: ignore[arg-type]
         self.__dict__.update(asdict(fresh))
 
     def begin(self) -> None:
         """Mark the job as running in this process."""
         self.reset()
         self.status, self.pid, self.host = RUNNING, os.getpid(), socket.gethostname()
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether smaller values of the metric are better; of an unknown one they are taken to be."""
+        kind = metric_kind(self.metric or LOSS)
+        return kind is None or kind.lower_is_better
+
+    @property
+    def metric_label(self) -> str:
+        """The metric for display."""
+        kind = metric_kind(self.metric or LOSS)
+        return str(self.metric) if kind is None else kind.label
 
     def shown_status(self, skipped: Iterable[str] = ()) -> str:
         """The status for display after the sweep.
@@ -86,17 +103,19 @@ class JobRecord:
         """Fill in the results from the run directory, and the status from these and the exit code."""
         file = run_dir / RUN_JSON
         run = read_json(file) if file.is_file() else {}
-        losses, speed = [], Speed()
+        result = run.get("result") or {}
+        self.metric = self.metric or result.get("best_metric") or LOSS
+        values, speed = [], Speed()
         for metrics in read_metrics(run_dir / METRICS):
             speed.add(metrics)
             self.step = metrics["step"]
-            loss = metrics.get("val/loss")
-            if loss is not None and math.isfinite(loss):
-                losses.append(loss)
+            value = metrics.get(self.metric)
+            if value is not None and math.isfinite(value):
+                values.append(value)
                 self.val_bpb = metrics.get("val/bpb")
-        self.val_loss = min(losses, default=None)
+        self.val_loss = (min if self.lower_is_better else max)(values, default=None)
         self.tokens_per_s = round(speed.mean, 1) if speed.mean else None
-        if result := run.get("result"):
+        if result:
             self.step, self.seconds = result["step"], round(result["seconds"], 3)
         if self.code in STOPPED:
             self.status = INTERRUPTED

@@ -75,10 +75,12 @@ class JobLauncher:
         except (HydraException, OmegaConfBaseException) as error:
             raise explained(error, list(job.overrides)) from error
 
-    def sweep(self, directory: SweepDir, *, slots: GpuSlots | None, maximize: bool = False) -> Sweep:
+    def sweep(
+        self, directory: SweepDir, *, slots: GpuSlots | None, maximize: bool | None = None, metric: str | None = None
+    ) -> Sweep:
         """A new sweep in this directory."""
         in_process = slots is None and self.config.hydra.launcher.get("_target_") == IN_PROCESS
-        return Sweep(directory, in_process=in_process, maximize=maximize)
+        return Sweep(directory, in_process=in_process, maximize=maximize, metric=metric)
 
     def run(self, sweep: Sweep, records: Sequence[JobRecord], *, slots: GpuSlots | None) -> None:
         """Run jobs; their records hold the outcome.

@@ -16,14 +16,17 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from tinyllm.config.cli.arguments import sweep_overrides
+from tinyllm.config.targets import resolve_target
 from tinyllm.errors import UserError, one_line
+from tinyllm.runs.metric_kinds import metric_kind
 from tinyllm.studies.sweep.directory import SweepDir
 from tinyllm.studies.sweep.gpu_slots import slots_for
 from tinyllm.studies.sweep.job import Job, without_start_keys
-from tinyllm.studies.sweep.job_record import FAILED, FINISHED, INTERRUPTED, JobRecord
+from tinyllm.studies.sweep.job_record import FAILED, FINISHED, INTERRUPTED, LOSS, JobRecord
 from tinyllm.studies.sweep.launcher import JobLauncher, fail_before_start
 from tinyllm.studies.sweep.search_space import space_of
 from tinyllm.studies.sweep.sweep_runner import Sweep
+from tinyllm.training.objectives.base import Objective
 
 STUDY = "search.db"
 SAMPLERS = {"tpe": TPESampler, "random": RandomSampler}
@@ -39,7 +42,8 @@ def run_search(
     n_jobs: int,
     sampler: str,
     seed: int,
-    direction: Literal["minimize", "maximize"],
+    direction: Literal["minimize", "maximize"] | None,
+    metric: str | None,
 ) -> None:
     """Run jobs until the directory holds ``n_trials``, those of earlier starts included.
 
@@ -49,7 +53,8 @@ def run_search(
         n_jobs: number of jobs proposed and launched at once.
         sampler: tpe or random.
         seed: determines the next proposal, together with the results so far.
-        direction: minimize or maximize a job's lowest validation loss.
+        direction: minimize or maximize the best value of the metric in a job; None: as is known of the metric.
+        metric: logged by the jobs; None: what their objective selects the best checkpoint by.
 
     Raises:
         UserError: an invalid search, or the directory holds a different one.
@@ -61,9 +66,10 @@ def run_search(
     if not cfg.trainer.eval_every:
         hint = "set it to at least 1; the last step is always evaluated as well"
         raise UserError("a search needs evaluations", key="trainer.eval_every", value=0, hint=hint)
+    metric, direction = _goal(cfg, metric, direction)
     slots = slots_for(cfg, launcher.flags)
     directory = launcher.sweep_dir()
-    sweep = launcher.sweep(directory, slots=slots, maximize=direction == "maximize")
+    sweep = launcher.sweep(directory, slots=slots, maximize=direction == "maximize", metric=metric)
     with sweep.running():
         study = open_study(directory.path / STUDY, direction=direction)
         check_study(study, directory, overrides, space, direction)
@@ -80,6 +86,27 @@ def run_search(
                 break
             launcher.run(sweep, _composable(launcher, sweep, jobs), slots=slots)
             report_results(study, sweep, overrides, launched=not directory.stop_requested)
+
+
+def _goal(
+    cfg: Any, metric: str | None, direction: Literal["minimize", "maximize"] | None
+) -> tuple[str, Literal["minimize", "maximize"]]:
+    """The metric of a search and whether to minimize or maximize it.
+
+    Raises:
+        UserError: nothing is known about the metric.
+    """
+    objective = resolve_target(cfg.objective, path="objective")
+    if metric is None and not issubclass(objective, Objective):
+        metric = LOSS
+    name: str = metric or objective.selects
+    if direction is not None:
+        return name, direction
+    kind = metric_kind(name)
+    if kind is None:
+        hint = "set hydra.sweeper.direction=minimize or maximize"
+        raise UserError("nothing is known about the metric", key="hydra.sweeper.metric", value=name, hint=hint)
+    return name, "minimize" if kind.lower_is_better else "maximize"
 
 
 def report_results(study: Study, sweep: Sweep, overrides: Sequence[Override], *, launched: bool = False) -> list[Job]:
@@ -169,7 +196,7 @@ def _check_options(*, n_trials: Any, n_jobs: Any, sampler: Any, seed: Any, direc
         if type(number) is not int or number < least:
             hint = f"a whole number, at least {least}"
             raise UserError("value not allowed", key=f"hydra.sweeper.{name}", value=number, hint=hint)
-    for name, word, allowed in (("sampler", sampler, SAMPLERS), ("direction", direction, DIRECTIONS)):
+    for name, word, allowed in (("sampler", sampler, SAMPLERS), ("direction", direction or "minimize", DIRECTIONS)):
         if word not in allowed:
             hint = f"one of {', '.join(allowed)}"
             raise UserError("value not allowed", key=f"hydra.sweeper.{name}", value=word, hint=hint)

@@ -46,11 +46,14 @@ class Sweep:
     Args:
         directory: where its jobs are.
         in_process: the jobs run in this process, one after the other.
-        maximize: the best job has the highest validation loss, not the lowest.
+        maximize: the best job has the highest value of its metric; None: as is known of the metric.
+        metric: what jobs are compared by; None: what their objective selects by.
     """
 
-    def __init__(self, directory: SweepDir, *, in_process: bool, maximize: bool = False) -> None:
-        self.directory, self.in_process, self.maximize = directory, in_process, maximize
+    def __init__(
+        self, directory: SweepDir, *, in_process: bool, maximize: bool | None = None, metric: str | None = None
+    ) -> None:
+        self.directory, self.in_process, self.maximize, self.metric = directory, in_process, maximize, metric
         self.records: list[JobRecord] = []
         self.skipped: set[str] = set()
         """Names of the jobs that had finished before this sweep started."""
@@ -90,6 +93,10 @@ class Sweep:
             UserError: a job is registered with different settings.
         """
         added = {record.name: record for record in self.directory.register(jobs)}
+        for record in added.values() if self.metric is not None else ():
+            if record.metric is None:
+                record.metric = self.metric
+                self.directory.write(record)
         known = {record.name for record in self.records}
         self.records += [record for name, record in added.items() if name not in known]
         self.skipped |= {name for name, record in added.items() if record.status == FINISHED and name not in known}
@@ -98,10 +105,12 @@ class Sweep:
         return [record for record in added.values() if record.status != FINISHED]
 
     def best(self) -> JobRecord | None:
-        """The finished job with the best validation loss."""
+        """The finished job with the best value of its metric, as a rule the lowest validation loss."""
         finished = [record for record in self.records if record.status == FINISHED and record.val_loss is not None]
-        sign = -1 if self.maximize else 1
-        return min(finished, key=lambda record: sign * (record.val_loss or 0.0), default=None)
+        if not finished or len({record.metric for record in finished}) > 1:
+            return None  # losses and rewards cannot be compared
+        maximize = not finished[0].lower_is_better if self.maximize is None else self.maximize
+        return min(finished, key=lambda record: (record.val_loss or 0.0) * (-1 if maximize else 1))
 
     def report_start(self, record: JobRecord) -> None:
         """Print that a job starts in this process."""
@@ -130,7 +139,7 @@ class Sweep:
     def _report(self, record: JobRecord) -> None:
         parts = [record.status if record.status != RUNNING else "started"]
         if record.val_loss is not None:
-            parts.append(f"val loss {record.val_loss:.4f}")
+            parts.append(f"{record.metric_label} {record.val_loss:.4f}")
         if record.status == FAILED and not self.in_process:  # in this process, the job has just printed its error
             parts.append(record.error)
         stream = sys.stderr if record.status == FAILED else sys.stdout
@@ -189,7 +198,8 @@ class Sweep:
                 print(escape_control(f"job {record.number} failed: {record.error}"))
         if best is not None:
             run_dir = self.directory.run_dir(best)
-            print(escape_control(f"best: job {best.number} ({best.label}), val loss {best.val_loss:.4f}: {run_dir}"))
+            value = f"{best.metric_label} {best.val_loss:.4f}"
+            print(escape_control(f"best: job {best.number} ({best.label}), {value}: {run_dir}"))
         print(f"table: {self.directory.path / CSV}")
         unfinished = sum(record.status not in (FINISHED, FAILED) for record in self.records)
         failed = sum(record.status == FAILED for record in self.records)

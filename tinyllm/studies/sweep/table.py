@@ -6,10 +6,6 @@ from tinyllm.studies.sweep.job_record import FAILED, FINISHED, INTERRUPTED, NOT_
 from tinyllm.utils.tables import Column, Table
 
 STYLES = {FINISHED: "green", SKIPPED: "dim green", FAILED: "red", INTERRUPTED: "yellow", NOT_STARTED: "dim"}
-COLUMNS = (
-    *(Column(name="job"), Column(name="overrides"), Column(name="status", styles=STYLES)),
-    *(Column(name=name, right=True) for name in ("val loss", "bpb", "tokens/s")),
-)
 
 
 def sweep_table(records: Sequence[JobRecord], skipped: Iterable[str], *, best: JobRecord | None) -> Table:
@@ -19,6 +15,11 @@ def sweep_table(records: Sequence[JobRecord], skipped: Iterable[str], *, best: J
         skipped: names of the jobs that had finished before this sweep started.
         best: the job to emphasise.
     """
+    metrics = list(dict.fromkeys(record.metric_label for record in records))
+    columns = [
+        *(Column(name="job"), Column(name="overrides"), Column(name="status", styles=STYLES)),
+        *(Column(name=name, right=True) for name in (" or ".join(metrics), "bpb", "tokens/s")),
+    ]
     rows = [
         (
             str(record.number),
@@ -30,4 +31,4 @@ def sweep_table(records: Sequence[JobRecord], skipped: Iterable[str], *, best: J
         )
         for record in records
     ]
-    return Table(columns=COLUMNS, rows=rows, bold=[index for index, record in enumerate(records) if record is best])
+    return Table(columns=columns, rows=rows, bold=[index for index, record in enumerate(records) if record is best])

@@ -90,6 +90,11 @@ class Objective(nn.Module, ABC):
         """
         return batch.counted
 
+    @property
+    def answers_per_sample(self) -> tuple[int, int]:
+        """Answers that the model generates for one sample of the data, and the most tokens of each; 0: it does not."""
+        return 0, 0
+
     def example(self, *, sequences: int, length: int) -> Batch:
         """A batch of this shape on the model's device, to try a forward and a backward pass with."""
         ids = torch.zeros(sequences, length, dtype=torch.int64, device=next(self.parameters()).device)

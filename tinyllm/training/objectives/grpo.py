@@ -76,6 +76,10 @@ class GRPO(Objective):
         self.advantage, self.normaliser = advantage, normaliser
         self.clip_low, self.clip_high = clip_low, clip_high
 
+    @property
+    def answers_per_sample(self) -> tuple[int, int]:
+        return self.group_size, self.max_new_tokens
+
     def weight(self, batch: Batch) -> int:
         """What the summed loss is divided by, see :func:`divisor`."""
         return divisor(

@@ -46,7 +46,8 @@ class Search(_Sweeper):
         n_jobs: number of jobs proposed and given to the launcher at once.
         sampler: tpe or random.
         seed: seed of the sampler.
-        direction: minimize or maximize the lowest validation loss.
+        direction: minimize or maximize; None: as is known of the metric.
+        metric: what jobs are compared by; None: what their objective selects the best checkpoint by.
         params: default settings of the search.
     """
 
@@ -56,7 +57,8 @@ class Search(_Sweeper):
         n_jobs: int,
         sampler: str,
         seed: int,
-        direction: str,
+        direction: str | None = None,
+        metric: str | None = None,
         params: Mapping[str, str] | None = None,
     ) -> None:
         self.options: dict[str, Any] = {
@@ -65,6 +67,7 @@ class Search(_Sweeper):
             "sampler": sampler,
             "seed": seed,
             "direction": direction,
+            "metric": metric,
         }
         self.params = params
 
