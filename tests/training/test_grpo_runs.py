@@ -66,15 +66,15 @@ def test_neither_rollouts_nor_the_reference_know_of_a_resume(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("normaliser", ["fixed", "targets"])
-def test_micro_batches_and_ranks_share_a_step(normaliser: str, base: list[str], tmp_path: Path) -> None:
-    steps = ("trainer.max_steps=2", f"objective.normaliser={normaliser}")
+@pytest.mark.parametrize(("normaliser", "strategy"), [("fixed", "ddp"), ("targets", "fsdp")])
+def test_micro_batches_and_ranks_share_a_step(normaliser: str, strategy: str, base: list[str], tmp_path: Path) -> None:
+    steps = ("trainer.max_steps=2", f"objective.normaliser={normaliser}", "objective.beta=0.05", "trainer.eval_every=2")
     halves = ("trainer.batch_size=2", *steps)
     whole = run_ranks(1, tmp_path / "whole", *base, *steps)
     parts = run_ranks(1, tmp_path / "parts", *base, *halves, "trainer.grad_accum_steps=2")
-    ranks = run_ranks(2, tmp_path / "ranks", *base, *halves)
+    ranks = run_ranks(2, tmp_path / "ranks", *base, *halves, f"strategy={strategy}")
     for other in (parts, ranks):
-        for key in ("train/loss", "rl/reward", "rl/entropy", "rl/length", "train/grad_norm"):
+        for key in ("train/loss", "rl/reward", "rl/entropy", "rl/length", "train/grad_norm", "val/reward"):
             assert logged(other, key) == pytest.approx(logged(whole, key), rel=1e-4, abs=1e-6), key
 
 

@@ -42,6 +42,9 @@ class Handover:
     results: Sequence[str] = ()
 
 
+GROWTH = 32
+"""Positions by which the cache grows: most answers end long before the limit."""
+
 OnStop = Callable[[Sequence[int], int], Handover]
 """Called with the ids that the assistant wrote since it began or since the last result, the stop token included, and
 with the number of calls before them."""
@@ -146,7 +149,8 @@ def rollout(
     )
     chooser = _Chooser(temperature, vocab_size, excluded_ids)
     with autocast(), _attending_with(model, kernels):
-        cache = model.make_cache(*rows.ids.shape)
+        n_rows, most = rows.ids.shape
+        cache = model.make_cache(n_rows, min(most, longest + GROWTH))
         hidden_BD = _read_prompts(model, [prompts[prompt] for prompt in order], cache)
         while True:
             if stopping():
@@ -157,6 +161,9 @@ def rollout(
                 cache.copy_row(source, target)
             if not len(rows.place):
                 return sorted(rows.answers, key=lambda answer: (answer.prompt, answer.sample))
+            if rows.longest > cache.max_len:  # by then, many rows are finished
+                smaller, cache = cache, model.make_cache(len(rows.place), min(most, rows.longest + GROWTH))
+                cache.copy_all(smaller.rows(0, len(rows.place)))
             hidden_BD = model(rows.last_B1(model.device), cache=cache.rows(0, len(rows.place)))[:, -1]
 
 
@@ -272,6 +279,11 @@ class _Rows:
     def uniform(self) -> np.ndarray:
         """A number in [0, 1) per row, which depends on its seed and position only."""
         return (mixed(self.seeds ^ mixed(self.position.astype(np.uint64))) >> np.uint64(11)) * 2.0**-53
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, the one that is read next included."""
+        return int(self.position.max())
 
     def last_B1(self, device: torch.device) -> Tensor:
         """The token of every row that the model reads next."""

@@ -167,6 +167,13 @@ class LayerCache:
         for inputs in self.recent:
             inputs[target] = inputs[source]
 
+    def copy_all(self, other: "LayerCache") -> None:
+        """Copy what a cache of the same layer and rows holds, whose capacity is no larger."""
+        for mine, its in zip(self.buffers, other.buffers, strict=True):
+            mine[:, :, : its.shape[2]] = its
+        for mine, its in zip(self.recent, other.recent, strict=True):
+            mine.copy_(its)
+
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(buffer.nbytes for buffer in (*self.buffers, *self.recent))
@@ -232,6 +239,15 @@ class Cache:
         for layer in self.layers:
             layer.copy_row(source, target, length=int(self.lengths_B[source]))
         self.lengths_B[target] = self.lengths_B[source]
+
+    def copy_all(self, other: "Cache") -> None:
+        """Copy what a cache of the same model and rows holds, whose capacity is no larger.
+
+        No slot moves: as long as no ring is full, position p is in slot p, and a full one keeps its size.
+        """
+        for layer, its in zip(self.layers, other.layers, strict=True):
+            layer.copy_all(its)
+        self.lengths_B.copy_(other.lengths_B)
 
     def reset(self) -> None:
         """Empty the cache; the buffers stay and are overwritten."""

@@ -190,12 +190,24 @@ class Rotary(_Table):
             return {"cos": torch.cat((cos, cos), dim=-1), "sin": torch.cat((-sin, sin), dim=-1)}
 
         super().__init__(build, cos=(max_seq_len, dim), sin=(max_seq_len, dim))
+        self._rows: tuple[Tensor, int, Tensor, Tensor] | None = None
+        """Positions of rows that differ, their version, and their rows of the tables; all layers ask for the same."""
+
+    def _rows_of(self, start: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """cos and sin (B, 1, T, dim) of tokens at positions that differ from row to row."""
+        is_decoding = n == 1 and start.ndim == 1 and not torch.is_grad_enabled() and not start.is_inference()
+        if is_decoding and self._rows is not None and self._rows[0] is start and self._rows[1] == start._version:
+            return self._rows[2:]
+        cos, sin = (_rows_at(table, start, n)[:, None] for table in (self.cos, self.sin))
+        self._rows = (start, start._version, cos, sin) if is_decoding else None
+        return cos, sin
 
     def forward(self, x_BTHD: Tensor, start: int | Tensor) -> Tensor:
         """Rotate heads at positions start … start+T−1: (B, T, H, dim) → (B, H, T, dim), in the same dtype."""
-        cos, sin = (_rows_at(table, start, x_BTHD.shape[1]) for table in (self.cos, self.sin))
-        if isinstance(start, Tensor):  # (B, T, dim) → (B, 1, T, dim)
-            cos, sin = cos[:, None], sin[:, None]
+        if isinstance(start, Tensor):
+            cos, sin = self._rows_of(start, x_BTHD.shape[1])
+        else:
+            cos, sin = (_rows_at(table, start, x_BTHD.shape[1]) for table in (self.cos, self.sin))
         x_BHTD = x_BTHD.transpose(1, 2)
         if not torch.is_grad_enabled():  # the same in fewer calls: the overhead of calls dominates decoding
             swapped = x_BHTD.roll(x_BHTD.shape[-1] // 2, -1)

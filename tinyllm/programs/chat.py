@@ -21,7 +21,8 @@ from tinyllm.errors import UserError
 from tinyllm.inference.conversing import NOTE, RESULT, TEXT, Conversing
 from tinyllm.inference.sampling import Sampling
 from tinyllm.programs.conversations import saved_template
-from tinyllm.programs.generate import ask, kernels_for
+from tinyllm.programs.decoding_kernels import kernels_for
+from tinyllm.programs.generate import ask
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.runs.listing import required_run
 from tinyllm.utils.device import autocast, compute_dtype, pick_device, pick_precision

@@ -16,13 +16,12 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
 from tinyllm.config.targets import Option
-from tinyllm.data.prepare import cache_root
 from tinyllm.errors import UserError
 from tinyllm.inference.generator import printed_prompt, stop_strings
 from tinyllm.inference.printer import Printer
 from tinyllm.inference.sampling import Sampling
 from tinyllm.inference.session import Session
-from tinyllm.nn.decode_kernels import DecodeKernels, KernelsUnavailable, decode_kernels
+from tinyllm.programs.decoding_kernels import kernels_for
 from tinyllm.programs.load_model import SavedModel, model_of, open_saved
 from tinyllm.programs.quantization import loss_line, loss_sample, round_to_int8, unmeasured_line
 from tinyllm.runs.listing import required_run
@@ -124,17 +123,6 @@ def make_fast(
         print_note(unmeasured_line(run, saved))
     else:
         print_note(loss_line(exact, sample.loss(model, device=device, precision=precision), sample.tokens))
-
-
-def kernels_for(device: torch.device) -> DecodeKernels | None:
-    """The kernels for decoding on a CPU; without them torch's operations do the same, slower."""
-    if device.type != "cpu":
-        return None
-    try:
-        return decode_kernels(cache_root() / "kernels")
-    except KernelsUnavailable as reason:
-        print_note(f"decoding runs on torch's operations, which are slower: {reason}")
-        return None
 
 
 def show(session: Session, prompts: list[str], *, seed: int) -> None:

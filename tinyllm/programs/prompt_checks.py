@@ -91,9 +91,6 @@ def check_prompt_settings(
     if objective.reads == PROMPTS:
         build_rewards(cfg, allow=allow)
         build_tool(cfg, allow=allow)
-        if str(cfg.strategy._target_).endswith(".FSDP"):
-            hint = "answers are generated on every rank by its own copy of the model: use strategy=ddp or single"
-            raise UserError("sharded weights cannot generate answers", key="strategy", value="fsdp", hint=hint)
         return
     named = sorted(key for key in typed if key.partition(".")[0] in NODES)
     if named:

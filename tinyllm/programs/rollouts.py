@@ -17,11 +17,15 @@ from tinyllm.errors import UserError
 from tinyllm.inference.answering import MOST_ROWS, Answering
 from tinyllm.inference.rewards.base import Completion, Rewards
 from tinyllm.inference.rollout import Answer
+from tinyllm.inference.together import TogetherModel
+from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.nn.loss import IGNORE
+from tinyllm.programs.decoding_kernels import kernels_for
 from tinyllm.programs.prompt_checks import build_rewards, build_tool
 from tinyllm.programs.reference_model import ReferenceModel, make_reference
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.compilation import Eager
+from tinyllm.training.distributed.strategy import Strategy
 from tinyllm.training.experience import Experience
 from tinyllm.training.objectives.base import Objective
 from tinyllm.training.objectives.grpo import ADVANTAGE, GRPO, OLD, PER_TOKEN, REFERENCE
@@ -67,11 +71,23 @@ class Rollouts:
     answering: Answering
     rewards: Rewards
     reference: ReferenceModel | None
+    kernels: DecodeKernels | None
     began_flat: int = field(default=0, init=False)
     """Steps since the start in which all groups had equal rewards; −1 once one had not."""
     last_start: float = field(default=0.0, init=False)
     last_seconds: float = field(default=0.0, init=False)
     """When the rollouts of the step before began, and how long they took."""
+
+    def __post_init__(self) -> None:
+        strategy, model = self.plan.strategy, self.state.model
+        any_rank = partial(_on_any_rank, strategy)
+        self.model: Any = TogetherModel(model, any_rank) if strategy.is_sharded else model
+
+    def _finish(self) -> None:
+        """Take part in the passes of ranks whose answers are longer, if they need this one for them."""
+        if isinstance(self.model, TogetherModel):
+            with autocast(self.plan.device, self.plan.precision):
+                self.model.finish()
 
     @property
     def data(self) -> PromptData:
@@ -98,6 +114,7 @@ class Rollouts:
                     for sample in batch.extra[SAMPLE].tolist()
                 ]
                 rewarded.append(self._answered(self.answering, prompts, seeds))
+            self._finish()
             model.train(True)
         seconds = time.perf_counter() - started
         step_seconds = started - self.last_start if self.last_start else 0.0
@@ -141,6 +158,7 @@ class Rollouts:
                 chunk = prompts[first : first + MOST_ROWS * strategy.world_size][strategy.rank :: strategy.world_size]
                 if chunk:
                     sums.append(self._sums(self._answered(greedy, chunk, [[0]] * len(chunk))))
+                self._finish()
         finally:
             model.train(was_training)
         totals = self._reduced(sums)
@@ -153,13 +171,14 @@ class Rollouts:
 
     def _answered(self, answering: Answering, prompts: Sequence[Prompt], seeds: Sequence[Sequence[int]]) -> Rewarded:
         """Answers to prompts, at most ``MOST_ROWS`` at a time, and their rewards."""
-        model: Any = self.state.model
         group, answers = len(seeds[0]), []
         at_a_time = max(1, MOST_ROWS // group)
         in_half = partial(autocast, self.plan.device, self.plan.precision)
         for first in range(0, len(prompts), at_a_time):
             part = slice(first, first + at_a_time)
-            answers += answering.answers(model, prompts[part], seeds=seeds[part], autocast=in_half)
+            answers += answering.answers(
+                self.model, prompts[part], seeds=seeds[part], autocast=in_half, kernels=self.kernels
+            )
         completions = [answering.completion(answer) for answer in answers]
         repeated = [prompt for prompt in prompts for _ in range(group)]
         return Rewarded(
@@ -228,6 +247,11 @@ class Rollouts:
         return Batch(inputs=torch.from_numpy(inputs), targets=torch.from_numpy(targets), extra=extra)
 
 
+def _on_any_rank(strategy: Strategy, fact: bool) -> bool:
+    """Whether something holds on at least one rank; every rank has to call it."""
+    return any(row[0] for row in strategy.gather([float(fact)]))
+
+
 def _grouped(rewarded: Rewarded) -> torch.Tensor:
     """The rewards (P, G) in fp64."""
     return torch.tensor(rewarded.scores[""], dtype=torch.float64).view(len(rewarded.prompts), -1)
@@ -254,4 +278,5 @@ def make_rollouts(plan: RunPlan, state: TrainState, objective: Objective, compil
         answering=answering,
         rewards=build_rewards(plan.cfg, allow=plan.invocation.allow, device=plan.device),
         reference=make_reference(plan, objective),
+        kernels=kernels_for(plan.device),
     )

@@ -301,7 +301,7 @@ def study_plan(
     Args:
         seeds: empty: a pilot will show how many are needed.
     """
-    metric = metric_of(prepared)
+    metric = prepared.metric
     return make_plan(
         prepared.arms,
         seeds=seeds,
@@ -310,7 +310,7 @@ def study_plan(
         question=cfg.question or default_question(prepared.arms, metric),
         command=command_of(invocation),
         directory=str(directory),
-        metric=metric,
+        metric=metric.name,
         match=cfg.match,
         reference=prepared.reference.name,
         budget=prepared.budget.name,
@@ -322,11 +322,6 @@ def study_plan(
 def seeds_of(cfg: DictConfig, number: int) -> list[int]:
     """The seeds of the runs of each arm."""
     return [int(cfg.seed) + i for i in range(number)]
-
-
-def metric_of(prepared: Prepared) -> str:
-    """The metric that the arms are compared by."""
-    return shared_metric(prepared.arms) if prepared.validation is None else METRIC
 
 
 def command_of(invocation: Invocation) -> str:

@@ -11,7 +11,7 @@ from tinyllm.data.chat.template import ChatTemplate
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast
 from tinyllm.programs.conversations import saved_template
-from tinyllm.programs.generate import kernels_for
+from tinyllm.programs.decoding_kernels import kernels_for
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.runs.checkpoint import MANIFEST, read_hint, steps_in
 from tinyllm.runs.layout import CHECKPOINTS
