@@ -59,26 +59,31 @@ SCORES = {
 """The metrics of an evaluation that are shown, the most important first."""
 
 
+def seconds_left(info: RunInfo | None, speed: Speed, *, step: int) -> float | None:
+    """Seconds from a step until the end of the run, at its recent speed; None: no speed is known yet."""
+    return None if info is None else speed.remaining(info.tokens_left(step=step, trained=speed.trained))
+
+
 class PlainConsole(Callback):
     """Prints one line per event, flushed and free of control characters. A broken stream does not end the run."""
 
     def __init__(self, stream: TextIO, *, flags: Sequence[str] = ()) -> None:
         self._stream, self._flags = stream, flags
         self._max_steps, self._writes_text = 0, True
-        self._planned_tokens = 0
+        self._info: RunInfo | None = None
         self._speed = Speed()
         self._best_bpb: float | None = None
 
     def on_start(self, info: RunInfo) -> None:
         self._max_steps, self._writes_text = info.max_steps, info.writes_text
-        self._planned_tokens = info.planned_tokens
+        self._info = info
         self._speed.start(info.start_tokens)
         self._rows(start_rows(info))
 
     def on_log(self, step: int, metrics: dict[str, float]) -> None:
         self._speed.add(metrics)
         parts = [f"step {step}/{self._max_steps}", *_metric_texts(metrics)]
-        left = self._speed.remaining(self._planned_tokens - self._speed.trained)
+        left = seconds_left(self._info, self._speed, step=step)
         if left is not None:
             parts.append(f"ETA {duration(left)}")
         self._line(" | ".join(parts))
@@ -214,7 +219,7 @@ class TerminalConsole(Callback):
         if self._info is None:
             return ""
         total = self._info.max_steps
-        left = self._speed.remaining(self._info.planned_tokens - self._speed.trained)
+        left = seconds_left(self._info, self._speed, step=self._step)
         bar = Table.grid(expand=True, padding=(0, 1))
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True, justify="right")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tinyllm.config.learning_rates import followed_rule, origin_of_rate
 from tinyllm.data.batch import TOKENS
-from tinyllm.data.run_data import mean_tokens, n_tokens
+from tinyllm.data.run_data import masks_targets, mean_tokens, n_tokens
 from tinyllm.programs.builders import optimizer_bytes, plain
 from tinyllm.programs.run_plan import RunPlan
 from tinyllm.training.callbacks import OptimizerGroup, RunInfo
@@ -44,7 +44,8 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
     trained = trained_bytes(
         counts.total, optimizer, trained=counts.trained, averaged=cfg.ema.enabled, reference=has_reference, ranks=ranks
     )
-    per_sample = mean_tokens(plan.sampler, seq_len=batch.seq_len)
+    answers, longest = plan.meta_objective.answers_per_sample
+    per_sample = answers * longest or mean_tokens(plan.sampler, seq_len=batch.seq_len)
     epoch_tokens = plan.sampler.windows_per_epoch * per_sample
     start, lengths, horizon = plan.start_step, plan.lengths, plan.horizon
     full_rows = batch.sequences * (lengths.total(horizon.steps) - lengths.total(start - horizon.shift))
@@ -90,6 +91,7 @@ def run_info(plan: RunPlan, groups: list[OptimizerGroup], peak: float | None, ru
         start_step=start,
         start_tokens=tokens,
         planned_tokens=planned_tokens,
+        rows_vary=masks_targets(plan.data) and not cfg.curriculum.enabled,
         epochs=planned_tokens / epoch_tokens,
         flops_per_token=training_flops(model, plan.sampler)(batch.seq_len),
         peak_flops=peak,

@@ -65,6 +65,19 @@ class RunInfo:
     notes: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     """The resolved configuration as plain containers; stored in ``config.yaml``, not in ``run.json``."""
+    rows_vary: bool = False
+    """Rows have lengths of their own, so that ``planned_tokens`` is a guess: padding and answers are not known."""
+
+    def tokens_left(self, *, step: int, trained: float) -> float:
+        """Training tokens from a step until the end of the run.
+
+        Args:
+            trained: tokens until that step.
+        """
+        steps = step - self.start_step
+        if self.rows_vary and steps > 0:  # as many a step as so far
+            return (trained - self.start_tokens) / steps * (self.max_steps - step)
+        return max(0.0, self.planned_tokens - trained)
 
 
 @dataclass(frozen=True, kw_only=True)
