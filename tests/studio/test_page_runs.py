@@ -80,7 +80,7 @@ def test_the_table_is_live_and_choosing_runs_draws_them(tmp_path: Path) -> None:
         await until(lambda: len(table.rows) == 2)
         await user.open("/runs?with=day/first&metric=train/loss&x=tokens")
         await until(lambda: bool(only(user, "chart").options["series"]))
-        [line] = only(user, "chart").options["series"]
+        line, _ = only(user, "chart").options["series"]
         assert [point["value"] for point in line["data"]] == [[100, 1.99], [200, 1.98], [300, 1.97]]
         assert [row["name"] for row in only(user, "runs").selected] == ["first"]
         with (outputs / "day" / "first" / "metrics.jsonl").open("a") as file:
@@ -151,25 +151,25 @@ def curve(y: list[float]) -> chart.Curve:
 def test_gaps_spikes_and_single_points_stay_visible() -> None:
     y = [1.0] * 100_000
     y[777], y[5000], y[5002] = 50.0, math.nan, math.nan
-    [line] = chart.chart_options([curve(y)], axis="step", title="", dark=False)["series"]
+    line, marks = chart.chart_options([curve(y)], axis="step", title="", dark=False)["series"]
     assert len(line["data"]) <= 4 * chart.COLUMNS + 2 and line["symbol"] == "none"
     values = [point["value"] if isinstance(point, dict) else point for point in line["data"]]
     assert max(value for _, value in values if value is not None) == 50.0
     assert None in [value for _, value in values]
-    assert [mark["coord"][0] for mark in line["markPoint"]["data"]] == [5000.0, 5002.0]
+    assert [mark["coord"][0] for mark in marks["markPoint"]["data"]] == [5000.0, 5002.0]
     lonely = curve([math.nan, 1.0, math.nan] + [2.0] * 90)
-    [line] = chart.chart_options([lonely], axis="step", title="", dark=True)["series"]
+    line, _ = chart.chart_options([lonely], axis="step", title="", dark=True)["series"]
     assert [point["value"] for point in line["data"] if isinstance(point, dict)] == [[1.0, 1.0]]
 
 
 def test_a_zoomed_chart_has_every_point_of_its_window_and_smoothing_keeps_the_records() -> None:
     y = list(np.random.default_rng(0).random(50_000))
-    [line] = chart.chart_options([curve(y)], axis="step", title="", dark=False, window=(50, 52))["series"]
+    line, _ = chart.chart_options([curve(y)], axis="step", title="", dark=False, window=(50, 52))["series"]
     at = [point[0] for point in line["data"]]
     assert set(range(25_000, 26_000)) <= set(at) and len(at) < 2500 and at == sorted(at)
-    average, raw = chart.chart_options([curve(y)], axis="step", title="", dark=False, smooth=0.9)["series"]
+    average, raw, _ = chart.chart_options([curve(y)], axis="step", title="", dark=False, smooth=0.9)["series"]
     assert raw["lineStyle"]["opacity"] < 1 and max(v for _, v in average["data"]) < max(v for _, v in raw["data"])
-    [line] = chart.chart_options([curve([1, 0, 4])], axis="step", title="", dark=False, log=True)["series"]
+    line, _ = chart.chart_options([curve([1, 0, 4])], axis="step", title="", dark=False, log=True)["series"]
     points = [point["value"] if isinstance(point, dict) else point for point in line["data"]]
     assert points == [[0, 1], [1, None], [2, 4]]
 

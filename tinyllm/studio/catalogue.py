@@ -23,6 +23,8 @@ LOST, STOPPED = "lost", "stopped"
 """Statuses of runs that were killed, and of runs that saved a checkpoint before they ended early."""
 FRESH_S = 0.5
 """Seconds for which a look at the folder serves all pages."""
+MOST_AHEAD = 128 << 20
+"""Bytes of metrics that are parsed before anybody asked for their curves."""
 RECENT = 20
 """Latest speeds whose median gives the ETA, as in the console."""
 
@@ -108,6 +110,15 @@ class Catalogue:
         tail = self._tail(row.id, row.path)
         tail.poll()
         return tail
+
+    def read_ahead(self, runs: Iterable[str]) -> None:
+        """Parse the metrics of runs that are likely to be drawn next, so that drawing them does not wait for it."""
+        size = 0
+        for run in runs:
+            tail = self.metrics(run)
+            size += 0 if tail is None else tail.parsed
+            if size > MOST_AHEAD:
+                return
 
     def number(self, run: str) -> int:
         """A number that a run keeps, for its color: whatever else is shown, in every browser of this studio."""

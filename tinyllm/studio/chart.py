@@ -75,12 +75,13 @@ def chart_options(
         raw = points(curve.x, curve.y, columns=columns, log=log, window=window, dots=not smooth)
         stroke = {"color": color, "width": 1.7, "type": "dashed" if curve.dashed else "solid"}
         raw |= {"id": f"raw {number}", "lineStyle": stroke | {"opacity": 0.3 if smooth else 1.0}}
-        raw |= marks(curve, color)
         if smooth:
             average = points(curve.x, smoothed(curve.y, smooth), columns=columns, log=log, window=window, dots=True)
             raw |= {"tooltip": {"show": False}, "silent": True, "z": 1}
             series.append({**common, **average, "id": f"smooth {number}", "lineStyle": stroke})
         series.append({**common, **raw})
+    if series:
+        series.append(marks(filled, dark=dark))
     label = {"color": ink, "fontSize": 12}
     return {
         "backgroundColor": "transparent",
@@ -161,10 +162,13 @@ def visible(x: Array, y: Array, *, columns: int, window: Window) -> Any:
     return np.union1d(m4(x, y, columns // 10), inside)
 
 
-def marks(curve: Curve, color: str) -> dict[str, Any]:
-    """Triangles at the bottom of the chart where a value is not finite."""
-    broken = curve.x[~np.isfinite(curve.y)]
-    chosen = broken[np.unique(np.linspace(0, len(broken) - 1, min(len(broken), MOST_MARKS)).astype(int))]
-    data = [{"name": "not finite", "coord": [at, 1], "y": "86%"} for at in chosen.tolist()]
-    shape = {"symbol": "triangle", "symbolSize": 9, "itemStyle": {"color": color}, "label": {"show": False}}
-    return {"markPoint": {**shape, "silent": True, "animation": False, "data": data}}
+def marks(curves: Sequence[Curve], *, dark: bool) -> dict[str, Any]:
+    """Triangles at the bottom of the chart where values are not finite: a series without points of its own."""
+    data = []
+    for curve in curves:
+        broken = curve.x[~np.isfinite(curve.y)]
+        chosen = broken[np.unique(np.linspace(0, len(broken) - 1, min(len(broken), MOST_MARKS)).astype(int))]
+        color = {"color": curve.style.dark if dark else curve.style.light}
+        data += [{"name": "not finite", "coord": [at, 1], "y": "86%", "itemStyle": color} for at in chosen.tolist()]
+    shape = {"symbol": "triangle", "symbolSize": 9, "label": {"show": False}, "silent": True, "animation": False}
+    return {"type": "line", "id": "marks", "data": [], "markPoint": {**shape, "data": data}}

@@ -14,6 +14,8 @@ from tinyllm.utils.text import escape_control
 
 USUAL = ("train/loss", "val/loss")
 """The metrics shown first."""
+FEW_RUNS = 12
+"""More runs show one metric at first: two lines of each would hide each other."""
 AXIS_NAMES = {"step": "Steps", "tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"}
 ALL: Window = (0.0, 100.0)
 
@@ -40,6 +42,7 @@ class CurveView:
         self._number = number or studio.catalogue.number
         self.dark = bool(studio.dark)
         self.window = ALL
+        self._few = True
         self.names: list[str] = []
         self._signature: tuple[Any, ...] = ()
         self._busy = asyncio.Lock()
@@ -129,6 +132,7 @@ class CurveView:
         if signature == self._signature:
             return None
         names = sorted({name for tail in tails.values() for name in tail.names if name.isprintable()}, key=_order)
+        self._few = len(tails) <= FEW_RUNS
         metrics = self._shown_metrics(names)
         curves = []
         for name, tail in tails.items():
@@ -152,7 +156,8 @@ class CurveView:
 
     def _shown_metrics(self, names: Sequence[str]) -> list[str]:
         known = [name for name in self.view.metrics if name in names]
-        return known or [name for name in USUAL if name in names] or list(names[:1])
+        usual = [name for name in USUAL if name in names][: 2 if self._few else 1]
+        return known or usual or list(names[:1])
 
     def _show_names(self, names: list[str]) -> None:
         shown = self._shown_metrics(names)

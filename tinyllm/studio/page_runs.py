@@ -19,6 +19,10 @@ from tinyllm.utils.text import duration, short
 
 REFRESH_S = 0.5
 """Seconds between two looks at the runs; with the catalogue's own rest, a record is shown within a second."""
+MOST_NAMED = 12
+"""Runs that the legend names; there are no more colors."""
+AHEAD_S = 1.0
+"""Seconds after which the metrics of the listed runs are parsed, in case their curves are wanted."""
 NAMES = frozenset(field.name for field in fields(RunRow))
 """What the table itself shows can be filtered by these names."""
 STATUSES = ("running", "waiting", "finished", "stopped", "lost", "failed", "damaged")
@@ -93,28 +97,33 @@ class RunTable:
                     row_key="id",
                     selection="multiple",
                     pagination={
-                        "rowsPerPage": 50,
+                        "rowsPerPage": 0,
                         "sortBy": view.sort,
                         "descending": view.descending,
                     },
                     on_select=self._select,
                     on_pagination_change=self._sort,
                 )
-                .props("flat dense binary-state-sort")
-                .classes("runs-table figures")
+                .props("flat dense binary-state-sort virtual-scroll hide-pagination virtual-scroll-item-size=48")
+                .classes("runs-table runs-list figures")
                 .mark("runs")
             )
             self.table.add_slot("body-cell", CELL)
             self.table.add_slot("body-cell-name", NAME_CELL)
             self.table.add_slot("body-cell-status", STATUS_CELL)
             self.empty = ui.label().classes("soft").mark("empty")
-        self._show(studio.catalogue.rows())
+        rows = studio.catalogue.rows()
+        if view.chosen:  # while the browser loads the page
+            asyncio.get_running_loop().run_in_executor(None, studio.catalogue.read_ahead, list(view.chosen))
+        self._show(rows)
         ui.timer(0.05, self._begin, once=True)
         ui.timer(REFRESH_S, self.refresh)
 
     async def _begin(self) -> None:
         await self.curves.refresh(self.view.chosen)
         await self.curves.watch_theme()
+        await asyncio.sleep(AHEAD_S)
+        await asyncio.to_thread(self.studio.catalogue.read_ahead, [row["id"] for row in self.table.rows])
 
     async def refresh(self) -> None:
         """Show what has changed."""
@@ -153,10 +162,13 @@ class RunTable:
     def _show_legend(self, chosen: Sequence[str]) -> None:
         self.legend.clear()
         with self.legend:
-            for name in chosen:
+            for name in chosen[:MOST_NAMED]:
                 with ui.element("li"):
                     ui.element("span").classes("swatch").style(color_style(self.studio.catalogue.number(name)))
                     ui.link(name, run_url(name))
+            if len(chosen) > MOST_NAMED:
+                with ui.element("li"):
+                    ui.label(f"and {len(chosen) - MOST_NAMED} more, with their colors in the table").classes("soft")
 
     def _changed(self) -> None:
         _remember(self.view)

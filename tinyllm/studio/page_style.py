@@ -25,6 +25,8 @@ STYLE = """
 .status-filter { width: 9rem; }
 .runs-table { background: transparent; }
 .runs-table th { font-weight: 550; color: var(--soft); }
+.runs-list { max-height: 48rem; }
+.runs-list thead tr th { position: sticky; top: 0; z-index: 1; background: var(--ground); }
 .run-link { color: var(--accent); text-decoration: none; font-weight: 550; }
 .run-link:hover { text-decoration: underline; }
 .small { font-size: 12px; }
