@@ -123,11 +123,8 @@ BASIC["deepseek_v2"] = BASIC["llama"] | {"num_experts_per_tok": 2}
     ("model_type", "changed", "named"),
     [
         ("bert", {}, "model_type=bert"),
-        (
-            "llama",
-            {"architectures": ["LlamaForSequenceClassification"]},
-            "architectures=LlamaForSequenceClassification",
-        ),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "num_labels=2"),
+        ("llama", {"architectures": ["LlamaForTokenClassification"]}, "architectures=LlamaForTokenClassification"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
         ("llama", {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "rope_scaling.rope_type=longrope"),
         ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "rope_parameters.low_freq_factor"),
