@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.programs.serve.test_chat import ASKED, CALLS, TOOL, chatting
 from tests.support.served import LETTERS, PATIENCE_S, Client, served_model, serving
+from tinyllm.data.chat.template import ChatML
+from tinyllm.tokenizers.byte import ByteTokenizer
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +53,55 @@ def test_completions_whole_and_streamed(client: Any) -> None:
     stop = texts[0][5:8]
     stopped = client.completions.create(**settings | {"n": 1}, stop=[stop]).choices[0]
     assert stopped.text == texts[0][: texts[0].index(stop)] and stopped.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_chat_with_tools_whole_and_streamed(openai: Any, name: str) -> None:
+    template, said, arguments = CALLS[name]
+    served, model = chatting(template, said)
+    asked = {"model": "tiny", "messages": ASKED, "tools": [TOOL], "temperature": 0}
+    with (
+        serving([served]) as server,
+        openai.OpenAI(
+            base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+        ) as client,
+    ):
+        whole = client.chat.completions.create(**asked)
+        choice = whole.choices[0]
+        (call,) = choice.message.tool_calls
+        assert choice.finish_reason == "tool_calls" and choice.message.content == "Well"
+        assert (call.type, call.function.name, call.function.arguments) == ("function", "calculator", arguments)
+        model.step = 0
+        *chunks, last = client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        assert last.choices == [] and last.usage == whole.usage and all(chunk.usage is None for chunk in chunks)
+        deltas = [chunk.choices[0].delta for chunk in chunks]
+        assert deltas[0].role == "assistant" and "".join(delta.content or "" for delta in deltas).strip() == "Well"
+        (streamed,) = [one for delta in deltas for one in delta.tool_calls or []]
+        assert streamed.index == 0
+        assert (streamed.function.name, streamed.function.arguments) == ("calculator", arguments)
+        assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["tool_calls"]
+
+
+def test_chat_with_several_choices_and_log_probabilities(openai: Any) -> None:
+    template = ChatML()
+    served = served_model(template=template, tokenizer=ByteTokenizer(template.special_tokens))
+    asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "seed": 3, "n": 2, "max_tokens": 8}
+    with (
+        serving([served]) as server,
+        openai.OpenAI(
+            base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+        ) as client,
+    ):
+        whole = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
+        assert [choice.index for choice in whole.choices] == [0, 1]
+        texts = [choice.message.content for choice in whole.choices]
+        for choice in whole.choices:
+            assert all(len(one.top_logprobs) == 2 and one.logprob <= 0 for one in choice.logprobs.content)
+        chunks = list(client.chat.completions.create(**asked, stream=True))
+        grown = ["", ""]
+        for chunk in chunks:
+            grown[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        assert grown == texts and all(chunk.usage is None for chunk in chunks)
 
 
 def test_errors_are_the_clients_exception_classes(server: Client, client: Any, openai: Any) -> None:
