@@ -99,6 +99,7 @@ def test_mistakes_are_one_line(arguments: tuple[str, ...], said: str, given: lis
     assert answer.made == []
 
 
+@pytest.mark.slow
 def test_two_pipelines_in_one_folder(given: list[str], call: Call, tmp_path: Path) -> None:
     lock = try_lock(tmp_path / "out" / ".lock")
     assert lock is not None
