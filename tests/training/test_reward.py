@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.support.options import CONTEXT, VOCABULARY, Choice, built, combinations_of_all, everyday, params
 from tests.support.preferences import random_pairs
-from tinyllm.data.batch import Batch
-from tinyllm.data.preferences.pairs import ALIGN, PairSource
+from tinyllm.data.batch import ALIGN, Batch
+from tinyllm.data.preferences.pairs import PairSource
 from tinyllm.errors import UserError
 from tinyllm.models.score_head import SCORE, attach_score_head, drop_head
 from tinyllm.models.transformer import Transformer
