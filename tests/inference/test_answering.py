@@ -22,18 +22,21 @@ TASKS = TaskSet(families=["arithmetic", "words"], seed=4, tool="python_expressio
 class Memory:
     """The cache of :class:`Knowing`: the ids of each row."""
 
-    def __init__(self, texts: list[list[int]]) -> None:
-        self.texts = texts
+    def __init__(self, texts: list[list[int]], *, max_len: int) -> None:
+        self.texts, self.max_len = texts, max_len
 
     @property
     def lengths_B(self) -> Tensor:
         return torch.tensor([len(text) for text in self.texts])
 
     def rows(self, start: int, stop: int) -> "Memory":
-        return Memory(self.texts[start:stop])
+        return Memory(self.texts[start:stop], max_len=self.max_len)
 
     def copy_row(self, source: int, target: int) -> None:
         self.texts[target][:] = self.texts[source]
+
+    def copy_all(self, smaller: "Memory") -> None:
+        self.texts[:] = [list(text) for text in smaller.texts]
 
 
 class Knowing:
@@ -50,7 +53,7 @@ class Knowing:
         self.training = mode
 
     def make_cache(self, batch_size: int, max_len: int) -> Memory:
-        return Memory([[] for _ in range(batch_size)])
+        return Memory([[] for _ in range(batch_size)], max_len=max_len)
 
     def __call__(self, ids_BT: Tensor, *, cache: Any = None) -> Tensor:
         following = []
