@@ -36,9 +36,10 @@ class Client:
 
     def __init__(self, port: int, models: list[ServedModel], worker: Worker) -> None:
         self.port, self.models, self.worker = port, models, worker
+        self.timeout = PATIENCE_S
 
     def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=self.timeout)
 
     def ask(
         self, path: str, body: Any = None, *, key: str | None = None, raw: bytes | None = None

@@ -264,14 +264,11 @@ def test_mistakes_are_one_line(settings: tuple[str, ...], said: str, tmp_path: P
 
 
 @pytest.mark.slow
-def test_tiny_ladder_on_a_mixture_is_trained_once(tmp_path: Path, call: Call) -> None:
-    texts = [write_corpus(tmp_path / f"{name}.txt", seed=seed) for seed, name in enumerate(("one", "two"))]
-    sources = ",".join(f'{text.stem}:"dataset=text dataset.path={text}"' for text in texts)
+def test_tiny_ladder_is_trained_once(tmp_path: Path, call: Call) -> None:
     sizes = ",".join(f'"model.d_model={width} model.d_ff={2 * width}"' for width in (8, 16, 32))
     given = (
         *(setting for setting in TINY if not setting.startswith("model.d_")),
-        *("dataset=mixture", f"dataset.sources={{{sources}}}", "dataset.weights={one:3,two:1}"),
-        f"scaling.sizes=[{sizes}]",
+        *("dataset=text", f"dataset.path={write_corpus(tmp_path / 'words.txt')}", f"scaling.sizes=[{sizes}]"),
         *("scaling.budgets=[1e7,3e7]", "scaling.draws=100", "scaling.targets=[1e8]", "scaling.out=study"),
     )
     first = call("scaling", *given)
