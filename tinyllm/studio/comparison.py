@@ -25,7 +25,7 @@ from tinyllm.utils.files import parse_json
 from tinyllm.utils.text import command
 
 BUDGET = "budget"
-FRONT = ("match", BUDGET, "budget.amount", "seeds", "effect", "evaluations")
+FRONT = ("match", BUDGET, "budget.amount", "seeds", "metric", "effect", "evaluations")
 """Keys that are shown without asking, in this order."""
 ELSEWHERE = ("out", "dry_run", "study")
 """Keys that the page itself sets, or that have no place beside arms put together here."""
