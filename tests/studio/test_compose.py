@@ -51,7 +51,9 @@ def test_a_mistake_is_told_beside_its_field_and_its_correction_starts(
 
     def train(settings: list[str], *, name: str) -> Start:
         begun.append((settings, name))
-        return Start(id="1", program="train", arguments=settings, path="outputs/x y", pid=1, time=0.0)
+        return Start(
+            id="1", program="train", arguments=settings, path=str(tmp_path / "outputs" / "x y"), pid=1, time=0.0
+        )
 
     monkeypatch.setattr(studio.processes, "train", train)
 
@@ -126,9 +128,11 @@ def test_recipes_and_runs_are_starting_points(tmp_path: Path, tiny_run: Path) ->
         await until(lambda: studio.report.choices.get("dataset") == "tasks")
         assert studio.draft.settings == {"experiment": "tools"}
         assert one(user, "key:dataset").props["display-value"] == "tasks"
+        assert one(user, "origin").value == "recipe:tools"
         one(user, "origin").set_value(f"run:{tiny_run}")
         await until(lambda: studio.draft.settings.get("trainer.max_steps") == "20")
         await until(lambda: one(user, "start").enabled)
+        assert one(user, "origin").value is None
         await until(lambda: seen_text(user, "about "))  # the time, from that very run
         studio.draft.replace([])
         await user.open(f"/?from={tiny_run}")

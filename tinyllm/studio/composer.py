@@ -151,7 +151,6 @@ class Composer:
     def begin(self, arguments: Iterable[str]) -> None:
         """Start again from settings given as typed."""
         self.draft.replace(arguments)
-        self.origin.set_value(None)
         self._build_strays()
         self._show_draft()
         self._check()
@@ -160,6 +159,8 @@ class Composer:
         if not point:
             return
         kind, _, name = point.partition(":")
+        if kind == "recipe" and self.draft.settings.get(START) == name:
+            return  # shown, not chosen
         try:
             settings = (
                 [f"{START}={name}"]
@@ -177,6 +178,7 @@ class Composer:
         runs = await run.io_bound(find_runs, [outputs] if outputs.is_dir() else []) or []
         self.past = past_runs(runs)
         self.origin.set_options(starting_points(self.form.recipes, runs))
+        self._show_recipe()
         self._show_report()
 
     def _check(self) -> None:
@@ -227,6 +229,7 @@ class Composer:
         report, settings = self.report, self.draft.settings
         self._shown = self.draft.version
         self.panel.show_command(self.draft.command(self.studio.settings.config_dir))
+        self._show_recipe()
         choices = self._choices()
         for key, fields in self.fields.items():
             for field in fields:
@@ -237,6 +240,11 @@ class Composer:
                     words=report.words.get(key),
                     problem="" if report.problem is None else report.problem.beside(key, settings),
                 )
+
+    def _show_recipe(self) -> None:
+        """Show the recipe that the draft starts from; the settings of a run are all in the draft itself."""
+        recipe = f"recipe:{self.draft.settings.get(START)}"
+        self.origin.set_value(recipe if recipe in self.origin.options else None)
 
     async def start(self) -> None:
         """Start the run, once the newest draft has passed its check, and go to it."""

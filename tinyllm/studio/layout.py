@@ -27,8 +27,8 @@ def frame(studio: Studio, name: str) -> Iterator[None]:
     ui.context.client.page.dark = studio.dark  # in the page as it is sent: it does not flash
     ui.colors(primary=ACCENT, dark="#1b1f24", dark_page="#14171a", positive="#2e7d4f", negative="#b3372f")
     dark = ui.dark_mode(studio.dark)
-    ui.html('<a class="skip" href="#content">Skip to content</a>', sanitize=False)
     with ui.header(elevated=False).classes("studio-header"):
+        ui.link("Skip to content", "#content").classes("skip")
         ui.label("tinyllm").classes("studio-brand")
         with ui.element("nav").props('aria-label="Pages"').classes("studio-nav"):
             for other in NAMES:
