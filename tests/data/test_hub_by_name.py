@@ -7,14 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support import hub_sets
 from tests.support.hub_server import COMMIT, HubServer, serving
-from tests.support.training_runs import SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -39,25 +37,20 @@ def server(sets: dict[str, Path]) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def program(server: HubServer, tmp_path: Path) -> Prepare:
-    """Calls a program in a process of its own: the hub's library reads its variables once."""
+def prepare(server: HubServer, tmp_path: Path) -> Prepare:
+    """Calls ``python -m tinyllm.prepare`` in a process of its own: the hub's library reads its variables once."""
 
     def run(
-        name: str, *arguments: str, cache: str = "cache", home: str = "hf", **environ: str
+        *arguments: str, cache: str = "cache", home: str = "hf", **environ: str
     ) -> subprocess.CompletedProcess[str]:
         variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
         variables |= {"TINYLLM_CACHE": str(tmp_path / cache), "HF_TOKEN_PATH": str(tmp_path / "token")}
-        command = [sys.executable, "-m", f"tinyllm.{name}", "tokenizer=byte", *arguments]
+        command = [sys.executable, "-m", "tinyllm.prepare", "tokenizer=byte", *arguments]
         return subprocess.run(
-            command, env={**os.environ, **variables, **environ}, capture_output=True, text=True, timeout=300
+            command, env={**os.environ, **variables, **environ}, capture_output=True, text=True, timeout=120
         )
 
     return run
-
-
-@pytest.fixture
-def prepare(program: Prepare) -> Prepare:
-    return partial(program, "prepare")
 
 
 def tokens(answer: subprocess.CompletedProcess[str]) -> list[str]:
@@ -140,16 +133,14 @@ def test_no_answer_is_one_line_and_no_loop(server: HubServer, prepare: Prepare, 
     assert not (tmp_path / "cache").exists()
 
 
-def test_sources_of_a_mixture_and_arms_of_a_comparison_have_names(
-    program: Prepare, sets: dict[str, Path], tmp_path: Path
-) -> None:
+def test_sources_of_a_mixture_have_names(prepare: Prepare, sets: dict[str, Path]) -> None:
     def mixture(stories: str = "", wiki: str = "") -> tuple[str, str]:
         wikitext = "dataset=wikitext dataset.config=wikitext-2-raw-v1"
         return "dataset=mixture", f'dataset.sources={{stories:"dataset=tinystories{stories}",wiki:"{wikitext}{wiki}"}}'
 
-    by_name = program("prepare", *mixture(), "--json")
+    by_name = prepare(*mixture(), "--json")
     copies = mixture(f" dataset.path={sets[STORIES]}", f" dataset.path={sets[WIKITEXT]}")
-    copied = program("prepare", *copies, "--json", cache="other")
+    copied = prepare(*copies, "--json", cache="other")
     assert by_name.returncode == copied.returncode == 0, by_name.stderr + copied.stderr
     told, expected = (
         {
@@ -159,19 +150,3 @@ def test_sources_of_a_mixture_and_arms_of_a_comparison_have_names(
         for one in (by_name, copied)
     )
     assert told == expected and list(told) == ["stories", "wiki"]
-    runs = (
-        *SMALL,
-        "trainer.max_steps=2",
-        "trainer.eval_every=2",
-        "seeds=1",
-        "match=none",
-        "parallel=1",
-        f"out={tmp_path / 'study'}",
-        "--json",
-    )
-    text = "validation=dataset=fineweb dataset.max_tokens=null dataset.max_documents=40"
-    compared = program("compare", *runs, "dataset=tinystories,wikitext", text)
-    assert compared.returncode == 0, compared.stderr
-    study = json.loads(compared.stdout)
-    assert [run["arm"] for run in study["runs"]] == ["tinystories", "wikitext"]
-    assert all(run["value"] > 0 for run in study["runs"]) and study["metric"] == "validation/bpb"
