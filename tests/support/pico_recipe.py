@@ -27,13 +27,21 @@ def recipe(text: Path, *, steps: int = 3) -> dict[str, Any]:
     """
     end = [f"trainer.max_steps={steps}", f"trainer.eval_every={steps}"]
     pairs = ["dataset=tasks", "dataset.families=[words]", "reward=[length]", "reward.length.target=1"]
+    valid = ["dataset.val_fraction=0.3"]
     return {
         "settings": SETTINGS,
         "stages": [
             {"name": "language", "settings": ["dataset=text", f"dataset.path={text}", *end]},
             {"name": "tools", "settings": [*TASKS, *end]},
-            {"name": "pairs", "program": "pairs", "settings": [*pairs, "n_pairs=6", "max_new_tokens=6"]},
-            {"name": "preference", "settings": ["objective=dpo", "dataset=preferences", "dataset.path=@pairs", *end]},
+            {
+                "name": "pairs",
+                "program": "pairs",
+                "settings": [*pairs, "n_pairs=24", "n_samples=8", "max_new_tokens=40"],
+            },
+            {
+                "name": "preference",
+                "settings": ["objective=dpo", "dataset=preferences", "dataset.path=@pairs", *valid, *end],
+            },
             {"name": "reward", "settings": [*GRPO, *end]},
         ],
         "measures": [
