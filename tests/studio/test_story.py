@@ -127,7 +127,7 @@ def test_from_compose_to_write(studio: RunningStudio, browser: Any, trace: Path 
         other.page.goto(page.url)
         wait_for_status(other, "running")
         assert wait_for_figure(other, "Loss", below=first) <= first and seen <= first
-        titles = [each.page.get_by_role("heading", level=1).inner_text() for each in (own, other)]
+        titles = [each.page.locator(".run-title").inner_text() for each in (own, other)]
         assert titles[0] == titles[1]
 
         page.get_by_role("button", name="Stop").click()

@@ -50,7 +50,8 @@ def frame(studio: Studio, name: str) -> Iterator[None]:
 
         show_theme()
         button.on_click(next_theme)
-    with ui.element("main").props("id=content tabindex=-1").classes("studio-main"):
+    with ui.element("div").props("id=content tabindex=-1").classes("studio-main"):  # in the <main> of the framework
+        ui.label(name).props("role=heading aria-level=1").classes("for-screen-readers")
         yield
 
 
@@ -76,6 +77,8 @@ body { background: var(--ground); color: var(--ink); font-size: 15px; }
 .skip { position: absolute; left: -100rem; top: 0; z-index: 9999; padding: 0.5rem 1rem; background: var(--ground);
   color: var(--accent); }
 .skip:focus { left: 0; }
+.for-screen-readers { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.body--dark .bg-primary.text-white { color: var(--ground) !important; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .card { background: var(--ground); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.25rem; }
 .soft { color: var(--soft); }

@@ -108,6 +108,8 @@ class RunTable:
                 .classes("runs-table runs-list figures")
                 .mark("runs")
             )
+            self.table.add_slot("header-selection", SELECT_ALL)
+            self.table.add_slot("body-selection", SELECT)
             self.table.add_slot("body-cell", CELL)
             self.table.add_slot("body-cell-name", NAME_CELL)
             self.table.add_slot("body-cell-status", STATUS_CELL)
@@ -261,6 +263,8 @@ def _column(name: str, label: str, align: str, wide: str) -> dict[str, Any]:
     return {"name": name, "label": label, "field": name, "align": align, "sortable": True, **hidden}
 
 
+SELECT_ALL = '<q-checkbox v-model="props.selected" dense aria-label="All runs in the chart" />'
+SELECT = '<q-checkbox v-model="props.selected" dense :aria-label="`${props.row.name} in the chart`" />'
 CELL = '<q-td :props="props">{{ props.row.text[props.col.name] }}</q-td>'
 NAME_CELL = """
 <q-td :props="props">

@@ -177,7 +177,7 @@ class SideColumn:
             self.error = ui.label().classes("bad").props("role=alert")
             inspector: list[Inspector] = []
             self.text = TokenText(side, name=f"Text of model {number}", inspect=lambda piece: inspector[0].show(piece))
-            inspector.append(Inspector())
+            inspector.append(Inspector(f"Alternatives of model {number}"))
             with ui.row(align_items="center", wrap=False).classes("write-command"):
                 self.command = ui.label().classes("mono soft")
                 copy = ui.button(on_click=lambda: ui.clipboard.write(self.command.text))

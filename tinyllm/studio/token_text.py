@@ -129,8 +129,9 @@ class Inspector:
         {"name": "drawn", "label": "Drawn with", "field": "drawn", "align": "right"},
     )
 
-    def __init__(self) -> None:
-        with ui.element("div").classes("inspector").props('aria-live=polite role=region aria-label="Alternatives"'):
+    def __init__(self, name: str) -> None:
+        with ui.element("div").classes("inspector").props("aria-live=polite role=region") as box:
+            box.props["aria-label"] = name
             self.heading = ui.label(HINT).classes("soft")
             self.table = ui.table(columns=[dict(column) for column in self.COLUMNS], rows=[], row_key="key")
             self.table.props("flat dense hide-pagination wrap-cells").classes("alternatives mono")
