@@ -77,7 +77,7 @@ def main(folder: Path, outputs: str) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
             page = browser.new_context(viewport=SIZE).new_page()
-            page.set_default_timeout(120_000)
+            page.set_default_timeout(60_000)
             page.goto(address)
             take(page, f"{parts.scheme}://{parts.netloc}", folder)
             browser.close()
