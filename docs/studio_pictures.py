@@ -2,7 +2,7 @@
 
 python -m docs.studio_pictures docs outputs
 
-The second argument is a folder of runs to show: the newest is shown in detail, and compared with the one before it.
+The second argument is a folder with at least two runs directly below it; the newest two are shown.
 """
 
 import re
@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -33,18 +33,17 @@ def start(outputs: str) -> tuple[subprocess.Popen[str], str]:
     raise RuntimeError("the studio did not start")
 
 
-def take(page: Any, root: str, folder: Path) -> None:
+def take(page: Any, root: str, folder: Path, outputs: str) -> None:
     """Bring each page into a state worth showing, and take its picture."""
     page.get_by_label("Cost").get_by_text("800k").wait_for()
     page.get_by_label("attn", exact=True).first.click()
     page.get_by_role("option", name=re.compile("^gqa")).click()
     page.get_by_label("model.n_heads", exact=True).first.fill("3")
-    page.get_by_role("alert").filter(has_text="model.n_heads").first.wait_for()
+    page.get_by_role("alert").filter(has_text="n_heads=3").first.wait_for()
     page.screenshot(path=folder / "studio-compose.png")
 
-    page.goto(f"{root}/runs")
-    for row in range(1, 3):
-        page.get_by_role("row").nth(row).get_by_role("checkbox").click()
+    newest = sorted(Path(outputs).iterdir(), key=lambda run: run.stat().st_mtime)[-2:]
+    page.goto(f"{root}/runs?{urlencode([('with', run.name) for run in newest])}")
     page.locator(".curve-chart canvas").first.wait_for()
     page.wait_for_timeout(2000)  # the chart moves into place
     page.screenshot(path=folder / "studio-runs.png")
@@ -77,9 +76,9 @@ def main(folder: Path, outputs: str) -> None:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGUMENTS)
             page = browser.new_context(viewport=SIZE).new_page()
-            page.set_default_timeout(60_000)
+            page.set_default_timeout(120_000)
             page.goto(address)
-            take(page, f"{parts.scheme}://{parts.netloc}", folder)
+            take(page, f"{parts.scheme}://{parts.netloc}", folder, outputs)
             browser.close()
     finally:
         process.terminate()
