@@ -25,7 +25,7 @@ from tinyllm.utils.device import autocast, pick_device, pick_precision
 from tinyllm.utils.tables import Column, Table
 from tinyllm.utils.text import print_note
 
-TEXT_ONLY = ("seq_len", "stride", "batch_size", "quantize")
+TEXT_ONLY = ("seq_len", "stride", "eval_tokens", "batch_size", "quantize")
 """Settings that have no meaning for a comparison of answers."""
 
 
