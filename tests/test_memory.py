@@ -13,9 +13,8 @@ import torch
 import tinyllm
 from tests.support.training_runs import SMALL, train, write_corpus
 from tinyllm.errors import UserError
-from tinyllm.programs import evaluate, generate
+from tinyllm.programs import evaluate, generate, run_checks
 from tinyllm.programs import load_model as loading
-from tinyllm.programs import run_plan as planning
 from tinyllm.programs.builders import build_model, build_optimizer, optimizer_bytes
 from tinyllm.programs.describe import figures_of
 from tinyllm.training.trainer import Trainer
@@ -124,7 +123,7 @@ def test_a_model_beyond_all_memory_is_refused_before_anything_is_made(
     assert "model.d_model=400000" in said
     assert re.search(r"weights, gradients and optimizer state need [\d.]+ TB of .* available", said)
     np.save(tmp_path / "ids.npy", np.array([[1, 2, 3, 4] * 40, [2**31 - 1, 2, 3, 4] * 40], dtype=np.int64))
-    monkeypatch.setattr(planning, "device_memory", lambda device: 10**9)
+    monkeypatch.setattr(run_checks, "device_memory", lambda device: 10**9)
     data = ["dataset=npy", "tokenizer=ids", f"dataset.path={tmp_path / 'ids.npy'}"]
     assert train(*data, *SMALL, run) == 2
     assert "(largest id 2147483647)" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_damaged_weights_are_not_rounded_to_int8(cli: Callable[..., Answer], tin
 def test_decoding_without_our_kernels_gives_the_same_greedy_text(cli: Callable[..., Answer], tiny_run: Path) -> None:
     asked = (f"run={tiny_run}", "prompt=the h", "max_new_tokens=50", "temperature=0")
     assert cli("generate", *asked)[1] == cli("generate", *asked, "decode_kernels=false")[1]
-    with mock.patch("tinyllm.programs.generate.decode_kernels", side_effect=KernelsUnavailable("no g++")):
+    with mock.patch("tinyllm.programs.decoding_kernels.decode_kernels", side_effect=KernelsUnavailable("no g++")):
         code, _, err = cli("generate", *asked)
         assert code == 0 and "torch's operations" in err and "no g++" in err
         assert "no g++" not in cli("generate", *asked, "decode_kernels=false")[2]

@@ -41,7 +41,9 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 
 
 def test_a_program_outlives_the_studio_that_started_it(tmp_path: Path, python: Callable[[str], None]) -> None:
-    python('echo "$@ [$TINYLLM_STUDIO_PASSWORD]"; sleep 600 & trap "kill $!; echo saved; exit 143" TERM; wait')
+    may_end = tmp_path / "may end"
+    saving = f"until [ -e '{may_end}' ]; do sleep 0.02; done; kill $!; echo saved; exit 143"
+    python(f'echo "$@ [$TINYLLM_STUDIO_PASSWORD]"; sleep 600 & trap "{saving}" TERM; wait')
     processes = Processes(folder(tmp_path))
     start = processes.train(["model=pico", "run.name=a b"], name="a b")
     path = Path(start.path)
@@ -55,6 +57,7 @@ def test_a_program_outlives_the_studio_that_started_it(tmp_path: Path, python: C
         assert later.outcome(start).alive and processes.outcome(start).alive
         # Asked once, whoever asks: a second signal would end a run without a checkpoint.
         assert later.stop(path) and not later.stop(path) and not processes.stop(path)
+        may_end.touch()
         wait_until(lambda: not processes.outcome(start).alive)
         assert processes.outcome(start).code == 143 and processes.outcome(start).error == ""
         assert not later.outcome(start).alive

@@ -20,6 +20,7 @@ TRAINING_CODE = (
     *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "saved_model", "saved_weights")),
     *(f"programs/{name}.py" for name in ("trainer_builder", "train", "remaining_batches", "evaluator")),
     *(f"programs/{name}.py" for name in ("background_preparation", "reference", "rollouts", "prompt_checks")),
+    *(f"programs/{name}.py" for name in ("reference_model", "reward_model", "decoding_kernels")),
     "config/build.py",
 )
 """Folders and files of the package that determine what training computes from a resolved configuration and its data.

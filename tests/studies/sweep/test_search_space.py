@@ -64,7 +64,8 @@ def test_the_documented_defaults_are_those_of_the_file() -> None:
     text = (ROOT / "docs" / "sweeps.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `hydra\.sweeper\.(\w+)` \| (\S+) \|", text, flags=re.MULTILINE))
     file = OmegaConf.load(conf_dir() / "hydra" / "sweeper" / "search.yaml")
-    assert documented == {key: str(file[key]) for key in file if key not in ("_target_", "params")}
+    written = {key: "null" if value is None else str(value) for key, value in file.items()}
+    assert documented == {key: value for key, value in written.items() if key not in ("_target_", "params")}
 
 
 def test_a_study_with_foreign_trials_is_an_error(tmp_path: Path) -> None:
