@@ -3,8 +3,10 @@
 import builtins
 import importlib
 import os
+import shutil
 import signal
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 MODULES = ("fcntl", "resource", "readline", "termios", "pwd", "grp")
@@ -36,6 +38,13 @@ def hide() -> None:
     builtins.__import__ = without
     for name in MODULES:
         sys.modules[name] = None  # type: ignore[assignment]
+    statvfs = os.statvfs
+
+    def disk_usage(path: str) -> SimpleNamespace:
+        found = statvfs(path)
+        return SimpleNamespace(free=found.f_bavail * found.f_frsize)
+
+    shutil.disk_usage = disk_usage  # type: ignore[assignment]  # Windows has it, without statvfs
     for name in OF_OS:
         vars(os).pop(name, None)
     for name in OF_SIGNAL:
