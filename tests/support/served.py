@@ -73,10 +73,12 @@ class Client:
         return [json.loads(event.removeprefix("data: ")) for event in events]
 
 
-def served_model(name: str = "tiny", *, max_batch: int = 4, tokenizer: Tokenizer = BYTES, **more: Any) -> ServedModel:
+def served_model(
+    name: str = "tiny", *, max_batch: int = 4, context: int = CONTEXT, tokenizer: Tokenizer = BYTES, **more: Any
+) -> ServedModel:
     """A model with random weights."""
-    model = tiny_model("attn=gqa", vocab_size=tokenizer.vocab_size, max_seq_len=CONTEXT).eval()
-    return ServedModel(name=name, engine=Engine(model, tokenizer, max_batch=max_batch, max_len=CONTEXT), **more)
+    model = tiny_model("attn=gqa", vocab_size=tokenizer.vocab_size, max_seq_len=context).eval()
+    return ServedModel(name=name, engine=Engine(model, tokenizer, max_batch=max_batch, max_len=context), **more)
 
 
 @contextmanager
@@ -87,14 +89,21 @@ def serving(
     max_waiting: int = 200,
     max_body_bytes: int = 100_000,
     cors: tuple[str, ...] = (),
+    parser: str = "auto",
 ) -> Iterator[Client]:
-    """A server on a free port, in a thread."""
+    """A server on a free port, in a thread.
+
+    Args:
+        parser: of HTTP: h11, httptools, or auto, the second if it is installed.
+    """
     metrics = Metrics()
     worker = Worker([served.engine for served in models], metrics, max_waiting=max_waiting)
     app = create_app(models, worker, metrics, api_key=api_key, max_body_bytes=max_body_bytes, cors=cors)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    server = Server(server_config(app, grace_s=1))
+    config = server_config(app, grace_s=1)
+    config.http = parser
+    server = Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:

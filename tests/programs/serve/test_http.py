@@ -1,8 +1,6 @@
 """The interface over real sockets: answers, streams, refusals, limits."""
 
 import json
-import random
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -231,34 +229,3 @@ def test_a_failure_of_the_model_is_an_answer_and_not_the_end(capfd: pytest.Captu
         batch.read = read  # type: ignore[method-assign]
         assert client.complete(prompt="a")["choices"]
     assert capfd.readouterr().err.count("ZeroDivisionError: division by zero") == 2
-
-
-def fuzz(client: Client, count: int, *, seed: int) -> None:
-    """Random bytes on the socket, some of them beginning like a request."""
-    numbers = random.Random(seed)
-    beginnings = [b"", b"GET / HTTP/1.1\r\n", b"POST /v1/completions HTTP/1.1\r\nContent-Length: 10\r\n\r\n"]
-    beginnings += [
-        b"POST /v1/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"GET /\xff HTTP/1.1\r\nHost: a\r\n\r\n",
-    ]
-    for _ in range(count):
-        with socket.create_connection(("127.0.0.1", client.port), timeout=60) as connection:
-            try:
-                connection.sendall(numbers.choice(beginnings) + numbers.randbytes(numbers.choice([1, 30, 3000])))
-                if numbers.random() < 0.5:
-                    connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(4096):
-                        pass
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # refused
-
-
-def test_the_server_outlives_random_bytes(client: Client) -> None:
-    fuzz(client, 60, seed=1)
-    assert client.complete(prompt="a", max_tokens=2)["usage"]["completion_tokens"] == 2
-
-
-@pytest.mark.exhaustive
-def test_the_server_outlives_many_random_bytes(client: Client) -> None:
-    fuzz(client, 5_000, seed=2)
-    assert client.complete(prompt="a", max_tokens=2)["usage"]["completion_tokens"] == 2

@@ -16,6 +16,8 @@ SECONDS = float(os.environ.get("TINYLLM_SOAK_SECONDS", "600"))
 SETTLED = min(60.0, SECONDS / 4)
 """Seconds after which memory should no longer grow."""
 CLIENTS = 8
+PAUSE_S = 0.5
+"""Longest pause of a client between two requests: the soak shares its machine."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -48,6 +50,7 @@ def some_request(numbers: random.Random) -> dict[str, object]:
 def one_client(client: Client, number: int, until: float, seen: Counter[str]) -> None:
     numbers = random.Random(number)
     while time.monotonic() < until:
+        time.sleep(numbers.uniform(0, PAUSE_S))
         body = some_request(numbers)
         if numbers.random() < 0.3:  # goes away in the middle
             connection = client.connect()

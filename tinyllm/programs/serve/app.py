@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 import tinyllm
@@ -113,7 +113,7 @@ def _add_paths(app: FastAPI, models: dict[str, ServedModel], worker: Worker, met
             raise APIError(503, "the decoding thread has ended")
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Counters in the text format of Prometheus."""
         running = sum(len(served.engine.batch) for served in models.values())
