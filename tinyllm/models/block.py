@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
 from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.position import Position
 from tinyllm.nn.short_conv import ShortConv
@@ -114,6 +115,20 @@ class Block(nn.Module):
         x_BTC = x_BTC + attn_out
         ffn_out, routing = self.ffn(_mixed(self.conv2, self.norm2(x_BTC), start, recent2))
         return x_BTC + self._drop(ffn_out), routing
+
+    def record(self, step: StepRecorder, layer: int, stream: Buffer) -> None:
+        """Record the block for decoding in C++: what it adds to the residual stream.
+
+        Args:
+            layer: number of its cache.
+        """
+        if self.short_conv:
+            raise Unsupported(f"short_conv={self.short_conv}")
+        with step.temporary():
+            attn_in = step.record(self.norm1, stream)
+            ffn_in = step.record(self.norm2, stream) if self.parallel_block else None
+            step.record(self.attn, attn_in, layer, stream)
+            step.record(self.ffn, step.record(self.norm2, stream) if ffn_in is None else ffn_in, stream)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tinyllm.models.block import Block
 from tinyllm.models.counts import ParameterCounts, ParameterKind, frozen_flops
+from tinyllm.models.decoding import recorded_step
 from tinyllm.models.layerdrop import draw_active_blocks, skip
 from tinyllm.models.layers import BlockFactory
 from tinyllm.models.parametrization import Parametrization, Standard, stacked_vectors
@@ -19,6 +20,7 @@ from tinyllm.nn.attention.base import MaskedAttention
 from tinyllm.nn.attention.masking import document_positions
 from tinyllm.nn.cache import Cache
 from tinyllm.nn.decode_kernels import DecodeKernels
+from tinyllm.nn.decode_step import DecodeStep
 from tinyllm.nn.feedforward import Routing
 from tinyllm.nn.grouped_linear import GroupedLinear
 from tinyllm.nn.inference_linear import InferenceForm, reorder_
@@ -141,6 +143,7 @@ class Transformer(nn.Module):
             for factory in factories
         )
         self.head: nn.Module | None = None if tie_embeddings else Linear(d_in=d_model, d_out=vocab_size, bias=False)
+        self.decode_step: DecodeStep | None = None  # set by for_inference
         self.score: nn.Module | None = None  # of a reward model, see ``models.score_head``
         # Before init_weights, which reads the std_factor that the parametrization sets on each linear layer.
         self.output_multiplier, self.matrix_scalings = parametrization.apply(
@@ -166,6 +169,9 @@ class Transformer(nn.Module):
 
     def forward(self, ids_BT: Tensor, *, cache: Cache | None = None, doc_ids: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, C) for the head; see :meth:`forward_with_routing`."""
+        if self.decode_step is not None and cache is not None and self.decode_step.takes(ids_BT, cache):
+            hidden_B1C = self.decode_step(ids_BT, cache)
+            return hidden_B1C if self.output_multiplier == 1 else hidden_B1C * self.output_multiplier
         # Called on the class: FSDP wraps the method of the instance, and forward has gathered the weights already.
         return Transformer.forward_with_routing(self, ids_BT, cache=cache, doc_ids=doc_ids)[0]
 
@@ -279,6 +285,7 @@ class Transformer(nn.Module):
             self.head = head.for_inference(form)
         if form.streams:
             self.attend_with(form.kernels)
+            self.decode_step = recorded_step(form, self.embedding, self.pos, self.layers(), self.norm, self.max_seq_len)
 
     def attend_with(self, kernels: DecodeKernels | None) -> None:
         """Use these kernels for the attention of single queries to a cache, which only inference has; None: torch's."""

@@ -5,6 +5,7 @@ Allocated once: buffers that grow with each token would be copied each time.
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,16 +188,27 @@ class Cache:
     """The cache of a model: a ``LayerCache`` per layer, and the number of positions filled in each row.
 
     Attributes:
-        layers: one per block, in order.
         max_len: capacity in positions.
         lengths_B: positions filled in each row, which is the position of its next token; int64 on the CPU.
+        base, first_row: the cache whose rows this one views, and the first of them; itself and 0 for a whole cache.
+        addresses: of the buffers of a whole cache, kept here by ``decode_step.DecodeStep``.
     """
 
     def __init__(self, layers: Sequence[LayerCache], *, max_len: int) -> None:
-        self.layers = list(layers)
+        self._layers: list[LayerCache] | None = list(layers)
         self.max_len = max_len
+        self.base, self.first_row = self, 0
+        self.addresses: Any = None
         # On the CPU, because the length decides shapes: reading it from a GPU would wait for the GPU at every token.
         self.lengths_B = torch.zeros(self.layers[0].buffers[0].shape[0], dtype=torch.int64, device="cpu")
+
+    @property
+    def layers(self) -> list[LayerCache]:
+        """One per block, in order."""
+        if self._layers is None:  # made when asked for: a step in C++ needs none, and they take longer than it
+            stop = self.first_row + len(self.lengths_B)
+            self._layers = [layer.rows(self.first_row, stop) for layer in self.base.layers]
+        return self._layers
 
     @property
     def length(self) -> int:
@@ -216,8 +228,8 @@ class Cache:
     def rows(self, start: int, stop: int) -> "Cache":
         """A view of rows start … stop−1; writes and lengths go to this cache."""
         view = copy(self)
-        view.layers = [layer.rows(start, stop) for layer in self.layers]
-        view.lengths_B = self.lengths_B[start:stop]
+        view._layers = None
+        view.lengths_B, view.first_row = self.lengths_B[start:stop], self.first_row + start
         return view
 
     def repeat_first(self) -> None:

@@ -11,6 +11,7 @@ import platform
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from tinyllm.utils.files import set_mode
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+SOURCES = (SOURCE, *(SOURCE.with_name(f"decode_{name}.h") for name in ("lanes", "products", "attention", "step")))
 COMPILE = ("g++", "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE))
 BUILD_SECONDS = 60
 """A compiler that has not finished after this long is stopped."""
@@ -34,7 +36,7 @@ class KernelsUnavailable(Exception):
 
 
 class DecodeKernels:
-    """Products of few rows, and attention of one query, on contiguous CPU tensors without gradients.
+    """Products of few rows, attention of one query, and whole steps, on contiguous CPU tensors without gradients.
 
     Args:
         library: the shared library built from ``decode_kernels.cpp``.
@@ -42,7 +44,7 @@ class DecodeKernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        self._linear, self._attend = {}, {}
+        self._linear, self._attend, self._step = {}, {}, {}
         for dtype in INPUT_DTYPES:
             name = str(dtype).removeprefix("torch.")
             attend = self._attend[dtype] = library[f"attend_{name}"]
@@ -53,6 +55,14 @@ class DecodeKernels:
                 linear.argtypes = [pointer] * 5 + [number] * 3 + [ctypes.c_int]
                 linear.restype = None
                 self._linear[weights, dtype] = linear
+            step = self._step[dtype] = library[f"step_{name}"]
+            step.argtypes = [pointer, number] * 2 + [pointer] * 2 + [number, pointer, ctypes.c_int]
+            step.restype = number
+
+    def step(self, dtype: torch.dtype) -> Callable[..., int]:
+        """The function that runs recorded operations, see ``decode_step.py``."""
+        function: Callable[..., int] = self._step[dtype]
+        return function
 
     def linear(self, x: Tensor, weight_OI: Tensor, scale_O: Tensor | None, bias_O: Tensor | None) -> Tensor:
         """(x·Wᵀ)·scale + bias, summed in fp32; a row's bits do not depend on the number of rows or threads.
@@ -136,7 +146,8 @@ def decode_kernels(folder: Path) -> DecodeKernels:
 def _fingerprint() -> str:
     """Of everything that a build depends on: a home directory may be shared by machines with other processors."""
     cpu = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
-    parts = (SOURCE.read_bytes(), " ".join(COMPILE[:-1]).encode(), platform.machine().encode(), repr(cpu).encode())
+    parts = [*(source.read_bytes() for source in SOURCES), " ".join(COMPILE[:-1]).encode()]
+    parts += [platform.machine().encode(), repr(cpu).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

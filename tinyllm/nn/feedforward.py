@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tinyllm.nn.decode_step import Buffer, StepRecorder
 from tinyllm.nn.linear import Linear
 
 Activation = Callable[[Tensor], Tensor]
@@ -121,13 +122,17 @@ class MLP(FeedForward):
         linear: Callable[..., Any] = Linear,
     ) -> None:
         super().__init__()
-        self.act = lookup(ACTIVATIONS, activation, parameter="activation")
+        self.act, self.activation = lookup(ACTIVATIONS, activation, parameter="activation"), activation
         self.d_ff = _positive(model_d_ff if d_ff is None else d_ff)
         self.up = linear(d_in=d_model, d_out=self.d_ff, bias=bias)
         self.down = linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
         return self.down(self.act(self.up(x_BTC))), None
+
+    def record(self, step: StepRecorder, x: Buffer, stream: Buffer) -> None:
+        """Record the layer for decoding in C++; its outputs are added to the residual stream."""
+        step.record(self.down, step.activate(step.record(self.up, x), self.activation, gated=False), stream)
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.up.init_weights(std)
@@ -161,7 +166,7 @@ class GLU(FeedForward):
         linear: Callable[..., Any] = Linear,
     ) -> None:
         super().__init__()
-        self.act = lookup(GATES, gate, parameter="gate")
+        self.act, self.activation = lookup(GATES, gate, parameter="gate"), gate
         # 2/3 · model_d_ff, rounded to a multiple of 8, which suits tensor cores and torch's grouped product
         self.d_ff = max(8, 8 * round(model_d_ff / 12)) if d_ff is None else _positive(d_ff)
         self.gate_up = linear(d_in=d_model, d_out=2 * self.d_ff, bias=bias)  # one product instead of two
@@ -170,6 +175,10 @@ class GLU(FeedForward):
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
         gate_BTF, up_BTF = self.gate_up(x_BTC).chunk(2, dim=-1)
         return self.down(self.act(gate_BTF) * up_BTF), None
+
+    def record(self, step: StepRecorder, x: Buffer, stream: Buffer) -> None:
+        """Record the layer for decoding in C++; its outputs are added to the residual stream."""
+        step.record(self.down, step.activate(step.record(self.gate_up, x), self.activation, gated=True), stream)
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.gate_up.init_weights(std)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.nn.decode_kernels import INPUT_DTYPES, MOST_INPUTS, DecodeKernels
+from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
 
 LARGEST_INT8 = 127
 """Symmetric: −128 is not used, so that every value has its negative."""
@@ -80,6 +81,12 @@ class InferenceMatrix:
         if self._kernels is not None and x.numel() <= self._most_values:
             return self._kernels.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O)
         return F.linear(x, self.dense(), self.bias_O)
+
+    def record(self, step: StepRecorder, x: Buffer, stream: Buffer | None = None) -> Buffer:
+        """Record the product, see :meth:`StepRecorder.linear`."""
+        if self._kernels is None or self.form.dtype != step.dtype:
+            raise Unsupported(f"a matrix in {self.form.dtype}")
+        return step.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O, stream)
 
     def dense(self) -> Tensor:
         """The matrix in the dtype of computation."""
@@ -165,3 +172,7 @@ class InferenceLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._matrix(x)
+
+    def record(self, step: StepRecorder, x: Buffer, stream: Buffer | None = None) -> Buffer:
+        """Record the product; its result is also added to ``stream``, if that is given."""
+        return self._matrix.record(step, x, stream)

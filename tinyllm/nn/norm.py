@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tinyllm.nn.decode_step import Buffer, StepRecorder
 from tinyllm.utils.tensors import autocast_dtype
 
 MIN_EPS = 1e-20
@@ -44,6 +45,10 @@ class RMSNorm(nn.Module):
         y = _RMSNorm.apply(x, _at_least_fp32(self.weight), self.eps, dtype)
         assert isinstance(y, Tensor)
         return y
+
+    def record(self, step: StepRecorder, x: Buffer, is_fp32: bool = False) -> Buffer:
+        """Record the norm for decoding in C++."""
+        return step.norm(x, self.weight, None, eps=self.eps, centers=False, is_fp32=is_fp32)
 
     def init_weights(self) -> None:
         nn.init.ones_(self.weight)
@@ -96,6 +101,10 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else _at_least_fp32(self.bias)
         return F.layer_norm(_at_least_fp32(x), self.weight.shape, _at_least_fp32(self.weight), bias, self.eps)
+
+    def record(self, step: StepRecorder, x: Buffer, is_fp32: bool = False) -> Buffer:
+        """Record the norm for decoding in C++; rounded, unless ``is_fp32``, as linear layers round their inputs."""
+        return step.norm(x, self.weight, self.bias, eps=self.eps, centers=True, is_fp32=is_fp32)
 
     def init_weights(self) -> None:
         nn.init.ones_(self.weight)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from tinyllm.nn.decode_step import StepRecorder
+
 MAX_FREQUENCY = 1e30
 """Largest frequency, in radians per position: angles are position · frequency and must fit in fp32."""
 
@@ -34,6 +36,10 @@ class Position(nn.Module, ABC):
             start: position of the first token; (B,) where the rows differ; (B, T) to give the position of every token.
         """
         return x_BTC
+
+    def record(self, step: StepRecorder) -> Tensor | None:
+        """For decoding in C++: (positions, C), what ``embed`` adds at each position; None: nothing."""
+        return None
 
     def rotary(self, dim: int) -> "Rotary | None":
         """The rotation for heads of this size, shared by all layers; None: no rotation."""
@@ -60,6 +66,9 @@ class Learned(Position):
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
         return x_BTC + _rows_at(self.table.weight, start, x_BTC.shape[1])
+
+    def record(self, step: StepRecorder) -> Tensor | None:
+        return self.table.weight
 
     def init_weights(self, std: float) -> None:
         nn.init.normal_(self.table.weight, std=std)
@@ -115,6 +124,9 @@ class Sinusoidal(Position):
 
     def embed(self, x_BTC: Tensor, start: int | Tensor) -> Tensor:
         return x_BTC + _rows_at(self.table.values, start, x_BTC.shape[1])
+
+    def record(self, step: StepRecorder) -> Tensor | None:
+        return self.table.values
 
     def init_weights(self, std: float) -> None:
         self.table.fill()
@@ -215,6 +227,10 @@ class Rotary(_Table):
         rotated = _Rotation.apply(x_BHTD, cos, sin)
         assert isinstance(rotated, Tensor)
         return rotated
+
+    def record(self, step: StepRecorder) -> tuple[Tensor, Tensor]:
+        """For decoding in C++: the tables."""
+        return self.cos, self.sin
 
 
 class _Rotation(torch.autograd.Function):

@@ -7,6 +7,7 @@ from torch import Tensor
 from tinyllm.nn.attention.base import MaskedAttention
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
+from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import MIN_EPS, RMSNorm
 from tinyllm.nn.position import Position
@@ -102,6 +103,27 @@ class MHA(MaskedAttention):
             (k_BGSD, v_BGSD), visible_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         y_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, visible=visible_B1TS, doc_ids=doc_ids)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def record(self, step: StepRecorder, x: Buffer, layer: int, stream: Buffer) -> None:
+        """Record the layer for decoding in C++; its outputs are added to the residual stream.
+
+        Args:
+            layer: number of its cache.
+        """
+        if self.mask.softcap or type(self).attend is not MaskedAttention.attend:
+            raise Unsupported(f"softcap={self.mask.softcap} or attention of {type(self).__name__}")
+        heads = step.attend(
+            step.record(self.qkv, x),
+            layer=layer,
+            n_heads=self.n_heads,
+            n_kv_heads=self.n_kv_heads,
+            head_dim=self.head_dim,
+            tables=None if self.rotary is None else step.record(self.rotary),
+            norms=None if self.q_norm is None or self.k_norm is None else (self.q_norm.weight, self.k_norm.weight),
+            eps=0.0 if self.q_norm is None else self.q_norm.eps,
+            scale=self.scale,
+        )
+        step.record(self.out, heads, stream)
 
     def init_weights(self, *, std: float, residual_std: float) -> None:
         self.qkv.init_weights(std)

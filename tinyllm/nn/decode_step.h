@@ -1,0 +1,267 @@
+// One token of every row through all layers of a model, in one call: decode_step.py records the operations.
+//
+// One team of threads runs all operations. Every operation is divided among them and ends with a barrier, which costs
+// less than a microsecond; as separate calls from Python they cost many times that.
+//
+// The residual stream is fp32. What products read and write has type T, rounded where the model's own layers round.
+
+#pragma once
+
+#include "decode_attention.h"
+
+namespace {
+
+enum Kind : long { EMBED, NORM, LINEAR, HEADS, ATTEND, ACTIVATE, GATE };
+
+struct Op {
+    long kind;
+    const void *weight;  // EMBED: token table. NORM, HEADS: weights of the norm, of queries. LINEAR: matrix
+    const float *scale;  // LINEAR: of int8 rows. HEADS: norm weights of keys
+    const float *bias;   // EMBED: position table
+    const float *cos, *sin;  // HEADS: (positions, size)
+    long source, target;     // offset of a buffer for one row, in bytes
+    long stream;             // LINEAR: offset of the residual stream that outputs are added to; −1: none
+    long n_in, n_out;
+    long heads, key_heads, layer;
+    long variant;  // NORM: 1 subtracts the mean. LINEAR: 1 is int8. ACTIVATE, GATE: the activation
+    long is_fp32;  // NORM: the output is fp32
+    double eps;    // NORM, HEADS. ATTEND: factor on the scores
+};
+
+// The cache of a layer: slot of position p is p, or in the ring behind the sinks once the slots are filled.
+struct LayerCache {
+    char *keys, *values;
+    Strides key_strides, value_strides;  // in numbers
+    long slots, window, sinks;
+};
+
+struct Inputs {
+    const LayerCache *caches;
+    long first_row;  // of the caches
+    const int64_t *ids, *positions;
+    long n_rows;
+    char *workspace;
+    template <class T> T *buffer(long offset) const { return reinterpret_cast<T *>(workspace + offset * n_rows); }
+};
+
+inline long slot_of(const LayerCache &cache, long position) {
+    return position < cache.slots ? position : cache.sinks + (position - cache.sinks) % cache.window;
+}
+
+inline float sigmoid(float x) {
+    float e = exp_of_negative(-std::fabs(x));
+    return (x < 0 ? e : 1.0f) / (1.0f + e);
+}
+inline float tanh_of(float x) {
+    float e = exp_of_negative(-2.0f * std::fabs(x));
+    return std::copysign((1.0f - e) / (1.0f + e), x);
+}
+// Within 1.4e-7: 1 − e^(−Q(|x|)), where the polynomial Q is fitted to −ln(erfc) on [0, 4]; beyond, erf rounds to ±1.
+inline float erf_of(float x) {
+    float t = std::fabs(x);
+    t = t < 4.0f ? t : 4.0f;
+    float q = -8.043842172e-06f;
+    q = q * t + 1.060268260e-04f;
+    q = q * t - 5.879513337e-04f;
+    q = q * t + 1.576761366e-03f;
+    q = q * t - 5.878277079e-05f;
+    q = q * t - 1.921714284e-02f;
+    q = q * t + 1.027992070e-01f;
+    q = q * t + 6.366161108e-01f;
+    q = q * t + 1.128379345e+00f;
+    return std::copysign(1.0f - exp_of_negative(-q * t), x);
+}
+
+struct Gelu { static float of(float x) { return 0.5f * x * (1.0f + erf_of(x * 0.707106781f)); } };
+struct GeluTanh {
+    static float of(float x) { return 0.5f * x * (1.0f + tanh_of(0.797884561f * (x + 0.044715f * x * x * x))); }
+};
+struct Relu { static float of(float x) { return x < 0 ? 0 : x; } };  // NaN stays NaN
+struct Relu2 { static float of(float x) { return x < 0 ? 0 : x * x; } };
+struct Silu { static float of(float x) { return x * sigmoid(x); } };
+struct Sigmoid { static float of(float x) { return sigmoid(x); } };
+
+template <class T> inline float rounded(float value) {
+    T result;
+    put(&result, value);
+    return to_float(result);
+}
+
+constexpr long CHUNK = 512;  // numbers of a row that a thread takes at a time
+
+// y = A(x), or A(x) · the number n_out further on, of n_out numbers in rows of n_in.
+template <class A, bool GATED, class T> void activate(const T *x, T *y, long n_rows, long n_in, long n_out) {
+    const long chunks = (n_out + CHUNK - 1) / CHUNK;
+#pragma omp for schedule(static)
+    for (long i = 0; i < n_rows * chunks; i++) {
+        const long r = i / chunks, first = i % chunks * CHUNK, n = n_out - first < CHUNK ? n_out - first : CHUNK;
+        const T *in = x + r * n_in + first;
+        T *out = y + r * n_out + first;
+        for (long j = 0; j < n; j++) {
+            float value = A::of(to_float(in[j]));
+            put(out + j, GATED ? rounded<T>(value) * to_float(in[n_out + j]) : value);
+        }
+    }
+}
+
+template <bool GATED, class T> void activate(const Op &op, const Inputs &inputs) {
+    const T *x = inputs.buffer<T>(op.source);
+    T *y = inputs.buffer<T>(op.target);
+    switch (op.variant) {
+        case 0: return activate<Gelu, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+        case 1: return activate<GeluTanh, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+        case 2: return activate<Relu, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+        case 3: return activate<Relu2, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+        case 4: return activate<Silu, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+        case 5: return activate<Sigmoid, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+    }
+}
+
+// Σ f(x), in the order of the lanes.
+template <class F> inline float sum_over(const float *x, long n, F square_of) {
+    Lanes sums = zero();
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) {
+        float values[LANES];
+        for (long j = 0; j < LANES; j++) values[j] = square_of(x[i + j]);
+        sums = add_product(load(values), repeat(1.0f), sums);
+    }
+    float sum = sum_of(sums);
+    for (; i < n; i++) sum += square_of(x[i]);
+    return sum;
+}
+
+template <class Y> inline void rms_norm(const float *x, const float *weight, Y *y, long n, float eps) {
+    float squares = sum_over(x, n, [](float value) { return value * value; });
+    float factor = 1.0f / std::sqrt(squares / n + eps);
+    for (long i = 0; i < n; i++) put(y + i, x[i] * factor * weight[i]);
+}
+
+template <class Y>
+inline void layer_norm(const float *x, const float *weight, const float *bias, Y *y, long n, float eps) {
+    float mean = sum_over(x, n, [](float value) { return value; }) / n;
+    float variance = sum_over(x, n, [mean](float value) { return (value - mean) * (value - mean); }) / n;
+    float factor = 1.0f / std::sqrt(variance + eps);
+    for (long i = 0; i < n; i++) put(y + i, (x[i] - mean) * factor * weight[i] + (bias ? bias[i] : 0.0f));
+}
+
+template <class Y> void norm(const Op &op, const Inputs &inputs) {
+    const float *weight = static_cast<const float *>(op.weight), *x = inputs.buffer<float>(op.source);
+    const float eps = static_cast<float>(op.eps);
+    Y *y = inputs.buffer<Y>(op.target);
+#pragma omp for schedule(static)
+    for (long r = 0; r < inputs.n_rows; r++)
+        if (op.variant)
+            layer_norm(x + r * op.n_out, weight, op.bias, y + r * op.n_out, op.n_out, eps);
+        else
+            rms_norm(x + r * op.n_out, weight, y + r * op.n_out, op.n_out, eps);
+}
+
+// Queries, keys and values of every row: queries and keys are normed and rotated; queries go to the target, keys and
+// values to the cache.
+template <class T> void heads(const Op &op, const Inputs &inputs) {
+    const LayerCache &cache = inputs.caches[op.layer];
+    const long D = op.n_out, H = op.heads, G = op.key_heads, n_heads = H + 2 * G;
+    const T *x = inputs.buffer<T>(op.source);
+    T *queries = inputs.buffer<T>(op.target), *keys = reinterpret_cast<T *>(cache.keys);
+    T *values = reinterpret_cast<T *>(cache.values);
+    std::vector<float> head(D), turned(D);
+    std::vector<T> normed(D);
+#pragma omp for schedule(static)
+    for (long i = 0; i < inputs.n_rows * n_heads; i++) {
+        const long r = i / n_heads, h = i % n_heads, row = inputs.first_row + r;
+        const long position = inputs.positions[r], slot = slot_of(cache, position);
+        const T *in = x + i * D;
+        if (h >= H + G) {
+            const Strides &n = cache.value_strides;
+            std::memcpy(values + row * n.batch + (h - H - G) * n.head + slot * n.key, in, D * sizeof(T));
+            continue;
+        }
+        const Strides &n = cache.key_strides;
+        T *out = h < H ? queries + (r * H + h) * D : keys + row * n.batch + (h - H) * n.head + slot * n.key;
+        const float *weight = h < H ? static_cast<const float *>(op.weight) : op.scale;
+        if (weight) {
+            for (long d = 0; d < D; d++) head[d] = to_float(in[d]);
+            rms_norm(head.data(), weight, normed.data(), D, static_cast<float>(op.eps));
+            in = normed.data();
+        }
+        if (!op.cos) {
+            std::memcpy(out, in, D * sizeof(T));
+            continue;
+        }
+        const float *cos = op.cos + position * D, *sin = op.sin + position * D;
+        for (long d = 0; d < D / 2; d++) {
+            float a = to_float(in[d]), b = to_float(in[d + D / 2]);
+            put(out + d, a * cos[d] + b * sin[d]);
+            put(out + d + D / 2, b * cos[d + D / 2] + a * sin[d + D / 2]);
+        }
+    }
+}
+
+template <class T> void attend(const Op &op, const Inputs &inputs) {
+    const LayerCache &cache = inputs.caches[op.layer];
+    std::vector<int64_t> first_keys(inputs.n_rows);
+    Sizes sizes = {inputs.n_rows, op.heads, op.key_heads, 0, op.n_out, op.n_out};
+    for (long r = 0; r < inputs.n_rows; r++) {
+        // Slots that hold a position are the first ones, in a ring too, and the query sees all of them.
+        first_keys[r] = inputs.positions[r] + 1 < cache.slots ? inputs.positions[r] + 1 : cache.slots;
+        sizes.keys = first_keys[r] > sizes.keys ? first_keys[r] : sizes.keys;
+    }
+    const T *keys = reinterpret_cast<T *>(cache.keys) + inputs.first_row * cache.key_strides.batch;
+    const T *values = reinterpret_cast<T *>(cache.values) + inputs.first_row * cache.value_strides.batch;
+    attend(inputs.buffer<T>(op.source), keys, values, inputs.buffer<T>(op.target), first_keys.data(), sizes,
+           cache.key_strides, cache.value_strides, static_cast<float>(op.eps));
+}
+
+void embed(const Op &op, const Inputs &inputs) {
+    const float *table = static_cast<const float *>(op.weight);
+    float *x = inputs.buffer<float>(op.target);
+#pragma omp for schedule(static)
+    for (long r = 0; r < inputs.n_rows; r++) {
+        const float *token = table + inputs.ids[r] * op.n_out;
+        const float *position = op.bias ? op.bias + inputs.positions[r] * op.n_out : nullptr;
+        for (long i = 0; i < op.n_out; i++) x[r * op.n_out + i] = token[i] + (position ? position[i] : 0.0f);
+    }
+}
+
+template <class T> void linear(const Op &op, const Inputs &inputs) {
+    float *stream = op.stream < 0 ? nullptr : inputs.buffer<float>(op.stream);
+    const T *x = inputs.buffer<T>(op.source);
+    T *y = inputs.buffer<T>(op.target);
+    if (op.variant)
+        linear(static_cast<const int8_t *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
+    else
+        linear(static_cast<const T *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
+}
+
+template <class T> void run(const Op &op, const Inputs &inputs) {
+    switch (op.kind) {
+        case EMBED: return embed(op, inputs);
+        case NORM: return op.is_fp32 ? norm<float>(op, inputs) : norm<T>(op, inputs);
+        case LINEAR: return linear<T>(op, inputs);
+        case HEADS: return heads<T>(op, inputs);
+        case ATTEND: return attend<T>(op, inputs);
+        case ACTIVATE: return activate<false, T>(op, inputs);
+        case GATE: return activate<true, T>(op, inputs);
+    }
+}
+
+// Run all operations. Returns −1, or the first row whose token is not in the table; then nothing is written.
+template <class T> long step(const Op *ops, long n_ops, const Inputs &inputs, int threads) {
+    long most_bytes = 0, most_products = 0;
+    for (long i = 0; i < n_ops; i++) {
+        const Op &op = ops[i];
+        const long numbers = op.kind == LINEAR ? op.n_in * op.n_out : 0;
+        const long bytes = numbers * static_cast<long>(op.variant ? 1 : sizeof(T));
+        most_bytes = bytes > most_bytes ? bytes : most_bytes;
+        most_products = numbers * inputs.n_rows > most_products ? numbers * inputs.n_rows : most_products;
+        for (long r = 0; op.kind == EMBED && r < inputs.n_rows; r++)
+            if (inputs.ids[r] < 0 || inputs.ids[r] >= op.n_in) return r;
+    }
+    threads = threads_for(most_bytes, most_products, threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    for (long i = 0; i < n_ops; i++) run<T>(ops[i], inputs);
+    return -1;
+}
+
+}  // namespace
