@@ -38,5 +38,5 @@ ATTEND(attend_bfloat16, uint16_t)
 STEP(step_float32, float)
 STEP(step_bfloat16, uint16_t)
 
-extern "C" long size_of_op() { return sizeof(Op); }
-extern "C" long size_of_layer_cache() { return sizeof(LayerCache); }
+extern "C" int size_of_op() { return sizeof(Op); }
+extern "C" int size_of_layer_cache() { return sizeof(LayerCache); }

@@ -40,9 +40,13 @@ class DecodeKernels:
 
     Args:
         library: the shared library built from ``decode_kernels.cpp``.
+
+    Attributes:
+        structure_sizes: bytes of ``Op`` and ``LayerCache`` of ``decode_step.h``.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.structure_sizes = (int(library.size_of_op()), int(library.size_of_layer_cache()))
         pointer, number = ctypes.c_void_p, ctypes.c_long
         self._linear, self._attend, self._step = {}, {}, {}
         for dtype in INPUT_DTYPES:

@@ -72,48 +72,39 @@ inline float erf_of(float x) {
     return std::copysign(1.0f - exp_of_negative(-q * t), x);
 }
 
-struct Gelu { static float of(float x) { return 0.5f * x * (1.0f + erf_of(x * 0.707106781f)); } };
-struct GeluTanh {
-    static float of(float x) { return 0.5f * x * (1.0f + tanh_of(0.797884561f * (x + 0.044715f * x * x * x))); }
-};
-struct Relu { static float of(float x) { return x < 0 ? 0 : x; } };  // NaN stays NaN
-struct Relu2 { static float of(float x) { return x < 0 ? 0 : x * x; } };
-struct Silu { static float of(float x) { return x * sigmoid(x); } };
-struct Sigmoid { static float of(float x) { return sigmoid(x); } };
+inline float gelu(float x) { return 0.5f * x * (1.0f + erf_of(x * 0.707106781f)); }
+inline float gelu_tanh(float x) { return 0.5f * x * (1.0f + tanh_of(0.797884561f * (x + 0.044715f * x * x * x))); }
 
-template <class T> inline float rounded(float value) {
-    T result;
-    put(&result, value);
-    return to_float(result);
+void activate(float *x, long n, long activation) {
+    switch (activation) {  // a loop for each, so that it is computed many at a time
+        case 0: for (long i = 0; i < n; i++) x[i] = gelu(x[i]); break;
+        case 1: for (long i = 0; i < n; i++) x[i] = gelu_tanh(x[i]); break;
+        case 2: for (long i = 0; i < n; i++) x[i] = x[i] < 0 ? 0 : x[i]; break;  // NaN stays NaN
+        case 3: for (long i = 0; i < n; i++) x[i] = x[i] < 0 ? 0 : x[i] * x[i]; break;
+        case 4: for (long i = 0; i < n; i++) x[i] = x[i] * sigmoid(x[i]); break;
+        case 5: for (long i = 0; i < n; i++) x[i] = sigmoid(x[i]); break;
+    }
 }
 
 constexpr long CHUNK = 512;  // numbers of a row that a thread takes at a time
 
-// y = A(x), or A(x) · the number n_out further on, of n_out numbers in rows of n_in.
-template <class A, bool GATED, class T> void activate(const T *x, T *y, long n_rows, long n_in, long n_out) {
-    const long chunks = (n_out + CHUNK - 1) / CHUNK;
-#pragma omp for schedule(static)
-    for (long i = 0; i < n_rows * chunks; i++) {
-        const long r = i / chunks, first = i % chunks * CHUNK, n = n_out - first < CHUNK ? n_out - first : CHUNK;
-        const T *in = x + r * n_in + first;
-        T *out = y + r * n_out + first;
-        for (long j = 0; j < n; j++) {
-            float value = A::of(to_float(in[j]));
-            put(out + j, GATED ? rounded<T>(value) * to_float(in[n_out + j]) : value);
-        }
-    }
-}
-
-template <bool GATED, class T> void activate(const Op &op, const Inputs &inputs) {
+// The activation of n_out numbers of each row, times the numbers n_out further on if they are gates.
+template <class T> void activate(const Op &op, const Inputs &inputs) {
     const T *x = inputs.buffer<T>(op.source);
     T *y = inputs.buffer<T>(op.target);
-    switch (op.variant) {
-        case 0: return activate<Gelu, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
-        case 1: return activate<GeluTanh, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
-        case 2: return activate<Relu, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
-        case 3: return activate<Relu2, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
-        case 4: return activate<Silu, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
-        case 5: return activate<Sigmoid, GATED>(x, y, inputs.n_rows, op.n_in, op.n_out);
+    const long chunks = (op.n_out + CHUNK - 1) / CHUNK;
+#pragma omp for schedule(static)
+    for (long i = 0; i < inputs.n_rows * chunks; i++) {
+        const long r = i / chunks, first = i % chunks * CHUNK;
+        const long n = op.n_out - first < CHUNK ? op.n_out - first : CHUNK;
+        const T *in = x + r * op.n_in + first;
+        T *out = y + r * op.n_out + first;
+        float values[CHUNK];
+        for (long j = 0; j < n; j++) values[j] = to_float(in[j]);
+        activate(values, n, op.variant);
+        for (long j = 0; j < n; j++) put(out + j, values[j]);
+        if (op.kind == GATE)
+            for (long j = 0; j < n; j++) put(out + j, to_float(out[j]) * to_float(in[op.n_out + j]));
     }
 }
 
@@ -241,8 +232,8 @@ template <class T> void run(const Op &op, const Inputs &inputs) {
         case LINEAR: return linear<T>(op, inputs);
         case HEADS: return heads<T>(op, inputs);
         case ATTEND: return attend<T>(op, inputs);
-        case ACTIVATE: return activate<false, T>(op, inputs);
-        case GATE: return activate<true, T>(op, inputs);
+        case ACTIVATE:
+        case GATE: return activate<T>(op, inputs);
     }
 }
 
