@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tinyllm.nn.attention.block_kernel import BlockConfig, block_attention
+from tinyllm.nn.attention.fused_kernel import for_fused_kernel
 from tinyllm.nn.attention.kernels import MAX_BLOCKED_LEN, attend, block_size, chosen_kernel, saved_activations
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
@@ -330,3 +331,20 @@ def test_on_a_gpu(queries: int, keys: int, mask: AttentionMask, sizes: tuple[int
     tolerance = 1e-2 if dtype == torch.float32 else 0.03  # fp32 products may run in TF32
     for tensor, other in zip((actual, *found), (expected, *expected_grads), strict=True):
         assert (tensor.double().cpu() - other.double()).norm() / other.double().norm() < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("sizes", [(64, 64), (96, 64), (288, 64)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_a_gpu_kernel_is_given(masked: bool, sizes: tuple[int, int], dtype: torch.dtype) -> None:
+    """FlashAttention wants values as wide as keys, the kernel for what it does not take no groups; neither changes the
+    result."""
+    q, k, v = (x.detach() for x in tensors(4, 2, 20, 20, dtype, sizes))
+    keys, values = for_fused_kernel(k, v, n_heads=4, is_masked=masked, device="cuda")
+    flash = dtype == torch.bfloat16 and sizes[0] <= 256 and not masked
+    assert keys.shape[1] == (2 if flash else 4) and values.shape[-1] == (sizes[0] if flash else sizes[1])
+    given = {"attn_mask": torch.ones(20, 20, dtype=torch.bool).tril_()} if masked else {"is_causal": True}
+    attention = torch.nn.functional.scaled_dot_product_attention
+    q, k, v, keys, values = (x.float() for x in (q, k, v, keys, values))
+    out = attention(q, keys, values, enable_gqa=flash, **given)[..., : sizes[1]]
+    torch.testing.assert_close(out, attention(q, k, v, enable_gqa=True, **given))

@@ -113,22 +113,35 @@ def test_target_whose_probability_underflows_has_the_true_loss() -> None:
     torch.testing.assert_close(actual.double(), plain(hidden, weight, targets), rtol=1e-6, atol=1e-6)
 
 
-def test_path_of_other_devices_gives_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The branch without the CPU's softmax kernel."""
+@pytest.fixture
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch that GPUs take."""
+    monkeypatch.setattr(module, "ONE_PASS_DEVICES", ())
 
-    def elsewhere(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "ONE_PASS_DEVICES", ())
-            return original(logits, targets)
 
-    original = module._losses_and_probabilities
+@pytest.mark.usefixtures("on_a_gpu")
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_path_of_other_devices_equals_torch(chunk: int | None) -> None:
     hidden, weight, targets = example()
-    here = linear_cross_entropy(hidden, weight, targets)
-    gradients = torch.autograd.grad(here, (hidden, weight))
-    monkeypatch.setattr(module, "_losses_and_probabilities", elsewhere)
-    there = linear_cross_entropy(hidden, weight, targets)
-    torch.testing.assert_close(there, here)
-    torch.testing.assert_close(torch.autograd.grad(there, (hidden, weight)), gradients, rtol=1e-4, atol=1e-5)
+    targets[[3, 22]] = -100
+    expected = plain(hidden, weight, targets)
+    actual = linear_cross_entropy(hidden, weight, targets, chunk_tokens=chunk)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
+    found = torch.autograd.grad(actual, (hidden, weight))
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (hidden, weight)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("on_a_gpu")
+def test_path_of_other_devices_in_half_precision() -> None:
+    """A loss is off by the rounding of the largest probability, also of a target that no probability in bf16 fits."""
+    _autocast_stays_near(33, label_smoothing=0.0, z_loss=0.0)
+    test_target_whose_probability_underflows_has_the_true_loss()
+    torch.manual_seed(0)
+    logits = torch.cat([torch.randn(300, 40), 30 * torch.randn(300, 40)]).bfloat16()
+    targets = torch.randint(40, (600, 1))
+    losses, _ = module._losses_by_the_largest(logits, targets)
+    off = losses - F.cross_entropy(logits.float(), targets[:, 0], reduction="none")
+    assert off.abs().max() <= 2**-8 and abs(off.mean()) < 2**-12
 
 
 def test_logits_never_exist_all_at_once() -> None:

@@ -287,7 +287,7 @@ def test_grouped_product_equals_one_product_per_expert(dtype: torch.dtype, bias:
     torch.manual_seed(0)
     groups = RowGroups()
     layer = filled(GroupedLinear(d_in=16, d_out=24, bias=bias, n_experts=4, groups=groups))
-    groups.assign(torch.tensor([5, 0, 12, 3]), 20)
+    groups.assign(torch.tensor([5, 0, 12, 3]), 20, dtype=dtype)
     x = torch.randn(20, 16, requires_grad=True)
     inputs = [x, *layer.parameters()]
     upstream = torch.randn(20, 24)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tinyllm.nn.loss import IGNORE, token_logprobs, token_scores
+from tinyllm.nn.loss import IGNORE, first_positions, token_logprobs, token_scores
 
 
 def example(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,6 +44,12 @@ def test_entropies_equal_those_of_torch() -> None:
     expected = torch.distributions.Categorical(logits=hidden @ weight.t() / 0.7).entropy() * (targets != IGNORE)
     torch.testing.assert_close(found.entropies, expected.detach())
     assert not found.entropies.requires_grad and found.logprobs.requires_grad
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_positions_without_nonzero(share: float) -> None:
+    mask = torch.rand(200, generator=torch.Generator().manual_seed(0)) < share
+    assert torch.equal(first_positions(mask, int(mask.sum())), mask.nonzero().squeeze(1))
 
 
 def test_half_precision_accumulates_in_fp32() -> None:

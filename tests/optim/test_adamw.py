@@ -7,6 +7,8 @@ import tinyllm
 from tinyllm.optim.adamw import adamw
 from tinyllm.optim.groups import parameter_groups
 from tinyllm.programs.builders import build_model, build_optimizer
+from tinyllm.training.distributed.strategy import Strategy
+from tinyllm.training.state import load_optimizer_state
 
 
 def test_update_equals_the_paper() -> None:
@@ -59,3 +61,15 @@ def test_values_out_of_range_are_refused(wrong: dict[str, object]) -> None:
     right = {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
         adamw([{"params": [torch.nn.Parameter(torch.ones(2, 2))]}], **right | wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_saved_step_is_put_where_the_kernel_reads_it(fused: bool) -> None:
+    """A fused kernel on a GPU would take a host address for one of its own. ``meta`` stands for the GPU."""
+    weight = torch.nn.Parameter(torch.empty(3, 2, device="meta"))
+    optimizer = adamw([{"params": [weight], "names": ["w"]}], lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    optimizer.param_groups[0]["fused"] = fused
+    saved = {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3, 2), "exp_avg_sq": torch.zeros(3, 2)}
+    load_optimizer_state(optimizer, {"w": saved}, Strategy())
+    devices = {name: value.device.type for name, value in optimizer.state[weight].items()}
+    assert devices == {"step": "meta" if fused else "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}

@@ -32,12 +32,14 @@ class Batch:
             per sequence.
         extra: further tensors by name, for objectives that need them (rewards, reference log-probabilities, …). Those
             of shape (B, T, …) are per token and are shortened with the sequences.
+        known_count: the value of ``counted``, where it was found before the batch moved to its device.
     """
 
     inputs: Tensor
     targets: Tensor
     doc_ids: Tensor | None = None
     extra: dict[str, Tensor] = field(default_factory=dict)
+    known_count: int | None = None
 
     @property
     def sequences(self) -> int:
@@ -46,12 +48,16 @@ class Batch:
 
     @property
     def counted(self) -> int:
-        """Number of targets that count; waits for the device that holds them."""
-        return int((self.targets != IGNORE).sum())
+        """Number of targets that count; waits for the device that holds them, unless it is known."""
+        return int((self.targets != IGNORE).sum()) if self.known_count is None else self.known_count
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; the copy of pinned memory to a GPU does not block."""
-        return self._map(partial(Tensor.to, device=device, non_blocking=True))
+        moved = self._map(partial(Tensor.to, device=device, non_blocking=True))
+        if moved.inputs.device == self.inputs.device:
+            return moved
+        # Counted here, on the host: a loss that needs the number would otherwise wait for the device to find it.
+        return replace(moved, known_count=self.counted)
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory; a ``DataLoader`` with ``pin_memory=True`` calls this."""
@@ -62,11 +68,12 @@ class Batch:
         shape = self.inputs.shape
         if length >= shape[1]:
             return self
-        return self._map(lambda tensor: tensor[:, :length].contiguous() if tensor.shape[:2] == shape else tensor)
+        short = self._map(lambda tensor: tensor[:, :length].contiguous() if tensor.shape[:2] == shape else tensor)
+        return replace(short, known_count=None)
 
     def taking(self, sequences: Tensor) -> "Batch":
         """The sequences with these indices, int64 (n,), in this order."""
-        return self._map(lambda tensor: tensor[sequences])
+        return replace(self._map(lambda tensor: tensor[sequences]), known_count=None)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(

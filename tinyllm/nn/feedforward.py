@@ -87,8 +87,12 @@ class FeedForward(nn.Module, ABC):
         """Number of parameters not used for one token: the inactive experts."""
         return 0
 
-    def has_data_dependent_shapes(self, device: torch.device) -> bool:
-        """Whether shapes in the forward pass depend on values, such as the tokens per expert."""
+    def has_data_dependent_shapes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether shapes in the forward pass depend on values, such as the tokens per expert.
+
+        Args:
+            dtype: dtype of the products.
+        """
         return False
 
     def balance(self, load_E: Tensor) -> None:

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinyllm.nn.inference_linear import InferenceForm, inference_matrices, reorder_
+from tinyllm.utils.device import gpu_capability
 from tinyllm.utils.tensors import autocast_dtype
 
 ALIGNED = 8
 """torch's grouped product requires sizes that are multiples of 16 bytes; 8 elements are enough in every dtype."""
+
+GROUPED_GENERATIONS = (9, 10)
+"""Major compute capabilities for which torch has a grouped product."""
 
 ROW_MULTIPLE = 32
 """oneDNN compiles a half-precision product for each new size. Without padding to a multiple of this, nearly every group
@@ -39,15 +43,24 @@ class RowGroups:
     def __init__(self, per_token: int = 1) -> None:
         self.per_token = per_token
 
-    def assign(self, rows_E: Tensor, n_rows: int) -> None:
-        """Give each expert its rows: the first ``rows_E[0]`` of ``n_rows`` belong to expert 0, and so on."""
+    def assign(self, rows_E: Tensor, n_rows: int, *, dtype: torch.dtype) -> None:
+        """Give each expert its rows: the first ``rows_E[0]`` of ``n_rows`` belong to expert 0, and so on.
+
+        Args:
+            dtype: dtype of the products.
+        """
         self.ends_E = rows_E.cumsum(0).to(torch.int32)
-        self.slices = [] if has_grouped_mm(rows_E.device) else _slices(self.ends_E, n_rows)
+        self.slices = [] if has_grouped_mm(rows_E.device, dtype) else _slices(self.ends_E, n_rows)
 
 
-def has_grouped_mm(device: torch.device) -> bool:
-    """Whether one kernel multiplies all groups on this device, without their sizes being known to the CPU."""
-    return device.type == "cuda" and hasattr(F, "grouped_mm")
+def has_grouped_mm(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one kernel multiplies all groups, without their sizes being known to the CPU.
+
+    torch has such a kernel for bf16 on GPUs of the generations Hopper and Blackwell. For everything else its
+    ``grouped_mm`` reads the sizes on the host and makes a product for each group, as :class:`_Product` does.
+    """
+    has_kernel = device.type == "cuda" and dtype == torch.bfloat16 and hasattr(F, "grouped_mm")
+    return has_kernel and gpu_capability(device)[0] in GROUPED_GENERATIONS
 
 
 def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
@@ -88,9 +101,9 @@ class GroupedLinear(nn.Module):
         """The stacks of matrices (E, O, I) that inputs are multiplied with."""
         return [self.weight]
 
-    def uses_grouped_mm(self, device: torch.device) -> bool:
+    def uses_grouped_mm(self, device: torch.device, dtype: torch.dtype) -> bool:
         """Whether one kernel multiplies all groups of these sizes on this device."""
-        return all(uses_grouped_mm(stack, device) for stack in self.matrices())
+        return all(uses_grouped_mm(stack, device, dtype) for stack in self.matrices())
 
     def init_weights(self, std: float) -> None:
         """Initialize as ``Linear`` does."""
@@ -133,7 +146,7 @@ class InferenceGroupedLinear(nn.Module):
 def multiply_groups(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:
     """Rows (N, I), sorted by expert, times the matrix of their expert: (N, O)."""
     dtype = autocast_dtype(x_NI.device, x_NI.dtype)
-    if uses_grouped_mm(weight_EOI, x_NI.device):
+    if uses_grouped_mm(weight_EOI, x_NI.device, dtype):
         return grouped_product(x_NI.to(dtype), weight_EOI.to(dtype), bias_EO, groups)
     slices = groups.slices or _slices(groups.ends_E, len(x_NI))
     y_NO = _Product.apply(x_NI, weight_EOI, bias_EO, slices, dtype)
@@ -141,10 +154,10 @@ def multiply_groups(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, gr
     return y_NO
 
 
-def uses_grouped_mm(weight_EOI: Tensor, device: torch.device) -> bool:
+def uses_grouped_mm(weight_EOI: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether one kernel multiplies all groups with a stack of this shape on this device."""
     aligned = weight_EOI.shape[1] % ALIGNED == 0 and weight_EOI.shape[2] % ALIGNED == 0
-    return aligned and has_grouped_mm(device)
+    return aligned and has_grouped_mm(device, dtype)
 
 
 def grouped_product(x_NI: Tensor, weight_EOI: Tensor, bias_EO: Tensor | None, groups: RowGroups) -> Tensor:

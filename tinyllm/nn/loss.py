@@ -26,7 +26,7 @@ ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 which must be little beside its products."""
 
 ONE_PASS_DEVICES = ("cpu",)
-"""Devices where one in-place softmax is faster than logsumexp followed by exp."""
+"""Devices where the losses come from an in-place softmax, and those that it loses are computed again."""
 
 ALIGN = 32
 """The head's rows are padded to a multiple of this where it is copied to a shorter dtype anyway. Rows of logits then
@@ -169,14 +169,14 @@ def _value_and_gradients(
             losses[:, chunk], gradient = _regularized(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
         else:
             logits[:, n_vocab:] = float("-inf")  # padding of the head: probability 0
-            losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
             if logits.device.type in ONE_PASS_DEVICES:
+                losses[0, chunk], gradient = _losses_and_probabilities(logits, targets_N1[chunk])
                 lost = (losses[0, chunk] > _max_nats(dtype)).nonzero().squeeze(1) + start
+                if len(lost):  # the target's probability is too small for the dtype: take these losses from the logits
+                    logits = hidden[lost] @ weight[:n_vocab].t()
+                    losses[0, lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
             else:
-                lost = targets_N[:0]
-            if len(lost):  # the target's probability is too small for the dtype: take these losses from the logits
-                logits = hidden[lost] @ weight[:n_vocab].t()
-                losses[0, lost] = F.cross_entropy(logits.float(), targets_N1[lost, 0], reduction="none")
+                losses[0, chunk], gradient = _losses_by_the_largest(logits, targets_N1[chunk])
             # d loss / d logits = softmax − one-hot. Not scatter_: torch's deterministic form of it copies all logits
             # twice, 0.4 of a step with 32,000 entries (experiments/LOG.md).
             target = gradient.gather(1, targets_N1[chunk]).squeeze(1)
@@ -219,21 +219,31 @@ def _regularized(
     gradient = torch.zeros_like(logits_NV, dtype=torch.float32)
     gradient[:, :n_vocab] = scores.sub_(logsumexp).exp_().mul_(1 + 2 * z_loss * logsumexp).sub_(smoothing / n_vocab)
     rows_N = torch.arange(len(target), device=target.device)
-    gradient.index_put_((rows_N, targets_N1.squeeze(1)), target.new_tensor(smoothing - 1), accumulate=True)
+    gradient.index_put_((rows_N, targets_N1.squeeze(1)), target.new_full((), smoothing - 1), accumulate=True)
     return torch.cat(losses, dim=1).t(), gradient.to(logits_NV.dtype)
 
 
 def _losses_and_probabilities(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
     """−log softmax of the targets (N,) in fp32, and the softmax (N, V) in the logits' dtype; overwrites the logits."""
-    if logits_NV.device.type not in ONE_PASS_DEVICES:
-        scores = logits_NV.float()
-        logsumexp = scores.logsumexp(-1, keepdim=True)
-        losses = logsumexp - scores.gather(1, targets_N1)
-        return losses.squeeze(1), scores.sub_(logsumexp).exp_().to(logits_NV.dtype)
     # One pass over memory instead of five. The kernel computes in fp32 and rounds its result, so a token's loss is
     # off by at most the rounding of its probability (0.002 nats in bf16), without bias.
     torch._softmax(logits_NV, -1, False, out=logits_NV)
     return -logits_NV.gather(1, targets_N1).squeeze(1).float().log(), logits_NV
+
+
+def _losses_by_the_largest(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for a GPU: without values on the host, which would have to wait for the device, and without fp32 logits.
+
+    logsumexp = l − log softmax(l) of any logit l. That of the largest is at least 1/V, so no dtype loses it, and its
+    rounding is all that a loss is off by (0.002 nats in bf16), however unlikely the target. A chunk's logits are read
+    and written 8 bytes each; logsumexp, difference and exponential in fp32 take 50 and four times the memory.
+    """
+    largest = logits_NV.max(-1, keepdim=True)
+    target_N1 = logits_NV.gather(1, targets_N1)
+    probabilities_NV = logits_NV.softmax(-1)
+    exact = torch.promote_types(logits_NV.dtype, torch.float32)
+    logsumexp_N1 = largest.values.to(exact) - probabilities_NV.gather(1, largest.indices).to(exact).log()
+    return (logsumexp_N1 - target_N1.to(exact)).squeeze(1), probabilities_NV
 
 
 class TokenScores(NamedTuple):
@@ -252,6 +262,7 @@ def token_logprobs(
     *,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
+    n_counted: int | None = None,
 ) -> Tensor:
     """log softmax(hidden · weightᵀ / temperature)[target] (N,), 0 where the target is ``IGNORE``.
 
@@ -266,8 +277,9 @@ def token_logprobs(
         targets_N: ids in 0 … V−1, or −100 (``IGNORE``).
         temperature: of the distribution that the tokens were sampled from.
         chunk_tokens: tokens per chunk; None: as many as fit ``CHUNK_BYTES`` of logits.
+        n_counted: number of targets that are not ignored; None: on a GPU, the host waits until they are counted.
     """
-    return _token_scores(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, False).logprobs
+    return _token_scores(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, n_counted, False).logprobs
 
 
 def token_scores(
@@ -277,9 +289,10 @@ def token_scores(
     *,
     temperature: float = 1.0,
     chunk_tokens: int | None = None,
+    n_counted: int | None = None,
 ) -> TokenScores:
     """:func:`token_logprobs`, and the entropy of each distribution."""
-    return _token_scores(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, True)
+    return _token_scores(hidden_ND, weight_VD, targets_N, temperature, chunk_tokens, n_counted, True)
 
 
 def _token_scores(
@@ -288,14 +301,31 @@ def _token_scores(
     targets_N: Tensor,
     temperature: float,
     chunk_tokens: int | None,
+    n_counted: int | None,
     with_entropy: bool,
 ) -> TokenScores:
     dtype = autocast_dtype(hidden_ND.device, hidden_ND.dtype)
-    counted_M = (targets_N != IGNORE).nonzero().squeeze(1)
+    counted_M = _counted_positions(targets_N, n_counted)
     size = chunk_tokens or _tokens_of_a_chunk(hidden_ND.device, weight_VD.shape[0] * dtype.itemsize)
     settings = _ScoreSettings(dtype, size, temperature, with_entropy)
     scores = _TokenScores.apply(hidden_ND[counted_M], weight_VD, targets_N[counted_M], settings)
     return TokenScores(*(x.new_zeros(len(targets_N)).index_copy(0, counted_M, x) for x in scores))
+
+
+def _counted_positions(targets_N: Tensor, n_counted: int | None) -> Tensor:
+    """(M,): where targets are not ignored, in order."""
+    is_counted_N = targets_N != IGNORE
+    if n_counted is None or targets_N.device.type == "cpu":
+        return is_counted_N.nonzero().squeeze(1)
+    return first_positions(is_counted_N, n_counted)
+
+
+def first_positions(mask_N: Tensor, n: int) -> Tensor:
+    """The positions of the first n true values, which are all that there are: ``nonzero``, but nothing waits for it.
+
+    The size of what ``nonzero`` returns is only known to the device; that of a sort is known to the host as well.
+    """
+    return mask_N.to(torch.uint8).sort(stable=True, descending=True).indices[:n]
 
 
 class _ScoreSettings(NamedTuple):

@@ -165,7 +165,7 @@ class Mixture(FeedForward):
         block = row_multiple(x_NC.device, x_NC.dtype) if self.groups.padded else 1
         dispatch = Dispatch(chosen_NK, load_E, block=block)
         x_MC = dispatch.gather(x_NC)
-        self.groups.assign(dispatch.rows_E, len(x_MC))
+        self.groups.assign(dispatch.rows_E, len(x_MC), dtype=x_MC.dtype)
         y_MC, _ = self.experts(x_MC)
         y_NC = dispatch.combine(y_MC, gate_NK * self.routed_scale)
         if self.shared is not None:
@@ -207,8 +207,9 @@ class Mixture(FeedForward):
         shared = 0 if self.shared is None else self.shared.flops_per_token()
         return self.router.flops() + shared + self.n_chosen * self.experts.flops_per_token()
 
-    def has_data_dependent_shapes(self, device: torch.device) -> bool:
-        return any(isinstance(part, GroupedLinear) and not part.uses_grouped_mm(device) for part in self.modules())
+    def has_data_dependent_shapes(self, device: torch.device, dtype: torch.dtype) -> bool:
+        experts = (part for part in self.modules() if isinstance(part, GroupedLinear))
+        return not all(part.uses_grouped_mm(device, dtype) for part in experts)
 
     def inactive_parameters(self) -> int:
         per_expert = sum(parameter[0].numel() for parameter in self.experts.parameters())

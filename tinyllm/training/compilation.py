@@ -167,7 +167,7 @@ class Compiled(Eager):
         """The layers that would be recompiled again and again."""
         lengths = self.lengths.distinct() if self.dynamic is not False else []
         for block in self._blocks:
-            if block.ffn.has_data_dependent_shapes(self.device):
+            if block.ffn.has_data_dependent_shapes(self.device, self.dtype):
                 yield block.ffn
             by_document = self.model.document_mask and block.attn.has_data_dependent_shapes(self.device)
             if by_document or (

@@ -163,9 +163,20 @@ def load_optimizer_state(
         (group, parameter), values = parameters[name], saved.pop(name)  # popped, so that no state is in memory twice
         check_entries(name, values, state_shapes(optimizer, group, parameter, values), parameter, file=file)
         optimizer.state[parameter] = {
-            key: strategy.like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
+            key: _placed(value, group, parameter, strategy) if isinstance(value, Tensor) else value
             for key, value in values.items()
         }
+
+
+def _placed(value: Tensor, group: dict[str, Any], parameter: Tensor, strategy: Strategy) -> Tensor:
+    """A saved tensor of the state of a parameter, where the optimizer expects it.
+
+    A fused kernel reads the number of steps on the parameter's device, other kernels on the host, as in
+    ``torch.optim.Optimizer.load_state_dict``.
+    """
+    if value.ndim:
+        return strategy.like(value, parameter)
+    return value.to(parameter.device) if group.get("fused") or group.get("capturable") else value
 
 
 def check_entries(

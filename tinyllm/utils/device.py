@@ -59,6 +59,20 @@ def shared_casts(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
+_CAPABILITIES: dict[int, tuple[int, int]] = {}
+
+
+def gpu_capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability of a CUDA GPU, e.g. (9, 0) for an H100.
+
+    Once known it is read from a dictionary, which torch.compile can do within a graph; it cannot ask the driver there.
+    """
+    index = device.index or 0
+    if index not in _CAPABILITIES:
+        _CAPABILITIES[index] = torch.cuda.get_device_capability(index)
+    return _CAPABILITIES[index]
+
+
 # Dense bf16 peaks in FLOP/s, from the data sheets (without sparsity). The first name that matches counts.
 GPU_PEAKS = {
     "H200": 989e12,

@@ -6,6 +6,7 @@ keys exists nowhere.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -14,22 +15,19 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from tinyllm.nn.attention.masking import AttentionMask, document_starts
+from tinyllm.utils.device import gpu_capability
 from tinyllm.utils.late_imports import is_installed
 
 BLOCK = 128
 """Queries and keys per block."""
 MIN_CAPABILITY = (8, 0)
 """Older GPUs lack the instructions that the kernel is tuned for."""
+HAS_TRITON = is_installed("triton")
 
 
 def has_flex_kernel(device: torch.device, *, dropout_p: float) -> bool:
     """Whether FlexAttention can be used: on a CUDA GPU with Triton, and without dropout, which it does not have."""
-    return device.type == "cuda" and not dropout_p and _compiles_for_gpu()
-
-
-@cache
-def _compiles_for_gpu() -> bool:
-    return is_installed("triton") and torch.cuda.get_device_capability() >= MIN_CAPABILITY
+    return device.type == "cuda" and not dropout_p and HAS_TRITON and gpu_capability(device) >= MIN_CAPABILITY
 
 
 def flex_documents(
@@ -41,17 +39,28 @@ def flex_documents(
         (B, H, T, E)
     """
     starts_BT = document_starts(doc_ids_BT)
-    out = _kernel(q_BHTD.device.type)(
-        q_BHTD,
-        k_BGTD,
-        v_BGTE,
-        score_mod=_softcap(mask.softcap) if mask.softcap else None,
-        block_mask=block_mask(starts_BT, mask),
-        scale=scale,
-        enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
-    )
+    with _compiled_everywhere(q_BHTD.device.type):
+        out = _kernel(q_BHTD.device.type)(
+            q_BHTD,
+            k_BGTD,
+            v_BGTE,
+            score_mod=_softcap(mask.softcap) if mask.softcap else None,
+            block_mask=block_mask(starts_BT, mask),
+            scale=scale,
+            enable_gqa=q_BHTD.shape[1] != k_BGTD.shape[1],
+        )
     assert isinstance(out, Tensor)
     return out
+
+
+def _compiled_everywhere(device: str) -> AbstractContextManager[object]:
+    """The context in which the kernel is compiled on a GPU, even where evaluation runs the model uncompiled.
+
+    Otherwise an evaluation would compute, and hold, all scores. Within a graph nothing is to be done.
+    """
+    if device != "cuda" or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.compiler.set_stance("default")
 
 
 def block_mask(starts_BT: Tensor, mask: AttentionMask) -> BlockMask:
@@ -97,6 +106,7 @@ def _listed(chosen_BQK: Tensor) -> tuple[Tensor, Tensor]:
     return chosen_BQK.sum(-1, dtype=torch.int32)[:, None], order_BQK.int()[:, None]
 
 
+@cache  # one function per value: the kernel is compiled for each
 def _softcap(cap: float) -> Callable[..., Tensor]:
     return lambda score, b, h, q, k: cap * torch.tanh(score / cap)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tinyllm.nn.attention.block_kernel import BlockConfig, block_attention, saved_scores
 from tinyllm.nn.attention.document_kernel import by_document
 from tinyllm.nn.attention.flex_kernel import flex_documents, has_flex_kernel
+from tinyllm.nn.attention.fused_kernel import for_fused_kernel
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.attention.window_kernel import folded_attention
 
@@ -47,7 +48,7 @@ def attend(
     Returns:
         (B, H, T, E)
     """
-    (H, T, D), (G, S, E) = q_BHTD.shape[1:], v_BGSE.shape[1:]
+    (H, T, D), (S, E) = q_BHTD.shape[1:], v_BGSE.shape[2:]
     scale = D**-0.5 if scale is None else scale
     window = mask.window_within(S)
     # A single query sees every key up to itself, so it needs no mask and no blocks.
@@ -61,15 +62,16 @@ def attend(
     if block and (T == S or window or mask.softcap):
         config = BlockConfig(block, window, mask.sinks if window else 0, mask.softcap, scale, dropout_p)
         return block_attention(q_BHTD, k_BGSD, v_BGSE, config=config)
-    if E < D and device == "cpu":  # the fused CPU kernel requires keys and values of the same size
-        v_BGSE = F.pad(v_BGSE, (0, D - E))
     if window:
+        if E < D and device == "cpu":  # once, for all of its calls
+            v_BGSE = F.pad(v_BGSE, (0, D - E))
         out = folded_attention(
             q_BHTD, k_BGSD, v_BGSE, window=window, sinks=mask.sinks, scale=scale, dropout_p=dropout_p
         )
         return out[..., :E]
     # is_causal would align the first query with the first key, but these queries are the last of S positions.
     visible = None if T == S else torch.ones(T, S, dtype=torch.bool, device=q_BHTD.device).tril_(S - T)
+    k_BGSD, v_BGSE = for_fused_kernel(k_BGSD, v_BGSE, n_heads=H, is_masked=visible is not None)
     out = F.scaled_dot_product_attention(
         q_BHTD,
         k_BGSD,
@@ -78,7 +80,7 @@ def attend(
         is_causal=visible is None,
         scale=scale,
         dropout_p=dropout_p,
-        enable_gqa=H != G,
+        enable_gqa=k_BGSD.shape[1] != H,
     )
     return out[..., :E]
 
@@ -126,9 +128,11 @@ def _attend_each(
     (B, H, T, D), G = q_BHTD.shape, k_BGSD.shape[1]
     if T == 1:  # query heads that share a key head become rows of one product, which reads the keys once
         q_BHTD = q_BHTD.reshape(B, G, H // G, D)
-    gqa = q_BHTD.shape[1] != G
     is_bf16_on_cpu = q_BHTD.dtype == torch.bfloat16 and q_BHTD.device.type == "cpu"
     if not softcap and not (is_bf16_on_cpu and visible is not None and q_BHTD.requires_grad):
+        if q_BHTD.device.type != "cpu":  # there, no copy of the cache is worth it
+            k_BGSD, v_BGSE = for_fused_kernel(k_BGSD, v_BGSE, n_heads=q_BHTD.shape[1], is_masked=visible is not None)
+        gqa = q_BHTD.shape[1] != k_BGSD.shape[1]
         out = F.scaled_dot_product_attention(
             q_BHTD, k_BGSD, v_BGSE, attn_mask=visible, scale=scale, dropout_p=dropout_p, enable_gqa=gqa
         )

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tinyllm.nn.attention.fused_kernel import for_fused_kernel
+
 
 def folded_attention(
     q_BHTD: Tensor, k_BGSD: Tensor, v_BGSE: Tensor, *, window: int, sinks: int, scale: float, dropout_p: float
@@ -30,25 +32,25 @@ def folded_attention(
         (B, H, T, E)
     """
     (B, H, T, _), (G, S, E) = q_BHTD.shape, v_BGSE.shape[1:]
-    offset, gqa = S - T, H != G
+    offset = S - T
     # Early queries, whose window reaches back to the first position or the sinks: an ordinary causal mask.
     n_early = min(max(window + sinks - offset, 0), T)
     parts = []
     if n_early:
         seen = offset + n_early
         visible = torch.ones(n_early, seen, dtype=torch.bool, device=q_BHTD.device).tril_(offset) if offset else None
-        parts.append(
-            F.scaled_dot_product_attention(
-                q_BHTD[:, :, :n_early],
-                k_BGSD[:, :, :seen],
-                v_BGSE[:, :, :seen],
-                attn_mask=visible,
-                is_causal=visible is None,
-                scale=scale,
-                dropout_p=dropout_p,
-                enable_gqa=gqa,
-            )
+        k, v = for_fused_kernel(k_BGSD[:, :, :seen], v_BGSE[:, :, :seen], n_heads=H, is_masked=visible is not None)
+        early = F.scaled_dot_product_attention(
+            q_BHTD[:, :, :n_early],
+            k,
+            v,
+            attn_mask=visible,
+            is_causal=visible is None,
+            scale=scale,
+            dropout_p=dropout_p,
+            enable_gqa=k.shape[1] != H,
         )
+        parts.append(early[..., :E])
     if n_early < T:
         n_blocks = -(-(T - n_early) // window)
         padding = n_blocks * window - (T - n_early)  # padding after the last query, which no real query sees

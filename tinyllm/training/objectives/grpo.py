@@ -94,7 +94,11 @@ class GRPO(Objective):
             batch.inputs, active_blocks=active_blocks, doc_ids=batch.doc_ids
         )
         scores = token_scores(
-            hidden_RTC.flatten(0, 1), model.head_weight, batch.targets.flatten(), temperature=self.temperature
+            hidden_RTC.flatten(0, 1),
+            model.head_weight,
+            batch.targets.flatten(),
+            temperature=self.temperature,
+            n_counted=batch.known_count,
         )
         return scores, routings
 

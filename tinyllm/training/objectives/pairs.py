@@ -119,7 +119,9 @@ class LikelihoodObjective(PairObjective):
         hidden_BTC, routings = self.model.forward_with_routing(
             batch.inputs, active_blocks=active_blocks, doc_ids=batch.doc_ids
         )
-        tokens_N = token_logprobs(hidden_BTC.flatten(0, 1), self.model.head_weight, batch.targets.flatten())
+        tokens_N = token_logprobs(
+            hidden_BTC.flatten(0, 1), self.model.head_weight, batch.targets.flatten(), n_counted=batch.known_count
+        )
         sums_B2 = tokens_N.view(batch.targets.shape).sum(1).view(-1, 2)
         counts_B2 = (batch.targets != IGNORE).sum(1).view(-1, 2)
         return PairLogprobs(sums_B2[:, 0], sums_B2[:, 1], counts_B2[:, 0], counts_B2[:, 1]), routings
