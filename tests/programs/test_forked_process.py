@@ -1,5 +1,6 @@
 """Runs forked from a server: the bits, the environment and the end of a fresh process."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,8 +10,8 @@ import pytest
 
 from tests.programs.test_verify_resume import is_alive
 from tests.support.training_runs import SMALL
-from tinyllm.programs.forked_process import ForkedProcess, can_fork
-from tinyllm.programs.training_process import TrainingProcess
+from tinyllm.programs.forked_process import ForkedProcess, can_fork, start_server
+from tinyllm.programs.training_process import TrainingProcess, descendants
 from tinyllm.programs.verify_resume import compare_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork(), reason="no fork here")]
@@ -33,6 +34,15 @@ def test_forked_runs_have_the_bits_of_fresh_ones(corpus: str, tmp_path: Path) ->
         assert isinstance(process.process, ForkedProcess) == fork
         process.check(process.wait())
     assert all(section.equal for section in compare_runs(tmp_path / "fresh", tmp_path / "forked"))
+
+
+def test_a_server_that_was_started_ahead_forks_the_runs(corpus: str, tmp_path: Path) -> None:
+    start_server()
+    ahead = set(descendants(os.getpid()))
+    with started(tmp_path / "run", corpus, "trainer.max_steps=1") as process:
+        stat = subprocess.run(["ps", "-o", "ppid=", "-p", str(process.process.pid)], capture_output=True, text=True)
+        assert int(stat.stdout) in ahead
+        assert process.wait() == 0
 
 
 def test_the_environment_belongs_to_one_run(corpus: str, tmp_path: Path) -> None:

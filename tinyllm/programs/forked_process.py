@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -43,10 +44,7 @@ class ForkedProcess:
     def __init__(
         self, program: str, arguments: Sequence[str], *, environ: Mapping[str, str], log: Path, output: Path
     ) -> None:
-        context = multiprocessing.get_context("forkserver")
-        assert isinstance(context, ForkServerContext)
-        context.set_forkserver_preload(list(PRELOADED))
-        self._process = context.Process(
+        self._process = _context().Process(
             target=_run,
             args=(program, list(arguments), dict(environ), str(log), str(output), os.getcwd()),
             name=program,
@@ -84,6 +82,20 @@ class ForkedProcess:
 def can_fork() -> bool:
     """Whether runs can be forked here. Windows has neither fork nor sessions; frameworks of macOS fail after a fork."""
     return hasattr(os, "setsid") and sys.platform != "darwin"
+
+
+def start_server() -> None:
+    """Start the server, which imports in the background: called early, it is ready when the first run is."""
+    if can_fork():
+        _context()
+        forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    assert isinstance(context, ForkServerContext)
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
 
 
 def _run(program: str, arguments: list[str], environ: dict[str, str], log: str, output: str, directory: str) -> None:
