@@ -42,6 +42,7 @@ def main() -> None:
             )
             alone = speed([*given, f"trainer.batch_size={options.batch}"], 1)
             rounds.append({"ranks": ranks, "alone": alone, "ratio": ranks / alone})
+            print(f"  {model}, round {len(rounds)}: {ranks:,.0f} and {alone:,.0f} tokens/s", flush=True)
         middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
         spread = [one["ratio"] for one in rounds]
         found[model] = {**middle, "rounds": rounds, "load_before": load}
