@@ -7,8 +7,8 @@ and the position, and depend on nothing else: no generator has a state, so a run
 Shapes: B rows (prompts times samples), L positions of the cache, V vocabulary.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 from tinyllm.data.shuffle import mixed
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
+from tinyllm.models.inference_copy import branched_cache, inference_copy
 from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.utils.stop_signal import Interrupted, Stopping
 
@@ -148,54 +149,51 @@ def rollout(
         on_stop=on_stop,
     )
     chooser = _Chooser(temperature, vocab_size, excluded_ids)
-    with autocast(), _attending_with(model, kernels):
-        n_rows, most = rows.ids.shape
-        cache = model.make_cache(n_rows, min(most, longest + GROWTH))
-        hidden_BD = _read_prompts(model, [prompts[prompt] for prompt in order], cache)
+    with autocast():
+        model = inference_copy(model, kernels)
+        hidden_BD, cache = _read_prompts(model, [prompts[prompt] for prompt in order], rows)
         while True:
             if stopping():
                 raise Interrupted
             ids_B, logprobs_B = chooser.choose(model.logits(hidden_BD), rows.uniform())
             rows.append(ids_B, logprobs_B)
-            for source, target in rows.drop_finished():
+            moves = rows.drop_finished()
+            for source, target in moves:
                 cache.copy_row(source, target)
-            if not len(rows.place):
+            if not len(rows):
                 return sorted(rows.answers, key=lambda answer: (answer.prompt, answer.sample))
+            cache = cache.rows(0, len(rows))
             if rows.longest > cache.max_len:  # by then, many rows are finished
-                smaller, cache = cache, model.make_cache(len(rows.place), min(most, rows.longest + GROWTH))
-                cache.copy_all(smaller.rows(0, len(rows.place)))
-            hidden_BD = model(rows.last_B1(model.device), cache=cache.rows(0, len(rows.place)))[:, -1]
+                smaller, cache = cache, model.make_cache(len(rows), min(rows.most, rows.longest + GROWTH))
+                cache.copy_all(smaller)
+            hidden_BD = model(rows.last_B1(model.device), cache=cache)[:, -1]
 
 
-@contextmanager
-def _attending_with(model: LanguageModel, kernels: DecodeKernels | None) -> Iterator[None]:
-    """Attention of single queries with kernels inside the block; without them, nothing changes."""
-    attend_with = getattr(model, "attend_with", None) if kernels is not None else None
-    if attend_with is None:
-        yield
-        return
-    attend_with(kernels)
-    try:
-        yield
-    finally:
-        attend_with(None)
+def _read_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], rows: "_Rows") -> tuple[Tensor, Any]:
+    """Hidden states (B, D) of the last token of every row, and a cache that holds its prompt.
 
-
-def _read_prompts(model: LanguageModel, prompts: Sequence[Sequence[int]], cache: Any) -> Tensor:
-    """Fill the empty cache of all rows; the hidden state (B, D) of the last token of each.
-
-    Each prompt is read once, in the first rows, and copied to its other samples. Prompts of equal length are read
-    together: padding would be no faster, and would fill the caches of a window.
+    Each prompt is read once for all its samples. Prompts of equal length are read together: padding would be no faster,
+    and would fill the caches of a window.
     """
+    longest = max(map(len, prompts))
+    n_samples = len(rows) // len(prompts)
+    of_prompts = model.make_cache(len(prompts), longest)
     hidden, first = [], 0
     for _, group in groupby(prompts, key=len):
         ids_BT = torch.tensor([list(ids) for ids in group], device=model.device)
-        hidden.append(model(ids_BT, cache=cache.rows(first, first + len(ids_BT)))[:, -1])
+        hidden.append(model(ids_BT, cache=of_prompts.rows(first, first + len(ids_BT)))[:, -1])
         first += len(ids_BT)
-    n_rows = len(cache.lengths_B)
-    for row in range(first, n_rows):
-        cache.copy_row(row % first, row)
-    return torch.cat(hidden).repeat(n_rows // first, 1)
+    hidden_BD = torch.cat(hidden).repeat(n_samples, 1)
+    beginnings = list(range(len(prompts))) * n_samples
+    branched = branched_cache(model, of_prompts, beginnings, n_new=rows.limits.new + rows.limits.forced)
+    if branched is not None:
+        return hidden_BD, branched
+    cache = model.make_cache(len(rows), min(rows.most, longest + GROWTH))
+    cache.rows(0, len(prompts)).copy_all(of_prompts)
+    for row, prompt in enumerate(beginnings):
+        if row != prompt:
+            cache.copy_row(prompt, row)
+    return hidden_BD, cache
 
 
 class _Chooser:
@@ -275,6 +273,15 @@ class _Rows:
         self.new, self.forced, self.calls, self.errors = (np.zeros(len(places), dtype=np.int64) for _ in range(4))
         self.results = np.fromiter(((),) * len(places), dtype=object)
         self.is_finished = np.zeros(len(places), dtype=bool)
+
+    def __len__(self) -> int:
+        """Rows that are in the batch."""
+        return len(self.place)
+
+    @property
+    def most(self) -> int:
+        """Most tokens of a row."""
+        return self.ids.shape[1]
 
     def uniform(self) -> np.ndarray:
         """A number in [0, 1) per row, which depends on its seed and position only."""

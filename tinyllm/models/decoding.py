@@ -6,7 +6,7 @@ from torch import nn
 
 from tinyllm.nn.decode_kernels import INPUT_DTYPES
 from tinyllm.nn.decode_step import DecodeStep, StepRecorder, Unsupported
-from tinyllm.nn.inference_linear import MOST_INT8_ROWS, MOST_ROWS, InferenceForm
+from tinyllm.nn.inference_linear import InferenceForm
 from tinyllm.nn.position import Position
 
 
@@ -32,4 +32,4 @@ def recorded_step(
         hidden = step.record(norm, stream, True)
     except Unsupported:
         return None
-    return DecodeStep(step, hidden, max_len=max_seq_len, most_rows=MOST_INT8_ROWS if form.int8 else MOST_ROWS)
+    return DecodeStep(step, hidden, max_len=max_seq_len, most_rows=form.most_rows)

@@ -258,7 +258,9 @@ class Transformer(nn.Module):
         logits: Tensor = F.linear(hidden, self.head_weight) if self.head is None else self.head(hidden)
         return logits
 
-    def for_inference(self, dtype: torch.dtype, *, int8: bool = False, kernels: DecodeKernels | None = None) -> None:
+    def for_inference(
+        self, dtype: torch.dtype, *, int8: bool = False, kernels: DecodeKernels | None = None, packed: bool = False
+    ) -> None:
         """Convert every weight in place to the fastest form for inference in ``dtype``; cannot be undone.
 
         Outputs equal those of autocast to ``dtype`` (no autocast if it is the weights' own dtype) up to rounding. The
@@ -269,8 +271,10 @@ class Transformer(nn.Module):
             int8: round every matrix to int8, per output channel (``nn.inference_linear.quantize_rows``). Embeddings,
                 norms, biases and routers stay exact; a tied head is a rounded copy of the token table.
             kernels: used on a CPU for products of few rows and for the attention of one query.
+            packed: keep a copy of every matrix with which they are fast for many rows, too.
         """
-        form = InferenceForm(dtype=dtype, int8=int8, kernels=kernels if self.device.type == "cpu" else None)
+        kernels = kernels if self.device.type == "cpu" else None
+        form = InferenceForm(dtype=dtype, int8=int8, kernels=kernels, packed=packed)
         tied, table = self.head is None, self.embedding.weight
         for module in list(self.modules()):  # a copy, because children are replaced on the way
             for name, child in module.named_children():

@@ -26,7 +26,10 @@ class LayerCache:
     Attributes:
         buffers: (B, heads, slots, size) each.
         recent: (B, K−1, C) each: the last inputs of the block's short convolutions, which write them.
+        shared: (rows, heads, positions, size) each: what its rows begin with; none, except in ``branched_cache``.
     """
+
+    shared: Sequence[Tensor] = ()
 
     def __init__(
         self,
@@ -231,6 +234,13 @@ class Cache:
         view._layers = None
         view.lengths_B, view.first_row = self.lengths_B[start:stop], self.first_row + start
         return view
+
+    def places(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """For each row, int64: its row in the buffers, with which row of others it begins, and how many positions that has.
+
+        None: row b is row ``first_row`` + b, and begins with no other.
+        """
+        return None, None, None
 
     def repeat_first(self) -> None:
         """Copy the first row and its length to all others."""

@@ -16,6 +16,22 @@ LINEAR(linear_bfloat16_bfloat16, uint16_t, uint16_t)
 LINEAR(linear_int8_float32, int8_t, float)
 LINEAR(linear_int8_bfloat16, int8_t, uint16_t)
 
+#define LINEAR_PACKED(NAME, T)                                                                                       \
+    extern "C" void NAME(const T *panels, const float *bias, const T *x, T *y, long n_rows, long n_out, long n_in,   \
+                         int threads) {                                                                              \
+        threads = threads_for(n_out * n_in * static_cast<long>(sizeof(T)), n_rows * n_out * n_in, threads);          \
+        _Pragma("omp parallel num_threads(threads) if (threads > 1)")                                                \
+        linear_packed(panels, bias, x, y, nullptr, n_rows, n_out, n_in);                                             \
+    }
+
+LINEAR_PACKED(linear_packed_float32, float)
+LINEAR_PACKED(linear_packed_bfloat16, uint16_t)
+
+// Outputs of a panel, and inputs that are stored together.
+extern "C" long panel_size() { return PANEL; }
+extern "C" long packed_inputs_float32() { return Packed<float>::STEP; }
+extern "C" long packed_inputs_bfloat16() { return Packed<uint16_t>::STEP; }
+
 #define ATTEND(NAME, T)                                                                                              \
     extern "C" void NAME(const T *q, const T *k, const T *v, T *out, const int64_t *first_keys, long batch,          \
                          long heads, long key_heads, long keys, long key_size, long value_size, long k_batch,        \
@@ -30,9 +46,12 @@ ATTEND(attend_float32, float)
 ATTEND(attend_bfloat16, uint16_t)
 
 #define STEP(NAME, T)                                                                                                \
-    extern "C" long NAME(const Op *ops, long n_ops, const LayerCache *caches, long first_row, const int64_t *ids,    \
+    extern "C" long NAME(const Op *ops, long n_ops, const LayerCache *caches, long first_row, const int64_t *rows,   \
+                         const int64_t *shared_rows, const int64_t *shared_lengths, const int64_t *ids,              \
                          const int64_t *positions, long n_rows, char *workspace, int threads) {                      \
-        return step<T>(ops, n_ops, {caches, first_row, ids, positions, n_rows, workspace}, threads);                 \
+        return step<T>(ops, n_ops,                                                                                   \
+                       {caches, first_row, rows, shared_rows, shared_lengths, ids, positions, n_rows, workspace},    \
+                       threads);                                                                                     \
     }
 
 STEP(step_float32, float)

@@ -21,7 +21,10 @@ from torch import Tensor
 from tinyllm.utils.files import set_mode
 
 SOURCE = Path(__file__).with_suffix(".cpp")
-SOURCES = (SOURCE, *(SOURCE.with_name(f"decode_{name}.h") for name in ("lanes", "products", "attention", "step")))
+SOURCES = (
+    SOURCE,
+    *(SOURCE.with_name(f"decode_{name}.h") for name in ("lanes", "products", "panels", "attention", "step")),
+)
 COMPILE = ("g++", "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE))
 BUILD_SECONDS = 60
 """A compiler that has not finished after this long is stopped."""
@@ -48,7 +51,8 @@ class DecodeKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.structure_sizes = (int(library.size_of_op()), int(library.size_of_layer_cache()))
         pointer, number = ctypes.c_void_p, ctypes.c_long
-        self._linear, self._attend, self._step = {}, {}, {}
+        self._linear, self._attend, self._step, self._linear_packed = {}, {}, {}, {}
+        self._packed_inputs: dict[torch.dtype, int] = {}
         for dtype in INPUT_DTYPES:
             name = str(dtype).removeprefix("torch.")
             attend = self._attend[dtype] = library[f"attend_{name}"]
@@ -60,8 +64,16 @@ class DecodeKernels:
                 linear.restype = None
                 self._linear[weights, dtype] = linear
             step = self._step[dtype] = library[f"step_{name}"]
-            step.argtypes = [pointer, number] * 2 + [pointer] * 2 + [number, pointer, ctypes.c_int]
+            step.argtypes = [pointer, number] * 2 + [pointer] * 5 + [number, pointer, ctypes.c_int]
             step.restype = number
+            packed = self._linear_packed[dtype] = library[f"linear_packed_{name}"]
+            packed.argtypes = [pointer] * 4 + [number] * 3 + [ctypes.c_int]
+            packed.restype = None
+            inputs = library[f"packed_inputs_{name}"]
+            inputs.restype = number
+            self._packed_inputs[dtype] = inputs()
+        library.panel_size.restype = number
+        self._panel_size: int = library.panel_size()
 
     def step(self, dtype: torch.dtype) -> Callable[..., int]:
         """The function that runs recorded operations, see ``decode_step.py``."""
@@ -92,6 +104,39 @@ class DecodeKernels:
             x.numel() // n_in,
             n_out,
             n_in,
+            torch.get_num_threads(),
+        )
+        return y
+
+    def can_pack(self, weight_OI: Tensor) -> bool:
+        """Whether :meth:`packed` takes a matrix."""
+        inputs = self._packed_inputs.get(weight_OI.dtype)
+        return inputs is not None and weight_OI.shape[1] % inputs == 0
+
+    def packed(self, weight_OI: Tensor) -> Tensor:
+        """A copy of a matrix in the form that :meth:`linear_packed` reads: (panels, I / step, outputs, step)."""
+        (n_out, n_in), step = weight_OI.shape, self._packed_inputs[weight_OI.dtype]
+        n_panels = -(-n_out // self._panel_size)
+        padded = weight_OI.new_zeros(n_panels * self._panel_size, n_in)
+        padded[:n_out] = weight_OI
+        return padded.view(n_panels, self._panel_size, n_in // step, step).transpose(1, 2).contiguous()
+
+    def linear_packed(self, x: Tensor, panels: Tensor, bias_O: Tensor | None, *, n_out: int) -> Tensor:
+        """x·Wᵀ + bias at the speed of the processor; a row's bits do not depend on the number of rows or threads.
+
+        Args:
+            x: (…, I), in the dtype of the matrix.
+            panels: of :meth:`packed`.
+            bias_O: fp32; None: 0.
+        """
+        x = x.contiguous()
+        y, n_in = x.new_empty((*x.shape[:-1], n_out)), x.shape[-1]
+        self._linear_packed[x.dtype](
+            panels.data_ptr(),
+            None if bias_O is None else bias_O.data_ptr(),
+            x.data_ptr(),
+            y.data_ptr(),
+            *(x.numel() // n_in, n_out, n_in),
             torch.get_num_threads(),
         )
         return y

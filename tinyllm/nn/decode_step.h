@@ -8,10 +8,12 @@
 #pragma once
 
 #include "decode_attention.h"
+#include "decode_panels.h"
 
 namespace {
 
 enum Kind : long { EMBED, NORM, LINEAR, HEADS, ATTEND, ACTIVATE, GATE };
+enum MatrixForm : long { PLAIN, INT8, PACKED };
 
 struct Op {
     long kind;
@@ -23,7 +25,7 @@ struct Op {
     long stream;             // LINEAR: offset of the residual stream that outputs are added to; −1: none
     long n_in, n_out;
     long heads, key_heads, layer;
-    long variant;  // NORM: 1 subtracts the mean. LINEAR: 1 is int8. ACTIVATE, GATE: the activation
+    long variant;  // NORM: 1 subtracts the mean. LINEAR: the form of the matrix. ACTIVATE, GATE: the activation
     long is_fp32;  // NORM: the output is fp32
     double eps;    // NORM, HEADS. ATTEND: factor on the scores
 };
@@ -33,15 +35,22 @@ struct LayerCache {
     char *keys, *values;
     Strides key_strides, value_strides;  // in numbers
     long slots, window, sinks;
+    char *shared_keys, *shared_values;  // of other rows, that these rows begin with; null: none
+    Strides shared_strides;             // of both
 };
 
 struct Inputs {
     const LayerCache *caches;
     long first_row;  // of the caches
+    // Where rows begin with the same positions: the row of each in the caches, the other row that it begins with, and how
+    // many positions that has. Null: row r is row first_row + r.
+    const int64_t *rows, *shared_rows, *shared_lengths;
     const int64_t *ids, *positions;
     long n_rows;
     char *workspace;
     template <class T> T *buffer(long offset) const { return reinterpret_cast<T *>(workspace + offset * n_rows); }
+    long row(long r) const { return rows ? rows[r] : first_row + r; }
+    long shared(long r) const { return rows ? shared_lengths[r] : 0; }
 };
 
 inline long slot_of(const LayerCache &cache, long position) {
@@ -160,8 +169,8 @@ template <class T> void heads(const Op &op, const Inputs &inputs) {
     std::vector<T> normed(D);
 #pragma omp for schedule(static)
     for (long i = 0; i < inputs.n_rows * n_heads; i++) {
-        const long r = i / n_heads, h = i % n_heads, row = inputs.first_row + r;
-        const long position = inputs.positions[r], slot = slot_of(cache, position);
+        const long r = i / n_heads, h = i % n_heads, row = inputs.row(r);
+        const long position = inputs.positions[r], slot = slot_of(cache, position - inputs.shared(r));
         const T *in = x + i * D;
         if (h >= H + G) {
             const Strides &n = cache.value_strides;
@@ -191,17 +200,35 @@ template <class T> void heads(const Op &op, const Inputs &inputs) {
 
 template <class T> void attend(const Op &op, const Inputs &inputs) {
     const LayerCache &cache = inputs.caches[op.layer];
-    std::vector<int64_t> first_keys(inputs.n_rows);
-    Sizes sizes = {inputs.n_rows, op.heads, op.key_heads, 0, op.n_out, op.n_out};
-    for (long r = 0; r < inputs.n_rows; r++) {
+    const long D = op.n_out, H = op.heads;
+    long longest = 0;
+    for (long r = 0; r < inputs.n_rows; r++) longest = inputs.positions[r] > longest ? inputs.positions[r] : longest;
+    std::vector<float> query(D), weights(longest + 1 + 2 * LANES);
+// dynamic: rows see different numbers of keys
+#pragma omp for schedule(dynamic)
+    for (long rh = 0; rh < inputs.n_rows * H; rh++) {
+        const long r = rh / H, g = rh % H / (H / op.key_heads), row = inputs.row(r), shared = inputs.shared(r);
+        const long place = inputs.positions[r] - shared;
+        const auto at = [](char *buffer, const Strides &n, long row, long g) {
+            return reinterpret_cast<const T *>(buffer) + row * n.batch + g * n.head;
+        };
         // Slots that hold a position are the first ones, in a ring too, and the query sees all of them.
-        first_keys[r] = inputs.positions[r] + 1 < cache.slots ? inputs.positions[r] + 1 : cache.slots;
-        sizes.keys = first_keys[r] > sizes.keys ? first_keys[r] : sizes.keys;
+        Seen<T> seen[2] = {{nullptr, nullptr, 0, 0, shared},
+                           {at(cache.keys, cache.key_strides, row, g), at(cache.values, cache.value_strides, row, g),
+                            cache.key_strides.key, cache.value_strides.key, place < cache.slots ? place + 1 : cache.slots}};
+        const T *q = inputs.buffer<T>(op.source) + rh * D;
+        for (long d = 0; d < D; d++) query[d] = to_float(q[d]) * static_cast<float>(op.eps);
+        T *out = inputs.buffer<T>(op.target) + rh * D;
+        if (!shared) {
+            attend_to<1>(seen + 1, query.data(), D, D, weights.data(), out);
+            continue;
+        }
+        const Strides &n = cache.shared_strides;
+        seen[0].keys = at(cache.shared_keys, n, inputs.shared_rows[r], g);
+        seen[0].values = at(cache.shared_values, n, inputs.shared_rows[r], g);
+        seen[0].key_step = seen[0].value_step = n.key;
+        attend_to<2>(seen, query.data(), D, D, weights.data(), out);
     }
-    const T *keys = reinterpret_cast<T *>(cache.keys) + inputs.first_row * cache.key_strides.batch;
-    const T *values = reinterpret_cast<T *>(cache.values) + inputs.first_row * cache.value_strides.batch;
-    attend(inputs.buffer<T>(op.source), keys, values, inputs.buffer<T>(op.target), first_keys.data(), sizes,
-           cache.key_strides, cache.value_strides, static_cast<float>(op.eps));
 }
 
 void embed(const Op &op, const Inputs &inputs) {
@@ -219,7 +246,9 @@ template <class T> void linear(const Op &op, const Inputs &inputs) {
     float *stream = op.stream < 0 ? nullptr : inputs.buffer<float>(op.stream);
     const T *x = inputs.buffer<T>(op.source);
     T *y = inputs.buffer<T>(op.target);
-    if (op.variant)
+    if (op.variant == PACKED)
+        linear_packed(static_cast<const T *>(op.weight), op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
+    else if (op.variant == INT8)
         linear(static_cast<const int8_t *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
     else
         linear(static_cast<const T *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
@@ -243,7 +272,7 @@ template <class T> long step(const Op *ops, long n_ops, const Inputs &inputs, in
     for (long i = 0; i < n_ops; i++) {
         const Op &op = ops[i];
         const long numbers = op.kind == LINEAR ? op.n_in * op.n_out : 0;
-        const long bytes = numbers * static_cast<long>(op.variant ? 1 : sizeof(T));
+        const long bytes = numbers * static_cast<long>(op.variant == INT8 ? 1 : sizeof(T));
         most_bytes = bytes > most_bytes ? bytes : most_bytes;
         most_products = numbers * inputs.n_rows > most_products ? numbers * inputs.n_rows : most_products;
         for (long r = 0; op.kind == EMBED && r < inputs.n_rows; r++)

@@ -40,6 +40,14 @@ class Kind(IntEnum):
     GATE = 6
 
 
+class MatrixForm(IntEnum):
+    """How a matrix is stored, numbered as in C++."""
+
+    PLAIN = 0
+    INT8 = 1
+    PACKED = 2
+
+
 NUMBERS = ("source", "target", "stream", "n_in", "n_out", "heads", "key_heads", "layer", "variant", "is_fp32")
 
 
@@ -63,6 +71,9 @@ class CacheOfLayer(ctypes.Structure):
         ("key_strides", ctypes.c_long * 3),
         ("value_strides", ctypes.c_long * 3),
         *((name, ctypes.c_long) for name in ("slots", "window", "sinks")),
+        ("shared_keys", ctypes.c_void_p),
+        ("shared_values", ctypes.c_void_p),
+        ("shared_strides", ctypes.c_long * 3),
     )
 
 
@@ -165,7 +176,25 @@ class StepRecorder:
             stream=-1 if stream is None else stream.offset,
             n_in=weight_OI.shape[1],
             n_out=weight_OI.shape[0],
-            variant=weight_OI.dtype == torch.int8,
+            variant=MatrixForm.INT8 if weight_OI.dtype == torch.int8 else MatrixForm.PLAIN,
+        )
+        return target
+
+    def linear_packed(
+        self, source: Buffer, panels: Tensor, bias_O: Tensor | None, stream: Buffer | None, *, n_out: int
+    ) -> Buffer:
+        """The same with a matrix of :meth:`DecodeKernels.packed`."""
+        target = self._buffer(n_out, self.dtype)
+        self._add(
+            Kind.LINEAR,
+            weight=self._kept(panels),
+            bias=self._fp32(bias_O),
+            source=source.offset,
+            target=target.offset,
+            stream=-1 if stream is None else stream.offset,
+            n_in=source.width,
+            n_out=n_out,
+            variant=MatrixForm.PACKED,
         )
         return target
 
@@ -280,6 +309,11 @@ class DecodeStep:
             and self._caches(cache) is not None
         )
 
+    def can_branch(self, cache: Cache, n_rows: int) -> bool:
+        """Whether it can read ``n_rows`` rows that begin with those of this cache (``BranchedCache``)."""
+        has_window = any(layer.window for layer in cache.layers)
+        return n_rows <= self.most_rows and not has_window and self._caches(cache) is not None
+
     def __call__(self, ids_B1: Tensor, cache: Cache) -> Tensor:
         """Hidden states (B, 1, C) of one token per row; the cache advances by it. The bits of a row depend on no other.
 
@@ -294,6 +328,7 @@ class DecodeStep:
             len(self._ops),
             self._caches(cache),
             cache.first_row,
+            *(each.data_ptr() if each is not None else None for each in cache.places()),
             ids_B1.data_ptr(),
             cache.lengths_B.data_ptr(),
             rows,
@@ -317,6 +352,11 @@ class DecodeStep:
 
 def _addresses(layer: LayerCache) -> CacheOfLayer:
     keys, values = layer.buffers
+    shared = {}
+    if layer.shared:
+        shared_keys, shared_values = layer.shared
+        shared = {"shared_keys": shared_keys.data_ptr(), "shared_values": shared_values.data_ptr()}
+        shared |= {"shared_strides": shared_keys.stride()[:3]}
     return CacheOfLayer(
         keys=keys.data_ptr(),
         values=values.data_ptr(),
@@ -325,6 +365,7 @@ def _addresses(layer: LayerCache) -> CacheOfLayer:
         slots=layer.n_slots,
         window=layer.window,
         sinks=layer.sinks,
+        **shared,
     )
 
 

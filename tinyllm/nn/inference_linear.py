@@ -4,6 +4,7 @@ Decoding reads every weight once per token, so the memory's bandwidth bounds its
 ``benchmarks/decode_speed.py --products`` measures each form.
 """
 
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -30,16 +31,25 @@ class InferenceForm:
         dtype: dtype of computation.
         int8: whether weights are rounded to int8, see :func:`quantize_rows`.
         kernels: our own kernels for few rows; None: torch's products.
+        packed: with kernels, keep a copy of each matrix that is fast for many rows too (``DecodeKernels.packed``).
     """
 
     dtype: torch.dtype
     int8: bool = False
     kernels: DecodeKernels | None = None
+    packed: bool = False
 
     @property
     def streams(self) -> bool:
         """Whether matrices become :class:`InferenceMatrix`: in int8, and where our kernels compute in this dtype."""
         return self.int8 or (self.kernels is not None and self.dtype in INPUT_DTYPES)
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a product that our kernels compute."""
+        if self.packed and self.streams and not self.int8:
+            return sys.maxsize
+        return MOST_INT8_ROWS if self.int8 else MOST_ROWS
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,11 +83,15 @@ class InferenceMatrix:
         self._bias_fp32_O = None if bias_O is None else bias_O.detach().float().contiguous()
         usable = weight_OI.device.type == "cpu" and form.dtype in INPUT_DTYPES and weight_OI.shape[1] <= MOST_INPUTS
         self._kernels = form.kernels if usable else None
+        packs = form.packed and self._kernels is not None and self._kernels.can_pack(weight_OI)
+        self._panels = self._kernels.packed(weight_OI) if self._kernels is not None and packs else None
         self._most_values = weight_OI.shape[1] * (MOST_ROWS if scale_O is None else MOST_INT8_ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O), in the dtype of computation."""
         x = x.to(self.form.dtype)
+        if self._kernels is not None and self._panels is not None:
+            return self._kernels.linear_packed(x, self._panels, self._bias_fp32_O, n_out=len(self.weight_OI))
         if self._kernels is not None and x.numel() <= self._most_values:
             return self._kernels.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O)
         return F.linear(x, self.dense(), self.bias_O)
@@ -86,6 +100,8 @@ class InferenceMatrix:
         """Record the product, see :meth:`StepRecorder.linear`."""
         if self._kernels is None or self.form.dtype != step.dtype:
             raise Unsupported(f"a matrix in {self.form.dtype}")
+        if self._panels is not None:
+            return step.linear_packed(x, self._panels, self._bias_fp32_O, stream, n_out=len(self.weight_OI))
         return step.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O, stream)
 
     def dense(self) -> Tensor:
