@@ -36,7 +36,8 @@ class Memory:
         self.texts[target][:] = self.texts[source]
 
     def copy_all(self, smaller: "Memory") -> None:
-        self.texts[:] = [list(text) for text in smaller.texts]
+        for mine, its in zip(self.texts, smaller.texts, strict=True):
+            mine[:] = its
 
 
 class Knowing:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.kernels import decode_kernels_here
 from tests.support.models import tiny_model
 from tinyllm.errors import UserError
 from tinyllm.inference.rollout import Answer, Handover, rollout
@@ -51,23 +52,33 @@ def shown(answer: Answer) -> tuple[object, ...]:
     return (answer.ids.tolist(), answer.generated.tolist(), *counts)
 
 
-@pytest.mark.parametrize("overrides", [(), ("attn=mla", "model.block.attn.window=4", "model.short_conv=3")])
-def test_every_row_is_as_if_alone(overrides: tuple[str, ...]) -> None:
-    model = model_of(*overrides)
-    together = answers(model)
+KINDS = {
+    "torch": (),
+    "whole steps": ("attn=gqa", "model.block.attn.qk_norm=true", "ffn=glu", "model.bias=true"),
+    "learned positions": ("pos=learned", "norm=layernorm", "model.tie_embeddings=false"),
+    "a window": ("model.block.attn.window=4", "model.block.attn.sinks=1"),
+    "parts without a step": ("attn=mla", "model.block.attn.window=4", "model.short_conv=3"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_row_is_as_if_alone(kind: str) -> None:
+    model, kernels = model_of(*KINDS[kind]), None if kind == "torch" else decode_kernels_here()
+    together = answers(model, kernels=kernels)
     assert [(answer.prompt, answer.sample) for answer in together] == [(p, s) for p in range(5) for s in range(3)]
     for answer in together:
-        (alone,) = answers(model, [PROMPTS[answer.prompt]], [[SEEDS[answer.prompt][answer.sample]]])
+        (alone,) = answers(model, [PROMPTS[answer.prompt]], [[SEEDS[answer.prompt][answer.sample]]], kernels=kernels)
         assert shown(alone) == shown(answer)
         np.testing.assert_allclose(alone.logprobs, answer.logprobs, atol=1e-5)
     assert any(answer.calls for answer in together) and any(answer.ended for answer in together)
     assert any(not answer.ended for answer in together)
 
 
-def test_against_reading_everything_again() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_against_reading_everything_again(kind: str) -> None:
     """The tokens and log-probabilities of a loop without cache or batch."""
-    model = model_of()
-    for answer in answers(model)[:8]:
+    model, kernels = model_of(*KINDS[kind]), None if kind == "torch" else decode_kernels_here()
+    for answer in answers(model, kernels=kernels)[:8]:
         prompt = PROMPTS[answer.prompt]
         ids = torch.tensor([prompt + answer.ids.tolist()])
         logprobs = (model.logits(model(ids)) / TEMPERATURE).log_softmax(-1)[0]
@@ -75,6 +86,35 @@ def test_against_reading_everything_again() -> None:
         expected = logprobs[at, answer.ids].detach().numpy()
         np.testing.assert_allclose(answer.logprobs, np.where(answer.generated, expected, 0), atol=1e-5)
         assert answer.tokens == answer.generated.sum() <= 14
+
+
+def test_autocast_rounds_as_in_training() -> None:
+    """bf16 log-probabilities with kernels are those of autocast, up to rounding."""
+    model = model_of("attn=gqa")
+    found = answers(model, kernels=decode_kernels_here(), autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    for answer in found:
+        prompt = PROMPTS[answer.prompt]
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = model.logits(model(torch.tensor([prompt + answer.ids.tolist()])))
+        logprobs = (logits.float() / TEMPERATURE).log_softmax(-1)[0]
+        expected = logprobs[len(prompt) - 1 + np.arange(len(answer.ids)), answer.ids].numpy()
+        np.testing.assert_allclose(answer.logprobs, np.where(answer.generated, expected, 0), atol=0.1)
+
+
+def test_a_model_is_as_before_and_its_new_weights_are_used() -> None:
+    kernels = decode_kernels_here()
+    model = model_of("attn=gqa")
+    before = {name: (value.data_ptr(), value.stride()) for name, value in model.state_dict().items()}
+    parts = [type(part) for part in model.modules()]
+    first = answers(model, kernels=kernels)
+    assert {name: (value.data_ptr(), value.stride()) for name, value in model.state_dict().items()} == before
+    assert [type(part) for part in model.modules()] == parts and model.decode_step is None
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    changed, plain = answers(model, kernels=kernels), answers(model)
+    assert [shown(answer) for answer in changed] == [shown(answer) for answer in plain]
+    assert [shown(answer) for answer in changed] != [shown(answer) for answer in first]
 
 
 def test_results_are_forced_in_and_not_counted() -> None:

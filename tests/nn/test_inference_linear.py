@@ -60,6 +60,29 @@ def test_bits_of_a_row_depend_neither_on_the_other_rows_nor_on_threads(kernels: 
             torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (7, 4), (33, 100), (130, 772)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_with_packed_matrices(kernels: DecodeKernels, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    weight, bias = numbers(*shape).to(dtype), numbers(shape[0], seed=2)
+    x = numbers(53, shape[1], seed=3).to(dtype)
+    assert kernels.can_pack(weight)
+    together = kernels.linear_packed(x, kernels.packed(weight), bias, n_out=shape[0])
+    exact = x.double() @ weight.double().T + bias
+    bound = (x.double().abs() @ weight.double().abs().T + bias.abs()) * shape[1] * 2.0**-24
+    if dtype == torch.bfloat16:
+        bound += exact.abs() * 2.0**-8
+    assert ((together.double() - exact).abs() <= bound + 1e-30).all()
+    for n in range(1, 26):  # every number of rows that is multiplied at a time
+        assert kernels.linear_packed(x[:n], kernels.packed(weight), bias, n_out=shape[0]).equal(together[:n])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        many = x.repeat(500, 1)  # so many that threads share them
+        assert kernels.linear_packed(many, kernels.packed(weight), bias, n_out=shape[0]).equal(together.repeat(500, 1))
+    finally:
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_of_one_query_equals_torchs_kernel(kernels: DecodeKernels, dtype: torch.dtype) -> None:
     for heads, key_heads, size, value_size in ((6, 6, 32, 32), (6, 2, 40, 24), (3, 1, 7, 5)):

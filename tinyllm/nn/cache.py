@@ -236,9 +236,9 @@ class Cache:
         return view
 
     def places(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """For each row, int64: its row in the buffers, with which row of others it begins, and how many positions that has.
+        """For each row, its row in the buffers, the row of others that it begins with, and how many positions that has.
 
-        None: row b is row ``first_row`` + b, and begins with no other.
+        int64 (B,) each. None: row b is row ``first_row`` + b, and begins with no other.
         """
         return None, None, None
 

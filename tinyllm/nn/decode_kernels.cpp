@@ -28,9 +28,9 @@ LINEAR_PACKED(linear_packed_float32, float)
 LINEAR_PACKED(linear_packed_bfloat16, uint16_t)
 
 // Outputs of a panel, and inputs that are stored together.
-extern "C" long panel_size() { return PANEL; }
-extern "C" long packed_inputs_float32() { return Packed<float>::STEP; }
-extern "C" long packed_inputs_bfloat16() { return Packed<uint16_t>::STEP; }
+extern "C" int panel_size() { return PANEL; }
+extern "C" int packed_inputs_float32() { return Packed<float>::STEP; }
+extern "C" int packed_inputs_bfloat16() { return Packed<uint16_t>::STEP; }
 
 #define ATTEND(NAME, T)                                                                                              \
     extern "C" void NAME(const T *q, const T *k, const T *v, T *out, const int64_t *first_keys, long batch,          \

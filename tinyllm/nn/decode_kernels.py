@@ -67,12 +67,9 @@ class DecodeKernels:
             step.argtypes = [pointer, number] * 2 + [pointer] * 5 + [number, pointer, ctypes.c_int]
             step.restype = number
             packed = self._linear_packed[dtype] = library[f"linear_packed_{name}"]
-            packed.argtypes = [pointer] * 4 + [number] * 3 + [ctypes.c_int]
+            packed.argtypes = [*[pointer] * 4, *[number] * 3, ctypes.c_int]
             packed.restype = None
-            inputs = library[f"packed_inputs_{name}"]
-            inputs.restype = number
-            self._packed_inputs[dtype] = inputs()
-        library.panel_size.restype = number
+            self._packed_inputs[dtype] = library[f"packed_inputs_{name}"]()
         self._panel_size: int = library.panel_size()
 
     def step(self, dtype: torch.dtype) -> Callable[..., int]:

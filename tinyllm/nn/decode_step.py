@@ -352,7 +352,7 @@ class DecodeStep:
 
 def _addresses(layer: LayerCache) -> CacheOfLayer:
     keys, values = layer.buffers
-    shared = {}
+    shared: dict[str, Any] = {}
     if layer.shared:
         shared_keys, shared_values = layer.shared
         shared = {"shared_keys": shared_keys.data_ptr(), "shared_values": shared_values.data_ptr()}
