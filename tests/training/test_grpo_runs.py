@@ -79,6 +79,16 @@ def test_micro_batches_and_ranks_share_a_step(normaliser: str, strategy: str, ba
 
 
 @pytest.mark.slow
+def test_two_ranks_know_of_no_resume(base: list[str], tmp_path: Path) -> None:
+    ranks = ("strategy=ddp", "trainer.batch_size=2", "trainer.max_steps=3")
+    whole = run_ranks(2, tmp_path / "whole", *base, *ranks)
+    parts = run_ranks(2, tmp_path / "parts", *base, *ranks, "trainer.stop_after_steps=2")
+    assert len(logged(parts, "rl/reward")) == 2
+    run_ranks(2, parts, f"resume={parts}")
+    assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
+
+
+@pytest.mark.slow
 def test_rewards_that_never_differ_end_the_run(
     base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -119,11 +119,11 @@ inline void add_weighted(const T *values, long step, const float *weights, long 
             sums[0][c] = add_product(load(values + s * step + c * LANES), repeat(weights[s]), sums[0][c]);
 }
 
-template <long CHUNKS, int BUFFERS, class T>
-inline void put_weighted(const Seen<T> *seen, long first, const float *weights, T *out) {
+template <long CHUNKS, class T>
+inline void put_weighted(const Seen<T> *seen, int n_buffers, long first, const float *weights, T *out) {
     Lanes sums[2][CHUNKS];
     for (long c = 0; c < CHUNKS; c++) sums[0][c] = sums[1][c] = zero();
-    for (int i = 0; i < BUFFERS; weights += seen[i++].n)
+    for (int i = 0; i < n_buffers; weights += seen[i++].n)
         add_weighted<CHUNKS>(seen[i].values + first, seen[i].value_step, weights, seen[i].n, sums);
     for (long c = 0; c < CHUNKS; c++) {
         float sum[LANES];
@@ -133,19 +133,19 @@ inline void put_weighted(const Seen<T> *seen, long first, const float *weights, 
 }
 
 // softmax(query · keysᵀ) · values over all buffers together; `weights` has room for them and 2 · LANES more.
-template <int BUFFERS, class T>
-inline void attend_to(const Seen<T> *seen, const float *query, long D, long E, float *weights, T *out) {
+template <class T>
+void attend_to(const Seen<T> *seen, int n_buffers, const float *query, long D, long E, float *weights, T *out) {
     long n = 0;
-    for (int i = 0; i < BUFFERS; n += seen[i++].n) scores_of(query, seen[i], D, weights + n);
+    for (int i = 0; i < n_buffers; n += seen[i++].n) scores_of(query, seen[i], D, weights + n);
     softmax(weights, n);
     long e = 0;  // in chunks whose sums stay in registers
-    for (; e + 4 * LANES <= E; e += 4 * LANES) put_weighted<4, BUFFERS>(seen, e, weights, out);
-    for (; e + 2 * LANES <= E; e += 2 * LANES) put_weighted<2, BUFFERS>(seen, e, weights, out);
-    for (; e + LANES <= E; e += LANES) put_weighted<1, BUFFERS>(seen, e, weights, out);
+    for (; e + 4 * LANES <= E; e += 4 * LANES) put_weighted<4>(seen, n_buffers, e, weights, out);
+    for (; e + 2 * LANES <= E; e += 2 * LANES) put_weighted<2>(seen, n_buffers, e, weights, out);
+    for (; e + LANES <= E; e += LANES) put_weighted<1>(seen, n_buffers, e, weights, out);
     for (; e < E; e++) {
         float sum = 0;
         const float *weight = weights;
-        for (int i = 0; i < BUFFERS; i++)
+        for (int i = 0; i < n_buffers; i++)
             for (long s = 0; s < seen[i].n; s++) sum += *weight++ * to_float(seen[i].values[s * seen[i].value_step + e]);
         put(out + e, sum);
     }
@@ -164,7 +164,7 @@ void attend(const T *q, const T *k, const T *v, T *out, const int64_t *first_key
         const Seen<T> seen = {k + b * k_strides.batch + g * k_strides.head, v + b * v_strides.batch + g * v_strides.head,
                               k_strides.key, v_strides.key, first_keys ? first_keys[b] : n.keys};
         for (long d = 0; d < D; d++) query[d] = to_float(q[bh * D + d]) * scale;
-        attend_to<1>(&seen, query.data(), D, E, weights.data(), out + bh * E);
+        attend_to(&seen, 1, query.data(), D, E, weights.data(), out + bh * E);
     }
 }
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,7 +65,8 @@ class DecodeKernels:
                 linear.restype = None
                 self._linear[weights, dtype] = linear
             step = self._step[dtype] = library[f"step_{name}"]
-            step.argtypes = [pointer, number] * 2 + [pointer] * 5 + [number, pointer, ctypes.c_int]
+            signature: list[Any] = [*[pointer, number] * 2, *[pointer] * 5, number, pointer, ctypes.c_int]
+            step.argtypes = signature
             step.restype = number
             packed = self._linear_packed[dtype] = library[f"linear_packed_{name}"]
             packed.argtypes = [*[pointer] * 4, *[number] * 3, ctypes.c_int]

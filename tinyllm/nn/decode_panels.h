@@ -59,12 +59,15 @@ inline void panel_product(const T *panel, const float *bias, const T *x, T *y, l
     }
 }
 
-// The same for a number of rows that is not known beforehand, up to ROWS.
+// The same for any number of rows up to ROWS: as many as possible at a time.
 template <int ROWS, class T>
 inline void panel_products(long n_rows, const T *panel, const float *bias, const T *x, T *y, long n_out, long n_in,
                            long width) {
-    if (n_rows == ROWS) return panel_product<ROWS>(panel, bias, x, y, n_out, n_in, width);
-    if constexpr (ROWS > 1) panel_products<ROWS - 1>(n_rows, panel, bias, x, y, n_out, n_in, width);
+    long r = 0;
+    for (; r + ROWS <= n_rows; r += ROWS)
+        panel_product<ROWS>(panel, bias, x + r * n_in, y + r * n_out, n_out, n_in, width);
+    if constexpr (ROWS > 1)
+        panel_products<ROWS / 2>(n_rows - r, panel, bias, x + r * n_in, y + r * n_out, n_out, n_in, width);
 }
 
 // y = x · wᵀ + bias, computed by all threads of a team, each of which calls this.
@@ -72,11 +75,12 @@ template <class T>
 void linear_packed(const T *panels, const float *bias, const T *x, T *y, float *stream, long n_rows, long n_out,
                    long n_in) {
     const long n_panels = (n_out + PANEL - 1) / PANEL;
-    const long n_blocks = (n_rows + MOST_PANEL_ROWS - 1) / MOST_PANEL_ROWS;  // of about equally many rows
+    const long n_blocks = (n_rows + MOST_PANEL_ROWS - 1) / MOST_PANEL_ROWS;
 #pragma omp for schedule(static)
     for (long i = 0; i < n_panels * n_blocks; i++) {
         const long first = i / n_blocks * PANEL, width = first + PANEL < n_out ? PANEL : n_out - first;
-        const long block = i % n_blocks, row = block * n_rows / n_blocks, end = (block + 1) * n_rows / n_blocks;
+        const long row = i % n_blocks * MOST_PANEL_ROWS;
+        const long end = row + MOST_PANEL_ROWS < n_rows ? row + MOST_PANEL_ROWS : n_rows;
         panel_products<MOST_PANEL_ROWS>(end - row, panels + first * n_in, bias ? bias + first : nullptr,
                                         x + row * n_in, y + row * n_out + first, n_out, n_in, width);
         if (stream) add_outputs(y + row * n_out, stream + row * n_out, end - row, first, first + width, n_out);

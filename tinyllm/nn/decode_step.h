@@ -220,14 +220,14 @@ template <class T> void attend(const Op &op, const Inputs &inputs) {
         for (long d = 0; d < D; d++) query[d] = to_float(q[d]) * static_cast<float>(op.eps);
         T *out = inputs.buffer<T>(op.target) + rh * D;
         if (!shared) {
-            attend_to<1>(seen + 1, query.data(), D, D, weights.data(), out);
+            attend_to(seen + 1, 1, query.data(), D, D, weights.data(), out);
             continue;
         }
         const Strides &n = cache.shared_strides;
         seen[0].keys = at(cache.shared_keys, n, inputs.shared_rows[r], g);
         seen[0].values = at(cache.shared_values, n, inputs.shared_rows[r], g);
         seen[0].key_step = seen[0].value_step = n.key;
-        attend_to<2>(seen, query.data(), D, D, weights.data(), out);
+        attend_to(seen, 2, query.data(), D, D, weights.data(), out);
     }
 }
 
