@@ -76,6 +76,16 @@ def test_an_untied_head_trained_by_muon_stays_with_muon(tied: bool, tmp_path: Pa
             reconcile(tinyllm.compose(*asked), checkpoint, named=["optimizer.orthogonal_head"])
 
 
+def test_an_earlier_run_of_muon_does_not_normalize_neurons() -> None:
+    old = OmegaConf.create(
+        OmegaConf.to_container(tinyllm.compose("optimizer=muon", "optimizer.normalize_neurons=true"))
+    )
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old.optimizer["normalize_neurons"]
+    assert upgraded(old).optimizer.normalize_neurons is False
+
+
 def test_orthogonal_head_needs_an_untied_head() -> None:
     with pytest.raises(UserError, match=r"\(optimizer.orthogonal_head=true\): model.tie_embeddings=true turns"):
         tinyllm.compose("optimizer=muon", "optimizer.orthogonal_head=true")

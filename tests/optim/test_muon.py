@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tinyllm.optim.adamw import adamw
-from tinyllm.optim.muon import Muon, orthogonalize
+from tinyllm.optim.muon import Muon, normalize_neurons, orthogonalize
 
 RIGHT: dict[str, Any] = {
     "lr": 0.02,
@@ -14,6 +15,7 @@ RIGHT: dict[str, Any] = {
     "momentum": 0.95,
     "scale": "rms",
     "orthogonal_head": False,
+    "normalize_neurons": False,
     "betas": (0.9, 0.95),
     "eps": 1e-8,
     "weight_decay": 0.1,
@@ -102,6 +104,28 @@ def test_experts_are_orthogonalized_one_by_one() -> None:
     optimizer.step()
     singular = torch.linalg.svdvals(stack.detach())
     assert float(singular.min()) > 0.4 and float(singular.max()) < 1.3
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24), (8, 8), (2, 24, 8)])
+def test_normalized_neurons_get_updates_of_the_same_norm(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(shape)
+    # a neuron without a gradient, in the direction of the larger side
+    gradient[(..., 3, slice(None)) if shape[-2] >= shape[-1] else (..., slice(None), 3)] = 0
+    steps = []
+    for normalized in (False, True):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = gradient.clone()
+        Muon(groups([weight]), **RIGHT | {"normalize_neurons": normalized, "weight_decay": 0.0}).step()
+        steps.append(weight.detach().double().numpy().reshape(-1, *shape[-2:]))
+    for plain, normalized in zip(*steps, strict=True):
+        neurons = plain if shape[-2] >= shape[-1] else plain.T
+        expected = np.stack([neuron / (np.sqrt((neuron**2).sum()) or 1) for neuron in neurons])
+        expected *= np.sqrt((plain**2).sum() / (expected**2).sum())
+        actual = normalized if shape[-2] >= shape[-1] else normalized.T
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9)
+        assert not actual[3].any() and actual.any()
+    assert not normalize_neurons(torch.zeros(2, 5, 3)).any()
 
 
 def test_other_parameters_are_adamws_at_its_own_rate() -> None:

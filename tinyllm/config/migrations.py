@@ -76,6 +76,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},
     "tinyllm.tokenizers.pretrained.PretrainedTrainer": {"match_special": False, "special_tokens": []},
+    MUON: {"normalize_neurons": False},
     NEXT_TOKEN: {"label_smoothing": 0.0, "z_loss": 0.0},
 }
 """By class: keys that earlier versions lacked, wherever they occur, with values that reproduce the old behavior."""

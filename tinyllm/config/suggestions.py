@@ -70,6 +70,7 @@ NAMES: dict[str, str] = {
     "optimizer optim optimizer_name optimizer_type": "optimizer=",
     "learning_rate lr max_lr": "optimizer.lr",
     "weight_decay": "optimizer.weight_decay",
+    "normuon use_normuon": "optimizer=muon optimizer.normalize_neurons",
     "beta1 beta2 lion_beta1 lion_beta2 adam_beta1 adam_beta2": "optimizer.betas",
     "adam_epsilon adam_eps eps": "optimizer.eps",
     "schedule lr_schedule lr_scheduler lr_scheduler_type decay_lr scheduler": "schedule=",

@@ -30,6 +30,9 @@ STEPS = 5
 MAX_EXPONENT = 20
 """Matrices whose largest entry is outside 2^±20 are scaled by a power of two before they are normalized."""
 
+TINY_NORM = 1e-20
+"""Keeps a division by the norm of zeros from making NaN."""
+
 Scale = Literal["spectral", "rms"]
 
 
@@ -66,6 +69,7 @@ class Muon(Optimizer):
         scale: s. ``rms``: 0.2·√(larger side), which gives updates the RMS of AdamW's, so that AdamW's learning rates
             carry over (Liu et al. 2025, https://arxiv.org/abs/2502.16982, eq. 4); ``spectral``: √max(1, rows/columns).
         orthogonal_head: Muon updates the head too.
+        normalize_neurons: :func:`normalize_neurons` after the orthogonalization.
         betas, eps: of AdamW.
 
     Raises:
@@ -81,6 +85,7 @@ class Muon(Optimizer):
         momentum: float,
         scale: Scale,
         orthogonal_head: bool,
+        normalize_neurons: bool,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -90,7 +95,7 @@ class Muon(Optimizer):
             raise ValueError(f"momentum={momentum} is out of range: it must be at least 0 and below 1")
         if adamw_lr is not None and not (adamw_lr > 0 and lr > 0):
             raise ValueError(f"adamw_lr={adamw_lr} and lr={lr} must both be above 0")
-        self.momentum, self.scale = momentum, scale
+        self.momentum, self.scale, self.normalize_neurons = momentum, scale, normalize_neurons
         muon_kinds = orthogonalized_kinds(orthogonal_head=orthogonal_head)
         adamw_groups = [group for group in params if group["kind"] not in muon_kinds]
         for group in params:
@@ -133,6 +138,8 @@ class Muon(Optimizer):
         )
         size = self.update_norm(*updates.shape[-2:])
         orthogonal = orthogonalize(updates.flatten(0, -3)).view(updates.shape)
+        if self.normalize_neurons:
+            orthogonal = normalize_neurons(orthogonal)
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         steps = [part_of(step, weight) for step, weight in zip(orthogonal.to(weights[0].dtype), weights, strict=True)]
         torch._foreach_add_([local_tensor(weight) for weight in weights], steps, alpha=-lr * size)
@@ -172,6 +179,28 @@ def orthogonalize(matrices_NRC: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def normalize_neurons(updates: Tensor) -> Tensor:
+    """Give every row of tall matrices, and every column of wide ones, the same norm; the matrices keep theirs.
+
+    Orthogonalization equalizes the vectors along the smaller side only: the neurons of a hidden layer, which are the
+    rows of its matrix of shape (d_ff, d_model) and the columns of the next one, get updates of very different sizes.
+    This is NorMuon (Li et al. 2025, https://arxiv.org/abs/2510.05491) with the norms of this step in place of their
+    moving average, so that it needs no state.
+
+    Args:
+        updates: (…, R, C)
+
+    Returns:
+        The same shape, fp32. Rows or columns of zeros stay zeros.
+    """
+    updates = updates.float()
+    rows, columns = updates.shape[-2:]
+    norms = torch.linalg.vector_norm(updates, dim=-1 if rows >= columns else -2, keepdim=True)
+    equal = updates / norms.clamp_min(TINY_NORM)
+    before, after = (torch.linalg.matrix_norm(matrices, keepdim=True) for matrices in (updates, equal))
+    return equal * (before / after.clamp_min(TINY_NORM))
 
 
 def _scaled(matrices_NRC: Tensor) -> Tensor:
