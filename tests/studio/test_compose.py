@@ -106,8 +106,15 @@ def test_options_bring_their_keys_and_take_them_away(tmp_path: Path) -> None:
         assert list(one(user, "key:ema.enabled").options) == ["", "true", "false"]
         one(user, "key:ema.enabled").set_value("true")
         await until(lambda: studio.report.values.get("ema.enabled") == "true")
+        # What is wrong with a hidden key opens its group, and the panel leads to it.
+        user.find(marker="search").clear().type("ema.decay")
+        await until(lambda: seen(user, "key:ema.decay"))
+        one(user, "key:ema.decay").set_value("2")
+        await until(lambda: seen(user, "problem"))
         user.find(marker="search").clear()
         await until(lambda: seen(user, "key:seed"))
+        await until(lambda: seen(user, "problem:ema.decay"))
+        assert texts(user, "reveal") == "Go to ema.decay"
         user.find(marker="reset").click()
         await until(lambda: studio.report.values.get("ema.enabled") == "false")
         assert studio.draft == Draft()

@@ -143,11 +143,14 @@ def test_reports_are_served_cut_off_and_from_nowhere_else(tmp_path: Path) -> Non
     assert missing.status_code == outside.status_code == 404
 
 
-def test_the_plan_comes_before_the_start_and_a_change_takes_it_back(tmp_path: Path) -> None:
-    plans = [planned(), UserError("value not allowed (seeds=two)", hint="a number")]
+def test_the_plan_comes_by_itself_before_the_start_and_a_change_takes_it_back(tmp_path: Path) -> None:
+    missing = UserError("the data is not on this machine", hint='"Show the plan" fetches it')
+    plans = [planned(), UserError("value not allowed (seeds=two)", hint="a number"), missing, planned()]
     started: list[Any] = []
+    fetched: list[bool] = []
 
-    async def plan(arguments: list[str], settings: Settings) -> StudyPlan:
+    async def plan(arguments: list[str], settings: Settings, *, fetch: bool) -> StudyPlan:
+        fetched.append(fetch)
         outcome = plans.pop(0)
         if isinstance(outcome, UserError):
             raise outcome
@@ -160,19 +163,21 @@ def test_the_plan_comes_before_the_start_and_a_change_takes_it_back(tmp_path: Pa
         only(user, "values 0").set_value(["mha", "mqa"])
         user.find(marker="shared").type("model=nano")
         assert only(user, "command").text.endswith("-m tinyllm.compare model=nano attn=mha,mqa")
-        user.find(marker="plan").click()
-        await until(lambda: only(user, "start").enabled)
+        await until(lambda: only(user, "start").enabled)  # by itself
         assert only(user, "cost").text.startswith("2 arms, 4 runs, 1 at a time; 4.00k training tokens and 400 MFLOP")
         assert [row["arm"] for row in only(user, "arms").rows] == ["mha (reference)", "mqa"]
+        assert shlex.split(only(user, "command").text)[-1] == f"out={tmp_path / 'outputs' / 'compare' / 'attn_1'}"
+        await user.open("/compare")  # a reload shows the same, without planning anew
+        assert only(user, "start").enabled and len(only(user, "arms").rows) == 2
         user.find(marker="key:seeds").type("two")
         await until(lambda: not only(user, "start").enabled)
-        user.find(marker="plan").click()
         await until(lambda: "seeds=two" in only(user, "plan-problem").text)
         assert "seeds=two" in only(user, "problem:seeds").text and not only(user, "start").enabled
-        plans.append(planned())
         user.find(marker="key:seeds").clear()
+        await until(lambda: "not on this machine" in only(user, "plan-problem").text)
         user.find(marker="plan").click()
         await until(lambda: only(user, "start").enabled)
+        assert fetched == [False, False, False, True] and plans == []
         with mock.patch(
             "tinyllm.studio.processes.Processes.start", lambda self, *args, path: started.append((args, path))
         ):
@@ -190,5 +195,5 @@ def test_the_plan_comes_before_the_start_and_a_change_takes_it_back(tmp_path: Pa
         await user.open("/compare?study=../../etc")
         await user.should_see("No such comparison")
 
-    with mock.patch.object(comparison_form, "plan_of", plan):
+    with mock.patch.object(comparison_form, "plan_of", plan), mock.patch.object(comparison_form, "PAUSE_S", 0.1):
         use(story, folder(tmp_path))

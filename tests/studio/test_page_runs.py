@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from urllib.parse import urlencode
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ pytest.importorskip("nicegui", reason="needs the extra studio")
 from nicegui import ui
 
 from tinyllm.studio import catalogue, chart, page_runs, run_actions, run_facts
+from tinyllm.studio.processes import Outcome, Processes
 from tinyllm.studio.view import View
 
 EVIL = "<img src=x onerror=alert(1)></script>{{ 7 * 7 }}"
@@ -47,6 +50,12 @@ async def until(condition: Callable[[], bool]) -> None:
 def only(user: Any, marker: str) -> Any:
     [element] = user.find(marker=marker).elements
     return element
+
+
+def seen(user: Any, marker: str) -> bool:
+    with contextlib.suppress(AssertionError):
+        return bool(user.find(marker=marker).elements)
+    return False
 
 
 def test_the_address_holds_the_state_of_the_page() -> None:
@@ -82,7 +91,7 @@ def test_the_table_is_live_and_choosing_runs_draws_them(tmp_path: Path) -> None:
         await until(lambda: bool(only(user, "chart").options["series"]))
         line, _ = only(user, "chart").options["series"]
         assert [point["value"] for point in line["data"]] == [[100, 1.99], [200, 1.98], [300, 1.97]]
-        assert [row["name"] for row in only(user, "runs").selected] == ["first"]
+        assert [row["id"] for row in only(user, "runs").selected] == ["day/first"]
         with (outputs / "day" / "first" / "metrics.jsonl").open("a") as file:
             file.write(record(4))
         await until(lambda: len(only(user, "chart").options["series"][0]["data"]) == 4)
@@ -121,8 +130,35 @@ def test_a_run_shows_its_files_as_text_and_what_can_be_done(tmp_path: Path) -> N
         with mock.patch("tinyllm.studio.processes.Processes.resume", lambda self, run: resumed.append(run)):
             user.find(marker="resume").click()
             await until(lambda: resumed == [path])
+        user.find(marker="new run like this").click()
+        await until(lambda: user.back_history[-1] == f"/?{urlencode({'from': path})}")
         await user.open("/runs?run=../../etc")
         await user.should_see("No such run")
+
+    use(story, folder(tmp_path))
+
+
+def test_a_run_tells_how_its_export_ended(tmp_path: Path) -> None:
+    path, out = run_folder(tmp_path / "outputs" / "run"), tmp_path / "outputs" / "run-hf"
+    processes = Processes(folder(tmp_path))
+    outcomes = [Outcome(alive=True), Outcome(alive=False, code=2, error=EVIL), Outcome(alive=False, code=0)]
+
+    async def story(user: Any) -> None:
+        await user.open("/runs?run=run")
+        assert not seen(user, "exported")
+        with mock.patch.object(sys, "executable", "true"):
+            processes._own[processes.start("export", [f"run={path}", f"out={out}"], path=out).id].wait()
+        shown = []
+        for outcome in outcomes:
+            out.mkdir(exist_ok=True)
+            with mock.patch.object(Processes, "outcome", lambda self, start, outcome=outcome: outcome):
+                await user.open("/runs?run=run")
+                shown.append(only(user, "exported").text)
+        assert shown == [
+            f"Exporting to {out} …",
+            f"The export failed: {EVIL}",
+            f"Exported for Hugging Face transformers: {out}",
+        ]
 
     use(story, folder(tmp_path))
 

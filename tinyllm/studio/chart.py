@@ -12,8 +12,9 @@ from tinyllm.studies.report.theme import Style
 
 COLUMNS = 1200
 """Pixel columns of the widest chart."""
-MOST_POINTS = 24_000
-"""Points in a chart that a browser redraws every second; more curves get fewer pixel columns each."""
+MOST_POINTS = 16_000
+"""Points in a chart that a browser redraws every second; more curves get fewer pixel columns each, and more once they
+are zoomed into."""
 MOST_MARKS = 200
 """Marked values of a curve that are not finite."""
 FEW = 60
@@ -129,7 +130,7 @@ def chart_options(
             }
             | {"start": window[0], "end": window[1], "borderColor": line, "showDataShadow": False},
         ],
-        "series": series,
+        "series": tuple(series),  # NiceGUI watches every list of an element for changes, but no tuple
     }
 
 

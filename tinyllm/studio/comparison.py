@@ -29,6 +29,8 @@ FRONT = ("match", BUDGET, "budget.amount", "seeds", "metric", "effect", "evaluat
 """Keys that are shown without asking, in this order."""
 ELSEWHERE = ("out", "dry_run", "study")
 """Keys that the page itself sets, or that have no place beside arms put together here."""
+OFFLINE = "HF_HUB_OFFLINE"
+"""Environment variable: the hub is not asked."""
 PLAN_S = 600.0
 """Seconds after which a plan is given up; it prepares the data, which may be large."""
 
@@ -50,6 +52,13 @@ class Comparison:
     """Settings of all arms, as typed in a shell."""
     draft: Draft = field(default_factory=Draft)
     """The settings of the comparison itself."""
+    planned: tuple[list[str], StudyPlan] | None = None
+    """The last plan, and the settings that it is the plan of."""
+
+    @property
+    def has_arms(self) -> bool:
+        """Whether there is something to compare."""
+        return any(each.key.strip() and each.values.strip() for each in self.varied)
 
     def arguments(self) -> list[str]:
         """The settings of the command line.
@@ -109,8 +118,13 @@ def comparison_words() -> dict[str, list[str]]:
     }
 
 
-async def plan_of(arguments: Sequence[str], settings: Settings) -> StudyPlan:
+async def plan_of(arguments: Sequence[str], settings: Settings, *, fetch: bool = True) -> StudyPlan:
     """The plan of a comparison, by ``compare dry_run=true`` in a process of its own. Prepares the data.
+
+    Cancelling ends the process.
+
+    Args:
+        fetch: whether data that is not on this machine is fetched.
 
     Raises:
         UserError: in the words of the program.
@@ -120,6 +134,7 @@ async def plan_of(arguments: Sequence[str], settings: Settings) -> StudyPlan:
     with tempfile.TemporaryDirectory(prefix="tinyllm-plan-") as folder:
         error_file = Path(folder) / "error"
         environ = {name: value for name, value in without_run_names(os.environ).items() if name != PASSWORD}
+        environ |= {} if fetch else {OFFLINE: "1"}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tinyllm.compare", *flags, "--json", *arguments, "dry_run=true"),
             env={**environ, ERROR_FILE: str(error_file)},
@@ -140,7 +155,10 @@ async def plan_of(arguments: Sequence[str], settings: Settings) -> StudyPlan:
         if process.returncode:
             lines = err.decode(errors="replace").strip().splitlines()
             text = error_file.read_text(encoding="utf-8", errors="replace") if error_file.is_file() else ""
-            raise UserError(text.strip().removeprefix("error: ") or (lines[-1] if lines else "compare failed"))
+            text = text.strip().removeprefix("error: ") or (lines[-1] if lines else "compare failed")
+            if not fetch and OFFLINE in text:
+                raise UserError("the data is not on this machine", hint='"Show the plan" fetches it')
+            raise UserError(text)
     # Notes of the preparation may precede the plan, which is one line.
     plan = read_plan(parse_json(out.strip().rpartition(b"\n")[2]))
     if plan is None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from tinyllm.errors import UserError
 from tinyllm.studies.compare.plan import StudyPlan, cost_line
@@ -17,6 +17,8 @@ from tinyllm.studio.speed import expected_seconds
 from tinyllm.studio.studio import Studio
 from tinyllm.utils.text import duration, escape_control, quantity, short
 
+PAUSE_S = 1.0
+"""Seconds without a further change after which the plan is worked out."""
 PLAN_COLUMNS = (
     ("arm", "Arm", "left"),
     ("parameters", "Parameters", "right"),
@@ -41,8 +43,11 @@ class ComparisonForm:
         self.rows = comparison_rows(studio.settings.config_dir)
         self.words = comparison_words()
         self.fields: dict[str, Field] = {}
-        self.planned: tuple[list[str], StudyPlan] | None = None
-        self._planning: asyncio.Task[StudyPlan] | None = None
+        self._planning: asyncio.Task[None] | None = None
+        self._is_busy = False
+        self._seen: list[str] = []
+        """The settings that were planned last, or are about to be."""
+        ui.context.client.on_delete(self._give_up)
         with ui.element("div").classes("compose"):
             with ui.element("div").classes("compose-form"):
                 with ui.element("section").classes("card"):
@@ -67,9 +72,9 @@ class ComparisonForm:
                             self.fields[row.key] = Field(row, self._set)
             with ui.element("aside").classes("compose-side"), ui.element("section").classes("card"):
                 _heading("Plan")
-                self.show_plan = ui.button("Show the plan", icon="calculate", on_click=self.plan)
+                self.show_plan = ui.button("Show the plan", icon="calculate", on_click=lambda: self._plan(fetch=True))
                 self.show_plan.props("outline no-caps").classes("full").mark("plan")
-                self.busy = ui.label("Composing the arms, preparing the data …").classes("soft")
+                self.busy = ui.label("Composing the arms, preparing the data …").classes("soft").props("role=status")
                 self.problem = ui.label().classes("bad problem").props("role=alert").mark("plan-problem")
                 self.cost = ui.label().mark("cost")
                 self.time = ui.label().classes("soft").mark("time")
@@ -149,46 +154,62 @@ class ComparisonForm:
         self._show()
 
     def _show(self, problem: UserError | None = None) -> None:
-        """Show what is filled in, the command, and the plan as long as it is the plan of that."""
+        """Show what is filled in, the command, and the plan as long as it is the plan of that; else plan anew."""
         settings, text = self.comparison.draft.settings, "" if problem is None else str(problem)
         for key, field in self.fields.items():
             beside = Problem(text=text, key=(problem and problem.key) or "").beside(key, settings) if problem else ""
             field.show(settings.get(key), field.row.default, words=self.words.get(key), problem=beside)
         try:
             arguments = self.comparison.arguments()
-            self.command.set_text(self.comparison.command(self.studio.settings))
         except UserError as error:
             arguments, text = [], text or str(error)
-            self.command.set_text("")
         if self.planned is not None and self.planned[0] != arguments:
-            self.planned = None
+            self.comparison.planned = None
+        own = [] if self.planned is None else self._out(*self.planned)
+        self.command.set_text(self.comparison.command(self.studio.settings, *own) if arguments else "")
         self.problem.set_text(text if text and (problem is not None or self.comparison.varied[0].key) else "")
         self.problem.set_visibility(bool(self.problem.text))
         self.start.set_enabled(self.planned is not None)
         for element in (self.cost, self.table_card, self.time):
             element.set_visibility(self.planned is not None)
-        is_busy = self._planning is not None and not self._planning.done()
-        self.busy.set_visibility(is_busy)
-        self.show_plan.set_enabled(not is_busy)
+        if arguments != self._seen:
+            self._seen = arguments
+            self._give_up()
+            if self.planned is None and self.comparison.has_arms:
+                self._plan(pause=PAUSE_S)
+        self.busy.set_visibility(self._is_busy)
+        self.show_plan.set_enabled(not self._is_busy)
         if self.planned is not None:
             plan = self.planned[1]
             self.cost.set_text(f"{cost_line(plan)}.")
+            self.time.set_text(self._seconds(plan))
             self.table.rows = plan_rows(plan)
 
-    async def plan(self) -> None:
-        """Let the program work out the plan of what is filled in."""
-        problem = None
+    @property
+    def planned(self) -> tuple[list[str], StudyPlan] | None:
+        """The plan, and the settings that it is the plan of; every browser sees it, and so does a reload."""
+        return self.comparison.planned
+
+    def _plan(self, *, pause: float = 0.0, fetch: bool = False) -> None:
+        """Let the program work out the plan of what is filled in; what it was working out before is given up."""
+        self._give_up()
+        self._planning = background_tasks.create(self._plan_after(pause, fetch))
+
+    def _give_up(self) -> None:
+        if self._planning is not None:
+            self._planning.cancel()
+        self._planning, self._is_busy = None, False
+
+    async def _plan_after(self, pause: float, fetch: bool) -> None:
+        await asyncio.sleep(pause)
+        problem, self._is_busy = None, True
         try:
             arguments = self.comparison.arguments()
-            self._planning = asyncio.create_task(plan_of(arguments, self.studio.settings))
             self._show()
-            plan = await self._planning
-            self.planned = arguments, plan
-            self.time.set_text(await asyncio.to_thread(self._seconds, plan))
+            self.comparison.planned = arguments, await plan_of(arguments, self.studio.settings, fetch=fetch)
         except UserError as error:
             problem = error
-        finally:
-            self._planning = None
+        self._planning, self._is_busy = None, False
         if not self.table.is_deleted:
             self._show(problem)
 
@@ -203,6 +224,13 @@ class ComparisonForm:
         total = sum(filter(None, each)) * len(plan.seeds) / plan.parallel
         return f"About {duration(total)} of training here, concluded from earlier runs of like size."
 
+    def _folder(self, plan: StudyPlan) -> Path:
+        """Below this studio's outputs, under the name that the program chose: the same settings continue the study."""
+        return self.studio.settings.outputs / "compare" / Path(plan.directory).name
+
+    def _out(self, arguments: list[str], plan: StudyPlan) -> list[str]:
+        return [] if any(one.startswith("out=") for one in arguments) else [f"out={self._folder(plan)}"]
+
     def _copy(self) -> None:
         ui.clipboard.write(self.command.text)
         ui.notify("Copied.")
@@ -211,11 +239,10 @@ class ComparisonForm:
         if self.planned is None:
             return
         arguments, plan = self.planned
-        # Below this studio's outputs, under the name that the program chose: the same settings continue the study.
-        out = self.studio.settings.outputs / "compare" / Path(plan.directory).name
-        own = [] if any(one.startswith("out=") for one in arguments) else [f"out={out}"]
+        out = self._folder(plan)
+        settings = [*arguments, *self._out(arguments, plan)]
         try:
-            await asyncio.to_thread(partial(self.studio.processes.start, "compare", [*arguments, *own], path=out))
+            await asyncio.to_thread(partial(self.studio.processes.start, "compare", settings, path=out))
         except UserError as error:
             self._show(error)
             return

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from nicegui import background_tasks, run, ui
+from nicegui import background_tasks, ui
 
 from tinyllm.errors import UserError
 from tinyllm.runs.listing import find_runs
@@ -22,6 +22,8 @@ from tinyllm.studio.view import run_url
 
 PAUSE_S = 0.25
 """Seconds without a further change after which the draft is checked."""
+OPENING_S = 0.4
+"""Seconds in which a group of settings opens."""
 MOST_FOUND = 40
 """Rows that a search shows."""
 
@@ -67,7 +69,7 @@ class Composer:
                 self.sections = ui.element("div").classes("compose-sections")
                 self._build_sections()
             with ui.element("aside").classes("compose-side"):
-                self.panel = CostPanel(self.start)
+                self.panel = CostPanel(self.start, self.reveal)
 
     def _build_sections(self) -> None:
         """Build the sections for the chosen options. Rows behind "More" are built when that is opened."""
@@ -165,17 +167,17 @@ class Composer:
             settings = (
                 [f"{START}={name}"]
                 if kind == "recipe"
-                else await run.io_bound(run_settings, Path(name), self.studio.settings)
+                else await asyncio.to_thread(run_settings, Path(name), self.studio.settings)
             )
         except UserError as error:
             ui.notify(str(error), type="negative")
             return
-        self.begin(settings or [])
+        self.begin(settings)
 
     async def load(self) -> None:
         """Read the earlier runs: starting points, and speeds on this machine."""
         outputs = self.studio.settings.outputs
-        runs = await run.io_bound(find_runs, [outputs] if outputs.is_dir() else []) or []
+        runs = await asyncio.to_thread(find_runs, [outputs] if outputs.is_dir() else [])
         self.past = past_runs(runs)
         self.origin.set_options(starting_points(self.form.recipes, runs))
         self._show_recipe()
@@ -210,6 +212,21 @@ class Composer:
             self._show_found()
         self._show_draft()
         self._show_report()
+        self._open_group(report.problem.key if report.problem else "")
+
+    def _open_group(self, key: str) -> None:
+        """Open the group that hides a key, so that what is wrong with it is seen beside it."""
+        row = next((row for row in self.rows if row.key == key and not row.is_front), None)
+        if row is not None:
+            self.more[row.section].set_value(True)
+
+    def reveal(self, key: str) -> None:
+        """Go to the field of a key, wherever it is hidden."""
+        self.search.set_value("")
+        self._open_group(key)
+        if fields := self.fields.get(key):
+            # once what was just opened is there
+            ui.timer(OPENING_S, partial(fields[0].input.run_method, "focus"), once=True)
 
     def follow(self) -> None:
         """Show what another browser has changed."""

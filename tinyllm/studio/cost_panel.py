@@ -14,9 +14,10 @@ class CostPanel:
 
     Args:
         start: called when a person starts the run.
+        reveal: called with a key when a person wants to see its field.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, start: Callable[[], Awaitable[None]], reveal: Callable[[str], None]) -> None:
         self._values: dict[str, ui.label] = {}
         with ui.element("section").classes("card").props('aria-label="Cost"'):
             with ui.element("div").classes("panel-head"):
@@ -38,6 +39,10 @@ class CostPanel:
             self.start = ui.button("Start training", icon="play_arrow", on_click=start)
             self.start.props("unelevated no-caps color=primary").classes("start").mark("start")
             self.problem = ui.label().classes("bad problem").props("role=alert").mark("problem")
+            self._key = ""
+            self.reveal = ui.button(icon="arrow_forward", color=None, on_click=lambda: reveal(self._key))
+            self.reveal.props("flat dense no-caps").classes("soft").mark("reveal")
+            self.reveal.set_visibility(False)
         # Below everything else, so that nothing moves when they come and go.
         self.notes = ui.element("div").classes("soft form-meaning panel-notes")
 
@@ -67,4 +72,7 @@ class CostPanel:
         self.figures.classes(**{"add" if figures is None else "remove": "stale"})
         self.problem.set_text("" if problem is None else problem.text)
         self.problem.set_visibility(problem is not None)
+        self._key = "" if problem is None else problem.key
+        self.reveal.set_text(f"Go to {self._key}")
+        self.reveal.set_visibility(bool(self._key))
         self.start.set_enabled(problem is None)

@@ -1,12 +1,13 @@
 """A dialog to choose a file or folder below the folders of the studio."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nicegui import run, ui
+from nicegui import ui
 
 from tinyllm.errors import UserError
 from tinyllm.studio.guard import check_path, folders
@@ -36,7 +37,7 @@ async def choose_path(settings: Settings, path: str) -> str | None:
 
     async def go(folder: Path | None) -> None:
         try:
-            found = [] if folder is None else await run.io_bound(listing, folder, settings) or []
+            found = [] if folder is None else await asyncio.to_thread(listing, folder, settings)
         except UserError as error:
             ui.notify(str(error), type="negative")
             return

@@ -1,9 +1,10 @@
 """The page Compare: arms, match, budget and seeds as a form, progress and report."""
 
+import asyncio
 from urllib.parse import urlencode
 
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
-from nicegui import app, run, ui
+from nicegui import app, ui
 
 from tinyllm.studio.comparison_form import ComparisonForm
 from tinyllm.studio.page_style import STYLE as COMMON
@@ -48,7 +49,7 @@ def serve_reports(studio: Studio) -> None:
 
     @app.get(ROUTE)
     async def report(name: str) -> Response:
-        text = await run.io_bound(report_of, studio.settings.outputs, name)
+        text = await asyncio.to_thread(report_of, studio.settings.outputs, name)
         if text is None:
             return PlainTextResponse("no such report", 404)
         return HTMLResponse(text, headers={"Content-Security-Policy": REPORT_POLICY, "Cache-Control": "no-store"})

@@ -63,6 +63,8 @@ class RunTable:
     def __init__(self, studio: Studio, view: View) -> None:
         self.studio, self.view = studio, view
         self._shown: tuple[Any, ...] = ()
+        self._rows: Sequence[RunRow] = ()
+        """All runs, as of the last look."""
         self._busy = asyncio.Lock()
         with ui.element("section").classes("card chosen") as self.section:
             with ui.element("div").classes("bar"):
@@ -137,22 +139,22 @@ class RunTable:
                 await self.curves.refresh(self.view.chosen)
 
     def _show(self, rows: Sequence[RunRow]) -> None:
-        view, error = self.view, ""
+        self._rows, view, error = rows, self.view, ""
         try:
             matching = filtered(rows, view.find, view.status, self.studio.catalogue)
         except UserError as problem:
             matching, error = [], f"{problem.what}: {problem.hint}" if problem.hint else problem.what
-        self.find.props["error"] = bool(error)
-        self.find.props["error-message"] = error
-        chosen = [name for name in view.chosen if any(row.id == name for row in rows)]
+        known = {row.id for row in rows}
+        chosen = [name for name in view.chosen if name in known]
         signature = (tuple(matching), tuple(chosen), error, len(rows))
         if signature == self._shown:
             return
         self._shown = signature
+        self.find.props["error"] = bool(error)
+        self.find.props["error-message"] = error
         colors = {name: color_style(self.studio.catalogue.number(name)) for name in chosen}
-        cells = [table_row(row, colors.get(row.id)) for row in matching]
-        self.table.rows = cells
-        self.table.selected = [cell for cell in cells if cell["id"] in chosen]
+        self.table.rows = [table_row(row, colors.get(row.id)) for row in matching]
+        self.table.selected = [{"id": row.id} for row in matching if row.id in colors]
         self.count.text = f"{len(rows)}" if len(matching) == len(rows) else f"{len(matching)} of {len(rows)}"
         self.empty.text = (
             "" if matching else "No run matches." if rows else f"No runs below {self.studio.settings.outputs}."
@@ -181,6 +183,7 @@ class RunTable:
         hidden = [name for name in self.view.chosen if not any(row["id"] == name for row in self.table.rows)]
         kept = [name for name in self.view.chosen if name in selected or name in hidden]
         self.view.chosen = kept + [name for name in selected if name not in kept]
+        self._show(self._rows)  # in the same message as the answer to the click: the browser builds the table once
         self._changed()
 
     def _clear(self) -> None:

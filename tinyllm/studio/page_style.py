@@ -23,6 +23,8 @@ STYLE = """
 .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem 0.75rem; margin-bottom: 0.5rem; }
 .find { width: 21rem; max-width: 100%; }
 .status-filter { width: 9rem; }
+.find, .status-filter { align-self: flex-start; }
+.chosen.hidden + .card { margin-top: 0; }
 .runs-table { background: transparent; }
 .runs-table th { font-weight: 550; color: var(--soft); }
 .runs-list { max-height: 48rem; }

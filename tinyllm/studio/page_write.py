@@ -1,9 +1,10 @@
 """The page Write: texts of one or two models, side by side, token by token."""
 
+import asyncio
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nicegui import run, ui
+from nicegui import ui
 from nicegui.elements.mixins.value_element import ValueElement
 from nicegui.events import ValueChangeEventArguments
 
@@ -119,7 +120,7 @@ class WritePage:
         self.error.set_text("; ".join(elsewhere))
 
     async def _write(self) -> None:
-        self.runs = await run.io_bound(self.desk.runs) or {}
+        self.runs = await asyncio.to_thread(self.desk.runs)
         self.desk.write(self.runs)
         self.update()
 
@@ -149,7 +150,7 @@ class WritePage:
     async def look(self) -> None:
         """Look for new runs and newer checkpoints."""
         desk = self.desk
-        self.runs = await run.io_bound(desk.runs) or {}
+        self.runs = await asyncio.to_thread(desk.runs)
         if self.runs and not any(side.run or side.turns for side in desk.sides):
             desk.choose(desk.sides[0], next(iter(self.runs)), self.runs)
         for column in self.sides:
@@ -206,7 +207,7 @@ class SideColumn:
     async def look(self) -> None:
         """Look for newer checkpoints."""
         path = self.page.runs.get(self.side.run)
-        self._known = (await run.io_bound(checkpoints, path) or {}) if path else {}
+        self._known = await asyncio.to_thread(checkpoints, path) if path else {}
 
     def update(self) -> None:
         """Show what changed on the desk."""

@@ -77,6 +77,8 @@ class Processes:
         self.settings = settings
         self.folder = settings.outputs / FOLDER
         self._own: dict[str, subprocess.Popen[bytes]] = {}
+        self._read: dict[Path, Start] = {}
+        """Records of starts; none is ever changed."""
 
     def new_path(self, name: str) -> Path:
         """A free path below the outputs for what a program makes, named as ``train`` names its run directories."""
@@ -144,11 +146,21 @@ class Processes:
 
     def starts(self) -> list[Start]:
         """Everything that was started, the newest first."""
-        return [start for file in sorted(self._files(), reverse=True) if (start := _read_start(file)) is not None]
+        files = sorted(self._files(), reverse=True)
+        for file in files:
+            if file not in self._read and (start := _read_start(file)) is not None:
+                self._read[file] = start
+        return [self._read[file] for file in files if file in self._read]
 
     def start_of(self, path: Path) -> Start | None:
         """The newest start that makes ``path``."""
         return next((start for start in self.starts() if _same(start.path, path)), None)
+
+    def newest(self, program: str, argument: str) -> Start | None:
+        """The newest start of a program with this among its arguments."""
+        return next(
+            (start for start in self.starts() if start.program == program and argument in start.arguments), None
+        )
 
     def outcome(self, start: Start) -> Outcome:
         """Whether a started program runs, and how it ended."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from nicegui import ui
 
@@ -33,8 +34,11 @@ class RunActions:
             self.resume = _button("Resume", "play_arrow", self._resume, "Continues from the last checkpoint")
             self.extend = _button("Extend", "more_time", self._ask_steps, "Trains further than was planned")
             self.export = _button("Export", "ios_share", self._export, "Writes the model for Hugging Face transformers")
+            _button("New run like this", "content_copy", self._compose, "Compose with the settings of this run")
             self.report = ui.link("Report", "/compare").classes("run-report")
             self.report.set_visibility(False)
+        self.exported = ui.label().props("role=status").mark("exported")
+        self.exported.set_visibility(False)
 
     def show(self, row: RunRow) -> None:
         """Offer what can be done now."""
@@ -51,6 +55,24 @@ class RunActions:
         self.report.set_visibility(study is not None)
         if study is not None:
             self.report.props["href"] = f"/compare?study={study}"
+        self._show_export(row)
+
+    def _show_export(self, row: RunRow) -> None:
+        """Show how the newest export of the run stands, whichever studio started it."""
+        export = self.studio.processes.newest("export", f"run={row.path}")
+        text, kind = "", "soft"
+        if export is not None:
+            outcome, out = self.studio.processes.outcome(export), escape_control(export.path)
+            if outcome.alive:
+                text = f"Exporting to {out} …"
+            elif outcome.error:
+                text, kind = f"The export failed: {escape_control(outcome.error)}", "bad"
+            elif Path(export.path).is_dir():  # it may have been removed since
+                text, kind = f"Exported for Hugging Face transformers: {out}", "good"
+        if text != self.exported.text:
+            self.exported.set_text(text)
+            self.exported.classes(replace=kind)
+            self.exported.set_visibility(bool(text))
 
     async def _do(self, act: Callable[[Path], Any], done: str) -> None:
         assert self._row is not None
@@ -67,6 +89,10 @@ class RunActions:
 
     async def _resume(self) -> None:
         await self._do(self.studio.processes.resume, "Resuming from the last checkpoint.")
+
+    def _compose(self) -> None:
+        assert self._row is not None
+        ui.navigate.to(f"/?{urlencode({'from': self._row.path})}")
 
     def _ask_steps(self) -> None:
         planned = (self._row.max_steps if self._row else None) or 1

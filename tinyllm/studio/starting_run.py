@@ -1,6 +1,8 @@
 """The page of a run that is not there: it is just starting, it failed before it had a directory, or it never was."""
 
-from nicegui import run, ui
+import asyncio
+
+from nicegui import ui
 
 from tinyllm.studio.processes import Outcome, Start
 from tinyllm.studio.studio import Studio
@@ -28,10 +30,10 @@ class StartingRun:
 
     async def refresh(self) -> None:
         """Show the run once it is there."""
-        if await run.io_bound(self.studio.catalogue.row, self.name) is not None:
+        if await asyncio.to_thread(self.studio.catalogue.row, self.name) is not None:
             ui.navigate.reload()
-        elif (seen := await run.io_bound(self._look)) is not None:
-            self._show(*seen)
+        else:
+            self._show(*await asyncio.to_thread(self._look))
 
     def _look(self) -> tuple[Start | None, Outcome | None]:
         start = self.studio.processes.start_of(self.studio.settings.outputs / self.name)
