@@ -36,3 +36,17 @@ def test_no_more_threads_than_usable_cpus(
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     hardware.pick_device("cpu")
     assert threads[-1] == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312),
+     ("NVIDIA A10", 125), ("NVIDIA L40", 181), ("NVIDIA L40S", 362), ("NVIDIA L4", 121),
+     ("NVIDIA GeForce RTX 4090", 165), ("NVIDIA GeForce GTX 1080", None)],
+)  # fmt: skip
+def test_peak_of_a_gpu(name: str, tflops: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that contain others, such as L40 and L4, keep their own figures."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    peak = hardware.peak_flops(torch.device("cuda"), "bf16")
+    assert peak == (None if tflops is None else tflops * 1e12)
+    assert hardware.peak_flops(torch.device("cuda"), "fp32") is None

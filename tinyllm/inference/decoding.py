@@ -129,8 +129,9 @@ class Decoder:
         for row, length in enumerate(self.lengths):
             if length == self.model.max_seq_len:
                 self._shorten(row)
-        self.next_B1 = ids_B.to(self.ids_BT.device)[:, None]
-        ends_B1 = torch.tensor(self.lengths, device=self.ids_BT.device)[:, None]
+        device = self.ids_BT.device
+        self.next_B1 = ids_B.to(device, non_blocking=True)[:, None]
+        ends_B1 = torch.tensor(self.lengths).to(device, non_blocking=True)[:, None]
         self.ids_BT.scatter_(1, ends_B1, self.next_B1)
         self.lengths = [length + 1 for length in self.lengths]
 

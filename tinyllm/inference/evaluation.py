@@ -74,11 +74,11 @@ def evaluate(
                 raise Interrupted
             tokens += batch.counted
             if (number - 1) % world_size == rank:
-                nats.append(_off_heap(_nats(model, batch.to(device), autocast)))
+                nats.append(_off_heap(_nats(model, _moved(batch, device), autocast)))
             if progress is not None:
                 progress(tokens)
         if len(nats) * world_size < number:  # a sharded model needs all ranks in every pass: repeat the last batch
-            nats.append(_off_heap(_nats(model, batch.to(device), autocast)))
+            nats.append(_off_heap(_nats(model, _moved(batch, device), autocast)))
     finally:
         model.train(was_training)
     if not tokens:
@@ -162,6 +162,11 @@ def _check_weights(model: LanguageModel, gather: Callable[[list[float]], list[li
     if any(row[0] for row in gather([float(bad_tensor is not None)])):
         hint = "they hold NaN or infinity; use an earlier checkpoint, or train again with a lower optimizer.lr"
         raise UserError("the weights are not finite", file=bad_tensor, hint=hint)
+
+
+def _moved(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch on a device; to a GPU from pinned memory, so that the host prepares the next one meanwhile."""
+    return (batch.pin_memory() if torch.device(device).type == "cuda" else batch).to(device)
 
 
 def _off_heap(batch_nats: Tensor) -> Tensor | float:

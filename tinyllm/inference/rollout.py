@@ -20,6 +20,7 @@ from torch import Tensor
 from tinyllm.data.shuffle import mixed
 from tinyllm.errors import UserError
 from tinyllm.inference.decoding import Autocast, LanguageModel
+from tinyllm.inference.sampling import forbids_scans
 from tinyllm.models.inference_copy import branched_cache, inference_copy
 from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.utils.stop_signal import Interrupted, Stopping
@@ -205,6 +206,8 @@ class _Chooser:
     def choose(self, logits_BV: Tensor, uniform_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Ids and log-probabilities (B,) of a token per row."""
         logits_BV = logits_BV[:, : self.vocab_size].float()
+        if forbids_scans(logits_BV.device):
+            logits_BV = logits_BV.cpu()
         logits_BV[:, self.excluded_ids] = -torch.inf
         if self.temperature:
             logits_BV /= self.temperature
@@ -212,7 +215,8 @@ class _Chooser:
         if self.temperature:
             # The first token whose cumulative probability exceeds the random number, in float64.
             cumulative_BV = logprobs_BV.double().exp().cumsum(dim=-1)
-            uniform_B1 = torch.from_numpy(uniform_B)[:, None].to(cumulative_BV.device) * cumulative_BV[:, -1:]
+            uniform_B1 = torch.from_numpy(uniform_B)[:, None].to(cumulative_BV.device, non_blocking=True)
+            uniform_B1 = uniform_B1 * cumulative_BV[:, -1:]
             ids_B1 = torch.searchsorted(cumulative_BV, uniform_B1, right=True).clamp(max=self.vocab_size - 1)
         else:
             ids_B1 = logprobs_BV.argmax(dim=-1, keepdim=True)

@@ -176,37 +176,54 @@ def choose_tokens(
         UserError: a logit is NaN.
     """
     logits_BV = logits_BV.float()
+    if forbids_scans(logits_BV.device):
+        logits_BV, seen_BV = logits_BV.cpu(), None if seen_BV is None else seen_BV.cpu()
     if seen_BV is not None:
         logits_BV = sampling.penalize(logits_BV, seen_BV)
     if unk_id is not None:
         logits_BV = logits_BV.clone()
         logits_BV[:, unk_id] = -math.inf
     if sampling.temperature == 0:
-        best_B, ids_B = (part.cpu() for part in logits_BV.max(dim=-1))
-        _refuse_nan(best_B)
-        return ids_B
+        best_B, ids_B = logits_BV.max(dim=-1)
+        return _on_the_host(ids_B, is_nan_B=best_B.isnan())
     return _draw(sampling.filter(logits_BV).softmax(dim=-1), generators)
 
 
 def _draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
     """Draw one token per row by inverting the cumulative distribution, in float64."""
-    cumulative_BV = probabilities_BV.cpu().double().cumsum(dim=-1)
+    cumulative_BV = probabilities_BV.double().cumsum(dim=-1)
     total_B1 = cumulative_BV[:, -1:]
-    _refuse_nan(total_B1)
     uniform_B1 = torch.stack([torch.rand(1, generator=g, dtype=torch.float64) for g in generators])
+    uniform_B1 = uniform_B1.to(cumulative_BV.device, non_blocking=True)
     # 1 − u lies in (0, 1]: the first token whose cumulative sum reaches (1 − u)·total has a probability above zero.
-    return torch.searchsorted(cumulative_BV, (1 - uniform_B1) * total_B1)[:, 0]
+    ids_B = torch.searchsorted(cumulative_BV, (1 - uniform_B1) * total_B1)[:, 0]
+    return _on_the_host(ids_B, is_nan_B=total_B1[:, 0].isnan())
+
+
+def forbids_scans(device: torch.device) -> bool:
+    """Whether torch refuses cumulative sums on a device, so that samples are drawn on the host.
+
+    On a GPU, one long sum is made by blocks in an order that varies, which ``trainer.deterministic=true`` excludes.
+    """
+    return device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+
+
+def _on_the_host(ids_B: Tensor, *, is_nan_B: Tensor) -> Tensor:
+    """The ids on the CPU, in a single transfer.
+
+    Raises:
+        UserError: a row is NaN.
+    """
+    host_2B = torch.stack([ids_B, is_nan_B.to(ids_B.dtype)]).cpu()
+    if host_2B[1].any():
+        raise UserError(
+            "the model's output is not a number (NaN)",
+            hint="its weights are damaged; use an earlier checkpoint",
+        )
+    return host_2B[0]
 
 
 def stream_seeds(seed: int, count: int) -> list[int]:
     """Seeds of ``count`` independent random streams; seed i does not depend on ``count``."""
     source = torch.Generator().manual_seed(seed)
     return [int(torch.randint(2**62, (), generator=source)) for _ in range(count)]
-
-
-def _refuse_nan(values: Tensor) -> None:
-    if values.isnan().any():
-        raise UserError(
-            "the model's output is not a number (NaN)",
-            hint="its weights are damaged; use an earlier checkpoint",
-        )

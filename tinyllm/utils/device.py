@@ -73,16 +73,32 @@ def gpu_capability(device: torch.device) -> tuple[int, int]:
     return _CAPABILITIES[index]
 
 
-# Dense bf16 peaks in FLOP/s, from the data sheets (without sparsity). The first name that matches counts.
+# Dense peaks of products in bf16 with fp32 sums, in FLOP/s: the tables of NVIDIA's data sheets (the rows "Tensor Core"
+# without sparsity, half of the figures that are marked with it), and for GeForce and workstation cards of the
+# architecture white papers. The first name that is part of what the driver calls the card counts.
 GPU_PEAKS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200 NVL": 835e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
+    "H20": 148e12,
     "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
+    "A40": 150e12,
+    "A30": 165e12,
     "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "RTX 6000 Ada": 364e12,
+    "RTX A6000": 155e12,
+    "RTX 5090": 210e12,
     "RTX 4090": 165e12,
+    "RTX 4080": 97e12,
     "RTX 3090": 71e12,
 }
 
