@@ -159,7 +159,10 @@ def is_alive(pid: int) -> bool:
             ("strategy=ddp", "strategy.nproc_per_node=2", "curriculum.enabled=true", "curriculum.start_seq_len=8"),
             marks=pytest.mark.exhaustive,
         ),
-        pytest.param(("strategy=fsdp", "strategy.nproc_per_node=2", "optimizer=muon"), marks=pytest.mark.exhaustive),
+        pytest.param(
+            ("strategy=fsdp", "strategy.nproc_per_node=2", "optimizer=muon", "optimizer.normalize_neurons=true"),
+            marks=pytest.mark.exhaustive,
+        ),
     ],
 )
 def test_killed_and_resumed_runs_are_bitwise_equal(settings: tuple[str, ...], corpus: str, call: Call) -> None:

@@ -22,7 +22,7 @@ OPTIONS = {
     "terms of training alone": ("objective.label_smoothing=0.1", "objective.z_loss=1e-3"),
     "ema": ("ema.enabled=true", "ema.update_every=2", "trainer.eval_every=2"),
     "lion": ("optimizer=lion", "optimizer.lr=1e-3"),
-    "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3"),
+    "muon": ("optimizer=muon", "optimizer.adamw_lr=1e-3", "optimizer.normalize_neurons=true"),
     "mup": ("parametrization=mup", "optimizer=muon", "optimizer.scale=spectral", "moe=aux_free"),
     "adamw8bit": ("optimizer=adamw8bit", "optimizer.lr=1e-3"),
     "gqa glu learned untied": (
