@@ -6,6 +6,7 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,15 @@ def test_remaining_time_ignores_warm_up_and_outliers() -> None:
     for step in range(8, 50):  # a lasting change does
         speed.add({"train/tokens": step * 1000.0, "speed/tokens_per_s": 50.0})
     assert speed.remaining(1000) == pytest.approx(20.0)
+
+
+def test_remaining_tokens_of_a_resumed_run_whose_rows_vary() -> None:
+    """The plan counts on guessed lengths, and steps before the resume may have had others."""
+    resumed = replace(fake_run.info(Path("run"), max_steps=400, start_step=100), rows_vary=True, start_tokens=50_000)
+    assert resumed.tokens_left(step=120, trained=58_000) == 280 * 400
+    assert resumed.tokens_left(step=400, trained=170_000) == 0
+    assert resumed.tokens_left(step=100, trained=50_000) == 400 * 8192 - 50_000, "nothing is known yet"
+    assert replace(resumed, rows_vary=False).tokens_left(step=120, trained=58_000) == 400 * 8192 - 58_000
 
 
 def test_mean_speed_is_tokens_over_seconds() -> None:

@@ -21,6 +21,7 @@ from tinyllm.inference.rewards.base import Completion
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.reward_model import Model
 from tinyllm.runs.checkpoint import find
+from tinyllm.tokenizers.byte import ByteTokenizer
 
 pytestmark = pytest.mark.slow
 SIZE = (*SMALL, "model.max_seq_len=128", "trainer.seq_len=128")
@@ -76,6 +77,13 @@ def test_scores_are_those_of_each_answer_alone(runs: Any) -> None:
         reward.scores([asked], [Completion(text="Z", tokens=1, ended=True)])
     with pytest.raises(UserError, match=r"too long for the reward model.*here:1"):
         reward.scores([asked], [Completion(text="apples " * 30, tokens=99, ended=True)])
+    reward.check([asked], tokenizer=saved.tokenizer, max_new_tokens=100)
+    with pytest.raises(UserError, match=r"do not fit into the reward model .*its context 128, and 120 new tokens"):
+        reward.check([asked], tokenizer=saved.tokenizer, max_new_tokens=120)
+    reward.check([asked], tokenizer=ByteTokenizer(), max_new_tokens=120)  # which may take fewer of its own
+    strange = Prompt(conversation=Conversation((Message(USER, "Z"),)), name="here:2")
+    with pytest.raises(UserError, match=r"cannot read a prompt.*here:2"):
+        reward.check([asked, strange], tokenizer=saved.tokenizer, max_new_tokens=1)
     for run, what in ((runs.chat, "the run is no reward model"), (runs.folder / "none", "no such directory")):
         with pytest.raises(UserError, match=f"{what} .reward.model.run="):
             Model(weight=1.0, run=str(run), checkpoint="best")
@@ -109,6 +117,10 @@ def test_grpo_with_a_reward_model_resumes_with_that_one_only(runs: Any, tmp_path
     assert train(*SIZE, *data, f"init_from={runs.chat}", "trainer.max_steps=1", f"run.dir={other}") == 0
     refused = call("train", f"resume={whole}", "trainer.max_steps=8", f"reward.model.run={other}")
     assert refused.code == 2 and "the reward model differs from the run's" in refused.err, refused.err
+    longer = ("model.max_seq_len=256", "objective.max_new_tokens=125", f"reward.model.run={moved}")
+    refused = call("train", *settings, *longer, f"run.dir={tmp_path / 'longer'}")
+    assert refused.code == 2 and "do not fit into the reward model (reward.model.run=" in refused.err, refused.err
+    assert refused.made == []
 
 
 def test_pairs_and_evaluations_by_a_reward_model(runs: Any, tmp_path: Path, call: Call) -> None:

@@ -45,6 +45,12 @@ def test_statuses_are_those_of_the_process_and_its_lock(tmp_path: Path) -> None:
         row = runs.row("e")
         # 10,000 planned tokens, 300 trained, 50 tokens a second.
         assert row is not None and row.eta_s == (10_000 - 300) / 50
+    resumed = {"max_steps": 20, "planned_tokens": 9, "rows_vary": True, "start_step": 6, "start_tokens": 400}
+    run_folder(tmp_path / "outputs" / "f", status="running", records=10, info=resumed)
+    with LockedRunDirs(tmp_path / "outputs" / "f"):
+        row = runs.row("f")
+        # 600 tokens in the 4 steps since the resume, so 150 in each of the other 10.
+        assert row is not None and row.eta_s == 10 * 150 / 50
     assert statuses(runs)["e"] == "lost"
     (tmp_path / "outputs" / "a" / "run.json").write_text("[")
     assert statuses(runs)["a"] == "damaged"

@@ -55,6 +55,25 @@ CONVERSATIONS = {
         "dataset.packing=best_fit",
         "set model.document_mask=true",
     ),
+    "an order of conversations that are packed": bad(
+        "dataset=chat dataset.path=IN/chats.jsonl dataset.packing=best_fit dataset.group_by_length=false"
+        " model.document_mask=true",
+        "dataset.group_by_length=false",
+        "dataset.packing=best_fit",
+    ),
+    "an order of conversations in evaluation": bad(
+        "run=IN/talking dataset=chat dataset.path=IN/chats.jsonl dataset.group_by_length=false",
+        "dataset.group_by_length=false",
+        "leave it out",
+        program="evaluate",
+        base=False,
+    ),
+    "an order of prompts": bad(
+        "model=pico objective=grpo reward=[exact] dataset=tasks init_from=IN/run dataset.group_by_length=false",
+        "dataset.group_by_length=false",
+        "leave it out",
+        base=False,
+    ),
     "a packing that conversations do not have": bad(
         "dataset=chat dataset.path=IN/chats.jsonl dataset.packing=concat", "dataset.packing=concat", "best_fit"
     ),

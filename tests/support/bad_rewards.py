@@ -18,6 +18,11 @@ REWARDS = {
     "a margin of a reward model": bad(
         f"objective=reward {PREFERENCES} objective.beta=0.1", "objective.beta=0.1", "dpo"
     ),
+    "an adapter of a reward model's head": bad(
+        f"objective=reward {PREFERENCES} init_from=IN/run lora=lora lora.targets=[qkv,head]",
+        "lora.targets=['qkv', 'head']",
+        "its score head is trained whole",
+    ),
     "pairs too long for a reward model": bad(
         f"objective=reward {PREFERENCES} trainer.seq_len=8", "trainer.seq_len=8", "raise it"
     ),

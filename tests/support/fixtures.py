@@ -33,6 +33,7 @@ class Answer:
     made: list[str]
     """What is in the current directory afterwards."""
     seconds: float
+    """Processor time, which other programs on the machine do not change."""
 
 
 Call = Callable[..., Answer]
@@ -48,7 +49,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
     def run(program: str, *arguments: str, **environ: str) -> Answer:
         capsys.readouterr()
-        start = time.perf_counter()
+        start = time.process_time()
         with (
             mock.patch.object(sys, "argv", [f"tinyllm-{program}", *arguments]),
             mock.patch.object(sys, "path", list(sys.path)),
@@ -56,7 +57,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
             pytest.raises(SystemExit) as end,
         ):
             importlib.import_module(MODULES.get(program, f"tinyllm.{program}")).main()
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         shown = capsys.readouterr()
         made = sorted(path.relative_to(place).as_posix() for path in place.rglob("*"))
         code = end.value.code

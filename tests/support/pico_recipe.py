@@ -13,17 +13,19 @@ SETTINGS = [
     "trainer.sample_every=0",
 ]
 TASKS = ["dataset=tasks", "dataset.families=[words]", "dataset.n_train=64", "dataset.n_val=4"]
+LEARNING = [*("trainer.max_steps=60", "trainer.eval_every=60"), *("trainer.batch_size=8", "optimizer.lr=1e-2")]
 GRPO = [
     *(*TASKS, "objective=grpo", "reward=[length]", "reward.length.target=2", "tools=python_expression"),
     *("objective.group_size=4", "objective.max_new_tokens=6", "schedule=constant"),
 ]
 
 
-def recipe(text: Path, *, steps: int = 3) -> dict[str, Any]:
+def recipe(text: Path, *, steps: int = 3, learns: bool = False) -> dict[str, Any]:
     """Language, conversations, pairs, preferences, and rewards.
 
     Args:
         text: what the first stage trains on.
+        learns: train on conversations until some answers end and can be written to a file, as pairs must.
     """
     end = [f"trainer.max_steps={steps}", f"trainer.eval_every={steps}"]
     pairs = ["dataset=tasks", "dataset.families=[words]", "reward=[length]", "reward.length.target=1"]
@@ -32,11 +34,11 @@ def recipe(text: Path, *, steps: int = 3) -> dict[str, Any]:
         "settings": SETTINGS,
         "stages": [
             {"name": "language", "settings": ["dataset=text", f"dataset.path={text}", *end]},
-            {"name": "tools", "settings": [*TASKS, *end]},
+            {"name": "tools", "settings": [*TASKS, *end, *(LEARNING if learns else ())]},
             {
                 "name": "pairs",
                 "program": "pairs",
-                "settings": [*pairs, "n_pairs=24", "n_samples=8", "max_new_tokens=40"],
+                "settings": [*pairs, "n_pairs=24", "n_prompts=1000", "n_samples=8", "max_new_tokens=40"],
             },
             {
                 "name": "preference",

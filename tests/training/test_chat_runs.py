@@ -46,6 +46,9 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(
     assert train(f"resume={tmp_path / 'parts'}", "trainer.stop_after_steps=null") == 0
     assert digest(tmp_path / "parts") == digest(tmp_path / "whole")
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    info = json.loads((tmp_path / "parts" / "run.json").read_text(encoding="utf-8"))["info"]
+    before = next(record for record in metrics(tmp_path / "parts") if record["step"] == 2)
+    assert info["rows_vary"] and (info["start_step"], info["start_tokens"]) == (2, before["train/tokens"])
     saved = open_saved(tmp_path / "whole")
     template = saved_template(saved)
     assert (tmp_path / "whole" / "chat_template.jinja").read_text(encoding="utf-8") == template.source

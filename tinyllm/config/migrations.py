@@ -57,6 +57,7 @@ SELECTION: dict[str, Any] = {
 }
 PACKING: dict[str, Any] = {"packing": "concat"}
 LARGE = PACKING | {"start_early": False, "shard_tokens": 2**26}
+OF_HUB: dict[str, Any] = {"name": None, "config": None, "revision": None, "split": "train", "val_split": None}
 ROUTED: dict[str, Any] = {"normalize": None, "n_groups": 1, "n_active_groups": None}
 PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.nn.attention.mha.MHA": HEADS,
@@ -72,6 +73,10 @@ PARTS: dict[str, dict[str, Any]] = {
     "tinyllm.data.parquet.ParquetCorpus": LARGE,
     "tinyllm.data.pydocs.PydocsCorpus": PACKING,
     "tinyllm.data.stdlib.StdlibCorpus": PACKING,
+    "tinyllm.data.chat.corpus.ConversationCorpus": {"group_by_length": True},
+    "tinyllm.data.preferences.corpus.PreferenceCorpus": OF_HUB,
+    "tinyllm.data.prompt_data.PromptCorpus": OF_HUB,
+    "tinyllm.data.tasks.corpus.TaskCorpus": {"group_by_length": True},
     "tinyllm.tokenizers.char.CharTrainer": {"special_tokens": [], "match_special": False},
     "tinyllm.tokenizers.byte.ByteTrainer": {"special_tokens": [], "match_special": False},
     BPE: {"match_special": False},

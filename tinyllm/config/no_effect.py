@@ -79,6 +79,9 @@ RULES = (
     DisabledBy(key="conversations", when=is_set, disables=("vs",)),
     DisabledBy(key="run.dir", when=is_set, disables=("run.name",)),
     DisabledBy(key="stats", when=is_false, disables=("picture",)),
+    DisabledBy(
+        key="dataset.packing", when=lambda value: bool(value == "best_fit"), disables=("dataset.group_by_length",)
+    ),
     DisabledBy(key="dataset.start_early", when=is_false, disables=("dataset.shard_tokens",)),
     DisabledBy(key="dataset.val_path", when=is_set, disables=("dataset.val_fraction",)),
     DisabledBy(key="dataset.path", when=is_set, disables=("dataset.name", "dataset.revision", "dataset.streaming")),

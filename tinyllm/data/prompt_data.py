@@ -100,7 +100,7 @@ class PromptCorpus(RecordCorpus[Prompt]):
     A prompt is a text, which the user says, or a list of messages.
 
     Args:
-        path: a file, a folder or a glob.
+        path, name, config, revision, split, val_split: see :class:`tinyllm.data.record_corpus.RecordCorpus`.
         val_path: the same for validation; prompts that are also in it are left out of training.
         val_fraction: fraction of the prompts that becomes validation if there is no ``val_path``, by a hash.
         chat_template: renders them.
@@ -113,9 +113,28 @@ class PromptCorpus(RecordCorpus[Prompt]):
     records: ClassVar[str] = "prompts"
 
     def __init__(
-        self, *, path: str, val_path: str | None, val_fraction: float, chat_template: ChatTemplate | None = None
+        self,
+        *,
+        path: str | None,
+        val_path: str | None,
+        val_fraction: float,
+        name: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        split: str = "train",
+        val_split: str | None = None,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
-        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
+        super().__init__(
+            path=path,
+            val_path=val_path,
+            val_fraction=val_fraction,
+            name=name,
+            config=config,
+            revision=revision,
+            split=split,
+            val_split=val_split,
+        )
         assert chat_template is not None, "the program passes the template"
         self.chat_template = chat_template
 
@@ -136,13 +155,14 @@ class PromptCorpus(RecordCorpus[Prompt]):
             UserError: a record is no prompt, or a split would be empty.
         """
         sides: tuple[list[Prompt], list[Prompt]] = [], []
-        if self.val_path is None:
-            for prompt in self._distinct("dataset.path", self.path):
+        of_training, *of_val = self.places()
+        every = self._distinct(*of_training)
+        if not of_val:
+            for prompt in every:
                 sides[share_of(prompt.conversation.to_json()) < self.val_fraction].append(prompt)
         else:
-            sides[1].extend(self._distinct("dataset.val_path", self.val_path))
+            sides[1].extend(self._distinct(*of_val[0]))
             held_out = {prompt.conversation.to_json() for prompt in sides[1]}
-            every = self._distinct("dataset.path", self.path)
             sides[0].extend(prompt for prompt in every if prompt.conversation.to_json() not in held_out)
         if not all(sides):
             what = f"the {'validation' if sides[0] else 'training'} split has no prompts"

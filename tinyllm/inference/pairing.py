@@ -96,7 +96,9 @@ def find_pairs(
     """
     batches = answer_batches(answering, model, prompts, numbers, n_samples=n_samples, seed=seed, autocast=autocast)
     for batch in batches:
-        rewards.check([prompt for prompt, _ in batch])
+        rewards.check(
+            [prompt for prompt, _ in batch], tokenizer=answering.tokenizer, max_new_tokens=answering.max_new_tokens
+        )
         completions = [answering.completion(answer) for _, answers in batch for answer in answers]
         scores = rewards.scores([prompt for prompt, answers in batch for _ in answers], completions)
         tally.add(scores)

@@ -37,6 +37,8 @@ PLACEHOLDER_VOCAB = 256
 """Vocabulary size of a model on ``meta`` while the tokenizer is unknown."""
 LORA = "lora"
 """The node of low-rank adapters; empty: none."""
+HEADS = ("head", "score")
+"""Names that ``lora.targets`` may give to the head of a reward model."""
 META = torch.device("meta")
 """Tensors on it have a shape and a dtype, and no memory."""
 
@@ -86,7 +88,7 @@ def build_model(
                 is_reward_model = scores_answers(cfg, allow=allow)
                 if is_reward_model:
                     drop_head(model)
-                attach_adapters(cfg.get(LORA), model, seed=seed, allow=allow)
+                attach_adapters(cfg.get(LORA), model, seed=seed, allow=allow, scores=is_reward_model)
                 if is_reward_model:
                     attach_score_head(model)
             model = place(model) if place else model.to(device)  # outside the context, which would allocate on meta
@@ -101,13 +103,19 @@ def scores_answers(cfg: DictConfig, *, allow: frozenset[Option]) -> bool:
     return isinstance(target, type) and issubclass(target, Objective) and target.scores_answers
 
 
-def attach_adapters(node: Any, model: Any, *, seed: int, allow: frozenset[Option]) -> None:
+def attach_adapters(node: Any, model: Any, *, seed: int, allow: frozenset[Option], scores: bool = False) -> None:
     """Give a model the adapters of the node ``lora``, if it has any; all other weights are frozen.
+
+    Args:
+        scores: the model is a reward model, whose score head trains without an adapter.
 
     Raises:
         UserError: a number out of range, or a target that matches no layer.
     """
     if node:
+        if scores and not set(HEADS).isdisjoint(node.get("targets") or ()):
+            hint = "it has no head over the vocabulary, and its score head is trained whole; leave it out"
+            raise UserError("a reward model has no such adapter", key="lora.targets", value=node.targets, hint=hint)
         lora = build(node, path=LORA, allow=allow)
         call(lora.attach, model, node=plain(node), path=LORA, seed=seed)
 

@@ -60,9 +60,11 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     if tokenizer_keys:
         hint = "text is encoded with the tokenizer of the run; leave it out"
         raise UserError("the key has no effect here", key=tokenizer_keys[0], value="…", hint=hint)
-    if "dataset.packing" in invocation.typed:
+    for key in sorted({"dataset.packing", "dataset.group_by_length"} & invocation.typed):
         hint = "evaluation reads every token of a split in its order; leave it out"
-        raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
+        raise UserError(
+            "the key has no effect here", key=key, value=cfg.dataset[key.removeprefix("dataset.")], hint=hint
+        )
     result = evaluate_run(cfg, run, allow=invocation.allow, lines=not invocation.json, typed=invocation.typed)
     if invocation.json:
         print(json.dumps(finite(result)))

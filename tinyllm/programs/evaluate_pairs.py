@@ -52,6 +52,8 @@ def evaluate_pairs(
         raise UserError("the data set has no test split", key="split", value="test", hint="use val or train")
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
+    if cfg.dataset is None:
+        corpus.pin(saved.data.get("revision"))
     corpus.check()
     data = corpus.prepare(FixedTrainer(saved.tokenizer))
     is_own = {name: saved.data.get(name) for name in ("train", "val")} == {

@@ -67,6 +67,8 @@ def evaluate_prompts(
             raise UserError("the key has no effect here", key=key, value=cfg[key], hint=hint)
     device = pick_device(cfg.device, key="device")
     precision = pick_precision(cfg.precision, device)
+    if cfg.dataset is None:
+        corpus.pin(saved.data.get("revision"))
     corpus.check()
     prompts = _prompts(cfg, saved, corpus, run)
     cfg = cfg.copy()
@@ -82,8 +84,6 @@ def evaluate_prompts(
     elif all(prompt.answer is None for prompt in prompts):
         hint = 'add the field "answer", which answers are compared with; or evaluate a run of objective=grpo'
         raise UserError("the prompts have no answers", key="dataset.path", value=cfg.dataset.path, hint=hint)
-    if rewards is not None:
-        rewards.check(prompts)
     model = model_of(saved, weights=cfg.weights, device=device, allow=allow)
     if cfg.quantize == "int8":
         round_to_int8(model, precision)

@@ -87,7 +87,12 @@ def evaluate_versus(
     fitting = Fitting(answerings, prompts, key="answers.max_new_tokens")
     numbers = list(fitting(range(len(prompts))))
     fitting.require_some()
-    rewards.check([prompts[number] for number in numbers])
+    for each, answering in runs:
+        rewards.check(
+            [prompts[number] for number in numbers],
+            tokenizer=each.tokenizer,
+            max_new_tokens=answering.max_new_tokens,
+        )
     start = time.perf_counter()
     sides = [
         _answers(cfg, each, answering, prompts, numbers, rewards, device=device, precision=precision, allow=allow)

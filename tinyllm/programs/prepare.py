@@ -28,9 +28,11 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     Raises:
         UserError: a key has no effect, or the data cannot be prepared.
     """
-    if "dataset.packing" in invocation.typed:
+    for key in sorted({"dataset.packing", "dataset.group_by_length"} & invocation.typed):
         hint = "documents are packed when training starts, the prepared data are the same; leave it out"
-        raise UserError("the key has no effect here", key="dataset.packing", value=cfg.dataset.packing, hint=hint)
+        raise UserError(
+            "the key has no effect here", key=key, value=cfg.dataset[key.removeprefix("dataset.")], hint=hint
+        )
     refuse_start_early(cfg)
     target = resolve_target(plain(cfg.dataset), path="dataset", extra=invocation.allow)
     if cfg.stats and getattr(target, "gives", TOKENS) != TOKENS:

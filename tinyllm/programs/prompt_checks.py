@@ -99,7 +99,7 @@ def check_prompt_settings(
 
 
 def check_prompts(cfg: DictConfig, data: Any, objective: Any, *, allow: frozenset[Option]) -> None:
-    """Refuse prompts without the answer that a reward reads, and prompts too long for the context.
+    """Refuse prompts without the answer that a reward reads, and prompts too long for the context or a reward model.
 
     Raises:
         UserError: names the prompt, or the longest that there may be.
@@ -107,7 +107,6 @@ def check_prompts(cfg: DictConfig, data: Any, objective: Any, *, allow: frozense
     if not isinstance(data, PromptData):
         return
     prompts = [*islice(data.train.prompts, CHECKED), *data.val.prompts]
-    build_rewards(cfg, allow=allow).check(prompts)
     rendered = (
         data.chat_template.render(prompt.conversation, data.tokenizer, add_generation_prompt=True).ids
         for prompt in prompts
@@ -117,3 +116,5 @@ def check_prompts(cfg: DictConfig, data: Any, objective: Any, *, allow: frozense
         hint = f"at most {max(context - longest, 0)}: the longest prompt has {longest} tokens, the context {context}"
         what = "prompt and answer do not fit into the context"
         raise UserError(what, key="objective.max_new_tokens", value=objective.max_new_tokens, hint=hint)
+    rewards = build_rewards(cfg, allow=allow)
+    rewards.check(prompts, tokenizer=data.tokenizer, max_new_tokens=objective.max_new_tokens)

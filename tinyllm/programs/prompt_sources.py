@@ -40,6 +40,8 @@ def open_prompts(
         name = None if target is None else target.__name__
         raise UserError(what, key="dataset", value=name, hint=f"choose {SOURCES}")
     corpus = build_corpus(plain(node), allow=allow, **template_of(node, saved, allow=allow))
+    if dataset is None:
+        corpus.pin(saved.data.get("revision"))
     corpus.check()
     if split == "test":
         if not isinstance(corpus, TaskCorpus):

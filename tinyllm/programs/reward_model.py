@@ -9,6 +9,7 @@ import torch
 
 from tinyllm.config.targets import Option
 from tinyllm.data.chat.messages import ASSISTANT, Conversation, Message
+from tinyllm.data.chat.template import Rendered
 from tinyllm.data.prompts import Prompt
 from tinyllm.errors import UserError
 from tinyllm.inference.rewards.base import Completion, Reward
@@ -16,6 +17,7 @@ from tinyllm.programs.builders import scores_answers
 from tinyllm.programs.conversations import saved_template
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.saved_weights import digest_at
+from tinyllm.tokenizers import Tokenizer
 from tinyllm.utils.text import print_note
 
 CPU = torch.device("cpu")
@@ -67,6 +69,19 @@ class Model(Reward):
     def _model(self) -> Any:
         return model_of(self._saved, device=self._device, allow=self._trusted, scores=True).requires_grad_(False)
 
+    def check(self, prompts: Sequence[Prompt], *, tokenizer: Tokenizer, max_new_tokens: int) -> None:
+        # In another tokenizer an answer may have fewer tokens than the model chooses, so only its first is certain;
+        # what is too long after all is refused when it is scored.
+        needed = max_new_tokens if tokenizer.fingerprint() == self._saved.tokenizer.fingerprint() else 1
+        longest = max(len(self._rendered(prompt).ids) for prompt in prompts)
+        context = self._saved.cfg.model.max_seq_len
+        if longest + needed > context:
+            hint = (
+                f"the longest prompt has {longest} tokens, its context {context}, and {max_new_tokens} new tokens are"
+            )
+            hint += " allowed; allow fewer, use shorter prompts, or a reward model with a longer context"
+            raise UserError("prompt and answer do not fit into the reward model", key=KEY, value=self._run, hint=hint)
+
     @torch.no_grad()
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         rows = [self._ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
@@ -90,18 +105,26 @@ class Model(Reward):
         Raises:
             UserError: it cannot be expressed, or is longer than the context.
         """
-        tokenizer, before = self._saved.tokenizer, prompt.conversation
-        said = completion.messages or (Message(ASSISTANT, completion.text),)
-        try:
-            rendered = self._template.render(Conversation((*before.messages, *said), before.tools), tokenizer)
-        except UserError as error:
-            hint = f"{prompt.name}: {error.hint or 'its tokenizer cannot express the text'}"
-            what = f"the reward model cannot read an answer: {error.what}"
-            raise UserError(what, key=KEY, value=self._run, hint=hint) from error
+        rendered = self._rendered(prompt, completion.messages or (Message(ASSISTANT, completion.text),))
         end = int(np.flatnonzero(rendered.is_target)[-1]) + 1
-        if not completion.ended and int(rendered.ids[end - 1]) in self._template.stop_ids(tokenizer):
+        if not completion.ended and int(rendered.ids[end - 1]) in self._template.stop_ids(self._saved.tokenizer):
             end -= 1
         if end > self._saved.cfg.model.max_seq_len:
             hint = f"{prompt.name}: {end} tokens, its context has {self._saved.cfg.model.max_seq_len}; limit new tokens"
             raise UserError("an answer is too long for the reward model", key=KEY, value=self._run, hint=hint)
         return rendered.ids[:end]
+
+    def _rendered(self, prompt: Prompt, said: Sequence[Message] = ()) -> Rendered:
+        """A prompt and what was said after it; nothing: up to where an answer begins.
+
+        Raises:
+            UserError: the model's tokenizer cannot express it.
+        """
+        before = prompt.conversation
+        whole = Conversation((*before.messages, *said), before.tools)
+        try:
+            return self._template.render(whole, self._saved.tokenizer, add_generation_prompt=not said)
+        except UserError as error:
+            hint = f"{prompt.name}: {error.hint or 'its tokenizer cannot express the text'}"
+            what = f"the reward model cannot read {'an answer' if said else 'a prompt'}: {error.what}"
+            raise UserError(what, key=KEY, value=self._run, hint=hint) from error

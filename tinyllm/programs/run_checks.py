@@ -37,7 +37,7 @@ OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo, orpo or reward", PR
 """What a data set may give, with the objectives that read it."""
 RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop", "lora.dropout")
 """Keys with which two passes of the same model differ."""
-OF_ROWS = frozenset({"dataset.packing", "dataset.too_long"})
+OF_ROWS = frozenset({"dataset.packing", "dataset.too_long", "dataset.group_by_length"})
 """Keys on how conversations become training windows."""
 OF_EQUAL_LENGTH = ("trainer.max_tokens", "trainer.total_batch_tokens", "curriculum.enabled")
 """Keys that need sequences of equal length."""

@@ -251,6 +251,7 @@ def open_run_data(settings: CheckedSettings) -> RunData:
     with naming_saved_setting(resumption):
         early = partial(prepare_in_background, cfg, allow=settings.invocation.allow)
         opened = partial(open_data, trained_on=trained_on, early=early, scores=settings.meta_objective.scores_answers)
+        settings.corpus.pin((trained_on or {}).get("revision"))
         data: RunData = (prompt_data if settings.meta_objective.reads == PROMPTS else opened)(settings.corpus, trainer)
     check_prompts(cfg, data, settings.meta_objective, allow=settings.invocation.allow)
     check_sampling(cfg, data.tokenizer)

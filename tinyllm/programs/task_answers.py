@@ -96,6 +96,8 @@ def prompt_answers(
         given = setting("answers.max_new_tokens", settings.max_new_tokens)
         hint = f"at most {room}: the longest prompt has {longest} tokens, the context {saved.cfg.model.max_seq_len}"
         raise UserError("prompt and answer do not fit into the context", file=given, hint=hint)
+    if rewards is not None:
+        rewards.check(prompts, tokenizer=saved.tokenizer, max_new_tokens=settings.max_new_tokens)
     bar = Progress(console=Console(stderr=True), transient=True, disable=not (sys.stderr.isatty() and shows("INFO")))
     task = bar.add_task("answering", total=len(prompts) * settings.n_samples)
     with bar:

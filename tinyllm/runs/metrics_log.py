@@ -239,6 +239,28 @@ def _line(record: Record) -> str:
     return json.dumps(finite(record)) + "\n"
 
 
+def tokens_left(
+    *,
+    planned: float,
+    rows_vary: bool,
+    start_step: float,
+    start_tokens: float,
+    max_steps: float,
+    step: float,
+    trained: float,
+) -> float:
+    """Training tokens from a step until the end of a run.
+
+    Args:
+        planned: tokens of the whole run; a guess if ``rows_vary``, since padding and answers are not known before.
+        start_step, start_tokens: where the current process took over; 0 unless it resumed.
+        step, trained: the current step, and the tokens until then.
+    """
+    if rows_vary and step > start_step:  # as many a step as this process has trained on so far
+        return (trained - start_tokens) / (step - start_step) * (max_steps - step)
+    return max(0.0, planned - trained)
+
+
 @dataclass
 class Speed:
     """Training speed in tokens per second, from the records of a run. Evaluation and saving do not count."""

@@ -12,6 +12,7 @@ from typing import Any
 from tinyllm.errors import UserError
 from tinyllm.runs.layout import INTERRUPTED, LOCK, METRICS, RUN_JSON, RUNNING
 from tinyllm.runs.listing import EVALUATED, ListedRun, folders_below
+from tinyllm.runs.metrics_log import tokens_left
 from tinyllm.runs.metrics_tail import MetricsTail
 from tinyllm.studies.sweep.directory import LOCK as SWEEP_LOCK
 from tinyllm.studies.sweep.directory import RECORDS
@@ -188,14 +189,24 @@ class Catalogue:
 def remaining(tail: MetricsTail, values: dict[str, Any]) -> float | None:
     """Seconds until a running run has trained on all its tokens, at the median of its latest speeds."""
     tail.poll()
-    planned, trained = _number(values.get("planned_tokens")), tail.last("train/tokens")
+    planned, max_steps = _number(values.get("planned_tokens")), _number(values.get("max_steps"))
+    step, trained = _number(values.get("step")), tail.last("train/tokens")
     _, speeds = tail.series("speed/tokens_per_s")
     if len(speeds) > 1:
         speeds = speeds[1:]  # the first interval includes warm-up
     usable = [speed for speed in speeds[-RECENT:].tolist() if speed > 0]
-    if planned is None or trained is None or not usable:
+    if planned is None or max_steps is None or step is None or trained is None or not usable:
         return None
-    return max(0.0, planned - trained) / statistics.median(usable)
+    left = tokens_left(
+        planned=planned,
+        rows_vary=values.get("rows_vary") is True,
+        start_step=_number(values.get("start_step")) or 0.0,
+        start_tokens=_number(values.get("start_tokens")) or 0.0,
+        max_steps=max_steps,
+        step=step,
+        trained=trained,
+    )
+    return left / statistics.median(usable)
 
 
 def waiting_jobs(sweeps: Iterable[Path], folder: Path) -> Iterator[RunRow]:

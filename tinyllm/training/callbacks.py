@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from tinyllm.errors import UserError, one_line
 from tinyllm.nn.loss import perplexity
+from tinyllm.runs.metrics_log import tokens_left
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,15 @@ class RunInfo:
         Args:
             trained: tokens until that step.
         """
-        steps = step - self.start_step
-        if self.rows_vary and steps > 0:  # as many a step as so far
-            return (trained - self.start_tokens) / steps * (self.max_steps - step)
-        return max(0.0, self.planned_tokens - trained)
+        return tokens_left(
+            planned=self.planned_tokens,
+            rows_vary=self.rows_vary,
+            start_step=self.start_step,
+            start_tokens=self.start_tokens,
+            max_steps=self.max_steps,
+            step=step,
+            trained=trained,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

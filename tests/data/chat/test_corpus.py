@@ -1,6 +1,7 @@
 """dataset=chat: split by prompt, rows with their targets, the order of training, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from tests.support.chats import record, write_records
 from tinyllm.data.batch import row_length
 from tinyllm.data.chat.corpus import ConversationCorpus, key_of
-from tinyllm.data.chat.rows import BUNDLE, ConversationData, ConversationSource
-from tinyllm.data.chat.template import ChatTemplate, Roles
+from tinyllm.data.chat.rows import BUNDLE, ConversationData, ConversationSource, ConversationSplit
+from tinyllm.data.chat.template import ChatTemplate, Rendered, Roles
 from tinyllm.data.sample_span import SampleSpan
 from tinyllm.errors import UserError
 from tinyllm.nn.loss import IGNORE
+from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.tokenizers.char import CharTrainer
 from tinyllm.tokenizers.pretrained import FixedTrainer
 
@@ -108,6 +110,24 @@ def test_each_conversation_once_per_epoch_in_bundles_of_like_length(data: Conver
     bundles = lengths[: count // BUNDLE * BUNDLE].reshape(-1, BUNDLE)
     spread = (bundles.max(axis=1) - bundles.min(axis=1)).mean()
     assert spread < 0.6 * (lengths.max() - lengths.min())
+
+
+def test_batches_of_any_lengths_weigh_the_targets_of_short_answers_like_others() -> None:
+    """The mean of the steps' means over their targets, against the mean over all targets of an epoch."""
+    lengths = np.random.default_rng(0).integers(3, 120, size=2048)
+    rows = [Rendered(np.full(length, 65), np.ones(length, dtype=bool)) for length in lengths]
+    grouped = ConversationSplit.of("train", rows, drops_long=False, tokenizer=ByteTokenizer())
+
+    def weight_of_short_answers(split: ConversationSplit) -> float:
+        source = ConversationSource(split, seq_len=120, seed=3)
+        steps = source.rows(np.arange(2048)).reshape(-1, 16)
+        assert sorted(steps.ravel()) == list(range(2048))
+        targets, is_short = split.targets[steps], lengths[steps] < 40
+        shares = (targets * is_short).sum(1) / targets.sum(1)  # of a step's loss
+        return float(shares.mean() / ((targets * is_short).sum() / targets.sum()))
+
+    assert weight_of_short_answers(replace(grouped, group_by_length=False)) == pytest.approx(1, abs=0.05)
+    assert weight_of_short_answers(grouped) > 2, "the price of little padding"
 
 
 def test_long_conversations_are_refused_or_left_out_and_never_cut(tmp_path: Path, data: ConversationData) -> None:

@@ -15,7 +15,10 @@ from tests.support.hub_sets import write_readme, write_split
 from tinyllm.data.chat.corpus import ConversationCorpus, key_of
 from tinyllm.data.chat.messages import parse_conversation
 from tinyllm.data.chat.template import Roles
+from tinyllm.data.preferences.corpus import PreferenceCorpus
+from tinyllm.data.prompt_data import PromptCorpus
 from tinyllm.errors import UserError
+from tinyllm.tokenizers.byte import ByteTrainer
 
 pytestmark = pytest.mark.slow  # the library takes seconds to import
 TRAIN, VAL = [record(seed, tools=False) for seed in range(30)], [record(seed, tools=False) for seed in range(30, 36)]
@@ -78,6 +81,54 @@ def test_files_have_no_splits_and_something_must_be_named(copy: Path) -> None:
         corpus(file, val_split="test")
     with pytest.raises(UserError, match=r"no conversations are named .*dataset.name=user/set"):
         corpus(None)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of answers, whose prompts have an answer each."""
+    root = tmp_path_factory.mktemp("hub") / "pairs"
+    for split, numbers in (("train", range(20)), ("test", range(18, 24))):
+        rows = [{"prompt": f"{n}?", "chosen": f"{n}", "rejected": "no", "answer": f"{n}"} for n in numbers]
+        write_split(root / "default", split, rows, shards=2)
+    write_readme(root, {"default": ["train", "test"]})
+    return root
+
+
+def test_preferences_and_prompts_are_read_as_conversations_are(pairs: Path) -> None:
+    given: dict[str, Any] = {"path": str(pairs), "val_path": None, "val_fraction": 0.1, "val_split": "test"}
+    preferences = PreferenceCorpus(**given, too_long="error")
+    preferences.check()
+    data = preferences.prepare(ByteTrainer(special_tokens="auto", match_special=False))
+    assert (data.train.n_pairs, data.val.n_pairs) == (18, 6)
+    prompts = PromptCorpus(**given, chat_template=Roles())
+    prompts.check()
+    train, val = prompts.prompt_splits()
+    assert [prompt.answer for prompt in val] == [str(n) for n in range(18, 24)] and len(train) == 18
+    for kind in (PreferenceCorpus, PromptCorpus):
+        with pytest.raises(UserError, match=r"no such split \(dataset.val_split=val\)"):
+            kind(**given | {"val_split": "val"}, **{"too_long": "error"} if kind is PreferenceCorpus else {}).check()
+        with pytest.raises(UserError, match=r"no (preferences|prompts) are named .*dataset.name=user/set"):
+            kind(**given | {"path": None}, **{"too_long": "error"} if kind is PreferenceCorpus else {})
+
+
+@pytest.mark.exhaustive
+def test_preferences_by_name_stay_those_of_their_commit(pairs: Path, tmp_path: Path) -> None:
+    with serving({"user/pairs": pairs}) as server:
+        environ = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "hf")}
+
+        def call(program: str, *settings: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", f"tinyllm.{program}", *settings]
+            return subprocess.run(command, env={**os.environ, **environ}, capture_output=True, text=True, timeout=900)
+
+        data = ("dataset=preferences", "dataset.name=user/pairs", "dataset.val_split=test", "tokenizer=byte")
+        run = f"run.dir={tmp_path / 'run'}"
+        shape = ("objective=simpo", "model=pico", "trainer.max_steps=4", "trainer.stop_after_steps=2")
+        first = call("train", *data, *shape, run)
+        assert first.returncode == 0, first.stderr
+        assert COMMIT in next((tmp_path / "run" / "checkpoints").glob("step-*/manifest.json")).read_text()
+        for program, settings in (("train", [f"resume={tmp_path / 'run'}"]), ("evaluate", [f"run={tmp_path / 'run'}"])):
+            done = call(program, *settings)
+            assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.exhaustive

@@ -1,6 +1,7 @@
 """Rewards: what each gives, what none is fooled by, and what is refused."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -15,8 +16,10 @@ from tinyllm.errors import UserError
 from tinyllm.inference.rewards.base import Completion, Reward, Rewards
 from tinyllm.inference.rewards.correct import Exact, Expression
 from tinyllm.inference.rewards.style import Format, Length, ToolCost
+from tinyllm.tokenizers.byte import ByteTokenizer
 from tinyllm.utils.yaml_files import read_yaml
 
+LIMITS: Any = {"tokenizer": ByteTokenizer(), "max_new_tokens": 4}
 TASKS = TaskSet(families=list(FAMILIES), seed=3, tool=None, tool_share=0.0, short_share=1.0)
 
 
@@ -106,8 +109,8 @@ def test_what_is_refused() -> None:
     with pytest.raises(UserError, match="no reward"):
         Rewards({})
     with pytest.raises(UserError, match=r"prompt has no answer \(prompts.jsonl:3\): reward=exact compares"):
-        Rewards({"exact": Exact(weight=1.0)}).check([asked("1"), asked(None)])
-    Rewards({"tool_cost": ToolCost(weight=1.0)}).check([asked(None)])
+        Rewards({"exact": Exact(weight=1.0)}).check([asked("1"), asked(None)], **LIMITS)
+    Rewards({"tool_cost": ToolCost(weight=1.0)}).check([asked(None)], **LIMITS)
     for pattern, message in (("(", "not a pattern"), (".*", "matches an empty answer"), ("", "empty answer")):
         with pytest.raises(UserError, match=message):
             Format(weight=1.0, pattern=pattern)

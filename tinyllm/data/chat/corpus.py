@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple, Self
 
@@ -11,13 +10,11 @@ from tinyllm.data.chat.messages import ASSISTANT, USER, Conversation, parse_conv
 from tinyllm.data.chat.rows import ConversationData, ConversationSplit
 from tinyllm.data.chat.template import ChatTemplate, Packaged, Rendered
 from tinyllm.data.content_hashes import ContentHashes
-from tinyllm.data.hub.records import HubRecords
 from tinyllm.data.prompts import Prompt
-from tinyllm.data.record_corpus import RecordCorpus, read_all, records_in
+from tinyllm.data.record_corpus import RecordCorpus, read_all
 from tinyllm.data.split import RULES
 from tinyllm.errors import UserError
 from tinyllm.tokenizers import Tokenizer, TokenizerTrainer
-from tinyllm.utils.files import expand_home
 
 TooLong = Literal["error", "drop"]
 Filling = Literal["rows", "best_fit"]
@@ -61,16 +58,14 @@ class ConversationCorpus(RecordCorpus[Conversation]):
     The data are read into memory and rendered at every start; they are not cached.
 
     Args:
-        path: a file, a folder or a glob; or a copy of a data set of the hub, if one of its splits is named.
-        name: ``user/set`` of the hub, in place of ``path``.
-        config, revision, split, val_split: which part of such a set is read; see
-            :class:`tinyllm.data.hub.corpus.HubCorpus`.
+        path, name, config, revision, split, val_split: see :class:`tinyllm.data.record_corpus.RecordCorpus`.
         val_path: the same for validation; conversations whose prompt is also in it are left out of training.
         val_fraction: fraction of the conversations that becomes validation if there is no ``val_path``, chosen by a
             hash of the prompt: what precedes the first answer. So no prompt is on both sides.
         too_long: what happens to conversations longer than a training sequence: ``error`` or ``drop``.
         packing: how conversations fill training windows: ``rows`` (each is a row, those of like length together) or
             ``best_fit`` (whole conversations are packed; see :class:`tinyllm.data.chat.packed.PackedConversations`).
+        group_by_length: rows of like length share a batch; see :class:`tinyllm.data.chat.rows.ConversationSource`.
         chat_template: renders them.
 
     Raises:
@@ -93,26 +88,22 @@ class ConversationCorpus(RecordCorpus[Conversation]):
         split: str = "train",
         val_split: str | None = None,
         packing: Filling = "rows",
+        group_by_length: bool = True,
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        super().__init__(path=str(path or name), val_path=val_path, val_fraction=val_fraction)
-        if path is None and name is None:
-            hint = "dataset.path=… for files, or dataset.name=user/set for a data set of the hub"
-            raise UserError("no conversations are named", key="dataset.path", value=None, hint=hint)
-        of_hub = {"config": config, "split": None if split == "train" else split, "val_split": val_split}
-        given = next((key for key, value in of_hub.items() if value is not None), None)
-        self._hub: HubRecords | None = None
-        if name is not None or (given and os.path.isdir(expand_home(str(path)))):
-            self._hub = HubRecords(name=name, path=path, config=config, revision=revision)
-        elif given:
-            hint = "only data sets of the hub and their copies, which are directories, have it; leave it out"
-            raise UserError("the key has no effect here", key=f"dataset.{given}", value=of_hub[given], hint=hint)
-        if val_split is not None and val_path is not None:
-            hint = "dataset.val_path names the conversations of validation, too; leave one of the two out"
-            raise UserError("two validations", key="dataset.val_split", value=val_split, hint=hint)
-        self._splits = split, val_split
+        super().__init__(
+            path=path,
+            val_path=val_path,
+            val_fraction=val_fraction,
+            name=name,
+            config=config,
+            revision=revision,
+            split=split,
+            val_split=val_split,
+        )
         assert chat_template is not None, "the program passes the template"
         self.drops_long, self.packing, self.chat_template = too_long == "drop", packing, chat_template
+        self.group_by_length = group_by_length
 
     @staticmethod
     def parse(record: object, *, place: str) -> Conversation:
@@ -135,37 +126,6 @@ class ConversationCorpus(RecordCorpus[Conversation]):
 
     def count_words(self, split: str, hashes: ContentHashes) -> None:
         """No paper reports a perplexity per word of conversations."""
-
-    @property
-    def revision(self) -> str | None:
-        return self._hub.revision if self._hub else None
-
-    def pin(self, revision: str | None) -> None:
-        if self._hub:
-            self._hub.pin(revision)
-
-    def check(self) -> None:
-        if self._hub is None or self._hub.name is None:
-            super().check()
-            return
-        for key, place in self.places():  # a set of the hub is fetched later
-            if key == "dataset.val_path":
-                next(self.read(key, place))
-            else:
-                self._hub.files(place, key=key, fetch=False)
-
-    def places(self) -> list[tuple[str, str]]:
-        if self._hub is None:
-            return super().places()
-        split, val_split = self._splits
-        of_val = [("dataset.val_split", val_split)] if val_split else super().places()[1:]
-        return [("dataset.split", split), *of_val]
-
-    def read(self, key: str, path: str) -> Iterator[Conversation]:
-        if self._hub is None or key == "dataset.val_path":
-            return super().read(key, path)
-        files = self._hub.files(path, key=key)
-        return records_in(files, key=key, value=path, parse=self.parse, records=self.records)
 
     def conversations(self) -> Iterator[Conversation]:
         """Those of training, in order."""
@@ -214,6 +174,7 @@ class ConversationCorpus(RecordCorpus[Conversation]):
                 drops_long=self.drops_long,
                 tokenizer=tokenizer,
                 packing=self.packing,
+                group_by_length=self.group_by_length,
             )
             for name, conversations in (("train", train), ("val", val))
         ]

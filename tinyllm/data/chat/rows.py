@@ -39,6 +39,7 @@ class ConversationSplit:
         drops_long: leave out conversations longer than a training sequence, instead of refusing them.
         lengths_of_ids: UTF-8 bytes of each id, (vocab_size,).
         packing: how conversations fill training windows, "rows" or "best_fit".
+        group_by_length: whether rows of like length follow each other in training.
     """
 
     name: str
@@ -48,13 +49,21 @@ class ConversationSplit:
     drops_long: bool
     lengths_of_ids: np.ndarray
     packing: str = "rows"
+    group_by_length: bool = True
 
     # What a split of tokens has besides.
     row_length: ClassVar[None] = None
 
     @classmethod
     def of(
-        cls, name: str, rows: Iterable[Rendered], *, drops_long: bool, tokenizer: Tokenizer, packing: str = "rows"
+        cls,
+        name: str,
+        rows: Iterable[Rendered],
+        *,
+        drops_long: bool,
+        tokenizer: Tokenizer,
+        packing: str = "rows",
+        group_by_length: bool = True,
     ) -> "ConversationSplit":
         """The split of these rendered conversations."""
         kept = [(row.ids.astype(np.uint32), row.is_target) for row in rows]
@@ -67,6 +76,7 @@ class ConversationSplit:
             drops_long=drops_long,
             lengths_of_ids=tokenizer.token_bytes(),
             packing=packing,
+            group_by_length=group_by_length,
         )
 
     @property
@@ -168,10 +178,12 @@ class ConversationSplit:
 
 
 class ConversationSource:
-    """The order of training: every conversation once per epoch, those of like length near each other.
+    """The order of training: every conversation once per epoch, by default those of like length near each other.
 
-    In each epoch the conversations are shuffled, sorted by length within pools, and cut into bundles, whose order is
-    shuffled again. Sample i is a pure function of (split, seq_len, seed, i).
+    In each epoch the conversations are shuffled. With ``split.group_by_length`` they are then sorted by length within
+    pools and cut into bundles, whose order is shuffled again: little of a batch is padding, but a step's loss is a mean
+    over its targets, so that a target weighs more the shorter the answers around it are. Sample i is a pure function of
+    (split, seq_len, seed, i).
 
     Args:
         split: the data.
@@ -216,15 +228,21 @@ class ConversationSource:
         if epoch not in self._orders:
             count, key = self.windows_per_epoch, draw(self.seed, epoch)
             shuffled = self._rows[permuted(np.arange(count), count, key)]
-            for start in range(0, count, POOL):
-                pool = shuffled[start : start + POOL]
-                shuffled[start : start + POOL] = pool[np.argsort(self.split.lengths[pool], kind="stable")]
-            whole = count // BUNDLE  # the rest, less than a bundle, comes last
-            if whole > 1:
-                bundles = permuted(np.arange(whole), whole, draw(key, ROLE_BUNDLES))
-                shuffled[: whole * BUNDLE] = shuffled[: whole * BUNDLE].reshape(whole, BUNDLE)[bundles].ravel()
+            if self.split.group_by_length:
+                self._group(shuffled, key)
             self._orders = {old: order for old, order in self._orders.items() if old == epoch - 1} | {epoch: shuffled}
         return self._orders[epoch]
+
+    def _group(self, shuffled: np.ndarray, key: int) -> None:
+        """Bring conversations of like length together, in place."""
+        count = len(shuffled)
+        for start in range(0, count, POOL):
+            pool = shuffled[start : start + POOL]
+            shuffled[start : start + POOL] = pool[np.argsort(self.split.lengths[pool], kind="stable")]
+        whole = count // BUNDLE  # the rest, less than a bundle, comes last
+        if whole > 1:
+            bundles = permuted(np.arange(whole), whole, draw(key, ROLE_BUNDLES))
+            shuffled[: whole * BUNDLE] = shuffled[: whole * BUNDLE].reshape(whole, BUNDLE)[bundles].ravel()
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class PreferenceCorpus(RecordCorpus[Preference]):
     The data are read into memory and encoded at every start; they are not cached.
 
     Args:
-        path: a file, a folder or a glob.
+        path, name, config, revision, split, val_split: see :class:`tinyllm.data.record_corpus.RecordCorpus`.
         val_path: the same for validation; prompts that are also in it are left out of training.
         val_fraction: fraction of the prompts that becomes validation if there is no ``val_path``; by a hash of the
             prompt, so that no prompt is on both sides, whatever else the files hold.
@@ -42,13 +42,27 @@ class PreferenceCorpus(RecordCorpus[Preference]):
     def __init__(
         self,
         *,
-        path: str,
+        path: str | None,
         val_path: str | None,
         val_fraction: float,
         too_long: TooLong,
+        name: str | None = None,
+        config: str | None = None,
+        revision: str | None = None,
+        split: str = "train",
+        val_split: str | None = None,
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        super().__init__(path=path, val_path=val_path, val_fraction=val_fraction)
+        super().__init__(
+            path=path,
+            val_path=val_path,
+            val_fraction=val_fraction,
+            name=name,
+            config=config,
+            revision=revision,
+            split=split,
+            val_split=val_split,
+        )
         self.drops_long = too_long == "drop"
         self.chat_template = chat_template
 
@@ -85,15 +99,16 @@ class PreferenceCorpus(RecordCorpus[Preference]):
 
     def _split(self) -> tuple[list[Preference], list[Preference], list[str]]:
         """Training and validation pairs, and remarks."""
-        pairs = _distinct(self.read("dataset.path", self.path))
-        if self.val_path is not None:
-            val = _distinct(self.read("dataset.val_path", str(self.val_path)))
+        of_training, *of_val = self.places()
+        pairs = _distinct(self.read(*of_training))
+        for key, place in of_val:
+            val = _distinct(self.read(key, place))
             held_out = {pair.key for pair in val}
             train = [pair for pair in pairs if pair.key not in held_out]
             if not train:
-                hint = "use other data, or leave dataset.val_path out"
+                hint = f"use other data, or leave {key} out"
                 what = "all training prompts are also in validation"
-                raise UserError(what, key="dataset.val_path", value=self.val_path, hint=hint)
+                raise UserError(what, key=key, value=place, hint=hint)
             left_out = len(pairs) - len(train)
             shared = f"{left_out:,} training pairs whose prompt is also in validation were left out"
             return train, val, [shared] if left_out else []

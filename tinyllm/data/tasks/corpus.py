@@ -52,7 +52,7 @@ class TaskCorpus(ConversationCorpus):
         tool_share: share of these problems in which it does.
         short_share: share of answers without a sentence around them.
         unseen_wording: word all problems as no training problem is by default.
-        too_long, packing: see :class:`ConversationCorpus`.
+        too_long, packing, group_by_length: see :class:`ConversationCorpus`.
         chat_template: renders them.
 
     Raises:
@@ -72,6 +72,7 @@ class TaskCorpus(ConversationCorpus):
         unseen_wording: bool,
         too_long: TooLong,
         packing: Filling = "rows",
+        group_by_length: bool = True,
         chat_template: ChatTemplate | None = None,
     ) -> None:
         super().__init__(
@@ -80,6 +81,7 @@ class TaskCorpus(ConversationCorpus):
             val_fraction=0.1,
             too_long=too_long,
             packing=packing,
+            group_by_length=group_by_length,
             chat_template=chat_template,
         )
         for key, value in (("n_train", n_train), ("n_val", n_val)):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tinyllm.data.chat.messages import Message
 from tinyllm.data.prompts import Prompt
 from tinyllm.errors import UserError
+from tinyllm.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,17 @@ class Reward(ABC):
             raise UserError("not a weight", key=f"reward.{_name(self)}.weight", value=weight, hint=hint)
         self.weight = weight
 
+    def check(self, prompts: Sequence[Prompt], *, tokenizer: Tokenizer, max_new_tokens: int) -> None:  # noqa: B027
+        """Refuse prompts whose answers it could not score; most rewards score any. Called before the first answer.
+
+        Args:
+            tokenizer: that answers are written in.
+            max_new_tokens: most tokens that the model chooses for an answer.
+
+        Raises:
+            UserError: says what would fail.
+        """
+
     @abstractmethod
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[float]:
         """One score per completion, before the weight; completion i answers prompt i."""
@@ -76,17 +88,23 @@ class Rewards:
         """The digest of every reward that has one, by its name."""
         return {name: reward.digest for name, reward in self.rewards.items() if reward.digest is not None}
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
-        """Refuse prompts without an answer if a reward reads it.
+    def check(self, prompts: Sequence[Prompt], *, tokenizer: Tokenizer, max_new_tokens: int) -> None:
+        """Refuse prompts without an answer if a reward reads it, and those that :meth:`Reward.check` of one refuses.
+
+        Args:
+            tokenizer: that answers are written in.
+            max_new_tokens: most tokens that the model chooses for an answer.
 
         Raises:
-            UserError: naming the prompt.
+            UserError: naming the prompt, or the limit.
         """
         readers = [name for name, reward in self.rewards.items() if reward.reads_answer]
         for prompt in prompts if readers else ():
             if prompt.answer is None:
                 hint = f"reward={readers[0]} compares with it; add the field, or choose another reward"
                 raise UserError("a prompt has no answer", file=prompt.name, hint=hint)
+        for reward in self.rewards.values():
+            reward.check(prompts, tokenizer=tokenizer, max_new_tokens=max_new_tokens)
 
     def scores(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> dict[str, list[float]]:
         """The scores of every reward by its name, before the weights, and ``""``, their weighted sum.
