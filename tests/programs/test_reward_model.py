@@ -123,6 +123,21 @@ def test_grpo_with_a_reward_model_resumes_with_that_one_only(runs: Any, tmp_path
     assert refused.made == []
 
 
+def test_a_win_rate_is_of_what_is_generated_and_not_of_pairs(runs: Any, tmp_path: Path, call: Call) -> None:
+    """A step so small that all pairs are ranked right, and not one answer becomes another."""
+    run = tmp_path / "run"
+    data = ("objective=dpo", "dataset=preferences", f"dataset.path={runs.folder / 'pairs.jsonl'}")
+    small = ("optimizer.lr=1e-6", "schedule=constant", "trainer.max_steps=6")
+    assert train(*SIZE, *data, *small, f"init_from={runs.chat}", f"run.dir={run}") == 0
+    assert logged(run, "pref/accuracy")[0] == 0.5 and logged(run, "pref/accuracy")[-1] == 1
+    asked = ("dataset=prompts", f"dataset.path={runs.prompts}", "answers.max_new_tokens=20", "tools=none")
+    scored = ("reward=[length]", "reward.length.target=1")
+    done = call("evaluate", f"run={run}", "checkpoint=last", f"versus={runs.chat}", *asked, *scored, "--json")
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert result["win/rate"] == 0.5 and result["win/ties"] == result["prompts"] > 0
+
+
 def test_pairs_and_evaluations_by_a_reward_model(runs: Any, tmp_path: Path, call: Call) -> None:
     scored = ("reward=[model]", f"reward.model.run={runs.reward}", "tools=none")
     prompts = ("dataset=prompts", f"dataset.path={runs.prompts}")

@@ -182,12 +182,6 @@ DATA = {
         "dataset.packing=best_fit",
         "model.document_mask=true",
     ),
-    "an order of conversations in a mixture": bad_mixture(
-        'a:"dataset=chat dataset.path=IN/chats.jsonl dataset.packing=best_fit dataset.group_by_length=false"',
-        "model.document_mask=true",
-        "dataset.sources.a.group_by_length=false",
-        "leave it out",
-    ),
     "a template for a mixture of texts": bad_mixture(
         A_B, "chat_template=chatml", "chat_template=ChatML", "choose dataset=chat"
     ),

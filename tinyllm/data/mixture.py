@@ -63,9 +63,6 @@ class Mixture:
                 key, hint = f"dataset.sources.{name}.packing", f"add dataset.packing={BEST_FIT} to the source"
                 what = "conversations in a mixture fill windows of the same length as texts"
                 raise UserError(what, key=key, value=corpus.packing, hint=hint)
-            if hasattr(corpus, "chat_template") and not corpus.group_by_length:
-                key, hint = f"dataset.sources.{name}.group_by_length", "windows have one length; leave it out"
-                raise UserError("the key has no effect here", key=key, value=False, hint=hint)
         self.sources = dict(sources)
         self.weights = None if weights is None else _checked(weights, self.sources, "dataset.weights")
         self.schedule = _checked_schedule(schedule or [], self.sources)

@@ -120,7 +120,7 @@ def test_batches_of_any_lengths_weigh_the_targets_of_short_answers_like_others()
 
     def weight_of_short_answers(split: ConversationSplit) -> float:
         source = ConversationSource(split, seq_len=120, seed=3)
-        steps = source.rows(np.arange(2048)).reshape(-1, 16)
+        steps = source.rows(np.arange(2048)).reshape(-1, 32)
         assert sorted(steps.ravel()) == list(range(2048))
         targets, is_short = split.targets[steps], lengths[steps] < 40
         shares = (targets * is_short).sum(1) / targets.sum(1)  # of a step's loss

@@ -104,11 +104,11 @@ def test_preferences_and_prompts_are_read_as_conversations_are(pairs: Path) -> N
     prompts.check()
     train, val = prompts.prompt_splits()
     assert [prompt.answer for prompt in val] == [str(n) for n in range(18, 24)] and len(train) == 18
-    for kind in (PreferenceCorpus, PromptCorpus):
-        with pytest.raises(UserError, match=r"no such split \(dataset.val_split=val\)"):
-            kind(**given | {"val_split": "val"}, **{"too_long": "error"} if kind is PreferenceCorpus else {}).check()
+    for kind, more in ((PreferenceCorpus, {"too_long": "error"}), (PromptCorpus, {"chat_template": Roles()})):
+        with pytest.raises(UserError, match=r"no such split \(dataset.val_split=val"):
+            kind(**given | more | {"val_split": "val"}).check()
         with pytest.raises(UserError, match=r"no (preferences|prompts) are named .*dataset.name=user/set"):
-            kind(**given | {"path": None}, **{"too_long": "error"} if kind is PreferenceCorpus else {})
+            kind(**given | more | {"path": None})
 
 
 @pytest.mark.exhaustive

@@ -60,6 +60,29 @@ def test_the_study_of_preferences(base: Path, tmp_path: Path, call: Call) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("started")
+def test_ranks_of_adapters_by_their_win_rate(base: Path, tmp_path: Path, call: Call) -> None:
+    out = tmp_path / "out"
+    given = (
+        "objective=dpo",
+        "dataset=preferences",
+        f"dataset.path={base / 'pairs.jsonl'}",
+        f"init_from={base / 'run'}",
+    )
+    arms = ("lora=lora", "lora.rank=1,4", "optimizer.lr=1e-2", "trainer.max_steps=2", "seeds=2")
+    answers = "answers.max_new_tokens=6 answers.temperature=1"
+    judged = f"versus={base / 'run'} dataset=tasks dataset.n_val=6 reward=[length] reward.length.target=3 {answers}"
+    done = call("compare", *TINY, *given, *arms, "metric=win/rate", f"validation={judged}", f"out={out}")
+    assert done.code == 0, done
+    study = json.loads((out / "study.json").read_text())
+    assert (study["metric"], study["lower_is_better"], study["evaluation"]) == ("win/rate", False, judged)
+    assert len(study["runs"]) == 4
+    for run in study["runs"]:
+        told = call("evaluate", f"run={out / run['path']}", "checkpoint=last", *judged.split(), "--json")
+        assert json.loads(told.out)["win/rate"] == run["value"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
