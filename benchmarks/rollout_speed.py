@@ -4,9 +4,9 @@
 
 A model of 0.82M parameters (4 layers, width 128, 4 heads, 267 ids, fp32) with random weights, at temperature 1. Prompts
 have 20 to 50 tokens. Answers end at a stop token, which is one of five ids, or after 80 tokens, as those of a policy
-that is being trained do. The plain loop is ``inference.decoding``: ``Decoder`` with ``TokenChooser``. The variants
-alternate; figures are medians over the rounds, followed by the range. Run it on an otherwise idle machine with
-OMP_NUM_THREADS=1.
+that is being trained do. The plain loop is ``inference.decoding``: ``Decoder`` with ``TokenChooser``, on torch's
+operations. The variants alternate; figures are medians over the rounds, followed by the range. Run it on an otherwise
+idle machine with OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -48,8 +48,8 @@ def main() -> None:
     kernels = decode_kernels(cache_root() / "kernels")
     variants: dict[str, Callable[[int], int]] = {
         "plain loop": lambda seed: plain_loop(model, prompts, options.samples, options.new, seed),
-        "rollout, torch's attention": lambda seed: rollouts(model, prompts, options.samples, options.new, seed, None),
-        "rollout": lambda seed: rollouts(model, prompts, options.samples, options.new, seed, kernels),
+        "rollout, torch's operations": lambda seed: rollouts(model, prompts, options.samples, options.new, seed, None),
+        "rollout, C++": lambda seed: rollouts(model, prompts, options.samples, options.new, seed, kernels),
     }
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for seed in range(options.rounds + 1):

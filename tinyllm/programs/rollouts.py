@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyllm.data.batch import Batch
+from tinyllm.data.batch import Batch, row_length
 from tinyllm.data.prompt_data import PROMPT, SAMPLE, PromptData
 from tinyllm.data.prompts import Prompt
 from tinyllm.errors import UserError
@@ -232,8 +232,8 @@ class Rollouts:
         """The answers as rows: prompt and answer, of which the tokens that the model chose are targets."""
         group = len(rewarded.answers) // len(rewarded.prompts)
         rows = [(rewarded.prompts[place // group], answer) for place, answer in enumerate(rewarded.answers)]
-        length = max(len(prompt) + len(answer.ids) for prompt, answer in rows) - 1
-        shape = len(rows), length
+        longest = max(len(prompt) + len(answer.ids) for prompt, answer in rows) - 1
+        shape = len(rows), row_length(longest, self.model.max_seq_len)
         inputs, targets = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
         old = np.zeros(shape, dtype=np.float32)
         for place, (prompt, answer) in enumerate(rows):
