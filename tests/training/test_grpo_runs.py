@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.copies import run as run_ranks
+from tests.support.copies import train_ranks
 from tests.support.fixtures import Call
 from tests.support.training_runs import SMALL, digest, logged, metrics, train
 
@@ -84,7 +85,7 @@ def test_two_ranks_know_of_no_resume(base: list[str], tmp_path: Path) -> None:
     whole = run_ranks(2, tmp_path / "whole", *base, *ranks)
     parts = run_ranks(2, tmp_path / "parts", *base, *ranks, "trainer.stop_after_steps=2")
     assert len(logged(parts, "rl/reward")) == 2
-    run_ranks(2, parts, f"resume={parts}")
+    assert [answer.code for answer in train_ranks(2, f"resume={parts}")] == [0, 0]
     assert digest(parts) == digest(whole) and metrics(parts) == metrics(whole)
 
 
