@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 SHAPES = {  # width, layers, heads, context, vocabulary: those of conf/model
     "gpt2": (768, 12, 12, 1024, 50257),
-    "medium": (768, 12, 12, 1024, 50257),
-    "large": (1600, 32, 25, 4096, 50257),
+    "medium": (768, 12, 12, 1024, 32000),
+    "large": (1600, 32, 25, 4096, 32000),
     "tiny": (64, 2, 2, 32, 256),
 }
 

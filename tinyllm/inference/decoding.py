@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tinyllm.inference.sampling import TokenChooser
+from tinyllm.inference.step_graphs import step_graphs
 
 
 class LanguageModel(Protocol):
@@ -90,6 +91,7 @@ class Decoder:
             self.ids_BT[row, : len(ids)] = torch.tensor(ids, device=model.device)
         with autocast():  # the cache has the dtype that attention computes in
             self.cache = model.make_cache(len(in_view), longest) if kv_cache else None
+        self.graphs = step_graphs(model, self.cache)
         self.next_B1: Tensor | None = None
         """The last token in view of each row, which is not in the cache yet."""
 
@@ -104,6 +106,10 @@ class Decoder:
             elif self.next_B1 is None:
                 hidden_BD = self._read_prompts()
             else:
+                if self.graphs is not None and self.graphs.works:
+                    logits_BV = self.graphs.logits(self.next_B1, self.cache.lengths_B)
+                    if logits_BV is not None:
+                        return logits_BV
                 hidden_BD = self.model(self.next_B1, cache=self.cache)[:, -1]
             return self.model.logits(hidden_BD)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tinyllm.inference.decoding import Autocast, LanguageModel
+from tinyllm.inference.step_graphs import step_graphs
 
 Member = TypeVar("Member")
 
@@ -37,6 +38,7 @@ class RowBatch(Generic[Member]):
         self.model, self.n_slots, self.max_len, self.autocast = model, n_slots, max_len, autocast
         with autocast():  # the cache has the dtype that attention computes in
             self.cache = model.make_cache(n_slots, max_len)
+        self.graphs = step_graphs(model, self.cache)
         self.members: list[Member] = []
 
     def __len__(self) -> int:
@@ -123,8 +125,12 @@ class RowBatch(Generic[Member]):
     @torch.no_grad()
     def step(self, ids: Sequence[int]) -> Tensor:
         """Append a token to each of the first B rows; the logits (B, V) of the tokens that follow."""
-        ids_B1 = torch.tensor(ids, dtype=torch.long, device=self.model.device)[:, None]
+        ids_B1 = torch.tensor(ids, dtype=torch.long).to(self.model.device, non_blocking=True)[:, None]
         with self.autocast():
+            if self.graphs is not None and self.graphs.works:
+                logits_BV = self.graphs.logits(ids_B1, self.cache.lengths_B[: len(ids)])
+                if logits_BV is not None:
+                    return logits_BV
             return self.logits(self.model(ids_B1, cache=self.cache.rows(0, len(ids)))[:, -1])
 
     @torch.no_grad()

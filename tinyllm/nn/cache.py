@@ -27,9 +27,11 @@ class LayerCache:
         buffers: (B, heads, slots, size) each.
         recent: (B, K−1, C) each: the last inputs of the block's short convolutions, which write them.
         shared: (rows, heads, positions, size) each: what its rows begin with; none, except in ``branched_cache``.
+        read_slots: slots that a step of one token returns, filled or not; None: up to the last filled one.
     """
 
     shared: Sequence[Tensor] = ()
+    read_slots: int | None = None
 
     def __init__(
         self,
@@ -61,8 +63,9 @@ class LayerCache:
         Returns:
             For each of ``shapes`` a tensor (B, heads, S, size) of the positions that some query sees (others may be
             missing), in order and new ones last; with T = 1, in any order. Then None, or what each query sees where the
-            rows differ: with T = 1, (B,) int64 on the CPU, its number of first keys; else a (B, 1, T, S) bool mask.
-            With None, each query sees the first ``sinks`` keys and the last ``window`` of the rest, up to itself.
+            rows differ: with T = 1, (B,) int64 on the device of ``start``, its number of first keys; else a
+            (B, 1, T, S) bool mask. With None, each query sees the first ``sinks`` keys and the last ``window`` of the
+            rest, up to itself.
         """
         n_new = new_BGTD[0].shape[2]
         if isinstance(start, Tensor):
@@ -98,7 +101,7 @@ class LayerCache:
         for buffer, new in zip(self.buffers, new_BG1D, strict=True):
             buffer[rows_B, :, slots_B] = new[:, :, 0].to(buffer.dtype)
         filled_B = (start_B + 1).clamp(max=self.n_slots)
-        filled = int(filled_B.max())
+        filled = int(filled_B.max()) if self.read_slots is None else self.read_slots
         return [buffer[:, :, :filled] for buffer in self.buffers], filled_B
 
     def _update_each(self, new_BGTD: Sequence[Tensor], start_B: Tensor) -> tuple[list[Tensor], Tensor]:
