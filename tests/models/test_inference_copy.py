@@ -16,6 +16,12 @@ def test_without_kernels_a_model_is_its_own_copy() -> None:
     assert branched_cache(model, model.make_cache(2, 8), [0, 1], n_new=2) is None
 
 
+def test_a_model_that_is_in_its_form_for_inference_stays_so() -> None:
+    model, kernels = tiny_model().eval(), decode_kernels_here()
+    model.for_inference(torch.float32, int8=True, kernels=kernels)
+    assert inference_copy(model, kernels) is model
+
+
 SHARES = {"attn=gqa": True, "model.block.attn.window=4": False, "attn=mla": False, "moe=aux_free": False}
 
 

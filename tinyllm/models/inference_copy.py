@@ -17,9 +17,10 @@ def inference_copy(model: Any, kernels: DecodeKernels | None) -> Any:
     """A copy of a model as its weights are now, which shares with it whatever needs no other form.
 
     It computes in the dtype of autocast where that is on, else in that of the weights. Without kernels, on other
-    devices, and if it is not the whole model (FSDP shares the weights out to the ranks), the model itself.
+    devices, if it has a form for inference already, and if it is not the whole model (FSDP shares the weights out to
+    the ranks), the model itself.
     """
-    if kernels is None or not isinstance(model, Transformer) or model.device.type != "cpu":
+    if kernels is None or not isinstance(model, Transformer) or model.device.type != "cpu" or model.decode_step:
         return model
     twin = _shallow_copy(model)
     twin.for_inference(autocast_dtype(model.device, model.embedding.weight.dtype), kernels=kernels, packed=True)

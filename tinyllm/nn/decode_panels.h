@@ -59,15 +59,16 @@ inline void panel_product(const T *panel, const float *bias, const T *x, T *y, l
     }
 }
 
-// The same for any number of rows up to ROWS: as many as possible at a time.
+// The same for any number of rows: ROWS at a time, and the rest in few parts, since one row alone waits for its sums.
 template <int ROWS, class T>
 inline void panel_products(long n_rows, const T *panel, const float *bias, const T *x, T *y, long n_out, long n_in,
                            long width) {
+    constexpr int FEWER = ROWS > 8 ? 8 : ROWS > 4 ? 4 : ROWS - 1;
     long r = 0;
     for (; r + ROWS <= n_rows; r += ROWS)
         panel_product<ROWS>(panel, bias, x + r * n_in, y + r * n_out, n_out, n_in, width);
-    if constexpr (ROWS > 1)
-        panel_products<ROWS / 2>(n_rows - r, panel, bias, x + r * n_in, y + r * n_out, n_out, n_in, width);
+    if constexpr (FEWER > 0)
+        panel_products<FEWER>(n_rows - r, panel, bias, x + r * n_in, y + r * n_out, n_out, n_in, width);
 }
 
 // y = x · wᵀ + bias, computed by all threads of a team, each of which calls this.
