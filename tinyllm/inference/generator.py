@@ -296,6 +296,8 @@ class StopFilter:
 
     def push(self, text: str) -> str:
         """The text that is now certain to come before any stop string, and was not returned before."""
+        if not self.stops:
+            return text
         if self.stopped:
             return ""
         text = self._held + text
