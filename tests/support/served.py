@@ -89,21 +89,14 @@ def serving(
     max_waiting: int = 200,
     max_body_bytes: int = 100_000,
     cors: tuple[str, ...] = (),
-    parser: str = "auto",
 ) -> Iterator[Client]:
-    """A server on a free port, in a thread.
-
-    Args:
-        parser: of HTTP: h11, httptools, or auto, the second if it is installed.
-    """
+    """A server on a free port, in a thread."""
     metrics = Metrics()
     worker = Worker([served.engine for served in models], metrics, max_waiting=max_waiting)
     app = create_app(models, worker, metrics, api_key=api_key, max_body_bytes=max_body_bytes, cors=cors)
     bound = listen("127.0.0.1", 0)
     port = bound.getsockname()[1]
-    config = server_config(app, grace_s=1)
-    config.http = parser
-    server = Server(config)
+    server = Server(server_config(app, grace_s=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     try:

@@ -98,6 +98,16 @@ def test_calls_of_tools_are_fields_and_not_text(name: str) -> None:
         assert client.ask("/v1/chat/completions", body)[0] == 200
 
 
+def test_what_begins_like_a_call_and_is_none_is_text_whole_and_streamed() -> None:
+    served, model = chatting(Roles(), "Well<tool_call>calc<eos>")
+    with serving([served]) as client:
+        for changes in ({}, {"max_tokens": 7}):
+            choice = chat(client, model, temperature=0, tools=[TOOL], **changes)["choices"][0]
+            expected = (choice["message"]["content"], [], [choice["finish_reason"]])
+            assert "tool_calls" not in choice["message"] and choice["message"]["content"].startswith("Well")
+            assert streamed(client, model, temperature=0, tools=[TOOL], **changes) == expected
+
+
 REFUSED = {
     "a role": ({"messages": [{"role": "robot", "content": "a"}]}, "messages.0.role"),
     "no message": ({"messages": []}, "messages"),

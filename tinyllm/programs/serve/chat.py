@@ -32,6 +32,7 @@ class ChatForm(Form):
         self._ids: dict[int, list[int]] = {}
         """Tokens of each streamed choice so far."""
         self._held: dict[int, str] = {}
+        """Text of each streamed choice that may belong to a call."""
 
     def choice(self, index: int, growth: Growth, job: Job) -> dict[str, Any]:
         calls = self._calls(growth.ids) if growth.finish == "stop" else []
@@ -47,17 +48,20 @@ class ChatForm(Form):
         ids = self._ids.setdefault(index, [])
         was_calling = self.begin in ids
         ids += growth.ids
-        text = growth.text
         calls = self._calls(ids) if growth.finish == "stop" else []
         # Once a call has begun, nothing is shown until it is complete. Where no token marks its beginning, that is
         # known only at the end.
-        if self.finds_calls and self.begin is None:
-            self._held[index] = self._held.get(index, "") + text
-            text = "" if not growth.finish else self._before_calls(ids) if calls else self._held[index]
-        elif self.finds_calls and was_calling:
-            text = ""
+        text, held = growth.text, ""
+        if self.finds_calls and (was_calling or self.begin is None):
+            text, held = "", text
         elif self.finds_calls and self.begin in growth.ids:
-            text = self.tokenizer.decode(growth.ids[: growth.ids.index(self.begin)])
+            n_before = len(self.tokenizer.decode(growth.ids[: growth.ids.index(self.begin)]))
+            text, held = text[:n_before], text[n_before:]
+        held = self._held[index] = self._held.get(index, "") + held
+        if growth.finish and not calls:  # what began like a call is none, and text
+            text += held
+        elif growth.finish and self.begin is None:
+            text = self._before_calls(ids)
         logprobs = chat_logprobs(self.tokenizer, growth.tokens) if self.logprobs else None
 
         def event(delta: dict[str, Any], finish: str | None = None, shown: Any = None) -> dict[str, Any]:

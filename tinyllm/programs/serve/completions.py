@@ -54,7 +54,7 @@ async def start_completion(served: ServedModel, worker: Worker, body: Completion
     Raises:
         APIError: it cannot be answered.
     """
-    prompts = [await served.encode(prompt) for prompt in _prompts(body.prompt)]
+    prompts = [await served.encode(prompt, echo=bool(body.echo)) for prompt in _prompts(body.prompt)]
     n = body.n or 1
     if len(prompts) * n > MOST_CHOICES:
         raise invalid(f"{len(prompts)} prompts times n={n} are more than {MOST_CHOICES} choices", param="prompt")

@@ -171,6 +171,9 @@ def server_config(app: ASGIApp, *, grace_s: float) -> uvicorn.Config:
     """How the server runs: quietly, and with an end in order."""
     return uvicorn.Config(
         app,
+        # httptools, which uvicorn prefers, takes headers of any size, and goes on with requests that a client had sent
+        # ahead before it went away (experiments/LOG.md).
+        http="h11",
         log_level="error",
         access_log=False,
         server_header=False,

@@ -23,7 +23,7 @@ class EncodedPrompt(NamedTuple):
 
     Attributes:
         ids: its tokens, at least one.
-        text: as ``echo`` returns it.
+        text: as ``echo`` returns it; empty if nobody asked for it.
         is_empty: the text begins with the continuation.
     """
 
@@ -68,14 +68,18 @@ class ServedModel:
             "max_model_len": self.engine.max_len,
         }
 
-    async def encode(self, prompt: str | Sequence[int], *, param: str = "prompt") -> EncodedPrompt:
+    async def encode(self, prompt: str | Sequence[int], *, param: str = "prompt", echo: bool = False) -> EncodedPrompt:
         """The tokens of a prompt.
+
+        Args:
+            echo: whether the text of token ids is wanted.
 
         Raises:
             APIError: the tokenizer cannot express it, or an id is out of range.
         """
         if not isinstance(prompt, str):
-            return self._checked(list(prompt), param)
+            ids = self._checked(list(prompt), param)
+            return EncodedPrompt(ids, "".join(map(self.tokenizer.stream().push, ids)) if echo else "")
         encode = self._encode_text
         ids = await asyncio.to_thread(encode, prompt, param) if len(prompt) > SHORT else encode(prompt, param)
         return EncodedPrompt(ids, prompt, is_empty=not prompt)
@@ -86,13 +90,13 @@ class ServedModel:
         except UserError as error:
             raise invalid(str(error), param=param) from error
 
-    def _checked(self, ids: list[int], param: str) -> EncodedPrompt:
+    def _checked(self, ids: list[int], param: str) -> list[int]:
         size = self.tokenizer.vocab_size
         wrong = next((i for i in ids if not 0 <= i < size), None)
         if not ids or wrong is not None:
             what = "no token" if wrong is None else f"token {wrong} is not in the vocabulary of {size}"
             raise invalid(f"{param}: {what}", param=param)
-        return EncodedPrompt(ids, "".join(map(self.tokenizer.stream().push, ids)))
+        return ids
 
     def request(
         self, body: SampledRequest, prompt: EncodedPrompt, *, max_tokens: int | None, seed: int, **more: Any
