@@ -100,6 +100,23 @@ def test_rewards_that_never_differ_end_the_run(
 
 
 @pytest.mark.slow
+def test_what_is_refused_before_the_first_answer(base: list[str], tmp_path: Path, call: Call) -> None:
+    unanswered = tmp_path / "unanswered.jsonl"
+    lines = [json.dumps({"prompt": str(n), "answer": "7"}) for n in range(40)]
+    unanswered.write_text("\n".join([*lines, '{"prompt": "99"}']), encoding="utf-8")
+    refused = (
+        (("objective.max_new_tokens=40",), "do not fit into the context (objective.max_new_tokens=40): at most"),
+        ((f"dataset.path={unanswered}",), f"a prompt has no answer ({unanswered}:41)"),
+        (("model.dropout=0.1",), "cannot be used with this objective (model.dropout=0.1)"),
+    )
+    before = sorted(tmp_path.iterdir())
+    for arguments, message in refused:
+        done = call("train", *base, *arguments, "trainer.max_steps=2", f"run.dir={tmp_path / 'run'}")
+        assert done.code == 2 and message in done.err and done.err.count("\n") == 1, done.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_evaluated_by_its_own_rewards(base: list[str], tmp_path: Path, call: Call) -> None:
     run, other = tmp_path / "run", tmp_path / "other.jsonl"
     assert train(*base, "trainer.max_steps=2", "trainer.eval_every=2", f"run.dir={run}") == 0
