@@ -27,8 +27,9 @@ SOURCES = (
     *(SOURCE.with_name(f"decode_{name}.h") for name in ("lanes", "products", "panels", "attention", "step")),
 )
 COMPILE = ("g++", "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE))
-BUILD_SECONDS = 60
-"""A compiler that has not finished after this long is stopped."""
+BUILD_SECONDS = 300
+"""A compiler that has not finished after this long is stopped. On a busy machine a minute was not always enough, and
+rollouts without the kernels have other bits than those of the run that is resumed."""
 INPUT_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of inputs and outputs."""
 MOST_INPUTS = 2**16
