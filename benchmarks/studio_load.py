@@ -1,4 +1,4 @@
-"""How long the studio takes to list and to draw many runs.
+"""How long the studio takes to list and to draw many runs, and to show what happens to one.
 
     python benchmarks/studio_load.py [--runs 100] [--records 1000] [--browser /usr/bin/chromium]
 
@@ -6,7 +6,9 @@ Writes that many run directories, each with so many records, into a temporary fo
 first look at all runs, of the next one, in which nothing has changed, of the first chart with a curve of every run, all
 records parsed, and of that chart after one run has got one more record, with the bytes parsed and the points sent. With
 ``--browser``, also the seconds from the request of the page in Chromium until the table is there and until the chart is
-drawn, the studio being a process of its own that sees the runs for the first time. Needs an otherwise idle machine.
+drawn, the studio being a process of its own that sees the runs for the first time; and, beside these runs, how long
+after its run.json a run that was started in a terminal stands in the table, and how long after ``kill -9`` it stands
+there as lost. Needs an otherwise idle machine.
 """
 
 import argparse
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tinyllm.studies.report.theme import style
 from tinyllm.studio.catalogue import FRESH_S, Catalogue
@@ -122,8 +125,32 @@ def browse(folder: Path, browser: str) -> None:
                 page.wait_for_selector('.curve-chart[aria-label*=" runs"]', timeout=60_000)
                 page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
                 print(f"reloaded with table and chart: {time.perf_counter() - begin:.2f} s")
+                page.goto(f"{base}/runs")
+                page.wait_for_selector(".run-link")
+                follow(page, folder / "of-a-terminal")
         finally:
             studio.kill()
+
+
+def follow(page: Any, run: Path) -> None:
+    """Start a run as in a terminal and kill it; the page of the table is open meanwhile."""
+    settings = ["model=pico", "trainer.max_steps=1000000", "trainer.eval_every=0", f"run.dir={run}"]
+    command = [sys.executable, "-m", "tinyllm.train", *settings]
+    row = page.get_by_role("row").filter(has_text=run.name)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not (run / "run.json").is_file():
+                assert process.poll() is None, "the run has ended"
+                time.sleep(0.002)
+            begin = time.perf_counter()
+            row.locator(".status.running").wait_for()
+            print(f"a run of a terminal in the table: {time.perf_counter() - begin:.2f} s after its run.json")
+            time.sleep(2)
+        finally:
+            process.kill()
+        begin = time.perf_counter()
+        row.locator(".status.lost").wait_for()
+        print(f"shown as lost: {time.perf_counter() - begin:.2f} s after kill -9")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 python -m docs.studio_pictures docs outputs
 
-The second argument is a folder with at least two runs directly below it; the newest two are shown.
+The second argument is a folder with at least two runs directly below it, trained to use tools; the newest two are shown.
 """
 
 import re
@@ -49,7 +49,15 @@ def take(page: Any, root: str, folder: Path, outputs: str) -> None:
     page.screenshot(path=folder / "studio-runs.png")
 
     page.goto(f"{root}/compare")
-    page.wait_for_timeout(3000)
+    page.get_by_label("Settings of all arms").fill("model=pico trainer.max_steps=200")
+    page.get_by_label("Key or group").fill("attn")
+    page.keyboard.press("Enter")
+    page.get_by_label("Options").click()
+    for option in ("mha", "gqa"):
+        page.get_by_role("option", name=option, exact=True).click()
+    page.keyboard.press("Escape")
+    page.get_by_text("Arms and their cost").wait_for()
+    page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=folder / "studio-compare.png")
 
     page.goto(f"{root}/write")
@@ -57,13 +65,14 @@ def take(page: Any, root: str, folder: Path, outputs: str) -> None:
     page.wait_for_function("[...document.querySelectorAll('input')].some(input => input.value.startsWith('step '))")
     runs.click()
     page.get_by_role("option").nth(1).click()
-    page.get_by_label("Prompt").fill("The function returns")
-    page.get_by_label("Top-k").fill("20")
-    page.get_by_label("Tokens at most").fill("160")
+    page.get_by_role("button", name="Chat").click()
+    page.get_by_label("Tool").click()
+    page.get_by_role("option", name="python_expression").click()
+    page.get_by_label("Message", exact=True).fill("What is 12 times 34?")
     page.get_by_role("button", name="Write", exact=True).click()
     page.locator(".token.ending").nth(1).wait_for()
     for side in range(2):
-        page.locator(".tokens").nth(side).locator(".token").nth(41).hover()
+        page.locator(".tokens").nth(side).locator(".token").nth(1).hover()
         page.get_by_role("region", name="Alternatives").nth(side).get_by_role("row").nth(9).wait_for()
     page.screenshot(path=folder / "studio-write.png", full_page=True)
 

@@ -166,7 +166,7 @@ class Processes:
         """Whether a started program runs, and how it ended."""
         process = self._own.get(start.id)
         code = None if process is None else process.poll()  # also buries it
-        if code is None and (process is not None or is_held(self._file(start.id, "lock"))):
+        if code is None and (process is not None or any(map(is_held, self._locks(start)))):
             return Outcome(alive=True)
         path, code = Path(start.path), None if code is None else shell_code(code)
         failed = error_file_of(path).is_file() if code is None else code not in (0, 130, 143)
@@ -217,6 +217,12 @@ class Processes:
 
     def _file(self, identity: str, kind: str) -> Path:
         return self.folder / "starts" / f"{identity}.{kind}"
+
+    def _locks(self, start: Start) -> list[Path]:
+        """The files that are locked while a program is alive."""
+        # Windows lets no process inherit a lock: there the program's own one, of its run or comparison, has to do.
+        own = [] if os.name == "posix" else [Path(start.path) / LOCK]
+        return [self._file(start.id, "lock"), *own]
 
     def _files(self) -> list[Path]:
         return list((self.folder / "starts").glob("*.json"))
