@@ -2,7 +2,8 @@
 
 python -m docs.studio_pictures docs outputs
 
-The second argument is a folder with at least two runs directly below it, trained to use tools; the newest two are shown.
+The second argument is a folder with at least two runs that were trained to use tools directly below it; the newest two
+are shown.
 """
 
 import re
