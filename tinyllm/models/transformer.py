@@ -288,14 +288,10 @@ class Transformer(nn.Module):
             head.weight = table
             self.head = head.for_inference(form)
         if form.streams:
-            self.attend_with(form.kernels)
+            for module in self.modules():
+                if isinstance(module, MaskedAttention):
+                    module.decode_kernels = form.kernels
             self.decode_step = recorded_step(form, self.embedding, self.pos, self.layers(), self.norm, self.max_seq_len)
-
-    def attend_with(self, kernels: DecodeKernels | None) -> None:
-        """Use these kernels for the attention of single queries to a cache, which only inference has; None: torch's."""
-        for module in self.modules():
-            if isinstance(module, MaskedAttention):
-                module.decode_kernels = kernels
 
     def make_cache(
         self,
