@@ -47,7 +47,9 @@ class Field:
         row = self.row
         if row.is_group:
             options = {name: f"{name} · {what}" if what else name for name, what in row.options}
-            select = ui.select(options, multiple=row.several, on_change=lambda event: self._picked(event.value))
+            select = ui.select(
+                options, label=row.key, multiple=row.several, on_change=lambda event: self._picked(event.value)
+            )
             made: Any = select.props("outlined dense options-dense popup-content-class=form-menu")
         else:
             made = ui.input(on_change=lambda event: self._typed(event.value)).props("outlined dense")
@@ -61,7 +63,9 @@ class Field:
         with self.line:
             self.input.delete()
             options = {"": f"{default} (default)"} | {word: word for word in words}
-            self.input = ui.select(options, value="", on_change=lambda event: self._typed(event.value))
+            self.input = ui.select(
+                options, label=self.row.key, value="", on_change=lambda event: self._typed(event.value)
+            )
         self.input.props("outlined dense options-dense popup-content-class=form-menu").classes("form-value").mark(
             f"key:{self.row.key}"
         )

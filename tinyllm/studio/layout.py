@@ -78,7 +78,7 @@ body { background: var(--ground); color: var(--ink); font-size: 15px; }
   color: var(--accent); }
 .skip:focus { left: 0; }
 .for-screen-readers { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.body--dark .bg-primary.text-white { color: var(--ground) !important; }
+.body--dark .bg-primary.text-white:not(.q-btn) { color: var(--ground) !important; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .card { background: var(--ground); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.25rem; }
 .soft { color: var(--soft); }
@@ -106,6 +106,10 @@ h2.title { font-size: 1.05rem; line-height: 1.4; font-weight: 600; margin: 0; }
 .form-meaning { font-size: 13px; line-height: 1.45; overflow-wrap: anywhere; }
 .form-line { display: flex; align-items: center; align-self: start; gap: 0.15rem; }
 .form-value { flex: 1; min-width: 0; }
+/* Screen readers read this label of a choice; the eye sees the key beside it. */
+.form-value .q-field__label { display: none; }
+.form-value.q-field--labeled :is(.q-field__native, .q-field__control-container) { padding-top: 0 !important;
+  padding-bottom: 0 !important; }
 .form-undo[disabled] { visibility: hidden; }
 .problem { font-size: 13px; line-height: 1.45; overflow-wrap: anywhere; }
 .compose-more { margin: 0.25rem -0.5rem 0; color: var(--soft); border-top: 1px solid var(--line); }
