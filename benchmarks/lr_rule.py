@@ -34,6 +34,8 @@ CENTERS = {"muon": 0.02, "adamw": 3e-3, "lion": 5e-4}
 FACTORS = (1.0, 0.5, 2.0)
 SEEDS = (1, 2)
 BASE_WIDTH = 128
+DIVERGED = "not finite"
+"""Part of the error that ends a run whose loss or gradients are not finite."""
 SHARED = (
     "trainer.batch_size=16",
     "trainer.seq_len=128",
@@ -84,15 +86,19 @@ def grid(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def train(run: dict[str, Any]) -> float:
-    """Bits per byte on the validation tokens after the run; infinity where it diverged."""
+    """Bits per byte on the validation tokens after the run; infinity where it diverged.
+
+    Any other error of the run ends this program.
+    """
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place) / "run"
         settings = [*SHAPES[run["shape"]][2], *SHARED, f"optimizer={run['optimizer']}", f"optimizer.lr={run['lr']}"]
         settings += [f"trainer.max_steps={run['steps']}", f"seed={run['seed']}", f"run.dir={directory}"]
         done = subprocess.run([sys.executable, "-m", "tinyllm.train", *settings], capture_output=True, text=True)
-        if done.returncode:
-            print(done.stderr, file=sys.stderr)
+        if done.returncode and DIVERGED in done.stderr:
             return math.inf
+        if done.returncode:
+            sys.exit(done.stderr)
         records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return float([record["val/bpb"] for record in records if "val/bpb" in record][-1])
 
