@@ -16,9 +16,11 @@ from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
 
 LARGEST_INT8 = 127
 """Symmetric: −128 is not used, so that every value has its negative."""
-MOST_ROWS = 16
+MOST_ROWS = 32
 """Most rows of a product that our kernels compute. They gain where the memory is the limit; with more rows than this
 the arithmetic is, and torch's products are faster (experiments/LOG.md)."""
+MOST_ROWS_BESIDE_AMX = 16
+"""The same for bf16 where torch's products use AMX. Not measured with more."""
 MOST_INT8_ROWS = 64
 """The same for int8 weights, which torch's products would first have to read and write in full."""
 
@@ -46,10 +48,16 @@ class InferenceForm:
 
     @property
     def most_rows(self) -> int:
-        """Most rows of a product that our kernels compute."""
-        if self.packed and self.streams and not self.int8:
-            return sys.maxsize
-        return MOST_INT8_ROWS if self.int8 else MOST_ROWS
+        """Most rows of a step that our kernels compute."""
+        return sys.maxsize if self.packed and self.streams and not self.int8 else self.most_rows_unpacked
+
+    @property
+    def most_rows_unpacked(self) -> int:
+        """Most rows of a product with an unpacked matrix that our kernels compute."""
+        if self.int8:
+            return MOST_INT8_ROWS
+        is_beside_amx = self.dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
+        return MOST_ROWS_BESIDE_AMX if is_beside_amx else MOST_ROWS
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +93,7 @@ class InferenceMatrix:
         self._kernels = form.kernels if usable else None
         packs = form.packed and self._kernels is not None and self._kernels.can_pack(weight_OI)
         self._panels = self._kernels.packed(weight_OI) if self._kernels is not None and packs else None
-        self._most_values = weight_OI.shape[1] * (MOST_ROWS if scale_O is None else MOST_INT8_ROWS)
+        self._most_values = weight_OI.shape[1] * form.most_rows_unpacked
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O), in the dtype of computation."""
