@@ -6,8 +6,7 @@ Every variant runs in its own process on random tokens, in turns (A B C A B C). 
 of the median step; the spread is the range over the rounds. Memory is the peak resident set of the whole process.
 Depth, heads, width, vocabulary and tying are equal on both sides. litgpt uses torch's cross-entropy on all logits;
 its plain loop is fp32 with torch's default AdamW, its fast loop bf16 autocast with fused AdamW. tinyllm uses its
-defaults, but AdamW as well. ``--compiled`` adds both sides compiled, litgpt by ``torch.compile(model)`` in bf16,
-tinyllm as with ``trainer.compile.enabled=true``; compiling is not counted. Needs litgpt and an otherwise idle machine.
+defaults, but AdamW as well. Needs litgpt and an otherwise idle machine.
 """
 
 import argparse
@@ -29,7 +28,6 @@ ROWS: dict[str, tuple[str, dict[str, int]]] = {
 }
 SIZE = {"a": "nano", "b": "tiny", "c": "gpt2"}
 VARIANTS = ("litgpt fp32", "litgpt bf16", "tinyllm")
-COMPILED = ("litgpt bf16 compiled", "tinyllm compiled")
 
 
 def main() -> None:
@@ -37,7 +35,6 @@ def main() -> None:
     parser.add_argument("rows", nargs="*", help=f"of {' '.join(ROWS)}; default: all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8, help="measured time of each process, at least 3 steps")
-    parser.add_argument("--compiled", action="store_true", help="compile both sides as well")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -46,10 +43,9 @@ def main() -> None:
         return
     results = {}
     for row in options.rows or list(ROWS):
-        variants = VARIANTS + COMPILED * options.compiled
-        runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+        runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
         for _ in range(options.rounds):
-            for variant in variants:
+            for variant in VARIANTS:
                 command = [sys.executable, __file__, "--worker", variant, row, "--seconds", str(options.seconds)]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 runs[variant].append(json.loads(output.splitlines()[-1]))
@@ -72,12 +68,12 @@ def report(row: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[
     }
     ours = figures["tinyllm"]
     print(f"\n({row}) {ROWS[row][0]}: {ROWS[row][1]}")
-    print(f"{'':20} {'tokens/s':>9} {'range':>17} {'tinyllm is':>11} {'peak GB':>8} {'memory':>7} {'parameters':>11}")
+    print(f"{'':12} {'tokens/s':>9} {'range':>17} {'tinyllm is':>11} {'peak GB':>8} {'memory':>7} {'parameters':>11}")
     for variant, it in figures.items():
         spread = f"{it['slowest']:.0f}–{it['fastest']:.0f}"
         speed, memory = ours["tokens_per_s"] / it["tokens_per_s"], ours["peak_gb"] / it["peak_gb"]
         print(
-            f"{variant:20} {it['tokens_per_s']:9.0f} {spread:>17} {speed:10.2f}× {it['peak_gb']:8.2f} {memory:6.2f}×"
+            f"{variant:12} {it['tokens_per_s']:9.0f} {spread:>17} {speed:10.2f}× {it['peak_gb']:8.2f} {memory:6.2f}×"
             f" {it['parameters'] / 1e6:10.2f}M",
             flush=True,
         )
@@ -132,9 +128,7 @@ def litgpt_step(variant: str, row: str) -> tuple[int, Step]:
         # The same initialization as ours: with litgpt's N(0, 1) and tied embeddings, softmax would hit slow denormals.
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.02)
-    fast = "bf16" in variant
-    if variant.endswith("compiled"):
-        model = torch.compile(model)
+    fast = variant.endswith("bf16")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=fast or None)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
@@ -155,12 +149,10 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
 
     import tinyllm
     from tinyllm.data.batch import Batch
-    from tinyllm.programs.builders import build_model, build_optimizer, plain
-    from tinyllm.training.compilation import Compiled
-    from tinyllm.training.curriculum import Lengths
+    from tinyllm.programs.builders import build_model, build_optimizer
     from tinyllm.training.objectives.next_token import NextToken
     from tinyllm.training.trainer import clip
-    from tinyllm.utils.device import auto_precision, autocast, compute_dtype, deterministic, keep_freed_memory
+    from tinyllm.utils.device import auto_precision, autocast, deterministic, keep_freed_memory
 
     shape, device = ROWS[row][1], torch.device("cpu")
     cfg = tinyllm.compose(
@@ -171,20 +163,7 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
     parameters = list(model.parameters())
     objective = NextToken(model)
-    precision = auto_precision(device)
-    in_autocast = partial(autocast, device, precision)
-    if variant.endswith("compiled"):
-        settings = plain(cfg.trainer.compile)
-        del settings["enabled"]
-        Compiled(
-            model=model,
-            device=device,
-            dtype=compute_dtype(precision),
-            lengths=Lengths(seq_len=shape["context"]),
-            any_rank=bool,
-            stopping=lambda: False,
-            **settings,
-        )
+    in_autocast = partial(autocast, device, auto_precision(device))
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
         with deterministic(cfg.trainer.deterministic, device):
