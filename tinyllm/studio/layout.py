@@ -61,7 +61,7 @@ STYLE = """
 .body--dark { --line: #343b43; --soft: #a3adb8; --ground: #14171a; --raised: #1b1f24; --accent: #8ec1e6; --ink: #e6e9ec;
   --bad: #ff9a92; --good: #7fd6a3; --warn: #f0c674; }
 .body--dark { --q-primary: #8ec1e6 !important; }
-.body--dark .q-btn.bg-primary { background: #2b5f84 !important; }
+.body--dark .q-btn.bg-primary { --q-primary: #2b5f84; }
 body { background: var(--ground); color: var(--ink); font-size: 15px; }
 .nicegui-content { padding: 0; display: block; }
 .studio-header { background: var(--raised); color: var(--ink); border-bottom: 1px solid var(--line);
@@ -78,7 +78,6 @@ body { background: var(--ground); color: var(--ink); font-size: 15px; }
   color: var(--accent); }
 .skip:focus { left: 0; }
 .for-screen-readers { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
-.body--dark .bg-primary.text-white:not(.q-btn) { color: var(--ground) !important; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
 .card { background: var(--ground); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.25rem; }
 .soft { color: var(--soft); }
