@@ -271,6 +271,7 @@ def resume(context: Context) -> Figures:
         "tinyllm.verify_resume",
         *TINY,
         *data_settings(context, "gpt2"),
+        "trainer.eval_tokens=2048",
         "trainer.max_steps=20",
         "trainer.batch_size=2",
         f"trainer.device={context.device}",
