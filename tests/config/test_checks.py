@@ -181,6 +181,7 @@ def offered() -> list[set[str]]:
             ("train", ("dataset=text", "dataset.path=x", "moe=aux_free", "optimizer=muon")),
             ("train", ("dataset=hf",)),
             ("train", ("dataset=shakespeare",)),
+            ("train", ("dataset=chat", "dataset.path=x")),
             ("generate", ()),
             ("describe", ()),
             ("prepare", ()),

@@ -25,6 +25,7 @@ REQUIRED = {
     "dataset=fineweb": ("dataset.max_tokens=1e6",),
     "reward=model": ("reward.model.run=somewhere",),
     "dataset=mixture": ("dataset.sources={a:'dataset=pydocs'}",),
+    "experiment=shakespeare_char_cpu_muon": ("dataset.path=somewhere",),
     "layers=pattern": ("model.layers.kinds={a:''}", "model.layers.pattern=[a]"),
     "layers=jsonl": (
         "model.n_layers=1",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllm.runs.metrics_log import MetricsLog, read_metrics, scan
+from tinyllm.runs.metrics_log import MetricsLog, read_metrics, scan, source_keys
 
 
 def line(step: int, **values: object) -> bytes:
@@ -70,3 +70,9 @@ def test_nan_and_infinity_are_read_as_none(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "a": NaN, "b": -Infinity, "c": 1e999, "d": 2.5}\n\n')
     assert scan(path) == ([{"step": 1, "a": None, "b": None, "c": None, "d": 2.5}], 0)
+
+
+def test_the_loss_on_pairs_is_no_source() -> None:
+    mixed = ["val/loss", "val/prose/loss", "val/pref/loss"]
+    assert source_keys(mixed, "val", "loss") == {"prose": "val/prose/loss", "pref": "val/pref/loss"}
+    assert source_keys(["val/loss", "val/pref/loss", "val/pref/accuracy"], "val", "loss") == {}

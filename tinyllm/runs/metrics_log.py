@@ -225,9 +225,16 @@ def _set_aside(path: Path) -> Path:
 
 
 def source_keys(names: Iterable[str], split: str, metric: str) -> dict[str, str]:
-    """The metric of each source of a mixture, ``val/prose/loss``, by source, among the names of a record."""
+    """The metric of each source of a mixture, ``val/prose/loss``, by source, among the names of a record.
+
+    An objective on pairs logs ``val/pref/loss``, too; beside ``val/pref/accuracy``, ``pref`` is no source.
+    """
+    names = list(names)
     parts = ((name, name.split("/")) for name in names)
-    return {found[1]: name for name, found in parts if len(found) == 3 and (found[0], found[2]) == (split, metric)}
+    found = {part[1]: name for name, part in parts if len(part) == 3 and (part[0], part[2]) == (split, metric)}
+    if f"{split}/pref/accuracy" in names:
+        found.pop("pref", None)
+    return found
 
 
 def finite(record: Mapping[str, Any]) -> Record:

@@ -55,7 +55,7 @@ def test_the_study_of_preferences(base: Path, tmp_path: Path, call: Call) -> Non
     assert done.code == 0, done
     study = json.loads((out / "study.json").read_text())
     assert study["metric"] == "task/exact" and study["reference"] == "none" and not study["lower_is_better"]
-    assert [run["value"] for run in study["runs"]] == [0.0] * 8
+    assert [run["value"] for run in study["runs"]] == [0.0] * 12
     assert study["evaluation"] == "dataset=tasks dataset.n_val=4 answers.max_new_tokens=4"
 
 

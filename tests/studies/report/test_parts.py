@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from tests.support import made_study as made
 from tinyllm.errors import one_line
 from tinyllm.studies.report import numbers
+from tinyllm.studies.report.blocks import Figures
+from tinyllm.studies.report.content import report
 from tinyllm.studies.report.labels import shortened, spread
 from tinyllm.studies.report.markdown import escaped
+from tinyllm.studies.report.plots import forest
 from tinyllm.studies.report.plots_curves import curve
 from tinyllm.studies.report.plots_pareto import PRICES, front, front_names, staircase
 from tinyllm.studies.report.summary import at_the_edge, summaries, tried
+from tinyllm.studies.report.svg import drawing
 from tinyllm.studies.report.tables import sources_table
 
 FEW = st.integers(0, 4).map(float)
@@ -156,3 +160,18 @@ def test_front_of_a_metric_of_which_more_is_better() -> None:
         ]
         assert front_names(arms, price, lower_is_better=False) == expected
     assert any(front_names(arms, price) != front_names(arms, price, lower_is_better=False) for price in PRICES)
+
+
+@pytest.mark.parametrize(
+    ("lower_is_better", "left", "right", "corner"),
+    [(True, "← better", "worse →", "Lower left is better."), (False, "← worse", "better →", "Upper left is better.")],
+)
+def test_pictures_say_on_which_side_better_is(lower_is_better: bool, left: str, right: str, corner: str) -> None:
+    study = made.study(lower_is_better=lower_is_better)
+    with drawing():
+        drawn = forest(study, summaries(study))
+    assert drawn is not None
+    assert left in drawn.file and right in drawn.file
+    blocks = [block for section in report(study).sections for block in section.blocks]
+    captions = [block.caption for block in blocks if isinstance(block, Figures)]
+    assert any(caption.startswith(corner) for caption in captions)

@@ -114,8 +114,9 @@ def _price(study: Study, arms: list[ArmSummary]) -> Section:
     drawn = fronts(study, arms)
     blocks: list[Block] = []
     if drawn:
+        corner = "Lower left" if study.lower_is_better else "Upper left"
         caption = (
-            "Lower left is better. Filled marks are on the Pareto front: no other arm is better on one axis and at"
+            f"{corner} is better. Filled marks are on the Pareto front: no other arm is better on one axis and at"
             " least as good on the other. Hollow marks are dominated. Whiskers are ±1 standard deviation over seeds;"
             " the front is that of the means."
         )

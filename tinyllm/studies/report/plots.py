@@ -38,9 +38,10 @@ def forest(study: Study, arms: list[ArmSummary]) -> Picture | None:
         _difference(axes, row, summary, seed_differences(summary, reference))
     _finish_x_axis(axes)
     axes.set_xlabel(f"{numbers.metric_axis(study.metric)}, difference from {shortened(reference.arm.name)}")
+    left, right_side = ("better", "worse") if study.lower_is_better else ("worse", "better")
     headings = [
-        (0, 0.0, "← better"),
-        (1, 0.0, "worse →"),
+        (0, 0.0, f"← {left}"),
+        (1, 0.0, f"{right_side} →"),
         (1, _COLUMNS[0], "mean, 95 %"),
         (1, _COLUMNS[1], "p, corrected"),
     ]
