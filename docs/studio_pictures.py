@@ -2,8 +2,8 @@
 
 python -m docs.studio_pictures docs outputs
 
-The second argument is a folder with at least two runs that were trained to use tools directly below it; the newest two
-are shown.
+Run it in the folder of the environment, so that no path of the machine shows. The second argument is a folder with at
+least two runs that were trained to use tools directly below it; the newest two are shown.
 """
 
 import re
@@ -71,9 +71,8 @@ def take(page: Any, root: str, folder: Path, outputs: str) -> None:
     page.get_by_role("option", name="python_expression").click()
     page.get_by_label("Message", exact=True).fill("What is 12 times 34?")
     page.get_by_role("button", name="Write", exact=True).click()
-    page.locator(".token.ending").nth(1).wait_for()
-    for side in range(2):
-        page.locator(".tokens").nth(side).locator(".token").nth(1).hover()
+    for side in range(2):  # the tokens before the third are those of the call and of its result
+        page.locator(".tokens").nth(side).locator(".token").nth(2).hover()
         page.get_by_role("region", name="Alternatives").nth(side).get_by_role("row").nth(9).wait_for()
     page.screenshot(path=folder / "studio-write.png", full_page=True)
 
