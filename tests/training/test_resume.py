@@ -4,10 +4,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.training_runs import SMALL, digest, logged, metrics, train, train_elsewhere
+from tinyllm.runs.directory import LockedRunDir
+from tinyllm.runs.facts import read_run_json
 
 N = 8
 OPTIONS = {
@@ -161,6 +164,40 @@ def test_resuming_a_finished_run_changes_nothing(
     assert before == {
         path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "run").rglob("*") if path.is_file()
     }
+
+
+class Killed(BaseException):
+    """Nothing handles it, as nothing handles ``kill -9``."""
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_result_is_completed(
+    corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("dataset=text", corpus, *SMALL, "trainer.max_steps=2", "trainer.eval_every=2")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train(*settings, f"run.dir={whole}") == 0
+
+    write = LockedRunDir.write_status
+
+    def killed_at_the_end(directory: LockedRunDir, status: str, **facts: Any) -> None:
+        if status != "running":
+            raise Killed
+        write(directory, status, **facts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LockedRunDir, "write_status", killed_at_the_end)
+        with pytest.raises(Killed):
+            train(*settings, f"run.dir={killed}")
+    assert read_run_json(killed)["status"] == "running"
+    assert train(f"resume={killed}") == 0
+    assert "nothing to do" not in capsys.readouterr().out
+    results = [read_run_json(run)["result"] for run in (whole, killed)]
+    assert results[1]["metrics"].keys() == results[0]["metrics"].keys()
+    kept = [(one["status"], one["step"], one["tokens"], one["best_val_loss"], one["best_step"]) for one in results]
+    assert kept[0] == kept[1] and results[0]["metrics"]["val/loss"] == results[1]["metrics"]["val/loss"]
+    assert digest(killed) == digest(whole) and (killed / "curves.png").is_file()
+    assert train(f"resume={killed}") == 0
+    assert "complete at step 2 of 2" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -26,8 +26,10 @@ from tinyllm.errors import UserError
 from tinyllm.programs.builders import BATCH, planned_batch
 from tinyllm.runs.checkpoint import Checkpoint, find, run_of, steps_in
 from tinyllm.runs.directory import check_free
-from tinyllm.runs.layout import CHECKPOINTS, CONFIG, OVERRIDES
+from tinyllm.runs.facts import read_run_json
+from tinyllm.runs.layout import CHECKPOINTS, CONFIG, FAILED, METRICS, OVERRIDES, RUN_JSON, RUNNING
 from tinyllm.runs.lineage import later_than
+from tinyllm.runs.metrics_log import last_record
 from tinyllm.runs.state_schema import read_checked
 from tinyllm.training.batch_plan import RunProgress, regroup
 from tinyllm.utils.nested import flatten, is_within
@@ -63,6 +65,22 @@ class Resumption:
     """Keys and groups on this command line."""
     notes: list[str]
     """Damaged checkpoints that were skipped."""
+
+
+def was_killed_at_its_end(run: Path, *, step: int, is_evaluated: bool) -> bool:
+    """Whether a run was killed after its last step was recorded and saved, and before its result was.
+
+    Args:
+        step: its last step.
+        is_evaluated: whether the last step ends with an evaluation.
+
+    Raises:
+        UserError: ``run.json`` is damaged.
+    """
+    if not (run / RUN_JSON).is_file() or read_run_json(run).get("status") not in (RUNNING, FAILED):
+        return False
+    record = last_record(run / METRICS) or {}
+    return record.get("step") == step and (not is_evaluated or any(name.startswith("val/") for name in record))
 
 
 def look_up(line: CommandLine) -> tuple[list[str], Resumption | None]:

@@ -50,6 +50,7 @@ from tinyllm.programs.resume import (
     naming_saved_setting,
     progress_of,
     reconcile,
+    was_killed_at_its_end,
 )
 from tinyllm.programs.run_checks import (
     check_lengths,
@@ -137,10 +138,13 @@ class RunPlan(CheckedSettings):
 
     @property
     def is_complete(self) -> bool:
-        """All steps are done and no interrupted evaluation is pending."""
+        """All steps are done, no interrupted evaluation is pending, and the result was recorded."""
         if self.resumption is None or self.start_step < self.max_steps:
             return False
-        return read_checked(self.resumption.checkpoint).get("owed") is None
+        if read_checked(self.resumption.checkpoint).get("owed") is not None:
+            return False
+        is_evaluated = bool(self.cfg.trainer.eval_every)
+        return not was_killed_at_its_end(self.path, step=self.start_step, is_evaluated=is_evaluated)
 
 
 def make_plan(cfg: DictConfig, invocation: Invocation, resumption: Resumption | None) -> RunPlan:

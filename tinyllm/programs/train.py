@@ -4,6 +4,7 @@ import hashlib
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from signal import Signals
 
 import torch
@@ -18,8 +19,9 @@ from tinyllm.programs.run_plan import RunPlan, make_plan
 from tinyllm.programs.trainer_builder import make_trainer
 from tinyllm.runs import checkpoint as checkpoints
 from tinyllm.runs.directory import LockedRunDir, RunDir
-from tinyllm.runs.layout import FAILED
-from tinyllm.runs.metrics_log import finite
+from tinyllm.runs.layout import FAILED, FINISHED, METRICS
+from tinyllm.runs.metrics_log import finite, last_record
+from tinyllm.runs.metrics_tail import AXES
 from tinyllm.training.callbacks import Outcome
 from tinyllm.utils.device import deterministic, keep_freed_memory
 from tinyllm.utils.stop_signal import StopRequest, listening
@@ -70,6 +72,14 @@ def train_planned(plan: RunPlan) -> int:
         return 128 + Signals[outcome.reason] if outcome.reason.startswith("SIG") else 0
 
 
+def with_last_metrics(outcome: Outcome, file: Path) -> Outcome:
+    """The outcome with the last metrics of a run that had taken all of its steps when it was resumed."""
+    if outcome.metrics or outcome.status != FINISHED:
+        return outcome
+    record = last_record(file) or {}
+    return replace(outcome, metrics={name: value for name, value in record.items() if name not in AXES})
+
+
 def check_ranks_agree(plan: RunPlan) -> None:
     """Refuse to train on ranks with different settings, code or data.
 
@@ -116,7 +126,7 @@ def execute(plan: RunPlan, run_dir: RunDir, stop: StopRequest) -> Outcome:
         try:
             trainer = make_trainer(plan, run_dir, stop, stack)
             with trainer.profiler:
-                outcome = trainer.fit()
+                outcome = with_last_metrics(trainer.fit(), run_dir.path / METRICS)
         except Exception as error:
             shown = plan.strategy.name_rank(error, trainer.state.step if trainer else plan.start_step)
             if trainer:
