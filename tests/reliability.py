@@ -110,13 +110,14 @@ ROWS = (
     # killed processes
     Row(
         number="R14",
-        fault="kill -9 at thirty random moments, even while saving",
+        fault="kill -9 at thirty random moments, even while saving, and after the last checkpoint",
         outcome="resumes from a complete checkpoint each time, repeating at most `trainer.checkpoint_every` steps"
         " (twice as many if checkpoints are written in the background); at the end, the same",
         tests=(
             "faults/test_killed_while_saving.py::test_kills_at_random_moments",
             f"{RESUME}::test_kill_9_loses_at_most_checkpoint_every_steps",
             f"{SAVER}::test_kill_9_at_any_moment_leaves_a_complete_newest_checkpoint",
+            f"{RESUME}::test_a_run_killed_between_its_last_checkpoint_and_its_result_is_completed",
         ),
     ),
     Row(
