@@ -42,10 +42,10 @@ def imported(monkeypatch: pytest.MonkeyPatch, name: str = "trl") -> ModuleType:
 
 
 def as_transformers(model: Transformer, exported: Path) -> Any:
-    """The model of transformers in an exported directory, with the weights of a model of ours, in fp64."""
+    """The model of transformers in an exported directory, with the weights and the dtype of a model of ours."""
     from transformers import AutoModelForCausalLM
 
-    theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.float64)
+    theirs = AutoModelForCausalLM.from_pretrained(exported, dtype=next(model.parameters()).dtype)
     missing = theirs.load_state_dict(named_as_theirs(model, model.state_dict()), strict=False)
     assert not missing.unexpected_keys and set(missing.missing_keys) <= {"lm_head.weight"}
     return theirs
@@ -56,11 +56,11 @@ def named_as_theirs(model: Transformer, tensors: Mapping[str, torch.Tensor]) -> 
     return convert(model, tensors)[2]
 
 
-def changed_model(run: Path, *, seed: int, by: float = 0.05) -> Transformer:
-    """The model of a run in fp64, its weights changed a little, so that it differs from the one that was exported."""
-    model: Transformer = load(run)[0].double()
+def changed_model(run: Path, *, seed: int, by: float = 0.05, dtype: torch.dtype = torch.float64) -> Transformer:
+    """The model of a run, its weights changed a little, so that it differs from the one that was exported."""
+    model: Transformer = load(run)[0].to(dtype)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += by * weight.std() * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight += by * weight.std() * torch.randn(weight.shape, generator=generator, dtype=dtype)
     return model

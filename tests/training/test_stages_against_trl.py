@@ -44,6 +44,13 @@ PAIRS = [
 ]
 
 
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["fp32", "fp64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Of both models. fp64 shows that the formulas are the same, fp32 that they are as exact."""
+    kind: torch.dtype = request.param
+    return kind
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run on conversations, a reward model from it, and their exports."""
@@ -90,7 +97,7 @@ def assert_equal(objective: Objective, batch: Batch, model: Transformer, seen: d
     compared = {name: each for name, each in seen["gradients"].items() if each is not None and name in named}
     assert len(compared) == len(named)
     for name, gradient in compared.items():
-        rounding = 1e-14  # where a gradient is 0, as that of the keys' biases
+        rounding = torch.finfo(gradient.dtype).eps  # where a gradient is 0, as that of the keys' biases
         atol = 1e-5 * float(gradient.abs().max()) + rounding
         torch.testing.assert_close(named[name], gradient, rtol=1e-5, atol=atol)
 
@@ -112,8 +119,10 @@ def pair_batch(run: Path, *, reads_last: bool) -> Batch:
     return split.batch(torch.arange(len(PAIRS)).numpy())
 
 
-def test_fine_tuning_on_the_answers(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trl, model, seen = imported(monkeypatch), changed_model(run.chat, seed=1), dict[str, Any]()
+def test_fine_tuning_on_the_answers(
+    dtype: torch.dtype, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trl, model, seen = imported(monkeypatch), changed_model(run.chat, seed=1, dtype=dtype), dict[str, Any]()
     conversations = [json.loads(line) for line in run.chats.read_text(encoding="utf-8").splitlines()]
     tokenizer = open_saved(run.chat).tokenizer
     rows = [Roles().render(parse_conversation(each), tokenizer) for each in conversations]
@@ -149,11 +158,13 @@ def test_fine_tuning_on_the_answers(run: Any, tmp_path: Path, monkeypatch: pytes
 def test_preferences(
     loss_type: str,
     made: Callable[[Transformer], LikelihoodObjective],
+    dtype: torch.dtype,
     run: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    trl, model, original = imported(monkeypatch), changed_model(run.chat, seed=1), load(run.chat)[0].double()
+    trl, model = imported(monkeypatch), changed_model(run.chat, seed=1, dtype=dtype)
+    original: Transformer = load(run.chat)[0].to(dtype)
     seen: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -177,23 +188,23 @@ def test_preferences(
     assert_equal(objective, batch, model, seen)
 
 
-def test_reward_models(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reward_models(dtype: torch.dtype, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also the scores of the exported model equal ours, read by the class that TRL trains."""
     trl, seen = imported(monkeypatch), dict[str, Any]()
-    model: Transformer = model_of(open_saved(run.reward), scores=True).double()
+    model: Transformer = model_of(open_saved(run.reward), scores=True).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+            weight += 0.05 * torch.randn(weight.shape, generator=generator, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from datasets import Dataset
         from transformers import AutoModelForSequenceClassification
 
-        theirs = AutoModelForSequenceClassification.from_pretrained(run.reward_hf, dtype=torch.float64)
+        theirs = AutoModelForSequenceClassification.from_pretrained(run.reward_hf, dtype=dtype)
         assert type(theirs).__name__ == "GPT2ForSequenceClassification" and theirs.config.num_labels == 1
         saved: Transformer = model_of(open_saved(run.reward), scores=True)
-        ours, batch = Reward(saved.double()), pair_batch(run.reward, reads_last=True)
+        ours, batch = Reward(saved.to(dtype)), pair_batch(run.reward, reads_last=True)
         last = last_targets(batch.targets) + 1
         expected = ours.model.score(ours.model(batch.inputs)[torch.arange(len(last)), last])
         padded = batch.inputs.masked_fill(
