@@ -65,6 +65,7 @@ def test_other_prompts_and_what_is_refused(run: Path, call: Call, tmp_path: Path
         ((*SHORT, *here), "out=", "name another file"),
         ((*SHORT, "out=x.jsonl", "dataset=pydocs"), "dataset=", "choose dataset=tasks"),
         ((*SHORT, "out=x.jsonl", "split=test"), "split=test", "use val or train"),
+        ((*SHORT, "out=x.jsonl", "dataset=tasks", "dataset.packing=rows"), "dataset.packing=rows", "one by one"),
         ((*SHORT, "out=x.jsonl", "max_new_tokens=192"), "max_new_tokens=192", "at most 1"),
         (("reward=[exact]", "out=x.jsonl", "max_new_tokens=2", "n_prompts=4"), "reward=[exact]", "were cut off"),
     ):

@@ -106,7 +106,7 @@ class Decoder:
             elif self.next_B1 is None:
                 hidden_BD = self._read_prompts()
             else:
-                if self.graphs is not None and self.graphs.works:
+                if self.graphs is not None:
                     logits_BV = self.graphs.logits(self.next_B1, self.cache.lengths_B)
                     if logits_BV is not None:
                         return logits_BV

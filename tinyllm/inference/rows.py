@@ -127,7 +127,7 @@ class RowBatch(Generic[Member]):
         """Append a token to each of the first B rows; the logits (B, V) of the tokens that follow."""
         ids_B1 = torch.tensor(ids, dtype=torch.long).to(self.model.device, non_blocking=True)[:, None]
         with self.autocast():
-            if self.graphs is not None and self.graphs.works:
+            if self.graphs is not None:
                 logits_BV = self.graphs.logits(ids_B1, self.cache.lengths_B[: len(ids)])
                 if logits_BV is not None:
                     return logits_BV

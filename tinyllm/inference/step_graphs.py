@@ -88,6 +88,8 @@ class StepGraphs:
         Returns:
             None: nothing was done, and nothing can be with graphs.
         """
+        if not self.works:
+            return None
         n_rows, longest = len(ids_B1), int(lengths_B.max()) + 1
         n_slots = min(max(FEWEST_SLOTS, 1 << (longest - 1).bit_length()), self.cache.max_len)
         self._ids_B1[:n_rows].copy_(ids_B1, non_blocking=True)

@@ -1,8 +1,23 @@
-"""Checks of ``dataset.start_early`` that need no data."""
+"""Checks of settings of data that need no data."""
 
-from omegaconf import DictConfig
+from collections.abc import Collection
+
+from omegaconf import DictConfig, OmegaConf
 
 from tinyllm.errors import UserError
+
+ROW_ORDER = frozenset({"dataset.packing", "dataset.group_by_length"})
+"""Keys on how rows of training come together."""
+
+
+def refuse_typed(cfg: DictConfig, keys: frozenset[str], typed: Collection[str], *, hint: str) -> None:
+    """Refuse keys of the command line that a program does not read.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for key in sorted(keys.intersection(typed)):
+        raise UserError("the key has no effect here", key=key, value=OmegaConf.select(cfg, key), hint=hint)
 
 
 def refuse_start_early(cfg: DictConfig) -> None:

@@ -28,7 +28,7 @@ from tinyllm.inference.evaluation import evaluate_sources
 from tinyllm.nn.loss import perplexity
 from tinyllm.programs.builders import build_corpus, open_corpus, open_data, plain
 from tinyllm.programs.conversations import template_of
-from tinyllm.programs.data_checks import refuse_start_early
+from tinyllm.programs.data_checks import ROW_ORDER, refuse_start_early, refuse_typed
 from tinyllm.programs.evaluate_pairs import evaluate_pairs, pairs_to_evaluate, show_pairs
 from tinyllm.programs.evaluate_prompts import evaluate_prompts, prompts_to_evaluate
 from tinyllm.programs.evaluate_versus import evaluate_versus, show_versus
@@ -60,11 +60,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     if tokenizer_keys:
         hint = "text is encoded with the tokenizer of the run; leave it out"
         raise UserError("the key has no effect here", key=tokenizer_keys[0], value="…", hint=hint)
-    for key in sorted({"dataset.packing", "dataset.group_by_length"} & invocation.typed):
-        hint = "evaluation reads every token of a split in its order; leave it out"
-        raise UserError(
-            "the key has no effect here", key=key, value=cfg.dataset[key.removeprefix("dataset.")], hint=hint
-        )
+    hint = "evaluation reads every token of a split in its order; leave it out"
+    refuse_typed(cfg, ROW_ORDER, invocation.typed, hint=hint)
     result = evaluate_run(cfg, run, allow=invocation.allow, lines=not invocation.json, typed=invocation.typed)
     if invocation.json:
         print(json.dumps(finite(result)))

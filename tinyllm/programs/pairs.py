@@ -19,6 +19,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.answering import Answering
 from tinyllm.inference.pairing import AnswerPair, Tally, find_pairs
 from tinyllm.programs.conversations import saved_template
+from tinyllm.programs.data_checks import ROW_ORDER, refuse_typed
 from tinyllm.programs.load_model import model_of, open_saved
 from tinyllm.programs.prompt_checks import build_rewards, build_tool
 from tinyllm.programs.prompt_sources import Fitting, in_random_order, open_prompts
@@ -40,6 +41,7 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     if tokenizer_keys:
         hint = "prompts are encoded with the tokenizer of the run; leave it out"
         raise UserError("the key has no effect here", key=tokenizer_keys[0], value="…", hint=hint)
+    refuse_typed(cfg, ROW_ORDER, invocation.typed, hint="the model answers prompts one by one; leave it out")
     result = write_pairs(cfg, run, allow=invocation.allow)
     if invocation.json:
         print(json.dumps(result))

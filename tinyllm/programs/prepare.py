@@ -13,7 +13,7 @@ from tinyllm.data.run_data import RunData, n_tokens
 from tinyllm.data.statistics import as_json, statistics_of
 from tinyllm.errors import UserError
 from tinyllm.programs.builders import open_corpus, open_data, plain
-from tinyllm.programs.data_checks import refuse_start_early
+from tinyllm.programs.data_checks import ROW_ORDER, refuse_start_early, refuse_typed
 from tinyllm.programs.data_statistics import show
 from tinyllm.programs.statistics_picture import check_picture, draw_statistics
 from tinyllm.utils.tables import Column, Table
@@ -28,11 +28,8 @@ def command(cfg: DictConfig, invocation: Invocation) -> int:
     Raises:
         UserError: a key has no effect, or the data cannot be prepared.
     """
-    for key in sorted({"dataset.packing", "dataset.group_by_length"} & invocation.typed):
-        hint = "documents are packed when training starts, the prepared data are the same; leave it out"
-        raise UserError(
-            "the key has no effect here", key=key, value=cfg.dataset[key.removeprefix("dataset.")], hint=hint
-        )
+    hint = "documents are packed when training starts, the prepared data are the same; leave it out"
+    refuse_typed(cfg, ROW_ORDER, invocation.typed, hint=hint)
     refuse_start_early(cfg)
     target = resolve_target(plain(cfg.dataset), path="dataset", extra=invocation.allow)
     if cfg.stats and getattr(target, "gives", TOKENS) != TOKENS:

@@ -14,6 +14,7 @@ from tinyllm.errors import UserError
 from tinyllm.inference.generator import prompt_ids
 from tinyllm.inference.sampling import Sampling
 from tinyllm.programs.builders import optimizer_bytes, plain
+from tinyllm.programs.data_checks import ROW_ORDER, refuse_typed
 from tinyllm.programs.prompt_checks import check_prompt_settings
 from tinyllm.programs.saved_weights import WeightSource
 from tinyllm.runs.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ OBJECTIVES = {TOKENS: "next_token", PAIRS: "dpo, ipo, simpo, orpo or reward", PR
 """What a data set may give, with the objectives that read it."""
 RANDOM = ("model.dropout", "model.attn_dropout", "model.layerdrop", "lora.dropout")
 """Keys with which two passes of the same model differ."""
-OF_ROWS = frozenset({"dataset.packing", "dataset.too_long", "dataset.group_by_length"})
+OF_ROWS = ROW_ORDER | {"dataset.too_long"}
 """Keys on how conversations become training windows."""
 OF_EQUAL_LENGTH = ("trainer.max_tokens", "trainer.total_batch_tokens", "curriculum.enabled")
 """Keys that need sequences of equal length."""
@@ -64,9 +65,8 @@ def check_objective(cfg: DictConfig, objective: Objective, corpus: Any, invocati
             raise UserError(f"objective={name} cannot read these data", key="dataset", value=data, hint=hint)
         raise UserError(f"the objective cannot read dataset={data}", key="objective", value=name, hint=hint)
     if objective.reads == PROMPTS:
-        for key in sorted(OF_ROWS.intersection(invocation.typed)):
-            hint = "the model answers prompts, which are not put into windows; leave it out"
-            raise UserError("the key has no effect here", key=key, value=OmegaConf.select(cfg, key), hint=hint)
+        hint = "the model answers prompts, which are not put into windows; leave it out"
+        refuse_typed(cfg, OF_ROWS, invocation.typed, hint=hint)
     samples = [key for key in sorted(invocation.typed) if key.startswith("trainer.sample")]
     samples = [key for key in samples if OmegaConf.select(cfg, key)]
     if objective.scores_answers and samples:
