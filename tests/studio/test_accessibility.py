@@ -58,6 +58,8 @@ def choose(page: Any, key: str, option: str) -> None:
         if chosen.count() and re.match(rf"{option}\b", chosen.inner_text()):
             page.keyboard.press("Enter")
             page.get_by_text(f"{key}={option}").first.wait_for()  # in the command
+            # The fields of another option are there at once, and the focus is where it was.
+            page.wait_for_function(f"({FOCUSED})().trim().startsWith('{key}')")
             return
         page.keyboard.press("ArrowDown")
     raise AssertionError(f"{option} cannot be reached with the arrow keys")

@@ -72,7 +72,8 @@ def problem(settings: list[str]) -> str:
     try:
         take_step(settings)
     except Exception as error:
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/tinyllm/" in frame.filename]
+        package = Path(tinyllm.__file__).parent
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if package in Path(frame.filename).parents]
         place = f"{Path(own[-1].filename).name}:{own[-1].lineno}: " if own else ""
         return f"{place}{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
     return ""

@@ -74,7 +74,6 @@ class Composer:
     def _build_sections(self) -> None:
         """Build the sections for the chosen options. Rows behind "More" are built when that is opened."""
         self.rows = self.form.rows(self._choices())
-        self._built_for = self._choices()
         opened = {name for name, more in getattr(self, "more", {}).items() if more.value}
         self.more: dict[str, ui.expansion] = {}
         self.fields.clear()
@@ -93,6 +92,14 @@ class Composer:
                     self.more[name] = more
                     more.set_value(name in opened)
         self._build_strays()
+
+    def _update_sections(self) -> bool:
+        """Build the sections anew where the chosen options have other keys; whether they have."""
+        if {row.key for row in self.form.rows(self._choices())} == {row.key for row in self.rows}:
+            return False
+        self._build_sections()
+        self._show_found()
+        return True
 
     def _open(self, inside: ui.element, rows: list[Row]) -> None:
         if not inside.default_slot.children:
@@ -147,6 +154,8 @@ class Composer:
             new = {row.key for row in self.form.rows(self._choices())}
             for gone in (old - new) & self.draft.settings.keys():
                 self.draft.set(gone, None)
+            if self._update_sections():
+                self.fields[key][-1].input.run_method("focus")  # the field that was used has a successor
         self._show_draft()
         self._check()
 
@@ -207,9 +216,7 @@ class Composer:
                 problem=report.problem, values=self.report.values, choices=self.report.choices, words=self.report.words
             )
         self.report = self.studio.report = report
-        if {row.key for row in self.form.rows(self._choices())} != {row.key for row in self.rows}:
-            self._build_sections()
-            self._show_found()
+        self._update_sections()
         self._show_draft()
         self._show_report()
         self._open_group(report.problem.key if report.problem else "")

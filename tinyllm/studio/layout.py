@@ -114,8 +114,10 @@ h2.title { font-size: 1.05rem; line-height: 1.4; font-weight: 600; margin: 0; }
 .compose-more { margin: 0.25rem -0.5rem 0; color: var(--soft); border-top: 1px solid var(--line); }
 .compose-more .nicegui-expansion-content { padding: 0 0.5rem; gap: 0; color: var(--ink); }
 .panel-head { display: flex; justify-content: space-between; align-items: center; min-height: 2rem; }
-.cost { margin: 0.25rem 0 0.5rem; transition: opacity 0.15s; }
-.cost.stale { opacity: 0.8; }
+.cost { margin: 0.25rem 0 0.5rem; }
+/* Only the values fade: their names are pale already, and paler ones could not be read. */
+.cost dd { transition: opacity 0.15s; }
+.cost.stale dd { opacity: 0.8; }
 .cost-row { display: flex; justify-content: space-between; gap: 1rem; padding: 0.2rem 0; }
 .cost-row dt { color: var(--soft); }
 .cost-row dd { margin: 0; text-align: right; }
