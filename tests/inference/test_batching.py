@@ -73,7 +73,6 @@ def mixed_requests(count: int, *, seed: int) -> list[tuple[str, Request]]:
 def test_the_text_of_a_request_is_that_of_generate_whoever_else_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sampled, with stop strings, penalties and several samples; short prompts read whole, others in pieces."""
     monkeypatch.setattr(batching, "PREFILL_TOKENS", 6)
-    monkeypatch.setattr(batching, "MOST_ROWS", 1)
     model = model_of("attn=gqa", "model.block.attn.window=7", "model.short_conv=2")
     mixed = mixed_requests(14, seed=3)
     found = run(engine_of(model), [request for _, request in mixed])
@@ -97,9 +96,8 @@ def test_the_text_of_a_request_is_that_of_generate_whoever_else_is_there(monkeyp
     "choice",
     [pytest.param(one, id=str(one), marks=() if not at % 12 else pytest.mark.slow) for at, one in enumerate(KINDS)],
 )
-def test_greedy_tokens_of_32_requests_are_those_of_each_alone(choice: Choice, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_greedy_tokens_of_32_requests_are_those_of_each_alone(choice: Choice) -> None:
     """Against one forward pass over each whole sequence, for every attention × window × mixture."""
-    monkeypatch.setattr(batching, "MOST_ROWS", 2)  # prompts from 3 tokens are read together
     model = built(choice, init_std=0.5).eval()
     numbers = random.Random(2)
     requests = []
@@ -189,7 +187,6 @@ def test_others_go_on_while_a_long_prompt_is_read(monkeypatch: pytest.MonkeyPatc
 
 
 def test_waiting_prompts_of_like_lengths_are_read_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "MOST_ROWS", 2)
     monkeypatch.setattr(batching, "PREFILL_TOKENS", 20)
     engine = engine_of(model_of("attn=gqa"), max_batch=8)
     prompts = ["abcd", "abc", "dcba", "abcdefgh", "ab", "hgfedc", "abcdef", "hhgfed"]

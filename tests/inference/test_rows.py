@@ -11,6 +11,7 @@ from tests.support.kernels import decode_kernels_here
 from tests.support.options import CONTEXT, VOCABULARY, WINDOWS, Choice, built, distinct, params, small
 from tinyllm.inference.rows import RowBatch
 from tinyllm.models.transformer import Transformer
+from tinyllm.nn import inference_linear
 
 POSITIONS = distinct("pos")
 KINDS = [
@@ -98,7 +99,7 @@ def test_prompts_read_in_one_pass_go_on_as_if_read_alone(settings: tuple[str, ..
     batch: RowBatch[int] = RowBatch(model, n_slots=4, max_len=CONTEXT)
     batch.read(batch.join(0), [1, 2])
     prompts = [[3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17, 18]]
-    assert batch.can_read_together(7)
+    assert batch.can_read_together(4, 7)
     for row in (1, 2, 3):
         batch.join(row)
     together = batch.read_together(1, prompts)
@@ -116,7 +117,34 @@ def test_prompts_read_in_one_pass_go_on_as_if_read_alone(settings: tuple[str, ..
 def test_prompts_are_not_read_in_one_pass_where_filling_would_be_remembered() -> None:
     for settings, most in ((("model.block.attn.window=3",), 3), (("model.short_conv=2",), 0)):
         batch: RowBatch[int] = RowBatch(small(*settings).eval(), n_slots=2, max_len=CONTEXT)
-        assert [batch.can_read_together(length) for length in (most, most + 1)] == [most > 0, False]
+        assert [batch.can_read_together(1, length) for length in (most, most + 1)] == [most > 0, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "int8"), [(("attn=gqa",), False), (("attn=gqa",), True), (("moe=aux_free",), True)]
+)
+def test_with_our_kernels_prompts_read_in_one_pass_have_the_bits_of_each_alone(
+    settings: tuple[str, ...], int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = decode_kernels_here()
+    if kernels is None:
+        pytest.skip("no compiler here")
+    monkeypatch.setattr(inference_linear, "MOST_INT8_ROWS", 5)
+    model = small("attn=gqa", init_std=0.5).eval()
+    model.for_inference(torch.float32, int8=int8, kernels=kernels)
+    batch: RowBatch[int] = RowBatch(model, n_slots=3, max_len=CONTEXT)
+    # Rounded to int8, a prompt of at most 5 tokens alone has the bits of our kernels, longer ones those of torch.
+    assert [batch.can_read_together(shortest, 9) for shortest in (5, 6)] == [not int8, True]
+    if int8:
+        return
+    prompts = [[3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13], [14, 15, 16, 17, 18]]
+    for row in range(3):
+        batch.join(row)
+    together = batch.read_together(0, prompts)
+    stepped = batch.step([1, 1, 1])
+    for prompt, hidden, logits in zip(prompts, together, stepped, strict=True):
+        alone: RowBatch[int] = RowBatch(model, n_slots=1, max_len=CONTEXT)
+        assert alone.read(alone.join(0), prompt).equal(hidden) and alone.step([1])[0].equal(logits)
 
 
 def test_a_copied_row_goes_on_as_its_source_and_slots_are_limited() -> None:

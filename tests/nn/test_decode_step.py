@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tests.support.kernels import decode_kernels_here
 from tests.support.models import tiny_model
 from tinyllm.models.transformer import Transformer
+from tinyllm.nn import decode_step
 from tinyllm.nn.attention.mha import MHA
 from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.nn.decode_step import ACTIVATIONS, CacheOfLayer, Op
@@ -93,6 +94,48 @@ def test_the_bits_of_a_row_depend_neither_on_the_others_nor_on_threads(
     assert results[0].equal(results[1])
 
 
+@pytest.mark.parametrize(("dtype", "int8"), FORMS)
+@pytest.mark.parametrize("chosen", [MODELS[0], MODELS[2]], ids=["default", "mqa, layernorm, learned positions"])
+def test_the_bits_of_a_prompt_do_not_depend_on_how_it_is_read(
+    kernels: DecodeKernels, chosen: tuple[str, ...], dtype: torch.dtype, int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole, in pieces, token by token, with the prompts of other rows, and in several calls of C++."""
+    model = inference_model(kernels, *chosen, dtype=dtype, int8=int8)
+    step = model.decode_step
+    assert step is not None
+    ids_3T = torch.arange(3 * 20).view(3, 20) * 7 % 17
+
+    def read(cuts: list[int], rows: slice) -> tuple[Tensor, list[Tensor]]:
+        with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            cache = model.make_cache(len(ids_3T[rows]), CONTEXT)
+            pieces = [piece for piece in ids_3T[rows].tensor_split(cuts, dim=1)]
+            assert all(step.takes(piece, cache) for piece in pieces)
+            hidden = torch.cat([model(piece, cache=cache) for piece in pieces], 1)
+        assert cache.lengths_B.eq(20).all()
+        return hidden, [buffer for layer in cache.layers for buffer in layer.buffers]
+
+    hidden, buffers = read([], slice(0, 3))
+    for cuts, first_calls in (([], 512), ([1, 6], 512), (list(range(1, 20)), 512), ([], 7)):
+        monkeypatch.setattr(decode_step, "MOST_VECTORS", first_calls)
+        for row in range(3):
+            alone, its_buffers = read(cuts, slice(row, row + 1))
+            assert alone[0].equal(hidden[row])
+            assert all(its[0].equal(buffer[row]) for its, buffer in zip(its_buffers, buffers, strict=True))
+
+
+def test_several_tokens_that_would_overwrite_what_their_window_shows_take_the_forward_pass(
+    kernels: DecodeKernels,
+) -> None:
+    model = inference_model(kernels, *MODELS[3], dtype=torch.float32)  # a window of 4 and 2 sinks: 6 slots
+    assert model.decode_step is not None
+    with torch.no_grad():
+        cache = model.make_cache(1, CONTEXT)
+        assert model.decode_step.takes(torch.zeros(1, 6, dtype=torch.int64), cache)
+        assert not model.decode_step.takes(torch.zeros(1, 7, dtype=torch.int64), cache)
+        model(torch.tensor([[1, 2]]), cache=cache)
+        assert not model.decode_step.takes(torch.zeros(1, 5, dtype=torch.int64), cache.rows(0, 1))
+
+
 def test_rows_of_a_larger_cache_are_written_where_they_are(kernels: DecodeKernels) -> None:
     model = inference_model(kernels, "attn=gqa", dtype=torch.float32)
     with torch.no_grad():
@@ -163,7 +206,7 @@ def test_wrong_tokens_and_full_caches_are_refused_as_by_the_forward_pass(kernels
     assert model.decode_step is not None
     with torch.no_grad():
         assert not model.decode_step.takes(ids_B1, model.make_cache(2, 3, dtype=torch.bfloat16))
-        assert not model.decode_step.takes(ids_B1.expand(2, 2), model.make_cache(2, 3))
+        assert not model.decode_step.takes(ids_B1.expand(2, 4), model.make_cache(2, 3))
 
 
 def test_structures_have_the_size_that_they_have_in_cpp(kernels: DecodeKernels) -> None:

@@ -67,6 +67,7 @@ def test_products_with_packed_matrices(kernels: DecodeKernels, dtype: torch.dtyp
     x = numbers(53, shape[1], seed=3).to(dtype)
     assert kernels.can_pack(weight)
     packed = kernels.packed(weight)
+    assert kernels.unpacked(packed, n_out=shape[0]).equal(weight)
     together = kernels.linear_packed(x, packed, bias, n_out=shape[0])
     exact = x.double() @ weight.double().T + bias
     bound = (x.double().abs() @ weight.double().abs().T + bias.abs()) * shape[1] * 2.0**-24

@@ -18,7 +18,6 @@ from tinyllm.inference.decoding import Autocast, LanguageModel
 from tinyllm.inference.generator import SampleWriter, end_tokens
 from tinyllm.inference.rows import RowBatch
 from tinyllm.inference.sampling import Sampling, choose_tokens, stream_seeds
-from tinyllm.nn.inference_linear import MOST_ROWS
 
 PREFILL_TOKENS = 256
 """Prompt tokens read per step, and the length of the pieces of a long prompt: the longest that others wait for it. The
@@ -253,9 +252,8 @@ class Engine:
     def _fits(self, job: Job, jobs: list[Job]) -> bool:
         """Whether a prompt can be read together with those of ``jobs``: it is short, and about as long as they are.
 
-        One pass over several prompts takes about half the time of one for each (experiments/LOG.md). Prompts as short
-        as those that our kernels multiply are left out, so that the bits of a cache stay what they are alone wherever
-        those of torch's products do not depend on the number of rows.
+        Where the model's steps are not one call of C++, one pass over several prompts takes about half the time of one
+        for each (experiments/LOG.md).
         """
         if not jobs:
             return True
@@ -265,10 +263,9 @@ class Engine:
         lengths = [len(request.ids) for request in requests]
         shortest, longest = min(lengths), max(lengths)
         return (
-            shortest > MOST_ROWS
-            and 4 * shortest >= 3 * longest
+            4 * shortest >= 3 * longest
             and longest * len(lengths) <= PREFILL_TOKENS
-            and self.batch.can_read_together(longest)
+            and self.batch.can_read_together(shortest, longest)
         )
 
     def _read_together(self, jobs: list[Job], pieces: list[Piece]) -> int:

@@ -95,13 +95,17 @@ class RowBatch(Generic[Member]):
             hidden_1TD: Tensor = self.model(ids_1T, cache=self.cache.rows(row, row + 1))
         return hidden_1TD[0]
 
-    def can_read_together(self, length: int) -> bool:
-        """Whether :meth:`read_together` takes prompts of up to ``length`` tokens.
+    def can_read_together(self, shortest: int, longest: int) -> bool:
+        """Whether :meth:`read_together` takes prompts of ``shortest`` to ``longest`` tokens.
 
         Not if a window has fewer slots, since the filling would overwrite what it still shows, and not with short
-        convolutions, which remember the last tokens whatever they are.
+        convolutions, which remember the last tokens whatever they are. Nor if alone they are so short that other
+        kernels compute their products, which those of the head tell: their bits would depend on the other prompts.
         """
-        return all(not layer.recent and length <= layer.n_slots for layer in self.cache.layers)
+        head = getattr(self.model, "head", None)
+        if shortest <= getattr(head, "most_kernel_rows", 0):
+            return False
+        return all(not layer.recent and longest <= layer.n_slots for layer in self.cache.layers)
 
     @torch.no_grad()
     def read_together(self, first: int, prompts: Sequence[Sequence[int]]) -> list[Tensor]:

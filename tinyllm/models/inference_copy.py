@@ -23,7 +23,7 @@ def inference_copy(model: Any, kernels: DecodeKernels | None) -> Any:
     if kernels is None or not isinstance(model, Transformer) or model.device.type != "cpu" or model.decode_step:
         return model
     twin = _shallow_copy(model)
-    twin.for_inference(autocast_dtype(model.device, model.embedding.weight.dtype), kernels=kernels, packed=True)
+    twin.for_inference(autocast_dtype(model.device, model.embedding.weight.dtype), kernels=kernels, many_rows=True)
     return twin
 
 

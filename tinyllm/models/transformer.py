@@ -259,22 +259,22 @@ class Transformer(nn.Module):
         return logits
 
     def for_inference(
-        self, dtype: torch.dtype, *, int8: bool = False, kernels: DecodeKernels | None = None, packed: bool = False
+        self, dtype: torch.dtype, *, int8: bool = False, kernels: DecodeKernels | None = None, many_rows: bool = False
     ) -> None:
         """Convert every weight in place to the fastest form for inference in ``dtype``; cannot be undone.
 
         Outputs equal those of autocast to ``dtype`` (no autocast if it is the weights' own dtype) up to rounding. The
-        model can be called as before, but not trained or saved. In fp32 this takes no memory; in half precision rounded
-        copies replace the matrices, and a tied token table is kept in addition to its copy in the head.
+        model can be called as before, but not trained or saved. Copies replace the
+        matrices, and a tied token table is kept beside its copy in the head; without kernels, fp32 needs no copies.
 
         Args:
             int8: round every matrix to int8, per output channel (``nn.inference_linear.quantize_rows``). Embeddings,
                 norms, biases and routers stay exact; a tied head is a rounded copy of the token table.
             kernels: used on a CPU for products of few rows and for the attention of one query.
-            packed: keep a copy of every matrix with which they are fast for many rows, too.
+            many_rows: the rows of a step are many, so compute all of them with the kernels.
         """
         kernels = kernels if self.device.type == "cpu" else None
-        form = InferenceForm(dtype=dtype, int8=int8, kernels=kernels, packed=packed)
+        form = InferenceForm(dtype=dtype, int8=int8, kernels=kernels, many_rows=many_rows)
         tied, table = self.head is None, self.embedding.weight
         for module in list(self.modules()):  # a copy, because children are replaced on the way
             for name, child in module.named_children():

@@ -198,6 +198,7 @@ class Cache:
         lengths_B: positions filled in each row, which is the position of its next token; int64 on the CPU.
         base, first_row: the cache whose rows this one views, and the first of them; itself and 0 for a whole cache.
         addresses: of the buffers of a whole cache, kept here by ``decode_step.DecodeStep``.
+        fewest_slots: slots of the layer that has the fewest.
     """
 
     def __init__(self, layers: Sequence[LayerCache], *, max_len: int) -> None:
@@ -205,6 +206,7 @@ class Cache:
         self.max_len = max_len
         self.base, self.first_row = self, 0
         self.addresses: Any = None
+        self.fewest_slots = min(layer.n_slots for layer in layers)
         # On the CPU, because the length decides shapes: reading it from a GPU would wait for the GPU at every token.
         self.lengths_B = torch.zeros(self.layers[0].buffers[0].shape[0], dtype=torch.int64, device="cpu")
 

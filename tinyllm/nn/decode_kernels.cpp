@@ -48,10 +48,10 @@ ATTEND(attend_bfloat16, uint16_t)
 #define STEP(NAME, T)                                                                                                \
     extern "C" long NAME(const Op *ops, long n_ops, const LayerCache *caches, long first_row, const int64_t *rows,   \
                          const int64_t *shared_rows, const int64_t *shared_lengths, const int64_t *ids,              \
-                         const int64_t *positions, long n_rows, char *workspace, int threads) {                      \
-        return step<T>(ops, n_ops,                                                                                   \
-                       {caches, first_row, rows, shared_rows, shared_lengths, ids, positions, n_rows, workspace},    \
-                       threads);                                                                                     \
+                         const int64_t *lengths, long tokens, long n_vectors, char *workspace, int threads) {        \
+        const Inputs inputs = {caches,  first_row, rows,      shared_rows, shared_lengths, ids,                      \
+                               lengths, tokens,    n_vectors, workspace};                                            \
+        return step<T>(ops, n_ops, inputs, threads);                                                                 \
     }
 
 STEP(step_float32, float)

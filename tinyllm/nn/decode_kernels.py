@@ -66,7 +66,7 @@ class DecodeKernels:
                 linear.restype = None
                 self._linear[weights, dtype] = linear
             step = self._step[dtype] = library[f"step_{name}"]
-            signature: list[Any] = [*[pointer, number] * 2, *[pointer] * 5, number, pointer, ctypes.c_int]
+            signature: list[Any] = [*[pointer, number] * 2, *[pointer] * 5, number, number, pointer, ctypes.c_int]
             step.argtypes = signature
             step.restype = number
             packed = self._linear_packed[dtype] = library[f"linear_packed_{name}"]
@@ -120,6 +120,10 @@ class DecodeKernels:
         padded = weight_OI.new_zeros(n_panels * self._panel_size, n_in)
         padded[:n_out] = weight_OI
         return padded.view(n_panels, self._panel_size, n_in // step, step).transpose(1, 2).contiguous()
+
+    def unpacked(self, panels: Tensor, *, n_out: int) -> Tensor:
+        """The matrix of which :meth:`packed` made these panels."""
+        return panels.transpose(1, 2).reshape(len(panels) * self._panel_size, -1)[:n_out]
 
     def linear_packed(self, x: Tensor, panels: Tensor, bias_O: Tensor | None, *, n_out: int) -> Tensor:
         """x·Wᵀ + bias at the speed of the processor; a row's bits do not depend on the number of rows or threads.

@@ -1,4 +1,6 @@
-// One token of every row through all layers of a model, in one call: decode_step.py records the operations.
+// The next tokens of every row through all layers of a model, in one call: decode_step.py records the operations.
+// A row may get several: the piece of a prompt. Each is a vector like the tokens of other rows, and the order of all sums
+// is the same, so its bits depend neither on them nor on how a prompt is cut.
 //
 // One team of threads runs all operations. Every operation is divided among them and ends with a barrier, which costs
 // less than a microsecond; as separate calls from Python they cost many times that.
@@ -45,12 +47,14 @@ struct Inputs {
     // Where rows begin with the same positions: the row of each in the caches, the other row that it begins with, and how
     // many positions that has. Null: row r is row first_row + r.
     const int64_t *rows, *shared_rows, *shared_lengths;
-    const int64_t *ids, *positions;
-    long n_rows;
+    const int64_t *ids, *lengths;  // of every vector; positions filled in every row
+    long tokens;                   // of each row: vector v is token v % tokens of row v / tokens
+    long n_vectors;
     char *workspace;
-    template <class T> T *buffer(long offset) const { return reinterpret_cast<T *>(workspace + offset * n_rows); }
-    long row(long r) const { return rows ? rows[r] : first_row + r; }
-    long shared(long r) const { return rows ? shared_lengths[r] : 0; }
+    template <class T> T *buffer(long offset) const { return reinterpret_cast<T *>(workspace + offset * n_vectors); }
+    long row(long v) const { return rows ? rows[v / tokens] : first_row + v / tokens; }
+    long shared(long v) const { return rows ? shared_lengths[v / tokens] : 0; }
+    long position(long v) const { return lengths[v / tokens] + v % tokens; }
 };
 
 inline long slot_of(const LayerCache &cache, long position) {
@@ -103,7 +107,7 @@ template <class T> void activate(const Op &op, const Inputs &inputs) {
     T *y = inputs.buffer<T>(op.target);
     const long chunks = (op.n_out + CHUNK - 1) / CHUNK;
 #pragma omp for schedule(static)
-    for (long i = 0; i < inputs.n_rows * chunks; i++) {
+    for (long i = 0; i < inputs.n_vectors * chunks; i++) {
         const long r = i / chunks, first = i % chunks * CHUNK;
         const long n = op.n_out - first < CHUNK ? op.n_out - first : CHUNK;
         const T *in = x + r * op.n_in + first;
@@ -150,7 +154,7 @@ template <class Y> void norm(const Op &op, const Inputs &inputs) {
     const float eps = static_cast<float>(op.eps);
     Y *y = inputs.buffer<Y>(op.target);
 #pragma omp for schedule(static)
-    for (long r = 0; r < inputs.n_rows; r++)
+    for (long r = 0; r < inputs.n_vectors; r++)
         if (op.variant)
             layer_norm(x + r * op.n_out, weight, op.bias, y + r * op.n_out, op.n_out, eps);
         else
@@ -168,9 +172,9 @@ template <class T> void heads(const Op &op, const Inputs &inputs) {
     std::vector<float> head(D), turned(D);
     std::vector<T> normed(D);
 #pragma omp for schedule(static)
-    for (long i = 0; i < inputs.n_rows * n_heads; i++) {
+    for (long i = 0; i < inputs.n_vectors * n_heads; i++) {
         const long r = i / n_heads, h = i % n_heads, row = inputs.row(r);
-        const long position = inputs.positions[r], slot = slot_of(cache, position - inputs.shared(r));
+        const long position = inputs.position(r), slot = slot_of(cache, position - inputs.shared(r));
         const T *in = x + i * D;
         if (h >= H + G) {
             const Strides &n = cache.value_strides;
@@ -202,13 +206,14 @@ template <class T> void attend(const Op &op, const Inputs &inputs) {
     const LayerCache &cache = inputs.caches[op.layer];
     const long D = op.n_out, H = op.heads;
     long longest = 0;
-    for (long r = 0; r < inputs.n_rows; r++) longest = inputs.positions[r] > longest ? inputs.positions[r] : longest;
+    for (long r = 0; r < inputs.n_vectors; r++) longest = inputs.position(r) > longest ? inputs.position(r) : longest;
     std::vector<float> query(D), weights(longest + 1 + 2 * LANES);
-// dynamic: rows see different numbers of keys
+// dynamic: rows see different numbers of keys. Head by head, since all tokens of a row read the same keys.
 #pragma omp for schedule(dynamic)
-    for (long rh = 0; rh < inputs.n_rows * H; rh++) {
-        const long r = rh / H, g = rh % H / (H / op.key_heads), row = inputs.row(r), shared = inputs.shared(r);
-        const long place = inputs.positions[r] - shared;
+    for (long i = 0; i < inputs.n_vectors * H; i++) {
+        const long n = inputs.tokens, h = i / n % H, r = i / (n * H) * n + i % n, rh = r * H + h;
+        const long g = h / (H / op.key_heads), row = inputs.row(r), shared = inputs.shared(r);
+        const long place = inputs.position(r) - shared;
         const auto at = [](char *buffer, const Strides &n, long row, long g) {
             return reinterpret_cast<const T *>(buffer) + row * n.batch + g * n.head;
         };
@@ -223,10 +228,11 @@ template <class T> void attend(const Op &op, const Inputs &inputs) {
             attend_to(seen + 1, 1, query.data(), D, D, weights.data(), out);
             continue;
         }
-        const Strides &n = cache.shared_strides;
-        seen[0].keys = at(cache.shared_keys, n, inputs.shared_rows[r], g);
-        seen[0].values = at(cache.shared_values, n, inputs.shared_rows[r], g);
-        seen[0].key_step = seen[0].value_step = n.key;
+        const Strides &strides = cache.shared_strides;
+        const long beginning = inputs.shared_rows[r / n];
+        seen[0].keys = at(cache.shared_keys, strides, beginning, g);
+        seen[0].values = at(cache.shared_values, strides, beginning, g);
+        seen[0].key_step = seen[0].value_step = strides.key;
         attend_to(seen, 2, query.data(), D, D, weights.data(), out);
     }
 }
@@ -235,9 +241,9 @@ void embed(const Op &op, const Inputs &inputs) {
     const float *table = static_cast<const float *>(op.weight);
     float *x = inputs.buffer<float>(op.target);
 #pragma omp for schedule(static)
-    for (long r = 0; r < inputs.n_rows; r++) {
+    for (long r = 0; r < inputs.n_vectors; r++) {
         const float *token = table + inputs.ids[r] * op.n_out;
-        const float *position = op.bias ? op.bias + inputs.positions[r] * op.n_out : nullptr;
+        const float *position = op.bias ? op.bias + inputs.position(r) * op.n_out : nullptr;
         for (long i = 0; i < op.n_out; i++) x[r * op.n_out + i] = token[i] + (position ? position[i] : 0.0f);
     }
 }
@@ -247,11 +253,11 @@ template <class T> void linear(const Op &op, const Inputs &inputs) {
     const T *x = inputs.buffer<T>(op.source);
     T *y = inputs.buffer<T>(op.target);
     if (op.variant == PACKED)
-        linear_packed(static_cast<const T *>(op.weight), op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
+        linear_packed(static_cast<const T *>(op.weight), op.bias, x, y, stream, inputs.n_vectors, op.n_out, op.n_in);
     else if (op.variant == INT8)
-        linear(static_cast<const int8_t *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
+        linear(static_cast<const int8_t *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_vectors, op.n_out, op.n_in);
     else
-        linear(static_cast<const T *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_rows, op.n_out, op.n_in);
+        linear(static_cast<const T *>(op.weight), op.scale, op.bias, x, y, stream, inputs.n_vectors, op.n_out, op.n_in);
 }
 
 template <class T> void run(const Op &op, const Inputs &inputs) {
@@ -266,7 +272,7 @@ template <class T> void run(const Op &op, const Inputs &inputs) {
     }
 }
 
-// Run all operations. Returns −1, or the first row whose token is not in the table; then nothing is written.
+// Run all operations. Returns −1, or the first vector whose token is not in the table; then nothing is written.
 template <class T> long step(const Op *ops, long n_ops, const Inputs &inputs, int threads) {
     long most_bytes = 0, most_products = 0;
     for (long i = 0; i < n_ops; i++) {
@@ -274,8 +280,8 @@ template <class T> long step(const Op *ops, long n_ops, const Inputs &inputs, in
         const long numbers = op.kind == LINEAR ? op.n_in * op.n_out : 0;
         const long bytes = numbers * static_cast<long>(op.variant == INT8 ? 1 : sizeof(T));
         most_bytes = bytes > most_bytes ? bytes : most_bytes;
-        most_products = numbers * inputs.n_rows > most_products ? numbers * inputs.n_rows : most_products;
-        for (long r = 0; op.kind == EMBED && r < inputs.n_rows; r++)
+        most_products = numbers * inputs.n_vectors > most_products ? numbers * inputs.n_vectors : most_products;
+        for (long r = 0; op.kind == EMBED && r < inputs.n_vectors; r++)
             if (inputs.ids[r] < 0 || inputs.ids[r] >= op.n_in) return r;
     }
     threads = threads_for(most_bytes, most_products, threads);

@@ -1,9 +1,12 @@
-"""Whole decoding steps in C++: one token of every row through all layers of a model, in one call of ``decode_step.h``.
+"""Whole steps in C++: the next tokens of every row through all layers of a model, in one call of ``decode_step.h``.
 
 From Python, some fifteen small operations per layer take longer to call than to compute (benchmarks/README.md). So the
 parts of a model record their operations once, when its weights have their form for inference, and a step runs them all.
 A part that records nothing, or whose class computes differently than the one that records, leaves the model to its own
 ``forward``, which computes the same.
+
+Each token of a prompt is computed as it would be alone, so the bits of a cache depend neither on how a prompt is cut
+nor on what is read together with it.
 """
 
 import ctypes
@@ -20,6 +23,8 @@ from tinyllm.nn.decode_kernels import DecodeKernels
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "sigmoid")
 """The activations that can be recorded, in the order of their numbers in C++."""
+MOST_VECTORS = 512
+"""Tokens in one call: a long prompt is read in pieces of this many, which bounds the workspace."""
 ALIGNMENT = 64
 """Bytes of a cache line: threads that write to different buffers do not disturb each other."""
 
@@ -81,7 +86,7 @@ class Buffer(NamedTuple):
     """Where a step keeps (B, width) numbers."""
 
     offset: int
-    """Bytes before it in the workspace of one row."""
+    """Bytes before it in the workspace of one token."""
     width: int
 
 
@@ -99,7 +104,7 @@ class StepRecorder:
         self.tensors: list[Tensor] = []
         """Those that the operations point to."""
         self.row_bytes = 0
-        """Bytes of the workspace of one row."""
+        """Bytes of the workspace of one token."""
         self._used = 0
 
     def record(self, part: Any, *inputs: Any, computes: str = "forward") -> Any:
@@ -287,7 +292,7 @@ class DecodeStep:
         recorder: has recorded a step.
         hidden: the buffer of its result, in fp32.
         max_len: most positions.
-        most_rows: most rows for which this is faster than ``forward``.
+        most_rows: most tokens, of all rows together, for which this is faster than ``forward``.
     """
 
     def __init__(self, recorder: StepRecorder, hidden: Buffer, *, max_len: int, most_rows: int) -> None:
@@ -300,13 +305,14 @@ class DecodeStep:
 
     def takes(self, ids_BT: Tensor, cache: Cache) -> bool:
         """Whether it can read these tokens."""
-        rows, tokens = ids_BT.shape
+        tokens = ids_BT.shape[1]
         return (
-            tokens == 1
-            and rows <= self.most_rows
+            ids_BT.numel() <= self.most_rows
             and not torch.is_grad_enabled()
-            and cache.length < min(self.max_len, cache.max_len)
+            and cache.length + tokens <= min(self.max_len, cache.max_len)
             and self._caches(cache) is not None
+            # In a ring, the last of several tokens would overwrite what the first still sees.
+            and (tokens == 1 or cache.length + tokens <= cache.base.fewest_slots)
         )
 
     def can_branch(self, cache: Cache, n_rows: int) -> bool:
@@ -314,32 +320,47 @@ class DecodeStep:
         has_window = any(layer.window for layer in cache.layers)
         return n_rows <= self.most_rows and not has_window and self._caches(cache) is not None
 
-    def __call__(self, ids_B1: Tensor, cache: Cache) -> Tensor:
-        """Hidden states (B, 1, C) of one token per row; the cache advances by it. The bits of a row depend on no other.
+    def __call__(self, ids_BT: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (B, T, C) of the next tokens, whose bits do not depend on other rows. The cache advances by T.
 
         Raises:
-            IndexError: an id is not in the token table.
+            IndexError: an id is not in the token table; the cache has not advanced.
         """
-        rows = len(ids_B1)
-        ids_B1 = ids_B1.to(torch.int64).contiguous()
-        workspace = torch.empty(rows * self._row_bytes, dtype=torch.uint8)
+        rows, tokens = ids_BT.shape
+        ids_BT = ids_BT.to(torch.int64)
+        most = max(1, MOST_VECTORS // rows)
+        if tokens <= most:
+            hidden_BTC = self._read(ids_BT, cache, cache.lengths_B)
+        else:
+            pieces = [
+                self._read(ids_BT[:, first : first + most], cache, cache.lengths_B + first)
+                for first in range(0, tokens, most)
+            ]
+            hidden_BTC = torch.cat(pieces, 1)
+        cache.advance(tokens)
+        return hidden_BTC
+
+    def _read(self, ids_BT: Tensor, cache: Cache, lengths_B: Tensor) -> Tensor:
+        (rows, tokens), ids_BT = ids_BT.shape, ids_BT.contiguous()
+        vectors = rows * tokens
+        workspace = torch.empty(vectors * self._row_bytes, dtype=torch.uint8)
         wrong = self._run(
             self._ops,
             len(self._ops),
             self._caches(cache),
             cache.first_row,
             *(each.data_ptr() if each is not None else None for each in cache.places()),
-            ids_B1.data_ptr(),
-            cache.lengths_B.data_ptr(),
-            rows,
+            ids_BT.data_ptr(),
+            lengths_B.data_ptr(),
+            tokens,
+            vectors,
             workspace.data_ptr(),
             torch.get_num_threads(),
         )
         if wrong >= 0:
-            raise IndexError(f"token {int(ids_B1[wrong])} is not in the token table")
-        cache.advance(1)
-        start, size = self._hidden.offset * rows, rows * self._hidden.width * torch.float32.itemsize
-        return workspace[start : start + size].view(torch.float32).view(rows, 1, self._hidden.width)
+            raise IndexError(f"token {int(ids_BT.view(-1)[wrong])} is not in the token table")
+        start, size = self._hidden.offset * vectors, vectors * self._hidden.width * torch.float32.itemsize
+        return workspace[start : start + size].view(torch.float32).view(rows, tokens, self._hidden.width)
 
     def _caches(self, cache: Cache) -> Any:
         """The addresses of a cache, kept there; None: it has another dtype."""

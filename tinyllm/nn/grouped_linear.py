@@ -135,7 +135,7 @@ class InferenceGroupedLinear(nn.Module):
 
     def forward(self, x_NI: Tensor) -> Tensor:
         """(N, d_in) → (N, d_out), rows sorted by expert as in ``groups``."""
-        y_NO = x_NI.new_empty(len(x_NI), len(self.matrices[0].weight_OI), dtype=self.dtype)
+        y_NO = x_NI.new_empty(len(x_NI), self.matrices[0].n_out, dtype=self.dtype)
         slices = self.groups.slices or _slices(self.groups.ends_E, len(x_NI))
         for matrix, rows in zip(self.matrices, slices, strict=True):
             if rows.start != rows.stop:  # routing may leave an expert without tokens

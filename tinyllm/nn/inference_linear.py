@@ -33,13 +33,15 @@ class InferenceForm:
         dtype: dtype of computation.
         int8: whether weights are rounded to int8, see :func:`quantize_rows`.
         kernels: our own kernels for few rows; None: torch's products.
-        packed: with kernels, keep a copy of each matrix that is fast for many rows too (``DecodeKernels.packed``).
+        many_rows: use our kernels for any number of rows, even where torch's products of many are faster.
+        may_pack: whether matrices may be stored in panels.
     """
 
     dtype: torch.dtype
     int8: bool = False
     kernels: DecodeKernels | None = None
-    packed: bool = False
+    many_rows: bool = False
+    may_pack: bool = True
 
     @property
     def streams(self) -> bool:
@@ -48,16 +50,28 @@ class InferenceForm:
 
     @property
     def most_rows(self) -> int:
-        """Most rows of a step that our kernels compute."""
-        return sys.maxsize if self.packed and self.streams and not self.int8 else self.most_rows_unpacked
-
-    @property
-    def most_rows_unpacked(self) -> int:
-        """Most rows of a product with an unpacked matrix that our kernels compute."""
+        """Most rows of a product that our kernels compute."""
         if self.int8:
             return MOST_INT8_ROWS
-        is_beside_amx = self.dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
-        return MOST_ROWS_BESIDE_AMX if is_beside_amx else MOST_ROWS
+        return sys.maxsize if self.packs else MOST_ROWS_BESIDE_AMX if self._is_beside_amx else MOST_ROWS
+
+    @property
+    def most_kernel_rows(self) -> int:
+        """Products of more rows have other bits, since torch makes them; 0: all products are made alike."""
+        return 0 if self.kernels is None or self.packs else self.most_rows
+
+    @property
+    def packs(self) -> bool:
+        """Whether matrices are stored in panels (``DecodeKernels.packed``).
+
+        With them a product of one row is as fast as with rows, and one of many is faster than torch's, unless torch's
+        can use AMX (experiments/LOG.md).
+        """
+        return self.streams and self.may_pack and not self.int8 and (self.many_rows or not self._is_beside_amx)
+
+    @property
+    def _is_beside_amx(self) -> bool:
+        return self.dtype == torch.bfloat16 and torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,22 +100,23 @@ class InferenceMatrix:
     """
 
     def __init__(self, weight_OI: Tensor, scale_O: Tensor | None, bias_O: Tensor | None, form: InferenceForm) -> None:
-        self.weight_OI, self.scale_O, self.form = weight_OI, scale_O, form
+        self.n_out, self.scale_O, self.form = len(weight_OI), scale_O, form
         self.bias_O = None if bias_O is None else bias_O.detach().to(form.dtype)
         self._bias_fp32_O = None if bias_O is None else bias_O.detach().float().contiguous()
         usable = weight_OI.device.type == "cpu" and form.dtype in INPUT_DTYPES and weight_OI.shape[1] <= MOST_INPUTS
         self._kernels = form.kernels if usable else None
-        packs = form.packed and self._kernels is not None and self._kernels.can_pack(weight_OI)
+        packs = form.packs and self._kernels is not None and self._kernels.can_pack(weight_OI)
         self._panels = self._kernels.packed(weight_OI) if self._kernels is not None and packs else None
-        self._most_values = weight_OI.shape[1] * form.most_rows_unpacked
+        self._weight_OI = weight_OI if self._panels is None else None
+        self._most_values = weight_OI.shape[1] * form.most_rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O), in the dtype of computation."""
         x = x.to(self.form.dtype)
         if self._kernels is not None and self._panels is not None:
-            return self._kernels.linear_packed(x, self._panels, self._bias_fp32_O, n_out=len(self.weight_OI))
-        if self._kernels is not None and x.numel() <= self._most_values:
-            return self._kernels.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O)
+            return self._kernels.linear_packed(x, self._panels, self._bias_fp32_O, n_out=self.n_out)
+        if self._kernels is not None and self._weight_OI is not None and x.numel() <= self._most_values:
+            return self._kernels.linear(x, self._weight_OI, self.scale_O, self._bias_fp32_O)
         return F.linear(x, self.dense(), self.bias_O)
 
     def record(self, step: StepRecorder, x: Buffer, stream: Buffer | None = None) -> Buffer:
@@ -109,14 +124,18 @@ class InferenceMatrix:
         if self._kernels is None or self.form.dtype != step.dtype:
             raise Unsupported(f"a matrix in {self.form.dtype}")
         if self._panels is not None:
-            return step.linear_packed(x, self._panels, self._bias_fp32_O, stream, n_out=len(self.weight_OI))
-        return step.linear(x, self.weight_OI, self.scale_O, self._bias_fp32_O, stream)
+            return step.linear_packed(x, self._panels, self._bias_fp32_O, stream, n_out=self.n_out)
+        assert self._weight_OI is not None
+        return step.linear(x, self._weight_OI, self.scale_O, self._bias_fp32_O, stream)
 
     def dense(self) -> Tensor:
         """The matrix in the dtype of computation."""
+        if self._weight_OI is None:
+            assert self._kernels is not None and self._panels is not None
+            return self._kernels.unpacked(self._panels, n_out=self.n_out)
         if self.scale_O is None:
-            return self.weight_OI
-        return (self.weight_OI * self.scale_O[:, None]).to(self.form.dtype)
+            return self._weight_OI
+        return (self._weight_OI * self.scale_O[:, None]).to(self.form.dtype)
 
 
 def inference_matrices(weight: Tensor, bias: Tensor | None, form: InferenceForm) -> list[InferenceMatrix]:
@@ -181,6 +200,9 @@ class InferenceLinear(nn.Module):
 
     Autocast would convert the weight again in every call.
 
+    Attributes:
+        most_kernel_rows: see :class:`InferenceForm`.
+
     Args:
         weight_OI: (d_out, d_in), fp32.
         bias_O: None: no bias.
@@ -189,9 +211,10 @@ class InferenceLinear(nn.Module):
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, form: InferenceForm) -> None:
         super().__init__()
         (self._matrix,) = inference_matrices(weight_OI, bias_O, form)
+        self.most_kernel_rows = form.most_kernel_rows
 
     def matrix(self) -> Tensor:
-        """The weight (d_out, d_in) in the dtype of computation; computed anew if it is stored as int8."""
+        """The weight (d_out, d_in) in the dtype of computation; made anew if it is stored as int8 or in panels."""
         return self._matrix.dense()
 
     def forward(self, x: Tensor) -> Tensor:

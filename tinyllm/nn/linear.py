@@ -61,12 +61,10 @@ def resized_rows(parameter: Tensor, rows: int) -> nn.Parameter:
 
 
 class NeverPackedLinear(Linear):
-    """A linear layer that inference never packs, because its weight is read from outside.
-
-    Packed weights have a layout that only oneDNN's own product can read.
-    """
+    """A linear layer that inference never packs, because its weight is read from outside at every step."""
 
     def for_inference(self, form: InferenceForm) -> nn.Module:
+        form = replace(form, may_pack=False)
         if form.dtype == self.weight.dtype:
             return super().for_inference(form)
         return InferenceLinear(self.weight, self.bias, form)
