@@ -6,10 +6,11 @@
 ``run`` trains every missing run of the grid and appends a line for each; ``report`` prints the loss of every run and,
 for each optimizer and shape, the minimum of a parabola in the logarithm of the learning rate, as a multiple of 128 /
 width. Tokens per step, data and schedule are the same at all widths; the horizon gets shorter as the models get larger,
-so that the grid can be finished on a CPU.
+so that the grid can be finished on a CPU. ``--steps`` gives all shapes the same horizon.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -28,7 +29,7 @@ SHAPES: dict[str, tuple[int, int, list[str]]] = {
     "baby": (384, 40, ["model=baby"]),
     "gpt2-6": (768, 20, ["model=gpt2", "tokenizer=char", "model.n_layers=6"]),
 }
-"""Width, steps and settings of each shape; the last one is gpt2 with half of its layers."""
+"""Width, usual steps and settings of each shape; the last one is gpt2 with half of its layers."""
 CENTERS = {"muon": 0.02, "adamw": 3e-3, "lion": 5e-4}
 """The middle of each optimizer's grid is this · 128 / width."""
 FACTORS = (1.0, 0.5, 2.0)
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--factor", nargs="+", type=float, default=list(FACTORS), help="multiples of the grid's middle")
+    parser.add_argument("--steps", type=int, help="steps of every run")
     options = parser.parse_args()
     if options.command == "report":
         report(read(options.results))
@@ -73,13 +75,13 @@ def grid(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for optimizer in options.optimizer:
             for shape in options.shape:
                 for factor in options.factor:
-                    width, steps, _ = SHAPES[shape]
+                    width, usual_steps, _ = SHAPES[shape]
                     lr = float(f"{factor * CENTERS[optimizer] * BASE_WIDTH / width:.4g}")
                     yield {
                         "optimizer": optimizer,
                         "shape": shape,
                         "width": width,
-                        "steps": steps,
+                        "steps": options.steps or usual_steps,
                         "lr": lr,
                         "seed": seed,
                     }
@@ -109,21 +111,20 @@ def read(file: Path) -> Results:
 
 
 def report(results: Results) -> None:
-    """Print every loss, and the best learning rate of each optimizer and shape."""
-    for optimizer in CENTERS:
-        for shape, (width, steps, _) in SHAPES.items():
+    """Print every loss, and the best learning rate of each optimizer, shape and horizon."""
+    for optimizer, shape in itertools.product(CENTERS, SHAPES):
+        width = SHAPES[shape][0]
+        runs = [run for run in results if (run["optimizer"], run["shape"]) == (optimizer, shape)]
+        for steps in sorted({run["steps"] for run in runs}, reverse=True):
             losses: dict[float, list[float]] = {}
-            for run in results:
-                if (run["optimizer"], run["shape"]) == (optimizer, shape):
+            for run in runs:
+                if run["steps"] == steps:
                     losses.setdefault(run["lr"], []).append(run["bpb"])
-            if losses:
-                means = {lr: statistics.mean(losses[lr]) for lr in sorted(losses)}
-                shown = "  ".join(f"{lr:g}: {mean:.4f} ({len(losses[lr])})" for lr, mean in means.items())
-                best = minimum(means)
-                where = (
-                    f"best {best:.3g} = {best * width / BASE_WIDTH:.3g} · 128/width" if best else "no minimum inside"
-                )
-                print(f"{optimizer:6} {shape:7} width {width:4}, {steps:4} steps  {shown}  {where}")
+            means = {lr: statistics.mean(losses[lr]) for lr in sorted(losses)}
+            shown = "  ".join(f"{lr:g}: {mean:.4f} ({len(losses[lr])})" for lr, mean in means.items())
+            best = minimum(means)
+            where = f"best {best:.3g} = {best * width / BASE_WIDTH:.3g} · 128/width" if best else "no minimum inside"
+            print(f"{optimizer:6} {shape:7} width {width:4}, {steps:4} steps  {shown}  {where}")
 
 
 def minimum(means: dict[float, float]) -> float | None:
