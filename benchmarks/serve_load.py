@@ -3,10 +3,11 @@
     python benchmarks/serve_load.py [--shape nano] [--clients 16] [--requests 32] [--prompt 64] [--new 48]
 
 The server runs in a process of its own, with random weights of the shape given (vocabulary 50257 for gpt2, 257 for
-nano), fp32 and the C++ kernels; the clients are threads of this process. Requests are greedy, without an end token, so
-each gets exactly ``--new`` tokens. Printed are tokens per second of ``generate`` in the server's process, of requests
-one after the other, and of ``--clients`` clients at once, each sending its next request when it has its answer; then
-the median and the 95th percentile of the time to the first token of streams. Needs an otherwise idle machine.
+nano), fp32 and the C++ kernels; the clients are threads of this process, each of which keeps its connection, as OpenAI's
+client does. Requests are greedy, without an end token, so each gets exactly ``--new`` tokens. Printed are tokens per
+second of ``generate`` in the server's process, of requests one after the other, and of ``--clients`` clients at once,
+each sending its next request when it has its answer; then the median and the 95th percentile of the time to the first
+token of streams. Needs an otherwise idle machine.
 """
 
 import argparse
@@ -57,9 +58,10 @@ def measure(options: argparse.Namespace, port: int) -> None:
             break
         except ConnectionRefusedError:
             time.sleep(0.2)
+    connection.close()
     prompts = prompts_of(options, options.requests)
     few = max(2, options.requests // 8)
-    ask(port, prompts[0], options.new)
+    timed_requests(port, prompts[:1], options.new, clients=1)
     alone = timed_requests(port, prompts[:few], options.new, clients=1)
     together = timed_requests(port, prompts, options.new, clients=options.clients)
     first_alone = first_tokens(port, prompts[:few], options.new, clients=1)
@@ -82,22 +84,25 @@ def body_of(prompt: list[int], new: int, *, stream: bool) -> bytes:
     return json.dumps({"model": NAME, "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": stream}).encode()
 
 
-def ask(port: int, prompt: list[int], new: int) -> int:
+def ask(connection: http.client.HTTPConnection, prompt: list[int], new: int) -> int:
     """The number of tokens of an answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
     connection.request(
         "POST", "/v1/completions", body_of(prompt, new, stream=False), {"Content-Type": "application/json"}
     )
     answer = json.loads(connection.getresponse().read())
-    connection.close()
     return int(answer["usage"]["completion_tokens"])
 
 
 def timed_requests(port: int, prompts: list[list[int]], new: int, *, clients: int) -> float:
     """Tokens per second."""
+    own = threading.local()
     start = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        tokens = sum(pool.map(lambda prompt: ask(port, prompt, new), prompts))
+
+    def connect() -> None:
+        own.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+
+    with ThreadPoolExecutor(clients, initializer=connect) as pool:
+        tokens = sum(pool.map(lambda prompt: ask(own.connection, prompt, new), prompts))
     return tokens / (time.perf_counter() - start)
 
 

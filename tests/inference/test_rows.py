@@ -147,6 +147,38 @@ def test_with_our_kernels_prompts_read_in_one_pass_have_the_bits_of_each_alone(
         assert alone.read(alone.join(0), prompt).equal(hidden) and alone.step([1])[0].equal(logits)
 
 
+def test_a_session_in_cpp_has_the_bits_and_the_errors_of_the_models_own_call() -> None:
+    kernels = decode_kernels_here()
+    if kernels is None:
+        pytest.skip("no compiler here")
+    model = small("attn=gqa", "model.block.attn.window=5", "model.block.attn.sinks=1", init_std=0.5).eval()
+    model.for_inference(torch.float32, kernels=kernels)
+
+    def logits_of(batch: RowBatch[int]) -> list[torch.Tensor]:
+        """Rows join and leave."""
+        found = []
+        for member in range(3):
+            batch.read(batch.join(member), [1, 2 + member])
+            found += [batch.step([3 + step] * len(batch)) for step in range(3)]
+        batch.leave(0)
+        return [*found, batch.step([5, 6])]
+
+    batches: list[RowBatch[int]] = [RowBatch(model, n_slots=3, max_len=CONTEXT) for _ in range(2)]
+    assert batches[0].session is not None
+    batches[1].session = None
+    for one, other in zip(*map(logits_of, batches), strict=True):
+        assert one.equal(other)
+    batch = batches[0]
+    with pytest.raises(IndexError, match=f"token {VOCABULARY} is not in"):
+        batch.step([0, VOCABULARY])
+    before = [batch.length(0), batch.length(1)]
+    while batch.length(1) < CONTEXT:
+        batch.step([1, 1])
+    assert batch.length(0) - before[0] == CONTEXT - before[1] > 0
+    with pytest.raises(ValueError, match="exceed the context"):
+        batch.step([1, 1])
+
+
 def test_a_copied_row_goes_on_as_its_source_and_slots_are_limited() -> None:
     model = small("attn=gqa", "model.block.attn.window=3", "model.short_conv=2").eval()
     batch: RowBatch[str] = RowBatch(model, n_slots=3, max_len=CONTEXT)

@@ -12,7 +12,8 @@ from tinyllm.models.transformer import Transformer
 from tinyllm.nn import decode_step
 from tinyllm.nn.attention.mha import MHA
 from tinyllm.nn.decode_kernels import DecodeKernels
-from tinyllm.nn.decode_step import ACTIVATIONS, CacheOfLayer, Op
+from tinyllm.nn.decode_step import CacheOfLayer
+from tinyllm.nn.step_recorder import ACTIVATIONS, Op
 
 CONTEXT = 24
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]

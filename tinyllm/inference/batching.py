@@ -1,14 +1,15 @@
 """Continuous batching: requests join and leave the running batch at every step, each with settings of its own.
 
-The engine knows no threads and no network: whoever owns it calls :meth:`Engine.step` and passes its pieces on.
+The engine knows no threads and no network: whoever owns it calls :meth:`Engine.read` and :meth:`Engine.decode`, or both
+in one :meth:`Engine.step`, and passes their pieces on.
 
 Shapes: N rows of a step, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -110,6 +111,8 @@ class _Sample:
         if request.sampling.repetition_penalty != 1:
             self.seen_V = torch.zeros(tokenizer.vocab_size, dtype=torch.bool, device=device)
             self.seen_V[list(request.ids)] = True
+        self.settings = astuple(request.sampling)
+        """The sampling settings, as what can be compared and hashed fast."""
         self.token = 0
         self.n_tokens = 0
 
@@ -195,15 +198,25 @@ class Engine:
         self.waiting.append(job)
 
     def step(self) -> list[Piece]:
-        """Read a piece of the prompts and one token of every running sample; what that added.
+        """:meth:`read`, then :meth:`decode`: what both added."""
+        return self.read() + self.decode()
+
+    def read(self) -> list[Piece]:
+        """Read a piece of the prompts, and choose the first tokens after those that are complete; what that added.
 
         A job that fails has :attr:`Job.error`, and its last piece no finish.
         """
+        return self._added_by(self._read_prompts)
+
+    def decode(self) -> list[Piece]:
+        """Choose the next token of every running sample; see :meth:`read`."""
+        return self._added_by(self._decode)
+
+    def _added_by(self, work: Callable[[list[Piece]], None]) -> list[Piece]:
         pieces: list[Piece] = []
         try:
             self._drop_cancelled()
-            self._read_prompts(pieces)
-            self._decode(pieces)
+            work(pieces)
         except Exception as error:  # out of memory, damaged weights: those under way fail, the engine lives on
             failed = {id(sample.job): sample.job for sample in self.batch.members}
             self.batch.members.clear()
@@ -214,7 +227,8 @@ class Engine:
         return pieces
 
     def _drop_cancelled(self) -> None:
-        self.waiting = deque(job for job in self.waiting if not job.is_cancelled)
+        if self.waiting:
+            self.waiting = deque(job for job in self.waiting if not job.is_cancelled)
         self._remove([row for row, sample in enumerate(self.batch.members) if sample.job.is_cancelled])
 
     def _remove(self, rows: list[int]) -> None:
@@ -320,11 +334,12 @@ class Engine:
     def _choose(self, samples: list[_Sample], logits_NV: Tensor, pieces: list[Piece], *, first_row: int) -> None:
         """Choose the next token of each sample, and remove those that end with it."""
         logits_NV = logits_NV[:, : self.tokenizer.vocab_size]
-        alike: dict[Sampling, list[int]] = {}
+        alike: dict[tuple[Any, ...], list[int]] = {}
         for index, sample in enumerate(samples):
-            alike.setdefault(sample.job.request.sampling, []).append(index)
+            alike.setdefault(sample.settings, []).append(index)
         tokens = [0] * len(samples)
-        for sampling, indices in alike.items():
+        for indices in alike.values():
+            sampling = samples[indices[0]].job.request.sampling
             seen = [seen_V for index in indices if (seen_V := samples[index].seen_V) is not None]
             chosen = choose_tokens(
                 sampling,

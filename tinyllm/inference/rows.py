@@ -13,6 +13,8 @@ from torch import Tensor
 
 from tinyllm.inference.decoding import Autocast, LanguageModel
 from tinyllm.inference.step_graphs import step_graphs
+from tinyllm.models.transformer import Transformer
+from tinyllm.nn.decode_step import step_session
 
 Member = TypeVar("Member")
 
@@ -39,6 +41,8 @@ class RowBatch(Generic[Member]):
         with autocast():  # the cache has the dtype that attention computes in
             self.cache = model.make_cache(n_slots, max_len)
         self.graphs = step_graphs(model, self.cache)
+        step = model.decode_step if isinstance(model, Transformer) and model.output_multiplier == 1 else None
+        self.session = step_session(step, self.cache)
         self.members: list[Member] = []
 
     def __len__(self) -> int:
@@ -126,9 +130,13 @@ class RowBatch(Generic[Member]):
         rows.lengths_B.copy_(torch.tensor(lengths))
         return [hidden_TD[:length] for hidden_TD, length in zip(hidden_NTD, lengths, strict=True)]
 
-    @torch.no_grad()
     def step(self, ids: Sequence[int]) -> Tensor:
         """Append a token to each of the first B rows; the logits (B, V) of the tokens that follow."""
+        hidden_BD = None if self.session is None else self.session.hidden(ids)
+        return self._step(ids) if hidden_BD is None else self.logits(hidden_BD)
+
+    @torch.no_grad()
+    def _step(self, ids: Sequence[int]) -> Tensor:
         ids_B1 = torch.tensor(ids, dtype=torch.long).to(self.model.device, non_blocking=True)[:, None]
         with self.autocast():
             if self.graphs is not None:

@@ -214,13 +214,14 @@ def _on_the_host(ids_B: Tensor, *, is_nan_B: Tensor) -> Tensor:
     Raises:
         UserError: a row is NaN.
     """
-    host_2B = torch.stack([ids_B, is_nan_B.to(ids_B.dtype)]).cpu()
-    if host_2B[1].any():
+    if ids_B.device.type != "cpu":
+        ids_B, is_nan_B = torch.stack([ids_B, is_nan_B.to(ids_B.dtype)]).cpu()
+    if is_nan_B.any():
         raise UserError(
             "the model's output is not a number (NaN)",
             hint="its weights are damaged; use an earlier checkpoint",
         )
-    return host_2B[0]
+    return ids_B
 
 
 def stream_seeds(seed: int, count: int) -> list[int]:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from tinyllm.nn.attention.base import Attention
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
 from tinyllm.nn.feedforward import FeedForward, Routing
 from tinyllm.nn.position import Position
 from tinyllm.nn.short_conv import ShortConv
+from tinyllm.nn.step_recorder import Buffer, StepRecorder, Unsupported
 from tinyllm.utils.signatures import make
 
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from torch import nn
 
 from tinyllm.nn.decode_kernels import INPUT_DTYPES
-from tinyllm.nn.decode_step import DecodeStep, StepRecorder, Unsupported
+from tinyllm.nn.decode_step import DecodeStep
 from tinyllm.nn.inference_linear import InferenceForm
 from tinyllm.nn.position import Position
+from tinyllm.nn.step_recorder import StepRecorder, Unsupported
 
 
 def recorded_step(

@@ -1,5 +1,5 @@
 // Kernels for decoding on a CPU: products of few rows, the attention of one query to a cache, and whole steps of a model.
-// Built and called by decode_kernels.py and decode_step.py, which document them.
+// Built and called by decode_kernels.py, decode_step.py and step_recorder.py, which document them.
 
 #include "decode_step.h"
 

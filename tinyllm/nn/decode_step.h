@@ -1,4 +1,4 @@
-// The next tokens of every row through all layers of a model, in one call: decode_step.py records the operations.
+// The next tokens of every row through all layers of a model, in one call: step_recorder.py records the operations.
 // A row may get several: the piece of a prompt. Each is a vector like the tokens of other rows, and the order of all sums
 // is the same, so its bits depend neither on them nor on how a prompt is cut.
 //

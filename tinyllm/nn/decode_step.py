@@ -1,70 +1,24 @@
 """Whole steps in C++: the next tokens of every row through all layers of a model, in one call of ``decode_step.h``.
 
 From Python, some fifteen small operations per layer take longer to call than to compute (benchmarks/README.md). So the
-parts of a model record their operations once, when its weights have their form for inference, and a step runs them all.
-A part that records nothing, or whose class computes differently than the one that records, leaves the model to its own
-``forward``, which computes the same.
+parts of a model record their operations once (``step_recorder.py``), and a step runs them all.
 
 Each token of a prompt is computed as it would be alone, so the bits of a cache depend neither on how a prompt is cut
 nor on what is read together with it.
 """
 
 import ctypes
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import IntEnum
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tinyllm.nn.cache import Cache, LayerCache
-from tinyllm.nn.decode_kernels import DecodeKernels
+from tinyllm.nn.step_recorder import Buffer, Op, StepRecorder
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "sigmoid")
-"""The activations that can be recorded, in the order of their numbers in C++."""
 MOST_VECTORS = 512
 """Tokens in one call: a long prompt is read in pieces of this many, which bounds the workspace."""
-ALIGNMENT = 64
-"""Bytes of a cache line: threads that write to different buffers do not disturb each other."""
-
-
-class Unsupported(Exception):
-    """A model cannot be recorded; the message names the part."""
-
-
-class Kind(IntEnum):
-    """The operations, numbered as in C++."""
-
-    EMBED = 0
-    NORM = 1
-    LINEAR = 2
-    HEADS = 3
-    ATTEND = 4
-    ACTIVATE = 5
-    GATE = 6
-
-
-class MatrixForm(IntEnum):
-    """How a matrix is stored, numbered as in C++."""
-
-    PLAIN = 0
-    INT8 = 1
-    PACKED = 2
-
-
-NUMBERS = ("source", "target", "stream", "n_in", "n_out", "heads", "key_heads", "layer", "variant", "is_fp32")
-
-
-class Op(ctypes.Structure):
-    """``Op`` of ``decode_step.h``, which says what each field means."""
-
-    _fields_ = (
-        ("kind", ctypes.c_long),
-        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias", "cos", "sin")),
-        *((name, ctypes.c_long) for name in NUMBERS),
-        ("eps", ctypes.c_double),
-    )
 
 
 class CacheOfLayer(ctypes.Structure):
@@ -82,209 +36,6 @@ class CacheOfLayer(ctypes.Structure):
     )
 
 
-class Buffer(NamedTuple):
-    """Where a step keeps (B, width) numbers."""
-
-    offset: int
-    """Bytes before it in the workspace of one token."""
-    width: int
-
-
-class StepRecorder:
-    """Records the operations of a step.
-
-    Args:
-        kernels: run the step.
-        dtype: of what products read and write; the residual stream is fp32.
-    """
-
-    def __init__(self, kernels: DecodeKernels, dtype: torch.dtype) -> None:
-        self.kernels, self.dtype = kernels, dtype
-        self.ops: list[Op] = []
-        self.tensors: list[Tensor] = []
-        """Those that the operations point to."""
-        self.row_bytes = 0
-        """Bytes of the workspace of one token."""
-        self._used = 0
-
-    def record(self, part: Any, *inputs: Any, computes: str = "forward") -> Any:
-        """What ``part.record(self, *inputs)`` returns, after it has recorded its operations.
-
-        Args:
-            computes: the method that these operations stand for.
-
-        Raises:
-            Unsupported: the part records nothing, has hooks, or computes differently than it records.
-        """
-        recorded_by, computed_by = (_defining_class(type(part), name) for name in ("record", computes))
-        # A subclass with its own forward and an inherited record would be run as its parent.
-        if recorded_by is None or computed_by is None or not issubclass(recorded_by, computed_by):
-            raise Unsupported(type(part).__name__)
-        if part._forward_hooks or part._forward_pre_hooks:
-            raise Unsupported(f"hooks of {type(part).__name__}")
-        return part.record(self, *inputs)
-
-    @contextmanager
-    def temporary(self) -> Iterator[None]:
-        """Buffers of the block are free again after it."""
-        used = self._used
-        yield
-        self._used = used
-
-    def embed(self, table_VC: Tensor, positions_PC: Tensor | None) -> Buffer:
-        """The rows of a token's id and of its position, summed: the residual stream."""
-        stream = self._buffer(table_VC.shape[1], torch.float32)
-        self._add(
-            Kind.EMBED,
-            weight=self._fp32(table_VC),
-            bias=self._fp32(positions_PC),
-            target=stream.offset,
-            n_in=table_VC.shape[0],
-            n_out=stream.width,
-        )
-        return stream
-
-    def norm(
-        self, source: Buffer, weight: Tensor, bias: Tensor | None, *, eps: float, centers: bool, is_fp32: bool = False
-    ) -> Buffer:
-        """RMSNorm or, if it ``centers``, LayerNorm, of numbers in fp32.
-
-        Args:
-            is_fp32: the result is not rounded to ``dtype``.
-        """
-        target = self._buffer(source.width, torch.float32 if is_fp32 else self.dtype)
-        self._add(
-            Kind.NORM,
-            weight=self._fp32(weight),
-            bias=self._fp32(bias),
-            source=source.offset,
-            target=target.offset,
-            n_out=source.width,
-            variant=centers,
-            is_fp32=is_fp32,
-            eps=eps,
-        )
-        return target
-
-    def linear(
-        self, source: Buffer, weight_OI: Tensor, scale_O: Tensor | None, bias_O: Tensor | None, stream: Buffer | None
-    ) -> Buffer:
-        """A product, see :meth:`DecodeKernels.linear`; its result is also added to ``stream``, if that is given."""
-        target = self._buffer(weight_OI.shape[0], self.dtype)
-        self._add(
-            Kind.LINEAR,
-            weight=self._kept(weight_OI),
-            scale=self._fp32(scale_O),
-            bias=self._fp32(bias_O),
-            source=source.offset,
-            target=target.offset,
-            stream=-1 if stream is None else stream.offset,
-            n_in=weight_OI.shape[1],
-            n_out=weight_OI.shape[0],
-            variant=MatrixForm.INT8 if weight_OI.dtype == torch.int8 else MatrixForm.PLAIN,
-        )
-        return target
-
-    def linear_packed(
-        self, source: Buffer, panels: Tensor, bias_O: Tensor | None, stream: Buffer | None, *, n_out: int
-    ) -> Buffer:
-        """The same with a matrix of :meth:`DecodeKernels.packed`."""
-        target = self._buffer(n_out, self.dtype)
-        self._add(
-            Kind.LINEAR,
-            weight=self._kept(panels),
-            bias=self._fp32(bias_O),
-            source=source.offset,
-            target=target.offset,
-            stream=-1 if stream is None else stream.offset,
-            n_in=source.width,
-            n_out=n_out,
-            variant=MatrixForm.PACKED,
-        )
-        return target
-
-    def attend(
-        self,
-        qkv: Buffer,
-        *,
-        layer: int,
-        n_heads: int,
-        n_kv_heads: int,
-        head_dim: int,
-        tables: tuple[Tensor, Tensor] | None,
-        norms: tuple[Tensor, Tensor] | None,
-        eps: float,
-        scale: float,
-    ) -> Buffer:
-        """Norm and rotate queries and keys, write keys and values to the cache, and attend to it.
-
-        Args:
-            qkv: the heads of queries, keys and values.
-            layer: number of the cache.
-            tables: cosines and sines of the rotation; None: none.
-            norms: weights of the RMSNorms of queries and keys; None: none.
-            eps: of these norms.
-            scale: factor on the scores.
-        """
-        queries, out = (self._buffer(n_heads * head_dim, self.dtype) for _ in range(2))
-        shape = {"n_out": head_dim, "heads": n_heads, "key_heads": n_kv_heads, "layer": layer}
-        cos, sin = tables or (None, None)
-        q_norm, k_norm = norms or (None, None)
-        self._add(
-            Kind.HEADS,
-            weight=self._fp32(q_norm),
-            scale=self._fp32(k_norm),
-            cos=self._fp32(cos),
-            sin=self._fp32(sin),
-            source=qkv.offset,
-            target=queries.offset,
-            eps=eps,
-            **shape,
-        )
-        self._add(Kind.ATTEND, source=queries.offset, target=out.offset, eps=scale, **shape)
-        return out
-
-    def activate(self, source: Buffer, activation: str, *, gated: bool) -> Buffer:
-        """An activation; gated: of the first half, times the second.
-
-        Raises:
-            Unsupported: C++ has no such activation.
-        """
-        if activation not in ACTIVATIONS:
-            raise Unsupported(activation)
-        width = source.width // 2 if gated else source.width
-        target = self._buffer(width, self.dtype)
-        self._add(
-            Kind.GATE if gated else Kind.ACTIVATE,
-            source=source.offset,
-            target=target.offset,
-            n_in=source.width,
-            n_out=width,
-            variant=ACTIVATIONS.index(activation),
-        )
-        return target
-
-    def _buffer(self, width: int, dtype: torch.dtype) -> Buffer:
-        buffer = Buffer(self._used, width)
-        self._used += -(-width * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-        self.row_bytes = max(self.row_bytes, self._used)
-        return buffer
-
-    def _add(self, kind: Kind, **fields: Any) -> None:
-        self.ops.append(Op(kind=kind, **fields))
-
-    def _kept(self, tensor: Tensor) -> int:
-        if tensor.device.type != "cpu" or not tensor.is_contiguous():
-            raise Unsupported(f"a weight on {tensor.device} with strides {tensor.stride()}")
-        self.tensors.append(tensor)
-        return tensor.data_ptr()
-
-    def _fp32(self, tensor: Tensor | None) -> int | None:
-        if tensor is not None and tensor.dtype != torch.float32:
-            raise Unsupported(f"a weight in {tensor.dtype}")
-        return None if tensor is None else self._kept(tensor.detach())
-
-
 class DecodeStep:
     """Runs recorded operations.
 
@@ -293,6 +44,9 @@ class DecodeStep:
         hidden: the buffer of its result, in fp32.
         max_len: most positions.
         most_rows: most tokens, of all rows together, for which this is faster than ``forward``.
+
+    Attributes:
+        row_bytes: of the workspace of one token.
     """
 
     def __init__(self, recorder: StepRecorder, hidden: Buffer, *, max_len: int, most_rows: int) -> None:
@@ -300,7 +54,7 @@ class DecodeStep:
         self._run = recorder.kernels.step(recorder.dtype)
         self._tensors = recorder.tensors
         self._ops = (Op * len(recorder.ops))(*recorder.ops)
-        self._row_bytes = recorder.row_bytes
+        self.row_bytes = recorder.row_bytes
         self._hidden = hidden
 
     def takes(self, ids_BT: Tensor, cache: Cache) -> bool:
@@ -310,7 +64,7 @@ class DecodeStep:
             ids_BT.numel() <= self.most_rows
             and not torch.is_grad_enabled()
             and cache.length + tokens <= min(self.max_len, cache.max_len)
-            and self._caches(cache) is not None
+            and self.addresses(cache) is not None
             # In a ring, the last of several tokens would overwrite what the first still sees.
             and (tokens == 1 or cache.length + tokens <= cache.base.fewest_slots)
         )
@@ -318,7 +72,7 @@ class DecodeStep:
     def can_branch(self, cache: Cache, n_rows: int) -> bool:
         """Whether it can read ``n_rows`` rows that begin with those of this cache (``BranchedCache``)."""
         has_window = any(layer.window for layer in cache.layers)
-        return n_rows <= self.most_rows and not has_window and self._caches(cache) is not None
+        return n_rows <= self.most_rows and not has_window and self.addresses(cache) is not None
 
     def __call__(self, ids_BT: Tensor, cache: Cache) -> Tensor:
         """Hidden states (B, T, C) of the next tokens, whose bits do not depend on other rows. The cache advances by T.
@@ -342,33 +96,130 @@ class DecodeStep:
 
     def _read(self, ids_BT: Tensor, cache: Cache, lengths_B: Tensor) -> Tensor:
         (rows, tokens), ids_BT = ids_BT.shape, ids_BT.contiguous()
-        vectors = rows * tokens
-        workspace = torch.empty(vectors * self._row_bytes, dtype=torch.uint8)
+        workspace = torch.empty(rows * tokens * self.row_bytes, dtype=torch.uint8)
+        places = [each.data_ptr() if each is not None else None for each in cache.places()]
+        self.run(
+            self.addresses(cache),
+            ids_BT.data_ptr(),
+            lengths_B.data_ptr(),
+            tokens=tokens,
+            vectors=rows * tokens,
+            workspace=workspace,
+            first_row=cache.first_row,
+            places=places,
+        )
+        return self.result(workspace, vectors=rows * tokens).view(rows, tokens, -1)
+
+    def run(
+        self,
+        addresses: Any,
+        ids: int,
+        lengths: int,
+        *,
+        tokens: int,
+        vectors: int,
+        workspace: Tensor,
+        first_row: int = 0,
+        places: Sequence[int | None] = (None, None, None),
+    ) -> None:
+        """Call C++.
+
+        Args:
+            addresses: see :meth:`addresses`.
+            ids, lengths: addresses of int64 numbers: the tokens, and how many each row has so far.
+            tokens: of each row.
+            vectors: tokens of all rows.
+            workspace: ``row_bytes`` for each of them.
+            first_row, places: of the cache.
+
+        Raises:
+            IndexError: an id is not in the token table.
+        """
         wrong = self._run(
             self._ops,
             len(self._ops),
-            self._caches(cache),
-            cache.first_row,
-            *(each.data_ptr() if each is not None else None for each in cache.places()),
-            ids_BT.data_ptr(),
-            lengths_B.data_ptr(),
+            addresses,
+            first_row,
+            *places,
+            ids,
+            lengths,
             tokens,
             vectors,
             workspace.data_ptr(),
             torch.get_num_threads(),
         )
         if wrong >= 0:
-            raise IndexError(f"token {int(ids_BT.view(-1)[wrong])} is not in the token table")
-        start, size = self._hidden.offset * vectors, vectors * self._hidden.width * torch.float32.itemsize
-        return workspace[start : start + size].view(torch.float32).view(rows, tokens, self._hidden.width)
+            token = ctypes.cast(ids, ctypes.POINTER(ctypes.c_int64))[wrong]
+            raise IndexError(f"token {token} is not in the token table")
 
-    def _caches(self, cache: Cache) -> Any:
+    def result(self, workspace: Tensor, *, vectors: int) -> Tensor:
+        """Hidden states (vectors, C) of a call, in its workspace."""
+        start, size = self._hidden.offset * vectors, vectors * self._hidden.width * torch.float32.itemsize
+        return workspace[start : start + size].view(torch.float32).view(vectors, self._hidden.width)
+
+    def addresses(self, cache: Cache) -> Any:
         """The addresses of a cache, kept there; None: it has another dtype."""
         base = cache.base
         if base.addresses is None:
             fits = all(buffer.dtype == self.dtype for layer in base.layers for buffer in layer.buffers)
             base.addresses = (CacheOfLayer * len(base.layers))(*map(_addresses, base.layers)) if fits else ()
         return base.addresses or None
+
+
+class StepSession:
+    """Steps of one token for each of the first rows of a cache, with buffers that are allocated once.
+
+    The step of a small model takes a tenth of a millisecond. Preparing each call anew, with its views, checks and
+    allocations, takes half as long.
+
+    Args:
+        step: can read the cache.
+        cache: a whole cache.
+    """
+
+    def __init__(self, step: DecodeStep, cache: Cache) -> None:
+        rows = len(cache.lengths_B)
+        self._step, self._addresses = step, step.addresses(cache)
+        self._ids = (ctypes.c_int64 * rows)()
+        self._cache, self._lengths = cache, cache.lengths_B.numpy()  # the same memory
+        self._most_rows, self._max_len = min(rows, step.most_rows), min(step.max_len, cache.max_len)
+        self._workspace = torch.empty(rows * step.row_bytes, dtype=torch.uint8)
+        self._hidden: dict[int, Tensor] = {}
+        """Where the result is, by number of rows."""
+
+    def hidden(self, ids: Sequence[int]) -> Tensor | None:
+        """Append a token to each of the first B rows; hidden states (B, C), until the next call.
+
+        Returns:
+            None: nothing was done, since there are too many rows or no room in the cache.
+
+        Raises:
+            IndexError: an id is not in the token table.
+        """
+        rows = len(ids)
+        lengths = self._lengths[:rows]
+        if rows > self._most_rows or lengths.max() >= self._max_len:
+            return None
+        self._ids[:rows] = list(ids)
+        self._step.run(
+            self._addresses,
+            ctypes.addressof(self._ids),
+            self._cache.lengths_B.data_ptr(),
+            tokens=1,
+            vectors=rows,
+            workspace=self._workspace,
+        )
+        lengths += 1
+        if rows not in self._hidden:
+            self._hidden[rows] = self._step.result(self._workspace, vectors=rows)
+        return self._hidden[rows]
+
+
+def step_session(step: DecodeStep | None, cache: Cache) -> StepSession | None:
+    """A session, or None where steps in C++ cannot read the cache."""
+    if step is None or step.addresses(cache) is None or cache.base is not cache or cache.places()[0] is not None:
+        return None
+    return StepSession(step, cache)
 
 
 def _addresses(layer: LayerCache) -> CacheOfLayer:
@@ -388,7 +239,3 @@ def _addresses(layer: LayerCache) -> CacheOfLayer:
         sinks=layer.sinks,
         **shared,
     )
-
-
-def _defining_class(kind: type, name: str) -> type | None:
-    return next((each for each in kind.__mro__ if name in vars(each)), None)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tinyllm.nn.decode_step import Buffer, StepRecorder
 from tinyllm.nn.linear import Linear
+from tinyllm.nn.step_recorder import Buffer, StepRecorder
 
 Activation = Callable[[Tensor], Tensor]
 

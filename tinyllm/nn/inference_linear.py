@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tinyllm.nn.decode_kernels import INPUT_DTYPES, MOST_INPUTS, DecodeKernels
-from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
+from tinyllm.nn.step_recorder import Buffer, StepRecorder, Unsupported
 
 LARGEST_INT8 = 127
 """Symmetric: −128 is not used, so that every value has its negative."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinyllm.nn.decode_step import Buffer, StepRecorder
+from tinyllm.nn.step_recorder import Buffer, StepRecorder
 from tinyllm.utils.tensors import autocast_dtype
 
 MIN_EPS = 1e-20

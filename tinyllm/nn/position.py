@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from tinyllm.nn.decode_step import StepRecorder
+from tinyllm.nn.step_recorder import StepRecorder
 
 MAX_FREQUENCY = 1e30
 """Largest frequency, in radians per position: angles are position · frequency and must fit in fp32."""

@@ -7,10 +7,10 @@ from torch import Tensor
 from tinyllm.nn.attention.base import MaskedAttention
 from tinyllm.nn.attention.masking import AttentionMask
 from tinyllm.nn.cache import LayerCache
-from tinyllm.nn.decode_step import Buffer, StepRecorder, Unsupported
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import MIN_EPS, RMSNorm
 from tinyllm.nn.position import Position
+from tinyllm.nn.step_recorder import Buffer, StepRecorder, Unsupported
 
 
 class MHA(MaskedAttention):

@@ -144,10 +144,15 @@ class Worker:
             if not busy:
                 self._wake.wait()
             for engine in busy:
-                self._hand_over(engine.step(), engine.n_decoded)
+                self._hand_over(engine.read())  # first tokens need not wait until those of others are made
+                self._hand_over(engine.decode())
+                if engine.n_decoded:
+                    self.metrics.batch_size.observe(engine.n_decoded)
 
-    def _hand_over(self, pieces: list[Piece], n_decoded: int) -> None:
-        """Count a step, and give its pieces to the event loop in one call."""
+    def _hand_over(self, pieces: list[Piece]) -> None:
+        """Count pieces, and give them to the event loop in one call."""
+        if not pieces:
+            return
         now = time.perf_counter()
         ready: dict[int, Answer] = {}
         n_tokens = 0
@@ -162,8 +167,6 @@ class Worker:
             if answer.streams or not answer.left or piece.job.error is not None:
                 ready[id(answer)] = answer
         self.metrics.new_tokens += n_tokens
-        if n_decoded:
-            self.metrics.batch_size.observe(n_decoded)
         if ready:
             handed = []
             for answer in ready.values():
