@@ -3,7 +3,7 @@
     python benchmarks/serve_load.py [--shape nano] [--clients 16] [--requests 32] [--prompt 64] [--new 48]
 
 The server runs in a process of its own, with random weights of the shape given (vocabulary 50257 for gpt2, 257 for
-nano), fp32 and the C++ kernels; the clients are threads of this process, each of which keeps its connection, as OpenAI's
+nano), fp32 and the C++ kernels; the clients are threads of this process, which keep their connections, as OpenAI's
 client does. Requests are greedy, without an end token, so each gets exactly ``--new`` tokens. Printed are tokens per
 second of ``generate`` in the server's process, of requests one after the other, and of ``--clients`` clients at once,
 each sending its next request when it has its answer; then the median and the 95th percentile of the time to the first
