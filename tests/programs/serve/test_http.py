@@ -196,8 +196,8 @@ def test_web_pages_are_allowed_only_if_asked_for() -> None:
 def test_a_full_queue_is_503_and_a_client_that_goes_away_frees_its_place() -> None:
     with serving([served_model(max_batch=1)], max_waiting=1) as client:
         engine = client.models[0].engine
-        step, held = engine.step, True
-        engine.step = lambda: [] if held else step()  # type: ignore[method-assign]
+        read, held = engine.read, True
+        engine.read = lambda: [] if held else read()  # type: ignore[method-assign]
         body = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 50, "stream": True}).encode()
         waiting = []
         for _ in range(2):

@@ -105,6 +105,31 @@ def test_chat_with_several_choices_and_log_probabilities(openai: Any) -> None:
         assert grown == texts and all(chunk.usage is None for chunk in chunks)
 
 
+def test_too_large_a_body_and_a_full_queue_are_the_clients_exception_classes(openai: Any) -> None:
+    with (
+        serving([served_model(max_batch=1)], max_waiting=0, max_body_bytes=1000) as server,
+        openai.OpenAI(
+            base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0, timeout=PATIENCE_S
+        ) as client,
+    ):
+        with pytest.raises(openai.APIStatusError, match=r"larger than 1,000 bytes") as caught:
+            client.completions.create(model="tiny", prompt="a" * 1001)
+        assert caught.value.status_code == 413 and caught.value.type == "invalid_request_error"
+        engine = server.models[0].engine
+        read, held = engine.read, True
+        engine.read = lambda: [] if held else read()  # type: ignore[method-assign]
+        with client.completions.create(model="tiny", prompt="a", stream=True) as stream:
+            wait_until(lambda: server.worker.load[engine] == 1)
+            with pytest.raises(openai.InternalServerError, match="queue is full") as full:
+                client.completions.create(model="tiny", prompt="a")
+            assert full.value.status_code == 503 and full.value.code == "queue_full"
+            assert full.value.response.headers["retry-after"] == "1"
+            held = False
+            assert list(stream)
+        # With its retries, the client waits as long as the answer says, and gets through.
+        assert client.with_options(max_retries=5).completions.create(model="tiny", prompt="a").choices
+
+
 def test_errors_are_the_clients_exception_classes(server: Client, client: Any, openai: Any) -> None:
     asked = {"model": "tiny", "prompt": "a"}
     with pytest.raises(openai.NotFoundError, match="tiny, letters"):
