@@ -7,19 +7,24 @@ from typing import Any
 
 import pytest
 
-from tests.support.chromium import RunningStudio, chromium, opened, running_studio
+from tests.support.chromium import RunningStudio, chromium, opened, running_studio, wait_for_command
 from tests.support.run_folders import run_folder
 from tests.support.training_runs import write_corpus
 
 pytestmark = pytest.mark.slow
 MOST_STOPS = 400
 """Presses of the tabulator that the longest page may need."""
-FOCUSED = """() => {
-  const element = document.activeElement, copy = element.cloneNode(element !== document.body);
+LABEL = """element => {
+  const copy = element.cloneNode(element !== document.body);
   copy.querySelectorAll('[aria-hidden=true]').forEach(icon => icon.remove());
-  return element.getAttribute('aria-label') || element.labels?.[0]?.innerText || copy.textContent;
+  return (element.getAttribute('aria-label') || element.labels?.[0]?.innerText || copy.textContent).trim();
 }"""
-"""The label of the focused element."""
+"""The label of an element."""
+FOCUSED = f"() => ({LABEL})(document.activeElement)"
+REACHABLE = f"""name => [...document.querySelectorAll('a[href], button, input, textarea, [tabindex]')].some(
+  element => element.checkVisibility() && !element.disabled && new RegExp(name).test(({LABEL})(element)))"""
+"""Whether an element that takes the focus has a label that matches."""
+POINTED = "number => document.querySelectorAll('.written .token')[number]?.classList.contains('pointed')"
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,12 @@ def browser() -> Iterator[Any]:
 
 
 def tab_to(page: Any, name: str, *, key: str = "Tab") -> None:
-    """Move the focus to the element whose label begins with a name."""
+    """Move the focus to the element whose label begins with a name, once it is there."""
+    page.wait_for_function(REACHABLE, arg=rf"^{re.escape(name)}\b")
     passed = []
     for _ in range(MOST_STOPS):
         page.keyboard.press(key)
-        passed.append(page.evaluate(FOCUSED).strip())
+        passed.append(page.evaluate(FOCUSED))
         if re.match(rf"{re.escape(name)}\b", passed[-1]):
             return
     raise AssertionError(f"{name} cannot be reached with {key}: {list(dict.fromkeys(passed))}")
@@ -57,9 +63,10 @@ def choose(page: Any, key: str, option: str) -> None:
         chosen = page.locator(".q-menu .q-manual-focusable--focused")
         if chosen.count() and re.match(rf"{option}\b", chosen.inner_text()):
             page.keyboard.press("Enter")
-            page.get_by_text(f"{key}={option}").first.wait_for()  # in the command
+            wait_for_command(page, f"{key}={option}")
             # The fields of another option are there at once, and the focus is where it was.
-            page.wait_for_function(f"({FOCUSED})().trim().startsWith('{key}')")
+            page.wait_for_function(f"({FOCUSED})().startsWith('{key}')")
+            page.get_by_role("listbox").wait_for(state="detached")
             return
         page.keyboard.press("ArrowDown")
     raise AssertionError(f"{option} cannot be reached with the arrow keys")
@@ -71,10 +78,11 @@ def test_the_whole_way_with_the_keyboard_alone(studio: RunningStudio, browser: A
         choose(page, "dataset", "text")
         tab_to(page, "dataset.path")
         page.keyboard.type("texts/words.txt")
+        wait_for_command(page, "dataset.path=texts/words.txt")
         choose(page, "model", "pico")
         tab_to(page, "trainer.max_steps")
         page.keyboard.type("1000000")
-        page.get_by_text("trainer.max_steps=1000000").first.wait_for()
+        wait_for_command(page, "trainer.max_steps=1000000")
         start = page.get_by_role("button", name="Start training")
         page.wait_for_function("button => !button.disabled", arg=start.element_handle())
         tab_to(page, "Start training")
@@ -103,8 +111,9 @@ def test_the_whole_way_with_the_keyboard_alone(studio: RunningStudio, browser: A
         press("Enter")
         page.locator(".token.ending").wait_for()
         tab_to(page, "Text of model 1")
-        for _ in range(3):
+        for number in range(3):
             press("ArrowRight")
+            page.wait_for_function(POINTED, arg=number)
         page.get_by_role("region", name="Alternatives").first.get_by_role("row").nth(10).wait_for()
         assert own.problems == []
 

@@ -180,6 +180,7 @@ def look_at_the_run(page: Any) -> None:
     """Open every part of the page of the hostile run."""
     page.get_by_role("link", name=NAME).first.click()
     page.get_by_role("heading", name=NAME).wait_for()
+    page.locator(".curve-chart canvas").first.wait_for()  # with the metrics that can be chosen
     page.get_by_label("Metrics").click()
     page.get_by_role("option", name=MARKUP).click()
     page.keyboard.press("Escape")

@@ -52,6 +52,10 @@ def test_statuses_are_those_of_the_process_and_its_lock(tmp_path: Path) -> None:
         # 600 tokens in the 4 steps since the resume, so 150 in each of the other 10.
         assert row is not None and row.eta_s == 10 * 150 / 50
     assert statuses(runs)["e"] == "lost"
+    with LockedRunDirs(tmp_path / "outputs" / "b" / "c"):  # saved, but its process has not ended: it cannot be resumed
+        row = runs.row("b/c")
+        assert row is not None and (row.status, row.eta_s) == ("running", None)
+    assert statuses(runs)["b/c"] == "stopped"
     (tmp_path / "outputs" / "a" / "run.json").write_text("[")
     assert statuses(runs)["a"] == "damaged"
 

@@ -43,7 +43,7 @@ def python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 def test_a_program_outlives_the_studio_that_started_it(tmp_path: Path, python: Callable[[str], None]) -> None:
     may_end = tmp_path / "may end"
     saving = f"until [ -e '{may_end}' ]; do sleep 0.02; done; kill $!; echo saved; exit 143"
-    python(f'echo "$@ [$TINYLLM_STUDIO_PASSWORD]"; sleep 600 & trap "{saving}" TERM; wait')
+    python(f'sleep 600 & trap "{saving}" TERM; echo "$@ [$TINYLLM_STUDIO_PASSWORD]"; wait')
     processes = Processes(folder(tmp_path))
     start = processes.train(["model=pico", "run.name=a b"], name="a b")
     path = Path(start.path)

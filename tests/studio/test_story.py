@@ -14,7 +14,16 @@ from typing import Any
 
 import pytest
 
-from tests.support.chromium import PATIENCE_MS, Browser, RunningStudio, chromium, opened, running_studio, visit
+from tests.support.chromium import (
+    PATIENCE_MS,
+    Browser,
+    RunningStudio,
+    chromium,
+    opened,
+    running_studio,
+    visit,
+    wait_for_command,
+)
 from tests.support.training_runs import train_elsewhere, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -51,12 +60,17 @@ def choose(page: Any, key: str, option: str) -> None:
     """Choose an option of a group."""
     page.get_by_label(key, exact=True).first.click()
     page.get_by_role("option", name=re.compile(rf"^{option}( |$)")).click()
+    wait_for_command(page, f"{key}={option}")
+    page.get_by_role("listbox").wait_for(state="detached")
 
 
 def find(page: Any, key: str) -> Any:
     """The field of a key, by search."""
-    page.get_by_label("Search all settings").fill(key)
-    field = page.get_by_label("Found settings").get_by_label(key, exact=True)
+    search, found = page.get_by_label("Search all settings"), page.get_by_label("Found settings")
+    search.fill("")
+    found.wait_for(state="hidden")  # a field of the search before would be replaced while one types
+    search.fill(key)
+    field = found.get_by_label(key, exact=True)
     field.wait_for()
     return field
 
@@ -65,7 +79,7 @@ def set_keys(page: Any, values: dict[str, str]) -> None:
     """Search keys and set them."""
     for key, value in values.items():
         find(page, key).fill(value)
-        page.get_by_text(f"{key}={value}").wait_for()  # in the command
+        wait_for_command(page, f"{key}={value}")
     page.get_by_label("Search all settings").fill("")
 
 
@@ -74,31 +88,19 @@ def wait_for_status(browser: Browser, status: str) -> None:
     browser.page.locator(f".status.{status}").first.wait_for()
 
 
-def figure(browser: Browser, name: str) -> str:
-    """A figure of the page of a run; "" while there is none."""
-    terms = browser.page.locator(".run-figures > div").filter(has=browser.page.get_by_text(name, exact=True))
-    return str(terms.locator("dd").inner_text()) if terms.count() else ""
-
-
-def number(text: str) -> float:
-    """The first number in a text."""
-    return float(re.findall(r"[\d.]+", text.replace(",", "") or "nan")[0])
-
-
-WAIT_FOR_FIGURE = """([name, below, above]) => {
+FIGURE = """([name, below, above]) => {
   for (const term of document.querySelectorAll('.run-figures > div')) {
     const [title, text] = [term.querySelector('dt').innerText, term.querySelector('dd').innerText];
     const value = parseFloat(text.replaceAll(',', ''));
-    if (title === name && value < below && value > above) return true;
+    if (title === name && value < below && value > above) return {value};
   }
-  return false;
 }"""
 
 
 def wait_for_figure(browser: Browser, name: str, *, below: float = 1e30, above: float = -1e30) -> float:
-    """Wait until a figure of a run is in a range; its value."""
-    browser.page.wait_for_function(WAIT_FOR_FIGURE, arg=[name, below, above])
-    return number(figure(browser, name))
+    """Wait until a figure of a run is in a range; its value then, which the next record may change."""
+    found = browser.page.wait_for_function(FIGURE, arg=[name, below, above]).json_value()
+    return float(found["value"])
 
 
 def test_from_compose_to_write(studio: RunningStudio, browser: Any, trace: Path | None) -> None:
@@ -127,17 +129,18 @@ def test_from_compose_to_write(studio: RunningStudio, browser: Any, trace: Path 
         wait_for_figure(own, "Loss", below=first)
         page.reload()
         wait_for_status(own, "running")
-        seen = wait_for_figure(own, "Loss", below=first)
+        wait_for_figure(own, "Loss", below=first)
         other.page.goto(page.url)
         wait_for_status(other, "running")
-        assert wait_for_figure(other, "Loss", below=first) <= first and seen <= first
+        wait_for_figure(other, "Loss", below=first)
         titles = [each.page.locator(".run-title").inner_text() for each in (own, other)]
         assert titles[0] == titles[1]
 
         page.get_by_role("button", name="Stop").click()
         wait_for_status(own, "stopped")
         wait_for_status(other, "stopped")
-        stopped_at = number(figure(own, "Step"))
+        stopped_at = wait_for_figure(own, "Step")
+        assert wait_for_figure(other, "Step") == stopped_at
         [run] = [path.parent for path in studio.outputs.rglob("run.json")]
         assert (run / "checkpoints" / f"step-{int(stopped_at):06d}" / "manifest.json").is_file()
         page.get_by_role("button", name="Resume").click()

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-PATIENCE_MS = 60_000
-"""Milliseconds after which a wait gives up; a machine may be busy."""
+PATIENCE_MS = 180_000
+"""Milliseconds after which a wait gives up; a machine may be busy, and a run needs seconds of an idle one to start."""
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -194,3 +194,8 @@ def visit(browser: Browser, name: str) -> None:
     page.get_by_role("navigation", name="Pages").get_by_role("link", name=name).click()
     page.wait_for_function("name => document.title.startsWith(name)", arg=name)
     page.wait_for_function("window.socket?.connected")
+
+
+def wait_for_command(page: Any, text: str) -> None:
+    """Wait until the command on Compose contains a text: what was done has reached the studio, and come back."""
+    page.locator(".command").filter(has_text=text).wait_for()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllm.errors import UserError
-from tinyllm.runs.layout import INTERRUPTED, LOCK, METRICS, RUN_JSON, RUNNING
+from tinyllm.runs.layout import FAILED, FINISHED, INTERRUPTED, LOCK, METRICS, RUN_JSON, RUNNING
 from tinyllm.runs.listing import EVALUATED, ListedRun, folders_below
 from tinyllm.runs.metrics_log import tokens_left
 from tinyllm.runs.metrics_tail import MetricsTail
@@ -141,11 +141,12 @@ class Catalogue:
                 continue
             run = identifier(path, self.folder)
             before = self._known.get(run)
-            signature = (_stat(path / RUN_JSON), _stat(path / METRICS), is_held(path / LOCK))
+            is_locked = is_held(path / LOCK)
+            signature = (_stat(path / RUN_JSON), _stat(path / METRICS), is_locked)
             if before is not None and before.signature == signature:
                 known[run] = before
             else:
-                known[run] = self._read(run, path, signature)
+                known[run] = self._read(run, path, signature, is_locked=is_locked)
         self._known = known
         for run in self._tails.keys() - known.keys():
             del self._tails[run]
@@ -156,7 +157,7 @@ class Catalogue:
     def _tail(self, run: str, path: Path) -> MetricsTail:
         return self._tails.setdefault(run, MetricsTail(path / METRICS))
 
-    def _read(self, run: str, path: Path, signature: tuple[Any, ...]) -> _Known:
+    def _read(self, run: str, path: Path, signature: tuple[Any, ...], *, is_locked: bool) -> _Known:
         tail = self._tail(run, path)
 
         def lowest() -> float | None:
@@ -166,11 +167,13 @@ class Catalogue:
         listed = ListedRun(path, lowest=lowest)
         values, status = listed.values, str(listed.values["status"])
         status = LOST if listed.is_lost else STOPPED if status == INTERRUPTED else status
+        if is_locked and status in (STOPPED, FINISHED, FAILED):
+            status = RUNNING  # its process has not ended yet, or the next one is about to begin: it cannot be resumed
         row = RunRow(
             id=run,
             path=path,
             status=status,
-            note=escape_control(str(values.get("note") or values.get("reason") or "")),
+            note="" if status == RUNNING else escape_control(str(values.get("note") or values.get("reason") or "")),
             step=_whole(values.get("step")) or 0,
             max_steps=_whole(values.get("max_steps")),
             loss=_number(values.get("train/loss")),
@@ -178,7 +181,7 @@ class Catalogue:
             bpb=_number(values.get("val/bpb")),
             best=_number(values.get("best_val_loss")),
             tokens_per_s=_number(values.get("tokens/s")),
-            eta_s=remaining(tail, values) if status == RUNNING else None,
+            eta_s=remaining(tail, values) if values["status"] == status == RUNNING else None,
             parameters=_whole(values.get("parameters")),
             dataset=escape_control(str(values.get("dataset") or "")),
             updated=time.time() - age if (age := _number(values.get("age"))) is not None else _stat(path)[1] / 1e9,

@@ -5,6 +5,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from tinyllm.config import schema
@@ -20,7 +21,7 @@ from tinyllm.programs.describe import figures_of
 from tinyllm.programs.run_plan import CheckedSettings, RunPlan, check_settings, horizon_of, plan_training
 from tinyllm.studio.guard import check_arguments, check_composed
 from tinyllm.studio.program import Settings
-from tinyllm.studio.report import Figures, Problem, Report
+from tinyllm.studio.report import Figures, Problem, Report, Work
 from tinyllm.utils.device import describe_device
 from tinyllm.utils.nested import flatten
 from tinyllm.utils.signatures import annotations_of
@@ -107,7 +108,6 @@ def _figures(cfg: Any, choices: dict[str, str], settings: Settings, composed: di
         cache_bytes_per_token=figures["KV cache, bytes"]["per token, bf16"],
         context=figures["model"]["context"],
         vocabulary=figures["model"]["vocabulary"],
-        device="",
         tokens_per_step=figures["training"]["sequences"] * figures["training"]["tokens per sequence"],
     )
     try:
@@ -118,8 +118,14 @@ def _figures(cfg: Any, choices: dict[str, str], settings: Settings, composed: di
         return Report(**composed, figures=known, notes=[*notes, ON_HUB])
     planned = plan_of(checked)
     length = _length(checked, planned)
-    more = vars(known) | {"device": describe_device(checked.device), "tokens_per_step": checked.batch.tokens} | length
-    return Report(**composed, figures=Figures(**more), notes=[*notes, *(planned or checked).notes])
+    work = Work(
+        objective=choices["objective"],
+        precision=checked.precision,
+        device=describe_device(checked.device),
+        ranks=checked.batch.world_size,
+    )
+    known = replace(known, work=work, tokens_per_step=checked.batch.tokens, **length)
+    return Report(**composed, figures=known, notes=[*notes, *(planned or checked).notes])
 
 
 def plan_of(checked: CheckedSettings) -> RunPlan | None:

@@ -217,12 +217,13 @@ class ComparisonForm:
         """How long it will take, in a sentence."""
         listed = [one for row in self.studio.catalogue.rows() if (one := self.studio.catalogue.listed(row.id))]
         each = [
-            expected_seconds(flops_per_token=arm.flops_per_token, flops=arm.flops, runs=listed) for arm in plan.arms
+            expected_seconds(objective=arm.objective, flops_per_token=arm.flops_per_token, flops=arm.flops, runs=listed)
+            for arm in plan.arms
         ]
         if plan.minutes is not None or not plan.seeds or any(one is None for one in each):
             return ""
         total = sum(filter(None, each)) * len(plan.seeds) / plan.parallel
-        return f"About {duration(total)} of training here, concluded from earlier runs of like size."
+        return f"About {duration(total)} of training here, concluded from earlier runs of like size and objective."
 
     def _folder(self, plan: StudyPlan) -> Path:
         """Below this studio's outputs, under the name that the program chose: the same settings continue the study."""

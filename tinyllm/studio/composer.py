@@ -39,7 +39,13 @@ class Composer:
         self.studio, self.form, self.draft = studio, studio.form(), studio.draft
         self.report = studio.report
         self.past: list[PastRun] = []
+        self.rows: list[Row] = []
+        """Those of the chosen options."""
         self.fields: dict[str, list[Field]] = {}
+        self.more: dict[str, ui.expansion] = {}
+        """Of each section the part that is opened first."""
+        self._built: dict[str, list[Row]] = {}
+        """The rows of each section as they were built."""
         self._checked = -1
         """The version of the draft that was checked last."""
         self._checking: asyncio.Task[None] | None = None
@@ -67,39 +73,51 @@ class Composer:
                 self.found.set_visibility(False)
                 self.strays = ui.element("section").classes("card").props('aria-label="Settings without effect"')
                 self.sections = ui.element("div").classes("compose-sections")
-                self._build_sections()
+                with self.sections:
+                    self.cards = {
+                        name: ui.element("section").classes("card").props(f'aria-label="{name}"') for name in SECTIONS
+                    }
+                self._update_sections()
             with ui.element("aside").classes("compose-side"):
                 self.panel = CostPanel(self.start, self.reveal)
 
-    def _build_sections(self) -> None:
-        """Build the sections for the chosen options. Rows behind "More" are built when that is opened."""
-        self.rows = self.form.rows(self._choices())
-        opened = {name for name, more in getattr(self, "more", {}).items() if more.value}
-        self.more: dict[str, ui.expansion] = {}
-        self.fields.clear()
-        self.sections.clear()
-        with self.sections:
-            for name in SECTIONS:
-                with ui.element("section").classes("card").props(f'aria-label="{name}"'):
-                    ui.label(name).classes("title").props("role=heading aria-level=2")
-                    rows = [row for row in self.rows if row.section == name]
-                    self._build_rows(row for row in rows if row.is_front)
-                    rest = [row for row in rows if not row.is_front]
-                    with ui.expansion(f"{len(rest)} more settings").classes("compose-more") as more:
-                        more.mark(f"more:{name.partition(' ')[0]}")
-                        inside = ui.element("div")
-                    more.on_value_change(partial(self._open, inside, rest))
-                    self.more[name] = more
-                    more.set_value(name in opened)
-        self._build_strays()
+    def _update_sections(self) -> set[str]:
+        """Build the sections to which the chosen options bring other rows; their names.
 
-    def _update_sections(self) -> bool:
-        """Build the sections anew where the chosen options have other keys; whether they have."""
-        if {row.key for row in self.form.rows(self._choices())} == {row.key for row in self.rows}:
-            return False
-        self._build_sections()
-        self._show_found()
-        return True
+        The others stay as they are, with what is open in them and what a person is about to choose.
+        """
+        self.rows = self.form.rows(self._choices())
+        rows = {name: [row for row in self.rows if row.section == name] for name in SECTIONS}
+        changed = {name for name in SECTIONS if rows[name] != self._built.get(name)}
+        for name in sorted(changed, key=list(SECTIONS).index):
+            self._build_section(name, rows[name])
+        if changed:
+            self._build_strays()
+            self._show_found()
+        return changed
+
+    def _build_section(self, name: str, rows: list[Row]) -> None:
+        """Build a section. Rows behind "More" are built when that is opened."""
+        is_open = name in self.more and bool(self.more[name].value)
+        self._built[name] = rows
+        card = self.cards[name]
+        card.clear()
+        self._forget_removed()
+        with card:
+            ui.label(name).classes("title").props("role=heading aria-level=2")
+            self._build_rows(row for row in rows if row.is_front)
+            rest = [row for row in rows if not row.is_front]
+            with ui.expansion(f"{len(rest)} more settings").classes("compose-more") as more:
+                more.mark(f"more:{name.partition(' ')[0]}")
+                inside = ui.element("div")
+            more.on_value_change(partial(self._open, inside, rest))
+            self.more[name] = more
+            more.set_value(is_open)
+
+    def _forget_removed(self) -> None:
+        """Drop the fields whose rows were removed from the page."""
+        for fields in self.fields.values():
+            fields[:] = [field for field in fields if not field.box.is_deleted]
 
     def _open(self, inside: ui.element, rows: list[Row]) -> None:
         if not inside.default_slot.children:
@@ -134,8 +152,7 @@ class Composer:
         self.found.clear()
         self.found.set_visibility(bool(words))
         self.sections.set_visibility(not words)
-        for fields in self.fields.values():  # those that were just removed
-            fields[:] = [field for field in fields if not field.box.is_deleted]
+        self._forget_removed()
         if words:
             rows = [row for row in self.rows if row.matches(words)]
             with self.found:
@@ -154,7 +171,9 @@ class Composer:
             new = {row.key for row in self.form.rows(self._choices())}
             for gone in (old - new) & self.draft.settings.keys():
                 self.draft.set(gone, None)
-            if self._update_sections():
+            used = self.fields[key][-1]
+            self._update_sections()
+            if used.box.is_deleted:
                 self.fields[key][-1].input.run_method("focus")  # the field that was used has a successor
         self._show_draft()
         self._check()

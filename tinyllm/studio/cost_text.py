@@ -16,7 +16,10 @@ ROWS = (
     ("Tokens per parameter", "about 20 is best for a given compute (Hoffmann et al. 2022)"),
     ("Epochs", "passes over the training split"),
     ("Compute", "FLOPs of the whole run"),
-    ("Time here", "from the speed of earlier runs of like size"),
+    (
+        "Time here",
+        "from earlier runs here of like size, with the same objective, precision and device",
+    ),
 )
 """Name and explanation of each figure."""
 
@@ -39,7 +42,7 @@ def texts_of(figures: Figures | None, expectation: Expectation | None) -> dict[s
         "Tokens per parameter": UNKNOWN if tokens is None else f"{tokens / figures.parameters:.3g}",
         "Epochs": "known once the data is prepared" if epochs is None else f"{epochs:.3g}",
         "Compute": UNKNOWN if flops is None else quantity(flops, "FLOP") if flops < 1e18 else f"{flops:.3g} FLOP",
-        "Time here": "no earlier run of like size" if expectation is None else f"about {duration(expectation.seconds)}",
+        "Time here": "no earlier run like this" if expectation is None else f"about {duration(expectation.seconds)}",
     }
 
 
@@ -47,4 +50,7 @@ def source_of(expectation: Expectation) -> str:
     """From which runs the duration is concluded."""
     first, *others = expectation.runs
     more = f" and {len(others)} more" if others else ""
-    return f"time: training alone, at the speed of {first.path.name}{more}"
+    work = first.work
+    ranks = f" in {work.ranks} processes" if work.ranks > 1 else ""
+    how = f"{work.objective} in {work.precision} on {work.device}{ranks}"
+    return f"time: training alone, at the speed of {first.path.name}{more} ({how})"

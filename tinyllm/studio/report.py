@@ -19,6 +19,18 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work:
+    """What decides how fast a run of some size trains on a machine."""
+
+    objective: str
+    """The chosen option."""
+    precision: str
+    """fp32, bf16 or fp16."""
+    device: str
+    ranks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What a run would cost. None: not known before the data is prepared."""
 
@@ -31,8 +43,9 @@ class Figures:
     """Of one sequence, in bf16."""
     context: int
     vocabulary: int
-    device: str
     tokens_per_step: int
+    work: Work | None = None
+    """None: the settings are wrong."""
     steps: int | None = None
     tokens: int | None = None
     """Of all planned steps."""

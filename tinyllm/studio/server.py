@@ -21,6 +21,8 @@ from tinyllm.utils.text import print_note
 
 LARGEST_MESSAGE = 1 << 22
 """Bytes of a message that a browser sends over the websocket."""
+RECONNECT_S = 30
+"""Seconds for which the state of a page is kept whose connection was lost: the machine may have slept or be busy."""
 GRACE_S = 2
 """Seconds in which open connections may end."""
 
@@ -85,7 +87,7 @@ def web_app(studio: Studio) -> ASGIApp:
         language="en-US",
         dark=studio.dark,
         favicon=FAVICON,
-        reconnect_timeout=10,
+        reconnect_timeout=RECONNECT_S,
         show_welcome_message=False,
     )
     return app

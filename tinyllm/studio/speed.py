@@ -1,4 +1,4 @@
-"""How long a run would take here, from earlier runs of like size on the same device."""
+"""How long a run would take here, from earlier runs of like size that did the same work on the same device."""
 
 import math
 import socket
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllm.runs.listing import ListedRun
-from tinyllm.studio.report import Figures
+from tinyllm.studio.report import Figures, Work
 
 LIKE = 4.0
 """Runs whose cost per token differs by less than this factor are of like size."""
@@ -17,11 +17,10 @@ MOST_USED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class PastRun:
-    """The speed of an earlier run."""
+    """The speed of an earlier run on this machine."""
 
     path: Path
-    host: str
-    device: str
+    work: Work
     flops_per_token: float
     tokens_per_s: float
 
@@ -35,26 +34,53 @@ class Expectation:
 
 
 def past_runs(runs: Iterable[ListedRun]) -> list[PastRun]:
-    """The speeds of those runs that recorded one."""
-    past = []
+    """The speeds of those runs that recorded one on this machine."""
+    past, here = [], socket.gethostname()
     for run in runs:
-        host, device = run.get("host"), run.get("device")
         flops, speed = (_positive(run.get(key)) for key in ("flops_per_token", "tokens/s"))
-        if flops and speed and isinstance(host, str) and isinstance(device, str):
-            past.append(PastRun(path=run.path, host=host, device=device, flops_per_token=flops, tokens_per_s=speed))
+        work = _work_of(run)
+        if flops and speed and work is not None and run.get("host") == here:
+            past.append(PastRun(path=run.path, work=work, flops_per_token=flops, tokens_per_s=speed))
     return past
 
 
-def expected_seconds(*, flops_per_token: float, flops: float | None, runs: Iterable[ListedRun]) -> float | None:
-    """The expected duration of training alone on the device that was used last; None if nothing is known.
+def _work_of(run: ListedRun) -> Work | None:
+    """What a run did on what; None if it recorded none."""
+    # Runs from before there was a choice, or several ranks, trained on the next token alone.
+    objective, ranks = run.values.get("objective", "next_token"), run.values.get("world_size") or 1
+    device, precision = run.values.get("device"), run.values.get("precision")
+    if not all(isinstance(name, str) for name in (objective, device, precision)) or type(ranks) is not int:
+        return None
+    return Work(objective=str(objective), precision=str(precision), device=str(device), ranks=ranks)
+
+
+def expected(figures: Figures, past: Sequence[PastRun]) -> Expectation | None:
+    """The expected duration of training alone, without evaluations; None if no such run was made here.
+
+    Only runs with the same objective, precision, device and number of ranks count: a token that is generated first, or
+    computed elsewhere, takes other times. Among them the cost per token decides which are alike: the nearest are taken,
+    and the median of their FLOP/s.
+    """
+    if figures.flops is None:
+        return None
+    alike = _alike([run for run in past if run.work == figures.work], figures.flops_per_token)
+    return Expectation(seconds=figures.flops / _flops_per_s(alike), runs=alike) if alike else None
+
+
+def expected_seconds(
+    *, objective: str, flops_per_token: float, flops: float | None, runs: Iterable[ListedRun]
+) -> float | None:
+    """The same for a run of which only the objective is known; it is taken to have the precision, device and ranks of
+    the newest such run here. None if nothing is known.
 
     Args:
+        objective: the chosen option.
         flops_per_token: of training.
         flops: of the whole run.
         runs: all earlier runs, the newest first.
     """
-    here = [run for run in past_runs(runs) if run.host == socket.gethostname()]
-    alike = _alike([run for run in here if run.device == here[0].device], flops_per_token)
+    past = [run for run in past_runs(runs) if run.work.objective == objective]
+    alike = _alike([run for run in past if run.work == past[0].work], flops_per_token)
     return None if flops is None or not alike else flops / _flops_per_s(alike)
 
 
@@ -74,17 +100,3 @@ def _flops_per_s(runs: Iterable[PastRun]) -> float:
 def _positive(value: object) -> float:
     """A number that a run recorded; 0 if it is none."""
     return float(value) if isinstance(value, int | float) and value > 0 else 0.0
-
-
-def expected(figures: Figures, past: Sequence[PastRun]) -> Expectation | None:
-    """The expected duration of training alone, without evaluations; None if no run of like size was made here.
-
-    The cost per token decides which runs are alike: the nearest are taken, and the median of their FLOP/s.
-    """
-    if figures.flops is None:
-        return None
-    here = [run for run in past if run.host == socket.gethostname() and run.device == figures.device]
-    alike = _alike(here, figures.flops_per_token)
-    if not alike:
-        return None
-    return Expectation(seconds=figures.flops / _flops_per_s(alike), runs=alike)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from tinyllm.config.compose import compose
+from tinyllm.config.compose import compose, compose_with_choices
 from tinyllm.config.grammar import key_of
 from tinyllm.config.quoting import unquoted
 from tinyllm.config.targets import Option
@@ -43,6 +43,8 @@ class ComposedArm:
     batch: BatchPlan
     objective: Objective
     """On a model without memory."""
+    choices: dict[str, str]
+    """The chosen option of each group."""
     tokens_per_step: int
     """Training tokens of a step: of rows of different lengths the mean, of answers that are generated the most."""
     generated_per_step: int
@@ -151,7 +153,7 @@ def _composed(
     lines: bool,
 ) -> ComposedArm:
     """Compose one arm; arms with the same dataset and tokenizer share their data through ``opened``."""
-    cfg = compose(*unquoted(overrides), config_dir=config_dir)
+    cfg, choices = compose_with_choices(unquoted(overrides), program="train", config_dir=config_dir)
     if not cfg.trainer.eval_every:
         hint = "set it to at least 1; the last step is always evaluated as well"
         raise UserError("a comparison needs evaluations", key="trainer.eval_every", value=0, hint=hint)
@@ -173,6 +175,7 @@ def _composed(
         account=costs,
         batch=batch,
         objective=objective,
+        choices=choices,
         tokens_per_step=trained,
         generated_per_step=generated,
     )

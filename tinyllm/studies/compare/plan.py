@@ -36,6 +36,8 @@ class PlannedArm:
     """None: known once its speed is measured (``budget=minutes``)."""
     tokens: int | None
     flops: int | None
+    objective: str = ""
+    """The chosen option; "": planned by a version that did not record it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,7 @@ def planned_arm(arm: ComposedArm) -> PlannedArm:
         max_steps=arm.max_steps if known else None,
         tokens=arm.tokens if known else None,
         flops=arm.max_steps * arm.cost.flops_per_step if known else None,
+        objective=arm.choices["objective"],
     )
 
 
