@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from tinyllm.studies.report.theme import style
 from tinyllm.studio.chart import Curve, Window, chart_options
@@ -18,6 +18,8 @@ FEW_RUNS = 12
 """More runs show one metric at first: two lines of each would hide each other."""
 AXIS_NAMES = {"step": "Steps", "tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"}
 ALL: Window = (0.0, 100.0)
+MOMENT_S = 0.3
+"""Seconds for which a page waits for its curves; later ones follow it."""
 
 
 class CurveView:
@@ -40,7 +42,8 @@ class CurveView:
     ) -> None:
         self.studio, self.view, self._changed = studio, view, changed
         self._number = number or studio.catalogue.number
-        self.dark = bool(studio.dark)
+        self.dark = studio.system_dark
+        """Whether this page is dark, where that is the system's choice."""
         self.window = ALL
         self._few = True
         self.names: list[str] = []
@@ -90,13 +93,20 @@ class CurveView:
         if isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start < end <= 100:
             self.window = (float(start), float(end))
 
-    async def watch_theme(self) -> None:
-        """Learn from the browser whether the page is dark, where that is the system's choice."""
+    async def draw_first(self, runs: Sequence[str]) -> None:
+        """Draw these runs while the page is built, so that they come with it; without waiting longer than a moment."""
+        await asyncio.wait([background_tasks.create(self.refresh(runs))], timeout=MOMENT_S)
+
+    async def follow(self, runs: Sequence[str]) -> None:
+        """Draw these runs in the page that has just arrived, in its theme where that is the system's choice."""
+        await self.refresh(runs)
         if self.studio.dark is None:
             try:
-                self.dark = bool(await ui.run_javascript("document.body.classList.contains('body--dark')"))
+                is_dark = await ui.run_javascript("document.body.classList.contains('body--dark')")
             except TimeoutError:
                 return
+            self.dark = self.studio.system_dark = bool(is_dark)
+            await self.refresh(runs)
 
     async def refresh(self, runs: Sequence[str]) -> None:
         """Draw what is new of these runs."""

@@ -42,19 +42,33 @@ COLUMNS = (
 """Key, heading, alignment, and "wide" where a narrow screen leaves it out."""
 
 
-def show(studio: Studio) -> None:
+async def show(studio: Studio) -> None:
     """Build the page inside the common frame."""
     request = ui.context.client.request
     view = View.read(request.query_params)
     ui.add_css(STYLE)
     if view.run:
-        show_run(studio, view, on_change=lambda: _remember(view))
+        await show_run(studio, view, on_change=lambda: _remember(view))
     else:
-        RunTable(studio, view)
+        await RunTable(studio, view).begin()
 
 
 def _remember(view: View) -> None:
     ui.navigate.history.replace(view.url())
+
+
+class SortedTable(ui.table):
+    """A table that is not sent again when a browser reports the order that it was sent in, as it does at its start."""
+
+    @property
+    def pagination(self) -> dict[str, Any]:
+        """The order of the rows."""
+        return dict(self._props["pagination"])
+
+    @pagination.setter
+    def pagination(self, value: dict[str, Any]) -> None:
+        if any(value.get(name) != self._props["pagination"].get(name) for name in ("sortBy", "descending")):
+            self._props["pagination"] = value
 
 
 class RunTable:
@@ -93,7 +107,7 @@ class RunTable:
                     on_change=self._set_status,
                 ).props("dense outlined options-dense").classes("status-filter").mark("status")
             self.table = (
-                ui.table(
+                SortedTable(
                     rows=[],
                     columns=[_column(*one) for one in COLUMNS],
                     row_key="id",
@@ -116,16 +130,17 @@ class RunTable:
             self.table.add_slot("body-cell-name", NAME_CELL)
             self.table.add_slot("body-cell-status", STATUS_CELL)
             self.empty = ui.label().classes("soft").mark("empty")
-        rows = studio.catalogue.rows()
-        if view.chosen:  # while the browser loads the page
-            asyncio.get_running_loop().run_in_executor(None, studio.catalogue.read_ahead, list(view.chosen))
-        self._show(rows)
-        ui.timer(0.05, self._begin, once=True)
+        self._show(studio.catalogue.rows())
+
+    async def begin(self) -> None:
+        """Draw the curves, then keep the page up to date."""
+        if self.view.chosen:
+            await self.curves.draw_first(self.view.chosen)
+        ui.timer(0.05, self._follow, once=True)  # NiceGUI sends a page once it has a timer
         ui.timer(REFRESH_S, self.refresh)
 
-    async def _begin(self) -> None:
-        await self.curves.refresh(self.view.chosen)
-        await self.curves.watch_theme()
+    async def _follow(self) -> None:
+        await self.curves.follow(self.view.chosen)
         await asyncio.sleep(AHEAD_S)
         await asyncio.to_thread(self.studio.catalogue.read_ahead, [row["id"] for row in self.table.rows])
 

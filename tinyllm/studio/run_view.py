@@ -27,13 +27,13 @@ COLUMNS = {
 }
 
 
-def show_run(studio: Studio, view: View, *, on_change: Callable[[], None]) -> None:
+async def show_run(studio: Studio, view: View, *, on_change: Callable[[], None]) -> None:
     """Build the page of the run that ``view`` names."""
     row = studio.catalogue.row(view.run)
     if row is None:
         StartingRun(studio, view.run)
         return
-    RunPage(studio, view, row, on_change)
+    await RunPage(studio, view, row, on_change).begin()
 
 
 class RunPage:
@@ -74,7 +74,11 @@ class RunPage:
                         self.panels[name] = ui.element("div")
         self._show_row(row)
         self._show_tab(self._read_tab(row))
-        ui.timer(0.05, self._begin, once=True)
+
+    async def begin(self) -> None:
+        """Draw the curves, then keep the page up to date."""
+        await self.curves.draw_first([self.view.run])
+        ui.timer(0.05, self._follow, once=True)  # NiceGUI sends a page once it has a timer
         ui.timer(REFRESH_S, self.refresh)
 
     def _choice(self, row: RunRow) -> ui.select:
@@ -90,9 +94,8 @@ class RunPage:
         )
         return select.props("dense outlined options-dense").classes("other-run").mark("other")
 
-    async def _begin(self) -> None:
-        await self.curves.refresh([self.view.run])
-        await self.curves.watch_theme()
+    async def _follow(self) -> None:
+        await self.curves.follow([self.view.run])
 
     async def refresh(self) -> None:
         """Show what has changed."""

@@ -22,6 +22,8 @@ class Studio:
     settings: Settings
     dark: bool | None = None
     """The theme chosen in any of its browsers: dark, light, or that of the system."""
+    system_dark: bool = False
+    """Whether the system is dark, according to the browser that said so last: the guess for the next page."""
     catalogue: Catalogue = field(init=False)
     """The runs below its outputs."""
     comparison: Comparison = field(default_factory=Comparison)

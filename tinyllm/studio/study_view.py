@@ -79,8 +79,7 @@ class StudyPage:
         return f"{REPORTS}/{quote(self.name)}"
 
     async def _begin(self) -> None:
-        await self.curves.refresh(self._runs)
-        await self.curves.watch_theme()
+        await self.curves.follow(self._runs)
 
     def _soon(self) -> None:
         ui.timer(0.01, self.refresh, once=True)
