@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from tests.studio.test_page_runs import EVIL, only, until
+from tests.studio.test_page_runs import EVIL, only, seen, until
 from tests.support.run_folders import run_folder
 from tests.support.studio import folder, requests, use
 from tests.support.training_runs import SMALL, write_corpus
@@ -158,7 +158,7 @@ def test_the_plan_comes_by_itself_before_the_start_and_a_change_takes_it_back(tm
 
     async def story(user: Any) -> None:
         await user.open("/compare")
-        assert not only(user, "start").enabled
+        assert seen(user, "plan-hint") and not seen(user, "start")
         only(user, "key 0").set_value("attn")
         only(user, "values 0").set_value(["mha", "mqa"])
         user.find(marker="shared").type("model=nano")

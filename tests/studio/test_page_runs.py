@@ -72,10 +72,13 @@ def test_the_address_holds_the_state_of_the_page() -> None:
 
 def test_the_table_is_live_and_choosing_runs_draws_them(tmp_path: Path) -> None:
     outputs = tmp_path / "outputs"
-    run_folder(outputs / "day" / "first", records=3)
 
     async def story(user: Any) -> None:
         await user.open("/runs")
+        await user.should_see(f"No runs below {outputs} yet.")
+        assert not seen(user, "runs") and not seen(user, "find")
+        run_folder(outputs / "day" / "first", records=3)
+        await until(lambda: seen(user, "runs"))
         table = only(user, "runs")
         assert [(row["name"], row["folder"], row["status"]) for row in table.rows] == [("first", "day", "finished")]
         run_folder(outputs / "day" / EVIL.replace("/", ""), status="failed", reason=EVIL)

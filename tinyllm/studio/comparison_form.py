@@ -17,6 +17,9 @@ from tinyllm.studio.speed import expected_seconds
 from tinyllm.studio.studio import Studio
 from tinyllm.utils.text import duration, escape_control, quantity, short
 
+EXPLANATION = (
+    "Each combination of these values is an arm, the first the reference: attn with mha and gqa gives two arms."
+)
 PAUSE_S = 1.0
 """Seconds without a further change after which the plan is worked out."""
 PLAN_COLUMNS = (
@@ -52,9 +55,10 @@ class ComparisonForm:
             with ui.element("div").classes("compose-form"):
                 with ui.element("section").classes("card"):
                     _heading("Arms")
-                    ui.label("Each combination of these values is an arm, the first the reference.").classes("soft")
+                    ui.label(EXPLANATION).classes("soft")
                     self.arms = ui.element("div").classes("arms")
-                    ui.button("Add a key", icon="add", color=None, on_click=self._add).props("flat dense no-caps")
+                    add = ui.button("Add a key", icon="add", color=None, on_click=self._add).props("flat dense no-caps")
+                    add.classes("add-key")
                     with ui.element("div").classes("bar"):
                         self.shared = ui.input("Settings of all arms", value=self.comparison.shared)
                         self.shared.props("outlined dense spellcheck=false input-class=mono").classes("shared")
@@ -70,19 +74,8 @@ class ComparisonForm:
                     with ui.expansion(f"{len(rest)} more settings").classes("compose-more"):
                         for row in rest:
                             self.fields[row.key] = Field(row, self._set)
-            with ui.element("aside").classes("compose-side"), ui.element("section").classes("card"):
-                _heading("Plan")
-                self.show_plan = ui.button("Show the plan", icon="calculate", on_click=lambda: self._plan(fetch=True))
-                self.show_plan.props("outline no-caps").classes("full").mark("plan")
-                self.busy = ui.label("Composing the arms, preparing the data …").classes("soft").props("role=status")
-                self.problem = ui.label().classes("bad problem").props("role=alert").mark("plan-problem")
-                self.cost = ui.label().mark("cost")
-                self.time = ui.label().classes("soft").mark("time")
-                ui.label("Command").classes("soft small")
-                self.command = ui.label().classes("command mono").mark("command")
-                ui.button("Copy", icon="content_copy", color=None, on_click=self._copy).props("flat dense no-caps")
-                self.start = ui.button("Start the comparison", icon="play_arrow", on_click=self._start)
-                self.start.props("unelevated no-caps").classes("start").mark("start")
+            with ui.element("aside").classes("compose-side"):
+                self._build_side()
         with ui.element("section").classes("card") as self.table_card:
             _heading("Arms and their cost")
             heads = [{"name": key, "label": name, "field": key, "align": align} for key, name, align in PLAN_COLUMNS]
@@ -90,6 +83,27 @@ class ComparisonForm:
             self.table.props("flat dense hide-bottom").classes("runs-table figures").mark("arms")
         self._show_arms()
         self._show()
+
+    def _build_side(self) -> None:
+        """The plan with its cost, and the command that carries it out."""
+        with ui.element("section").classes("card plan").props('aria-label="Plan"'):
+            _heading("Plan")
+            self.hint = ui.label("Choose a key and its values: the plan and its cost come before anything starts.")
+            self.hint.classes("soft").mark("plan-hint")
+            self.show_plan = ui.button("Show the plan", icon="calculate", on_click=lambda: self._plan(fetch=True))
+            self.show_plan.props("outline no-caps").classes("full").mark("plan")
+            self.busy = ui.label("Composing the arms, preparing the data …").classes("soft").props("role=status")
+            self.problem = ui.label().classes("bad").props("role=alert").mark("plan-problem")
+            self.cost = ui.label().mark("cost")
+            self.time = ui.label().classes("soft").mark("time")
+        with ui.element("section").classes("card").props('aria-label="Command"') as self.command_card:
+            with ui.element("div").classes("panel-head"):
+                _heading("Command")
+                copy = ui.button(icon="content_copy", color=None, on_click=self._copy)
+                copy.props('flat dense round aria-label="Copy the command"').classes("soft")
+            self.command = ui.label().classes("command mono").mark("command")
+            self.start = ui.button("Start the comparison", icon="play_arrow", on_click=self._start)
+            self.start.props("unelevated no-caps").classes("start").mark("start")
 
     def _show_arms(self) -> None:
         form = self.studio.form()
@@ -166,11 +180,14 @@ class ComparisonForm:
         if self.planned is not None and self.planned[0] != arguments:
             self.comparison.planned = None
         own = [] if self.planned is None else self._out(*self.planned)
+        has_arms = self.comparison.has_arms
         self.command.set_text(self.comparison.command(self.studio.settings, *own) if arguments else "")
+        self.command_card.set_visibility(has_arms)
+        self.hint.set_visibility(not has_arms)
         self.problem.set_text(text if text and (problem is not None or self.comparison.varied[0].key) else "")
         self.problem.set_visibility(bool(self.problem.text))
         self.start.set_enabled(self.planned is not None)
-        for element in (self.cost, self.table_card, self.time):
+        for element in (self.cost, self.table_card):
             element.set_visibility(self.planned is not None)
         if arguments != self._seen:
             self._seen = arguments
@@ -178,11 +195,14 @@ class ComparisonForm:
             if self.planned is None and self.comparison.has_arms:
                 self._plan(pause=PAUSE_S)
         self.busy.set_visibility(self._is_busy)
+        self.show_plan.set_visibility(has_arms)
         self.show_plan.set_enabled(not self._is_busy)
+        self.time.set_visibility(False)
         if self.planned is not None:
             plan = self.planned[1]
             self.cost.set_text(f"{cost_line(plan)}.")
             self.time.set_text(self._seconds(plan))
+            self.time.set_visibility(bool(self.time.text))
             self.table.rows = plan_rows(plan)
 
     @property
@@ -234,7 +254,7 @@ class ComparisonForm:
 
     def _copy(self) -> None:
         ui.clipboard.write(self.command.text)
-        ui.notify("Copied.")
+        ui.notify("Copied", position="bottom", timeout=1200)
 
     async def _start(self) -> None:
         if self.planned is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -156,16 +157,19 @@ class Composer:
         if words:
             rows = [row for row in self.rows if row.matches(words)]
             with self.found:
-                count = f"{len(rows)} settings" if len(rows) != 1 else "1 setting"
-                shown = f", the first {MOST_FOUND}" if len(rows) > MOST_FOUND else ""
-                ui.label(f"{count} found{shown}").classes("soft")
+                ui.label(count_text(len(rows))).classes("soft")
                 self._build_rows(rows[:MOST_FOUND])
             self._show_draft()
 
     def set(self, key: str, value: str | None) -> None:
         """Take a change into the draft; keys that a newly chosen option lacks go with the old one."""
+        before = self.draft.settings.copy()
         if not self.draft.set(key, value):
             return
+        problem = self.report.problem
+        if problem is not None and problem.beside(key, before):  # it was of the value that is replaced
+            self.report = self.studio.report = replace(self.report, problem=None)
+            self.panel.forget_problem()
         if key in self.form.groups:
             old = {row.key for row in self.rows}
             new = {row.key for row in self.form.rows(self._choices())}
@@ -303,3 +307,12 @@ class Composer:
             self.panel.start.set_enabled(True)
             return
         ui.navigate.to(run_url(identifier(Path(started.path), self.studio.settings.outputs)))
+
+
+def count_text(found: int) -> str:
+    """How many settings a search found."""
+    if not found:
+        return "No setting has these words in its name, its description or its options."
+    if found > MOST_FOUND:
+        return f"{found} settings found, the first {MOST_FOUND}"
+    return f"{found} settings found" if found > 1 else "1 setting found"

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from nicegui import ui
 
 from tinyllm.studio.cost_text import ROWS, UNKNOWN, source_of, texts_of
-from tinyllm.studio.report import Report
+from tinyllm.studio.report import Problem, Report
 from tinyllm.studio.speed import Expectation
 
 
@@ -70,9 +70,16 @@ class CostPanel:
                 for note in dict.fromkeys(notes):
                     ui.label(note)
         self.figures.classes(**{"add" if figures is None else "remove": "stale"})
+        self._show_problem(problem)
+        self.start.set_enabled(problem is None)
+
+    def forget_problem(self) -> None:
+        """Show no problem any more; the next check says whether the run can start."""
+        self._show_problem(None)
+
+    def _show_problem(self, problem: Problem | None) -> None:
         self.problem.set_text("" if problem is None else problem.text)
         self.problem.set_visibility(problem is not None)
         self._key = "" if problem is None else problem.key
         self.reveal.set_text(f"Go to {self._key}")
         self.reveal.set_visibility(bool(self._key))
-        self.start.set_enabled(problem is None)

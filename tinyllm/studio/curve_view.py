@@ -18,8 +18,6 @@ FEW_RUNS = 12
 """More runs show one metric at first: two lines of each would hide each other."""
 AXIS_NAMES = {"step": "Steps", "tokens": "Tokens", "flops": "FLOPs", "seconds": "Seconds"}
 ALL: Window = (0.0, 100.0)
-MOMENT_S = 0.3
-"""Seconds for which a page waits for its curves; later ones follow it."""
 
 
 class CurveView:
@@ -93,9 +91,9 @@ class CurveView:
         if isinstance(start, int | float) and isinstance(end, int | float) and 0 <= start < end <= 100:
             self.window = (float(start), float(end))
 
-    async def draw_first(self, runs: Sequence[str]) -> None:
-        """Draw these runs while the page is built, so that they come with it; without waiting longer than a moment."""
-        await asyncio.wait([background_tasks.create(self.refresh(runs))], timeout=MOMENT_S)
+    def begin(self, runs: Sequence[str]) -> None:
+        """Draw these runs while the browser loads the page."""
+        background_tasks.create(self.refresh(runs))
 
     async def follow(self, runs: Sequence[str]) -> None:
         """Draw these runs in the page that has just arrived, in its theme where that is the system's choice."""

@@ -58,7 +58,9 @@ def serve_reports(studio: Studio) -> None:
 STYLE = """
 .compose .card + .card { margin-top: 0; }
 .compose + .card, .compose + .card + .card { margin-top: 1.25rem; }
-.arms { display: grid; gap: 0.5rem; margin: 0.5rem 0; }
+.plan { display: grid; gap: 0.75rem; }
+.arms { display: grid; gap: 0.5rem; margin: 0.75rem 0 0.5rem; }
+.add-key { margin: 0 0 0.75rem -0.25rem; padding: 0.25rem 0.5rem; }
 .arm-row { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 2fr) auto; gap: 0.5rem; align-items: start; }
 .shared { flex: 1 1 20rem; }
 .studies { list-style: none; padding: 0; margin: 0.25rem 0 0; }

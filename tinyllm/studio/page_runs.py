@@ -42,15 +42,15 @@ COLUMNS = (
 """Key, heading, alignment, and "wide" where a narrow screen leaves it out."""
 
 
-async def show(studio: Studio) -> None:
+def show(studio: Studio) -> None:
     """Build the page inside the common frame."""
     request = ui.context.client.request
     view = View.read(request.query_params)
     ui.add_css(STYLE)
     if view.run:
-        await show_run(studio, view, on_change=lambda: _remember(view))
+        show_run(studio, view, on_change=lambda: _remember(view))
     else:
-        await RunTable(studio, view).begin()
+        RunTable(studio, view)
 
 
 def _remember(view: View) -> None:
@@ -92,20 +92,8 @@ class RunTable:
                 ui.html("<h2 class='title'>Runs</h2>", sanitize=False)
                 self.count = ui.label().classes("soft")
                 ui.space()
-                self.find = (
-                    ui.input("Filter", value=view.find, on_change=self._filter)
-                    .props(
-                        'dense outlined clearable debounce=300 hint="words, or conditions such as optimizer.lr<1e-3"'
-                    )
-                    .classes("find")
-                    .mark("find")
-                )
-                ui.select(
-                    {"": "Any status", **{name: name.capitalize() for name in STATUSES}},
-                    value=view.status if view.status in STATUSES else "",
-                    label="Status",
-                    on_change=self._set_status,
-                ).props("dense outlined options-dense").classes("status-filter").mark("status")
+                with ui.element("div").classes("filters") as self.filters:
+                    self._build_filters()
             self.table = (
                 SortedTable(
                     rows=[],
@@ -120,7 +108,8 @@ class RunTable:
                     on_select=self._select,
                     on_pagination_change=self._sort,
                 )
-                .props("flat dense binary-state-sort virtual-scroll hide-pagination virtual-scroll-item-size=48")
+                .props("flat dense binary-state-sort hide-pagination hide-no-data")
+                .props("virtual-scroll virtual-scroll-item-size=48")
                 .classes("runs-table runs-list figures")
                 .mark("runs")
             )
@@ -129,15 +118,29 @@ class RunTable:
             self.table.add_slot("body-cell", CELL)
             self.table.add_slot("body-cell-name", NAME_CELL)
             self.table.add_slot("body-cell-status", STATUS_CELL)
-            self.empty = ui.label().classes("soft").mark("empty")
+            self.empty = ui.label("No run matches.").classes("soft").mark("empty")
+            with ui.element("div").classes("soft none-yet") as self.none_yet:
+                ui.label(f"No runs below {studio.settings.outputs} yet.")
+                ui.link("Compose one", "/").classes("run-link")
+                ui.label("or start one in a terminal: it will appear here by itself.")
         self._show(studio.catalogue.rows())
-
-    async def begin(self) -> None:
-        """Draw the curves, then keep the page up to date."""
-        if self.view.chosen:
-            await self.curves.draw_first(self.view.chosen)
-        ui.timer(0.05, self._follow, once=True)  # NiceGUI sends a page once it has a timer
+        if view.chosen:
+            self.curves.begin(view.chosen)
+        ui.timer(0.05, self._follow, once=True)
         ui.timer(REFRESH_S, self.refresh)
+
+    def _build_filters(self) -> None:
+        view = self.view
+        self.find = ui.input("Filter", value=view.find, on_change=self._filter)
+        self.find.props("dense outlined clearable debounce=300").classes("find").mark("find")
+        self.find.props["hint"] = FILTER_HINT
+        status = ui.select(
+            {"": "Any status", **{name: name.capitalize() for name in STATUSES}},
+            value=view.status if view.status in STATUSES else "",
+            label="Status",
+            on_change=self._set_status,
+        )
+        status.props("dense outlined options-dense").classes("status-filter").mark("status")
 
     async def _follow(self) -> None:
         await self.curves.follow(self.view.chosen)
@@ -171,10 +174,10 @@ class RunTable:
         self.table.rows = [table_row(row, colors.get(row.id)) for row in matching]
         self.table.selected = [{"id": row.id} for row in matching if row.id in colors]
         self.count.text = f"{len(rows)}" if len(matching) == len(rows) else f"{len(matching)} of {len(rows)}"
-        self.empty.text = (
-            "" if matching else "No run matches." if rows else f"No runs below {self.studio.settings.outputs}."
-        )
-        self.empty.set_visibility(not matching)
+        self.empty.set_visibility(bool(rows) and not matching)
+        self.none_yet.set_visibility(not rows)
+        for element in (self.filters, self.table):
+            element.set_visibility(bool(rows))
         self.section.set_visibility(bool(chosen))
         self._show_legend(chosen)
 

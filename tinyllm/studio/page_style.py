@@ -23,7 +23,8 @@ STYLE = """
 .bar { display: flex; flex-wrap: wrap; align-items: center; gap: 0.5rem 0.75rem; margin-bottom: 0.5rem; }
 .find { width: 21rem; max-width: 100%; }
 .status-filter { width: 9rem; }
-.find, .status-filter { align-self: flex-start; }
+.filters { display: flex; flex-wrap: wrap; gap: 0.5rem 0.75rem; align-items: flex-start; max-width: 100%; }
+.none-yet { display: flex; flex-wrap: wrap; gap: 0 0.35rem; }
 .chosen.hidden + .card { margin-top: 0; }
 .runs-table { background: transparent; }
 .runs-table th { font-weight: 550; color: var(--soft); }
@@ -56,12 +57,12 @@ STYLE = """
   .wide-only { display: none; }
   .runs-table th, .runs-table td { padding: 4px 6px !important; }
   .curve-chart { height: 18rem; }
-  .find, .status-filter, .curve-smooth { width: 100%; }
+  .filters, .find, .status-filter, .curve-smooth { width: 100%; }
 }
 .back { color: var(--accent); text-decoration: none; }
 .run-title { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }
 .run-actions { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; }
-.run-action { color: var(--accent); }
+.run-action { color: var(--accent); padding: 0.25rem 0.65rem; }
 .log-line { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.2rem 0; align-items: baseline; }
 .log-line > :first-child { min-width: 19rem; }
 .run-report { color: var(--accent); }

@@ -50,6 +50,11 @@ class WritePage:
         """Elements that show and set a value of the desk."""
         with ui.element("div").classes("write-form card"):
             self._build_form()
+        self.none_yet = ui.element("div").classes("card soft")
+        with self.none_yet:
+            ui.label(f"No run below {desk.outputs} has a checkpoint yet; the first one will be offered here by itself.")
+            ui.link("Compose a run", "/")
+        self.none_yet.set_visibility(False)
         self.columns = ui.element("div").classes("write-sides")
         with self.columns:
             self.sides = [SideColumn(self, side, number) for number, side in enumerate(desk.sides, start=1)]
@@ -86,7 +91,7 @@ class WritePage:
             ui.button("Write", on_click=self._write).props("no-caps unelevated").mark("write")
             self.stop_button = ui.button("Stop", on_click=lambda: desk.stop()).props("no-caps outline").mark("stop")
             self.clear_button = ui.button("New conversation", on_click=self._clear).props("no-caps flat").mark("new")
-            self.colours = ui.switch("Colour by probability", value=True, on_change=self.update)
+            self.colours = ui.switch("Color by probability", value=True, on_change=self.update)
             self.error = ui.label().classes("bad").props("role=alert")
 
     def _change_mode(self) -> None:
@@ -151,6 +156,8 @@ class WritePage:
         """Look for new runs and newer checkpoints."""
         desk = self.desk
         self.runs = await asyncio.to_thread(desk.runs)
+        self.none_yet.set_visibility(not self.runs)
+        self.columns.set_visibility(bool(self.runs) or any(side.run for side in desk.sides))
         if self.runs and not any(side.run or side.turns for side in desk.sides):
             desk.choose(desk.sides[0], next(iter(self.runs)), self.runs)
         for column in self.sides:
@@ -181,8 +188,8 @@ class SideColumn:
             inspector.append(Inspector(f"Alternatives of model {number}"))
             with ui.row(align_items="center", wrap=False).classes("write-command"):
                 self.command = ui.label().classes("mono soft")
-                copy = ui.button(on_click=lambda: ui.clipboard.write(self.command.text))
-                copy.props('flat round dense icon=content_copy aria-label="Copy the command"')
+                self.copy = ui.button(on_click=lambda: ui.clipboard.write(self.command.text))
+                self.copy.props('flat round dense icon=content_copy aria-label="Copy the command"')
 
     def _names(self) -> list[str]:
         return list(dict.fromkeys([*self.page.runs, *([self.side.run] if self.side.run else [])]))
@@ -229,10 +236,12 @@ class SideColumn:
         self.text.update()
         command = desk.command(side, self.page.runs)
         self.command.set_text(command)
+        self.copy.set_visibility(bool(command))
 
 
 STYLE = """
 .write-form { display: grid; gap: 0.75rem; margin-bottom: 1rem; }
+.write-form + .card a { color: var(--accent); }
 .write-modes { width: fit-content; border: 1px solid var(--line); }
 .write-fields { display: grid; grid-template-columns: repeat(auto-fit, minmax(8rem, 1fr)); gap: 0.5rem 0.75rem; }
 .write-fields .wide { grid-column: span 2; }

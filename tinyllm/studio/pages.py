@@ -1,6 +1,6 @@
 """The four pages and their paths."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from nicegui import ui
 
@@ -8,16 +8,13 @@ from tinyllm.studio import page_compare, page_compose, page_runs, page_write
 from tinyllm.studio.layout import frame, share_style
 from tinyllm.studio.studio import Studio
 
-Show = Callable[[Studio], Awaitable[None] | None]
-SHOW: dict[str, Show] = {
+SHOW: dict[str, Callable[[Studio], None]] = {
     "Compose": page_compose.show,
     "Runs": page_runs.show,
     "Compare": page_compare.show,
     "Write": page_write.show,
 }
 """What each page shows inside the common frame."""
-PATIENCE_S = 60.0
-"""Seconds after which a page that is still being built is given up; a machine may be busy."""
 
 
 def register(studio: Studio) -> None:
@@ -28,14 +25,12 @@ def register(studio: Studio) -> None:
         _register(studio, name, show)
 
 
-def _register(studio: Studio, name: str, show: Show) -> None:
-    async def page() -> None:
+def _register(studio: Studio, name: str, show: Callable[[Studio], None]) -> None:
+    def page() -> None:
         with frame(studio, name):
-            building = show(studio)
-            if building is not None:
-                await building
+            show(studio)
 
-    ui.page(path_of(name), title=f"{name} · tinyllm studio", response_timeout=PATIENCE_S)(page)
+    ui.page(path_of(name), title=f"{name} · tinyllm studio")(page)
 
 
 def path_of(name: str) -> str:

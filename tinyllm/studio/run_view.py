@@ -27,13 +27,13 @@ COLUMNS = {
 }
 
 
-async def show_run(studio: Studio, view: View, *, on_change: Callable[[], None]) -> None:
+def show_run(studio: Studio, view: View, *, on_change: Callable[[], None]) -> None:
     """Build the page of the run that ``view`` names."""
     row = studio.catalogue.row(view.run)
     if row is None:
         StartingRun(studio, view.run)
         return
-    await RunPage(studio, view, row, on_change).begin()
+    RunPage(studio, view, row, on_change)
 
 
 class RunPage:
@@ -74,11 +74,8 @@ class RunPage:
                         self.panels[name] = ui.element("div")
         self._show_row(row)
         self._show_tab(self._read_tab(row))
-
-    async def begin(self) -> None:
-        """Draw the curves, then keep the page up to date."""
-        await self.curves.draw_first([self.view.run])
-        ui.timer(0.05, self._follow, once=True)  # NiceGUI sends a page once it has a timer
+        self.curves.begin([view.run])
+        ui.timer(0.05, self._follow, once=True)
         ui.timer(REFRESH_S, self.refresh)
 
     def _choice(self, row: RunRow) -> ui.select:

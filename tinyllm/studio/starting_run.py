@@ -4,6 +4,7 @@ import asyncio
 
 from nicegui import ui
 
+from tinyllm.errors import UserError
 from tinyllm.studio.processes import Outcome, Start
 from tinyllm.studio.studio import Studio
 from tinyllm.utils.text import escape_control
@@ -25,6 +26,8 @@ class StartingRun:
             self.title = ui.label().props("role=heading aria-level=1").classes("run-title")
             self.text = ui.label().classes("soft").props("role=status")
             self.error = ui.label().classes("bad").props("role=alert").mark("start-error")
+            self.stop = ui.button("Stop", icon="stop", color=None, on_click=self._stop)
+            self.stop.props('outline dense no-caps title="Ends before it has begun"').classes("run-action").mark("stop")
         self._show(*self._look())
         ui.timer(REFRESH_S, self.refresh)
 
@@ -41,9 +44,20 @@ class StartingRun:
 
     def _show(self, start: Start | None, outcome: Outcome | None) -> None:
         if start is None or outcome is None:
+            self.stop.set_visibility(False)
             self.title.set_text("No such run")
             self.text.set_text(f"There is no run {escape_control(self.name)} below {self.studio.settings.outputs}.")
             return
-        self.title.set_text(escape_control(self.name))
-        self.text.set_text("Starting: settings are checked and data is read …" if outcome.alive else "It has ended.")
+        self.title.set_text(escape_control(self.name.rpartition("/")[2]))
+        ended = "It ended before it had a directory." if outcome.error else "It was stopped before it had a directory."
+        self.text.set_text("Starting: settings are checked and data is read …" if outcome.alive else ended)
+        self.stop.set_visibility(outcome.alive)
         self.error.set_text(escape_control(outcome.error))
+
+    async def _stop(self) -> None:
+        try:
+            await asyncio.to_thread(self.studio.processes.stop, self.studio.settings.outputs / self.name)
+        except UserError as error:  # it has just ended
+            ui.notify(str(error), type="negative")
+            return
+        self.stop.set_enabled(False)
