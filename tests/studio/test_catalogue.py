@@ -56,6 +56,9 @@ def test_statuses_are_those_of_the_process_and_its_lock(tmp_path: Path) -> None:
         row = runs.row("b/c")
         assert row is not None and (row.status, row.eta_s) == ("running", None)
     assert statuses(runs)["b/c"] == "stopped"
+    run_folder(tmp_path / "outputs" / "g", status="interrupted", reason="SIGTERM")
+    row = runs.row("g")
+    assert row is not None and row.note == "on request (SIGTERM)"
     (tmp_path / "outputs" / "a" / "run.json").write_text("[")
     assert statuses(runs)["a"] == "damaged"
 

@@ -173,7 +173,7 @@ class Catalogue:
             id=run,
             path=path,
             status=status,
-            note="" if status == RUNNING else escape_control(str(values.get("note") or values.get("reason") or "")),
+            note="" if status == RUNNING else note_of(values, status),
             step=_whole(values.get("step")) or 0,
             max_steps=_whole(values.get("max_steps")),
             loss=_number(values.get("train/loss")),
@@ -187,6 +187,12 @@ class Catalogue:
             updated=time.time() - age if (age := _number(values.get("age"))) is not None else _stat(path)[1] / 1e9,
         )
         return _Known(signature=signature, listed=listed, row=row)
+
+
+def note_of(values: dict[str, Any], status: str) -> str:
+    """Why a run is as it is, in a few words."""
+    text = escape_control(str(values.get("note") or values.get("reason") or ""))
+    return f"on request ({text})" if status == STOPPED and text.startswith("SIG") else text
 
 
 def remaining(tail: MetricsTail, values: dict[str, Any]) -> float | None:

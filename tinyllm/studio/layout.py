@@ -25,7 +25,7 @@ def share_style() -> None:
 def frame(studio: Studio, name: str) -> Iterator[None]:
     """The page ``name`` around what is built inside the block."""
     ui.context.client.page.dark = studio.dark  # in the page as it is sent: it does not flash
-    ui.colors(primary=ACCENT, dark="#1b1f24", dark_page="#14171a", positive="#2e7d4f", negative="#b3372f")
+    ui.colors(primary=ACCENT, dark="#1b1f24", dark_page="#14171a", positive="#2e7d4f", negative="#b3372f", info=ACCENT)
     dark = ui.dark_mode(studio.dark)
     with ui.header(elevated=False).classes("studio-header"):
         ui.link("Skip to content", "#content").classes("skip")

@@ -63,6 +63,7 @@ STYLE = """
 .run-title { font-size: 1.25rem; font-weight: 600; overflow-wrap: anywhere; }
 .run-actions { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; }
 .run-action { color: var(--accent); padding: 0.25rem 0.65rem; }
+.back ~ .run-action { margin-top: 0.75rem; }
 .log-line { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 0.2rem 0; align-items: baseline; }
 .log-line > :first-child { min-width: 19rem; }
 .run-report { color: var(--accent); }

@@ -7,7 +7,7 @@ from typing import Any
 from nicegui import ui
 
 from tinyllm.studio import run_facts
-from tinyllm.studio.catalogue import RunRow
+from tinyllm.studio.catalogue import STOPPED, RunRow
 from tinyllm.studio.curve_view import CurveView
 from tinyllm.studio.run_actions import RunActions
 from tinyllm.studio.run_facts import Row, Text
@@ -130,6 +130,7 @@ class RunPage:
         self.status.classes(replace=f"status {row.status}")
         self.note.text = escape_control(error) or row.note
         self.note.set_visibility(bool(self.note.text))
+        self.note.classes(replace="soft" if row.status == STOPPED and not error else "bad")
         figures = {
             "Step": f"{row.step:,} of {row.max_steps:,}" if row.max_steps else f"{row.step:,}",
             "Loss": _decimals(row.loss),
