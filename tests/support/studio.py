@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from tinyllm.studio.checking import examine
 from tinyllm.studio.program import Settings
 from tinyllm.studio.report import Report
 
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 """Seconds after which a story gives up; a machine may be busy."""
 
 
@@ -38,8 +39,12 @@ def use(story: Callable[[Any], Awaitable[None]], settings: Any = None, /, **more
                 studio = settings if isinstance(settings, Studio) else Studio(settings=settings or Settings(**more))
                 studio.checker = CheckerHere(studio.settings)
                 register(studio)
-                async with asyncio.timeout(PATIENCE_S):
-                    await story(user)
+                # A simulated browser never connects: NiceGUI would forget its page after a minute, on a busy machine
+                # while it is being opened.
+                ages = Client.prune_instances.__func__.__kwdefaults__
+                with mock.patch.dict(ages, client_age_threshold=float("inf")):
+                    async with asyncio.timeout(PATIENCE_S):
+                        await story(user)
             finally:
                 # The simulation would drop the modules of all registered pages, and with them the package.
                 Client.page_routes.clear()
