@@ -1,12 +1,13 @@
 """Training speed and memory against litgpt's GPT: forward, loss, backward, clipping at 1.0, AdamW; without start-up.
 
-    python benchmarks/train_speed.py [a b c …] [--rounds 3] [--seconds 8] [--json results.json]
+    python benchmarks/train_speed.py [a b c …] [--rounds 10] [--seconds 0.5] [--json results.json]
 
-Every variant runs in its own process on random tokens, in turns (A B C A B C). A figure is the median over the rounds
-of the median step; the spread is the range over the rounds. Memory is the peak resident set of the whole process.
-Depth, heads, width, vocabulary and tying are equal on both sides. litgpt uses torch's cross-entropy on all logits;
-its plain loop is fp32 with torch's default AdamW, its fast loop bf16 autocast with fused AdamW. tinyllm uses its
-defaults, but AdamW as well. Needs litgpt and an otherwise idle machine.
+Every variant has a process of its own, which stays, and trains on random tokens. They take turns of a few steps (A B C
+A B C …), so that all of them see the same state of the machine. A figure is the median over the rounds, of which the
+first is left out; a ratio is the median of the rounds' ratios. The range is that over the rounds. Memory is the peak
+resident set of the whole process. Depth, heads, width, vocabulary and tying are equal on both sides. litgpt uses
+torch's cross-entropy on all logits; its plain loop is fp32 with torch's default AdamW, its fast loop bf16 autocast with
+fused AdamW. tinyllm uses its defaults, but AdamW as well. Needs litgpt and an otherwise idle machine.
 """
 
 import argparse
@@ -28,60 +29,77 @@ ROWS: dict[str, tuple[str, dict[str, int]]] = {
 }
 SIZE = {"a": "nano", "b": "tiny", "c": "gpt2"}
 VARIANTS = ("litgpt fp32", "litgpt bf16", "tinyllm")
+RANGES = (("fastest_ms", "slowest_ms", 0), ("least", "most", 2))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help=f"of {' '.join(ROWS)}; default: all")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8, help="measured time of each process, at least 3 steps")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn; at least one step")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        print(json.dumps(measure(*options.worker, seconds=options.seconds)))
+        work(*options.worker)
         return
     results = {}
     for row in options.rows or list(ROWS):
-        runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-        for _ in range(options.rounds):
-            for variant in VARIANTS:
-                command = [sys.executable, __file__, "--worker", variant, row, "--seconds", str(options.seconds)]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                runs[variant].append(json.loads(output.splitlines()[-1]))
-        results[row] = report(row, runs)
+        results[row] = report(row, measure(row, rounds=options.rounds, seconds=options.seconds))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def report(row: str, runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+def measure(row: str, *, rounds: int, seconds: float) -> dict[str, list[dict[str, float]]]:
+    """The turns of every variant."""
+    processes, turns = {}, {variant: [] for variant in VARIANTS}
+    for variant in VARIANTS:
+        command = [sys.executable, __file__, "--worker", variant, row]
+        processes[variant] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        for round_ in range(1 + rounds):
+            for variant, process in processes.items():
+                print(seconds, file=process.stdin, flush=True)
+                turn = json.loads(process.stdout.readline())
+                if round_:
+                    turns[variant].append(turn)
+    finally:
+        for process in processes.values():
+            process.kill()
+    return turns
+
+
+def report(row: str, turns: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Print the table for one row and return its figures."""
-    figures = {
-        variant: {
-            "tokens_per_s": statistics.median(run["tokens_per_s"] for run in of_variant),
-            "slowest": min(run["tokens_per_s"] for run in of_variant),
-            "fastest": max(run["tokens_per_s"] for run in of_variant),
-            "peak_gb": max(run["peak_gb"] for run in of_variant),
-            "parameters": of_variant[0]["parameters"],
+    shape, figures = ROWS[row][1], {}
+    for variant, of_variant in turns.items():
+        steps = [turn["step_s"] for turn in of_variant]
+        ratios = [its / ours["step_s"] for its, ours in zip(steps, turns["tinyllm"], strict=True)]
+        figures[variant] = {
+            "tokens_per_s": shape["batch"] * shape["context"] / statistics.median(steps),
+            "step_ms": 1e3 * statistics.median(steps),
+            "fastest_ms": 1e3 * min(steps),
+            "slowest_ms": 1e3 * max(steps),
+            "tinyllm_is": statistics.median(ratios),
+            "least": min(ratios),
+            "most": max(ratios),
+            "peak_gb": of_variant[-1]["peak_gb"],
+            "parameters": of_variant[-1]["parameters"],
         }
-        for variant, of_variant in runs.items()
-    }
-    ours = figures["tinyllm"]
-    print(f"\n({row}) {ROWS[row][0]}: {ROWS[row][1]}")
-    print(f"{'':12} {'tokens/s':>9} {'range':>17} {'tinyllm is':>11} {'peak GB':>8} {'memory':>7} {'parameters':>11}")
+    print(f"\n({row}) {ROWS[row][0]}: {shape}")
+    print(f"{'':12} {'tokens/s':>9} {'step ms':>8} {'range':>11} {'tinyllm is':>11} {'range':>11} {'peak GB':>8}")
     for variant, it in figures.items():
-        spread = f"{it['slowest']:.0f}–{it['fastest']:.0f}"
-        speed, memory = ours["tokens_per_s"] / it["tokens_per_s"], ours["peak_gb"] / it["peak_gb"]
+        steps_range, ratio_range = (f"{it[a]:.{n}f}–{it[b]:.{n}f}" for a, b, n in RANGES)
         print(
-            f"{variant:12} {it['tokens_per_s']:9.0f} {spread:>17} {speed:10.2f}× {it['peak_gb']:8.2f} {memory:6.2f}×"
-            f" {it['parameters'] / 1e6:10.2f}M",
+            f"{variant:12} {it['tokens_per_s']:9.0f} {it['step_ms']:8.0f} {steps_range:>11} {it['tinyllm_is']:10.2f}×"
+            f" {ratio_range:>11} {it['peak_gb']:8.2f}",
             flush=True,
         )
     return figures
 
 
-def measure(variant: str, row: str, *, seconds: float) -> dict[str, float]:
-    """Train in this process for a given time."""
+def work(variant: str, row: str) -> None:
+    """Train in this process, a turn for each line of the input that says how long."""
     import torch
 
     shape = ROWS[row][1]
@@ -89,18 +107,15 @@ def measure(variant: str, row: str, *, seconds: float) -> dict[str, float]:
     size = (shape["batch"], shape["context"])
     inputs, targets = (torch.randint(shape["vocab"], size) for _ in range(2))
     parameters, step = {"litgpt": litgpt_step, "tinyllm": tinyllm_step}[variant.split()[0]](variant, row)
-    for _ in range(2):
-        step(inputs, targets)
-    durations: list[float] = []
-    while sum(durations) < seconds or len(durations) < 3:
-        started = time.perf_counter()
-        step(inputs, targets)
-        durations.append(time.perf_counter() - started)
-    return {
-        "tokens_per_s": inputs.numel() / statistics.median(durations),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "parameters": parameters,
-    }
+    for line in sys.stdin:
+        durations: list[float] = []
+        while not durations or sum(durations) < float(line):
+            started = time.perf_counter()
+            step(inputs, targets)
+            durations.append(time.perf_counter() - started)
+        peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        figures = {"step_s": statistics.median(durations), "peak_gb": peak_gb, "parameters": parameters}
+        print(json.dumps(figures), flush=True)
 
 
 Step = Callable[..., float]
@@ -149,7 +164,9 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
 
     import tinyllm
     from tinyllm.data.batch import Batch
+    from tinyllm.nn.train_kernels import use_train_kernels
     from tinyllm.programs.builders import build_model, build_optimizer
+    from tinyllm.programs.decoding_kernels import train_kernels_for
     from tinyllm.training.objectives.next_token import NextToken
     from tinyllm.training.trainer import clip
     from tinyllm.utils.device import auto_precision, autocast, deterministic, keep_freed_memory
@@ -163,7 +180,9 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     optimizer, _ = build_optimizer(cfg, model, allow=frozenset())
     parameters = list(model.parameters())
     objective = NextToken(model)
-    in_autocast = partial(autocast, device, auto_precision(device))
+    precision = auto_precision(device)
+    use_train_kernels(objective, train_kernels_for(device, precision))
+    in_autocast = partial(autocast, device, precision)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
         with deterministic(cfg.trainer.deterministic, device):

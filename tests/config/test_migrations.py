@@ -86,6 +86,15 @@ def test_an_earlier_run_of_muon_does_not_normalize_neurons() -> None:
     assert upgraded(old).optimizer.normalize_neurons is False
 
 
+def test_an_earlier_run_trains_without_kernels() -> None:
+    today = tinyllm.compose()
+    old = OmegaConf.create(OmegaConf.to_container(today))
+    assert isinstance(old, DictConfig)
+    with open_dict(old):
+        del old.trainer["kernels"]
+    assert today.trainer.kernels and not upgraded(old).trainer.kernels
+
+
 def test_orthogonal_head_needs_an_untied_head() -> None:
     with pytest.raises(UserError, match=r"\(optimizer.orthogonal_head=true\): model.tie_embeddings=true turns"):
         tinyllm.compose("optimizer=muon", "optimizer.orthogonal_head=true")

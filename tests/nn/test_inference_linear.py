@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from tinyllm.nn import decode_kernels as module
-from tinyllm.nn.decode_kernels import DecodeKernels, KernelsUnavailable
+from tinyllm.nn.decode_kernels import DecodeKernels
 from tinyllm.nn.inference_linear import InferenceForm, InferenceLinear, quantize_rows
+from tinyllm.nn.kernel_build import KernelsUnavailable
 
 DTYPES = (torch.float32, torch.bfloat16)
 

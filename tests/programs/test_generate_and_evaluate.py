@@ -23,7 +23,7 @@ import tinyllm.evaluate
 import tinyllm.generate
 from tests.support.training_runs import logged
 from tinyllm.inference.sampling import Sampling
-from tinyllm.nn.decode_kernels import KernelsUnavailable
+from tinyllm.nn.kernel_build import KernelsUnavailable
 
 Answer = tuple[int, str, str]
 PROGRAMS = {"generate": tinyllm.generate.main, "evaluate": tinyllm.evaluate.main}

@@ -18,6 +18,7 @@ OPTIONS = {
     "dropout": ("model.dropout=0.2", "model.attn_dropout=0.1"),
     "accumulation": ("trainer.grad_accum_steps=3", "trainer.batch_size=2"),
     "bf16": ("trainer.precision=bf16",),
+    "bf16 with kernels": ("trainer.precision=bf16", "model.n_heads=1", "trainer.batch_size=8"),
     "fp16 with scaler": ("trainer.precision=fp16",),
     "wsd": ("schedule=wsd", "schedule.shape=sqrt"),
     "constant, no clip": ("schedule=constant", "trainer.grad_clip=0"),

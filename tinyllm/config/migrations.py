@@ -125,6 +125,8 @@ def legacy_defaults(saved: Callable[[str], Any]) -> dict[str, Any]:
         defaults[HORIZON[0]] = DEFAULT_STEPS
     if saved("tokenizer._target_") == BPE and saved("tokenizer.max_word") is None:
         defaults["tokenizer.max_word"] = None
+    if saved("trainer.batch_size") is not None and saved("trainer.kernels") is None:
+        defaults["trainer.kernels"] = False
     return defaults
 
 

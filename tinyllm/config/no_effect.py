@@ -57,6 +57,7 @@ RULES = (
         when=is_false,
         disables=tuple(f"trainer.compile.{key}" for key in ("backend", "mode", "fullgraph", "dynamic", "fallback")),
     ),
+    DisabledBy(key="trainer.compile.enabled", when=lambda value: value is True, disables=("trainer.kernels",)),
     DisabledBy(
         key="trainer.compile.backend", when=lambda value: bool(value != "inductor"), disables=("trainer.compile.mode",)
     ),

@@ -85,6 +85,7 @@ class TrainerConfig:
     precision: str = key(choices=PRECISIONS)
     device: str = key(choices=DEVICES)
     deterministic: Any = key(choices=SWITCH)
+    kernels: bool = key()
     compile: CompileConfig = field(default_factory=CompileConfig)
     activation_checkpointing: Any = key(at_least=1, choices=(False, True), whole=True)
     log_every: int = key(at_least=0)

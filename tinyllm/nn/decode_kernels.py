@@ -5,12 +5,6 @@ are an accelerator only: without a compiler everything runs on torch's own opera
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import stat
-import subprocess
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,25 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tinyllm.utils.files import set_mode
+from tinyllm.nn.kernel_build import COMPILE, KernelsUnavailable, built_library
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 SOURCES = (
     SOURCE,
     *(SOURCE.with_name(f"decode_{name}.h") for name in ("lanes", "products", "panels", "attention", "step")),
 )
-COMPILE = ("g++", "-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC", "-c", str(SOURCE))
-BUILD_SECONDS = 300
-"""A compiler that has not finished after this long is stopped. On a busy machine a minute was not always enough, and
-rollouts without the kernels have other bits than those of the run that is resumed."""
 INPUT_DTYPES = (torch.float32, torch.bfloat16)
 """Dtypes of inputs and outputs."""
 MOST_INPUTS = 2**16
 """Longest row of a matrix: integer sums of int8 weights are then below 2³¹."""
-
-
-class KernelsUnavailable(Exception):
-    """The kernels cannot be built or loaded here; the message says why."""
 
 
 class DecodeKernels:
@@ -180,59 +166,11 @@ def decode_kernels(folder: Path) -> DecodeKernels:
         KernelsUnavailable: no compiler, or what it built does not work.
     """
     try:
-        file = folder / f"decode_kernels-{_fingerprint()}.so"
-        if not file.is_file():
-            _build(file)
-        _check_owner(file)
-        kernels = DecodeKernels(ctypes.CDLL(str(file)))
-    except FileNotFoundError as error:
-        raise KernelsUnavailable(f"{error.filename} was not found") from error
-    except subprocess.CalledProcessError as error:
-        reason = error.stderr.strip().partition("\n")[0]
-        raise KernelsUnavailable(f"{COMPILE[0]} failed: {reason or f'exit code {error.returncode}'}") from error
-    except (OSError, AttributeError, subprocess.TimeoutExpired) as error:
+        kernels = DecodeKernels(built_library(folder, SOURCES, COMPILE))
+    except AttributeError as error:
         raise KernelsUnavailable(str(error)) from error
     _check(kernels)
     return kernels
-
-
-def _fingerprint() -> str:
-    """Of everything that a build depends on: a home directory may be shared by machines with other processors."""
-    cpu = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else []
-    parts = [*(source.read_bytes() for source in SOURCES), " ".join(COMPILE[:-1]).encode()]
-    parts += [platform.machine().encode(), repr(cpu).encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-def _build(file: Path) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:  # renamed when whole: several may build at once
-        compiled, linked = Path(folder, "kernels.o"), Path(folder, "kernels.so")
-        _run([*COMPILE, "-o", str(compiled)])
-        # Without -fopenmp: the threads are then those of the OpenMP library that torch has loaded already. A second
-        # one would start threads of its own, which compete with torch's for the processor.
-        _run([COMPILE[0], "-shared", str(compiled), "-o", str(linked)])
-        set_mode(linked, 0o755)
-        linked.replace(file)
-
-
-def _check_owner(file: Path) -> None:
-    """Refuse code that somebody else can have put there: a cache may be shared.
-
-    Raises:
-        KernelsUnavailable: the file is not this user's own (or root's), or others may write to it or to its folder.
-    """
-    if not hasattr(os, "geteuid"):
-        return
-    # A group may share the folder: what its members put there is theirs.
-    for path, writers in ((file, stat.S_IWGRP | stat.S_IWOTH), (file.parent, stat.S_IWOTH)):
-        facts = path.lstat()
-        if stat.S_ISLNK(facts.st_mode) or facts.st_uid not in (0, os.geteuid()) or facts.st_mode & writers:
-            raise KernelsUnavailable(f"others can write to {path}, so the code in it is not run")
-
-
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
 
 
 def _check(kernels: DecodeKernels) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tinyllm.nn.linear import Linear
 from tinyllm.nn.step_recorder import Buffer, StepRecorder
+from tinyllm.nn.train_kernels import TrainKernels
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -113,7 +114,12 @@ class MLP(FeedForward):
         activation: a name of ``ACTIVATIONS``.
         d_ff: hidden size.
         linear: factory of the linear layers; a mixture of experts passes that of its stacked ones.
+
+    Attributes:
+        train_kernels: used in training where they know the activation and take its input.
     """
+
+    train_kernels: TrainKernels | None = None
 
     def __init__(
         self,
@@ -132,7 +138,11 @@ class MLP(FeedForward):
         self.down = linear(d_in=self.d_ff, d_out=d_model, bias=bias)
 
     def forward(self, x_BTC: Tensor) -> tuple[Tensor, None]:
-        return self.down(self.act(self.up(x_BTC))), None
+        hidden_BTF = self.up(x_BTC)
+        kernels = self.train_kernels
+        if kernels is not None and self.activation == "gelu" and kernels.takes_gelu(hidden_BTF):
+            return self.down(kernels.gelu(hidden_BTF)), None
+        return self.down(self.act(hidden_BTF)), None
 
     def record(self, step: StepRecorder, x: Buffer, stream: Buffer) -> None:
         """Record the layer for decoding in C++; its outputs are added to the residual stream."""

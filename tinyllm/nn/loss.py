@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tinyllm.nn.train_kernels import TrainKernels
 from tinyllm.utils.tensors import autocast_dtype
 
 IGNORE = -100
@@ -64,6 +65,7 @@ def lm_head_loss(
     chunk_tokens: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    kernels: TrainKernels | None = None,
 ) -> LMHeadLoss:
     """Cross-entropy of the language-model head, with optional label smoothing and z-loss.
 
@@ -77,6 +79,7 @@ def lm_head_loss(
         chunk_tokens: tokens per chunk; None: as many as fit ``CHUNK_BYTES`` of logits.
         label_smoothing: ε; the target is (1−ε)·one-hot + ε/V (Szegedy et al. 2016, §7).
         z_loss: factor on logsumexp(logits)² (PaLM, Chowdhery et al. 2022, §5).
+        kernels: used with a gradient where they take the logits.
     """
     dtype = autocast_dtype(hidden_ND.device, hidden_ND.dtype)
     n_tokens, per_token = hidden_ND.shape[0], weight_VD.shape[0] * dtype.itemsize
@@ -84,7 +87,7 @@ def lm_head_loss(
     n_chunks = max(1, -(-n_tokens // at_most))
     size = max(1, -(-n_tokens // n_chunks))  # equal chunks, rather than full ones and a short last one
     if torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad):
-        settings = _Settings(dtype, size, label_smoothing, z_loss)
+        settings = _Settings(dtype, size, label_smoothing, z_loss, kernels)
         return LMHeadLoss(*_LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, settings))
     weight = weight_VD.to(dtype)
     parts = torch.zeros(3, device=hidden_ND.device)
@@ -106,12 +109,13 @@ def _tokens_of_a_chunk(device: torch.device, bytes_per_token: int) -> int:
 
 
 class _Settings(NamedTuple):
-    """Dtype of the products, tokens per chunk, label smoothing and z-loss."""
+    """Dtype of the products, tokens per chunk, label smoothing, z-loss, and kernels of our own."""
 
     dtype: torch.dtype
     size: int
     smoothing: float
     z_loss: float
+    kernels: TrainKernels | None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -150,7 +154,7 @@ def _value_and_gradients(
     Args:
         is_frozen: the weight needs no gradient, which is a third of the work.
     """
-    dtype, size, smoothing, z_loss = settings
+    dtype, size, smoothing, z_loss, kernels = settings
     counted = targets_N != IGNORE
     targets_N1 = targets_N.where(counted, 0)[:, None]  # gather needs a valid index; these losses are zeroed below
     # Hidden states of ignored tokens are zeroed, so that they do not contribute to the gradient of the weight.
@@ -167,6 +171,8 @@ def _value_and_gradients(
         logits = hidden[chunk] @ weight.t()
         if smoothing or z_loss:
             losses[:, chunk], gradient = _regularized(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
+        elif kernels is not None and kernels.takes_logits(logits):
+            losses[0, chunk], gradient = kernels.softmax_loss_(logits, targets_N1[chunk], n_vocab), logits
         else:
             logits[:, n_vocab:] = float("-inf")  # padding of the head: probability 0
             if logits.device.type in ONE_PASS_DEVICES:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from tinyllm.nn.step_recorder import Buffer, StepRecorder
+from tinyllm.nn.train_kernels import TrainKernels
 from tinyllm.utils.tensors import autocast_dtype
 
 MIN_EPS = 1e-20
@@ -29,7 +30,12 @@ class RMSNorm(nn.Module):
     """x / √(mean(x²) + eps) · weight over the last dimension (Zhang & Sennrich 2019), computed in fp32.
 
     Under autocast the result has autocast's dtype, to which the next linear layer would cast it anyway.
+
+    Attributes:
+        train_kernels: used in training where they take the input.
     """
+
+    train_kernels: TrainKernels | None = None
 
     def __init__(self, *, dim: int, eps: float) -> None:
         super().__init__()
@@ -42,6 +48,8 @@ class RMSNorm(nn.Module):
             return F.rms_norm(x.float(), self.weight.shape, _at_least_fp32(self.weight), self.eps).to(dtype)
         if not torch.is_grad_enabled():  # decoding is bound by the overhead of calls
             return _rms_norm(_at_least_fp32(x), _at_least_fp32(self.weight), self.eps)[0].to(dtype)
+        if self.train_kernels is not None and self.train_kernels.takes_norm(x, dtype):
+            return self.train_kernels.rms_norm(x, self.weight, self.eps)
         y = _RMSNorm.apply(x, _at_least_fp32(self.weight), self.eps, dtype)
         assert isinstance(y, Tensor)
         return y

@@ -18,9 +18,11 @@ from tinyllm.data.shards import ShardedSampler
 from tinyllm.loggers.console import console_for
 from tinyllm.loggers.curves import Curves
 from tinyllm.loggers.event_log import EventLog
+from tinyllm.nn.train_kernels import use_train_kernels
 from tinyllm.optim.ema import EMA, NoAverage
 from tinyllm.programs.builders import build_model, build_objective, build_optimizer, plain
 from tinyllm.programs.conversations import template_in
+from tinyllm.programs.decoding_kernels import train_kernels_for
 from tinyllm.programs.evaluator import Evaluator
 from tinyllm.programs.initial_weights import initial_tensors
 from tinyllm.programs.prompt_checks import REWARDS, build_rewards
@@ -66,6 +68,10 @@ def make_trainer(plan: RunPlan, run_dir: RunDir, stop: StopRequest, stack: ExitS
     cfg, strategy = plan.cfg, plan.strategy
     state, groups, logger_states = make_state(plan)
     objective = build_objective(cfg, state.model, allow=plan.invocation.allow)
+    if cfg.trainer.kernels and not cfg.trainer.compile.enabled:
+        kernels = train_kernels_for(plan.device, plan.precision)
+        for module in (objective, plan.meta_model):  # the latter knows then what to tell about attention and memory
+            use_train_kernels(module, kernels)
     # Checkpoints may have been removed since the state was saved: if so, use the best one left.
     state.best_loss, state.best_step = strategy.on_rank_zero(partial(best_kept, run_dir, state, objective))
     forward = strategy.wrap(objective, find_unused=cfg.distributed.find_unused_parameters)

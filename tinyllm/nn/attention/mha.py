@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tinyllm.nn.attention.base import MaskedAttention
@@ -11,6 +12,7 @@ from tinyllm.nn.linear import Linear
 from tinyllm.nn.norm import MIN_EPS, RMSNorm
 from tinyllm.nn.position import Position
 from tinyllm.nn.step_recorder import Buffer, StepRecorder, Unsupported
+from tinyllm.nn.train_kernels import AttentionConfig, TrainKernels
 
 
 class MHA(MaskedAttention):
@@ -29,9 +31,14 @@ class MHA(MaskedAttention):
         qkv_bias: bias of queries, keys and values; None: ``bias``.
         nope: no rotary positions in this layer (NoPE, Kazemnejad et al. 2023).
 
+    Attributes:
+        train_kernels: used in training for plain causal attention.
+
     Raises:
         ValueError: a number out of range, a size that does not divide, or ``nope`` without rotary positions.
     """
+
+    train_kernels: TrainKernels | None = None
 
     def __init__(
         self,
@@ -90,6 +97,11 @@ class MHA(MaskedAttention):
         doc_ids: Tensor | None = None,
     ) -> Tensor:
         heads_BTnD = self.qkv(x_BTC).unflatten(-1, (-1, self.head_dim))
+        kernels = self.train_kernels if cache is None and doc_ids is None else None
+        if kernels is not None and self._is_plain(x_BTC.shape[1]) and kernels.takes_heads(heads_BTnD, self.n_kv_heads):
+            tables = None if self.rotary is None else (self.rotary.cos, self.rotary.sin)
+            config = AttentionConfig(self.n_heads, self.n_kv_heads, self.scale)
+            return self.out(kernels.attention(heads_BTnD, tables, config).flatten(2))
         q_BTHD, k_BTGD, v_BTGD = heads_BTnD.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
@@ -103,6 +115,30 @@ class MHA(MaskedAttention):
             (k_BGSD, v_BGSD), visible_B1TS = cache.update(k_BGSD, v_BGSD, start=start)
         y_BHTD = self.attend(q_BHTD, k_BGSD, v_BGSD, visible=visible_B1TS, doc_ids=doc_ids)
         return self.out(y_BHTD.transpose(1, 2).flatten(2))
+
+    def _is_plain(self, seq_len: int) -> bool:
+        """Whether this is causal attention without additions, which the kernels for training compute."""
+        return (
+            self.q_norm is None
+            and not self.attn_dropout
+            and not self.mask.softcap
+            and not self.mask.window_within(seq_len)
+            and type(self).attend is MaskedAttention.attend
+        )
+
+    def _trains_with_kernels(self, device: str, dtype: torch.dtype, seq_len: int) -> bool:
+        kernels = self.train_kernels
+        return kernels is not None and kernels.attends(device, dtype, self.head_dim) and self._is_plain(seq_len)
+
+    def chosen_kernel(self, device: str, dtype: torch.dtype, seq_len: int) -> str:
+        if self._trains_with_kernels(device, dtype, seq_len):
+            return "C++ kernel"
+        return super().chosen_kernel(device, dtype, seq_len)
+
+    def saved_activations(self, device: str, dtype: torch.dtype, seq_len: int) -> int:
+        if self._trains_with_kernels(device, dtype, seq_len):
+            return 2 * self.n_heads * seq_len  # a number in fp32 for each query
+        return super().saved_activations(device, dtype, seq_len)
 
     def record(self, step: StepRecorder, x: Buffer, layer: int, stream: Buffer) -> None:
         """Record the layer for decoding in C++; its outputs are added to the residual stream.

@@ -7,6 +7,7 @@ from torch import nn
 
 from tinyllm.data.batch import Batch
 from tinyllm.nn.loss import lm_head_loss
+from tinyllm.nn.train_kernels import TrainKernels
 from tinyllm.training.expert_load import ExpertLoad
 from tinyllm.training.objectives.base import TRAIN_LOSS, Loss, Objective
 
@@ -22,9 +23,14 @@ class NextToken(Objective):
             0: no chunks.
         label_smoothing, z_loss: see :func:`tinyllm.nn.loss.lm_head_loss`.
 
+    Attributes:
+        train_kernels: used for the loss where they take the logits.
+
     Raises:
         ValueError: a number is out of range.
     """
+
+    train_kernels: TrainKernels | None = None
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class NextToken(Objective):
             chunk_tokens=len(hidden_ND) if self.chunk_tokens == 0 else self.chunk_tokens,
             label_smoothing=self.label_smoothing,
             z_loss=self.z_loss,
+            kernels=self.train_kernels,
         )
         metrics = {TRAIN_LOSS: head.nats}
         if self.label_smoothing:
