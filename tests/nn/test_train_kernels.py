@@ -83,12 +83,24 @@ def test_loss(kernels: TrainKernels, n_vocab: int, scale: float) -> None:
     assert not logits[:, n_vocab:].any()
 
 
+@pytest.mark.parametrize(("rows", "n_vocab"), [(1, 65), (29, 100)])
+def test_logits(kernels: TrainKernels, rows: int, n_vocab: int) -> None:
+    hidden, weight = numbers(rows, 64).bfloat16(), numbers(n_vocab, 64, seed=1)
+    product = kernels.head_product(weight, torch.bfloat16)
+    if product is None:
+        pytest.skip("this processor has no products of bf16 numbers, or has AMX")
+    logits = product(hidden)
+    exact = hidden.double() @ weight.bfloat16().double().T
+    torch.testing.assert_close(logits[:, :n_vocab].double(), exact, rtol=BF16, atol=1e-5)
+    assert not logits[:, n_vocab:].any()
+
+
 @pytest.mark.parametrize(
     ("B", "T", "H", "G", "D", "rotates"),
     [(2, 128, 4, 4, 32, True), (3, 37, 4, 2, 64, False), (1, 200, 8, 8, 64, True), (2, 1, 4, 1, 96, True)],
 )
 def test_attention(kernels: TrainKernels, B: int, T: int, H: int, G: int, D: int, rotates: bool) -> None:
-    if not kernels.has_attention:
+    if not kernels.has_products:
         pytest.skip("this processor has no products of bf16 numbers, or has AMX")
     heads = numbers(B, T, H + 2 * G, D).bfloat16().requires_grad_()
     grad = numbers(B, T, H, D, seed=1).bfloat16()
@@ -124,7 +136,7 @@ def test_bits_do_not_depend_on_threads(kernels: TrainKernels) -> None:
         kernels.gelu(hidden).sum().backward()
         logits = numbers(100, 1000).bfloat16()
         found = [x.grad, weight.grad, hidden.grad, kernels.softmax_loss_(logits, torch.arange(100), 1000), logits]
-        if kernels.has_attention:
+        if kernels.has_products:
             heads = numbers(2, 100, 12, 32).bfloat16().requires_grad_()
             kernels.attention(heads, None, AttentionConfig(4, 4, 0.2)).sum().backward()
             found.append(heads.grad)
@@ -150,7 +162,7 @@ def test_numbers_that_are_not_finite_stay_so(kernels: TrainKernels) -> None:
     losses = kernels.softmax_loss_(logits, torch.arange(4), 64)
     assert losses.isnan().tolist() == logits.isnan().all(1).tolist() == [False, False, True, False]
     assert kernels.gelu(torch.tensor([float("nan")] * 16).bfloat16()).isnan().all()
-    if kernels.has_attention:
+    if kernels.has_products:
         heads = numbers(8, 70, 3, 32).bfloat16()
         heads[0, 66] = float("nan")
         out = kernels.attention(heads, None, AttentionConfig(1, 1, 0.2))

@@ -1,8 +1,7 @@
 """Cross-entropy of the language-model head in chunks of tokens, so that the logits never exist all at once.
 
-With a large vocabulary the logits decide time and memory: at the ``tiny`` shape, 32,000 entries and a context of 512,
-chunks with the gradient computed in the forward pass take 446 ms, a compiled loss function 2,685 ms
-(experiments/LOG.md).
+With a large vocabulary the logits decide time and memory: at the ``tiny`` shape with 32,000 entries, chunks with the
+gradient computed in the forward pass take 446 ms, a compiled loss function 2,685 ms (experiments/LOG.md).
 """
 
 import math
@@ -109,10 +108,8 @@ def _tokens_of_a_chunk(device: torch.device, bytes_per_token: int) -> int:
 
 
 class _Settings(NamedTuple):
-    """Dtype of the products, tokens per chunk, label smoothing, z-loss, and kernels of our own."""
-
     dtype: torch.dtype
-    size: int
+    size: int  # tokens per chunk
     smoothing: float
     z_loss: float
     kernels: TrainKernels | None
@@ -157,18 +154,22 @@ def _value_and_gradients(
     dtype, size, smoothing, z_loss, kernels = settings
     counted = targets_N != IGNORE
     targets_N1 = targets_N.where(counted, 0)[:, None]  # gather needs a valid index; these losses are zeroed below
+    hidden = hidden_ND.to(dtype)
     # Hidden states of ignored tokens are zeroed, so that they do not contribute to the gradient of the weight.
-    hidden = hidden_ND.to(dtype) * counted[:, None]
+    masks = hidden.device.type not in ONE_PASS_DEVICES or not bool(counted.all())
+    if masks:
+        hidden = hidden * counted[:, None]
     weight, n_vocab = weight_VD, weight_VD.shape[0]
     if dtype != weight_VD.dtype:
         weight = hidden.new_zeros(-(-n_vocab // ALIGN) * ALIGN, weight_VD.shape[1])
         weight[:n_vocab] = weight_VD
+    product = None if kernels is None else kernels.head_product(weight_VD, dtype)
     dhidden, dweight = torch.empty_like(hidden), None
     losses = torch.zeros(3, hidden.shape[0], device=hidden.device)
     rows_N = torch.arange(size, device=hidden.device)
     for start in range(0, hidden.shape[0], size):
         chunk = slice(start, start + size)
-        logits = hidden[chunk] @ weight.t()
+        logits = hidden[chunk] @ weight.t() if product is None else product(hidden[chunk])
         if smoothing or z_loss:
             losses[:, chunk], gradient = _regularized(logits, targets_N1[chunk], n_vocab, smoothing, z_loss)
         elif kernels is not None and kernels.takes_logits(logits):
@@ -196,7 +197,9 @@ def _value_and_gradients(
     if dweight is None and not is_frozen:  # no tokens
         dweight = torch.zeros_like(weight, dtype=torch.float32)
     nats, smoothed, z = (losses * counted).sum(1).unbind()
-    return (nats, smoothed, z), dhidden.mul_(counted[:, None]), None if dweight is None else dweight[:n_vocab]
+    if masks:
+        dhidden.mul_(counted[:, None])
+    return (nats, smoothed, z), dhidden, None if dweight is None else dweight[:n_vocab]
 
 
 def _max_nats(dtype: torch.dtype) -> float:

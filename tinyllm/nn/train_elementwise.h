@@ -56,43 +56,27 @@ void rms_norm_backward(const G *grad, const float *x, const float *weight, const
     }
 }
 
-// erf(x) = ±(1 − e^(−Q(|x|))) within 1.4e-7, where the polynomial Q is fitted to −ln(erfc) on [0, 4], as in decode_step.h.
-inline Lanes erfc_of_positive(Lanes t) {
-    Lanes q = repeat(-8.043842172e-06f);
-    q = add_product(q, t, repeat(1.060268260e-04f));
-    q = add_product(q, t, repeat(-5.879513337e-04f));
-    q = add_product(q, t, repeat(1.576761366e-03f));
-    q = add_product(q, t, repeat(-5.878277079e-05f));
-    q = add_product(q, t, repeat(-1.921714284e-02f));
-    q = add_product(q, t, repeat(1.027992070e-01f));
-    q = add_product(q, t, repeat(6.366161108e-01f));
-    q = add_product(q, t, repeat(1.128379345e+00f));
-    return exp_of(times(times(q, t), repeat(-1.0f)));
+struct Normal { Lanes cdf, density; };  // Φ(x) and φ(x) of the normal distribution
+
+// 1 − Φ(|x|) = φ(x) · √(π/2) · P(u) with u = 1 / (1 + 0.3275911·|x|/√2) and a polynomial P, which is off by at most 0.8e-7
+// (Abramowitz and Stegun 7.1.26). Gelu and its slope then need a single exponential.
+inline Normal normal(Lanes x) {
+    const Lanes power = exp_of(times(times(x, x), repeat(-0.5f)));
+    const Lanes size = largest_of(x, times(x, repeat(-1.0f)));
+    const Lanes u = reciprocal(add_product(size, repeat(0.3275911f * 0.707106781f), repeat(1.0f)));
+    Lanes p = repeat(0.5f * 1.061405429f);
+    p = add_product(p, u, repeat(0.5f * -1.453152027f));
+    p = add_product(p, u, repeat(0.5f * 1.421413741f));
+    p = add_product(p, u, repeat(0.5f * -0.284496736f));
+    p = add_product(p, u, repeat(0.5f * 0.254829592f));
+    return {complement_if_positive(times(times(p, u), power), x), times(power, repeat(0.398942280f))};
 }
 
-inline Lanes negative(Lanes a) { return times(a, repeat(-1.0f)); }
-
-// Φ(x), the distribution function of the normal distribution.
-inline Lanes normal_cdf(Lanes x) {
-    const Lanes size = largest_of(x, negative(x));
-    const Lanes t = negative(largest_of(negative(times(size, repeat(0.707106781f))), repeat(-4.0f)));
-    const Lanes tail = times(erfc_of_positive(t), repeat(0.5f));  // Φ(−|x|)
-#if defined(__AVX512F__)
-    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, zero(), _CMP_LT_OQ), _mm512_sub_ps(repeat(1.0f), tail), tail);
-#else
-    float below[LANES], at[LANES];
-    store(below, tail);
-    store(at, x);
-    for (long l = 0; l < LANES; l++) below[l] = at[l] < 0 ? below[l] : 1 - below[l];
-    return load(below);
-#endif
-}
-
-inline Lanes gelu(Lanes x) { return times(x, normal_cdf(x)); }
+inline Lanes gelu(Lanes x) { return times(x, normal(x).cdf); }
 
 inline Lanes gelu_slope(Lanes x) {  // Φ(x) + x·φ(x)
-    const Lanes density = times(exp_of(times(times(x, x), repeat(-0.5f))), repeat(0.398942280f));
-    return add_product(x, density, normal_cdf(x));
+    const Normal at = normal(x);
+    return add_product(x, at.density, at.cdf);
 }
 
 constexpr long CHUNK = 4096;  // numbers that a thread takes at a time

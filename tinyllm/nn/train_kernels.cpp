@@ -3,6 +3,7 @@
 
 #include "train_attention.h"
 #include "train_elementwise.h"
+#include "train_head.h"
 
 extern "C" {
 
@@ -27,7 +28,15 @@ void softmax_loss_bfloat16(uint16_t *logits, const int64_t *targets, float *loss
 }
 
 #if defined(__AVX512BF16__)
-int has_attention() { return 1; }
+int has_products() { return 1; }
+
+void pack_head_float32(const float *matrix, uint32_t *panels, long n_rows, long size, int threads) {
+    pack_head(matrix, panels, n_rows, size, threads);
+}
+
+void logits_bfloat16(const uint16_t *x, const uint32_t *panels, uint16_t *y, long n_rows, long n_out, long size, int threads) {
+    logits(x, panels, y, n_rows, n_out, size, threads);
+}
 
 void attention_forward_bfloat16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const float *cos, const float *sin,
                                 uint16_t *out, float *logsumexp, long batch, long length, long heads, long key_heads,
@@ -45,6 +54,6 @@ void attention_backward_bfloat16(const uint16_t *q, const uint16_t *k, const uin
                        sin, out, logsumexp, grad, dq, dk, dv, threads);
 }
 #else
-int has_attention() { return 0; }
+int has_products() { return 0; }
 #endif
 }

@@ -5,6 +5,7 @@ only: without a compiler, or where a layer does something that they do not know,
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -19,7 +20,7 @@ SOURCES = tuple(
     Path(__file__).with_name(f"{name}")
     for name in (
         "train_kernels.cpp",
-        *(f"train_{name}.h" for name in ("attention", "elementwise", "products", "lanes")),
+        *(f"train_{name}.h" for name in ("attention", "elementwise", "head", "products", "lanes")),
         "decode_lanes.h",
     )
 )
@@ -27,6 +28,8 @@ ONE_THREAD = 2**15
 """Numbers up to which a second thread costs more than it gains."""
 HEAD_STEP = 32
 """Sizes of heads are a multiple of this."""
+PANEL = 32
+"""Rows of a panel of the head; no more than the head is padded to, ``nn.loss.ALIGN``."""
 MIN_ITEMS = 8
 """Fewest key heads, of all sequences together, for which attention is divided well among threads."""
 
@@ -53,32 +56,37 @@ class TrainKernels:
         library: the shared library built from ``train_kernels.cpp``.
 
     Attributes:
-        has_attention: the processor multiplies bf16 numbers, but has no AMX, with which torch's products are faster.
+        has_products: the processor multiplies bf16 numbers, but has no AMX, with which torch's products are faster;
+            attention and logits need it.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, number, integer, fp32 = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_float
         self._library = library
         self._lanes, self._part_rows = int(library.lanes()), int(library.part_rows())
-        self.has_attention = bool(library.has_attention()) and not torch.cpu._is_amx_tile_supported()
+        self.has_products = bool(library.has_products()) and not torch.cpu._is_amx_tile_supported()
         signatures: dict[str, list[Any]] = {
             "rms_norm_bfloat16": [*[pointer] * 4, number, number, fp32, integer],
             "rms_norm_backward_bfloat16": [*[pointer] * 6, number, number, integer],
             "gelu_bfloat16": [*[pointer] * 3, number, integer],
             "softmax_loss_bfloat16": [*[pointer] * 3, *[number] * 3, integer],
         }
-        if self.has_attention:
+        if self.has_products:
+            signatures["pack_head_float32"] = [pointer, pointer, number, number, integer]
+            signatures["logits_bfloat16"] = [*[pointer] * 3, *[number] * 3, integer]
             signatures["attention_forward_bfloat16"] = [*[pointer] * 7, *[number] * 8, fp32, integer]
             signatures["attention_backward_bfloat16"] = [*[pointer] * 11, *[number] * 8, fp32, integer]
         for name, arguments in signatures.items():
             function = library[name]
             function.argtypes, function.restype = arguments, None
-            setattr(self, f"_{name.removesuffix('_bfloat16')}", function)
+            setattr(self, f"_{name.rpartition('_')[0]}", function)
 
     _rms_norm: Any
     _rms_norm_backward: Any
     _gelu: Any
     _softmax_loss: Any
+    _pack_head: Any
+    _logits: Any
     _attention_forward: Any
     _attention_backward: Any
 
@@ -117,6 +125,27 @@ class TrainKernels:
         """x·Φ(x), with Φ the distribution function of the normal distribution."""
         return _result(_GELU.apply(x, self))
 
+    def head_product(self, weight_VD: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
+        """The function hidden (N, D) → hidden · weightᵀ in bf16, with zeros in the columns up to a multiple of 32.
+
+        None: torch's product is to be used.
+        """
+        (n_vocab, size), is_bf16 = weight_VD.shape, dtype == torch.bfloat16 and weight_VD.dtype == torch.float32
+        is_plain = weight_VD.device.type == "cpu" and weight_VD.is_contiguous() and size % HEAD_STEP == 0
+        if not (self.has_products and is_bf16 and is_plain):
+            return None
+        panels = torch.empty(-(-n_vocab // PANEL), size // 2, PANEL, 2, dtype=torch.bfloat16)
+        self._pack_head(weight_VD.data_ptr(), panels.data_ptr(), n_vocab, size, _threads(weight_VD))
+
+        def product(hidden_ND: Tensor) -> Tensor:
+            hidden_ND = hidden_ND.contiguous()
+            logits_NV = torch.empty(len(hidden_ND), len(panels) * PANEL, dtype=torch.bfloat16)
+            pointers = (tensor.data_ptr() for tensor in (hidden_ND, panels, logits_NV))
+            self._logits(*pointers, *logits_NV.shape, size, _threads(logits_NV))
+            return logits_NV
+
+        return product
+
     def takes_logits(self, logits_NV: Tensor) -> bool:
         """Whether :meth:`softmax_loss_` takes logits."""
         return logits_NV.dtype == torch.bfloat16 and logits_NV.device.type == "cpu" and logits_NV.is_contiguous()
@@ -136,7 +165,7 @@ class TrainKernels:
 
     def attends(self, device: str, dtype: torch.dtype, head_dim: int) -> bool:
         """Whether :meth:`attention` can be used for heads of this size."""
-        return self.has_attention and device == "cpu" and dtype == torch.bfloat16 and head_dim % HEAD_STEP == 0
+        return self.has_products and device == "cpu" and dtype == torch.bfloat16 and head_dim % HEAD_STEP == 0
 
     def takes_heads(self, heads_BTnD: Tensor, n_kv_heads: int) -> bool:
         """Whether :meth:`attention` takes queries, keys and values."""

@@ -14,6 +14,13 @@ inline Lanes times(Lanes a, Lanes b) { return add_product(a, b, zero()); }
 #if defined(__AVX512F__)
 inline Lanes largest_of(Lanes a, Lanes b) { return _mm512_max_ps(a, b); }
 inline float largest_in(Lanes a) { return _mm512_reduce_max_ps(a); }
+inline Lanes reciprocal(Lanes a) {  // an estimate of 14 bits, and a step of Newton's method
+    const Lanes r = _mm512_rcp14_ps(a);
+    return _mm512_mul_ps(r, _mm512_fnmadd_ps(a, r, _mm512_set1_ps(2.0f)));
+}
+inline Lanes complement_if_positive(Lanes a, Lanes sign) {  // a where sign < 0, else 1 − a
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(sign, zero(), _CMP_LT_OQ), _mm512_sub_ps(repeat(1.0f), a), a);
+}
 
 // e^x within 2 units in the last place, 0 below −104: 2^n · e^r with |r| ≤ ln(2)/2 and a polynomial (Cephes, expf).
 inline Lanes exp_of(Lanes x) {
@@ -38,6 +45,14 @@ template <class F> inline Lanes each(Lanes a, F function) {
     return load(x);
 }
 inline Lanes exp_of(Lanes x) { return each(x, [](float v) { return std::exp(v); }); }
+inline Lanes reciprocal(Lanes a) { return each(a, [](float v) { return 1 / v; }); }
+inline Lanes complement_if_positive(Lanes a, Lanes sign) {
+    float x[LANES], s[LANES];
+    store(x, a);
+    store(s, sign);
+    for (long l = 0; l < LANES; l++) x[l] = s[l] < 0 ? x[l] : 1 - x[l];
+    return load(x);
+}
 inline Lanes largest_of(Lanes a, Lanes b) {
     float x[LANES], y[LANES];
     store(x, a);
