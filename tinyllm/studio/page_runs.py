@@ -115,13 +115,12 @@ class RunTable:
             )
             self.table.add_slot("header-selection", SELECT_ALL)
             self.table.add_slot("body-selection", SELECT)
-            self.table.add_slot("body-cell", CELL)
             self.table.add_slot("body-cell-name", NAME_CELL)
             self.table.add_slot("body-cell-status", STATUS_CELL)
             self.empty = ui.label("No run matches.").classes("soft").mark("empty")
             with ui.element("div").classes("soft none-yet") as self.none_yet:
                 ui.label(f"No runs below {studio.settings.outputs} yet.")
-                ui.link("Compose one", "/").classes("run-link")
+                ui.link("Compose one", "/")
                 ui.label("or start one in a terminal: it will appear here by itself.")
         self._show(studio.catalogue.rows())
         if view.chosen:
@@ -281,12 +280,13 @@ def _decimals(value: float | None) -> str:
 
 def _column(name: str, label: str, align: str, wide: str) -> dict[str, Any]:
     hidden = {"classes": "wide-only", "headerClasses": "wide-only"} if wide else {}
-    return {"name": name, "label": label, "field": name, "align": align, "sortable": True, **hidden}
+    # Not a template, which would be a component of its own in every cell. Rows are sorted by the value.
+    text = {} if name in ("name", "status") else {":format": f"(value, row) => row.text.{name}"}
+    return {"name": name, "label": label, "field": name, "align": align, "sortable": True, **hidden, **text}
 
 
 SELECT_ALL = '<q-checkbox v-model="props.selected" dense aria-label="All runs in the chart" />'
 SELECT = '<q-checkbox v-model="props.selected" dense :aria-label="`${props.row.name} in the chart`" />'
-CELL = '<q-td :props="props">{{ props.row.text[props.col.name] }}</q-td>'
 NAME_CELL = """
 <q-td :props="props">
   <span v-if="props.row.color" class="swatch" :style="props.row.color"></span>

@@ -25,6 +25,7 @@ STYLE = """
 .status-filter { width: 9rem; }
 .filters { display: flex; flex-wrap: wrap; gap: 0.5rem 0.75rem; align-items: flex-start; max-width: 100%; }
 .none-yet { display: flex; flex-wrap: wrap; gap: 0 0.35rem; }
+.none-yet a { color: var(--accent); }
 .chosen.hidden + .card { margin-top: 0; }
 .runs-table { background: transparent; }
 .runs-table th { font-weight: 550; color: var(--soft); }
