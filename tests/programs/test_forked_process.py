@@ -1,6 +1,7 @@
 """Runs forked from a server: the bits, the environment and the end of a fresh process."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ import pytest
 
 from tests.programs.test_verify_resume import is_alive
 from tests.support.training_runs import SMALL
-from tinyllm.programs.forked_process import ForkedProcess, can_fork, start_server
+from tinyllm.programs.fork_server import can_fork, start_server
+from tinyllm.programs.forked_process import ForkedProcess
 from tinyllm.programs.training_process import TrainingProcess, descendants
 from tinyllm.programs.verify_resume import compare_runs
 
@@ -83,4 +85,29 @@ def test_a_forked_run_stops_when_its_parent_is_killed(corpus: str, tmp_path: Pat
     while is_alive(pid):
         assert time.monotonic() < end
         time.sleep(0.05)
+    assert (tmp_path / "run" / "checkpoints" / "last").is_file()
+
+
+def test_a_ctrl_c_does_not_end_the_imports_of_the_server() -> None:
+    """The keys of a terminal send the signal to all of its processes."""
+    code = (
+        "import os, signal, sys, time; from tinyllm.programs import fork_server\n"
+        "signal.signal(signal.SIGINT, lambda number, frame: None); fork_server.PRELOADED = ('hydra.main',)\n"
+        "fork_server.start_server(); os.killpg(0, signal.SIGINT)\n"
+        "process = fork_server.server_context().Process(target=time.sleep, args=(0,))\n"
+        "process.start(); process.join(); sys.exit(process.exitcode)"
+    )
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, start_new_session=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_forked_run_stops_at_a_sigint(corpus: str, tmp_path: Path) -> None:
+    """The signal is blocked in the server."""
+    process = started(tmp_path / "run", corpus, "trainer.max_steps=100000")
+    while not process.newest_step():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.process.send_signal(signal.SIGINT)
+    assert process.wait() == 130
     assert (tmp_path / "run" / "checkpoints" / "last").is_file()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 import tinyllm
 from tests.support.fixtures import Call
@@ -142,3 +143,17 @@ def test_an_unwritable_output_directory_is_refused(tmp_path: Path) -> None:
     assert line.startswith("error: the run directory cannot be created (run.dir=outputs/")
     assert "Permission denied" in line
     assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_a_program_composes_once(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra would compose everything twice, the first time only to read its own mode."""
+    composed: list[str] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, config_name: str, *rest: Any, **more: Any) -> Any:
+        composed.append(config_name)
+        return load(self, config_name, *rest, **more)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    assert call("describe", "model=pico").code == 0
+    assert composed.count("describe") == 1

@@ -1,4 +1,4 @@
-"""A program forked from a server that has already imported everything a training run needs.
+"""A program forked from a server (``fork_server.py``) that has already imported everything a training run needs.
 
 Importing takes longer than all the rest of a start. A fork begins with the modules and nothing else: the server runs no
 code of a run, and torch has not started a thread in it. So a forked run computes the bits of a fresh process.
@@ -10,25 +10,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import torch
 
 from tinyllm.config.targets import work_named
+from tinyllm.programs.fork_server import server_context, start_server
 from tinyllm.utils.files import open_append
 from tinyllm.utils.stop_signal import PARENT, end_after
-
-PRELOADED = (
-    "hydra.main",
-    "matplotlib.figure",
-    "tinyllm.programs.resume",
-    "tinyllm.programs.train",
-    "tinyllm.models.transformer",
-    "tinyllm.train",
-)
-"""Modules that the server imports. Threads, CUDA and random streams are set up by the run itself."""
 
 
 class ForkedProcess:
@@ -44,7 +33,8 @@ class ForkedProcess:
     def __init__(
         self, program: str, arguments: Sequence[str], *, environ: Mapping[str, str], log: Path, output: Path
     ) -> None:
-        self._process = _context().Process(
+        start_server()
+        self._process = server_context().Process(
             target=_run,
             args=(program, list(arguments), dict(environ), str(log), str(output), os.getcwd()),
             name=program,
@@ -79,25 +69,6 @@ class ForkedProcess:
             os.kill(self.pid, number)
 
 
-def can_fork() -> bool:
-    """Whether runs can be forked here. Windows has neither fork nor sessions; frameworks of macOS fail after a fork."""
-    return hasattr(os, "setsid") and sys.platform != "darwin"
-
-
-def start_server() -> None:
-    """Start the server, which imports in the background: called early, it is ready when the first run is."""
-    if can_fork():
-        _context()
-        forkserver.ensure_running()
-
-
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    assert isinstance(context, ForkServerContext)
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
-
-
 def _run(program: str, arguments: list[str], environ: dict[str, str], log: str, output: str, directory: str) -> None:
     """The forked process: take on the environment that a fresh one would have, and run the program."""
     os.setsid()
@@ -114,5 +85,6 @@ def _run(program: str, arguments: list[str], environ: dict[str, str], log: str, 
         os.dup2(out.fileno(), 1)
         os.dup2(errors.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked in the server
     sys.argv = [f"tinyllm.{program}", *arguments]
     work_named(f"tinyllm.{program}:main")()

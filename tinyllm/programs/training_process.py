@@ -13,7 +13,8 @@ from types import TracebackType
 
 from tinyllm.config.cli.main import ERROR_FILE
 from tinyllm.errors import SIGNALLED, UserError
-from tinyllm.programs.forked_process import ForkedProcess, can_fork
+from tinyllm.programs.fork_server import can_fork
+from tinyllm.programs.forked_process import ForkedProcess
 from tinyllm.runs.layout import LOCK, METRICS
 from tinyllm.runs.metrics_log import last_record
 from tinyllm.utils.environment import without_run_names
@@ -132,6 +133,14 @@ class TrainingProcess:
     def wait(self) -> int:
         """Wait for the end; the exit code, 128 + the signal's number if a signal ended it."""
         return shell_code(self.process.wait())
+
+    def ends_within(self, seconds: float) -> bool:
+        """Wait for the end, at most this long; returns whether the process has ended."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def stop(self, *, grace_s: float | None = None) -> int:
         """Send SIGTERM, so that the run saves and ends, and wait; after ``grace_s`` seconds kill it."""

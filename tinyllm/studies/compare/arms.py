@@ -15,6 +15,7 @@ from tinyllm.config.option_files import groups
 from tinyllm.config.quoting import quote_literals
 from tinyllm.config.saved import check_saved
 from tinyllm.errors import UserError
+from tinyllm.programs.fork_server import start_server
 from tinyllm.studies.sweep.job import Job, expand, short_setting
 from tinyllm.utils.nested import is_within
 from tinyllm.utils.yaml_files import read_yaml
@@ -94,8 +95,13 @@ def read_arms(line: CommandLine) -> ArmSet:
 
 
 def prepare_arms(line: CommandLine) -> tuple[list[str], ArmSet]:
-    """The settings that Hydra composes, those of the first arm, and all arms for the program."""
+    """The settings that Hydra composes, those of the first arm, and all arms for the program.
+
+    Starts the server of the runs, whose imports take as long as those of the program and composing the arms.
+    """
     arms = read_arms(line)
+    if "dry_run" not in map(key_of, arms.shared):
+        start_server()
     return arms.settings_of(arms.specs[0]), arms
 
 

@@ -8,7 +8,6 @@ from omegaconf import DictConfig
 
 from tinyllm.config.cli.main import Invocation
 from tinyllm.programs.builders import plain
-from tinyllm.programs.forked_process import start_server
 from tinyllm.studies.compare.arms import ArmSet
 from tinyllm.studies.compare.pipeline import Stopped
 from tinyllm.studies.compare.plan import cost_line
@@ -41,8 +40,6 @@ def compare(cfg: DictConfig, invocation: Invocation) -> int:
         UserError: an invalid setting, reported before anything trains; a changed run file; no space for the report.
     """
     screen = Screen(quiet=invocation.json)
-    if not cfg.dry_run:
-        start_server()  # its imports take as long as composing and matching the arms
     arm_set: ArmSet = invocation.rewrite_result
     prepared = prepare(cfg, invocation, arm_set)
     for arm in prepared.arms if cfg.probes else ():

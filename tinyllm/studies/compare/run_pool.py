@@ -115,9 +115,8 @@ def train(run: PooledRun, environment: Environment, stop: StopRequest, watch: Ca
         run.arguments, run_dir=run.path, log=run.log, error_file=run.error_file, environ=environment, fork=True
     )
     try:
-        while process.poll() is None and stop.signal is None:
+        while stop.signal is None and not process.ends_within(POLL_S):
             watch(run)
-            time.sleep(POLL_S)
     finally:
         process.stop(grace_s=GRACE_S)
     return process.wait()

@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from statsmodels.stats.proportion import proportion_confint
-
 from tinyllm.errors import UserError
+from tinyllm.inference.win_rate import wilson
 from tinyllm.runs.provenance import code_fingerprint
 from tinyllm.utils.files import read_json, write_json
 
@@ -63,12 +62,11 @@ def score(shares: Sequence[float], *, chance: float, questions: int) -> Score:
         questions: number of questions in a sequence.
     """
     accuracy = statistics.fmean(shares)
-    low, high = proportion_confint(accuracy * len(shares), len(shares), alpha=0.05, method="wilson")
-    # Rounding can put the bounds slightly outside [0, 1].
+    low, high = wilson(accuracy, len(shares))
     return Score(
         accuracy=accuracy,
-        low=max(0.0, float(low)),
-        high=min(1.0, float(high)),
+        low=low,
+        high=high,
         chance=chance,
         sequences=len(shares),
         questions=questions * len(shares),
