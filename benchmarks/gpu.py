@@ -27,7 +27,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from gpu_parts import PARTS, ROOT, Context, Figures, Part
+from gpu_parts import PARTS, ROOT, TINY_VOCAB, Context, Figures, Part
 
 NOT_RUN: Figures = {"error": "not run: the time was over"}
 BUSY = 5
@@ -59,7 +59,7 @@ def main() -> int:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tinyllm-gpu-", ignore_cleanup_errors=True) as work:
         context = Context(device=options.device, tiny=options.tiny, work=Path(work))
-        write_tokens(context.data, rows=64 if options.tiny else 2048)
+        write_tokens(context.data, rows=64 if options.tiny else 2048, vocab=TINY_VOCAB if options.tiny else 32000)
         for part in chosen:
             left = options.minutes * 60 - (time.monotonic() - started)
             own = part.limit * (BUSY if options.tiny else 1)
@@ -126,11 +126,11 @@ def shown(value: object) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def write_tokens(path: Path, *, rows: int) -> None:
+def write_tokens(path: Path, *, rows: int, vocab: int) -> None:
     """Write random token ids as the data set of all training parts; they fit into every vocabulary."""
     import numpy as np
 
-    np.save(path, np.random.default_rng(0).integers(32000, size=(rows, 4097), dtype=np.int32))
+    np.save(path, np.random.default_rng(0).integers(vocab, size=(rows, 4097), dtype=np.int32))
 
 
 if __name__ == "__main__":

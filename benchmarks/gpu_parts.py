@@ -163,12 +163,15 @@ def with_less_memory(attempt: Callable[[int], Figures], batch: int) -> Figures:
             batch //= 2
 
 
+TINY_VOCAB = 256
+"""As in ``plain_gpt.py``: with more, head and loss would be most of a tiny step."""
 TINY = ["model=pico", "trainer.seq_len=32", "model.max_seq_len=32"]
 
 
 def data_settings(context: Context, model: str) -> list[str]:
     """The random tokens as data set, with the vocabulary of the model."""
-    return ["dataset=npy", f"dataset.path={context.data}", f"tokenizer.vocab_size={VOCAB[model]}"]
+    vocab = TINY_VOCAB if context.tiny else VOCAB[model]
+    return ["dataset=npy", f"dataset.path={context.data}", f"tokenizer.vocab_size={vocab}"]
 
 
 def tinyllm(*command: str) -> str:

@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,19 @@ class GPT(nn.Module):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
+def train_step(
+    model: nn.Module, step_model: Callable[..., Tensor], optimizer: torch.optim.Optimizer, ids: Tensor
+) -> None:
+    """A training step on rows of token ids; ``step_model``: the model, compiled or not."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        loss = step_model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    loss.item()  # waits for the device
+
+
 def main(size: str, batch: int, device: str, *, tiny: bool) -> dict[str, float]:
     """Train some steps and measure them."""
     torch.manual_seed(0)
@@ -77,13 +91,7 @@ def main(size: str, batch: int, device: str, *, tiny: bool) -> dict[str, float]:
         if device == "cuda":
             torch.cuda.synchronize()
         started = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16):
-            loss = step_model(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        loss.item()  # waits for the device
+        train_step(model, step_model, optimizer, ids)
         if step >= 3:  # the first steps compile and warm up
             times.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0

@@ -90,6 +90,22 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch(folder: Path, sampl
     assert np.array_equal(together, np.stack(alone))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1200, 20_000), batches=st.lists(st.tuples(st.integers(0, 2900), st.integers(1, 70)), min_size=1)
+)
+def test_a_sampler_that_is_asked_again_answers_as_a_new_one(
+    folder: Path, tokens: int, batches: list[tuple[int, int]]
+) -> None:
+    """It keeps the order of the samples around those of the last batch."""
+    split = make_split(folder, np.arange(tokens))
+    sampler = Sampler(split, seq_len=8, seed=3)
+    all_at_once = Sampler(split, seq_len=8, seed=3).starts(np.arange(3000))
+    for first, size in batches:
+        assert np.array_equal(sampler.starts(np.arange(first, first + size)), all_at_once[first : first + size])
+    assert sampler.starts(np.arange(0)).shape == (0,)
+
+
 def test_seeds_give_other_orders(folder: Path) -> None:
     split = make_split(folder, np.arange(5000))
     orders = {tuple(Sampler(split, seq_len=8, seed=seed).starts(np.arange(50))) for seed in range(20)}

@@ -32,7 +32,8 @@ class Batch:
             per sequence.
         extra: further tensors by name, for objectives that need them (rewards, reference log-probabilities, …). Those
             of shape (B, T, …) are per token and are shortened with the sequences.
-        known_count: the value of ``counted``, where it was found before the batch moved to its device.
+        known_count: the value of ``counted``, where it is known: every target counts, or it was found before the batch
+            moved to its device.
     """
 
     inputs: Tensor

@@ -11,6 +11,9 @@ from tinyllm.data.shuffle import draw, permuted
 from tinyllm.data.token_data import Split
 from tinyllm.errors import UserError
 
+AHEAD = 1024
+"""Samples whose order is computed at once: the calls take 0.2 ms, as long for two samples as for all of these."""
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -72,10 +75,23 @@ class Sampler:
         self._row_length = length
         self._grid = Grid.of(length, seq_len, shifts=split.row_length is None)
         self.windows_per_epoch = split.n_tokens // length * self._grid.windows
+        self._ahead: tuple[int, np.ndarray] | None = None
+        """The first of a block of samples, and where their windows start."""
 
     def starts(self, samples: np.ndarray) -> np.ndarray:
         """Position in the split where the window of each sample starts, int64."""
         samples = np.asarray(samples, dtype=np.int64)
+        if not len(samples):
+            return samples
+        size = min(AHEAD, self.windows_per_epoch)  # so that a block is in two epochs at most
+        first = int(samples[0]) // size * size
+        if (samples < first).any() or (samples >= first + size).any():
+            return self._starts(samples)
+        if self._ahead is None or self._ahead[0] != first:
+            self._ahead = first, self._starts(np.arange(first, first + size))
+        return self._ahead[1][samples - first]
+
+    def _starts(self, samples: np.ndarray) -> np.ndarray:
         epochs = samples // self.windows_per_epoch
         starts = np.empty_like(samples)
         for epoch in sorted(set(epochs.tolist())):  # np.unique would load numpy.ma, 0.1 s before the first step
@@ -109,7 +125,8 @@ def batch_of(windows: np.ndarray, eot_id: int | None) -> Batch:
     """Windows of (B, seq_len+1) ids as inputs and, one token later, targets."""
     ids = torch.from_numpy(windows)
     inputs = ids[:, :-1].contiguous()
-    return Batch(inputs=inputs, targets=ids[:, 1:].contiguous(), doc_ids=document_ids(inputs, eot_id))
+    targets = ids[:, 1:].contiguous()
+    return Batch(inputs=inputs, targets=targets, doc_ids=document_ids(inputs, eot_id), known_count=targets.numel())
 
 
 ROLE_OFFSET = 2**32  # larger than any index of a Feistel round; the round keys are drawn from the same key

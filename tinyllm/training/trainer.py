@@ -31,7 +31,7 @@ from tinyllm.training.stopwatch import Stopwatch
 from tinyllm.utils.device import peak_memory, shared_casts
 from tinyllm.utils.fault_injection import fault, makes_loss_nan
 from tinyllm.utils.memory import memory_for
-from tinyllm.utils.seeds import derive_seed
+from tinyllm.utils.seeds import derive_seed, seed_device
 from tinyllm.utils.stop_signal import Interrupted, Stopping, StopRequest
 from tinyllm.utils.tensors import full_tensor, to_floats
 
@@ -218,7 +218,7 @@ class Trainer:
         fault("step", step=state.step)
         # Dropout depends on seed, step and rank alone, so that a resumed run draws the same masks as an uninterrupted
         # one.
-        torch.manual_seed(derive_seed(self.settings.seed, "dropout", state.step, self.strategy.rank))
+        seed_device(derive_seed(self.settings.seed, "dropout", state.step, self.strategy.rank), self.device)
         experience = self.collect(state.step, [next(batches) for _ in range(self.batch_plan.grad_accum_steps)])
         micro_batches = experience.batches
         # Divide by the number of targets in the whole step, not per micro-batch or rank: every token weighs the same.
