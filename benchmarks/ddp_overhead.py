@@ -1,6 +1,6 @@
 """Overhead of data parallelism: two ranks of one thread against one process of two threads, same batch.
 
-    python benchmarks/ddp_overhead.py [--models nano baby] [--rounds 3] [--steps 25] [setting …] [--json results.json]
+    python benchmarks/ddp_overhead.py [--models nano baby] [--rounds 2] [--steps 25] [setting …] [--json results.json]
 
 Alternates runs of tinyllm.train under torchrun (``strategy=<--strategy>``) with runs in one process, using the defaults
 but no evaluations, samples or checkpoints. The speed of a run is the median ``speed/tokens_per_s`` of its records after
@@ -17,8 +17,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-OFF = ("trainer.eval_every=0", "trainer.sample_every=0", "trainer.checkpoint_every=0", "trainer.log_every=5")
+OFF = ("trainer.eval_every=0", "trainer.sample_every=0", "checkpoint.enabled=false")
 CORES = 2
+STEPS = {"nano": 60, "baby": 12}
+"""Steps of a run by model, 5 to 8 seconds of training. Two rounds of both models take a minute on an idle machine."""
+RECORDS = 6
+"""Records of a run."""
 
 
 def main() -> None:
@@ -26,15 +30,17 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", help="further settings of tinyllm.train")
     parser.add_argument("--models", nargs="+", default=["nano", "baby"])
     parser.add_argument("--strategy", default="ddp")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="steps of a run, if not those of its model")
     parser.add_argument("--batch", type=int, default=16, help="sequences a step, of all ranks")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
     found = {}
     for model in options.models:
         load = os.getloadavg()[0]
-        given = [f"model={model}", "optimizer=adamw", f"trainer.max_steps={options.steps}", *OFF, *options.settings]
+        steps = options.steps or STEPS.get(model, 12)
+        length = [f"trainer.max_steps={steps}", f"trainer.log_every={max(1, steps // RECORDS)}"]
+        given = [f"model={model}", "optimizer=adamw", *length, *OFF, *options.settings]
         rounds = []
         for _ in range(options.rounds):
             ranks = speed(
