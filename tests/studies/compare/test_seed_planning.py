@@ -1,10 +1,21 @@
 """Seed planning: the rule and its rejected alternatives in simulated studies, cost and limits."""
 
+import gc
+from collections.abc import Iterator
+from unittest import mock
+
 import numpy as np
 import pytest
 
 from tinyllm.studies.compare.seed_planning import FEWEST, MOST, PILOT, duration, inflation, plan, seeds_after_pilot
 from tinyllm.studies.compare.statistics import detectable_ratio, differences, seeds_needed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_collection() -> Iterator[None]:
+    """statsmodels runs the garbage collector for every correction, which takes longer than the tests themselves."""
+    with mock.patch.object(gc, "collect", lambda: 0):
+        yield
 
 
 def called_different(rng: np.random.Generator, *, studies: int, ratio: float, shift: float) -> tuple[float, float]:

@@ -1,13 +1,23 @@
 """Paired differences, against a published data set, tables of power, and simulated studies."""
 
+import gc
 import math
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from tinyllm.studies.compare.results import Difference
 from tinyllm.studies.compare.statistics import detectable_ratio, differences, mean_and_sd, power, seeds_needed
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_collection() -> Iterator[None]:
+    """statsmodels runs the garbage collector for every correction, which takes longer than the tests themselves."""
+    with mock.patch.object(gc, "collect", lambda: 0):
+        yield
 
 
 def compared(values: dict[str, dict[int, float]], *, effect: float = 0.01) -> dict[str, Difference]:

@@ -1,7 +1,10 @@
 """Verdicts: their sentences, when an arm is called better or worse, and how values are rounded."""
 
+import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +38,13 @@ UNDETECTED = replace(
     detectable=0.0152,
     seeds_needed=9,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_collection() -> Iterator[None]:
+    """statsmodels runs the garbage collector for every correction, which takes longer than the tests themselves."""
+    with mock.patch.object(gc, "collect", lambda: 0):
+        yield
 
 
 def sentences(*found: Difference, metric: str = "val/bpb", effect: float = 0.01) -> list[str]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import nctdtrit, ndtri
+from scipy.stats import nct, norm
 
 from tinyllm.studies.compare.statistics import LEVEL, POWER, mean_and_sd, seeds_needed
 from tinyllm.studies.compare.verdicts import rounded
@@ -104,8 +104,8 @@ def inflation(pilot: int, level: float = LEVEL) -> float:
     n = k·s²/effect² and s²/σ² = χ²/ν, ν = pilot - 1, its mean is P((Z + z)/√(χ²/ν) < √k), so √k is a quantile of the
     noncentral t distribution.
     """
-    z = -ndtri(level / 2)
-    return float(nctdtrit(pilot - 1, z, POWER) / (z + ndtri(POWER)))
+    z = norm.isf(level / 2)
+    return float(nct.ppf(POWER, pilot - 1, z) / (z + norm.ppf(POWER)))
 
 
 def _limit(needed: int, arms: int, pilot: int, seconds_per_run: float, max_minutes: float | None) -> tuple[int, str]:

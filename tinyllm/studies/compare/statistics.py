@@ -1,7 +1,4 @@
-"""The statistics of a comparison: paired t tests, confidence intervals and power.
-
-They are written with the distributions in ``scipy.special``, because importing ``scipy.stats`` takes longer than all
-the rest of the report.
+"""The statistics of a comparison: paired t tests, confidence intervals and power, computed by scipy and statsmodels.
 
 Two runs with the same seed share the order of the data and the random streams, so the effect of the seed cancels in
 their difference, and Student's t test is applied to the differences. Holm's method keeps the probability of any false
@@ -11,10 +8,12 @@ alarm among all arms of a study at ``LEVEL`` (Holm 1979, A simple sequentially r
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from math import sqrt
 
 import numpy as np
-from scipy.special import nctdtr, ndtri, stdtr, stdtrit
+from scipy.optimize import brentq
+from scipy.stats import norm, ttest_1samp
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 
 from tinyllm.studies.compare.results import Difference
 
@@ -26,8 +25,6 @@ OVERFLOW_LIMIT = 1e100
 """Larger values are left out like infinite ones: their squares overflow in the variance."""
 RESOLUTION = 1e-12
 """Differences with a smaller standard deviation, relative to the values, are equal up to rounding."""
-BISECTIONS = 40
-"""Halvings of an interval that is at most as wide as its lower end, or 1: to 1e-12."""
 
 
 def differences(
@@ -89,14 +86,10 @@ def _difference(arm: str, by_seed: Mapping[int, float], resolution: float, effec
 
 
 def _with_holm(diffs: Sequence[Difference]) -> list[Difference]:
-    """The differences with p-values corrected by Holm's method: the k-th smallest of n is multiplied by n - k + 1."""
-    raw = {index: diff.p for index, diff in enumerate(diffs) if diff.p is not None}
-    corrected: dict[int, float] = {}
-    largest = 0.0
-    for rank, index in enumerate(sorted(raw, key=raw.__getitem__)):
-        largest = max(largest, min(1.0, (len(raw) - rank) * raw[index]))
-        corrected[index] = largest
-    return [replace(diff, p_corrected=corrected.get(index)) for index, diff in enumerate(diffs)]
+    """The differences with p-values corrected by Holm's method."""
+    raw = [diff.p for diff in diffs if diff.p is not None]
+    corrected = iter(multipletests(raw, alpha=LEVEL, method="holm")[1] if raw else ())
+    return [diff if diff.p is None else replace(diff, p_corrected=float(next(corrected))) for diff in diffs]
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
@@ -106,34 +99,25 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float | None]:
 
 def interval_and_p(values: Sequence[float]) -> tuple[float, float, float]:
     """The 95 % interval of the mean, and the p-value of a mean of zero, for two or more values that differ."""
-    n = len(values)
-    error = float(np.std(values, ddof=1)) / sqrt(n)
-    mean = float(np.mean(values))
-    half = float(stdtrit(n - 1, 1 - LEVEL / 2)) * error
-    return mean - half, mean + half, 2 * float(stdtr(n - 1, -abs(mean) / error))
+    test = ttest_1samp(values, 0.0)
+    interval = test.confidence_interval(1 - LEVEL)
+    return float(interval.low), float(interval.high), float(test.pvalue)
 
 
 def power(ratio: float, n: int, level: float = LEVEL) -> float:
-    """Probability that n pairs detect a mean of ``ratio`` standard deviations, with its sign, at a two-sided level.
-
-    The t statistic of such pairs has a noncentral t distribution. The probability of the wrong sign, which a two-sided
-    power includes, is negligible.
-    """
-    critical = stdtrit(n - 1, 1 - level / 2)
-    # The mirrored lower tail instead of 1 - nctdtr(…): the latter is nan where the power is 1 to the last digit.
-    return float(nctdtr(n - 1, -ratio * sqrt(n), -critical))
+    """Probability that n pairs detect a mean of ``ratio`` standard deviations, with its sign, at a two-sided level."""
+    # The two-sided form adds the probability of the wrong sign, which is negligible and which scipy sometimes returns
+    # as nan.
+    return float(TTestPower().power(ratio, n, level / 2, alternative="larger"))
 
 
-@cache  # depends on n and level alone
+@cache  # depends on n and level alone, and the root search is slow
 def detectable_ratio(n: int, level: float = LEVEL) -> float:
     """The mean, in standard deviations of the differences, that n pairs detect with a power of ``POWER``."""
-    low, high = 0.0, 1.0
+    high = 1.0
     while power(high, n, level) < POWER:
-        low, high = high, 2 * high
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if power(middle, n, level) < POWER else (low, middle)
-    return high
+        high *= 2
+    return float(brentq(lambda ratio: power(ratio, n, level) - POWER, 0.0, high, xtol=1e-9))
 
 
 def seeds_needed(sd: float, *, effect: float, level: float = LEVEL) -> int:
@@ -145,7 +129,7 @@ def seeds_needed(sd: float, *, effect: float, level: float = LEVEL) -> int:
         level: two-sided significance level.
     """
     ratio = effect / sd
-    normal = float((ndtri(POWER) - ndtri(level / 2)) / ratio) ** 2  # a t test needs a few more
+    normal = ((norm.isf(level / 2) + norm.ppf(POWER)) / ratio) ** 2  # a t test needs a few more
     n = max(2, round(normal))
     while power(ratio, n, level) < POWER:
         n += 1

@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from statsmodels.stats.proportion import proportion_confint
+
 from tinyllm.errors import UserError
-from tinyllm.inference.win_rate import wilson
 from tinyllm.runs.provenance import code_fingerprint
 from tinyllm.utils.files import read_json, write_json
 
@@ -62,11 +63,12 @@ def score(shares: Sequence[float], *, chance: float, questions: int) -> Score:
         questions: number of questions in a sequence.
     """
     accuracy = statistics.fmean(shares)
-    low, high = wilson(accuracy, len(shares))
+    low, high = proportion_confint(accuracy * len(shares), len(shares), alpha=0.05, method="wilson")
+    # Rounding can put the bounds slightly outside [0, 1].
     return Score(
         accuracy=accuracy,
-        low=low,
-        high=high,
+        low=max(0.0, float(low)),
+        high=min(1.0, float(high)),
         chance=chance,
         sequences=len(shares),
         questions=questions * len(shares),
