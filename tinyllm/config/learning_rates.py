@@ -6,9 +6,9 @@ independent of the gradient (Yang et al. 2022, https://arxiv.org/abs/2203.03466,
 the base width: muP itself scales the rates of wider models.
 
 The constants are fitted by ``python benchmarks/lr_rule.py``; experiments/lr_rule has the figures. After equally many
-steps, Muon's best rate was the same multiple of 1 / width at 128, 256 and 384, within 6 %. Over the number of steps, this
-multiple varies by a factor of two, without a trend, so the rule has no factor for it. Changing the constants changes no
-saved run: a run stores its rate in ``config.yaml`` and resumes with it.
+steps, Muon's best rate was the same multiple of 1 / width at 128, 256 and 384, within 6 %. With the number of steps, it
+varies by a factor of two, without a trend, so the rule has no factor for it. Changing the constants changes no saved
+run: a run stores its rate in ``config.yaml`` and resumes with it.
 """
 
 from dataclasses import dataclass
