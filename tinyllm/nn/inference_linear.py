@@ -17,8 +17,8 @@ from tinyllm.nn.step_recorder import Buffer, StepRecorder, Unsupported
 LARGEST_INT8 = 127
 """Symmetric: −128 is not used, so that every value has its negative."""
 MOST_ROWS = 32
-"""Most rows of a product that our kernels compute. They gain where the memory is the limit; with more rows than this
-the arithmetic is, and torch's products are faster (experiments/LOG.md)."""
+"""Most rows of a product that our kernels compute, if the matrix is not in panels. They gain where the memory is the
+limit; with more rows than this the arithmetic is, and torch's products are faster (experiments/LOG.md)."""
 MOST_ROWS_BESIDE_AMX = 16
 """The same for bf16 where torch's products use AMX. Not measured with more."""
 MOST_INT8_ROWS = 64
