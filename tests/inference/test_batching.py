@@ -8,6 +8,7 @@ import torch
 
 from tests.inference.test_generator import BYTES, EOT, LETTERS
 from tests.inference.test_rows import KINDS
+from tests.support.kernels import decode_kernels_here
 from tests.support.models import Scripted, tiny_model
 from tests.support.options import Choice, built
 from tinyllm.inference import batching
@@ -110,6 +111,33 @@ def test_greedy_tokens_of_32_requests_are_those_of_each_alone(choice: Choice) ->
         with torch.no_grad():
             logits = model.logits(model(ids[:, :-1]))[0, len(request.ids) - 1 :, : LETTERS.vocab_size]
         assert logits.argmax(-1).tolist() == new and len(new) == request.max_new_tokens
+
+
+@pytest.mark.slow
+def test_with_our_kernels_so_are_those_of_12_for_every_attention_window_and_mixture() -> None:
+    """And their log-probabilities too: to the bit, for the models whose steps are one call of C++."""
+    kernels = decode_kernels_here()
+    if kernels is None:
+        pytest.skip("no compiler here")
+    n_whole_steps = 0
+    for choice in KINDS:
+        model = built(choice, init_std=0.5).eval()
+        model.for_inference(torch.float32, kernels=kernels)
+        numbers = random.Random(4)
+        requests = []
+        for _ in range(12):
+            ids = [numbers.randrange(LETTERS.vocab_size) for _ in range(numbers.randint(1, 9))]
+            most = model.max_seq_len - len(ids)
+            requests.append(asked(ids=ids, context=(), max_new_tokens=numbers.randint(1, most), logprobs=0))
+        together = run(engine_of(model, max_batch=5), requests, seed=6)
+        for request, pieces in zip(requests, together, strict=True):
+            (alone,) = run(engine_of(model, max_batch=1), [request])
+            for one, other in zip(pieces, alone, strict=True):
+                assert isinstance(one.token, TokenLogprob) and isinstance(other.token, TokenLogprob)
+                assert one.token.token == other.token.token
+                assert model.decode_step is None or choice.window or one.token.logprob == other.token.logprob
+        n_whole_steps += model.decode_step is not None
+    assert n_whole_steps
 
 
 def test_a_stop_string_over_several_tokens_is_left_out_and_frees_the_place() -> None:
