@@ -159,7 +159,7 @@ def litgpt_step(variant: str, row: str) -> tuple[int, Step]:
     return sum(p.numel() for p in model.parameters()), step
 
 
-def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
+def tinyllm_step(variant: str, row: str, *, kernels: bool = True) -> tuple[int, Step]:
     import torch
 
     import tinyllm
@@ -181,7 +181,8 @@ def tinyllm_step(variant: str, row: str) -> tuple[int, Step]:
     parameters = list(model.parameters())
     objective = NextToken(model)
     precision = auto_precision(device)
-    use_train_kernels(objective, train_kernels_for(device, precision))
+    if kernels:
+        use_train_kernels(objective, train_kernels_for(device, precision))
     in_autocast = partial(autocast, device, precision)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> float:
