@@ -46,7 +46,9 @@ def test_changing_a_fingerprinted_file_changes_the_fingerprint(tmp_path: Path) -
     (copy / "loggers" / "curves.py").write_text("", encoding="utf-8")
     assert package_fingerprint(copy) == before
     folders = [name for name in TRAINING_CODE if (copy / name).is_dir()]
-    for file in (copy / "programs" / "trainer_builder.py", *(min((copy / name).glob("*.py")) for name in folders)):
+    sources_of_kernels = (copy / "nn" / "train_kernels.cpp", copy / "nn" / "train_products.h")
+    of_folders = (min((copy / name).glob("*.py")) for name in folders)
+    for file in (copy / "programs" / "trainer_builder.py", *sources_of_kernels, *of_folders):
         content = file.read_bytes()
         file.write_bytes(content + b"\n")
         assert package_fingerprint(copy) != before

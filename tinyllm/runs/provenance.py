@@ -15,6 +15,8 @@ import torch
 import tinyllm
 
 PACKAGE = Path(tinyllm.__file__).resolve().parent
+SOURCES = (".py", ".cpp", ".h")
+"""Suffixes of source files."""
 TRAINING_CODE = (
     *("nn", "models", "optim", "tokenizers", "data", "inference", "training", "interop", "runs", "utils"),
     *(f"programs/{name}.py" for name in ("builders", "resume", "run_plan", "saved_model", "saved_weights")),
@@ -69,7 +71,7 @@ def training_files(package: Path) -> Iterator[Path]:
         path = package / name
         if not path.exists():
             raise FileNotFoundError(path)
-        yield from [path] if path.is_file() else path.rglob("*.py")
+        yield from [path] if path.is_file() else (file for file in path.rglob("*") if file.suffix in SOURCES)
 
 
 def _commit() -> str | None:
