@@ -106,8 +106,11 @@ def test_attention(kernels: TrainKernels, B: int, T: int, H: int, G: int, D: int
     grad = numbers(B, T, H, D, seed=1).bfloat16()
     rotary = Rope(max_seq_len=T, base=1e4).rotary(D)
     cos, sin = rotary.cos, rotary.sin
-    out = kernels.attention(heads, (cos, sin) if rotates else None, AttentionConfig(H, G, 0.2))
+    tables, config = (cos, sin) if rotates else None, AttentionConfig(H, G, 0.2)
+    out = kernels.attention(heads, tables, config)
     out.backward(grad)
+    with torch.no_grad():
+        assert torch.equal(kernels.attention(heads, tables, config), out), "an evaluation has the bits of training"
 
     def rotated(x_BTHD: Tensor) -> Tensor:
         x = x_BTHD.transpose(1, 2)

@@ -172,7 +172,6 @@ class TrainKernels:
         # A thread computes all queries of a key head: with few of them, some threads would have nothing to do.
         return (
             self.attends(heads_BTnD.device.type, heads_BTnD.dtype, heads_BTnD.shape[3])
-            and torch.is_grad_enabled()
             and heads_BTnD.is_contiguous()
             and heads_BTnD.shape[0] * n_kv_heads >= MIN_ITEMS
         )

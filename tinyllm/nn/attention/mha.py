@@ -32,7 +32,7 @@ class MHA(MaskedAttention):
         nope: no rotary positions in this layer (NoPE, Kazemnejad et al. 2023).
 
     Attributes:
-        train_kernels: used in training for plain causal attention.
+        train_kernels: used in training and evaluation, for plain causal attention.
 
     Raises:
         ValueError: a number out of range, a size that does not divide, or ``nope`` without rotary positions.
