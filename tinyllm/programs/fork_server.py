@@ -11,6 +11,8 @@ import sys
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
+from tinyllm.utils.platforms import blocked_signals
+
 PRELOADED = (
     "hydra.main",
     "matplotlib.figure",
@@ -35,11 +37,8 @@ def start_server() -> None:
     server_context()
     resource_tracker.ensure_running()  # the server needs it, and its start unblocks the signal
     # Inherited by the server: a Ctrl-C in the terminal is meant for this process, and would end its imports.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with blocked_signals((signal.SIGINT,)):
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def server_context() -> ForkServerContext:

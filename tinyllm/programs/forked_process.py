@@ -17,6 +17,7 @@ import torch
 from tinyllm.config.targets import work_named
 from tinyllm.programs.fork_server import server_context, start_server
 from tinyllm.utils.files import open_append
+from tinyllm.utils.platforms import unblock_signals
 from tinyllm.utils.stop_signal import PARENT, end_after
 
 
@@ -85,6 +86,6 @@ def _run(program: str, arguments: list[str], environ: dict[str, str], log: str, 
         os.dup2(out.fileno(), 1)
         os.dup2(errors.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked in the server
+    unblock_signals((signal.SIGINT,))  # blocked in the server
     sys.argv = [f"tinyllm.{program}", *arguments]
     work_named(f"tinyllm.{program}:main")()

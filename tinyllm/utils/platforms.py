@@ -59,6 +59,12 @@ def blocked_signals(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def unblock_signals(numbers: tuple[signal.Signals, ...]) -> None:
+    """Take back a block that was inherited; signals that came meanwhile are delivered now."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
 def ignore(numbers: tuple[signal.Signals, ...]) -> None:
     """Ignore signals from now on, including those that :func:`blocked_signals` blocks."""
     for number in numbers:
