@@ -17,7 +17,7 @@ import torch
 from tinyllm.config.targets import work_named
 from tinyllm.programs.fork_server import server_context, start_server
 from tinyllm.utils.files import open_append
-from tinyllm.utils.platforms import unblock_signals
+from tinyllm.utils.platforms import start_session, unblock_signals
 from tinyllm.utils.stop_signal import PARENT, end_after
 
 
@@ -72,7 +72,7 @@ class ForkedProcess:
 
 def _run(program: str, arguments: list[str], environ: dict[str, str], log: str, output: str, directory: str) -> None:
     """The forked process: take on the environment that a fresh one would have, and run the program."""
-    os.setsid()
+    start_session()
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environ)

@@ -46,6 +46,12 @@ def kill_process(pid: int) -> None:
             os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
+def start_session() -> None:
+    """Make this process the leader of a session of its own, which no signal of the terminal reaches."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+
+
 @contextmanager
 def blocked_signals(numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
     """Block signals inside the block and deliver them after it. Processes started inside inherit the block."""
