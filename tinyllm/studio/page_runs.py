@@ -216,9 +216,10 @@ class RunTable:
         self._changed()
 
     def _sort(self, event: Any) -> None:
-        self.view.sort = event.value.get("sortBy") or "updated"
-        self.view.descending = bool(event.value.get("descending"))
-        _remember(self.view)
+        order = event.value.get("sortBy") or "updated", bool(event.value.get("descending"))
+        if order != (self.view.sort, self.view.descending):  # a browser also reports the order of the start
+            self.view.sort, self.view.descending = order
+            _remember(self.view)
 
 
 def filtered(rows: Sequence[RunRow], find: str, status: str, catalogue: Catalogue) -> list[RunRow]:
