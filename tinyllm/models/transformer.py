@@ -264,8 +264,8 @@ class Transformer(nn.Module):
         """Convert every weight in place to the fastest form for inference in ``dtype``; cannot be undone.
 
         Outputs equal those of autocast to ``dtype`` (no autocast if it is the weights' own dtype) up to rounding. The
-        model can be called as before, but not trained or saved. Copies replace the
-        matrices, and a tied token table is kept beside its copy in the head; without kernels, fp32 needs no copies.
+        model can be called as before, but not trained or saved. Copies replace the matrices, and a tied token table is
+        kept beside its copy in the head; without kernels, fp32 needs no copies.
 
         Args:
             int8: round every matrix to int8, per output channel (``nn.inference_linear.quantize_rows``). Embeddings,
